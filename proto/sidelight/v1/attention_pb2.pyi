@@ -274,7 +274,7 @@ class _ScoreEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Score.ValueType
     SCORE_PERPLEXITY: _Score.ValueType  # 5
     """2 ** (-log p(y)), as Inseq defines it."""
     SCORE_TOP_P_SIZE: _Score.ValueType  # 6
-    """How many of the likeliest tokens it takes for their probabilities to pass 0.9."""
+    """How many of the likeliest tokens it takes for their probabilities to reach AttributeRequest.score_top_p."""
 
 class Score(_Score, metaclass=_ScoreEnumTypeWrapper):
     """A number for each step, computed from the model's own logits, before any processor changes them. The natural
@@ -294,7 +294,7 @@ SCORE_CROSS_ENTROPY: Score.ValueType  # 4
 SCORE_PERPLEXITY: Score.ValueType  # 5
 """2 ** (-log p(y)), as Inseq defines it."""
 SCORE_TOP_P_SIZE: Score.ValueType  # 6
-"""How many of the likeliest tokens it takes for their probabilities to pass 0.9."""
+"""How many of the likeliest tokens it takes for their probabilities to reach AttributeRequest.score_top_p."""
 Global___Score: _TypeAlias = Score  # noqa: Y015
 
 @_typing.final

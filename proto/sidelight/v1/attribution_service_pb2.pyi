@@ -48,6 +48,7 @@ class AttributeRequest(_message.Message):
     CAPTURE_FIELD_NUMBER: _builtins.int
     SCORES_FIELD_NUMBER: _builtins.int
     RESUME_AT_FIELD_NUMBER: _builtins.int
+    SCORE_TOP_P_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Echoed in Started, in errors and in the server's log; at most 128 characters. Empty: the server makes one."""
     model: _builtins.str
@@ -58,6 +59,8 @@ class AttributeRequest(_message.Message):
     """Likewise. Empty: what the model's configuration forces."""
     resume_at: _builtins.int
     """The first step wanted, after a broken stream: earlier ones are decoded and not sent."""
+    score_top_p: _builtins.float
+    """The p of SCORE_TOP_P_SIZE; above 0, at most 1. Unset: 0.9."""
     @_builtins.property
     def source(self) -> _text_pb2.Text:
         """What the model reads: the text to translate, or the prompt to continue. Required."""
@@ -98,13 +101,19 @@ class AttributeRequest(_message.Message):
         capture: _attention_pb2.Capture | None = ...,
         scores: _abc.Iterable[_attention_pb2.Score.ValueType] | None = ...,
         resume_at: _builtins.int = ...,
+        score_top_p: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["capture", b"capture", "decoding", b"decoding", "given", b"given", "prefix", b"prefix", "source", b"source", "target", b"target"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_score_top_p", b"_score_top_p", "capture", b"capture", "decoding", b"decoding", "given", b"given", "prefix", b"prefix", "score_top_p", b"score_top_p", "source", b"source", "target", b"target"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["capture", b"capture", "decoding", b"decoding", "given", b"given", "model", b"model", "prefix", b"prefix", "request_id", b"request_id", "resume_at", b"resume_at", "scores", b"scores", "source", b"source", "source_language", b"source_language", "target", b"target", "target_language", b"target_language"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_score_top_p", b"_score_top_p", "capture", b"capture", "decoding", b"decoding", "given", b"given", "model", b"model", "prefix", b"prefix", "request_id", b"request_id", "resume_at", b"resume_at", "score_top_p", b"score_top_p", "scores", b"scores", "source", b"source", "source_language", b"source_language", "target", b"target", "target_language", b"target_language"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__score_top_p: _TypeAlias = _typing.Literal["score_top_p"]  # noqa: Y015
+    _WhichOneofArgType__score_top_p: _TypeAlias = _typing.Literal["_score_top_p", b"_score_top_p"]  # noqa: Y015
     _WhichOneofReturnType_target: _TypeAlias = _typing.Literal["decoding", "given"]  # noqa: Y015
     _WhichOneofArgType_target: _TypeAlias = _typing.Literal["target", b"target"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__score_top_p) -> _WhichOneofReturnType__score_top_p | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType_target) -> _WhichOneofReturnType_target | None: ...
 
 Global___AttributeRequest: _TypeAlias = AttributeRequest  # noqa: Y015

@@ -325,7 +325,9 @@ class Sampling(_message.Message):
     temperature: _builtins.float
     """Divides the logits; above 0. 1 leaves them."""
     top_k: _builtins.int
-    """Draw among the k likeliest only; at least 1. Unset and not configured: all."""
+    """Draw among the k likeliest only; 0: among all. Where the model's generation config does not say either, 50, as
+    transformers has it.
+    """
     top_p: _builtins.float
     """Draw among the likeliest tokens whose probabilities reach this sum; above 0, at most 1."""
     seed: _builtins.int

@@ -1,0 +1,181 @@
+"""From a protobuf capture to a plan: which layers and heads, how they are reduced, and whether that makes sense.
+
+Knows the sizes of a model's attention, not its tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import grpc
+from sidelight.v1 import attention_pb2
+
+from .attention import Kind
+from .capture import CapturePlan, Pair
+from .converters import DTYPES, ENCODINGS, KINDS, REDUCTIONS, ROWS
+from .errors import RequestError, invalid, unimplemented
+from .models import LoadedModel
+
+# A step larger than this could hardly be received; gRPC's usual limit at the receiver is 4 MiB.
+MAX_STEP_BYTES = 64 * 1024**2
+# Encoder self-attention is sent in parts, but made as a whole.
+MAX_ENCODER_BYTES = 1024**3
+
+
+def plan_capture(capture: attention_pb2.Capture, loaded: LoadedModel, positions: Mapping[Kind, int]) -> CapturePlan:
+    """The plan of a capture, for the greatest number of `positions` that a row of each kind can have.
+
+    Raises RequestError.
+    """
+    if capture.none:
+        others = [field.name for field, _ in capture.ListFields() if field.name != "none"]
+        if others:
+            raise invalid(f"capture.{others[0]}", "CONTRADICTION", "contradicts capture.none")
+        return CapturePlan(kinds=(), layers={})
+    _refuse_unimplemented(capture)
+    kinds = _kinds(capture, loaded)
+    pairs = _pairs(capture, loaded, kinds)
+    over_heads = _choice(capture, "over_heads", REDUCTIONS)
+    over_layers = _choice(capture, "over_layers", REDUCTIONS)
+    if over_layers and not over_heads:
+        raise invalid("capture.over_layers", "CONTRADICTION", "needs over_heads: heads are reduced before layers")
+    if over_layers and pairs:
+        raise invalid("capture.over_layers", "CONTRADICTION", "a list of heads has no layers to reduce")
+    first, end = _steps(capture)
+    plan = CapturePlan(
+        kinds=kinds,
+        layers={} if pairs else _layers(capture, loaded, kinds),
+        pairs=pairs,
+        over_heads=over_heads,
+        over_layers=over_layers,
+        row=_choice(capture, "row", ROWS) or "predicting",
+        dtype=DTYPES[_choice(capture, "encoding", ENCODINGS) or "float32"],
+        first_step=first,
+        end_step=end,
+    )
+    _check_size(plan, loaded, positions)
+    return plan
+
+
+def _refuse_unimplemented(capture: attention_pb2.Capture) -> None:
+    if capture.special_tokens not in (
+        attention_pb2.SPECIAL_TOKENS_UNSPECIFIED,
+        attention_pb2.SPECIAL_TOKENS_KEEP,
+    ):
+        raise unimplemented("capture.special_tokens")
+    if capture.grouping not in (attention_pb2.GROUPING_UNSPECIFIED, attention_pb2.GROUPING_TOKEN):
+        raise unimplemented("capture.grouping")
+    if capture.encoding == attention_pb2.ENCODING_UINT8:
+        raise unimplemented("capture.encoding")
+    if capture.top_k:
+        raise unimplemented("capture.top_k")
+    if capture.method not in (attention_pb2.METHOD_UNSPECIFIED, attention_pb2.METHOD_WEIGHTS):
+        raise unimplemented("capture.method")
+
+
+def _choice(capture: attention_pb2.Capture, field: str, values: Mapping[int, Any]) -> Any:
+    """The domain's word for an enum field; None if it is unspecified."""
+    value = getattr(capture, field)
+    if value == 0:
+        return None
+    if value not in values:
+        raise invalid(f"capture.{field}", "UNKNOWN_VALUE", f"{value} has no meaning here")
+    return values[value]
+
+
+def _kinds(capture: attention_pb2.Capture, loaded: LoadedModel) -> tuple[Kind, ...]:
+    if not capture.kinds:
+        return loaded.kinds[:1]
+    kinds: list[Kind] = []
+    for place, value in enumerate(capture.kinds):
+        field = f"capture.kinds[{place}]"
+        if value not in KINDS:
+            raise invalid(field, "UNKNOWN_VALUE", "is no kind of attention")
+        kind = KINDS[value]
+        if kind not in loaded.kinds:
+            message = f"this model has no {kind.replace('_', ' ')} attention; it has {', '.join(loaded.kinds)}"
+            raise invalid(field, "NO_SUCH_ATTENTION", message)
+        if kind in kinds:
+            raise invalid(field, "DUPLICATE", "is asked for twice")
+        kinds.append(kind)
+    return tuple(kinds)
+
+
+def _layers(
+    capture: attention_pb2.Capture, loaded: LoadedModel, kinds: tuple[Kind, ...]
+) -> dict[Kind, tuple[int, ...]]:
+    selection = capture.heads.WhichOneof("selection")
+    if selection is None:
+        if capture.HasField("heads"):
+            raise invalid("capture.heads", "REQUIRED", "one of list, layers and preset must be set")
+        return {kind: tuple(range(loaded.sites.layers(kind))) for kind in kinds}
+    if selection == "preset":
+        raise invalid("capture.heads.preset", "UNKNOWN_PRESET", "this model has no presets")
+    layers = list(capture.heads.layers.layers)
+    path = "capture.heads.layers.layers"
+    if not layers:
+        raise invalid(path, "EMPTY", "must not be empty")
+    for place, layer in enumerate(layers):
+        _check_layer(layer, f"{path}[{place}]", loaded, kinds)
+        if layer in layers[:place]:
+            raise invalid(f"{path}[{place}]", "DUPLICATE", "is asked for twice")
+    return {kind: tuple(layers) for kind in kinds}
+
+
+def _pairs(capture: attention_pb2.Capture, loaded: LoadedModel, kinds: tuple[Kind, ...]) -> tuple[Pair, ...]:
+    if capture.heads.WhichOneof("selection") != "list":
+        return ()
+    path = "capture.heads.list.heads"
+    if not capture.heads.list.heads:
+        raise invalid(path, "EMPTY", "must not be empty")
+    pairs: list[Pair] = []
+    for place, head in enumerate(capture.heads.list.heads):
+        field = f"{path}[{place}]"
+        if head.HasField("weight"):
+            raise unimplemented(f"{field}.weight")
+        _check_layer(head.layer, f"{field}.layer", loaded, kinds)
+        for kind in kinds:
+            if head.head >= loaded.heads(kind):
+                message = f"{head.head} is out of range: {kind} has heads 0 to {loaded.heads(kind) - 1}"
+                raise invalid(f"{field}.head", "HEAD_OUT_OF_RANGE", message)
+        pair = Pair(head.layer, head.head)
+        if pair in pairs:
+            raise invalid(field, "DUPLICATE", "is asked for twice")
+        pairs.append(pair)
+    return tuple(pairs)
+
+
+def _check_layer(layer: int, field: str, loaded: LoadedModel, kinds: tuple[Kind, ...]) -> None:
+    for kind in kinds:
+        if layer >= loaded.sites.layers(kind):
+            message = f"{layer} is out of range: {kind} has layers 0 to {loaded.sites.layers(kind) - 1}"
+            raise invalid(field, "LAYER_OUT_OF_RANGE", message)
+
+
+def _steps(capture: attention_pb2.Capture) -> tuple[int, int | None]:
+    if not capture.HasField("steps"):
+        return 0, None
+    end = capture.steps.end if capture.steps.HasField("end") else None
+    if end is not None and end <= capture.steps.begin:
+        raise invalid("capture.steps.end", "OUT_OF_RANGE", "must be after begin")
+    return capture.steps.begin, end
+
+
+def _check_size(plan: CapturePlan, loaded: LoadedModel, positions: Mapping[Kind, int]) -> None:
+    def row_bytes(kind: Kind) -> int:
+        if plan.over_heads:
+            rows = 1 if plan.over_layers or plan.pairs else len(plan.layers[kind])
+        else:
+            rows = len(plan.pairs) or len(plan.layers[kind]) * loaded.heads(kind)
+        return positions[kind] * rows * plan.dtype.itemsize
+
+    step = sum(row_bytes(kind) for kind in plan.kinds if kind != "encoder_self")
+    encoder = row_bytes("encoder_self") * positions["encoder_self"] if "encoder_self" in plan.kinds else 0
+    for what, size, most in (("a step", step, MAX_STEP_BYTES), ("encoder_self", encoder, MAX_ENCODER_BYTES)):
+        if size > most:
+            message = (
+                f"{what} could carry {size / 1024**2:,.0f} MiB, more than {most // 1024**2:,}: "
+                "ask for fewer layers or heads, a reduction, or a smaller encoding"
+            )
+            raise RequestError(grpc.StatusCode.RESOURCE_EXHAUSTED, "CAPTURE_TOO_LARGE", message, "capture")

@@ -1,0 +1,83 @@
+"""`sidelight serve`: its options, and a server's life from start to signal.
+
+Imported by the command line whatever is installed, so torch comes in only when the command runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import signal
+import sys
+
+# How long running requests may go on after a signal, in seconds.
+_GRACE = 10.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `sidelight serve`."""
+    parser.add_argument(
+        "model",
+        nargs="?",
+        metavar="MODEL",
+        help="a directory or an id on the Hugging Face hub; without one, the English-German model that comes along",
+    )
+    parser.add_argument(
+        "--address", default="127.0.0.1:50051", metavar="HOST:PORT", help="where to listen; port 0 picks one"
+    )
+    parser.add_argument("--name", help="what requests call the model; without one, its last path component or its id")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ...; auto: a GPU if there is one")
+    parser.add_argument(
+        "--dtype",
+        default="auto",
+        choices=("auto", "float32", "float16", "bfloat16"),
+        help="auto: float32 on a CPU, the checkpoint's own type on a GPU",
+    )
+    parser.add_argument("--max-length", type=_positive, metavar="N", help="the most tokens of a source or a target")
+    parser.add_argument("--max-running", type=_positive, default=32, metavar="N", help="requests worked on at once")
+    parser.add_argument("--max-waiting", type=_positive, default=1024, metavar="N", help="requests queued at most")
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return number
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serves until SIGINT or SIGTERM. Returns the exit status."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    from .models import ModelError, load
+    from .serving import AddressError
+
+    try:
+        loaded = load(args.model, name=args.name, device=args.device, dtype=args.dtype, max_length=args.max_length)
+        asyncio.run(_serve(loaded, args))
+    except (ModelError, AddressError) as error:
+        print(f"sidelight: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:  # before the signal handlers were in place
+        return 130
+    return 0
+
+
+async def _serve(loaded: object, args: argparse.Namespace) -> None:
+    from .engine import Limits
+    from .models import LoadedModel
+    from .serving import Server
+
+    assert isinstance(loaded, LoadedModel)
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stopping.set)
+    server = Server([loaded], args.address, Limits(running=args.max_running, waiting=args.max_waiting))
+    address = await server.start()
+    # One line on stdout for whoever started this and waits for it; everything else goes to the log.
+    print(f"sidelight: serving {loaded.name} at {address}", flush=True)
+    await stopping.wait()
+    logging.getLogger(__name__).info("stopping")
+    await server.stop(_GRACE)

@@ -1,0 +1,199 @@
+"""Between the domain and protobuf: the one module that knows how events look on the wire.
+
+Pure functions; no engine, no gRPC.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, cast
+
+import numpy as np
+import torch
+from google.protobuf.duration_pb2 import Duration
+from sidelight.v1 import attention_pb2, model_pb2, text_pb2
+from sidelight.v1 import attribution_service_pb2 as service_pb
+
+from ..kernels import Reduction
+from .attention import Kind
+from .capture import CapturePlan, Row
+from .jobs import EncoderSelf, Job, Numbers, Step, StopReason
+from .models import LoadedModel
+from .scores import Score
+from .tokenization import Token
+
+KINDS: dict[int, Kind] = {
+    attention_pb2.ATTENTION_KIND_CROSS: "cross",
+    attention_pb2.ATTENTION_KIND_DECODER_SELF: "decoder_self",
+    attention_pb2.ATTENTION_KIND_ENCODER_SELF: "encoder_self",
+}
+ROWS: dict[int, Row] = {
+    attention_pb2.ROW_PREDICTING: "predicting",
+    attention_pb2.ROW_READING: "reading",
+}
+REDUCTIONS: dict[int, Reduction] = {
+    attention_pb2.REDUCTION_MEAN: "mean",
+    attention_pb2.REDUCTION_MAX: "max",
+    attention_pb2.REDUCTION_MIN: "min",
+    attention_pb2.REDUCTION_SUM: "sum",
+    attention_pb2.REDUCTION_PROD: "prod",
+    attention_pb2.REDUCTION_ABSMAX: "absmax",
+    attention_pb2.REDUCTION_L2: "l2",
+}
+ENCODINGS: dict[int, str] = {
+    attention_pb2.ENCODING_FLOAT32: "float32",
+    attention_pb2.ENCODING_FLOAT16: "float16",
+}
+SCORES: dict[int, Score] = {
+    attention_pb2.SCORE_PROBABILITY: "probability",
+    attention_pb2.SCORE_LOGIT: "logit",
+    attention_pb2.SCORE_ENTROPY: "entropy",
+    attention_pb2.SCORE_CROSS_ENTROPY: "cross_entropy",
+    attention_pb2.SCORE_PERPLEXITY: "perplexity",
+    attention_pb2.SCORE_TOP_P_SIZE: "top_p_size",
+}
+STOP_REASONS: dict[StopReason, text_pb2.StopReason] = {
+    "end_token": text_pb2.STOP_REASON_END_TOKEN,
+    "length": text_pb2.STOP_REASON_LENGTH,
+    "stop_text": text_pb2.STOP_REASON_STOP_TEXT,
+    "given": text_pb2.STOP_REASON_GIVEN,
+}
+DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "float16": torch.float16}
+
+_ENCODING_OF = {
+    np.dtype("float32"): attention_pb2.ENCODING_FLOAT32,
+    np.dtype("float16"): attention_pb2.ENCODING_FLOAT16,
+}
+
+
+def _number(values: dict[int, Any], word: object) -> Any:
+    """The enum number of a domain word; 0 for None."""
+    return next((number for number, known in values.items() if known == word), 0)
+
+
+def token_message(token: Token) -> text_pb2.Token:
+    """A token as it is sent."""
+    return text_pb2.Token(
+        id=token.id, piece=token.piece, begin=token.begin, end=token.end, special=token.special, text=token.text
+    )
+
+
+def attention_message(numbers: Numbers) -> attention_pb2.Attention:
+    """Numbers as they are sent: little-endian, last axis fastest."""
+    little = numbers.astype(numbers.dtype.newbyteorder("<"), copy=False)
+    return attention_pb2.Attention(
+        shape=numbers.shape, encoding=_ENCODING_OF[numbers.dtype], values=little.tobytes(order="C")
+    )
+
+
+def started_message(job: Job, loaded: LoadedModel, context: Sequence[Token]) -> service_pb.Started:
+    """The header of a stream."""
+    return service_pb.Started(
+        request_id=job.request_id,
+        model=loaded.name,
+        source_text=job.source.text,
+        source=[token_message(token) for token in job.source.tokens],
+        prefix=[token_message(token) for token in context],
+        capture=capture_message(job.capture),
+        layouts=[_layout(kind, job.capture, loaded) for kind in job.capture.kinds],
+        scores=[_number(SCORES, name) for name in job.scores],
+    )
+
+
+def capture_message(plan: CapturePlan) -> attention_pb2.Capture:
+    """A plan in the contract's words: the request's capture with its defaults filled in."""
+    if not plan.kinds:
+        return attention_pb2.Capture(none=True)
+    capture = attention_pb2.Capture(
+        kinds=[_number(KINDS, kind) for kind in plan.kinds],
+        over_heads=_number(REDUCTIONS, plan.over_heads),
+        over_layers=_number(REDUCTIONS, plan.over_layers),
+        row=_number(ROWS, plan.row),
+        special_tokens=attention_pb2.SPECIAL_TOKENS_KEEP,
+        grouping=attention_pb2.GROUPING_TOKEN,
+        encoding=_number(ENCODINGS, next(name for name, dtype in DTYPES.items() if dtype == plan.dtype)),
+        method=attention_pb2.METHOD_WEIGHTS,
+    )
+    if plan.pairs:
+        capture.heads.list.heads.extend(_pairs(plan))
+    elif len(set(plan.layers.values())) == 1:
+        # Kinds with different numbers of layers have no one list of them; the layouts say which are sent.
+        capture.heads.layers.layers.extend(next(iter(plan.layers.values())))
+    if plan.first_step or plan.end_step is not None:
+        capture.steps.begin = plan.first_step
+        if plan.end_step is not None:
+            capture.steps.end = plan.end_step
+    return capture
+
+
+def _pairs(plan: CapturePlan) -> list[attention_pb2.Head]:
+    return [attention_pb2.Head(layer=pair.layer, head=pair.head) for pair in plan.pairs]
+
+
+def _layout(kind: Kind, plan: CapturePlan, loaded: LoadedModel) -> attention_pb2.AttentionLayout:
+    axes: list[attention_pb2.Axis] = []
+    if plan.pairs:
+        axes = [] if plan.over_heads else [attention_pb2.AXIS_PAIR]
+    elif not plan.over_layers:
+        axes = [attention_pb2.AXIS_LAYER] if plan.over_heads else [attention_pb2.AXIS_LAYER, attention_pb2.AXIS_HEAD]
+    return attention_pb2.AttentionLayout(
+        kind=_number(KINDS, kind),
+        axes=axes,
+        layers=plan.layers.get(kind, ()),
+        head_count=0 if plan.pairs else loaded.heads(kind),
+        pairs=_pairs(plan),
+    )
+
+
+def encoder_self_message(part: EncoderSelf) -> service_pb.EncoderSelf:
+    """A part of the encoder's self-attention."""
+    return service_pb.EncoderSelf(first_query=part.first_query, attention=attention_message(part.attention))
+
+
+def steps_message(steps: Iterable[Step]) -> service_pb.Steps:
+    """Steps that are sent together."""
+    return service_pb.Steps(steps=[_step(step) for step in steps])
+
+
+def _step(step: Step) -> service_pb.Step:
+    message = service_pb.Step(
+        index=step.index, token=token_message(step.token), text=step.text, scores=list(step.scores)
+    )
+    if step.cross is not None:
+        message.cross.CopyFrom(attention_message(step.cross))
+    if step.decoder_self is not None:
+        message.decoder_self.CopyFrom(attention_message(step.decoder_self))
+    return message
+
+
+def duration(seconds: float) -> Duration:
+    """A span of time."""
+    message = Duration()
+    message.FromNanoseconds(max(0, round(seconds * 1e9)))
+    return message
+
+
+def model_message(loaded: LoadedModel, *, default: bool) -> model_pb2.Model:
+    """A model, described."""
+    architecture = (
+        model_pb2.ARCHITECTURE_ENCODER_DECODER if loaded.is_encoder_decoder else model_pb2.ARCHITECTURE_DECODER_ONLY
+    )
+    return model_pb2.Model(
+        name=loaded.name,
+        family=loaded.family,
+        architecture=architecture,
+        attentions=[
+            model_pb2.ModelAttention(
+                kind=_number(KINDS, kind), layers=loaded.sites.layers(kind), heads=loaded.heads(kind)
+            )
+            for kind in loaded.kinds
+        ],
+        max_source_tokens=loaded.max_source_tokens,
+        max_target_tokens=loaded.max_target_tokens,
+        languages=loaded.codec.languages,
+        dtype=str(cast("torch.dtype", loaded.model.dtype)).removeprefix("torch."),
+        device=str(loaded.model.device),
+        default=default,
+        vocabulary_size=loaded.vocabulary_size,
+        capture_path=model_pb2.CAPTURE_PATH_ROWS if loaded.sites.by_rows else model_pb2.CAPTURE_PATH_MATRICES,
+    )

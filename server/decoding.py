@@ -1,0 +1,289 @@
+"""One job from its source to its last step: reading, choosing tokens, and the attention of each.
+
+The steps of a job are a generator that does at most one forward pass between two events, so that whoever drives it can
+stop, wait or turn to another job in between. Decoding is `generate`'s greedy search and sampling, with its logits
+processors and its order of operations, so the tokens are the same.
+"""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessorList
+
+from .attention import Kind, recording
+from .capture import Recording
+from .errors import internal
+from .jobs import Decoding, EncoderSelf, Event, Finished, Given, Job, Numbers, Started, Step, StopReason
+from .models import LoadedModel
+from .scores import score
+from .sites import matrices_of
+from .tokenization import Detokenizer, Token
+
+_NO_QUERIES = slice(0, 0)
+_LAST_QUERY = slice(-1, None)
+
+# Encoder self-attention is cut into parts of about this size, well below gRPC's usual limit of 4 MiB a message.
+_PART_BYTES = 1024 * 1024
+
+
+def attribute(loaded: LoadedModel, job: Job) -> Iterator[Event]:
+    """The events of a job, in order. Must be driven in torch's inference mode. Raises RequestError."""
+    detokenizer = _detokenizer(loaded, job)
+    context = tuple(detokenizer.add(id_)[1] for id_ in job.context_ids)
+    reader = _Reader(loaded, job)
+    encoder_self = reader.read_source()
+    yield Started(context)
+    if encoder_self is not None:
+        yield from _parts(encoder_self)
+    if isinstance(job.target, Given):
+        yield from _given(reader, job, job.target)
+    else:
+        yield from _decode(reader, loaded, job, job.target, detokenizer)
+
+
+def _parts(attention: Numbers) -> Iterator[EncoderSelf]:
+    """Encoder self-attention in parts of a size that messages can have."""
+    queries = max(1, _PART_BYTES // max(1, attention[0].nbytes))
+    for first in range(0, len(attention), queries):
+        yield EncoderSelf(first, attention[first : first + queries])
+
+
+def _detokenizer(loaded: LoadedModel, job: Job) -> Detokenizer:
+    return Detokenizer(loaded.codec, () if loaded.is_encoder_decoder else job.source.ids)
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """What one forward pass of the decoder gave.
+
+    `logits` is `[queries kept, vocabulary]`; the attentions are `[queries kept, positions, ...]`, None if not captured.
+    """
+
+    logits: Tensor
+    cross: Numbers | None
+    decoder_self: Numbers | None
+
+
+class _Reader:
+    """A model reading one sequence: its encoder's output, its cache, and how far it is."""
+
+    def __init__(self, loaded: LoadedModel, job: Job) -> None:
+        self._model: Any = loaded.model
+        self._by_rows = loaded.sites.by_rows
+        self._plan = job.capture
+        self._source = job.source.ids
+        self._encoder_outputs: Any = None
+        self._cache: Any = None
+        self._is_encoder_decoder = loaded.is_encoder_decoder
+        self._keeps_logits = "logits_to_keep" in inspect.signature(loaded.model.forward).parameters
+        self.context = list(job.context_ids) if loaded.is_encoder_decoder else [*self._source, *job.context_ids]
+        self.position = 0
+
+    def tensor(self, ids: Sequence[int]) -> Tensor:
+        """Ids as a batch of one."""
+        return torch.tensor([ids], device=self._model.device)
+
+    @property
+    def source(self) -> Tensor | None:
+        """The source as the encoder reads it, `[1, S]`; None for a decoder-only model, which has none apart."""
+        return self.tensor(self._source) if self._is_encoder_decoder else None
+
+    def read_source(self) -> Numbers | None:
+        """Runs the encoder, if there is one. Returns its self-attention, if captured."""
+        if not self._is_encoder_decoder:
+            return None
+        rows = Recording(self._plan, _NO_QUERIES)
+        ids = self.source
+        encoder = self._model.get_encoder()
+        if self._by_rows:
+            with recording(rows):
+                self._encoder_outputs = encoder(input_ids=ids, attention_mask=torch.ones_like(ids))
+        else:
+            output = encoder(input_ids=ids, attention_mask=torch.ones_like(ids), output_attentions=True)
+            rows.record_matrices({"encoder_self": list(output.attentions)})
+            self._encoder_outputs = output
+        return self._numbers(rows, "encoder_self", len(self._source))
+
+    def read(self, ids: Sequence[int], queries: slice, logits: int) -> _Pass:
+        """Reads more tokens.
+
+        Args:
+            ids: The tokens that come next.
+            queries: Which of them are queries whose attention is kept.
+            logits: For how many of them, from the last, logits are wanted.
+        """
+        rows = Recording(self._plan, queries)
+        inputs: dict[str, Any] = {"past_key_values": self._cache, "use_cache": True}
+        if self._is_encoder_decoder:
+            inputs["decoder_input_ids"] = self.tensor(ids)
+            inputs["encoder_outputs"] = self._encoder_outputs
+            inputs["attention_mask"] = torch.ones_like(self.tensor(self._source))
+        else:
+            inputs["input_ids"] = self.tensor(ids)
+        if self._keeps_logits:
+            inputs["logits_to_keep"] = logits
+        if self._by_rows:
+            with recording(rows):
+                output = self._model(**inputs)
+        else:
+            output = self._model(**inputs, output_attentions=True)
+            matrices = matrices_of(output)
+            rows.record_matrices({kind: matrices[kind] for kind in ("cross", "decoder_self") if kind in matrices})
+        self._cache = output.past_key_values
+        self.position += len(ids)
+        kept = range(*queries.indices(len(ids)))
+        return _Pass(
+            logits=output.logits[0, -logits:],
+            cross=self._numbers(rows, "cross", len(self._source)) if kept else None,
+            decoder_self=self._numbers(rows, "decoder_self", self.position) if kept else None,
+        )
+
+    def _numbers(self, rows: Recording, kind: Kind, positions: int) -> Numbers | None:
+        return rows.assemble(kind, positions).cpu().numpy() if kind in self._plan.kinds else None
+
+
+def _given(reader: _Reader, job: Job, target: Given) -> Iterator[Event]:
+    """All steps of a known target, from one forward pass."""
+    tokens, text = target.encoded.tokens, target.encoded.text
+    ids = target.encoded.ids
+    reads_last = job.capture.row == "reading"
+    # The query that predicts a token is the one before it; the query that reads it is its own.
+    first_query = len(reader.context) - (0 if reads_last else 1)
+    fed = [*reader.context, *ids] if reads_last else [*reader.context, *ids[:-1]]
+    queries = slice(first_query, None) if job.capture.kinds else _NO_QUERIES
+    result = reader.read(fed, queries, logits=len(ids) + (1 if reads_last else 0))
+    targets = torch.tensor(ids, device=result.logits.device)
+    scores = score(job.scores, result.logits[: len(ids)], targets, job.score_top_p).tolist()
+    written = 0
+    for index, token in enumerate(tokens):
+        end = len(text) if index == len(tokens) - 1 else max(written, token.end)
+        step = Step(index, token, text[written:end], scores[index])
+        written = end
+        if index < job.resume_at:
+            continue
+        if job.capture.covers(index):
+            seen = first_query + index + 1
+            own = None if result.decoder_self is None else np.ascontiguousarray(result.decoder_self[index, :seen])
+            step = replace(step, cross=None if result.cross is None else result.cross[index], decoder_self=own)
+        yield step
+    yield Finished(text, "given", len(tokens))
+
+
+def _decode(
+    reader: _Reader, loaded: LoadedModel, job: Job, decoding: Decoding, detokenizer: Detokenizer
+) -> Iterator[Event]:
+    """The steps of a target that the model writes, each as soon as its token and its row exist."""
+    chooser = _Chooser(loaded, reader, decoding)
+    reads_last = job.capture.row == "reading"
+    pending: Sequence[int] = reader.context
+    step: Step | None = None
+    stop: StopReason | None = None
+    for index in itertools.count():
+        # This pass's last query predicts the token of this step and reads the token of the step before.
+        row_of = index - 1 if reads_last else index
+        wanted = row_of >= job.resume_at and job.capture.covers(row_of)
+        result = reader.read(pending, _LAST_QUERY if wanted else _NO_QUERIES, logits=1)
+        if reads_last and step is not None:
+            if step.index >= job.resume_at:
+                yield _with_attention(step, result)
+            if stop is not None:
+                break
+        id_ = chooser.choose(result.logits)
+        target = torch.tensor([id_], device=result.logits.device)
+        scores = score(job.scores, result.logits, target, job.score_top_p)[0].tolist()
+        text, token = detokenizer.add(id_)
+        stop = _stop_reason(chooser, decoding, detokenizer.text, id_, index)
+        if stop is not None:
+            text += detokenizer.flush()
+            token = _completed(token, detokenizer.text)
+        step = Step(index, token, text, scores)
+        if not reads_last:
+            if index >= job.resume_at:
+                yield _with_attention(step, result)
+            if stop is not None:
+                break
+        pending = [id_]
+    assert step is not None
+    assert stop is not None
+    yield Finished(detokenizer.text, stop, step.index + 1, decoding.seed if decoding.do_sample else None)
+
+
+def _with_attention(step: Step, result: _Pass) -> Step:
+    return replace(
+        step,
+        cross=None if result.cross is None else result.cross[0],
+        decoder_self=None if result.decoder_self is None else result.decoder_self[0],
+    )
+
+
+def _completed(token: Token, text: str) -> Token:
+    """A token whose characters may have been held back until the text ended."""
+    return replace(token, text=text[token.begin : token.end])
+
+
+def _stop_reason(chooser: _Chooser, decoding: Decoding, text: str, id_: int, index: int) -> StopReason | None:
+    if id_ in chooser.end_ids and not decoding.ignore_eos:
+        return "end_token"
+    if any(stop in text for stop in decoding.stop):
+        return "stop_text"
+    return "length" if index + 1 >= decoding.max_new_tokens else None
+
+
+class _Chooser:
+    """Chooses tokens as transformers' `generate` does."""
+
+    def __init__(self, loaded: LoadedModel, reader: _Reader, decoding: Decoding) -> None:
+        config = generation_config(loaded, decoding, len(reader.context))
+        end: Any = config.eos_token_id
+        self.end_ids: frozenset[int] = frozenset(end if isinstance(end, list) else [end] if end is not None else [])
+        self._ids = reader.tensor(reader.context)
+        model: Any = loaded.model
+        if decoding.ignore_eos:
+            config.forced_eos_token_id = None
+        model._prepare_special_tokens(config, True, device=model.device)
+        self._processors: LogitsProcessorList = model._get_logits_processor(
+            generation_config=config,
+            input_ids_seq_length=len(reader.context),
+            encoder_input_ids=reader.source if reader.source is not None else self._ids,
+            logits_processor=LogitsProcessorList(),
+            device=model.device,
+            model_kwargs={},
+        )
+        self._generator: torch.Generator | None = None
+        if decoding.do_sample:
+            # One generator for each request: neighbours cannot change what it draws.
+            self._generator = torch.Generator(model.device).manual_seed(decoding.seed or 0)
+
+    def choose(self, logits: Tensor) -> int:
+        """The next token, from the logits `[1, vocabulary]` of the last one."""
+        scores = self._processors(self._ids, logits.to(torch.float32, copy=True))
+        if scores.isnan().any():
+            raise internal("NOT_A_NUMBER", "the model computed numbers that are not finite; a wider dtype may help")
+        if self._generator is None:
+            chosen = scores.argmax(-1, keepdim=True)
+        else:
+            chosen = torch.multinomial(scores.softmax(-1), 1, generator=self._generator)
+        self._ids = torch.cat([self._ids, chosen], dim=-1)
+        return int(chosen)
+
+
+def generation_config(loaded: LoadedModel, decoding: Decoding, context: int) -> GenerationConfig:
+    """The model's generation config with a request's wishes over it, for a context of so many tokens."""
+    model: Any = loaded.model
+    config, _ = model._prepare_generation_config(None)
+    for name, value in decoding.generation.items():
+        setattr(config, name, value)
+    config.do_sample = decoding.do_sample
+    config.num_beams = 1
+    config.max_new_tokens = decoding.max_new_tokens
+    # What `generate` makes of max_new_tokens; the processors for forced and minimal lengths count from here.
+    config.max_length = context + decoding.max_new_tokens
+    return config

@@ -1,0 +1,95 @@
+"""What the engine is asked for, and what it answers: the domain's own types, free of protobuf.
+
+A `Job` is a request that has been checked; its events come back in order: one Started, perhaps one EncoderSelf, Steps,
+one Finished.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .capture import CapturePlan
+from .scores import Score
+from .tokenization import Encoded, Token
+
+StopReason = Literal["end_token", "length", "stop_text", "given"]
+
+Numbers = NDArray[np.float32] | NDArray[np.float16]
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """A target that the model writes. `generation` overrides the model's generation config, by its field names."""
+
+    max_new_tokens: int
+    do_sample: bool
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+    generation: dict[str, Any] = field(default_factory=dict[str, Any])
+
+
+@dataclass(frozen=True)
+class Given:
+    """A target that is known. Every token is a step."""
+
+    encoded: Encoded
+
+
+@dataclass(frozen=True)
+class Job:
+    """A request, checked and resolved against its model."""
+
+    request_id: str
+    source: Encoded
+    context_ids: tuple[int, ...]  # what the decoder reads between source and step 0: start token and prefix
+    target: Decoding | Given
+    capture: CapturePlan
+    scores: tuple[Score, ...] = ()
+    score_top_p: float = 0.9
+    resume_at: int = 0
+
+
+@dataclass(frozen=True)
+class Started:
+    """The source has been read. `context` are the tokens of `Job.context_ids`."""
+
+    context: tuple[Token, ...]
+
+
+@dataclass(frozen=True)
+class EncoderSelf:
+    """Some queries of encoder self-attention, `[queries, positions, layers, heads]` or fewer axes when reduced."""
+
+    first_query: int
+    attention: Numbers
+
+
+@dataclass(frozen=True)
+class Step:
+    """A token and its attention, `[positions, layers, heads]` or fewer axes when reduced."""
+
+    index: int
+    token: Token
+    text: str
+    scores: Sequence[float] = ()
+    cross: Numbers | None = None
+    decoder_self: Numbers | None = None
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The whole text and why it ends. `seed` is the one that sampling used."""
+
+    text: str
+    stop_reason: StopReason
+    steps: int
+    seed: int | None = None
+
+
+Event = Started | EncoderSelf | Step | Finished

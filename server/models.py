@@ -1,0 +1,146 @@
+"""Loads models and says what they are: safetensors only, never code from a checkpoint."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    PreTrainedModel,
+)
+
+from .attention import Kind, register
+from .sites import Sites, find_sites
+from .tokenization import Codec
+
+log = logging.getLogger(__name__)
+
+BUNDLED_NAME = "tatoeba-en-de"
+
+# For models whose positions have no end of their own, such as T5's relative ones.
+_DEFAULT_LENGTH = 4096
+
+
+class ModelError(Exception):
+    """A model that cannot be served. The message is for the person who starts the server."""
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready to run. Everything about it that does not change with requests."""
+
+    name: str
+    model: PreTrainedModel
+    codec: Codec
+    sites: Sites
+    max_source_tokens: int
+    max_target_tokens: int
+
+    @property
+    def is_encoder_decoder(self) -> bool:
+        """Whether an encoder reads the source apart."""
+        return bool(self.model.config.is_encoder_decoder)
+
+    @property
+    def family(self) -> str:
+        """The model type that transformers gives it, such as "marian"."""
+        return str(self.model.config.model_type)
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Token ids are below this."""
+        return int(self.model.get_input_embeddings().weight.shape[0])
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """The kinds of attention it has; the first is what a request gets that names none."""
+        order: tuple[Kind, ...] = ("cross", "decoder_self", "encoder_self")
+        return tuple(kind for kind in order if self.sites.layers(kind))
+
+    def heads(self, kind: Kind) -> int:
+        """How many query heads the layers of a kind have."""
+        return self.sites.heads[kind][0]
+
+
+def bundled_model() -> Path:
+    """The folder of the English-German model that comes with the package."""
+    return Path(__file__).parent / "bundled"
+
+
+def load(
+    path: str | Path | None = None,
+    *,
+    name: str | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    max_length: int | None = None,
+) -> LoadedModel:
+    """Loads a model from a directory or by its id on the Hugging Face hub; None: the bundled one.
+
+    `dtype="auto"` is float32 on a CPU and the checkpoint's own type elsewhere. `max_length` lowers the number of
+    positions that requests may use. Raises ModelError with a message for people.
+    """
+    register()
+    where = bundled_model() if path is None else path
+    name = name or (BUNDLED_NAME if path is None else _name(path))
+    chosen_device = _device(device)
+    chosen_dtype = _dtype(dtype, chosen_device)
+    try:
+        config = AutoConfig.from_pretrained(where, trust_remote_code=False)
+        auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+        model: PreTrainedModel = auto.from_pretrained(
+            where, dtype=chosen_dtype, use_safetensors=True, trust_remote_code=False
+        )
+        tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
+    except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
+        raise ModelError(f"cannot load {where}: {error}") from error
+    model.eval().requires_grad_(False).to(chosen_device)
+    sites = find_sites(model)
+    for kind, heads in sites.heads.items():
+        if len(set(heads)) > 1:
+            raise ModelError(f"cannot serve {where}: its layers differ in the number of {kind} heads: {heads}")
+    source, target = _lengths(config, max_length)
+    return LoadedModel(name, model, Codec(tokenizer, model), sites, source, target)
+
+
+def _name(path: str | Path) -> str:
+    """A directory's last component; a hub id as it is."""
+    return Path(path).resolve().name if Path(path).exists() else str(path)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ModelError(f"cannot use device {name}: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def _dtype(name: str, device: torch.device) -> torch.dtype | str:
+    if name == "auto":
+        return torch.float32 if device.type == "cpu" else "auto"
+    known = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+    if name not in known:
+        raise ModelError(f"unknown dtype {name}: choose auto, {', '.join(known)}")
+    return known[name]
+
+
+def _lengths(config: Any, max_length: int | None) -> tuple[int, int]:
+    """The most source tokens and target tokens, by the model's position tables and `max_length`."""
+    text = config.get_text_config()
+    positions = getattr(text, "max_position_embeddings", None) or _DEFAULT_LENGTH
+    # FSMT and its like give encoder and decoder tables of their own.
+    source = getattr(config, "max_source_positions", None) or positions
+    target = getattr(config, "max_target_positions", None) or positions
+    limit = max_length or max(source, target)
+    return min(source, limit), min(target, limit)

@@ -1,0 +1,277 @@
+"""From a protobuf request to a job: every field checked, every default filled in.
+
+What is wrong is told with the path of the field. What the contract has and this server does not is told as
+UNIMPLEMENTED, never left out in silence.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+import uuid
+from typing import Any
+
+from sidelight.v1 import attribution_service_pb2 as service_pb
+from sidelight.v1 import text_pb2
+
+from .capture import CapturePlan
+from .capture_requests import plan_capture
+from .converters import SCORES
+from .errors import invalid, not_found, unimplemented
+from .jobs import Decoding, Given, Job
+from .models import LoadedModel
+from .scores import Score
+from .tokenization import Encoded
+
+_MAX_REQUEST_ID = 128
+
+# No vocabulary has tokens this long on average: longer texts are refused before anyone tokenizes them.
+_CHARACTERS_PER_TOKEN = 64
+
+
+def request_id_of(request: service_pb.AttributeRequest) -> str:
+    """The request's id, or a new one."""
+    return request.request_id or uuid.uuid4().hex
+
+
+def find_model(models: dict[str, LoadedModel], name: str, field: str = "model") -> LoadedModel:
+    """The model of a name; the first of `models` for an empty one."""
+    if not name:
+        return next(iter(models.values()))
+    if name not in models:
+        raise not_found(field, "UNKNOWN_MODEL", f"no model of that name is loaded; there is {', '.join(models)}")
+    return models[name]
+
+
+def resolve(request: service_pb.AttributeRequest, loaded: LoadedModel, request_id: str) -> Job:
+    """The job that a request asks of a model. Raises RequestError. Tokenizes, so not for an event loop."""
+    if len(request_id) > _MAX_REQUEST_ID:
+        raise invalid("request_id", "TOO_LONG", f"at most {_MAX_REQUEST_ID} characters")
+    _check_languages(request, loaded)
+    source = _source(request, loaded)
+    context = _context(request, loaded)
+    room = loaded.max_target_tokens - len(context) - (0 if loaded.is_encoder_decoder else len(source.tokens))
+    if room < 1:
+        field = "prefix" if request.HasField("prefix") else "source"
+        raise invalid(field, "TEXT_TOO_LONG", f"leaves no room for a target: {_limit(loaded)}")
+    if request.WhichOneof("target") == "given":
+        target: Decoding | Given = _given(request, loaded, source, room)
+        steps = len(target.encoded.tokens)
+    else:
+        target = _decoding(request.decoding, loaded, request.target_language, len(context), room)
+        steps = target.max_new_tokens
+    positions = {
+        "cross": len(source.tokens),
+        "encoder_self": len(source.tokens),
+        "decoder_self": len(context) + steps + (0 if loaded.is_encoder_decoder else len(source.tokens)),
+    }
+    capture: CapturePlan = plan_capture(request.capture, loaded, positions)
+    return Job(
+        request_id=request_id,
+        source=source,
+        context_ids=tuple(context),
+        target=target,
+        capture=capture,
+        scores=_scores(request),
+        score_top_p=_unit(request, "score_top_p", "score_top_p", 0.9),
+        resume_at=request.resume_at,
+    )
+
+
+def _limit(loaded: LoadedModel) -> str:
+    what = "a target" if loaded.is_encoder_decoder else "prompt and continuation together"
+    return f"{what} may have at most {loaded.max_target_tokens} tokens"
+
+
+def _check_languages(request: service_pb.AttributeRequest, loaded: LoadedModel) -> None:
+    problems = loaded.codec.check_languages(request.source_language, request.target_language)
+    for field, problem in zip(("source_language", "target_language"), problems, strict=True):
+        if problem:
+            raise invalid(field, "UNKNOWN_LANGUAGE", problem)
+
+
+# ---- texts ----------------------------------------------------------------------------------------------------------
+
+
+def _source(request: service_pb.AttributeRequest, loaded: LoadedModel) -> Encoded:
+    if not request.HasField("source"):
+        raise invalid("source", "REQUIRED", "is required")
+    source, most = request.source, loaded.max_source_tokens
+    kind = source.WhichOneof("kind")
+    if kind == "text":
+        _check_text(source.text, "source.text", most)
+        encoded = loaded.codec.encode_source(source.text, request.source_language, request.target_language)
+    elif kind == "token_ids":
+        encoded = loaded.codec.decode_ids(_token_ids(source, "source", loaded, most))
+    elif kind == "chat":
+        encoded = _chat(source.chat, loaded)
+    else:
+        raise invalid("source", "REQUIRED", "one of text, token_ids and chat must be set")
+    if not encoded.tokens:
+        raise invalid(f"source.{kind}", "EMPTY", "tokenizes to nothing")
+    _check_length(encoded, f"source.{kind}", most, "the model reads")
+    return encoded
+
+
+def _chat(chat: text_pb2.Chat, loaded: LoadedModel) -> Encoded:
+    if loaded.is_encoder_decoder or not loaded.codec.has_chat_template:
+        raise invalid("source.chat", "NO_CHAT_TEMPLATE", "this model has no chat template")
+    if not chat.messages:
+        raise invalid("source.chat.messages", "EMPTY", "must not be empty")
+    messages = [{"role": message.role, "content": message.content} for message in chat.messages]
+    try:
+        return loaded.codec.render_chat(messages)
+    except Exception as error:  # templates raise what they like, on roles that they do not know for one
+        raise invalid("source.chat.messages", "CHAT_TEMPLATE", "the model's chat template refuses these") from error
+
+
+def _context(request: service_pb.AttributeRequest, loaded: LoadedModel) -> list[int]:
+    """What the decoder reads between the source and step 0."""
+    start = loaded.codec.start_ids()
+    if not request.HasField("prefix"):
+        return start
+    if request.WhichOneof("target") == "given":
+        raise invalid("prefix", "CONTRADICTION", "goes with decoding, not with a given target")
+    prefix, most = request.prefix, loaded.max_target_tokens
+    kind = prefix.WhichOneof("kind")
+    if kind == "text":
+        _check_text(prefix.text, "prefix.text", most)
+        ids = loaded.codec.encode_prefix(prefix.text, request.source_language, request.target_language)
+    elif kind == "token_ids":
+        ids = _token_ids(prefix, "prefix", loaded, most)
+    else:
+        raise invalid("prefix", "REQUIRED", "one of text and token_ids must be set")
+    return [*start, *ids]
+
+
+def _given(request: service_pb.AttributeRequest, loaded: LoadedModel, source: Encoded, room: int) -> Given:
+    given = request.given
+    kind = given.WhichOneof("kind")
+    if kind == "text":
+        _check_text(given.text, "given.text", room)
+        if loaded.is_encoder_decoder:
+            encoded = loaded.codec.encode_target(given.text, request.source_language, request.target_language)
+        else:
+            encoded = loaded.codec.encode_continuation(source, given.text)
+        if all(token.special for token in encoded.tokens):
+            raise invalid("given.text", "EMPTY", "tokenizes to nothing")
+    elif kind == "token_ids":
+        encoded = loaded.codec.decode_ids(_token_ids(given, "given", loaded, room))
+    else:
+        raise invalid("given", "REQUIRED", "one of text and token_ids must be set")
+    _check_length(encoded, f"given.{kind}", room, "there is room for")
+    return Given(encoded)
+
+
+def _check_text(text: str, field: str, most: int) -> None:
+    if not text.strip():
+        raise invalid(field, "EMPTY", "must not be empty")
+    if len(text) > most * _CHARACTERS_PER_TOKEN:
+        raise invalid(field, "TEXT_TOO_LONG", f"is {len(text):,} characters long; at most {most:,} tokens fit")
+
+
+def _check_length(encoded: Encoded, field: str, most: int, what: str) -> None:
+    if len(encoded.tokens) > most:
+        raise invalid(field, "TEXT_TOO_LONG", f"has {len(encoded.tokens):,} tokens; {what} at most {most:,}")
+
+
+def _token_ids(text: text_pb2.Text, field: str, loaded: LoadedModel, most: int) -> list[int]:
+    ids = list(text.token_ids.ids)
+    path = f"{field}.token_ids.ids"
+    if not ids:
+        raise invalid(path, "EMPTY", "must not be empty")
+    if len(ids) > most:
+        raise invalid(path, "TEXT_TOO_LONG", f"has {len(ids):,} tokens; at most {most:,} fit")
+    for place, id_ in enumerate(ids):
+        if id_ >= loaded.vocabulary_size:
+            message = f"{id_} is outside the vocabulary of {loaded.vocabulary_size:,} tokens"
+            raise invalid(f"{path}[{place}]", "TOKEN_OUT_OF_RANGE", message)
+    return ids
+
+
+# ---- decoding -------------------------------------------------------------------------------------------------------
+
+
+def _decoding(decoding: text_pb2.Decoding, loaded: LoadedModel, language: str, context: int, room: int) -> Decoding:
+    config: Any = loaded.model.generation_config
+    strategy = decoding.WhichOneof("strategy")
+    if strategy == "beam":
+        raise unimplemented("decoding.beam")
+    do_sample = strategy == "sampling" or (strategy is None and bool(config.do_sample))
+    generation: dict[str, Any] = {}
+    seed: int | None = None
+    if do_sample:
+        generation |= _sampling(decoding.sampling)
+        seed = decoding.sampling.seed if decoding.sampling.HasField("seed") else secrets.randbits(63)
+    if (first := loaded.codec.forced_first_id(language)) is not None:
+        generation["forced_bos_token_id"] = first
+    most = _max_new_tokens(decoding, config, context, room)
+    if decoding.HasField("min_new_tokens"):
+        if decoding.min_new_tokens > most:
+            raise invalid("decoding.min_new_tokens", "OUT_OF_RANGE", f"is more than max_new_tokens, {most}")
+        generation["min_new_tokens"] = decoding.min_new_tokens
+    if decoding.HasField("repetition_penalty"):
+        generation["repetition_penalty"] = _positive(decoding, "decoding", "repetition_penalty")
+    if decoding.HasField("no_repeat_ngram_size"):
+        generation["no_repeat_ngram_size"] = decoding.no_repeat_ngram_size
+    for place, text in enumerate(decoding.stop):
+        if not text:
+            raise invalid(f"decoding.stop[{place}]", "EMPTY", "must not be empty")
+    stop = (*decoding.stop, *_configured_stops(config))
+    return Decoding(most, do_sample, seed, stop, decoding.ignore_eos, generation)
+
+
+def _sampling(sampling: text_pb2.Sampling) -> dict[str, Any]:
+    generation: dict[str, Any] = {}
+    if sampling.HasField("temperature"):
+        generation["temperature"] = _positive(sampling, "decoding.sampling", "temperature")
+    if sampling.HasField("top_k"):
+        generation["top_k"] = sampling.top_k
+    if sampling.HasField("top_p"):
+        generation["top_p"] = _unit(sampling, "top_p", "decoding.sampling.top_p", 1.0)
+    return generation
+
+
+def _max_new_tokens(decoding: text_pb2.Decoding, config: Any, context: int, room: int) -> int:
+    if decoding.HasField("max_new_tokens"):
+        if not 1 <= decoding.max_new_tokens <= room:
+            raise invalid("decoding.max_new_tokens", "OUT_OF_RANGE", f"must be from 1 to {room} for this request")
+        return decoding.max_new_tokens
+    configured = config.max_new_tokens or (config.max_length - context if config.max_length else room)
+    return max(1, min(configured, room))
+
+
+def _configured_stops(config: Any) -> tuple[str, ...]:
+    stops: Any = getattr(config, "stop_strings", None) or ()
+    return (stops,) if isinstance(stops, str) else tuple(stops)
+
+
+def _positive(message: Any, path: str, name: str) -> float:
+    value = float(getattr(message, name))
+    if not (math.isfinite(value) and value > 0):
+        raise invalid(f"{path}.{name}", "OUT_OF_RANGE", "must be above 0")
+    return value
+
+
+def _unit(message: Any, name: str, path: str, default: float) -> float:
+    if not message.HasField(name):
+        return default
+    value = float(getattr(message, name))
+    if not 0 < value <= 1:
+        raise invalid(path, "OUT_OF_RANGE", "must be above 0 and at most 1")
+    return value
+
+
+# ---- scores ---------------------------------------------------------------------------------------------------------
+
+
+def _scores(request: service_pb.AttributeRequest) -> tuple[Score, ...]:
+    names: list[Score] = []
+    for place, value in enumerate(request.scores):
+        field = f"scores[{place}]"
+        if value not in SCORES:
+            raise invalid(field, "UNKNOWN_VALUE", "is no score")
+        if SCORES[value] in names:
+            raise invalid(field, "DUPLICATE", "is asked for twice")
+        names.append(SCORES[value])
+    return tuple(names)

@@ -1,0 +1,56 @@
+"""A server in one piece: engines, service, health and reflection on a socket, started and stopped in order."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from .engine import Engine, Limits
+from .models import LoadedModel
+from .service import SERVICE, AttributionService
+
+log = logging.getLogger(__name__)
+
+
+class AddressError(Exception):
+    """The address cannot be listened on. The message is for the person who starts the server."""
+
+
+class Server:
+    """Serves loaded models; the first is the default. Made, started and stopped in one event loop."""
+
+    def __init__(self, models: Sequence[LoadedModel], address: str, limits: Limits | None = None) -> None:
+        self._engines = [Engine(loaded, limits) for loaded in models]
+        self._address = address
+        self._health = health.aio.HealthServicer()
+        # Received messages are texts, so gRPC's limit of 4 MiB is plenty; what is sent has its own limits.
+        self._server = grpc.aio.server(options=[("grpc.so_reuseport", 0), ("grpc.max_send_message_length", -1)])
+        self._server.add_generic_rpc_handlers((AttributionService(self._engines).handler(),))
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        names = (SERVICE.full_name, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, self._server)
+
+    async def start(self) -> str:
+        """Listens and serves. Returns the address, with the real port where 0 was asked. Raises AddressError."""
+        try:
+            port = self._server.add_insecure_port(self._address)
+        except RuntimeError as error:
+            raise AddressError(f"cannot listen on {self._address}") from error
+        for engine in self._engines:
+            engine.start()
+        await self._server.start()
+        for name in ("", SERVICE.full_name):
+            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        host = self._address.rpartition(":")[0]
+        return f"{host}:{port}" if host and not self._address.startswith("unix:") else self._address
+
+    async def stop(self, grace: float | None = None) -> None:
+        """Takes no more requests, gives the running ones `grace` seconds, then ends them."""
+        await self._health.enter_graceful_shutdown()
+        await self._server.stop(grace)
+        for engine in self._engines:
+            engine.stop()

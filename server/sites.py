@@ -1,0 +1,172 @@
+"""Finds where a model's attention modules stand, by running it on a few tokens and watching.
+
+Names of modules differ from family to family; what they do does not. An encoder's attention runs in the encoder; a
+decoder's cross-attention has as many keys as the source has tokens. The same run shows whether the rows captured are
+those that the model itself reports with `output_attentions=True`: where they are not, or where a family does not use
+the attention interface at all, the model is served by its own matrices.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from .attention import NAME, Kind, Site, UnsupportedAttentionError, observing, recording
+
+log = logging.getLogger(__name__)
+
+# Different from one another and from the number of heads anyone would have, so that shapes tell what they are.
+_SOURCE_LENGTH, _TARGET_LENGTH = 5, 3
+
+
+@dataclass(frozen=True)
+class Sites:
+    """The attentions of a model, found at load."""
+
+    heads: dict[Kind, tuple[int, ...]]  # for each layer of a kind, how many query heads it has
+    by_rows: bool  # whether rows are captured beside fused attention; otherwise the model gives its matrices
+
+    def layers(self, kind: Kind) -> int:
+        """How many layers have this kind of attention."""
+        return len(self.heads.get(kind, ()))
+
+
+@dataclass
+class _Call:
+    module: nn.Module
+    heads: int
+    keys: int
+
+
+@dataclass
+class _Watcher:
+    """An observer that writes down every attention call."""
+
+    calls: list[_Call] = field(default_factory=list[_Call])
+
+    def observe(self, module: nn.Module, query: Tensor, key: Tensor) -> None:
+        self.calls.append(_Call(module, query.shape[1], key.shape[2]))
+
+
+@dataclass
+class _Everything:
+    """A recorder that keeps all rows of all sites."""
+
+    rows: dict[Site, Tensor] = field(default_factory=dict[Site, Tensor])
+
+    def heads(self, site: Site) -> Sequence[int] | None:  # noqa: ARG002
+        return None
+
+    def queries(self, site: Site, length: int) -> slice:  # noqa: ARG002
+        return slice(0, length)
+
+    def record(self, site: Site, rows: Tensor) -> None:
+        self.rows[site] = rows
+
+
+@torch.inference_mode()
+def find_sites(model: PreTrainedModel) -> Sites:
+    """Marks the attention modules of `model` with their sites and says how its attention can be captured.
+
+    The model comes with `attn_implementation="sidelight"` where its family allows, and leaves with it, or with
+    "eager" if its matrices are to be used.
+    """
+    matrices = _matrices(model)
+    heads: dict[Kind, tuple[int, ...]] = {kind: tuple(m.shape[1] for m in ms) for kind, ms in matrices.items()}
+    try:
+        model.set_attn_implementation(NAME)
+        sites = _mark(model)
+        problem = _difference(model, sites, matrices)
+    except (UnsupportedAttentionError, ValueError, TypeError, KeyError) as error:
+        problem = str(error) or type(error).__name__
+    if problem is None:
+        return Sites(heads, by_rows=True)
+    log.warning("attention of %s is taken from whole matrices: %s", model.config.model_type, problem)
+    for module in model.modules():
+        if hasattr(module, "sidelight_site"):
+            del module.sidelight_site
+    model.set_attn_implementation("eager")
+    return Sites(heads, by_rows=False)
+
+
+def _matrices(model: PreTrainedModel) -> dict[Kind, list[Tensor]]:
+    """The model's own attention matrices `[1, H, T, S]` for each kind and layer."""
+    model.set_attn_implementation("eager")
+    return matrices_of(_run(model, output_attentions=True))
+
+
+def matrices_of(output: Any) -> dict[Kind, list[Tensor]]:
+    """Attention matrices from a model's output with `output_attentions=True`, layers without attention left out."""
+    names: dict[Kind, tuple[str, ...]] = {
+        "encoder_self": ("encoder_attentions",),
+        "decoder_self": ("decoder_attentions", "attentions"),
+        "cross": ("cross_attentions",),
+    }
+    found: dict[Kind, list[Tensor]] = {}
+    for kind, fields in names.items():
+        for name in fields:
+            layers = [layer for layer in getattr(output, name, None) or () if layer is not None]
+            if layers:
+                found[kind] = layers
+    return found
+
+
+def _run(model: PreTrainedModel, **options: Any) -> Any:
+    # Any token but the padding will do: the point is where attention is, not what it says.
+    padding = model.config.get_text_config().pad_token_id
+    first = 3 if padding is None or not 3 <= padding < 3 + _SOURCE_LENGTH else padding + 1
+    source = torch.arange(first, first + _SOURCE_LENGTH, device=model.device)[None]
+    if not model.config.is_encoder_decoder:
+        return model(input_ids=source, use_cache=False, **options)
+    target = source[:, :_TARGET_LENGTH]
+    return model(input_ids=source, decoder_input_ids=target, use_cache=False, **options)
+
+
+def _mark(model: PreTrainedModel) -> dict[Site, nn.Module]:
+    """Gives each attention module its site, in the order in which they run."""
+    watcher = _Watcher()
+    with observing(watcher):
+        _run(model)
+    encoder = model.get_encoder() if model.config.is_encoder_decoder else None
+    encoding = {id(module) for module in encoder.modules()} if encoder is not None else set[int]()
+    sites: dict[Site, nn.Module] = {}
+    counts: dict[Kind, int] = {}
+    for call in watcher.calls:
+        if id(call.module) in encoding:
+            kind: Kind = "encoder_self"
+        elif encoder is not None and call.keys == _SOURCE_LENGTH:
+            kind = "cross"
+        else:
+            kind = "decoder_self"
+        site = Site(kind, counts.get(kind, 0))
+        if any(call.module is module for module in sites.values()):
+            raise UnsupportedAttentionError("layers share one attention module")
+        counts[kind] = site.layer + 1
+        sites[site] = call.module
+        call.module.sidelight_site = site  # pyright: ignore[reportArgumentType]
+    return sites
+
+
+def _difference(model: PreTrainedModel, sites: dict[Site, nn.Module], matrices: dict[Kind, list[Tensor]]) -> str | None:
+    """What is different between the rows captured and the model's own matrices; None if nothing is."""
+    expected = {Site(kind, layer): m for kind, layers in matrices.items() for layer, m in enumerate(layers)}
+    if not expected:
+        raise UnsupportedAttentionError("the model reports no attention")
+    if set(sites) != set(expected):
+        return f"{len(sites)} of {len(expected)} attention layers go through the attention interface"
+    everything = _Everything()
+    with recording(everything):
+        _run(model)
+    # Half-precision models compute their own probabilities in half precision; ours are float32.
+    tolerance = 1e-4 if model.dtype == torch.float32 else 3e-2
+    for site, matrix in expected.items():
+        rows = everything.rows[site]
+        if rows.shape != matrix.shape or not torch.allclose(rows, matrix.float(), atol=tolerance, rtol=0):
+            return f"the rows of {site.kind} layer {site.layer} differ from the model's own"
+    return None

@@ -1,0 +1,279 @@
+"""Between texts and token ids: encoding with offsets, languages, and text that grows token by token.
+
+Knows tokenizers and the token ids of a model's configuration; knows nothing of attention or of messages.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from .offsets import Span, align, trim
+
+_NLLB_CODE = re.compile(r"^[a-z]{3}_[A-Z][a-z]{3}$")
+
+# Characters of the prompt's end that a continuation's first token is decoded beside, in tokens.
+_CONTEXT = 8
+
+_INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
+
+
+@dataclass(frozen=True)
+class Token:
+    """A token and where it stands: `text[begin:end]` of the exact text. Special tokens cover nothing."""
+
+    id: int
+    piece: str
+    begin: int
+    end: int
+    special: bool
+    text: str
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A text and its tokens."""
+
+    text: str
+    tokens: tuple[Token, ...]
+
+    @property
+    def ids(self) -> list[int]:
+        """The tokens' ids."""
+        return [token.id for token in self.tokens]
+
+
+class LanguageError(ValueError):
+    """A language that the model does not know. The message is for clients."""
+
+
+class Codec:
+    """A model's tokenizer, with the parts of its configuration that say how texts begin and end.
+
+    Safe to use from several threads: language settings are state of the tokenizer, so encoding takes turns.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
+        self._tokenizer: Any = tokenizer
+        self._lock = threading.Lock()
+        self._is_encoder_decoder = bool(model.config.is_encoder_decoder)
+        self._special = set(tokenizer.all_special_ids)
+        self._unknown = tokenizer.unk_token_id
+        self._languages = _languages(tokenizer)
+        self._default_source = getattr(tokenizer, "src_lang", None)
+        self._default_target = getattr(tokenizer, "tgt_lang", None)
+        config: Any = model.generation_config
+        self._forced = getattr(config, "forced_bos_token_id", None)
+        start = getattr(config, "decoder_start_token_id", None)
+        if start is None:
+            start = getattr(model.config, "decoder_start_token_id", None)
+        self._start: int | None = start if start is not None else getattr(model.config, "bos_token_id", None)
+        # A code at the head of the source says the target's language (multilingual Marian models).
+        self._codes_in_source = any(token.startswith(">>") for token in self._languages.values())
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """Codes that requests may name; empty where the model needs none."""
+        return tuple(sorted(self._languages))
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether conversations can be rendered."""
+        return bool(getattr(self._tokenizer, "chat_template", None))
+
+    def start_ids(self) -> list[int]:
+        """What an encoder-decoder's decoder reads before anything else; nothing for a decoder-only model."""
+        return [self._start] if self._is_encoder_decoder and self._start is not None else []
+
+    def forced_first_id(self, target_language: str) -> int | None:
+        """The token that must be written first for a target language; None to leave it to the configuration."""
+        if not target_language or self._codes_in_source:
+            return None
+        return int(self._tokenizer.convert_tokens_to_ids(self._language_token(target_language)))
+
+    def check_languages(self, source: str, target: str) -> tuple[str | None, str | None]:
+        """What is wrong with the source and the target language, each None if nothing is."""
+        return self._check(source, takes_any=not self._codes_in_source), self._check(target, takes_any=True)
+
+    def _check(self, language: str, takes_any: bool) -> str | None:
+        if not language:
+            return None
+        if not self._languages or not takes_any:
+            return "this model takes no such language code"
+        if language not in self._languages:
+            some = ", ".join(self.languages[:8])
+            return f"unknown language {language!r}; the model has {len(self._languages)}, such as {some}"
+        return None
+
+    def _language_token(self, language: str) -> str:
+        return self._languages[language]
+
+    def encode_source(self, text: str, source_language: str = "", target_language: str = "") -> Encoded:
+        """Tokens of what the model reads, special tokens included."""
+        with self._lock:
+            self._set_languages(source_language, target_language)
+            encoded = self._encode(text)
+        if target_language and self._codes_in_source:
+            code = self._tokenizer.convert_tokens_to_ids(self._language_token(target_language))
+            return Encoded(text, (self._token(code, (0, 0), ""), *encoded.tokens))
+        return encoded
+
+    def encode_target(self, text: str, source_language: str = "", target_language: str = "") -> Encoded:
+        """Tokens of a whole target as an encoder-decoder writes it: without the start token, with the end token."""
+        with self._lock:
+            self._set_languages(source_language, target_language)
+            return self._encode(text, as_target=True)
+
+    def encode_continuation(self, prompt: Encoded, text: str) -> Encoded:
+        """Tokens of a text that continues a prompt.
+
+        Both are tokenized together, so that the seam is as the tokenizer would have it, unless that would change the
+        prompt's own tokens.
+        """
+        with self._lock:
+            joint = self._encode(prompt.text + text)
+            seam = len(prompt.tokens)
+            if joint.ids[:seam] != prompt.ids:
+                return self._encode(text, special=False)
+        shift = len(prompt.text)
+        tokens = tuple(
+            self._token(token.id, (max(0, token.begin - shift), max(0, token.end - shift)), text)
+            for token in joint.tokens[seam:]
+        )
+        return Encoded(text, tokens)
+
+    def encode_prefix(self, text: str, source_language: str = "", target_language: str = "") -> list[int]:
+        """Token ids that a target starts with: no end token behind them."""
+        if not self._is_encoder_decoder:
+            with self._lock:
+                return self._encode(text, special=False).ids
+        ids = self.encode_target(text, source_language, target_language).ids
+        while ids and ids[-1] in self._special:
+            ids.pop()
+        return ids
+
+    def decode_ids(self, ids: Sequence[int]) -> Encoded:
+        """Given ids, the text that they stand for and where each stands in it."""
+        detokenizer = Detokenizer(self)
+        tokens = [detokenizer.add(id_)[1] for id_ in ids]
+        detokenizer.flush()
+        text = detokenizer.text
+        return Encoded(text, tuple(self._token(token.id, (token.begin, token.end), text) for token in tokens))
+
+    def render_chat(self, messages: Sequence[dict[str, str]]) -> Encoded:
+        """The prompt that a conversation becomes. The template writes the special tokens itself."""
+        text = self._tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+        with self._lock:
+            return self._encode(text, special=False)
+
+    def is_special(self, id_: int) -> bool:
+        """Whether a token stands for no characters. The unknown token is not special: it stands for some."""
+        return id_ in self._special and id_ != self._unknown
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of some tokens, special ones left out."""
+        return self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def piece(self, id_: int) -> str:
+        """The vocabulary's own form of a token; empty for ids that only pad the embedding."""
+        return self._tokenizer.convert_ids_to_tokens(id_) or ""
+
+    def _token(self, id_: int, span: Span, text: str) -> Token:
+        begin, end = span
+        return Token(id_, self.piece(id_), begin, end, self.is_special(id_), text[begin:end])
+
+    def _set_languages(self, source: str, target: str) -> None:
+        """Callers hold the lock."""
+        if self._default_source is None or not self._languages:
+            return
+        self._tokenizer.src_lang = source or self._default_source
+        forced = next((code for code, id_ in self._language_ids() if id_ == self._forced), None)
+        self._tokenizer.tgt_lang = target or forced or self._default_target
+
+    def _language_ids(self) -> list[tuple[str, int]]:
+        return [(code, self._tokenizer.convert_tokens_to_ids(token)) for code, token in self._languages.items()]
+
+    def _encode(self, text: str, *, as_target: bool = False, special: bool = True) -> Encoded:
+        """Callers hold the lock."""
+        options: dict[str, Any] = {"add_special_tokens": special, "truncation": False, "verbose": False}
+        if self._tokenizer.is_fast:
+            options["return_offsets_mapping"] = True
+        encoding = self._tokenizer(text_target=text, **options) if as_target else self._tokenizer(text, **options)
+        ids: list[int] = encoding["input_ids"]
+        spans = encoding["offset_mapping"] if self._tokenizer.is_fast else self._align(text, ids)
+        # Special tokens cover nothing, and stand where their neighbour ends.
+        tokens: list[Token] = []
+        last = 0
+        for id_, (begin, end) in zip(ids, spans, strict=True):
+            span = (last, last) if self.is_special(id_) else trim(text, (begin, end))
+            last = span[1]
+            tokens.append(self._token(id_, span, text))
+        return Encoded(text, tuple(tokens))
+
+    def _align(self, text: str, ids: Sequence[int]) -> list[Span]:
+        """Offsets for tokenizers that give none."""
+        pieces = ["" if self.is_special(i) else None if i == self._unknown else self.piece(i) for i in ids]
+        return align(text, pieces)
+
+
+class Detokenizer:
+    """Text that grows token by token.
+
+    A token is decoded beside the few before it, since what it adds depends on them (spaces, bytes of one character).
+    Characters come out when they are complete, so `text` never changes behind its end.
+    """
+
+    def __init__(self, codec: Codec, context: Sequence[int] = ()) -> None:
+        """Starts an empty text; `context` are tokens before it that it continues, such as a prompt's."""
+        self._codec = codec
+        self._ids = [id_ for id_ in context[-_CONTEXT:] if not codec.is_special(id_)]
+        self._window = 0  # decoding starts here ...
+        self._read = len(self._ids)  # ... and what is before this has come out already
+        self.text = ""
+
+    def add(self, id_: int) -> tuple[str, Token]:
+        """Adds a token; returns what it adds to the text, and the token with its place in it."""
+        if self._codec.is_special(id_):
+            here = len(self.text)
+            return "", Token(id_, self._codec.piece(id_), here, here, True, "")
+        self._ids.append(id_)
+        new = self._pending()
+        begin = len(self.text) + len(new) - len(new.lstrip())
+        if new.endswith(_INCOMPLETE):
+            return "", Token(id_, self._codec.piece(id_), begin, begin + 1, False, "")
+        delta = self._take(new)
+        span = trim(self.text, (len(self.text) - len(delta), len(self.text)))
+        return delta, Token(id_, self._codec.piece(id_), *span, False, self.text[slice(*span)])
+
+    def flush(self) -> str:
+        """Ends the text; returns what was held back because it was incomplete."""
+        return self._take(self._pending())
+
+    def _pending(self) -> str:
+        before = self._codec.decode(self._ids[self._window : self._read])
+        return self._codec.decode(self._ids[self._window :])[len(before) :]
+
+    def _take(self, new: str) -> str:
+        # A space alone may be stripped at the end of a text: the window then stays until something follows it.
+        if new:
+            self._window, self._read = self._read, len(self._ids)
+        self.text += new
+        return new
+
+
+def _languages(tokenizer: Any) -> dict[str, str]:
+    """The vocabulary's token for each language code."""
+    if codes := getattr(tokenizer, "lang_code_to_token", None):  # M2M100
+        return dict(codes)
+    if codes := getattr(tokenizer, "lang_code_to_id", None):  # mBART
+        return {code: code for code in codes}
+    if codes := getattr(tokenizer, "supported_language_codes", None):  # multilingual Marian
+        return {code.strip("<>"): code for code in codes}
+    if getattr(tokenizer, "src_lang", None) is not None:  # NLLB
+        return {token: token for token in tokenizer.all_special_tokens if _NLLB_CODE.match(token)}
+    return {}
