@@ -52,7 +52,7 @@ SCORES: dict[int, Score] = {
     attention_pb2.SCORE_PERPLEXITY: "perplexity",
     attention_pb2.SCORE_TOP_P_SIZE: "top_p_size",
 }
-STOP_REASONS: dict[StopReason, text_pb2.StopReason] = {
+STOP_REASONS: dict[StopReason, text_pb2.StopReason.ValueType] = {
     "end_token": text_pb2.STOP_REASON_END_TOKEN,
     "length": text_pb2.STOP_REASON_LENGTH,
     "stop_text": text_pb2.STOP_REASON_STOP_TEXT,
@@ -131,7 +131,7 @@ def _pairs(plan: CapturePlan) -> list[attention_pb2.Head]:
 
 
 def _layout(kind: Kind, plan: CapturePlan, loaded: LoadedModel) -> attention_pb2.AttentionLayout:
-    axes: list[attention_pb2.Axis] = []
+    axes: list[attention_pb2.Axis.ValueType] = []
     if plan.pairs:
         axes = [] if plan.over_heads else [attention_pb2.AXIS_PAIR]
     elif not plan.over_layers:

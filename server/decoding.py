@@ -80,6 +80,7 @@ class _Reader:
         self._by_rows = loaded.sites.by_rows
         self._plan = job.capture
         self._source = job.source.ids
+        self._source_ids = self.tensor(self._source)
         self._encoder_outputs: Any = None
         self._cache: Any = None
         self._is_encoder_decoder = loaded.is_encoder_decoder
@@ -94,22 +95,22 @@ class _Reader:
     @property
     def source(self) -> Tensor | None:
         """The source as the encoder reads it, `[1, S]`; None for a decoder-only model, which has none apart."""
-        return self.tensor(self._source) if self._is_encoder_decoder else None
+        return self._source_ids if self._is_encoder_decoder else None
 
     def read_source(self) -> Numbers | None:
         """Runs the encoder, if there is one. Returns its self-attention, if captured."""
         if not self._is_encoder_decoder:
             return None
         rows = Recording(self._plan, _NO_QUERIES)
-        ids = self.source
+        ids = self._source_ids
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         encoder = self._model.get_encoder()
         if self._by_rows:
             with recording(rows):
-                self._encoder_outputs = encoder(input_ids=ids, attention_mask=torch.ones_like(ids))
+                self._encoder_outputs = encoder(**inputs)
         else:
-            output = encoder(input_ids=ids, attention_mask=torch.ones_like(ids), output_attentions=True)
-            rows.record_matrices({"encoder_self": list(output.attentions)})
-            self._encoder_outputs = output
+            self._encoder_outputs = encoder(**inputs, output_attentions=True)
+            rows.record_matrices({"encoder_self": list(self._encoder_outputs.attentions)})
         return self._numbers(rows, "encoder_self", len(self._source))
 
     def read(self, ids: Sequence[int], queries: slice, logits: int) -> _Pass:
@@ -125,7 +126,7 @@ class _Reader:
         if self._is_encoder_decoder:
             inputs["decoder_input_ids"] = self.tensor(ids)
             inputs["encoder_outputs"] = self._encoder_outputs
-            inputs["attention_mask"] = torch.ones_like(self.tensor(self._source))
+            inputs["attention_mask"] = torch.ones_like(self._source_ids)
         else:
             inputs["input_ids"] = self.tensor(ids)
         if self._keeps_logits:

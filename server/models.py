@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -56,7 +57,8 @@ class LoadedModel:
     @property
     def vocabulary_size(self) -> int:
         """Token ids are below this."""
-        return int(self.model.get_input_embeddings().weight.shape[0])
+        embeddings: Any = self.model.get_input_embeddings()
+        return int(embeddings.weight.shape[0])
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
@@ -101,7 +103,7 @@ def load(
         tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
     except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
         raise ModelError(f"cannot load {where}: {error}") from error
-    model.eval().requires_grad_(False).to(chosen_device)
+    nn.Module.to(model.eval().requires_grad_(False), chosen_device)
     sites = find_sites(model)
     for kind, heads in sites.heads.items():
         if len(set(heads)) > 1:

@@ -41,8 +41,8 @@ def align(text: str, pieces: Sequence[str | None]) -> list[Span]:
     cursor = 0
     for piece in pieces:
         wanted = None if piece is None else _surface(piece)
-        if wanted == "":  # a mark alone: the space before the next word
-            here = origin[cursor] if cursor < len(origin) else len(text)
+        if wanted == "":  # a mark alone: it covers nothing, behind the word before it
+            here = origin[cursor - 1] + 1 if cursor else 0
             spans.append((here, here))
             continue
         at = -1 if wanted is None else plain.find(wanted, cursor, cursor + _REACH + len(wanted))

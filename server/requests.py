@@ -14,6 +14,7 @@ from typing import Any
 from sidelight.v1 import attribution_service_pb2 as service_pb
 from sidelight.v1 import text_pb2
 
+from .attention import Kind
 from .capture import CapturePlan
 from .capture_requests import plan_capture
 from .converters import SCORES
@@ -60,7 +61,7 @@ def resolve(request: service_pb.AttributeRequest, loaded: LoadedModel, request_i
     else:
         target = _decoding(request.decoding, loaded, request.target_language, len(context), room)
         steps = target.max_new_tokens
-    positions = {
+    positions: dict[Kind, int] = {
         "cross": len(source.tokens),
         "encoder_self": len(source.tokens),
         "decoder_self": len(context) + steps + (0 if loaded.is_encoder_decoder else len(source.tokens)),

@@ -26,7 +26,7 @@ class Server:
     def __init__(self, models: Sequence[LoadedModel], address: str, limits: Limits | None = None) -> None:
         self._engines = [Engine(loaded, limits) for loaded in models]
         self._address = address
-        self._health = health.aio.HealthServicer()
+        self._health = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue]
         # Received messages are texts, so gRPC's limit of 4 MiB is plenty; what is sent has its own limits.
         self._server = grpc.aio.server(options=[("grpc.so_reuseport", 0), ("grpc.max_send_message_length", -1)])
         self._server.add_generic_rpc_handlers((AttributionService(self._engines).handler(),))

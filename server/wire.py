@@ -5,9 +5,9 @@ gRPC's own way answers a message that does not parse with UNKNOWN and the name o
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.unknown_fields import UnknownFieldSet
@@ -32,7 +32,7 @@ def parse(cls: type[M], data: bytes) -> M:
     return message
 
 
-def _not_utf8(descriptor: Descriptor, data: bytes) -> str | None:
+def _not_utf8(descriptor: Any, data: bytes) -> str | None:
     """The path of the first string that is not UTF-8; None if there is none, or the data is no message."""
     raw = Empty()  # knows no fields, so all of them come out unparsed
     try:

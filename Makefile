@@ -1,0 +1,98 @@
+# Two commands need nothing but Python 3.10 or newer and make: `make demo` and `make test`.
+# Nothing here runs `python -m …` in this folder: transformers would take our `kernels` for Hugging Face's (see README).
+
+PYTHON ?= python3
+VENV ?= .venv
+# More for pytest, such as ARGS="-k layout -x".
+ARGS ?=
+# What `buf breaking` compares the contract with: a commit, unless given the main branch.
+AGAINST ?=
+UV_VERSION := 0.13.9
+
+BIN := $(VENV)/bin
+export HF_HUB_OFFLINE = 1
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+export PYRIGHT_PYTHON_IGNORE_WARNINGS = 1
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test lint format proto bench lock clean
+
+help: ## Show this list
+	@echo "Sidelight: streams, token by token, where a sequence model looks while it writes."
+	@echo
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@echo
+	@echo "  PYTHON=python3.12 chooses the interpreter, ARGS=\"-k name\" goes to pytest."
+
+demo: $(VENV)/.server ## Translate a few sentences and show where the model looks
+	@$(BIN)/sidelight demo
+
+test: $(VENV)/.test ## Run the tests
+	@OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/pytest -n 2 --dist worksteal $(ARGS)
+
+lint: $(VENV)/.lint ## Check style, types and the contract
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/buf lint proto
+	$(BIN)/buf format proto --diff --exit-code
+	@against="$(AGAINST)"; for ref in origin/main main; do \
+	  test -n "$$against" || against=$$(git rev-parse --verify --quiet "$$ref"); done; \
+	if test -z "$$against"; then echo "buf breaking: skipped, as this clone has no branch main to compare with"; exit; fi; \
+	old=$$(mktemp -d) && trap 'rm -rf "$$old"' EXIT && git archive "$$against" proto | tar -x -C "$$old" && \
+	echo "$(BIN)/buf breaking proto --against $$(git rev-parse --short "$$against")" && \
+	$(BIN)/buf breaking proto --against "$$old/proto"
+
+format: $(VENV)/.lint ## Rewrite the code and the contract in the house style
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+	$(BIN)/buf format proto --write
+
+proto: $(VENV)/.test ## Generate Python and type stubs from the contract
+	@rm -f proto/sidelight/v1/*_pb2*.py proto/sidelight/v1/*_pb2*.pyi
+	@$(BIN)/python proto/generate.py
+
+bench: $(VENV)/.bench ## Measure: against Inseq, and what else tests/bench holds
+	@for script in tests/bench/bench_*.py; do echo "$$script"; $(BIN)/python "$$script" || exit 1; done
+
+# Universal: one file for every Python and platform, by markers. What torch's CUDA build brings along is left to torch,
+# which pins it itself. Pins stay as they are unless pyproject.toml asks for others: ARGS=--upgrade takes the newest.
+lock: $(VENV)/.python ## Resolve requirements.lock anew (ARGS=--upgrade for the newest)
+	@$(BIN)/pip install -qq uv==$(UV_VERSION)
+	@UV_PYTHON_DOWNLOADS=never $(BIN)/uv pip compile pyproject.toml --quiet --all-extras --universal --python-version 3.10 \
+	  --no-annotate --system-certs --custom-compile-command "make lock" --output-file requirements.lock $(ARGS)
+	@sed -i.old -E '/^(nvidia|cuda)-/d' requirements.lock && rm requirements.lock.old
+
+clean: ## Remove the environment and everything built
+	rm -rf $(VENV) build dist out *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Set-up: one stamp for each extra, renewed when what it was made from changes.
+
+$(VENV)/.python:
+	@command -v $(PYTHON) >/dev/null || { echo "Sidelight needs Python 3.10 or newer, and there is no $(PYTHON) here." >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "Sidelight needs Python 3.10 or newer, and" \
+	  "$(PYTHON) is $$($(PYTHON) --version 2>&1). Another one: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
+	@echo "Making a virtual environment in $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.server: pyproject.toml requirements.lock | $(VENV)/.python
+	$(call install,server,1 to 3 minutes$(comma) more where torch comes with CUDA)
+
+$(VENV)/.test: pyproject.toml requirements.lock | $(VENV)/.python
+	$(call install,test,2 to 4 minutes$(comma) more where torch comes with CUDA)
+
+$(VENV)/.lint: $(VENV)/.test
+	$(call install,test$(comma)lint,half a minute)
+
+$(VENV)/.bench: pyproject.toml requirements.lock | $(VENV)/.python
+	$(call install,bench,2 to 4 minutes$(comma) more where torch comes with CUDA)
+
+comma := ,
+define install
+	@echo "Installing Sidelight with its extras [$(1)] into $(VENV), as requirements.lock has it: $(2)"
+	@$(BIN)/pip install -qq --constraint requirements.lock --editable '.[$(1)]'
+	@touch $@
+endef

@@ -1,0 +1,63 @@
+"""Real servers on real sockets, for tests: one event loop in a thread of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import grpc
+from sidelight.server.engine import Limits
+from sidelight.server.models import LoadedModel
+from sidelight.server.serving import Server
+from sidelight.v1 import attention_pb2, attribution_service_pb2, attribution_service_pb2_grpc
+
+CROSS = attention_pb2.ATTENTION_KIND_CROSS
+DECODER_SELF = attention_pb2.ATTENTION_KIND_DECODER_SELF
+ENCODER_SELF = attention_pb2.ATTENTION_KIND_ENCODER_SELF
+
+
+@contextmanager
+def serving(*models: LoadedModel, limits: Limits | None = None) -> Iterator[str]:
+    """Serves models; gives the address."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, name="server loop")
+    thread.start()
+
+    async def start() -> tuple[Server, str]:
+        server = Server(models, "127.0.0.1:0", limits)
+        return server, await server.start()
+
+    try:
+        server, address = asyncio.run_coroutine_threadsafe(start(), loop).result(60)
+        try:
+            yield address
+        finally:
+            asyncio.run_coroutine_threadsafe(server.stop(0), loop).result(60)
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+
+@contextmanager
+def stub(address: str) -> Iterator[attribution_service_pb2_grpc.AttributionServiceStub]:
+    """A bare stub: what a client in any language has."""
+    with grpc.insecure_channel(address, options=[("grpc.max_receive_message_length", -1)]) as channel:
+        yield attribution_service_pb2_grpc.AttributionServiceStub(channel)
+
+
+def request(
+    text: str, kinds: Sequence[attention_pb2.AttentionKind.ValueType] = (), **fields: object
+) -> attribution_service_pb2.AttributeRequest:
+    """A request for a text; `fields` are the request's own, as keyword arguments of the message."""
+    message = attribution_service_pb2.AttributeRequest(**fields)
+    message.source.text = text
+    message.capture.kinds.extend(kinds)
+    return message
+
+
+def steps_of(responses: Sequence[attribution_service_pb2.AttributeResponse]) -> list[attribution_service_pb2.Step]:
+    """All steps of a stream, in order."""
+    return [step for response in responses for step in response.steps.steps]

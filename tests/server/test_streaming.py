@@ -1,0 +1,206 @@
+"""Steps are live, calls are independent, and a call that ends early costs nothing more."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+
+import grpc
+import pytest
+from harness import CROSS, DECODER_SELF, ENCODER_SELF, request, serving, stub
+from sidelight.server import outbox as outbox_module
+from sidelight.server.decoding import _Reader
+from sidelight.server.engine import Limits
+from sidelight.v1 import attribution_service_pb2_grpc as services
+from sidelight.v1 import text_pb2 as text
+
+SENTENCE = "My grandmother is still vigorous at 82 years old."
+
+
+class Gate:
+    """Lets the model do only so many forward passes until it is opened further."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, passes: int) -> None:
+        self._allowed = threading.Semaphore(passes)
+        self.passed = 0
+        read = _Reader.read
+
+        def gated(reader, *args, **kwargs):
+            assert self._allowed.acquire(timeout=60)
+            self.passed += 1
+            return read(reader, *args, **kwargs)
+
+        monkeypatch.setattr(_Reader, "read", gated)
+
+    def allow(self, passes: int) -> None:
+        self._allowed.release(passes)
+
+
+def test_each_step_arrives_before_the_next_is_decoded(bundled, monkeypatch):
+    """By order, not by time: the next forward pass is forbidden until the client has the step before it."""
+    gate = Gate(monkeypatch, 1)
+    with serving(bundled) as address, stub(address) as service:
+        seen = 0
+        for response in service.Attribute(request(SENTENCE), timeout=60):
+            for step in response.steps.steps:
+                assert step.index == seen
+                assert gate.passed == seen + 1
+                seen += 1
+                gate.allow(1)
+        assert seen == gate.passed > 5
+
+
+def long_request(**fields):
+    return request(SENTENCE, decoding=text.Decoding(ignore_eos=True, max_new_tokens=250), **fields)
+
+
+def first_steps(call):
+    for response in call:
+        if response.HasField("steps"):
+            return list(response.steps.steps)
+    raise AssertionError("the stream ended")
+
+
+@pytest.fixture
+def abandoned(monkeypatch) -> threading.Semaphore:
+    """Counts the streams whose readers have gone."""
+    count = threading.Semaphore(0)
+    abandon = outbox_module.Outbox.abandon
+
+    def counting(outbox):
+        abandon(outbox)
+        count.release()
+
+    monkeypatch.setattr(outbox_module.Outbox, "abandon", counting)
+    return count
+
+
+@pytest.mark.parametrize("how", ["cancel", "deadline"])
+def test_a_call_that_ends_early_stops_decoding_within_one_step(bundled, monkeypatch, abandoned, how):
+    gate = Gate(monkeypatch, 1)
+    with serving(bundled) as address, stub(address) as service:
+        call = service.Attribute(long_request(), timeout=2 if how == "deadline" else 60)
+        first_steps(call)
+        if how == "cancel":
+            call.cancel()
+        with pytest.raises(grpc.RpcError):
+            list(call)
+        assert abandoned.acquire(timeout=60)
+        assert gate.passed == 1
+        gate.allow(1000)
+        other = list(service.Attribute(request(SENTENCE), timeout=60))
+        # One pass was waiting at the gate when the call ended. Had the job gone on, it would have taken turns with the
+        # other request, and made as many passes again.
+        steps = sum(len(response.steps.steps) for response in other)
+        assert gate.passed <= 1 + 1 + steps
+
+
+def test_a_slow_reader_holds_up_nobody_and_loses_nothing(bundled, monkeypatch):
+    monkeypatch.setattr(outbox_module, "CAPACITY", 2048)
+    everything = {"kinds": [CROSS, DECODER_SELF]}
+    with serving(bundled) as address, stub(address) as service:
+        slow = service.Attribute(long_request(**everything), timeout=120)
+        first_steps(slow)
+        for _ in range(3):
+            assert list(service.Attribute(request(SENTENCE), timeout=60))[-1].HasField("finished")
+        rest = [step.index for response in slow for step in response.steps.steps]
+        assert rest == list(range(250 - len(rest), 250))
+
+
+def test_what_waits_is_sent_together_and_in_order(bundled):
+    """A given target's steps exist all at once: they come in few messages."""
+    given = text.Text(text="Meine Großmutter ist mit 82 Jahren immer noch rüstig.")
+    with serving(bundled) as address, stub(address) as service:
+        responses = list(service.Attribute(request(SENTENCE, given=given), timeout=60))
+    indices = [step.index for response in responses for step in response.steps.steps]
+    assert indices == list(range(len(indices)))
+    kinds = [response.WhichOneof("event") for response in responses]
+    assert kinds[0] == "started"
+    assert kinds[-1] == "finished"
+    assert set(kinds[1:-1]) == {"steps"}
+
+
+SENTENCES = [
+    "I don't want to be your friend.",
+    "Where is the nearest train station?",
+    "Tom has been learning French for three years.",
+    SENTENCE,
+]
+
+
+async def test_calls_at_once_are_those_alone(bundled_server):
+    """Many calls side by side, some of them cancelled: each that stays gets what it gets alone."""
+    draw = random.Random(7)
+    kinds = [CROSS, DECODER_SELF, ENCODER_SELF]
+
+    def message(number: int):
+        sampling = text.Sampling(seed=number, temperature=1.5)
+        decoding = text.Decoding(sampling=sampling) if number % 2 else text.Decoding()
+        return request(SENTENCES[number % 4], kinds=kinds, decoding=decoding, scores=[1, 3])
+
+    async with grpc.aio.insecure_channel(bundled_server) as channel:
+        service = services.AttributionServiceStub(channel)
+
+        async def collect(number: int):
+            return [content async for r in service.Attribute(message(number), timeout=120) for content in plain(r)]
+
+        async def give_up(number: int):
+            call = service.Attribute(message(number), timeout=120)
+            async for _ in call:
+                if draw.random() < 0.5:
+                    break
+            call.cancel()
+
+        alone = [await collect(number) for number in range(8)]
+        together = await asyncio.gather(*(give_up(n) if n >= 8 else collect(n) for n in draw.sample(range(16), 16)))
+        assert sorted(map(str, filter(None, together))) == sorted(map(str, alone))
+
+
+def plain(response):
+    """A response's parts without what differs from call to call: ids, and how many steps share a message."""
+    if response.HasField("started"):
+        response.started.request_id = ""
+        return [response.started]
+    if response.HasField("finished"):
+        return [response.finished.text, response.finished.stop_reason]
+    return list(response.steps.steps) or [response.encoder_self]
+
+
+def test_a_full_queue_refuses_with_a_delay(bundled, monkeypatch):
+    gate = Gate(monkeypatch, 1)
+    with serving(bundled, limits=Limits(running=1, waiting=1)) as address, stub(address) as service:
+        first = service.Attribute(request(SENTENCE), timeout=60)
+        first_steps(first)
+        waiting = service.Attribute(request(SENTENCE), timeout=60)
+        refused = [service.Attribute(request(SENTENCE), timeout=60) for _ in range(3)]
+        codes = []
+        for call in refused:
+            with pytest.raises(grpc.RpcError) as raised:
+                list(call)
+            codes.append(raised.value.code())
+        assert set(codes) == {grpc.StatusCode.RESOURCE_EXHAUSTED}
+        gate.allow(1000)
+        assert list(first)[-1].HasField("finished")
+        assert list(waiting)[-1].HasField("finished")
+
+
+def test_a_deadline_counts_in_the_queue_too(bundled, monkeypatch):
+    gate = Gate(monkeypatch, 1)
+    with serving(bundled, limits=Limits(running=1)) as address, stub(address) as service:
+        first = service.Attribute(request(SENTENCE), timeout=60)
+        first_steps(first)
+        with pytest.raises(grpc.RpcError) as raised:
+            list(service.Attribute(request(SENTENCE), timeout=0.5))
+        assert raised.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+        gate.allow(1000)
+        assert list(first)[-1].HasField("finished")
+
+
+def test_stopping_the_server_ends_its_calls(bundled):
+    with serving(bundled) as address, stub(address) as service:
+        call = service.Attribute(long_request(), timeout=60)
+        first_steps(call)
+    with pytest.raises(grpc.RpcError) as raised:
+        list(call)
+    assert raised.value.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
