@@ -38,7 +38,7 @@ lint: $(VENV)/.lint ## Check style, types and the contract
 	$(BIN)/buf lint proto
 	$(BIN)/buf format proto --diff --exit-code
 	@against="$(AGAINST)"; for ref in origin/main main; do \
-	  test -n "$$against" || against=$$(git rev-parse --verify --quiet "$$ref"); done; \
+	  test -n "$$against" || against=$$(git rev-parse --verify --quiet "$$ref" 2>/dev/null); done; \
 	if test -z "$$against"; then echo "buf breaking: skipped, as this clone has no branch main to compare with"; exit; fi; \
 	old=$$(mktemp -d) && trap 'rm -rf "$$old"' EXIT && git archive "$$against" proto | tar -x -C "$$old" && \
 	echo "$(BIN)/buf breaking proto --against $$(git rev-parse --short "$$against")" && \
@@ -88,7 +88,7 @@ $(VENV)/.lint: $(VENV)/.test
 	$(call install,test$(comma)lint,half a minute)
 
 $(VENV)/.bench: pyproject.toml requirements.lock | $(VENV)/.python
-	$(call install,bench,2 to 4 minutes$(comma) more where torch comes with CUDA)
+	$(call install,server$(comma)bench,2 to 4 minutes$(comma) more where torch comes with CUDA)
 
 comma := ,
 define install

@@ -1,4 +1,4 @@
-"""Generates Python and its type stubs from the contract: `python proto/generate.py [OUT]`, into this folder unless told.
+"""Generates Python and its type stubs from the contract: `python proto/generate.py [OUT]`, by default into this folder.
 
 The one place that knows how the code beside the contract is made: `make proto` and the test for staleness both run it.
 protoc's include path is this folder, as it is the import path, so that generated imports need no patching.

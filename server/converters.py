@@ -97,7 +97,14 @@ def started_message(job: Job, loaded: LoadedModel, context: Sequence[Token]) -> 
         capture=capture_message(job.capture),
         layouts=[_layout(kind, job.capture, loaded) for kind in job.capture.kinds],
         scores=[_number(SCORES, name) for name in job.scores],
+        architecture=_architecture(loaded),
     )
+
+
+def _architecture(loaded: LoadedModel) -> model_pb2.Architecture.ValueType:
+    if loaded.is_encoder_decoder:
+        return model_pb2.ARCHITECTURE_ENCODER_DECODER
+    return model_pb2.ARCHITECTURE_DECODER_ONLY
 
 
 def capture_message(plan: CapturePlan) -> attention_pb2.Capture:
@@ -175,13 +182,10 @@ def duration(seconds: float) -> Duration:
 
 def model_message(loaded: LoadedModel, *, default: bool) -> model_pb2.Model:
     """A model, described."""
-    architecture = (
-        model_pb2.ARCHITECTURE_ENCODER_DECODER if loaded.is_encoder_decoder else model_pb2.ARCHITECTURE_DECODER_ONLY
-    )
     return model_pb2.Model(
         name=loaded.name,
         family=loaded.family,
-        architecture=architecture,
+        architecture=_architecture(loaded),
         attentions=[
             model_pb2.ModelAttention(
                 kind=_number(KINDS, kind), layers=loaded.sites.layers(kind), heads=loaded.heads(kind)

@@ -176,12 +176,15 @@ class Started(_message.Message):
     CAPTURE_FIELD_NUMBER: _builtins.int
     LAYOUTS_FIELD_NUMBER: _builtins.int
     SCORES_FIELD_NUMBER: _builtins.int
+    ARCHITECTURE_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """The request's id, or the one that the server made."""
     model: _builtins.str
     """The model's name."""
     source_text: _builtins.str
     """The exact text that the source's offsets count in: as sent, or as decoded or rendered by the server."""
+    architecture: _model_pb2.Architecture.ValueType
+    """Whether the source stands apart, or is the first positions of decoder self-attention."""
     @_builtins.property
     def source(self) -> _containers.RepeatedCompositeFieldContainer[_text_pb2.Token]:
         """The source's tokens, special tokens included: the positions of cross-attention and encoder self-attention. For a
@@ -218,10 +221,11 @@ class Started(_message.Message):
         capture: _attention_pb2.Capture | None = ...,
         layouts: _abc.Iterable[_attention_pb2.AttentionLayout] | None = ...,
         scores: _abc.Iterable[_attention_pb2.Score.ValueType] | None = ...,
+        architecture: _model_pb2.Architecture.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["capture", b"capture"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["capture", b"capture", "layouts", b"layouts", "model", b"model", "prefix", b"prefix", "request_id", b"request_id", "scores", b"scores", "source", b"source", "source_text", b"source_text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "capture", b"capture", "layouts", b"layouts", "model", b"model", "prefix", b"prefix", "request_id", b"request_id", "scores", b"scores", "source", b"source", "source_text", b"source_text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

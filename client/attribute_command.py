@@ -1,0 +1,259 @@
+"""`sidelight attribute`: a text, or a file of them, from the command line to the screen and into files."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import dataclasses
+import sys
+import time
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import get_args
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from .client import DEFAULT_ADDRESS, AsyncClient, Client, Options
+from .errors import SidelightError, invalid
+from .heatmap import Heatmap
+from .options import Capture, Decoding, Kind, Reduction, Row, Sampling, Score
+from .results import Attribution, Token
+from .saving import check_path, save
+
+# Requests of a file that are under way at once: enough to keep a server busy while answers travel.
+_AT_ONCE = 8
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `sidelight attribute`."""
+    parser.add_argument("text", nargs="?", metavar="TEXT", help="the text to translate or to continue")
+    parser.add_argument("--file", metavar="FILE", help="one text a line instead; of a .tsv the first column; -: stdin")
+    parser.add_argument("--address", default=DEFAULT_ADDRESS, metavar="HOST:PORT", help="the server")
+    parser.add_argument("--model", default="", metavar="NAME", help="a loaded model; the default one without it")
+    parser.add_argument("--target", metavar="TEXT", help="attribute this target instead of writing one")
+    parser.add_argument("--prefix", metavar="TEXT", help="what the target starts with")
+    parser.add_argument("--source-language", default="", metavar="CODE", help="for models that need one")
+    parser.add_argument("--target-language", default="", metavar="CODE", help="for models that need one")
+    parser.add_argument("--timeout", type=float, metavar="SECONDS", help="the most that one text may take")
+
+    capture = parser.add_argument_group("what to capture")
+    capture.add_argument("--kinds", type=_kinds, metavar="KINDS", help=f"of {', '.join(get_args(Kind))}, with commas")
+    capture.add_argument("--layers", type=_numbers, metavar="LAYERS", help="such as 0,2-4; all without it")
+    capture.add_argument("--heads", type=_pairs, metavar="L.H,...", help="single heads, such as 2.3,2.0")
+    capture.add_argument("--reduce", choices=get_args(Reduction), help="make one of the heads, then of the layers")
+    capture.add_argument("--reduce-heads", choices=get_args(Reduction), help="make one of the heads only")
+    capture.add_argument("--reduce-layers", choices=get_args(Reduction), help="then make one of the layers")
+    capture.add_argument("--row", choices=get_args(Row), default="predicting", help="the query that predicts or reads")
+    scores = ", ".join(get_args(Score))
+    capture.add_argument("--scores", type=_scores, default=(), metavar="SCORES", help=f"of {scores}, with commas")
+
+    decoding = parser.add_argument_group("how to decode")
+    decoding.add_argument("--max-new-tokens", type=int, metavar="N", help="the most tokens to write")
+    decoding.add_argument("--sample", action="store_true", help="draw tokens instead of taking the likeliest")
+    decoding.add_argument("--temperature", type=float, metavar="T", help="with --sample")
+    decoding.add_argument("--top-k", type=int, metavar="K", help="with --sample")
+    decoding.add_argument("--top-p", type=float, metavar="P", help="with --sample")
+    decoding.add_argument("--seed", type=int, metavar="N", help="with --sample")
+
+    output = parser.add_argument_group("output")
+    output.add_argument("--save", metavar="PATH", help=".json for Inseq, .npz for NumPy, .html to look at")
+    output.add_argument("--no-color", action="store_true", help="shades instead of colours")
+    output.add_argument("--quiet", action="store_true", help="the text alone")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Does what the arguments say. Returns the exit status. Raises SidelightError."""
+    if (args.text is None) == (args.file is None):
+        print("sidelight attribute: give either TEXT or --file FILE", file=sys.stderr)
+        return 2
+    try:
+        if args.save:
+            check_path(args.save)
+        options = _options(args)
+        if args.file is not None:
+            return asyncio.run(_file(args, options, _lines(args.file)))
+        return _text(args, options)
+    except (OSError, ValueError) as error:
+        print(f"sidelight: {error}", file=sys.stderr)
+        return 1
+
+
+# ---- options --------------------------------------------------------------------------------------------------------
+
+
+def _options(args: argparse.Namespace) -> Options:
+    over_heads = args.reduce_heads or args.reduce
+    # A list of heads is one axis: reducing it leaves no layers.
+    over_layers = args.reduce_layers or (None if args.heads or args.reduce_heads else args.reduce)
+    strategy = None
+    drawing = {"temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p, "seed": args.seed}
+    if args.sample:
+        strategy = Sampling(**drawing)
+    elif any(value is not None for value in drawing.values()):
+        raise invalid("sample", "--temperature, --top-k, --top-p and --seed need --sample")
+    decoding = Decoding(strategy, args.max_new_tokens)
+    if args.target is not None and decoding != Decoding():
+        raise invalid("target", "a given target is not decoded: --target goes without decoding options")
+    options: Options = {
+        "model": args.model,
+        "source_language": args.source_language,
+        "target_language": args.target_language,
+        "capture": Capture(
+            kinds=args.kinds or (),
+            layers=args.layers,
+            heads=args.heads,
+            over_heads=over_heads,
+            over_layers=over_layers,
+            row=args.row,
+        ),
+        "scores": args.scores,
+        "timeout": args.timeout,
+    }
+    if args.target is None:
+        options["decoding"] = decoding
+    else:
+        options["target"] = args.target
+    if args.prefix is not None:
+        options["prefix"] = args.prefix
+    return options
+
+
+def _with_all_kinds(options: Options, kinds: Sequence[Kind]) -> None:
+    """A file holds all that the model has, where nothing else was asked."""
+    capture = options.get("capture") or Capture()
+    if not capture.kinds:
+        options["capture"] = dataclasses.replace(capture, kinds=tuple(kinds))
+
+
+def _numbers(text: str) -> list[int]:
+    """Numbers and ranges: "0,2-4" is 0, 2, 3, 4."""
+    numbers: list[int] = []
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        numbers += range(int(first), int(last or first) + 1)
+    return numbers
+
+
+def _pairs(text: str) -> list[tuple[int, int]]:
+    pairs = [part.split(".") for part in text.split(",")]
+    return [(int(layer), int(head)) for layer, head in pairs]
+
+
+def _kinds(text: str) -> list[str]:
+    return _words(text, get_args(Kind))
+
+
+def _scores(text: str) -> list[str]:
+    return _words(text, get_args(Score))
+
+
+def _words(text: str, known: Sequence[str]) -> list[str]:
+    words = text.split(",")
+    for word in words:
+        if word not in known:
+            raise argparse.ArgumentTypeError(f"{word!r} is none of {', '.join(known)}")
+    return words
+
+
+# ---- one text -------------------------------------------------------------------------------------------------------
+
+
+def _text(args: argparse.Namespace, options: Options) -> int:
+    with Client(args.address) as client:
+        if args.save:
+            _with_all_kinds(options, list(client.get_model(args.model, timeout=30).attentions))
+        console = Console(no_color=True if args.no_color else None, highlight=False)
+        attribution = show(client, args.text, options, console, quiet=args.quiet)
+    if args.save:
+        save(attribution, args.save)
+        print(f"saved {args.save}", file=sys.stderr)
+    return 0
+
+
+def show(client: Client, text: str, options: Options, console: Console, *, quiet: bool = False) -> Attribution:
+    """Attributes a text and prints its steps as they arrive, then the whole target. Raises SidelightError."""
+    with client.attribute(text, **options) as stream:
+        if not quiet:
+            started = stream.started
+            context = (*(() if started.is_encoder_decoder else started.source), *started.prefix)
+            heatmap = Heatmap(console, started)
+            heatmap.header()
+            steps: list[Token] = []
+            for step in stream:
+                heatmap.step(step, (*context, *steps, step.token))
+                steps.append(step.token)
+        attribution = stream.result()
+    console.print(attribution.text, style="bold", soft_wrap=True)
+    return attribution
+
+
+# ---- a file ---------------------------------------------------------------------------------------------------------
+
+
+def _lines(name: str) -> list[str]:
+    lines = (sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")).splitlines()
+    if name.endswith(".tsv"):
+        lines = [line.partition("\t")[0] for line in lines]
+    return lines
+
+
+async def _file(args: argparse.Namespace, options: Options, lines: Sequence[str]) -> int:
+    """Attributes all lines, several at once; prints the targets in order."""
+    kept: list[Attribution] = []
+    began = time.monotonic()
+    tokens = done = 0
+    async with AsyncClient(args.address) as client:
+        if args.save:
+            _with_all_kinds(options, list((await client.get_model(args.model, timeout=30)).attentions))
+        with _progress(quiet=args.quiet) as progress:
+            task = progress.add_task("", total=len(lines))
+            async for attribution in _in_order(client, lines, options):
+                done += 1
+                progress.advance(task)
+                if attribution is None:  # an empty line stays one
+                    print()
+                    continue
+                tokens += len(attribution.steps)
+                print(attribution.text.replace("\n", " "), flush=True)
+                if args.save:
+                    kept.append(attribution)
+    seconds = time.monotonic() - began
+    if not args.quiet:
+        rate = tokens / seconds if seconds else 0.0
+        print(f"{done} texts, {tokens} tokens in {seconds:.1f} s: {rate:.0f} tokens/s", file=sys.stderr)
+    if args.save:
+        save(kept, args.save)
+        print(f"saved {args.save}", file=sys.stderr)
+    return 0
+
+
+async def _in_order(client: AsyncClient, lines: Sequence[str], options: Options) -> AsyncIterator[Attribution | None]:
+    """The lines' attributions in the lines' order, with several requests under way; None for an empty line."""
+    slots = asyncio.Semaphore(_AT_ONCE)
+
+    async def attribute(number: int, line: str) -> Attribution | None:
+        if not line.strip():
+            return None
+        async with slots:
+            try:
+                return await client.attribute(line, **options).result()
+            except SidelightError as error:
+                error.message = f"line {number}: {error.message}"
+                raise
+
+    tasks = [asyncio.create_task(attribute(number, line)) for number, line in enumerate(lines, 1)]
+    try:
+        for task in tasks:
+            yield await task
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _progress(*, quiet: bool) -> Progress:
+    """A bar on stderr, where there is someone to see it: stdout is for the texts."""
+    console = Console(stderr=True)
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("texts"), TimeRemainingColumn())
+    return Progress(*columns, console=console, disable=quiet or not console.is_terminal, transient=True)

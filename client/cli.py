@@ -1,0 +1,79 @@
+"""The command line: which commands there are. What each does is in a module of its own."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import sys
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from . import attribute_command, demo_command
+from .client import DEFAULT_ADDRESS, Client
+from .errors import SidelightError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command. Returns the exit status: 0 for success, 1 for a failure, 2 for a wrong command line."""
+    args = _parser().parse_args(argv)
+    try:
+        return args.run(args)
+    except SidelightError as error:
+        print(f"sidelight: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("sidelight: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # whoever read our output has had enough
+        sys.stderr.close()
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="sidelight", description="Streams, token by token, where a sequence model looks while it writes."
+    )
+    parser.add_argument("--version", action="version", version=f"sidelight {importlib.metadata.version('sidelight')}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    demo = commands.add_parser("demo", help="start a server on the bundled model and show what it does")
+    demo_command.add_arguments(demo)
+    demo.set_defaults(run=demo_command.run)
+
+    attribute = commands.add_parser("attribute", help="send a text, or a file of them, and show the attention")
+    attribute_command.add_arguments(attribute)
+    attribute.set_defaults(run=attribute_command.run)
+
+    models = commands.add_parser("models", help="list what a server has loaded")
+    models.add_argument("--address", default=DEFAULT_ADDRESS, metavar="HOST:PORT", help="the server")
+    models.set_defaults(run=_models)
+
+    _add_serve(commands)
+    return parser
+
+
+def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:  # pyright: ignore[reportPrivateUsage]
+    # The server's own module says what it takes; it comes in without torch, which is needed only to run it.
+    from ..server import command
+
+    def run(args: argparse.Namespace) -> int:
+        try:
+            return command.run(args)
+        except ModuleNotFoundError as error:
+            message = f"{error.name} is missing; install it with: pip install 'sidelight[server]'"
+            print(f"sidelight: {message}", file=sys.stderr)
+            return 1
+
+    serve = commands.add_parser("serve", help="load a model and serve it")
+    command.add_arguments(serve)
+    serve.set_defaults(run=run)
+
+
+def _models(args: argparse.Namespace) -> int:
+    console = Console()
+    with Client(args.address) as client:
+        for model in client.list_models(timeout=30):
+            kinds = ", ".join(f"{kind} {size.layers}x{size.heads}" for kind, size in model.attentions.items())
+            console.print(f"{model.name}  {model.family}, {model.dtype} on {model.device}; {kinds}", highlight=False)
+    return 0

@@ -1,0 +1,217 @@
+"""Between the client's own types and protobuf: the one module that knows how they look on the wire."""
+
+# NumPy's stubs leave some members partly unknown.
+# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from sidelight.v1 import attention_pb2, model_pb2, text_pb2
+from sidelight.v1 import attribution_service_pb2 as service_pb
+
+from .options import Capture, Decoding, Kind, Row, Sampling, Score, Source
+from .results import Layout, Model, ModelAttention, Numbers, Started, Step, StopReason, Token, Usage
+
+Word = TypeVar("Word", bound=str)
+
+
+def _words(enum: Any, prefix: str) -> dict[Any, Any]:
+    """The words for an enum's numbers: ATTENTION_KIND_CROSS is "cross". The unspecified one has none."""
+    names: Mapping[str, int] = dict(enum.items())
+    return {number: name.removeprefix(prefix).lower() for name, number in names.items() if number}
+
+
+_KINDS: dict[int, Kind] = _words(attention_pb2.AttentionKind, "ATTENTION_KIND_")
+_REDUCTIONS: dict[int, str] = _words(attention_pb2.Reduction, "REDUCTION_")
+_ROWS: dict[int, Row] = _words(attention_pb2.Row, "ROW_")
+_ENCODINGS: dict[int, str] = _words(attention_pb2.Encoding, "ENCODING_")
+_SCORES: dict[int, Score] = _words(attention_pb2.Score, "SCORE_")
+_AXES: dict[int, Any] = _words(attention_pb2.Axis, "AXIS_")
+_STOP_REASONS: dict[int, StopReason] = _words(text_pb2.StopReason, "STOP_REASON_")
+
+_DTYPES = {
+    attention_pb2.ENCODING_FLOAT32: np.dtype("<f4"),
+    attention_pb2.ENCODING_FLOAT16: np.dtype("<f2"),
+    attention_pb2.ENCODING_UINT8: np.dtype("u1"),
+}
+
+
+def _number(words: Mapping[int, str], word: str | None, field: str) -> Any:
+    """The number of a word; 0, which is unspecified, for None."""
+    if word is None:
+        return 0
+    for number, known in words.items():
+        if known == word:
+            return number
+    raise ValueError(f"{field}: {word!r} is none of {', '.join(words.values())}")
+
+
+# ---- what is asked --------------------------------------------------------------------------------------------------
+
+
+def text_message(text: Source) -> text_pb2.Text:
+    """A text, ids or a chat as the contract's Text."""
+    if isinstance(text, str):
+        return text_pb2.Text(text=text)
+    items = list(text)
+    if all(isinstance(item, Mapping) for item in items) and items:
+        turns = cast("list[dict[str, str]]", items)
+        messages = [text_pb2.ChatMessage(role=turn["role"], content=turn["content"]) for turn in turns]
+        return text_pb2.Text(chat=text_pb2.Chat(messages=messages))
+    return text_pb2.Text(token_ids=text_pb2.TokenIds(ids=cast("list[int]", items)))
+
+
+def capture_message(capture: Capture) -> attention_pb2.Capture:
+    """A capture as the contract's Capture. Raises ValueError for a word that the contract does not have."""
+    message = attention_pb2.Capture(
+        kinds=[_number(_KINDS, kind, "kinds") for kind in capture.kinds],
+        over_heads=_number(_REDUCTIONS, capture.over_heads, "over_heads"),
+        over_layers=_number(_REDUCTIONS, capture.over_layers, "over_layers"),
+        none=capture.none,
+    )
+    if capture.row != "predicting":
+        message.row = _number(_ROWS, capture.row, "row")
+    if capture.encoding != "float32":
+        message.encoding = _number(_ENCODINGS, capture.encoding, "encoding")
+    if capture.heads is not None and capture.layers is not None:
+        raise ValueError("heads: either single heads or whole layers, not both")
+    if capture.heads is not None:
+        pairs = [attention_pb2.Head(layer=layer, head=head) for layer, head in capture.heads]
+        message.heads.list.CopyFrom(attention_pb2.HeadList(heads=pairs))
+    if capture.layers is not None:
+        message.heads.layers.CopyFrom(attention_pb2.LayerList(layers=capture.layers))
+    if capture.steps is not None:
+        message.steps.CopyFrom(attention_pb2.StepSpan(begin=capture.steps[0], end=capture.steps[1]))
+    return message
+
+
+def decoding_message(decoding: Decoding) -> text_pb2.Decoding:
+    """A way of decoding as the contract's Decoding."""
+    message = text_pb2.Decoding(
+        max_new_tokens=decoding.max_new_tokens,
+        min_new_tokens=decoding.min_new_tokens,
+        stop=decoding.stop,
+        ignore_eos=decoding.ignore_eos,
+        repetition_penalty=decoding.repetition_penalty,
+        no_repeat_ngram_size=decoding.no_repeat_ngram_size,
+    )
+    if isinstance(decoding.strategy, Sampling):
+        drawn = decoding.strategy
+        message.sampling.CopyFrom(
+            text_pb2.Sampling(temperature=drawn.temperature, top_k=drawn.top_k, top_p=drawn.top_p, seed=drawn.seed)
+        )
+    elif decoding.strategy is not None:
+        message.greedy.CopyFrom(text_pb2.Greedy())
+    return message
+
+
+def score_numbers(scores: Sequence[Score]) -> list[attention_pb2.Score.ValueType]:
+    """Scores as the contract's numbers."""
+    return [_number(_SCORES, score, "scores") for score in scores]
+
+
+# ---- what comes back ------------------------------------------------------------------------------------------------
+
+
+def numbers(message: attention_pb2.Attention, positions: int | None = None) -> Numbers:
+    """An Attention as an array of its shape; all positions are filled in where only the greatest were sent.
+
+    Args:
+        message: What came.
+        positions: How many positions there are in all; needed where `top_k` left some out, which are then 0.
+    """
+    raw: NDArray[Any] = np.frombuffer(message.values, _DTYPES[message.encoding]).reshape(message.shape)
+    values: Numbers = raw.astype(raw.dtype.newbyteorder("="), copy=False)
+    if message.encoding == attention_pb2.ENCODING_UINT8:
+        # One scale for each row: for each index of the axes behind the positions.
+        scales = np.frombuffer(message.scales, "<f4").astype(np.float32).reshape(message.shape[1:])
+        values = values.astype(np.float32) * scales
+    if message.positions:
+        kept: NDArray[np.int64] = np.frombuffer(message.positions, "<u4").reshape(message.shape).astype(np.int64)
+        whole = np.zeros((positions if positions is not None else int(kept.max()) + 1, *values.shape[1:]), values.dtype)
+        np.put_along_axis(whole, kept, values, axis=0)
+        return whole
+    return values
+
+
+def token(message: text_pb2.Token) -> Token:
+    """A Token."""
+    return Token(message.id, message.piece, message.begin, message.end, message.special, message.text)
+
+
+def started(message: service_pb.Started) -> Started:
+    """A stream's header."""
+    layouts = [_layout(layout) for layout in message.layouts]
+    return Started(
+        request_id=message.request_id,
+        model=message.model,
+        source_text=message.source_text,
+        source=tuple(token(t) for t in message.source),
+        prefix=tuple(token(t) for t in message.prefix),
+        layouts={layout.kind: layout for layout in layouts},
+        scores=tuple(_SCORES[score] for score in message.scores),
+        row=_ROWS.get(message.capture.row, "predicting"),
+        is_encoder_decoder=message.architecture == model_pb2.ARCHITECTURE_ENCODER_DECODER,
+    )
+
+
+def _layout(message: attention_pb2.AttentionLayout) -> Layout:
+    return Layout(
+        kind=_KINDS[message.kind],
+        axes=tuple(_AXES[axis] for axis in message.axes),
+        layers=tuple(message.layers),
+        head_count=message.head_count,
+        pairs=tuple((pair.layer, pair.head) for pair in message.pairs),
+    )
+
+
+def step(message: service_pb.Step, header: Started) -> Step:
+    """A step, with the header's names for its scores."""
+    seen = header.first_position + message.index + (header.row == "reading")
+    return Step(
+        index=message.index,
+        token=token(message.token),
+        text=message.text,
+        cross=numbers(message.cross, len(header.source)) if message.HasField("cross") else None,
+        decoder_self=numbers(message.decoder_self, seen) if message.HasField("decoder_self") else None,
+        scores=dict(zip(header.scores, message.scores, strict=True)),
+    )
+
+
+def stop_reason(message: service_pb.Finished) -> StopReason:
+    """Why a target ends."""
+    return _STOP_REASONS[message.stop_reason]
+
+
+def usage(message: service_pb.Usage) -> Usage:
+    """What a request cost."""
+    return Usage(
+        source_tokens=message.source_tokens,
+        target_tokens=message.target_tokens,
+        attention_bytes=message.attention_bytes,
+        queue_time=message.queue_time.ToTimedelta().total_seconds(),
+        time_to_first_step=message.time_to_first_step.ToTimedelta().total_seconds(),
+        total_time=message.total_time.ToTimedelta().total_seconds(),
+        seed=message.seed if message.HasField("seed") else None,
+    )
+
+
+def model(message: model_pb2.Model) -> Model:
+    """A model, described."""
+    return Model(
+        name=message.name,
+        family=message.family,
+        is_encoder_decoder=message.architecture == model_pb2.ARCHITECTURE_ENCODER_DECODER,
+        attentions={_KINDS[size.kind]: ModelAttention(size.layers, size.heads) for size in message.attentions},
+        max_source_tokens=message.max_source_tokens,
+        max_target_tokens=message.max_target_tokens,
+        languages=tuple(message.languages),
+        dtype=message.dtype,
+        device=message.device,
+        default=message.default,
+        vocabulary_size=message.vocabulary_size,
+    )

@@ -1,0 +1,86 @@
+"""`sidelight demo`: a server on the bundled model, a few translations with their attention, and the end.
+
+It meets the server as any client does: over a socket.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+
+from .attribute_command import show
+from .client import Client, Options
+from .options import Capture
+
+_SENTENCES = (
+    "I don't want to be your friend.",
+    "Where did you buy that old book?",
+    "My sister is learning German this year.",
+)
+
+_READY = re.compile(r"^sidelight: serving (\S+) at (\S+)$")
+
+
+class ServerError(Exception):
+    """The server did not come up. The message is for people."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `sidelight demo`."""
+    parser.add_argument("texts", nargs="*", metavar="TEXT", help="English sentences of your own")
+    parser.add_argument("--no-color", action="store_true", help="shades instead of colours")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the demonstration. Returns the exit status. Raises SidelightError."""
+    console = Console(no_color=True if args.no_color else None, highlight=False)
+    # The last layer's heads look at the word that is about to be translated.
+    options: Options = {"capture": Capture(layers=[2], over_heads="mean"), "timeout": 120}
+    console.print("Starting a server on the bundled English-German model ...", style="dim")
+    try:
+        with bundled_server() as (name, address), Client(address) as client:
+            what = "cross-attention of the last layer, mean of its heads"
+            console.print(f"{name} at {address}: {what}\n", style="dim")
+            for text in args.texts or _SENTENCES:
+                console.print(text, style="bold")
+                attribution = show(client, text, options, console)
+                first = attribution.usage.time_to_first_step * 1000
+                total = attribution.usage.total_time * 1000
+                console.print(f"first step after {first:.0f} ms, all after {total:.0f} ms\n", style="dim")
+    except ServerError as error:
+        print(f"sidelight: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+@contextmanager
+def bundled_server() -> Generator[tuple[str, str], None, None]:
+    """A server on the bundled model and a free port; gives the model's name and the address. Raises ServerError."""
+    beside = Path(sys.executable).with_name("sidelight")
+    command = str(beside) if beside.exists() else shutil.which("sidelight")
+    if command is None:
+        raise ServerError("the sidelight command is not installed beside this Python")
+    process = subprocess.Popen(
+        [command, "serve", "--address", "127.0.0.1:0"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if ready := _READY.match(line):
+                yield ready[1], ready[2]
+                return
+        # The output has ended without the line: the server says on stderr why.
+        assert process.stderr is not None
+        last = process.stderr.read().strip().splitlines()[-1:] or ["the server ended at once"]
+        raise ServerError(last[0].removeprefix("sidelight: "))
+    finally:
+        process.terminate()
+        process.communicate()

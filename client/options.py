@@ -1,0 +1,74 @@
+"""What can be asked: captures and ways of decoding, in the contract's words.
+
+Plain data, checked by the server, not here: its answer names the field.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["cross", "decoder_self", "encoder_self"]
+Reduction = Literal["mean", "max", "min", "sum", "prod", "absmax", "l2"]
+Row = Literal["predicting", "reading"]
+Encoding = Literal["float32", "float16"]
+Score = Literal["probability", "logit", "entropy", "cross_entropy", "perplexity", "top_p_size"]
+
+Source = str | Sequence[int] | Sequence[dict[str, str]]
+"""A text, token ids, or the messages of a chat as dictionaries with "role" and "content"."""
+
+
+@dataclass(frozen=True)
+class Capture:
+    """What to keep of the attention. Unset fields mean what the contract says they mean.
+
+    Attributes:
+        kinds: Empty for the model's main kind.
+        layers: All heads of these layers; None for all layers.
+        heads: Single (layer, head) pairs instead of layers.
+        over_heads: How heads become one; None keeps them apart.
+        over_layers: How layers then become one; needs `over_heads`.
+        row: The query that predicts a token, or the one that reads it.
+        encoding: The numbers' type on the wire.
+        none: Keep nothing: tokens and scores alone.
+        steps: Only the steps from the first to before the second carry attention.
+    """
+
+    kinds: Sequence[Kind] = ()
+    layers: Sequence[int] | None = None
+    heads: Sequence[tuple[int, int]] | None = None
+    over_heads: Reduction | None = None
+    over_layers: Reduction | None = None
+    row: Row = "predicting"
+    encoding: Encoding = "float32"
+    none: bool = False
+    steps: tuple[int, int | None] | None = None
+
+
+@dataclass(frozen=True)
+class Greedy:
+    """The likeliest token at every step."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """A token drawn at every step. None: as the model's generation config says; `seed` None: a random one."""
+
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    seed: int | None = None
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How the server writes a target. None: as the model's generation config says."""
+
+    strategy: Greedy | Sampling | None = None
+    max_new_tokens: int | None = None
+    min_new_tokens: int | None = None
+    stop: Sequence[str] = ()
+    ignore_eos: bool = False
+    repetition_penalty: float | None = None
+    no_repeat_ngram_size: int | None = None

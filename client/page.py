@@ -1,0 +1,81 @@
+"""A page to look at attributions with: one file, no network.
+
+The template is `page.html`; what is looked at is put in as JSON, with arrays as float16 in base64.
+"""
+
+# NumPy's stubs leave some members partly unknown.
+# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false
+
+from __future__ import annotations
+
+import base64
+import importlib.resources
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from .options import Kind
+from .results import Attribution, Numbers, Token
+
+_PLACE = "/*ATTRIBUTIONS*/"
+
+_TITLES: dict[Kind, str] = {
+    "cross": "Cross-attention",
+    "decoder_self": "Decoder self-attention",
+    "encoder_self": "Encoder self-attention",
+}
+
+
+def page(attributions: Sequence[Attribution]) -> bytes:
+    """The page as UTF-8 HTML."""
+    template = importlib.resources.files("sidelight.client").joinpath("page.html").read_text(encoding="utf-8")
+    data = json.dumps([_sentence(attribution) for attribution in attributions], ensure_ascii=False)
+    # Inside a script element only these can end it or open a comment; as escapes they mean the same to JSON.
+    data = data.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+    data = data.replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+    return template.replace(_PLACE, data).encode()
+
+
+def _sentence(attribution: Attribution) -> dict[str, Any]:
+    views: list[dict[str, Any]] = []
+    source, steps = attribution.source, attribution.steps
+    if attribution.cross is not None:
+        views.append(_view(attribution, "cross", attribution.cross, source, steps))
+    if attribution.decoder_self is not None:
+        positions = attribution.decoder_positions
+        views.append(_view(attribution, "decoder_self", attribution.decoder_self, positions, steps))
+    if attribution.encoder_self is not None:
+        views.append(_view(attribution, "encoder_self", attribution.encoder_self.swapaxes(0, 1), source, source))
+    return {
+        "source": attribution.started.source_text,
+        "target": attribution.text,
+        "model": attribution.started.model,
+        "row": attribution.started.row,
+        "views": views,
+        "scores": {name: [float(value) for value in values] for name, values in attribution.scores.items()},
+    }
+
+
+def _view(
+    attribution: Attribution, kind: Kind, numbers: Numbers, columns: Sequence[Token], rows: Sequence[Token]
+) -> dict[str, Any]:
+    """One kind's numbers `[columns, rows, ...]` and what stands along each side."""
+    layout = attribution.started.layouts[kind]
+    return {
+        "kind": kind,
+        "title": _TITLES[kind],
+        "columns": [_label(token) for token in columns],
+        "rows": [_label(token) for token in rows],
+        "axes": layout.axes,
+        "layers": layout.layers,
+        "heads": layout.head_count,
+        "pairs": layout.pairs,
+        "shape": numbers.shape,
+        "data": base64.b64encode(np.ascontiguousarray(numbers, "<f2").tobytes()).decode("ascii"),
+    }
+
+
+def _label(token: Token) -> dict[str, Any]:
+    return {"text": token.label, "special": token.special}
