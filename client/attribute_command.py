@@ -74,7 +74,10 @@ def run(args: argparse.Namespace) -> int:
         if args.file is not None:
             return asyncio.run(_file(args, options, _lines(args.file)))
         return _text(args, options)
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        print(f"sidelight: {args.save or args.file}: {error.strerror}", file=sys.stderr)
+        return 1
+    except ValueError as error:
         print(f"sidelight: {error}", file=sys.stderr)
         return 1
 

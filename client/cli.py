@@ -11,7 +11,7 @@ from rich.console import Console
 
 from . import attribute_command, demo_command
 from .client import DEFAULT_ADDRESS, Client
-from .errors import SidelightError
+from .errors import SidelightError, UnavailableError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -19,6 +19,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     try:
         return args.run(args)
+    except UnavailableError as error:
+        print(f"sidelight: no server answers at {args.address}: {error}", file=sys.stderr)
+        return 1
     except SidelightError as error:
         print(f"sidelight: {error}", file=sys.stderr)
         return 1

@@ -1,9 +1,11 @@
 """From attention probabilities as models make them to attention as messages carry it.
 
-The public function: it checks what it is given and picks the Triton kernel or the torch reference by device.
+The public function: it checks what it is given and picks the Triton kernel or the torch reference by device. Knows
+neither models nor messages.
 """
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Literal
 
 import torch
@@ -14,6 +16,7 @@ from .reductions import REDUCTIONS, Reduction
 
 _INPUTS = (torch.float32, torch.float16, torch.bfloat16)
 _OUTPUTS = (torch.float32, torch.float16)
+_HAS_TRITON = find_spec("triton") is not None  # not on macOS, nor with every build of torch for aarch64
 
 
 def layout(
@@ -32,20 +35,24 @@ def layout(
         over_heads: How the heads of a layer become one.
         over_layers: How the layers then become one. Needs `over_heads`.
         out_dtype: float32 or float16. Reductions accumulate in float32 and are rounded once, at the end.
-        impl: Forces an implementation; by default Triton on a GPU, the reference elsewhere.
+        impl: Forces an implementation. By default Triton for tensors on a GPU, CUDA's or ROCm's, where it is installed;
+            the reference elsewhere.
 
     Returns:
         A contiguous tensor `[B, Q, K, L, H]`; with heads reduced `[B, Q, K, L]`; with both `[B, Q, K]`.
 
     Raises:
-        ValueError: What is given does not fit together.
+        ValueError: What is given does not fit together; the message begins with the argument's name.
+        ModuleNotFoundError: Triton was forced and is not installed.
     """
     _check(layers, over_heads, over_layers, out_dtype)
     if impl is None:
-        impl = "triton" if layers[0].is_cuda else "reference"
+        impl = "triton" if _HAS_TRITON and layers[0].is_cuda else "reference"
     if impl == "reference":
         return layout_reference(layers, over_heads, over_layers, out_dtype)
-    from .layout_triton import layout_triton  # triton is not installed everywhere, and is slow to import
+    if impl != "triton":
+        raise ValueError(f"impl: must be triton or reference, not {impl!r}")
+    from .layout_triton import layout_triton  # slow to import: only where it is wanted
 
     return layout_triton(layers, over_heads, over_layers, out_dtype)
 
@@ -54,17 +61,20 @@ def _check(layers: Sequence[Tensor], over_heads: str | None, over_layers: str | 
     if not layers:
         raise ValueError("layers: at least one is needed")
     first = layers[0]
-    if first.ndim != 4 or not all(first.shape):
-        raise ValueError(f"layers: shape must be [B, H, Q, K] with nothing empty, not {list(first.shape)}")
-    for layer in layers:
-        if layer.shape != first.shape or layer.dtype != first.dtype or layer.device != first.device:
+    shape, dtype, device = first.shape, first.dtype, first.device
+    if len(shape) != 4 or 0 in shape:
+        raise ValueError(f"layers: shape must be [B, H, Q, K] with nothing empty, not {list(shape)}")
+    for layer in layers[1:]:
+        if layer.shape != shape or layer.dtype != dtype or layer.device != device:
             raise ValueError("layers: all must have one shape, dtype and device")
-    if first.dtype not in _INPUTS:
-        raise ValueError(f"layers: dtype must be float32, float16 or bfloat16, not {first.dtype}")
+    if dtype not in _INPUTS:
+        raise ValueError(f"layers: dtype must be float32, float16 or bfloat16, not {dtype}")
     if out_dtype not in _OUTPUTS:
         raise ValueError(f"out_dtype: must be float32 or float16, not {out_dtype}")
-    for name, reduction in (("over_heads", over_heads), ("over_layers", over_layers)):
-        if reduction is not None and reduction not in REDUCTIONS:
-            raise ValueError(f"{name}: must be one of {', '.join(REDUCTIONS)}, not {reduction!r}")
-    if over_layers is not None and over_heads is None:
-        raise ValueError("over_layers: needs over_heads, since heads are reduced before layers")
+    if over_heads is not None and over_heads not in REDUCTIONS:
+        raise ValueError(f"over_heads: must be one of {', '.join(REDUCTIONS)}, not {over_heads!r}")
+    if over_layers is not None:
+        if over_layers not in REDUCTIONS:
+            raise ValueError(f"over_layers: must be one of {', '.join(REDUCTIONS)}, not {over_layers!r}")
+        if over_heads is None:
+            raise ValueError("over_layers: needs over_heads, since heads are reduced before layers")

@@ -1,7 +1,10 @@
 """`layout` in plain torch: the definition of right, and what runs on a CPU.
 
-Written for few operations as well, since a decoding step on a CPU runs it on a few hundred numbers: one stack of
-permuted views is one pass over the input.
+Knows torch and nothing of Triton. Its shapes are `[B, H, Q, K]` for a layer, `[B, L, Q, K]` once heads are reduced.
+
+A decoding step on a CPU runs it on a few hundred numbers, where each torch operation costs more than its arithmetic:
+few operations, then. A prompt runs it on many millions, where copies cost: no stack of whole layers, then, and halves
+are widened inside the reductions rather than before them.
 """
 
 from collections.abc import Sequence
@@ -11,33 +14,39 @@ from torch import Tensor
 
 from .reductions import Reduction
 
+_FEW = 4096  # numbers in a layer, below which one reduction of the stacked layers beats a reduction for each
+
 
 def layout_reference(
     layers: Sequence[Tensor], over_heads: Reduction | None, over_layers: Reduction | None, out_dtype: torch.dtype
 ) -> Tensor:
-    """As `layout` has it."""
+    """As `layout` has it, on what `layout` has checked."""
     if over_heads is None:
-        return torch.stack([layer.permute(0, 2, 3, 1) for layer in layers], dim=3).to(out_dtype)
-    reduced = torch.stack([reduce(layer, over_heads, dim=1) for layer in layers], dim=3)
-    if over_layers is not None:
-        reduced = reduce(reduced, over_layers, dim=3)
-    return reduced.to(out_dtype).contiguous()
+        # Stacked in the dtype they have: as many bytes as they are, and widened, if at all, in one more pass.
+        laid_out = torch.stack([layer.permute(0, 2, 3, 1) for layer in layers], 3)
+    else:
+        if layers[0].numel() < _FEW:
+            reduced = reduce(torch.stack(tuple(layers), 1), over_heads, 2)
+        else:
+            reduced = torch.stack([reduce(layer, over_heads, 1) for layer in layers], 1)
+        laid_out = reduced.permute(0, 2, 3, 1) if over_layers is None else reduce(reduced, over_layers, 1)
+    # torch lets results keep the order that strided inputs had: contiguous is no matter of course.
+    return laid_out.to(out_dtype).contiguous()
 
 
 def reduce(numbers: Tensor, reduction: Reduction, dim: int) -> Tensor:
-    """Reduces one axis, in float32."""
-    numbers = numbers.float()
+    """Reduces one axis; float32 comes out, and is what accumulates, whatever goes in."""
     if reduction == "mean":
-        return numbers.mean(dim)
-    if reduction == "max":
-        return numbers.amax(dim)
-    if reduction == "min":
-        return numbers.amin(dim)
+        return numbers.mean(dim, dtype=torch.float32)
     if reduction == "sum":
-        return numbers.sum(dim)
+        return numbers.sum(dim, dtype=torch.float32)
     if reduction == "prod":
-        return numbers.prod(dim)
+        return numbers.prod(dim, dtype=torch.float32)
     if reduction == "l2":
-        return numbers.square().sum(dim).sqrt()
-    place = numbers.nan_to_num().abs().argmax(dim, keepdim=True)
-    return numbers.gather(dim, place).squeeze(dim)
+        return torch.linalg.vector_norm(numbers, 2, dim, dtype=torch.float32)
+    if reduction == "max":
+        return numbers.amax(dim).float()  # one of the numbers comes out: nothing to accumulate
+    if reduction == "min":
+        return numbers.amin(dim).float()
+    size = numbers.abs().nan_to_num_(nan=0.0, posinf=torch.inf)
+    return numbers.gather(dim, size.argmax(dim, keepdim=True)).squeeze(dim).float()

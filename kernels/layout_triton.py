@@ -1,143 +1,257 @@
-"""`layout` in Triton.
+"""`layout` in Triton: one kernel, one launch, whatever is reduced.
 
-One kernel permutes, or reduces one axis while it permutes; it is launched once for each layer, each launch writing its
-own part of the result, so that no layer is copied to stand beside the others. Layers are reduced by the same kernel, in
-one more launch over the float32 sums of the first ones, where the layers take the place of the heads.
+Knows tiles, pointers and strides; what the reductions mean, `reductions` says, and the numbers to be equal to are those
+of `layout_reference`. Does not know who asks, or whether a GPU is there.
 
-Bytes moved: every probability is read once and every number of the result written once, which is the least possible.
-Reducing layers as well writes and reads `4 * B * L * Q * K` bytes between the launches, a fraction 2 / H of the input's
-elements.
+**Bytes moved.** Every probability is read once and every number of the result is written once, the least possible: with
+s bytes in and t bytes out, `s * B * L * H * Q * K` read and t bytes for each number of the result written. Nothing lies
+between the two reductions, and the layers are not stacked first: their addresses travel as kernel arguments.
 
-Loads run along K, where the input is contiguous; stores run along H, where the result is. The tile is turned round in
-between, in registers and shared memory, by the compiler.
+**Which tile.** The result is a matrix of positions `[B * Q * K]` by columns: `[L * H]` of them, `[L]` with heads reduced,
+one with both. A program owns a tile of it, laid out in registers as `[columns, positions]`, and folds the heads (then the
+layers) into it one after the other, in float32. There are no atomics, and the order never changes: results are
+deterministic.
+
+**What is coalesced.** Loads run along K, where the input is contiguous: 128 bits for each thread as soon as the strides
+are multiples of 16 (the unit in which Triton knows alignment; an odd K leaves head rows unaligned, hence scalar loads,
+neighbours still side by side). Stores run along the columns, where the result is contiguous: the tile is turned round in
+between by way of shared memory. Unreduced, the heads of one layer are one run of H numbers, and the layers of a position
+are neighbours: programs are numbered columns first, so that a row's runs are written at about the same time and meet in
+L2 even where H numbers are less than a 32-byte sector. A thread stores 128 bits where H is a multiple of 16; the mask of
+any other H cuts runs at places that Triton cannot know, and stores are of one number each, though those of a warp still
+fall into the same sectors.
 """
-# Triton's language is untyped: what the kernel body does is checked by tests, not by pyright.
+# Triton's language is untyped: what the kernel's body does is checked by tests, not by pyright.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 # pyright: reportUnknownParameterType=false, reportMissingParameterType=false, reportUntypedFunctionDecorator=false
 # pyright: reportIndexIssue=false, reportMissingTypeStubs=false, reportCallIssue=false
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .reductions import Reduction
+from .reductions import REDUCTIONS, Reduction
 
-_MAX_BLOCK_P = 256  # positions in a tile, when there are enough
-_TILE = 2048  # numbers in a tile: 16 for each thread of the four warps
+_TILE = 2048  # numbers in a tile: 16 for each thread of four warps, so four loads of 128 bits in flight
+_MAX_BLOCK_P = 512
+_MIN_BLOCK_P = 16
+_MAX_BLOCK_C = 16
 
 
 @triton.jit
-def layout_kernel(
-    x,  # [B, H, Q, K], any strides
-    out,  # [B, Q * K, H], or [B, Q * K] when H is reduced, any strides
-    positions,  # Q * K
-    keys,  # K
-    heads,  # H
-    x_stride_b,
-    x_stride_h,
-    x_stride_q,
-    x_stride_k,
-    out_stride_b,
-    out_stride_p,
-    REDUCTION: tl.constexpr,  # "" to permute only
-    BLOCK_P: tl.constexpr,
-    BLOCK_H: tl.constexpr,
-):
-    """Writes one tile of positions of one batch row."""
-    # 64-bit offsets: a batch of long prompts passes 2^31 numbers.
-    batch = tl.program_id(1).to(tl.int64)
-    position = tl.program_id(0).to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
-    inside = position < positions
-    x += batch * x_stride_b + (position // keys) * x_stride_q + (position % keys) * x_stride_k
-    out += batch * out_stride_b + position * out_stride_p
+def _pick(layers, index):
+    """The address of layer `index`, a scalar or a tensor: a chain of selects, as kernel arguments have no address."""
+    address = layers[0]
+    for i in tl.static_range(1, len(layers)):
+        address = tl.where(index == i, layers[i], address)
+    return address
 
-    if REDUCTION == "":
-        for first in range(0, heads, BLOCK_H):
-            head = first + tl.arange(0, BLOCK_H).to(tl.int64)
-            tile_inside = inside[None, :] & (head < heads)[:, None]
-            tile = tl.load(x[None, :] + head[:, None] * x_stride_h, mask=tile_inside)  # [H, P]
-            tl.store(out[:, None] + head[None, :], tl.trans(tile), mask=tl.trans(tile_inside))
-        return
 
-    value = tl.load(x, mask=inside, other=0.0).to(tl.float32)
+@triton.jit
+def _first(REDUCTION: tl.constexpr, x):
+    """What a fold starts with: the first number, never an identity such as 0, which would be wrong for max."""
     if REDUCTION == "l2":
-        value = value * value
-    size = tl.where(value == value, tl.abs(value), 0.0)  # for absmax: NaN counts as 0
-    for _ in range(1, heads):
-        x += x_stride_h
-        head_value = tl.load(x, mask=inside, other=0.0).to(tl.float32)
-        if REDUCTION == "mean" or REDUCTION == "sum":
-            value += head_value
-        elif REDUCTION == "l2":
-            value += head_value * head_value
-        elif REDUCTION == "prod":
-            value *= head_value
-        elif REDUCTION == "max":
-            value = tl.maximum(value, head_value, propagate_nan=tl.PropagateNan.ALL)
-        elif REDUCTION == "min":
-            value = tl.minimum(value, head_value, propagate_nan=tl.PropagateNan.ALL)
-        elif REDUCTION == "absmax":
-            head_size = tl.where(head_value == head_value, tl.abs(head_value), 0.0)
-            value = tl.where(head_size > size, head_value, value)
-            size = tl.maximum(size, head_size)
+        x = x * x
+    return x
+
+
+@triton.jit
+def _fold(REDUCTION: tl.constexpr, value, x):
+    """One more number."""
+    if REDUCTION == "mean" or REDUCTION == "sum":
+        value += x
+    elif REDUCTION == "l2":
+        value += x * x
+    elif REDUCTION == "prod":
+        value *= x
+    elif REDUCTION == "max":
+        value = tl.maximum(value, x, propagate_nan=tl.PropagateNan.ALL)
+    elif REDUCTION == "min":
+        value = tl.minimum(value, x, propagate_nan=tl.PropagateNan.ALL)
+    else:
+        tl.static_assert(REDUCTION == "absmax")
+        size = tl.where(value == value, tl.abs(value), 0.0)  # NaN counts as 0
+        value = tl.where(tl.abs(x) > size, x, value)  # false for NaN, and on ties
+    return value
+
+
+@triton.jit
+def _last(REDUCTION: tl.constexpr, value, count):
+    """What is left to do once all numbers are in."""
     if REDUCTION == "mean":
-        value = value / heads
+        value = value / count
     elif REDUCTION == "l2":
         value = tl.sqrt_rn(value)
-    tl.store(out, value, mask=inside)
+    return value
+
+
+@triton.jit
+def _reduce_heads(REDUCTION: tl.constexpr, x, inside, heads, stride_h):
+    """The heads of a tile of addresses `x`, that of head 0, as one float32 tile."""
+    value = _first(REDUCTION, tl.load(x, mask=inside, other=0.0).to(tl.float32))
+    for _ in tl.range(1, heads, loop_unroll_factor=4):  # unrolled, so that several loads are in flight
+        x += stride_h
+        value = _fold(REDUCTION, value, tl.load(x, mask=inside, other=0.0).to(tl.float32))
+    return _last(REDUCTION, value, heads)
+
+
+@triton.jit(do_not_specialize=["heads", "count"])
+def layout_kernel(
+    layers,  # a tuple of addresses, each [B, H, Q, K]; `count` of them, then padding
+    out,  # [B * Q * K, columns], contiguous
+    positions,  # B * Q * K
+    queries,  # Q
+    keys,  # K
+    heads,  # H
+    count,  # L
+    stride_b,
+    stride_h,
+    stride_q,
+    stride_k,
+    OVER_HEADS: tl.constexpr,  # a reduction, or "" to keep heads apart
+    OVER_LAYERS: tl.constexpr,
+    INDEX: tl.constexpr,  # the integers that hold a position: 32 bits, as division is slow in 64, or 64
+    BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """Writes one tile, `BLOCK_P` positions by `BLOCK_C` columns, of the result."""
+    if OVER_LAYERS != "":
+        column_tiles = 1
+    elif OVER_HEADS != "":
+        column_tiles = tl.cdiv(count, BLOCK_C)
+    else:
+        head_tiles = tl.cdiv(heads, BLOCK_C)
+        column_tiles = count * head_tiles
+    column_tile = tl.program_id(0) % column_tiles
+    position = (tl.program_id(0) // column_tiles).to(INDEX) * BLOCK_P + tl.arange(0, BLOCK_P)
+
+    # Offsets are of 64 bits everywhere: one batch of long prompts passes 2^31 numbers.
+    row = position // keys
+    offset = (position % keys).to(tl.int64) * stride_k
+    offset += (row % queries).to(tl.int64) * stride_q + (row // queries).to(tl.int64) * stride_b
+    offset = offset[None, :]  # [1, positions], as all that follows is [columns, positions]
+    inside = (position < positions)[None, :]
+    stride_h = tl.cast(stride_h, tl.int64)
+
+    if OVER_LAYERS != "":
+        x = _pick(layers, 0) + offset
+        value = _first(OVER_LAYERS, _reduce_heads(OVER_HEADS, x, inside, heads, stride_h))
+        for layer in range(1, count):
+            x = _pick(layers, layer) + offset
+            value = _fold(OVER_LAYERS, value, _reduce_heads(OVER_HEADS, x, inside, heads, stride_h))
+        value = _last(OVER_LAYERS, value, count)
+        column = tl.arange(0, 1)[:, None]
+        columns = 1
+    elif OVER_HEADS != "":
+        column = (column_tile * BLOCK_C + tl.arange(0, BLOCK_C))[:, None]  # = the layer
+        columns = count
+        inside &= column < count
+        value = _reduce_heads(OVER_HEADS, _pick(layers, column) + offset, inside, heads, stride_h)
+    else:
+        layer = column_tile // head_tiles
+        head = ((column_tile % head_tiles) * BLOCK_C + tl.arange(0, BLOCK_C))[:, None]
+        column = layer * heads + head
+        columns = count * heads
+        inside &= head < heads
+        value = tl.load(_pick(layers, layer) + head * stride_h + offset, mask=inside)
+
+    places = out + position.to(tl.int64)[None, :] * columns + column
+    tl.store(tl.trans(places), tl.trans(value), mask=tl.trans(inside))
+
+
+class Launch(NamedTuple):
+    """All that one launch of `layout_kernel` is given; apart from launching, so that it can be compiled and audited."""
+
+    grid: tuple[int]
+    arguments: dict[str, object]
 
 
 def layout_triton(
     layers: Sequence[Tensor], over_heads: Reduction | None, over_layers: Reduction | None, out_dtype: torch.dtype
 ) -> Tensor:
-    """As `layout` has it."""
+    """As `layout` has it, on what `layout` has checked."""
     batch, heads, queries, keys = layers[0].shape
-    count = len(layers)
-    device = layers[0].device
-    if over_heads is None:
-        out = torch.empty(batch, queries, keys, count, heads, dtype=out_dtype, device=device)
-        for index, layer in enumerate(layers):
-            _launch(layer, out.flatten(1, 2)[:, :, index], None)
-        return out
+    shape = (batch, queries, keys)
     if over_layers is None:
-        out = torch.empty(batch, queries, keys, count, dtype=out_dtype, device=device)
-        for index, layer in enumerate(layers):
-            _launch(layer, out.flatten(1, 2)[:, :, index], over_heads)
-        return out
-    reduced = torch.empty(batch, count, queries, keys, dtype=torch.float32, device=device)
-    for index, layer in enumerate(layers):
-        _launch(layer, reduced[:, index].flatten(1, 2), over_heads)
-    out = torch.empty(batch, queries, keys, dtype=out_dtype, device=device)
-    _launch(reduced, out.flatten(1, 2), over_layers)
+        shape += (len(layers),)
+    if over_heads is None:
+        shape += (heads,)
+    out = torch.empty(shape, dtype=out_dtype, device=layers[0].device)
+    launch = plan(layers, out, over_heads, over_layers)
+    with torch.cuda.device_of(out):  # Triton launches on the current device
+        layout_kernel[launch.grid](**launch.arguments)
     return out
 
 
-def _launch(x: Tensor, out: Tensor, reduction: Reduction | None) -> None:
-    """Runs the kernel from `x` `[B, H, Q, K]` into `out` `[B, Q * K, H]`, or `[B, Q * K]` for a reduction."""
-    batch, heads, queries, keys = x.shape
-    assert out.shape == ((batch, queries * keys, heads) if reduction is None else (batch, queries * keys))
-    assert reduction is not None or out.stride(2) == 1 or heads == 1
-    assert out.device == x.device
-    block_h = 1 if reduction else min(16, triton.next_power_of_2(heads))
-    block_p = max(16, min(_MAX_BLOCK_P, _TILE // block_h, triton.next_power_of_2(queries * keys)))
-    if queries > 1 and x.stride(2) == keys * x.stride(3):
-        # Rows that follow one another in memory are one long row: no division is needed, and loads stay wide
-        # whatever K is.
-        keys = queries * keys
-    grid = (triton.cdiv(queries * x.shape[3], block_p), batch)
-    layout_kernel[grid](
-        x,
-        out,
-        queries * x.shape[3],
-        keys,
-        heads,
-        *x.stride(),
-        out.stride(0),
-        out.stride(1),
-        REDUCTION=reduction or "",
-        BLOCK_P=block_p,
-        BLOCK_H=block_h,
+def plan(layers: Sequence[Tensor], out: Tensor, over_heads: Reduction | None, over_layers: Reduction | None) -> Launch:
+    """Chooses tiles for a launch that fills `out`, and asserts that the kernel may run on these tensors."""
+    batch, heads, queries, keys = layers[0].shape
+    count = len(layers)
+    positions = batch * queries * keys
+    assert over_heads in (None, *REDUCTIONS)
+    assert over_layers is None or (over_layers in REDUCTIONS and over_heads is not None)
+    columns = 1 if over_layers else count if over_heads else count * heads
+    assert out.is_contiguous()
+    assert out.numel() == positions * columns
+    assert positions
+    assert columns
+    for layer in layers:
+        assert layer.shape == layers[0].shape
+        assert layer.dtype == layers[0].dtype
+        assert layer.device == out.device
+
+    strides = {_strides(layer) for layer in layers}
+    if len(strides) > 1:  # views of different kinds: rare, and worth a copy rather than four strides for each layer
+        layers = [layer.contiguous() for layer in layers]
+        strides = {_strides(layer) for layer in layers}
+    (stride_b, stride_h, stride_q, stride_k) = strides.pop()
+    # Rows that follow one another in memory are one long row: loads then stay wide whatever K is.
+    queries, keys, stride_q, stride_k = _merge(queries, keys, stride_q, stride_k)
+
+    block_c = 1 if over_layers else min(_MAX_BLOCK_C, triton.next_power_of_2(count if over_heads else heads))
+    block_p = min(_MAX_BLOCK_P, _TILE // block_c, triton.next_power_of_2(positions))
+    block_p = max(_MIN_BLOCK_P, block_p)
+    column_tiles = (
+        1 if over_layers else triton.cdiv(count, block_c) if over_heads else count * triton.cdiv(heads, block_c)
     )
+    # Addresses are padded to a power of two, so that a capture of 23 layers needs no kernel but that of 24.
+    padding = [layers[-1]] * (triton.next_power_of_2(count) - count)
+    return Launch(
+        (triton.cdiv(positions, block_p) * column_tiles,),
+        {
+            "layers": (*layers, *padding),
+            "out": out,
+            "positions": positions,
+            "queries": queries,
+            "keys": keys,
+            "heads": heads,
+            "count": count,
+            "stride_b": stride_b,
+            "stride_h": stride_h,
+            "stride_q": stride_q,
+            "stride_k": stride_k,
+            "OVER_HEADS": over_heads or "",
+            "OVER_LAYERS": over_layers or "",
+            "INDEX": tl.int32 if positions + block_p < 2**31 else tl.int64,
+            "BLOCK_P": block_p,
+            "BLOCK_C": block_c,
+        },
+    )
+
+
+def _strides(layer: Tensor) -> tuple[int, ...]:
+    """A layer's strides, 0 for axes of size 1: theirs mean nothing, and two layers may differ in them."""
+    return tuple(0 if size == 1 else stride for size, stride in zip(layer.shape, layer.stride(), strict=True))
+
+
+def _merge(queries: int, keys: int, stride_q: int, stride_k: int) -> tuple[int, int, int, int]:
+    """Sizes and strides of the two last axes, made one wherever one stride walks both."""
+    if keys == 1:
+        return 1, queries, 0, stride_q
+    if queries == 1 or stride_q == keys * stride_k:
+        return 1, queries * keys, 0, stride_k
+    return queries, keys, stride_q, stride_k
