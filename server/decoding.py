@@ -113,16 +113,25 @@ class _Reader:
             rows.record_matrices({"encoder_self": list(self._encoder_outputs.attentions)})
         return self._numbers(rows, "encoder_self", len(self._source))
 
-    def read(self, ids: Sequence[int], queries: slice, logits: int) -> _Pass:
+    def read(self, ids: Sequence[int], queries: slice, logits: int, *, last: bool = False) -> _Pass:
         """Reads more tokens.
 
         Args:
             ids: The tokens that come next.
             queries: Which of them are queries whose attention is kept.
             logits: For how many of them, from the last, logits are wanted.
+            last: Whether nothing will be read after them.
         """
+        if not self._by_rows and not last:
+            # FSMT masks the future only where it keeps no cache: with one, it must not see more than one token.
+            for id_ in ids[:-1]:
+                self._read([id_], _NO_QUERIES, 1, last=False)
+            ids = ids[-1:]
+        return self._read(ids, queries, logits, last=last)
+
+    def _read(self, ids: Sequence[int], queries: slice, logits: int, *, last: bool) -> _Pass:
         rows = Recording(self._plan, queries)
-        inputs: dict[str, Any] = {"past_key_values": self._cache, "use_cache": True}
+        inputs: dict[str, Any] = {"past_key_values": self._cache, "use_cache": not last}
         if self._is_encoder_decoder:
             inputs["decoder_input_ids"] = self.tensor(ids)
             inputs["encoder_outputs"] = self._encoder_outputs
@@ -138,7 +147,7 @@ class _Reader:
             output = self._model(**inputs, output_attentions=True)
             matrices = matrices_of(output)
             rows.record_matrices({kind: matrices[kind] for kind in ("cross", "decoder_self") if kind in matrices})
-        self._cache = output.past_key_values
+        self._cache = None if last else output.past_key_values
         self.position += len(ids)
         kept = range(*queries.indices(len(ids)))
         return _Pass(
@@ -160,7 +169,7 @@ def _given(reader: _Reader, job: Job, target: Given) -> Iterator[Event]:
     first_query = len(reader.context) - (0 if reads_last else 1)
     fed = [*reader.context, *ids] if reads_last else [*reader.context, *ids[:-1]]
     queries = slice(first_query, None) if job.capture.kinds else _NO_QUERIES
-    result = reader.read(fed, queries, logits=len(ids) + (1 if reads_last else 0))
+    result = reader.read(fed, queries, logits=len(ids) + (1 if reads_last else 0), last=True)
     targets = torch.tensor(ids, device=result.logits.device)
     scores = score(job.scores, result.logits[: len(ids)], targets, job.score_top_p).tolist()
     written = 0

@@ -62,9 +62,10 @@ class Codec:
         self._tokenizer: Any = tokenizer
         self._lock = threading.Lock()
         self._is_encoder_decoder = bool(model.config.is_encoder_decoder)
-        self._special = set(tokenizer.all_special_ids)
+        self._special: set[int] = set(tokenizer.all_special_ids)
         self._unknown = tokenizer.unk_token_id
         self._languages = _languages(tokenizer)
+        self._special |= {id_ for _, id_ in self._language_ids()}
         self._default_source = getattr(tokenizer, "src_lang", None)
         self._default_target = getattr(tokenizer, "tgt_lang", None)
         config: Any = model.generation_config
@@ -177,7 +178,8 @@ class Codec:
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of some tokens, special ones left out."""
-        return self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        shown = [id_ for id_ in ids if not self.is_special(id_)]
+        return self._tokenizer.decode(shown, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     def piece(self, id_: int) -> str:
         """The vocabulary's own form of a token; empty for ids that only pad the embedding."""

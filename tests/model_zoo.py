@@ -1,0 +1,324 @@
+"""Small random models of every family, with tokenizers that work, made on the spot: no network, no fetched weights.
+
+Their attention weights are scaled up until rows are far from uniform, since a test against uniform rows proves little.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import sidelight.server.models as server_models
+import torch
+import transformers as tf
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+SENTENCES = [
+    "The quick brown fox jumps over the lazy dog, and the dog does not care.",
+    "I don't want to be your friend.",
+    "Where is the nearest train station?",
+    "Der schnelle braune Fuchs springt über den faulen Hund.",
+    "Ich will nicht dein Freund sein.",
+    "Wo ist der nächste Bahnhof?",
+]
+SOURCE = "The lazy dog does not want to be your friend, and I don't care where the train is."
+TARGET = "Der faule Hund will nicht dein Freund sein."
+
+_WIDTH, _FEED_FORWARD = 32, 64
+
+
+@dataclass(frozen=True)
+class Family:
+    """How to make a model of a family, and what it needs to be used."""
+
+    make: Callable[[], tuple[tf.PreTrainedModel, tf.PreTrainedTokenizerBase | None]]
+    is_encoder_decoder: bool = True
+    source_language: str = ""
+    target_language: str = ""
+    inseq: bool = True  # whether Inseq 0.7.1 attributes it
+    by_rows: bool = True  # whether it runs through the attention interface
+    generation: dict[str, Any] = field(default_factory=dict)
+
+
+def build_model(name: str, folder: Path) -> Path:
+    """Makes a model of a family, once in a folder. Returns where it is."""
+    path = folder / name
+    if path.exists():
+        return path
+    torch.manual_seed(sum(map(ord, name)))
+    model, tokenizer = FAMILIES[name].make()
+    _sharpen(model)
+    for key, value in FAMILIES[name].generation.items():
+        setattr(model.generation_config, key, value)
+    model.save_pretrained(path)
+    if tokenizer is None:  # Marian's comes with the package
+        for file in ("source.spm", "target.spm", "vocab.json", "tokenizer_config.json"):
+            shutil.copy(server_models.bundled_model() / file, path)
+    else:
+        tokenizer.save_pretrained(path)
+    return path
+
+
+def _sharpen(model: tf.PreTrainedModel) -> None:
+    """Makes queries and keys large, so that rows are neither uniform nor all on one position.
+
+    No larger: float32 scores of 100 differ by 1e-5 between two orders of addition, and so do their exponentials.
+    """
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.ndim != 2:
+                continue
+            scale = 0.15 if model.config.model_type.endswith("t5") else 0.25  # T5 does not divide its scores
+            if any(part in name for part in ("q_proj", "k_proj", "c_attn", ".q.", ".k.", "query", "key")):
+                weight.normal_(0, scale)
+            elif "relative_attention_bias" in name:
+                weight.normal_(0, 1.0)
+            else:
+                weight.normal_(0, 0.2)
+
+
+# ---- tokenizers -----------------------------------------------------------------------------------------------------
+
+
+def _byte_level(template: str, special: tuple[str, ...] = ("<s>", "</s>", "<pad>", "<unk>")) -> Any:
+    """Byte-level BPE, as GPT-2, BART, Llama 3 and Qwen have it."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=list(special), initial_alphabet=alphabet)
+    tokenizer.train_from_iterator(SENTENCES, trainer)
+    return _fast(tokenizer, template, byte_level=True)
+
+
+def _unigram(template: str) -> Any:
+    """SentencePiece's unigram with a space mark, as T5 and Pegasus have it."""
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    special = ["<pad>", "</s>", "<unk>", "<s>"]
+    trainer = trainers.UnigramTrainer(vocab_size=160, special_tokens=special, unk_token="<unk>")
+    tokenizer.train_from_iterator(SENTENCES, trainer)
+    return _fast(tokenizer, template)
+
+
+def _fast(tokenizer: Tokenizer, template: str, *, byte_level: bool = False) -> Any:
+    ids = {token: tokenizer.token_to_id(token) for token in ("<s>", "</s>")}
+    post = [processors.ByteLevel(trim_offsets=True)] if byte_level else []
+    post.append(processors.TemplateProcessing(single=template, special_tokens=list(ids.items())))
+    tokenizer.post_processor = processors.Sequence(post)
+    names = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    return tf.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
+
+
+def _pieces() -> list[tuple[str, float]]:
+    """Pieces with scores, for the tokenizers that are built from such a list."""
+    tokenizer = json.loads(_unigram("$A </s>").backend_tokenizer.to_str())
+    return [(piece, score) for piece, score in tokenizer["model"]["vocab"] if not piece.startswith("<")]
+
+
+# ---- encoder-decoders -----------------------------------------------------------------------------------------------
+
+
+def _seq2seq(config: type, model: type, tokenizer: Any, **more: Any) -> tuple[Any, Any]:
+    """A model of BART's kin: encoder and decoder differ in depth and in heads."""
+    options = {
+        "vocab_size": len(tokenizer),
+        "d_model": _WIDTH,
+        "encoder_layers": 2,
+        "decoder_layers": 3,
+        "encoder_attention_heads": 4,
+        "decoder_attention_heads": 2,
+        "encoder_ffn_dim": _FEED_FORWARD,
+        "decoder_ffn_dim": _FEED_FORWARD,
+        "max_position_embeddings": 128,
+        "pad_token_id": tokenizer.pad_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "forced_eos_token_id": None,
+    }
+    return model(config(**options | more)).eval(), tokenizer
+
+
+def _marian() -> tuple[Any, Any]:
+    tokenizer = tf.AutoTokenizer.from_pretrained(server_models.bundled_model())
+    model, _ = _seq2seq(tf.MarianConfig, tf.MarianMTModel, tokenizer, vocab_size=6001, decoder_start_token_id=6000)
+    model.generation_config.bad_words_ids = [[6000]]
+    return model, None
+
+
+def _bart() -> tuple[Any, Any]:
+    tokenizer = _byte_level("<s> $A </s>")
+    end = tokenizer.eos_token_id
+    return _seq2seq(tf.BartConfig, tf.BartForConditionalGeneration, tokenizer, decoder_start_token_id=end)
+
+
+def _pegasus() -> tuple[Any, Any]:
+    return _seq2seq(tf.PegasusConfig, tf.PegasusForConditionalGeneration, _unigram("$A </s>"), decoder_start_token_id=0)
+
+
+def _mbart() -> tuple[Any, Any]:
+    special = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
+    tokenizer = tf.MBartTokenizer(vocab=[*special, *_pieces()], src_lang="en_XX", tgt_lang="de_DE")
+    german = tokenizer.convert_tokens_to_ids("de_DE")
+    options = {"decoder_start_token_id": german, "vocab_size": len(tokenizer) + 1}
+    return _seq2seq(tf.MBartConfig, tf.MBartForConditionalGeneration, tokenizer, **options)
+
+
+def _m2m100() -> tuple[Any, Any]:
+    bundled = server_models.bundled_model()
+    pieces = json.loads((bundled / "vocab.json").read_text(encoding="utf-8"))
+    known = ["<s>", "<pad>", "</s>", "<unk>", *(p for p in pieces if p not in ("</s>", "<unk>", "<pad>"))]
+    with tempfile.TemporaryDirectory() as folder:
+        vocabulary = Path(folder) / "vocab.json"
+        vocabulary.write_text(json.dumps({piece: index for index, piece in enumerate(known)}), encoding="utf-8")
+        tokenizer = tf.M2M100Tokenizer(str(vocabulary), str(bundled / "source.spm"), src_lang="en", tgt_lang="de")
+    size = max(tokenizer.lang_code_to_id.values()) + 1
+    options = {"decoder_start_token_id": tokenizer.eos_token_id, "vocab_size": size}
+    return _seq2seq(tf.M2M100Config, tf.M2M100ForConditionalGeneration, tokenizer, **options)
+
+
+def _nllb() -> tuple[Any, Any]:
+    """NLLB's tokenizer on single letters: a language code stands before the text."""
+    vocabulary = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3}
+    letters = sorted({c for sentence in SENTENCES for c in sentence if not c.isspace()})
+    for piece in ["▁", *letters, *(f"▁{letter}" for letter in letters)]:
+        vocabulary.setdefault(piece, len(vocabulary))
+    merges = [("▁", letter) for letter in letters]
+    codes = {"src_lang": "eng_Latn", "tgt_lang": "deu_Latn"}
+    tokenizer = tf.NllbTokenizer(
+        vocab=vocabulary, merges=merges, extra_special_tokens=["eng_Latn", "deu_Latn", "fra_Latn"], **codes
+    )
+    options = {"decoder_start_token_id": tokenizer.eos_token_id, "vocab_size": len(tokenizer)}
+    return _seq2seq(tf.M2M100Config, tf.M2M100ForConditionalGeneration, tokenizer, **options)
+
+
+def _t5(config: type, model: type, **more: Any) -> Callable[[], tuple[Any, Any]]:
+    def make() -> tuple[Any, Any]:
+        tokenizer = _unigram("$A </s>")
+        options = {
+            "vocab_size": len(tokenizer),
+            "d_model": _WIDTH,
+            "d_kv": 8,
+            "d_ff": _FEED_FORWARD,
+            "num_layers": 3,  # not fewer than the decoder's: generate (5.23) would make too small a cache
+            "num_decoder_layers": 2,
+            "num_heads": 4,
+            "relative_attention_num_buckets": 8,
+            "relative_attention_max_distance": 16,
+            "decoder_start_token_id": 0,
+            "pad_token_id": 0,
+            "eos_token_id": 1,
+        }
+        return model(config(**options | more)).eval(), tokenizer
+
+    return make
+
+
+def _fsmt() -> tuple[Any, Any]:
+    letters = sorted({c.lower() for s in SENTENCES for c in s if not c.isspace()} | set("&apos;qotx#"))
+    pieces = ["<s>", "<pad>", "</s>", "<unk>", *letters, *(f"{c}</w>" for c in letters)]
+    vocabulary = json.dumps({piece: index for index, piece in enumerate(pieces)})
+    with tempfile.TemporaryDirectory() as folder:
+        files = {}
+        for file, content in (("src_vocab", vocabulary), ("tgt_vocab", vocabulary), ("merges", "")):
+            files[f"{file}_file"] = str(Path(folder) / file)
+            Path(folder, file).write_text(content, encoding="utf-8")
+        tokenizer = tf.FSMTTokenizer(langs=["en", "de"], do_lower_case=True, **files)
+    config = tf.FSMTConfig(
+        langs=["en", "de"],
+        src_vocab_size=len(pieces),
+        tgt_vocab_size=len(pieces),
+        d_model=_WIDTH,
+        encoder_layers=2,
+        decoder_layers=3,
+        encoder_attention_heads=4,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=_FEED_FORWARD,
+        decoder_ffn_dim=_FEED_FORWARD,
+        max_position_embeddings=128,
+        forced_eos_token_id=None,
+    )
+    return tf.FSMTForConditionalGeneration(config).eval(), tokenizer
+
+
+# ---- decoder-only ---------------------------------------------------------------------------------------------------
+
+
+def _decoder_only(config: type, model: type, template: str = "$A", **more: Any) -> Callable[[], tuple[Any, Any]]:
+    def make() -> tuple[Any, Any]:
+        tokenizer = _byte_level(template)
+        options = {
+            "vocab_size": len(tokenizer),
+            "hidden_size": _WIDTH,
+            "intermediate_size": _FEED_FORWARD,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 8,
+            "max_position_embeddings": 256,
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+        }
+        return model(config(**options | more)).eval(), tokenizer
+
+    return make
+
+
+def _gpt2() -> tuple[Any, Any]:
+    tokenizer = _byte_level("$A")
+    end = tokenizer.eos_token_id
+    config = tf.GPT2Config(
+        vocab_size=len(tokenizer),
+        n_embd=_WIDTH,
+        n_layer=3,
+        n_head=4,
+        n_positions=256,
+        bos_token_id=end,
+        eos_token_id=end,
+    )
+    return tf.GPT2LMHeadModel(config).eval(), tokenizer
+
+
+FAMILIES: dict[str, Family] = {
+    "marian": Family(_marian),
+    "bart": Family(_bart),
+    "pegasus": Family(_pegasus),
+    "mbart": Family(_mbart, source_language="en_XX", target_language="de_DE"),
+    "m2m100": Family(_m2m100, source_language="en", target_language="de"),
+    "nllb": Family(_nllb, source_language="eng_Latn", target_language="deu_Latn"),
+    "t5": Family(_t5(tf.T5Config, tf.T5ForConditionalGeneration)),
+    "mt5": Family(_t5(tf.MT5Config, tf.MT5ForConditionalGeneration, feed_forward_proj="gated-gelu")),
+    "umt5": Family(_t5(tf.UMT5Config, tf.UMT5ForConditionalGeneration, feed_forward_proj="gated-gelu")),
+    # Inseq runs FSMT with a cache, and FSMT then masks no future positions: its rows are not those of decoding.
+    "fsmt": Family(_fsmt, by_rows=False, inseq=False),
+    "gpt2": Family(_gpt2, is_encoder_decoder=False),
+    "llama": Family(_decoder_only(tf.LlamaConfig, tf.LlamaForCausalLM), is_encoder_decoder=False),
+    "qwen3": Family(_decoder_only(tf.Qwen3Config, tf.Qwen3ForCausalLM), is_encoder_decoder=False),
+    "gemma2": Family(
+        _decoder_only(
+            tf.Gemma2Config,
+            tf.Gemma2ForCausalLM,
+            attn_logit_softcapping=2.0,
+            sliding_window=5,
+            query_pre_attn_scalar=8,
+        ),
+        is_encoder_decoder=False,
+    ),
+    "gemma3": Family(
+        _decoder_only(
+            tf.Gemma3TextConfig,
+            tf.Gemma3ForCausalLM,
+            sliding_window=5,
+            layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+            query_pre_attn_scalar=8,
+        ),
+        is_encoder_decoder=False,
+    ),
+}

@@ -1,0 +1,198 @@
+"""Equal to Inseq, and to the models' own matrices, for every family, through the server and the client."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import inseq_peer
+import numpy as np
+import pytest
+import torch
+from harness import serving
+from inseq.data import aggregation_functions as inseq_functions
+from model_zoo import FAMILIES, SOURCE, TARGET, Family, build_model
+from sidelight.client import Attribution, Capture, Client, Decoding, Greedy
+from sidelight.server.attention import NAME
+from sidelight.server.models import LoadedModel, bundled_model, load
+
+KINDS = ("cross", "decoder_self", "encoder_self")
+NEW_TOKENS = 10
+
+
+@dataclass(frozen=True)
+class Served:
+    """A model, where it lies and where it is served."""
+
+    family: Family
+    path: Path
+    loaded: LoadedModel
+    client: Client
+
+    @property
+    def languages(self) -> dict[str, str]:
+        family = self.family
+        return {"source_language": family.source_language, "target_language": family.target_language}
+
+    def attribute(self, target: str | list[int] | None = None, **options) -> Attribution:
+        if target is None:
+            options.setdefault("decoding", Decoding(Greedy(), max_new_tokens=NEW_TOKENS))
+        options.setdefault("capture", Capture(kinds=self.loaded.kinds))
+        languages = self.languages if self.loaded.codec.languages else {}
+        return self.client.attribute(SOURCE, target=target, timeout=120, **languages, **options).result()
+
+
+@pytest.fixture(scope="module", params=["bundled", *FAMILIES])
+def served(request, tmp_path_factory) -> Iterator[Served]:
+    if request.param == "bundled":
+        family, path = FAMILIES["marian"], bundled_model()
+    else:
+        family, path = FAMILIES[request.param], build_model(request.param, tmp_path_factory.mktemp("zoo"))
+    loaded = load(path)
+    with serving(loaded) as address, Client(address) as client:
+        yield Served(family, path, loaded, client)
+
+
+def continuation(served: Served) -> str:
+    return TARGET if served.loaded.is_encoder_decoder else " " + TARGET
+
+
+def test_it_is_captured_the_way_it_should_be(served):
+    assert served.loaded.sites.by_rows == served.family.by_rows
+    implementation = served.loaded.model.config._attn_implementation
+    assert implementation == (NAME if served.family.by_rows else "eager")
+
+
+@pytest.mark.parametrize("given", [False, True], ids=["decoded", "given"])
+def test_equal_to_inseq(served, given):
+    if not served.family.inseq:
+        pytest.skip("Inseq does not attribute this family")
+    ours = served.attribute(continuation(served) if given else None)
+    target = continuation(served) if given else None
+    if given and not served.loaded.is_encoder_decoder:
+        target = SOURCE + target
+    theirs = inseq_peer.attribute(served.path, SOURCE, target, max_new_tokens=NEW_TOKENS, **served.languages)
+    compare(ours, theirs, served)
+
+
+def compare(ours: Attribution, theirs: inseq_peer.Truth, served: Served) -> None:
+    if served.loaded.is_encoder_decoder:
+        assert [token.id for token in ours.source] == theirs.source_ids
+        np.testing.assert_allclose(ours.cross, theirs.source, atol=1e-5)
+        np.testing.assert_allclose(ours.encoder_self.swapaxes(0, 1), theirs.encoder, atol=1e-5)
+    assert [token.id for token in ours.decoder_positions] == theirs.target_ids
+    assert len(ours.context) == theirs.first_step
+    # Inseq pads with NaN what a step has not seen; so do we, and assert_allclose takes NaN for equal to NaN.
+    np.testing.assert_allclose(ours.decoder_self, theirs.target, atol=1e-5)
+
+
+@pytest.mark.parametrize("row", ["predicting", "reading"])
+def test_equal_to_the_models_own_matrices(served, row):
+    """The second truth, for all families: one eager forward pass with `output_attentions=True`."""
+    ours = served.attribute(capture=Capture(kinds=served.loaded.kinds, row=row))
+    context = [token.id for token in ours.context]
+    ids = [token.id for token in ours.steps]
+    matrices = eager(served, [token.id for token in ours.source], [*context, *ids])
+    first = len(context) - (row == "predicting")
+    for kind in served.loaded.kinds:
+        queries, keys = (slice(None),) * 2 if kind == "encoder_self" else (slice(first, first + len(ids)), slice(None))
+        expected = np.stack([matrix[0, :, queries, keys].transpose(1, 2, 0) for matrix in matrices[kind]], axis=2)
+        got = getattr(ours, kind)
+        if kind == "encoder_self":
+            np.testing.assert_allclose(got, expected, atol=1e-5)
+            continue
+        for step in range(len(ids)):
+            column = got[:, step]
+            seen = ~np.isnan(column).any(axis=(1, 2))
+            count = first + step + 1 if kind == "decoder_self" else len(column)
+            assert seen.tolist() == [True] * count + [False] * (len(column) - count)
+            np.testing.assert_allclose(column[:count], expected[step, :count], atol=1e-5)
+            np.testing.assert_allclose(expected[step, count:], 0, atol=1e-7)
+
+
+@torch.inference_mode()
+def eager(served: Served, source: list[int], target: list[int]) -> dict[str, list[np.ndarray]]:
+    auto = type(served.loaded.model)
+    model = auto.from_pretrained(served.path, attn_implementation="eager", dtype=torch.float32).eval()
+    if not served.loaded.is_encoder_decoder:
+        output = model(input_ids=torch.tensor([target]), output_attentions=True)
+        return {"decoder_self": [matrix.numpy() for matrix in output.attentions]}
+    inputs = {"input_ids": torch.tensor([source]), "decoder_input_ids": torch.tensor([target])}
+    # FSMT masks future positions only without a cache.
+    output = model(**inputs, output_attentions=True, use_cache=False)
+    return {
+        "cross": [matrix.numpy() for matrix in output.cross_attentions],
+        "decoder_self": [matrix.numpy() for matrix in output.decoder_attentions],
+        "encoder_self": [matrix.numpy() for matrix in output.encoder_attentions],
+    }
+
+
+def test_the_tokens_are_those_of_generate(served):
+    ours = served.attribute()
+    reference = type(served.loaded.model).from_pretrained(served.path).eval()
+    ids = torch.tensor([[token.id for token in ours.source]])
+    options = {"max_new_tokens": NEW_TOKENS, "do_sample": False, "num_beams": 1}
+    if served.family.target_language:
+        options["forced_bos_token_id"] = served.loaded.codec.forced_first_id(served.family.target_language)
+    generated = reference.generate(ids, attention_mask=torch.ones_like(ids), **options)[0].tolist()
+    start = 1 if served.loaded.is_encoder_decoder else ids.shape[1]
+    assert [token.id for token in ours.steps] == generated[start:]
+
+
+def test_rows_sum_to_one_and_are_not_uniform(served):
+    ours = served.attribute()
+    for kind in served.loaded.kinds:
+        numbers = getattr(ours, kind)
+        positions = 1 if kind == "encoder_self" else 0
+        np.testing.assert_allclose(np.nansum(numbers, axis=positions), 1, atol=1e-5)
+    # A model whose rows were all alike would make the tests above easy to pass.
+    assert np.nanmax(ours.decoder_self[:, -1], axis=0).mean() > 2 / ours.decoder_self.shape[0]
+
+
+@pytest.mark.parametrize("name", ["mean", "max", "min", "sum", "prod", "absmax", "l2"])
+def test_reductions_are_inseqs(served, name):
+    """Heads first, then layers, by Inseq's own aggregation functions over the unreduced result."""
+    if not served.family.inseq:
+        pytest.skip("Inseq does not attribute this family")
+    aggregate = {
+        "mean": inseq_functions.MeanAggregationFunction,
+        "max": inseq_functions.MaxAggregationFunction,
+        "min": inseq_functions.MinAggregationFunction,
+        "sum": inseq_functions.SumAggregationFunction,
+        "prod": inseq_functions.ProdAggregationFunction,
+        "absmax": inseq_functions.AbsMaxAggregationFunction,
+        "l2": inseq_functions.VectorNormAggregationFunction,
+    }[name]()
+    languages = served.languages
+    theirs = inseq_peer.attribute(served.path, SOURCE, max_new_tokens=NEW_TOKENS, **languages)
+    kinds = served.loaded.kinds
+    heads = served.attribute(capture=Capture(kinds=kinds, over_heads=name))
+    both = served.attribute(capture=Capture(kinds=kinds, over_heads=name, over_layers=name))
+    for kind, whole in (("cross", theirs.source), ("decoder_self", theirs.target), ("encoder_self", theirs.encoder)):
+        if whole is None:
+            continue
+        seen = ~np.isnan(whole).any(axis=(2, 3))
+        over_heads = aggregate(torch.from_numpy(whole), dim=3)
+        over_layers = aggregate(over_heads, dim=2)
+        for attribution, expected in ((heads, over_heads), (both, over_layers)):
+            got = getattr(attribution, kind)
+            got = got.swapaxes(0, 1) if kind == "encoder_self" else got
+            np.testing.assert_allclose(got[seen], expected.numpy()[seen], atol=1e-5)
+
+
+def test_layers_and_pairs_are_parts_of_the_whole(served):
+    whole = served.attribute()
+    kinds = served.loaded.kinds
+    count = min(served.loaded.sites.layers(kind) for kind in kinds)
+    layers = list(range(count))[::-1]
+    some = served.attribute(capture=Capture(kinds=kinds, layers=layers))
+    pairs = [(count - 1, 1), (0, 0), (count - 1, 0)]
+    single = served.attribute(capture=Capture(kinds=kinds, heads=pairs))
+    reduced = served.attribute(capture=Capture(kinds=kinds, heads=pairs, over_heads="max"))
+    for kind in kinds:
+        full = getattr(whole, kind)
+        np.testing.assert_allclose(getattr(some, kind), full[:, :, layers], atol=1e-6)
+        picked = np.stack([full[:, :, layer, head] for layer, head in pairs], axis=2)
+        np.testing.assert_allclose(getattr(single, kind), picked, atol=1e-6)
+        np.testing.assert_allclose(getattr(reduced, kind), picked.max(axis=2), atol=1e-6)
