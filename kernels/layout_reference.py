@@ -43,10 +43,11 @@ def reduce(numbers: Tensor, reduction: Reduction, dim: int) -> Tensor:
     if reduction == "prod":
         return numbers.prod(dim, dtype=torch.float32)
     if reduction == "l2":
-        return torch.linalg.vector_norm(numbers, 2, dim, dtype=torch.float32)
+        return numbers.float().square().sum(dim).sqrt()  # on a CPU many times faster than torch.linalg.vector_norm
     if reduction == "max":
         return numbers.amax(dim).float()  # one of the numbers comes out: nothing to accumulate
     if reduction == "min":
         return numbers.amin(dim).float()
     size = numbers.abs().nan_to_num_(nan=0.0, posinf=torch.inf)
-    return numbers.gather(dim, size.argmax(dim, keepdim=True)).squeeze(dim).float()
+    # Of equals, max gives the first one, as argmax does, which is up to ten times slower along strides on a CPU.
+    return numbers.gather(dim, size.max(dim, keepdim=True).indices).squeeze(dim).float()

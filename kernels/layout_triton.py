@@ -7,25 +7,26 @@ of `layout_reference`. Does not know who asks, or whether a GPU is there.
 s bytes in and t bytes out, `s * B * L * H * Q * K` read and t bytes for each number of the result written. Nothing lies
 between the two reductions, and the layers are not stacked first: their addresses travel as kernel arguments.
 
-**Which tile.** The result is a matrix of positions `[B * Q * K]` by columns: `[L * H]` of them, `[L]` with heads reduced,
-one with both. A program owns a tile of it, laid out in registers as `[columns, positions]`, and folds the heads (then the
-layers) into it one after the other, in float32. There are no atomics, and the order never changes: results are
-deterministic.
+**Which tile.** The result is a matrix of positions, `B * Q * K` of them, by columns: `L * H`, or L with heads reduced,
+or one with both. A program owns a tile of it, in registers as `[columns, positions]`, and folds heads (then layers)
+into it one after the other, in float32. No atomics, and one order always: results are deterministic.
 
-**What is coalesced.** Loads run along K, where the input is contiguous: 128 bits for each thread as soon as the strides
-are multiples of 16 (the unit in which Triton knows alignment; an odd K leaves head rows unaligned, hence scalar loads,
-neighbours still side by side). Stores run along the columns, where the result is contiguous: the tile is turned round in
-between by way of shared memory. Unreduced, the heads of one layer are one run of H numbers, and the layers of a position
-are neighbours: programs are numbered columns first, so that a row's runs are written at about the same time and meet in
-L2 even where H numbers are less than a 32-byte sector. A thread stores 128 bits where H is a multiple of 16; the mask of
-any other H cuts runs at places that Triton cannot know, and stores are of one number each, though those of a warp still
-fall into the same sectors.
+**What is coalesced.** Loads run along K, where the input is contiguous: 128 bits for each thread as soon as strides are
+multiples of 16, the unit in which Triton knows alignment. (An odd K leaves the rows of heads unaligned: loads are then
+of one number for each thread, neighbours still side by side.) Stores run along the columns, where the result is
+contiguous; the tile is turned round in between, through shared memory. Unreduced, one layer's heads are a run of H
+numbers, and the layers of a position are neighbours; programs are numbered columns first, so that the runs of a row are
+written at about the same time and meet in L2, also where H numbers are less than a sector of 32 bytes. A thread stores
+128 bits of float32 where H (or L, with heads reduced) is a multiple of 4, 64 where it is even. An odd one cannot have
+more than 32: no power of two divides the places where its runs begin.
 """
 # Triton's language is untyped: what the kernel's body does is checked by tests, not by pyright.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 # pyright: reportUnknownParameterType=false, reportMissingParameterType=false, reportUntypedFunctionDecorator=false
-# pyright: reportIndexIssue=false, reportMissingTypeStubs=false, reportCallIssue=false
+# pyright: reportIndexIssue=false, reportMissingTypeStubs=false, reportCallIssue=false, reportArgumentType=false
+# pyright: reportGeneralTypeIssues=false
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -37,9 +38,10 @@ from torch import Tensor
 from .reductions import REDUCTIONS, Reduction
 
 _TILE = 2048  # numbers in a tile: 16 for each thread of four warps, so four loads of 128 bits in flight
-_MAX_BLOCK_P = 512
-_MIN_BLOCK_P = 16
+_MIN_BLOCK_P = 32
+_MAX_BLOCK_P = 1024  # more, in one column, takes over 200 registers
 _MAX_BLOCK_C = 16
+_PROGRAMS = 256  # enough to fill a GPU: an H100 has 132 multiprocessors, an MI300X 304
 
 
 @triton.jit
@@ -115,27 +117,27 @@ def layout_kernel(
     OVER_HEADS: tl.constexpr,  # a reduction, or "" to keep heads apart
     OVER_LAYERS: tl.constexpr,
     INDEX: tl.constexpr,  # the integers that hold a position: 32 bits, as division is slow in 64, or 64
+    UNIT: tl.constexpr,  # a power of two that the number of columns side by side, H or L, is a multiple of
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
     """Writes one tile, `BLOCK_P` positions by `BLOCK_C` columns, of the result."""
-    if OVER_LAYERS != "":
-        column_tiles = 1
-    elif OVER_HEADS != "":
-        column_tiles = tl.cdiv(count, BLOCK_C)
-    else:
-        head_tiles = tl.cdiv(heads, BLOCK_C)
-        column_tiles = count * head_tiles
-    column_tile = tl.program_id(0) % column_tiles
-    position = (tl.program_id(0) // column_tiles).to(INDEX) * BLOCK_P + tl.arange(0, BLOCK_P)
+    # What a run of columns is made of: heads, layers, or nothing. Divided and multiplied, so that the compiler knows
+    # the unit that the length of a run, hence the place of the next one, is a multiple of.
+    run = 1 if OVER_LAYERS != "" else (count if OVER_HEADS != "" else heads) // UNIT * UNIT
+    runs = count if OVER_HEADS == "" else 1
+    run_tiles = (run + BLOCK_C - 1) // BLOCK_C
+    column_tile = tl.program_id(0) % (runs * run_tiles)
+    in_run = column_tile % run_tiles * BLOCK_C + tl.arange(0, BLOCK_C)
+    position = (tl.program_id(0) // (runs * run_tiles)).to(INDEX) * BLOCK_P + tl.arange(0, BLOCK_P)
 
-    # Offsets are of 64 bits everywhere: one batch of long prompts passes 2^31 numbers.
+    # Addresses of what is read, [columns, positions]. Offsets are of 64 bits: a batch of prompts passes 2^31 numbers.
     row = position // keys
     offset = (position % keys).to(tl.int64) * stride_k
     offset += (row % queries).to(tl.int64) * stride_q + (row // queries).to(tl.int64) * stride_b
-    offset = offset[None, :]  # [1, positions], as all that follows is [columns, positions]
-    inside = (position < positions)[None, :]
+    offset = offset[None, :]
     stride_h = tl.cast(stride_h, tl.int64)
+    inside = (in_run < run)[:, None] & (position < positions)[None, :]
 
     if OVER_LAYERS != "":
         x = _pick(layers, 0) + offset
@@ -144,23 +146,17 @@ def layout_kernel(
             x = _pick(layers, layer) + offset
             value = _fold(OVER_LAYERS, value, _reduce_heads(OVER_HEADS, x, inside, heads, stride_h))
         value = _last(OVER_LAYERS, value, count)
-        column = tl.arange(0, 1)[:, None]
-        columns = 1
     elif OVER_HEADS != "":
-        column = (column_tile * BLOCK_C + tl.arange(0, BLOCK_C))[:, None]  # = the layer
-        columns = count
-        inside &= column < count
-        value = _reduce_heads(OVER_HEADS, _pick(layers, column) + offset, inside, heads, stride_h)
+        x = _pick(layers, in_run)[:, None] + offset
+        value = _reduce_heads(OVER_HEADS, x, inside, heads, stride_h)
     else:
-        layer = column_tile // head_tiles
-        head = ((column_tile % head_tiles) * BLOCK_C + tl.arange(0, BLOCK_C))[:, None]
-        column = layer * heads + head
-        columns = count * heads
-        inside &= head < heads
-        value = tl.load(_pick(layers, layer) + head * stride_h + offset, mask=inside)
+        x = _pick(layers, column_tile // run_tiles) + in_run[:, None] * stride_h + offset
+        value = tl.load(x, mask=inside)
 
-    places = out + position.to(tl.int64)[None, :] * columns + column
-    tl.store(tl.trans(places), tl.trans(value), mask=tl.trans(inside))
+    # Turned round for writing, [positions, columns]. Made anew, since Triton sees no order in transposed addresses.
+    column = column_tile // run_tiles * run + in_run
+    places = out + position.to(tl.int64)[:, None] * (runs * run) + column[None, :]
+    tl.store(places, tl.trans(value), mask=(position < positions)[:, None] & (in_run < run)[None, :])
 
 
 class Launch(NamedTuple):
@@ -212,13 +208,13 @@ def plan(layers: Sequence[Tensor], out: Tensor, over_heads: Reduction | None, ov
     # Rows that follow one another in memory are one long row: loads then stay wide whatever K is.
     queries, keys, stride_q, stride_k = _merge(queries, keys, stride_q, stride_k)
 
-    block_c = 1 if over_layers else min(_MAX_BLOCK_C, triton.next_power_of_2(count if over_heads else heads))
-    block_p = min(_MAX_BLOCK_P, _TILE // block_c, triton.next_power_of_2(positions))
-    block_p = max(_MIN_BLOCK_P, block_p)
-    column_tiles = (
-        1 if over_layers else triton.cdiv(count, block_c) if over_heads else count * triton.cdiv(heads, block_c)
-    )
-    # Addresses are padded to a power of two, so that a capture of 23 layers needs no kernel but that of 24.
+    run = 1 if over_layers else count if over_heads else heads
+    block_c = min(_MAX_BLOCK_C, triton.next_power_of_2(run))
+    column_tiles = triton.cdiv(run, block_c) * (columns // run)
+    # Wide tiles once there is work for every multiprocessor, narrow ones, of a line of memory, until then.
+    block_p = max(_MIN_BLOCK_P, triton.next_power_of_2(positions * column_tiles // _PROGRAMS))
+    block_p = min(block_p, _MAX_BLOCK_P, _TILE // block_c)
+    # Addresses are padded to a power of two, so that a capture of 23 layers needs no kernel but that of 32.
     padding = [layers[-1]] * (triton.next_power_of_2(count) - count)
     return Launch(
         (triton.cdiv(positions, block_p) * column_tiles,),
@@ -237,6 +233,7 @@ def plan(layers: Sequence[Tensor], out: Tensor, over_heads: Reduction | None, ov
             "OVER_HEADS": over_heads or "",
             "OVER_LAYERS": over_layers or "",
             "INDEX": tl.int32 if positions + block_p < 2**31 else tl.int64,
+            "UNIT": math.gcd(run, _MAX_BLOCK_C),
             "BLOCK_P": block_p,
             "BLOCK_C": block_c,
         },

@@ -45,11 +45,11 @@ def _load(path: Path, source_language: str, target_language: str) -> Any:
     options = {"dtype": torch.float32}
     model = inseq.load_model(str(path), "attention", device="cpu", model_kwargs=options, tokenizer_kwargs=languages)
     if model.model.config.model_type == "marian":
-        _unscale_targets(model)
+        unscale_targets(model)
     return model
 
 
-def _unscale_targets(model: Any) -> None:
+def unscale_targets(model: Any) -> None:
     """Hands Marian's decoder its embeddings unscaled.
 
     Inseq multiplies all embeddings by sqrt(d_model) where the configuration says `scale_embedding`, as every trained
