@@ -19,14 +19,20 @@ from .models import LoadedModel
 
 # A step larger than this could hardly be received; gRPC's usual limit at the receiver is 4 MiB.
 MAX_STEP_BYTES = 64 * 1024**2
-# Encoder self-attention is sent in parts, but made as a whole.
-MAX_ENCODER_BYTES = 1024**3
+# Encoder self-attention, and the steps of a given target, are sent in parts but made as a whole.
+MAX_WHOLE_BYTES = 1024**3
 
 
-def plan_capture(capture: attention_pb2.Capture, loaded: LoadedModel, positions: Mapping[Kind, int]) -> CapturePlan:
-    """The plan of a capture, for the greatest number of `positions` that a row of each kind can have.
+def plan_capture(
+    capture: attention_pb2.Capture, loaded: LoadedModel, positions: Mapping[Kind, int], at_once: int
+) -> CapturePlan:
+    """The plan of a capture. Raises RequestError.
 
-    Raises RequestError.
+    Args:
+        capture: What is asked.
+        loaded: Of this model.
+        positions: The greatest number of positions that a row of each kind can have.
+        at_once: How many steps are made in one forward pass: 1 when decoding, all of them for a given target.
     """
     if capture.none:
         others = [field.name for field, _ in capture.ListFields() if field.name != "none"]
@@ -54,7 +60,7 @@ def plan_capture(capture: attention_pb2.Capture, loaded: LoadedModel, positions:
         first_step=first,
         end_step=end,
     )
-    _check_size(plan, loaded, positions)
+    _check_size(plan, loaded, positions, at_once)
     return plan
 
 
@@ -162,7 +168,7 @@ def _steps(capture: attention_pb2.Capture) -> tuple[int, int | None]:
     return capture.steps.begin, end
 
 
-def _check_size(plan: CapturePlan, loaded: LoadedModel, positions: Mapping[Kind, int]) -> None:
+def _check_size(plan: CapturePlan, loaded: LoadedModel, positions: Mapping[Kind, int], at_once: int) -> None:
     def row_bytes(kind: Kind) -> int:
         if plan.over_heads:
             rows = 1 if plan.over_layers or plan.pairs else len(plan.layers[kind])
@@ -172,7 +178,12 @@ def _check_size(plan: CapturePlan, loaded: LoadedModel, positions: Mapping[Kind,
 
     step = sum(row_bytes(kind) for kind in plan.kinds if kind != "encoder_self")
     encoder = row_bytes("encoder_self") * positions["encoder_self"] if "encoder_self" in plan.kinds else 0
-    for what, size, most in (("a step", step, MAX_STEP_BYTES), ("encoder_self", encoder, MAX_ENCODER_BYTES)):
+    sizes = (
+        ("a step", step, MAX_STEP_BYTES),
+        ("the given target", step * at_once, MAX_WHOLE_BYTES),
+        ("encoder_self", encoder, MAX_WHOLE_BYTES),
+    )
+    for what, size, most in sizes:
         if size > most:
             message = (
                 f"{what} could carry {size / 1024**2:,.0f} MiB, more than {most // 1024**2:,}: "

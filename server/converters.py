@@ -5,7 +5,7 @@ Pure functions; no engine, no gRPC.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any, cast
 
 import numpy as np
@@ -17,7 +17,7 @@ from sidelight.v1 import attribution_service_pb2 as service_pb
 from ..kernels import Reduction
 from .attention import Kind
 from .capture import CapturePlan, Row
-from .jobs import EncoderSelf, Job, Numbers, Step, StopReason
+from .jobs import EncoderSelf, Job, Numbers, Started, Step, StopReason
 from .models import LoadedModel
 from .scores import Score
 from .tokenization import Token
@@ -86,18 +86,19 @@ def attention_message(numbers: Numbers) -> attention_pb2.Attention:
     )
 
 
-def started_message(job: Job, loaded: LoadedModel, context: Sequence[Token]) -> service_pb.Started:
+def started_message(job: Job, loaded: LoadedModel, event: Started) -> service_pb.Started:
     """The header of a stream."""
     return service_pb.Started(
         request_id=job.request_id,
         model=loaded.name,
         source_text=job.source.text,
         source=[token_message(token) for token in job.source.tokens],
-        prefix=[token_message(token) for token in context],
+        prefix=[token_message(token) for token in event.context],
         capture=capture_message(job.capture),
         layouts=[_layout(kind, job.capture, loaded) for kind in job.capture.kinds],
         scores=[_number(SCORES, name) for name in job.scores],
         architecture=_architecture(loaded),
+        seed=event.seed,
     )
 
 

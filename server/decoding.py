@@ -20,7 +20,7 @@ from transformers import GenerationConfig, LogitsProcessorList
 
 from .attention import Kind, recording
 from .capture import Recording
-from .errors import internal
+from .errors import RequestError, internal
 from .jobs import Decoding, EncoderSelf, Event, Finished, Given, Job, Numbers, Started, Step, StopReason
 from .models import LoadedModel
 from .scores import score
@@ -40,7 +40,7 @@ def attribute(loaded: LoadedModel, job: Job) -> Iterator[Event]:
     context = tuple(detokenizer.add(id_)[1] for id_ in job.context_ids)
     reader = _Reader(loaded, job)
     encoder_self = reader.read_source()
-    yield Started(context)
+    yield Started(context, job.target.seed if isinstance(job.target, Decoding) else None)
     if encoder_self is not None:
         yield from _parts(encoder_self)
     if isinstance(job.target, Given):
@@ -192,6 +192,7 @@ def _decode(
 ) -> Iterator[Event]:
     """The steps of a target that the model writes, each as soon as its token and its row exist."""
     chooser = _Chooser(loaded, reader, decoding)
+    prefix = len(detokenizer.text)
     reads_last = job.capture.row == "reading"
     pending: Sequence[int] = reader.context
     step: Step | None = None
@@ -210,7 +211,7 @@ def _decode(
         target = torch.tensor([id_], device=result.logits.device)
         scores = score(job.scores, result.logits, target, job.score_top_p)[0].tolist()
         text, token = detokenizer.add(id_)
-        stop = _stop_reason(chooser, decoding, detokenizer.text, id_, index)
+        stop = _stop_reason(chooser, decoding, detokenizer.text[prefix:], id_, index)
         if stop is not None:
             text += detokenizer.flush()
             token = _completed(token, detokenizer.text)
@@ -223,7 +224,7 @@ def _decode(
         pending = [id_]
     assert step is not None
     assert stop is not None
-    yield Finished(detokenizer.text, stop, step.index + 1, decoding.seed if decoding.do_sample else None)
+    yield Finished(detokenizer.text, stop, step.index + 1, decoding.seed)
 
 
 def _with_attention(step: Step, result: _Pass) -> Step:
@@ -276,13 +277,20 @@ class _Chooser:
         """The next token, from the logits `[1, vocabulary]` of the last one."""
         scores = self._processors(self._ids, logits.to(torch.float32, copy=True))
         if scores.isnan().any():
-            raise internal("NOT_A_NUMBER", "the model computed numbers that are not finite; a wider dtype may help")
+            raise _not_a_number()
         if self._generator is None:
             chosen = scores.argmax(-1, keepdim=True)
         else:
-            chosen = torch.multinomial(scores.softmax(-1), 1, generator=self._generator)
+            probabilities = scores.softmax(-1)
+            if probabilities.isnan().any():  # on a GPU, drawing from these would end the process
+                raise _not_a_number()
+            chosen = torch.multinomial(probabilities, 1, generator=self._generator)
         self._ids = torch.cat([self._ids, chosen], dim=-1)
         return int(chosen)
+
+
+def _not_a_number() -> RequestError:
+    return internal("NOT_A_NUMBER", "the model computed numbers that are not finite; a wider dtype may help")
 
 
 def generation_config(loaded: LoadedModel, decoding: Decoding, context: int) -> GenerationConfig:

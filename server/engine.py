@@ -65,10 +65,17 @@ class Engine:
 
     def stop(self) -> None:
         """Ends all jobs and the thread, and waits for it."""
-        self._stopping = True
+        with self._lock:  # whoever submits has either been seen by now or sees this
+            self._stopping = True
         self._something.set()
         if self._thread.is_alive():
             self._thread.join()
+        with self._lock:
+            left = [*self._running, *self._waiting]
+            self._running.clear()
+            self._waiting.clear()
+        for ticket in left:
+            ticket.outbox.end(_stopped())
 
     def wake(self) -> None:
         """Makes the engine look at its jobs again. For any thread."""
@@ -95,9 +102,6 @@ class Engine:
                 # Anything that happens from here on sets the event again, so nothing is missed by waiting.
                 if not self._round():
                     self._something.wait(self._patience())
-        for ticket in [*self._running, *self._waiting]:
-            ticket.outbox.end(_stopped())
-        self._running.clear()
 
     def _admit(self) -> None:
         """Lets waiting jobs in, first come first served, and drops those that have lost their reader or their time."""

@@ -57,9 +57,10 @@ class Job:
 
 @dataclass(frozen=True)
 class Started:
-    """The source has been read. `context` are the tokens of `Job.context_ids`."""
+    """The source has been read. `context` are the tokens of `Job.context_ids`; `seed` is the one of sampling."""
 
     context: tuple[Token, ...]
+    seed: int | None = None
 
 
 @dataclass(frozen=True)

@@ -101,15 +101,26 @@ def load(
             where, dtype=chosen_dtype, use_safetensors=True, trust_remote_code=False
         )
         tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
-    except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
+        _check_vocabularies(model, tokenizer)
+        nn.Module.to(model.eval().requires_grad_(False), chosen_device)
+        sites = find_sites(model)
+    except Exception as error:  # whatever a damaged or an unusual checkpoint makes its libraries raise
+        log.debug("loading failed", exc_info=True)
         raise ModelError(f"cannot load {where}: {error}") from error
-    nn.Module.to(model.eval().requires_grad_(False), chosen_device)
-    sites = find_sites(model)
+    if not sites.heads:
+        raise ModelError(f"cannot serve {where}: the model reports no attention")
     for kind, heads in sites.heads.items():
         if len(set(heads)) > 1:
             raise ModelError(f"cannot serve {where}: its layers differ in the number of {kind} heads: {heads}")
     source, target = _lengths(config, max_length)
     return LoadedModel(name, model, Codec(tokenizer, model), sites, source, target)
+
+
+def _check_vocabularies(model: PreTrainedModel, tokenizer: Any) -> None:
+    """Refuses models whose source and target have vocabularies of their own: a token's id would not say which."""
+    source, target = (getattr(model.config, f"{side}_vocab_size", 0) for side in ("src", "tgt"))
+    if source != target or getattr(tokenizer, "separate_vocabs", False):
+        raise ValueError("models with separate source and target vocabularies are not supported")
 
 
 def _name(path: str | Path) -> str:

@@ -78,14 +78,16 @@ def _surface(piece: str) -> str:
     return _fold(piece)
 
 
-def _fill(text: str, spans: list[Span | None]) -> list[Span]:
+def _fill(text: str, spans: Sequence[Span | None]) -> list[Span]:
     """Gives the pieces without a span what lies between their neighbours; several in a row share it."""
+    begins: list[int] = []  # of the next piece with a span
+    begin = len(text)
+    for span in reversed(spans):
+        begin = begin if span is None else span[0]
+        begins.append(begin)
     filled: list[Span] = []
-    for place, span in enumerate(spans):
-        if span is not None:
-            filled.append(span)
-            continue
-        before = next((s for s in reversed(spans[:place]) if s is not None), (0, 0))[1]
-        after = next((s for s in spans[place:] if s is not None), (len(text), len(text)))[0]
-        filled.append(trim(text, (before, max(before, after))))
+    end = 0  # of the last piece with a span
+    for span, begin in zip(spans, reversed(begins), strict=True):
+        end = end if span is None else span[1]
+        filled.append(trim(text, (end, max(end, begin))) if span is None else span)
     return filled

@@ -6,7 +6,6 @@ UNIMPLEMENTED, never left out in silence.
 
 from __future__ import annotations
 
-import math
 import secrets
 import uuid
 from typing import Any
@@ -20,18 +19,23 @@ from .capture_requests import plan_capture
 from .converters import SCORES
 from .errors import invalid, not_found, unimplemented
 from .jobs import Decoding, Given, Job
+from .languages import Languages
 from .models import LoadedModel
 from .scores import Score
 from .tokenization import Encoded
 
 _MAX_REQUEST_ID = 128
 
+_LEAST_FACTOR, _GREATEST_FACTOR = 0.001, 1000
+
 # No vocabulary has tokens this long on average: longer texts are refused before anyone tokenizes them.
 _CHARACTERS_PER_TOKEN = 64
 
 
 def request_id_of(request: service_pb.AttributeRequest) -> str:
-    """The request's id, or a new one."""
+    """The request's id, or a new one. Raises RequestError: it goes into logs and trailers, so not any will do."""
+    if len(request.request_id) > _MAX_REQUEST_ID or not request.request_id.isprintable():
+        raise invalid("request_id", "MALFORMED", f"at most {_MAX_REQUEST_ID} characters, all of them printable")
     return request.request_id or uuid.uuid4().hex
 
 
@@ -46,27 +50,28 @@ def find_model(models: dict[str, LoadedModel], name: str, field: str = "model") 
 
 def resolve(request: service_pb.AttributeRequest, loaded: LoadedModel, request_id: str) -> Job:
     """The job that a request asks of a model. Raises RequestError. Tokenizes, so not for an event loop."""
-    if len(request_id) > _MAX_REQUEST_ID:
-        raise invalid("request_id", "TOO_LONG", f"at most {_MAX_REQUEST_ID} characters")
-    _check_languages(request, loaded)
-    source = _source(request, loaded)
-    context = _context(request, loaded)
-    room = loaded.max_target_tokens - len(context) - (0 if loaded.is_encoder_decoder else len(source.tokens))
+    languages = _languages(request, loaded)
+    source = _source(request, loaded, languages)
+    context = _context(request, loaded, languages, source)
+    read = len(context) + (0 if loaded.is_encoder_decoder else len(source.tokens))
+    room = loaded.max_target_tokens - read
     if room < 1:
         field = "prefix" if request.HasField("prefix") else "source"
         raise invalid(field, "TEXT_TOO_LONG", f"leaves no room for a target: {_limit(loaded)}")
     if request.WhichOneof("target") == "given":
-        target: Decoding | Given = _given(request, loaded, source, room)
-        steps = len(target.encoded.tokens)
+        target: Decoding | Given = _given(request, loaded, languages, source, room)
+        steps = at_once = len(target.encoded.tokens)
     else:
-        target = _decoding(request.decoding, loaded, request.target_language, len(context), room)
-        steps = target.max_new_tokens
+        target = _decoding(request.decoding, loaded, languages, read, room)
+        if target.do_sample and request.resume_at and not request.decoding.sampling.HasField("seed"):
+            raise invalid("decoding.sampling.seed", "REQUIRED", "is needed to draw the same tokens up to resume_at")
+        steps, at_once = target.max_new_tokens, 1
     positions: dict[Kind, int] = {
         "cross": len(source.tokens),
         "encoder_self": len(source.tokens),
-        "decoder_self": len(context) + steps + (0 if loaded.is_encoder_decoder else len(source.tokens)),
+        "decoder_self": read + steps,
     }
-    capture: CapturePlan = plan_capture(request.capture, loaded, positions)
+    capture: CapturePlan = plan_capture(request.capture, loaded, positions, at_once)
     return Job(
         request_id=request_id,
         source=source,
@@ -84,24 +89,25 @@ def _limit(loaded: LoadedModel) -> str:
     return f"{what} may have at most {loaded.max_target_tokens} tokens"
 
 
-def _check_languages(request: service_pb.AttributeRequest, loaded: LoadedModel) -> None:
+def _languages(request: service_pb.AttributeRequest, loaded: LoadedModel) -> Languages:
     problems = loaded.codec.check_languages(request.source_language, request.target_language)
     for field, problem in zip(("source_language", "target_language"), problems, strict=True):
         if problem:
             raise invalid(field, "UNKNOWN_LANGUAGE", problem)
+    return loaded.codec.languages_of(request.source_language, request.target_language)
 
 
 # ---- texts ----------------------------------------------------------------------------------------------------------
 
 
-def _source(request: service_pb.AttributeRequest, loaded: LoadedModel) -> Encoded:
+def _source(request: service_pb.AttributeRequest, loaded: LoadedModel, languages: Languages) -> Encoded:
     if not request.HasField("source"):
         raise invalid("source", "REQUIRED", "is required")
     source, most = request.source, loaded.max_source_tokens
     kind = source.WhichOneof("kind")
     if kind == "text":
         _check_text(source.text, "source.text", most)
-        encoded = loaded.codec.encode_source(source.text, request.source_language, request.target_language)
+        encoded = loaded.codec.encode_source(source.text, languages)
     elif kind == "token_ids":
         encoded = loaded.codec.decode_ids(_token_ids(source, "source", loaded, most))
     elif kind == "chat":
@@ -126,9 +132,11 @@ def _chat(chat: text_pb2.Chat, loaded: LoadedModel) -> Encoded:
         raise invalid("source.chat.messages", "CHAT_TEMPLATE", "the model's chat template refuses these") from error
 
 
-def _context(request: service_pb.AttributeRequest, loaded: LoadedModel) -> list[int]:
+def _context(
+    request: service_pb.AttributeRequest, loaded: LoadedModel, languages: Languages, source: Encoded
+) -> list[int]:
     """What the decoder reads between the source and step 0."""
-    start = loaded.codec.start_ids()
+    start = loaded.codec.start_ids(languages)
     if not request.HasField("prefix"):
         return start
     if request.WhichOneof("target") == "given":
@@ -137,7 +145,7 @@ def _context(request: service_pb.AttributeRequest, loaded: LoadedModel) -> list[
     kind = prefix.WhichOneof("kind")
     if kind == "text":
         _check_text(prefix.text, "prefix.text", most)
-        ids = loaded.codec.encode_prefix(prefix.text, request.source_language, request.target_language)
+        ids = loaded.codec.encode_prefix(source, prefix.text, languages)
     elif kind == "token_ids":
         ids = _token_ids(prefix, "prefix", loaded, most)
     else:
@@ -145,19 +153,22 @@ def _context(request: service_pb.AttributeRequest, loaded: LoadedModel) -> list[
     return [*start, *ids]
 
 
-def _given(request: service_pb.AttributeRequest, loaded: LoadedModel, source: Encoded, room: int) -> Given:
+def _given(
+    request: service_pb.AttributeRequest, loaded: LoadedModel, languages: Languages, source: Encoded, room: int
+) -> Given:
     given = request.given
     kind = given.WhichOneof("kind")
     if kind == "text":
         _check_text(given.text, "given.text", room)
         if loaded.is_encoder_decoder:
-            encoded = loaded.codec.encode_target(given.text, request.source_language, request.target_language)
+            encoded = loaded.codec.encode_target(given.text, languages)
         else:
             encoded = loaded.codec.encode_continuation(source, given.text)
         if all(token.special for token in encoded.tokens):
             raise invalid("given.text", "EMPTY", "tokenizes to nothing")
     elif kind == "token_ids":
-        encoded = loaded.codec.decode_ids(_token_ids(given, "given", loaded, room))
+        ids = _token_ids(given, "given", loaded, room)
+        encoded = loaded.codec.decode_ids(ids, () if loaded.is_encoder_decoder else source.ids)
     else:
         raise invalid("given", "REQUIRED", "one of text and token_ids must be set")
     _check_length(encoded, f"given.{kind}", room, "there is room for")
@@ -193,7 +204,7 @@ def _token_ids(text: text_pb2.Text, field: str, loaded: LoadedModel, most: int) 
 # ---- decoding -------------------------------------------------------------------------------------------------------
 
 
-def _decoding(decoding: text_pb2.Decoding, loaded: LoadedModel, language: str, context: int, room: int) -> Decoding:
+def _decoding(decoding: text_pb2.Decoding, loaded: LoadedModel, languages: Languages, read: int, room: int) -> Decoding:
     config: Any = loaded.model.generation_config
     strategy = decoding.WhichOneof("strategy")
     if strategy == "beam":
@@ -204,15 +215,15 @@ def _decoding(decoding: text_pb2.Decoding, loaded: LoadedModel, language: str, c
     if do_sample:
         generation |= _sampling(decoding.sampling)
         seed = decoding.sampling.seed if decoding.sampling.HasField("seed") else secrets.randbits(63)
-    if (first := loaded.codec.forced_first_id(language)) is not None:
+    if (first := loaded.codec.forced_first_id(languages)) is not None:
         generation["forced_bos_token_id"] = first
-    most = _max_new_tokens(decoding, config, context, room)
+    most = _max_new_tokens(decoding, config, read, room)
     if decoding.HasField("min_new_tokens"):
         if decoding.min_new_tokens > most:
             raise invalid("decoding.min_new_tokens", "OUT_OF_RANGE", f"is more than max_new_tokens, {most}")
         generation["min_new_tokens"] = decoding.min_new_tokens
     if decoding.HasField("repetition_penalty"):
-        generation["repetition_penalty"] = _positive(decoding, "decoding", "repetition_penalty")
+        generation["repetition_penalty"] = _factor(decoding, "decoding", "repetition_penalty")
     if decoding.HasField("no_repeat_ngram_size"):
         generation["no_repeat_ngram_size"] = decoding.no_repeat_ngram_size
     for place, text in enumerate(decoding.stop):
@@ -225,7 +236,7 @@ def _decoding(decoding: text_pb2.Decoding, loaded: LoadedModel, language: str, c
 def _sampling(sampling: text_pb2.Sampling) -> dict[str, Any]:
     generation: dict[str, Any] = {}
     if sampling.HasField("temperature"):
-        generation["temperature"] = _positive(sampling, "decoding.sampling", "temperature")
+        generation["temperature"] = _factor(sampling, "decoding.sampling", "temperature")
     if sampling.HasField("top_k"):
         generation["top_k"] = sampling.top_k
     if sampling.HasField("top_p"):
@@ -233,12 +244,12 @@ def _sampling(sampling: text_pb2.Sampling) -> dict[str, Any]:
     return generation
 
 
-def _max_new_tokens(decoding: text_pb2.Decoding, config: Any, context: int, room: int) -> int:
+def _max_new_tokens(decoding: text_pb2.Decoding, config: Any, read: int, room: int) -> int:
     if decoding.HasField("max_new_tokens"):
         if not 1 <= decoding.max_new_tokens <= room:
             raise invalid("decoding.max_new_tokens", "OUT_OF_RANGE", f"must be from 1 to {room} for this request")
         return decoding.max_new_tokens
-    configured = config.max_new_tokens or (config.max_length - context if config.max_length else room)
+    configured = config.max_new_tokens or (config.max_length - read if config.max_length else room)
     return max(1, min(configured, room))
 
 
@@ -247,10 +258,12 @@ def _configured_stops(config: Any) -> tuple[str, ...]:
     return (stops,) if isinstance(stops, str) else tuple(stops)
 
 
-def _positive(message: Any, path: str, name: str) -> float:
+def _factor(message: Any, path: str, name: str) -> float:
+    """A number that logits are divided by: none that would make infinities of them."""
     value = float(getattr(message, name))
-    if not (math.isfinite(value) and value > 0):
-        raise invalid(f"{path}.{name}", "OUT_OF_RANGE", "must be above 0")
+    if not _LEAST_FACTOR <= value <= _GREATEST_FACTOR:
+        message = f"must be above 0: from {_LEAST_FACTOR} to {_GREATEST_FACTOR:,}"
+        raise invalid(f"{path}.{name}", "OUT_OF_RANGE", message)
     return value
 
 

@@ -36,7 +36,7 @@ def score(names: Sequence[Score], logits: Tensor, targets: Tensor, top_p: float)
         "entropy": lambda: _entropy(log_probabilities),
         "cross_entropy": surprise,
         "perplexity": lambda: 2 ** surprise(),
-        "top_p_size": lambda: _top_p_size(log_probabilities, top_p),
+        "top_p_size": lambda: _top_p_size(logits, top_p),
     }
     return torch.stack([formulas[name]() for name in names], dim=-1)
 
@@ -46,8 +46,8 @@ def _entropy(log_probabilities: Tensor) -> Tensor:
     return -(log_probabilities.exp() * log_probabilities.clamp(min=torch.finfo(torch.float32).min)).sum(-1)
 
 
-def _top_p_size(log_probabilities: Tensor, top_p: float) -> Tensor:
+def _top_p_size(logits: Tensor, top_p: float) -> Tensor:
     """How many of the likeliest tokens stay when those are dropped that, from the least likely up, sum to 1 - p."""
-    ascending = log_probabilities.exp().sort(-1).values.cumsum(-1)
+    ascending = logits.sort(-1).values.softmax(-1).cumsum(-1)
     ascending[..., -1] = 1.0  # the likeliest token always stays
     return (ascending > 1 - top_p).sum(-1).float()

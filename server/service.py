@@ -168,7 +168,7 @@ def _batches(events: Sequence[Event]) -> Iterator[list[Event]]:
 def _response(batch: Sequence[Event], job: Job, engine: Engine, usage: _Meter) -> service_pb.AttributeResponse:
     event = batch[0]
     if isinstance(event, Started):
-        message = converters.started_message(job, engine.loaded, event.context)
+        message = converters.started_message(job, engine.loaded, event)
         return service_pb.AttributeResponse(started=message)
     if isinstance(event, EncoderSelf):
         return service_pb.AttributeResponse(encoder_self=converters.encoder_self_message(event))

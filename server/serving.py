@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Sequence
 
@@ -14,6 +15,9 @@ from .models import LoadedModel
 from .service import SERVICE, AttributionService
 
 log = logging.getLogger(__name__)
+
+# Seconds for the last statuses to leave after the engines have stopped.
+_FAREWELL = 1.0
 
 
 class AddressError(Exception):
@@ -48,9 +52,12 @@ class Server:
         host = self._address.rpartition(":")[0]
         return f"{host}:{port}" if host and not self._address.startswith("unix:") else self._address
 
-    async def stop(self, grace: float | None = None) -> None:
-        """Takes no more requests, gives the running ones `grace` seconds, then ends them."""
+    async def stop(self, grace: float = 0.0) -> None:
+        """Takes no more requests, gives the running ones `grace` seconds, then ends them with UNAVAILABLE."""
         await self._health.enter_graceful_shutdown()
-        await self._server.stop(grace)
+        # The engines end what is left, so that its clients are told why; gRPC waits a little longer for that.
+        stopping = asyncio.ensure_future(self._server.stop(grace + _FAREWELL))
+        await asyncio.wait([stopping], timeout=grace)
         for engine in self._engines:
-            engine.stop()
+            await asyncio.to_thread(engine.stop)
+        await stopping

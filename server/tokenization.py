@@ -5,7 +5,6 @@ Knows tokenizers and the token ids of a model's configuration; knows nothing of 
 
 from __future__ import annotations
 
-import re
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,9 +12,8 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from .languages import LanguageCodes, Languages
 from .offsets import Span, align, trim
-
-_NLLB_CODE = re.compile(r"^[a-z]{3}_[A-Z][a-z]{3}$")
 
 # Characters of the prompt's end that a continuation's first token is decoded beside, in tokens.
 _CONTEXT = 8
@@ -48,10 +46,6 @@ class Encoded:
         return [token.id for token in self.tokens]
 
 
-class LanguageError(ValueError):
-    """A language that the model does not know. The message is for clients."""
-
-
 class Codec:
     """A model's tokenizer, with the parts of its configuration that say how texts begin and end.
 
@@ -62,105 +56,93 @@ class Codec:
         self._tokenizer: Any = tokenizer
         self._lock = threading.Lock()
         self._is_encoder_decoder = bool(model.config.is_encoder_decoder)
-        self._special: set[int] = set(tokenizer.all_special_ids)
-        self._unknown = tokenizer.unk_token_id
-        self._languages = _languages(tokenizer)
-        self._special |= {id_ for _, id_ in self._language_ids()}
-        self._default_source = getattr(tokenizer, "src_lang", None)
-        self._default_target = getattr(tokenizer, "tgt_lang", None)
         config: Any = model.generation_config
-        self._forced = getattr(config, "forced_bos_token_id", None)
+        self._codes = LanguageCodes(tokenizer, config)
+        self._special: set[int] = {*tokenizer.all_special_ids, *self._codes.ids.values()}
+        self._unknown = tokenizer.unk_token_id
         start = getattr(config, "decoder_start_token_id", None)
         if start is None:
             start = getattr(model.config, "decoder_start_token_id", None)
         self._start: int | None = start if start is not None else getattr(model.config, "bos_token_id", None)
-        # A code at the head of the source says the target's language (multilingual Marian models).
-        self._codes_in_source = any(token.startswith(">>") for token in self._languages.values())
 
     @property
     def languages(self) -> tuple[str, ...]:
         """Codes that requests may name; empty where the model needs none."""
-        return tuple(sorted(self._languages))
+        return tuple(sorted(self._codes.ids))
 
     @property
     def has_chat_template(self) -> bool:
         """Whether conversations can be rendered."""
         return bool(getattr(self._tokenizer, "chat_template", None))
 
-    def start_ids(self) -> list[int]:
-        """What an encoder-decoder's decoder reads before anything else; nothing for a decoder-only model."""
-        return [self._start] if self._is_encoder_decoder and self._start is not None else []
-
-    def forced_first_id(self, target_language: str) -> int | None:
-        """The token that must be written first for a target language; None to leave it to the configuration."""
-        if not target_language or self._codes_in_source:
-            return None
-        return int(self._tokenizer.convert_tokens_to_ids(self._language_token(target_language)))
-
     def check_languages(self, source: str, target: str) -> tuple[str | None, str | None]:
         """What is wrong with the source and the target language, each None if nothing is."""
-        return self._check(source, takes_any=not self._codes_in_source), self._check(target, takes_any=True)
+        return self._codes.problem_with_source(source), self._codes.problem_with_target(target)
 
-    def _check(self, language: str, takes_any: bool) -> str | None:
-        if not language:
-            return None
-        if not self._languages or not takes_any:
-            return "this model takes no such language code"
-        if language not in self._languages:
-            some = ", ".join(self.languages[:8])
-            return f"unknown language {language!r}; the model has {len(self._languages)}, such as {some}"
-        return None
+    def languages_of(self, source: str, target: str) -> Languages:
+        """The languages of a request, with the model's defaults where it names none."""
+        return self._codes.resolve(source, target)
 
-    def _language_token(self, language: str) -> str:
-        return self._languages[language]
+    def start_ids(self, languages: Languages) -> list[int]:
+        """What an encoder-decoder's decoder reads before anything else; nothing for a decoder-only model."""
+        if not self._is_encoder_decoder:
+            return []
+        start = self._codes.start_id(languages)
+        start = start if start is not None else self._start
+        return [] if start is None else [start]
 
-    def encode_source(self, text: str, source_language: str = "", target_language: str = "") -> Encoded:
+    def forced_first_id(self, languages: Languages) -> int | None:
+        """The token that must be written first for a target language; None to leave it to the configuration."""
+        return self._codes.first_id(languages)
+
+    def encode_source(self, text: str, languages: Languages | None = None) -> Encoded:
         """Tokens of what the model reads, special tokens included."""
+        languages = languages or self.languages_of("", "")
         with self._lock:
-            self._set_languages(source_language, target_language)
+            self._codes.apply(languages)
             encoded = self._encode(text)
-        if target_language and self._codes_in_source:
-            code = self._tokenizer.convert_tokens_to_ids(self._language_token(target_language))
-            return Encoded(text, (self._token(code, (0, 0), ""), *encoded.tokens))
-        return encoded
+        code = self._codes.source_id(languages)
+        return encoded if code is None else Encoded(text, (self._token(code, (0, 0), ""), *encoded.tokens))
 
-    def encode_target(self, text: str, source_language: str = "", target_language: str = "") -> Encoded:
+    def encode_target(self, text: str, languages: Languages | None = None) -> Encoded:
         """Tokens of a whole target as an encoder-decoder writes it: without the start token, with the end token."""
         with self._lock:
-            self._set_languages(source_language, target_language)
+            self._codes.apply(languages or self.languages_of("", ""))
             return self._encode(text, as_target=True)
 
     def encode_continuation(self, prompt: Encoded, text: str) -> Encoded:
         """Tokens of a text that continues a prompt.
 
-        Both are tokenized together, so that the seam is as the tokenizer would have it, unless that would change the
-        prompt's own tokens.
+        Both are tokenized together, so that the seam is as the tokenizer would have it. Where that would change the
+        prompt's own tokens, the text is tokenized behind a line break instead: alone, many tokenizers would put a space
+        before it.
         """
         with self._lock:
-            joint = self._encode(prompt.text + text)
-            seam = len(prompt.tokens)
-            if joint.ids[:seam] != prompt.ids:
+            for before, known in ((prompt.text, prompt.ids), ("\n", self._encode("\n", special=False).ids)):
+                joint = self._encode(before + text, special=known is prompt.ids)
+                if joint.ids[: len(known)] == known:
+                    break
+            else:
                 return self._encode(text, special=False)
-        shift = len(prompt.text)
+        shift = len(before)
         tokens = tuple(
             self._token(token.id, (max(0, token.begin - shift), max(0, token.end - shift)), text)
-            for token in joint.tokens[seam:]
+            for token in joint.tokens[len(known) :]
         )
         return Encoded(text, tokens)
 
-    def encode_prefix(self, text: str, source_language: str = "", target_language: str = "") -> list[int]:
+    def encode_prefix(self, source: Encoded, text: str, languages: Languages) -> list[int]:
         """Token ids that a target starts with: no end token behind them."""
         if not self._is_encoder_decoder:
-            with self._lock:
-                return self._encode(text, special=False).ids
-        ids = self.encode_target(text, source_language, target_language).ids
+            return self.encode_continuation(source, text).ids
+        ids = self.encode_target(text, languages).ids
         while ids and ids[-1] in self._special:
             ids.pop()
         return ids
 
-    def decode_ids(self, ids: Sequence[int]) -> Encoded:
-        """Given ids, the text that they stand for and where each stands in it."""
-        detokenizer = Detokenizer(self)
+    def decode_ids(self, ids: Sequence[int], context: Sequence[int] = ()) -> Encoded:
+        """Given ids, the text that they stand for behind a context, and where each stands in it."""
+        detokenizer = Detokenizer(self, context)
         tokens = [detokenizer.add(id_)[1] for id_ in ids]
         detokenizer.flush()
         text = detokenizer.text
@@ -188,17 +170,6 @@ class Codec:
     def _token(self, id_: int, span: Span, text: str) -> Token:
         begin, end = span
         return Token(id_, self.piece(id_), begin, end, self.is_special(id_), text[begin:end])
-
-    def _set_languages(self, source: str, target: str) -> None:
-        """Callers hold the lock."""
-        if self._default_source is None or not self._languages:
-            return
-        self._tokenizer.src_lang = source or self._default_source
-        forced = next((code for code, id_ in self._language_ids() if id_ == self._forced), None)
-        self._tokenizer.tgt_lang = target or forced or self._default_target
-
-    def _language_ids(self) -> list[tuple[str, int]]:
-        return [(code, self._tokenizer.convert_tokens_to_ids(token)) for code, token in self._languages.items()]
 
     def _encode(self, text: str, *, as_target: bool = False, special: bool = True) -> Encoded:
         """Callers hold the lock."""
@@ -266,16 +237,3 @@ class Detokenizer:
             self._window, self._read = self._read, len(self._ids)
         self.text += new
         return new
-
-
-def _languages(tokenizer: Any) -> dict[str, str]:
-    """The vocabulary's token for each language code."""
-    if codes := getattr(tokenizer, "lang_code_to_token", None):  # M2M100
-        return dict(codes)
-    if codes := getattr(tokenizer, "lang_code_to_id", None):  # mBART
-        return {code: code for code in codes}
-    if codes := getattr(tokenizer, "supported_language_codes", None):  # multilingual Marian
-        return {code.strip("<>"): code for code in codes}
-    if getattr(tokenizer, "src_lang", None) is not None:  # NLLB
-        return {token: token for token in tokenizer.all_special_tokens if _NLLB_CODE.match(token)}
-    return {}

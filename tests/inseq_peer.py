@@ -73,6 +73,7 @@ def attribute(
     max_new_tokens: int = 10,
     source_language: str = "",
     target_language: str = "",
+    first_id: int | None = None,
 ) -> Truth:
     """Inseq's attribution of a source and its target, written greedily where none is given.
 
@@ -88,10 +89,8 @@ def attribute(
             text, targets = target, target
         else:
             options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": False, "num_beams": 1}
-            if target_language:
-                codes = getattr(model.tokenizer, "lang_code_to_token", {})
-                code = codes.get(target_language, target_language)
-                options["forced_bos_token_id"] = model.tokenizer.convert_tokens_to_ids(code)
+            if first_id is not None:
+                options["forced_bos_token_id"] = first_id
             ids = model.encode([source]).input_ids
             written = model.model.generate(ids, attention_mask=torch.ones_like(ids), **options)
             text = model.decode(written)[0]

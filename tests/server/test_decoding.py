@@ -53,6 +53,7 @@ def test_a_seed_not_given_is_told_and_draws_the_same_again(bundled_server):
     sampling = text.Sampling(temperature=2.0)
     first = attribute(bundled_server, request(SENTENCES[0], decoding=text.Decoding(sampling=sampling)))
     sampling.seed = first[-1].finished.usage.seed
+    assert first[0].started.seed == sampling.seed
     again = attribute(bundled_server, request(SENTENCES[0], decoding=text.Decoding(sampling=sampling)))
     assert ids_of(again) == ids_of(first)
 
@@ -81,6 +82,9 @@ def test_stop_reasons(bundled_server):
     assert stop(max_new_tokens=3) == (text.STOP_REASON_END_TOKEN, "Ich will")
     assert stop(max_new_tokens=2, ignore_eos=True) == (text.STOP_REASON_LENGTH, "Ich will")
     assert stop(stop=["nicht", "Freund"]) == (text.STOP_REASON_STOP_TEXT, "Ich will nicht")
+    # A prefix is not what the steps have written.
+    prefixed = request(SENTENCES[0], decoding=text.Decoding(stop=["Ich"]), prefix=text.Text(text="Ich will"))
+    assert attribute(bundled_server, prefixed)[-1].finished.stop_reason == text.STOP_REASON_END_TOKEN
     reason, _ = stop(ignore_eos=True, max_new_tokens=20)
     assert reason == text.STOP_REASON_LENGTH
 

@@ -35,6 +35,12 @@ class Served:
         family = self.family
         return {"source_language": family.source_language, "target_language": family.target_language}
 
+    @property
+    def first_id(self) -> int | None:
+        """The language token that decoding must write first."""
+        codec, family = self.loaded.codec, self.family
+        return codec.forced_first_id(codec.languages_of(family.source_language, family.target_language))
+
     def attribute(self, target: str | list[int] | None = None, **options) -> Attribution:
         if target is None:
             options.setdefault("decoding", Decoding(Greedy(), max_new_tokens=NEW_TOKENS))
@@ -72,7 +78,9 @@ def test_equal_to_inseq(served, given):
     target = continuation(served) if given else None
     if given and not served.loaded.is_encoder_decoder:
         target = SOURCE + target
-    theirs = inseq_peer.attribute(served.path, SOURCE, target, max_new_tokens=NEW_TOKENS, **served.languages)
+    theirs = inseq_peer.attribute(
+        served.path, SOURCE, target, max_new_tokens=NEW_TOKENS, first_id=served.first_id, **served.languages
+    )
     compare(ours, theirs, served)
 
 
@@ -133,8 +141,8 @@ def test_the_tokens_are_those_of_generate(served):
     reference = type(served.loaded.model).from_pretrained(served.path).eval()
     ids = torch.tensor([[token.id for token in ours.source]])
     options = {"max_new_tokens": NEW_TOKENS, "do_sample": False, "num_beams": 1}
-    if served.family.target_language:
-        options["forced_bos_token_id"] = served.loaded.codec.forced_first_id(served.family.target_language)
+    if served.first_id is not None:
+        options["forced_bos_token_id"] = served.first_id
     generated = reference.generate(ids, attention_mask=torch.ones_like(ids), **options)[0].tolist()
     start = 1 if served.loaded.is_encoder_decoder else ids.shape[1]
     assert [token.id for token in ours.steps] == generated[start:]
@@ -164,8 +172,8 @@ def test_reductions_are_inseqs(served, name):
         "absmax": inseq_functions.AbsMaxAggregationFunction,
         "l2": inseq_functions.VectorNormAggregationFunction,
     }[name]()
-    languages = served.languages
-    theirs = inseq_peer.attribute(served.path, SOURCE, max_new_tokens=NEW_TOKENS, **languages)
+    options = {"max_new_tokens": NEW_TOKENS, "first_id": served.first_id, **served.languages}
+    theirs = inseq_peer.attribute(served.path, SOURCE, **options)
     kinds = served.loaded.kinds
     heads = served.attribute(capture=Capture(kinds=kinds, over_heads=name))
     both = served.attribute(capture=Capture(kinds=kinds, over_heads=name, over_layers=name))

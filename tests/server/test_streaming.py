@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import threading
 
@@ -197,10 +198,14 @@ def test_a_deadline_counts_in_the_queue_too(bundled, monkeypatch):
         assert list(first)[-1].HasField("finished")
 
 
-def test_stopping_the_server_ends_its_calls(bundled):
-    with serving(bundled) as address, stub(address) as service:
-        call = service.Attribute(long_request(), timeout=60)
-        first_steps(call)
-    with pytest.raises(grpc.RpcError) as raised:
-        list(call)
-    assert raised.value.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+def test_stopping_the_server_tells_its_clients_why(bundled):
+    with contextlib.ExitStack() as server:
+        address = server.enter_context(serving(bundled))
+        with stub(address) as service:
+            call = service.Attribute(long_request(), timeout=60)
+            first_steps(call)
+            server.close()
+            with pytest.raises(grpc.RpcError) as raised:
+                list(call)
+    assert raised.value.code() == grpc.StatusCode.UNAVAILABLE
+    assert raised.value.details() == "the server is shutting down"

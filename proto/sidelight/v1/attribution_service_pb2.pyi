@@ -58,7 +58,9 @@ class AttributeRequest(_message.Message):
     target_language: _builtins.str
     """Likewise. Empty: what the model's configuration forces."""
     resume_at: _builtins.int
-    """The first step wanted, after a broken stream: earlier ones are decoded and not sent."""
+    """The first step wanted, after a broken stream: earlier ones are decoded and not sent. With sampling, needs the seed
+    of the broken stream.
+    """
     score_top_p: _builtins.float
     """The p of SCORE_TOP_P_SIZE; above 0, at most 1. Unset: 0.9."""
     @_builtins.property
@@ -177,6 +179,7 @@ class Started(_message.Message):
     LAYOUTS_FIELD_NUMBER: _builtins.int
     SCORES_FIELD_NUMBER: _builtins.int
     ARCHITECTURE_FIELD_NUMBER: _builtins.int
+    SEED_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """The request's id, or the one that the server made."""
     model: _builtins.str
@@ -185,6 +188,8 @@ class Started(_message.Message):
     """The exact text that the source's offsets count in: as sent, or as decoded or rendered by the server."""
     architecture: _model_pb2.Architecture.ValueType
     """Whether the source stands apart, or is the first positions of decoder self-attention."""
+    seed: _builtins.int
+    """The seed that sampling uses: needed again for resuming a broken stream, or for drawing the same another time."""
     @_builtins.property
     def source(self) -> _containers.RepeatedCompositeFieldContainer[_text_pb2.Token]:
         """The source's tokens, special tokens included: the positions of cross-attention and encoder self-attention. For a
@@ -222,12 +227,15 @@ class Started(_message.Message):
         layouts: _abc.Iterable[_attention_pb2.AttentionLayout] | None = ...,
         scores: _abc.Iterable[_attention_pb2.Score.ValueType] | None = ...,
         architecture: _model_pb2.Architecture.ValueType = ...,
+        seed: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["capture", b"capture"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "capture", b"capture", "seed", b"seed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "capture", b"capture", "layouts", b"layouts", "model", b"model", "prefix", b"prefix", "request_id", b"request_id", "scores", b"scores", "source", b"source", "source_text", b"source_text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "architecture", b"architecture", "capture", b"capture", "layouts", b"layouts", "model", b"model", "prefix", b"prefix", "request_id", b"request_id", "scores", b"scores", "seed", b"seed", "source", b"source", "source_text", b"source_text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
+    _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__seed) -> _WhichOneofReturnType__seed | None: ...
 
 Global___Started: _TypeAlias = Started  # noqa: Y015
 

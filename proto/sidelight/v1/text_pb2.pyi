@@ -234,7 +234,7 @@ class Decoding(_message.Message):
     min_new_tokens: _builtins.int
     """The end token is not written before this many tokens. Unset: the model's generation config."""
     repetition_penalty: _builtins.float
-    """Divides the logits of tokens that stand already (CTRL, arXiv:1909.05858). Above 0; 1 is off.
+    """Divides the logits of tokens that stand already (CTRL, arXiv:1909.05858). From 0.001 to 1,000; 1 is off.
     Unset: the model's generation config.
     """
     no_repeat_ngram_size: _builtins.int
@@ -253,7 +253,9 @@ class Decoding(_message.Message):
 
     @_builtins.property
     def stop(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Decoding ends when the target's text contains one of these. The text keeps it: its steps have been sent."""
+        """Decoding ends when what the steps have written contains one of these; a prefix does not count. The text keeps it:
+        its steps have been sent.
+        """
 
     def __init__(
         self,
@@ -323,7 +325,7 @@ class Sampling(_message.Message):
     TOP_P_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
     temperature: _builtins.float
-    """Divides the logits; above 0. 1 leaves them."""
+    """Divides the logits; from 0.001 to 1,000. 1 leaves them."""
     top_k: _builtins.int
     """Draw among the k likeliest only; 0: among all. Where the model's generation config does not say either, 50, as
     transformers has it.
