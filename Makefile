@@ -16,7 +16,7 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS = 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format proto bench lock clean
+.PHONY: help demo test lint format proto bench pictures lock clean
 
 help: ## Show this list
 	@echo "Sidelight: streams, token by token, where a sequence model looks while it writes."
@@ -55,6 +55,9 @@ proto: $(VENV)/.test ## Generate Python and type stubs from the contract
 
 bench: $(VENV)/.bench ## Measure: against Inseq, and what else tests/bench holds
 	@for script in tests/bench/bench_*.py; do echo "$$script"; $(BIN)/python "$$script" || exit 1; done
+
+pictures: $(VENV)/.test ## Make the README's pictures with Sidelight's own commands
+	@$(BIN)/python tests/pictures.py
 
 # Universal: one file for every Python and platform, by markers. What torch's CUDA build brings along is left to torch,
 # which pins it itself. Pins stay as they are unless pyproject.toml asks for others: ARGS=--upgrade takes the newest.

@@ -3,11 +3,11 @@
 from sidelight.client import Client
 
 with Client("127.0.0.1:50051") as client:
-for step in client.attribute("I don't want to be your friend."):
-print(step.text, step.cross.shape)
+    for step in client.attribute("I don't want to be your friend."):
+        print(step.text, step.cross.shape)
 """
 
-from .client import AsyncAttributionStream, AsyncClient, AttributionStream, Client
+from .client import AsyncClient, Client
 from .errors import (
     CancelledError,
     DeadlineExceededError,
@@ -19,32 +19,55 @@ from .errors import (
     UnavailableError,
     UnimplementedError,
 )
-from .options import Capture, Decoding, Greedy, Sampling
-from .results import Attribution, Layout, Model, ModelAttention, Started, Step, Token, Usage
+from .options import Beam, Capture, Decoding, Encoding, Greedy, Kind, Reduction, Row, Sampling, Score, Source
+from .requests import Options
+from .results import (
+    Attribution,
+    Hypothesis,
+    Layout,
+    Model,
+    ModelAttention,
+    Started,
+    Step,
+    StopReason,
+    Token,
+    Usage,
+)
 from .saving import save
+from .streams import AsyncAttributionStream, AttributionStream
 
 __all__ = [
     "AsyncAttributionStream",
     "AsyncClient",
     "Attribution",
     "AttributionStream",
+    "Beam",
     "CancelledError",
     "Capture",
     "Client",
     "DeadlineExceededError",
     "Decoding",
+    "Encoding",
     "Greedy",
+    "Hypothesis",
     "InternalError",
     "InvalidArgumentError",
+    "Kind",
     "Layout",
     "Model",
     "ModelAttention",
     "NotFoundError",
+    "Options",
+    "Reduction",
     "ResourceExhaustedError",
+    "Row",
     "Sampling",
+    "Score",
     "SidelightError",
+    "Source",
     "Started",
     "Step",
+    "StopReason",
     "Token",
     "UnavailableError",
     "UnimplementedError",

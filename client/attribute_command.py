@@ -5,19 +5,24 @@ from __future__ import annotations
 import argparse
 import asyncio
 import dataclasses
+import itertools
+import re
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections import deque
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from pathlib import Path
 from typing import get_args
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from .client import DEFAULT_ADDRESS, AsyncClient, Client, Options
+from .client import DEFAULT_ADDRESS, AsyncClient, Client
 from .errors import SidelightError, invalid
 from .heatmap import Heatmap
 from .options import Capture, Decoding, Kind, Reduction, Row, Sampling, Score
+from .requests import Options
 from .results import Attribution, Token
 from .saving import check_path, save
 
@@ -67,6 +72,9 @@ def run(args: argparse.Namespace) -> int:
     if (args.text is None) == (args.file is None):
         print("sidelight attribute: give either TEXT or --file FILE", file=sys.stderr)
         return 2
+    if args.file is not None and args.target is not None:
+        print("sidelight attribute: --target goes with TEXT, not with --file", file=sys.stderr)
+        return 2
     try:
         if args.save:
             check_path(args.save)
@@ -74,8 +82,15 @@ def run(args: argparse.Namespace) -> int:
         if args.file is not None:
             return asyncio.run(_file(args, options, _lines(args.file)))
         return _text(args, options)
+    except BrokenPipeError:  # the caller knows what to do with that one
+        raise
     except OSError as error:
-        print(f"sidelight: {args.save or args.file}: {error.strerror}", file=sys.stderr)
+        # Saving goes through a file of another name, which would tell nobody anything.
+        name = args.file if error.filename == args.file else args.save
+        print(f"sidelight: {name}: {error.strerror}", file=sys.stderr)
+        return 1
+    except UnicodeDecodeError as error:
+        print(f"sidelight: {args.file}: not UTF-8: {error.reason} at byte {error.start}", file=sys.stderr)
         return 1
     except ValueError as error:
         print(f"sidelight: {error}", file=sys.stderr)
@@ -133,14 +148,20 @@ def _numbers(text: str) -> list[int]:
     """Numbers and ranges: "0,2-4" is 0, 2, 3, 4."""
     numbers: list[int] = []
     for part in text.split(","):
-        first, _, last = part.partition("-")
-        numbers += range(int(first), int(last or first) + 1)
+        match = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
+        if match is None or int(match[2] or match[1]) < int(match[1]):
+            raise argparse.ArgumentTypeError(f"invalid number or range: {part!r}")
+        numbers += range(int(match[1]), int(match[2] or match[1]) + 1)
     return numbers
 
 
 def _pairs(text: str) -> list[tuple[int, int]]:
-    pairs = [part.split(".") for part in text.split(",")]
-    return [(int(layer), int(head)) for layer, head in pairs]
+    pairs: list[tuple[int, int]] = []
+    for part in text.split(","):
+        if (match := re.fullmatch(r"(\d+)\.(\d+)", part)) is None:
+            raise argparse.ArgumentTypeError(f"invalid LAYER.HEAD: {part!r}")
+        pairs.append((int(match[1]), int(match[2])))
+    return pairs
 
 
 def _kinds(text: str) -> list[str]:
@@ -195,7 +216,9 @@ def show(client: Client, text: str, options: Options, console: Console, *, quiet
 
 
 def _lines(name: str) -> list[str]:
-    lines = (sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")).splitlines()
+    text = sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8-sig")
+    # Not splitlines: a text may hold a form feed or U+2028, and the output must have as many lines.
+    lines = text.removesuffix("\n").split("\n") if text else []
     if name.endswith(".tsv"):
         lines = [line.partition("\t")[0] for line in lines]
     return lines
@@ -209,18 +232,20 @@ async def _file(args: argparse.Namespace, options: Options, lines: Sequence[str]
     async with AsyncClient(args.address) as client:
         if args.save:
             _with_all_kinds(options, list((await client.get_model(args.model, timeout=30)).attentions))
-        with _progress(quiet=args.quiet) as progress:
-            task = progress.add_task("", total=len(lines))
-            async for attribution in _in_order(client, lines, options):
-                done += 1
-                progress.advance(task)
-                if attribution is None:  # an empty line stays one
-                    print()
-                    continue
-                tokens += len(attribution.steps)
-                print(attribution.text.replace("\n", " "), flush=True)
-                if args.save:
-                    kept.append(attribution)
+        # Closed before the client is: what is under way when printing fails must not be left to itself.
+        async with aclosing(_in_order(client, lines, options)) as attributions:
+            with _progress(quiet=args.quiet) as progress:
+                task = progress.add_task("", total=len(lines))
+                async for attribution in attributions:
+                    done += 1
+                    progress.advance(task)
+                    if attribution is None:  # an empty line stays one
+                        print()
+                        continue
+                    tokens += len(attribution.steps)
+                    print(attribution.text.replace("\n", " "), flush=True)
+                    if args.save:
+                        kept.append(attribution)
     seconds = time.monotonic() - began
     if not args.quiet:
         rate = tokens / seconds if seconds else 0.0
@@ -231,32 +256,45 @@ async def _file(args: argparse.Namespace, options: Options, lines: Sequence[str]
     return 0
 
 
-async def _in_order(client: AsyncClient, lines: Sequence[str], options: Options) -> AsyncIterator[Attribution | None]:
+async def _in_order(
+    client: AsyncClient, lines: Sequence[str], options: Options
+) -> AsyncGenerator[Attribution | None, None]:
     """The lines' attributions in the lines' order, with several requests under way; None for an empty line."""
-    slots = asyncio.Semaphore(_AT_ONCE)
 
     async def attribute(number: int, line: str) -> Attribution | None:
         if not line.strip():
             return None
-        async with slots:
-            try:
-                return await client.attribute(line, **options).result()
-            except SidelightError as error:
-                error.message = f"line {number}: {error.message}"
-                raise
+        try:
+            return await client.attribute(line, **options).result()
+        except SidelightError as error:
+            error.message = f"line {number}: {error.message}"
+            raise
 
-    tasks = [asyncio.create_task(attribute(number, line)) for number, line in enumerate(lines, 1)]
+    waiting = iter(enumerate(lines, 1))
+    running: deque[asyncio.Task[Attribution | None]] = deque()
     try:
-        for task in tasks:
-            yield await task
+        while True:
+            for number, line in itertools.islice(waiting, _AT_ONCE - len(running)):
+                running.append(asyncio.create_task(attribute(number, line)))
+            if not running:
+                return
+            yield await running[0]
+            running.popleft()
     finally:
-        for task in tasks:
+        for task in running:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*running, return_exceptions=True)
 
 
 def _progress(*, quiet: bool) -> Progress:
     """A bar on stderr, where there is someone to see it: stdout is for the texts."""
     console = Console(stderr=True)
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("texts"), TimeRemainingColumn())
-    return Progress(*columns, console=console, disable=quiet or not console.is_terminal, transient=True)
+    return Progress(
+        *columns,
+        console=console,
+        disable=quiet or not console.is_terminal,
+        transient=True,
+        # Lets lines on the same screen pass above the bar; a stdout that goes elsewhere must not end up on stderr.
+        redirect_stdout=sys.stdout.isatty(),
+    )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import io
+import os
 import sys
 from collections.abc import Sequence
 
@@ -16,21 +18,34 @@ from .errors import SidelightError, UnavailableError
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command. Returns the exit status: 0 for success, 1 for a failure, 2 for a wrong command line."""
+    # Tokens may be in any script, whatever the terminal can show.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     args = _parser().parse_args(argv)
     try:
         return args.run(args)
     except UnavailableError as error:
-        print(f"sidelight: no server answers at {args.address}: {error}", file=sys.stderr)
+        # Demo has no address of its own: its server is gone.
+        where = getattr(args, "address", "its address")
+        print(f"sidelight: no server answers at {where}: {error}", file=sys.stderr)
         return 1
     except SidelightError as error:
-        print(f"sidelight: {error}", file=sys.stderr)
+        print(f"sidelight: {_told(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("sidelight: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:  # whoever read our output has had enough
-        sys.stderr.close()
+        # Python would complain once more when it flushes stdout at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+
+
+def _told(error: SidelightError) -> str:
+    """One line, with the field that is to blame."""
+    line = " ".join(str(error).split())
+    return line if not error.field or error.field in line else f"{error.field}: {line}"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -74,9 +89,9 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def _models(args: argparse.Namespace) -> int:
-    console = Console()
+    console = Console(highlight=False, soft_wrap=True)
     with Client(args.address) as client:
         for model in client.list_models(timeout=30):
             kinds = ", ".join(f"{kind} {size.layers}x{size.heads}" for kind, size in model.attentions.items())
-            console.print(f"{model.name}  {model.family}, {model.dtype} on {model.device}; {kinds}", highlight=False)
+            console.print(f"{model.name}  {model.family}, {model.dtype} on {model.device}; {kinds}")
     return 0

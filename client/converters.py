@@ -5,18 +5,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar, cast
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 from sidelight.v1 import attention_pb2, model_pb2, text_pb2
 from sidelight.v1 import attribution_service_pb2 as service_pb
 
-from .options import Capture, Decoding, Kind, Row, Sampling, Score, Source
-from .results import Layout, Model, ModelAttention, Numbers, Started, Step, StopReason, Token, Usage
-
-Word = TypeVar("Word", bound=str)
+from .errors import invalid
+from .options import Beam, Capture, Decoding, Kind, Row, Sampling, Score, Source
+from .results import (
+    Ending,
+    Hypothesis,
+    Layout,
+    Model,
+    ModelAttention,
+    Numbers,
+    Started,
+    Step,
+    StopReason,
+    Token,
+    Usage,
+)
 
 
 def _words(enum: Any, prefix: str) -> dict[Any, Any]:
@@ -41,70 +53,96 @@ _DTYPES = {
 
 
 def _number(words: Mapping[int, str], word: str | None, field: str) -> Any:
-    """The number of a word; 0, which is unspecified, for None."""
+    """The number of a word; 0, which is unspecified, for None. Raises InvalidArgumentError."""
     if word is None:
         return 0
     for number, known in words.items():
         if known == word:
             return number
-    raise ValueError(f"{field}: {word!r} is none of {', '.join(words.values())}")
+    raise invalid(field, f"{word!r} is none of {', '.join(words.values())}")
+
+
+@contextmanager
+def blaming(field: str) -> Generator[None, None, None]:
+    """Raises InvalidArgumentError with this field for what protobuf refuses inside."""
+    try:
+        yield
+    except (ValueError, TypeError, KeyError) as error:
+        missing = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise invalid(field, missing) from error
 
 
 # ---- what is asked --------------------------------------------------------------------------------------------------
 
 
-def text_message(text: Source) -> text_pb2.Text:
-    """A text, ids or a chat as the contract's Text."""
-    if isinstance(text, str):
-        return text_pb2.Text(text=text)
-    items = list(text)
-    if all(isinstance(item, Mapping) for item in items) and items:
-        turns = cast("list[dict[str, str]]", items)
-        messages = [text_pb2.ChatMessage(role=turn["role"], content=turn["content"]) for turn in turns]
-        return text_pb2.Text(chat=text_pb2.Chat(messages=messages))
-    return text_pb2.Text(token_ids=text_pb2.TokenIds(ids=cast("list[int]", items)))
+def text_message(text: Source, field: str) -> text_pb2.Text:
+    """A text, ids or a chat as the contract's Text. Raises InvalidArgumentError."""
+    with blaming(field):
+        if isinstance(text, str):
+            return text_pb2.Text(text=text)
+        if isinstance(text, bytes | bytearray):
+            raise TypeError("bytes are neither text nor token ids")
+        items = list(text)
+        if items and all(isinstance(item, Mapping) for item in items):
+            turns = cast("list[Mapping[str, str]]", items)
+            messages = [text_pb2.ChatMessage(role=turn["role"], content=turn["content"]) for turn in turns]
+            return text_pb2.Text(chat=text_pb2.Chat(messages=messages))
+        return text_pb2.Text(token_ids=text_pb2.TokenIds(ids=cast("list[int]", items)))
 
 
 def capture_message(capture: Capture) -> attention_pb2.Capture:
-    """A capture as the contract's Capture. Raises ValueError for a word that the contract does not have."""
+    """A capture as the contract's Capture. Raises InvalidArgumentError."""
     message = attention_pb2.Capture(
-        kinds=[_number(_KINDS, kind, "kinds") for kind in capture.kinds],
-        over_heads=_number(_REDUCTIONS, capture.over_heads, "over_heads"),
-        over_layers=_number(_REDUCTIONS, capture.over_layers, "over_layers"),
+        kinds=[_number(_KINDS, kind, "capture.kinds") for kind in capture.kinds],
+        over_heads=_number(_REDUCTIONS, capture.over_heads, "capture.over_heads"),
+        over_layers=_number(_REDUCTIONS, capture.over_layers, "capture.over_layers"),
         none=capture.none,
     )
+    # What is unset stays unset on the wire: "none" contradicts every other field.
     if capture.row != "predicting":
-        message.row = _number(_ROWS, capture.row, "row")
+        message.row = _number(_ROWS, capture.row, "capture.row")
     if capture.encoding != "float32":
-        message.encoding = _number(_ENCODINGS, capture.encoding, "encoding")
+        message.encoding = _number(_ENCODINGS, capture.encoding, "capture.encoding")
     if capture.heads is not None and capture.layers is not None:
-        raise ValueError("heads: either single heads or whole layers, not both")
+        raise invalid("capture.heads", "either single heads or whole layers, not both")
     if capture.heads is not None:
-        pairs = [attention_pb2.Head(layer=layer, head=head) for layer, head in capture.heads]
-        message.heads.list.CopyFrom(attention_pb2.HeadList(heads=pairs))
+        with blaming("capture.heads.list"):
+            pairs = [attention_pb2.Head(layer=layer, head=head) for layer, head in capture.heads]
+            message.heads.list.CopyFrom(attention_pb2.HeadList(heads=pairs))
     if capture.layers is not None:
-        message.heads.layers.CopyFrom(attention_pb2.LayerList(layers=capture.layers))
+        with blaming("capture.heads.layers"):
+            message.heads.layers.CopyFrom(attention_pb2.LayerList(layers=capture.layers))
     if capture.steps is not None:
-        message.steps.CopyFrom(attention_pb2.StepSpan(begin=capture.steps[0], end=capture.steps[1]))
+        with blaming("capture.steps"):
+            message.steps.CopyFrom(attention_pb2.StepSpan(begin=capture.steps[0], end=capture.steps[1]))
     return message
 
 
 def decoding_message(decoding: Decoding) -> text_pb2.Decoding:
-    """A way of decoding as the contract's Decoding."""
-    message = text_pb2.Decoding(
-        max_new_tokens=decoding.max_new_tokens,
-        min_new_tokens=decoding.min_new_tokens,
-        stop=decoding.stop,
-        ignore_eos=decoding.ignore_eos,
-        repetition_penalty=decoding.repetition_penalty,
-        no_repeat_ngram_size=decoding.no_repeat_ngram_size,
-    )
-    if isinstance(decoding.strategy, Sampling):
-        drawn = decoding.strategy
-        message.sampling.CopyFrom(
-            text_pb2.Sampling(temperature=drawn.temperature, top_k=drawn.top_k, top_p=drawn.top_p, seed=drawn.seed)
+    """A way of decoding as the contract's Decoding. Raises InvalidArgumentError."""
+    strategy = decoding.strategy
+    with blaming("decoding"):
+        message = text_pb2.Decoding(
+            max_new_tokens=decoding.max_new_tokens,
+            min_new_tokens=decoding.min_new_tokens,
+            stop=decoding.stop,
+            ignore_eos=decoding.ignore_eos,
+            repetition_penalty=decoding.repetition_penalty,
+            no_repeat_ngram_size=decoding.no_repeat_ngram_size,
         )
-    elif decoding.strategy is not None:
+    if isinstance(strategy, Sampling):
+        with blaming("decoding.sampling"):
+            sampling = text_pb2.Sampling(
+                temperature=strategy.temperature, top_k=strategy.top_k, top_p=strategy.top_p, seed=strategy.seed
+            )
+        message.sampling.CopyFrom(sampling)
+    elif isinstance(strategy, Beam):
+        with blaming("decoding.beam"):
+            beam = text_pb2.Beam(
+                width=strategy.width, length_penalty=strategy.length_penalty, hypotheses=strategy.hypotheses
+            )
+        message.beam.CopyFrom(beam)
+    elif strategy is not None:
         message.greedy.CopyFrom(text_pb2.Greedy())
     return message
 
@@ -117,23 +155,30 @@ def score_numbers(scores: Sequence[Score]) -> list[attention_pb2.Score.ValueType
 # ---- what comes back ------------------------------------------------------------------------------------------------
 
 
-def numbers(message: attention_pb2.Attention, positions: int | None = None) -> Numbers:
+def numbers(message: attention_pb2.Attention, positions: int | None = None, *, axis: int = 0) -> Numbers:
     """An Attention as an array of its shape; all positions are filled in where only the greatest were sent.
 
     Args:
         message: What came.
         positions: How many positions there are in all; needed where `top_k` left some out, which are then 0.
+        axis: The axis of positions: 0 of a step, 1 of encoder self-attention.
+
+    Raises:
+        ValueError: The bytes do not fill the shape.
+        KeyError: The encoding is unknown.
     """
-    raw: NDArray[Any] = np.frombuffer(message.values, _DTYPES[message.encoding]).reshape(message.shape)
+    shape = tuple(message.shape)
+    raw: NDArray[Any] = np.frombuffer(message.values, _DTYPES[message.encoding]).reshape(shape)
     values: Numbers = raw.astype(raw.dtype.newbyteorder("="), copy=False)
     if message.encoding == attention_pb2.ENCODING_UINT8:
-        # One scale for each row: for each index of the axes behind the positions.
-        scales = np.frombuffer(message.scales, "<f4").astype(np.float32).reshape(message.shape[1:])
-        values = values.astype(np.float32) * scales
+        # One scale for each row: for each index of all axes but that of positions.
+        scales = np.frombuffer(message.scales, "<f4").astype(np.float32).reshape(shape[:axis] + shape[axis + 1 :])
+        values = values.astype(np.float32) * np.expand_dims(scales, axis)
     if message.positions:
-        kept: NDArray[np.int64] = np.frombuffer(message.positions, "<u4").reshape(message.shape).astype(np.int64)
-        whole = np.zeros((positions if positions is not None else int(kept.max()) + 1, *values.shape[1:]), values.dtype)
-        np.put_along_axis(whole, kept, values, axis=0)
+        kept: NDArray[np.int64] = np.frombuffer(message.positions, "<u4").reshape(shape).astype(np.int64)
+        whole_length = positions if positions is not None else int(kept.max()) + 1
+        whole = np.zeros((*shape[:axis], whole_length, *shape[axis + 1 :]), values.dtype)
+        np.put_along_axis(whole, kept, values, axis)
         return whole
     return values
 
@@ -156,6 +201,7 @@ def started(message: service_pb.Started) -> Started:
         scores=tuple(_SCORES[score] for score in message.scores),
         row=_ROWS.get(message.capture.row, "predicting"),
         is_encoder_decoder=message.architecture == model_pb2.ARCHITECTURE_ENCODER_DECODER,
+        seed=message.seed if message.HasField("seed") else None,
     )
 
 
@@ -182,12 +228,19 @@ def step(message: service_pb.Step, header: Started) -> Step:
     )
 
 
-def stop_reason(message: service_pb.Finished) -> StopReason:
-    """Why a target ends."""
-    return _STOP_REASONS[message.stop_reason]
+def ending(message: service_pb.Finished) -> Ending:
+    """How a stream ended."""
+    return Ending(
+        text=message.text,
+        stop_reason=_STOP_REASONS[message.stop_reason],
+        usage=_usage(message.usage),
+        hypotheses=tuple(
+            Hypothesis(one.text, tuple(token(t) for t in one.tokens), one.score) for one in message.hypotheses
+        ),
+    )
 
 
-def usage(message: service_pb.Usage) -> Usage:
+def _usage(message: service_pb.Usage) -> Usage:
     """What a request cost."""
     return Usage(
         source_tokens=message.source_tokens,

@@ -8,8 +8,11 @@ from __future__ import annotations
 import argparse
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import tempfile
+import threading
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,14 +20,18 @@ from pathlib import Path
 from rich.console import Console
 
 from .attribute_command import show
-from .client import Client, Options
+from .client import Client
 from .options import Capture
+from .requests import Options
 
 _SENTENCES = (
     "I don't want to be your friend.",
     "Where did you buy that old book?",
     "My sister is learning German this year.",
 )
+
+# Longer than the server takes to let go of running requests.
+_GRACE = 15.0
 
 _READY = re.compile(r"^sidelight: serving (\S+) at (\S+)$")
 
@@ -68,19 +75,46 @@ def bundled_server() -> Generator[tuple[str, str], None, None]:
     command = str(beside) if beside.exists() else shutil.which("sidelight")
     if command is None:
         raise ServerError("the sidelight command is not installed beside this Python")
-    process = subprocess.Popen(
-        [command, "serve", "--address", "127.0.0.1:0"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    # The log goes to a file: nobody would empty a pipe while the server runs.
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log, _ending_on_sigterm():
+        process = subprocess.Popen(
+            [command, "serve", "--address", "127.0.0.1:0"], stdout=subprocess.PIPE, stderr=log, text=True
+        )
+        with process:
+            try:
+                assert process.stdout is not None
+                for line in process.stdout:
+                    if ready := _READY.match(line):
+                        yield ready[1], ready[2]
+                        return
+                # The output has ended without the line: the server has said in its log why.
+                log.seek(0)
+                last = log.read().strip().splitlines()[-1:] or ["the server ended at once"]
+                raise ServerError(last[0].removeprefix("sidelight: "))
+            finally:
+                _stop(process)
+
+
+def _stop(process: subprocess.Popen[str]) -> None:
+    process.terminate()
     try:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if ready := _READY.match(line):
-                yield ready[1], ready[2]
-                return
-        # The output has ended without the line: the server says on stderr why.
-        assert process.stderr is not None
-        last = process.stderr.read().strip().splitlines()[-1:] or ["the server ended at once"]
-        raise ServerError(last[0].removeprefix("sidelight: "))
+        process.wait(_GRACE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+
+
+@contextmanager
+def _ending_on_sigterm() -> Generator[None, None, None]:
+    """Makes SIGTERM an ordinary end inside, so that the server is not left behind."""
+    if threading.current_thread() is not threading.main_thread():  # where Python allows no handlers
+        yield
+        return
+
+    def end(number: int, _: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
     finally:
-        process.terminate()
-        process.communicate()
+        signal.signal(signal.SIGTERM, before)

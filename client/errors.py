@@ -18,7 +18,7 @@ from google.rpc import error_details_pb2, status_pb2
 _DETAILS = "grpc-status-details-bin"
 
 
-@dataclass
+@dataclass(eq=False)  # exceptions are told apart by identity, and hashable
 class SidelightError(Exception):
     """A request that failed.
 
@@ -119,7 +119,9 @@ def _fill(error: SidelightError, trailers: Iterable[tuple[str, str | bytes]]) ->
     request, retry = error_details_pb2.RequestInfo(), error_details_pb2.RetryInfo()
     for detail in status.details:
         if detail.Unpack(bad):
-            error.fields = {violation.field: violation.description for violation in bad.field_violations}
+            for violation in bad.field_violations:
+                said = error.fields.get(violation.field)
+                error.fields[violation.field] = f"{said}; {violation.description}" if said else violation.description
             error.field = next(iter(error.fields), "")
         elif detail.Unpack(info):
             error.reason = info.reason

@@ -8,7 +8,8 @@ Knows tokens and shares, and rich; knows nothing of connections.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,16 +21,22 @@ from rich.text import Text
 
 from .results import Numbers, Started, Step, Token
 
-_SHADES = " ·░▒▓█"  # without colour: the more ink, the more attention
+# Without colour: the more ink, the more attention.
+_SHADES = " ·░▒▓█"
+_ASCII_SHADES = " .:+*#"
 _HOT = (224, 92, 22)
 _TARGET = 14  # terminal columns for the token that is being written
 _WIDEST = 9  # ... and at most for a source word
-_TOP = 5  # positions listed for a token, where there is no source to spread out
+_NARROWEST = 4  # ... below which its letters are set one under another
+_TALLEST = 10  # lines of letters one under another
+_TOP = 5  # words listed for a token, where they cannot stand side by side
+
+_NO_SPACES = {"CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN"}
 
 
 @dataclass(frozen=True)
 class Word:
-    """Source positions that are shown as one: pieces of one word. Their shares are added."""
+    """Positions that are shown as one: pieces of one word. Their shares are added."""
 
     label: str
     positions: tuple[int, ...]
@@ -37,23 +44,38 @@ class Word:
 
 
 def words(tokens: Sequence[Token]) -> list[Word]:
-    """Joins tokens that touch each other with letters or digits on both sides."""
+    """Joins tokens that touch each other with letters on both sides, in scripts that put spaces between words."""
     joined: list[list[int]] = []
     for place, token in enumerate(tokens):
-        before = tokens[place - 1] if place else None
-        touches = before is not None and before.end == token.begin and not token.special and not before.special
-        if touches and before is not None and before.text[-1:].isalnum() and token.text[:1].isalnum():
+        if place and _continues(tokens[place - 1], token):
             joined[-1].append(place)
         else:
             joined.append([place])
     return [_word(tokens, places) for places in joined]
 
 
+def _continues(before: Token, token: Token) -> bool:
+    if token.special or before.special or before.end != token.begin:
+        return False
+    return _in_word(before.text[-1:]) and _in_word(token.text[:1])
+
+
+def _in_word(character: str) -> bool:
+    if not character or unicodedata.category(character)[0] not in "LMN":
+        return False
+    return unicodedata.name(character, "").partition(" ")[0].partition("-")[0] not in _NO_SPACES
+
+
 def _word(tokens: Sequence[Token], places: Sequence[int]) -> Word:
+    first = tokens[places[0]]
     if len(places) == 1:
-        token = tokens[places[0]]
-        return Word(token.label, tuple(places), token.special)
-    return Word("".join(tokens[place].text for place in places), tuple(places), False)
+        return Word(_visible(first.label), tuple(places), first.special)
+    return Word(_visible("".join(tokens[place].text for place in places)), tuple(places), False)
+
+
+def _visible(label: str) -> str:
+    """Without control characters, which could move the cursor or change colours."""
+    return "".join("�" if unicodedata.category(character) == "Cc" else character for character in label)
 
 
 def mean(numbers: Numbers) -> Numbers:
@@ -64,8 +86,9 @@ def mean(numbers: Numbers) -> Numbers:
 class Heatmap:
     """Prints a header and then a line for each step.
 
-    Source words that do not fit side by side are numbered, with a legend; very many get columns of one character, and
-    more than the terminal is wide go on in a second line.
+    Source words stand side by side where the terminal is wide enough, at need with their letters one under another.
+    A source that is longer than that, or a decoder-only model's text, is no grid: each line lists the words that its
+    token looked at most.
     """
 
     def __init__(self, console: Console, started: Started) -> None:
@@ -73,99 +96,119 @@ class Heatmap:
         self._has_source = "cross" in started.layouts
         self._words = words(started.source)
         self._colour = console.color_system is not None and not console.no_color
-        room = max(8, console.width - _TARGET - 2)
-        widths = [min(_WIDEST, max(2, cell_len(word.label))) for word in self._words]
-        while max(widths, default=0) > 4 and sum(widths) + len(widths) > room:
-            widest = max(widths)
-            widths = [min(width, widest - 1) for width in widths]
-        self._numbered = sum(widths) + len(widths) > room
-        self._gap = 1
-        self._per_line = max(1, len(widths))
-        if self._numbered:
-            narrow = len(widths) * 3 > room
-            widths, self._gap = [1 if narrow else 2] * len(widths), 0 if narrow else 1
-            self._per_line = room if narrow else room // 3
-        self._widths = widths
+        self._shades = _SHADES if console.encoding.lower().startswith("utf") else _ASCII_SHADES
+        self._widths, self._upright = _widths(self._words, max(8, console.width - _TARGET - 2))
+        self._grid = self._has_source and bool(self._widths)
 
     def header(self) -> None:
         """Prints the source along the top."""
-        if not self._has_source:
+        if not self._grid:
             return
-        if self._numbered:
-            legend = "  ".join(f"{place}\N{NO-BREAK SPACE}{word.label}" for place, word in enumerate(self._words))
-            self._console.print(Text(legend, style="dim"))
-        for line in self._lines():
-            if self._gap:
-                labels = [str(place) if self._numbered else self._words[place].label for place in line]
-                self._header_line(line, labels)
-            else:  # one character wide: tens above, units below
-                self._header_line(line, [str(place // 10) if place % 10 == 0 else " " for place in line])
-                self._header_line(line, [str(place % 10) for place in line])
+        labels = [word.label for word in self._words]
+        if not self._upright:
+            self._header_line(labels)
+            return
+        letters = [_letters(label) for label in labels]
+        height = max(map(len, letters))
+        for line in range(height):
+            # Words stand on the grid, so short ones begin further down.
+            offsets = [line - (height - len(column)) for column in letters]
+            self._header_line([column[o] if o >= 0 else "" for column, o in zip(letters, offsets, strict=True)])
 
     def step(self, step: Step, seen: Sequence[Token]) -> None:
         """Prints one step. `seen` are the tokens at the positions of its decoder self-attention."""
-        label = Text(_fit(step.token.label, _TARGET, right=True), style="dim" if step.token.special else "bold")
-        if step.cross is None:
-            own = Text() if step.decoder_self is None else self._most_seen(mean(step.decoder_self), seen)
-            self._print(label + Text(" ") + own)
-            return
-        shares = mean(step.cross)
-        for number, line in enumerate(self._lines()):
-            text = (label.copy() if number == 0 else Text(" " * _TARGET)).append(" ")
-            for place in line:
-                share = float(sum(shares[position] for position in self._words[place].positions))
-                text.append_text(self._cell(share, self._widths[place])).append(" " * self._gap)
-            self._print(text)
-
-    def _header_line(self, line: range, labels: Sequence[str]) -> None:
-        text = Text(" " * (_TARGET + 1))
-        for place, label in zip(line, labels, strict=True):
-            style = "dim" if self._words[place].special else "bold"
-            text.append(_fit(label, self._widths[place]), style=style).append(" " * self._gap)
+        label = _fit(_visible(step.token.label), _TARGET, right=True)
+        text = Text.assemble((label, "dim" if step.token.special else "bold"), " ")
+        if step.cross is not None:
+            shares = mean(step.cross)
+            text.append_text(self._cells(shares) if self._grid else self._most_seen(shares, self._words))
+        elif step.decoder_self is not None:
+            shares = mean(step.decoder_self)
+            text.append_text(self._most_seen(shares, words(seen[: len(shares)])))
         self._print(text)
 
-    def _lines(self) -> Iterator[range]:
-        """The words that stand side by side, line by line."""
-        count = len(self._words)
-        for first in range(0, count, self._per_line):
-            yield range(first, min(first + self._per_line, count))
+    def _header_line(self, labels: Sequence[str]) -> None:
+        text = Text(" " * (_TARGET + 1))
+        for word, label, width in zip(self._words, labels, self._widths, strict=True):
+            text.append(_fit(label, width), style="dim" if word.special else "bold").append(" ")
+        self._print(text)
 
-    def _cell(self, share: float, width: int) -> Text:
-        share = min(1.0, max(0.0, share))
-        if self._colour:
-            return Text(_fit(_percent(share) if width > 1 else "", width), style=_tint(share))
-        # The square root spreads the many small shares over the few shades.
-        shade = _SHADES[round(share**0.5 * (len(_SHADES) - 1))]
-        return Text(_fit(shade * min(width, 3), width))
-
-    def _most_seen(self, shares: Numbers, seen: Sequence[Token]) -> Text:
-        """The positions looked at most, with their shares in percent."""
+    def _cells(self, shares: Numbers) -> Text:
         text = Text()
-        for place in np.argsort(-shares, kind="stable")[:_TOP]:
-            share = float(shares[place])
-            entry = f" {seen[int(place)].label} {_percent(share)} "
-            if share < 0.005 or cell_len(text.plain) + cell_len(entry) + _TARGET + 2 > self._console.width:
-                break
-            text.append(entry, style=_tint(share) if self._colour else "").append(" ")
+        for word, width in zip(self._words, self._widths, strict=True):
+            share = _share(shares, word)
+            if self._colour:
+                cell = Text(_fit(_percent(share) if width > 1 else "", width), style=self._tint(share))
+            else:
+                # The square root spreads the many small shares over the few shades.
+                shade = self._shades[round(share**0.5 * (len(self._shades) - 1))]
+                cell = Text(_fit(shade * min(width, 3), width))
+            text.append_text(cell).append(" ")
         return text
 
+    def _most_seen(self, shares: Numbers, seen: Sequence[Word]) -> Text:
+        """The words looked at most, with their shares in percent."""
+        text = Text()
+        ranked = sorted(((_share(shares, word), word) for word in seen), key=lambda pair: -pair[0])
+        for share, word in ranked[:_TOP]:
+            entry = f" {_fit(word.label, min(_TARGET, cell_len(word.label)))} {share * 100:.0f} "
+            if share < 0.005 or cell_len(text.plain) + cell_len(entry) + _TARGET + 2 > self._console.width:
+                break
+            text.append(entry, style=self._tint(share) if self._colour else "").append(" ")
+        return text
+
+    def _tint(self, share: float) -> Style:
+        """A background between nothing and hot, and ink that can be read on it."""
+        if share < 0.005:
+            return Style()
+        if self._console.color_system == "standard":  # sixteen colours, none of them between
+            steps = ((0.5, "black on bright_yellow"), (0.25, "black on yellow"), (0.1, "white on bright_black"))
+            return Style.parse(next((style for least, style in steps if share >= least), "bright_black"))
+        shade = 0.12 + 0.88 * share
+        red, green, blue = (int(30 + (part - 30) * shade) for part in _HOT)
+        ink = Color.from_rgb(255, 255, 255) if share < 0.7 else Color.from_rgb(20, 10, 0)
+        return Style(bgcolor=Color.from_rgb(red, green, blue), color=ink)
+
     def _print(self, text: Text) -> None:
-        text.rstrip()
+        if self._colour:
+            text.right_crop(1)  # the last gap; more could be a cell of one colour
+        else:
+            text.rstrip()
         self._console.print(text, overflow="crop", no_wrap=True, crop=True)
+
+
+def _widths(shown: Sequence[Word], room: int) -> tuple[list[int], bool]:
+    """Each word's columns, a space apart, and whether letters stand one under another; none if it is hopeless."""
+    widths = [min(_WIDEST, max(2, cell_len(word.label))) for word in shown]
+    while max(widths, default=0) > _NARROWEST and sum(widths) + len(widths) > room:
+        widest = max(widths)
+        widths = [min(width, widest - 1) for width in widths]
+    if sum(widths) + len(widths) <= room:
+        return widths, False
+    wide = any(cell_len(character) > 1 for word in shown for character in word.label)
+    for width in (2,) if wide else (2, 1):
+        if len(shown) * (width + 1) <= room:
+            return [width] * len(shown), True
+    return [], False
+
+
+def _letters(label: str) -> list[str]:
+    """A word's letters with what combines with them, and an ellipsis where there are too many."""
+    letters: list[str] = []
+    for character in label:
+        if letters and cell_len(character) == 0:
+            letters[-1] += character
+        else:
+            letters.append(character)
+    return letters if len(letters) <= _TALLEST else [*letters[: _TALLEST - 1], "⋮"]
+
+
+def _share(shares: Numbers, word: Word) -> float:
+    return min(1.0, max(0.0, float(sum(shares[position] for position in word.positions))))
 
 
 def _percent(share: float) -> str:
     return f"{min(share * 100, 99):.0f}" if share >= 0.005 else ""
-
-
-def _tint(share: float) -> Style:
-    """A background between nothing and hot, and ink that can be read on it."""
-    if share < 0.005:
-        return Style()
-    shade = 0.12 + 0.88 * min(1.0, share)
-    red, green, blue = (int(30 + (part - 30) * shade) for part in _HOT)
-    ink = Color.from_rgb(255, 255, 255) if share < 0.7 else Color.from_rgb(20, 10, 0)
-    return Style(bgcolor=Color.from_rgb(red, green, blue), color=ink)
 
 
 def _fit(text: str, width: int, *, right: bool = False) -> str:

@@ -45,7 +45,7 @@ def _info(attributions: Sequence[Attribution]) -> dict[str, Any]:
     first = attributions[0].started
     decoder_only = not first.is_encoder_decoder
     return {
-        "attr_pos_start": min(len(a.context) for a in attributions),
+        "attr_pos_start": min(len(a.context) + a.first_step for a in attributions),
         "attr_pos_end": max(len(a.decoder_positions) for a in attributions),
         "attribute_target": first.is_encoder_decoder and attributions[0].decoder_self is not None,
         "attributed_fn": "probability_fn",
@@ -78,19 +78,18 @@ def _sequence(attribution: Attribution) -> dict[str, Any]:
     attributes: dict[str, Any] = {
         "source": [_token(token) for token in started.source],
         "target": [_token(token) for token in attribution.decoder_positions],
-        "attr_pos_start": len(attribution.context),
+        "attr_pos_start": len(attribution.context) + attribution.first_step,
         "attr_pos_end": len(attribution.decoder_positions),
         "source_attributions": _tensor(attribution.cross),
         "target_attributions": _tensor(attribution.decoder_self),
         "step_scores": {_SCORE_NAMES.get(name, name): _tensor(values) for name, values in attribution.scores.items()},
         "sequence_scores": {name: _tensor(values) for name, values in scores.items()},
-        # How many axes there are behind positions and steps: what Inseq aggregates by default.
+        # How many axes there are behind positions and steps: what Inseq takes the mean over by default.
         "_num_dimensions": some.ndim - 2,
-        "_aggregator": ["mean"] * (some.ndim - 2) or "scores",
     }
-    if some.ndim == 2:
-        return _instance("inseq.data.attribution", "FeatureAttributionSequenceOutput", attributes)
-    return _instance("inseq.data.attribution", "MultiDimensionalFeatureAttributionSequenceOutput", attributes)
+    # The class says how Inseq goes on by default: mean by mean, or with nothing, where nothing is left to reduce.
+    name = "MultiDimensional" if some.ndim > 2 else "Coarse"
+    return _instance("inseq.data.attribution", f"{name}FeatureAttributionSequenceOutput", attributes)
 
 
 def _token(token: Token) -> dict[str, Any]:

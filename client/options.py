@@ -62,10 +62,23 @@ class Sampling:
 
 
 @dataclass(frozen=True)
+class Beam:
+    """The best of several hypotheses, whose steps come when the search has ended.
+
+    `width` hypotheses are kept at every step, and the best `hypotheses` of them listed in the result.
+    `length_penalty` is the exponent of the length that a score is divided by; None: as the generation config says.
+    """
+
+    width: int
+    length_penalty: float | None = None
+    hypotheses: int = 1
+
+
+@dataclass(frozen=True)
 class Decoding:
     """How the server writes a target. None: as the model's generation config says."""
 
-    strategy: Greedy | Sampling | None = None
+    strategy: Greedy | Sampling | Beam | None = None
     max_new_tokens: int | None = None
     min_new_tokens: int | None = None
     stop: Sequence[str] = ()

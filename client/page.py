@@ -54,7 +54,11 @@ def _sentence(attribution: Attribution) -> dict[str, Any]:
         "model": attribution.started.model,
         "row": attribution.started.row,
         "views": views,
-        "scores": {name: [float(value) for value in values] for name, values in attribution.scores.items()},
+        # JSON knows no infinity, which a perplexity can be.
+        "scores": {
+            name: [float(value) if np.isfinite(value) else None for value in values]
+            for name, values in attribution.scores.items()
+        },
     }
 
 
@@ -66,8 +70,8 @@ def _view(
     return {
         "kind": kind,
         "title": _TITLES[kind],
-        "columns": [_label(token) for token in columns],
-        "rows": [_label(token) for token in rows],
+        "columns": _labels(columns),
+        "rows": _labels(rows),
         "axes": layout.axes,
         "layers": layout.layers,
         "heads": layout.head_count,
@@ -77,5 +81,12 @@ def _view(
     }
 
 
-def _label(token: Token) -> dict[str, Any]:
-    return {"text": token.label, "special": token.special}
+def _labels(tokens: Sequence[Token]) -> list[dict[str, Any]]:
+    """What to write for each token, and whether it stands against the one before without a space."""
+    labels: list[dict[str, Any]] = []
+    before: Token | None = None
+    for token in tokens:
+        joined = before is not None and not token.special and not before.special and before.end == token.begin
+        labels.append({"text": token.label, "special": token.special, "joined": joined})
+        before = token
+    return labels

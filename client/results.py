@@ -40,6 +40,9 @@ class Token:
         return self.text.strip() or self.piece
 
 
+_UNKNOWN = Token(0, "…", 0, 0, True, "")
+
+
 @dataclass(frozen=True)
 class Layout:
     """What the axes of one kind's arrays mean, behind the axes for positions and steps.
@@ -63,7 +66,10 @@ class Layout:
 
 @dataclass(frozen=True)
 class Started:
-    """The header of a stream: what follows, before it follows."""
+    """The header of a stream: what follows, before it follows.
+
+    `seed` is the one that sampling uses, for resuming a broken stream or drawing the same again; None without sampling.
+    """
 
     request_id: str
     model: str
@@ -74,6 +80,7 @@ class Started:
     scores: tuple[Score, ...]
     row: Row
     is_encoder_decoder: bool
+    seed: int | None = None
 
     @property
     def first_position(self) -> int:
@@ -81,7 +88,7 @@ class Started:
         return len(self.prefix) + (0 if self.is_encoder_decoder else len(self.source))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Step:
     """One token of the target and its attention.
 
@@ -111,8 +118,27 @@ class Usage:
 
 
 @dataclass(frozen=True)
+class Hypothesis:
+    """One result of a beam search. `score` is the sum of log-probabilities over length ** length_penalty, in nats."""
+
+    text: str
+    tokens: tuple[Token, ...]
+    score: float
+
+
+@dataclass(frozen=True)
+class Ending:
+    """The end of a stream: what can be told only then."""
+
+    text: str
+    stop_reason: StopReason
+    usage: Usage
+    hypotheses: tuple[Hypothesis, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
 class Attribution:
-    """A whole result.
+    """A whole result. Arrays are float32, or float16 where the capture asked for that.
 
     Attributes:
         started: The stream's header.
@@ -127,6 +153,8 @@ class Attribution:
             position.
         encoder_self: `[queries, positions, layers, heads]`; None where it was not captured.
         scores: For each score asked, `[steps]`.
+        hypotheses: Of a beam search, the best ones.
+        first_step: The index of the first of `steps`; above 0 for a resumed stream only.
     """
 
     started: Started
@@ -138,6 +166,13 @@ class Attribution:
     decoder_self: Numbers | None = None
     encoder_self: Numbers | None = None
     scores: Mapping[Score, Numbers] = field(default_factory=dict[Score, Numbers])
+    hypotheses: tuple[Hypothesis, ...] = ()
+    first_step: int = 0
+
+    @property
+    def layouts(self) -> Mapping[Kind, Layout]:
+        """What the axes of each array mean."""
+        return self.started.layouts
 
     @property
     def source(self) -> tuple[Token, ...]:
@@ -152,8 +187,8 @@ class Attribution:
 
     @property
     def decoder_positions(self) -> tuple[Token, ...]:
-        """The tokens at the positions of `decoder_self`. Of a resumed stream the steps before it are not known."""
-        return (*self.context, *self.steps)
+        """The tokens at the positions of `decoder_self`. Of a resumed stream the first steps are not known."""
+        return (*self.context, *([_UNKNOWN] * self.first_step), *self.steps)
 
 
 @dataclass(frozen=True)
@@ -181,22 +216,17 @@ class Model:
     vocabulary_size: int
 
 
-def collect(
-    started: Started,
-    encoder_self: Sequence[Numbers],
-    steps: Sequence[Step],
-    text: str,
-    stop_reason: StopReason,
-    usage: Usage,
-) -> Attribution:
+def collect(started: Started, encoder_self: Sequence[Numbers], steps: Sequence[Step], ending: Ending) -> Attribution:
     """Puts the parts of a stream together."""
     positions = started.first_position + (steps[-1].index + 1 if steps else 0)
     return Attribution(
         started=started,
         steps=tuple(step.token for step in steps),
-        text=text,
-        stop_reason=stop_reason,
-        usage=usage,
+        text=ending.text,
+        stop_reason=ending.stop_reason,
+        usage=ending.usage,
+        hypotheses=ending.hypotheses,
+        first_step=steps[0].index if steps else 0,
         cross=_stack([step.cross for step in steps], len(started.source)),
         decoder_self=_stack([step.decoder_self for step in steps], positions),
         encoder_self=np.concatenate(encoder_self) if encoder_self else None,

@@ -38,7 +38,10 @@ def save(attributions: Attribution | Sequence[Attribution], path: str | Path) ->
     """
     path = Path(path)
     content = _format(path)
-    data = content([attributions] if isinstance(attributions, Attribution) else list(attributions))
+    kept = [attributions] if isinstance(attributions, Attribution) else list(attributions)
+    if not kept:
+        raise ValueError("there is nothing to save")
+    data = content(kept)
     # Beside its place, so that putting it there is one step that cannot fail half-way.
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:

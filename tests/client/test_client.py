@@ -1,0 +1,210 @@
+"""Both clients against a real server."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+import sidelight.client as package
+from sidelight.client import (
+    AsyncClient,
+    Capture,
+    Client,
+    DeadlineExceededError,
+    Decoding,
+    Greedy,
+    InvalidArgumentError,
+    NotFoundError,
+    ResourceExhaustedError,
+    Sampling,
+    SidelightError,
+    UnavailableError,
+    UnimplementedError,
+    converters,
+)
+from sidelight.client.errors import from_rpc_error
+from sidelight.v1 import attention_pb2
+
+SENTENCE = "I don't want to be your friend."
+EVERYTHING = Capture(kinds=("cross", "decoder_self", "encoder_self"))
+
+
+@pytest.fixture(scope="module")
+def client(bundled_server):
+    with Client(bundled_server) as client:
+        yield client
+
+
+def test_steps_come_one_by_one_and_make_the_result(client):
+    stream = client.attribute(SENTENCE, capture=EVERYTHING, scores=["probability", "entropy"], timeout=60)
+    steps = list(stream)
+    result = stream.result()
+    assert result.text == "Ich will nicht dein Freund sein."
+    assert "".join(step.text for step in steps) == result.text
+    assert [step.token for step in steps] == list(result.steps)
+    source, count = len(result.source), len(steps)
+    assert result.cross.shape == (source, count, 3, 4)
+    assert result.encoder_self.shape == (source, source, 3, 4)
+    assert result.decoder_self.shape == (1 + count, count, 3, 4)
+    for index, step in enumerate(steps):
+        np.testing.assert_array_equal(result.cross[:, index], step.cross)
+        np.testing.assert_array_equal(result.decoder_self[: index + 1, index], step.decoder_self)
+        assert np.isnan(result.decoder_self[index + 1 :, index]).all()
+        assert step.scores == {name: result.scores[name][index] for name in ("probability", "entropy")}
+    assert result.usage.target_tokens == count
+    assert result.stop_reason == "end_token"
+
+
+def test_the_header_can_be_had_first_and_loses_no_step(client):
+    with client.attribute(SENTENCE, timeout=60) as stream:
+        assert [token.piece for token in stream.started.source][-1] == "</s>"
+        assert stream.started.layouts["cross"].shape == (3, 4)
+        assert [step.index for step in stream] == list(range(8))
+
+
+def test_result_without_iterating(client):
+    assert client.attribute(SENTENCE, timeout=60).result().text == "Ich will nicht dein Freund sein."
+
+
+async def test_the_asyncio_client_is_the_same(client, bundled_server):
+    options = {"capture": EVERYTHING, "scores": ["logit"], "timeout": 60}
+    expected = client.attribute(SENTENCE, **options).result()
+    async with AsyncClient(bundled_server) as other:
+        async with other.attribute(SENTENCE, **options) as stream:
+            assert (await stream.started()).source == expected.source
+            steps = [step async for step in stream]
+            result = await stream.result()
+        assert await other.list_models() == client.list_models()
+        assert await other.get_model() == client.get_model()
+        with pytest.raises(InvalidArgumentError) as raised:
+            await other.attribute(" ").result()
+        assert raised.value.field == "source.text"
+        with pytest.raises(NotFoundError):
+            await other.get_model("nothing")
+    assert [step.token for step in steps] == list(expected.steps) == list(result.steps)
+    np.testing.assert_array_equal(result.cross, expected.cross)
+    np.testing.assert_array_equal(result.decoder_self, expected.decoder_self)
+    np.testing.assert_array_equal(result.encoder_self, expected.encoder_self)
+    np.testing.assert_array_equal(result.scores["logit"], expected.scores["logit"])
+
+
+def test_ids_targets_prefixes_and_ways_of_decoding(client):
+    whole = client.attribute(SENTENCE, timeout=60).result()
+    by_ids = client.attribute([token.id for token in whole.source], timeout=60).result()
+    assert by_ids.steps == whole.steps
+    given = client.attribute(SENTENCE, target=whole.text, timeout=60).result()
+    assert given.stop_reason == "given"
+    np.testing.assert_allclose(given.cross, whole.cross, atol=1e-5)
+    rest = client.attribute(SENTENCE, prefix="Ich will", timeout=60).result()
+    assert rest.text == whole.text
+    assert len(rest.steps) == len(whole.steps) - 2
+    short = client.attribute(SENTENCE, decoding=Decoding(Greedy(), max_new_tokens=3), timeout=60).result()
+    assert short.steps[:2] == whole.steps[:2]
+    drawn = Decoding(Sampling(temperature=3.0, top_k=0, seed=5))
+    once, again = (client.attribute(SENTENCE, decoding=drawn, timeout=60).result() for _ in range(2))
+    assert once.steps == again.steps != whole.steps
+    assert once.usage.seed == 5
+
+
+def test_a_stream_left_early_is_cancelled(client):
+    decoding = Decoding(Greedy(), max_new_tokens=200, ignore_eos=True)
+    with client.attribute(SENTENCE, decoding=decoding, timeout=60) as stream:
+        next(iter(stream))
+    with pytest.raises(SidelightError) as raised:
+        stream.result()
+    assert raised.value.status == grpc.StatusCode.CANCELLED
+
+
+def test_models_are_described(client):
+    (model,) = client.list_models()
+    assert model == client.get_model() == client.get_model("tatoeba-en-de")
+    assert model.is_encoder_decoder
+    assert model.attentions["cross"].layers == 3
+    assert model.attentions["cross"].heads == 4
+    assert model.max_source_tokens == 256
+    assert model.default
+
+
+def test_errors_say_what_the_server_said(client):
+    with pytest.raises(InvalidArgumentError) as raised:
+        client.attribute(SENTENCE, capture=Capture(layers=[7]), request_id="r-1").result()
+    error = raised.value
+    assert error.field == "capture.heads.layers.layers[0]"
+    assert list(error.fields) == [error.field]
+    assert error.reason == "LAYER_OUT_OF_RANGE"
+    assert error.request_id == "r-1"
+    assert error.status == grpc.StatusCode.INVALID_ARGUMENT
+    with pytest.raises(DeadlineExceededError):
+        client.attribute(SENTENCE, timeout=1e-6).result()
+    with Client("127.0.0.1:1") as nobody, pytest.raises(UnavailableError):
+        nobody.list_models(timeout=5)
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        ({"timeout": -1}, "timeout"),
+        ({"timeout": 0}, "timeout"),
+        ({"timeout": float("nan")}, "timeout"),
+        ({"target": "Ja", "decoding": Decoding()}, "decoding"),
+        ({"capture": Capture(kinds=("sideways",))}, "capture.kinds"),
+        ({"capture": Capture(over_heads="median")}, "capture.over_heads"),
+        ({"capture": Capture(layers=[0], heads=[(0, 0)])}, "capture.heads"),
+        ({"scores": ["luck"]}, "scores"),
+    ],
+)
+def test_what_no_server_needs_to_see_is_refused_at_once(client, options, field):
+    with pytest.raises(InvalidArgumentError) as raised:
+        client.attribute(SENTENCE, **options)
+    assert raised.value.field == field
+
+
+def test_a_retry_delay_is_passed_on(bundled):
+    from harness import serving
+    from sidelight.server.engine import Limits
+
+    with serving(bundled, limits=Limits(running=1, waiting=0)) as address, Client(address) as client:
+        with pytest.raises(ResourceExhaustedError) as raised:
+            client.attribute(SENTENCE, timeout=60).result()
+        assert raised.value.retry_delay == 1.0
+
+
+def test_an_error_without_details_is_still_ours():
+    error = grpc.aio.AioRpcError(grpc.StatusCode.UNIMPLEMENTED, grpc.aio.Metadata(), grpc.aio.Metadata(), "no")
+    made = from_rpc_error(error)
+    assert isinstance(made, UnimplementedError)
+    assert str(made) == "no"
+
+
+def test_uint8_and_the_greatest_positions_are_decoded_as_the_contract_says():
+    values = np.array([[200, 100], [50, 0]], np.uint8)  # [positions kept, heads]
+    message = attention_pb2.Attention(
+        shape=values.shape,
+        encoding=attention_pb2.ENCODING_UINT8,
+        values=values.tobytes(),
+        scales=np.array([0.001, 0.002], "<f4").tobytes(),
+        positions=np.array([[3, 0], [1, 2]], "<u4").tobytes(),
+    )
+    expected = np.zeros((5, 2), np.float32)
+    expected[3, 0], expected[1, 0], expected[0, 1] = 0.2, 0.05, 0.2
+    np.testing.assert_allclose(converters.numbers(message, 5), expected, rtol=1e-6)
+
+
+def test_what_is_public_is_listed():
+    module = importlib.import_module("sidelight.client")
+    assert sorted(package.__all__) == package.__all__
+    assert all(hasattr(module, name) for name in package.__all__)
+    submodules = {path.stem for path in Path(module.__file__).parent.glob("*.py")}
+    public = {name for name in vars(module) if not name.startswith("_")} - submodules
+    assert public == set(package.__all__)
+
+
+def test_the_client_needs_no_torch():
+    code = "import sys, sidelight.client.cli; print(sorted({'torch', 'transformers', 'triton'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="/")
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,175 @@
+"""The command line against a server that can be made to wait: order, interruption, pipes."""
+
+from __future__ import annotations
+
+import os
+import pty
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sidelight.client import demo_command
+from sidelight.client.cli import main
+
+COMMAND = str(Path(sys.executable).with_name("sidelight"))
+
+
+def start(*arguments: str, **options: Any) -> subprocess.Popen[str]:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
+    environment = {**os.environ, "COLUMNS": "80", "PYTHONUNBUFFERED": "1"}
+    return subprocess.Popen([COMMAND, *arguments], text=True, env=environment, cwd="/", **pipes)
+
+
+def test_a_file_keeps_its_order_with_several_requests_under_way(fake, tmp_path, capsys):
+    lines = [f"line {number} here" for number in range(40)]
+    lines[7] = "with\u2028a separator"
+    (tmp_path / "in.txt").write_text("\n".join(lines), encoding="utf-8")
+    path = tmp_path / "out.npz"
+    assert main(["attribute", "--file", str(tmp_path / "in.txt"), "--address", fake.address, "--save", str(path)]) == 0
+    output = capsys.readouterr()
+    expected = [" ".join(word[::-1] for word in line.split()) for line in lines]
+    assert output.out.split("\n")[:-1] == expected
+    assert "40 texts" in output.err
+    assert 1 < fake.most_running <= 8
+    with np.load(path) as arrays:
+        assert arrays["39/cross"].shape == (4, 4, 2, 3)
+        assert "39/decoder_self" in arrays  # every kind of the model, since nothing else was asked
+        assert "39/encoder_self" in arrays
+
+
+def test_steps_are_shown_as_they_arrive(fake):
+    process = start("attribute", "hang on now", "--address", fake.address)
+    try:
+        assert process.stdout.readline().split() == ["hang", "on", "now", "</s>"]
+        assert process.stdout.readline().split()[0] == "gnah"
+        assert not fake.cancelled.is_set()
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+    finally:
+        process.kill()
+        process.communicate()
+    assert process.returncode == 130
+    assert err == "sidelight: interrupted\n"
+    assert out == ""
+    assert fake.cancelled.wait(10)
+
+
+def test_interrupting_a_file_cancels_what_is_under_way(fake):
+    process = start("attribute", "--file", "-", "--address", fake.address, stdin=subprocess.PIPE)
+    try:
+        process.stdin.write("one\nhang on\n")
+        process.stdin.close()
+        assert process.stdout.readline() == "eno\n"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130
+        assert process.stderr.read() == "sidelight: interrupted\n"
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+        process.stderr.close()
+    assert fake.cancelled.wait(10)
+
+
+def test_texts_go_to_stdout_though_the_bar_is_on_a_terminal(fake, tmp_path):
+    (tmp_path / "in.txt").write_text("one two\nthree\n")
+    ours, theirs = pty.openpty()
+    try:
+        process = start("attribute", "--file", str(tmp_path / "in.txt"), "--address", fake.address, stderr=theirs)
+        out, _ = process.communicate(timeout=60)
+        assert process.returncode == 0
+        assert out == "eno owt\neerht\n"
+        assert b"2 texts" in os.read(ours, 65536)
+    finally:
+        os.close(ours)
+        os.close(theirs)
+
+
+def test_a_reader_that_leaves_is_no_disaster(fake, tmp_path):
+    (tmp_path / "in.txt").write_text("one two\n" * 500)
+    process = start("attribute", "--file", str(tmp_path / "in.txt"), "--address", fake.address, "--quiet")
+    assert process.stdout.readline() == "eno owt\n"
+    process.stdout.close()
+    assert process.wait(60) == 1
+    assert process.stderr.read() == ""
+    process.stderr.close()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["fail now"], 1, "sidelight: capture.kinds: odd request\n"),
+        (["broken now"], 1, "sidelight: the server's answer does not fit the contract"),
+        (["x", "--layers", "3-1"], 2, "invalid number or range: '3-1'"),
+        (["x", "--heads", "1"], 2, "invalid LAYER.HEAD: '1'"),
+        (["--file", "-", "--target", "y"], 2, "--target goes with TEXT"),
+        (["x", "--timeout", "nan"], 1, "timeout: must be above 0"),
+        (["x", "--model", "nobody", "--save", "/tmp/never.json"], 1, "name: "),
+    ],
+)
+def test_what_is_wrong_is_said_in_a_line(fake, capsys, arguments, status, message):
+    try:
+        code = main(["attribute", *arguments, "--address", fake.address])
+    except SystemExit as stop:  # argparse
+        code = stop.code
+    error = capsys.readouterr().err
+    assert code == status
+    assert message in error
+    assert not Path("/tmp/never.json").exists()
+
+
+def test_files_that_cannot_be_read(fake, tmp_path, capsys):
+    (tmp_path / "latin").write_bytes(b"caf\xe9\n")
+    (tmp_path / "blank").write_text("\n\n")
+    address = ["--address", fake.address]
+    assert main(["attribute", "--file", str(tmp_path / "latin"), *address]) == 1
+    assert "latin: not UTF-8" in capsys.readouterr().err
+    assert main(["attribute", "--file", str(tmp_path / "blank"), "--save", str(tmp_path / "o.html"), *address]) == 1
+    assert "nothing to save" in capsys.readouterr().err
+    assert not (tmp_path / "o.html").exists()
+
+
+def test_models_are_listed(fake, capsys):
+    assert main(["models", "--address", fake.address]) == 0
+    assert capsys.readouterr().out.splitlines()[1] == "teller  fake, float32 on cpu; decoder_self 2x3"
+
+
+def test_colour_only_where_it_is_wanted(fake, monkeypatch, capsys):
+    arguments = ["attribute", "one two", "--address", fake.address]
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    main(arguments)
+    assert "48;" in capsys.readouterr().out  # a background
+    main([*arguments, "--no-color"])
+    assert "48;" not in capsys.readouterr().out
+    monkeypatch.setenv("NO_COLOR", "1")
+    main(arguments)
+    assert "48;" not in capsys.readouterr().out
+
+
+def test_a_demonstration_that_is_told_to_end_takes_its_server_along():
+    process = start("demo")
+    try:
+        for line in process.stdout:
+            if "127.0.0.1:" in line:
+                break
+        address = next(word for word in line.split() if word.startswith("127.0.0.1:")).rstrip(":")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 128 + signal.SIGTERM
+    finally:
+        process.kill()
+        process.communicate()
+    assert main(["models", "--address", address]) == 1
+
+
+def test_a_demonstration_without_a_server_says_why(tmp_path, monkeypatch, capsys):
+    script = tmp_path / "sidelight"
+    script.write_text("#!/bin/sh\necho 'sidelight: torch is missing; install it' >&2\nexit 1\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(demo_command.sys, "executable", str(tmp_path / "python"))
+    assert main(["demo"]) == 1
+    assert capsys.readouterr().err == "sidelight: torch is missing; install it\n"

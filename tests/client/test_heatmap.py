@@ -1,0 +1,147 @@
+"""What a terminal shows."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from rich.cells import cell_len
+from rich.console import Console
+from sidelight.client.heatmap import Heatmap, words
+from sidelight.client.results import Layout, Started, Step, Token
+
+
+def tokens(*texts: str) -> tuple[Token, ...]:
+    """Tokens of a text; a leading space parts words."""
+    made, place = [], 0
+    for number, text in enumerate(texts):
+        place += len(text) - len(text.lstrip())
+        word = text.strip()
+        special = word.startswith("</")
+        end = place if special else place + len(word)
+        made.append(Token(number, word, place, end, special, "" if special else word))
+        place = end
+    return tuple(made)
+
+
+SHORT = tokens("My", " grand", "mother", " is", " old", ".", "</s>")
+
+
+def shown(source: tuple[Token, ...], shares: np.ndarray, width: int = 80, color: bool = False, kind="cross") -> str:
+    output = io.StringIO()
+    system = "truecolor" if color else None
+    console = Console(file=output, width=width, force_terminal=color, color_system=system, highlight=False)
+    layout = Layout(kind, (), (0,), 1, ())
+    started = Started("r", "m", "", source, (), {kind: layout}, (), "predicting", kind == "cross")
+    heatmap = Heatmap(console, started)
+    heatmap.header()
+    for index, row in enumerate(shares):
+        token = Token(index, f"▁w{index}", 0, 2, False, f"w{index}")
+        cross = row if kind == "cross" else None
+        own = row if kind == "decoder_self" else None
+        heatmap.step(Step(index, token, "", cross, own, {}), source)
+    return output.getvalue()
+
+
+def rows(output: str, count: int) -> list[str]:
+    """The lines of the steps, behind the header."""
+    return output.splitlines()[-count - 1 :]
+
+
+def test_pieces_of_a_word_are_shown_as_one():
+    assert [word.label for word in words(SHORT)] == ["My", "grandmother", "is", "old", ".", "</s>"]
+    assert [word.positions for word in words(SHORT)] == [(0,), (1, 2), (3,), (4,), (5,), (6,)]
+
+
+def test_words_across_and_shades_below():
+    shares = np.array([[1.0, 0, 0, 0, 0, 0, 0], [0, 0.5, 0.5, 0, 0, 0, 0]])
+    header, first, second = shown(SHORT, shares).splitlines()
+    assert header.split() == ["My", "grandmot…", "is", "old", ".", "</s>"]
+    assert first.split() == ["w0", "██"]
+    assert second.index("███") == header.index("grandmot…")  # both pieces' shares, added
+
+
+def test_colours_carry_the_share_in_percent():
+    output = shown(SHORT, np.array([[0.25, 0.35, 0.4, 0, 0, 0, 0]]), color=True)
+    assert "\x1b[" in output
+    assert "25" in output
+    assert "75" in output
+
+
+@pytest.mark.parametrize("count", [1, 7, 15, 21, 22, 40, 64, 65, 150])
+@pytest.mark.parametrize("width", [40, 80, 200])
+@pytest.mark.parametrize("color", [False, True])
+def test_no_line_is_wider_than_the_terminal(count, width, color):
+    source = tokens(*(f" word{number}" for number in range(count)), "</s>")
+    shares = np.eye(count + 1)
+    output = shown(source, shares, width=width, color=color)
+    plain = io.StringIO()
+    for part in output.split("\x1b["):
+        plain.write(part.partition("m")[2] if plain.tell() and color else part)
+    assert all(cell_len(line) <= width for line in plain.getvalue().splitlines())
+    if not color:
+        # Every word has its column, or is named where it is looked at.
+        assert all(
+            "█" in line or f"{source[place].label} 100" in line for place, line in enumerate(rows(output, count))
+        )
+
+
+def test_wide_characters_keep_the_columns_straight():
+    source = tokens("猫", " が", " いる", "</s>")
+    header, *lines = shown(source, np.eye(4)).splitlines()
+    for place, line in enumerate(lines):
+        column = cell_len(line[: line.index("█")])
+        assert column == cell_len(header[: header.index(source[place].label)])
+
+
+def test_without_a_source_the_most_seen_words_are_listed():
+    shares = np.array([[0.02, 0.6, 0.003, 0.3, 0.05, 0.02, 0.007]])
+    (line,) = shown(SHORT, shares, kind="decoder_self").splitlines()
+    assert line.split() == ["w0", "grandmother", "60", "is", "30", "old", "5", "My", "2", ".", "2"]
+
+
+def test_longer_sources_stand_upright_below_each_other():
+    source = tokens(*(f" {letter}-word" for letter in "abcdefghijklmnopqrst"), "</s>")
+    lines = shown(source, np.eye(21)).splitlines()
+    assert "abcdefghijklmnopqrst" in lines[0].replace(" ", "")
+    header, steps = lines[:-21], lines[-21:]
+    assert len(header) == len("a-word")
+    for place, line in enumerate(steps):
+        column = line.index("█")
+        assert "".join(row[column : column + 1].strip() for row in header) == (source[place].text or "</s>")
+
+
+def test_words_of_scripts_without_spaces_stay_apart():
+    assert [word.label for word in words(tokens("猫", "は", "いる"))] == ["猫", "は", "いる"]
+    assert [word.label for word in words(tokens("고양", "이", " 있다"))] == ["고양이", "있다"]
+    assert [word.label for word in words(tokens("हिन्", "दी"))] == ["हिन्दी"]
+    assert [word.label for word in words(tokens("ไทย", "ไทย"))] == ["ไทย", "ไทย"]
+    assert [word.label for word in words(tokens("don", "'", "t", "."))] == ["don", "'", "t", "."]
+
+
+def test_control_characters_do_not_reach_the_terminal():
+    source = (Token(0, "▁\x1b[31m", 0, 5, False, "\x1b[31m"), Token(1, "\n", 5, 6, False, "\n"))
+    assert "\x1b" not in shown(source, np.eye(2))
+    assert "\x1b" not in shown(source, np.eye(2), kind="decoder_self")
+
+
+@pytest.mark.parametrize("system", ["standard", "256", "truecolor"])
+def test_every_palette_has_ink_that_differs_from_its_ground(system):
+    output = io.StringIO()
+    console = Console(file=output, width=80, force_terminal=True, color_system=system, highlight=False)
+    layout = Layout("cross", (), (0,), 1, ())
+    heatmap = Heatmap(console, Started("r", "m", "", SHORT, (), {"cross": layout}, (), "predicting", True))
+    for share in (0.02, 0.12, 0.3, 0.6, 1.0):
+        style = heatmap._tint(share)
+        assert style.bgcolor is None or style.color.get_truecolor() != style.bgcolor.get_truecolor()
+
+
+def test_a_terminal_that_knows_ascii_only_gets_ascii_shades():
+    output = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    console = Console(file=output, width=80, highlight=False)
+    layout = Layout("cross", (), (0,), 1, ())
+    heatmap = Heatmap(console, Started("r", "m", "", SHORT, (), {"cross": layout}, (), "predicting", True))
+    heatmap.step(Step(0, SHORT[0], "", np.array([1.0, 0, 0, 0.3, 0, 0, 0]), None, {}), SHORT)
+    output.flush()
+    assert b"##" in output.buffer.getvalue()

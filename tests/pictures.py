@@ -1,0 +1,48 @@
+"""Makes the README's pictures with Sidelight's own commands: `make pictures`.
+
+heatmap.svg is what `sidelight attribute` prints; page.png is what `--save out.html` looks like in Chromium.
+"""
+
+from __future__ import annotations
+
+import io
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from rich.console import Console
+from rich.terminal_theme import MONOKAI
+from sidelight.client import Capture, Client, save
+from sidelight.client.attribute_command import show
+from sidelight.client.demo_command import bundled_server
+
+OUT = Path(__file__).parents[1] / "client" / "pictures"
+SENTENCE = "Where did you buy that old book?"
+OPTIONS = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+
+
+def main() -> int:
+    OUT.mkdir(exist_ok=True)
+    console = Console(record=True, width=80, file=io.StringIO(), force_terminal=True, color_system="truecolor")
+    with bundled_server() as (_, address), Client(address) as client, tempfile.TemporaryDirectory() as folder:
+        show(client, SENTENCE, {"capture": Capture(layers=[2], over_heads="mean")}, console)
+        title = f'sidelight attribute "{SENTENCE}" --layers 2 --reduce-heads mean'
+        console.save_svg(str(OUT / "heatmap.svg"), title=title, theme=MONOKAI)
+        capture = Capture(kinds=("cross", "decoder_self", "encoder_self"))
+        result = client.attribute(SENTENCE, capture=capture, scores=["probability", "entropy"]).result()
+        page = Path(folder) / "page.html"
+        save(result, page)
+        browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+        if browser is None:
+            print("no Chromium here: page.png is left as it is", file=sys.stderr)
+            return 1
+        size = ["--window-size=980,680", f"--user-data-dir={folder}/profile"]
+        command = [browser, *OPTIONS, *size, f"--screenshot={OUT / 'page.png'}", page.as_uri()]
+        subprocess.run(command, check=True, capture_output=True, timeout=120)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
