@@ -225,10 +225,13 @@ def _lines(name: str) -> list[str]:
 
 
 async def _file(args: argparse.Namespace, options: Options, lines: Sequence[str]) -> int:
-    """Attributes all lines, several at once; prints the targets in order."""
+    """Attributes all lines, several at once; prints the targets in order.
+
+    A line that the server refuses leaves an empty one and a message; the others go on.
+    """
     kept: list[Attribution] = []
     began = time.monotonic()
-    tokens = done = 0
+    tokens = done = refused = 0
     async with AsyncClient(args.address) as client:
         if args.save:
             _with_all_kinds(options, list((await client.get_model(args.model, timeout=30)).attentions))
@@ -239,8 +242,11 @@ async def _file(args: argparse.Namespace, options: Options, lines: Sequence[str]
                 async for attribution in attributions:
                     done += 1
                     progress.advance(task)
-                    if attribution is None:  # an empty line stays one
-                        print()
+                    if not isinstance(attribution, Attribution):  # an empty line stays one
+                        print(flush=True)
+                        if attribution is not None:
+                            refused += 1
+                            print(f"sidelight: line {done}: {attribution}", file=sys.stderr)
                         continue
                     tokens += len(attribution.steps)
                     print(attribution.text.replace("\n", " "), flush=True)
@@ -249,33 +255,39 @@ async def _file(args: argparse.Namespace, options: Options, lines: Sequence[str]
     seconds = time.monotonic() - began
     if not args.quiet:
         rate = tokens / seconds if seconds else 0.0
-        print(f"{done} texts, {tokens} tokens in {seconds:.1f} s: {rate:.0f} tokens/s", file=sys.stderr)
+        but = f", {refused} refused" if refused else ""
+        print(f"{done} texts{but}, {tokens} tokens in {seconds:.1f} s: {rate:.0f} tokens/s", file=sys.stderr)
     if args.save:
         save(kept, args.save)
         print(f"saved {args.save}", file=sys.stderr)
-    return 0
+    return 1 if refused else 0
 
 
 async def _in_order(
     client: AsyncClient, lines: Sequence[str], options: Options
-) -> AsyncGenerator[Attribution | None, None]:
-    """The lines' attributions in the lines' order, with several requests under way; None for an empty line."""
+) -> AsyncGenerator[Attribution | SidelightError | None, None]:
+    """The lines' attributions in the lines' order, with several requests under way.
 
-    async def attribute(number: int, line: str) -> Attribution | None:
+    None for an empty line, the error for one that is refused. Raises SidelightError for what concerns them all.
+    """
+
+    async def attribute(line: str) -> Attribution | SidelightError | None:
         if not line.strip():
             return None
         try:
             return await client.attribute(line, **options).result()
         except SidelightError as error:
-            error.message = f"line {number}: {error.message}"
+            # Only a text that is to blame itself fails alone; a wrong option would fail for every line.
+            if error.field.startswith(("source.", "given.")):
+                return error
             raise
 
-    waiting = iter(enumerate(lines, 1))
-    running: deque[asyncio.Task[Attribution | None]] = deque()
+    waiting = iter(lines)
+    running: deque[asyncio.Task[Attribution | SidelightError | None]] = deque()
     try:
         while True:
-            for number, line in itertools.islice(waiting, _AT_ONCE - len(running)):
-                running.append(asyncio.create_task(attribute(number, line)))
+            for line in itertools.islice(waiting, _AT_ONCE - len(running)):
+                running.append(asyncio.create_task(attribute(line)))
             if not running:
                 return
             yield await running[0]

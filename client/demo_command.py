@@ -76,11 +76,11 @@ def bundled_server() -> Generator[tuple[str, str], None, None]:
     if command is None:
         raise ServerError("the sidelight command is not installed beside this Python")
     # The log goes to a file: nobody would empty a pipe while the server runs.
-    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log, _ending_on_sigterm():
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
         process = subprocess.Popen(
             [command, "serve", "--address", "127.0.0.1:0"], stdout=subprocess.PIPE, stderr=log, text=True
         )
-        with process:
+        with process, _passing_on_sigterm(process):
             try:
                 assert process.stdout is not None
                 for line in process.stdout:
@@ -104,17 +104,24 @@ def _stop(process: subprocess.Popen[str]) -> None:
 
 
 @contextmanager
-def _ending_on_sigterm() -> Generator[None, None, None]:
-    """Makes SIGTERM an ordinary end inside, so that the server is not left behind."""
+def _passing_on_sigterm(process: subprocess.Popen[str]) -> Generator[None, None, None]:
+    """Lets SIGTERM end the process too, so that it is not left behind; then this program ends as one that got it.
+
+    The handler raises nothing itself: an exception at any odd place may leave a lock of gRPC's locked.
+    """
     if threading.current_thread() is not threading.main_thread():  # where Python allows no handlers
         yield
         return
+    told: list[int] = []
 
     def end(number: int, _: object) -> None:
-        raise SystemExit(128 + number)
+        told.append(number)
+        process.terminate()
 
     before = signal.signal(signal.SIGTERM, end)
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+        if told:
+            raise SystemExit(128 + told[0])

@@ -59,11 +59,24 @@ def test_stdin_is_a_file_too(bundled_server):
     assert done.stderr == ""
 
 
-def test_a_bad_line_of_a_file_is_named(bundled_server):
-    done = run("attribute", "--file", "-", "--address", bundled_server, stdin=f"{SENTENCE}\n{'dog ' * 300}\n")
+def test_a_refused_line_is_named_and_the_others_go_on(bundled_server, tmp_path):
+    lines = [SENTENCE, "dog " * 300, SENTENCE]
+    path = tmp_path / "out.json"
+    arguments = ["--file", "-", "--address", bundled_server, "--save", str(path)]
+    done = run("attribute", *arguments, stdin="\n".join(lines))
     assert done.returncode == 1
+    assert done.stdout.splitlines() == ["Ich will nicht dein Freund sein.", "", "Ich will nicht dein Freund sein."]
     assert "line 2: source.text: has 301 tokens" in done.stderr
+    assert "3 texts, 1 refused" in done.stderr
     assert "Traceback" not in done.stderr
+    assert len(json.loads(path.read_text())["attributes"]["sequence_attributions"]) == 2
+
+
+def test_an_option_that_no_line_can_have_ends_the_run(bundled_server):
+    done = run("attribute", "--file", "-", "--address", bundled_server, "--layers", "9", stdin=f"{SENTENCE}\n" * 50)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.count("out of range") == 1
 
 
 def test_options_reach_the_server(bundled_server, tmp_path, capsys):
