@@ -535,11 +535,13 @@ class Attention(_message.Message):
     values: _builtins.bytes
     """The elements."""
     scales: _builtins.bytes
-    """ENCODING_UINT8 only: one little-endian float32 for each row (for each index of the axes after positions);
-    a number is byte * scale.
+    """ENCODING_UINT8 only: one little-endian float32 for each row, that is for each index of all axes but positions, in
+    their order; a number is byte * scale.
     """
     positions: _builtins.bytes
-    """With top_k only: little-endian uint32 positions, in the shape of values, greatest share first."""
+    """With top_k only: little-endian uint32 positions, in the shape of values, greatest share first. The positions axis
+    then has length top_k, or less where there are fewer.
+    """
     @_builtins.property
     def shape(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The length of each axis. For a step: [positions, layers, heads], [positions, layers] with heads reduced,

@@ -304,7 +304,7 @@ class Step(_message.Message):
     DECODER_SELF_FIELD_NUMBER: _builtins.int
     SCORES_FIELD_NUMBER: _builtins.int
     index: _builtins.int
-    """From 0."""
+    """From 0 at the target's first step, whether it was sent or left out by resume_at."""
     text: _builtins.str
     """What this step adds to the target's text, spaces included; empty while a character is incomplete. Over all steps
     they add up to Finished.text, from the end of the prefix on.
