@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import os
 import signal
 import sys
 
@@ -34,6 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("auto", "float32", "float16", "bfloat16"),
         help="auto: float32 on a CPU, the checkpoint's own type on a GPU",
     )
+    parser.add_argument(
+        "--threads", type=_positive, metavar="N", help="CPU threads for the model; without it, all cores but one"
+    )
     parser.add_argument("--max-length", type=_positive, metavar="N", help="the most tokens of a source or a target")
     parser.add_argument("--max-running", type=_positive, default=32, metavar="N", help="requests worked on at once")
     parser.add_argument("--max-waiting", type=_positive, default=1024, metavar="N", help="requests queued at most")
@@ -46,13 +50,27 @@ def _positive(text: str) -> int:
     return number
 
 
+def _threads() -> int:
+    """All cores but one: what reads and writes requests must not take turns with the model's threads.
+
+    On 2 cores and the bundled model, 8 requests at once get a quarter more tokens a second so than with 2 threads.
+    """
+    if "OMP_NUM_THREADS" in os.environ:
+        return int(os.environ["OMP_NUM_THREADS"])
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores - 1)
+
+
 def run(args: argparse.Namespace) -> int:
     """Serves until SIGINT or SIGTERM. Returns the exit status."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
+    import torch
+
     from .models import ModelError, load
     from .serving import AddressError
 
+    torch.set_num_threads(args.threads or _threads())
     try:
         loaded = load(args.model, name=args.name, device=args.device, dtype=args.dtype, max_length=args.max_length)
         asyncio.run(_serve(loaded, args))

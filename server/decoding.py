@@ -7,7 +7,6 @@ processors and its order of operations, so the tokens are the same.
 
 from __future__ import annotations
 
-import inspect
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -84,7 +83,7 @@ class _Reader:
         self._encoder_outputs: Any = None
         self._cache: Any = None
         self._is_encoder_decoder = loaded.is_encoder_decoder
-        self._keeps_logits = "logits_to_keep" in inspect.signature(loaded.model.forward).parameters
+        self._keeps_logits = loaded.takes_logits_to_keep
         self.context = list(job.context_ids) if loaded.is_encoder_decoder else [*self._source, *job.context_ids]
         self.position = 0
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +61,11 @@ class LoadedModel:
         """Token ids are below this."""
         embeddings: Any = self.model.get_input_embeddings()
         return int(embeddings.weight.shape[0])
+
+    @cached_property
+    def takes_logits_to_keep(self) -> bool:
+        """Whether a forward pass can be told for how many positions logits are wanted."""
+        return "logits_to_keep" in inspect.signature(self.model.forward).parameters
 
     @property
     def kinds(self) -> tuple[Kind, ...]:

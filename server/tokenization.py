@@ -205,8 +205,9 @@ class Detokenizer:
         """Starts an empty text; `context` are tokens before it that it continues, such as a prompt's."""
         self._codec = codec
         self._ids = [id_ for id_ in context[-_CONTEXT:] if not codec.is_special(id_)]
-        self._window = 0  # decoding starts here ...
-        self._read = len(self._ids)  # ... and what is before this has come out already
+        self._window = 0  # decoding starts here,
+        self._read = len(self._ids)  # what is before this has come out already,
+        self._before = len(codec.decode(self._ids))  # as so many characters of what is decoded
         self.text = ""
 
     def add(self, id_: int) -> tuple[str, Token]:
@@ -228,12 +229,12 @@ class Detokenizer:
         return self._take(self._pending())
 
     def _pending(self) -> str:
-        before = self._codec.decode(self._ids[self._window : self._read])
-        return self._codec.decode(self._ids[self._window :])[len(before) :]
+        return self._codec.decode(self._ids[self._window :])[self._before :]
 
     def _take(self, new: str) -> str:
         # A space alone may be stripped at the end of a text: the window then stays until something follows it.
         if new:
             self._window, self._read = self._read, len(self._ids)
+            self._before = len(self._codec.decode(self._ids[self._window :]))
         self.text += new
         return new

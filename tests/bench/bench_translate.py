@@ -32,7 +32,7 @@ import inseq_peer
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "tatoeba-en-de.dev.tsv"
 COMMAND = str(Path(sys.executable).with_name("sidelight"))
-SENTENCES, ROUNDS = 200, 3
+SENTENCES, ROUNDS = 200, 5
 
 
 def main() -> int:
