@@ -42,13 +42,15 @@ class LanguageCodes:
             return "none"
         if any(token.startswith(">>") for token in self._tokens.values()):
             return "in_source"
-        # Families whose target starts with the code say so by where their tokenizer puts it.
+        # mBART-25's tokenizer puts the code behind a text, and its decoder starts with it. NLLB's old one puts it there
+        # too, but has it written first all the same.
         before = self._tokenizer.tgt_lang
         some = next(iter(self._tokens))
         self._tokenizer.tgt_lang = some
         ids = self._tokenizer(text_target="a").input_ids
         self._tokenizer.tgt_lang = before
-        return "first" if ids[0] == self.ids[some] else "start"
+        behind = ids[0] != self.ids[some] and hasattr(self._tokenizer, "lang_code_to_id")
+        return "start" if behind else "first"
 
     def problem_with_source(self, language: str) -> str | None:
         """What is wrong with a source language; None if nothing is."""

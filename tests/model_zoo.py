@@ -9,7 +9,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,6 @@ class Family:
     target_language: str = ""
     inseq: bool = True  # whether Inseq 0.7.1 attributes it
     by_rows: bool = True  # whether it runs through the attention interface
-    generation: dict[str, Any] = field(default_factory=dict)
 
 
 def build_model(name: str, folder: Path) -> Path:
@@ -53,8 +52,7 @@ def build_model(name: str, folder: Path) -> Path:
     torch.manual_seed(sum(map(ord, name)))
     model, tokenizer = FAMILIES[name].make()
     _sharpen(model)
-    for key, value in FAMILIES[name].generation.items():
-        setattr(model.generation_config, key, value)
+    model.generation_config.min_new_tokens = 6  # by chance, some would write nothing
     model.save_pretrained(path)
     if tokenizer is None:  # Marian's comes with the package
         for file in ("source.spm", "target.spm", "vocab.json", "tokenizer_config.json"):
