@@ -6,8 +6,10 @@ Their attention weights are scaled up until rows are far from uniform, since a t
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +44,7 @@ class Family:
     target_language: str = ""
     inseq: bool = True  # whether Inseq 0.7.1 attributes it
     by_rows: bool = True  # whether it runs through the attention interface
+    seed: int = 0  # one with which greedy decoding writes different tokens
 
 
 def build_model(name: str, folder: Path) -> Path:
@@ -49,8 +52,8 @@ def build_model(name: str, folder: Path) -> Path:
     path = folder / name
     if path.exists():
         return path
-    torch.manual_seed(sum(map(ord, name)))
     model, tokenizer = FAMILIES[name].make()
+    torch.manual_seed(FAMILIES[name].seed)
     _sharpen(model)
     model.generation_config.min_new_tokens = 6  # by chance, some would write nothing
     model.save_pretrained(path)
@@ -78,6 +81,9 @@ def _sharpen(model: tf.PreTrainedModel) -> None:
                 weight.normal_(0, 1.0)
             else:
                 weight.normal_(0, 0.2)
+        # Small, since most families' logits are products with them: a token would be the likeliest to follow itself,
+        # and greedy decoding would write one token for ever.
+        model.get_input_embeddings().weight.mul_(0.3)
 
 
 # ---- tokenizers -----------------------------------------------------------------------------------------------------
@@ -96,12 +102,17 @@ def _byte_level(template: str, special: tuple[str, ...] = ("<s>", "</s>", "<pad>
 
 def _unigram(template: str) -> Any:
     """SentencePiece's unigram with a space mark, as T5 and Pegasus have it."""
-    tokenizer = Tokenizer(models.Unigram())
+    # Not trained: the trainer orders pieces of equal score by chance, and makes another vocabulary every time.
+    words = [f"▁{word}" for sentence in SENTENCES for word in sentence.split()]
+    counts = Counter(word[i : i + size] for word in words for size in (1, 2, 3) for i in range(len(word) - size + 1))
+    pieces = sorted(piece for piece, count in counts.items() if len(piece) == 1 or count > 2)
+    special = ["<pad>", "</s>", "<unk>", "<s>"]
+    scores = [math.log(counts[piece] * len(piece) / counts.total()) for piece in pieces]
+    vocabulary = [*((token, 0.0) for token in special), *zip(pieces, scores, strict=True)]
+    tokenizer = Tokenizer(models.Unigram(vocabulary, special.index("<unk>")))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
-    special = ["<pad>", "</s>", "<unk>", "<s>"]
-    trainer = trainers.UnigramTrainer(vocab_size=160, special_tokens=special, unk_token="<unk>")
-    tokenizer.train_from_iterator(SENTENCES, trainer)
+    tokenizer.add_special_tokens(special)
     return _fast(tokenizer, template)
 
 
@@ -145,7 +156,9 @@ def _seq2seq(config: type, model: type, tokenizer: Any, **more: Any) -> tuple[An
 
 def _marian() -> tuple[Any, Any]:
     tokenizer = tf.AutoTokenizer.from_pretrained(server_models.bundled_model())
-    model, _ = _seq2seq(tf.MarianConfig, tf.MarianMTModel, tokenizer, vocab_size=6001, decoder_start_token_id=6000)
+    model, _ = _seq2seq(
+        tf.MarianConfig, tf.MarianMTModel, tokenizer, vocab_size=6001, decoder_start_token_id=6000, scale_embedding=True
+    )
     model.generation_config.bad_words_ids = [[6000]]
     return model, None
 
@@ -285,20 +298,20 @@ def _gpt2() -> tuple[Any, Any]:
 
 
 FAMILIES: dict[str, Family] = {
-    "marian": Family(_marian),
-    "bart": Family(_bart),
-    "pegasus": Family(_pegasus),
-    "mbart": Family(_mbart, source_language="en_XX", target_language="de_DE"),
+    "marian": Family(_marian, seed=27),
+    "bart": Family(_bart, seed=4),
+    "pegasus": Family(_pegasus, seed=22),
+    "mbart": Family(_mbart, source_language="en_XX", target_language="de_DE", seed=1),
     "m2m100": Family(_m2m100, source_language="en", target_language="de"),
     "nllb": Family(_nllb, source_language="eng_Latn", target_language="deu_Latn"),
-    "t5": Family(_t5(tf.T5Config, tf.T5ForConditionalGeneration)),
-    "mt5": Family(_t5(tf.MT5Config, tf.MT5ForConditionalGeneration, feed_forward_proj="gated-gelu")),
+    "t5": Family(_t5(tf.T5Config, tf.T5ForConditionalGeneration), seed=10),
+    "mt5": Family(_t5(tf.MT5Config, tf.MT5ForConditionalGeneration, feed_forward_proj="gated-gelu"), seed=16),
     "umt5": Family(_t5(tf.UMT5Config, tf.UMT5ForConditionalGeneration, feed_forward_proj="gated-gelu")),
-    # Inseq runs FSMT with a cache, and FSMT then masks no future positions: its rows are not those of decoding.
-    "fsmt": Family(_fsmt, by_rows=False, inseq=False),
-    "gpt2": Family(_gpt2, is_encoder_decoder=False),
-    "llama": Family(_decoder_only(tf.LlamaConfig, tf.LlamaForCausalLM), is_encoder_decoder=False),
-    "qwen3": Family(_decoder_only(tf.Qwen3Config, tf.Qwen3ForCausalLM), is_encoder_decoder=False),
+    # Inseq hands FSMT embeddings that it scales a second time: not even its encoder's rows are the model's.
+    "fsmt": Family(_fsmt, by_rows=False, inseq=False, seed=8),
+    "gpt2": Family(_gpt2, is_encoder_decoder=False, seed=17),
+    "llama": Family(_decoder_only(tf.LlamaConfig, tf.LlamaForCausalLM), is_encoder_decoder=False, seed=5),
+    "qwen3": Family(_decoder_only(tf.Qwen3Config, tf.Qwen3ForCausalLM), is_encoder_decoder=False, seed=3),
     "gemma2": Family(
         _decoder_only(
             tf.Gemma2Config,
@@ -308,6 +321,7 @@ FAMILIES: dict[str, Family] = {
             query_pre_attn_scalar=8,
         ),
         is_encoder_decoder=False,
+        seed=15,
     ),
     "gemma3": Family(
         _decoder_only(
@@ -318,5 +332,6 @@ FAMILIES: dict[str, Family] = {
             query_pre_attn_scalar=8,
         ),
         is_encoder_decoder=False,
+        seed=4,
     ),
 }

@@ -1,0 +1,120 @@
+"""Other programs' answers to what Sidelight is asked: transformers' own matrices and tokens, Inseq's own reductions.
+
+Beside `inseq_peer`, which gives Inseq's attributions. It knows folders of models and token ids; it knows neither
+Sidelight's engine nor its messages, so that no mistake can be shared with them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from inseq_peer import Truth
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, set_seed
+
+# Inseq's name for each of its functions over heads or layers.
+REDUCTIONS = ("mean", "max", "min", "sum", "prod", "absmax", "vnorm")
+
+
+@dataclass(frozen=True)
+class Matrices:
+    """A model's attention in one forward pass, float32 `[layers, heads, queries, keys]`; None where there is none."""
+
+    decoder_self: np.ndarray
+    cross: np.ndarray | None = None
+    encoder_self: np.ndarray | None = None
+
+    def steps(self, kind: str, first: int) -> np.ndarray:
+        """The rows that predict the tokens from position `first` on, `[keys, steps, layers, heads]`, as Inseq has it.
+
+        The row of a token is the query one position before it. The last query predicts nothing that was given.
+        """
+        return getattr(self, kind)[:, :, first - 1 : -1].transpose(3, 2, 0, 1)
+
+
+@lru_cache(maxsize=4)
+def _load(path: Path) -> Any:
+    auto = AutoModelForSeq2SeqLM if AutoConfig.from_pretrained(path).is_encoder_decoder else AutoModelForCausalLM
+    return auto.from_pretrained(path, attn_implementation="eager", dtype=torch.float32).eval()
+
+
+@torch.inference_mode()
+def eager_attention(path: Path, source: Sequence[int], target: Sequence[int], **options: Any) -> Matrices:
+    """What transformers itself reports with `output_attentions=True` in one eager forward pass.
+
+    Args:
+        path: The model's folder.
+        source: What the encoder reads, special tokens included; for a decoder-only model, the prompt.
+        target: What the decoder reads, start token included; for a decoder-only model, the continuation.
+        options: Passed on to the model. Without a cache unless asked: with one, FSMT masks no future positions.
+    """
+    model = _load(path)
+    options = {"output_attentions": True, "use_cache": False} | options
+    if not model.config.is_encoder_decoder:
+        return Matrices(_stack(model(input_ids=torch.tensor([[*source, *target]]), **options).attentions))
+    output = model(input_ids=torch.tensor([source]), decoder_input_ids=torch.tensor([target]), **options)
+    return Matrices(
+        decoder_self=_stack(output.decoder_attentions),
+        cross=_stack(output.cross_attentions),
+        encoder_self=_stack(output.encoder_attentions),
+    )
+
+
+def _stack(layers: Sequence[torch.Tensor]) -> np.ndarray:
+    return torch.stack([layer[0] for layer in layers]).numpy()
+
+
+def generate_ids(
+    path: Path, source: Sequence[int], *, max_new_tokens: int = 10, seed: int | None = None, **options: Any
+) -> list[int]:
+    """The tokens that transformers' `generate` writes, without start token or prompt: greedy, or sampled by a seed."""
+    model = _load(path)
+    ids = torch.tensor([source])
+    if seed is not None:
+        set_seed(seed)
+    options = {"num_beams": 1, "do_sample": seed is not None} | options
+    written = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_new_tokens, **options)
+    return written[0, 1 if model.config.is_encoder_decoder else len(source) :].tolist()
+
+
+def inseq_reduced(truth: Truth, over_heads: str, over_layers: str | None = None) -> Truth:
+    """An attribution reduced by Inseq's own aggregators: over heads, and then over layers if asked.
+
+    They reduce the last axis, and normalize afterwards unless told not to: over source and target together, so that
+    what they give by default is no reduction of the attention alone.
+
+    Args:
+        truth: An attribution with all layers and heads.
+        over_heads: One of `REDUCTIONS`.
+        over_layers: Likewise; None leaves layers apart.
+    """
+    from inseq.data import FeatureAttributionSequenceOutput
+    from inseq.utils.typing import TokenWithId
+
+    output = FeatureAttributionSequenceOutput(
+        source=[TokenWithId(str(id_), id_) for id_ in truth.source_ids],
+        target=[TokenWithId(str(id_), id_) for id_ in truth.target_ids],
+        source_attributions=None if truth.source is None else torch.from_numpy(truth.source),
+        target_attributions=None if truth.target is None else torch.from_numpy(truth.target),
+        sequence_scores={} if truth.encoder is None else {"encoder_self_attentions": torch.from_numpy(truth.encoder)},
+        attr_pos_start=truth.first_step,
+        attr_pos_end=len(truth.target_ids),
+    )
+    for function in (over_heads, *([] if over_layers is None else [over_layers])):
+        # Its closing check is for outputs that are drawn, which must have two axes.
+        output = output.aggregate("scores", function, normalize=False, do_post_aggregation_checks=False)
+    encoder = output.sequence_scores.get("encoder_self_attentions")
+    return Truth(
+        source_ids=truth.source_ids,
+        target_ids=truth.target_ids,
+        first_step=truth.first_step,
+        text=truth.text,
+        source=None if output.source_attributions is None else output.source_attributions.numpy(),
+        target=None if output.target_attributions is None else output.target_attributions.numpy(),
+        encoder=None if encoder is None else encoder.numpy(),
+    )
