@@ -8,6 +8,7 @@ from pathlib import Path
 
 import inseq_peer
 import numpy as np
+import peers
 import pytest
 import torch
 from harness import serving
@@ -101,11 +102,13 @@ def test_equal_to_the_models_own_matrices(served, row):
     ours = served.attribute(capture=Capture(kinds=served.loaded.kinds, row=row))
     context = [token.id for token in ours.context]
     ids = [token.id for token in ours.steps]
-    matrices = eager(served, [token.id for token in ours.source], [*context, *ids])
+    # A decoder-only model's context begins with its prompt.
+    source = [token.id for token in ours.source] if served.loaded.is_encoder_decoder else []
+    matrices = peers.eager_attention(served.path, source, [*context, *ids])
     first = len(context) - (row == "predicting")
     for kind in served.loaded.kinds:
         queries, keys = (slice(None),) * 2 if kind == "encoder_self" else (slice(first, first + len(ids)), slice(None))
-        expected = np.stack([matrix[0, :, queries, keys].transpose(1, 2, 0) for matrix in matrices[kind]], axis=2)
+        expected = getattr(matrices, kind)[:, :, queries, keys].transpose(2, 3, 0, 1)
         got = getattr(ours, kind)
         if kind == "encoder_self":
             np.testing.assert_allclose(got, expected, atol=1e-5)
@@ -117,23 +120,6 @@ def test_equal_to_the_models_own_matrices(served, row):
             assert seen.tolist() == [True] * count + [False] * (len(column) - count)
             np.testing.assert_allclose(column[:count], expected[step, :count], atol=1e-5)
             np.testing.assert_allclose(expected[step, count:], 0, atol=1e-7)
-
-
-@torch.inference_mode()
-def eager(served: Served, source: list[int], target: list[int]) -> dict[str, list[np.ndarray]]:
-    auto = type(served.loaded.model)
-    model = auto.from_pretrained(served.path, attn_implementation="eager", dtype=torch.float32).eval()
-    if not served.loaded.is_encoder_decoder:
-        output = model(input_ids=torch.tensor([target]), output_attentions=True)
-        return {"decoder_self": [matrix.numpy() for matrix in output.attentions]}
-    inputs = {"input_ids": torch.tensor([source]), "decoder_input_ids": torch.tensor([target])}
-    # FSMT masks future positions only without a cache.
-    output = model(**inputs, output_attentions=True, use_cache=False)
-    return {
-        "cross": [matrix.numpy() for matrix in output.cross_attentions],
-        "decoder_self": [matrix.numpy() for matrix in output.decoder_attentions],
-        "encoder_self": [matrix.numpy() for matrix in output.encoder_attentions],
-    }
 
 
 def test_the_tokens_are_those_of_generate(served):
