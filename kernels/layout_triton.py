@@ -28,13 +28,13 @@ more than 32: no power of two divides the places where its runs begin.
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from .launch import Launch
 from .reductions import REDUCTIONS, Reduction
 
 _TILE = 2048  # numbers in a tile: 16 for each thread of four warps, so four loads of 128 bits in flight
@@ -46,10 +46,25 @@ _PROGRAMS = 256  # enough to fill a GPU: an H100 has 132 multiprocessors, an MI3
 
 @triton.jit
 def _pick(layers, index):
-    """The address of layer `index`, a scalar or a tensor: a chain of selects, as kernel arguments have no address."""
+    """The address of layer `index`, a scalar: a chain of selects, as kernel arguments have no address."""
     address = layers[0]
     for i in tl.static_range(1, len(layers)):
         address = tl.where(index == i, layers[i], address)
+    return address
+
+
+@triton.jit
+def _pick_each(layers, index, ALIGNED: tl.constexpr):
+    """The addresses of the layers that a tensor of indices names.
+
+    Selected as numbers: Triton's AMD backend cannot select between tensors of pointers that it knows to be below 2 GB.
+    """
+    address = layers[0].to(tl.int64)
+    for i in tl.static_range(1, len(layers)):
+        address = tl.where(index == i, layers[i].to(tl.int64), address)
+    address = address.to(layers[0].dtype, bitcast=True)
+    if ALIGNED:  # said again, as numbers lose it
+        address = tl.multiple_of(address, 16)
     return address
 
 
@@ -118,6 +133,7 @@ def layout_kernel(
     OVER_LAYERS: tl.constexpr,
     INDEX: tl.constexpr,  # the integers that hold a position: 32 bits, as division is slow in 64, or 64
     UNIT: tl.constexpr,  # a power of two that the number of columns side by side, H or L, is a multiple of
+    ALIGNED: tl.constexpr,  # whether all addresses are multiples of 16
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
@@ -147,7 +163,7 @@ def layout_kernel(
             value = _fold(OVER_LAYERS, value, _reduce_heads(OVER_HEADS, x, inside, heads, stride_h))
         value = _last(OVER_LAYERS, value, count)
     elif OVER_HEADS != "":
-        x = _pick(layers, in_run)[:, None] + offset
+        x = _pick_each(layers, in_run, ALIGNED)[:, None] + offset
         value = _reduce_heads(OVER_HEADS, x, inside, heads, stride_h)
     else:
         x = _pick(layers, column_tile // run_tiles) + in_run[:, None] * stride_h + offset
@@ -157,13 +173,6 @@ def layout_kernel(
     column = column_tile // run_tiles * run + in_run
     places = out + position.to(tl.int64)[:, None] * (runs * run) + column[None, :]
     tl.store(places, tl.trans(value), mask=(position < positions)[:, None] & (in_run < run)[None, :])
-
-
-class Launch(NamedTuple):
-    """All that one launch of `layout_kernel` is given; apart from launching, so that it can be compiled and audited."""
-
-    grid: tuple[int]
-    arguments: dict[str, object]
 
 
 def layout_triton(
@@ -177,9 +186,7 @@ def layout_triton(
     if over_heads is None:
         shape += (heads,)
     out = torch.empty(shape, dtype=out_dtype, device=layers[0].device)
-    launch = plan(layers, out, over_heads, over_layers)
-    with torch.cuda.device_of(out):  # Triton launches on the current device
-        layout_kernel[launch.grid](**launch.arguments)
+    plan(layers, out, over_heads, over_layers).run()
     return out
 
 
@@ -217,6 +224,7 @@ def plan(layers: Sequence[Tensor], out: Tensor, over_heads: Reduction | None, ov
     # Addresses are padded to a power of two, so that a capture of 23 layers needs no kernel but that of 32.
     padding = [layers[-1]] * (triton.next_power_of_2(count) - count)
     return Launch(
+        layout_kernel,
         (triton.cdiv(positions, block_p) * column_tiles,),
         {
             "layers": (*layers, *padding),
@@ -234,6 +242,7 @@ def plan(layers: Sequence[Tensor], out: Tensor, over_heads: Reduction | None, ov
             "OVER_LAYERS": over_layers or "",
             "INDEX": tl.int32 if positions + block_p < 2**31 else tl.int64,
             "UNIT": math.gcd(run, _MAX_BLOCK_C),
+            "ALIGNED": all(layer.data_ptr() % 16 == 0 for layer in layers),
             "BLOCK_P": block_p,
             "BLOCK_C": block_c,
         },

@@ -89,7 +89,7 @@ def test_rows_are_merged(shape: tuple[int, ...], strides: tuple[int, ...], merge
 def test_positions_past_32_bits() -> None:
     """2^33 positions, without the memory for them: the kernel is told to count in 64 bits, the grid still fits."""
     layer = torch.empty(1, 2, 2**16, 2**17, device="meta")
-    grid, arguments = layout_triton.plan([layer], torch.empty(1, 2**16, 2**17, 1, 2, device="meta"), None, None)
+    _, grid, arguments, *_ = layout_triton.plan([layer], torch.empty(1, 2**16, 2**17, 1, 2, device="meta"), None, None)
     assert str(arguments["INDEX"]) == "int64"
     assert grid[0] * arguments["BLOCK_P"] == 2**33
     assert grid[0] < 2**31
