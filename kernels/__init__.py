@@ -1,11 +1,34 @@
 """Tensor functions on attention: pure, and free of anything else of Sidelight.
 
-Each has a torch reference, which is the definition of right and runs on the CPU, and a Triton kernel for the GPU; one
+Each has a torch reference, which is the definition of right and runs on the CPU, and Triton kernels for the GPU; one
 public function picks. transformers looks for a package named `kernels` and may find this folder from a source tree, so
 nothing here imports from above it.
 """
 
+from .decode import decode
 from .layout import layout
+from .pack_reference import pack
 from .reductions import REDUCTIONS, Reduction
+from .result import ENCODINGS, Encoding, Part, Result, new_result
+from .rows import choose, rows
+from .rows_reference import capped_attention
+from .rows_reference import write as write_probabilities
+from .scoring import Scoring
 
-__all__ = ["REDUCTIONS", "Reduction", "layout"]
+__all__ = [
+    "ENCODINGS",
+    "REDUCTIONS",
+    "Encoding",
+    "Part",
+    "Reduction",
+    "Result",
+    "Scoring",
+    "capped_attention",
+    "choose",
+    "decode",
+    "layout",
+    "new_result",
+    "pack",
+    "rows",
+    "write_probabilities",
+]

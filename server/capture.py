@@ -1,29 +1,31 @@
-"""What a request wants kept of the attention, and how rows become it.
+"""What a request wants kept of the attention, and where the rows of each layer go.
 
-Knows sites, rows and the kernels that lay them out; does not know what a token is or how a message looks.
+Knows sites and the kernels' results; does not know what a token is or how a message looks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from ..kernels import Reduction, layout
-from .attention import Kind, Site
+from ..kernels import Encoding, Part, Reduction, Result, layout, new_result, pack, write_probabilities
+from .attention import Kind, Site, Target
 
 Row = Literal["predicting", "reading"]
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One attention head: a layer and a head in it, both from 0."""
+    """One attention head: a layer and a head in it, both from 0, and its weight in a mean or sum over pairs."""
 
     layer: int
     head: int
+    weight: float | None = None
 
 
 @dataclass(frozen=True)
@@ -31,16 +33,18 @@ class CapturePlan:
     """A capture with every default filled in and checked against the model.
 
     `layers` says for each kind which of its layers are kept, in this order. With `pairs` single heads are kept instead
-    and `layers` is empty for every kind.
+    and `layers` is empty for every kind. `heads` is how many heads the layers of each kind have.
     """
 
     kinds: tuple[Kind, ...]
     layers: dict[Kind, tuple[int, ...]]
+    heads: Mapping[Kind, int] = field(default_factory=dict[Kind, int])
     pairs: tuple[Pair, ...] = ()
     over_heads: Reduction | None = None
     over_layers: Reduction | None = None
     row: Row = "predicting"
-    dtype: torch.dtype = torch.float32
+    encoding: Encoding = "float32"
+    top_k: int = 0
     first_step: int = 0
     end_step: int | None = None
 
@@ -48,70 +52,136 @@ class CapturePlan:
         """Whether a step carries attention."""
         return bool(self.kinds) and self.first_step <= step and (self.end_step is None or step < self.end_step)
 
-    def heads(self, site: Site) -> Sequence[int] | None:
-        """The heads kept at a site; None for all, empty for none."""
-        if site.kind not in self.kinds:
-            return ()
+    @cached_property
+    def weights(self) -> tuple[float, ...] | None:
+        """One for each pair, 1 where none is given; None where none is given at all."""
+        if all(pair.weight is None for pair in self.pairs):
+            return None
+        return tuple(1.0 if pair.weight is None else pair.weight for pair in self.pairs)
+
+    def shape(self, kind: Kind) -> tuple[int, ...]:
+        """The axes after positions: `[layers, heads]`, `[layers]`, `[pairs]` or none."""
         if self.pairs:
-            return [pair.head for pair in self.pairs if pair.layer == site.layer]
-        return None if site.layer in self.layers[site.kind] else ()
+            return () if self.over_heads else (len(self.pairs),)
+        if self.over_layers:
+            return ()
+        return (len(self.layers[kind]),) if self.over_heads else (len(self.layers[kind]), self.heads[kind])
+
+    @cached_property
+    def parts(self) -> dict[Site, Part]:
+        """What each captured layer gives to the result of its kind."""
+        make = self._parts_of_pairs if self.pairs else self._parts_of_layers
+        return {Site(kind, layer): part for kind in self.kinds for layer, part in make(kind).items()}
+
+    @property
+    def folds_layers(self) -> bool:
+        """Whether several layers become one, so that a result needs room for what they have become so far."""
+        return any(part.folds_layers for part in self.parts.values())
+
+    def _parts_of_layers(self, kind: Kind) -> dict[int, Part]:
+        layers = self.layers[kind]
+        if self.over_layers:
+            fold = Part(over_heads=self.over_heads, over_layers=self.over_layers, layer_count=len(layers))
+            first, last = min(layers), max(layers)  # they come as the model runs them
+            return {layer: fold._replace(first=layer == first, last=layer == last) for layer in layers}
+        width = 1 if self.over_heads else self.heads[kind]
+        return {layer: Part(over_heads=self.over_heads, column=i * width) for i, layer in enumerate(layers)}
+
+    def _parts_of_pairs(self, kind: Kind) -> dict[int, Part]:  # noqa: ARG002
+        layers = sorted({pair.layer for pair in self.pairs})
+        return {layer: self._part_of_pairs(layer, layers) for layer in layers}
+
+    def _part_of_pairs(self, layer: int, layers: list[int]) -> Part:
+        places = tuple(place for place, pair in enumerate(self.pairs) if pair.layer == layer)
+        part = Part(heads=tuple(self.pairs[place].head for place in places))
+        if self.over_heads is None:
+            return part._replace(columns=places)
+        weights = self.weights
+        return part._replace(
+            over_heads=self.over_heads,
+            over_layers=self.over_heads,
+            weights=None if weights is None else tuple(weights[place] for place in places),
+            count=float(len(self.pairs)) if weights is None else sum(weights),
+            first=layer == layers[0],
+            last=layer == layers[-1],
+            as_one=True,
+        )
 
 
 class Recording:
     """The rows of one forward pass that a plan keeps, for one sequence.
 
-    `queries` is the slice of this pass's decoder queries that are kept; an encoder's are all kept.
+    `queries` is the slice of this pass's decoder queries that are kept; an encoder's are all kept. `positions` is how
+    many a row of each kind has. A sliding window's cache has forgotten the first ones: their share is 0.
     """
 
-    def __init__(self, plan: CapturePlan, queries: slice) -> None:
+    def __init__(self, plan: CapturePlan, queries: slice, positions: Mapping[Kind, int]) -> None:
         self._plan = plan
         self._queries = queries
-        self._rows: dict[Site, Tensor] = {}
+        self._positions = positions
+        self._results: dict[Kind, Result] = {}
 
-    def heads(self, site: Site) -> Sequence[int] | None:
+    def target(self, site: Site, query: Tensor, key: Tensor) -> Target | None:  # noqa: ARG002
         """As `attention.Recorder` has it."""
-        return self._plan.heads(site)
+        part = self._plan.parts.get(site)
+        if part is None:
+            return None
+        queries = self._kept(site.kind, query.shape[2])
+        if queries.start >= queries.stop:
+            return None
+        return Target(self._result(site.kind, queries, query.device), part, queries)
 
-    def queries(self, site: Site, length: int) -> slice:
-        """As `attention.Recorder` has it."""
-        kept = slice(None) if site.kind == "encoder_self" else self._queries
-        return slice(*kept.indices(length))
-
-    def record(self, site: Site, rows: Tensor) -> None:
-        """Keeps `[1, heads, queries, keys]`."""
-        self._rows[site] = rows
-
-    def record_matrices(self, matrices: dict[Kind, list[Tensor]]) -> None:
+    def record_matrices(self, matrices: Mapping[Kind, list[Tensor]]) -> None:
         """Keeps what a plan wants of a model's own matrices `[1, H, T, S]`, for models that give nothing else."""
         for kind, layers in matrices.items():
-            for layer, matrix in enumerate(layers):
-                site = Site(kind, layer)
-                heads = self.heads(site)
-                if heads is not None and not len(heads):
-                    continue
-                rows = matrix[:, :, self.queries(site, matrix.shape[2])].float()
-                self.record(site, rows if heads is None else rows[:, list(heads)])
+            if kind not in self._plan.kinds:
+                continue
+            queries = self._kept(kind, layers[0].shape[2])
+            if queries.start >= queries.stop:
+                continue
+            result = self._result(kind, queries, layers[0].device)
+            if self._plan.pairs:
+                for site, part in self._plan.parts.items():
+                    if site.kind == kind:
+                        assert part.heads is not None
+                        rows = layers[site.layer][:, list(part.heads), queries].float()
+                        write_probabilities(rows, result, part, slice(0, rows.shape[2]))
+            else:
+                self._lay_out(result, [layers[layer][:, :, queries] for layer in self._plan.layers[kind]])
 
-    def assemble(self, kind: Kind, positions: int) -> Tensor:
-        """Lays the rows of a kind out: `[queries, positions, layers, heads]`, or fewer axes as the plan reduces.
-
-        `positions` is how many there are in all. A sliding window's cache has forgotten the first ones: their share
-        is 0.
-        """
+    def _lay_out(self, result: Result, layers: list[Tensor]) -> None:
         plan = self._plan
-        if not plan.pairs:
-            rows = [_widen(self._rows[Site(kind, layer)], positions) for layer in plan.layers[kind]]
-            return layout(rows, over_heads=plan.over_heads, over_layers=plan.over_layers, out_dtype=plan.dtype)[0]
-        taken: dict[int, int] = {}
-        rows = []
-        for pair in plan.pairs:  # a layer's heads were recorded in the order of its pairs
-            index = taken.get(pair.layer, 0)
-            taken[pair.layer] = index + 1
-            rows.append(self._rows[Site(kind, pair.layer)][:, index : index + 1])
-        pairs = torch.cat([_widen(row, positions) for row in rows], dim=1)
-        return layout([pairs], over_heads=plan.over_heads, out_dtype=plan.dtype)[0, :, :, 0]
+        shape = result.values.shape
+        packs = not result.is_dense_float
+        out_dtype = torch.float32 if packs else result.values.dtype
+        laid_out = layout(layers, over_heads=plan.over_heads, over_layers=plan.over_layers, out_dtype=out_dtype)
+        rows = laid_out.view(*laid_out.shape[:3], shape[3])
+        packed = pack(rows, result.values.dtype, result.top_k)
+        for tensor, made in zip((result.values, result.scales, result.positions), packed, strict=True):
+            if tensor is not None and made is not None:
+                tensor.copy_(made)
 
+    def result(self, kind: Kind) -> Result | None:
+        """What was kept of a kind; None if nothing was wanted."""
+        return self._results.get(kind)
 
-def _widen(rows: Tensor, positions: int) -> Tensor:
-    missing = positions - rows.shape[3]
-    return rows if missing <= 0 else torch.nn.functional.pad(rows, (missing, 0))
+    def _kept(self, kind: Kind, length: int) -> slice:
+        kept = slice(None) if kind == "encoder_self" else self._queries
+        return slice(*kept.indices(length))
+
+    def _result(self, kind: Kind, queries: slice, device: torch.device) -> Result:
+        if kind not in self._results:
+            plan, columns = self._plan, 1
+            for size in plan.shape(kind):
+                columns *= size
+            self._results[kind] = new_result(
+                1,
+                queries.stop - queries.start,
+                self._positions[kind],
+                columns,
+                encoding=plan.encoding,
+                top_k=plan.top_k,
+                folds_layers=plan.folds_layers,
+                device=device,
+            )
+        return self._results[kind]

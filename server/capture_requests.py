@@ -5,15 +5,18 @@ Knows the sizes of a model's attention, not its tokens.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import grpc
 from sidelight.v1 import attention_pb2
 
+from ..kernels import ENCODINGS as ENCODED
+from ..kernels import Reduction
 from .attention import Kind
 from .capture import CapturePlan, Pair
-from .converters import DTYPES, ENCODINGS, KINDS, REDUCTIONS, ROWS
+from .converters import ENCODINGS, KINDS, REDUCTIONS, ROWS
 from .errors import RequestError, invalid, unimplemented
 from .models import LoadedModel
 
@@ -21,6 +24,8 @@ from .models import LoadedModel
 MAX_STEP_BYTES = 64 * 1024**2
 # Encoder self-attention, and the steps of a given target, are sent in parts but made as a whole.
 MAX_WHOLE_BYTES = 1024**3
+
+_POSITION_BYTES = _SCALE_BYTES = 4
 
 
 def plan_capture(
@@ -41,8 +46,8 @@ def plan_capture(
         return CapturePlan(kinds=(), layers={})
     _refuse_unimplemented(capture)
     kinds = _kinds(capture, loaded)
-    pairs = _pairs(capture, loaded, kinds)
     over_heads = _choice(capture, "over_heads", REDUCTIONS)
+    pairs = _pairs(capture, loaded, kinds, over_heads)
     over_layers = _choice(capture, "over_layers", REDUCTIONS)
     if over_layers and not over_heads:
         raise invalid("capture.over_layers", "CONTRADICTION", "needs over_heads: heads are reduced before layers")
@@ -52,15 +57,17 @@ def plan_capture(
     plan = CapturePlan(
         kinds=kinds,
         layers={} if pairs else _layers(capture, loaded, kinds),
+        heads={kind: loaded.heads(kind) for kind in kinds},
         pairs=pairs,
         over_heads=over_heads,
         over_layers=over_layers,
         row=_choice(capture, "row", ROWS) or "predicting",
-        dtype=DTYPES[_choice(capture, "encoding", ENCODINGS) or "float32"],
+        encoding=_choice(capture, "encoding", ENCODINGS) or "float32",
+        top_k=capture.top_k,
         first_step=first,
         end_step=end,
     )
-    _check_size(plan, loaded, positions, at_once)
+    _check_size(plan, positions, at_once)
     return plan
 
 
@@ -72,10 +79,6 @@ def _refuse_unimplemented(capture: attention_pb2.Capture) -> None:
         raise unimplemented("capture.special_tokens")
     if capture.grouping not in (attention_pb2.GROUPING_UNSPECIFIED, attention_pb2.GROUPING_TOKEN):
         raise unimplemented("capture.grouping")
-    if capture.encoding == attention_pb2.ENCODING_UINT8:
-        raise unimplemented("capture.encoding")
-    if capture.top_k:
-        raise unimplemented("capture.top_k")
     if capture.method not in (attention_pb2.METHOD_UNSPECIFIED, attention_pb2.METHOD_WEIGHTS):
         raise unimplemented("capture.method")
 
@@ -129,7 +132,9 @@ def _layers(
     return {kind: tuple(layers) for kind in kinds}
 
 
-def _pairs(capture: attention_pb2.Capture, loaded: LoadedModel, kinds: tuple[Kind, ...]) -> tuple[Pair, ...]:
+def _pairs(
+    capture: attention_pb2.Capture, loaded: LoadedModel, kinds: tuple[Kind, ...], over_heads: Reduction | None
+) -> tuple[Pair, ...]:
     if capture.heads.WhichOneof("selection") != "list":
         return ()
     path = "capture.heads.list.heads"
@@ -138,18 +143,27 @@ def _pairs(capture: attention_pb2.Capture, loaded: LoadedModel, kinds: tuple[Kin
     pairs: list[Pair] = []
     for place, head in enumerate(capture.heads.list.heads):
         field = f"{path}[{place}]"
-        if head.HasField("weight"):
-            raise unimplemented(f"{field}.weight")
+        weight = head.weight if head.HasField("weight") else None
+        if weight is not None:
+            _check_weight(weight, f"{field}.weight", over_heads)
         _check_layer(head.layer, f"{field}.layer", loaded, kinds)
         for kind in kinds:
             if head.head >= loaded.heads(kind):
                 message = f"{head.head} is out of range: {kind} has heads 0 to {loaded.heads(kind) - 1}"
                 raise invalid(f"{field}.head", "HEAD_OUT_OF_RANGE", message)
-        pair = Pair(head.layer, head.head)
-        if pair in pairs:
+        if any((pair.layer, pair.head) == (head.layer, head.head) for pair in pairs):
             raise invalid(field, "DUPLICATE", "is asked for twice")
-        pairs.append(pair)
+        pairs.append(Pair(head.layer, head.head, weight))
+    if over_heads == "mean" and not any(pair.weight is None or pair.weight > 0 for pair in pairs):
+        raise invalid(path, "OUT_OF_RANGE", "a mean needs a weight above 0")
     return tuple(pairs)
+
+
+def _check_weight(weight: float, field: str, over_heads: Reduction | None) -> None:
+    if over_heads not in ("mean", "sum"):
+        raise invalid(field, "CONTRADICTION", "needs over_heads to be a mean or a sum")
+    if not (math.isfinite(weight) and weight >= 0):
+        raise invalid(field, "OUT_OF_RANGE", "must be a finite number, 0 or above")
 
 
 def _check_layer(layer: int, field: str, loaded: LoadedModel, kinds: tuple[Kind, ...]) -> None:
@@ -168,13 +182,12 @@ def _steps(capture: attention_pb2.Capture) -> tuple[int, int | None]:
     return capture.steps.begin, end
 
 
-def _check_size(plan: CapturePlan, loaded: LoadedModel, positions: Mapping[Kind, int], at_once: int) -> None:
+def _check_size(plan: CapturePlan, positions: Mapping[Kind, int], at_once: int) -> None:
     def row_bytes(kind: Kind) -> int:
-        if plan.over_heads:
-            rows = 1 if plan.over_layers or plan.pairs else len(plan.layers[kind])
-        else:
-            rows = len(plan.pairs) or len(plan.layers[kind]) * loaded.heads(kind)
-        return positions[kind] * rows * plan.dtype.itemsize
+        rows = math.prod(plan.shape(kind))
+        kept = min(plan.top_k, positions[kind]) if plan.top_k else positions[kind]
+        number = ENCODED[plan.encoding].itemsize + (_POSITION_BYTES if plan.top_k else 0)
+        return rows * (kept * number + (_SCALE_BYTES if plan.encoding == "uint8" else 0))
 
     step = sum(row_bytes(kind) for kind in plan.kinds if kind != "encoder_self")
     encoder = row_bytes("encoder_self") * positions["encoder_self"] if "encoder_self" in plan.kinds else 0

@@ -9,16 +9,17 @@ from collections.abc import Iterable
 from typing import Any, cast
 
 import numpy as np
-import torch
 from google.protobuf.duration_pb2 import Duration
+from numpy.typing import NDArray
 from sidelight.v1 import attention_pb2, model_pb2, text_pb2
 from sidelight.v1 import attribution_service_pb2 as service_pb
 
-from ..kernels import Reduction
+from ..kernels import Encoding, Reduction
 from .attention import Kind
 from .capture import CapturePlan, Row
-from .jobs import EncoderSelf, Job, Numbers, Started, Step, StopReason
+from .jobs import EncoderSelf, Job, Started, Step, StopReason
 from .models import LoadedModel
+from .numbers import Numbers
 from .scores import Score
 from .tokenization import Token
 
@@ -40,9 +41,10 @@ REDUCTIONS: dict[int, Reduction] = {
     attention_pb2.REDUCTION_ABSMAX: "absmax",
     attention_pb2.REDUCTION_L2: "l2",
 }
-ENCODINGS: dict[int, str] = {
+ENCODINGS: dict[int, Encoding] = {
     attention_pb2.ENCODING_FLOAT32: "float32",
     attention_pb2.ENCODING_FLOAT16: "float16",
+    attention_pb2.ENCODING_UINT8: "uint8",
 }
 SCORES: dict[int, Score] = {
     attention_pb2.SCORE_PROBABILITY: "probability",
@@ -57,12 +59,6 @@ STOP_REASONS: dict[StopReason, text_pb2.StopReason.ValueType] = {
     "length": text_pb2.STOP_REASON_LENGTH,
     "stop_text": text_pb2.STOP_REASON_STOP_TEXT,
     "given": text_pb2.STOP_REASON_GIVEN,
-}
-DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "float16": torch.float16}
-
-_ENCODING_OF = {
-    np.dtype("float32"): attention_pb2.ENCODING_FLOAT32,
-    np.dtype("float16"): attention_pb2.ENCODING_FLOAT16,
 }
 
 
@@ -80,10 +76,18 @@ def token_message(token: Token) -> text_pb2.Token:
 
 def attention_message(numbers: Numbers) -> attention_pb2.Attention:
     """Numbers as they are sent: little-endian, last axis fastest."""
-    little = numbers.astype(numbers.dtype.newbyteorder("<"), copy=False)
+    values, scales, positions = numbers
     return attention_pb2.Attention(
-        shape=numbers.shape, encoding=_ENCODING_OF[numbers.dtype], values=little.tobytes(order="C")
+        shape=values.shape,
+        encoding=_number(ENCODINGS, values.dtype.name),
+        values=_little(values),
+        scales=b"" if scales is None else _little(scales),
+        positions=b"" if positions is None else _little(positions.view(np.uint32)),
     )
+
+
+def _little(array: NDArray[Any]) -> bytes:
+    return array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes(order="C")
 
 
 def started_message(job: Job, loaded: LoadedModel, event: Started) -> service_pb.Started:
@@ -119,7 +123,8 @@ def capture_message(plan: CapturePlan) -> attention_pb2.Capture:
         row=_number(ROWS, plan.row),
         special_tokens=attention_pb2.SPECIAL_TOKENS_KEEP,
         grouping=attention_pb2.GROUPING_TOKEN,
-        encoding=_number(ENCODINGS, next(name for name, dtype in DTYPES.items() if dtype == plan.dtype)),
+        encoding=_number(ENCODINGS, plan.encoding),
+        top_k=plan.top_k,
         method=attention_pb2.METHOD_WEIGHTS,
     )
     if plan.pairs:
@@ -135,7 +140,7 @@ def capture_message(plan: CapturePlan) -> attention_pb2.Capture:
 
 
 def _pairs(plan: CapturePlan) -> list[attention_pb2.Head]:
-    return [attention_pb2.Head(layer=pair.layer, head=pair.head) for pair in plan.pairs]
+    return [attention_pb2.Head(layer=pair.layer, head=pair.head, weight=pair.weight) for pair in plan.pairs]
 
 
 def _layout(kind: Kind, plan: CapturePlan, loaded: LoadedModel) -> attention_pb2.AttentionLayout:
@@ -196,7 +201,7 @@ def model_message(loaded: LoadedModel, *, default: bool) -> model_pb2.Model:
         max_source_tokens=loaded.max_source_tokens,
         max_target_tokens=loaded.max_target_tokens,
         languages=loaded.codec.languages,
-        dtype=str(cast("torch.dtype", loaded.model.dtype)).removeprefix("torch."),
+        dtype=str(cast(object, loaded.model.dtype)).removeprefix("torch."),
         device=str(loaded.model.device),
         default=default,
         vocabulary_size=loaded.vocabulary_size,

@@ -10,18 +10,20 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList
 
+from ..kernels import Result
 from .attention import Kind, recording
-from .capture import Recording
-from .errors import RequestError, internal
-from .jobs import Decoding, EncoderSelf, Event, Finished, Given, Job, Numbers, Started, Step, StopReason
+from .capture import CapturePlan, Recording
+from .errors import internal
+from .jobs import Decoding, EncoderSelf, Event, Finished, Given, Job, Started, Step, StopReason
 from .models import LoadedModel
+from .numbers import Numbers, fetch, numbers_of, tensors_of
 from .scores import score
 from .sites import matrices_of
 from .tokenization import Detokenizer, Token
@@ -50,9 +52,10 @@ def attribute(loaded: LoadedModel, job: Job) -> Iterator[Event]:
 
 def _parts(attention: Numbers) -> Iterator[EncoderSelf]:
     """Encoder self-attention in parts of a size that messages can have."""
-    queries = max(1, _PART_BYTES // max(1, attention[0].nbytes))
-    for first in range(0, len(attention), queries):
-        yield EncoderSelf(first, attention[first : first + queries])
+    count = len(attention.values)
+    queries = max(1, _PART_BYTES // max(1, attention.nbytes // count))
+    for first in range(0, count, queries):
+        yield EncoderSelf(first, attention.of(slice(first, first + queries)))
 
 
 def _detokenizer(loaded: LoadedModel, job: Job) -> Detokenizer:
@@ -61,14 +64,26 @@ def _detokenizer(loaded: LoadedModel, job: Job) -> Detokenizer:
 
 @dataclass(frozen=True)
 class _Pass:
-    """What one forward pass of the decoder gave.
+    """What one forward pass of the decoder gave, on its device.
 
-    `logits` is `[queries kept, vocabulary]`; the attentions are `[queries kept, positions, ...]`, None if not captured.
+    `logits` is `[queries kept, vocabulary]`; the attentions have a row for each query kept, None if not captured.
     """
 
     logits: Tensor
-    cross: Numbers | None
-    decoder_self: Numbers | None
+    cross: Result | None
+    decoder_self: Result | None
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The attentions, to be fetched."""
+        return [*tensors_of(self.cross), *tensors_of(self.decoder_self)]
+
+    def attention(self, arrays: Sequence[NDArray[Any]], plan: CapturePlan) -> tuple[Numbers | None, Numbers | None]:
+        """The attentions of `tensors` once fetched: cross and decoder self, of all queries kept."""
+        count = len(tensors_of(self.cross))
+        cross = numbers_of(self.cross, arrays[:count], plan.shape("cross")) if self.cross else None
+        own = numbers_of(self.decoder_self, arrays[count:], plan.shape("decoder_self")) if self.decoder_self else None
+        return cross, own
 
 
 class _Reader:
@@ -100,63 +115,59 @@ class _Reader:
         """Runs the encoder, if there is one. Returns its self-attention, if captured."""
         if not self._is_encoder_decoder:
             return None
-        rows = Recording(self._plan, _NO_QUERIES)
-        ids = self._source_ids
-        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        encoder = self._model.get_encoder()
-        if self._by_rows:
-            with recording(rows):
-                self._encoder_outputs = encoder(**inputs)
-        else:
-            self._encoder_outputs = encoder(**inputs, output_attentions=True)
-            rows.record_matrices({"encoder_self": list(self._encoder_outputs.attentions)})
-        return self._numbers(rows, "encoder_self", len(self._source))
+        rows = Recording(self._plan, _NO_QUERIES, {"encoder_self": len(self._source)})
+        self._encoder_outputs = self._run(
+            self._model.get_encoder(), rows, ("encoder_self",), input_ids=self._source_ids, **self._mask()
+        )
+        result = rows.result("encoder_self")
+        return numbers_of(result, fetch(tensors_of(result)), self._plan.shape("encoder_self")) if result else None
 
-    def read(self, ids: Sequence[int], queries: slice, logits: int, *, last: bool = False) -> _Pass:
+    def read(self, ids: Tensor, queries: slice, logits: int, *, last: bool = False) -> _Pass:
         """Reads more tokens.
 
         Args:
-            ids: The tokens that come next.
+            ids: The tokens that come next, `[1, count]`.
             queries: Which of them are queries whose attention is kept.
             logits: For how many of them, from the last, logits are wanted.
             last: Whether nothing will be read after them.
         """
         if not self._by_rows and not last:
             # FSMT masks the future only where it keeps no cache: with one, it must not see more than one token.
-            for id_ in ids[:-1]:
-                self._read([id_], _NO_QUERIES, 1, last=False)
-            ids = ids[-1:]
+            for place in range(ids.shape[1] - 1):
+                self._read(ids[:, place : place + 1], _NO_QUERIES, 1, last=False)
+            ids = ids[:, -1:]
         return self._read(ids, queries, logits, last=last)
 
-    def _read(self, ids: Sequence[int], queries: slice, logits: int, *, last: bool) -> _Pass:
-        rows = Recording(self._plan, queries)
+    def _read(self, ids: Tensor, queries: slice, logits: int, *, last: bool) -> _Pass:
+        self.position += ids.shape[1]
+        rows = Recording(self._plan, queries, {"cross": len(self._source), "decoder_self": self.position})
         inputs: dict[str, Any] = {"past_key_values": self._cache, "use_cache": not last}
         if self._is_encoder_decoder:
-            inputs["decoder_input_ids"] = self.tensor(ids)
-            inputs["encoder_outputs"] = self._encoder_outputs
-            inputs["attention_mask"] = torch.ones_like(self._source_ids)
+            inputs |= {"decoder_input_ids": ids, "encoder_outputs": self._encoder_outputs, **self._mask()}
+            if not self._by_rows:
+                # Read already, and not read again; but FSMT masks a target's future only where it sees the source.
+                inputs["input_ids"] = self._source_ids
         else:
-            inputs["input_ids"] = self.tensor(ids)
+            inputs["input_ids"] = ids
         if self._keeps_logits:
             inputs["logits_to_keep"] = logits
-        if self._by_rows:
-            with recording(rows):
-                output = self._model(**inputs)
-        else:
-            output = self._model(**inputs, output_attentions=True)
-            matrices = matrices_of(output)
-            rows.record_matrices({kind: matrices[kind] for kind in ("cross", "decoder_self") if kind in matrices})
+        output = self._run(self._model, rows, ("cross", "decoder_self"), **inputs)
         self._cache = None if last else output.past_key_values
-        self.position += len(ids)
-        kept = range(*queries.indices(len(ids)))
-        return _Pass(
-            logits=output.logits[0, -logits:],
-            cross=self._numbers(rows, "cross", len(self._source)) if kept else None,
-            decoder_self=self._numbers(rows, "decoder_self", self.position) if kept else None,
-        )
+        return _Pass(output.logits[0, -logits:], rows.result("cross"), rows.result("decoder_self"))
 
-    def _numbers(self, rows: Recording, kind: Kind, positions: int) -> Numbers | None:
-        return rows.assemble(kind, positions).cpu().numpy() if kind in self._plan.kinds else None
+    def _mask(self) -> dict[str, Tensor]:
+        # One source without padding needs no mask, and looking whether a mask hides anything waits for the device.
+        return {} if self._by_rows else {"attention_mask": torch.ones_like(self._source_ids)}
+
+    def _run(self, module: Any, rows: Recording, kinds: tuple[Kind, ...], **inputs: Any) -> Any:
+        """A forward pass that leaves what is captured of these kinds in `rows`."""
+        if self._by_rows:
+            with recording(rows, padded=False):
+                return module(**inputs)
+        output = module(**inputs, output_attentions=True)
+        matrices = {"encoder_self": list(output.attentions)} if kinds == ("encoder_self",) else matrices_of(output)
+        rows.record_matrices({kind: matrices[kind] for kind in kinds if kind in matrices})
+        return output
 
 
 def _given(reader: _Reader, job: Job, target: Given) -> Iterator[Event]:
@@ -168,20 +179,24 @@ def _given(reader: _Reader, job: Job, target: Given) -> Iterator[Event]:
     first_query = len(reader.context) - (0 if reads_last else 1)
     fed = [*reader.context, *ids] if reads_last else [*reader.context, *ids[:-1]]
     queries = slice(first_query, None) if job.capture.kinds else _NO_QUERIES
-    result = reader.read(fed, queries, logits=len(ids) + (1 if reads_last else 0), last=True)
-    targets = torch.tensor(ids, device=result.logits.device)
-    scores = score(job.scores, result.logits[: len(ids)], targets, job.score_top_p).tolist()
+    result = reader.read(reader.tensor(fed), queries, logits=len(ids) + (1 if reads_last else 0), last=True)
+    targets = reader.tensor(ids)[0]
+    scores, *arrays = fetch([score(job.scores, result.logits[: len(ids)], targets, job.score_top_p), *result.tensors])
+    cross, own = result.attention(arrays, job.capture)
     written = 0
     for index, token in enumerate(tokens):
         end = len(text) if index == len(tokens) - 1 else max(written, token.end)
-        step = Step(index, token, text[written:end], scores[index])
+        step = Step(index, token, text[written:end], scores[index].tolist())
         written = end
         if index < job.resume_at:
             continue
         if job.capture.covers(index):
             seen = first_query + index + 1
-            own = None if result.decoder_self is None else np.ascontiguousarray(result.decoder_self[index, :seen])
-            step = replace(step, cross=None if result.cross is None else result.cross[index], decoder_self=own)
+            step = replace(
+                step,
+                cross=None if cross is None else cross.of(index),
+                decoder_self=None if own is None else own.of(index).up_to(seen),
+            )
         yield step
     yield Finished(text, "given", len(tokens))
 
@@ -189,11 +204,14 @@ def _given(reader: _Reader, job: Job, target: Given) -> Iterator[Event]:
 def _decode(
     reader: _Reader, loaded: LoadedModel, job: Job, decoding: Decoding, detokenizer: Detokenizer
 ) -> Iterator[Event]:
-    """The steps of a target that the model writes, each as soon as its token and its row exist."""
+    """The steps of a target that the model writes, each as soon as its token and its row exist.
+
+    What the model needs for its next step stays on its device; what the client gets is fetched together, once a step.
+    """
     chooser = _Chooser(loaded, reader, decoding)
     prefix = len(detokenizer.text)
     reads_last = job.capture.row == "reading"
-    pending: Sequence[int] = reader.context
+    pending = reader.tensor(reader.context)
     step: Step | None = None
     stop: StopReason | None = None
     for index in itertools.count():
@@ -201,36 +219,41 @@ def _decode(
         row_of = index - 1 if reads_last else index
         wanted = row_of >= job.resume_at and job.capture.covers(row_of)
         result = reader.read(pending, _LAST_QUERY if wanted else _NO_QUERIES, logits=1)
+        choice = chooser.choose(result.logits)
+        scores = score(job.scores, result.logits, choice.token[0], job.score_top_p)
+        fetched = fetch([choice.token, choice.is_number, scores, *result.tensors])
+        id_, is_number, step_scores = fetched[0].item(), fetched[1].item(), fetched[2][0].tolist()
+        attention = result.attention(fetched[3:], job.capture)
         if reads_last and step is not None:
             if step.index >= job.resume_at:
-                yield _with_attention(step, result)
+                yield _with_attention(step, attention)
             if stop is not None:
                 break
-        id_ = chooser.choose(result.logits)
-        target = torch.tensor([id_], device=result.logits.device)
-        scores = score(job.scores, result.logits, target, job.score_top_p)[0].tolist()
+        if not is_number:
+            raise internal("NOT_A_NUMBER", "the model computed numbers that are not finite; a wider dtype may help")
         text, token = detokenizer.add(id_)
         stop = _stop_reason(chooser, decoding, detokenizer.text[prefix:], id_, index)
         if stop is not None:
             text += detokenizer.flush()
             token = _completed(token, detokenizer.text)
-        step = Step(index, token, text, scores)
+        step = Step(index, token, text, step_scores)
         if not reads_last:
             if index >= job.resume_at:
-                yield _with_attention(step, result)
+                yield _with_attention(step, attention)
             if stop is not None:
                 break
-        pending = [id_]
+        pending = choice.token
     assert step is not None
     assert stop is not None
     yield Finished(detokenizer.text, stop, step.index + 1, decoding.seed)
 
 
-def _with_attention(step: Step, result: _Pass) -> Step:
+def _with_attention(step: Step, attention: tuple[Numbers | None, Numbers | None]) -> Step:
+    cross, own = attention
     return replace(
         step,
-        cross=None if result.cross is None else result.cross[0],
-        decoder_self=None if result.decoder_self is None else result.decoder_self[0],
+        cross=None if cross is None else cross.of(0),
+        decoder_self=None if own is None else own.of(0),
     )
 
 
@@ -245,6 +268,13 @@ def _stop_reason(chooser: _Chooser, decoding: Decoding, text: str, id_: int, ind
     if any(stop in text for stop in decoding.stop):
         return "stop_text"
     return "length" if index + 1 >= decoding.max_new_tokens else None
+
+
+class _Choice(NamedTuple):
+    """A token that was chosen, on the device."""
+
+    token: Tensor  # [1, 1]
+    is_number: Tensor  # whether the scores that it was chosen by were finite, or at least numbers
 
 
 class _Chooser:
@@ -272,24 +302,20 @@ class _Chooser:
             # One generator for each request: neighbours cannot change what it draws.
             self._generator = torch.Generator(model.device).manual_seed(decoding.seed or 0)
 
-    def choose(self, logits: Tensor) -> int:
-        """The next token, from the logits `[1, vocabulary]` of the last one."""
+    def choose(self, logits: Tensor) -> _Choice:
+        """The next token, from the logits `[1, vocabulary]` of the last one. Nothing here waits for the device."""
         scores = self._processors(self._ids, logits.to(torch.float32, copy=True))
-        if scores.isnan().any():
-            raise _not_a_number()
+        is_number = ~scores.isnan().any()
         if self._generator is None:
             chosen = scores.argmax(-1, keepdim=True)
         else:
             probabilities = scores.softmax(-1)
-            if probabilities.isnan().any():  # on a GPU, drawing from these would end the process
-                raise _not_a_number()
-            chosen = torch.multinomial(probabilities, 1, generator=self._generator)
+            is_number &= ~probabilities.isnan().any()
+            # torch.multinomial's own way to draw one, to the number, without its look at the sum, which waits.
+            draws = torch.empty_like(probabilities).exponential_(generator=self._generator)
+            chosen = (probabilities / draws).argmax(-1, keepdim=True)
         self._ids = torch.cat([self._ids, chosen], dim=-1)
-        return int(chosen)
-
-
-def _not_a_number() -> RequestError:
-    return internal("NOT_A_NUMBER", "the model computed numbers that are not finite; a wider dtype may help")
+        return _Choice(chosen, is_number)
 
 
 def generation_config(loaded: LoadedModel, decoding: Decoding, context: int) -> GenerationConfig:

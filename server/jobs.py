@@ -10,16 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
 from .capture import CapturePlan
+from .numbers import Numbers
 from .scores import Score
 from .tokenization import Encoded, Token
 
 StopReason = Literal["end_token", "length", "stop_text", "given"]
-
-Numbers = NDArray[np.float32] | NDArray[np.float16]
 
 
 @dataclass(frozen=True)

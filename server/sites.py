@@ -9,7 +9,6 @@ the attention interface at all, the model is served by its own matrices.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from .attention import NAME, Kind, Site, UnsupportedAttentionError, observing, recording
+from ..kernels import Part, Result, new_result
+from .attention import NAME, Kind, Site, Target, UnsupportedAttentionError, observing, recording
 
 log = logging.getLogger(__name__)
 
@@ -58,16 +58,12 @@ class _Watcher:
 class _Everything:
     """A recorder that keeps all rows of all sites."""
 
-    rows: dict[Site, Tensor] = field(default_factory=dict[Site, Tensor])
+    results: dict[Site, Result] = field(default_factory=dict[Site, Result])
 
-    def heads(self, site: Site) -> Sequence[int] | None:  # noqa: ARG002
-        return None
-
-    def queries(self, site: Site, length: int) -> slice:  # noqa: ARG002
-        return slice(0, length)
-
-    def record(self, site: Site, rows: Tensor) -> None:
-        self.rows[site] = rows
+    def target(self, site: Site, query: Tensor, key: Tensor) -> Target | None:
+        batch, heads, length, _ = query.shape
+        self.results[site] = new_result(batch, length, key.shape[2], heads, device=query.device)
+        return Target(self.results[site], Part(), slice(0, length))
 
 
 @torch.inference_mode()
@@ -166,7 +162,7 @@ def _difference(model: PreTrainedModel, sites: dict[Site, nn.Module], matrices: 
     # Half-precision models compute their own probabilities in half precision; ours are float32.
     tolerance = 1e-4 if model.dtype == torch.float32 else 3e-2
     for site, matrix in expected.items():
-        rows = everything.rows[site]
+        rows = everything.results[site].values.permute(0, 3, 1, 2)
         if rows.shape != matrix.shape or not torch.allclose(rows, matrix.float(), atol=tolerance, rtol=0):
             return f"the rows of {site.kind} layer {site.layer} differ from the model's own"
     return None

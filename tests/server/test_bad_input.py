@@ -33,6 +33,10 @@ def layers(*numbers) -> attention.HeadSelection:
     return attention.HeadSelection(layers=attention.LayerList(layers=numbers))
 
 
+def weighted(weight) -> attention.HeadSelection:
+    return attention.HeadSelection(list=attention.HeadList(heads=[attention.Head(layer=0, head=1, weight=weight)]))
+
+
 BAD = [
     (pb.AttributeRequest(), "source", INVALID),
     (pb.AttributeRequest(source=text.Text()), "source", INVALID),
@@ -97,8 +101,12 @@ BAD = [
     (capture(row=9), "capture.row", INVALID),
     (capture(none=True, over_heads=1), "capture.over_heads", INVALID),
     (capture(steps=attention.StepSpan(begin=2, end=2)), "capture.steps.end", INVALID),
-    (capture(encoding=attention.ENCODING_UINT8), "capture.encoding", UNIMPLEMENTED),
-    (capture(top_k=3), "capture.top_k", UNIMPLEMENTED),
+    (capture(encoding=9), "capture.encoding", INVALID),
+    (capture(heads=weighted(1.0)), "capture.heads.list.heads[0].weight", INVALID),
+    (capture(heads=weighted(1.0), over_heads=attention.REDUCTION_MAX), "capture.heads.list.heads[0].weight", INVALID),
+    (capture(heads=weighted(-1.0), over_heads=attention.REDUCTION_SUM), "capture.heads.list.heads[0].weight", INVALID),
+    (capture(heads=weighted(float("nan")), over_heads=1), "capture.heads.list.heads[0].weight", INVALID),
+    (capture(heads=weighted(0.0), over_heads=attention.REDUCTION_MEAN), "capture.heads.list.heads", INVALID),
     (capture(method=attention.METHOD_ROLLOUT), "capture.method", UNIMPLEMENTED),
     (capture(grouping=attention.GROUPING_WORD), "capture.grouping", UNIMPLEMENTED),
     (capture(special_tokens=attention.SPECIAL_TOKENS_RENORMALIZE), "capture.special_tokens", UNIMPLEMENTED),

@@ -96,10 +96,12 @@ def compare(ours: Attribution, theirs: inseq_peer.Truth, served: Served) -> None
     np.testing.assert_allclose(ours.decoder_self, theirs.target, atol=1e-5)
 
 
+@pytest.mark.parametrize("given", [False, True], ids=["decoded", "given"])
 @pytest.mark.parametrize("row", ["predicting", "reading"])
-def test_equal_to_the_models_own_matrices(served, row):
+def test_equal_to_the_models_own_matrices(served, row, given):
     """The second truth, for all families: one eager forward pass with `output_attentions=True`."""
-    ours = served.attribute(capture=Capture(kinds=served.loaded.kinds, row=row))
+    target = continuation(served) if given else None
+    ours = served.attribute(target, capture=Capture(kinds=served.loaded.kinds, row=row))
     context = [token.id for token in ours.context]
     ids = [token.id for token in ours.steps]
     # A decoder-only model's context begins with its prompt.

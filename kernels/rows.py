@@ -1,0 +1,76 @@
+"""Attention rows straight from queries and keys: reduced, laid out and encoded, the whole matrix never in memory.
+
+The public function: it checks what it is given and picks the Triton kernel or the torch reference by device. Knows
+neither models nor messages.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .result import EVERYTHING, Part, Result, check_part
+from .rows_reference import rows_reference
+from .scoring import Scoring, check_heads, check_scoring
+
+Impl = Literal["triton", "reference"]
+_HAS_TRITON = find_spec("triton") is not None  # not on macOS, nor with every build of torch for aarch64
+
+
+def choose(tensor: Tensor, impl: Impl | None = None) -> Impl:
+    """The one place that decides: Triton on a GPU, CUDA's or ROCm's, where it is installed; torch elsewhere."""
+    if impl is None:
+        return "triton" if _HAS_TRITON and tensor.is_cuda else "reference"
+    if impl not in ("triton", "reference"):
+        raise ValueError(f"impl: must be triton or reference, not {impl!r}")
+    return impl
+
+
+def rows(
+    query: Tensor,
+    key: Tensor,
+    scoring: Scoring,
+    result: Result,
+    part: Part = EVERYTHING,
+    *,
+    log_sum_exp: Tensor | None = None,
+    impl: Impl | None = None,
+) -> None:
+    """Writes one layer's attention probabilities into a result.
+
+    Args:
+        query: `[B, H, T, D]`: the queries whose rows are wanted; float32, float16 or bfloat16, any strides.
+        key: `[B, Hkv, S, D]`, Hkv a divisor of H: query head h uses key head `h // (H / Hkv)`. The keys may be fewer
+            than the result's positions: they are then the last of them, as in a sliding window's cache, and the
+            positions before them get 0.
+        scoring: What decides probabilities beside them.
+        result: From `new_result`, for T queries. Layers that are folded must come first to last.
+        part: What this layer gives.
+        log_sum_exp: float32 `[B, H, T]`, the logarithm of each row's softmax denominator, where it is known already
+            (fused attention gives it); it is computed otherwise, at the price of reading the keys once more.
+        impl: Forces an implementation. By default Triton for tensors on a GPU, the reference elsewhere.
+
+    Accumulates in float32, in one order always: results are deterministic.
+
+    Raises:
+        ValueError: What is given does not fit together; the message begins with the argument's name.
+        ModuleNotFoundError: Triton was forced and is not installed.
+    """
+    check_heads(query, key)
+    check_scoring(scoring, query, key.shape[2])
+    check_part(part, query.shape[1], result)
+    if result.values.shape[:2] != (query.shape[0], query.shape[2]):
+        raise ValueError(f"result: must be for {query.shape[2]} queries in a batch of {query.shape[0]}")
+    if result.length < key.shape[2]:
+        raise ValueError(f"result: has {result.length} positions, fewer than the {key.shape[2]} keys")
+    if log_sum_exp is not None and (log_sum_exp.shape != query.shape[:3] or log_sum_exp.dtype != torch.float32):
+        raise ValueError("log_sum_exp: must be float32 [B, H, T]")
+    if choose(query, impl) == "reference":
+        rows_reference(query, key, scoring, result, part, log_sum_exp)
+        return
+    from .rows_triton import rows_triton  # slow to import: only where it is wanted
+
+    rows_triton(query, key, scoring, result, part, log_sum_exp)

@@ -1,0 +1,160 @@
+"""`rows` in plain torch: the definition of right, and what runs on a CPU.
+
+It takes queries a tile at a time, so that memory stays bounded whatever the prompt: the scores of a tile are at most
+about `_TILE_BYTES`, or one query's where that is more.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .pack_reference import pack
+from .partial_reference import combine, finish, partial
+from .result import Part, Result, constant
+from .scoring import Scoring
+
+_TILE_BYTES = 32 * 1024**2
+
+
+def rows_reference(
+    query: Tensor, key: Tensor, scoring: Scoring, result: Result, part: Part, log_sum_exp: Tensor | None = None
+) -> None:
+    """As `rows` has it, on what `rows` has checked."""
+    for tile in tiles(query, key):
+        share = None if log_sum_exp is None else log_sum_exp[:, :, tile]
+        write(probabilities(query, key, scoring, tile, part.heads, share), result, part, tile)
+
+
+def tiles(query: Tensor, key: Tensor) -> list[slice]:
+    """The queries, in tiles whose scores are bounded in memory."""
+    batch, heads, length, _ = query.shape
+    step = max(1, _TILE_BYTES // (4 * batch * heads * key.shape[2]))
+    return [slice(begin, min(begin + step, length)) for begin in range(0, length, step)]
+
+
+def probabilities(
+    query: Tensor,
+    key: Tensor,
+    scoring: Scoring,
+    queries: slice,
+    heads: tuple[int, ...] | None = None,
+    log_sum_exp: Tensor | None = None,
+) -> Tensor:
+    """The probabilities of some queries (a slice with begin and end): float32 `[B, heads, queries, S]`.
+
+    Grouped query heads share a key head without a copy of it.
+    """
+    groups = query.shape[1] // key.shape[1]
+    query = query[:, :, queries]
+    bias, mask = _queries_of(scoring.bias, queries), _queries_of(scoring.mask, queries)
+    if heads is not None:
+        index = constant(heads, query.device)
+        query, key, groups = query[:, index], key[:, index // groups], 1
+        bias, mask = _heads_of(bias, index), _heads_of(mask, index)
+        log_sum_exp = None if log_sum_exp is None else log_sum_exp[:, index]
+    batch, head_count, length, width = query.shape
+    query = query.float().reshape(batch, key.shape[1], groups * length, width)
+    scores = (query @ key.float().transpose(2, 3)).view(batch, head_count, length, key.shape[2])
+    scores = scores.mul_(scoring.scale)
+    if bias is not None:
+        scores = scores.add_(bias)
+    if scoring.softcap is not None:
+        scores = scores.div_(scoring.softcap).tanh_().mul_(scoring.softcap)
+    seen = _visible(scoring, queries, key)
+    if mask is not None and mask.dtype != torch.bool:
+        scores = scores.add_(mask)
+    elif mask is not None:
+        seen = mask if seen is None else mask & seen
+    if seen is not None:
+        scores = scores.masked_fill_(~seen, float("-inf"))
+    if log_sum_exp is not None:
+        return scores.sub_(log_sum_exp.unsqueeze(-1)).exp_()
+    made = scores.softmax(-1)
+    # A row that sees nothing is zeros, not the NaN of 0 / 0. Without masks every row sees something.
+    if seen is None and mask is None:
+        return made
+    return made.masked_fill_((scores == float("-inf")).all(-1, keepdim=True), 0.0)
+
+
+def _visible(scoring: Scoring, queries: slice, key: Tensor) -> Tensor | None:
+    """True where the queries may see a key by causality and window, `[queries, S]`; None where they see all."""
+    if not scoring.causal:
+        return None
+    last = torch.arange(scoring.first + queries.start, scoring.first + queries.stop, device=key.device)[:, None]
+    keys = torch.arange(key.shape[2], device=key.device)
+    return keys <= last if scoring.window is None else (keys <= last) & (keys > last - scoring.window)
+
+
+def _queries_of(tensor: Tensor | None, queries: slice) -> Tensor | None:
+    return tensor if tensor is None or tensor.shape[2] == 1 else tensor[:, :, queries]
+
+
+def _heads_of(tensor: Tensor | None, index: Tensor) -> Tensor | None:
+    return tensor if tensor is None or tensor.shape[1] == 1 else tensor[:, index]
+
+
+def capped_attention(query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> Tensor:
+    """The attention output `[B, H, T, D]` where torch's own fused attention has none: with a soft cap.
+
+    Takes query `[B, H, T, D]`, key and value `[B, Hkv, S, D]`. A tile of queries at a time, on any device.
+    """
+    groups = query.shape[1] // value.shape[1]
+    out = torch.empty_like(query)
+    for tile in tiles(query, key):
+        made = probabilities(query, key, scoring, tile).to(value.dtype)
+        batch, heads, length, keys = made.shape
+        mixed = made.view(batch, heads // groups, groups * length, keys) @ value
+        out[:, :, tile] = mixed.view(batch, heads, length, value.shape[3])
+    return out
+
+
+def write(attention: Tensor, result: Result, part: Part, queries: slice) -> None:
+    """Folds and writes probabilities, float32 `[B, heads of the part, queries, S]`, into the queries of a result."""
+    missing = result.length - attention.shape[3]
+    if missing:
+        attention = torch.nn.functional.pad(attention, (missing, 0))
+    if part.over_heads is None:
+        columns = attention.permute(0, 2, 3, 1)
+        if part.columns is None:
+            place: slice | Tensor = slice(part.column, part.column + columns.shape[3])
+        else:
+            place = constant(part.columns, attention.device)
+    else:
+        folded = _fold(attention, result, part, queries)
+        if folded is None:
+            return
+        columns, place = folded.unsqueeze(-1), slice(part.column, part.column + 1)
+    if result.is_dense_float:
+        result.values[:, queries, :, place] = columns.to(result.values.dtype)
+        return
+    packed = pack(columns, result.values.dtype, result.top_k)
+    result.values[:, queries, :, place] = packed.values
+    if result.scales is not None:
+        assert packed.scales is not None
+        result.scales[:, queries, place] = packed.scales
+    if result.positions is not None:
+        assert packed.positions is not None
+        result.positions[:, queries, :, place] = packed.positions
+
+
+def _fold(attention: Tensor, result: Result, part: Part, queries: slice) -> Tensor | None:
+    """Heads, then layers, become one: `[B, queries, S]`; None as long as layers are to come."""
+    assert part.over_heads is not None
+    if part.weights is not None:
+        attention = attention * constant(part.weights, attention.device)[:, None, None]
+    value = partial(attention, part.over_heads, 1)
+    if not part.as_one:
+        value = finish(value, part.over_heads, part.divisor or attention.shape[1])
+    if part.over_layers is None:
+        return value
+    assert result.total is not None
+    total = result.total[:, queries]
+    if not part.as_one:
+        value = partial(value.unsqueeze(1), part.over_layers, 1)
+    if not part.first:
+        value = combine(total, value, part.over_layers)
+    if not part.last:
+        total.copy_(value)
+        return None
+    return finish(value, part.over_layers, part.divisor if part.as_one else part.layer_count)

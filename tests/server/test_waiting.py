@@ -1,0 +1,156 @@
+"""A step waits for its device once: when what the client gets is fetched, in one copy.
+
+There is no GPU here, but what would wait on one can be seen on a CPU: whatever turns a tensor into a Python number, or
+needs a tensor's numbers to know a shape.
+"""
+
+from __future__ import annotations
+
+import traceback
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from harness import CROSS, DECODER_SELF, request
+from model_zoo import FAMILIES, SOURCE, build_model
+from sidelight.server import decoding as decoding_module
+from sidelight.server.decoding import attribute
+from sidelight.server.jobs import Step
+from sidelight.server.models import bundled_model, load
+from sidelight.server.numbers import fetch, join, split
+from sidelight.server.requests import resolve
+from sidelight.v1 import attention_pb2 as attention
+from sidelight.v1 import text_pb2 as text
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+NUMBERS = {"cross": CROSS, "decoder_self": DECODER_SELF}
+
+# Python's ways from a tensor to a number; on the CPU some of them never reach the dispatcher.
+ASKING = ["item", "tolist", "cpu", "numpy", "__bool__", "__int__", "__float__", "__index__", "__contains__", "nonzero"]
+# What waits on a GPU inside torch: the number itself, and shapes that depend on numbers.
+WAITING = {"aten::_local_scalar_dense", "aten::item", "aten::is_nonzero", "aten::equal", "aten::nonzero"}
+WAITING |= {"aten::masked_select", "aten::unique_dim", "aten::_unique2", "aten::repeat_interleave.Tensor"}
+
+
+class Watch(TorchFunctionMode):
+    """Writes down where Python asks a tensor for its numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        name = getattr(func, "__name__", "")
+        if name in ASKING and any(func is getattr(torch.Tensor, asking, None) for asking in ASKING):
+            self.seen.append(f"{name} {where()}")
+        return func(*args, **(kwargs or {}))
+
+
+class Dispatch(TorchDispatchMode):
+    """Writes down which of torch's operations would wait."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+        self.operations = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.operations += 1
+        name = func._schema.name
+        # An index of booleans needs to count them.
+        by_mask = name == "aten::index" and any(i is not None and i.dtype == torch.bool for i in args[1])
+        if name in WAITING or by_mask or f"{name}.{func._schema.overload_name}" in WAITING:
+            self.seen.append(f"{name} {where()}")
+        return func(*args, **(kwargs or {}))
+
+
+def where() -> str:
+    """The code that asked, but for torch's own."""
+    frames = [frame for frame in traceback.extract_stack() if "/torch/" not in frame.filename]
+    return " < ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in reversed(frames[-6:-2]))
+
+
+@pytest.fixture(scope="module", params=["bundled", *(name for name, family in FAMILIES.items() if family.by_rows)])
+def loaded(request, tmp_path_factory):
+    name = request.param
+    return load(bundled_model() if name == "bundled" else build_model(name, tmp_path_factory.mktemp("zoo")))
+
+
+CAPTURES = {
+    "everything": attention.Capture(),
+    "reduced": attention.Capture(over_heads=attention.REDUCTION_MEAN, over_layers=attention.REDUCTION_MAX),
+    "bytes": attention.Capture(encoding=attention.ENCODING_UINT8, top_k=4, row=attention.ROW_READING),
+}
+
+
+@pytest.mark.parametrize("do_sample", [False, True], ids=["greedy", "sampling"])
+@pytest.mark.parametrize("capture", CAPTURES.values(), ids=CAPTURES)
+def test_a_step_waits_once(loaded, capture, do_sample, monkeypatch):
+    message = request(SOURCE, [NUMBERS[kind] for kind in loaded.kinds if kind != "encoder_self"])
+    message.capture.MergeFrom(capture)
+    message.decoding.CopyFrom(text.Decoding(max_new_tokens=6, ignore_eos=True))
+    if do_sample:
+        message.decoding.sampling.SetInParent()
+    message.scores.extend([1, 2, 3, 4, 5, 6])
+    job = resolve(message, loaded, "waiting")
+    fetches = 0
+    watch, dispatch = Watch(), Dispatch()
+
+    def counted(tensors):
+        nonlocal fetches
+        fetches += 1
+        with torch._C.DisableTorchFunction():
+            before = len(dispatch.seen)
+            arrays = fetch(tensors)
+            del dispatch.seen[before:]
+        return arrays
+
+    monkeypatch.setattr(decoding_module, "fetch", counted)
+    with torch.inference_mode():
+        events = attribute(loaded, job)
+        steps = 0
+        for _ in range(3):  # the prompt and the first step may look at what they like
+            next(events)
+        fetches = 0
+        with watch, dispatch:
+            for event in events:
+                steps += isinstance(event, Step)
+    assert steps >= 3
+    assert dispatch.operations > 100
+    assert fetches <= steps + 1  # the row that reads the last token takes one more pass
+    assert watch.seen == []
+    assert dispatch.seen == []
+
+
+def test_the_watchers_see():
+    """What the tests above rely on."""
+    watch, dispatch = Watch(), Dispatch()
+    x = torch.arange(3.0)
+    with watch, dispatch:
+        x.tolist()
+        x.cpu()
+        x.numpy()
+        bool(x[0])
+        int(x[1])
+        x[x > 1]
+        x.sum().item()
+        torch.multinomial(x, 1)
+    assert len(watch.seen) >= 6
+    assert {name.split()[0] for name in dispatch.seen} >= {"aten::_local_scalar_dense", "aten::index"}
+
+
+def test_what_is_joined_for_the_copy_comes_apart_again():
+    tensors = [
+        torch.tensor([[7]]),
+        torch.tensor(True),
+        torch.rand(1, 0),
+        torch.rand(3, 5).half(),
+        torch.arange(6, dtype=torch.uint8).view(2, 3).T,
+        torch.rand(5, 3)[:, 1:],
+    ]
+    arrays = split(join(tensors).numpy(), tensors)
+    for tensor, array in zip(tensors, arrays, strict=True):
+        assert array.shape == tuple(tensor.shape)
+        np.testing.assert_array_equal(array, tensor.numpy())
