@@ -19,7 +19,7 @@ from .errors import (
     UnavailableError,
     UnimplementedError,
 )
-from .options import Beam, Capture, Decoding, Encoding, Greedy, Kind, Reduction, Row, Sampling, Score, Source
+from .options import Beam, Capture, Decoding, Encoding, Greedy, Head, Kind, Reduction, Row, Sampling, Score, Source
 from .requests import Options
 from .results import (
     Attribution,
@@ -49,6 +49,7 @@ __all__ = [
     "Decoding",
     "Encoding",
     "Greedy",
+    "Head",
     "Hypothesis",
     "InternalError",
     "InvalidArgumentError",

@@ -21,7 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from .client import DEFAULT_ADDRESS, AsyncClient, Client
 from .errors import SidelightError, invalid
 from .heatmap import Heatmap
-from .options import Capture, Decoding, Kind, Reduction, Row, Sampling, Score
+from .options import Capture, Decoding, Encoding, Head, Kind, Reduction, Row, Sampling, Score
 from .requests import Options
 from .results import Attribution, Token
 from .saving import check_path, save
@@ -45,11 +45,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     capture = parser.add_argument_group("what to capture")
     capture.add_argument("--kinds", type=_kinds, metavar="KINDS", help=f"of {', '.join(get_args(Kind))}, with commas")
     capture.add_argument("--layers", type=_numbers, metavar="LAYERS", help="such as 0,2-4; all without it")
-    capture.add_argument("--heads", type=_pairs, metavar="L.H,...", help="single heads, such as 2.3,2.0")
+    capture.add_argument(
+        "--heads",
+        type=_heads,
+        metavar="L.H[:W],...",
+        help="single heads, such as 2.3,2.0; with weights 2.3:0.8,2.0:0.2",
+    )
     capture.add_argument("--reduce", choices=get_args(Reduction), help="make one of the heads, then of the layers")
     capture.add_argument("--reduce-heads", choices=get_args(Reduction), help="make one of the heads only")
     capture.add_argument("--reduce-layers", choices=get_args(Reduction), help="then make one of the layers")
     capture.add_argument("--row", choices=get_args(Row), default="predicting", help="the query that predicts or reads")
+    capture.add_argument("--encoding", choices=get_args(Encoding), default="float32", help="the numbers on the wire")
+    # Not --top-k: that is a way of drawing tokens, and one may want both.
+    capture.add_argument("--top-positions", type=int, default=0, metavar="K", help="only each row's K greatest")
     scores = ", ".join(get_args(Score))
     capture.add_argument("--scores", type=_scores, default=(), metavar="SCORES", help=f"of {scores}, with commas")
 
@@ -124,6 +132,8 @@ def _options(args: argparse.Namespace) -> Options:
             over_heads=over_heads,
             over_layers=over_layers,
             row=args.row,
+            encoding=args.encoding,
+            top_k=args.top_positions,
         ),
         "scores": args.scores,
         "timeout": args.timeout,
@@ -155,13 +165,15 @@ def _numbers(text: str) -> list[int]:
     return numbers
 
 
-def _pairs(text: str) -> list[tuple[int, int]]:
-    pairs: list[tuple[int, int]] = []
+def _heads(text: str) -> list[Head]:
+    """Heads, each with a weight or without one: "2.3,0.1:0.5" is (2, 3), (0, 1, 0.5)."""
+    heads: list[Head] = []
     for part in text.split(","):
-        if (match := re.fullmatch(r"(\d+)\.(\d+)", part)) is None:
-            raise argparse.ArgumentTypeError(f"invalid LAYER.HEAD: {part!r}")
-        pairs.append((int(match[1]), int(match[2])))
-    return pairs
+        if (match := re.fullmatch(r"(\d+)\.(\d+)(?::(\d+(?:\.\d*)?|\.\d+))?", part)) is None:
+            raise argparse.ArgumentTypeError(f"invalid LAYER.HEAD[:WEIGHT]: {part!r}")
+        layer, head = int(match[1]), int(match[2])
+        heads.append((layer, head) if match[3] is None else (layer, head, float(match[3])))
+    return heads
 
 
 def _kinds(text: str) -> list[str]:

@@ -68,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     models.set_defaults(run=_models)
 
     _add_serve(commands)
+    _add_kernels(commands)
     return parser
 
 
@@ -79,13 +80,36 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         try:
             return command.run(args)
         except ModuleNotFoundError as error:
-            message = f"{error.name} is missing; install it with: pip install 'sidelight[server]'"
-            print(f"sidelight: {message}", file=sys.stderr)
-            return 1
+            return _missing(error)
 
     serve = commands.add_parser("serve", help="load a model and serve it")
     command.add_arguments(serve)
     serve.set_defaults(run=run)
+
+
+def _add_kernels(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:  # pyright: ignore[reportPrivateUsage]
+    # The kernels' package imports torch, so even what its commands take is known only once one is run. Whatever follows
+    # is handed on: without the sign that options begin with, nothing here is an option, not even --help.
+    kernels = commands.add_parser(
+        "kernels", help="check, measure and build the GPU kernels", add_help=False, prefix_chars="\0"
+    )
+    kernels.add_argument("arguments", nargs="*")
+    kernels.set_defaults(run=_kernels)
+
+
+def _kernels(args: argparse.Namespace) -> int:
+    try:
+        from ..kernels import command
+
+        return command.main(args.arguments)
+    except ModuleNotFoundError as error:
+        return _missing(error)
+
+
+def _missing(error: ModuleNotFoundError) -> int:
+    """For what is not installed with the client."""
+    print(f"sidelight: {error.name} is missing; install it with: pip install 'sidelight[server]'", file=sys.stderr)
+    return 1
 
 
 def _models(args: argparse.Namespace) -> int:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
@@ -15,7 +16,7 @@ from sidelight.v1 import attention_pb2, model_pb2, text_pb2
 from sidelight.v1 import attribution_service_pb2 as service_pb
 
 from .errors import invalid
-from .options import Beam, Capture, Decoding, Kind, Row, Sampling, Score, Source
+from .options import Beam, Capture, Decoding, Head, Kind, Row, Sampling, Score, Source
 from .results import (
     Ending,
     Hypothesis,
@@ -103,12 +104,13 @@ def capture_message(capture: Capture) -> attention_pb2.Capture:
         message.row = _number(_ROWS, capture.row, "capture.row")
     if capture.encoding != "float32":
         message.encoding = _number(_ENCODINGS, capture.encoding, "capture.encoding")
+    with blaming("capture.top_k"):
+        message.top_k = capture.top_k
     if capture.heads is not None and capture.layers is not None:
         raise invalid("capture.heads", "either single heads or whole layers, not both")
     if capture.heads is not None:
         with blaming("capture.heads.list"):
-            pairs = [attention_pb2.Head(layer=layer, head=head) for layer, head in capture.heads]
-            message.heads.list.CopyFrom(attention_pb2.HeadList(heads=pairs))
+            message.heads.list.CopyFrom(attention_pb2.HeadList(heads=[_head(head) for head in capture.heads]))
     if capture.layers is not None:
         with blaming("capture.heads.layers"):
             message.heads.layers.CopyFrom(attention_pb2.LayerList(layers=capture.layers))
@@ -116,6 +118,12 @@ def capture_message(capture: Capture) -> attention_pb2.Capture:
         with blaming("capture.steps"):
             message.steps.CopyFrom(attention_pb2.StepSpan(begin=capture.steps[0], end=capture.steps[1]))
     return message
+
+
+def _head(head: Head) -> attention_pb2.Head:
+    if len(head) not in (2, 3):
+        raise ValueError("each is (layer, head) or (layer, head, weight)")
+    return attention_pb2.Head(layer=head[0], head=head[1], weight=head[2] if len(head) == 3 else None)
 
 
 def decoding_message(decoding: Decoding) -> text_pb2.Decoding:
@@ -155,32 +163,57 @@ def score_numbers(scores: Sequence[Score]) -> list[attention_pb2.Score.ValueType
 # ---- what comes back ------------------------------------------------------------------------------------------------
 
 
-def numbers(message: attention_pb2.Attention, positions: int | None = None, *, axis: int = 0) -> Numbers:
-    """An Attention as an array of its shape; all positions are filled in where only the greatest were sent.
+def numbers(message: attention_pb2.Attention, positions: int, *, axis: int = 0, top_k: int = 0) -> Numbers:
+    """An Attention as floats for every position; 0 where only the greatest of a row were sent.
 
     Args:
         message: What came.
-        positions: How many positions there are in all; needed where `top_k` left some out, which are then 0.
+        positions: How many positions there are in all.
         axis: The axis of positions: 0 of a step, 1 of encoder self-attention.
+        top_k: How many of them each row has at most, where not all are sent; the message then says which.
 
     Raises:
-        ValueError: The bytes do not fill the shape.
+        ValueError: The bytes do not fill the shape, or the shape or what it holds is not for these positions.
         KeyError: The encoding is unknown.
     """
     shape = tuple(message.shape)
-    raw: NDArray[Any] = np.frombuffer(message.values, _DTYPES[message.encoding]).reshape(shape)
-    values: Numbers = raw.astype(raw.dtype.newbyteorder("="), copy=False)
+    if len(shape) <= axis:
+        raise ValueError(f"attention of shape {shape} has no axis of positions")
+    sent = min(top_k, positions) if top_k else positions
+    if shape[axis] != sent:
+        raise ValueError(f"attention of shape {shape} is not for {sent} of {positions} positions")
+    values: Numbers = _elements(message.values, _DTYPES[message.encoding], shape, "values")
     if message.encoding == attention_pb2.ENCODING_UINT8:
         # One scale for each row: for each index of all axes but that of positions.
-        scales = np.frombuffer(message.scales, "<f4").astype(np.float32).reshape(shape[:axis] + shape[axis + 1 :])
-        values = values.astype(np.float32) * np.expand_dims(scales, axis)
-    if message.positions:
-        kept: NDArray[np.int64] = np.frombuffer(message.positions, "<u4").reshape(shape).astype(np.int64)
-        whole_length = positions if positions is not None else int(kept.max()) + 1
-        whole = np.zeros((*shape[:axis], whole_length, *shape[axis + 1 :]), values.dtype)
-        np.put_along_axis(whole, kept, values, axis)
-        return whole
+        scales = _elements(message.scales, _DTYPES[attention_pb2.ENCODING_FLOAT32], _without(shape, axis), "scales")
+        values = values * np.expand_dims(scales, axis)
+    if top_k or message.positions:
+        kept = _elements(message.positions, np.dtype("<u4"), shape, "positions").astype(np.int64)
+        return _spread(values, kept, positions, axis)
     return values
+
+
+def _elements(data: bytes, dtype: np.dtype[Any], shape: tuple[int, ...], what: str) -> NDArray[Any]:
+    """Little-endian elements as an array of the machine's own order. Raises ValueError where they do not fill it."""
+    if len(data) != math.prod(shape) * dtype.itemsize:
+        raise ValueError(f"{len(data)} bytes of {what} do not fill a shape of {shape}")
+    return np.frombuffer(data, dtype).reshape(shape).astype(dtype.newbyteorder("="), copy=False)
+
+
+def _without(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
+    return shape[:axis] + shape[axis + 1 :]
+
+
+def _spread(values: Numbers, kept: NDArray[np.int64], positions: int, axis: int) -> Numbers:
+    """The values that were kept at their places among all positions, 0 elsewhere. Raises ValueError for false ones."""
+    if (kept >= positions).any():
+        raise ValueError(f"position {kept.max()} is out of range: there are {positions}")
+    if (np.diff(np.sort(kept, axis), axis=axis) == 0).any():
+        raise ValueError("a position comes twice in a row of attention")
+    shape = values.shape
+    whole = np.zeros((*shape[:axis], positions, *shape[axis + 1 :]), values.dtype)
+    np.put_along_axis(whole, kept, values, axis)
+    return whole
 
 
 def token(message: text_pb2.Token) -> Token:
@@ -202,6 +235,7 @@ def started(message: service_pb.Started) -> Started:
         row=_ROWS.get(message.capture.row, "predicting"),
         is_encoder_decoder=message.architecture == model_pb2.ARCHITECTURE_ENCODER_DECODER,
         seed=message.seed if message.HasField("seed") else None,
+        top_k=message.capture.top_k,
     )
 
 
@@ -212,20 +246,27 @@ def _layout(message: attention_pb2.AttentionLayout) -> Layout:
         layers=tuple(message.layers),
         head_count=message.head_count,
         pairs=tuple((pair.layer, pair.head) for pair in message.pairs),
+        weights=tuple(pair.weight if pair.HasField("weight") else 1.0 for pair in message.pairs),
     )
 
 
 def step(message: service_pb.Step, header: Started) -> Step:
     """A step, with the header's names for its scores."""
     seen = header.first_position + message.index + (header.row == "reading")
+    top_k = header.top_k
     return Step(
         index=message.index,
         token=token(message.token),
         text=message.text,
-        cross=numbers(message.cross, len(header.source)) if message.HasField("cross") else None,
-        decoder_self=numbers(message.decoder_self, seen) if message.HasField("decoder_self") else None,
+        cross=numbers(message.cross, len(header.source), top_k=top_k) if message.HasField("cross") else None,
+        decoder_self=numbers(message.decoder_self, seen, top_k=top_k) if message.HasField("decoder_self") else None,
         scores=dict(zip(header.scores, message.scores, strict=True)),
     )
+
+
+def encoder_self(message: service_pb.EncoderSelf, header: Started) -> Numbers:
+    """A part of encoder self-attention, `[queries, positions, ...]`."""
+    return numbers(message.attention, len(header.source), axis=1, top_k=header.top_k)
 
 
 def ending(message: service_pb.Finished) -> Ending:

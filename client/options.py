@@ -12,8 +12,11 @@ from typing import Literal
 Kind = Literal["cross", "decoder_self", "encoder_self"]
 Reduction = Literal["mean", "max", "min", "sum", "prod", "absmax", "l2"]
 Row = Literal["predicting", "reading"]
-Encoding = Literal["float32", "float16"]
+Encoding = Literal["float32", "float16", "uint8"]
 Score = Literal["probability", "logit", "entropy", "cross_entropy", "perplexity", "top_p_size"]
+
+Head = tuple[int, int] | tuple[int, int, float]
+"""(layer, head), or (layer, head, weight): its share in a weighted mean or sum over the heads, 1 where it has none."""
 
 Source = str | Sequence[int] | Sequence[dict[str, str]]
 """A text, token ids, or the messages of a chat as dictionaries with "role" and "content"."""
@@ -26,22 +29,26 @@ class Capture:
     Attributes:
         kinds: Empty for the model's main kind.
         layers: All heads of these layers; None for all layers.
-        heads: Single (layer, head) pairs instead of layers.
+        heads: Single heads instead of layers; see `Head`. Weights need `over_heads` to be "mean" or "sum".
         over_heads: How heads become one; None keeps them apart.
         over_layers: How layers then become one; needs `over_heads`.
         row: The query that predicts a token, or the one that reads it.
-        encoding: The numbers' type on the wire.
+        encoding: The numbers' type on the wire. "uint8" sends a byte for each, times a scale for each row; they become
+            float32 here.
+        top_k: Only so many positions of each row are sent, the greatest; 0 for all. Arrays still have every position: 0
+            stands for what was not sent.
         none: Keep nothing: tokens and scores alone.
         steps: Only the steps from the first to before the second carry attention.
     """
 
     kinds: Sequence[Kind] = ()
     layers: Sequence[int] | None = None
-    heads: Sequence[tuple[int, int]] | None = None
+    heads: Sequence[Head] | None = None
     over_heads: Reduction | None = None
     over_layers: Reduction | None = None
     row: Row = "predicting"
     encoding: Encoding = "float32"
+    top_k: int = 0
     none: bool = False
     steps: tuple[int, int | None] | None = None
 

@@ -48,7 +48,8 @@ class Layout:
     """What the axes of one kind's arrays mean, behind the axes for positions and steps.
 
     `axes` names them in order; `layers` are the model's layers along "layer" (or those that were reduced), `pairs` the
-    (layer, head) pairs along "pair"; "head" counts 0 to `head_count` - 1.
+    (layer, head) pairs along "pair" (or those that were reduced, each with its weight in `weights`); "head" counts 0 to
+    `head_count` - 1.
     """
 
     kind: Kind
@@ -56,6 +57,7 @@ class Layout:
     layers: tuple[int, ...]
     head_count: int
     pairs: tuple[tuple[int, int], ...]
+    weights: tuple[float, ...] = ()
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -69,6 +71,7 @@ class Started:
     """The header of a stream: what follows, before it follows.
 
     `seed` is the one that sampling uses, for resuming a broken stream or drawing the same again; None without sampling.
+    `top_k` is how many positions of each row are sent, the greatest ones; 0 for all.
     """
 
     request_id: str
@@ -81,6 +84,7 @@ class Started:
     row: Row
     is_encoder_decoder: bool
     seed: int | None = None
+    top_k: int = 0
 
     @property
     def first_position(self) -> int:
@@ -93,7 +97,8 @@ class Step:
     """One token of the target and its attention.
 
     `cross` is `[source positions, layers, heads]` and `decoder_self` `[positions seen, layers, heads]`, or fewer axes
-    when reduced (see `Started.layouts`); None where it was not captured. `text` is what the step adds to the text.
+    when reduced (see `Started.layouts`); None where it was not captured. With `Started.top_k`, 0 stands for
+    what was not sent. `text` is what the step adds to the text.
     """
 
     index: int
@@ -138,7 +143,9 @@ class Ending:
 
 @dataclass(frozen=True, eq=False)
 class Attribution:
-    """A whole result. Arrays are float32, or float16 where the capture asked for that.
+    """A whole result. Arrays are float32, or float16 where the capture asked for that, and hold every position.
+
+    Where the capture asked for `top_k`, 0 stands for what was not sent.
 
     Attributes:
         started: The stream's header.

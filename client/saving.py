@@ -95,7 +95,7 @@ def npz_arrays(attribution: Attribution) -> dict[str, Any]:
 
     `cross`, `decoder_self`, `encoder_self` where captured and `score_NAME` for each score, shaped as `Attribution`
     says; `source_ids`, `source_pieces`, `source_spans` `[tokens, 2]`, and the same for `prefix` and `steps`; `info`,
-    a JSON text with the rest.
+    a JSON text with the rest. Where its `top_k` is above 0, a 0 in the arrays may stand for what was not sent.
     """
     arrays: dict[str, Any] = {}
     for kind in ("cross", "decoder_self", "encoder_self"):
@@ -117,6 +117,7 @@ def npz_arrays(attribution: Attribution) -> dict[str, Any]:
         "text": attribution.text,
         "stop_reason": attribution.stop_reason,
         "row": attribution.started.row,
+        "top_k": attribution.started.top_k,
         "layouts": [asdict(layout) for layout in attribution.started.layouts.values()],
     }
     arrays["info"] = np.array(json.dumps(info, ensure_ascii=False))

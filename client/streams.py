@@ -47,8 +47,7 @@ class _Stream:
             elif self._header is None:
                 raise ValueError("the header is missing")
             elif response.HasField("encoder_self"):
-                positions = len(self._header.source)
-                self._encoder_self.append(converters.numbers(response.encoder_self.attention, positions, axis=1))
+                self._encoder_self.append(converters.encoder_self(response.encoder_self, self._header))
             else:
                 self._steps += [converters.step(message, self._header) for message in response.steps.steps]
         except (ValueError, KeyError, IndexError) as error:

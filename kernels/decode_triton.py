@@ -88,6 +88,7 @@ def attend_kernel(
     slots,  # B
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    CHUNK_D: tl.constexpr,  # of a head's width at a time, for the scores
     BLOCK_S: tl.constexpr,
     BLOCK_H: tl.constexpr,  # query heads of a group, padded to what tensor cores take
     PRECISION: tl.constexpr,
@@ -102,8 +103,10 @@ def attend_kernel(
     is_head = (in_group < sizes.groups)[:, None]
     d = tl.arange(0, BLOCK_D)
     is_wide = (d < D)[None, :]
-    q = tl.load(query.address + b * query.b + h * query.h + d[None, :] * query.d, mask=is_head & is_wide, other=0.0)
-    keys = key.address + b * key.b + key_head * key.h + d[None, :] * key.d
+    queries = query.address + b * query.b + h * query.h
+    keys = key.address + b * key.b + key_head * key.h
+    if CHUNK_D == BLOCK_D:  # once for all keys
+        q = tl.load(queries + d[None, :] * query.d, mask=is_head & is_wide, other=0.0)
     values = value.address + b * value.b + key_head * value.h + d[None, :] * value.d
     begin, end = _seen(span, sizes, b)
     # Where a window begins late, tiles begin at a multiple of their size all the same: loads stay aligned.
@@ -117,8 +120,13 @@ def attend_kernel(
         k = begin_k + tl.arange(0, BLOCK_S)
         is_key = (k >= begin) & (k < end)
         k64 = k.to(tl.int64)
-        kk = tl.load(keys + k64[:, None] * key.t, mask=is_key[:, None] & is_wide, other=0.0)
-        x = tl.dot(q, tl.trans(kk), input_precision=PRECISION)
+        x = tl.zeros((BLOCK_H, BLOCK_S), tl.float32)
+        for begin_d in tl.static_range(0, D, CHUNK_D):
+            c = (begin_d + tl.arange(0, CHUNK_D))[None, :]
+            if CHUNK_D < BLOCK_D:
+                q = tl.load(queries + c * query.d, mask=is_head & (c < D), other=0.0)
+            kk = tl.load(keys + k64[:, None] * key.t + c * key.d, mask=is_key[:, None] & (c < D), other=0.0)
+            x = tl.dot(q, tl.trans(kk), x, input_precision=PRECISION)
         x = scored(rule, x, b, h, 0, k64[None, :], is_head & is_key[None, :])
         tl.store(scores + (b * sizes.heads + h) * sizes.keys + k64[None, :], x, mask=is_head & is_key[None, :])
         now = tl.maximum(greatest, tl.max(x, 1))
@@ -381,6 +389,8 @@ def plan(
                 "slots": batch,
                 "D": width,
                 "BLOCK_D": block_d,
+                # Wide float32 heads in parts: as a whole, split for tensor cores, they would not stay in registers.
+                "CHUNK_D": block_d if half or width <= 128 else 64,
                 "BLOCK_S": block_s,
                 "BLOCK_H": max(16, triton.next_power_of_2(sizes.groups)),
                 "PRECISION": precision(query.dtype),

@@ -309,7 +309,8 @@ def plan(
     """The launches that write a layer into a result."""
     batch, heads, queries, width = query.shape
     sizes = Sizes(heads, heads // key.shape[1], queries, key.shape[2], result.length, result.length - key.shape[2])
-    tile = _tile(query)
+    product = precision(query.dtype)
+    tile = _tile(query, product)
     block_t, block_s = tile.block_t, tile.block_s
     common = {
         "query": strided(query),
@@ -318,7 +319,7 @@ def plan(
         "sizes": sizes,
         "D": width,
         "BLOCK_D": tile.block_d,
-        "PRECISION": precision(query.dtype),
+        "PRECISION": product,
     }
     launches: list[Launch] = []
     if log_sum_exp is None:
@@ -390,16 +391,17 @@ class _Tile(NamedTuple):
     stages: int
 
 
-def _tile(query: Tensor) -> _Tile:
+def _tile(query: Tensor, product: str) -> _Tile:
     """How many queries, keys and numbers of a head's width at a time.
 
-    Chosen with `sidelight kernels audit`: the largest that spill nowhere. Float32 on tensor cores takes three times the
-    registers, since each number is split in parts.
+    Chosen with `sidelight kernels audit`: the largest that spill nowhere. Float32 that is split into parts of tf32 takes
+    three times the registers.
     """
     queries, width = query.shape[2:]
     half = query.dtype != torch.float32
     block_t = min(64 if half else 32, max(16, triton.next_power_of_2(queries)))
-    block_s = 64 if half else 32
-    block_d = min(64 if half else 32, max(16, triton.next_power_of_2(width)))
+    block_s = 64 if half and width <= 128 else 32
+    most_d = 64 if half else 16 if product == "tf32x3" else 32
+    block_d = min(most_d, max(16, triton.next_power_of_2(width)))
     bytes_a_stage = (block_t + block_s) * triton.cdiv(width, block_d) * block_d * query.element_size()
-    return _Tile(block_t, block_s, block_d, max(1, min(3, _STAGED // bytes_a_stage)))
+    return _Tile(block_t, block_s, block_d, max(1, min(3 if half else 2, _STAGED // bytes_a_stage)))

@@ -1,6 +1,7 @@
 """The kernels as they are used in practice: what the audit compiles and counts, and what the bench runs.
 
-Each case is one call of a kernel, with the shapes of real models. Knows shapes and launches; does not run anything.
+Each case is one call of a kernel, with the shapes of real models; small ones for the interpreter, large ones for a GPU.
+Knows shapes and launches; does not run anything.
 """
 
 from __future__ import annotations
@@ -10,10 +11,17 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from . import layout_triton
+from . import decode_triton, layout_triton, rows_triton
 from .launch import Launch
+from .layout_reference import layout_reference
 from .reductions import Reduction
+from .result import Encoding, Part, Result, new_result
+from .scoring import Scoring
+
+Device = str
+Run = Callable[[], object]
 
 
 class Variant(NamedTuple):
@@ -21,54 +29,236 @@ class Variant(NamedTuple):
 
     kernel: str  # "layout", "rows" or "decode"
     case: str  # what is special about it, for people: a few words
-    launches: Callable[[str], list[Launch]]  # from a device ("meta", "cpu", "cuda") to launches with new tensors on it
+    launches: Callable[[Device], list[Launch]]  # from a device, "meta" or "cpu" or "cuda", to launches on new tensors
     least_bytes: int  # what must at least be read and written: every input once, every result once
-    flops: int = 0  # multiplications and additions of the matrix products, 2 for each pair; 0 where there are none
-    moved_at_most: float = 1.05  # how many times the least bytes the kernel may move; more than 1.05 is justified there
+    flops: int = 0  # of the matrix products, 2 for each multiplication and addition; 0 where there are none
+    moved_at_most: float = 1.05  # how many times the least bytes it may move; where it is more, it is said why
     load_bits: int = 128  # the widest global load that the shapes allow
     tensor_cores: bool = False  # whether tensor-core instructions are to be found
+    eager: Callable[[Device], Run] | None = None  # the same by torch: probabilities, permute, reduction; on new tensors
+    sdpa: Callable[[Device], Run] | None = None  # the attention output alone, without any row
 
 
-def variants() -> Iterator[Variant]:
-    """All cases, in the order of the audit's table."""
-    yield from _layout()
+def variants(*, large: bool = False) -> Iterator[Variant]:
+    """All cases, in the order of the audit's table; with `large`, at the sizes that a GPU is measured with."""
+    yield from (_layout(case, 512 if large else case.small) for case in _LAYOUTS)
+    yield from (_rows(case, 2048 if large else 128) for case in _ROWS)
+    yield from (_decode(case, 32 if large else 2, 1024 if large else 128) for case in _DECODES)
+    yield _decode(_LONG, 1, 16384 if large else 2048)
 
 
-def _layout() -> Iterator[Variant]:
-    cases: list[tuple[str, tuple[int, ...], int, Reduction | None, Reduction | None, torch.dtype, torch.dtype]] = [
-        ("unreduced", (1, 8, 64, 64), 6, None, None, torch.float32, torch.float32),
-        ("unreduced, half", (1, 16, 64, 64), 12, None, None, torch.bfloat16, torch.float16),
-        ("heads mean", (1, 8, 64, 64), 6, "mean", None, torch.float32, torch.float32),
-        ("heads mean, layers max", (1, 8, 64, 64), 6, "mean", "max", torch.float32, torch.float32),
-    ]
-    for case, shape, count, over_heads, over_layers, dtype, out_dtype in cases:
-
-        def launches(
-            device: str,
-            shape: tuple[int, ...] = shape,
-            count: int = count,
-            over_heads: Reduction | None = over_heads,
-            over_layers: Reduction | None = over_layers,
-            dtype: torch.dtype = dtype,
-            out_dtype: torch.dtype = out_dtype,
-        ) -> list[Launch]:
-            layers = [torch.rand(shape, device=device).to(dtype) for _ in range(count)]
-            out = _result(shape, count, over_heads, over_layers, out_dtype, device)
-            return [layout_triton.plan(layers, out, over_heads, over_layers)]
-
-        read = count * torch.Size(shape).numel() * dtype.itemsize
-        written = _result(shape, count, over_heads, over_layers, out_dtype, "meta").nbytes
-        yield Variant("layout", case, launches, read + written)
+class _Layout(NamedTuple):
+    case: str
+    small: int  # queries and keys: as few as make tiles with 128 bits for each thread
+    heads: int
+    layers: int
+    over_heads: Reduction | None
+    over_layers: Reduction | None
+    dtype: torch.dtype
+    out_dtype: torch.dtype
 
 
-def _result(
-    shape: tuple[int, ...],
-    count: int,
-    over_heads: Reduction | None,
-    over_layers: Reduction | None,
-    out_dtype: torch.dtype,
-    device: str,
-) -> Tensor:
-    batch, heads, queries, keys = shape
-    columns = () if over_layers else (count,) if over_heads else (count, heads)
-    return torch.empty(batch, queries, keys, *columns, dtype=out_dtype, device=device)
+_LAYOUTS = [
+    _Layout("apart, float32", 64, 8, 6, None, None, torch.float32, torch.float32),
+    _Layout("apart, bfloat16 to float16", 64, 16, 12, None, None, torch.bfloat16, torch.float16),
+    _Layout("heads mean", 256, 8, 6, "mean", None, torch.float32, torch.float32),
+    _Layout("heads mean, layers max", 512, 4, 4, "mean", "max", torch.float32, torch.float32),
+]
+
+
+def _layout(case: _Layout, length: int) -> Variant:
+    shape = (1, case.heads, length, length)
+    columns = () if case.over_layers else (case.layers,) if case.over_heads else (case.layers, case.heads)
+
+    def made(device: Device) -> list[Tensor]:
+        return [torch.rand(shape, device=device).to(case.dtype) for _ in range(case.layers)]
+
+    def out(device: Device) -> Tensor:
+        return torch.empty(1, length, length, *columns, dtype=case.out_dtype, device=device)
+
+    def launches(device: Device) -> list[Launch]:
+        return [layout_triton.plan(made(device), out(device), case.over_heads, case.over_layers)]
+
+    def eager(device: Device) -> Run:
+        layers = made(device)
+        return lambda: layout_reference(layers, case.over_heads, case.over_layers, case.out_dtype)
+
+    read = case.layers * case.heads * length * length * case.dtype.itemsize
+    return Variant("layout", case.case, launches, read + out("meta").nbytes, eager=eager)
+
+
+class _Case(NamedTuple):
+    """A layer of a model, and what is wanted of it."""
+
+    case: str
+    dtype: torch.dtype
+    heads: int
+    key_heads: int
+    width: int
+    over_heads: Reduction | None
+    encoding: Encoding = "float32"
+    top_k: int = 0
+    causal: bool = False
+    has_bias: bool = False
+    moved_at_most: float = 1.05
+
+
+_HALF = torch.bfloat16
+_ROWS = [
+    _Case("mean, 8 heads of 64", _HALF, 8, 8, 64, "mean", causal=True),
+    _Case("mean, grouped heads of 128", _HALF, 8, 2, 128, "mean", causal=True),
+    _Case("mean, grouped heads of 256", _HALF, 8, 4, 256, "mean", causal=True),
+    _Case("mean, 8 heads of 32", _HALF, 8, 8, 32, "mean", causal=True),
+    _Case("mean, 8 heads of 64, float32", torch.float32, 8, 8, 64, "mean", causal=True),
+    _Case("apart, 8 heads of 64", _HALF, 8, 8, 64, None),
+    _Case("apart, 8 heads of 128, float32", torch.float32, 8, 8, 128, None),
+    _Case("l2, with a bias (T5), float32", torch.float32, 8, 8, 64, "l2", has_bias=True),
+    _Case("mean to bytes", _HALF, 8, 8, 64, "mean", "uint8", causal=True),
+    _Case("apart, top 8", _HALF, 8, 8, 64, None, top_k=8),
+]
+_DECODES = [
+    _Case("apart, 16 heads of 64", _HALF, 16, 16, 64, None),
+    _Case("mean, 16 heads of 64", _HALF, 16, 16, 64, "mean"),
+    _Case("mean, 16 heads of 64, float32", torch.float32, 16, 16, 64, "mean"),
+    _Case("max, grouped heads (2) of 128", _HALF, 16, 8, 128, "max"),
+    # Eight bytes a score, of four heads, beside 512 of a key and a value: what the scores' stay in L2 costs, see
+    # decode_triton. Other ways cost more: keys read again half as much again, scores in half precision the rows' sum.
+    _Case("mean, grouped heads (4) of 128", _HALF, 32, 8, 128, "mean", moved_at_most=1.07),
+    _Case("mean, grouped heads (2) of 256", _HALF, 8, 4, 256, "mean"),
+    _Case("mean, 8 heads of 256, float32", torch.float32, 8, 8, 256, "mean"),
+    _Case("apart, with a bias (T5), float32", torch.float32, 8, 8, 64, None, has_bias=True),
+    _Case("mean to bytes", _HALF, 16, 16, 64, "mean", "uint8"),
+    _Case("apart, top 8", _HALF, 16, 16, 64, None, top_k=8),
+]
+_LONG = _Case("mean, one slot, long", _HALF, 16, 8, 128, "mean")
+
+
+class _Tensors(NamedTuple):
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    scoring: Scoring
+    result: Result
+
+
+def _tensors(case: _Case, device: Device, batch: int, queries: int, keys: int) -> _Tensors:
+    def made(heads: int, length: int) -> Tensor:
+        return torch.randn(batch, heads, length, case.width, device=device).to(case.dtype)
+
+    columns = 1 if case.over_heads else case.heads
+    bias = torch.randn(1, case.heads, queries, keys, device=device).to(case.dtype) if case.has_bias else None
+    return _Tensors(
+        made(case.heads, queries),
+        made(case.key_heads, keys),
+        made(case.key_heads, keys),
+        Scoring(case.width**-0.5, bias=bias, causal=case.causal),
+        new_result(batch, queries, keys, columns, encoding=case.encoding, top_k=case.top_k, device=device),
+    )
+
+
+def _bytes(*tensors: Tensor | None) -> int:
+    return sum(tensor.nbytes for tensor in tensors if tensor is not None)
+
+
+def _written(result: Result) -> int:
+    return _bytes(result.values, result.scales, result.positions)
+
+
+def _rows(case: _Case, length: int) -> Variant:
+    part = Part(over_heads=case.over_heads)
+
+    def launches(device: Device) -> list[Launch]:
+        query, key, _, scoring, result = _tensors(case, device, 1, length, length)
+        return rows_triton.plan(query, key, scoring, result, part)
+
+    def eager(device: Device) -> Run:
+        query, key, _, scoring, _ = _tensors(case, device, 1, length, length)
+        return lambda: _eager(query, key, scoring, case)
+
+    def sdpa(device: Device) -> Run:
+        return _sdpa(_tensors(case, device, 1, length, length))
+
+    query, key, _, scoring, result = _tensors(case, "meta", 1, length, length)
+    products = case.heads * length * length * case.width * 2
+    sweeps = 3 if case.encoding == "uint8" and not case.top_k else 2  # denominators, rows, and for bytes rows again
+    return Variant(
+        "rows",
+        case.case,
+        launches,
+        _bytes(query, key, scoring.bias) + _written(result),
+        flops=sweeps * products // (2 if case.causal else 1),
+        # Its tiles read keys and queries again: stated in the table, and justified in rows_triton.
+        moved_at_most=float("inf"),
+        tensor_cores=True,
+        eager=eager,
+        sdpa=sdpa,
+    )
+
+
+def _decode(case: _Case, slots: int, length: int) -> Variant:
+    part = Part(over_heads=case.over_heads)
+
+    def launches(device: Device) -> list[Launch]:
+        query, key, value, scoring, result = _tensors(case, device, slots, 1, length)
+        return decode_triton.plan(query, key, value, scoring, result, part, torch.empty_like(query))
+
+    def eager(device: Device) -> Run:
+        query, key, value, scoring, _ = _tensors(case, device, slots, 1, length)
+
+        def run() -> object:
+            row = _eager(query, key, scoring, case)
+            return row, _output(query, key, value, scoring)
+
+        return run
+
+    def sdpa(device: Device) -> Run:
+        return _sdpa(_tensors(case, device, slots, 1, length))
+
+    query, key, value, scoring, result = _tensors(case, "meta", slots, 1, length)
+    return Variant(
+        "decode",
+        case.case,
+        launches,
+        _bytes(query, key, value, scoring.bias, query) + _written(result),
+        flops=4 * slots * case.heads * length * case.width,
+        moved_at_most=case.moved_at_most,
+        tensor_cores=True,
+        eager=eager,
+        sdpa=sdpa,
+    )
+
+
+def _eager(query: Tensor, key: Tensor, scoring: Scoring, case: _Case) -> object:
+    """What a model's eager attention and a permutation give, in the model's precision."""
+    key = key.repeat_interleave(query.shape[1] // key.shape[1], 1)
+    scores = query @ key.transpose(2, 3) * scoring.scale
+    if scoring.bias is not None:
+        scores = scores + scoring.bias
+    if scoring.causal:
+        hidden = torch.ones(scores.shape[2:], dtype=torch.bool, device=query.device).triu(1)
+        scores = scores.masked_fill(hidden, float("-inf"))
+    probabilities = scores.softmax(-1, dtype=torch.float32).permute(0, 2, 3, 1)
+    if case.over_heads == "mean":
+        probabilities = probabilities.mean(3, keepdim=True)
+    elif case.over_heads == "max":
+        probabilities = probabilities.amax(3, keepdim=True)
+    elif case.over_heads == "l2":
+        probabilities = torch.linalg.vector_norm(probabilities, dim=3, keepdim=True)
+    return probabilities.topk(case.top_k, dim=2) if case.top_k else probabilities.contiguous()
+
+
+def _sdpa(tensors: _Tensors) -> Run:
+    query, key, value, scoring, _ = tensors
+    return lambda: _output(query, key, value, scoring)
+
+
+def _output(query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> Tensor:
+    return functional.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=scoring.bias,
+        is_causal=scoring.causal,
+        scale=scoring.scale,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )

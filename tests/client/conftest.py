@@ -49,11 +49,27 @@ def shares(name: str, *shape: int) -> np.ndarray:
     return (raw / raw.sum(0)).astype(np.float32)
 
 
-def attention(values: np.ndarray) -> attention_pb2.Attention:
-    """Float32 as it travels."""
-    return attention_pb2.Attention(
-        shape=values.shape, encoding=attention_pb2.ENCODING_FLOAT32, values=values.astype("<f4").tobytes()
-    )
+def attention(
+    values: np.ndarray, capture: attention_pb2.Capture | None = None, axis: int = 0
+) -> attention_pb2.Attention:
+    """Numbers as they travel: float32, or as a capture asks for. The axis is that of positions."""
+    capture = capture or attention_pb2.Capture()
+    message = attention_pb2.Attention(encoding=capture.encoding or attention_pb2.ENCODING_FLOAT32)
+    if capture.top_k:
+        kept = np.argsort(-values, axis=axis, kind="stable").take(
+            np.arange(min(capture.top_k, values.shape[axis])), axis=axis
+        )
+        values = np.take_along_axis(values, kept, axis)
+        message.positions = kept.astype("<u4").tobytes()
+    if message.encoding == attention_pb2.ENCODING_UINT8:
+        scales = values.max(axis, keepdims=True) / 255
+        message.scales = scales.astype("<f4").tobytes()
+        message.values = np.rint(values / scales).astype("u1").tobytes()
+    else:
+        half = message.encoding == attention_pb2.ENCODING_FLOAT16
+        message.values = values.astype("<f2" if half else "<f4").tobytes()
+    message.shape.extend(values.shape)
+    return message
 
 
 @dataclass
@@ -88,7 +104,8 @@ def truth(source: str, target: str = "", *, decoder_only: bool = False) -> Truth
 
 @dataclass
 class FakeServer(AttributionServiceServicer):
-    """Answers with `truth`. A source's first word may ask for trouble: "fail", "hang", "cut", "broken", "busy"."""
+    """Answers with `truth`. A source's first word may ask for trouble: "fail", "hang", "cut", "broken",
+    "nowhere", "busy"."""
 
     address: str = ""
     requests: list[attribution_service_pb2.AttributeRequest] = field(default_factory=list)
@@ -118,29 +135,32 @@ class FakeServer(AttributionServiceServicer):
             abort(context, grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL", [], request.request_id, 1.5)
         decoder_only = request.model == "teller"
         answer = truth(text, request.given.text, decoder_only=decoder_only)
-        kinds = list(request.capture.kinds) or [DECODER_SELF if decoder_only else CROSS]
-        if request.capture.none:
+        capture = request.capture
+        kinds = list(capture.kinds) or [DECODER_SELF if decoder_only else CROSS]
+        if capture.none:
             kinds = []
         yield started(request, text, answer, kinds, decoder_only)
         if trouble == "hang":
             context.add_callback(self.cancelled.set)
         if ENCODER_SELF in kinds:  # in two parts, as for a long source
             for first, part in ((0, answer.encoder_self[:1]), (1, answer.encoder_self[1:])):
-                message = attribution_service_pb2.EncoderSelf(first_query=first, attention=attention(part))
+                message = attribution_service_pb2.EncoderSelf(first_query=first, attention=attention(part, capture, 1))
                 yield attribution_service_pb2.AttributeResponse(encoder_self=message)
         steps: list[Any] = []
         for index, token in enumerate(answer.target):
             step = attribution_service_pb2.Step(index=index, token=token, text=token.text)
             if CROSS in kinds:
-                step.cross.CopyFrom(attention(answer.cross[:, index]))
+                step.cross.CopyFrom(attention(answer.cross[:, index], capture))
             if DECODER_SELF in kinds:
                 seen = (len(answer.source) if decoder_only else 1) + index
-                step.decoder_self.CopyFrom(attention(answer.decoder_self[:seen, index]))
+                step.decoder_self.CopyFrom(attention(answer.decoder_self[:seen, index], capture))
             step.scores.extend([answer.probability[index]] * len(request.scores))
             if index >= request.resume_at:
                 steps.append(step)
         if trouble == "broken":
             steps[1].cross.values = b"odd"
+        if trouble == "nowhere":
+            steps[1].cross.positions = (4_000_000_000).to_bytes(4, "little") + steps[1].cross.positions[4:]
         # The first alone, the rest together: both must do.
         for part in (steps[:1], steps[1:]):
             yield attribution_service_pb2.AttributeResponse(steps=attribution_service_pb2.Steps(steps=part))
@@ -183,6 +203,7 @@ def started(request: Any, text: str, answer: Truth, kinds: list[Any], decoder_on
         architecture=architectures[decoder_only],
     )
     message.capture.row = attention_pb2.ROW_PREDICTING
+    message.capture.top_k = request.capture.top_k
     return attribution_service_pb2.AttributeResponse(started=message)
 
 

@@ -25,10 +25,8 @@ from sidelight.client import (
     SidelightError,
     UnavailableError,
     UnimplementedError,
-    converters,
 )
 from sidelight.client.errors import from_rpc_error
-from sidelight.v1 import attention_pb2
 
 SENTENCE = "I don't want to be your friend."
 EVERYTHING = Capture(kinds=("cross", "decoder_self", "encoder_self"))
@@ -179,20 +177,6 @@ def test_an_error_without_details_is_still_ours():
     made = from_rpc_error(error)
     assert isinstance(made, UnimplementedError)
     assert str(made) == "no"
-
-
-def test_uint8_and_the_greatest_positions_are_decoded_as_the_contract_says():
-    values = np.array([[200, 100], [50, 0]], np.uint8)  # [positions kept, heads]
-    message = attention_pb2.Attention(
-        shape=values.shape,
-        encoding=attention_pb2.ENCODING_UINT8,
-        values=values.tobytes(),
-        scales=np.array([0.001, 0.002], "<f4").tobytes(),
-        positions=np.array([[3, 0], [1, 2]], "<u4").tobytes(),
-    )
-    expected = np.zeros((5, 2), np.float32)
-    expected[3, 0], expected[1, 0], expected[0, 1] = 0.2, 0.05, 0.2
-    np.testing.assert_allclose(converters.numbers(message, 5), expected, rtol=1e-6)
 
 
 def test_what_is_public_is_listed():

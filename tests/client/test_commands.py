@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from sidelight.client import demo_command
 from sidelight.client.cli import main
+from sidelight.v1 import attention_pb2
 
 COMMAND = str(Path(sys.executable).with_name("sidelight"))
 
@@ -39,6 +40,27 @@ def test_a_file_keeps_its_order_with_several_requests_under_way(fake, tmp_path, 
         assert arrays["39/cross"].shape == (4, 4, 2, 3)
         assert "39/decoder_self" in arrays  # every kind of the model, since nothing else was asked
         assert "39/encoder_self" in arrays
+
+
+def test_numbers_travel_as_the_options_say(fake, tmp_path):
+    path = tmp_path / "out.npz"
+    options = ["--heads", "1.2:0.75,0.0", "--reduce", "mean", "--encoding", "uint8", "--top-positions", "2"]
+    drawing = ["--sample", "--top-k", "7"]  # another top k
+    base = ["attribute", "one two three", "--address", fake.address]
+    assert main([*base, *options, *drawing, "--save", str(path)]) == 0
+    (request,) = fake.requests
+    assert request.capture.encoding == attention_pb2.ENCODING_UINT8
+    assert request.capture.top_k == 2
+    assert request.decoding.sampling.top_k == 7
+    first, second = request.capture.heads.list.heads
+    assert (first.layer, first.head, first.weight) == (1, 2, 0.75)
+    assert (second.layer, second.head, second.HasField("weight")) == (0, 0, False)
+    with np.load(path) as arrays:
+        assert arrays["0/cross"].dtype == np.float32
+        assert ((arrays["0/cross"] > 0).sum(0) == 2).all()
+    assert main(base) == 0
+    capture = fake.requests[1].capture
+    assert (capture.encoding, capture.top_k) == (attention_pb2.ENCODING_UNSPECIFIED, 0)
 
 
 def test_steps_are_shown_as_they_arrive(fake):
@@ -105,7 +127,10 @@ def test_a_reader_that_leaves_is_no_disaster(fake, tmp_path):
         (["fail now"], 1, "sidelight: capture.kinds: odd request\n"),
         (["broken now"], 1, "sidelight: the server's answer does not fit the contract"),
         (["x", "--layers", "3-1"], 2, "invalid number or range: '3-1'"),
-        (["x", "--heads", "1"], 2, "invalid LAYER.HEAD: '1'"),
+        (["x", "--heads", "1"], 2, "invalid LAYER.HEAD[:WEIGHT]: '1'"),
+        (["x", "--heads", "1.1,0.1:-1"], 2, "invalid LAYER.HEAD[:WEIGHT]: '0.1:-1'"),
+        (["x", "--encoding", "uint4"], 2, "argument --encoding: invalid choice: 'uint4'"),
+        (["x", "--top-positions", "-1"], 1, "sidelight: capture.top_k: "),
         (["--file", "-", "--target", "y"], 2, "--target goes with TEXT"),
         (["x", "--timeout", "nan"], 1, "timeout: must be above 0"),
         (["x", "--model", "nobody", "--save", "/tmp/never.json"], 1, "name: "),

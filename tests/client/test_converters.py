@@ -13,7 +13,8 @@ from sidelight.client import (
     Sampling,
     converters,
 )
-from sidelight.v1 import attention_pb2, attribution_service_pb2, text_pb2
+from sidelight.client.results import Step, collect
+from sidelight.v1 import attention_pb2, attribution_service_pb2, model_pb2, text_pb2
 
 RNG = np.random.default_rng(7)
 
@@ -33,7 +34,7 @@ def packed(values: np.ndarray, **more: Any) -> attention_pb2.Attention:
 @pytest.mark.parametrize("shape", [(5, 2, 3), (5, 2), (5,), (0, 2), (1, 1, 1)])
 def test_floats_come_back_as_they_were(dtype: str, shape: tuple[int, ...]) -> None:
     values = RNG.random(shape).astype(dtype)
-    decoded = converters.numbers(packed(values))
+    decoded = converters.numbers(packed(values), shape[0])
     assert decoded.dtype == values.dtype.newbyteorder("=")
     np.testing.assert_array_equal(decoded, values)
 
@@ -42,7 +43,7 @@ def test_floats_come_back_as_they_were(dtype: str, shape: tuple[int, ...]) -> No
 def test_bytes_times_the_scale_of_their_row(shape: tuple[int, ...]) -> None:
     values = RNG.integers(0, 256, shape).astype(np.uint8)
     scales = RNG.random(shape[1:]).astype("<f4")
-    decoded = converters.numbers(packed(values, scales=scales.tobytes()))
+    decoded = converters.numbers(packed(values, scales=scales.tobytes()), shape[0])
     assert decoded.dtype == np.float32
     for index in np.ndindex(shape[1:]):
         np.testing.assert_allclose(
@@ -63,23 +64,125 @@ def test_positions_left_out_are_zero(axis: int) -> None:
     order = np.argsort(-whole, axis=axis)
     kept = np.take(order, range(2), axis=axis)
     values = np.take_along_axis(whole, kept, axis)
-    decoded = converters.numbers(packed(values, positions=kept.astype("<u4").tobytes()), 6, axis=axis)
+    decoded = converters.numbers(packed(values, positions=kept.astype("<u4").tobytes()), 6, axis=axis, top_k=2)
     assert decoded.shape == whole.shape
     np.testing.assert_array_equal(np.take_along_axis(decoded, kept, axis), values)
     assert np.count_nonzero(decoded) == values.size
 
 
-@pytest.mark.parametrize(
-    "message",
-    [
-        attention_pb2.Attention(shape=[3], encoding=attention_pb2.ENCODING_FLOAT32, values=b"1234"),
-        attention_pb2.Attention(shape=[1], values=b"1234"),
-        attention_pb2.Attention(shape=[4], encoding=attention_pb2.ENCODING_UINT8, values=b"1234"),
-    ],
-)
-def test_numbers_that_do_not_fit_are_refused(message: attention_pb2.Attention) -> None:
-    with pytest.raises((ValueError, KeyError)):
-        converters.numbers(message)
+def bytes_of(*values: int) -> bytes:
+    return np.array(values, "<u4").tobytes()
+
+
+def test_a_step_of_bytes_computed_by_hand() -> None:
+    # [positions, heads]; the second head looks nowhere, and has a scale of 0.
+    values = np.array([[255, 0], [51, 0], [0, 0]], np.uint8)
+    decoded = converters.numbers(packed(values, scales=np.array([0.002, 0], "<f4").tobytes()), 3)
+    assert decoded.dtype == np.float32
+    np.testing.assert_allclose(decoded, [[0.51, 0], [0.102, 0], [0, 0]], rtol=1e-6)
+
+
+def test_parts_of_encoder_self_attention_in_bytes_computed_by_hand() -> None:
+    header = attribution_service_pb2.Started(source=[text_pb2.Token(piece=piece) for piece in "abc"])
+    parts = [
+        # [queries, positions, layers]: one scale for each query and layer.
+        (np.array([[[100, 1], [50, 2], [0, 3]]], np.uint8), [[0.01, 0.1]]),
+        (np.array([[[1, 0], [2, 0], [3, 0]], [[4, 9], [5, 8], [6, 7]]], np.uint8), [[0.5, 0], [1, 2]]),
+    ]
+    made: list[np.ndarray] = []
+    for first, (values, scales) in zip((0, 1), parts, strict=True):
+        attention = packed(values, scales=np.array(scales, "<f4").tobytes())
+        message = attribution_service_pb2.EncoderSelf(first_query=first, attention=attention)
+        made.append(converters.encoder_self(message, converters.started(header)))
+    expected = [
+        [[1, 0.1], [0.5, 0.2], [0, 0.3]],
+        [[0.5, 0], [1, 0], [1.5, 0]],
+        [[4, 18], [5, 16], [6, 14]],
+    ]
+    np.testing.assert_allclose(np.concatenate(made), expected, rtol=1e-6)
+
+
+def test_bytes_of_the_greatest_positions_computed_by_hand() -> None:
+    values = np.array([[200, 100], [50, 0]], np.uint8)  # [positions kept, heads]
+    scales = np.array([0.001, 0.002], "<f4").tobytes()
+    decoded = converters.numbers(packed(values, scales=scales, positions=bytes_of(3, 0, 1, 2)), 5, top_k=2)
+    expected = [[0, 0.2], [0.05, 0], [0, 0], [0.2, 0], [0, 0]]
+    np.testing.assert_allclose(decoded, expected, rtol=1e-6)
+
+
+def test_equal_shares_stay_where_they_were_sent() -> None:
+    # Which of equal ones are kept is the server's choice: here the first of four quarters, and the third.
+    values = np.full((2,), 0.25, "<f2")
+    decoded = converters.numbers(packed(values, positions=bytes_of(2, 0)), 4, top_k=2)
+    assert decoded.dtype == np.float16
+    assert decoded.tolist() == [0.25, 0, 0.25, 0]
+
+
+@pytest.mark.parametrize("row", ["predicting", "reading"])
+def test_steps_that_see_fewer_positions_than_top_k(row: str) -> None:
+    header = attribution_service_pb2.Started(
+        source=[text_pb2.Token(piece=piece) for piece in "abcd"],
+        prefix=[text_pb2.Token(piece="<pad>")],
+        architecture=model_pb2.ARCHITECTURE_ENCODER_DECODER,
+        capture=attention_pb2.Capture(
+            top_k=2, row=attention_pb2.ROW_READING if row == "reading" else attention_pb2.ROW_PREDICTING
+        ),
+        layouts=[attention_pb2.AttentionLayout(kind=kind) for kind in (1, 2)],
+    )
+    started = converters.started(header)
+    assert started.top_k == 2
+    # Step 0 sees the prefix, and with "reading" itself; step 1 one more, step 2 two more.
+    sent: list[tuple[list[float], list[int]]] = [([0.75, 0.25], [1, 0]), ([0.5, 0.375], [0, 2]), ([0.5, 0.5], [3, 1])]
+    rows = [[0.25, 0.75, 0, 0], [0.5, 0, 0.375, 0], [0, 0.5, 0, 0.5]]
+    if row == "predicting":
+        sent = [([1.0], [0]), *sent[:2]]
+        rows = [[1, np.nan, np.nan], [0.25, 0.75, np.nan], [0.5, 0, 0.375]]
+    else:
+        rows[0][2:], rows[1][3:] = [np.nan, np.nan], [np.nan]
+    steps: list[Step] = []
+    for index, (values, positions) in enumerate(sent):
+        decoder_self = packed(np.array(values, "<f4"), positions=bytes_of(*positions))
+        cross = packed(np.array([0.5, 0.25], "<f4"), positions=bytes_of(3, index))
+        message = attribution_service_pb2.Step(index=index, cross=cross, decoder_self=decoder_self)
+        steps.append(converters.step(message, started))
+    ending = converters.ending(attribution_service_pb2.Finished(stop_reason=text_pb2.STOP_REASON_END_TOKEN))
+    result = collect(started, [], steps, ending)
+    # NaN: not seen by the step. 0: seen, but not sent.
+    np.testing.assert_array_equal(result.decoder_self[: len(rows[0])], np.array(rows).T)
+    assert np.isnan(result.decoder_self[len(rows[0]) :]).all()
+    np.testing.assert_array_equal(result.cross, np.array([[0.25, 0, 0, 0.5], [0, 0.25, 0, 0.5], [0, 0, 0.25, 0.5]]).T)
+
+
+FLOAT32, UINT8 = attention_pb2.ENCODING_FLOAT32, attention_pb2.ENCODING_UINT8
+ODD = [
+    # what is sent, how many positions there are, top_k, what is said
+    ({"shape": [3], "encoding": FLOAT32, "values": b"1234"}, 3, 0, "4 bytes of values do not fill"),
+    ({"shape": [1], "encoding": FLOAT32, "values": b"123"}, 1, 0, "3 bytes of values do not fill"),
+    ({"shape": [1], "values": b"1234"}, 1, 0, "0"),
+    ({"encoding": FLOAT32, "values": b"1234"}, 1, 0, "no axis of positions"),
+    ({"shape": [1], "encoding": FLOAT32, "values": b"1234"}, 2, 0, "not for 2 of 2 positions"),
+    ({"shape": [4], "encoding": UINT8, "values": b"1234"}, 4, 0, "0 bytes of scales do not fill"),
+    ({"shape": [2, 2], "encoding": UINT8, "values": b"1234", "scales": b"1234"}, 2, 0, "4 bytes of scales do not"),
+    ({"shape": [2], "encoding": UINT8, "values": b"12", "scales": b"12345"}, 2, 0, "5 bytes of scales do not"),
+    ({"shape": [1], "encoding": FLOAT32, "values": b"1234"}, 2, 1, "0 bytes of positions do not fill"),
+    ({"shape": [1], "encoding": FLOAT32, "values": b"1234", "positions": b"12"}, 2, 1, "2 bytes of positions do not"),
+    ({"shape": [1], "encoding": FLOAT32, "values": b"1234", "positions": bytes_of(2)}, 2, 1, "position 2 is out of"),
+    ({"shape": [1], "encoding": FLOAT32, "values": b"1234", "positions": bytes_of(2**32 - 1)}, 2, 1, "out of range"),
+    ({"shape": [2], "encoding": FLOAT32, "values": b"12341234", "positions": bytes_of(1, 1)}, 3, 2, "comes twice"),
+    (
+        {"shape": [1], "encoding": FLOAT32, "values": b"1234", "positions": bytes_of(0)},
+        3,
+        2,
+        "not for 2 of 3 positions",
+    ),
+    ({"shape": [3], "encoding": FLOAT32, "values": b"1" * 12, "positions": bytes_of(0, 1, 2)}, 3, 2, "not for 2 of 3"),
+]
+
+
+@pytest.mark.parametrize(("fields", "positions", "top_k", "message"), ODD)
+def test_numbers_that_do_not_fit_are_refused(fields: Any, positions: int, top_k: int, message: str) -> None:
+    with pytest.raises((ValueError, KeyError), match=message):
+        converters.numbers(attention_pb2.Attention(**fields), positions, top_k=top_k)
 
 
 def test_sources() -> None:
@@ -117,6 +220,29 @@ def test_capture() -> None:
     assert list(converters.capture_message(Capture(layers=[1, 0])).heads.layers.layers) == [1, 0]
 
 
+def test_a_capture_of_little() -> None:
+    message = converters.capture_message(
+        Capture(heads=[(2, 3, 0.75), (0, 1), (1, 1, 0)], over_heads="mean", encoding="uint8", top_k=5)
+    )
+    assert message.encoding == attention_pb2.ENCODING_UINT8
+    assert message.top_k == 5
+    assert [(head.layer, head.head, head.weight) for head in message.heads.list.heads] == [
+        (2, 3, 0.75),
+        (0, 1, 0),
+        (1, 1, 0),
+    ]
+    # A weight of 0 is none of the default, which is 1.
+    assert [head.HasField("weight") for head in message.heads.list.heads] == [True, False, True]
+
+
+def test_a_layout_has_a_weight_for_each_pair() -> None:
+    heads = [attention_pb2.Head(layer=2, head=3, weight=0.75), attention_pb2.Head(layer=0, head=1)]
+    layout = attention_pb2.AttentionLayout(kind=attention_pb2.ATTENTION_KIND_CROSS, pairs=heads)
+    header = converters.started(attribution_service_pb2.Started(layouts=[layout]))
+    assert header.layouts["cross"].pairs == ((2, 3), (0, 1))
+    assert header.layouts["cross"].weights == (0.75, 1.0)
+
+
 def test_a_default_capture_sets_nothing() -> None:
     # "none" contradicts every other field, so defaults must not be on the wire.
     assert converters.capture_message(Capture()) == attention_pb2.Capture()
@@ -133,7 +259,13 @@ def test_a_default_capture_sets_nothing() -> None:
         (Capture(encoding="float8"), "capture.encoding"),  # type: ignore[arg-type]
         (Capture(layers=[0], heads=[(0, 0)]), "capture.heads"),
         (Capture(layers=[-1]), "capture.heads.layers"),
+        (Capture(top_k=-1), "capture.top_k"),
+        (Capture(top_k=2**32), "capture.top_k"),
+        (Capture(top_k=1.5), "capture.top_k"),  # type: ignore[arg-type]
         (Capture(heads=[(0,)]), "capture.heads.list"),  # type: ignore[list-item]
+        (Capture(heads=[(0, 1, 0.5, 2)]), "capture.heads.list"),  # type: ignore[list-item]
+        (Capture(heads=[(0, 1, "much")]), "capture.heads.list"),  # type: ignore[list-item]
+        (Capture(heads=[5]), "capture.heads.list"),  # type: ignore[list-item]
         (Capture(steps=(-1, None)), "capture.steps"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import json
 import shutil
@@ -33,6 +34,13 @@ def loaded_by_inseq(path):
         from inseq import FeatureAttributionOutput
 
         return FeatureAttributionOutput.load(path)
+
+
+def page_data(path):
+    """The attributions in a page."""
+    html = path.read_text(encoding="utf-8")
+    start = html.index('id="data">') + len('id="data">')
+    return json.loads(html[start : html.index("</script>", start)])
 
 
 def test_inseq_reads_what_it_would_have_written(results, tmp_path):
@@ -91,6 +99,31 @@ def test_npz_holds_everything(results, tmp_path):
             np.testing.assert_array_equal(file[f"{number}/score_probability"], result.scores["probability"])
             assert file[f"{number}/source_pieces"].tolist() == [token.piece for token in result.source]
             assert json.loads(str(file[f"{number}/info"]))["text"] == result.text
+
+
+@pytest.mark.parametrize("encoding", ["float32", "uint8"])
+def test_what_was_sent_in_part_is_saved_whole(fake, truth_of, tmp_path, encoding):
+    text = "one two three"
+    truth = truth_of(text).cross
+    capture = Capture(kinds=("cross", "decoder_self", "encoder_self"), encoding=encoding, top_k=2)
+    with Client(fake.address) as client:
+        result = client.attribute(text, capture=capture, timeout=30).result()
+    for suffix in ("json", "npz", "html"):
+        save(result, tmp_path / f"out.{suffix}")
+    with np.load(tmp_path / "out.npz") as file:
+        assert file["0/cross"].dtype == np.float32
+        assert json.loads(str(file["0/info"]))["top_k"] == 2
+        saved = [file["0/cross"]]
+        np.testing.assert_array_equal(file["0/decoder_self"], result.decoder_self)
+        np.testing.assert_array_equal(file["0/encoder_self"], result.encoder_self)
+    (sequence,) = loaded_by_inseq(tmp_path / "out.json").sequence_attributions
+    saved.append(sequence.source_attributions.numpy())
+    view = page_data(tmp_path / "out.html")[0]["views"][0]
+    saved.append(np.frombuffer(base64.b64decode(view["data"]), "<f2").reshape(view["shape"]).astype(np.float32))
+    for array in saved:
+        assert array.shape == truth.shape
+        assert ((array > 0).sum(0) == 2).all()
+        np.testing.assert_allclose(array[array > 0], truth[array > 0], atol=3e-3)
 
 
 @pytest.mark.parametrize("suffix", [".json", ".npz", ".html"])
@@ -184,6 +217,4 @@ def test_the_page_fetches_nothing_and_cannot_be_broken_out_of(results, tmp_path)
     assert "http://" not in html
     assert "https://" not in html
     assert html.count("</script>") == 2
-    start = html.index('id="data">') + len('id="data">')
-    data = json.loads(html[start : html.index("</script>", start)])
-    assert [sentence["source"] for sentence in data] == SENTENCES
+    assert [sentence["source"] for sentence in page_data(tmp_path / "out.html")] == SENTENCES

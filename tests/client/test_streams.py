@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import threading
 import time
 from collections.abc import Callable
@@ -73,6 +74,29 @@ def test_a_decoder_only_result(fake, truth_of, attribute: Attribute):
     assert [token.text for token in result.context] == ["one", "two", "three"]
 
 
+def greatest(values: np.ndarray, count: int, axis: int) -> np.ndarray:
+    """The greatest of each row where they were, 0 elsewhere; NaN stays."""
+    least = -np.sort(-values, axis).take([count - 1], axis)  # NaN counts as the least of all
+    return np.where(values < least, 0, values)
+
+
+@both
+@pytest.mark.parametrize("top_k", [0, 2])
+@pytest.mark.parametrize(("encoding", "tolerance"), [("float32", 0), ("float16", 1e-3), ("uint8", 1 / 500)])
+def test_numbers_are_whole_however_they_travel(fake, truth_of, attribute: Attribute, encoding, tolerance, top_k):
+    capture = dataclasses.replace(EVERYTHING, encoding=encoding, top_k=top_k)
+    result = attribute(fake.address, TEXT, {"capture": capture, "timeout": 30})
+    truth = truth_of(TEXT)
+    assert fake.requests[0].capture.top_k == result.started.top_k == top_k
+    for kind, axis in (("cross", 0), ("decoder_self", 0), ("encoder_self", 1)):
+        got, expected = getattr(result, kind), getattr(truth, kind)
+        assert got.dtype == ("float16" if encoding == "float16" else "float32")
+        if top_k:
+            expected = greatest(expected, top_k, axis)
+            np.testing.assert_array_equal(got == 0, expected == 0)
+        np.testing.assert_allclose(got, expected, atol=tolerance, rtol=0)
+
+
 @both
 def test_a_given_target_and_no_attention(fake, attribute: Attribute):
     result = attribute(fake.address, TEXT, {"target": "ein zwei", "capture": Capture(none=True)})
@@ -136,6 +160,8 @@ def test_errors_carry_all_that_was_said(fake, attribute: Attribute):
 def test_answers_that_do_not_fit_the_contract(fake, attribute: Attribute):
     with pytest.raises(InternalError, match="does not fit the contract"):
         attribute(fake.address, "broken now", {})
+    with pytest.raises(InternalError, match="contract: position 4000000000 is out of range: there are 3"):
+        attribute(fake.address, "nowhere now", {"capture": Capture(top_k=2)})
     with pytest.raises(SidelightError, match="cut off before its end") as caught:
         attribute(fake.address, "cut off", {})
     assert caught.value.status == grpc.StatusCode.DATA_LOSS

@@ -1,0 +1,105 @@
+"""Builds kernels, and looks for them as a server on a GPU would: by launching them.
+
+A script, run in processes of its own: where TRITON_INTERPRET is set there is nothing to compile.
+
+    cached_kernels.py build OPTIONS          as `sidelight kernels build`
+    cached_kernels.py launch TARGET CASE     launches on tensors with memory, in TRITON_CACHE_DIR; prints for each one
+                                             whether its kernel was in the cache, as a JSON list
+    cached_kernels.py load                   has Triton make and load its launcher
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import Any
+
+import torch
+from sidelight.kernels import build_command
+from sidelight.kernels.launch import Launch
+from sidelight.kernels.variants import variants
+from triton import knobs, runtime
+from triton.backends.amd.driver import HIPDriver
+from triton.backends.nvidia.driver import CudaDriver, CudaUtils
+
+
+class Utils:
+    """What the drivers' modules in C do once a kernel is compiled."""
+
+    def get_device_properties(self, _device: int) -> dict[str, Any]:
+        return {"max_shared_mem": 2**20, "arch": "gfx942:sramecc+:xnack-", "warpSize": 64}
+
+    def load_binary(self, *_: Any) -> tuple[Any, ...]:
+        return object(), object(), 0, 0, 1024  # module, function, registers, spills, the most threads
+
+
+class Launcher:
+    launched = 0
+
+    def __init__(self, *_: Any) -> None: ...
+
+    def __call__(self, *_: Any) -> None:
+        Launcher.launched += 1
+
+
+class Driver:
+    """Triton's driver, apart from what needs the GPU's own; what the GPU is, Triton's code still finds out."""
+
+    def __init__(self) -> None:
+        self.utils = Utils()
+        self.launcher_cls = Launcher
+        self.get_current_device = lambda: 0
+        self.get_current_stream = lambda _device: 0
+
+
+class FakeCuda(Driver, CudaDriver):
+    def __init__(self, target: str) -> None:
+        super().__init__()
+        self.get_device_capability = lambda _device: divmod(int(target.removeprefix("sm_")), 10)
+
+
+class FakeHip(Driver, HIPDriver): ...
+
+
+def unaligned(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(map(unaligned, value))
+    if isinstance(value, torch.Tensor):
+        return torch.empty(value.numel() + 1, dtype=value.dtype)[1:].view(value.shape)
+    return value
+
+
+def launches(case: str) -> list[Launch]:
+    every = [launch for variant in variants() for launch in variant.launches("cpu")]
+    if case == "every":
+        return every
+    first = every[0]
+    if case == "unaligned":
+        arguments = {name: unaligned(value) for name, value in first.arguments.items()}
+        return [first._replace(arguments=arguments)]
+    assert case == "first"
+    return [first]
+
+
+def launch(target: str, case: str) -> None:
+    runtime.driver.set_active(FakeHip() if target == "gfx942" else FakeCuda(target))
+    found: list[bool] = []
+    knobs.compilation.listener = lambda *, cache_hit, **_: found.append(cache_hit)
+    asked = launches(case)
+    for each in asked:
+        each.run()
+    assert Launcher.launched == len(asked)
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    action, *rest = sys.argv[1:]
+    if action == "build":
+        parser = argparse.ArgumentParser()
+        build_command.add_arguments(parser)
+        sys.exit(build_command.run(parser.parse_args(rest)))
+    elif action == "launch":
+        launch(*rest)
+    else:
+        CudaUtils()

@@ -1,0 +1,180 @@
+"""The bench without a GPU: it says so; and all that it does but timing."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from io import StringIO
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from sidelight.kernels import bench, bench_command
+from sidelight.kernels.bench import Timing
+from sidelight.kernels.variants import Variant, variants
+
+MOVING = Timing("layout", "heads mean", 30_000_000, 0, 20e-6, 15e-6, 60e-6, None)
+MULTIPLYING = Timing("rows", "prompt", 2_000_000, 4 * 10**9, 100e-6, 1e-6, 250e-6, 80e-6)
+
+
+def run(*arguments: str) -> int:
+    parser = argparse.ArgumentParser()
+    bench_command.add_arguments(parser)
+    return bench_command.run(parser.parse_args(arguments))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_says_that_there_is_no_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--json", str(tmp_path / "times.json")) == 1
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err == "sidelight: torch finds no GPU on this machine: there is nothing to time\n"
+    assert not (tmp_path / "times.json").exists()
+
+
+def test_refuses_where_kernels_are_interpreted(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert run() == 1
+    assert "TRITON_INTERPRET" in capsys.readouterr().err
+
+
+def test_rates() -> None:
+    assert MOVING.bytes_per_second == pytest.approx(1.5e12)
+    assert MOVING.of_copy == pytest.approx(0.75)
+
+
+def test_the_table() -> None:
+    text = StringIO()
+    Console(file=text, width=160).print(bench.table([MOVING, MULTIPLYING]))
+    header, moving, multiplying = ([cell.strip() for cell in line.split("  ") if cell.strip()] for line in lines(text))
+    assert header == ["kernel", "case", "MB", "µs", "GB/s", "of copy", "TFLOP/s", "copy µs", "eager µs", "SDPA µs"]
+    assert moving == ["layout", "heads mean", "30.0", "20.0", "1,500", "75%", "–", "15.0 (0.75x)", "60.0 (3.00x)", "–"]
+    assert multiplying[2:] == [
+        *("2.0", "100.0", "20", "1%", "40.0"),
+        *("1.0 (0.01x)", "250.0 (2.50x)", "80.0 (0.80x)"),
+    ]
+
+
+def lines(text: StringIO) -> list[str]:
+    return text.getvalue().splitlines()
+
+
+class WithBaselines:
+    """A variant that has what to compare with."""
+
+    def __init__(self, variant: Variant, made: list[str]) -> None:
+        self._variant = variant
+        self._made = made
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._variant, name)
+
+    def eager(self, device: str) -> Callable[[], object]:
+        return lambda: self._made.append(f"eager on {device}")
+
+    def sdpa(self, device: str) -> Callable[[], object]:
+        return lambda: self._made.append(f"sdpa on {device}")
+
+
+def test_reports_all_variants(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = next(variants())
+    launches = first.launches("cpu")
+    made: list[str] = []
+    variant: Any = WithBaselines(first._replace(launches=lambda _: launches), made)
+    seconds = iter([4e-6, 2e-6, 8e-6, 3e-6])  # the kernel's, the copy's, the baselines'
+
+    def timer(thunk: Callable[[], object]) -> float:
+        thunk()
+        return next(seconds)
+
+    monkeypatch.setattr(bench.shutil, "which", lambda _: None)
+    assert bench_command.report([variant], "cpu", timer, tmp_path / "times.json") == 0
+    assert made == ["eager on cpu", "sdpa on cpu"]
+    assert not launches[-1].arguments["out"].isnan().any()  # the kernel ran
+
+    told = capsys.readouterr().out
+    print(told)
+    assert f"torch: {torch.__version__}" in told
+    assert first.case in told
+    assert "8.0 (2.00x)" in told
+    written = json.loads((tmp_path / "times.json").read_text())
+    assert written["machine"]["device"] == "cpu"
+    (timing,) = written["variants"]
+    assert timing["kernel"] == first.kernel
+    assert [timing[name] for name in ("seconds", "copy", "eager", "sdpa")] == [4e-6, 2e-6, 8e-6, 3e-6]
+    assert timing["of_copy"] == 0.5
+
+
+def test_variants_without_baselines() -> None:
+    variant = next(variants())
+    if hasattr(variant, "eager"):
+        variant = variant._replace(eager=None, sdpa=None)
+    timing = bench.measure(variant, "cpu", lambda _: 1e-6)
+    assert timing.eager is None
+    assert timing.sdpa is None
+
+
+def test_copies_the_bytes_of_the_kernel() -> None:
+    written = bench._copying(1000, "cpu")()
+    assert isinstance(written, torch.Tensor)
+    assert written.nbytes == 500  # and as many read
+
+
+def test_tells_of_a_file_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def never(_: Callable[[], object]) -> float:
+        raise AssertionError("timed although the file cannot be written")
+
+    assert bench_command.report(variants(), "cpu", never, tmp_path / "missing" / "times.json") == 1
+    assert "missing/times.json" in capsys.readouterr().err
+
+
+def test_asks_nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = tmp_path / "asked"
+    program = tmp_path / "nvidia-smi"
+    program.write_text(f'#!/bin/sh\necho "$@" > {asked}\necho "580.95, 1980 MHz, 1980 MHz, 2619 MHz, 700.00 W"\n')
+    program.chmod(0o755)
+    monkeypatch.setattr(bench.shutil, "which", lambda _: str(program))
+    assert bench._nvidia_smi("GPU-1") == {
+        "driver": "580.95",
+        "multiprocessor clock": "1980 MHz",
+        "at most": "1980 MHz",
+        "memory clock": "2619 MHz",
+        "power limit": "700.00 W",
+    }
+    assert "--id=GPU-1" in asked.read_text()
+    program.write_text("#!/bin/sh\nexit 9\n")
+    assert bench._nvidia_smi("GPU-1") == {}
+
+
+def test_tells_of_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    properties = SimpleNamespace(name="NVIDIA H100", multi_processor_count=132, uuid="01-02")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(bench, "_nvidia_smi", lambda gpu: {"asked for": gpu})
+    found = bench.machine("cuda")
+    assert found["device"] == "NVIDIA H100"
+    assert found["multiprocessors"] == "132"
+    assert found["CUDA"] == "13.0"
+    assert found["asked for"] == "GPU-01-02"
+    assert found.keys() >= {"torch", "triton"}
+
+
+def test_times_in_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, object] = {}
+
+    def do_bench(_thunk: Callable[[], object], **options: object) -> float:
+        asked.update(options)
+        return 2.5  # milliseconds
+
+    monkeypatch.setattr(bench, "do_bench", do_bench)
+    assert bench.median(lambda: None) == 0.0025
+    assert asked == {"return_mode": "median"}

@@ -1,0 +1,141 @@
+"""Kernels built ahead are those that a server finds, and Triton's launcher too."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from sidelight.kernels import build_command
+
+SCRIPT = Path(__file__).parent / "cached_kernels.py"
+TARGETS = ["sm_90", "gfx942"]
+
+
+def script(*arguments: str | Path, **variables: str | Path) -> str:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, SCRIPT, *arguments],
+        cwd=SCRIPT.parent,
+        env={**environment, **{name: str(value) for name, value in variables.items()}},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The kernels of all variants, for two GPUs. Not to be changed: what is compiled must go elsewhere."""
+    folder = tmp_path_factory.mktemp("built") / "cache"
+    told = script("build", "--cache", folder, "--target", TARGETS[0], "--target", TARGETS[1])
+    print(told)
+    for target in TARGETS:
+        assert re.search(rf"^{target}  layout_kernel  [0-9a-f]{{16}}  \d+\.\d+ s  \d+ KiB$", told, re.MULTILINE)
+    assert f"TRITON_CACHE_DIR={folder} sidelight serve" in told
+    return folder
+
+
+def found(target: str, case: str, cache: Path) -> list[bool]:
+    return json.loads(script("launch", target, case, TRITON_CACHE_DIR=cache))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_launches_find_what_was_built(target: str, cache: Path) -> None:
+    looked_up = found(target, "every", cache)
+    assert looked_up
+    assert all(looked_up)
+
+
+@pytest.fixture
+def copied(cache: Path, tmp_path: Path) -> Path:
+    """A cache in which kernels may be compiled. The files that it leads to are those of the original."""
+    return shutil.copytree(cache, tmp_path / "copied")
+
+
+def test_others_are_compiled(copied: Path) -> None:
+    assert found("sm_90", "first", copied) == [True]
+    assert found("sm_90", "unaligned", copied) == [False]
+    assert found("sm_80", "first", copied) == [False]
+    assert found("sm_80", "first", copied) == [True]
+
+
+@pytest.mark.parametrize("variable", ["PTXAS_OPTIONS", "TRITON_DEBUG", "DISABLE_PTXAS_OPT"])
+def test_variables_are_in_the_key(variable: str, copied: Path) -> None:
+    value = "--verbose" if variable == "PTXAS_OPTIONS" else "1"
+    looked_up = script("launch", "sm_90", "first", TRITON_CACHE_DIR=copied, **{variable: value})
+    assert json.loads(looked_up) == [False]
+
+
+def test_a_moved_cache_is_found_empty(tmp_path: Path) -> None:
+    # As the documentation says. Should Triton learn to keep relative paths, it must say so no more.
+    script("build", "--cache", tmp_path / "before", "--target", "sm_90")
+    assert found("sm_90", "first", tmp_path / "before") == [True]
+    (tmp_path / "before").rename(tmp_path / "after")
+    assert found("sm_90", "first", tmp_path / "after") == [False]
+
+
+def test_builds_once(cache: Path) -> None:
+    told = script("build", "--cache", cache, "--target", "sm_90")
+    assert re.search(r"^sm_90  \d+ in all, 0 of them compiled now", told, re.MULTILINE)
+
+
+def test_a_relative_path_becomes_whole(tmp_path: Path) -> None:
+    relative = os.path.relpath(tmp_path / "cache", SCRIPT.parent)
+    assert f"TRITON_CACHE_DIR={tmp_path / 'cache'} " in script("build", "--cache", relative, "--target", "sm_90")
+    assert found("sm_90", "first", tmp_path / "cache") == [True]
+
+
+@pytest.mark.skipif(not (shutil.which("gcc") and shutil.which("nm")), reason="needs a C compiler and nm")
+def test_the_launcher_loads_without_a_compiler(cache: Path, tmp_path: Path) -> None:
+    module, _ = cache.glob("*/cuda_utils.*.so")
+    # Stands in for the driver's library, with all that the launcher wants of it.
+    wanted = subprocess.run(["nm", "--dynamic", "--undefined-only", module], capture_output=True, text=True, check=True)
+    names = re.findall(r" (cu[A-Z]\w+)", wanted.stdout)
+    assert names
+    source = tmp_path / "driver.c"
+    source.write_text("".join(f"int {name}(void) {{ return 0; }}\n" for name in names))
+    library = tmp_path / "libcuda.so.1"
+    subprocess.run(["gcc", "-shared", "-fPIC", f"-Wl,-soname,{library.name}", "-o", library, source], check=True)
+    libraries = {"TRITON_LIBCUDA_PATH": tmp_path, "LD_LIBRARY_PATH": tmp_path}
+    script("load", TRITON_CACHE_DIR=cache, CC="/bin/false", **libraries)
+    script("load", TRITON_CACHE_DIR=cache, CC="/bin/false", PATH="", **libraries)  # as without the program `file`
+    with pytest.raises(AssertionError, match="/bin/false"):  # it is the cache that helps
+        script("load", TRITON_CACHE_DIR=tmp_path / "empty", CC="/bin/false", **libraries)
+
+
+def run(*arguments: str) -> int:
+    parser = argparse.ArgumentParser()
+    build_command.add_arguments(parser)
+    return build_command.run(parser.parse_args(arguments))
+
+
+def test_refuses_unknown_targets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--cache", str(tmp_path / "cache"), "--target", "sm_90", "--target", "h100") == 1
+    assert "--target: must be one of sm_80," in capsys.readouterr().err
+    assert not (tmp_path / "cache").exists()
+
+
+def test_refuses_where_kernels_are_interpreted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert run("--cache", str(tmp_path / "cache"), "--target", "sm_90") == 1
+    assert "TRITON_INTERPRET" in capsys.readouterr().err
+
+
+def test_tells_of_a_cache_that_cannot_be_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    (tmp_path / "file").touch()
+    assert run("--cache", str(tmp_path / "file" / "cache"), "--target", "sm_90") == 1
+    assert "file/cache" in capsys.readouterr().err
