@@ -100,8 +100,9 @@ def _add_kernels(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def _kernels(args: argparse.Namespace) -> int:
     try:
         from ..kernels import command
+        from ..server.warmup import planned
 
-        return command.main(args.arguments)
+        return command.main(args.arguments, planned)
     except ModuleNotFoundError as error:
         return _missing(error)
 

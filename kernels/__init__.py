@@ -5,12 +5,14 @@ public function picks. transformers looks for a package named `kernels` and may 
 nothing here imports from above it.
 """
 
+from .choice import choose
 from .decode import decode
+from .launch import Launch, recorded
 from .layout import layout
 from .pack_reference import pack
 from .reductions import REDUCTIONS, Reduction
 from .result import ENCODINGS, Encoding, Part, Result, new_result
-from .rows import choose, rows
+from .rows import rows
 from .rows_reference import capped_attention
 from .rows_reference import write as write_probabilities
 from .scoring import Scoring
@@ -19,6 +21,7 @@ __all__ = [
     "ENCODINGS",
     "REDUCTIONS",
     "Encoding",
+    "Launch",
     "Part",
     "Reduction",
     "Result",
@@ -29,6 +32,7 @@ __all__ = [
     "layout",
     "new_result",
     "pack",
+    "recorded",
     "rows",
     "write_probabilities",
 ]

@@ -58,11 +58,12 @@ class Built(NamedTuple):
 
 
 def build(
-    launches: Iterable[Launch], target: str, cache: Path, tell: Callable[[Built], object] = lambda _: None
+    launches: Callable[[], Iterable[Launch]], target: str, cache: Path, tell: Callable[[Built], object] = lambda _: None
 ) -> list[Built]:
     """Puts the kernels of all launches into the cache, each once however many launches share it.
 
-    Tells of each as soon as it is there. Not for threads that launch meanwhile.
+    `launches` is asked as if on a machine with the target's GPU. Tells of each kernel as soon as it is there. Not for
+    threads that launch meanwhile.
     """
     built: dict[str, Built] = {}
     seen: set[int] = set()
@@ -73,7 +74,7 @@ def build(
 
     with _caching_in(cache), knobs.compilation.scope(), compiling_for(target):
         knobs.compilation.listener = listen
-        for launch in launches:
+        for launch in launches():
             if id(launch.kernel) not in seen:
                 # What this process has compiled before would be taken from its memory, and never reach the cache.
                 launch.kernel.device_caches.clear()

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +23,18 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `sidelight kernels build`."""
+    parser.add_argument(
+        "model",
+        nargs="?",
+        metavar="MODEL",
+        help="the model that will be served, as `sidelight serve` takes it; without one, the bundled one",
+    )
+    parser.add_argument(
+        "--dtype",
+        default="bfloat16",
+        choices=("float32", "float16", "bfloat16"),
+        help="the type that it will be served in; without it, bfloat16",
+    )
     parser.add_argument(
         "--target",
         action="append",
@@ -35,15 +47,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def planned_launches(args: argparse.Namespace) -> Iterator[Launch]:  # noqa: ARG001
-    """The launches whose kernels are built, with tensors that have no memory."""
-    from .variants import variants
-
-    for variant in variants():
-        yield from variant.launches("meta")
+class UnknownModelError(Exception):
+    """There is no such model, or it cannot be served. The message is for the person who builds."""
 
 
-def run(args: argparse.Namespace) -> int:
+# From the command's arguments to what is to be built. Asked once for each target, as if on a machine that has it.
+Plan = Callable[[argparse.Namespace], Iterable["Launch"]]
+
+
+def run(args: argparse.Namespace, plan: Plan) -> int:
     """Builds for each target in turn. Returns the exit status."""
     from triton import knobs
 
@@ -61,10 +73,10 @@ def run(args: argparse.Namespace) -> int:
     try:
         args.cache.mkdir(parents=True, exist_ok=True)
         for target in targets:
-            built = build.build(planned_launches(args), target, args.cache, _tell)
+            built = build.build(lambda: plan(args), target, args.cache, _tell)
             launcher = _build_launcher(target, args.cache)
             _tell_total(target, [*built, launcher] if launcher else built)
-    except OSError as error:
+    except (OSError, UnknownModelError) as error:
         print(f"sidelight: {error}", file=sys.stderr)
         return 1
     print(f"\nServe with them: TRITON_CACHE_DIR={args.cache.resolve()} sidelight serve ...")

@@ -11,17 +11,20 @@ from collections.abc import Sequence
 from . import audit_command, bench_command, build_command
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command. Returns the exit status: 0 for success, 1 for a failure."""
+def main(argv: Sequence[str] | None, plan: build_command.Plan) -> int:
+    """Runs a command. Returns the exit status: 0 for success, 1 for a failure.
+
+    `plan` says what a server of a model would launch, which nothing here knows.
+    """
     parser = argparse.ArgumentParser(
         prog="sidelight kernels", description="Checks, measures and builds the kernels that run on GPUs."
     )
-    add_arguments(parser)
+    add_arguments(parser, plan)
     args = parser.parse_args(argv)
     return args.run(args)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser, plan: build_command.Plan) -> None:
     """Adds the commands."""
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
@@ -35,4 +38,4 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     build = commands.add_parser("build", help="compile kernels ahead of time, for a server to find; no GPU")
     build_command.add_arguments(build)
-    build.set_defaults(run=build_command.run)
+    build.set_defaults(run=lambda args: build_command.run(args, plan))

@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .choice import Impl, choose
 from .decode_reference import decode_reference
 from .result import EVERYTHING, Part, Result, check_part
-from .rows import Impl, choose
 from .scoring import Scoring, check_heads, check_scoring
 
 

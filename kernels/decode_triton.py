@@ -38,6 +38,7 @@ from .tiles import precision, rule_of, scored, strided
 
 _PROGRAMS = 256  # enough to fill a GPU: an H100 has 132 multiprocessors, an MI300X 304
 _STAGED = 48 * 1024  # bytes of shared memory for tiles on their way; MI300 has 64 KiB in all
+_ROW = 1024  # numbers of a row at a time, however short it is: each other number would be a kernel more to compile
 _SHARE = 512  # keys at least in a share of a cache: fewer are not worth joining
 
 
@@ -215,7 +216,7 @@ def _folded(
     return fold_layers(OVER_HEADS, OVER_LAYERS, AS_ONE, FIRST, LAST, value, before, part.divisor, part.layers)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["column"])  # layers have columns of their own, and one kernel
 def row_kernel(
     span,
     sizes,
@@ -225,6 +226,7 @@ def row_kernel(
     total,
     out,  # [B, S, columns], or total if more layers are to come
     columns,
+    column,  # the first that is written
     BLOCK_S: tl.constexpr,
     BLOCK_C: tl.constexpr,  # heads side by side, a power of two; 1 if they are out of order
     OVER_HEADS: tl.constexpr,
@@ -240,13 +242,13 @@ def row_kernel(
     begin = tl.program_id(1) % programs * BLOCK_C
     # Divided and multiplied, so that the compiler knows that the places of heads side by side are aligned.
     columns = columns // BLOCK_C * BLOCK_C
-    column = part.column // BLOCK_C * BLOCK_C + begin
+    column = column // BLOCK_C * BLOCK_C + begin
     places = out + (b * sizes.length + s) * columns
     if OVER_HEADS != "":
         value = _folded(
             span, sizes, part, scores, log_sum_exp, total, b, s, OVER_HEADS, OVER_LAYERS, AS_ONE, FIRST, LAST
         )
-        tl.store(places + part.column, value, mask=s < sizes.length)
+        tl.store(places + column, value, mask=s < sizes.length)
     elif BLOCK_C == 1:
         value = _probabilities(span, sizes, scores, log_sum_exp, b, head_of(part, begin), s - sizes.missing)
         if part.columns is not None:
@@ -260,7 +262,7 @@ def row_kernel(
         tl.store(places[:, None] + (column + c)[None, :], tl.trans(values), mask=(s < sizes.length)[:, None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["column"])  # layers have columns of their own, and one kernel
 def packed_row_kernel(
     span,
     sizes,
@@ -272,6 +274,7 @@ def packed_row_kernel(
     scales,  # [B, columns]; None: the numbers are floats
     positions,  # int32 [B, k, columns]; None: all positions are kept
     columns,
+    column,  # the first that is written
     kept,  # k, or S
     BLOCK_S: tl.constexpr,
     TOP_K: tl.constexpr,  # a power of two, at least k; 0: all
@@ -284,7 +287,6 @@ def packed_row_kernel(
     programs = part.count if OVER_HEADS == "" else 1
     b = (tl.program_id(0) // programs).to(tl.int64)
     i = tl.program_id(0) % programs
-    column = part.column
     if OVER_HEADS == "":
         column += i
         if part.columns is not None:
@@ -415,14 +417,14 @@ def _row(span: Span, sizes: Sizes, scores: Tensor, log_sum_exp: Tensor, result: 
     columns = result.values.shape[3]
     arguments = {"span": span, "sizes": sizes, "part": chosen, "scores": scores, "log_sum_exp": log_sum_exp}
     arguments |= folding(part, result)
-    length = triton.next_power_of_2(result.length)
     if result.is_dense_float or not part.last:
         block_c = side_by_side(part, sizes.heads, columns, 16)
-        block_s = max(16, min(length, 1024 // block_c))
+        block_s = _ROW // block_c
         grid = (triton.cdiv(result.length, block_s), batch * (chosen.count // block_c if apart else 1))
         arguments |= {
             "out": result.values if part.last else result.total,
             "columns": columns if part.last else 1,
+            "column": part.column,
             "BLOCK_S": block_s,
             "BLOCK_C": block_c,
             "LAST": part.last,
@@ -434,8 +436,9 @@ def _row(span: Span, sizes: Sizes, scores: Tensor, log_sum_exp: Tensor, result: 
         "scales": result.scales,
         "positions": result.positions,
         "columns": columns,
+        "column": part.column,
         "kept": result.values.shape[2],
-        "BLOCK_S": max(16, top_k, min(length, 1024)),
+        "BLOCK_S": _ROW,
         "TOP_K": top_k,
     }
     return Launch(packed_row_kernel, (batch * (chosen.count if apart else 1),), arguments)

@@ -86,10 +86,7 @@ def fold_layers(
     else:
         value = last(OVER_HEADS, value, heads)
         if OVER_LAYERS != "":
-            if FIRST:
-                value = first(OVER_LAYERS, value)
-            else:
-                value = fold(OVER_LAYERS, total, value)
+            value = first(OVER_LAYERS, value) if FIRST else fold(OVER_LAYERS, total, value)
             if LAST:
                 value = last(OVER_LAYERS, value, layers)
     return value

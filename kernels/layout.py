@@ -5,18 +5,16 @@ neither models nor messages.
 """
 
 from collections.abc import Sequence
-from importlib.util import find_spec
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from .choice import Impl, choose
 from .layout_reference import layout_reference
 from .reductions import REDUCTIONS, Reduction
 
 _INPUTS = (torch.float32, torch.float16, torch.bfloat16)
 _OUTPUTS = (torch.float32, torch.float16)
-_HAS_TRITON = find_spec("triton") is not None  # not on macOS, nor with every build of torch for aarch64
 
 
 def layout(
@@ -25,7 +23,7 @@ def layout(
     over_heads: Reduction | None = None,
     over_layers: Reduction | None = None,
     out_dtype: torch.dtype = torch.float32,
-    impl: Literal["triton", "reference"] | None = None,
+    impl: Impl | None = None,
 ) -> Tensor:
     """Permutes attention to the message layout, and reduces heads and then layers where asked, in one pass over them.
 
@@ -46,12 +44,8 @@ def layout(
         ModuleNotFoundError: Triton was forced and is not installed.
     """
     _check(layers, over_heads, over_layers, out_dtype)
-    if impl is None:
-        impl = "triton" if _HAS_TRITON and layers[0].is_cuda else "reference"
-    if impl == "reference":
+    if choose(layers[0], impl) == "reference":
         return layout_reference(layers, over_heads, over_layers, out_dtype)
-    if impl != "triton":
-        raise ValueError(f"impl: must be triton or reference, not {impl!r}")
     from .layout_triton import layout_triton  # slow to import: only where it is wanted
 
     return layout_triton(layers, over_heads, over_layers, out_dtype)

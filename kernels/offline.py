@@ -5,10 +5,12 @@ the GPU what it is, is stood in for. So what is compiled here is what a server o
 that it would look up. Tensors may be torch's meta tensors: they count as aligned to 16 bytes, as torch's allocations
 are.
 """
+# Triton comes without types.
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -46,7 +48,7 @@ class _Driver:
 
 
 @contextmanager
-def compiling_for(target: str) -> Iterator[None]:
+def compiling_for(target: str) -> Generator[None]:
     """Makes Triton's JIT believe that the machine has a GPU of this target. Not for threads that launch meanwhile."""
     config: Any = triton.runtime.driver
     before = config._active

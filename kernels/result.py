@@ -34,7 +34,8 @@ class Part(NamedTuple):
     over_heads: Reduction | None = None
     over_layers: Reduction | None = None
     weights: tuple[float, ...] | None = None  # for each head, in a mean or sum
-    count: float | None = None  # what a mean over heads is divided by; None: the number of heads, or of their weights
+    # What a mean over heads is divided by; None: the number of heads, or the sum of their weights.
+    count: float | None = None  # pyright: ignore[reportIncompatibleMethodOverride]
     layer_count: int = 1  # what a mean over layers is divided by
     first: bool = True  # whether no layer came before; of use only with over_layers
     last: bool = True

@@ -6,27 +6,13 @@ neither models nor messages.
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-from typing import Literal
-
 import torch
 from torch import Tensor
 
+from .choice import Impl, choose
 from .result import EVERYTHING, Part, Result, check_part
 from .rows_reference import rows_reference
 from .scoring import Scoring, check_heads, check_scoring
-
-Impl = Literal["triton", "reference"]
-_HAS_TRITON = find_spec("triton") is not None  # not on macOS, nor with every build of torch for aarch64
-
-
-def choose(tensor: Tensor, impl: Impl | None = None) -> Impl:
-    """The one place that decides: Triton on a GPU, CUDA's or ROCm's, where it is installed; torch elsewhere."""
-    if impl is None:
-        return "triton" if _HAS_TRITON and tensor.is_cuda else "reference"
-    if impl not in ("triton", "reference"):
-        raise ValueError(f"impl: must be triton or reference, not {impl!r}")
-    return impl
 
 
 def rows(

@@ -161,7 +161,7 @@ def _folded(
     return fold_layers(OVER_HEADS, OVER_LAYERS, AS_ONE, FIRST, LAST, value, before, part.divisor, part.layers)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["column"])  # layers have columns of their own, and one kernel
 def rows_kernel(
     query,  # Strided [B, H, T, D]
     key,  # Strided [B, Hkv, S, D]
@@ -172,6 +172,7 @@ def rows_kernel(
     total,  # [B, T, S], what the layers before have become
     out,  # [B, T, S, columns], or total if more layers are to come
     columns,
+    column,  # the first that is written
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_T: tl.constexpr,
@@ -192,7 +193,7 @@ def rows_kernel(
     begin = tl.program_id(2) % programs * BLOCK_C
     # Divided and multiplied, so that the compiler knows that the places of heads side by side are aligned.
     columns = columns // BLOCK_C * BLOCK_C
-    column = part.column // BLOCK_C * BLOCK_C + begin
+    column = column // BLOCK_C * BLOCK_C + begin
     places = out + ((b * sizes.queries + t.to(tl.int64)[:, None]) * sizes.length + s[None, :]) * columns
     inside = (t < sizes.queries)[:, None] & (s < sizes.length)[None, :]
     if OVER_HEADS != "":
@@ -200,7 +201,7 @@ def rows_kernel(
             query, key, rule, sizes, part, log_sum_exp, total, b, t, s,
             D, BLOCK_D, PRECISION, OVER_HEADS, OVER_LAYERS, AS_ONE, FIRST, LAST,
         )  # fmt: skip
-        tl.store(places + part.column, value, mask=inside)
+        tl.store(places + column, value, mask=inside)
     elif BLOCK_C == 1:
         h = head_of(part, begin)
         value = _probabilities(query, key, rule, sizes, log_sum_exp, b, h, t, s, D, BLOCK_D, PRECISION)
@@ -218,7 +219,7 @@ def rows_kernel(
         tl.store(places[:, :, None] + (column + c), values, mask=inside[:, :, None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["column"])  # layers have columns of their own, and one kernel
 def packed_rows_kernel(
     query,
     key,
@@ -231,6 +232,7 @@ def packed_rows_kernel(
     scales,  # [B, T, columns]; None: the numbers are floats
     positions,  # int32 [B, T, k, columns]; None: all positions are kept
     columns,
+    column,  # the first that is written
     kept,  # k, or S
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -248,7 +250,6 @@ def packed_rows_kernel(
     programs = part.count if OVER_HEADS == "" else 1
     b = (tl.program_id(1) // programs).to(tl.int64)
     i = tl.program_id(1) % programs
-    column = part.column
     if OVER_HEADS == "":
         column += i
         if part.columns is not None:
@@ -352,6 +353,7 @@ def plan(
                     **arguments,
                     "out": out,
                     "columns": columns if part.last else 1,
+                    "column": part.column,
                     "BLOCK_T": block_t,
                     "BLOCK_S": block_s,
                     "BLOCK_C": block_c,
@@ -373,6 +375,7 @@ def plan(
                 "scales": result.scales,
                 "positions": result.positions,
                 "columns": columns,
+                "column": part.column,
                 "kept": result.values.shape[2],
                 "BLOCK_T": block_t,
                 "BLOCK_S": max(block_s, top_k),
@@ -394,12 +397,12 @@ class _Tile(NamedTuple):
 def _tile(query: Tensor, product: str) -> _Tile:
     """How many queries, keys and numbers of a head's width at a time.
 
-    Chosen with `sidelight kernels audit`: the largest that spill nowhere. Float32 that is split into parts of tf32 takes
-    three times the registers.
+    Chosen with `sidelight kernels audit`: the largest that spill nowhere. Float32 that is split into parts of tf32
+    takes three times the registers.
     """
-    queries, width = query.shape[2:]
+    width = query.shape[3]
     half = query.dtype != torch.float32
-    block_t = min(64 if half else 32, max(16, triton.next_power_of_2(queries)))
+    block_t = 64 if half else 32  # the same for few queries: a kernel more to compile would cost more than idle rows
     block_s = 64 if half and width <= 128 else 32
     most_d = 64 if half else 16 if product == "tf32x3" else 32
     block_d = min(most_d, max(16, triton.next_power_of_2(width)))

@@ -21,10 +21,9 @@ MAX_TOP_K = 32  # more would take long to compile, and registers
 class Selected(NamedTuple):
     """`Part` as a kernel sees it."""
 
-    count: int  # heads
+    count: int  # heads  # pyright: ignore[reportIncompatibleMethodOverride]
     heads: Tensor | None  # int32; None: all in order
     columns: Tensor | None
-    column: int
     weights: Tensor | None
     divisor: float
     layers: float
@@ -36,7 +35,6 @@ def selected(part: Part, heads: int, device: torch.device) -> Selected:
         heads if part.heads is None else len(part.heads),
         None if part.heads is None else constant(part.heads, device),
         None if part.columns is None else constant(part.columns, device),
-        part.column,
         None if part.weights is None else constant(part.weights, device),
         float(part.divisor or heads),
         float(part.layer_count),

@@ -8,7 +8,7 @@ Kernels take what belongs together as one named tuple; None in it is known when 
 # pyright: reportIndexIssue=false, reportMissingTypeStubs=false, reportCallIssue=false, reportArgumentType=false
 # pyright: reportGeneralTypeIssues=false, reportUnnecessaryComparison=false
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -66,7 +66,8 @@ def precision(dtype: torch.dtype) -> str:
     AMD's multiply float32 as it is. Halves have no choice to make.
     """
     try:
-        backend = triton.runtime.driver.active.get_current_target().backend
+        driver: Any = triton.runtime.driver.active
+        backend = driver.get_current_target().backend
     except RuntimeError:  # no GPU: the interpreter, which multiplies as NumPy does
         return "ieee"
     return "tf32x3" if dtype == torch.float32 and backend == "cuda" else "ieee"

@@ -243,7 +243,7 @@ def _eager(query: Tensor, key: Tensor, scoring: Scoring, case: _Case) -> object:
     elif case.over_heads == "max":
         probabilities = probabilities.amax(3, keepdim=True)
     elif case.over_heads == "l2":
-        probabilities = torch.linalg.vector_norm(probabilities, dim=3, keepdim=True)
+        probabilities = probabilities.square().sum(3, keepdim=True).sqrt()
     return probabilities.topk(case.top_k, dim=2) if case.top_k else probabilities.contiguous()
 
 

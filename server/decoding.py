@@ -8,28 +8,21 @@ processors and its order of operations, so the tokens are the same.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList
 
-from ..kernels import Result
-from .attention import Kind, recording
-from .capture import CapturePlan, Recording
 from .errors import internal
 from .jobs import Decoding, EncoderSelf, Event, Finished, Given, Job, Started, Step, StopReason
 from .models import LoadedModel
-from .numbers import Numbers, fetch, numbers_of, tensors_of
+from .numbers import Numbers, fetch
+from .reading import LAST_QUERY, NO_QUERIES, Reader
 from .scores import score
-from .sites import matrices_of
 from .tokenization import Detokenizer, Token
-
-_NO_QUERIES = slice(0, 0)
-_LAST_QUERY = slice(-1, None)
 
 # Encoder self-attention is cut into parts of about this size, well below gRPC's usual limit of 4 MiB a message.
 _PART_BYTES = 1024 * 1024
@@ -39,7 +32,7 @@ def attribute(loaded: LoadedModel, job: Job) -> Iterator[Event]:
     """The events of a job, in order. Must be driven in torch's inference mode. Raises RequestError."""
     detokenizer = _detokenizer(loaded, job)
     context = tuple(detokenizer.add(id_)[1] for id_ in job.context_ids)
-    reader = _Reader(loaded, job)
+    reader = Reader(loaded, job.capture, job.source.ids, job.context_ids)
     encoder_self = reader.read_source()
     yield Started(context, job.target.seed if isinstance(job.target, Decoding) else None)
     if encoder_self is not None:
@@ -62,115 +55,7 @@ def _detokenizer(loaded: LoadedModel, job: Job) -> Detokenizer:
     return Detokenizer(loaded.codec, () if loaded.is_encoder_decoder else job.source.ids)
 
 
-@dataclass(frozen=True)
-class _Pass:
-    """What one forward pass of the decoder gave, on its device.
-
-    `logits` is `[queries kept, vocabulary]`; the attentions have a row for each query kept, None if not captured.
-    """
-
-    logits: Tensor
-    cross: Result | None
-    decoder_self: Result | None
-
-    @property
-    def tensors(self) -> list[Tensor]:
-        """The attentions, to be fetched."""
-        return [*tensors_of(self.cross), *tensors_of(self.decoder_self)]
-
-    def attention(self, arrays: Sequence[NDArray[Any]], plan: CapturePlan) -> tuple[Numbers | None, Numbers | None]:
-        """The attentions of `tensors` once fetched: cross and decoder self, of all queries kept."""
-        count = len(tensors_of(self.cross))
-        cross = numbers_of(self.cross, arrays[:count], plan.shape("cross")) if self.cross else None
-        own = numbers_of(self.decoder_self, arrays[count:], plan.shape("decoder_self")) if self.decoder_self else None
-        return cross, own
-
-
-class _Reader:
-    """A model reading one sequence: its encoder's output, its cache, and how far it is."""
-
-    def __init__(self, loaded: LoadedModel, job: Job) -> None:
-        self._model: Any = loaded.model
-        self._by_rows = loaded.sites.by_rows
-        self._plan = job.capture
-        self._source = job.source.ids
-        self._source_ids = self.tensor(self._source)
-        self._encoder_outputs: Any = None
-        self._cache: Any = None
-        self._is_encoder_decoder = loaded.is_encoder_decoder
-        self._keeps_logits = loaded.takes_logits_to_keep
-        self.context = list(job.context_ids) if loaded.is_encoder_decoder else [*self._source, *job.context_ids]
-        self.position = 0
-
-    def tensor(self, ids: Sequence[int]) -> Tensor:
-        """Ids as a batch of one."""
-        return torch.tensor([ids], device=self._model.device)
-
-    @property
-    def source(self) -> Tensor | None:
-        """The source as the encoder reads it, `[1, S]`; None for a decoder-only model, which has none apart."""
-        return self._source_ids if self._is_encoder_decoder else None
-
-    def read_source(self) -> Numbers | None:
-        """Runs the encoder, if there is one. Returns its self-attention, if captured."""
-        if not self._is_encoder_decoder:
-            return None
-        rows = Recording(self._plan, _NO_QUERIES, {"encoder_self": len(self._source)})
-        self._encoder_outputs = self._run(
-            self._model.get_encoder(), rows, ("encoder_self",), input_ids=self._source_ids, **self._mask()
-        )
-        result = rows.result("encoder_self")
-        return numbers_of(result, fetch(tensors_of(result)), self._plan.shape("encoder_self")) if result else None
-
-    def read(self, ids: Tensor, queries: slice, logits: int, *, last: bool = False) -> _Pass:
-        """Reads more tokens.
-
-        Args:
-            ids: The tokens that come next, `[1, count]`.
-            queries: Which of them are queries whose attention is kept.
-            logits: For how many of them, from the last, logits are wanted.
-            last: Whether nothing will be read after them.
-        """
-        if not self._by_rows and not last:
-            # FSMT masks the future only where it keeps no cache: with one, it must not see more than one token.
-            for place in range(ids.shape[1] - 1):
-                self._read(ids[:, place : place + 1], _NO_QUERIES, 1, last=False)
-            ids = ids[:, -1:]
-        return self._read(ids, queries, logits, last=last)
-
-    def _read(self, ids: Tensor, queries: slice, logits: int, *, last: bool) -> _Pass:
-        self.position += ids.shape[1]
-        rows = Recording(self._plan, queries, {"cross": len(self._source), "decoder_self": self.position})
-        inputs: dict[str, Any] = {"past_key_values": self._cache, "use_cache": not last}
-        if self._is_encoder_decoder:
-            inputs |= {"decoder_input_ids": ids, "encoder_outputs": self._encoder_outputs, **self._mask()}
-            if not self._by_rows:
-                # Read already, and not read again; but FSMT masks a target's future only where it sees the source.
-                inputs["input_ids"] = self._source_ids
-        else:
-            inputs["input_ids"] = ids
-        if self._keeps_logits:
-            inputs["logits_to_keep"] = logits
-        output = self._run(self._model, rows, ("cross", "decoder_self"), **inputs)
-        self._cache = None if last else output.past_key_values
-        return _Pass(output.logits[0, -logits:], rows.result("cross"), rows.result("decoder_self"))
-
-    def _mask(self) -> dict[str, Tensor]:
-        # One source without padding needs no mask, and looking whether a mask hides anything waits for the device.
-        return {} if self._by_rows else {"attention_mask": torch.ones_like(self._source_ids)}
-
-    def _run(self, module: Any, rows: Recording, kinds: tuple[Kind, ...], **inputs: Any) -> Any:
-        """A forward pass that leaves what is captured of these kinds in `rows`."""
-        if self._by_rows:
-            with recording(rows, padded=False):
-                return module(**inputs)
-        output = module(**inputs, output_attentions=True)
-        matrices = {"encoder_self": list(output.attentions)} if kinds == ("encoder_self",) else matrices_of(output)
-        rows.record_matrices({kind: matrices[kind] for kind in kinds if kind in matrices})
-        return output
-
-
-def _given(reader: _Reader, job: Job, target: Given) -> Iterator[Event]:
+def _given(reader: Reader, job: Job, target: Given) -> Iterator[Event]:
     """All steps of a known target, from one forward pass."""
     tokens, text = target.encoded.tokens, target.encoded.text
     ids = target.encoded.ids
@@ -178,7 +63,7 @@ def _given(reader: _Reader, job: Job, target: Given) -> Iterator[Event]:
     # The query that predicts a token is the one before it; the query that reads it is its own.
     first_query = len(reader.context) - (0 if reads_last else 1)
     fed = [*reader.context, *ids] if reads_last else [*reader.context, *ids[:-1]]
-    queries = slice(first_query, None) if job.capture.kinds else _NO_QUERIES
+    queries = slice(first_query, None) if job.capture.kinds else NO_QUERIES
     result = reader.read(reader.tensor(fed), queries, logits=len(ids) + (1 if reads_last else 0), last=True)
     targets = reader.tensor(ids)[0]
     scores, *arrays = fetch([score(job.scores, result.logits[: len(ids)], targets, job.score_top_p), *result.tensors])
@@ -202,7 +87,7 @@ def _given(reader: _Reader, job: Job, target: Given) -> Iterator[Event]:
 
 
 def _decode(
-    reader: _Reader, loaded: LoadedModel, job: Job, decoding: Decoding, detokenizer: Detokenizer
+    reader: Reader, loaded: LoadedModel, job: Job, decoding: Decoding, detokenizer: Detokenizer
 ) -> Iterator[Event]:
     """The steps of a target that the model writes, each as soon as its token and its row exist.
 
@@ -218,7 +103,7 @@ def _decode(
         # This pass's last query predicts the token of this step and reads the token of the step before.
         row_of = index - 1 if reads_last else index
         wanted = row_of >= job.resume_at and job.capture.covers(row_of)
-        result = reader.read(pending, _LAST_QUERY if wanted else _NO_QUERIES, logits=1)
+        result = reader.read(pending, LAST_QUERY if wanted else NO_QUERIES, logits=1)
         choice = chooser.choose(result.logits)
         scores = score(job.scores, result.logits, choice.token[0], job.score_top_p)
         fetched = fetch([choice.token, choice.is_number, scores, *result.tensors])
@@ -280,7 +165,7 @@ class _Choice(NamedTuple):
 class _Chooser:
     """Chooses tokens as transformers' `generate` does."""
 
-    def __init__(self, loaded: LoadedModel, reader: _Reader, decoding: Decoding) -> None:
+    def __init__(self, loaded: LoadedModel, reader: Reader, decoding: Decoding) -> None:
         config = generation_config(loaded, decoding, len(reader.context))
         end: Any = config.eos_token_id
         self.end_ids: frozenset[int] = frozenset(end if isinstance(end, list) else [end] if end is not None else [])

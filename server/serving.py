@@ -13,6 +13,7 @@ from grpc_reflection.v1alpha import reflection
 from .engine import Engine, Limits
 from .models import LoadedModel
 from .service import SERVICE, AttributionService
+from .warmup import warm
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +46,7 @@ class Server:
         except RuntimeError as error:
             raise AddressError(f"cannot listen on {self._address}") from error
         for engine in self._engines:
+            await asyncio.to_thread(warm, engine.loaded)
             engine.start()
         await self._server.start()
         for name in ("", SERVICE.full_name):

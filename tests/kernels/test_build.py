@@ -115,7 +115,7 @@ def test_the_launcher_loads_without_a_compiler(cache: Path, tmp_path: Path) -> N
 def run(*arguments: str) -> int:
     parser = argparse.ArgumentParser()
     build_command.add_arguments(parser)
-    return build_command.run(parser.parse_args(arguments))
+    return build_command.run(parser.parse_args(arguments), lambda _: [])
 
 
 def test_refuses_unknown_targets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

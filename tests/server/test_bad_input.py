@@ -230,16 +230,16 @@ def test_a_fault_inside_tells_nothing_and_harms_nobody(bundled, monkeypatch):
 
 
 def test_numbers_that_are_not_finite_end_the_request_with_a_status(bundled, monkeypatch):
-    import sidelight.server.decoding as decoding_module
+    import sidelight.server.reading as reading_module
 
-    read = decoding_module._Reader.read
+    read = reading_module.Reader.read
 
     def broken(self, *args, **kwargs):
         result = read(self, *args, **kwargs)
         result.logits.fill_(np.nan)
         return result
 
-    monkeypatch.setattr(decoding_module._Reader, "read", broken)
+    monkeypatch.setattr(reading_module.Reader, "read", broken)
     with serving(bundled) as address:
         error = refusal(address, request("A dog."))
     assert error.code() == grpc.StatusCode.INTERNAL

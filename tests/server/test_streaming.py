@@ -11,8 +11,8 @@ import grpc
 import pytest
 from harness import CROSS, DECODER_SELF, ENCODER_SELF, request, serving, stub
 from sidelight.server import outbox as outbox_module
-from sidelight.server.decoding import _Reader
 from sidelight.server.engine import Limits
+from sidelight.server.reading import Reader
 from sidelight.v1 import attribution_service_pb2_grpc as services
 from sidelight.v1 import text_pb2 as text
 
@@ -25,14 +25,14 @@ class Gate:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, passes: int) -> None:
         self._allowed = threading.Semaphore(passes)
         self.passed = 0
-        read = _Reader.read
+        read = Reader.read
 
         def gated(reader, *args, **kwargs):
             assert self._allowed.acquire(timeout=60)
             self.passed += 1
             return read(reader, *args, **kwargs)
 
-        monkeypatch.setattr(_Reader, "read", gated)
+        monkeypatch.setattr(Reader, "read", gated)
 
     def allow(self, passes: int) -> None:
         self._allowed.release(passes)

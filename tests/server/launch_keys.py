@@ -1,0 +1,54 @@
+"""Prints whether what requests launch is among what is warmed: by the keys that Triton's JIT looks kernels up by.
+
+A script, run in a process of its own: where TRITON_INTERPRET is set there are no keys. Nothing is compiled.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from sidelight.kernels import Launch, recorded
+from sidelight.kernels.offline import compiling_for
+from sidelight.server import warmup
+from sidelight.server.decoding import attribute
+from sidelight.server.jobs import Given, Job
+from sidelight.server.models import LoadedModel, load
+from sidelight.server.reading import LAST_QUERY, Reader
+
+
+def key(launch: Launch) -> str:
+    """As JITFunction.run makes it, the kernel's name before it."""
+    *_, binder = launch.kernel.device_caches["cuda:90"]
+    options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages, "debug": False}
+    _, specialization, _ = binder(**launch.arguments, **options)
+    return f"{launch.kernel.__name__} {launch.num_warps} {launch.num_stages} {specialization}"
+
+
+@torch.inference_mode()
+def requests(loaded: LoadedModel) -> list[Launch]:
+    """The launches of requests of other lengths than those that are warmed."""
+    with recorded() as found:
+        for plan in warmup.common_captures(loaded):
+            for source, target, steps in ((3, 5, 40), (32, 48, 20), (25, 32, 1)):
+                ids: list[Any] = [7] * source
+                context = [5] if loaded.is_encoder_decoder else []
+                given = Given(loaded.codec.decode_ids([6] * target))
+                list(attribute(loaded, Job("", loaded.codec.decode_ids(ids), tuple(context), given, plan)))
+                reader = Reader(loaded, plan, ids, context)
+                reader.read_source()
+                reader.read(reader.tensor(reader.context), LAST_QUERY, 1)
+                for _ in range(steps):
+                    reader.read(reader.tensor([6]), LAST_QUERY, 1)
+    return found
+
+
+if __name__ == "__main__":
+    loaded = load(Path(sys.argv[1]) if len(sys.argv) > 1 else None)
+    with compiling_for("sm_90"):
+        warmed = {key(launch) for launch in warmup.launches(loaded)}
+        asked = {key(launch) for launch in requests(loaded)}
+    print(json.dumps({"warmed": len(warmed), "asked": len(asked), "missing": sorted(asked - warmed)}))

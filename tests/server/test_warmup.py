@@ -1,0 +1,68 @@
+"""What is compiled before the server says that it serves is what requests launch."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from harness import serving, stub
+from model_zoo import build_model
+from sidelight.kernels import recorded
+from sidelight.server import serving as serving_module
+from sidelight.server import warmup
+from sidelight.server.models import load
+
+SCRIPT = Path(__file__).parent / "launch_keys.py"
+
+
+# The bundled Marian, and T5 with its biases. Other families of the zoo have heads of 8 numbers, whose strides are
+# multiples of 16 only now and then; no real model does.
+@pytest.mark.parametrize("name", [None, "t5"])
+def test_requests_launch_what_is_warm(name, tmp_path):
+    paths = [] if name is None else [build_model(name, tmp_path)]
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, SCRIPT, *paths], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["asked"] > 20
+    assert found["missing"] == []
+
+
+def test_every_kernel_is_warmed(bundled):
+    names = {launch.kernel.__name__ for launch in warmup.launches(bundled)}
+    assert names == {
+        "attend_kernel",
+        "row_kernel",
+        "packed_row_kernel",
+        "log_sum_exp_kernel",
+        "rows_kernel",
+        "packed_rows_kernel",
+    }
+
+
+def test_models_without_rows_launch_nothing(tmp_path):
+    """Their matrices are laid out by `layout`, of which there is one launch for all."""
+    assert {launch.kernel.__name__ for launch in warmup.launches(load(build_model("fsmt", tmp_path)))} == {
+        "layout_kernel"
+    }
+
+
+def test_a_server_is_warm_before_it_serves(bundled, monkeypatch):
+    warmed = []
+    monkeypatch.setattr(serving_module, "warm", lambda loaded: warmed.append(loaded))
+    with serving(bundled) as address:
+        assert warmed == [bundled]
+        with stub(address):
+            pass
+
+
+def test_nothing_is_launched_on_a_cpu(bundled):
+    with recorded() as launches:
+        warmup.warm(bundled)
+    assert launches == []
