@@ -8,8 +8,7 @@ nothing here imports from above it.
 from .choice import choose
 from .decode import decode
 from .launch import Launch, recorded
-from .layout import layout
-from .pack_reference import pack
+from .layout import layout, layout_into
 from .reductions import REDUCTIONS, Reduction
 from .result import ENCODINGS, Encoding, Part, Result, new_result
 from .rows import rows
@@ -30,8 +29,8 @@ __all__ = [
     "choose",
     "decode",
     "layout",
+    "layout_into",
     "new_result",
-    "pack",
     "recorded",
     "rows",
     "write_probabilities",

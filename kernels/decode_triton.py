@@ -33,7 +33,7 @@ from .folds import best, byte_of, fold, fold_layers, neutral, rank, ranked_numbe
 from .launch import Launch
 from .result import Part, Result
 from .scoring import Scoring
-from .selection import as_floats, by_sorting, folding, head_of, selected, side_by_side, sort_into
+from .selection import as_floats, by_sorting, folding, head_of, padded_top_k, selected, side_by_side, sort_into
 from .tiles import precision, rule_of, scored, strided
 
 _PROGRAMS = 256  # enough to fill a GPU: an H100 has 132 multiprocessors, an MI300X 304
@@ -69,10 +69,10 @@ def _seen(span, sizes, b):
     if span.lengths is not None:
         end = tl.load(span.lengths + b)
     elif span.first is not None:
-        end = tl.minimum(end, span.first + 1)
+        end = span.first + 1  # it may stand behind all keys: then its window does, too
     if span.window is not None:
         begin = tl.maximum(end - span.window, 0)
-    return begin, end
+    return begin, tl.minimum(end, sizes.keys)
 
 
 @triton.jit
@@ -313,7 +313,7 @@ def packed_row_kernel(
                 tl.store(out + (b * kept + s) * columns + column, byte_of(value, scale), mask=is_position)
     if TOP_K > 0:
         j = tl.arange(0, TOP_K)[None, :]
-        value = ranked_number(ranks)
+        value = tl.where(j < kept, ranked_number(ranks), 0.0)  # ranks are padded to a power of two
         places = (b * kept + j) * columns + column
         tl.store(positions + places, ranked_position(ranks), mask=j < kept)
         if scales is not None:
@@ -430,7 +430,7 @@ def _row(span: Span, sizes: Sizes, scores: Tensor, log_sum_exp: Tensor, result: 
             "LAST": part.last,
         }
         return Launch(row_kernel, grid, arguments)
-    top_k = triton.next_power_of_2(result.top_k) if result.top_k else 0
+    top_k = padded_top_k(result)
     arguments |= {
         "out": result.values,
         "scales": result.scales,

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from .choice import Impl, choose
 from .layout_reference import layout_reference
+from .pack_reference import pack
 from .reductions import REDUCTIONS, Reduction
+from .result import Result
 
 _INPUTS = (torch.float32, torch.float16, torch.bfloat16)
 _OUTPUTS = (torch.float32, torch.float16)
@@ -49,6 +51,41 @@ def layout(
     from .layout_triton import layout_triton  # slow to import: only where it is wanted
 
     return layout_triton(layers, over_heads, over_layers, out_dtype)
+
+
+def layout_into(
+    layers: Sequence[Tensor],
+    result: Result,
+    *,
+    over_heads: Reduction | None = None,
+    over_layers: Reduction | None = None,
+    impl: Impl | None = None,
+) -> None:
+    """As `layout`, into a result in any encoding, from `new_result`.
+
+    Its columns are `L * H`, L with heads reduced, one with both. It needs no room to fold layers: they are all there.
+
+    Raises:
+        ValueError: What is given does not fit together; the message begins with the argument's name.
+        ModuleNotFoundError: Triton was forced and is not installed.
+    """
+    _check(layers, over_heads, over_layers, torch.float32)
+    batch, heads, queries, keys = layers[0].shape
+    columns = 1 if over_layers else len(layers) if over_heads else len(layers) * heads
+    fits = (*result.values.shape[:2], result.length, result.values.shape[3])
+    if fits != (batch, queries, keys, columns):
+        raise ValueError(
+            f"result: must be for [B, Q, K, columns] = {[batch, queries, keys, columns]}, not {list(fits)}"
+        )
+    if choose(layers[0], impl) == "reference":
+        rows = layout_reference(layers, over_heads, over_layers, torch.float32).view(fits)
+        for to, made in zip(result[:3], pack(rows, result.values.dtype, result.top_k), strict=True):
+            if to is not None:
+                to.copy_(made)
+        return
+    from .layout_triton import layout_into_triton  # slow to import: only where it is wanted
+
+    layout_into_triton(layers, result, over_heads, over_layers)
 
 
 def _check(layers: Sequence[Tensor], over_heads: str | None, over_layers: str | None, out_dtype: torch.dtype) -> None:

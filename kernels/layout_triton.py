@@ -5,7 +5,9 @@ of `layout_reference`. Does not know who asks, or whether a GPU is there.
 
 **Bytes moved.** Every probability is read once and every number of the result is written once, the least possible: with
 s bytes in and t bytes out, `s * B * L * H * Q * K` read and t bytes for each number of the result written. Nothing lies
-between the two reductions, and the layers are not stacked first: their addresses travel as kernel arguments.
+between the two reductions, and the layers are not stacked first: their addresses travel as kernel arguments. Bytes,
+whose scale must be known first, and the greatest positions have a kernel of their own, of a row a program, which reads
+rows of more than 4,096 positions twice.
 
 **Which tile.** The result is a matrix of positions, `B * Q * K` of them, by columns: `L * H`, or L with heads reduced,
 or one with both. A program owns a tile of it, in registers as `[columns, positions]`, and folds heads (then layers)
@@ -34,13 +36,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .folds import best, byte_of, first, fold, last, rank, ranked_number, ranked_position, scale_of
 from .launch import Launch
 from .reductions import REDUCTIONS, Reduction
+from .result import Result
+from .selection import MAX_TOP_K, padded_top_k, sort_all
 
 _TILE = 2048  # numbers in a tile: 16 for each thread of four warps, so four loads of 128 bits in flight
 _MIN_BLOCK_P = 32
 _MAX_BLOCK_P = 1024  # more, in one column, takes over 200 registers
 _MAX_BLOCK_C = 16
+_MAX_BLOCK_K = 4096  # of a row that is packed: 32 numbers for each thread
 _PROGRAMS = 256  # enough to fill a GPU: an H100 has 132 multiprocessors, an MI300X 304
 
 
@@ -69,51 +75,13 @@ def _pick_each(layers, index, ALIGNED: tl.constexpr):
 
 
 @triton.jit
-def _first(REDUCTION: tl.constexpr, x):
-    """What a fold starts with: the first number, never an identity such as 0, which would be wrong for max."""
-    if REDUCTION == "l2":
-        x = x * x
-    return x
-
-
-@triton.jit
-def _fold(REDUCTION: tl.constexpr, value, x):
-    """One more number."""
-    if REDUCTION == "mean" or REDUCTION == "sum":
-        value += x
-    elif REDUCTION == "l2":
-        value += x * x
-    elif REDUCTION == "prod":
-        value *= x
-    elif REDUCTION == "max":
-        value = tl.maximum(value, x, propagate_nan=tl.PropagateNan.ALL)
-    elif REDUCTION == "min":
-        value = tl.minimum(value, x, propagate_nan=tl.PropagateNan.ALL)
-    else:
-        tl.static_assert(REDUCTION == "absmax")
-        size = tl.where(value == value, tl.abs(value), 0.0)  # NaN counts as 0
-        value = tl.where(tl.abs(x) > size, x, value)  # false for NaN, and on ties
-    return value
-
-
-@triton.jit
-def _last(REDUCTION: tl.constexpr, value, count):
-    """What is left to do once all numbers are in."""
-    if REDUCTION == "mean":
-        value = value / count
-    elif REDUCTION == "l2":
-        value = tl.sqrt_rn(value)
-    return value
-
-
-@triton.jit
 def _reduce_heads(REDUCTION: tl.constexpr, x, inside, heads, stride_h):
     """The heads of a tile of addresses `x`, that of head 0, as one float32 tile."""
-    value = _first(REDUCTION, tl.load(x, mask=inside, other=0.0).to(tl.float32))
+    value = first(REDUCTION, tl.load(x, mask=inside, other=0.0).to(tl.float32))
     for _ in tl.range(1, heads, loop_unroll_factor=4):  # unrolled, so that several loads are in flight
         x += stride_h
-        value = _fold(REDUCTION, value, tl.load(x, mask=inside, other=0.0).to(tl.float32))
-    return _last(REDUCTION, value, heads)
+        value = fold(REDUCTION, value, tl.load(x, mask=inside, other=0.0).to(tl.float32))
+    return last(REDUCTION, value, heads)
 
 
 @triton.jit(do_not_specialize=["heads", "count"])
@@ -157,11 +125,11 @@ def layout_kernel(
 
     if OVER_LAYERS != "":
         x = _pick(layers, 0) + offset
-        value = _first(OVER_LAYERS, _reduce_heads(OVER_HEADS, x, inside, heads, stride_h))
+        value = first(OVER_LAYERS, _reduce_heads(OVER_HEADS, x, inside, heads, stride_h))
         for layer in range(1, count):
             x = _pick(layers, layer) + offset
-            value = _fold(OVER_LAYERS, value, _reduce_heads(OVER_HEADS, x, inside, heads, stride_h))
-        value = _last(OVER_LAYERS, value, count)
+            value = fold(OVER_LAYERS, value, _reduce_heads(OVER_HEADS, x, inside, heads, stride_h))
+        value = last(OVER_LAYERS, value, count)
     elif OVER_HEADS != "":
         x = _pick_each(layers, in_run, ALIGNED)[:, None] + offset
         value = _reduce_heads(OVER_HEADS, x, inside, heads, stride_h)
@@ -173,6 +141,74 @@ def layout_kernel(
     column = column_tile // run_tiles * run + in_run
     places = out + position.to(tl.int64)[:, None] * (runs * run) + column[None, :]
     tl.store(places, tl.trans(value), mask=(position < positions)[:, None] & (in_run < run)[None, :])
+
+
+@triton.jit(do_not_specialize=["heads", "count"])
+def packed_layout_kernel(
+    layers,  # a tuple of addresses, each [B, H, Q, K]; `count` of them, then padding
+    out,  # [B, Q, K or k, columns]
+    scales,  # [B, Q, columns]; None: the numbers are floats
+    positions,  # int32 [B, Q, k, columns]; None: all positions are kept
+    queries,  # Q
+    keys,  # K
+    heads,  # H
+    count,  # L
+    columns,
+    kept,  # k, or K
+    stride_b,
+    stride_h,
+    stride_q,
+    stride_k,
+    OVER_HEADS: tl.constexpr,
+    OVER_LAYERS: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    WHOLE: tl.constexpr,  # whether that is the whole row
+    TOP_K: tl.constexpr,  # a power of two, at least k; 0: all
+):
+    """Writes the packed row of one query, in one column."""
+    row = (tl.program_id(0) // columns).to(tl.int64)
+    column = tl.program_id(0) % columns
+    stride_h = tl.cast(stride_h, tl.int64)
+    start = row // queries * stride_b + row % queries * stride_q
+    greatest = tl.full((1,), float("-inf"), tl.float32)
+    ranks = tl.full((1, TOP_K if TOP_K > 0 else 1), -1, tl.int64)
+    for sweep in tl.static_range(2 if TOP_K == 0 and not WHOLE else 1):
+        scale = scale_of(greatest)
+        for begin in range(0, keys, BLOCK_K):
+            k = begin + tl.arange(0, BLOCK_K)
+            inside = k < keys
+            offset = start + k.to(tl.int64) * stride_k
+            if OVER_LAYERS != "":
+                value = _reduce_heads(OVER_HEADS, _pick(layers, 0) + offset, inside, heads, stride_h)
+                value = first(OVER_LAYERS, value)
+                for layer in range(1, count):
+                    x = _reduce_heads(OVER_HEADS, _pick(layers, layer) + offset, inside, heads, stride_h)
+                    value = fold(OVER_LAYERS, value, x)
+                value = last(OVER_LAYERS, value, count)
+            elif OVER_HEADS != "":
+                value = _reduce_heads(OVER_HEADS, _pick(layers, column) + offset, inside, heads, stride_h)
+            else:
+                x = _pick(layers, column // heads) + column % heads * stride_h + offset
+                value = tl.load(x, mask=inside, other=0.0).to(tl.float32)
+            if TOP_K > 0:
+                ranks = best(ranks, tl.where(inside, rank(value, k), -1)[None, :], 1, TOP_K)
+            elif sweep == 0:
+                greatest = tl.maximum(greatest, tl.max(tl.where(inside, value, float("-inf")), 0))
+                scale = scale_of(greatest) if WHOLE else scale
+            if TOP_K == 0 and (WHOLE or sweep == 1):
+                tl.store(out + (row * kept + k) * columns + column, byte_of(value, scale), mask=inside)
+    if TOP_K > 0:
+        j = tl.arange(0, TOP_K)[None, :]
+        value = tl.where(j < kept, ranked_number(ranks), 0.0)  # ranks are padded to a power of two
+        places = (row * kept + j) * columns + column
+        tl.store(positions + places, ranked_position(ranks), mask=j < kept)
+        if scales is not None:
+            greatest = tl.max(value, 1)
+            tl.store(out + places, byte_of(value, scale_of(greatest)[:, None]), mask=j < kept)
+        else:
+            tl.store(out + places, value, mask=j < kept)
+    if scales is not None:
+        tl.store(scales + row * columns + column + tl.arange(0, 1), scale_of(greatest))
 
 
 def layout_triton(
@@ -188,6 +224,56 @@ def layout_triton(
     out = torch.empty(shape, dtype=out_dtype, device=layers[0].device)
     plan(layers, out, over_heads, over_layers).run()
     return out
+
+
+def layout_into_triton(
+    layers: Sequence[Tensor], result: Result, over_heads: Reduction | None, over_layers: Reduction | None
+) -> None:
+    """As `layout_into` has it, on what it has checked."""
+    if result.is_dense_float:
+        plan(layers, result.values, over_heads, over_layers).run()
+    elif result.top_k > MAX_TOP_K:
+        floats = torch.empty(*result.values.shape[:2], result.length, result.values.shape[3], device=layers[0].device)
+        plan(layers, floats, over_heads, over_layers).run()
+        sort_all(result, floats)
+    else:
+        plan_packed(layers, result, over_heads, over_layers).run()
+
+
+def plan_packed(
+    layers: Sequence[Tensor], result: Result, over_heads: Reduction | None, over_layers: Reduction | None
+) -> Launch:
+    """The launch that fills a result of bytes, or of the greatest positions."""
+    batch, heads, queries, keys = layers[0].shape
+    columns = result.values.shape[3]
+    assert result.values.is_contiguous()
+    layers, (stride_b, stride_h, stride_q, stride_k) = _alike(layers)
+    block_k = min(_MAX_BLOCK_K, max(1024, triton.next_power_of_2(keys)))
+    return Launch(
+        packed_layout_kernel,
+        (batch * queries * columns,),
+        {
+            "layers": _padded(layers),
+            "out": result.values,
+            "scales": result.scales,
+            "positions": result.positions,
+            "queries": queries,
+            "keys": keys,
+            "heads": heads,
+            "count": len(layers),
+            "columns": columns,
+            "kept": result.values.shape[2],
+            "stride_b": stride_b,
+            "stride_h": stride_h,
+            "stride_q": stride_q,
+            "stride_k": stride_k,
+            "OVER_HEADS": over_heads or "",
+            "OVER_LAYERS": over_layers or "",
+            "BLOCK_K": block_k,
+            "WHOLE": keys <= block_k,
+            "TOP_K": padded_top_k(result),
+        },
+    )
 
 
 def plan(layers: Sequence[Tensor], out: Tensor, over_heads: Reduction | None, over_layers: Reduction | None) -> Launch:
@@ -207,11 +293,7 @@ def plan(layers: Sequence[Tensor], out: Tensor, over_heads: Reduction | None, ov
         assert layer.dtype == layers[0].dtype
         assert layer.device == out.device
 
-    strides = {_strides(layer) for layer in layers}
-    if len(strides) > 1:  # views of different kinds: rare, and worth a copy rather than four strides for each layer
-        layers = [layer.contiguous() for layer in layers]
-        strides = {_strides(layer) for layer in layers}
-    (stride_b, stride_h, stride_q, stride_k) = strides.pop()
+    layers, (stride_b, stride_h, stride_q, stride_k) = _alike(layers)
     # Rows that follow one another in memory are one long row: loads then stay wide whatever K is.
     queries, keys, stride_q, stride_k = _merge(queries, keys, stride_q, stride_k)
 
@@ -221,13 +303,11 @@ def plan(layers: Sequence[Tensor], out: Tensor, over_heads: Reduction | None, ov
     # Wide tiles once there is work for every multiprocessor, narrow ones, of a line of memory, until then.
     block_p = max(_MIN_BLOCK_P, triton.next_power_of_2(positions * column_tiles // _PROGRAMS))
     block_p = min(block_p, _MAX_BLOCK_P, _TILE // block_c)
-    # Addresses are padded to a power of two, so that a capture of 23 layers needs no kernel but that of 32.
-    padding = [layers[-1]] * (triton.next_power_of_2(count) - count)
     return Launch(
         layout_kernel,
         (triton.cdiv(positions, block_p) * column_tiles,),
         {
-            "layers": (*layers, *padding),
+            "layers": _padded(layers),
             "out": out,
             "positions": positions,
             "queries": queries,
@@ -247,6 +327,20 @@ def plan(layers: Sequence[Tensor], out: Tensor, over_heads: Reduction | None, ov
             "BLOCK_C": block_c,
         },
     )
+
+
+def _alike(layers: Sequence[Tensor]) -> tuple[Sequence[Tensor], tuple[int, ...]]:
+    """Layers of the same strides, and these."""
+    strides = {_strides(layer) for layer in layers}
+    if len(strides) > 1:  # views of different kinds: rare, and worth a copy rather than four strides for each layer
+        layers = [layer.contiguous() for layer in layers]
+        strides = {_strides(layer) for layer in layers}
+    return layers, strides.pop()
+
+
+def _padded(layers: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Padded to a power of two, so that a capture of 23 layers needs no kernel but that of 32."""
+    return (*layers, *[layers[-1]] * (triton.next_power_of_2(len(layers)) - len(layers)))
 
 
 def _strides(layer: Tensor) -> tuple[int, ...]:

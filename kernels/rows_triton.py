@@ -35,7 +35,7 @@ from .folds import best, byte_of, fold, fold_layers, neutral, rank, ranked_numbe
 from .launch import Launch
 from .result import Part, Result
 from .scoring import Scoring
-from .selection import as_floats, by_sorting, folding, head_of, selected, side_by_side, sort_into
+from .selection import as_floats, by_sorting, folding, head_of, padded_top_k, selected, side_by_side, sort_into
 from .tiles import precision, rule_of, scored, strided
 
 _STAGED = 48 * 1024  # bytes of shared memory for tiles on their way; MI300 has 64 KiB in all
@@ -280,7 +280,7 @@ def packed_rows_kernel(
                 tl.store(places, byte_of(value, scale[:, None]), mask=is_query & is_position)
     if TOP_K > 0:
         j = tl.arange(0, TOP_K)[None, :]
-        value = ranked_number(ranks)
+        value = tl.where(j < kept, ranked_number(ranks), 0.0)  # ranks are padded to a power of two
         places = (rows[:, None] * kept + j) * columns + column
         inside = is_query & (j < kept)
         tl.store(positions + places, ranked_position(ranks), mask=inside)
@@ -363,7 +363,7 @@ def plan(
             )
         )
         return launches
-    top_k = triton.next_power_of_2(result.top_k) if result.top_k else 0
+    top_k = padded_top_k(result)
     block_t = 16
     launches.append(
         Launch(

@@ -74,6 +74,11 @@ def head_of(part, i):
     return tl.cast(head, tl.int64)
 
 
+def padded_top_k(result: Result) -> int:
+    """How many positions of a row a kernel picks: a power of two, at least two, as Triton picks them; 0 for all."""
+    return max(2, triton.next_power_of_2(result.top_k)) if result.top_k else 0
+
+
 def by_sorting(result: Result, part: Part) -> bool:
     """Whether the layer is written as floats first and sorted then: a top-k of hundreds is close to everything."""
     return result.top_k > MAX_TOP_K and part.last
@@ -88,10 +93,14 @@ def as_floats(result: Result, part: Part, heads: int) -> tuple[Result, Part]:
 
 def sort_into(result: Result, part: Part, floats: Result) -> None:
     """Packs what `as_floats` was filled with, on the device."""
-    packed = pack(floats.values, result.values.dtype, result.top_k)
-    count = floats.values.shape[3]
-    place = slice(part.column, part.column + count)
+    place = slice(part.column, part.column + floats.values.shape[3])
     columns = place if part.columns is None else constant(part.columns, result.values.device)
+    sort_all(result, floats.values, columns)
+
+
+def sort_all(result: Result, rows: Tensor, columns: slice | Tensor = slice(None)) -> None:
+    """Packs rows, float32 `[B, T, S, C]`, into some columns of a result, or all."""
+    packed = pack(rows, result.values.dtype, result.top_k)
     for to, made in zip((result.values, result.scales, result.positions), packed, strict=True):
         if to is not None:
             to[..., columns] = made

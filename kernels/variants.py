@@ -55,36 +55,43 @@ class _Layout(NamedTuple):
     over_heads: Reduction | None
     over_layers: Reduction | None
     dtype: torch.dtype
-    out_dtype: torch.dtype
+    encoding: Encoding
+    top_k: int = 0
 
 
 _LAYOUTS = [
-    _Layout("apart, float32", 64, 8, 6, None, None, torch.float32, torch.float32),
-    _Layout("apart, bfloat16 to float16", 64, 16, 12, None, None, torch.bfloat16, torch.float16),
-    _Layout("heads mean", 256, 8, 6, "mean", None, torch.float32, torch.float32),
-    _Layout("heads mean, layers max", 512, 4, 4, "mean", "max", torch.float32, torch.float32),
+    _Layout("apart, float32", 16, 8, 6, None, None, torch.float32, "float32"),
+    _Layout("apart, bfloat16 to float16", 16, 16, 12, None, None, torch.bfloat16, "float16"),
+    _Layout("heads mean", 128, 8, 6, "mean", None, torch.float32, "float32"),
+    _Layout("heads mean, layers max", 512, 4, 4, "mean", "max", torch.float32, "float32"),
+    _Layout("heads mean to bytes", 32, 8, 2, "mean", None, torch.float32, "uint8"),
+    _Layout("apart, top 8", 32, 8, 2, None, None, torch.float32, "float32", 8),
 ]
 
 
 def _layout(case: _Layout, length: int) -> Variant:
-    shape = (1, case.heads, length, length)
-    columns = () if case.over_layers else (case.layers,) if case.over_heads else (case.layers, case.heads)
+    queries, keys = length, max(length, 512)  # packed rows are a program each: few of them, but long for wide loads
+    shape = (1, case.heads, queries, keys)
+    columns = 1 if case.over_layers else case.layers if case.over_heads else case.layers * case.heads
 
     def made(device: Device) -> list[Tensor]:
         return [torch.rand(shape, device=device).to(case.dtype) for _ in range(case.layers)]
 
-    def out(device: Device) -> Tensor:
-        return torch.empty(1, length, length, *columns, dtype=case.out_dtype, device=device)
+    def result(device: Device) -> Result:
+        return new_result(1, queries, keys, columns, encoding=case.encoding, top_k=case.top_k, device=device)
 
     def launches(device: Device) -> list[Launch]:
-        return [layout_triton.plan(made(device), out(device), case.over_heads, case.over_layers)]
+        into = result(device)
+        if into.is_dense_float:
+            return [layout_triton.plan(made(device), into.values, case.over_heads, case.over_layers)]
+        return [layout_triton.plan_packed(made(device), into, case.over_heads, case.over_layers)]
 
     def eager(device: Device) -> Run:
         layers = made(device)
-        return lambda: layout_reference(layers, case.over_heads, case.over_layers, case.out_dtype)
+        return lambda: layout_reference(layers, case.over_heads, case.over_layers, torch.float32)
 
-    read = case.layers * case.heads * length * length * case.dtype.itemsize
-    return Variant("layout", case.case, launches, read + out("meta").nbytes, eager=eager)
+    read = case.layers * torch.Size(shape).numel() * case.dtype.itemsize
+    return Variant("layout", case.case, launches, read + _written(result("meta")), eager=eager)
 
 
 class _Case(NamedTuple):

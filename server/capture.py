@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..kernels import Encoding, Part, Reduction, Result, layout, new_result, pack, write_probabilities
+from ..kernels import Encoding, Part, Reduction, Result, layout_into, new_result, write_probabilities
 from .attention import Kind, Site, Target
 
 Row = Literal["predicting", "reading"]
@@ -147,19 +147,8 @@ class Recording:
                         rows = layers[site.layer][:, list(part.heads), queries].float()
                         write_probabilities(rows, result, part, slice(0, rows.shape[2]))
             else:
-                self._lay_out(result, [layers[layer][:, :, queries] for layer in self._plan.layers[kind]])
-
-    def _lay_out(self, result: Result, layers: list[Tensor]) -> None:
-        plan = self._plan
-        shape = result.values.shape
-        packs = not result.is_dense_float
-        out_dtype = torch.float32 if packs else result.values.dtype
-        laid_out = layout(layers, over_heads=plan.over_heads, over_layers=plan.over_layers, out_dtype=out_dtype)
-        rows = laid_out.view(*laid_out.shape[:3], shape[3])
-        packed = pack(rows, result.values.dtype, result.top_k)
-        for tensor, made in zip((result.values, result.scales, result.positions), packed, strict=True):
-            if tensor is not None and made is not None:
-                tensor.copy_(made)
+                wanted = [layers[layer][:, :, queries] for layer in self._plan.layers[kind]]
+                layout_into(wanted, result, over_heads=self._plan.over_heads, over_layers=self._plan.over_layers)
 
     def result(self, kind: Kind) -> Result | None:
         """What was kept of a kind; None if nothing was wanted."""

@@ -4,24 +4,68 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 import torch
+import triton
 
-# @triton.jit decides where it decorates, so the variable must be set while the kernel's module is first imported, and
-# only then: not for servers under test in this process or below it, nor for the tests that compile. That Triton itself
-# may have been imported long before (transformers does it) is of no consequence.
+# @triton.jit decides where it decorates, so the variable must be set while the kernels' modules are first imported, and
+# only then: not for servers under test in this process or below it, nor for the tests that compile.
 with pytest.MonkeyPatch.context() as patch:
     patch.setenv("TRITON_INTERPRET", "1")
-    from sidelight.kernels import layout_triton
-    from triton.runtime.interpreter import InterpretedFunction
+    from sidelight.kernels import decode_triton, layout_triton, rows_triton
+    import triton.experimental.gluon.language  # wants the library as it is, and is imported late
+    from triton.runtime import JITFunction
+    from triton.runtime.interpreter import InterpretedFunction, InterpreterBuilder, TensorHandle
 
 
 @pytest.fixture(scope="session", autouse=True)
 def interpreted() -> None:
     """Fails early and clearly where the kernel would ask for a GPU."""
-    assert isinstance(layout_triton.layout_kernel, InterpretedFunction), (
-        "sidelight.kernels.layout_triton was imported before tests/kernels/conftest.py could have it interpreted"
-    )
+    for kernel in (layout_triton.layout_kernel, rows_triton.rows_kernel, decode_triton.row_kernel):
+        assert isinstance(kernel, InterpretedFunction), (
+            "the kernels were imported before tests/kernels/conftest.py could have them interpreted"
+        )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def standard_library() -> Iterator[None]:
+    """Has Triton's own library interpreted too: transformers may have imported Triton long before."""
+    standard = triton.language.standard
+    with pytest.MonkeyPatch.context() as patch:
+        for name, function in list(vars(standard).items()):
+            if isinstance(function, JITFunction):
+                interpreted = InterpretedFunction(function.fn)
+                for module in (standard, triton.language):
+                    if getattr(module, name, None) is function:
+                        patch.setattr(module, name, interpreted)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def multiplying_bfloat16() -> Iterator[None]:
+    """Mends the interpreter's matrix product: it holds bfloat16 as 16 bits in an integer, and multiplies those."""
+    create_dot = InterpreterBuilder.create_dot
+
+    def widened(handle: TensorHandle) -> TensorHandle:
+        if handle.dtype.scalar != triton.language.bfloat16:
+            return handle
+        bits = handle.data.view(np.uint16).astype(np.uint32) << 16
+        return TensorHandle(bits.view(np.float32), triton.language.float32)
+
+    def mended(self: InterpreterBuilder, a: TensorHandle, b: TensorHandle, *others: object) -> TensorHandle:
+        return create_dot(self, widened(a), widened(b), *others)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(InterpreterBuilder, "create_dot", mended)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def logarithms_of_zero() -> Iterator[None]:
+    """The interpreter takes them with NumPy, which warns; on a GPU they are -inf, as is meant."""
+    with np.errstate(divide="ignore"):
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

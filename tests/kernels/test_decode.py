@@ -1,0 +1,164 @@
+"""`decode`, kernel and reference: its rows and its output against float64."""
+
+from __future__ import annotations
+
+import attention_truth as truth
+import numpy as np
+import pytest
+import torch
+from attention_cases import ENCODINGS, IMPLS, TYPES, assert_is, make_layer, parts, poisoned, rules
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+from sidelight.kernels import Part, Scoring, decode, new_result
+
+SHAPES = [
+    (1, 1, 1, 1, 8),
+    (3, 3, 1, 37, 16),
+    (2, 6, 2, 65, 40),
+    (1, 8, 8, 131, 64),
+    (1, 16, 2, 50, 128),
+    (1, 2, 1, 33, 256),
+    (1, 4, 2, 1300, 16),  # more than one share of the keys
+]
+
+
+def run(layers, made, length, columns, impl, lengths=None, **options):
+    batch = layers[0].query.shape[0]
+    result = poisoned(batch, 1, length, columns, folds_layers=made[0].folds_layers, **options)
+    for layer, part in zip(layers, made, strict=True):
+        output = decode(layer.query, layer.key, layer.value, layer.scoring, result, part, lengths=lengths, impl=impl)
+    return result, output
+
+
+def seen(lengths, keys, window=None) -> np.ndarray:
+    position = np.arange(keys)
+    ends = np.array(lengths)[:, None]
+    return (position < ends) & (position >= (ends - window if window else 0))
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize(("dtype", "tolerance"), TYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_shapes_that_hurt(shape, dtype, tolerance, impl):
+    batch, heads, key_heads, keys, width = shape
+    layer = make_layer(batch, heads, key_heads, 1, keys, width, dtype)
+    expected = layer.probabilities()
+    result, output = run([layer], [Part()], keys, heads, impl)
+    assert_is(result, truth.columns([expected]), tolerance)
+    np.testing.assert_allclose(result.values.sum(2), np.ones((batch, 1, heads)), atol=1e-5)
+    # An output is rounded to its type, and so are the probabilities that it is made of, as fused attention does it.
+    values = layer.value.double().numpy()
+    assert output.dtype == dtype
+    np.testing.assert_allclose(
+        output.double(), truth.output(expected, values), atol=2 * tolerance * max(1, np.abs(values).max()), rtol=0
+    )
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("window", [None, 1, 20, 500])
+@pytest.mark.parametrize("keys", [130, 1300])
+def test_uneven_slots(keys, window, impl):
+    lengths = [keys, 0, 17, 1]
+    rule = {} if window is None else {"causal": True, "window": window}
+    layer = make_layer(4, 4, 2, 1, keys, 16, **rule)
+    layer.key[2, :, 17:] = layer.value[2, :, 17:] = float("nan")  # what a slot does not use may be anything
+    clean = make_layer(4, 4, 2, 1, keys, 16)
+    expected = clean.probabilities(seen(lengths, keys, window))
+    lengths = torch.tensor(lengths, dtype=torch.int32)
+    if impl == "reference":
+        layer = make_layer(4, 4, 2, 1, keys, 16, **rule)  # torch's products take NaN times 0 for NaN
+    for options in ({}, {"encoding": "uint8"}, {"top_k": 5}):
+        result, output = run([layer], [Part()], keys, 4, impl, lengths, **options)
+        assert_is(result, truth.columns([expected]), 1e-6)
+        np.testing.assert_allclose(output, truth.output(expected, clean.value.double().numpy()), atol=2e-6)
+    assert (output[1] == 0).all()
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_positions_that_a_window_has_forgotten_are_zeros(impl):
+    layer = make_layer(2, 4, 2, 1, 20, 16)
+    expected = truth.columns([layer.probabilities()], length=33)
+    for options in ({}, {"encoding": "uint8"}, {"top_k": 30}):
+        assert_is(run([layer], [Part()], 33, 4, impl, **options)[0], expected, 1e-6)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_pairs_go_where_they_are_told(impl):
+    layers = [make_layer(1, 4, 2, 1, 21, 16, seed=seed) for seed in range(2)]
+    made = [Part(heads=(3, 0), columns=(2, 0)), Part(heads=(1,), columns=(1,))]
+    first, second = (truth.columns([layer.probabilities()]) for layer in layers)
+    expected = np.stack([first[..., 0], second[..., 1], first[..., 3]], -1)
+    for options in ({}, {"encoding": "uint8"}, {"top_k": 3}, {"top_k": 35}):
+        assert_is(run(layers, made, 21, 3, impl, **options)[0], expected, 1e-6)
+
+
+@settings(deadline=None, max_examples=50, derandomize=True, phases=[Phase.explicit, Phase.generate])
+@given(st.data())
+def test_anything(data):
+    heads, key_heads = data.draw(st.sampled_from([(1, 1), (4, 4), (6, 2), (3, 1), (8, 2)]))
+    batch, keys = data.draw(st.integers(1, 3)), data.draw(st.sampled_from([1, 3, 32, 33, 100, 150, 1100]))
+    width = data.draw(st.sampled_from([8, 32, 40]))
+    dtype, tolerance = data.draw(st.sampled_from(TYPES))
+    made, how, columns = data.draw(parts(heads))
+    layers = [
+        make_layer(batch, heads, key_heads, 1, keys, width, dtype, i, **data.draw(rules(heads, 1, keys, batch)))
+        for i in range(len(made))
+    ]
+    length = keys + data.draw(st.sampled_from([0, 0, 5]))
+    encoding, top_k = data.draw(ENCODINGS)
+    lengths = data.draw(st.none() | st.lists(st.integers(0, keys), min_size=batch, max_size=batch))
+    matrices = []
+    for layer in layers:
+        hidden = None
+        if lengths is not None:  # they take the place of causality, and the window is before them
+            window = layer.rule.pop("window", None)
+            causal = layer.rule.pop("causal", False)
+            layer.rule.pop("first", None)
+            hidden = seen(lengths, keys, window)
+            matrices.append(layer.probabilities(hidden))
+            layer.rule |= {"causal": causal, "window": window}
+        else:
+            matrices.append(layer.probabilities())
+    expected = truth.columns(matrices, length=length, **how)
+    tolerance *= max(1.0, np.abs(expected).max()) * (len(made) if how else 1) + 1
+    slots = None if lengths is None else torch.tensor(lengths, dtype=torch.int32)
+    for impl in IMPLS:
+        result, output = run(layers, made, length, columns, impl, slots, encoding=encoding, top_k=top_k)
+        assert_is(result, expected, tolerance)
+        values = layers[-1].value.double().numpy()
+        true = truth.output(matrices[-1], values)
+        np.testing.assert_allclose(output.double(), true, atol=3 * tolerance * np.abs(values).max(), rtol=0)
+
+
+def test_the_same_numbers_every_time_and_whatever_the_neighbours():
+    layer = make_layer(3, 4, 2, 1, 1300, 16)
+    lengths = torch.tensor([1300, 900, 3], dtype=torch.int32)
+    once, twice = (run([layer], [Part()], 1300, 4, "triton", lengths) for _ in range(2))
+    assert torch.equal(once[0].values, twice[0].values)
+    assert torch.equal(once[1], twice[1])
+    layer.query, layer.key, layer.value = layer.query[1:2], layer.key[1:2], layer.value[1:2]
+    alone = run([layer], [Part()], 1300, 4, "triton", lengths[1:2])
+    # Alone it may be split into more shares, whose sums round otherwise.
+    np.testing.assert_allclose(alone[0].values[0], once[0].values[1], atol=1e-7)
+    np.testing.assert_allclose(alone[1][0], once[1][1], atol=1e-6)
+
+
+BAD = [
+    ("query", {"query": torch.zeros(1, 4, 2, 8)}),
+    ("value", {"value": torch.zeros(1, 2, 5, 16)}),
+    ("value", {"value": torch.zeros(1, 2, 4, 8)}),
+    ("result", {"result": new_result(2, 1, 5, 4)}),
+    ("result", {"result": new_result(1, 1, 4, 4)}),
+    ("lengths", {"lengths": torch.tensor([3])}),
+    ("lengths", {"lengths": torch.tensor([3, 3], dtype=torch.int32)}),
+    ("part.heads", {"part": Part(heads=(4,))}),
+    ("scoring.window", {"scoring": Scoring(1.0, window=2)}),
+]
+
+
+@pytest.mark.parametrize(("name", "change"), BAD, ids=[f"{name} {i}" for i, (name, _) in enumerate(BAD)])
+def test_what_does_not_fit_is_named(name, change):
+    arguments = {"query": torch.zeros(1, 4, 1, 8), "key": torch.zeros(1, 2, 5, 8), "value": torch.zeros(1, 2, 5, 8)}
+    arguments |= {"scoring": Scoring(1.0), "result": new_result(1, 1, 5, 4), "part": Part()} | change
+    with pytest.raises(ValueError, match=rf"^{name}:"):
+        decode(**arguments)
