@@ -64,10 +64,41 @@ def run(args: argparse.Namespace) -> int:
                 file.write_text("")  # better to fail now than after minutes of compiling
         with tempfile.TemporaryDirectory(prefix="sidelight-audit-") as fresh, console.status("") as status:
             audited = audit.audit(variants, targets, args.cache or Path(fresh), _cores(), status.update)
+        tell_rooflines(console)
         return report(audited, console, time.perf_counter() - started, args.json, args.markdown)
     except OSError as error:
         print(f"sidelight: {error}", file=sys.stderr)
         return 1
+
+
+def tell_rooflines(console: Console) -> None:
+    """Prints how long each variant must take on an H100, at the sizes of the bench."""
+    from .roofline import H100, rooflines
+    from .variants import variants
+
+    made = Table(box=None, pad_edge=False, header_style="bold", title=f"On paper: {H100.name}", title_justify="left")
+    for name in ("kernel", "case"):
+        made.add_column(name)
+    for name in ("MB", "Gflop", "us by memory", "us by arithmetic", "bound", "us of two passes"):
+        made.add_column(name, justify="right")
+    for each in rooflines(variants(large=True)):
+        variant = each.variant
+        two = f"{variant.second_pass_bytes / H100.bytes * 1e6:.1f}" if variant.second_pass_bytes else ""
+        made.add_row(
+            variant.kernel,
+            variant.case,
+            f"{variant.least_bytes / 1e6:.1f}",
+            f"{variant.flops / 1e9:.1f}",
+            f"{each.memory_seconds * 1e6:.1f}",
+            f"{each.arithmetic_seconds * 1e6:.1f}",
+            each.bound,
+            two,
+        )
+    console.print(made)
+    console.print(
+        "\nThe least bytes, at full bandwidth; the matrix products, at the full rate of tensor cores. Two passes are "
+        "fused attention,\nand then queries and keys once more for the row.\n"
+    )
 
 
 def _cores() -> int:

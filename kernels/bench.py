@@ -72,8 +72,8 @@ def measure(variant: Variant, device: str, timer: Timer) -> Timing:
         variant.flops,
         timer(_launching(variant, device)),
         timer(_copying(variant.least_bytes, device)),
-        seconds_of(getattr(variant, "eager", None)),
-        seconds_of(getattr(variant, "sdpa", None)),
+        seconds_of(variant.eager),
+        seconds_of(variant.sdpa),
     )
 
 

@@ -42,18 +42,9 @@ def run(args: argparse.Namespace) -> int:
         print("sidelight: TRITON_INTERPRET is set: times would be the interpreter's", file=sys.stderr)
         return 1
     from .bench import median
-
-    return report(_variants(), "cuda", median, args.json)
-
-
-def _variants() -> Iterable[Variant]:
-    """At the sizes of real models."""
     from .variants import variants
 
-    try:
-        return variants(large=True)  # pyright: ignore[reportCallIssue, reportUnknownVariableType]
-    except TypeError:
-        return variants()
+    return report(variants(large=True), "cuda", median, args.json)
 
 
 def report(variants: Iterable[Variant], device: str, timer: Timer, file: Path | None) -> int:

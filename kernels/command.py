@@ -6,6 +6,7 @@ Those modules say what they take without triton; it comes in when one of them ru
 from __future__ import annotations
 
 import argparse
+import functools
 from collections.abc import Sequence
 
 from . import audit_command, bench_command, build_command
@@ -38,4 +39,4 @@ def add_arguments(parser: argparse.ArgumentParser, plan: build_command.Plan) -> 
 
     build = commands.add_parser("build", help="compile kernels ahead of time, for a server to find; no GPU")
     build_command.add_arguments(build)
-    build.set_defaults(run=lambda args: build_command.run(args, plan))
+    build.set_defaults(run=functools.partial(build_command.run, plan=plan))

@@ -80,7 +80,7 @@ def layout_into(
     if choose(layers[0], impl) == "reference":
         rows = layout_reference(layers, over_heads, over_layers, torch.float32).view(fits)
         for to, made in zip(result[:3], pack(rows, result.values.dtype, result.top_k), strict=True):
-            if to is not None:
+            if to is not None and made is not None:
                 to.copy_(made)
         return
     from .layout_triton import layout_into_triton  # slow to import: only where it is wanted

@@ -76,7 +76,7 @@ def head_of(part, i):
 
 def padded_top_k(result: Result) -> int:
     """How many positions of a row a kernel picks: a power of two, at least two, as Triton picks them; 0 for all."""
-    return max(2, triton.next_power_of_2(result.top_k)) if result.top_k else 0
+    return max(2, 1 << (result.top_k - 1).bit_length()) if result.top_k else 0
 
 
 def by_sorting(result: Result, part: Part) -> bool:

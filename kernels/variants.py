@@ -34,6 +34,8 @@ class Variant(NamedTuple):
     flops: int = 0  # of the matrix products, 2 for each multiplication and addition; 0 where there are none
     moved_at_most: float = 1.05  # how many times the least bytes it may move; where it is more, it is said why
     load_bits: int = 128  # the widest global load that the shapes allow
+    is_half: bool = False  # whether they are of half precision
+    second_pass_bytes: int = 0  # for what one kernel does at once: the least bytes of attention, and then of rows
     tensor_cores: bool = False  # whether tensor-core instructions are to be found
     eager: Callable[[Device], Run] | None = None  # the same by torch: probabilities, permute, reduction; on new tensors
     sdpa: Callable[[Device], Run] | None = None  # the attention output alone, without any row
@@ -194,6 +196,7 @@ def _rows(case: _Case, length: int) -> Variant:
         launches,
         _bytes(query, key, scoring.bias) + _written(result),
         flops=sweeps * products // (2 if case.causal else 1),
+        is_half=case.dtype != torch.float32,
         # Its tiles read keys and queries again: stated in the table, and justified in rows_triton.
         moved_at_most=float("inf"),
         tensor_cores=True,
@@ -222,12 +225,16 @@ def _decode(case: _Case, slots: int, length: int) -> Variant:
         return _sdpa(_tensors(case, device, slots, 1, length))
 
     query, key, value, scoring, result = _tensors(case, "meta", slots, 1, length)
+    least = _bytes(query, key, value, scoring.bias, query) + _written(result)
     return Variant(
         "decode",
         case.case,
         launches,
-        _bytes(query, key, value, scoring.bias, query) + _written(result),
+        least,
         flops=4 * slots * case.heads * length * case.width,
+        is_half=case.dtype != torch.float32,
+        # Fused attention reads keys and values, a second pass queries and keys once more.
+        second_pass_bytes=least + _bytes(query, key),
         moved_at_most=case.moved_at_most,
         tensor_cores=True,
         eager=eager,

@@ -13,8 +13,8 @@ import triton
 # only then: not for servers under test in this process or below it, nor for the tests that compile.
 with pytest.MonkeyPatch.context() as patch:
     patch.setenv("TRITON_INTERPRET", "1")
-    from sidelight.kernels import decode_triton, layout_triton, rows_triton
     import triton.experimental.gluon.language  # wants the library as it is, and is imported late
+    from sidelight.kernels import decode_triton, layout_triton, rows_triton
     from triton.runtime import JITFunction
     from triton.runtime.interpreter import InterpretedFunction, InterpreterBuilder, TensorHandle
 

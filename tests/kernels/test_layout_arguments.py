@@ -111,8 +111,13 @@ def test_one_launch_whatever_is_reduced(monkeypatch: pytest.MonkeyPatch) -> None
         assert launches == done + 1
 
 
+PUBLIC = ["ENCODINGS", "REDUCTIONS", "Encoding", "Launch", "Part", "Reduction", "Result", "Scoring", "capped_attention"]
+PUBLIC += ["choose", "decode", "layout", "layout_into", "new_result", "recorded", "rows", "write_probabilities"]
+
+
 def test_public_surface() -> None:
-    assert public.__all__ == ["REDUCTIONS", "Reduction", "layout"]
+    assert sorted(public.__all__) == sorted(PUBLIC)
+    assert all(hasattr(public, name) for name in PUBLIC)
     assert public.REDUCTIONS == reductions.REDUCTIONS == ("mean", "max", "min", "sum", "prod", "absmax", "l2")
 
 

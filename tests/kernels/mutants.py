@@ -1,0 +1,107 @@
+"""Plants faults in a copy of the kernels, one after another, and says which test catches each. Run by hand: minutes.
+
+    python tests/kernels/mutants.py
+
+Ends with 1 if a fault is not caught, or if its place is no longer there.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = {"kernels": "kernels", "server": "server", "client": "client", "v1": "proto/sidelight/v1"}
+
+
+class Mutant(NamedTuple):
+    fault: str
+    file: str
+    before: str
+    after: str
+
+
+MUTANTS = [
+    Mutant("rows: wrong stride", "rows_triton.py", "k[:, None] * key.t", "k[:, None] * key.h"),
+    Mutant(
+        "decode: wrong stride", "decode_triton.py", "values + k64[:, None] * value.t", "values + k64[:, None] * key.h"
+    ),
+    Mutant(
+        "mean for sum over heads",
+        "folds.py",
+        'if REDUCTION == "mean":',
+        'if REDUCTION == "mean" or REDUCTION == "sum":',
+    ),
+    Mutant(
+        "rows: wrong key head of a group", "rows_triton.py", "h // sizes.groups", "h % (sizes.heads // sizes.groups)"
+    ),
+    Mutant("rows: causal mask missing", "tiles.py", "inside & (k <= rule.first + t)", "inside"),
+    Mutant("decode: lengths missing", "decode_triton.py", "end = tl.load(span.lengths + b)", "end = sizes.keys"),
+    Mutant("rows: denominator of the row before", "rows_triton.py", "queries + t, mask=", "queries + t - 1, mask="),
+    Mutant(
+        "decode: scores of the wrong head", "decode_triton.py", "scores + (b * sizes.heads + h)", "scores + (b + h)"
+    ),
+    Mutant(
+        "rows: float16 accumulation",
+        "rows_triton.py",
+        "PRECISION)\n    return scored(",
+        "PRECISION)\n    scores = scores.to(tl.float16).to(tl.float32)\n    return scored(",
+    ),
+    Mutant(
+        "decode: float16 accumulation",
+        "decode_triton.py",
+        "        greatest = now\n\n",
+        "        greatest = now\n        mixed = mixed.to(tl.float16).to(tl.float32)\n\n",
+    ),
+    Mutant(
+        "reference: window too wide",
+        "rows_reference.py",
+        "keys > last - scoring.window",
+        "keys >= last - scoring.window",
+    ),
+]
+
+
+def caught(mutant: Mutant) -> str:
+    """The first test that fails; nothing if none does, or if there is no such place."""
+    with tempfile.TemporaryDirectory() as folder:
+        package = Path(folder, "sidelight")
+        package.mkdir()
+        for name, path in PACKAGES.items():
+            if name != "kernels":
+                (package / name).symlink_to(ROOT / path)
+        shutil.copytree(ROOT / "kernels", package / "kernels", ignore=shutil.ignore_patterns("__pycache__"))
+        file = package / "kernels" / mutant.file
+        text = file.read_text()
+        if text.count(mutant.before) < 1:
+            return ""
+        file.write_text(text.replace(mutant.before, mutant.after))
+        tests = [ROOT / "tests/kernels" / name for name in ("test_rows.py", "test_decode.py")]
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-x", "-k", "not memory", *tests],
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": folder},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        failed = re.findall(r"^FAILED \S+/(\w+)\.py::(\w+)", done.stdout, re.MULTILINE)
+        if done.returncode != bool(failed):
+            raise SystemExit(done.stdout + done.stderr)
+        return ", ".join(f"{file}.py::{test}" for file, test in failed)
+
+
+if __name__ == "__main__":
+    assert not caught(Mutant("none", "folds.py", "import triton", "import triton")), "the tests fail as it is"
+    escaped = False
+    for mutant in MUTANTS:
+        by = caught(mutant)
+        escaped |= not by
+        print(f"{mutant.fault}: {by or 'NOT CAUGHT'}", flush=True)
+    sys.exit(escaped)
