@@ -99,10 +99,9 @@ def _add_kernels(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def _kernels(args: argparse.Namespace) -> int:
     try:
-        from ..kernels import command
-        from ..server.warmup import planned
+        from ..server import kernels_command
 
-        return command.main(args.arguments, planned)
+        return kernels_command.main(args.arguments)
     except ModuleNotFoundError as error:
         return _missing(error)
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from sidelight.kernels import build_command
 from sidelight.kernels.launch import Launch
-from sidelight.kernels.variants import variants
+from sidelight.kernels.variants import Variant, variants
 from triton import knobs, runtime
 from triton.backends.amd.driver import HIPDriver
 from triton.backends.nvidia.driver import CudaDriver, CudaUtils
@@ -71,8 +71,10 @@ def unaligned(value: Any) -> Any:
 
 
 def planned(device: str) -> list[Launch]:
-    """The launches of one variant of each kernel: all of them would take minutes."""
-    chosen = {variant.kernel: variant for variant in variants()}
+    """The launches of the first variant of each kernel: all of them would take minutes."""
+    chosen: dict[str, Variant] = {}
+    for variant in variants():
+        chosen.setdefault(variant.kernel, variant)
     return [launch for variant in chosen.values() for launch in variant.launches(device)]
 
 

@@ -46,10 +46,11 @@ def test_every_kernel_is_warmed(bundled):
     }
 
 
-def test_models_without_rows_launch_nothing(tmp_path):
-    """Their matrices are laid out by `layout`, of which there is one launch for all."""
+def test_models_that_give_whole_matrices(tmp_path):
+    """Theirs are whole matrices, laid out by `layout_into`."""
     assert {launch.kernel.__name__ for launch in warmup.launches(load(build_model("fsmt", tmp_path)))} == {
-        "layout_kernel"
+        "layout_kernel",
+        "packed_layout_kernel",
     }
 
 
