@@ -150,7 +150,9 @@ def attend(
         _active.observer.observe(module, query, key)
     target = None if _active.recorder is None else _target(_active.recorder, module, query, key)
     # On a CPU the output stays SDPA's own, so that what is captured does not change what is written by a single bit.
-    if target is not None and query.shape[2] == 1 and choose(query) == "triton":
+    # Values of another width than keys are not the kernel's business.
+    fused = query.shape[2] == 1 and key.shape == value.shape and choose(query) == "triton"
+    if target is not None and fused:
         output = decode(query, key, value, scoring, target.result, target.part)
         return output.transpose(1, 2).contiguous(), None
     if target is not None:
