@@ -37,7 +37,9 @@ def decode(
         result: From `new_result`, for one query. Layers that are folded must come first to last.
         part: What this layer gives.
         lengths: int32 `[B]`, how many of its keys each slot uses, from the first; None: all. With `scoring.causal`
-            and a window a slot sees the last `window` of them. A slot of length 0 gets zeros.
+            and a window a slot sees the last `window` of them. A slot of length 0 gets zeros. What is above S is taken
+            as S, and not refused: to look would wait for the GPU. Keys and values that a slot does not use, or that
+            its window has left behind, may be anything, NaN too.
         impl: Forces an implementation. By default Triton for tensors on a GPU, the reference elsewhere.
 
     Returns:

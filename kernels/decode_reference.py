@@ -22,9 +22,12 @@ def decode_reference(
     lengths: Tensor | None = None,
 ) -> Tensor:
     """As `decode` has it, on what `decode` has checked."""
+    seen = None
     if lengths is not None:
-        scoring = _within(scoring, lengths, key)
-    attention = probabilities(query, key, scoring, _ALL)
+        seen = _seen(lengths, scoring, key)
+        value = value.masked_fill(~seen.transpose(2, 3), 0.0)  # what no slot sees may be NaN, and 0 * NaN would be, too
+        scoring = scoring._replace(causal=False, window=None)
+    attention = probabilities(query, key, scoring, _ALL, None, seen)
     chosen = attention if part.heads is None else attention[:, list(part.heads)]
     write(chosen, result, part, _ALL)
     batch, heads, _, keys = attention.shape
@@ -33,19 +36,11 @@ def decode_reference(
     return (grouped @ value).view(batch, heads, 1, value.shape[3])
 
 
-def _within(scoring: Scoring, lengths: Tensor, key: Tensor) -> Scoring:
-    """The scoring with each slot's length, and the window before it, in its mask."""
+def _seen(lengths: Tensor, scoring: Scoring, key: Tensor) -> Tensor:
+    """True where a slot sees a key by its length and the window before its end, `[B, 1, 1, S]`."""
     position = torch.arange(key.shape[2], device=key.device)
-    end = lengths[:, None]
+    end = lengths.clamp(max=key.shape[2])[:, None]
     seen = position < end
     if scoring.causal and scoring.window is not None:
         seen &= position >= end - scoring.window
-    seen = seen[:, None, None, :]
-    mask = scoring.mask
-    if mask is None:
-        mask = seen
-    elif mask.dtype == torch.bool:
-        mask = mask & seen
-    else:
-        mask = mask.float().masked_fill(~seen, float("-inf"))
-    return scoring._replace(mask=mask, causal=False, window=None)
+    return seen[:, None, None, :]

@@ -34,7 +34,7 @@ from .launch import Launch
 from .result import Part, Result
 from .scoring import Scoring
 from .selection import as_floats, by_sorting, folding, head_of, padded_top_k, selected, side_by_side, sort_into
-from .tiles import precision, rule_of, scored, strided
+from .tiles import finite, inverse, precision, rule_of, scored, strided
 
 _PROGRAMS = 256  # enough to fill a GPU: an H100 has 132 multiprocessors, an MI300X 304
 _STAGED = 48 * 1024  # bytes of shared memory for tiles on their way; MI300 has 64 KiB in all
@@ -67,7 +67,7 @@ def _seen(span, sizes, b):
     end = sizes.keys
     begin = 0
     if span.lengths is not None:
-        end = tl.load(span.lengths + b)
+        end = tl.minimum(tl.load(span.lengths + b), sizes.keys)
     elif span.first is not None:
         end = span.first + 1  # it may stand behind all keys: then its window does, too
     if span.window is not None:
@@ -85,7 +85,7 @@ def attend_kernel(
     sizes,
     scores,  # [B, H, S]
     out,  # [shares, B, H, D]: float32 if there are several, otherwise of the query's type
-    log_sum_exp,  # [shares, B, H]
+    denominator,  # [shares, B, H, 2], to be filled; see tiles
     slots,  # B
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -131,7 +131,7 @@ def attend_kernel(
         x = scored(rule, x, b, h, 0, k64[None, :], is_head & is_key[None, :])
         tl.store(scores + (b * sizes.heads + h) * sizes.keys + k64[None, :], x, mask=is_head & is_key[None, :])
         now = tl.maximum(greatest, tl.max(x, 1))
-        base = tl.where(now == float("-inf"), 0.0, now)  # nothing seen yet: exp(-inf - 0) is 0, not NaN
+        base = finite(now)
         p = tl.exp(x - base[:, None])
         fade = tl.exp(greatest - base)
         total = total * fade + tl.sum(p, 1)
@@ -140,18 +140,20 @@ def attend_kernel(
         greatest = now
 
     rows = (share.to(tl.int64) * slots + b) * sizes.heads + h
-    mixed = mixed / tl.where(total == 0.0, 1.0, total)[:, None]
-    tl.store(out + rows * D + d[None, :], mixed, mask=is_head & is_wide)
-    known = tl.where(total == 0.0, float("-inf"), greatest + tl.log(total))
-    tl.store(log_sum_exp + rows, known[:, None], mask=is_head)
+    reciprocal = inverse(total)
+    # The same rows as a vector, in another layout: to turn one into the other would take ten registers.
+    row = (share.to(tl.int64) * slots + b) * sizes.heads + key_head * sizes.groups + in_group
+    tl.store(denominator + row * 2, finite(greatest), mask=in_group < sizes.groups)
+    tl.store(denominator + row * 2 + 1, reciprocal, mask=in_group < sizes.groups)
+    tl.store(out + rows * D + d[None, :], mixed * reciprocal[:, None], mask=is_head & is_wide)
 
 
 @triton.jit
 def join_kernel(
     parts,  # float32 [shares, rows, D], rows = B * H
-    shares_known,  # [shares, rows]
+    denominators,  # [shares, rows, 2]
     out,  # [rows, D]
-    log_sum_exp,  # [rows]
+    denominator,  # [rows, 2], to be filled
     rows,
     shares,
     D: tl.constexpr,
@@ -162,29 +164,33 @@ def join_kernel(
     d = tl.arange(0, BLOCK_D)
     greatest = float("-inf")
     for share in range(shares):
-        greatest = tl.maximum(greatest, tl.load(shares_known + share * rows + row))
-    base = tl.where(greatest == float("-inf"), 0.0, greatest)
+        known = denominators + (share * rows + row) * 2
+        greatest = tl.where(tl.load(known + 1) > 0.0, tl.maximum(greatest, tl.load(known)), greatest)
+    base = finite(greatest)
     total = 0.0
     mixed = tl.zeros((BLOCK_D,), tl.float32)
     for share in range(shares):
-        weight = tl.exp(tl.load(shares_known + share * rows + row) - base)
+        known = denominators + (share * rows + row) * 2
+        reciprocal = tl.load(known + 1)
+        # Of a share that sees nothing the greatest score is 0, which may be far above the others'.
+        weight = tl.where(reciprocal > 0.0, tl.exp(tl.minimum(tl.load(known) - base, 0.0)) / reciprocal, 0.0)
         total += weight
         mixed += weight * tl.load(parts + (share * rows + row) * D + d, mask=d < D, other=0.0)
-    tl.store(out + row * D + d, mixed / tl.where(total == 0.0, 1.0, total), mask=d < D)
-    tl.store(log_sum_exp + row, tl.where(total == 0.0, float("-inf"), base + tl.log(total)))
+    tl.store(out + row * D + d, mixed * inverse(total), mask=d < D)
+    tl.store(denominator + row * 2, base)
+    tl.store(denominator + row * 2 + 1, inverse(total))
 
 
 @triton.jit
-def _probabilities(span, sizes, scores, log_sum_exp, b, h, k):
+def _probabilities(span, sizes, scores, denominator, b, h, k):
     """Probabilities of keys k: of one head, `[k]`, or of heads `[h, 1]` and keys `[1, k]`."""
     begin, end = _seen(span, sizes, b)
     # Loaded by whole 16, as far as there is memory, so that loads are wide wherever the span begins and ends.
     is_loaded = (k >= begin // 16 * 16) & (k < (end + 15) // 16 * 16) & (k >= 0) & (k < sizes.keys)
     x = tl.load(scores + (b * sizes.heads + h) * sizes.keys + k, mask=is_loaded, other=float("-inf"))
-    known = tl.load(log_sum_exp + b * sizes.heads + h)
-    # A slot that sees nothing has no denominator: its row is zeros.
-    p = tl.exp(x - tl.where(known == float("-inf"), 0.0, known))
-    return tl.where((k >= begin) & (k < end), p, 0.0)
+    row = denominator + (b * sizes.heads + h) * 2
+    greatest, reciprocal = tl.load(row), tl.load(row + 1)
+    return tl.where((k >= begin) & (k < end), tl.exp(x - greatest) * reciprocal, 0.0)
 
 
 @triton.jit
@@ -193,7 +199,7 @@ def _folded(
     sizes,
     part,
     scores,
-    log_sum_exp,
+    denominator,
     total,
     b,
     s,
@@ -206,7 +212,7 @@ def _folded(
     """A stretch of the row with heads folded, and the layers before it."""
     value = tl.full((s.shape[0],), neutral(OVER_HEADS), tl.float32)
     for i in range(part.count):
-        x = _probabilities(span, sizes, scores, log_sum_exp, b, head_of(part, i), s - sizes.missing)
+        x = _probabilities(span, sizes, scores, denominator, b, head_of(part, i), s - sizes.missing)
         if part.weights is not None:
             x *= tl.load(part.weights + i)
         value = fold(OVER_HEADS, value, x)
@@ -222,7 +228,7 @@ def row_kernel(
     sizes,
     part,
     scores,
-    log_sum_exp,
+    denominator,
     total,
     out,  # [B, S, columns], or total if more layers are to come
     columns,
@@ -246,18 +252,18 @@ def row_kernel(
     places = out + (b * sizes.length + s) * columns
     if OVER_HEADS != "":
         value = _folded(
-            span, sizes, part, scores, log_sum_exp, total, b, s, OVER_HEADS, OVER_LAYERS, AS_ONE, FIRST, LAST
+            span, sizes, part, scores, denominator, total, b, s, OVER_HEADS, OVER_LAYERS, AS_ONE, FIRST, LAST
         )
         tl.store(places + column, value, mask=s < sizes.length)
     elif BLOCK_C == 1:
-        value = _probabilities(span, sizes, scores, log_sum_exp, b, head_of(part, begin), s - sizes.missing)
+        value = _probabilities(span, sizes, scores, denominator, b, head_of(part, begin), s - sizes.missing)
         if part.columns is not None:
             column = tl.load(part.columns + begin)
         tl.store(places + column, value, mask=s < sizes.length)
     else:
         c = tl.arange(0, BLOCK_C)
         h = (begin + c).to(tl.int64)[:, None]
-        values = _probabilities(span, sizes, scores, log_sum_exp, b, h, (s - sizes.missing)[None, :])
+        values = _probabilities(span, sizes, scores, denominator, b, h, (s - sizes.missing)[None, :])
         # Read along positions and written along heads: turned round in between.
         tl.store(places[:, None] + (column + c)[None, :], tl.trans(values), mask=(s < sizes.length)[:, None])
 
@@ -268,7 +274,7 @@ def packed_row_kernel(
     sizes,
     part,
     scores,
-    log_sum_exp,
+    denominator,
     total,
     out,  # [B, S or k, columns]
     scales,  # [B, columns]; None: the numbers are floats
@@ -298,10 +304,10 @@ def packed_row_kernel(
         for begin_s in range(0, sizes.length, BLOCK_S):
             s = begin_s + tl.arange(0, BLOCK_S)
             if OVER_HEADS == "":
-                value = _probabilities(span, sizes, scores, log_sum_exp, b, head_of(part, i), s - sizes.missing)
+                value = _probabilities(span, sizes, scores, denominator, b, head_of(part, i), s - sizes.missing)
             else:
                 value = _folded(
-                    span, sizes, part, scores, log_sum_exp, total, b, s,
+                    span, sizes, part, scores, denominator, total, b, s,
                     OVER_HEADS, OVER_LAYERS, AS_ONE, FIRST, True,
                 )  # fmt: skip
             is_position = s < sizes.length
@@ -367,11 +373,12 @@ def plan(
     share = triton.cdiv(triton.cdiv(keys, max(1, min(wanted, keys // _SHARE))), block_s) * block_s
     shares = triton.cdiv(keys, share)
     sizes = Sizes(heads, heads // key_heads, keys, result.length, result.length - keys, share)
+    lengths = None if lengths is None else lengths.contiguous()
     span = Span(lengths, scoring.first if scoring.causal else None, scoring.window)
     scores = torch.empty(batch, heads, keys, device=device)
-    log_sum_exp = torch.empty(batch, heads, device=device)
+    denominator = torch.empty(batch, heads, 2, device=device)
     parts = out if shares == 1 else torch.empty(shares, batch, heads, width, device=device)
-    known = log_sum_exp if shares == 1 else torch.empty(shares, batch, heads, device=device)
+    denominators = denominator if shares == 1 else torch.empty(shares, batch, heads, 2, device=device)
     stages = max(1, min(3, _STAGED // (2 * block_s * block_d * query.element_size())))
     launches = [
         Launch(
@@ -387,7 +394,7 @@ def plan(
                 "sizes": sizes,
                 "scores": scores,
                 "out": parts,
-                "log_sum_exp": known,
+                "denominator": denominators,
                 "slots": batch,
                 "D": width,
                 "BLOCK_D": block_d,
@@ -402,20 +409,20 @@ def plan(
         )
     ]
     if shares > 1:
-        arguments = {"parts": parts, "shares_known": known, "out": out, "log_sum_exp": log_sum_exp}
+        arguments = {"parts": parts, "denominators": denominators, "out": out, "denominator": denominator}
         arguments |= {"rows": batch * heads, "shares": shares, "D": width, "BLOCK_D": block_d}
         launches.append(Launch(join_kernel, (batch * heads,), arguments, num_warps=1))
-    launches.append(_row(span, sizes, scores, log_sum_exp, result, part))
+    launches.append(_row(span, sizes, scores, denominator, result, part))
     return launches
 
 
-def _row(span: Span, sizes: Sizes, scores: Tensor, log_sum_exp: Tensor, result: Result, part: Part) -> Launch:
+def _row(span: Span, sizes: Sizes, scores: Tensor, denominator: Tensor, result: Result, part: Part) -> Launch:
     """The launch that writes the row."""
     batch = scores.shape[0]
     chosen = selected(part, sizes.heads, scores.device)
     apart = part.over_heads is None
     columns = result.values.shape[3]
-    arguments = {"span": span, "sizes": sizes, "part": chosen, "scores": scores, "log_sum_exp": log_sum_exp}
+    arguments = {"span": span, "sizes": sizes, "part": chosen, "scores": scores, "denominator": denominator}
     arguments |= folding(part, result)
     if result.is_dense_float or not part.last:
         block_c = side_by_side(part, sizes.heads, columns, 16)

@@ -143,12 +143,19 @@ def check_part(part: Part, heads: int, result: Result) -> None:
         raise ValueError("part.weights: must not be negative")
     if part.columns is not None and (len(part.columns) != count or part.over_heads is not None):
         raise ValueError("part.columns: must be one for each head, and heads must stay apart")
-    last = max(part.columns) if part.columns else part.column + (count if part.over_heads is None else 1) - 1
-    if last >= result.values.shape[3]:
-        raise ValueError(f"part.column: {last} is out of range: the result has {result.values.shape[3]} columns")
+    if part.columns is not None and len(set(part.columns)) < count:
+        raise ValueError(f"part.columns: must differ, not {part.columns}")
+    name = "column" if part.columns is None else "columns"
+    columns = part.columns or range(part.column, part.column + (count if part.over_heads is None else 1))
+    if min(columns) < 0 or max(columns) >= result.values.shape[3]:
+        given = f"{min(columns)} to {max(columns)}"
+        raise ValueError(f"part.{name}: must be within 0 to {result.values.shape[3] - 1}, not {given}")
 
 
 @lru_cache(maxsize=256)
-def constant(numbers: tuple[int, ...] | tuple[float, ...], device: torch.device) -> Tensor:
-    """A part's numbers as a tensor, int32 or float32: copied to the device once, not at every step."""
-    return torch.tensor(numbers, dtype=torch.int32 if isinstance(numbers[0], int) else torch.float32, device=device)
+def constant(numbers: tuple[int, ...] | tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A part's numbers as a tensor: copied to the device once, not at every step.
+
+    The type is in the key, and not told from the numbers: to a cache, 1 and 1.0 are the same.
+    """
+    return torch.tensor(numbers, dtype=dtype, device=device)

@@ -6,7 +6,6 @@ neither models nor messages.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from .choice import Impl, choose
@@ -22,7 +21,6 @@ def rows(
     result: Result,
     part: Part = EVERYTHING,
     *,
-    log_sum_exp: Tensor | None = None,
     impl: Impl | None = None,
 ) -> None:
     """Writes one layer's attention probabilities into a result.
@@ -35,8 +33,6 @@ def rows(
         scoring: What decides probabilities beside them.
         result: From `new_result`, for T queries. Layers that are folded must come first to last.
         part: What this layer gives.
-        log_sum_exp: float32 `[B, H, T]`, the logarithm of each row's softmax denominator, where it is known already
-            (fused attention gives it); it is computed otherwise, at the price of reading the keys once more.
         impl: Forces an implementation. By default Triton for tensors on a GPU, the reference elsewhere.
 
     Accumulates in float32, in one order always: results are deterministic.
@@ -52,11 +48,9 @@ def rows(
         raise ValueError(f"result: must be for {query.shape[2]} queries in a batch of {query.shape[0]}")
     if result.length < key.shape[2]:
         raise ValueError(f"result: has {result.length} positions, fewer than the {key.shape[2]} keys")
-    if log_sum_exp is not None and (log_sum_exp.shape != query.shape[:3] or log_sum_exp.dtype != torch.float32):
-        raise ValueError("log_sum_exp: must be float32 [B, H, T]")
     if choose(query, impl) == "reference":
-        rows_reference(query, key, scoring, result, part, log_sum_exp)
+        rows_reference(query, key, scoring, result, part)
         return
     from .rows_triton import rows_triton  # slow to import: only where it is wanted
 
-    rows_triton(query, key, scoring, result, part, log_sum_exp)
+    rows_triton(query, key, scoring, result, part)

@@ -17,13 +17,10 @@ from .scoring import Scoring
 _TILE_BYTES = 32 * 1024**2
 
 
-def rows_reference(
-    query: Tensor, key: Tensor, scoring: Scoring, result: Result, part: Part, log_sum_exp: Tensor | None = None
-) -> None:
+def rows_reference(query: Tensor, key: Tensor, scoring: Scoring, result: Result, part: Part) -> None:
     """As `rows` has it, on what `rows` has checked."""
     for tile in tiles(query, key):
-        share = None if log_sum_exp is None else log_sum_exp[:, :, tile]
-        write(probabilities(query, key, scoring, tile, part.heads, share), result, part, tile)
+        write(probabilities(query, key, scoring, tile, part.heads), result, part, tile)
 
 
 def tiles(query: Tensor, key: Tensor) -> list[slice]:
@@ -39,20 +36,20 @@ def probabilities(
     scoring: Scoring,
     queries: slice,
     heads: tuple[int, ...] | None = None,
-    log_sum_exp: Tensor | None = None,
+    seen: Tensor | None = None,
 ) -> Tensor:
     """The probabilities of some queries (a slice with begin and end): float32 `[B, heads, queries, S]`.
 
-    Grouped query heads share a key head without a copy of it.
+    `seen`, bool and of a shape that broadcasts to the same, hides more keys than the scoring. Grouped query heads share
+    a key head without a copy of it.
     """
     groups = query.shape[1] // key.shape[1]
     query = query[:, :, queries]
     bias, mask = _queries_of(scoring.bias, queries), _queries_of(scoring.mask, queries)
     if heads is not None:
-        index = constant(heads, query.device)
+        index = constant(heads, torch.int32, query.device)
         query, key, groups = query[:, index], key[:, index // groups], 1
         bias, mask = _heads_of(bias, index), _heads_of(mask, index)
-        log_sum_exp = None if log_sum_exp is None else log_sum_exp[:, index]
     batch, head_count, length, width = query.shape
     query = query.float().reshape(batch, key.shape[1], groups * length, width)
     scores = (query @ key.float().transpose(2, 3)).view(batch, head_count, length, key.shape[2])
@@ -61,18 +58,16 @@ def probabilities(
         scores = scores.add_(bias)
     if scoring.softcap is not None:
         scores = scores.div_(scoring.softcap).tanh_().mul_(scoring.softcap)
-    seen = _visible(scoring, queries, key)
     if mask is not None and mask.dtype != torch.bool:
         scores = scores.add_(mask)
-    elif mask is not None:
-        seen = mask if seen is None else mask & seen
+    for more in (_visible(scoring, queries, key), mask if mask is not None and mask.dtype == torch.bool else None):
+        if more is not None:
+            seen = more if seen is None else seen & more
     if seen is not None:
         scores = scores.masked_fill_(~seen, float("-inf"))
-    if log_sum_exp is not None:
-        return scores.sub_(log_sum_exp.unsqueeze(-1)).exp_()
     made = scores.softmax(-1)
-    # A row that sees nothing is zeros, not the NaN of 0 / 0. Without masks every row sees something.
-    if seen is None and mask is None:
+    # A row that sees nothing is zeros, not the NaN of 0 / 0. Without masks and biases every row sees something.
+    if seen is None and mask is None and bias is None:
         return made
     return made.masked_fill_((scores == float("-inf")).all(-1, keepdim=True), 0.0)
 
@@ -119,7 +114,7 @@ def write(attention: Tensor, result: Result, part: Part, queries: slice) -> None
         if part.columns is None:
             place: slice | Tensor = slice(part.column, part.column + columns.shape[3])
         else:
-            place = constant(part.columns, attention.device)
+            place = constant(part.columns, torch.int32, attention.device)
     else:
         folded = _fold(attention, result, part, queries)
         if folded is None:
@@ -142,7 +137,7 @@ def _fold(attention: Tensor, result: Result, part: Part, queries: slice) -> Tens
     """Heads, then layers, become one: `[B, queries, S]`; None as long as layers are to come."""
     assert part.over_heads is not None
     if part.weights is not None:
-        attention = attention * constant(part.weights, attention.device)[:, None, None]
+        attention = attention * constant(part.weights, torch.float32, attention.device)[:, None, None]
     value = partial(attention, part.over_heads, 1)
     if not part.as_one:
         value = finish(value, part.over_heads, part.divisor or attention.shape[1])

@@ -2,11 +2,11 @@
 
 Knows tiles, pointers and strides; the numbers to be equal to are those of `rows_reference`.
 
-**Two launches.** `log_sum_exp_kernel` sweeps the keys once for each head and keeps one number for each row: the
-logarithm of the softmax's denominator (a running softmax, Milakov and Gimelshein 2018, arXiv:1805.02867). With that,
-any tile of probabilities can be made by itself: `rows_kernel` makes a tile of one head after another and folds them in
-registers, float32, in one order always; only the result is written. Where the denominators are known, it is the one
-launch.
+**Two launches.** `denominator_kernel` sweeps the keys once for each head and keeps two numbers for each row: the
+softmax's denominator, as the greatest score and the sum of powers below it (a running softmax, Milakov and Gimelshein
+2018, arXiv:1805.02867). With that, any tile of probabilities can be made by itself: `rows_kernel` makes a tile of one
+head after another and folds them in registers, float32, in one order always; only the result is written. Both take
+tiles of one size, so that they make the same scores to the last bit: the exponential of a large one shows it.
 
 **Bytes moved.** The result once. Queries are read again for each tile of keys, and keys for each tile of queries and
 each query head, in both launches, mostly from L2: what any tiled matrix product does. It does not bind: at D = 64 and
@@ -36,7 +36,7 @@ from .launch import Launch
 from .result import Part, Result
 from .scoring import Scoring
 from .selection import as_floats, by_sorting, folding, head_of, padded_top_k, selected, side_by_side, sort_into
-from .tiles import precision, rule_of, scored, strided
+from .tiles import finite, inverse, precision, rule_of, scored, strided
 
 _STAGED = 48 * 1024  # bytes of shared memory for tiles on their way; MI300 has 64 KiB in all
 
@@ -84,19 +84,19 @@ def _scores(query, key, rule, sizes, b, h, t, k, D: tl.constexpr, BLOCK_D: tl.co
 
 
 @triton.jit
-def log_sum_exp_kernel(
+def denominator_kernel(
     query,  # Strided [B, H, T, D]
     key,  # Strided [B, Hkv, S, D]
     rule,
     sizes,
-    out,  # [B, H, T]
+    out,  # [B, H, T, 2], see tiles
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_S: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """log(sum(exp(scores))) of some queries of one head; +inf for a query that sees nothing."""
+    """The softmax denominators of some queries of one head."""
     b = (tl.program_id(1) // sizes.heads).to(tl.int64)
     h = (tl.program_id(1) % sizes.heads).to(tl.int64)
     t = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
@@ -107,22 +107,25 @@ def log_sum_exp_kernel(
         k = begin_k + tl.arange(0, BLOCK_S)
         scores = _scores(query, key, rule, sizes, b, h, t, k, D, BLOCK_D, PRECISION)
         now = tl.maximum(greatest, tl.max(scores, 1))
-        base = tl.where(now == float("-inf"), 0.0, now)  # nothing seen yet: exp(-inf - 0) is 0, not NaN
+        base = finite(now)
         total = total * tl.exp(greatest - base) + tl.sum(tl.exp(scores - base[:, None]), 1)
         greatest = now
-    log_sum_exp = tl.where(total == 0.0, float("inf"), greatest + tl.log(total))
-    tl.store(out + (b * sizes.heads + h) * sizes.queries + t, log_sum_exp, mask=t < sizes.queries)
+    row = out + ((b * sizes.heads + h) * sizes.queries + t) * 2
+    tl.store(row, finite(greatest), mask=t < sizes.queries)
+    tl.store(row + 1, inverse(total), mask=t < sizes.queries)
 
 
 @triton.jit
 def _probabilities(
-    query, key, rule, sizes, log_sum_exp, b, h, t, s, D: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr
+    query, key, rule, sizes, denominator, b, h, t, s, D: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr
 ):
     """A tile of one head's probabilities, of queries t and positions s: float32 `[t, s]`."""
     k = s - sizes.missing
     scores = _scores(query, key, rule, sizes, b, h, t, k, D, BLOCK_D, PRECISION)
-    known = tl.load(log_sum_exp + (b * sizes.heads + h) * sizes.queries + t, mask=t < sizes.queries, other=float("inf"))
-    return tl.exp(scores - known[:, None])
+    row = denominator + ((b * sizes.heads + h) * sizes.queries + t) * 2
+    greatest = tl.load(row, mask=t < sizes.queries, other=0.0)
+    reciprocal = tl.load(row + 1, mask=t < sizes.queries, other=0.0)
+    return tl.exp(scores - greatest[:, None]) * reciprocal[:, None]
 
 
 @triton.jit
@@ -132,7 +135,7 @@ def _folded(
     rule,
     sizes,
     part,
-    log_sum_exp,
+    denominator,
     total,
     b,
     t,
@@ -149,7 +152,7 @@ def _folded(
     """A tile of a layer with its heads folded, and the layers before it: float32 `[t, s]`."""
     value = tl.full((t.shape[0], s.shape[0]), neutral(OVER_HEADS), tl.float32)
     for i in range(part.count):
-        x = _probabilities(query, key, rule, sizes, log_sum_exp, b, head_of(part, i), t, s, D, BLOCK_D, PRECISION)
+        x = _probabilities(query, key, rule, sizes, denominator, b, head_of(part, i), t, s, D, BLOCK_D, PRECISION)
         if part.weights is not None:
             x *= tl.load(part.weights + i)
         value = fold(OVER_HEADS, value, x)
@@ -168,7 +171,7 @@ def rows_kernel(
     rule,
     sizes,
     part,
-    log_sum_exp,  # [B, H, T]
+    denominator,  # [B, H, T, 2]
     total,  # [B, T, S], what the layers before have become
     out,  # [B, T, S, columns], or total if more layers are to come
     columns,
@@ -198,13 +201,13 @@ def rows_kernel(
     inside = (t < sizes.queries)[:, None] & (s < sizes.length)[None, :]
     if OVER_HEADS != "":
         value = _folded(
-            query, key, rule, sizes, part, log_sum_exp, total, b, t, s,
+            query, key, rule, sizes, part, denominator, total, b, t, s,
             D, BLOCK_D, PRECISION, OVER_HEADS, OVER_LAYERS, AS_ONE, FIRST, LAST,
         )  # fmt: skip
         tl.store(places + column, value, mask=inside)
     elif BLOCK_C == 1:
         h = head_of(part, begin)
-        value = _probabilities(query, key, rule, sizes, log_sum_exp, b, h, t, s, D, BLOCK_D, PRECISION)
+        value = _probabilities(query, key, rule, sizes, denominator, b, h, t, s, D, BLOCK_D, PRECISION)
         if part.columns is not None:
             column = tl.load(part.columns + begin)
         tl.store(places + column, value, mask=inside)
@@ -214,7 +217,7 @@ def rows_kernel(
         values = tl.zeros((BLOCK_T, BLOCK_S, BLOCK_C), tl.float32)
         for i in range(BLOCK_C):
             h = head_of(part, begin + i)
-            value = _probabilities(query, key, rule, sizes, log_sum_exp, b, h, t, s, D, BLOCK_D, PRECISION)
+            value = _probabilities(query, key, rule, sizes, denominator, b, h, t, s, D, BLOCK_D, PRECISION)
             values = tl.where(c == i, value[:, :, None], values)
         tl.store(places[:, :, None] + (column + c), values, mask=inside[:, :, None])
 
@@ -226,7 +229,7 @@ def packed_rows_kernel(
     rule,
     sizes,
     part,
-    log_sum_exp,
+    denominator,
     total,
     out,  # [B, T, S or k, columns]
     scales,  # [B, T, columns]; None: the numbers are floats
@@ -264,10 +267,10 @@ def packed_rows_kernel(
             s = begin_s + tl.arange(0, BLOCK_S)
             if OVER_HEADS == "":
                 h = head_of(part, i)
-                value = _probabilities(query, key, rule, sizes, log_sum_exp, b, h, t, s, D, BLOCK_D, PRECISION)
+                value = _probabilities(query, key, rule, sizes, denominator, b, h, t, s, D, BLOCK_D, PRECISION)
             else:
                 value = _folded(
-                    query, key, rule, sizes, part, log_sum_exp, total, b, t, s,
+                    query, key, rule, sizes, part, denominator, total, b, t, s,
                     D, BLOCK_D, PRECISION, OVER_HEADS, OVER_LAYERS, AS_ONE, FIRST, True,
                 )  # fmt: skip
             is_position = (s < sizes.length)[None, :]
@@ -293,26 +296,25 @@ def packed_rows_kernel(
         tl.store(scales + rows * columns + column, scale_of(greatest), mask=t < sizes.queries)
 
 
-def rows_triton(
-    query: Tensor, key: Tensor, scoring: Scoring, result: Result, part: Part, log_sum_exp: Tensor | None = None
-) -> None:
+def rows_triton(query: Tensor, key: Tensor, scoring: Scoring, result: Result, part: Part) -> None:
     """As `rows` has it, on what `rows` has checked."""
     into, share = as_floats(result, part, query.shape[1]) if by_sorting(result, part) else (result, part)
-    for launch in plan(query, key, scoring, into, share, log_sum_exp):
+    for launch in plan(query, key, scoring, into, share):
         launch.run()
     if into is not result:
         sort_into(result, part, into)
 
 
-def plan(
-    query: Tensor, key: Tensor, scoring: Scoring, result: Result, part: Part, log_sum_exp: Tensor | None = None
-) -> list[Launch]:
+def plan(query: Tensor, key: Tensor, scoring: Scoring, result: Result, part: Part) -> list[Launch]:
     """The launches that write a layer into a result."""
     batch, heads, queries, width = query.shape
     sizes = Sizes(heads, heads // key.shape[1], queries, key.shape[2], result.length, result.length - key.shape[2])
     product = precision(query.dtype)
-    tile = _tile(query, product)
-    block_t, block_s = tile.block_t, tile.block_s
+    apart = part.over_heads is None
+    columns = result.values.shape[3]
+    is_packed = part.last and not result.is_dense_float
+    block_c = 1 if is_packed else side_by_side(part, heads, columns, 4)  # four float32: what a thread stores at once
+    tile = _tile(query, product, 16 if is_packed else 64 // block_c)
     common = {
         "query": strided(query),
         "key": strided(key),
@@ -320,31 +322,26 @@ def plan(
         "sizes": sizes,
         "D": width,
         "BLOCK_D": tile.block_d,
+        "BLOCK_T": tile.block_t,
+        "BLOCK_S": tile.block_s,
         "PRECISION": product,
     }
-    launches: list[Launch] = []
-    if log_sum_exp is None:
-        log_sum_exp = torch.empty(batch, heads, queries, device=query.device)
-        launches.append(
-            Launch(
-                log_sum_exp_kernel,
-                (triton.cdiv(queries, block_t), batch * heads),
-                {**common, "out": log_sum_exp, "BLOCK_T": block_t, "BLOCK_S": block_s},
-                num_stages=tile.stages,
-            )
+    denominator = torch.empty(batch, heads, queries, 2, device=query.device)
+    launches = [
+        Launch(
+            denominator_kernel,
+            (triton.cdiv(queries, tile.block_t), batch * heads),
+            {**common, "out": denominator},
+            num_stages=tile.stages,
         )
-    assert log_sum_exp.is_contiguous()
+    ]
     assert result.values.is_contiguous()
     chosen = selected(part, heads, query.device)
-    apart = part.over_heads is None
-    columns = result.values.shape[3]
-    arguments = {**common, "part": chosen, "log_sum_exp": log_sum_exp, **folding(part, result)}
-    if result.is_dense_float or not part.last:
-        block_c = side_by_side(part, heads, columns, 4)  # four float32 are the 128 bits that a thread stores at once
-        block_t = min(block_t, 64 // block_c)
+    arguments = {**common, "part": chosen, "denominator": denominator, **folding(part, result)}
+    if not is_packed:
         out = result.values if part.last else result.total
         assert out is not None
-        grid = (triton.cdiv(result.length, block_s), triton.cdiv(queries, block_t))
+        grid = (triton.cdiv(result.length, tile.block_s), triton.cdiv(queries, tile.block_t))
         launches.append(
             Launch(
                 rows_kernel,
@@ -354,8 +351,6 @@ def plan(
                     "out": out,
                     "columns": columns if part.last else 1,
                     "column": part.column,
-                    "BLOCK_T": block_t,
-                    "BLOCK_S": block_s,
                     "BLOCK_C": block_c,
                     "LAST": part.last,
                 },
@@ -363,12 +358,10 @@ def plan(
             )
         )
         return launches
-    top_k = padded_top_k(result)
-    block_t = 16
     launches.append(
         Launch(
             packed_rows_kernel,
-            (triton.cdiv(queries, block_t), batch * (chosen.count if apart else 1)),
+            (triton.cdiv(queries, tile.block_t), batch * (chosen.count if apart else 1)),
             {
                 **arguments,
                 "out": result.values,
@@ -377,9 +370,7 @@ def plan(
                 "columns": columns,
                 "column": part.column,
                 "kept": result.values.shape[2],
-                "BLOCK_T": block_t,
-                "BLOCK_S": max(block_s, top_k),
-                "TOP_K": top_k,
+                "TOP_K": padded_top_k(result),
             },
             num_stages=tile.stages,
         )
@@ -394,15 +385,16 @@ class _Tile(NamedTuple):
     stages: int
 
 
-def _tile(query: Tensor, product: str) -> _Tile:
-    """How many queries, keys and numbers of a head's width at a time.
+def _tile(query: Tensor, product: str, most_t: int) -> _Tile:
+    """How many queries (at most `most_t`), keys and numbers of a head's width at a time.
 
     Chosen with `sidelight kernels audit`: the largest that spill nowhere. Float32 that is split into parts of tf32
     takes three times the registers.
     """
     width = query.shape[3]
     half = query.dtype != torch.float32
-    block_t = 64 if half else 32  # the same for few queries: a kernel more to compile would cost more than idle rows
+    # The same for few queries: a kernel more to compile would cost more than idle rows.
+    block_t = min(most_t, 64 if half else 32)
     block_s = 64 if half and width <= 128 else 32
     most_d = 64 if half else 16 if product == "tf32x3" else 32
     block_d = min(most_d, max(16, triton.next_power_of_2(width)))

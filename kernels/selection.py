@@ -33,9 +33,9 @@ def selected(part: Part, heads: int, device: torch.device) -> Selected:
     """What a kernel is told of a part of a layer with so many heads."""
     return Selected(
         heads if part.heads is None else len(part.heads),
-        None if part.heads is None else constant(part.heads, device),
-        None if part.columns is None else constant(part.columns, device),
-        None if part.weights is None else constant(part.weights, device),
+        None if part.heads is None else constant(part.heads, torch.int32, device),
+        None if part.columns is None else constant(part.columns, torch.int32, device),
+        None if part.weights is None else constant(part.weights, torch.float32, device),
         float(part.divisor or heads),
         float(part.layer_count),
     )
@@ -94,7 +94,7 @@ def as_floats(result: Result, part: Part, heads: int) -> tuple[Result, Part]:
 def sort_into(result: Result, part: Part, floats: Result) -> None:
     """Packs what `as_floats` was filled with, on the device."""
     place = slice(part.column, part.column + floats.values.shape[3])
-    columns = place if part.columns is None else constant(part.columns, result.values.device)
+    columns = place if part.columns is None else constant(part.columns, torch.int32, result.values.device)
     sort_all(result, floats.values, columns)
 
 

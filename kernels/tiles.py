@@ -1,6 +1,10 @@
 """Tiles of scores in Triton, shared by `rows` and `decode`: what `Scoring` says, on a tile in registers.
 
 Kernels take what belongs together as one named tuple; None in it is known when compiling, and costs nothing.
+
+A softmax's denominator is two numbers side by side: the greatest score of the row, and 1 / the sum of exp(score -
+greatest); both are 0 where nothing is seen. They are kept apart, as one logarithm of both would be rounded at the size
+of the scores: rows with large ones would not add up to 1.
 """
 # Triton's language is untyped: what the kernel's body does is checked by tests, not by pyright.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -108,3 +112,15 @@ def scored(rule, scores, b, h, t, k, inside):
         else:
             scores += tl.load(mask, mask=inside, other=0.0).to(tl.float32)
     return tl.where(inside, scores, float("-inf"))
+
+
+@triton.jit
+def finite(greatest):
+    """The greatest score, or 0 where nothing is seen: exp(-inf - 0) is 0, not NaN."""
+    return tl.where(greatest == float("-inf"), 0.0, greatest)
+
+
+@triton.jit
+def inverse(total):
+    """1 / total, or 0 where nothing is seen."""
+    return tl.where(total == 0.0, 0.0, 1.0 / total)

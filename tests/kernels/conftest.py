@@ -62,8 +62,8 @@ def multiplying_bfloat16() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def logarithms_of_zero() -> Iterator[None]:
-    """The interpreter takes them with NumPy, which warns; on a GPU they are -inf, as is meant."""
+def divisions_by_zero() -> Iterator[None]:
+    """The interpreter makes them with NumPy, which warns; on a GPU they are inf, and kernels take another number."""
     with np.errstate(divide="ignore"):
         yield
 

@@ -42,8 +42,13 @@ MUTANTS = [
         "rows: wrong key head of a group", "rows_triton.py", "h // sizes.groups", "h % (sizes.heads // sizes.groups)"
     ),
     Mutant("rows: causal mask missing", "tiles.py", "inside & (k <= rule.first + t)", "inside"),
-    Mutant("decode: lengths missing", "decode_triton.py", "end = tl.load(span.lengths + b)", "end = sizes.keys"),
-    Mutant("rows: denominator of the row before", "rows_triton.py", "queries + t, mask=", "queries + t - 1, mask="),
+    Mutant("decode: lengths missing", "decode_triton.py", "tl.load(span.lengths + b)", "sizes.keys"),
+    Mutant(
+        "rows: denominator of the row before",
+        "rows_triton.py",
+        "row = denominator + ((b * sizes.heads + h) * sizes.queries + t)",
+        "row = denominator + ((b * sizes.heads + h) * sizes.queries + tl.maximum(t - 1, 0))",
+    ),
     Mutant(
         "decode: scores of the wrong head", "decode_triton.py", "scores + (b * sizes.heads + h)", "scores + (b + h)"
     ),
@@ -58,6 +63,18 @@ MUTANTS = [
         "decode_triton.py",
         "        greatest = now\n\n",
         "        greatest = now\n        mixed = mixed.to(tl.float16).to(tl.float32)\n\n",
+    ),
+    Mutant(
+        "rows: tiles of two sizes",
+        "rows_triton.py",
+        '{**common, "out": denominator}',
+        '{**common, "out": denominator, "BLOCK_T": 64}',
+    ),
+    Mutant(
+        "a weight taken for a head",
+        "selection.py",
+        "constant(part.weights, torch.float32",
+        "constant(part.weights, torch.int32",
     ),
     Mutant(
         "reference: window too wide",

@@ -40,7 +40,7 @@ def test_every_kernel_is_warmed(bundled):
         "attend_kernel",
         "row_kernel",
         "packed_row_kernel",
-        "log_sum_exp_kernel",
+        "denominator_kernel",
         "rows_kernel",
         "packed_rows_kernel",
     }
