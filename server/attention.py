@@ -11,7 +11,7 @@ While decoding on a GPU, one kernel makes both from a single read of the keys.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
@@ -45,16 +45,14 @@ class Target(NamedTuple):
     result: Result  # for the wanted queries
     part: Part  # what this layer gives
     queries: slice  # the wanted queries, with begin and end
+    rows: Tensor | None = None  # the wanted rows of the batch, in order; None: all
 
 
 class Recorder(Protocol):
     """Takes rows while a model runs."""
 
-    def target(self, site: Site, query: Tensor, key: Tensor) -> Target | None:
-        """Where the rows of a site go, whose queries `[B, H, T, D]` and keys `[B, Hkv, S, D]` are these.
-
-        None if none are wanted.
-        """
+    def targets(self, site: Site, query: Tensor, key: Tensor) -> Sequence[Target]:
+        """Where the rows of a site go, whose queries `[B, H, T, D]` and keys `[B, Hkv, S, D]` are these."""
         ...
 
 
@@ -148,16 +146,15 @@ def attend(
     )
     if _active.observer is not None:
         _active.observer.observe(module, query, key)
-    target = None if _active.recorder is None else _target(_active.recorder, module, query, key)
+    targets = () if _active.recorder is None else _targets(_active.recorder, module, query, key)
     # On a CPU the output stays SDPA's own, so that what is captured does not change what is written by a single bit.
     # Values of another width than keys are not the kernel's business.
     fused = query.shape[2] == 1 and key.shape == value.shape and choose(query) == "triton"
-    if target is not None and fused:
-        output = decode(query, key, value, scoring, target.result, target.part)
+    if fused and len(targets) == 1 and targets[0].rows is None:
+        output = decode(query, key, value, scoring, targets[0].result, targets[0].part)
         return output.transpose(1, 2).contiguous(), None
-    if target is not None:
-        wanted = target.queries
-        rows(query[:, :, wanted], key, _of_queries(scoring, wanted), target.result, target.part)
+    for target in targets:
+        _record(target, query, key, scoring)
     if softcap is not None:  # SDPA has none (Gemma 2)
         return capped_attention(query, key, value, scoring).transpose(1, 2).contiguous(), None
     return sdpa_attention_forward(
@@ -180,9 +177,20 @@ def _is_causal(module: nn.Module, query: Tensor, mask: Tensor | None, is_causal:
     return bool(causal) and mask is None and query.shape[2] > 1
 
 
-def _target(recorder: Recorder, module: nn.Module, query: Tensor, key: Tensor) -> Target | None:
+def _targets(recorder: Recorder, module: nn.Module, query: Tensor, key: Tensor) -> Sequence[Target]:
     site: Site | None = getattr(module, "sidelight_site", None)
-    return None if site is None else recorder.target(site, query, key)
+    return () if site is None else recorder.targets(site, query, key)
+
+
+def _record(target: Target, query: Tensor, key: Tensor, scoring: Scoring) -> None:
+    if target.rows is not None:
+        bias, mask = (
+            tensor if tensor is None or tensor.shape[0] == 1 else tensor[target.rows]
+            for tensor in (scoring.bias, scoring.mask)
+        )
+        query, key, scoring = query[target.rows], key[target.rows], scoring._replace(bias=bias, mask=mask)
+    wanted = target.queries
+    rows(query[:, :, wanted], key, _of_queries(scoring, wanted), target.result, target.part)
 
 
 def _of_queries(scoring: Scoring, queries: slice) -> Scoring:

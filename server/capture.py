@@ -109,27 +109,37 @@ class CapturePlan:
 
 
 class Recording:
-    """The rows of one forward pass that a plan keeps, for one sequence.
+    """The rows of one forward pass that a plan keeps, for one sequence, or for those of a batch that share the plan.
 
     `queries` is the slice of this pass's decoder queries that are kept; an encoder's are all kept. `positions` is how
-    many a row of each kind has. A sliding window's cache has forgotten the first ones: their share is 0.
+    many a row of each kind has. A sliding window's cache has forgotten the first ones: their share is 0. Of a batch,
+    `rows` are kept, `count` of them; None: all.
     """
 
-    def __init__(self, plan: CapturePlan, queries: slice, positions: Mapping[Kind, int]) -> None:
+    def __init__(
+        self,
+        plan: CapturePlan,
+        queries: slice,
+        positions: Mapping[Kind, int],
+        rows: Tensor | None = None,
+        count: int = 1,
+    ) -> None:
         self._plan = plan
         self._queries = queries
         self._positions = positions
+        self._rows = rows
+        self._count = count
         self._results: dict[Kind, Result] = {}
 
-    def target(self, site: Site, query: Tensor, key: Tensor) -> Target | None:  # noqa: ARG002
+    def targets(self, site: Site, query: Tensor, key: Tensor) -> list[Target]:  # noqa: ARG002
         """As `attention.Recorder` has it."""
         part = self._plan.parts.get(site)
         if part is None:
-            return None
+            return []
         queries = self._kept(site.kind, query.shape[2])
         if queries.start >= queries.stop:
-            return None
-        return Target(self._result(site.kind, queries, query.device), part, queries)
+            return []
+        return [Target(self._result(site.kind, queries, query.device), part, queries, self._rows)]
 
     def record_matrices(self, matrices: Mapping[Kind, list[Tensor]]) -> None:
         """Keeps what a plan wants of a model's own matrices `[1, H, T, S]`, for models that give nothing else."""
@@ -164,7 +174,7 @@ class Recording:
             for size in plan.shape(kind):
                 columns *= size
             self._results[kind] = new_result(
-                1,
+                self._count,
                 queries.stop - queries.start,
                 self._positions[kind],
                 columns,

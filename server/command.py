@@ -32,8 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype",
         default="auto",
-        choices=("auto", "float32", "float16", "bfloat16"),
-        help="auto: float32 on a CPU, the checkpoint's own type on a GPU",
+        choices=("auto", "float32", "float16", "bfloat16", "int8"),
+        help="auto: float32 on a CPU, the checkpoint's own type on a GPU; int8: linear layers in 8 bits, on a CPU",
     )
     parser.add_argument(
         "--threads", type=_positive, metavar="N", help="CPU threads for the model; without it, all cores but one"

@@ -6,7 +6,7 @@ Pure functions; no engine, no gRPC.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from google.protobuf.duration_pb2 import Duration
@@ -201,7 +201,7 @@ def model_message(loaded: LoadedModel, *, default: bool) -> model_pb2.Model:
         max_source_tokens=loaded.max_source_tokens,
         max_target_tokens=loaded.max_target_tokens,
         languages=loaded.codec.languages,
-        dtype=str(cast(object, loaded.model.dtype)).removeprefix("torch."),
+        dtype=loaded.precision,
         device=str(loaded.model.device),
         default=default,
         vocabulary_size=loaded.vocabulary_size,

@@ -7,8 +7,7 @@ processors and its order of operations, so the tokens are the same.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -30,20 +29,20 @@ _PART_BYTES = 1024 * 1024
 
 def attribute(loaded: LoadedModel, job: Job) -> Iterator[Event]:
     """The events of a job, in order. Must be driven in torch's inference mode. Raises RequestError."""
-    detokenizer = _detokenizer(loaded, job)
+    detokenizer = detokenizer_of(loaded, job)
     context = tuple(detokenizer.add(id_)[1] for id_ in job.context_ids)
     reader = Reader(loaded, job.capture, job.source.ids, job.context_ids)
     encoder_self = reader.read_source()
     yield Started(context, job.target.seed if isinstance(job.target, Decoding) else None)
     if encoder_self is not None:
-        yield from _parts(encoder_self)
+        yield from parts_of(encoder_self)
     if isinstance(job.target, Given):
         yield from _given(reader, job, job.target)
     else:
         yield from _decode(reader, loaded, job, job.target, detokenizer)
 
 
-def _parts(attention: Numbers) -> Iterator[EncoderSelf]:
+def parts_of(attention: Numbers) -> Iterator[EncoderSelf]:
     """Encoder self-attention in parts of a size that messages can have."""
     count = len(attention.values)
     queries = max(1, _PART_BYTES // max(1, attention.nbytes // count))
@@ -51,7 +50,8 @@ def _parts(attention: Numbers) -> Iterator[EncoderSelf]:
         yield EncoderSelf(first, attention.of(slice(first, first + queries)))
 
 
-def _detokenizer(loaded: LoadedModel, job: Job) -> Detokenizer:
+def detokenizer_of(loaded: LoadedModel, job: Job) -> Detokenizer:
+    """A detokenizer that has read what comes before a continuation."""
     return Detokenizer(loaded.codec, () if loaded.is_encoder_decoder else job.source.ids)
 
 
@@ -93,53 +93,91 @@ def _decode(
 
     What the model needs for its next step stays on its device; what the client gets is fetched together, once a step.
     """
-    chooser = _Chooser(loaded, reader, decoding)
-    prefix = len(detokenizer.text)
-    reads_last = job.capture.row == "reading"
+    chooser = Chooser(loaded, decoding, reader.context, reader.source)
+    writer = Writer(job, decoding, detokenizer, chooser.end_ids)
     pending = reader.tensor(reader.context)
-    step: Step | None = None
-    stop: StopReason | None = None
-    for index in itertools.count():
+    while not writer.ended:
         # This pass's last query predicts the token of this step and reads the token of the step before.
-        row_of = index - 1 if reads_last else index
-        wanted = row_of >= job.resume_at and job.capture.covers(row_of)
-        result = reader.read(pending, LAST_QUERY if wanted else NO_QUERIES, logits=1)
+        result = reader.read(pending, LAST_QUERY if writer.wants_row else NO_QUERIES, logits=1)
         choice = chooser.choose(result.logits)
         scores = score(job.scores, result.logits, choice.token[0], job.score_top_p)
         fetched = fetch([choice.token, choice.is_number, scores, *result.tensors])
         id_, is_number, step_scores = fetched[0].item(), fetched[1].item(), fetched[2][0].tolist()
-        attention = result.attention(fetched[3:], job.capture)
-        if reads_last and step is not None:
-            if step.index >= job.resume_at:
-                yield _with_attention(step, attention)
-            if stop is not None:
-                break
+        yield from writer.write(id_, is_number, step_scores, result.attention(fetched[3:], job.capture))
+        pending = choice.token
+
+
+class Writer:
+    """What a request has written so far, and when it stops. Has no part in what the model computes."""
+
+    def __init__(self, job: Job, decoding: Decoding, detokenizer: Detokenizer, end_ids: frozenset[int]) -> None:
+        self._job = job
+        self._decoding = decoding
+        self._detokenizer = detokenizer
+        self._end_ids = end_ids
+        self._prefix = len(detokenizer.text)
+        self._reads_last = job.capture.row == "reading"
+        self._index = 0  # of the step that the next token is
+        self._step: Step | None = None  # the last, which a row that reads it comes after
+        self._stop: StopReason | None = None
+        self.ended = False
+
+    @property
+    def wants_row(self) -> bool:
+        """Whether the attention of the next pass's last query is sent."""
+        row_of = self._index - 1 if self._reads_last else self._index
+        return row_of >= self._job.resume_at and self._job.capture.covers(row_of)
+
+    def write(
+        self,
+        id_: int,
+        is_number: bool,
+        scores: Sequence[float],
+        attention: tuple[Numbers | None, Numbers | None],
+    ) -> Iterator[Event]:
+        """Takes what a pass gave: the token that was chosen, its scores, and cross and decoder self-attention.
+
+        Raises RequestError where the numbers are none.
+        """
+        if self._reads_last and self._step is not None:
+            yield from self._sent(self._step, attention)
+            if self._stop is not None:
+                yield self._finished(self._stop)
+                return
         if not is_number:
             raise internal("NOT_A_NUMBER", "the model computed numbers that are not finite; a wider dtype may help")
-        text, token = detokenizer.add(id_)
-        stop = _stop_reason(chooser, decoding, detokenizer.text[prefix:], id_, index)
-        if stop is not None:
-            text += detokenizer.flush()
-            token = _completed(token, detokenizer.text)
-        step = Step(index, token, text, step_scores)
-        if not reads_last:
-            if index >= job.resume_at:
-                yield _with_attention(step, attention)
-            if stop is not None:
-                break
-        pending = choice.token
-    assert step is not None
-    assert stop is not None
-    yield Finished(detokenizer.text, stop, step.index + 1, decoding.seed)
+        text, token = self._detokenizer.add(id_)
+        self._stop = self._stop_reason(id_)
+        if self._stop is not None:
+            text += self._detokenizer.flush()
+            token = _completed(token, self._detokenizer.text)
+        self._step = Step(self._index, token, text, scores)
+        self._index += 1
+        if not self._reads_last:
+            yield from self._sent(self._step, attention)
+            if self._stop is not None:
+                yield self._finished(self._stop)
 
+    def _sent(self, step: Step, attention: tuple[Numbers | None, Numbers | None]) -> Iterator[Step]:
+        cross, own = attention
+        if step.index >= self._job.resume_at:
+            yield replace(
+                step,
+                cross=None if cross is None else cross.of(0),
+                decoder_self=None if own is None else own.of(0),
+            )
 
-def _with_attention(step: Step, attention: tuple[Numbers | None, Numbers | None]) -> Step:
-    cross, own = attention
-    return replace(
-        step,
-        cross=None if cross is None else cross.of(0),
-        decoder_self=None if own is None else own.of(0),
-    )
+    def _finished(self, stop: StopReason) -> Finished:
+        self.ended = True
+        return Finished(self._detokenizer.text, stop, self._index, self._decoding.seed)
+
+    def _stop_reason(self, id_: int) -> StopReason | None:
+        if id_ in self._end_ids and not self._decoding.ignore_eos:
+            return "end_token"
+        text = self._detokenizer.text[self._prefix :]
+        if any(stop in text for stop in self._decoding.stop):
+            return "stop_text"
+        return "length" if self._index + 1 >= self._decoding.max_new_tokens else None
 
 
 def _completed(token: Token, text: str) -> Token:
@@ -147,37 +185,30 @@ def _completed(token: Token, text: str) -> Token:
     return replace(token, text=text[token.begin : token.end])
 
 
-def _stop_reason(chooser: _Chooser, decoding: Decoding, text: str, id_: int, index: int) -> StopReason | None:
-    if id_ in chooser.end_ids and not decoding.ignore_eos:
-        return "end_token"
-    if any(stop in text for stop in decoding.stop):
-        return "stop_text"
-    return "length" if index + 1 >= decoding.max_new_tokens else None
-
-
-class _Choice(NamedTuple):
+class Choice(NamedTuple):
     """A token that was chosen, on the device."""
 
     token: Tensor  # [1, 1]
     is_number: Tensor  # whether the scores that it was chosen by were finite, or at least numbers
 
 
-class _Chooser:
+class Chooser:
     """Chooses tokens as transformers' `generate` does."""
 
-    def __init__(self, loaded: LoadedModel, reader: Reader, decoding: Decoding) -> None:
-        config = generation_config(loaded, decoding, len(reader.context))
+    def __init__(self, loaded: LoadedModel, decoding: Decoding, context: Sequence[int], source: Tensor | None) -> None:
+        """`context` is what the decoder reads before step 0; `source` what an encoder has read, `[1, S]`."""
+        config = generation_config(loaded, decoding, len(context))
         end: Any = config.eos_token_id
         self.end_ids: frozenset[int] = frozenset(end if isinstance(end, list) else [end] if end is not None else [])
-        self._ids = reader.tensor(reader.context)
         model: Any = loaded.model
+        self._ids = torch.tensor([list(context)], device=model.device)
         if decoding.ignore_eos:
             config.forced_eos_token_id = None
         model._prepare_special_tokens(config, True, device=model.device)
         self._processors: LogitsProcessorList = model._get_logits_processor(
             generation_config=config,
-            input_ids_seq_length=len(reader.context),
-            encoder_input_ids=reader.source if reader.source is not None else self._ids,
+            input_ids_seq_length=len(context),
+            encoder_input_ids=source if source is not None else self._ids,
             logits_processor=LogitsProcessorList(),
             device=model.device,
             model_kwargs={},
@@ -187,7 +218,7 @@ class _Chooser:
             # One generator for each request: neighbours cannot change what it draws.
             self._generator = torch.Generator(model.device).manual_seed(decoding.seed or 0)
 
-    def choose(self, logits: Tensor) -> _Choice:
+    def choose(self, logits: Tensor) -> Choice:
         """The next token, from the logits `[1, vocabulary]` of the last one. Nothing here waits for the device."""
         scores = self._processors(self._ids, logits.to(torch.float32, copy=True))
         is_number = ~scores.isnan().any()
@@ -200,7 +231,7 @@ class _Chooser:
             draws = torch.empty_like(probabilities).exponential_(generator=self._generator)
             chosen = (probabilities / draws).argmax(-1, keepdim=True)
         self._ids = torch.cat([self._ids, chosen], dim=-1)
-        return _Choice(chosen, is_number)
+        return Choice(chosen, is_number)
 
 
 def generation_config(loaded: LoadedModel, decoding: Decoding, context: int) -> GenerationConfig:

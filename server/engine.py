@@ -1,8 +1,8 @@
-"""Runs jobs: one thread, one model, a step of each job in turn.
+"""Runs jobs: one thread, one model, a step of all jobs at once.
 
-Jobs are independent: each has its own cache and its own random generator, so what one writes does not depend on the
-others. A job that nobody reads waits; a job that nobody wants any more, or whose deadline has passed, ends before its
-next step. The engine knows nothing of gRPC.
+Jobs that write share a batch, and each has a slot in it; given targets, and models that cannot be run in slots, take
+their turns between its steps. What one job writes does not depend on the others. A job that nobody reads waits; a job
+that nobody wants any more, or whose deadline has passed, ends before its next step. The engine knows nothing of gRPC.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ from dataclasses import dataclass, field
 import grpc
 import torch
 
+from .batch import Batch, Seat
 from .decoding import attribute
 from .errors import RequestError, internal
-from .jobs import Event, Job
+from .jobs import Decoding, Event, Job
+from .memory import slots_within
 from .models import LoadedModel
 from .outbox import Outbox
 
@@ -30,8 +32,9 @@ log = logging.getLogger(__name__)
 class Limits:
     """How much the engine takes on."""
 
-    running: int = 32  # jobs that are worked on in turn, each with a cache in memory
+    running: int = 32  # jobs that are worked on, each with a cache in memory
     waiting: int = 1024  # jobs in the queue before more are refused
+    memory_fraction: float = 0.5  # of the memory that is free at start, for the slots' caches
 
 
 @dataclass(eq=False)
@@ -43,7 +46,8 @@ class Ticket:
     deadline: float | None = None
     arrived: float = field(default_factory=time.monotonic)
     started: float | None = None
-    events: Iterator[Event] | None = None
+    events: Iterator[Event] | None = None  # of a job that is worked on alone
+    seat: Seat | None = None  # of one in the batch
 
 
 class Engine:
@@ -57,6 +61,10 @@ class Engine:
         self._waiting: deque[Ticket] = deque()
         self._running: list[Ticket] = []
         self._stopping = False
+        self.slots = (
+            0 if loaded.layout is None else slots_within(loaded, self._limits.running, self._limits.memory_fraction)
+        )
+        self._batch: Batch | None = None
         self._thread = threading.Thread(target=self._run, name=f"engine {loaded.name}", daemon=True)
 
     def start(self) -> None:
@@ -96,6 +104,8 @@ class Engine:
 
     def _run(self) -> None:
         with torch.inference_mode():
+            if self.loaded.layout is not None:
+                self._batch = Batch(self.loaded, self.loaded.layout, self.slots)
             while not self._stopping:
                 self._something.clear()
                 self._admit()
@@ -106,15 +116,36 @@ class Engine:
     def _admit(self) -> None:
         """Lets waiting jobs in, first come first served, and drops those that have lost their reader or their time."""
         now = time.monotonic()
+        joining: list[Ticket] = []
+        room = self._batch.room if self._batch is not None else 0
         with self._lock:
             for ticket in [ticket for ticket in self._waiting if _is_over(ticket, now)]:
                 self._waiting.remove(ticket)
                 ticket.outbox.end(_expired())
             while self._waiting and len(self._running) < self._limits.running:
+                is_joining = self._batch is not None and isinstance(self._waiting[0].job.target, Decoding)
+                if is_joining and len(joining) == room:
+                    break
                 ticket = self._waiting.popleft()
                 ticket.started = now
-                ticket.events = attribute(self.loaded, ticket.job)
                 self._running.append(ticket)
+                if is_joining:
+                    joining.append(ticket)
+                else:
+                    ticket.events = attribute(self.loaded, ticket.job)
+        if joining:
+            self._join(joining)
+
+    def _join(self, tickets: list[Ticket]) -> None:
+        assert self._batch is not None
+        for ticket, seat in zip(tickets, self._batch.join([ticket.job for ticket in tickets]), strict=True):
+            if isinstance(seat, Seat):
+                ticket.seat = seat
+                for event in seat.news:
+                    ticket.outbox.put(event)
+                seat.news.clear()
+            else:
+                self._fail(ticket, seat)
 
     def _round(self) -> bool:
         """Takes one step of each job that can. Returns whether any could."""
@@ -125,29 +156,59 @@ class Engine:
             if _is_over(ticket, time.monotonic()):
                 worked = True  # its place is free: somebody who waits may come in
                 self._finish(ticket, _expired())
-            elif not ticket.outbox.full:
+            elif ticket.seat is None and not ticket.outbox.full:
                 worked = True
                 self._advance(ticket)
-        return worked
+        return self._step() or worked
+
+    def _step(self) -> bool:
+        """Takes one step of the batch. Returns whether anybody in it could."""
+        ready = {ticket.seat: ticket for ticket in self._running if ticket.seat is not None and not ticket.outbox.full}
+        if not ready:
+            return False
+        assert self._batch is not None
+        reading = next((seat for seat in ready if seat.reads), None)
+        if reading is not None:  # a part of one long prompt at a time, so that nobody waits for all of them
+            try:
+                self._batch.read(reading)
+            except Exception as error:
+                self._fail(ready.pop(reading), error)
+        for seat, told in self._batch.step([seat for seat in ready if not seat.reads]):
+            ticket = ready[seat]
+            if isinstance(told, Exception):
+                self._fail(ticket, told)
+                continue
+            for event in told:
+                ticket.outbox.put(event)
+            if seat.writer.ended:
+                self._finish(ticket, None)
+        return True
 
     def _advance(self, ticket: Ticket) -> None:
         assert ticket.events is not None
         try:
             event = next(ticket.events, None)
-        except RequestError as error:
-            self._finish(ticket, error)
-        except Exception:  # one request's fault must not end the others
-            log.exception("request %s failed", ticket.job.request_id)
-            self._finish(ticket, internal())
+        except Exception as error:  # one request's fault must not end the others
+            self._fail(ticket, error)
         else:
             if event is None:
                 self._finish(ticket, None)
             else:
                 ticket.outbox.put(event)
 
+    def _fail(self, ticket: Ticket, error: Exception) -> None:
+        if not isinstance(error, RequestError):
+            log.error("request %s failed", ticket.job.request_id, exc_info=error)
+            error = internal()
+        self._finish(ticket, error)
+
     def _finish(self, ticket: Ticket, error: RequestError | None) -> None:
         self._running.remove(ticket)
         ticket.events = None  # and with it the cache
+        if ticket.seat is not None:
+            assert self._batch is not None
+            self._batch.leave(ticket.seat)
+            ticket.seat = None
         ticket.outbox.end(error)
 
     def _patience(self) -> float | None:

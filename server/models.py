@@ -20,6 +20,8 @@ from transformers import (
 )
 
 from .attention import Kind, register
+from .layouts import Layout, find_layout
+from .linears import Precision, pack
 from .sites import Sites, find_sites
 from .tokenization import Codec
 
@@ -45,6 +47,8 @@ class LoadedModel:
     sites: Sites
     max_source_tokens: int
     max_target_tokens: int
+    precision: str  # of its linear layers: int8, or a type of torch's by name
+    layout: Layout | None  # how it is run in slots; None: its requests are worked on one by one
 
     @property
     def is_encoder_decoder(self) -> bool:
@@ -90,17 +94,20 @@ def load(
     device: str = "auto",
     dtype: str = "auto",
     max_length: int | None = None,
+    packed: bool = True,
 ) -> LoadedModel:
     """Loads a model from a directory or by its id on the Hugging Face hub; None: the bundled one.
 
-    `dtype="auto"` is float32 on a CPU and the checkpoint's own type elsewhere. `max_length` lowers the number of
-    positions that requests may use. Raises ModelError with a message for people.
+    `dtype="auto"` is float32 on a CPU and the checkpoint's own type elsewhere; "int8" is for CPUs alone. `max_length`
+    lowers the number of positions that requests may use. On a CPU linear layers are packed for it, unless `packed` is
+    False. Raises ModelError with a message for people.
     """
     register()
     where = bundled_model() if path is None else path
     name = name or (BUNDLED_NAME if path is None else _name(path))
     chosen_device = _device(device)
     chosen_dtype = _dtype(dtype, chosen_device)
+    precision = _precision(dtype, chosen_device)
     try:
         config = AutoConfig.from_pretrained(where, trust_remote_code=False)
         auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
@@ -111,6 +118,11 @@ def load(
         _check_vocabularies(model, tokenizer)
         nn.Module.to(model.eval().requires_grad_(False), chosen_device)
         sites = find_sites(model)
+        if packed and precision is not None:
+            log.info("%s", pack(model, precision))
+        source, target = _lengths(config, max_length)
+        is_exact = model.dtype == torch.float32 and precision != "int8"
+        layout = find_layout(model, sites, source, target, is_exact=is_exact)
     except Exception as error:  # whatever a damaged or an unusual checkpoint makes its libraries raise
         log.debug("loading failed", exc_info=True)
         raise ModelError(f"cannot load {where}: {error}") from error
@@ -119,8 +131,8 @@ def load(
     for kind, heads in sites.heads.items():
         if len(set(heads)) > 1:
             raise ModelError(f"cannot serve {where}: its layers differ in the number of {kind} heads: {heads}")
-    source, target = _lengths(config, max_length)
-    return LoadedModel(name, model, Codec(tokenizer, model), sites, source, target)
+    shown = "int8" if precision == "int8" else str(model.dtype).removeprefix("torch.")
+    return LoadedModel(name, model, Codec(tokenizer, model), sites, source, target, shown, layout)
 
 
 def _check_vocabularies(model: PreTrainedModel, tokenizer: Any) -> None:
@@ -147,12 +159,23 @@ def _device(name: str) -> torch.device:
 
 
 def _dtype(name: str, device: torch.device) -> torch.dtype | str:
+    """The type that the weights are loaded in."""
     if name == "auto":
         return torch.float32 if device.type == "cpu" else "auto"
-    known = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+    known = {name: getattr(torch, name) for name in ("float32", "float16", "bfloat16")} | {"int8": torch.float32}
     if name not in known:
         raise ModelError(f"unknown dtype {name}: choose auto, {', '.join(known)}")
+    if name == "int8" and device.type != "cpu":
+        raise ModelError(f"dtype int8 is for CPUs, not for {device}")
     return known[name]
+
+
+def _precision(dtype: str, device: torch.device) -> Precision | None:
+    """How linear layers are packed; None where they are left as they are."""
+    if device.type != "cpu":
+        return None
+    precisions: dict[str, Precision] = {"auto": "float32", "float32": "float32", "bfloat16": "bfloat16", "int8": "int8"}
+    return precisions.get(dtype)
 
 
 def _lengths(config: Any, max_length: int | None) -> tuple[int, int]:

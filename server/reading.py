@@ -76,6 +76,11 @@ class Reader:
         """The source as the encoder reads it, `[1, S]`; None for a decoder-only model, which has none apart."""
         return self._source_ids if self._is_encoder_decoder else None
 
+    @property
+    def encoded(self) -> Tensor:
+        """What the encoder gave, `[1, S, width]`."""
+        return self._encoder_outputs.last_hidden_state
+
     def read_source(self) -> Numbers | None:
         """Runs the encoder, if there is one. Returns its self-attention, if captured."""
         if not self._is_encoder_decoder:

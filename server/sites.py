@@ -60,10 +60,10 @@ class _Everything:
 
     results: dict[Site, Result] = field(default_factory=dict[Site, Result])
 
-    def target(self, site: Site, query: Tensor, key: Tensor) -> Target | None:
+    def targets(self, site: Site, query: Tensor, key: Tensor) -> list[Target]:
         batch, heads, length, _ = query.shape
         self.results[site] = new_result(batch, length, key.shape[2], heads, device=query.device)
-        return Target(self.results[site], Part(), slice(0, length))
+        return [Target(self.results[site], Part(), slice(0, length))]
 
 
 @torch.inference_mode()

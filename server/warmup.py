@@ -55,7 +55,7 @@ def warm(loaded: LoadedModel) -> None:
 def planned(args: argparse.Namespace) -> list[Launch]:
     """What a server of the model and the dtype of `sidelight kernels build` launches."""
     try:
-        return launches(load(args.model, device="cpu", dtype=args.dtype))
+        return launches(load(args.model, device="cpu", dtype=args.dtype, packed=False))
     except ModelError as error:
         raise UnknownModelError(error) from error
 

@@ -214,14 +214,14 @@ def decoder_only(tmp_path_factory) -> LoadedModel:
 
 
 def test_a_fault_inside_tells_nothing_and_harms_nobody(bundled, monkeypatch):
-    import sidelight.server.decoding as decoding_module
+    import sidelight.server.batch as batch_module
 
     def explode(*_: object) -> None:
         raise RuntimeError("secret path /etc/passwd")
 
     with serving(bundled) as address:
         with monkeypatch.context() as patch:
-            patch.setattr(decoding_module, "score", explode)
+            patch.setattr(batch_module, "score", explode)
             error = refusal(address, request("A dog.", scores=[1]))
         assert error.code() == grpc.StatusCode.INTERNAL
         assert "secret" not in error.details()
@@ -230,17 +230,18 @@ def test_a_fault_inside_tells_nothing_and_harms_nobody(bundled, monkeypatch):
 
 
 def test_numbers_that_are_not_finite_end_the_request_with_a_status(bundled, monkeypatch):
-    import sidelight.server.reading as reading_module
+    from sidelight.server.layouts import Layout
 
-    read = reading_module.Reader.read
+    step = Layout.step
 
-    def broken(self, *args, **kwargs):
-        result = read(self, *args, **kwargs)
-        result.logits.fill_(np.nan)
-        return result
+    def broken(layout, *args):
+        return step(layout, *args).fill_(np.nan)
 
-    monkeypatch.setattr(reading_module.Reader, "read", broken)
     with serving(bundled) as address:
-        error = refusal(address, request("A dog."))
+        with monkeypatch.context() as patch:
+            patch.setattr(Layout, "step", broken)
+            error = refusal(address, request("A dog."))
+        with stub(address) as service:
+            assert list(service.Attribute(request("A dog."), timeout=60))[-1].HasField("finished")
     assert error.code() == grpc.StatusCode.INTERNAL
     assert "finite" in error.details()

@@ -1,0 +1,312 @@
+"""A running batch: requests that write side by side, one token each a step, and come and go between steps.
+
+Each has a slot (see `slots`), a chooser and a writer of its own, so that what it writes does not depend on the others.
+The batch knows models, captures and jobs; it knows neither queues nor readers.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..kernels import Result
+from .attention import Kind, Site, Target, recording
+from .capture import CapturePlan, Recording
+from .decoding import Chooser, Writer, detokenizer_of, parts_of
+from .errors import internal
+from .jobs import Decoding, Event, Job, Started
+from .layouts import Layout
+from .models import LoadedModel
+from .numbers import Numbers, fetch, numbers_of
+from .reading import LAST_QUERY, Reader
+from .scores import score
+from .slots import Slots
+
+# Tokens of a prompt that are read between two steps of the others.
+_CHUNK = 256
+# Tokens of sources, padding included, that the encoder reads at once: bounds the memory of those who come together.
+_ENCODED = 8192
+
+
+@dataclass(eq=False)
+class Seat:
+    """A request in a slot."""
+
+    slot: int
+    job: Job
+    plan: CapturePlan  # the batch's own of several that are equal
+    chooser: Chooser
+    writer: Writer
+    unread: list[int]  # of its context: all but the last token, which the first step reads
+    last: int
+    length: int = 0  # tokens that its cache holds
+    source_length: int = 0
+    news: list[Event] = field(default_factory=list[Event])  # that came before its first step
+
+    @property
+    def reads(self) -> bool:
+        """Whether some of its context is still to be read."""
+        return bool(self.unread)
+
+
+class Batch:
+    """The slots of a model and who sits in them. For one thread, in torch's inference mode."""
+
+    def __init__(self, loaded: LoadedModel, layout: Layout, count: int) -> None:
+        self._loaded = loaded
+        self._model: Any = loaded.model
+        self._layout = layout
+        self._slots: Slots = layout.slots(count)
+        self._free = list(range(count))
+        self._seats: dict[int, Seat] = {}
+        self._tokens = torch.zeros(count, 1, dtype=torch.int64, device=loaded.model.device)
+
+    @property
+    def room(self) -> int:
+        """How many slots are free."""
+        return len(self._free)
+
+    def join(self, jobs: Sequence[Job]) -> list[Seat | Exception]:
+        """Gives each job a slot, or says why not. There must be as many free slots.
+
+        Its first events are in the seat's `news`. Sources are read together where nothing of the reading is captured.
+        """
+        made = [self._sit(job) for job in jobs]
+        if self._loaded.is_encoder_decoder:
+            seats = [seat for seat in made if isinstance(seat, Seat)]
+            together = [seat for seat in seats if "encoder_self" not in seat.job.capture.kinds]
+            for group in _by_size(together):
+                self._encode(group)
+            for seat in seats:
+                if seat not in together:
+                    self._encode_alone(seat)
+        return made
+
+    def _sit(self, job: Job) -> Seat | Exception:
+        try:
+            return self._seat(job)
+        except Exception as error:  # one request's fault must not keep out the others
+            return error
+
+    def _seat(self, job: Job) -> Seat:
+        assert isinstance(job.target, Decoding)
+        detokenizer = detokenizer_of(self._loaded, job)
+        context_tokens = tuple(detokenizer.add(id_)[1] for id_ in job.context_ids)
+        is_encoder_decoder = self._loaded.is_encoder_decoder
+        context = [*(() if is_encoder_decoder else job.source.ids), *job.context_ids]
+        source = torch.tensor([job.source.ids], device=self._model.device) if is_encoder_decoder else None
+        chooser = Chooser(self._loaded, job.target, context, source)
+        writer = Writer(job, job.target, detokenizer, chooser.end_ids)
+        plans = (seat.plan for seat in self._seats.values())
+        plan = next((plan for plan in plans if plan == job.capture), job.capture)
+        slot = heapq.heappop(self._free)
+        seat = Seat(slot, job, plan, chooser, writer, context[:-1], context[-1], source_length=len(job.source.ids))
+        seat.news.append(Started(context_tokens, job.target.seed))
+        self._seats[slot] = seat
+        self._slots.own.lengths[slot] = 0
+        self._tokens[slot] = seat.last
+        return seat
+
+    # ---- sources and contexts ---------------------------------------------------------------------------------------
+
+    def _encode(self, seats: Sequence[Seat]) -> None:
+        """Reads sources together, padded to one length."""
+        longest = max(seat.source_length for seat in seats)
+        padding = self._model.config.pad_token_id or 0
+        ids = [[*seat.job.source.ids, *([padding] * (longest - seat.source_length))] for seat in seats]
+        inputs: dict[str, Any] = {"input_ids": torch.tensor(ids, device=self._model.device)}
+        is_padded = any(seat.source_length < longest for seat in seats)
+        if is_padded:
+            mask = [[1] * seat.source_length + [0] * (longest - seat.source_length) for seat in seats]
+            inputs["attention_mask"] = torch.tensor(mask, device=self._model.device)
+        with recording(None, padded=is_padded):
+            hidden = self._model.get_encoder()(**inputs).last_hidden_state
+        self._write_sources(seats, hidden)
+
+    def _encode_alone(self, seat: Seat) -> None:
+        """Reads a source whose reading is captured."""
+        reader = Reader(self._loaded, seat.job.capture, seat.job.source.ids, seat.job.context_ids)
+        attention = reader.read_source()
+        if attention is not None:
+            seat.news.extend(parts_of(attention))
+        self._write_sources([seat], reader.encoded)
+
+    def _write_sources(self, seats: Sequence[Seat], hidden: Tensor) -> None:
+        """Keeps the keys and values that the decoder's cross-attention makes of what an encoder gave, `[B, S, D]`."""
+        for layer, project in enumerate(self._layout.source_projections):
+            keys, values = project(hidden)
+            for row, seat in enumerate(seats):
+                length = seat.source_length
+                self._slots.write_source(seat.slot, layer, keys[row, :, :length], values[row, :, :length])
+        for seat in seats:
+            self._slots.source_lengths[seat.slot] = seat.source_length
+
+    def read(self, seat: Seat) -> None:
+        """Reads a part of a context that is longer than one token, so that nobody waits for all of it."""
+        ids, seat.unread = seat.unread[:_CHUNK], seat.unread[_CHUNK:]
+        source = seat.source_length if self._loaded.is_encoder_decoder else 0
+        self._slots.begin_reading(seat.slot, seat.length, len(ids), source)
+        with recording(None, padded=False):
+            self._layout.read(torch.tensor([ids], device=self._model.device), seat.length, source, self._slots)
+        seat.length += len(ids)
+        self._slots.own.lengths[seat.slot] = seat.length
+
+    # ---- steps ------------------------------------------------------------------------------------------------------
+
+    def step(self, seats: Sequence[Seat]) -> Iterator[tuple[Seat, list[Event] | Exception]]:
+        """Writes a token for each of some seats that have read their contexts: what each has to tell, or its fault.
+
+        An out-of-memory error is met by halves of the batch. What else the model raises is everybody's fault.
+        """
+        if not seats:
+            return
+        try:
+            told = list(self._step(sorted(seats, key=lambda seat: seat.slot)))
+        except Exception as error:
+            if not _is_out_of_memory(error):
+                for seat in seats:
+                    yield seat, error
+            elif len(seats) == 1:
+                yield seats[0], internal("OUT_OF_MEMORY", "the model needs more memory for this request than there is")
+            else:
+                ordered = sorted(seats, key=lambda seat: seat.slot)
+                yield from self.step(ordered[: len(seats) // 2])
+                yield from self.step(ordered[len(seats) // 2 :])
+            return
+        yield from told
+
+    def _step(self, seats: Sequence[Seat]) -> Iterator[tuple[Seat, list[Event] | Exception]]:
+        begin, end = seats[0].slot, seats[-1].slot + 1
+        # The slots between them run as well: they compute what they computed before, or nothing that anyone sees.
+        present = [seat for slot, seat in self._seats.items() if begin <= slot < end]
+        length = max(seat.length for seat in present) + 1
+        source = max(seat.source_length for seat in present) if self._loaded.is_encoder_decoder else 0
+        self._slots.begin_step(slice(begin, end), length, source)
+        recorder = _BatchRecording(seats, begin, end, {"cross": source, "decoder_self": length}, self._model.device)
+        with recording(recorder, padded=False):
+            logits = self._layout.step(self._tokens[begin:end], length, source, self._slots)
+        faults: dict[Seat, Exception] = {}
+        chosen: list[Tensor] = []
+        for seat in seats:
+            row = seat.slot - begin
+            try:
+                chosen.extend(self._choose(seat, logits[row : row + 1]))
+            except Exception as error:  # a processor's fault is its request's alone
+                faults[seat] = error
+                nothing = torch.zeros(1, 1, dtype=torch.int64, device=logits.device)
+                chosen.extend((nothing, torch.ones((), dtype=torch.bool, device=logits.device), torch.empty(1, 0)))
+        tokens = torch.cat(chosen[::3])
+        index = torch.tensor([seat.slot for seat in seats], device=logits.device)
+        self._tokens[index] = tokens
+        self._slots.own.lengths[index] += 1
+        numbers = torch.stack(chosen[1::3])
+        ids, finite, *rest = fetch([tokens, numbers, *chosen[2::3], *recorder.tensors])
+        attentions = recorder.attentions(rest[len(seats) :])
+        for place, seat in enumerate(seats):
+            seat.length += 1
+            if seat in faults:
+                yield seat, faults[seat]
+                continue
+            try:
+                told = seat.writer.write(
+                    int(ids[place, 0]),
+                    bool(finite[place]),
+                    rest[place][0].tolist(),
+                    attentions.get(seat, (None, None)),
+                )
+                yield seat, list(told)
+            except Exception as error:
+                self._slots.clean(seat.slot)  # its numbers may be none
+                yield seat, error
+
+    def _choose(self, seat: Seat, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        choice = seat.chooser.choose(logits)
+        return choice.token, choice.is_number, score(seat.job.scores, logits, choice.token[0], seat.job.score_top_p)
+
+    def leave(self, seat: Seat) -> None:
+        """Frees a slot."""
+        del self._seats[seat.slot]
+        self._slots.own.lengths[seat.slot] = 0  # while it is idle, others may be shorter than this one was
+        heapq.heappush(self._free, seat.slot)
+
+
+class _BatchRecording:
+    """The rows that a step keeps, of all seats: those with equal plans together."""
+
+    def __init__(
+        self, seats: Sequence[Seat], begin: int, end: int, positions: Mapping[Kind, int], device: torch.device
+    ) -> None:
+        groups: dict[int, list[Seat]] = {}
+        for seat in seats:
+            if seat.writer.wants_row:
+                groups.setdefault(id(seat.plan), []).append(seat)
+        self._groups: list[tuple[list[Seat], Recording]] = []
+        for group in groups.values():
+            rows = [seat.slot - begin for seat in group]
+            is_all = len(rows) == end - begin
+            index = None if is_all else torch.tensor(rows, device=device)
+            self._groups.append((group, Recording(group[0].plan, LAST_QUERY, positions, index, len(rows))))
+
+    def targets(self, site: Site, query: Tensor, key: Tensor) -> list[Target]:
+        """As `attention.Recorder` has it."""
+        return [target for _, recorded in self._groups for target in recorded.targets(site, query, key)]
+
+    def _results(self) -> Iterator[tuple[list[Seat], Kind, Result]]:
+        kinds: tuple[Kind, ...] = ("cross", "decoder_self")
+        for seats, recorded in self._groups:
+            for kind in kinds:
+                result = recorded.result(kind)
+                if result is not None:
+                    yield seats, kind, result
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """What is to be fetched."""
+        return [t for *_, result in self._results() for t in result[:3] if t is not None]
+
+    def attentions(self, arrays: Iterable[NDArray[Any]]) -> dict[Seat, tuple[Numbers | None, Numbers | None]]:
+        """The attention of each seat, cross and decoder self, from the fetched `tensors`."""
+        left = iter(arrays)
+        found: dict[Seat, dict[Kind, Numbers]] = {}
+        for seats, kind, result in self._results():
+            fetched = [next(left) for tensor in result[:3] if tensor is not None]
+            for row, seat in enumerate(seats):
+                # A copy, so that a reader that is slow does not keep those of all others in memory.
+                mine = [array[row].copy() if len(seats) > 1 else array[row] for array in fetched]
+                numbers = numbers_of(result, mine, seat.plan.shape(kind))
+                assert numbers is not None
+                seen = seat.source_length if kind == "cross" else seat.length + 1
+                found.setdefault(seat, {})[kind] = _seen(numbers, seen, result.length)
+        return {seat: (kinds.get("cross"), kinds.get("decoder_self")) for seat, kinds in found.items()}
+
+
+def _seen(numbers: Numbers, count: int, positions: int) -> Numbers:
+    """A row without the positions that only others of the batch have: `[1, positions, ...]`."""
+    if count >= positions:
+        return numbers
+    values, scales, places = numbers
+    return Numbers(values[:, :count], scales, None if places is None else places[:, :count])
+
+
+def _by_size(seats: Sequence[Seat]) -> Iterator[list[Seat]]:
+    """Seats whose sources are read together: alike in length, and not too many tokens."""
+    group: list[Seat] = []
+    for seat in sorted(seats, key=lambda seat: seat.source_length):
+        if group and (len(group) + 1) * seat.source_length > _ENCODED:
+            yield group
+            group = []
+        group.append(seat)
+    if group:
+        yield group
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and "allocate memory" in str(error)

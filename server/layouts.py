@@ -1,0 +1,212 @@
+"""How a model is run in slots: what its layers keep, its masks and its inputs; and whether it can be run so at all.
+
+Found at load by running the model on a few tokens, once as it is and once in slots: where the two differ, or where a
+cache is of a kind not known here, the model's requests are worked on one by one. Knows nothing of requests.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from .attention import recording
+from .positions import take_rows
+from .sites import Sites
+from .slots import Shape, Slots, bytes_of_slot
+
+log = logging.getLogger(__name__)
+
+Projection = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+_KNOWN_LAYERS = {"full_attention", "sliding_attention"}
+
+
+class UnknownCacheError(Exception):
+    """The model keeps something other than keys and values of all positions."""
+
+
+class Layout:
+    """A model in slots."""
+
+    def __init__(self, model: PreTrainedModel, source_length: int, length: int) -> None:
+        """For sources and targets of at most so many tokens. Raises UnknownCacheError."""
+        self._model: Any = model
+        self._is_encoder_decoder = bool(model.config.is_encoder_decoder)
+        self._length, self._source_length = length, source_length
+        text: Any = model.config.get_text_config(decoder=True)
+        self._layer_types = set(getattr(text, "layer_types", None) or ())
+        self._window: int | None = getattr(text, "sliding_window", None)
+        if not self._layer_types <= _KNOWN_LAYERS:
+            raise UnknownCacheError(f"layers of {', '.join(sorted(self._layer_types - _KNOWN_LAYERS))}")
+        self.source_projections = _source_projections(model) if self._is_encoder_decoder else []
+        self._own, self._source = self._shapes()
+
+    @property
+    def bytes_of_slot(self) -> int:
+        """How much memory one slot takes."""
+        return bytes_of_slot(self._own, self._length, self._source, self._source_length, self._model.dtype)
+
+    def slots(self, count: int, length: int | None = None) -> Slots:
+        """Room for so many sequences."""
+        return Slots(
+            count,
+            self._own,
+            length or self._length,
+            self._source,
+            length or self._source_length,
+            self._model.dtype,
+            self._model.device,
+        )
+
+    def step(self, tokens: Tensor, length: int, source_length: int, slots: Slots) -> Tensor:
+        """One token for each slot that has begun a step: tokens `[n, 1]`; returns logits `[n, vocabulary]`."""
+        inputs: dict[str, Any] = {"past_key_values": slots.cache, "use_cache": True}
+        if self._is_encoder_decoder:
+            inputs |= {
+                "decoder_input_ids": tokens,
+                "decoder_attention_mask": slots.own_mask(length),
+                "encoder_outputs": (self._unread(len(tokens), source_length),),
+                "attention_mask": slots.source_mask(source_length),
+            }
+        else:
+            inputs |= {"input_ids": tokens, "position_ids": slots.own.get_seq_length()}
+            inputs["attention_mask"] = self._masks(slots, length)
+        return self._model(**inputs).logits[:, -1]
+
+    def read(self, ids: Tensor, begin: int, source_length: int, slots: Slots) -> None:
+        """Reads tokens `[1, count]` of the slot that has begun a reading, from position `begin` on."""
+        inputs: dict[str, Any] = {"past_key_values": slots.cache, "use_cache": True}
+        if self._is_encoder_decoder:
+            inputs |= {"decoder_input_ids": ids, "encoder_outputs": (self._unread(1, source_length),)}
+        else:
+            positions = torch.arange(begin, begin + ids.shape[1], device=ids.device)
+            inputs |= {"input_ids": ids, "position_ids": positions[None]}
+        self._model(**inputs)
+
+    def _masks(self, slots: Slots, length: int) -> Any:
+        """A step's masks as a decoder-only model takes them."""
+        whole = slots.own_mask(length)
+        if self._window is None or self._layer_types == {"full_attention"}:
+            return whole
+        sliding = slots.own_mask(length, self._window)
+        if not self._layer_types:
+            return sliding
+        return {"full_attention": whole, "sliding_attention": sliding}
+
+    def _unread(self, count: int, length: int) -> Tensor:
+        """What stands for the encoder's output where its keys and values are kept: only its shape is looked at."""
+        one = torch.zeros(1, 1, 1, dtype=self._model.dtype, device=self._model.device)
+        return one.expand(count, length, self._model.config.hidden_size)
+
+    def _shapes(self) -> tuple[list[Shape], list[Shape]]:
+        """What each layer keeps, from a cache that the model has made itself."""
+        ids = torch.full((1, 2), _token(self._model), device=self._model.device)
+        with recording(None, padded=False), torch.inference_mode():
+            if self._is_encoder_decoder:
+                cache = self._model(input_ids=ids, decoder_input_ids=ids[:, :1], use_cache=True).past_key_values
+                return _shapes_of(cache.self_attention_cache), _shapes_of(cache.cross_attention_cache)
+            return _shapes_of(self._model(input_ids=ids, use_cache=True).past_key_values), []
+
+
+def _shapes_of(cache: Any) -> list[Shape]:
+    shapes: list[Shape] = []
+    for layer in cache.layers:
+        keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
+        if not isinstance(keys, Tensor) or not isinstance(values, Tensor) or keys.dim() != 4:
+            raise UnknownCacheError(f"a cache of {type(layer).__name__}")
+        shapes.append(Shape(keys.shape[1], keys.shape[3], values.shape[3]))
+    return shapes
+
+
+def _source_projections(model: nn.Module) -> list[Projection]:
+    """What makes a source's keys and values in each decoder layer, `[B, S, D]` to twice `[B, heads, S, width]`."""
+    modules: dict[int, nn.Module] = {}
+    for module in model.modules():
+        site = getattr(module, "sidelight_site", None)
+        if site is not None and site.kind == "cross":
+            modules[site.layer] = module
+    return [_projection(module) for _, module in sorted(modules.items())]
+
+
+def _projection(module: Any) -> Projection:
+    for key_name, value_name, width_name in (("k_proj", "v_proj", "head_dim"), ("k", "v", "key_value_proj_dim")):
+        key, value, width = (getattr(module, name, None) for name in (key_name, value_name, width_name))
+        if isinstance(key, nn.Module) and isinstance(value, nn.Module) and width is not None:
+            break
+    else:
+        raise UnknownCacheError(f"cross-attention of {type(module).__name__}")
+    key_of, value_of, head_width = key, value, int(width)
+
+    def project(hidden: Tensor) -> tuple[Tensor, Tensor]:
+        shape = (*hidden.shape[:2], -1, head_width)
+        return key_of(hidden).view(shape).transpose(1, 2), value_of(hidden).view(shape).transpose(1, 2)
+
+    return project
+
+
+def find_layout(
+    model: PreTrainedModel, sites: Sites, source_length: int, length: int, *, is_exact: bool = True
+) -> Layout | None:
+    """How a model is run in slots, for sources and targets of at most so many tokens; None if it cannot be.
+
+    `is_exact` says whether two ways to the same logits are as near as float32 has it.
+    """
+    if not sites.by_rows:
+        return None
+    take_rows(model)
+    try:
+        layout = Layout(model, source_length, length)
+        problem = _difference(model, layout, 1e-4 if is_exact else 5e-2)
+    except (UnknownCacheError, AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        problem = str(error) or type(error).__name__
+    else:
+        if problem is None:
+            return layout
+    log.warning("requests of %s are worked on one by one: %s", model.config.model_type, problem)
+    return None
+
+
+@torch.inference_mode()
+def _difference(model: Any, layout: Layout, tolerance: float) -> str | None:
+    """What is different between logits in slots of different lengths and those of the model alone; None if nothing."""
+    token = _token(model)
+    targets = [[token, token + 1, token + 2], [token + 1]]
+    sources = [[token, token + 3], [token + 2, token + 1, token, token + 3]]
+    is_encoder_decoder = bool(model.config.is_encoder_decoder)
+    longest = max(map(len, sources)) if is_encoder_decoder else 0
+    slots = layout.slots(2, 8)
+    expected: list[Tensor] = []
+    with recording(None, padded=False):
+        for slot, (target, source) in enumerate(zip(targets, sources, strict=True)):
+            ids, source_ids = (torch.tensor([each], device=model.device) for each in (target, source))
+            source_length = len(source) if is_encoder_decoder else 0
+            if is_encoder_decoder:
+                expected.append(model(input_ids=source_ids, decoder_input_ids=ids, use_cache=False).logits[0, -1])
+                hidden = model.get_encoder()(input_ids=source_ids).last_hidden_state
+                for layer, project in enumerate(layout.source_projections):
+                    keys, values = project(hidden)
+                    slots.write_source(slot, layer, keys[0], values[0])
+                slots.source_lengths[slot] = source_length
+            else:
+                expected.append(model(input_ids=ids, use_cache=False).logits[0, -1])
+            if len(target) > 1:
+                slots.begin_reading(slot, 0, len(target) - 1, source_length)
+                layout.read(ids[:, :-1], 0, source_length, slots)
+            slots.own.lengths[slot] = len(target) - 1
+        slots.begin_step(slice(0, 2), 3, longest)
+        tokens = torch.tensor([[target[-1]] for target in targets], device=model.device)
+        logits = layout.step(tokens, 3, longest, slots)
+    apart = max(float((ours - theirs).abs().max()) for ours, theirs in zip(logits, expected, strict=True))
+    size = max(1.0, *(float(theirs.abs().max()) for theirs in expected))
+    return None if apart <= tolerance * size else f"logits in slots are {apart:.1e} from those alone"
+
+
+def _token(model: Any) -> int:
+    """The first of a few tokens that any model knows and none pads with."""
+    padding = model.config.get_text_config().pad_token_id
+    return 3 if padding is None or not 3 <= padding < 8 else padding + 1

@@ -1,0 +1,28 @@
+"""How many slots there is memory for."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from .models import LoadedModel
+
+
+def slots_within(loaded: LoadedModel, most: int, fraction: float) -> int:
+    """The slots that a share of the free memory has room for, at most `most` and at least one.
+
+    0 where the model cannot be run in slots. A CPU's caches take memory only as far as they are used, so that there the
+    share is a bound, not a cost.
+    """
+    if loaded.layout is None:
+        return 0
+    room = int(free_bytes(loaded.model.device) * fraction)
+    return max(1, min(most, room // loaded.layout.bytes_of_slot))
+
+
+def free_bytes(device: torch.device) -> int:
+    """The memory that a device has free."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

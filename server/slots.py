@@ -1,0 +1,202 @@
+"""Slots: one cache for many sequences at once, each at a length of its own.
+
+A slot is one line of a running batch. Its keys and values have a place in tensors that are made once, so a sequence
+that comes or goes copies nothing of the others. Knows models and their caches; knows neither requests nor texts.
+
+A batched step runs slots that lie side by side, in use or not: they are a view of the tensors, not a copy. What an idle
+one computes is thrown away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin, EncoderDecoderCache
+
+
+class Shape(NamedTuple):
+    """What one layer keeps of each position."""
+
+    heads: int
+    key_width: int
+    value_width: int
+
+
+class SlotLayer(CacheLayerMixin):
+    """Keys and values of one layer, of all slots: `[slots, heads, length, width]`.
+
+    What transformers sees of it is set by the cache that it is a part of: views of some slots and positions.
+    """
+
+    is_sliding = False  # windows are in the masks
+    is_compileable = False
+
+    def __init__(self, slots: int, length: int, shape: Shape, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__()
+        self.all_keys = torch.zeros(slots, shape.heads, length, shape.key_width, dtype=dtype, device=device)
+        self.all_values = torch.zeros(slots, shape.heads, length, shape.value_width, dtype=dtype, device=device)
+        self.heads = torch.arange(shape.heads, device=device)[None]
+        self.is_initialized = True
+
+    def show(self, slots: slice, length: int) -> None:
+        """Makes some slots and their first positions what a forward pass sees."""
+        self.keys = self.all_keys[slots, :, :length]
+        self.values = self.all_values[slots, :, :length]
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Nothing is left to do."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Is the cache's business, which knows where slots stand."""
+        raise NotImplementedError
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:  # noqa: ARG002
+        """How many keys a forward pass sees, and how many were before them."""
+        return self.keys.shape[2], 0  # pyright: ignore[reportOptionalMemberAccess]
+
+    def get_seq_length(self) -> int:
+        """How many keys a forward pass sees."""
+        return self.keys.shape[2]  # pyright: ignore[reportOptionalMemberAccess]
+
+    def get_max_length(self) -> int:
+        """How many there is room for."""
+        return self.all_keys.shape[2]
+
+
+class OwnCache(Cache):
+    """The decoder's keys and values of what it has read and written itself.
+
+    Two kinds of forward pass use it: a step of one token for each of the first slots, and the reading of several tokens
+    for one slot.
+    """
+
+    def __init__(self, layers: Sequence[SlotLayer], slots: int, device: torch.device) -> None:
+        super().__init__(layers=list(layers))
+        self._layers = list(layers)
+        self.lengths = torch.zeros(slots, 1, dtype=torch.int64, device=device)  # where each slot's next token goes
+        self._rows = torch.arange(slots, device=device)[:, None]
+        self._step: Tensor | None = None  # the lengths of the slots that step, [n, 1]
+        self._slot, self._begin = 0, 0
+
+    def begin_step(self, slots: slice, length: int) -> None:
+        """The next forward pass is a step of some slots, side by side, which sees so many positions at most."""
+        self._step = self.lengths[slots]
+        for layer in self._layers:
+            layer.show(slots, length)
+
+    def begin_reading(self, slot: int, begin: int, count: int) -> None:
+        """The next forward pass reads so many tokens of one slot, from position `begin` on."""
+        self._step = None
+        self._slot, self._begin = slot, begin
+        for layer in self._layers:
+            layer.show(slice(slot, slot + 1), begin + count)
+
+    def update(
+        self,
+        key_states: Tensor,
+        value_states: Tensor,
+        layer_idx: int,
+        *args: Any,  # noqa: ARG002
+        **kwargs: Any,  # noqa: ARG002
+    ) -> tuple[Tensor, Tensor]:
+        """Keeps what a layer has computed, `[B, heads, T, width]`, and returns all that the pass sees."""
+        layer: Any = self._layers[layer_idx]
+        if self._step is None:
+            end = self._begin + key_states.shape[2]
+            layer.keys[:, :, self._begin : end] = key_states
+            layer.values[:, :, self._begin : end] = value_states
+        else:
+            place = (self._rows[: len(self._step)], layer.heads, self._step)
+            layer.keys.index_put_(place, key_states[:, :, 0])
+            layer.values.index_put_(place, value_states[:, :, 0])
+        return layer.keys, layer.values
+
+    def get_seq_length(self, layer_idx: int = 0) -> Any:  # noqa: ARG002
+        """How far the pass's sequences are: `[n, 1]` in a step, a number in a reading."""
+        return self._begin if self._step is None else self._step
+
+    def get_query_offset(self, layer_idx: int = 0) -> Any:
+        """Where its first query stands."""
+        return self.get_seq_length(layer_idx)
+
+
+class BothCaches(EncoderDecoderCache):
+    """The decoder's own cache beside the keys and values of the source, which are there before it runs."""
+
+    def __init__(self, own: OwnCache, source: Cache) -> None:
+        self.self_attention_cache = own
+        self.cross_attention_cache = source
+        self.is_updated = dict.fromkeys(range(len(source.layers)), True)
+
+
+class Slots:
+    """The caches of a number of slots, and how far each of them is."""
+
+    def __init__(
+        self,
+        count: int,
+        own: Sequence[Shape],
+        length: int,
+        source: Sequence[Shape],
+        source_length: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        """`own` and `source` say what each decoder layer keeps of target and source; `source` is empty without one."""
+        self.count = count
+        self.own = OwnCache([SlotLayer(count, length, shape, dtype, device) for shape in own], count, device)
+        self.source_lengths = torch.zeros(count, 1, dtype=torch.int64, device=device)
+        self._source_layers = [SlotLayer(count, source_length, shape, dtype, device) for shape in source]
+        self.cache: Cache = self.own
+        if source:
+            self.cache = BothCaches(self.own, Cache(layers=list(self._source_layers)))
+        self._positions = torch.arange(max(length, source_length), device=device)
+        self._stepping = slice(0, count)
+
+    def begin_step(self, slots: slice, length: int, source_length: int) -> None:
+        """The next forward pass is a step of some slots, with so many positions of target and source."""
+        self._stepping = slots
+        self.own.begin_step(slots, length)
+        for layer in self._source_layers:
+            layer.show(slots, source_length)
+
+    def begin_reading(self, slot: int, begin: int, count: int, source_length: int) -> None:
+        """The next forward pass reads so many tokens of one slot, from position `begin` on."""
+        self.own.begin_reading(slot, begin, count)
+        for layer in self._source_layers:
+            layer.show(slice(slot, slot + 1), source_length)
+
+    def own_mask(self, length: int, window: int | None = None) -> Tensor:
+        """Which positions the queries of the step see, themselves included: bool `[n, 1, 1, length]`."""
+        ends, positions = self.own.lengths[self._stepping], self._positions[:length]
+        seen = positions <= ends
+        if window is not None:
+            seen &= positions > ends - window
+        return seen[:, None, None]
+
+    def source_mask(self, length: int) -> Tensor:
+        """Which positions of the step's sources there are: bool `[n, 1, 1, length]`."""
+        return (self._positions[:length] < self.source_lengths[self._stepping])[:, None, None]
+
+    def write_source(self, slot: int, layer: int, keys: Tensor, values: Tensor) -> None:
+        """Keeps a source's keys and values, `[heads, S, width]`."""
+        self._source_layers[layer].all_keys[slot, :, : keys.shape[1]] = keys
+        self._source_layers[layer].all_values[slot, :, : values.shape[1]] = values
+
+    def clean(self, slot: int) -> None:
+        """Forgets a slot's numbers, where they may be NaN: a product with a share of 0 would be NaN, too."""
+        for layer in (*self.own.layers, *self._source_layers):
+            layer.all_keys[slot] = 0  # pyright: ignore[reportAttributeAccessIssue]
+            layer.all_values[slot] = 0  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def bytes_of_slot(
+    own: Sequence[Shape], length: int, source: Sequence[Shape], source_length: int, dtype: torch.dtype
+) -> int:
+    """How much memory one slot takes."""
+    numbers = sum(length * shape.heads * (shape.key_width + shape.value_width) for shape in own)
+    numbers += sum(source_length * shape.heads * (shape.key_width + shape.value_width) for shape in source)
+    return numbers * dtype.itemsize

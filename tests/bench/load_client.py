@@ -1,0 +1,185 @@
+"""A `sidelight serve` process, and a light client that keeps a number of requests in flight at it.
+
+The client shares the cores with the server. So it uses the bare stubs, parses every message, counts the steps and
+checks the shape of their attention, and makes no arrays.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import grpc.aio
+import numpy as np
+from google.protobuf.duration_pb2 import Duration
+from sidelight.v1 import attention_pb2, attribution_service_pb2, attribution_service_pb2_grpc
+from workloads import Size, Source, Workload
+
+if TYPE_CHECKING:
+    from sidelight.v1.attribution_service_pb2_grpc import AttributionServiceAsyncStub
+
+COMMAND = str(Path(sys.executable).with_name("sidelight"))
+_READY = re.compile(r"^sidelight: serving (\S+) at (\S+)$")
+_GRACE = 15.0  # seconds that a server has to end
+
+
+class ServerError(Exception):
+    """The server did not come up. The message is for people."""
+
+
+@dataclass
+class Stream:
+    """One request and what came of it. Times are of `time.perf_counter`, in seconds."""
+
+    sent: float
+    first: float = 0.0  # the first step's message
+    last: float = 0.0  # the last step's
+    ended: float = 0.0
+    target: list[int] = field(default_factory=list)
+    admission_to_first: float = 0.0  # by the server's own count, seconds
+    steps: list[attribution_service_pb2.Step] = field(default_factory=list)  # only where asked
+
+    @property
+    def between_steps(self) -> float | None:
+        """Seconds from one step to the next, on average; None for a single step."""
+        return (self.last - self.first) / (len(self.target) - 1) if len(self.target) > 1 else None
+
+
+@contextlib.contextmanager
+def serve(folder: Path, name: str, options: Sequence[str]) -> Iterator[str]:
+    """Serves a model in a process of its own; gives the address. Raises ServerError."""
+    # The threads are the server's own choice.
+    environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
+    command = [COMMAND, "serve", str(folder), "--address", "127.0.0.1:0", "--name", name, *options]
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment)
+        with process:
+            try:
+                assert process.stdout is not None
+                for line in process.stdout:
+                    if ready := _READY.match(line):
+                        yield ready[2]
+                        return
+                log.seek(0)
+                last = log.read().strip().splitlines()[-1:] or ["it ended without a word"]
+                raise ServerError(last[0])
+            finally:
+                process.terminate()
+                try:
+                    process.wait(_GRACE)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+
+
+def run(
+    address: str, workload: Workload, size: Size, concurrency: int, *, capture: bool, keep: bool = False
+) -> tuple[float, list[Stream]]:
+    """Sends a workload's sentences, the next one as one ends. Raises RuntimeError where an answer is not as asked.
+
+    Args:
+        address: Where the server is.
+        workload: Whose sentences.
+        size: What the shape of the attention is checked against.
+        concurrency: How many are in flight at any time.
+        capture: Whether cross-attention of every layer and head is asked for; otherwise none.
+        keep: Whether to keep the first sentence's steps.
+
+    Returns:
+        Seconds from the first request to the end of the last stream, and the streams in the sentences' order.
+    """
+    return asyncio.run(_run(address, workload, size, concurrency, capture, keep))
+
+
+async def _run(
+    address: str, workload: Workload, size: Size, concurrency: int, capture: bool, keep: bool
+) -> tuple[float, list[Stream]]:
+    requests = [_request(source, workload.new_tokens, capture) for source in workload.sentences(concurrency)]
+    streams: dict[int, Stream] = {}
+    waiting = iter(enumerate(requests))
+    async with grpc.aio.insecure_channel(address) as channel:
+        # The stubs know the two kinds apart only in their type hints.
+        stub: Any = attribution_service_pb2_grpc.AttributionServiceStub(channel)
+        await channel.channel_ready()
+
+        async def work() -> None:
+            for index, request in waiting:  # shared by all the workers
+                streams[index] = await _read(stub, request, size if capture else None, keep=keep and index == 0)
+
+        began = time.perf_counter()
+        await asyncio.gather(*(work() for _ in range(concurrency)))
+        seconds = time.perf_counter() - began
+    return seconds, [streams[index] for index in range(len(requests))]
+
+
+def _request(source: Source, new_tokens: int | None, capture: bool) -> attribution_service_pb2.AttributeRequest:
+    request = attribution_service_pb2.AttributeRequest()
+    if isinstance(source, str):
+        request.source.text = source
+    else:
+        request.source.token_ids.ids.extend(source)
+    request.decoding.greedy.SetInParent()
+    if new_tokens is not None:
+        request.decoding.max_new_tokens = request.decoding.min_new_tokens = new_tokens
+    if capture:
+        request.capture.kinds.append(attention_pb2.ATTENTION_KIND_CROSS)
+    else:
+        request.capture.none = True
+    return request
+
+
+async def _read(
+    stub: AttributionServiceAsyncStub,
+    request: attribution_service_pb2.AttributeRequest,
+    size: Size | None,
+    *,
+    keep: bool,
+) -> Stream:
+    stream = Stream(time.perf_counter())
+    shape: list[int] = []
+    finished: attribution_service_pb2.Finished | None = None
+    async for response in stub.Attribute(request):
+        event = response.WhichOneof("event")
+        if event == "steps":
+            stream.last = time.perf_counter()
+            stream.first = stream.first or stream.last
+            for step in response.steps.steps:
+                _check(step, len(stream.target), shape)
+                stream.target.append(step.token.id)
+            if keep:
+                stream.steps.extend(response.steps.steps)
+        elif event == "started":
+            shape = [len(response.started.source), size.layers, size.heads] if size else []
+        elif event == "finished":
+            finished = response.finished
+    stream.ended = time.perf_counter()
+    if finished is None or finished.usage.target_tokens != len(stream.target):
+        raise RuntimeError(f"a stream of {len(stream.target)} steps ended without saying so")
+    usage = finished.usage
+    stream.admission_to_first = _seconds(usage.time_to_first_step) - _seconds(usage.queue_time)
+    return stream
+
+
+def _check(step: attribution_service_pb2.Step, index: int, shape: list[int]) -> None:
+    cross = step.cross
+    if step.index != index or list(cross.shape) != shape or len(cross.values) != 4 * math.prod(shape) * bool(shape):
+        raise RuntimeError(f"step {step.index}, shape {list(cross.shape)}, is not step {index} of shape {shape}")
+
+
+def _seconds(duration: Duration) -> float:
+    return duration.seconds + duration.nanos / 1e9
+
+
+def cross_of(steps: Sequence[attribution_service_pb2.Step]) -> np.ndarray:
+    """The cross-attention of steps, float32 `[steps, positions, layers, heads]`."""
+    return np.stack([np.frombuffer(step.cross.values, "<f4").reshape(step.cross.shape) for step in steps])

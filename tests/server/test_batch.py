@@ -1,0 +1,233 @@
+"""A batch that requests join and leave at any step writes for each what it writes alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+from model_zoo import FAMILIES, SENTENCES, build_model
+from sidelight.server.batch import Batch, Seat
+from sidelight.server.decoding import attribute
+from sidelight.server.errors import RequestError
+from sidelight.server.jobs import EncoderSelf, Finished, Started, Step
+from sidelight.server.layouts import Layout
+from sidelight.server.models import LoadedModel, load
+from sidelight.server.requests import resolve
+from sidelight.v1 import attention_pb2 as attention
+from sidelight.v1 import attribution_service_pb2 as pb
+from sidelight.v1 import text_pb2 as text
+
+IN_SLOTS = [name for name, family in FAMILIES.items() if family.by_rows]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("zoo")
+
+
+def message(loaded: LoadedModel, family, number: int) -> pb.AttributeRequest:
+    """Requests that differ in everything: source, prefix, decoding, capture, scores."""
+    request = pb.AttributeRequest(source_language=family.source_language, target_language=family.target_language)
+    request.source.text = SENTENCES[number % len(SENTENCES)][: 20 + 7 * number]
+    if number % 4 == 1:
+        request.prefix.text = "Der Hund"
+    request.decoding.max_new_tokens = 3 + 5 * number % 14
+    if number % 3 == 2:
+        request.decoding.sampling.CopyFrom(text.Sampling(seed=number, temperature=1.5, top_k=20))
+    captures = [
+        attention.Capture(kinds=[attention.ATTENTION_KIND_DECODER_SELF], row=attention.ROW_READING),
+        attention.Capture(over_heads=attention.REDUCTION_MEAN, encoding=attention.ENCODING_FLOAT16),
+        attention.Capture(none=True),
+        attention.Capture(top_k=3),
+        attention.Capture(),
+    ]
+    request.capture.CopyFrom(captures[number % len(captures)])
+    if number % 5 == 4 and loaded.is_encoder_decoder:
+        kinds = [attention.ATTENTION_KIND_CROSS, attention.ATTENTION_KIND_ENCODER_SELF]
+        request.capture.CopyFrom(attention.Capture(kinds=kinds))
+    request.scores.extend([attention.SCORE_PROBABILITY] if number % 2 else [])
+    return request
+
+
+def jobs_of(loaded: LoadedModel, name: str, count: int):
+    return [resolve(message(loaded, FAMILIES[name], number), loaded, f"r{number}") for number in range(count)]
+
+
+@torch.inference_mode()
+def together(loaded: LoadedModel, jobs, schedule, slots: int = 4) -> dict[int, list]:
+    """The events of each job. `schedule` says of each round who joins, who leaves early and who pauses."""
+    assert loaded.layout is not None
+    batch = Batch(loaded, loaded.layout, slots)
+    events: dict[int, list] = {}
+    seats: dict[int, Seat] = {}
+    waiting = list(range(len(jobs)))
+    while waiting or seats:
+        joins, leaver, paused = next(schedule)
+        coming = waiting[: min(joins, batch.room)]
+        del waiting[: len(coming)]
+        for number, seat in zip(coming, batch.join([jobs[number] for number in coming]), strict=True):
+            assert isinstance(seat, Seat)
+            seats[number] = seat
+            events[number] = list(seat.news)
+        if leaver in seats:
+            batch.leave(seats.pop(leaver))
+            events.pop(leaver)
+        for seat in seats.values():
+            if seat.reads:
+                batch.read(seat)
+        ready = {seat: number for number, seat in seats.items() if number != paused and not seat.reads}
+        for seat, told in batch.step(list(ready)):
+            assert isinstance(told, list), told
+            events[ready[seat]].extend(told)
+            if seat.writer.ended:
+                batch.leave(seats.pop(ready[seat]))
+    assert batch.room == slots
+    return events
+
+
+def assert_same(ours: list, theirs: list) -> None:
+    assert [type(event) for event in ours] == [type(event) for event in theirs]
+    for mine, other in zip(ours, theirs, strict=True):
+        if isinstance(mine, (Started, Finished)):
+            assert mine == other
+        elif isinstance(mine, EncoderSelf):
+            assert_near(mine.attention, other.attention)
+        else:
+            assert isinstance(mine, Step)
+            assert (mine.index, mine.token, mine.text) == (other.index, other.token, other.text)
+            np.testing.assert_allclose(mine.scores, other.scores, atol=1e-5, rtol=1e-5)
+            assert_near(mine.cross, other.cross)
+            assert_near(mine.decoder_self, other.decoder_self)
+
+
+def assert_near(ours, theirs) -> None:
+    assert (ours is None) == (theirs is None)
+    if ours is None:
+        return
+    assert ours.values.shape == theirs.values.shape
+    half = 5e-4 if ours.values.dtype == np.float16 else 0
+    np.testing.assert_allclose(ours.values, theirs.values, atol=1e-5 + half)
+    if ours.positions is not None:
+        # Positions whose shares are equal, or nearly, may change places.
+        clear = np.abs(np.diff(theirs.values, axis=0)).min(0) > 1e-5
+        assert (ours.positions == theirs.positions)[:, clear].all()
+
+
+def read_all(batch: Batch, seats) -> None:
+    for seat in seats:
+        while seat.reads:
+            batch.read(seat)
+
+
+@torch.inference_mode()
+def alone(loaded: LoadedModel, jobs) -> list[list]:
+    return [list(attribute(loaded, job)) for job in jobs]
+
+
+@pytest.mark.parametrize("name", IN_SLOTS)
+def test_any_order_of_joining_and_leaving(name, folder):
+    loaded = load(build_model(name, folder))
+    jobs = jobs_of(loaded, name, 7)
+    expected = alone(loaded, jobs)
+    rounds = st.tuples(st.integers(0, 3), st.integers(-20, 6), st.integers(-6, 6))
+
+    @settings(deadline=None, max_examples=12, derandomize=True, phases=[Phase.explicit, Phase.generate])
+    @given(st.lists(rounds, min_size=1, max_size=12))
+    def check(beginning):
+        def schedule():
+            yield from beginning
+            while True:
+                yield 1, -1, -1
+
+        for number, events in together(loaded, jobs, schedule()).items():
+            assert_same(events, expected[number])
+
+    check()
+
+
+def test_long_prompts_are_read_in_parts(folder, monkeypatch):
+    """Beyond the window of a layer, too."""
+    import sidelight.server.batch as batch_module
+
+    monkeypatch.setattr(batch_module, "_CHUNK", 5)
+    for name in ("gpt2", "gemma3"):
+        loaded = load(build_model(name, folder))
+        messages = [message(loaded, FAMILIES[name], number) for number in (0, 3, 5)]
+        messages[1].source.text = " ".join(SENTENCES[:3])
+        jobs = [resolve(each, loaded, "") for each in messages]
+        assert len(jobs[1].source.ids) > 20
+        events = together(loaded, jobs, iter([(3, -1, -1)] * 200))
+        for number, theirs in enumerate(alone(loaded, jobs)):
+            assert_same(events[number], theirs)
+
+
+def test_out_of_memory_is_met_by_halves(bundled, monkeypatch):
+    jobs = jobs_of(bundled, "marian", 6)
+    expected = alone(bundled, jobs)
+    step = Layout.step
+
+    def small(layout, tokens, *args):
+        if len(tokens) > 2:
+            raise torch.OutOfMemoryError("out of memory")
+        return step(layout, tokens, *args)
+
+    monkeypatch.setattr(Layout, "step", small)
+    events = together(bundled, jobs, iter([(6, -1, -1)] * 200), slots=6)
+    for number, theirs in enumerate(expected):
+        assert_same(events[number], theirs)
+
+
+def test_out_of_memory_alone_ends_the_request(bundled, monkeypatch):
+    def none(*_):
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(Layout, "step", none)
+    with torch.inference_mode():
+        batch = Batch(bundled, bundled.layout, 2)
+        (seat,) = batch.join(jobs_of(bundled, "marian", 1))
+        ((_, told),) = batch.step([seat])
+    assert isinstance(told, RequestError)
+    assert "memory" in str(told)
+
+
+@pytest.mark.parametrize("fault", ["not a number", "a processor"])
+def test_a_fault_is_its_requests_alone(fault, bundled, monkeypatch):
+    jobs = jobs_of(bundled, "marian", 3)
+    expected = alone(bundled, jobs)
+    with torch.inference_mode():
+        batch = Batch(bundled, bundled.layout, 3)
+        seats = batch.join(jobs)
+        read_all(batch, seats)
+        events = [list(seat.news) for seat in seats]
+        if fault == "a processor":
+            monkeypatch.setattr(seats[1].chooser, "_processors", lambda *_: 1 / 0)
+        else:
+            for layer in batch._slots._source_layers:
+                layer.all_values[seats[1].slot] = float("nan")
+        running = list(seats)
+        faults = []
+        while running:
+            for seat, told in list(batch.step(running)):
+                if isinstance(told, Exception):
+                    faults.append(seat)
+                else:
+                    events[seats.index(seat)].extend(told)
+                if isinstance(told, Exception) or seat.writer.ended:
+                    running.remove(seat)
+                    batch.leave(seat)
+        assert faults == [seats[1]]
+        for number in (0, 2):
+            assert_same(events[number], expected[number])
+        # Whoever comes next into the slot finds nothing of it.
+        (seat,) = batch.join([jobs[1]])
+        read_all(batch, [seat])
+        told = list(seat.news)
+        while not seat.writer.ended:
+            ((_, events_of),) = batch.step([seat])
+            assert isinstance(events_of, list)
+            told.extend(events_of)
+        assert_same(told, expected[1])
