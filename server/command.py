@@ -39,7 +39,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--threads", type=_positive, metavar="N", help="CPU threads for the model; without it, all cores but one"
     )
     parser.add_argument("--max-length", type=_positive, metavar="N", help="the most tokens of a source or a target")
-    parser.add_argument("--max-running", type=_positive, default=32, metavar="N", help="requests worked on at once")
+    parser.add_argument(
+        "--max-slots", type=_positive, default=32, metavar="N", help="the most requests worked on at once"
+    )
+    parser.add_argument(
+        "--memory-fraction",
+        type=_fraction,
+        default=0.5,
+        metavar="X",
+        help="the share of the free memory that the slots' caches may take; fewer slots where it does not do",
+    )
     parser.add_argument("--max-waiting", type=_positive, default=1024, metavar="N", help="requests queued at most")
 
 
@@ -47,6 +56,13 @@ def _positive(text: str) -> int:
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError("must be at least 1")
+    return number
+
+
+def _fraction(text: str) -> float:
+    number = float(text)
+    if not 0 < number <= 1:
+        raise argparse.ArgumentTypeError("must be above 0 and at most 1")
     return number
 
 
@@ -63,6 +79,9 @@ def run(args: argparse.Namespace) -> int:
     """Serves until SIGINT or SIGTERM. Returns the exit status."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
+    # For GCC's OpenMP, which reads it when torch comes in. Its threads wait for one another in a loop for milliseconds;
+    # where another process has one's core, all stand still: steps of 20 ms became 120 with two threads on two cores.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     import torch
 
     from .models import ModelError, load
@@ -91,7 +110,7 @@ async def _serve(loaded: object, args: argparse.Namespace) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stopping.set)
-    server = Server([loaded], args.address, Limits(running=args.max_running, waiting=args.max_waiting))
+    server = Server([loaded], args.address, Limits(args.max_slots, args.max_waiting, args.memory_fraction))
     address = await server.start()
     # One line on stdout for whoever started this and waits for it; everything else goes to the log.
     print(f"sidelight: serving {loaded.name} at {address}", flush=True)

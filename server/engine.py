@@ -69,6 +69,13 @@ class Engine:
 
     def start(self) -> None:
         """Starts the thread."""
+        layout = self.loaded.layout
+        if layout is not None:
+            size = layout.bytes_of_slot / 1e6
+            lengths = f"{self.loaded.max_source_tokens} source and {self.loaded.max_target_tokens} target tokens"
+            if not self.loaded.is_encoder_decoder:
+                lengths = f"{self.loaded.max_target_tokens} tokens"
+            log.info("%s has %d slots of %s, %.1f MB each", self.loaded.name, self.slots, lengths, size)
         self._thread.start()
 
     def stop(self) -> None:
