@@ -1,7 +1,8 @@
 """A running batch: requests that write side by side, one token each a step, and come and go between steps.
 
-Each has a slot (see `slots`), a chooser and a writer of its own, so that what it writes does not depend on the others.
-The batch knows models, captures and jobs; it knows neither queues nor readers.
+Each has a slot (see `slots`) and a writer of its own, and tokens are chosen for all at once, for each as if it were
+alone: what one writes does not depend on the others. The batch knows models, captures and jobs; it knows neither queues
+nor readers.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from torch import Tensor
 from ..kernels import Result
 from .attention import Kind, Site, Target, recording
 from .capture import CapturePlan, Recording
-from .decoding import Chooser, Writer, detokenizer_of, parts_of
+from .choosing import Chooser
+from .decoding import Writer, detokenizer_of, parts_of
 from .errors import internal
 from .jobs import Decoding, Event, Job, Started
 from .layouts import Layout
@@ -41,7 +43,6 @@ class Seat:
     slot: int
     job: Job
     plan: CapturePlan  # the batch's own of several that are equal
-    chooser: Chooser
     writer: Writer
     unread: list[int]  # of its context: all but the last token, which the first step reads
     last: int
@@ -63,6 +64,7 @@ class Batch:
         self._model: Any = loaded.model
         self._layout = layout
         self._slots: Slots = layout.slots(count)
+        self._chooser = Chooser(loaded, count, loaded.max_target_tokens + 1)
         self._free = list(range(count))
         self._seats: dict[int, Seat] = {}
         self._tokens = torch.zeros(count, 1, dtype=torch.int64, device=loaded.model.device)
@@ -100,13 +102,13 @@ class Batch:
         context_tokens = tuple(detokenizer.add(id_)[1] for id_ in job.context_ids)
         is_encoder_decoder = self._loaded.is_encoder_decoder
         context = [*(() if is_encoder_decoder else job.source.ids), *job.context_ids]
-        source = torch.tensor([job.source.ids], device=self._model.device) if is_encoder_decoder else None
-        chooser = Chooser(self._loaded, job.target, context, source)
-        writer = Writer(job, job.target, detokenizer, chooser.end_ids)
+        slot = self._free[0]
+        self._chooser.join(slot, job.target, context, job.source.ids if is_encoder_decoder else None)
+        heapq.heappop(self._free)
+        writer = Writer(job, job.target, detokenizer, self._chooser.end_ids(slot))
         plans = (seat.plan for seat in self._seats.values())
         plan = next((plan for plan in plans if plan == job.capture), job.capture)
-        slot = heapq.heappop(self._free)
-        seat = Seat(slot, job, plan, chooser, writer, context[:-1], context[-1], source_length=len(job.source.ids))
+        seat = Seat(slot, job, plan, writer, context[:-1], context[-1], source_length=len(job.source.ids))
         seat.news.append(Started(context_tokens, job.target.seed))
         self._seats[slot] = seat
         self._slots.own.lengths[slot] = 0
@@ -191,23 +193,26 @@ class Batch:
         recorder = _BatchRecording(seats, begin, end, {"cross": source, "decoder_self": length}, self._model.device)
         with recording(recorder, padded=False):
             logits = self._layout.step(self._tokens[begin:end], length, source, self._slots)
-        faults: dict[Seat, Exception] = {}
-        chosen: list[Tensor] = []
+        if begin:  # the chooser knows rows by their slots
+            logits = torch.cat([logits.new_zeros(begin, logits.shape[1]), logits])
+        choice = self._chooser.choose(logits, [seat.slot for seat in seats])
+        faults: dict[Seat, Exception] = {}  # a processor's fault is its request's alone
+        scores: dict[Seat, Tensor] = {}
         for seat in seats:
-            row = seat.slot - begin
-            try:
-                chosen.extend(self._choose(seat, logits[row : row + 1]))
-            except Exception as error:  # a processor's fault is its request's alone
-                faults[seat] = error
-                nothing = torch.zeros(1, 1, dtype=torch.int64, device=logits.device)
-                chosen.extend((nothing, torch.ones((), dtype=torch.bool, device=logits.device), torch.empty(1, 0)))
-        tokens = torch.cat(chosen[::3])
+            if seat.slot in self._chooser.failed:
+                faults[seat] = self._chooser.failed[seat.slot]
+            elif seat.job.scores:
+                try:
+                    scores[seat] = self._score(seat, logits, choice.tokens)
+                except Exception as error:
+                    faults[seat] = error
         index = torch.tensor([seat.slot for seat in seats], device=logits.device)
-        self._tokens[index] = tokens
+        tokens = choice.tokens[index]
+        self._tokens[index] = tokens[:, None]
         self._slots.own.lengths[index] += 1
-        numbers = torch.stack(chosen[1::3])
-        ids, finite, *rest = fetch([tokens, numbers, *chosen[2::3], *recorder.tensors])
-        attentions = recorder.attentions(rest[len(seats) :])
+        ids, finite, *rest = fetch([tokens, choice.is_number[index], *scores.values(), *recorder.tensors])
+        told_scores = {seat: rest[place][0].tolist() for place, seat in enumerate(scores)}
+        attentions = recorder.attentions(rest[len(scores) :])
         for place, seat in enumerate(seats):
             seat.length += 1
             if seat in faults:
@@ -215,9 +220,9 @@ class Batch:
                 continue
             try:
                 told = seat.writer.write(
-                    int(ids[place, 0]),
+                    int(ids[place]),
                     bool(finite[place]),
-                    rest[place][0].tolist(),
+                    told_scores.get(seat, []),
                     attentions.get(seat, (None, None)),
                 )
                 yield seat, list(told)
@@ -225,13 +230,14 @@ class Batch:
                 self._slots.clean(seat.slot)  # its numbers may be none
                 yield seat, error
 
-    def _choose(self, seat: Seat, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        choice = seat.chooser.choose(logits)
-        return choice.token, choice.is_number, score(seat.job.scores, logits, choice.token[0], seat.job.score_top_p)
+    def _score(self, seat: Seat, logits: Tensor, tokens: Tensor) -> Tensor:
+        row = slice(seat.slot, seat.slot + 1)
+        return score(seat.job.scores, logits[row], tokens[row], seat.job.score_top_p)
 
     def leave(self, seat: Seat) -> None:
         """Frees a slot."""
         del self._seats[seat.slot]
+        self._chooser.leave(seat.slot)
         self._slots.own.lengths[seat.slot] = 0  # while it is idle, others may be shorter than this one was
         heapq.heappush(self._free, seat.slot)
 

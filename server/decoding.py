@@ -1,20 +1,15 @@
 """One job from its source to its last step: reading, choosing tokens, and the attention of each.
 
 The steps of a job are a generator that does at most one forward pass between two events, so that whoever drives it can
-stop, wait or turn to another job in between. Decoding is `generate`'s greedy search and sampling, with its logits
-processors and its order of operations, so the tokens are the same.
+stop, wait or turn to another job in between. Tokens are those of `generate`'s greedy search and sampling.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessorList
-
+from .choosing import Chooser
 from .errors import internal
 from .jobs import Decoding, EncoderSelf, Event, Finished, Given, Job, Started, Step, StopReason
 from .models import LoadedModel
@@ -93,18 +88,21 @@ def _decode(
 
     What the model needs for its next step stays on its device; what the client gets is fetched together, once a step.
     """
-    chooser = Chooser(loaded, decoding, reader.context, reader.source)
-    writer = Writer(job, decoding, detokenizer, chooser.end_ids)
+    chooser = Chooser(loaded, 1, len(reader.context) + decoding.max_new_tokens)
+    chooser.join(0, decoding, reader.context, job.source.ids if loaded.is_encoder_decoder else None)
+    writer = Writer(job, decoding, detokenizer, chooser.end_ids(0))
     pending = reader.tensor(reader.context)
     while not writer.ended:
         # This pass's last query predicts the token of this step and reads the token of the step before.
         result = reader.read(pending, LAST_QUERY if writer.wants_row else NO_QUERIES, logits=1)
-        choice = chooser.choose(result.logits)
-        scores = score(job.scores, result.logits, choice.token[0], job.score_top_p)
-        fetched = fetch([choice.token, choice.is_number, scores, *result.tensors])
+        choice = chooser.choose(result.logits, (0,))
+        if chooser.failed:
+            raise chooser.failed[0]
+        scores = score(job.scores, result.logits, choice.tokens, job.score_top_p)
+        fetched = fetch([choice.tokens, choice.is_number, scores, *result.tensors])
         id_, is_number, step_scores = fetched[0].item(), fetched[1].item(), fetched[2][0].tolist()
         yield from writer.write(id_, is_number, step_scores, result.attention(fetched[3:], job.capture))
-        pending = choice.token
+        pending = choice.tokens[:, None]
 
 
 class Writer:
@@ -183,66 +181,3 @@ class Writer:
 def _completed(token: Token, text: str) -> Token:
     """A token whose characters may have been held back until the text ended."""
     return replace(token, text=text[token.begin : token.end])
-
-
-class Choice(NamedTuple):
-    """A token that was chosen, on the device."""
-
-    token: Tensor  # [1, 1]
-    is_number: Tensor  # whether the scores that it was chosen by were finite, or at least numbers
-
-
-class Chooser:
-    """Chooses tokens as transformers' `generate` does."""
-
-    def __init__(self, loaded: LoadedModel, decoding: Decoding, context: Sequence[int], source: Tensor | None) -> None:
-        """`context` is what the decoder reads before step 0; `source` what an encoder has read, `[1, S]`."""
-        config = generation_config(loaded, decoding, len(context))
-        end: Any = config.eos_token_id
-        self.end_ids: frozenset[int] = frozenset(end if isinstance(end, list) else [end] if end is not None else [])
-        model: Any = loaded.model
-        self._ids = torch.tensor([list(context)], device=model.device)
-        if decoding.ignore_eos:
-            config.forced_eos_token_id = None
-        model._prepare_special_tokens(config, True, device=model.device)
-        self._processors: LogitsProcessorList = model._get_logits_processor(
-            generation_config=config,
-            input_ids_seq_length=len(context),
-            encoder_input_ids=source if source is not None else self._ids,
-            logits_processor=LogitsProcessorList(),
-            device=model.device,
-            model_kwargs={},
-        )
-        self._generator: torch.Generator | None = None
-        if decoding.do_sample:
-            # One generator for each request: neighbours cannot change what it draws.
-            self._generator = torch.Generator(model.device).manual_seed(decoding.seed or 0)
-
-    def choose(self, logits: Tensor) -> Choice:
-        """The next token, from the logits `[1, vocabulary]` of the last one. Nothing here waits for the device."""
-        scores = self._processors(self._ids, logits.to(torch.float32, copy=True))
-        is_number = ~scores.isnan().any()
-        if self._generator is None:
-            chosen = scores.argmax(-1, keepdim=True)
-        else:
-            probabilities = scores.softmax(-1)
-            is_number &= ~probabilities.isnan().any()
-            # torch.multinomial's own way to draw one, to the number, without its look at the sum, which waits.
-            draws = torch.empty_like(probabilities).exponential_(generator=self._generator)
-            chosen = (probabilities / draws).argmax(-1, keepdim=True)
-        self._ids = torch.cat([self._ids, chosen], dim=-1)
-        return Choice(chosen, is_number)
-
-
-def generation_config(loaded: LoadedModel, decoding: Decoding, context: int) -> GenerationConfig:
-    """The model's generation config with a request's wishes over it, for a context of so many tokens."""
-    model: Any = loaded.model
-    config, _ = model._prepare_generation_config(None)
-    for name, value in decoding.generation.items():
-        setattr(config, name, value)
-    config.do_sample = decoding.do_sample
-    config.num_beams = 1
-    config.max_new_tokens = decoding.max_new_tokens
-    # What `generate` makes of max_new_tokens; the processors for forced and minimal lengths count from here.
-    config.max_length = context + decoding.max_new_tokens
-    return config

@@ -10,6 +10,7 @@ import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from model_zoo import FAMILIES, SENTENCES, build_model
+from sidelight.server import choosing
 from sidelight.server.batch import Batch, Seat
 from sidelight.server.decoding import attribute
 from sidelight.server.errors import RequestError
@@ -195,7 +196,7 @@ def test_out_of_memory_alone_ends_the_request(bundled, monkeypatch):
 
 
 @pytest.mark.parametrize("fault", ["not a number", "a processor"])
-def test_a_fault_is_its_requests_alone(fault, bundled, monkeypatch):
+def test_a_fault_is_its_requests_alone(fault, bundled):
     jobs = jobs_of(bundled, "marian", 3)
     expected = alone(bundled, jobs)
     with torch.inference_mode():
@@ -204,7 +205,8 @@ def test_a_fault_is_its_requests_alone(fault, bundled, monkeypatch):
         read_all(batch, seats)
         events = [list(seat.news) for seat in seats]
         if fault == "a processor":
-            monkeypatch.setattr(seats[1].chooser, "_processors", lambda *_: 1 / 0)
+            broken = torch.zeros(1, 1, dtype=torch.int64)
+            batch._chooser._slots[seats[1].slot].alone = choosing._Alone(lambda *_: 1 / 0, broken)
         else:
             for layer in batch._slots._source_layers:
                 layer.all_values[seats[1].slot] = float("nan")

@@ -1,0 +1,551 @@
+"""The tokens of a batch are those of each request alone: transformers' processors, to the bit, and `generate`."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from model_zoo import FAMILIES, SENTENCES, build_model
+from peers import generate_ids
+from sidelight.server import changes
+from sidelight.server.choosing import Choice, Chooser
+from sidelight.server.jobs import Decoding
+from sidelight.server.models import LoadedModel, load
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import LogitsProcessorList, TopPLogitsWarper
+
+SLOTS, LENGTH = 4, 12
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("zoo")
+
+
+@pytest.fixture(scope="module", params=["nllb", "gpt2"])
+def small(request, folder) -> LoadedModel:
+    return load(build_model(request.param, folder), packed=False)
+
+
+# ---- each request alone: transformers' own processors ----------------------------------------------------------------
+
+
+class Alone:
+    """One request, decoded by transformers' processors and torch's multinomial."""
+
+    def __init__(self, loaded: LoadedModel, decoding: Decoding, context: list[int], source: list[int] | None) -> None:
+        model: Any = loaded.model
+        config, _ = model._prepare_generation_config(None)
+        for name, value in decoding.generation.items():
+            setattr(config, name, value)
+        config.do_sample = decoding.do_sample
+        config.num_beams = 1
+        config.max_length = len(context) + decoding.max_new_tokens
+        if decoding.ignore_eos:
+            config.forced_eos_token_id = None
+        self.ids = torch.tensor([context])
+        model._prepare_special_tokens(config, True)
+        self.processors = model._get_logits_processor(
+            generation_config=config,
+            input_ids_seq_length=len(context),
+            encoder_input_ids=self.ids if source is None else torch.tensor([source]),
+            logits_processor=LogitsProcessorList(),
+            model_kwargs={},
+        )
+        self.generator = torch.Generator().manual_seed(decoding.seed or 0) if decoding.do_sample else None
+
+    def step(self, logits: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What the token is chosen by, [1, vocabulary], and the token: None where there are no numbers."""
+        scores = self.processors(self.ids, logits[None].to(torch.float32, copy=True))
+        if self.generator is None:
+            return scores, None if scores.isnan().any() else scores.argmax(-1)
+        probabilities = scores.softmax(-1)
+        state = self.generator.get_state()
+        token = None if probabilities.isnan().any() else torch.multinomial(probabilities, 1, generator=self.generator)
+        self.generator.set_state(state)
+        return probabilities / torch.empty_like(probabilities).exponential_(generator=self.generator), token
+
+    def append(self, token: Tensor) -> None:
+        self.ids = torch.cat([self.ids, token.view(1, 1)], dim=-1)
+
+
+class Argmax(TorchFunctionMode):
+    """Keeps the scores that tokens are chosen by."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.of: list[Tensor] = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is torch.Tensor.argmax and args[0].is_floating_point():
+            self.of.append(args[0].clone())
+        return func(*args, **(kwargs or {}))
+
+
+@dataclass
+class Batch:
+    """A chooser, and each of its requests alone beside it."""
+
+    loaded: LoadedModel
+
+    def __post_init__(self) -> None:
+        self.chooser = Chooser(self.loaded, SLOTS, LENGTH)
+        self.alone: dict[int, Alone] = {}
+        self.sampling: dict[int, bool] = {}
+
+    def join(self, slot: int, decoding: Decoding, context: list[int], source: list[int] | None) -> None:
+        self.chooser.join(slot, decoding, context, source)
+        self.alone[slot] = Alone(self.loaded, decoding, context, source)
+        self.sampling[slot] = decoding.do_sample
+
+    def leave(self, slot: int) -> None:
+        self.chooser.leave(slot)
+        del self.alone[slot]
+
+    def step(self, logits: Tensor, active: list[int]) -> None:
+        """Chooses, and compares each active slot with itself alone."""
+        before = logits.clone()
+        with Argmax() as argmax:
+            choice = self.chooser.choose(logits, active)
+        failed = dict(self.chooser.failed)
+        torch.testing.assert_close(logits, before, rtol=0, atol=0, equal_nan=True)
+        assert choice.tokens.shape == choice.is_number.shape == (len(logits),)
+        assert choice.tokens.dtype == torch.int64
+        # Greedy slots are chosen from all rows, sampling ones from theirs, in the order of the slots.
+        drawn = [slot for slot in sorted(active) if self.sampling[slot]]
+        for slot in active:
+            if (error := failed.pop(slot, None)) is not None:  # some processors do not take NaN
+                with pytest.raises(type(error), match=re.escape(str(error))):
+                    self.alone[slot].step(logits[slot])
+                self.leave(slot)
+                continue
+            by, token = self.alone[slot].step(logits[slot])
+            seen = argmax.of[-1][drawn.index(slot)] if self.sampling[slot] else argmax.of[0][slot]
+            torch.testing.assert_close(seen.float(), by[0], rtol=0, atol=0, equal_nan=True)
+            assert choice.is_number[slot].item() == (token is not None)
+            if token is not None:
+                assert choice.tokens[slot].item() == token.item()
+            self.alone[slot].append(choice.tokens[slot])
+        assert not failed
+
+
+# ---- random batches --------------------------------------------------------------------------------------------------
+
+# Few, so that tokens and n-grams come again; with the end token of both models.
+TOKENS = st.sampled_from([0, 2, 3, 4, 5, 6, 7, 8])
+SOME_TOKENS = st.lists(TOKENS, min_size=1, max_size=3)
+
+COMMON = {
+    "repetition_penalty": st.floats(0.25, 4),
+    "no_repeat_ngram_size": st.integers(1, 4) | st.integers(0, 12),
+    "bad_words_ids": st.lists(TOKENS.map(lambda id_: [id_]), min_size=1, max_size=3),
+    "min_length": st.integers(0, 8),
+    "min_new_tokens": st.integers(0, 6),
+    "forced_bos_token_id": TOKENS,
+    "forced_eos_token_id": TOKENS | SOME_TOKENS,
+    "suppress_tokens": SOME_TOKENS | st.just([3, 10**6]),
+    "begin_suppress_tokens": SOME_TOKENS,
+    "temperature": st.floats(0.1, 5),
+    "top_k": st.integers(0, 12) | st.just(10**6),
+    "top_p": st.floats(0.05, 1) | st.just(0.0),
+    "renormalize_logits": st.booleans(),
+}
+# What only transformers' own processors do.
+RARE = {
+    "bad_words_ids": st.lists(SOME_TOKENS, min_size=1, max_size=4),
+    "encoder_no_repeat_ngram_size": st.integers(1, 3),
+    "encoder_repetition_penalty": st.floats(0.5, 2),
+    "sequence_bias": st.lists(st.tuples(SOME_TOKENS, st.floats(-3, 3)).map(list), min_size=1, max_size=3),
+    "exponential_decay_length_penalty": st.just((2, 1.5)),
+    "remove_invalid_values": st.just(True),
+    "min_p": st.floats(0, 0.5),
+    "typical_p": st.floats(0.2, 0.9),
+    "epsilon_cutoff": st.floats(0.001, 0.1),
+    "eta_cutoff": st.floats(0.001, 0.1),
+    "top_h": st.floats(0.1, 1),
+}
+
+
+def wishes(options: dict[str, st.SearchStrategy], most: int) -> st.SearchStrategy[dict[str, Any]]:
+    names = st.lists(st.sampled_from(sorted(options)), max_size=most, unique=True)
+    return names.flatmap(lambda chosen: st.fixed_dictionaries({name: options[name] for name in chosen}))
+
+
+GENERATION = wishes(COMMON, 6) | st.tuples(wishes(COMMON, 4), wishes(RARE, 2)).map(lambda both: both[0] | both[1])
+
+
+@st.composite
+def decodings(draw: st.DrawFn) -> Decoding:
+    do_sample = draw(st.booleans())
+    generation = PLAIN | draw(GENERATION)
+    return Decoding(
+        max_new_tokens=draw(st.integers(1, 8)),
+        do_sample=do_sample,
+        seed=draw(st.integers(0, 2**63 - 1)) if do_sample else None,
+        ignore_eos=draw(st.booleans()),
+        generation=generation,
+    )
+
+
+@st.composite
+def batch_logits(draw: st.DrawFn, rows: int, vocabulary: int) -> Tensor:
+    """Logits of a step: with ties, with infinities, in a narrow type; never with NaN."""
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
+    logits = torch.randn(rows, vocabulary, generator=generator) * draw(st.sampled_from([1.0, 4.0, 30.0]))
+    # The tokens that options name shall be likely ones.
+    logits[:, :9] += draw(st.sampled_from([0.0, 3.0]))
+    if draw(st.booleans()):
+        logits = logits.round()
+    if draw(st.booleans()):
+        logits = logits.masked_fill(torch.rand(logits.shape, generator=generator) < 0.3, -math.inf)
+    logits = logits.to(draw(st.sampled_from([torch.float32, torch.float32, torch.bfloat16, torch.float16])))
+    if draw(st.booleans()):  # as a model has them: the last position of some
+        logits = torch.stack([logits, logits], dim=1)[:, -1]
+    return logits
+
+
+# Zoo models write at least 6 tokens and may force the last. Without that a batch may be one that changes nothing.
+PLAIN = {"min_new_tokens": 0, "forced_eos_token_id": None}
+
+NAN_ROWS = ["all", "one", "none", "none"]
+
+
+@given(data=st.data())
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, *HealthCheck])
+@torch.inference_mode()
+def test_slots_are_as_if_alone(small, data):
+    batch = Batch(small)
+    lengths: dict[int, int] = {}
+    for _ in range(data.draw(st.integers(1, 12), "steps")):
+        for slot in data.draw(st.lists(st.integers(0, SLOTS - 1), max_size=3), "moves"):
+            if slot in batch.alone:
+                batch.leave(slot)
+                del lengths[slot]
+            else:
+                context = data.draw(st.lists(TOKENS, min_size=1, max_size=5), "context")
+                source = data.draw(st.lists(TOKENS, min_size=1, max_size=5), "source")
+                batch.join(slot, data.draw(decodings(), "decoding"), context, source)
+                lengths[slot] = len(context)
+        able = [slot for slot in batch.alone if lengths[slot] < LENGTH]
+        active = data.draw(st.lists(st.sampled_from(able), unique=True) if able else st.just([]), "active")
+        rows = data.draw(st.integers(max(active, default=-1) + 1, SLOTS), "rows")
+        logits = data.draw(batch_logits(rows, small.vocabulary_size), "logits")
+        for slot in range(rows):
+            broken = "all" if slot not in active else data.draw(st.sampled_from(NAN_ROWS), "broken")
+            if broken != "none":
+                logits[slot, slice(None) if broken == "all" else slice(11, 12)] = math.nan
+        batch.step(logits, active)
+        for slot in active:
+            lengths[slot] += 1
+
+
+@pytest.mark.parametrize("name", [*COMMON, *RARE])
+@given(data=st.data())
+@settings(max_examples=8, deadline=None, suppress_health_check=[*HealthCheck])
+@torch.inference_mode()
+def test_each_option_is_as_if_alone(small, name, data):
+    """One option, alone and beside others, from the first step to the one at which the end is forced."""
+    options = COMMON | RARE
+    batch = Batch(small)
+    for slot in range(3):
+        generation = PLAIN | ({name: data.draw(options[name], name)} if slot else {})
+        decoding = Decoding(6, data.draw(st.booleans()), slot, generation=generation)
+        batch.join(slot, decoding, data.draw(st.lists(TOKENS, min_size=1, max_size=5)), [4, 5, 2])
+    for _ in range(6):
+        batch.step(data.draw(batch_logits(3, small.vocabulary_size)), [0, 1, 2])
+
+
+@pytest.mark.parametrize("drop", [changes.drop_in_order, changes.drop_below_threshold])
+@pytest.mark.parametrize("kind", ["apart", "tied", "few", "infinite", "not numbers"])
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9, 0.999])
+def test_the_likeliest_tokens_of_a_real_vocabulary(drop, kind, share):
+    torch.manual_seed(0)
+    scores = torch.randn(3, 58_101) * 3
+    if kind == "tied":
+        scores = scores.bfloat16().float()
+    elif kind == "few":
+        scores = scores.masked_fill(scores < scores.topk(50).values[:, -1:], -math.inf)
+    elif kind == "infinite":
+        scores[0], scores[1, 7], scores[2, ::2] = -math.inf, math.inf, -0.0
+    elif kind == "not numbers":
+        scores[0], scores[1, 7] = math.nan, math.nan
+    shares = [share, share / 2, share]
+    expected = torch.cat(
+        [TopPLogitsWarper(p)(torch.empty(0), row[None]) for p, row in zip(shares, scores, strict=True)]
+    )
+    drop(scores, torch.tensor([[1 - p] for p in shares]))
+    torch.testing.assert_close(scores, expected, rtol=0, atol=0, equal_nan=True)
+
+
+# ---- what stays and what goes ----------------------------------------------------------------------------------------
+
+
+def choose(chooser: Chooser, logits: Tensor, active: list[int]) -> list[int]:
+    return chooser.choose(logits, active).tokens[active].tolist()
+
+
+def test_a_slot_keeps_nothing_of_who_had_it_before(small):
+    chooser = Chooser(small, 1, LENGTH)
+    logits = torch.zeros(1, small.vocabulary_size)
+    logits[0, 5:8] = torch.tensor([3.0, 2.0, 1.0])
+    plain = Decoding(4, False, generation=PLAIN)
+    held = {"bad_words_ids": [[5]], "suppress_tokens": [6], "no_repeat_ngram_size": 1, "forced_eos_token_id": 9}
+    for _ in range(2):
+        chooser.join(0, plain, [3], [4])
+        assert [choose(chooser, logits, [0]) for _ in range(4)] == [[5]] * 4
+        chooser.leave(0)
+        chooser.join(0, Decoding(3, False, generation=held | {"min_new_tokens": 0}), [3], [4])
+        steps = [choose(chooser, logits, [0]) for _ in range(3)]
+        assert steps[0] == [7]
+        assert steps[1] not in ([5], [6], [7])
+        assert steps[2] == [9]
+        chooser.leave(0)
+
+
+def test_an_inactive_slot_waits(small):
+    """Its lengths, its history and its draws stay as they are."""
+    options = {"no_repeat_ngram_size": 2, "min_new_tokens": 3, "forced_eos_token_id": 2}
+    decodings = [Decoding(5, False, generation=options), Decoding(5, True, 7, generation=options)]
+    steps = [torch.randn(2, small.vocabulary_size) for _ in range(5)]
+    together, apart = Chooser(small, 2, LENGTH), Chooser(small, 2, LENGTH)
+    for chooser in (together, apart):
+        for slot, decoding in enumerate(decodings):
+            chooser.join(slot, decoding, [3], [4])
+    expected = [choose(together, logits, [0, 1]) for logits in steps]
+    first = [choose(apart, logits, [0])[0] for logits in steps]
+    second = [choose(apart, logits, [1])[0] for logits in steps]
+    assert [list(pair) for pair in zip(first, second, strict=True)] == expected
+
+
+@torch.inference_mode()
+def test_the_batch_may_have_more_rows_in_one_step_than_in_another(small):
+    batch = Batch(small)
+    batch.join(0, Decoding(8, True, 1, generation=PLAIN | {"top_k": 5}), [3], [4])
+    for rows in (1, 3, 1, 2):
+        batch.step(torch.randn(rows, small.vocabulary_size), [0])
+
+
+@torch.inference_mode()
+def test_the_end_is_forced_where_the_first_token_is_the_last(small):
+    batch = Batch(small)
+    batch.join(0, Decoding(1, False, generation={"forced_bos_token_id": 5, "forced_eos_token_id": [6, 7]}), [3], [4])
+    batch.step(torch.randn(1, small.vocabulary_size), [0])
+
+
+@torch.inference_mode()
+def test_both_least_lengths_count(small):
+    batch = Batch(small)
+    for slot, least in enumerate([(6, 1), (1, 6)]):
+        options = {"min_length": least[0], "min_new_tokens": least[1], "eos_token_id": 5}
+        batch.join(slot, Decoding(8, False, generation=options), [3], [4])
+    logits = torch.randn(2, small.vocabulary_size)
+    logits[:, 5] = 50
+    for _ in range(7):
+        batch.step(logits, [0, 1])
+
+
+def test_end_ids(small):
+    chooser = Chooser(small, 2, LENGTH)
+    chooser.join(0, Decoding(4, False), [3], [4])
+    chooser.join(1, Decoding(4, False, generation={"eos_token_id": [5, 6]}), [3], [4])
+    assert chooser.end_ids(0) == {small.model.generation_config.eos_token_id}
+    assert chooser.end_ids(1) == {5, 6}
+
+
+def test_a_processor_that_fails_fails_its_own_slot(small):
+    """A bad word that the vocabulary lacks is found out in the first step."""
+    batch = Batch(small)
+    batch.join(0, Decoding(4, False), [3], [4])
+    batch.join(2, Decoding(4, True, 5), [3], [4])
+    batch.chooser.join(1, Decoding(4, True, 6, generation={"bad_words_ids": [[10**6]]}), [3], [4])
+    for _ in range(3):
+        logits = torch.randn(3, small.vocabulary_size)
+        with torch.inference_mode():
+            choice = batch.chooser.choose(logits, [0, 1, 2])
+        assert list(batch.chooser.failed) == [1]
+        assert isinstance(batch.chooser.failed[1], ValueError)
+        for slot in (0, 2):
+            token = batch.alone[slot].step(logits[slot])[1]
+            assert token is not None
+            assert choice.tokens[slot].item() == token.item()
+            batch.alone[slot].append(token)
+    batch.chooser.leave(1)
+    batch.step(torch.randn(3, small.vocabulary_size), [0, 2])
+
+
+def test_options_that_make_no_sense_keep_a_request_out(small):
+    chooser = Chooser(small, 2, LENGTH)
+    chooser.join(0, Decoding(4, False), [3], [4])
+    with pytest.raises(ValueError, match="temperature"):
+        chooser.join(1, Decoding(4, True, 1, generation={"temperature": 0.0}), [3], [4])
+    assert len(choose(chooser, torch.randn(1, small.vocabulary_size), [0])) == 1
+
+
+@torch.inference_mode()
+def test_a_context_may_have_tokens_that_have_no_scores(small, monkeypatch):
+    """Some models read more tokens than they can write."""
+    head = small.model.get_output_embeddings()
+    monkeypatch.setattr(head, "out_features", small.vocabulary_size - 10)
+    batch = Batch(small)
+    options = {"repetition_penalty": 2.0, "no_repeat_ngram_size": 1}
+    context = [small.vocabulary_size - 1, 5]
+    batch.join(0, Decoding(5, False, generation=options), context, [4])
+    batch.join(1, Decoding(5, True, 1, generation=options), [5, 6], [4])
+    for _ in range(5):
+        batch.step(torch.randn(2, small.vocabulary_size - 10), [0, 1])
+
+
+@torch.inference_mode()
+def test_tokens_after_the_longest_target_are_forgotten(small):
+    """Whoever reads the last token makes one pass more, and chooses from it."""
+    chooser = Chooser(small, 2, LENGTH)
+    options = {"repetition_penalty": 2.0, "no_repeat_ngram_size": 2}
+    for slot in (0, 1):
+        chooser.join(slot, Decoding(LENGTH - 1, bool(slot), 3, generation=options), [3], [4])
+    for _ in range(LENGTH + 3):
+        choice = chooser.choose(torch.randn(2, small.vocabulary_size), [0, 1])
+    assert isinstance(choice, Choice)
+
+
+# ---- generate itself -------------------------------------------------------------------------------------------------
+
+MIX: list[dict[str, Any]] = [
+    {},
+    {"seed": 3},
+    {"seed": 4, "temperature": 1.5, "top_k": 20, "top_p": 0.9},
+    {"repetition_penalty": 1.7, "no_repeat_ngram_size": 2},
+    {"seed": 5, "top_p": 0.5, "repetition_penalty": 0.8},
+    {"no_repeat_ngram_size": 1, "min_new_tokens": 9},
+]
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name != "fsmt"])
+@torch.inference_mode()
+def test_tokens_are_those_of_generate(name, folder):
+    """A family's own generation config, wishes of all kinds side by side, slots that come late and slots in reuse."""
+    path = build_model(name, folder)
+    loaded = load(path, packed=False)
+    requests = [(loaded.codec.encode_source(sentence).ids, wish) for sentence, wish in zip(SENTENCES, MIX, strict=True)]
+    forced = {"forced_bos_token_id": 5} if name in ("nllb", "m2m100", "mbart") else {}
+    chooser, count = Chooser(loaded, 3, 400), 12
+    waiting, running = list(range(len(requests))), dict[int, int]()
+    fed: dict[int, list[int]] = {}
+    written: dict[int, list[int]] = {number: [] for number in waiting}
+    while waiting or running:
+        for slot in {0, 1, 2} - set(running):
+            if waiting:
+                number = running[slot] = waiting.pop(0)
+                source, wish = requests[number]
+                context = [*loaded.codec.start_ids(loaded.codec.languages_of("", ""))]
+                fed[slot] = context if loaded.is_encoder_decoder else [*source]
+                generation = forced | {option: value for option, value in wish.items() if option != "seed"}
+                decoding = Decoding(count, "seed" in wish, wish.get("seed"), generation=generation)
+                chooser.join(slot, decoding, fed[slot], source if loaded.is_encoder_decoder else None)
+        logits = torch.full((3, loaded.vocabulary_size), math.nan)
+        for slot, number in running.items():
+            inputs = {"input_ids": torch.tensor([requests[number][0] if loaded.is_encoder_decoder else fed[slot]])}
+            if loaded.is_encoder_decoder:
+                inputs["decoder_input_ids"] = torch.tensor([fed[slot]])
+            logits[slot] = loaded.model(**inputs, use_cache=False).logits[0, -1]
+        tokens = chooser.choose(logits, list(running)).tokens.tolist()
+        for slot, number in list(running.items()):
+            written[number].append(tokens[slot])
+            fed[slot] = [*fed[slot], tokens[slot]]
+            if tokens[slot] in chooser.end_ids(slot) or len(written[number]) == count:
+                chooser.leave(slot)
+                del running[slot]
+    for number, (source, wish) in enumerate(requests):
+        assert written[number] == generate_ids(path, source, max_new_tokens=count, **forced | wish), wish
+
+
+# ---- waiting ---------------------------------------------------------------------------------------------------------
+
+
+class Asking(TorchFunctionMode):
+    """Refuses Python's ways from a tensor to a number."""
+
+    NAMES = ("item", "tolist", "cpu", "numpy", "nonzero")
+    NAMES = (*NAMES, *(f"__{name}__" for name in ("bool", "int", "float", "index", "contains")))
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        assert not any(func is getattr(torch.Tensor, name) for name in self.NAMES), func
+        return func(*args, **(kwargs or {}))
+
+
+class Waiting(TorchDispatchMode):
+    """Refuses what waits on a GPU inside torch, and counts the rest."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func._schema.name.removeprefix("aten::")
+        assert name not in {"_local_scalar_dense", "item", "is_nonzero", "equal", "nonzero", "masked_select"}, name
+        assert not name.startswith(("unique", "_unique")), name
+        indices = args[1] if name in ("index", "index_put", "index_put_", "_index_put_impl_") else ()
+        assert not any(index is not None and index.dtype == torch.bool for index in indices), name
+        self.operations.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+EVERYTHING = {
+    "repetition_penalty": 1.5,
+    "no_repeat_ngram_size": 3,
+    "bad_words_ids": [[5]],
+    "min_new_tokens": 3,
+    "forced_bos_token_id": 6,
+    "forced_eos_token_id": 2,
+    "suppress_tokens": [7],
+    "begin_suppress_tokens": [8],
+    "renormalize_logits": True,
+}
+
+
+def operations(small: LoadedModel, decodings: list[Decoding], steps: int) -> list[list[str]]:
+    chooser = Chooser(small, len(decodings), LENGTH)
+    for slot, decoding in enumerate(decodings):
+        chooser.join(slot, decoding, [3], [4])
+    done: list[list[str]] = []
+    for _ in range(steps):
+        logits = torch.randn(len(decodings), small.vocabulary_size)
+        with torch.inference_mode(), Asking(), Waiting() as waiting:
+            chooser.choose(logits, range(len(decodings)))
+        done.append(waiting.operations)
+    return done
+
+
+def test_a_step_never_waits(small, monkeypatch):
+    monkeypatch.setattr(changes, "drop_below_threshold", changes.drop_in_order)  # as on a GPU
+    sampling = {"temperature": 0.7, "top_k": 20, "top_p": 0.9}
+    for count in (1, 2):  # slots of each
+        greedy = [Decoding(6, False, generation=EVERYTHING)] * count
+        plain = [Decoding(6, False), Decoding(6, True, 1)] * count
+        drawn = [Decoding(6, True, 3, generation=EVERYTHING | sampling)] * count
+        for decodings in (greedy, plain, drawn, [*drawn, *plain, *greedy]):
+            assert all(operations(small, decodings, 6))
+
+
+def test_what_nobody_asks_for_costs_nothing(small):
+    """A plain greedy batch is one argmax, and a look at what it found; a bad word is one addition to a copy."""
+    plain = Decoding(6, False, generation=PLAIN)
+    bad = Decoding(6, False, generation=plain.generation | {"bad_words_ids": [[5]]})
+    for decoding, expected in ((plain, []), (bad, ["to", "index_add_"])):
+        names = operations(small, [decoding] * 8, 3)[-1]
+        work = [name for name in names if name not in ("alias", "detach", "select", "view", "empty_strided")]
+        assert work == [*expected, "argmax", "gather", "isnan", "bitwise_not"]
+
+
+def test_the_watchers_see():
+    x = torch.arange(3.0)
+    for ask in (x.tolist, x.numpy, lambda: bool(x[0]), lambda: x[x > 1]):
+        with pytest.raises(AssertionError), Asking(), Waiting():
+            ask()
