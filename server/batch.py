@@ -80,15 +80,14 @@ class Batch:
         Its first events are in the seat's `news`. Sources are read together where nothing of the reading is captured.
         """
         made = [self._sit(job) for job in jobs]
-        if self._loaded.is_encoder_decoder:
-            seats = [seat for seat in made if isinstance(seat, Seat)]
-            together = [seat for seat in seats if "encoder_self" not in seat.job.capture.kinds]
-            for group in _by_size(together):
-                self._encode(group)
-            for seat in seats:
-                if seat not in together:
-                    self._encode_alone(seat)
-        return made
+        if not self._loaded.is_encoder_decoder:
+            return made
+        seats = [seat for seat in made if isinstance(seat, Seat)]
+        together = [seat for seat in seats if "encoder_self" not in seat.job.capture.kinds]
+        faults: dict[Seat, Exception] = {}
+        for group in (*_by_size(together), *([seat] for seat in seats if seat not in together)):
+            faults |= self._read_sources(group)
+        return [faults.get(seat, seat) if isinstance(seat, Seat) else seat for seat in made]
 
     def _sit(self, job: Job) -> Seat | Exception:
         try:
@@ -116,6 +115,20 @@ class Batch:
         return seat
 
     # ---- sources and contexts ---------------------------------------------------------------------------------------
+
+    def _read_sources(self, seats: Sequence[Seat]) -> dict[Seat, Exception]:
+        """Reads sources together, and one by one where that goes wrong. Who cannot be helped leaves: why, for each."""
+        try:
+            if "encoder_self" in seats[0].job.capture.kinds:
+                self._encode_alone(seats[0])
+            else:
+                self._encode(seats)
+        except Exception as error:
+            if len(seats) == 1:
+                self.leave(seats[0])
+                return {seats[0]: _out_of_memory() if _is_out_of_memory(error) else error}
+            return {seat: fault for each in seats for seat, fault in self._read_sources([each]).items()}
+        return {}
 
     def _encode(self, seats: Sequence[Seat]) -> None:
         """Reads sources together, padded to one length."""
@@ -175,7 +188,7 @@ class Batch:
                 for seat in seats:
                     yield seat, error
             elif len(seats) == 1:
-                yield seats[0], internal("OUT_OF_MEMORY", "the model needs more memory for this request than there is")
+                yield seats[0], _out_of_memory()
             else:
                 ordered = sorted(seats, key=lambda seat: seat.slot)
                 yield from self.step(ordered[: len(seats) // 2])
@@ -310,6 +323,10 @@ def _by_size(seats: Sequence[Seat]) -> Iterator[list[Seat]]:
         group.append(seat)
     if group:
         yield group
+
+
+def _out_of_memory() -> Exception:
+    return internal("OUT_OF_MEMORY", "the model needs more memory for this request than there is")
 
 
 def _is_out_of_memory(error: Exception) -> bool:

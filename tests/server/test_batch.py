@@ -195,6 +195,32 @@ def test_out_of_memory_alone_ends_the_request(bundled, monkeypatch):
     assert "memory" in str(told)
 
 
+def test_a_source_that_cannot_be_read_keeps_nobody_out(bundled, monkeypatch):
+    jobs = jobs_of(bundled, "marian", 3)
+    expected = alone(bundled, jobs)
+    encoder = bundled.model.get_encoder()
+    forward = encoder.forward
+
+    def broken(input_ids, **kwargs):
+        if any(jobs[1].source.ids[0] == row[0] and len(row) >= len(jobs[1].source.ids) for row in input_ids.tolist()):
+            raise RuntimeError("broken")
+        return forward(input_ids=input_ids, **kwargs)
+
+    monkeypatch.setattr(encoder, "forward", broken)
+    with torch.inference_mode():
+        batch = Batch(bundled, bundled.layout, 3)
+        first, fault, last = batch.join(jobs)
+        assert isinstance(fault, RuntimeError)
+        assert batch.room == 1
+        for number, seat in ((0, first), (2, last)):
+            assert isinstance(seat, Seat)
+            told = list(seat.news)
+            while not seat.writer.ended:
+                ((_, events),) = batch.step([seat])
+                told.extend(events)
+            assert_same(told, expected[number])
+
+
 @pytest.mark.parametrize("fault", ["not a number", "a processor"])
 def test_a_fault_is_its_requests_alone(fault, bundled):
     jobs = jobs_of(bundled, "marian", 3)
