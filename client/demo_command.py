@@ -16,6 +16,7 @@ import threading
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from rich.console import Console
 
@@ -82,20 +83,28 @@ def bundled_server() -> Generator[tuple[str, str], None, None]:
         )
         with process, _passing_on_sigterm(process):
             try:
-                assert process.stdout is not None
-                for line in process.stdout:
-                    if ready := _READY.match(line):
-                        yield ready[1], ready[2]
-                        return
-                # The output has ended without the line: the server has said in its log why.
-                log.seek(0)
-                last = log.read().strip().splitlines()[-1:] or ["the server ended at once"]
-                raise ServerError(last[0].removeprefix("sidelight: "))
+                yield await_server(process, log)
             finally:
-                _stop(process)
+                stop_server(process)
 
 
-def _stop(process: subprocess.Popen[str]) -> None:
+def await_server(process: subprocess.Popen[str], log: IO[str]) -> tuple[str, str]:
+    """Waits until a `sidelight serve` process serves; gives the model's name and the address. Raises ServerError.
+
+    Its output must be a pipe, and its log go to `log`.
+    """
+    assert process.stdout is not None
+    for line in process.stdout:
+        if ready := _READY.match(line):
+            return ready[1], ready[2]
+    # The output has ended without the line: the server has said in its log why.
+    log.seek(0)
+    last = log.read().strip().splitlines()[-1:] or ["the server ended at once"]
+    raise ServerError(last[0].removeprefix("sidelight: "))
+
+
+def stop_server(process: subprocess.Popen[str]) -> None:
+    """Ends a server, in good order if it can."""
     process.terminate()
     try:
         process.wait(_GRACE)

@@ -20,9 +20,9 @@ from ..kernels import Result
 from .attention import Kind, Site, Target, recording
 from .capture import CapturePlan, Recording
 from .choosing import Chooser
-from .decoding import Writer, detokenizer_of, parts_of
+from .decoding import Writer, begin, parts_of
 from .errors import internal
-from .jobs import Decoding, Event, Job, Started
+from .jobs import Decoding, Event, Job
 from .layouts import Layout
 from .models import LoadedModel
 from .numbers import Numbers, fetch, numbers_of
@@ -45,9 +45,8 @@ class Seat:
     plan: CapturePlan  # the batch's own of several that are equal
     writer: Writer
     unread: list[int]  # of its context: all but the last token, which the first step reads
-    last: int
+    source_length: int  # 0 where there is no encoder
     length: int = 0  # tokens that its cache holds
-    source_length: int = 0
     news: list[Event] = field(default_factory=list[Event])  # that came before its first step
 
     @property
@@ -97,21 +96,18 @@ class Batch:
 
     def _seat(self, job: Job) -> Seat:
         assert isinstance(job.target, Decoding)
-        detokenizer = detokenizer_of(self._loaded, job)
-        context_tokens = tuple(detokenizer.add(id_)[1] for id_ in job.context_ids)
-        is_encoder_decoder = self._loaded.is_encoder_decoder
-        context = [*(() if is_encoder_decoder else job.source.ids), *job.context_ids]
+        detokenizer, started = begin(self._loaded, job)
+        source = job.source.ids if self._loaded.is_encoder_decoder else None
+        context = [*(job.source.ids if source is None else ()), *job.context_ids]
         slot = self._free[0]
-        self._chooser.join(slot, job.target, context, job.source.ids if is_encoder_decoder else None)
+        self._chooser.join(slot, job.target, context, source)
         heapq.heappop(self._free)
         writer = Writer(job, job.target, detokenizer, self._chooser.end_ids(slot))
         plans = (seat.plan for seat in self._seats.values())
         plan = next((plan for plan in plans if plan == job.capture), job.capture)
-        seat = Seat(slot, job, plan, writer, context[:-1], context[-1], source_length=len(job.source.ids))
-        seat.news.append(Started(context_tokens, job.target.seed))
+        seat = Seat(slot, job, plan, writer, context[:-1], len(source or ()), news=[started])
         self._seats[slot] = seat
-        self._slots.own.lengths[slot] = 0
-        self._tokens[slot] = seat.last
+        self._tokens[slot] = context[-1]
         return seat
 
     # ---- sources and contexts ---------------------------------------------------------------------------------------
@@ -142,7 +138,7 @@ class Batch:
             inputs["attention_mask"] = torch.tensor(mask, device=self._model.device)
         with recording(None, padded=is_padded):
             hidden = self._model.get_encoder()(**inputs).last_hidden_state
-        self._write_sources(seats, hidden)
+        self._layout.write_sources(hidden, {seat.slot: seat.source_length for seat in seats}, self._slots)
 
     def _encode_alone(self, seat: Seat) -> None:
         """Reads a source whose reading is captured."""
@@ -150,25 +146,14 @@ class Batch:
         attention = reader.read_source()
         if attention is not None:
             seat.news.extend(parts_of(attention))
-        self._write_sources([seat], reader.encoded)
-
-    def _write_sources(self, seats: Sequence[Seat], hidden: Tensor) -> None:
-        """Keeps the keys and values that the decoder's cross-attention makes of what an encoder gave, `[B, S, D]`."""
-        for layer, project in enumerate(self._layout.source_projections):
-            keys, values = project(hidden)
-            for row, seat in enumerate(seats):
-                length = seat.source_length
-                self._slots.write_source(seat.slot, layer, keys[row, :, :length], values[row, :, :length])
-        for seat in seats:
-            self._slots.source_lengths[seat.slot] = seat.source_length
+        self._layout.write_sources(reader.encoded, {seat.slot: seat.source_length}, self._slots)
 
     def read(self, seat: Seat) -> None:
         """Reads a part of a context that is longer than one token, so that nobody waits for all of it."""
         ids, seat.unread = seat.unread[:_CHUNK], seat.unread[_CHUNK:]
-        source = seat.source_length if self._loaded.is_encoder_decoder else 0
-        self._slots.begin_reading(seat.slot, seat.length, len(ids), source)
+        self._slots.begin_reading(seat.slot, seat.length, len(ids), seat.source_length)
         with recording(None, padded=False):
-            self._layout.read(torch.tensor([ids], device=self._model.device), seat.length, source, self._slots)
+            self._layout.read(torch.tensor([ids], device=self._model.device), self._slots)
         seat.length += len(ids)
         self._slots.own.lengths[seat.slot] = seat.length
 
@@ -181,8 +166,9 @@ class Batch:
         """
         if not seats:
             return
+        seats = sorted(seats, key=lambda seat: seat.slot)
         try:
-            told = list(self._step(sorted(seats, key=lambda seat: seat.slot)))
+            told = list(self._step(seats))
         except Exception as error:
             if not _is_out_of_memory(error):
                 for seat in seats:
@@ -190,24 +176,23 @@ class Batch:
             elif len(seats) == 1:
                 yield seats[0], _out_of_memory()
             else:
-                ordered = sorted(seats, key=lambda seat: seat.slot)
-                yield from self.step(ordered[: len(seats) // 2])
-                yield from self.step(ordered[len(seats) // 2 :])
+                yield from self.step(seats[: len(seats) // 2])
+                yield from self.step(seats[len(seats) // 2 :])
             return
         yield from told
 
     def _step(self, seats: Sequence[Seat]) -> Iterator[tuple[Seat, list[Event] | Exception]]:
-        begin, end = seats[0].slot, seats[-1].slot + 1
+        first, end = seats[0].slot, seats[-1].slot + 1
         # The slots between them run as well: they compute what they computed before, or nothing that anyone sees.
-        present = [seat for slot, seat in self._seats.items() if begin <= slot < end]
+        present = [seat for slot, seat in self._seats.items() if first <= slot < end]
         length = max(seat.length for seat in present) + 1
-        source = max(seat.source_length for seat in present) if self._loaded.is_encoder_decoder else 0
-        self._slots.begin_step(slice(begin, end), length, source)
-        recorder = _BatchRecording(seats, begin, end, {"cross": source, "decoder_self": length}, self._model.device)
+        source = max(seat.source_length for seat in present)
+        self._slots.begin_step(slice(first, end), length, source)
+        recorder = _BatchRecording(seats, first, end, {"cross": source, "decoder_self": length}, self._model.device)
         with recording(recorder, padded=False):
-            logits = self._layout.step(self._tokens[begin:end], length, source, self._slots)
-        if begin:  # the chooser knows rows by their slots
-            logits = torch.cat([logits.new_zeros(begin, logits.shape[1]), logits])
+            logits = self._layout.step(self._tokens[first:end], self._slots)
+        if first:  # the chooser knows rows by their slots
+            logits = torch.cat([logits.new_zeros(first, logits.shape[1]), logits])
         choice = self._chooser.choose(logits, [seat.slot for seat in seats])
         faults: dict[Seat, Exception] = {}  # a processor's fault is its request's alone
         scores: dict[Seat, Tensor] = {}
@@ -251,7 +236,8 @@ class Batch:
         """Frees a slot."""
         del self._seats[seat.slot]
         self._chooser.leave(seat.slot)
-        self._slots.own.lengths[seat.slot] = 0  # while it is idle, others may be shorter than this one was
+        # For who comes next; and while the slot is idle, a step may see fewer positions than this one had.
+        self._slots.own.lengths[seat.slot] = 0
         heapq.heappush(self._free, seat.slot)
 
 
@@ -259,7 +245,7 @@ class _BatchRecording:
     """The rows that a step keeps, of all seats: those with equal plans together."""
 
     def __init__(
-        self, seats: Sequence[Seat], begin: int, end: int, positions: Mapping[Kind, int], device: torch.device
+        self, seats: Sequence[Seat], first: int, end: int, positions: Mapping[Kind, int], device: torch.device
     ) -> None:
         groups: dict[int, list[Seat]] = {}
         for seat in seats:
@@ -267,8 +253,8 @@ class _BatchRecording:
                 groups.setdefault(id(seat.plan), []).append(seat)
         self._groups: list[tuple[list[Seat], Recording]] = []
         for group in groups.values():
-            rows = [seat.slot - begin for seat in group]
-            is_all = len(rows) == end - begin
+            rows = [seat.slot - first for seat in group]
+            is_all = len(rows) == end - first
             index = None if is_all else torch.tensor(rows, device=device)
             self._groups.append((group, Recording(group[0].plan, LAST_QUERY, positions, index, len(rows))))
 
@@ -301,16 +287,9 @@ class _BatchRecording:
                 numbers = numbers_of(result, mine, seat.plan.shape(kind))
                 assert numbers is not None
                 seen = seat.source_length if kind == "cross" else seat.length + 1
-                found.setdefault(seat, {})[kind] = _seen(numbers, seen, result.length)
+                # Without the positions that only others of the batch have.
+                found.setdefault(seat, {})[kind] = numbers.of(0).up_to(seen)
         return {seat: (kinds.get("cross"), kinds.get("decoder_self")) for seat, kinds in found.items()}
-
-
-def _seen(numbers: Numbers, count: int, positions: int) -> Numbers:
-    """A row without the positions that only others of the batch have: `[1, positions, ...]`."""
-    if count >= positions:
-        return numbers
-    values, scales, places = numbers
-    return Numbers(values[:, :count], scales, None if places is None else places[:, :count])
 
 
 def _by_size(seats: Sequence[Seat]) -> Iterator[list[Seat]]:

@@ -57,6 +57,16 @@ def upload(values: np.ndarray, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
+def whole_numbers(values: Sequence[int], device: torch.device) -> Tensor:
+    """Rows, slots or places, on the device: int64 `[n]`."""
+    return upload(np.array(values, np.int64), device)
+
+
+def _column(values: Iterable[float], dtype: type, device: torch.device) -> Tensor:
+    """One number for each row, on the device: `[rows, 1]`."""
+    return upload(np.array(list(values), dtype)[:, None], device)
+
+
 def on_rows(rows: Tensor | None, change: Change) -> Change:
     """A change to some rows only, given by their numbers; None: to all."""
     if rows is None:
@@ -72,15 +82,14 @@ def on_rows(rows: Tensor | None, change: Change) -> Change:
 
 def flat_places(ids: Mapping[int, Iterable[int]], vocabulary: int, device: torch.device) -> Tensor:
     """Where the scores of some tokens of some rows are, counted through all rows."""
-    places = [row * vocabulary + id_ for row, some in ids.items() for id_ in some]
-    return upload(np.array(places, np.int64), device)
+    return whole_numbers([row * vocabulary + id_ for row, some in ids.items() for id_ in some], device)
 
 
 def penalize(penalties: Mapping[int, float], history: History, vocabulary: int, device: torch.device) -> Change:
     """The repetition penalty of some rows, on the scores of all tokens so far. Rows are slots."""
     slots = list(penalties)
-    rows = upload(np.array(slots, np.int64), device)
-    penalty = upload(np.array([list(penalties.values())], np.float32).T.copy(), device)
+    rows = whole_numbers(slots, device)
+    penalty = _column(penalties.values(), np.float32, device)
     first = rows[:, None] * vocabulary
 
     def change(scores: Tensor) -> None:
@@ -96,8 +105,8 @@ def penalize(penalties: Mapping[int, float], history: History, vocabulary: int, 
 def ban_repeated_ngrams(sizes: Mapping[int, int], history: History, vocabulary: int, device: torch.device) -> Change:
     """Takes from some rows each token that would complete an n-gram, of the row's own size, that was there before."""
     slots = list(sizes)
-    rows = upload(np.array(slots, np.int64), device)
-    size = upload(np.array([list(sizes.values())], np.int64).T.copy(), device)
+    rows = whole_numbers(slots, device)
+    size = _column(sizes.values(), np.int64, device)
     first = rows[:, None] * vocabulary
 
     def change(scores: Tensor) -> None:
@@ -141,13 +150,13 @@ def force(rows: Tensor, places: Tensor) -> Change:
 
 def cool(temperatures: Sequence[float], device: torch.device) -> Change:
     """Divides each row by a temperature of its own."""
-    divisor = upload(np.array([temperatures], np.float32).T.copy(), device)
+    divisor = _column(temperatures, np.float32, device)
     return lambda scores: scores.copy_(_divided(scores, divisor))
 
 
 def keep_top_k(counts: Sequence[int], device: torch.device) -> Change:
     """Keeps the greatest scores of each row, as many as its count says, and all that equal the least of them."""
-    last = upload(np.array([counts], np.int64).T.copy() - 1, device)
+    last = _column([count - 1 for count in counts], np.int64, device)
     most = max(counts)
 
     def change(scores: Tensor) -> None:
@@ -159,7 +168,7 @@ def keep_top_k(counts: Sequence[int], device: torch.device) -> Change:
 
 def keep_top_p(shares: Sequence[float], device: torch.device) -> Change:
     """Keeps the likeliest tokens of each row that together have at least its share of the probability."""
-    rest = upload(np.array([[1 - share for share in shares]], np.float32).T.copy(), device)
+    rest = _column([1 - share for share in shares], np.float32, device)
     # Sorting is most of the work, and NumPy sorts numbers alone many times faster than torch does with their places.
     drop = drop_below_threshold if device.type == "cpu" else drop_in_order
     return lambda scores: drop(scores, rest)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from . import changes
-from .changes import Change, History, upload
+from .changes import Change, History, whole_numbers
 from .jobs import Decoding
 from .models import LoadedModel
 from .processors import Options, end_ids, generation_config, processors_of, read_options
@@ -150,7 +150,7 @@ class Chooser:
         if too_short := those(lambda slot, o: o.ends if lengths[slot] < o.min_length else ()):
             made.append(changes.suppress(places(too_short)))
         if forced := those(lambda slot, o: o.forced.get(lengths[slot])):
-            made.append(changes.force(_rows(list(forced), device), places(forced)))
+            made.append(changes.force(whole_numbers(list(forced), device), places(forced)))
         if suppressed := those(
             lambda slot, o: (*o.suppressed, *(o.begin_suppressed if lengths[slot] == o.begin else ()))
         ):
@@ -171,7 +171,7 @@ class Chooser:
             changes=made,
             alone=alone,
             remembering=remembering,
-            remembered=_rows(remembering, device) if remembering else None,
+            remembered=whole_numbers(remembering, device) if remembering else None,
             sampling=_sampling(sampling, options, rows, device) if sampling else None,
         )
 
@@ -267,10 +267,6 @@ def _greedy(scores: Tensor) -> Choice:
     return Choice(tokens[:, 0], ~scores.gather(-1, tokens)[:, 0].isnan())
 
 
-def _rows(rows: list[int], device: torch.device) -> Tensor:
-    return upload(np.array(rows, np.int64), device)
-
-
 def _some(rows: list[int], of: int, device: torch.device) -> Tensor | None:
     """The numbers of some of so many rows; None where they are all."""
-    return _rows(rows, device) if len(rows) < of else None
+    return whole_numbers(rows, device) if len(rows) < of else None

@@ -24,11 +24,10 @@ _PART_BYTES = 1024 * 1024
 
 def attribute(loaded: LoadedModel, job: Job) -> Iterator[Event]:
     """The events of a job, in order. Must be driven in torch's inference mode. Raises RequestError."""
-    detokenizer = detokenizer_of(loaded, job)
-    context = tuple(detokenizer.add(id_)[1] for id_ in job.context_ids)
+    detokenizer, started = begin(loaded, job)
     reader = Reader(loaded, job.capture, job.source.ids, job.context_ids)
     encoder_self = reader.read_source()
-    yield Started(context, job.target.seed if isinstance(job.target, Decoding) else None)
+    yield started
     if encoder_self is not None:
         yield from parts_of(encoder_self)
     if isinstance(job.target, Given):
@@ -45,9 +44,11 @@ def parts_of(attention: Numbers) -> Iterator[EncoderSelf]:
         yield EncoderSelf(first, attention.of(slice(first, first + queries)))
 
 
-def detokenizer_of(loaded: LoadedModel, job: Job) -> Detokenizer:
-    """A detokenizer that has read what comes before a continuation."""
-    return Detokenizer(loaded.codec, () if loaded.is_encoder_decoder else job.source.ids)
+def begin(loaded: LoadedModel, job: Job) -> tuple[Detokenizer, Started]:
+    """A detokenizer that has read what comes before step 0, and the first event."""
+    detokenizer = Detokenizer(loaded.codec, () if loaded.is_encoder_decoder else job.source.ids)
+    context = tuple(detokenizer.add(id_)[1] for id_ in job.context_ids)
+    return detokenizer, Started(context, job.target.seed if isinstance(job.target, Decoding) else None)
 
 
 def _given(reader: Reader, job: Job, target: Given) -> Iterator[Event]:
@@ -101,7 +102,8 @@ def _decode(
         scores = score(job.scores, result.logits, choice.tokens, job.score_top_p)
         fetched = fetch([choice.tokens, choice.is_number, scores, *result.tensors])
         id_, is_number, step_scores = fetched[0].item(), fetched[1].item(), fetched[2][0].tolist()
-        yield from writer.write(id_, is_number, step_scores, result.attention(fetched[3:], job.capture))
+        cross, own = (rows if rows is None else rows.of(0) for rows in result.attention(fetched[3:], job.capture))
+        yield from writer.write(id_, is_number, step_scores, (cross, own))
         pending = choice.tokens[:, None]
 
 
@@ -133,9 +135,9 @@ class Writer:
         scores: Sequence[float],
         attention: tuple[Numbers | None, Numbers | None],
     ) -> Iterator[Event]:
-        """Takes what a pass gave: the token that was chosen, its scores, and cross and decoder self-attention.
+        """Takes what a pass gave: the token that was chosen, its scores, and its last query's attention.
 
-        Raises RequestError where the numbers are none.
+        The attention is cross and decoder self, each of one query. Raises RequestError where the numbers are none.
         """
         if self._reads_last and self._step is not None:
             yield from self._sent(self._step, attention)
@@ -157,13 +159,9 @@ class Writer:
                 yield self._finished(self._stop)
 
     def _sent(self, step: Step, attention: tuple[Numbers | None, Numbers | None]) -> Iterator[Step]:
-        cross, own = attention
         if step.index >= self._job.resume_at:
-            yield replace(
-                step,
-                cross=None if cross is None else cross.of(0),
-                decoder_self=None if own is None else own.of(0),
-            )
+            cross, own = attention
+            yield replace(step, cross=cross, decoder_self=own)
 
     def _finished(self, stop: StopReason) -> Finished:
         self.ended = True

@@ -61,9 +61,7 @@ class Engine:
         self._waiting: deque[Ticket] = deque()
         self._running: list[Ticket] = []
         self._stopping = False
-        self.slots = (
-            0 if loaded.layout is None else slots_within(loaded, self._limits.running, self._limits.memory_fraction)
-        )
+        self.slots = slots_within(loaded, self._limits.running, self._limits.memory_fraction)
         self._batch: Batch | None = None
         self._thread = threading.Thread(target=self._run, name=f"engine {loaded.name}", daemon=True)
 

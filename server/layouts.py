@@ -7,7 +7,7 @@ cache is of a kind not known here, the model's requests are worked on one by one
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from .attention import recording
 from .positions import take_rows
-from .sites import Sites
+from .sites import Sites, first_token
 from .slots import Shape, Slots, bytes_of_slot
 
 log = logging.getLogger(__name__)
@@ -43,8 +43,10 @@ class Layout:
         self._window: int | None = getattr(text, "sliding_window", None)
         if not self._layer_types <= _KNOWN_LAYERS:
             raise UnknownCacheError(f"layers of {', '.join(sorted(self._layer_types - _KNOWN_LAYERS))}")
-        self.source_projections = _source_projections(model) if self._is_encoder_decoder else []
+        self._source_projections = _source_projections(model) if self._is_encoder_decoder else []
         self._own, self._source = self._shapes()
+        # Stands for what an encoder gave where its keys and values are kept: only its shape is looked at.
+        self._unread = torch.zeros(1, 1, 1, dtype=model.dtype, device=model.device)
 
     @property
     def bytes_of_slot(self) -> int:
@@ -63,49 +65,56 @@ class Layout:
             self._model.device,
         )
 
-    def step(self, tokens: Tensor, length: int, source_length: int, slots: Slots) -> Tensor:
+    def write_sources(self, hidden: Tensor, lengths: Mapping[int, int], slots: Slots) -> None:
+        """Keeps the keys and values that cross-attention makes of what an encoder gave, `[B, S, width]`.
+
+        `lengths` says of each row, in order, which slot it is for, and how much of it is no padding.
+        """
+        for layer, project in enumerate(self._source_projections):
+            keys, values = project(hidden)
+            for row, (slot, length) in enumerate(lengths.items()):
+                slots.write_source(slot, layer, keys[row, :, :length], values[row, :, :length])
+        for slot, length in lengths.items():
+            slots.source_lengths[slot] = length
+
+    def step(self, tokens: Tensor, slots: Slots) -> Tensor:
         """One token for each slot that has begun a step: tokens `[n, 1]`; returns logits `[n, vocabulary]`."""
-        inputs: dict[str, Any] = {"past_key_values": slots.cache, "use_cache": True}
+        inputs = self._inputs(tokens, slots)
         if self._is_encoder_decoder:
-            inputs |= {
-                "decoder_input_ids": tokens,
-                "decoder_attention_mask": slots.own_mask(length),
-                "encoder_outputs": (self._unread(len(tokens), source_length),),
-                "attention_mask": slots.source_mask(source_length),
-            }
+            inputs |= {"decoder_attention_mask": slots.own_mask(), "attention_mask": slots.source_mask()}
         else:
-            inputs |= {"input_ids": tokens, "position_ids": slots.own.get_seq_length()}
-            inputs["attention_mask"] = self._masks(slots, length)
+            inputs |= {"attention_mask": self._masks(slots), "position_ids": slots.own.get_seq_length()}
         return self._model(**inputs).logits[:, -1]
 
-    def read(self, ids: Tensor, begin: int, source_length: int, slots: Slots) -> None:
-        """Reads tokens `[1, count]` of the slot that has begun a reading, from position `begin` on."""
-        inputs: dict[str, Any] = {"past_key_values": slots.cache, "use_cache": True}
-        if self._is_encoder_decoder:
-            inputs |= {"decoder_input_ids": ids, "encoder_outputs": (self._unread(1, source_length),)}
-        else:
-            positions = torch.arange(begin, begin + ids.shape[1], device=ids.device)
-            inputs |= {"input_ids": ids, "position_ids": positions[None]}
+    def read(self, ids: Tensor, slots: Slots) -> None:
+        """Reads tokens `[1, count]` of the slot that has begun a reading of so many."""
+        inputs = self._inputs(ids, slots)
+        if not self._is_encoder_decoder:
+            begin = slots.own.get_seq_length()
+            inputs["position_ids"] = torch.arange(begin, begin + ids.shape[1], device=ids.device)[None]
         self._model(**inputs)
 
-    def _masks(self, slots: Slots, length: int) -> Any:
+    def _inputs(self, ids: Tensor, slots: Slots) -> dict[str, Any]:
+        """What a step and a reading have in common."""
+        inputs: dict[str, Any] = {"past_key_values": slots.cache, "use_cache": True}
+        if not self._is_encoder_decoder:
+            return inputs | {"input_ids": ids}
+        unread = self._unread.expand(len(ids), slots.source_length, self._model.config.hidden_size)
+        return inputs | {"decoder_input_ids": ids, "encoder_outputs": (unread,)}
+
+    def _masks(self, slots: Slots) -> Any:
         """A step's masks as a decoder-only model takes them."""
-        whole = slots.own_mask(length)
+        whole = slots.own_mask()
         if self._window is None or self._layer_types == {"full_attention"}:
             return whole
-        sliding = slots.own_mask(length, self._window)
+        sliding = slots.own_mask(self._window)
         if not self._layer_types:
             return sliding
         return {"full_attention": whole, "sliding_attention": sliding}
 
-    def _unread(self, count: int, length: int) -> Tensor:
-        """What stands for the encoder's output where its keys and values are kept: only its shape is looked at."""
-        one = torch.zeros(1, 1, 1, dtype=self._model.dtype, device=self._model.device)
-        return one.expand(count, length, self._model.config.hidden_size)
-
     def _shapes(self) -> tuple[list[Shape], list[Shape]]:
         """What each layer keeps, from a cache that the model has made itself."""
-        ids = torch.full((1, 2), _token(self._model), device=self._model.device)
+        ids = torch.full((1, 2), first_token(self._model), device=self._model.device)
         with recording(None, padded=False), torch.inference_mode():
             if self._is_encoder_decoder:
                 cache = self._model(input_ids=ids, decoder_input_ids=ids[:, :1], use_cache=True).past_key_values
@@ -174,7 +183,7 @@ def find_layout(
 @torch.inference_mode()
 def _difference(model: Any, layout: Layout, tolerance: float) -> str | None:
     """What is different between logits in slots of different lengths and those of the model alone; None if nothing."""
-    token = _token(model)
+    token = first_token(model)
     targets = [[token, token + 1, token + 2], [token + 1]]
     sources = [[token, token + 3], [token + 2, token + 1, token, token + 3]]
     is_encoder_decoder = bool(model.config.is_encoder_decoder)
@@ -188,25 +197,16 @@ def _difference(model: Any, layout: Layout, tolerance: float) -> str | None:
             if is_encoder_decoder:
                 expected.append(model(input_ids=source_ids, decoder_input_ids=ids, use_cache=False).logits[0, -1])
                 hidden = model.get_encoder()(input_ids=source_ids).last_hidden_state
-                for layer, project in enumerate(layout.source_projections):
-                    keys, values = project(hidden)
-                    slots.write_source(slot, layer, keys[0], values[0])
-                slots.source_lengths[slot] = source_length
+                layout.write_sources(hidden, {slot: source_length}, slots)
             else:
                 expected.append(model(input_ids=ids, use_cache=False).logits[0, -1])
             if len(target) > 1:
                 slots.begin_reading(slot, 0, len(target) - 1, source_length)
-                layout.read(ids[:, :-1], 0, source_length, slots)
+                layout.read(ids[:, :-1], slots)
             slots.own.lengths[slot] = len(target) - 1
         slots.begin_step(slice(0, 2), 3, longest)
         tokens = torch.tensor([[target[-1]] for target in targets], device=model.device)
-        logits = layout.step(tokens, 3, longest, slots)
+        logits = layout.step(tokens, slots)
     apart = max(float((ours - theirs).abs().max()) for ours, theirs in zip(logits, expected, strict=True))
     size = max(1.0, *(float(theirs.abs().max()) for theirs in expected))
     return None if apart <= tolerance * size else f"logits in slots are {apart:.1e} from those alone"
-
-
-def _token(model: Any) -> int:
-    """The first of a few tokens that any model knows and none pads with."""
-    padding = model.config.get_text_config().pad_token_id
-    return 3 if padding is None or not 3 <= padding < 8 else padding + 1

@@ -72,11 +72,6 @@ class Reader:
         return torch.tensor([ids], device=self._model.device)
 
     @property
-    def source(self) -> Tensor | None:
-        """The source as the encoder reads it, `[1, S]`; None for a decoder-only model, which has none apart."""
-        return self._source_ids if self._is_encoder_decoder else None
-
-    @property
     def encoded(self) -> Tensor:
         """What the encoder gave, `[1, S, width]`."""
         return self._encoder_outputs.last_hidden_state

@@ -113,10 +113,17 @@ def matrices_of(output: Any) -> dict[Kind, list[Tensor]]:
     return found
 
 
-def _run(model: PreTrainedModel, **options: Any) -> Any:
-    # Any token but the padding will do: the point is where attention is, not what it says.
+def first_token(model: PreTrainedModel) -> int:
+    """The first of a few tokens, as many as the tests of models at load take, of which none is the padding.
+
+    Any will do there: the point is where attention is, not what it says.
+    """
     padding = model.config.get_text_config().pad_token_id
-    first = 3 if padding is None or not 3 <= padding < 3 + _SOURCE_LENGTH else padding + 1
+    return 3 if padding is None or not 3 <= padding < 3 + _SOURCE_LENGTH else padding + 1
+
+
+def _run(model: PreTrainedModel, **options: Any) -> Any:
+    first = first_token(model)
     source = torch.arange(first, first + _SOURCE_LENGTH, device=model.device)[None]
     if not model.config.is_encoder_decoder:
         return model(input_ids=source, use_cache=False, **options)

@@ -79,7 +79,7 @@ class OwnCache(Cache):
         self.lengths = torch.zeros(slots, 1, dtype=torch.int64, device=device)  # where each slot's next token goes
         self._rows = torch.arange(slots, device=device)[:, None]
         self._step: Tensor | None = None  # the lengths of the slots that step, [n, 1]
-        self._slot, self._begin = 0, 0
+        self._begin = 0
 
     def begin_step(self, slots: slice, length: int) -> None:
         """The next forward pass is a step of some slots, side by side, which sees so many positions at most."""
@@ -90,7 +90,7 @@ class OwnCache(Cache):
     def begin_reading(self, slot: int, begin: int, count: int) -> None:
         """The next forward pass reads so many tokens of one slot, from position `begin` on."""
         self._step = None
-        self._slot, self._begin = slot, begin
+        self._begin = begin
         for layer in self._layers:
             layer.show(slice(slot, slot + 1), begin + count)
 
@@ -146,7 +146,6 @@ class Slots:
         device: torch.device,
     ) -> None:
         """`own` and `source` say what each decoder layer keeps of target and source; `source` is empty without one."""
-        self.count = count
         self.own = OwnCache([SlotLayer(count, length, shape, dtype, device) for shape in own], count, device)
         self.source_lengths = torch.zeros(count, 1, dtype=torch.int64, device=device)
         self._source_layers = [SlotLayer(count, source_length, shape, dtype, device) for shape in source]
@@ -155,31 +154,36 @@ class Slots:
             self.cache = BothCaches(self.own, Cache(layers=list(self._source_layers)))
         self._positions = torch.arange(max(length, source_length), device=device)
         self._stepping = slice(0, count)
+        self._length = 0
+        self.source_length = 0  # how many positions of sources the next forward pass sees
 
     def begin_step(self, slots: slice, length: int, source_length: int) -> None:
         """The next forward pass is a step of some slots, with so many positions of target and source."""
-        self._stepping = slots
+        self._stepping, self._length = slots, length
         self.own.begin_step(slots, length)
-        for layer in self._source_layers:
-            layer.show(slots, source_length)
+        self._show_sources(slots, source_length)
 
     def begin_reading(self, slot: int, begin: int, count: int, source_length: int) -> None:
         """The next forward pass reads so many tokens of one slot, from position `begin` on."""
         self.own.begin_reading(slot, begin, count)
-        for layer in self._source_layers:
-            layer.show(slice(slot, slot + 1), source_length)
+        self._show_sources(slice(slot, slot + 1), source_length)
 
-    def own_mask(self, length: int, window: int | None = None) -> Tensor:
+    def _show_sources(self, slots: slice, length: int) -> None:
+        self.source_length = length
+        for layer in self._source_layers:
+            layer.show(slots, length)
+
+    def own_mask(self, window: int | None = None) -> Tensor:
         """Which positions the queries of the step see, themselves included: bool `[n, 1, 1, length]`."""
-        ends, positions = self.own.lengths[self._stepping], self._positions[:length]
+        ends, positions = self.own.lengths[self._stepping], self._positions[: self._length]
         seen = positions <= ends
         if window is not None:
             seen &= positions > ends - window
         return seen[:, None, None]
 
-    def source_mask(self, length: int) -> Tensor:
-        """Which positions of the step's sources there are: bool `[n, 1, 1, length]`."""
-        return (self._positions[:length] < self.source_lengths[self._stepping])[:, None, None]
+    def source_mask(self) -> Tensor:
+        """Which positions of the step's sources there are: bool `[n, 1, 1, source length]`."""
+        return (self._positions[: self.source_length] < self.source_lengths[self._stepping])[:, None, None]
 
     def write_source(self, slot: int, layer: int, keys: Tensor, values: Tensor) -> None:
         """Keeps a source's keys and values, `[heads, S, width]`."""

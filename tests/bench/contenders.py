@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from ctranslate2.converters.transformers import BartLoader, MarianMTLoader, register_loader
 from load_client import Stream
+from sidelight.client.demo_command import ServerError
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 from workloads import Size, Source, Workload
 
@@ -249,7 +250,7 @@ def contending(
             options = ["--dtype", dtype, *serve_options]
             try:
                 address = stack.enter_context(load_client.serve(workload.folder, workload.name, options))
-            except load_client.ServerError as error:
+            except ServerError as error:
                 refused |= dict.fromkeys(wanted, f"the server refused `--dtype {dtype}`: {error}")
                 continue
             for name in wanted:

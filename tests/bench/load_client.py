@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import math
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import grpc.aio
 import numpy as np
 from google.protobuf.duration_pb2 import Duration
+from sidelight.client.demo_command import await_server, stop_server
 from sidelight.v1 import attention_pb2, attribution_service_pb2, attribution_service_pb2_grpc
 from workloads import Size, Source, Workload
 
@@ -30,12 +30,6 @@ if TYPE_CHECKING:
     from sidelight.v1.attribution_service_pb2_grpc import AttributionServiceAsyncStub
 
 COMMAND = str(Path(sys.executable).with_name("sidelight"))
-_READY = re.compile(r"^sidelight: serving (\S+) at (\S+)$")
-_GRACE = 15.0  # seconds that a server has to end
-
-
-class ServerError(Exception):
-    """The server did not come up. The message is for people."""
 
 
 @dataclass
@@ -66,20 +60,9 @@ def serve(folder: Path, name: str, options: Sequence[str]) -> Iterator[str]:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment)
         with process:
             try:
-                assert process.stdout is not None
-                for line in process.stdout:
-                    if ready := _READY.match(line):
-                        yield ready[2]
-                        return
-                log.seek(0)
-                last = log.read().strip().splitlines()[-1:] or ["it ended without a word"]
-                raise ServerError(last[0])
+                yield await_server(process, log)[1]
             finally:
-                process.terminate()
-                try:
-                    process.wait(_GRACE)
-                except subprocess.TimeoutExpired:
-                    process.kill()
+                stop_server(process)
 
 
 def run(
