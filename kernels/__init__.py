@@ -7,13 +7,14 @@ nothing here imports from above it.
 
 from .choice import choose
 from .decode import decode
+from .decode_reference import attend_to
 from .launch import Launch, recorded
 from .layout import layout, layout_into
 from .reductions import REDUCTIONS, Reduction
 from .result import ENCODINGS, Encoding, Part, Result, new_result
 from .rows import rows
 from .rows_reference import capped_attention
-from .rows_reference import write as write_probabilities
+from .rows_reference import write_heads as write_probabilities
 from .scoring import Scoring
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "Reduction",
     "Result",
     "Scoring",
+    "attend_to",
     "capped_attention",
     "choose",
     "decode",

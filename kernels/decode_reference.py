@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .result import Part, Result
-from .rows_reference import probabilities, write
+from .rows_reference import probabilities, visible, write_heads
 from .scoring import Scoring
 
 _ALL = slice(0, 1)
@@ -22,18 +22,27 @@ def decode_reference(
     lengths: Tensor | None = None,
 ) -> Tensor:
     """As `decode` has it, on what `decode` has checked."""
-    seen = None
-    if lengths is not None:
-        seen = _seen(lengths, scoring, key)
-        value = value.masked_fill(~seen.transpose(2, 3), 0.0)  # what no slot sees may be NaN, and 0 * NaN would be, too
+    seen = visible(scoring, _ALL, key) if lengths is None else _seen(lengths, scoring, key)
+    if seen is not None:
+        value = value.masked_fill(~seen.mT, 0.0)  # what a slot does not see may be NaN, and 0 * NaN would be, too
         scoring = scoring._replace(causal=False, window=None)
+    output, attention = attend_to(query, key, value, scoring, seen)
+    write_heads(attention, result, part, _ALL)
+    return output
+
+
+def attend_to(
+    query: Tensor, key: Tensor, value: Tensor, scoring: Scoring, seen: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The attention output `[B, H, 1, D]` of one query for each slot, and the probabilities: float32 `[B, H, 1, S]`.
+
+    Takes query `[B, H, 1, D]`, key and value `[B, Hkv, S, D]`, values of any width; `seen` as `probabilities` does.
+    """
     attention = probabilities(query, key, scoring, _ALL, None, seen)
-    chosen = attention if part.heads is None else attention[:, list(part.heads)]
-    write(chosen, result, part, _ALL)
     batch, heads, _, keys = attention.shape
     # Query heads of a group share their value head without a copy of it.
-    grouped = attention.view(batch, value.shape[1], heads // value.shape[1], keys).to(value.dtype)
-    return (grouped @ value).view(batch, heads, 1, value.shape[3])
+    grouped = attention.view(batch * value.shape[1], heads // value.shape[1], keys).to(value.dtype)
+    return torch.bmm(grouped, value.flatten(0, 1)).view(batch, heads, 1, value.shape[3]), attention
 
 
 def _seen(lengths: Tensor, scoring: Scoring, key: Tensor) -> Tensor:

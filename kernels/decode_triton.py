@@ -29,7 +29,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .folds import best, byte_of, fold, fold_layers, neutral, rank, ranked_number, ranked_position, scale_of
+from .folds import NO_RANK, best, byte_of, fold, fold_layers, neutral, rank, ranked_number, ranked_position, scale_of
 from .launch import Launch
 from .result import Part, Result
 from .scoring import Scoring
@@ -165,15 +165,16 @@ def join_kernel(
     greatest = float("-inf")
     for share in range(shares):
         known = denominators + (share * rows + row) * 2
-        greatest = tl.where(tl.load(known + 1) > 0.0, tl.maximum(greatest, tl.load(known)), greatest)
+        greatest = tl.where(tl.load(known + 1) != 0.0, tl.maximum(greatest, tl.load(known)), greatest)
     base = finite(greatest)
     total = 0.0
     mixed = tl.zeros((BLOCK_D,), tl.float32)
     for share in range(shares):
         known = denominators + (share * rows + row) * 2
         reciprocal = tl.load(known + 1)
-        # Of a share that sees nothing the greatest score is 0, which may be far above the others'.
-        weight = tl.where(reciprocal > 0.0, tl.exp(tl.minimum(tl.load(known) - base, 0.0)) / reciprocal, 0.0)
+        # Of a share that sees nothing the greatest score is 0, which may be far above the others'. NaN is not 0: a
+        # share that has it makes the whole NaN.
+        weight = tl.where(reciprocal != 0.0, tl.exp(tl.minimum(tl.load(known) - base, 0.0)) / reciprocal, 0.0)
         total += weight
         mixed += weight * tl.load(parts + (share * rows + row) * D + d, mask=d < D, other=0.0)
     tl.store(out + row * D + d, mixed * inverse(total), mask=d < D)
@@ -298,7 +299,7 @@ def packed_row_kernel(
         if part.columns is not None:
             column = tl.load(part.columns + i)
     greatest = tl.full((1,), float("-inf"), tl.float32)
-    ranks = tl.full((1, TOP_K if TOP_K > 0 else 1), -1, tl.int64)
+    ranks = tl.full((1, TOP_K if TOP_K > 0 else 1), NO_RANK, tl.int64)
     for sweep in tl.static_range(2 if TOP_K == 0 else 1):
         scale = scale_of(greatest)
         for begin_s in range(0, sizes.length, BLOCK_S):
@@ -312,14 +313,14 @@ def packed_row_kernel(
                 )  # fmt: skip
             is_position = s < sizes.length
             if TOP_K > 0:
-                ranks = best(ranks, tl.where(is_position, rank(value, s), -1)[None, :], 1, TOP_K)
+                ranks = best(ranks, tl.where(is_position, rank(value, s), NO_RANK)[None, :], 1, TOP_K)
             elif sweep == 0:
                 greatest = tl.maximum(greatest, tl.max(tl.where(is_position, value, float("-inf")), 0))
             else:
                 tl.store(out + (b * kept + s) * columns + column, byte_of(value, scale), mask=is_position)
     if TOP_K > 0:
         j = tl.arange(0, TOP_K)[None, :]
-        value = tl.where(j < kept, ranked_number(ranks), 0.0)  # ranks are padded to a power of two
+        value = tl.where(j < kept, ranked_number(ranks), float("-inf"))  # ranks are padded to a power of two
         places = (b * kept + j) * columns + column
         tl.store(positions + places, ranked_position(ranks), mask=j < kept)
         if scales is not None:
@@ -342,11 +343,12 @@ def decode_triton(
 ) -> Tensor:
     """As `decode` has it, on what `decode` has checked."""
     out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
-    into, share = as_floats(result, part, query.shape[1]) if by_sorting(result, part) else (result, part)
+    sorts, queries = by_sorting(result, part), slice(0, 1)
+    into, share = as_floats(result, part, query.shape[1], queries) if sorts else (result, part)
     for launch in plan(query, key, value, scoring, into, share, out, lengths):
         launch.run()
-    if into is not result:
-        sort_into(result, part, into)
+    if sorts:
+        sort_into(result, part, into, queries)
     return out
 
 

@@ -12,6 +12,9 @@ pointers.
 import triton
 import triton.language as tl
 
+# Below the rank of any number.
+NO_RANK = tl.constexpr(-(2**63))
+
 
 @triton.jit
 def neutral(REDUCTION: tl.constexpr):
@@ -94,9 +97,9 @@ def fold_layers(
 
 @triton.jit
 def byte_of(x, scale):
-    """A number as a byte of a row whose scale is known."""
+    """A number as a byte of a row whose scale is known; 0 for what is below 0."""
     scale = tl.where(scale > 0, scale, 1.0)
-    return tl.minimum(tl.floor(tl.div_rn(x, scale) + 0.5), 255.0).to(tl.uint8)
+    return tl.maximum(tl.minimum(tl.floor(tl.div_rn(x, scale) + 0.5), 255.0), 0.0).to(tl.uint8)
 
 
 @triton.jit
@@ -109,16 +112,23 @@ def scale_of(greatest):
 def rank(x, position):
     """A number and its position as one integer, so that greater numbers, and of equals lower positions, are greater.
 
-    Float32 in the upper half: as numbers here are not negative, their bits order as they do.
+    Float32 in the upper half. Its bits, as an integer, order as numbers do from 0 up; below, the other way round.
+    NaN is above all numbers, or below them, by its sign bit.
     """
-    bits = x.to(tl.int32, bitcast=True).to(tl.int64)
+    bits = _ordered((x + 0.0).to(tl.int32, bitcast=True)).to(tl.int64)  # -0 becomes 0, which it equals
     return (bits << 32) | (0x7FFFFFFF - position).to(tl.int64)
+
+
+@triton.jit
+def _ordered(bits):
+    """The bits of float32 so that they order as the numbers do; and back, for it is its own inverse."""
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
 
 @triton.jit
 def ranked_number(ranks):
     """The number of a rank."""
-    return (ranks >> 32).to(tl.int32).to(tl.float32, bitcast=True)
+    return _ordered((ranks >> 32).to(tl.int32)).to(tl.float32, bitcast=True)
 
 
 @triton.jit

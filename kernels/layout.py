@@ -64,6 +64,8 @@ def layout_into(
     """As `layout`, into a result in any encoding, from `new_result`.
 
     Its columns are `L * H`, L with heads reduced, one with both. It needs no room to fold layers: they are all there.
+    Numbers below 0 are 0 in bytes. NaN stays NaN where all positions are kept as floats; what else becomes of a row
+    that has one is left open: its bytes, and which of its positions are the greatest.
 
     Raises:
         ValueError: What is given does not fit together; the message begins with the argument's name.

@@ -36,11 +36,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .folds import best, byte_of, first, fold, last, rank, ranked_number, ranked_position, scale_of
+from .folds import NO_RANK, best, byte_of, first, fold, last, rank, ranked_number, ranked_position, scale_of
 from .launch import Launch
 from .reductions import REDUCTIONS, Reduction
 from .result import Result
-from .selection import MAX_TOP_K, padded_top_k, sort_all
+from .selection import MAX_TOP_K, padded_top_k, query_slices, sort_all
 
 _TILE = 2048  # numbers in a tile: 16 for each thread of four warps, so four loads of 128 bits in flight
 _MIN_BLOCK_P = 32
@@ -171,7 +171,7 @@ def packed_layout_kernel(
     stride_h = tl.cast(stride_h, tl.int64)
     start = row // queries * stride_b + row % queries * stride_q
     greatest = tl.full((1,), float("-inf"), tl.float32)
-    ranks = tl.full((1, TOP_K if TOP_K > 0 else 1), -1, tl.int64)
+    ranks = tl.full((1, TOP_K if TOP_K > 0 else 1), NO_RANK, tl.int64)
     for sweep in tl.static_range(2 if TOP_K == 0 and not WHOLE else 1):
         scale = scale_of(greatest)
         for begin in range(0, keys, BLOCK_K):
@@ -191,7 +191,7 @@ def packed_layout_kernel(
                 x = _pick(layers, column // heads) + column % heads * stride_h + offset
                 value = tl.load(x, mask=inside, other=0.0).to(tl.float32)
             if TOP_K > 0:
-                ranks = best(ranks, tl.where(inside, rank(value, k), -1)[None, :], 1, TOP_K)
+                ranks = best(ranks, tl.where(inside, rank(value, k), NO_RANK)[None, :], 1, TOP_K)
             elif sweep == 0:
                 greatest = tl.maximum(greatest, tl.max(tl.where(inside, value, float("-inf")), 0))
                 scale = scale_of(greatest) if WHOLE else scale
@@ -199,7 +199,7 @@ def packed_layout_kernel(
                 tl.store(out + (row * kept + k) * columns + column, byte_of(value, scale), mask=inside)
     if TOP_K > 0:
         j = tl.arange(0, TOP_K)[None, :]
-        value = tl.where(j < kept, ranked_number(ranks), 0.0)  # ranks are padded to a power of two
+        value = tl.where(j < kept, ranked_number(ranks), float("-inf"))  # ranks are padded to a power of two
         places = (row * kept + j) * columns + column
         tl.store(positions + places, ranked_position(ranks), mask=j < kept)
         if scales is not None:
@@ -233,9 +233,12 @@ def layout_into_triton(
     if result.is_dense_float:
         plan(layers, result.values, over_heads, over_layers).run()
     elif result.top_k > MAX_TOP_K:
-        floats = torch.empty(*result.values.shape[:2], result.length, result.values.shape[3], device=layers[0].device)
-        plan(layers, floats, over_heads, over_layers).run()
-        sort_all(result, floats)
+        batch, _, _, columns = result.values.shape
+        for queries in query_slices(result, columns):
+            count = queries.stop - queries.start
+            floats = torch.empty(batch, count, result.length, columns, device=layers[0].device)
+            plan([layer[:, :, queries] for layer in layers], floats, over_heads, over_layers).run()
+            sort_all(result, floats, queries)
     else:
         plan_packed(layers, result, over_heads, over_layers).run()
 

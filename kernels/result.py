@@ -41,14 +41,13 @@ class Part(NamedTuple):
     last: bool = True
     as_one: bool = False  # heads of all layers are folded as if of one: over_layers is over_heads, divided once, last
 
-    @property
-    def divisor(self) -> float:
-        """What a mean over this layer's heads is divided by; 0 where it is their number and only a query tells it."""
+    def divisor_of(self, heads: int) -> float:
+        """What a mean over the heads of a layer that has so many is divided by."""
         if self.count is not None:
             return self.count
         if self.weights is not None:
             return sum(self.weights)
-        return float(len(self.heads or ()))
+        return float(heads if self.heads is None else len(self.heads))
 
     @property
     def folds_layers(self) -> bool:
@@ -141,6 +140,11 @@ def check_part(part: Part, heads: int, result: Result) -> None:
         raise ValueError("part.weights: must be one for each head, in a mean or sum over heads")
     if part.weights is not None and min(part.weights) < 0:
         raise ValueError("part.weights: must not be negative")
+    if part.over_heads == "mean":
+        if part.as_one and part.count is None and not (part.first and part.last):
+            raise ValueError("part.count: must be given, as a mean over heads of several layers is divided once")
+        if not part.divisor_of(heads):
+            raise ValueError(f"part.{'weights' if part.count is None else 'count'}: a mean cannot be divided by 0")
     if part.columns is not None and (len(part.columns) != count or part.over_heads is not None):
         raise ValueError("part.columns: must be one for each head, and heads must stay apart")
     if part.columns is not None and len(set(part.columns)) < count:

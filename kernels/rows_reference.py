@@ -12,7 +12,7 @@ from torch import Tensor
 from .pack_reference import pack
 from .partial_reference import combine, finish, partial
 from .result import Part, Result, constant
-from .scoring import Scoring
+from .scoring import Scoring, queries_of
 
 _TILE_BYTES = 32 * 1024**2
 
@@ -44,15 +44,18 @@ def probabilities(
     a key head without a copy of it.
     """
     groups = query.shape[1] // key.shape[1]
-    query = query[:, :, queries]
-    bias, mask = _queries_of(scoring.bias, queries), _queries_of(scoring.mask, queries)
+    if queries.start or queries.stop < query.shape[2]:
+        query = query[:, :, queries]
+    bias, mask = queries_of(scoring.bias, queries), queries_of(scoring.mask, queries)
     if heads is not None:
         index = constant(heads, torch.int32, query.device)
         query, key, groups = query[:, index], key[:, index // groups], 1
         bias, mask = _heads_of(bias, index), _heads_of(mask, index)
     batch, head_count, length, width = query.shape
-    query = query.float().reshape(batch, key.shape[1], groups * length, width)
-    scores = (query @ key.float().transpose(2, 3)).view(batch, head_count, length, key.shape[2])
+    query = query.float().reshape(batch * key.shape[1], groups * length, width)
+    # Flat: a decoding step makes a hundred such products, and torch takes longer to make out what @ means than to
+    # count.
+    scores = torch.bmm(query, key.float().flatten(0, 1).mT).view(batch, head_count, length, key.shape[2])
     scores = scores.mul_(scoring.scale)
     if bias is not None:
         scores = scores.add_(bias)
@@ -60,29 +63,25 @@ def probabilities(
         scores = scores.div_(scoring.softcap).tanh_().mul_(scoring.softcap)
     if mask is not None and mask.dtype != torch.bool:
         scores = scores.add_(mask)
-    for more in (_visible(scoring, queries, key), mask if mask is not None and mask.dtype == torch.bool else None):
+    for more in (visible(scoring, queries, key), mask if mask is not None and mask.dtype == torch.bool else None):
         if more is not None:
             seen = more if seen is None else seen & more
     if seen is not None:
         scores = scores.masked_fill_(~seen, float("-inf"))
     made = scores.softmax(-1)
     # A row that sees nothing is zeros, not the NaN of 0 / 0. Without masks and biases every row sees something.
-    if seen is None and mask is None and bias is None:
+    if scoring.sees or (seen is None and mask is None and bias is None):
         return made
     return made.masked_fill_((scores == float("-inf")).all(-1, keepdim=True), 0.0)
 
 
-def _visible(scoring: Scoring, queries: slice, key: Tensor) -> Tensor | None:
+def visible(scoring: Scoring, queries: slice, key: Tensor) -> Tensor | None:
     """True where the queries may see a key by causality and window, `[queries, S]`; None where they see all."""
     if not scoring.causal:
         return None
     last = torch.arange(scoring.first + queries.start, scoring.first + queries.stop, device=key.device)[:, None]
     keys = torch.arange(key.shape[2], device=key.device)
     return keys <= last if scoring.window is None else (keys <= last) & (keys > last - scoring.window)
-
-
-def _queries_of(tensor: Tensor | None, queries: slice) -> Tensor | None:
-    return tensor if tensor is None or tensor.shape[2] == 1 else tensor[:, :, queries]
 
 
 def _heads_of(tensor: Tensor | None, index: Tensor) -> Tensor | None:
@@ -95,13 +94,20 @@ def capped_attention(query: Tensor, key: Tensor, value: Tensor, scoring: Scoring
     Takes query `[B, H, T, D]`, key and value `[B, Hkv, S, D]`. A tile of queries at a time, on any device.
     """
     groups = query.shape[1] // value.shape[1]
-    out = torch.empty_like(query)
+    out = query.new_empty(*query.shape[:3], value.shape[3])
     for tile in tiles(query, key):
         made = probabilities(query, key, scoring, tile).to(value.dtype)
         batch, heads, length, keys = made.shape
         mixed = made.view(batch, heads // groups, groups * length, keys) @ value
         out[:, :, tile] = mixed.view(batch, heads, length, value.shape[3])
     return out
+
+
+def write_heads(attention: Tensor, result: Result, part: Part, queries: slice) -> None:
+    """As `write`, from the probabilities of all heads, `[B, H, queries, S]`."""
+    if part.heads is not None:
+        attention = attention[:, constant(part.heads, torch.int32, attention.device)]
+    write(attention, result, part, queries)
 
 
 def write(attention: Tensor, result: Result, part: Part, queries: slice) -> None:
@@ -140,7 +146,7 @@ def _fold(attention: Tensor, result: Result, part: Part, queries: slice) -> Tens
         attention = attention * constant(part.weights, torch.float32, attention.device)[:, None, None]
     value = partial(attention, part.over_heads, 1)
     if not part.as_one:
-        value = finish(value, part.over_heads, part.divisor or attention.shape[1])
+        value = finish(value, part.over_heads, part.divisor_of(attention.shape[1]))
     if part.over_layers is None:
         return value
     assert result.total is not None
@@ -152,4 +158,4 @@ def _fold(attention: Tensor, result: Result, part: Part, queries: slice) -> Tens
     if not part.last:
         total.copy_(value)
         return None
-    return finish(value, part.over_layers, part.divisor if part.as_one else part.layer_count)
+    return finish(value, part.over_layers, part.divisor_of(attention.shape[1]) if part.as_one else part.layer_count)

@@ -31,11 +31,22 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .folds import best, byte_of, fold, fold_layers, neutral, rank, ranked_number, ranked_position, scale_of
+from .folds import NO_RANK, best, byte_of, fold, fold_layers, neutral, rank, ranked_number, ranked_position, scale_of
 from .launch import Launch
 from .result import Part, Result
 from .scoring import Scoring
-from .selection import as_floats, by_sorting, folding, head_of, padded_top_k, selected, side_by_side, sort_into
+from .selection import (
+    as_floats,
+    by_sorting,
+    columns_of,
+    folding,
+    head_of,
+    padded_top_k,
+    query_slices,
+    selected,
+    side_by_side,
+    sort_into,
+)
 from .tiles import finite, inverse, precision, rule_of, scored, strided
 
 _STAGED = 48 * 1024  # bytes of shared memory for tiles on their way; MI300 has 64 KiB in all
@@ -260,7 +271,7 @@ def packed_rows_kernel(
     rows = b * sizes.queries + t.to(tl.int64)
     is_query = (t < sizes.queries)[:, None]
     greatest = tl.full((BLOCK_T,), float("-inf"), tl.float32)
-    ranks = tl.full((BLOCK_T, TOP_K if TOP_K > 0 else 1), -1, tl.int64)
+    ranks = tl.full((BLOCK_T, TOP_K if TOP_K > 0 else 1), NO_RANK, tl.int64)
     for sweep in tl.static_range(2 if TOP_K == 0 else 1):
         scale = scale_of(greatest)
         for begin_s in range(0, sizes.length, BLOCK_S):
@@ -275,7 +286,7 @@ def packed_rows_kernel(
                 )  # fmt: skip
             is_position = (s < sizes.length)[None, :]
             if TOP_K > 0:
-                ranks = best(ranks, tl.where(is_position, rank(value, s[None, :]), -1), BLOCK_T, TOP_K)
+                ranks = best(ranks, tl.where(is_position, rank(value, s[None, :]), NO_RANK), BLOCK_T, TOP_K)
             elif sweep == 0:
                 greatest = tl.maximum(greatest, tl.max(tl.where(is_position, value, float("-inf")), 1))
             else:
@@ -283,7 +294,7 @@ def packed_rows_kernel(
                 tl.store(places, byte_of(value, scale[:, None]), mask=is_query & is_position)
     if TOP_K > 0:
         j = tl.arange(0, TOP_K)[None, :]
-        value = tl.where(j < kept, ranked_number(ranks), 0.0)  # ranks are padded to a power of two
+        value = tl.where(j < kept, ranked_number(ranks), float("-inf"))  # ranks are padded to a power of two
         places = (rows[:, None] * kept + j) * columns + column
         inside = is_query & (j < kept)
         tl.store(positions + places, ranked_position(ranks), mask=inside)
@@ -298,11 +309,15 @@ def packed_rows_kernel(
 
 def rows_triton(query: Tensor, key: Tensor, scoring: Scoring, result: Result, part: Part) -> None:
     """As `rows` has it, on what `rows` has checked."""
-    into, share = as_floats(result, part, query.shape[1]) if by_sorting(result, part) else (result, part)
-    for launch in plan(query, key, scoring, into, share):
-        launch.run()
-    if into is not result:
-        sort_into(result, part, into)
+    if not by_sorting(result, part):
+        for launch in plan(query, key, scoring, result, part):
+            launch.run()
+        return
+    for queries in query_slices(result, columns_of(part, query.shape[1])):
+        floats, share = as_floats(result, part, query.shape[1], queries)
+        for launch in plan(query[:, :, queries], key, scoring.of_queries(queries), floats, share):
+            launch.run()
+        sort_into(result, part, floats, queries)
 
 
 def plan(query: Tensor, key: Tensor, scoring: Scoring, result: Result, part: Part) -> list[Launch]:

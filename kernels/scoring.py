@@ -24,6 +24,17 @@ class Scoring(NamedTuple):
     causal: bool = False  # query t sees keys up to first + t
     window: int | None = None  # and, with causal, only the last so many of them
     first: int = 0  # where query 0 stands among the keys
+    sees: bool = False  # promised: every query sees a key, so that nobody needs to look for one that does not
+
+    def of_queries(self, queries: slice) -> Scoring:
+        """The scoring of some of the queries, a slice with begin and end."""
+        bias, mask = queries_of(self.bias, queries), queries_of(self.mask, queries)
+        return self._replace(bias=bias, mask=mask, first=self.first + queries.start)
+
+
+def queries_of(tensor: Tensor | None, queries: slice) -> Tensor | None:
+    """Some queries of a mask or a bias, `[1 or B, 1 or H, 1 or T, S]`."""
+    return tensor if tensor is None or tensor.shape[2] == 1 else tensor[:, :, queries]
 
 
 def check_scoring(scoring: Scoring, query: Tensor, keys: int) -> None:

@@ -16,6 +16,8 @@ from .pack_reference import pack
 from .result import Part, Result, constant, new_result
 
 MAX_TOP_K = 32  # more would take long to compile, and registers
+_FLOATS_BYTES = 32 * 1024**2  # of rows that are written as floats at once, to be sorted
+_MULTIPLE = 16  # of queries in a slice: where a multiple begins, Triton needs no kernel but that of the first
 
 
 class Selected(NamedTuple):
@@ -36,7 +38,7 @@ def selected(part: Part, heads: int, device: torch.device) -> Selected:
         None if part.heads is None else constant(part.heads, torch.int32, device),
         None if part.columns is None else constant(part.columns, torch.int32, device),
         None if part.weights is None else constant(part.weights, torch.float32, device),
-        float(part.divisor or heads),
+        part.divisor_of(heads),
         float(part.layer_count),
     )
 
@@ -57,7 +59,7 @@ def side_by_side(part: Part, heads: int, columns: int, most: int) -> int:
 
     A store is aligned if the places before it, too, are multiples of their number.
     """
-    if part.over_heads is not None or part.heads is not None:
+    if part.over_heads is not None or part.heads is not None or part.columns is not None:
         return 1
     block = most
     while heads % block or columns % block or part.column % block:
@@ -80,27 +82,49 @@ def padded_top_k(result: Result) -> int:
 
 
 def by_sorting(result: Result, part: Part) -> bool:
-    """Whether the layer is written as floats first and sorted then: a top-k of hundreds is close to everything."""
+    """Whether the layer is written as floats first and sorted then, some queries at a time.
+
+    A top-k of hundreds is close to everything: nothing is saved by never writing the rest.
+    """
     return result.top_k > MAX_TOP_K and part.last
 
 
-def as_floats(result: Result, part: Part, heads: int) -> tuple[Result, Part]:
-    """A dense result for this layer alone, and the part that writes into it."""
-    count = (heads if part.heads is None else len(part.heads)) if part.over_heads is None else 1
-    floats = new_result(*result.values.shape[:2], result.length, count, device=result.values.device)
-    return floats._replace(total=result.total), part._replace(column=0, columns=None)
+def query_slices(result: Result, columns: int) -> list[slice]:
+    """The queries of a result, in slices whose floats, of so many columns, are bounded in memory."""
+    batch, queries = result.values.shape[:2]
+    step = max(1, _FLOATS_BYTES // (4 * batch * result.length * columns))
+    if step > _MULTIPLE:
+        step -= step % _MULTIPLE
+    return [slice(begin, min(begin + step, queries)) for begin in range(0, queries, step)]
 
 
-def sort_into(result: Result, part: Part, floats: Result) -> None:
+def columns_of(part: Part, heads: int) -> int:
+    """How many columns a part of a layer with so many heads has."""
+    if part.over_heads is not None:
+        return 1
+    return heads if part.heads is None else len(part.heads)
+
+
+def as_floats(result: Result, part: Part, heads: int, queries: slice) -> tuple[Result, Part]:
+    """A dense result for some queries of this layer alone, and the part that writes into it."""
+    count = queries.stop - queries.start
+    shape = (result.values.shape[0], count, result.length, columns_of(part, heads))
+    # Kernels take what the layers before have become as it was made: without gaps.
+    total = None if result.total is None else result.total[:, queries].contiguous()
+    floats = new_result(*shape, device=result.values.device)
+    return floats._replace(total=total), part._replace(column=0, columns=None)
+
+
+def sort_into(result: Result, part: Part, floats: Result, queries: slice) -> None:
     """Packs what `as_floats` was filled with, on the device."""
     place = slice(part.column, part.column + floats.values.shape[3])
     columns = place if part.columns is None else constant(part.columns, torch.int32, result.values.device)
-    sort_all(result, floats.values, columns)
+    sort_all(result, floats.values, queries, columns)
 
 
-def sort_all(result: Result, rows: Tensor, columns: slice | Tensor = slice(None)) -> None:
-    """Packs rows, float32 `[B, T, S, C]`, into some columns of a result, or all."""
+def sort_all(result: Result, rows: Tensor, queries: slice, columns: slice | Tensor = slice(None)) -> None:
+    """Packs rows, float32 `[B, queries, S, C]`, into some columns of a result, or all."""
     packed = pack(rows, result.values.dtype, result.top_k)
     for to, made in zip((result.values, result.scales, result.positions), packed, strict=True):
         if to is not None:
-            to[..., columns] = made
+            to[:, queries][..., columns] = made

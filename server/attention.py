@@ -5,7 +5,9 @@ It is registered with transformers under the name `sidelight`. It knows attentio
 
 The output comes from `scaled_dot_product_attention`, and rows from the kernels, which write them into the recorder's
 result: only for the sites and queries that it wants, reduced on the way, so that no whole matrix is ever in memory.
-While decoding on a GPU, one kernel makes both from a single read of the keys.
+While decoding on a CPU, both come from one softmax. While decoding on a GPU, one kernel makes both from a single read
+of the keys, for the rows of a whole batch; those of a part of it, where requests want different things, are made beside
+it.
 """
 
 from __future__ import annotations
@@ -16,14 +18,27 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
+import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from ..kernels import Part, Result, Scoring, capped_attention, choose, decode, rows
+from ..kernels import (
+    Part,
+    Result,
+    Scoring,
+    attend_to,
+    capped_attention,
+    choose,
+    decode,
+    rows,
+    write_probabilities,
+)
 
 NAME = "sidelight"
+
+_ONE = slice(0, 1)
 
 Kind = Literal["cross", "decoder_self", "encoder_self"]
 
@@ -79,7 +94,8 @@ _active = _Active()
 def recording(recorder: Recorder | None, *, padded: bool = True) -> Iterator[None]:
     """Sends the rows of forward passes in this thread to `recorder`.
 
-    `padded=False` promises that no batch has padding: masks are then made without a look at it.
+    `padded=False` promises that no batch has padding: masks are then made without a look at it, and every query is
+    known to see a key.
     """
     before = _active.recorder, _active.padded
     _active.recorder, _active.padded = recorder, padded
@@ -114,6 +130,11 @@ def make_mask(*args: Any, attention_mask: Tensor | None = None, **kwargs: Any) -
     return sdpa_mask(*args, attention_mask=attention_mask if _active.padded else None, **kwargs)
 
 
+def fuses(tensor: Tensor) -> bool:
+    """Whether a decoding step, where a tensor is, makes output and rows in one kernel."""
+    return choose(tensor) == "triton"
+
+
 class UnsupportedAttentionError(Exception):
     """The model hands its attention something that changes probabilities in a way not known here."""
 
@@ -143,18 +164,28 @@ def attend(
         bias=position_bias,
         mask=attention_mask,
         causal=_is_causal(module, query, attention_mask, is_causal),
+        sees=not _active.padded,
     )
     if _active.observer is not None:
         _active.observer.observe(module, query, key)
     targets = () if _active.recorder is None else _targets(_active.recorder, module, query, key)
-    # On a CPU the output stays SDPA's own, so that what is captured does not change what is written by a single bit.
+    # What is captured does not change what is written by a single bit on a CPU: there a step makes its output of its
+    # probabilities whether or not anybody asks for them, and everything else has SDPA's own.
+    if query.shape[2] == 1 and query.dtype == torch.float32 and not fuses(query):
+        output, attention = attend_to(query, key, value, scoring)
+        for target in targets:
+            mine = attention if target.rows is None else attention[target.rows]
+            write_probabilities(mine, target.result, target.part, _ONE)
+        return output.transpose(1, 2), None
     # Values of another width than keys are not the kernel's business.
-    fused = query.shape[2] == 1 and key.shape == value.shape and choose(query) == "triton"
-    if fused and len(targets) == 1 and targets[0].rows is None:
-        output = decode(query, key, value, scoring, targets[0].result, targets[0].part)
-        return output.transpose(1, 2).contiguous(), None
+    is_fused = query.shape[2] == 1 and key.shape == value.shape and fuses(query)
+    whole = next((target for target in targets if target.rows is None), None) if is_fused else None
     for target in targets:
-        _record(target, query, key, scoring)
+        if target is not whole:
+            _record(target, query, key, scoring)
+    if whole is not None:
+        output = decode(query, key, value, scoring, whole.result, whole.part)
+        return output.transpose(1, 2).contiguous(), None
     if softcap is not None:  # SDPA has none (Gemma 2)
         return capped_attention(query, key, value, scoring).transpose(1, 2).contiguous(), None
     return sdpa_attention_forward(
@@ -189,14 +220,6 @@ def _record(target: Target, query: Tensor, key: Tensor, scoring: Scoring) -> Non
             for tensor in (scoring.bias, scoring.mask)
         )
         query, key, scoring = query[target.rows], key[target.rows], scoring._replace(bias=bias, mask=mask)
+    # Where they are causal, query 0 sees key 0, as SDPA's `is_causal` has it.
     wanted = target.queries
-    rows(query[:, :, wanted], key, _of_queries(scoring, wanted), target.result, target.part)
-
-
-def _of_queries(scoring: Scoring, queries: slice) -> Scoring:
-    """The scoring of some of the queries. Where they are causal, query 0 sees key 0, as SDPA's `is_causal` has it."""
-    bias, mask = (
-        tensor if tensor is None or tensor.shape[2] == 1 else tensor[:, :, queries]
-        for tensor in (scoring.bias, scoring.mask)
-    )
-    return scoring._replace(bias=bias, mask=mask, first=queries.start)
+    rows(query[:, :, wanted], key, scoring.of_queries(wanted), target.result, target.part)

@@ -10,14 +10,14 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from ..kernels import Result
-from .attention import Kind, Site, Target, recording
+from .attention import Kind, Site, Target, fuses, recording
 from .capture import CapturePlan, Recording
 from .choosing import Chooser
 from .decoding import Writer, begin, parts_of
@@ -27,8 +27,9 @@ from .layouts import Layout
 from .models import LoadedModel
 from .numbers import Numbers, fetch, numbers_of
 from .reading import LAST_QUERY, Reader
-from .scores import score
+from .scores import Score, score
 from .slots import Slots
+from .upload import some_rows, whole_numbers
 
 # Tokens of a prompt that are read between two steps of the others.
 _CHUNK = 256
@@ -131,11 +132,11 @@ class Batch:
         longest = max(seat.source_length for seat in seats)
         padding = self._model.config.pad_token_id or 0
         ids = [[*seat.job.source.ids, *([padding] * (longest - seat.source_length))] for seat in seats]
-        inputs: dict[str, Any] = {"input_ids": torch.tensor(ids, device=self._model.device)}
+        inputs: dict[str, Any] = {"input_ids": whole_numbers(ids, self._model.device)}
         is_padded = any(seat.source_length < longest for seat in seats)
         if is_padded:
             mask = [[1] * seat.source_length + [0] * (longest - seat.source_length) for seat in seats]
-            inputs["attention_mask"] = torch.tensor(mask, device=self._model.device)
+            inputs["attention_mask"] = whole_numbers(mask, self._model.device)
         with recording(None, padded=is_padded):
             hidden = self._model.get_encoder()(**inputs).last_hidden_state
         self._layout.write_sources(hidden, {seat.slot: seat.source_length for seat in seats}, self._slots)
@@ -153,7 +154,7 @@ class Batch:
         ids, seat.unread = seat.unread[:_CHUNK], seat.unread[_CHUNK:]
         self._slots.begin_reading(seat.slot, seat.length, len(ids), seat.source_length)
         with recording(None, padded=False):
-            self._layout.read(torch.tensor([ids], device=self._model.device), self._slots)
+            self._layout.read(whole_numbers([ids], self._model.device), self._slots)
         seat.length += len(ids)
         self._slots.own.lengths[seat.slot] = seat.length
 
@@ -188,28 +189,26 @@ class Batch:
         length = max(seat.length for seat in present) + 1
         source = max(seat.source_length for seat in present)
         self._slots.begin_step(slice(first, end), length, source)
-        recorder = _BatchRecording(seats, first, end, {"cross": source, "decoder_self": length}, self._model.device)
+        fed = self._tokens[first:end]
+        recorder = _BatchRecording(seats, first, end, {"cross": source, "decoder_self": length}, fed)
         with recording(recorder, padded=False):
-            logits = self._layout.step(self._tokens[first:end], self._slots)
+            logits = self._layout.step(fed, self._slots)
         if first:  # the chooser knows rows by their slots
             logits = torch.cat([logits.new_zeros(first, logits.shape[1]), logits])
         choice = self._chooser.choose(logits, [seat.slot for seat in seats])
-        faults: dict[Seat, Exception] = {}  # a processor's fault is its request's alone
-        scores: dict[Seat, Tensor] = {}
-        for seat in seats:
-            if seat.slot in self._chooser.failed:
-                faults[seat] = self._chooser.failed[seat.slot]
-            elif seat.job.scores:
-                try:
-                    scores[seat] = self._score(seat, logits, choice.tokens)
-                except Exception as error:
-                    faults[seat] = error
-        index = torch.tensor([seat.slot for seat in seats], device=logits.device)
+        # A processor's fault is its request's alone, and so is a score's.
+        failed = self._chooser.failed
+        faults: dict[Seat, Exception] = {seat: failed[seat.slot] for seat in seats if seat.slot in failed}
+        scored = list(self._scores([seat for seat in seats if seat not in faults], logits, choice.tokens, faults))
+        index = some_rows(tuple(seat.slot for seat in seats), logits.device)
         tokens = choice.tokens[index]
         self._tokens[index] = tokens[:, None]
         self._slots.own.lengths[index] += 1
-        ids, finite, *rest = fetch([tokens, choice.is_number[index], *scores.values(), *recorder.tensors])
-        told_scores = {seat: rest[place][0].tolist() for place, seat in enumerate(scores)}
+        scores = [made for _, made in scored]
+        ids, finite, *rest = fetch([tokens, choice.is_number[index], *scores, *recorder.tensors])
+        told_scores: dict[Seat, list[float]] = {}
+        for (group, _), numbers in zip(scored, rest, strict=False):
+            told_scores |= zip(group, numbers.tolist(), strict=True)
         attentions = recorder.attentions(rest[len(scores) :])
         for place, seat in enumerate(seats):
             seat.length += 1
@@ -228,9 +227,20 @@ class Batch:
                 self._slots.clean(seat.slot)  # its numbers may be none
                 yield seat, error
 
-    def _score(self, seat: Seat, logits: Tensor, tokens: Tensor) -> Tensor:
-        row = slice(seat.slot, seat.slot + 1)
-        return score(seat.job.scores, logits[row], tokens[row], seat.job.score_top_p)
+    def _scores(
+        self, seats: Sequence[Seat], logits: Tensor, tokens: Tensor, faults: dict[Seat, Exception]
+    ) -> Iterator[tuple[list[Seat], Tensor]]:
+        """The scores of a step, `[seats, scores]` for those that ask for the same ones. What goes wrong is a fault."""
+        groups: dict[tuple[tuple[Score, ...], float], list[Seat]] = {}
+        for seat in seats:
+            if seat.job.scores:
+                groups.setdefault((seat.job.scores, seat.job.score_top_p), []).append(seat)
+        for (names, top_p), group in groups.items():
+            rows = some_rows(tuple(seat.slot for seat in group), logits.device)
+            try:
+                yield group, score(names, logits[rows], tokens[rows], top_p)
+            except Exception as error:
+                faults |= dict.fromkeys(group, error)
 
     def leave(self, seat: Seat) -> None:
         """Frees a slot."""
@@ -241,45 +251,65 @@ class Batch:
         heapq.heappush(self._free, seat.slot)
 
 
+class _Recorded(NamedTuple):
+    """The rows of those who have the same plan."""
+
+    seats: list[Seat]
+    recording: Recording
+    rows: Tensor | None  # which rows of its results are theirs; None: all, in their order
+
+
 class _BatchRecording:
     """The rows that a step keeps, of all seats: those with equal plans together."""
 
     def __init__(
-        self, seats: Sequence[Seat], first: int, end: int, positions: Mapping[Kind, int], device: torch.device
+        self, seats: Sequence[Seat], first: int, end: int, positions: Mapping[Kind, int], tokens: Tensor
     ) -> None:
+        """For a step of `tokens`, those of the slots from `first` to `end`."""
         groups: dict[int, list[Seat]] = {}
         for seat in seats:
             if seat.writer.wants_row:
                 groups.setdefault(id(seat.plan), []).append(seat)
-        self._groups: list[tuple[list[Seat], Recording]] = []
+        count = end - first
+        most = max(map(len, groups.values()), default=0)
+        self._groups: list[_Recorded] = []
         for group in groups.values():
-            rows = [seat.slot - first for seat in group]
-            is_all = len(rows) == end - first
-            index = None if is_all else torch.tensor(rows, device=device)
-            self._groups.append((group, Recording(group[0].plan, LAST_QUERY, positions, index, len(rows))))
+            slots = [seat.slot - first for seat in group]
+            rows = some_rows(tuple(slots), tokens.device) if slots != list(range(count)) else None
+            # To take some rows out of a batch is to copy their keys. Rows of all, of which some are kept, cost less
+            # where they are many, or where they come from the kernel that reads the keys anyhow.
+            is_whole = 2 * len(slots) >= count or (fuses(tokens) and len(slots) == most)
+            taken = None if is_whole else rows
+            made = Recording(group[0].plan, LAST_QUERY, positions, taken, count if is_whole else len(slots))
+            self._groups.append(_Recorded(group, made, rows if is_whole else None))
 
     def targets(self, site: Site, query: Tensor, key: Tensor) -> list[Target]:
         """As `attention.Recorder` has it."""
-        return [target for _, recorded in self._groups for target in recorded.targets(site, query, key)]
+        return [target for group in self._groups for target in group.recording.targets(site, query, key)]
 
-    def _results(self) -> Iterator[tuple[list[Seat], Kind, Result]]:
+    def _results(self) -> Iterator[tuple[_Recorded, Kind, Result]]:
         kinds: tuple[Kind, ...] = ("cross", "decoder_self")
-        for seats, recorded in self._groups:
+        for group in self._groups:
             for kind in kinds:
-                result = recorded.result(kind)
+                result = group.recording.result(kind)
                 if result is not None:
-                    yield seats, kind, result
+                    yield group, kind, result
 
     @property
     def tensors(self) -> list[Tensor]:
         """What is to be fetched."""
-        return [t for *_, result in self._results() for t in result[:3] if t is not None]
+        return [
+            tensor if group.rows is None else tensor.index_select(0, group.rows)
+            for group, _, result in self._results()
+            for tensor in result[:3]
+            if tensor is not None
+        ]
 
     def attentions(self, arrays: Iterable[NDArray[Any]]) -> dict[Seat, tuple[Numbers | None, Numbers | None]]:
         """The attention of each seat, cross and decoder self, from the fetched `tensors`."""
         left = iter(arrays)
         found: dict[Seat, dict[Kind, Numbers]] = {}
-        for seats, kind, result in self._results():
+        for (seats, *_), kind, result in self._results():
             fetched = [next(left) for tensor in result[:3] if tensor is not None]
             for row, seat in enumerate(seats):
                 # A copy, so that a reader that is slow does not keep those of all others in memory.

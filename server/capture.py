@@ -153,8 +153,7 @@ class Recording:
             if self._plan.pairs:
                 for site, part in self._plan.parts.items():
                     if site.kind == kind:
-                        assert part.heads is not None
-                        rows = layers[site.layer][:, list(part.heads), queries].float()
+                        rows = layers[site.layer][:, :, queries].float()
                         write_probabilities(rows, result, part, slice(0, rows.shape[2]))
             else:
                 wanted = [layers[layer][:, :, queries] for layer in self._plan.layers[kind]]

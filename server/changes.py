@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .upload import upload, whole_numbers
+
 Change = Callable[[Tensor], object]
 
 _NEVER = -float("inf")
@@ -49,17 +51,6 @@ class History:
         """The tokens of some slots, `[slots, longest]`, and how many each has, `[slots, 1]`."""
         longest = min(int(self._known[slots].max()), self._length)
         return self._ids[:, :longest].index_select(0, rows), self._lengths.index_select(0, rows)[:, None]
-
-
-def upload(values: np.ndarray, device: torch.device) -> Tensor:
-    """Numbers on the device, without waiting for what it is doing."""
-    tensor = torch.from_numpy(values)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
-
-
-def whole_numbers(values: Sequence[int], device: torch.device) -> Tensor:
-    """Rows, slots or places, on the device: int64 `[n]`."""
-    return upload(np.array(values, np.int64), device)
 
 
 def _column(values: Iterable[float], dtype: type, device: torch.device) -> Tensor:

@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from . import changes
-from .changes import Change, History, whole_numbers
+from .changes import Change, History
 from .jobs import Decoding
 from .models import LoadedModel
 from .processors import Options, end_ids, generation_config, processors_of, read_options
+from .upload import whole_numbers
 
 T = TypeVar("T")
 
@@ -78,7 +79,7 @@ class Chooser:
         if options is None or (options.needs_history and max(context) >= self._vocabulary):
             options = Options()
             own = processors_of(self._loaded, config, context, source, self._device)
-            alone = _Alone(own, torch.tensor([list(context)], device=self._device))
+            alone = _Alone(own, whole_numbers([list(context)], self._device))
         generator: torch.Generator | None = None
         if decoding.do_sample:
             generator = torch.Generator(self._device).manual_seed(decoding.seed or 0)

@@ -95,8 +95,13 @@ class Reader:
             queries: Which of them are queries whose attention is kept.
             logits: For how many of them, from the last, logits are wanted.
             last: Whether nothing will be read after them.
+
+        Raises ValueError where more than the last token's attention or logits are wanted of a model that gives matrices
+        instead of rows, unless these tokens are the last: it reads them one by one.
         """
         if not self._by_rows and not last:
+            if queries not in (LAST_QUERY, NO_QUERIES) or logits > 1:
+                raise ValueError("queries, logits: must be the last token's at most, as tokens are read one by one")
             # FSMT masks the future only where it keeps no cache: with one, it must not see more than one token.
             for place in range(ids.shape[1] - 1):
                 self._read(ids[:, place : place + 1], NO_QUERIES, 1, last=False)

@@ -147,7 +147,8 @@ class Slots:
     ) -> None:
         """`own` and `source` say what each decoder layer keeps of target and source; `source` is empty without one."""
         self.own = OwnCache([SlotLayer(count, length, shape, dtype, device) for shape in own], count, device)
-        self.source_lengths = torch.zeros(count, 1, dtype=torch.int64, device=device)
+        # At least 1, so that every query sees something: an idle slot must not fill its own cache with NaN.
+        self.source_lengths = torch.ones(count, 1, dtype=torch.int64, device=device)
         self._source_layers = [SlotLayer(count, source_length, shape, dtype, device) for shape in source]
         self.cache: Cache = self.own
         if source:

@@ -76,6 +76,16 @@ MUTANTS = [
         "constant(part.weights, torch.float32",
         "constant(part.weights, torch.int32",
     ),
+    Mutant("columns not looked at", "selection.py", " or part.columns is not None", ""),
+    Mutant(
+        "decode: not a number hidden by other shares",
+        "decode_triton.py",
+        "tl.where(reciprocal != 0.0",
+        "tl.where(reciprocal > 0.0",
+    ),
+    Mutant(
+        "a slice of queries begins at the first", "scoring.py", "first=self.first + queries.start", "first=self.first"
+    ),
     Mutant(
         "reference: window too wide",
         "rows_reference.py",

@@ -164,6 +164,50 @@ def test_pairs_go_where_they_are_told(impl):
 
 
 @pytest.mark.parametrize("impl", IMPLS)
+def test_all_heads_out_of_order(impl):
+    layer = make_layer(1, 4, 2, 1, 21, 16)
+    order = (2, 7, 0, 5)
+    expected = truth.columns([layer.probabilities()])
+    for options in ({}, {"encoding": "uint8"}, {"top_k": 3}, {"top_k": 35}):
+        result = poisoned(1, 1, 21, 8, **options)
+        decode(layer.query, layer.key, layer.value, layer.scoring, result, Part(columns=order), impl=impl)
+        mine = result._replace(
+            **{
+                name: getattr(result, name)[..., list(order)]
+                for name in ("values", "scales", "positions")
+                if getattr(result, name) is not None
+            }
+        )
+        assert_is(mine, expected, 1e-6)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize(("first", "window"), [(8, None), (20, 5)])
+def test_what_causality_hides_may_be_anything(first, window, impl):
+    layer = make_layer(2, 4, 2, 1, 40, 16, causal=True, first=first, window=window)
+    expected = layer.probabilities()
+    values = layer.value.clone()
+    unseen = torch.ones(40, dtype=torch.bool)
+    unseen[0 if window is None else first + 1 - window : first + 1] = False
+    for tensor in (layer.key, layer.value):
+        tensor[:, :, unseen] = float("nan")
+    result, output = run([layer], [Part()], 40, 4, impl)
+    assert_is(result, truth.columns([expected]), TOLERANCE)
+    assert_output(output, expected, values)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_not_a_number_in_one_share_is_not_hidden_by_the_others(impl):
+    layer = make_layer(1, 2, 2, 1, 1300, 16)
+    layer.key[0, 0, 1100] = float("nan")
+    result, output = run([layer], [Part()], 1300, 2, impl)
+    assert output[0, 0].isnan().all()
+    assert result.values[0, 0, :, 0].isnan().all()
+    assert output[0, 1].isfinite().all()
+    np.testing.assert_allclose(result.values[0, 0, :, 1].sum(), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize(("first", "window"), [(0, None), (8, None), (-3, None), (0, 1), (44, 7), (47, 7), (200, 7)])
 def test_causality_and_windows(first, window, impl):
     """From before the first key to behind the last."""

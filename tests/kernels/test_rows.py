@@ -21,8 +21,9 @@ from attention_cases import (
 )
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from sidelight.kernels import Part, Scoring, new_result, rows
+from sidelight.kernels import Part, Scoring, capped_attention, layout_into, new_result, rows, selection
 from sidelight.kernels.result import constant
+from torch.utils._python_dispatch import TorchDispatchMode
 
 # Batch, heads, key heads, queries, keys, width.
 SHAPES = [
@@ -153,6 +154,24 @@ def test_pairs_go_where_they_are_told(impl):
 
 
 @pytest.mark.parametrize("impl", IMPLS)
+def test_all_heads_out_of_order(impl):
+    layer = make_layer(1, 4, 2, 6, 21, 16)
+    order = (2, 7, 0, 5)
+    expected = truth.columns([layer.probabilities()])
+    for options in ({}, {"encoding": "uint8"}, {"top_k": 3}, {"top_k": 35}):
+        result = poisoned(1, 6, 21, 8, **options)
+        rows(layer.query, layer.key, layer.scoring, result, Part(columns=order), impl=impl)
+        mine = result._replace(
+            **{
+                name: getattr(result, name)[..., list(order)]
+                for name in ("values", "scales", "positions")
+                if getattr(result, name) is not None
+            }
+        )
+        assert_is(mine, expected, 1e-6)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize(
     ("first", "window"), [(0, None), (8, None), (-3, None), (0, 1), (-3, 7), (8, 40), (44, 7), (60, 7), (200, 7)]
 )
@@ -250,6 +269,73 @@ def test_memory_is_bounded(monkeypatch):
     assert_is(result, truth.columns([layer.probabilities()], over_heads="mean"), 1e-6)
 
 
+class Largest(TorchDispatchMode):
+    """The bytes of the largest tensor that is made."""
+
+    bytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        given = {tensor.untyped_storage().data_ptr() for tensor in args if isinstance(tensor, torch.Tensor)}
+        for tensor in made if isinstance(made, (tuple, list)) else [made]:
+            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage().data_ptr() not in given:
+                self.bytes = max(self.bytes, tensor.nbytes)
+        return made
+
+
+@pytest.mark.parametrize("encoding", ["float32", "uint8"])
+def test_many_positions_are_sorted_some_queries_at_a_time(encoding, monkeypatch):
+    """Whatever cuts queries short must be cut with them: masks, biases, causality, layers before."""
+    made = [
+        Part(over_heads="l2", over_layers="max", first=True, last=False),
+        Part(over_heads="l2", over_layers="max", first=False),
+    ]
+    random = torch.Generator().manual_seed(0)
+    bias = torch.randn(1, 4, 24, 70, generator=random)
+    mask = torch.rand(2, 1, 24, 70, generator=random) < 0.7
+    for rule in ({"bias": bias, "mask": mask}, {"causal": True, "first": 40, "window": 9, "bias": bias[:, :1]}):
+        layers = [make_layer(2, 4, 2, 24, 70, 16, seed=seed, **rule) for seed in range(2)]
+        expected = truth.columns([layer.probabilities() for layer in layers], over_heads="l2", over_layers="max")
+        apart = truth.columns([layers[0].probabilities()])
+        with monkeypatch.context() as patch:
+            patch.setattr(selection, "_FLOATS_BYTES", 4 * 2 * 70 * 4 * 5)  # five queries of four heads
+            folded = run(layers, made, 24, 70, 1, "triton", encoding=encoding, top_k=60)
+            assert_is(folded, expected, 4e-6)
+            assert_is(run(layers[:1], [Part()], 24, 70, 4, "triton", encoding=encoding, top_k=60), apart, 1e-6)
+
+
+def test_what_is_sorted_is_not_all_written(monkeypatch):
+    monkeypatch.setattr(selection, "_FLOATS_BYTES", 4 * 600 * 8)
+    layer = make_layer(1, 2, 2, 64, 600, 16)
+    result = poisoned(1, 64, 600, 2, top_k=33)
+    with Largest() as largest:
+        rows(layer.query, layer.key, layer.scoring, result, impl="triton")
+    assert_is(result, truth.columns([layer.probabilities()]), 1e-6)
+    assert largest.bytes <= 8 * 600 * 8  # the places of a slice, int64
+    layers = [torch.rand(1, 2, 64, 600) for _ in range(2)]
+    result = poisoned(1, 64, 600, 4, top_k=33)
+    with Largest() as largest:
+        layout_into(layers, result, impl="triton")
+    assert_is(result, truth.columns([layer.double().numpy() for layer in layers]), 2e-6)
+    assert largest.bytes <= 8 * 600 * 8
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_one_layers_mean_as_one_needs_no_count(impl):
+    layer = make_layer(1, 4, 2, 3, 9, 16)
+    part = Part(over_heads="mean", over_layers="mean", as_one=True)
+    expected = truth.columns([layer.probabilities()], over_heads="mean")
+    assert_is(run([layer], [part], 3, 9, 1, impl), expected, TOLERANCE)
+
+
+def test_capped_attention_takes_values_of_another_width():
+    layer = make_layer(2, 4, 2, 5, 9, 16, softcap=2.0)
+    value = torch.randn(2, 2, 9, 7)
+    output = capped_attention(layer.query, layer.key, value, layer.scoring)
+    assert output.shape == (2, 4, 5, 7)
+    np.testing.assert_allclose(output, truth.output(layer.probabilities(), value.double().numpy()), atol=2e-6)
+
+
 BAD = [
     ("query", {"query": torch.zeros(1, 4, 3)}),
     ("query", {"query": torch.zeros(1, 4, 3, 8, dtype=torch.float64)}),
@@ -278,6 +364,8 @@ BAD = [
     ("part.weights", {"part": Part(over_heads="max", weights=(1.0,) * 4)}),
     ("part.weights", {"part": Part(over_heads="mean", weights=(1.0,) * 3)}),
     ("part.weights", {"part": Part(over_heads="mean", weights=(1.0, 1.0, 1.0, -1.0))}),
+    ("part.weights", {"part": Part(over_heads="mean", weights=(0.0,) * 4)}),
+    ("part.count", {"part": Part(over_heads="mean", count=0.0)}),
     ("part.as_one", {"part": Part(over_heads="mean", over_layers="max", as_one=True)}),
     ("result", {"result": new_result(1, 2, 5, 4)}),
     ("result", {"result": new_result(1, 3, 4, 4)}),
@@ -291,6 +379,13 @@ def test_what_does_not_fit_is_named(name, change):
     arguments |= {"result": new_result(1, 3, 5, 4), "part": Part()} | change
     with pytest.raises(ValueError, match=rf"^{name}:"):
         rows(**arguments)
+
+
+def test_a_mean_over_layers_as_one_needs_its_count():
+    part = Part(over_heads="mean", over_layers="mean", as_one=True, last=False)
+    result = new_result(1, 3, 5, 1, folds_layers=True)
+    with pytest.raises(ValueError, match=r"^part\.count:"):
+        rows(torch.zeros(1, 4, 3, 8), torch.zeros(1, 2, 5, 8), Scoring(1.0), result, part)
 
 
 def test_a_result_names_what_it_cannot_be():

@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from harness import CROSS, DECODER_SELF, request, serving, steps_of, stub
 from model_zoo import FAMILIES, SOURCE, build_model
 from sidelight.server import attention as attention_module
+from sidelight.server.batch import Batch
+from sidelight.server.jobs import Step
 from sidelight.server.models import bundled_model, load
+from sidelight.server.requests import resolve
 from sidelight.v1 import attention_pb2 as attention
 from sidelight.v1 import text_pb2 as text
 
@@ -51,3 +55,63 @@ def test_tokens_and_rows_are_the_same(name, tmp_path, monkeypatch):
                     np.frombuffer(getattr(other, kind).values, "<f4"),
                     atol=1e-5,
                 )
+
+
+def test_a_batch_of_different_wishes(monkeypatch):
+    """A hole among the slots, one who wants no row, and two plans: the kernel runs all the same."""
+    loaded = load(bundled_model())
+    captures = [{}, {}, {"none": True}, {"over_heads": attention.REDUCTION_MAX}, {}]
+    jobs = []
+    for number, capture in enumerate(captures):
+        message = request(SOURCE, capture=attention.Capture(**({"kinds": [CROSS]} | capture)))
+        message.decoding.CopyFrom(text.Decoding(max_new_tokens=4 + number, ignore_eos=True))
+        if "none" in capture:
+            message.capture.CopyFrom(attention.Capture(none=True))
+        jobs.append(resolve(message, loaded, str(number)))
+    calls = {"decode": 0, "rows": 0, "sdpa_attention_forward": 0, "attend_to": 0}
+    counting = False
+
+    def counted(name, function):
+        def call(*arguments, **keywords):
+            calls[name] += counting
+            return function(*arguments, **keywords)
+
+        monkeypatch.setattr(attention_module, name, call)
+
+    for name in calls:
+        counted(name, getattr(attention_module, name))
+
+    @torch.inference_mode()
+    def run():
+        nonlocal counting
+        batch = Batch(loaded, loaded.layout, len(jobs))
+        seats = batch.join(jobs)
+        batch.leave(seats[1])
+        live = [seats[0], *seats[2:]]
+        steps = {seat: [] for seat in live}
+        counting = True
+        while live:
+            for seat, events in list(batch.step(live)):
+                steps[seat] += [event for event in events if isinstance(event, Step)]
+                if seat.writer.ended:
+                    live.remove(seat)
+                    batch.leave(seat)
+        counting = False
+        return list(steps.values())
+
+    beside = run()
+    in_all = calls["attend_to"]
+    assert calls == {"decode": 0, "rows": 0, "sdpa_attention_forward": 0, "attend_to": in_all}
+    calls.update(dict.fromkeys(calls, 0))
+    monkeypatch.setattr(attention_module, "choose", lambda _: "triton")
+    fused = run()
+    # Cross-attention's output comes from the kernel in every step, the decoder's own from SDPA; rows are made beside
+    # the kernel for the other plan alone.
+    assert calls["decode"] == calls["sdpa_attention_forward"] == in_all // 2
+    assert 0 < calls["rows"] < calls["decode"]
+    for ours, theirs in zip(fused, beside, strict=True):
+        assert [step.token.id for step in ours] == [step.token.id for step in theirs]
+        for one, other in zip(ours, theirs, strict=True):
+            assert (one.cross is None) == (other.cross is None)
+            if one.cross is not None:
+                np.testing.assert_allclose(one.cross.values, other.cross.values, atol=1e-5)

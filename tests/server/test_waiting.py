@@ -1,7 +1,7 @@
 """A step waits for its device once: when what the client gets is fetched, in one copy.
 
-There is no GPU here, but what would wait on one can be seen on a CPU: whatever turns a tensor into a Python number, or
-needs a tensor's numbers to know a shape.
+There is no GPU here, but what would wait on one can be seen on a CPU: whatever turns a tensor into a Python number,
+needs a tensor's numbers to know a shape, or makes a tensor of Python's numbers, which are then copied there.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import pytest
 import torch
 from harness import CROSS, DECODER_SELF, request
 from model_zoo import FAMILIES, SOURCE, build_model
+from sidelight.server import batch as batch_module
 from sidelight.server import decoding as decoding_module
 from sidelight.server.decoding import attribute
 from sidelight.server.jobs import Step
@@ -29,9 +30,17 @@ NUMBERS = {"cross": CROSS, "decoder_self": DECODER_SELF}
 
 # Python's ways from a tensor to a number; on the CPU some of them never reach the dispatcher.
 ASKING = ["item", "tolist", "cpu", "numpy", "__bool__", "__int__", "__float__", "__index__", "__contains__", "nonzero"]
+# And from numbers to a tensor: a copy that waits for what the device is doing, unless it comes from pinned memory.
+MAKING = {"tensor", "as_tensor", "asarray"}
+INDEXING = {"__getitem__", "__setitem__"}
 # What waits on a GPU inside torch: the number itself, and shapes that depend on numbers.
 WAITING = {"aten::_local_scalar_dense", "aten::item", "aten::is_nonzero", "aten::equal", "aten::nonzero"}
 WAITING |= {"aten::masked_select", "aten::unique_dim", "aten::_unique2", "aten::repeat_interleave.Tensor"}
+
+
+def holds_list(index) -> bool:
+    """Whether an index has lists, which torch turns into tensors and copies."""
+    return any(isinstance(part, list) for part in (index if isinstance(index, tuple) else (index,)))
 
 
 class Watch(TorchFunctionMode):
@@ -43,6 +52,8 @@ class Watch(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         name = getattr(func, "__name__", "")
+        if name in MAKING or (name in INDEXING and holds_list(args[1])):
+            self.seen.append(f"{name} {where()}")
         if name in ASKING and any(func is getattr(torch.Tensor, asking, None) for asking in ASKING):
             self.seen.append(f"{name} {where()}")
         return func(*args, **(kwargs or {}))
@@ -124,6 +135,61 @@ def test_a_step_waits_once(loaded, capture, do_sample, monkeypatch):
     assert dispatch.seen == []
 
 
+@pytest.mark.parametrize("do_sample", [False, True], ids=["greedy", "sampling"])
+def test_a_step_of_a_batch_waits_once(loaded, do_sample, monkeypatch):
+    """Different wishes side by side, a hole among the slots, and one who leaves."""
+    jobs = []
+    for number, capture in enumerate([*CAPTURES.values(), *CAPTURES.values(), attention.Capture(none=True)]):
+        message = request(SOURCE, [] if capture.none else [NUMBERS[k] for k in loaded.kinds if k != "encoder_self"])
+        message.capture.MergeFrom(capture)
+        message.decoding.CopyFrom(text.Decoding(max_new_tokens=4 + number, ignore_eos=True, repetition_penalty=1.2))
+        if do_sample:
+            message.decoding.sampling.CopyFrom(text.Sampling(seed=number, top_k=5, temperature=0.7))
+        message.scores.extend([1, 2, 3] if number % 2 else [4, 5, 6])
+        jobs.append(resolve(message, loaded, str(number)))
+    fetches = 0
+    watch, dispatch = Watch(), Dispatch()
+
+    def counted(tensors):
+        nonlocal fetches
+        fetches += 1
+        with torch._C.DisableTorchFunction():
+            before = len(dispatch.seen)
+            arrays = fetch(tensors)
+            del dispatch.seen[before:]
+        return arrays
+
+    monkeypatch.setattr(batch_module, "fetch", counted)
+    with torch.inference_mode():
+        batch = batch_module.Batch(loaded, loaded.layout, len(jobs))
+        seats = batch.join(jobs)
+        for seat in seats:
+            while seat.reads:
+                batch.read(seat)
+        batch.leave(seats[1])
+        live = [seats[0], *seats[2:]]
+        steps = 0
+
+        def step():
+            nonlocal steps
+            steps += 1
+            for seat, events in list(batch.step(live)):
+                assert isinstance(events, list), events
+                if seat.writer.ended:
+                    live.remove(seat)
+                    batch.leave(seat)
+
+        step()  # what is asked for again and again is sent once
+        fetches = steps = 0
+        with watch, dispatch:
+            while live:
+                step()
+    assert steps > 8
+    assert fetches == steps
+    assert watch.seen == []
+    assert dispatch.seen == []
+
+
 def test_the_watchers_see():
     """What the tests above rely on."""
     watch, dispatch = Watch(), Dispatch()
@@ -137,7 +203,10 @@ def test_the_watchers_see():
         x[x > 1]
         x.sum().item()
         torch.multinomial(x, 1)
-    assert len(watch.seen) >= 6
+        torch.tensor([1])
+        x[[0, 1]]
+    assert len(watch.seen) >= 8
+    assert {name.split()[0] for name in watch.seen} >= {"tensor", "__getitem__"}
     assert {name.split()[0] for name in dispatch.seen} >= {"aten::_local_scalar_dense", "aten::index"}
 
 

@@ -1,0 +1,35 @@
+"""A reader of one sequence gives what is asked for, or says that it cannot."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from model_zoo import build_model
+from sidelight.server.capture import CapturePlan
+from sidelight.server.models import load
+from sidelight.server.reading import LAST_QUERY, Reader
+
+
+@torch.inference_mode()
+def test_a_model_without_rows_gives_the_last_token_or_all_at_the_end(tmp_path):
+    loaded = load(build_model("fsmt", tmp_path))
+    plan = CapturePlan(("cross",), {"cross": (0,)}, {"cross": loaded.heads("cross")})
+    target = [2, 7, 9]
+
+    def reader() -> Reader:
+        made = Reader(loaded, plan, [5, 6, 2], target)
+        made.read_source()
+        return made
+
+    for queries, logits in ((slice(None), 1), (LAST_QUERY, 2)):
+        one = reader()
+        with pytest.raises(ValueError, match=r"^queries, logits: "):
+            one.read(one.tensor(target), queries, logits)
+    one = reader()
+    step_by_step = one.read(one.tensor(target), LAST_QUERY, 1)
+    one = reader()
+    at_once = one.read(one.tensor(target), slice(None), 3, last=True)
+    torch.testing.assert_close(step_by_step.logits[-1], at_once.logits[-1], atol=1e-4, rtol=1e-4)
+    assert step_by_step.cross is not None
+    assert at_once.cross is not None
+    torch.testing.assert_close(step_by_step.cross.values[:, -1], at_once.cross.values[:, -1], atol=1e-5, rtol=1e-5)
