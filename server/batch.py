@@ -19,7 +19,7 @@ from torch import Tensor
 from ..kernels import Result
 from .attention import Kind, Site, Target, fuses, recording
 from .capture import CapturePlan, Recording
-from .choosing import Chooser
+from .choosing import Chooser, Chosen
 from .decoding import Writer, begin, parts_of
 from .errors import internal
 from .jobs import Decoding, Event, Job
@@ -28,13 +28,21 @@ from .models import LoadedModel
 from .numbers import Numbers, fetch, numbers_of
 from .reading import LAST_QUERY, Reader
 from .scores import Score, score
-from .slots import Slots
+from .slots import Contents, Slots
 from .upload import some_rows, whole_numbers
 
 # Tokens of a prompt that are read between two steps of the others.
 _CHUNK = 256
 # Tokens of sources, padding included, that the encoder reads at once: bounds the memory of those who come together.
 _ENCODED = 8192
+
+
+class Parked(NamedTuple):
+    """What a request leaves its slot with, to go on in another."""
+
+    contents: Contents
+    chosen: Chosen
+    token: Tensor  # the one that it reads next
 
 
 @dataclass(eq=False)
@@ -49,6 +57,7 @@ class Seat:
     source_length: int  # 0 where there is no encoder
     length: int = 0  # tokens that its cache holds
     news: list[Event] = field(default_factory=list[Event])  # that came before its first step
+    parked: Parked | None = None  # while it has no slot
 
     @property
     def reads(self) -> bool:
@@ -65,6 +74,8 @@ class Batch:
         self._layout = layout
         self._slots: Slots = layout.slots(count)
         self._chooser = Chooser(loaded, count, loaded.max_target_tokens + 1)
+        self._count = count
+        self._together = count  # the most that step at once: fewer after memory did not do
         self._free = list(range(count))
         self._seats: dict[int, Seat] = {}
         self._tokens = torch.zeros(count, 1, dtype=torch.int64, device=loaded.model.device)
@@ -165,22 +176,38 @@ class Batch:
 
         An out-of-memory error is met by halves of the batch. What else the model raises is everybody's fault.
         """
-        if not seats:
-            return
-        seats = sorted(seats, key=lambda seat: seat.slot)
-        try:
-            told = list(self._step(seats))
-        except Exception as error:
-            if not _is_out_of_memory(error):
-                for seat in seats:
-                    yield seat, error
-            elif len(seats) == 1:
-                yield seats[0], _out_of_memory()
-            else:
-                yield from self.step(seats[: len(seats) // 2])
-                yield from self.step(seats[len(seats) // 2 :])
-            return
-        yield from told
+        self._close_ranks()
+        left = sorted(seats, key=lambda seat: seat.slot)
+        while left:
+            now = left[: self._together]
+            try:
+                told = list(self._step(now))
+            except Exception as error:
+                if _is_out_of_memory(error) and len(now) > 1:
+                    self._together = len(now) // 2
+                    continue
+                told = [(seat, _out_of_memory() if _is_out_of_memory(error) else error) for seat in now]
+            del left[: len(now)]
+            yield from told
+
+    def _close_ranks(self) -> None:
+        """Moves who sits last to the first free slot, where as many slots are idle in between as are not.
+
+        Idle ones run along in each step. To move one sequence costs less than they do, and spares the others.
+        """
+        while self._seats:
+            last = max(self._seats)
+            first = min(self._seats)
+            if last - first + 1 <= 2 * len(self._seats) or self._free[0] > last:
+                return
+            seat = self._seats[last]
+            to = heapq.heappop(self._free)
+            self._slots.move(last, to)
+            self._chooser.put(to, self._chooser.take(last))
+            self._tokens[to] = self._tokens[last]
+            self._free_slot(seat)
+            seat.slot = to
+            self._seats[to] = seat
 
     def _step(self, seats: Sequence[Seat]) -> Iterator[tuple[Seat, list[Event] | Exception]]:
         first, end = seats[0].slot, seats[-1].slot + 1
@@ -243,9 +270,32 @@ class Batch:
                 faults |= dict.fromkeys(group, error)
 
     def leave(self, seat: Seat) -> None:
-        """Frees a slot."""
+        """Frees a seat's slot. One that is parked has none."""
+        if seat.parked is None:
+            self._chooser.leave(seat.slot)
+            self._free_slot(seat)
+        seat.parked = None
+        self._together = min(2 * self._together, self._count)  # there is memory again
+
+    def park(self, seat: Seat) -> None:
+        """Frees the slot of one who will go on later: what it holds moves out of it."""
+        contents = self._slots.take(seat.slot, seat.length, seat.source_length)
+        token = self._tokens[seat.slot].clone()
+        seat.parked = Parked(contents, self._chooser.take(seat.slot), token)
+        self._free_slot(seat)
+
+    def unpark(self, seat: Seat) -> None:
+        """Gives one who was parked a slot again. There must be a free one."""
+        assert seat.parked is not None
+        seat.slot = heapq.heappop(self._free)
+        self._slots.put(seat.slot, seat.parked.contents)
+        self._chooser.put(seat.slot, seat.parked.chosen)
+        self._tokens[seat.slot] = seat.parked.token
+        self._seats[seat.slot] = seat
+        seat.parked = None
+
+    def _free_slot(self, seat: Seat) -> None:
         del self._seats[seat.slot]
-        self._chooser.leave(seat.slot)
         # For who comes next; and while the slot is idle, a step may see fewer positions than this one had.
         self._slots.own.lengths[seat.slot] = 0
         heapq.heappush(self._free, seat.slot)

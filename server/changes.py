@@ -40,6 +40,16 @@ class History:
         self._ids[slot] = upload(row, self._device)
         self._lengths[slot] = self._known[slot] = len(ids)
 
+    def take(self, slot: int) -> Tensor:
+        """A slot's tokens, to be put into another."""
+        return self._ids[slot, : min(int(self._known[slot]), self._length)].clone()
+
+    def put(self, slot: int, ids: Tensor) -> None:
+        """Begins a slot anew with what was taken out of one."""
+        self._ids[slot] = ids[0]
+        self._ids[slot, : len(ids)] = ids
+        self._lengths[slot] = self._known[slot] = len(ids)
+
     def append(self, slots: Sequence[int], rows: Tensor, tokens: Tensor) -> None:
         """Adds a token to each of some slots: those of `tokens`, `[n]`, in the rows of the slots."""
         lengths = self._lengths.index_select(0, rows)

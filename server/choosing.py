@@ -51,6 +51,14 @@ class _Slot:
     alone: _Alone | None
 
 
+class Chosen(NamedTuple):
+    """A request between two slots: what it asks for, and how far it is."""
+
+    request: _Slot
+    length: int
+    history: Tensor | None
+
+
 class Chooser:
     """The tokens of all slots, step after step."""
 
@@ -92,6 +100,21 @@ class Chooser:
     def leave(self, slot: int) -> None:
         """Frees a slot."""
         del self._slots[slot]
+        self._plan = None
+
+    def take(self, slot: int) -> Chosen:
+        """Frees a slot, and gives what it takes to go on in another."""
+        history = self._history.take(slot) if self._slots[slot].options.needs_history else None
+        chosen = Chosen(self._slots[slot], int(self._lengths[slot]), history)
+        self.leave(slot)
+        return chosen
+
+    def put(self, slot: int, chosen: Chosen) -> None:
+        """Goes on, in a slot that is free, with what was taken out of one."""
+        self._slots[slot] = chosen.request
+        self._lengths[slot] = chosen.length
+        if chosen.history is not None:
+            self._history.put(slot, chosen.history)
         self._plan = None
 
     def end_ids(self, slot: int) -> frozenset[int]:

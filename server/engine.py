@@ -1,8 +1,9 @@
 """Runs jobs: one thread, one model, a step of all jobs at once.
 
 Jobs that write share a batch, and each has a slot in it; given targets, and models that cannot be run in slots, take
-their turns between its steps. What one job writes does not depend on the others. A job that nobody reads waits; a job
-that nobody wants any more, or whose deadline has passed, ends before its next step. The engine knows nothing of gRPC.
+their turns between its steps. What one job writes does not depend on the others. A job that nobody reads waits, and
+gives its place to others that wait for one; a job that nobody wants any more, or whose deadline has passed, ends before
+its next step. The engine knows nothing of gRPC.
 """
 
 from __future__ import annotations
@@ -28,12 +29,16 @@ from .outbox import Outbox
 log = logging.getLogger(__name__)
 
 
+# Seconds for which a reader may take nothing, and keep its place in the batch all the same.
+_SLOW = 0.25
+
+
 @dataclass(frozen=True)
 class Limits:
     """How much the engine takes on."""
 
-    running: int = 32  # jobs that are worked on, each with a cache in memory
-    waiting: int = 1024  # jobs in the queue before more are refused
+    running: int = 32  # slots, each with a cache in memory; and jobs that are worked on alone
+    waiting: int = 1024  # jobs that wait, for their turn or with a cache for a slow reader, before more are refused
     memory_fraction: float = 0.5  # of the memory that is free at start, for the slots' caches
 
 
@@ -48,6 +53,7 @@ class Ticket:
     started: float | None = None
     events: Iterator[Event] | None = None  # of a job that is worked on alone
     seat: Seat | None = None  # of one in the batch
+    full_since: float | None = None  # when its outbox was first seen full
 
 
 class Engine:
@@ -60,6 +66,7 @@ class Engine:
         self._something = threading.Event()  # to do: a new job, room in an outbox, a job given up, or the end
         self._waiting: deque[Ticket] = deque()
         self._running: list[Ticket] = []
+        self._parked: list[Ticket] = []  # begun, and without a slot: their readers are slow, and others waited
         self._stopping = False
         self.slots = slots_within(loaded, self._limits.running, self._limits.memory_fraction)
         self._batch: Batch | None = None
@@ -84,8 +91,9 @@ class Engine:
         if self._thread.is_alive():
             self._thread.join()
         with self._lock:
-            left = [*self._running, *self._waiting]
+            left = [*self._running, *self._parked, *self._waiting]
             self._running.clear()
+            self._parked.clear()
             self._waiting.clear()
         for ticket in left:
             ticket.outbox.end(_stopped())
@@ -100,8 +108,9 @@ class Engine:
         with self._lock:
             if self._stopping:
                 raise _stopped()
-            if len(self._waiting) >= self._limits.waiting:
-                message = f"{len(self._waiting)} requests are waiting already"
+            waiting = len(self._waiting) + len(self._parked)
+            if waiting >= self._limits.waiting:
+                message = f"{waiting} requests are waiting already"
                 raise RequestError(grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL", message, retry_after=1.0)
             self._waiting.append(ticket)
         self._something.set()
@@ -109,40 +118,96 @@ class Engine:
 
     def _run(self) -> None:
         with torch.inference_mode():
-            if self.loaded.layout is not None:
-                self._batch = Batch(self.loaded, self.loaded.layout, self.slots)
+            self._make_batch()
             while not self._stopping:
                 self._something.clear()
-                self._admit()
+                try:
+                    self._admit()
+                    worked = self._round()
+                except Exception:  # not a request's fault, but ours: those that wait must not wait for ever
+                    log.exception("the engine of %s failed", self.loaded.name)
+                    self._start_anew()
+                    continue
                 # Anything that happens from here on sets the event again, so nothing is missed by waiting.
-                if not self._round():
+                if not worked:
                     self._something.wait(self._patience())
 
+    def _make_batch(self) -> None:
+        if self.loaded.layout is not None:
+            self._batch = Batch(self.loaded, self.loaded.layout, self.slots)
+
+    def _start_anew(self) -> None:
+        """Ends all that has begun, in a state that nobody knows, with INTERNAL."""
+        begun = [*self._running, *self._parked]
+        self._running.clear()
+        self._parked.clear()
+        self._batch = None  # its memory first
+        self._make_batch()
+        for ticket in begun:
+            ticket.outbox.end(internal())
+
     def _admit(self) -> None:
-        """Lets waiting jobs in, first come first served, and drops those that have lost their reader or their time."""
-        now = time.monotonic()
+        """Lets waiting jobs in, first come first served, and drops those that have lost their reader or their time.
+
+        A job whose reader is slow makes room for those that wait. It came before them, and goes on before them.
+        """
+        self._drop_those_over(time.monotonic())
+        for ticket in [ticket for ticket in self._parked if not ticket.outbox.full]:
+            if not self._make_room(is_joining=ticket.seat is not None):
+                break
+            if ticket.seat is not None:
+                assert self._batch is not None
+                self._batch.unpark(ticket.seat)
+            self._parked.remove(ticket)
+            self._running.append(ticket)
         joining: list[Ticket] = []
-        room = self._batch.room if self._batch is not None else 0
-        with self._lock:
-            for ticket in [ticket for ticket in self._waiting if _is_over(ticket, now)]:
-                self._waiting.remove(ticket)
-                ticket.outbox.end(_expired())
-            while self._waiting and len(self._running) < self._limits.running:
-                is_joining = self._batch is not None and isinstance(self._waiting[0].job.target, Decoding)
-                if is_joining and len(joining) == room:
-                    break
+        while self._waiting:  # others only add to it
+            is_joining = self._batch is not None and isinstance(self._waiting[0].job.target, Decoding)
+            if not self._make_room(is_joining=is_joining, taken=len(joining)):
+                break
+            with self._lock:
                 ticket = self._waiting.popleft()
-                ticket.started = now
+            ticket.started = time.monotonic()
+            if is_joining:
+                joining.append(ticket)
+            else:
+                ticket.events = attribute(self.loaded, ticket.job)
                 self._running.append(ticket)
-                if is_joining:
-                    joining.append(ticket)
-                else:
-                    ticket.events = attribute(self.loaded, ticket.job)
         if joining:
             self._join(joining)
 
+    def _drop_those_over(self, now: float) -> None:
+        with self._lock:
+            over = [ticket for ticket in self._waiting if _is_over(ticket, now)]
+            for ticket in over:
+                self._waiting.remove(ticket)
+        for ticket in over:
+            ticket.outbox.end(_expired())
+        for ticket in [ticket for ticket in self._parked if _is_over(ticket, now)]:
+            self._end(self._parked, ticket, _expired())
+
+    def _make_room(self, *, is_joining: bool, taken: int = 0) -> bool:
+        """Whether one more job can be worked on, in the batch or alone; one whose reader is slow gives way.
+
+        `taken` are places in the batch that are as good as taken.
+        """
+        if is_joining:
+            assert self._batch is not None
+            has_room = self._batch.room > taken
+        else:
+            has_room = sum(ticket.seat is None for ticket in self._running) < self._limits.running
+        if has_room:
+            return True
+        same = (ticket for ticket in self._running if (ticket.seat is not None) == is_joining)
+        slow = next((ticket for ticket in same if ticket.outbox.full), None)
+        if slow is None:
+            return False
+        self._park(slow)
+        return True
+
     def _join(self, tickets: list[Ticket]) -> None:
         assert self._batch is not None
+        self._running.extend(tickets)
         for ticket, seat in zip(tickets, self._batch.join([ticket.job for ticket in tickets]), strict=True):
             if isinstance(seat, Seat):
                 ticket.seat = seat
@@ -172,6 +237,7 @@ class Engine:
         if not ready:
             return False
         assert self._batch is not None
+        self._park_the_slow(time.monotonic())
         reading = next((seat for seat in ready if seat.reads), None)
         if reading is not None:  # a part of one long prompt at a time, so that nobody waits for all of them
             try:
@@ -188,6 +254,25 @@ class Engine:
             if seat.writer.ended:
                 self._finish(ticket, None)
         return True
+
+    def _park_the_slow(self, now: float) -> None:
+        """Takes those out of the batch whose readers have been slow for a while: in their slots they run along."""
+        for ticket in [ticket for ticket in self._running if ticket.seat is not None]:
+            if not ticket.outbox.full:
+                ticket.full_since = None
+            elif ticket.full_since is None:
+                ticket.full_since = now
+            elif now - ticket.full_since > _SLOW:
+                self._park(ticket)
+
+    def _park(self, ticket: Ticket) -> None:
+        """Makes a job wait whose reader is slow, without a place."""
+        if ticket.seat is not None:
+            assert self._batch is not None
+            self._batch.park(ticket.seat)
+        ticket.full_since = None
+        self._running.remove(ticket)
+        self._parked.append(ticket)
 
     def _advance(self, ticket: Ticket) -> None:
         assert ticket.events is not None
@@ -208,7 +293,10 @@ class Engine:
         self._finish(ticket, error)
 
     def _finish(self, ticket: Ticket, error: RequestError | None) -> None:
-        self._running.remove(ticket)
+        self._end(self._running, ticket, error)
+
+    def _end(self, among: list[Ticket], ticket: Ticket, error: RequestError | None) -> None:
+        among.remove(ticket)
         ticket.events = None  # and with it the cache
         if ticket.seat is not None:
             assert self._batch is not None
@@ -219,7 +307,7 @@ class Engine:
     def _patience(self) -> float | None:
         """Seconds until the first deadline; None if there is none."""
         with self._lock:
-            deadlines = [t.deadline for t in [*self._running, *self._waiting] if t.deadline is not None]
+            deadlines = [t.deadline for t in [*self._running, *self._parked, *self._waiting] if t.deadline is not None]
         return max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
 
 

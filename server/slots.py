@@ -75,7 +75,7 @@ class OwnCache(Cache):
 
     def __init__(self, layers: Sequence[SlotLayer], slots: int, device: torch.device) -> None:
         super().__init__(layers=list(layers))
-        self._layers = list(layers)
+        self.slot_layers = list(layers)
         self.lengths = torch.zeros(slots, 1, dtype=torch.int64, device=device)  # where each slot's next token goes
         self._rows = torch.arange(slots, device=device)[:, None]
         self._step: Tensor | None = None  # the lengths of the slots that step, [n, 1]
@@ -84,14 +84,14 @@ class OwnCache(Cache):
     def begin_step(self, slots: slice, length: int) -> None:
         """The next forward pass is a step of some slots, side by side, which sees so many positions at most."""
         self._step = self.lengths[slots]
-        for layer in self._layers:
+        for layer in self.slot_layers:
             layer.show(slots, length)
 
     def begin_reading(self, slot: int, begin: int, count: int) -> None:
         """The next forward pass reads so many tokens of one slot, from position `begin` on."""
         self._step = None
         self._begin = begin
-        for layer in self._layers:
+        for layer in self.slot_layers:
             layer.show(slice(slot, slot + 1), begin + count)
 
     def update(
@@ -103,7 +103,7 @@ class OwnCache(Cache):
         **kwargs: Any,  # noqa: ARG002
     ) -> tuple[Tensor, Tensor]:
         """Keeps what a layer has computed, `[B, heads, T, width]`, and returns all that the pass sees."""
-        layer: Any = self._layers[layer_idx]
+        layer: Any = self.slot_layers[layer_idx]
         if self._step is None:
             end = self._begin + key_states.shape[2]
             layer.keys[:, :, self._begin : end] = key_states
@@ -130,6 +130,13 @@ class BothCaches(EncoderDecoderCache):
         self.self_attention_cache = own
         self.cross_attention_cache = source
         self.is_updated = dict.fromkeys(range(len(source.layers)), True)
+
+
+class Contents(NamedTuple):
+    """What a slot holds, moved out of it: keys and values `[heads, positions, width]` of each layer."""
+
+    own: list[tuple[Tensor, Tensor]]
+    source: list[tuple[Tensor, Tensor]]
 
 
 class Slots:
@@ -190,6 +197,33 @@ class Slots:
         """Keeps a source's keys and values, `[heads, S, width]`."""
         self._source_layers[layer].all_keys[slot, :, : keys.shape[1]] = keys
         self._source_layers[layer].all_values[slot, :, : values.shape[1]] = values
+
+    def move(self, slot: int, to: int) -> None:
+        """Copies what one slot holds to another."""
+        for layer in (*self.own.slot_layers, *self._source_layers):
+            layer.all_keys[to] = layer.all_keys[slot]
+            layer.all_values[to] = layer.all_values[slot]
+        self.own.lengths[to] = self.own.lengths[slot]
+        self.source_lengths[to] = self.source_lengths[slot]
+
+    def take(self, slot: int, length: int, source_length: int) -> Contents:
+        """A copy of what a slot holds, in the host's memory."""
+
+        def copied(layers: Sequence[SlotLayer], count: int) -> list[tuple[Tensor, Tensor]]:
+            places = [(layer.all_keys[slot, :, :count], layer.all_values[slot, :, :count]) for layer in layers]
+            return [(keys.to("cpu", copy=True), values.to("cpu", copy=True)) for keys, values in places]
+
+        return Contents(copied(self.own.slot_layers, length), copied(self._source_layers, source_length))
+
+    def put(self, slot: int, contents: Contents) -> None:
+        """Fills a slot with what was taken out of one."""
+        for layers, held in ((self.own.slot_layers, contents.own), (self._source_layers, contents.source)):
+            for layer, (keys, values) in zip(layers, held, strict=True):
+                layer.all_keys[slot, :, : keys.shape[1]] = keys.to(layer.all_keys.device)
+                layer.all_values[slot, :, : values.shape[1]] = values.to(layer.all_values.device)
+        if contents.source:
+            self.source_lengths[slot] = contents.source[0][0].shape[1]
+        self.own.lengths[slot] = contents.own[0][0].shape[1]
 
     def clean(self, slot: int) -> None:
         """Forgets a slot's numbers, where they may be NaN: a product with a share of 0 would be NaN, too."""

@@ -60,13 +60,17 @@ def jobs_of(loaded: LoadedModel, name: str, count: int):
 
 @torch.inference_mode()
 def together(loaded: LoadedModel, jobs, schedule, slots: int = 4) -> dict[int, list]:
-    """The events of each job. `schedule` says of each round who joins, who leaves early and who pauses."""
+    """The events of each job. `schedule` says of each round who joins, who leaves early and who pauses.
+
+    Of those who pause, the even ones give up their slots meanwhile.
+    """
     assert loaded.layout is not None
     batch = Batch(loaded, loaded.layout, slots)
     events: dict[int, list] = {}
     seats: dict[int, Seat] = {}
+    parked: dict[int, Seat] = {}
     waiting = list(range(len(jobs)))
-    while waiting or seats:
+    while waiting or seats or parked:
         joins, leaver, paused = next(schedule)
         coming = waiting[: min(joins, batch.room)]
         del waiting[: len(coming)]
@@ -74,6 +78,12 @@ def together(loaded: LoadedModel, jobs, schedule, slots: int = 4) -> dict[int, l
             assert isinstance(seat, Seat)
             seats[number] = seat
             events[number] = list(seat.news)
+        for number in list(parked)[: batch.room]:
+            seats[number] = parked.pop(number)
+            batch.unpark(seats[number])
+        if paused in seats and not paused % 2:
+            parked[paused] = seats.pop(paused)
+            batch.park(parked[paused])
         if leaver in seats:
             batch.leave(seats.pop(leaver))
             events.pop(leaver)
@@ -148,6 +158,33 @@ def test_any_order_of_joining_and_leaving(name, folder):
             assert_same(events, expected[number])
 
     check()
+
+
+@pytest.mark.parametrize("name", ["marian", "t5", "gpt2"])
+def test_those_who_stay_close_ranks(name, folder):
+    loaded = load(build_model(name, folder))
+    jobs = jobs_of(loaded, name, 7)
+    expected = alone(loaded, jobs)
+    with torch.inference_mode():
+        batch = Batch(loaded, loaded.layout, 7)
+        seats = batch.join(jobs)
+        read_all(batch, seats)
+        told = {seat: list(seat.news) for seat in seats}
+        stay = [seats[0], seats[6]]
+        for round_ in range(2):
+            for seat, events in list(batch.step(stay if round_ else seats)):
+                assert isinstance(events, list)
+                told[seat] += events
+            for seat in [] if round_ else seats[1:6]:
+                batch.leave(seat)
+        assert [seat.slot for seat in stay] == [0, 1]
+        for number in (0, 6):
+            seat = seats[number]
+            while not seat.writer.ended:
+                ((_, events),) = batch.step([seat])
+                assert isinstance(events, list)
+                told[seat] += events
+            assert_same(told[seat], expected[number])
 
 
 def test_long_prompts_are_read_in_parts(folder, monkeypatch):

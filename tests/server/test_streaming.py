@@ -11,9 +11,9 @@ import threading
 import grpc
 import numpy as np
 import pytest
-from harness import CROSS, DECODER_SELF, ENCODER_SELF, request, serving, stub
+from harness import CROSS, DECODER_SELF, ENCODER_SELF, request, serving, steps_of, stub
 from sidelight.server import outbox as outbox_module
-from sidelight.server.engine import Limits
+from sidelight.server.engine import Engine, Limits
 from sidelight.server.layouts import Layout
 from sidelight.v1 import attribution_service_pb2_grpc as services
 from sidelight.v1 import text_pb2 as text
@@ -109,6 +109,64 @@ def test_a_slow_reader_holds_up_nobody_and_loses_nothing(bundled, monkeypatch):
             assert list(service.Attribute(request(SENTENCE), timeout=60))[-1].HasField("finished")
         rest = [step.index for response in slow for step in response.steps.steps]
         assert rest == list(range(250 - len(rest), 250))
+
+
+@pytest.mark.parametrize("target", ["written", "given"])
+def test_slow_readers_give_their_places_to_those_that_wait(bundled, monkeypatch, target):
+    """More of them than there are places, whatever the others ask for; and they lose nothing."""
+    monkeypatch.setattr(outbox_module, "CAPACITY", 2048)
+    parked = []
+    end = Engine._make_room
+
+    def counting(engine, **options):
+        before = len(engine._parked)
+        room = end(engine, **options)
+        parked.append(len(engine._parked) > before)
+        return room
+
+    monkeypatch.setattr(Engine, "_make_room", counting)
+    messages = [long_request(kinds=[CROSS, DECODER_SELF], scores=[1]) for _ in range(5)]
+    messages[1].decoding.sampling.seed = 3
+    messages[2].decoding.repetition_penalty = 1.3
+    messages[3].prefix.text = "Meine Großmutter"
+    quick = request(SENTENCE)
+    if target == "given":
+        given = " ".join(["Meine Großmutter ist mit 82 Jahren immer noch rüstig."] * 12)
+        messages = [request(SENTENCE, [CROSS, DECODER_SELF], given=text.Text(text=given)) for _ in range(5)]
+        quick.given.text = "Meine Großmutter"
+    with serving(bundled, limits=Limits(running=2)) as address, stub(address) as service:
+        alone = [steps_of(list(service.Attribute(message, timeout=60))) for message in messages]
+        assert not any(parked)
+        slow = [(call, first_steps(call)) for call in (service.Attribute(each, timeout=120) for each in messages)]
+        for _ in range(3):
+            assert list(service.Attribute(quick, timeout=60))[-1].HasField("finished")
+        slow[4][0].cancel()
+        for (call, first), expected in list(zip(slow, alone, strict=True))[:4]:
+            steps = [*first, *steps_of(list(call))]
+            assert [step.token for step in steps] == [step.token for step in expected]
+            for ours, theirs in zip(steps, expected, strict=True):
+                for kind in ("cross", "decoder_self"):
+                    mine, other = (np.frombuffer(getattr(step, kind).values, "<f4") for step in (ours, theirs))
+                    np.testing.assert_allclose(mine, other, atol=1e-5)
+        assert any(parked)
+        assert list(service.Attribute(quick, timeout=60))[-1].HasField("finished")
+
+
+def test_a_fault_of_the_engine_ends_what_runs_and_nothing_else(bundled, monkeypatch):
+    step, faults = Engine._step, iter([True])
+
+    def broken(engine):
+        if any(ticket.seat is not None for ticket in engine._running) and next(faults, False):
+            raise ZeroDivisionError("broken")
+        return step(engine)
+
+    monkeypatch.setattr(Engine, "_step", broken)
+    with serving(bundled) as address, stub(address) as service:
+        with pytest.raises(grpc.RpcError) as caught:
+            list(service.Attribute(request(SENTENCE), timeout=60))
+        assert caught.value.code() == grpc.StatusCode.INTERNAL
+        assert "broken" not in caught.value.details()
+        assert list(service.Attribute(request(SENTENCE), timeout=60))[-1].HasField("finished")
 
 
 def test_what_waits_is_sent_together_and_in_order(bundled):

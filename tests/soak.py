@@ -1,0 +1,153 @@
+"""Very many requests, most of which end before their time: whether anything of them stays behind."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import random
+import threading
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc.aio
+from sidelight.server.engine import Engine, Limits
+from sidelight.server.models import LoadedModel
+from sidelight.server.serving import Server
+from sidelight.v1 import attention_pb2 as attention
+from sidelight.v1 import attribution_service_pb2 as pb
+from sidelight.v1 import attribution_service_pb2_grpc as services
+
+WORDS = ["the", "old", "house", "by", "the", "river", "was", "sold", "to", "a", "young", "man", "who", "never", "came"]
+SLOTS, QUEUE, AT_ONCE = 8, 40, 60  # more at once than slots and queue hold: some are refused
+
+
+@dataclass
+class Left:
+    """What is there when nothing is to be done."""
+
+    slots: int  # in use
+    jobs: int  # that the engine knows
+    tasks: int  # of the event loop
+    threads: int
+    memory: int  # bytes, resident
+
+
+@dataclass
+class Outcome:
+    """How requests ended, and what was there before and after."""
+
+    ends: Counter[str]
+    before: Left
+    after: Left
+
+
+async def soak(loaded: LoadedModel, count: int, seed: int = 0) -> Outcome:
+    """Sends so many requests, of every kind, to a server of its own, and leaves them as clients do."""
+    server = Server([loaded], "127.0.0.1:0", Limits(running=SLOTS, waiting=QUEUE))
+    address = await server.start()
+    (engine,) = server._engines
+    random_ = random.Random(seed)
+    try:
+        async with grpc.aio.insecure_channel(address) as channel:
+            stub: Any = services.AttributionServiceStub(channel)
+            await _send(stub, random_, 500)  # what is made once: threads, buffers, caches of plans
+            before = await _left(engine)
+            ends = await _send(stub, random_, count)
+            after = await _left(engine)
+    finally:
+        await server.stop()
+    return Outcome(ends, before, after)
+
+
+async def _send(stub: Any, random_: random.Random, count: int) -> Counter[str]:
+    ends: Counter[str] = Counter()
+    numbers = iter(range(count))
+
+    async def work() -> None:
+        for _ in numbers:
+            ends[await _one(stub, random_)] += 1
+
+    await asyncio.gather(*(work() for _ in range(AT_ONCE)))
+    return ends
+
+
+async def _one(stub: Any, random_: random.Random) -> str:
+    """One request, and how it ended."""
+    way = random_.choice(["to the end", "to the end", "cancelled", "cancelled at once", "deadline", "left unread"])
+    deadline = random_.uniform(0.001, 0.1) if way == "deadline" else 60
+    call = stub.Attribute(_request(random_), timeout=deadline)
+    stays = 0 if way == "cancelled at once" else random_.randrange(1, 6) if way == "cancelled" else None
+    try:
+        if way == "left unread":
+            await call.read()
+            await asyncio.sleep(random_.uniform(0, 0.05))
+            call.cancel()
+            return way
+        seen = 0
+        while stays is None or seen < stays:
+            response = await call.read()
+            if response is grpc.aio.EOF:
+                return "to the end"
+            seen += 1
+        call.cancel()
+    except asyncio.CancelledError:
+        return way
+    except grpc.aio.AioRpcError as error:
+        return error.code().name
+    return way
+
+
+def _request(random_: random.Random) -> pb.AttributeRequest:
+    request = pb.AttributeRequest()
+    request.source.text = " ".join(random_.choices(WORDS, k=random_.randrange(1, 15)))
+    request.decoding.max_new_tokens = random_.randrange(1, 24)
+    request.decoding.ignore_eos = random_.random() < 0.5
+    if random_.random() < 0.3:
+        request.decoding.sampling.seed = random_.randrange(100)
+        request.decoding.sampling.top_p = 0.9
+    if random_.random() < 0.3:
+        request.decoding.repetition_penalty = 1.2
+    if random_.random() < 0.2:
+        request.prefix.text = "Das alte Haus"
+    if random_.random() < 0.1:
+        request.given.text = "Das alte Haus wurde verkauft"
+        request.ClearField("decoding")
+        request.ClearField("prefix")
+    if random_.random() < 0.5:
+        request.scores.append(1)
+    kinds = [kind for kind in (1, 2, 3) if random_.random() < 0.4]
+    request.capture.kinds.extend(kinds)
+    if random_.random() < 0.3:
+        request.capture.over_heads = attention.REDUCTION_MEAN
+    if random_.random() < 0.3:
+        request.capture.top_k = 3
+    if not kinds and random_.random() < 0.5:
+        request.capture.Clear()
+        request.capture.none = True
+    return request
+
+
+async def _left(engine: Engine) -> Left:
+    """What is there once all has come to rest, or has not within seconds."""
+    for _ in range(200):
+        jobs = len(engine._running) + len(engine._parked) + len(engine._waiting)
+        assert engine._batch is not None
+        slots = engine.slots - engine._batch.room
+        if not jobs and not slots:
+            break
+        await asyncio.sleep(0.05)
+    await asyncio.sleep(0.2)
+    gc.collect()
+    return Left(slots, jobs, len(asyncio.all_tasks()), threading.active_count(), resident())
+
+
+def resident() -> int:
+    """Bytes of this process in memory; 0 where the system does not say."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmRSS:"):
+                return int(line.split()[1]) * 1024
+    return 0
