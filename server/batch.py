@@ -222,7 +222,8 @@ class Batch:
             logits = self._layout.step(fed, self._slots)
         if first:  # the chooser knows rows by their slots
             logits = torch.cat([logits.new_zeros(first, logits.shape[1]), logits])
-        choice = self._chooser.choose(logits, [seat.slot for seat in seats])
+        keep = any(seat.job.scores for seat in seats)  # they are taken from what the model gave
+        choice = self._chooser.choose(logits, [seat.slot for seat in seats], keep=keep)
         # A processor's fault is its request's alone, and so is a score's.
         failed = self._chooser.failed
         faults: dict[Seat, Exception] = {seat: failed[seat.slot] for seat in seats if seat.slot in failed}

@@ -95,12 +95,14 @@ def load(
     dtype: str = "auto",
     max_length: int | None = None,
     packed: bool = True,
+    most_threads: int = 0,
 ) -> LoadedModel:
     """Loads a model from a directory or by its id on the Hugging Face hub; None: the bundled one.
 
     `dtype="auto"` is float32 on a CPU and the checkpoint's own type elsewhere; "int8" is for CPUs alone. `max_length`
     lowers the number of positions that requests may use. On a CPU linear layers are packed for it, unless `packed` is
-    False. Raises ModelError with a message for people.
+    False; those that gain by it use up to `most_threads`, everything else as many as torch has been told to. Raises
+    ModelError with a message for people.
     """
     register()
     where = bundled_model() if path is None else path
@@ -119,7 +121,7 @@ def load(
         nn.Module.to(model.eval().requires_grad_(False), chosen_device)
         sites = find_sites(model)
         if packed and precision is not None:
-            log.info("%s", pack(model, precision))
+            log.info("%s", pack(model, precision, most_threads=most_threads))
         source, target = _lengths(config, max_length)
         is_exact = model.dtype == torch.float32 and precision != "int8"
         layout = find_layout(model, sites, source, target, is_exact=is_exact)
