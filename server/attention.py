@@ -12,11 +12,13 @@ it.
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
@@ -158,6 +160,10 @@ def attend(
     """
     if kwargs.get("s_aux") is not None:
         raise UnsupportedAttentionError("attention sinks")
+    if torch.compiler.is_compiling():
+        marked: Any = module
+        number: int = marked.sidelight_number
+        return _opaque(query, key, value, attention_mask, position_bias, scaling, softcap, number), None
     scoring = Scoring(
         scale=scaling if scaling is not None else query.shape[3] ** -0.5,
         softcap=softcap,
@@ -200,6 +206,49 @@ def attend(
         position_bias=position_bias,
         **kwargs,
     )
+
+
+# Modules by a number that a compiled step can hold.
+_modules: WeakValueDictionary[int, nn.Module] = WeakValueDictionary()
+_numbers = itertools.count()
+
+
+def place(module: nn.Module, site: Site) -> None:
+    """Tells an attention module where in its model it stands."""
+    number = next(_numbers)
+    _modules[number] = module
+    marked: Any = module
+    marked.sidelight_site, marked.sidelight_number = site, number
+
+
+@torch.library.custom_op(
+    "sidelight::attend",
+    mutates_args=(),
+    schema="(Tensor query, Tensor key, Tensor value, Tensor? mask, Tensor? bias, float? scaling, float? softcap,"
+    " int module) -> Tensor",
+)
+def _opaque(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    bias: Tensor | None,
+    scaling: float | None,
+    softcap: float | None,
+    module: int,
+) -> Tensor:
+    """`attend`, as one operation that torch.compile does not look into: what is recorded is not known to it.
+
+    So requests with whatever captures come and go, and the compiled step stays the same.
+    """
+    output, _ = attend(_modules[module], query, key, value, mask, 0.0, scaling, None, bias, softcap)
+    return output.contiguous()
+
+
+@_opaque.register_fake
+def _(query: Tensor, key: Tensor, value: Tensor, *_others: object) -> Tensor:  # noqa: ARG001
+    batch, heads, length, _ = query.shape
+    return query.new_empty(batch, length, heads, value.shape[3])
 
 
 def _is_causal(module: nn.Module, query: Tensor, mask: Tensor | None, is_causal: bool | None) -> bool:

@@ -79,6 +79,14 @@ class Batch:
         self._free = list(range(count))
         self._seats: dict[int, Seat] = {}
         self._tokens = torch.zeros(count, 1, dtype=torch.int64, device=loaded.model.device)
+        if layout.is_compiled:
+            self._compile()
+
+    def _compile(self) -> None:
+        """Takes a step of nobody, so that the first request need not wait for the compiler."""
+        self._slots.begin_step(slice(0, self._count), *self._layout.lengths)
+        with recording(None, padded=False):
+            self._layout.step(self._tokens, self._slots)
 
     @property
     def room(self) -> int:
@@ -215,6 +223,8 @@ class Batch:
         present = [seat for slot, seat in self._seats.items() if first <= slot < end]
         length = max(seat.length for seat in present) + 1
         source = max(seat.source_length for seat in present)
+        if self._layout.is_compiled:  # for one shape
+            first, end, (length, source) = 0, self._count, self._layout.lengths
         self._slots.begin_step(slice(first, end), length, source)
         fed = self._tokens[first:end]
         recorder = _BatchRecording(seats, first, end, {"cross": source, "decoder_self": length}, fed)

@@ -41,6 +41,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="CPU threads for the model; without it, all cores but one, and all for layers with much to do",
     )
+    parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="have torch.compile make one graph of a step; for GPUs, as a step is then of all slots and --max-length",
+    )
     parser.add_argument("--max-length", type=_positive, metavar="N", help="the most tokens of a source or a target")
     parser.add_argument(
         "--max-slots", type=_positive, default=32, metavar="N", help="the most requests worked on at once"
@@ -100,7 +105,8 @@ def run(args: argparse.Namespace) -> int:
             device=args.device,
             dtype=args.dtype,
             max_length=args.max_length,
-            most_threads=most_threads,
+            most_threads=0 if args.compile else most_threads,  # nothing in a graph may change how many there are
+            compiled=args.compile,
         )
         asyncio.run(_serve(loaded, args))
     except (ModelError, AddressError) as error:

@@ -68,12 +68,14 @@ class Engine:
         self._running: list[Ticket] = []
         self._parked: list[Ticket] = []  # begun, and without a slot: their readers are slow, and others waited
         self._stopping = False
+        self._ready = threading.Event()
+        self._hindrance: Exception | None = None
         self.slots = slots_within(loaded, self._limits.running, self._limits.memory_fraction)
         self._batch: Batch | None = None
         self._thread = threading.Thread(target=self._run, name=f"engine {loaded.name}", daemon=True)
 
     def start(self) -> None:
-        """Starts the thread."""
+        """Starts the thread, and waits until it can work: a compiled step takes a minute. Raises what hinders it."""
         layout = self.loaded.layout
         if layout is not None:
             size = layout.bytes_of_slot / 1e6
@@ -82,6 +84,9 @@ class Engine:
                 lengths = f"{self.loaded.max_target_tokens} tokens"
             log.info("%s has %d slots of %s, %.1f MB each", self.loaded.name, self.slots, lengths, size)
         self._thread.start()
+        self._ready.wait()
+        if self._hindrance is not None:
+            raise self._hindrance
 
     def stop(self) -> None:
         """Ends all jobs and the thread, and waits for it."""
@@ -118,7 +123,13 @@ class Engine:
 
     def _run(self) -> None:
         with torch.inference_mode():
-            self._make_batch()
+            try:
+                self._make_batch()
+            except Exception as error:  # such as a compiler's
+                self._hindrance = error
+                return
+            finally:
+                self._ready.set()
             while not self._stopping:
                 self._something.clear()
                 try:

@@ -43,10 +43,16 @@ class Layout:
         self._window: int | None = getattr(text, "sliding_window", None)
         if not self._layer_types <= _KNOWN_LAYERS:
             raise UnknownCacheError(f"layers of {', '.join(sorted(self._layer_types - _KNOWN_LAYERS))}")
+        self.is_compiled = False
         self._source_projections = _source_projections(model) if self._is_encoder_decoder else []
         self._own, self._source = self._shapes()
         # Stands for what an encoder gave where its keys and values are kept: only its shape is looked at.
         self._unread = torch.zeros(1, 1, 1, dtype=model.dtype, device=model.device)
+
+    @property
+    def lengths(self) -> tuple[int, int]:
+        """The most positions of a slot's own and of its source's, 0 where there is none."""
+        return self._length, self._source_length if self._is_encoder_decoder else 0
 
     @property
     def bytes_of_slot(self) -> int:
@@ -77,8 +83,19 @@ class Layout:
         for slot, length in lengths.items():
             slots.source_lengths[slot] = length
 
+    def compile(self, backend: str = "inductor") -> None:
+        """Has torch.compile make one graph of a step. For steps of all slots and positions alone, so of one shape.
+
+        The first step takes it a minute or so. It raises where a model's code cannot be made one graph.
+        """
+        self.is_compiled = True
+        self._forward = torch.compile(self._forward, fullgraph=True, dynamic=False, backend=backend)
+
     def step(self, tokens: Tensor, slots: Slots) -> Tensor:
         """One token for each slot that has begun a step: tokens `[n, 1]`; returns logits `[n, vocabulary]`."""
+        return self._forward(tokens, slots)
+
+    def _forward(self, tokens: Tensor, slots: Slots) -> Tensor:
         inputs = self._inputs(tokens, slots)
         if self._is_encoder_decoder:
             inputs |= {"decoder_attention_mask": slots.own_mask(), "attention_mask": slots.source_mask()}

@@ -96,13 +96,14 @@ def load(
     max_length: int | None = None,
     packed: bool = True,
     most_threads: int = 0,
+    compiled: bool = False,
 ) -> LoadedModel:
     """Loads a model from a directory or by its id on the Hugging Face hub; None: the bundled one.
 
     `dtype="auto"` is float32 on a CPU and the checkpoint's own type elsewhere; "int8" is for CPUs alone. `max_length`
     lowers the number of positions that requests may use. On a CPU linear layers are packed for it, unless `packed` is
-    False; those that gain by it use up to `most_threads`, everything else as many as torch has been told to. Raises
-    ModelError with a message for people.
+    False; those that gain by it use up to `most_threads`, everything else as many as torch has been told to.
+    `compiled` has torch.compile make one graph of a step of the batch. Raises ModelError with a message for people.
     """
     register()
     where = bundled_model() if path is None else path
@@ -125,6 +126,8 @@ def load(
         source, target = _lengths(config, max_length)
         is_exact = model.dtype == torch.float32 and precision != "int8"
         layout = find_layout(model, sites, source, target, is_exact=is_exact)
+        if compiled and layout is not None:
+            layout.compile()
     except Exception as error:  # whatever a damaged or an unusual checkpoint makes its libraries raise
         log.debug("loading failed", exc_info=True)
         raise ModelError(f"cannot load {where}: {error}") from error

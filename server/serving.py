@@ -47,7 +47,7 @@ class Server:
             raise AddressError(f"cannot listen on {self._address}") from error
         for engine in self._engines:
             await asyncio.to_thread(warm, engine.loaded)
-            engine.start()
+            await asyncio.to_thread(engine.start)
         await self._server.start()
         for name in ("", SERVICE.full_name):
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)

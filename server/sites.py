@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..kernels import Part, Result, new_result
-from .attention import NAME, Kind, Site, Target, UnsupportedAttentionError, observing, recording
+from .attention import NAME, Kind, Site, Target, UnsupportedAttentionError, observing, place, recording
 
 log = logging.getLogger(__name__)
 
@@ -152,7 +152,7 @@ def _mark(model: PreTrainedModel) -> dict[Site, nn.Module]:
             raise UnsupportedAttentionError("layers share one attention module")
         counts[kind] = site.layer + 1
         sites[site] = call.module
-        call.module.sidelight_site = site  # pyright: ignore[reportArgumentType]
+        place(call.module, site)
     return sites
 
 
