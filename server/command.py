@@ -105,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
             device=args.device,
             dtype=args.dtype,
             max_length=args.max_length,
-            most_threads=0 if args.compile else most_threads,  # nothing in a graph may change how many there are
+            most_threads=most_threads,
             compiled=args.compile,
         )
         asyncio.run(_serve(loaded, args))

@@ -23,7 +23,7 @@ from .decoding import attribute
 from .errors import RequestError, internal
 from .jobs import Decoding, Event, Job
 from .memory import slots_within
-from .models import LoadedModel
+from .models import LoadedModel, ModelError
 from .outbox import Outbox
 
 log = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ class Engine:
         self._thread = threading.Thread(target=self._run, name=f"engine {loaded.name}", daemon=True)
 
     def start(self) -> None:
-        """Starts the thread, and waits until it can work: a compiled step takes a minute. Raises what hinders it."""
+        """Starts the thread, and waits until it can work: a compiled step takes a minute. Raises ModelError."""
         layout = self.loaded.layout
         if layout is not None:
             size = layout.bytes_of_slot / 1e6
@@ -86,7 +86,9 @@ class Engine:
         self._thread.start()
         self._ready.wait()
         if self._hindrance is not None:
-            raise self._hindrance
+            log.debug("starting failed", exc_info=self._hindrance)
+            reason = str(self._hindrance).strip().partition("\n")[0]
+            raise ModelError(f"cannot run {self.loaded.name}: {reason}") from self._hindrance
 
     def stop(self) -> None:
         """Ends all jobs and the thread, and waits for it."""

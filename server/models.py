@@ -103,7 +103,8 @@ def load(
     `dtype="auto"` is float32 on a CPU and the checkpoint's own type elsewhere; "int8" is for CPUs alone. `max_length`
     lowers the number of positions that requests may use. On a CPU linear layers are packed for it, unless `packed` is
     False; those that gain by it use up to `most_threads`, everything else as many as torch has been told to.
-    `compiled` has torch.compile make one graph of a step of the batch. Raises ModelError with a message for people.
+    `compiled` has torch.compile make one graph of a step of the batch, with linear layers as they are. Raises
+    ModelError with a message for people.
     """
     register()
     where = bundled_model() if path is None else path
@@ -111,6 +112,8 @@ def load(
     chosen_device = _device(device)
     chosen_dtype = _dtype(dtype, chosen_device)
     precision = _precision(dtype, chosen_device)
+    if compiled and precision == "int8":
+        raise ModelError("int8 cannot be compiled: its layers are packed for kernels that the compiler does not know")
     try:
         config = AutoConfig.from_pretrained(where, trust_remote_code=False)
         auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
@@ -121,7 +124,7 @@ def load(
         _check_vocabularies(model, tokenizer)
         nn.Module.to(model.eval().requires_grad_(False), chosen_device)
         sites = find_sites(model)
-        if packed and precision is not None:
+        if packed and precision is not None and not compiled:
             log.info("%s", pack(model, precision, most_threads=most_threads))
         source, target = _lengths(config, max_length)
         is_exact = model.dtype == torch.float32 and precision != "int8"

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
+
+import numpy as np
 import pytest
 import torch
 from batches import IN_SLOTS, alone, assert_same, jobs_of, together
+from harness import CROSS, DECODER_SELF, request, serving, steps_of, stub
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from model_zoo import build_model
-from sidelight.server.models import load
+from model_zoo import SOURCE, build_model
+from sidelight.server.engine import Limits
+from sidelight.server.models import ModelError, load
+from sidelight.v1 import text_pb2 as text
 
 
 @pytest.fixture(scope="module")
@@ -50,3 +56,38 @@ def test_one_graph_for_all(name, folder):
     assert sum("sidelight.attend" in name for name in names) == sum(
         loaded.sites.layers(kind) for kind in loaded.kinds if kind != "encoder_self"
     )
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # inductor's own
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
+def test_a_server_compiles_its_steps(folder):
+    """With inductor itself, before the server says that it serves."""
+    torch._dynamo.reset()
+    path = build_model("marian", folder)
+    message = request(SOURCE, [CROSS, DECODER_SELF], decoding=text.Decoding(max_new_tokens=9, ignore_eos=True))
+    answers = []
+    for compiled in (False, True):
+        loaded = load(path, max_length=64, compiled=compiled)
+        with serving(loaded, limits=Limits(running=4)) as address, stub(address) as service:
+            answers.append(steps_of(list(service.Attribute(message, timeout=60))))
+    assert len(answers[0]) == 9
+    for one, other in zip(*answers, strict=True):
+        assert one.token == other.token
+        for kind in ("cross", "decoder_self"):
+            ours, theirs = (np.frombuffer(getattr(step, kind).values, "<f4") for step in (one, other))
+            np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+def test_what_cannot_be_compiled_is_said(folder, monkeypatch):
+    path = build_model("marian", folder)
+    with pytest.raises(ModelError, match="int8 cannot be compiled"):
+        load(path, dtype="int8", compiled=True)
+
+    def broken(*_):
+        raise RuntimeError("no compiler")
+
+    loaded = load(path, max_length=64)
+    monkeypatch.setattr(loaded.layout, "_forward", broken)
+    loaded.layout.is_compiled = True
+    with pytest.raises(ModelError, match=r"cannot run .*: no compiler$"), serving(loaded):
+        pass
