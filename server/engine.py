@@ -24,7 +24,7 @@ from .errors import RequestError, internal
 from .jobs import Decoding, Event, Job
 from .memory import slots_within
 from .models import LoadedModel, ModelError
-from .outbox import Outbox
+from .outbox import Outbox, ring
 
 log = logging.getLogger(__name__)
 
@@ -257,15 +257,18 @@ class Engine:
                 self._batch.read(reading)
             except Exception as error:
                 self._fail(ready.pop(reading), error)
+        told_to: list[Outbox] = []
         for seat, told in self._batch.step([seat for seat in ready if not seat.reads]):
             ticket = ready[seat]
             if isinstance(told, Exception):
                 self._fail(ticket, told)
                 continue
             for event in told:
-                ticket.outbox.put(event)
+                ticket.outbox.put(event, ring=False)
+            told_to.append(ticket.outbox)
             if seat.writer.ended:
                 self._finish(ticket, None)
+        ring(told_to)
         return True
 
     def _park_the_slow(self, now: float) -> None:

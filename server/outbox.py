@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from .errors import RequestError
 from .jobs import EncoderSelf, Event, Step
@@ -24,6 +24,31 @@ def size_of(event: Event) -> int:
     if isinstance(event, Step):
         arrays = [array for array in (event.cross, event.decoder_self) if array is not None]
     return 128 + sum(array.nbytes for array in arrays)
+
+
+def ring(outboxes: Iterable[Outbox]) -> None:
+    """Tells the tasks that take from some outboxes that there is something, by one call to each event loop.
+
+    With a call for each, the loop's thread would run at the first, and the engine would wait for Python's lock at every
+    other: on 2 cores, a millisecond between two steps of 8 requests.
+    """
+    by_loop: dict[asyncio.AbstractEventLoop, list[Outbox]] = {}
+    for outbox in outboxes:
+        by_loop.setdefault(outbox._loop, []).append(outbox)
+    for loop, some in by_loop.items():
+        _ring(loop, some)
+
+
+def _ring(loop: asyncio.AbstractEventLoop, outboxes: list[Outbox]) -> None:
+    def set_ready() -> None:
+        for outbox in outboxes:
+            outbox._ready.set()
+
+    try:
+        loop.call_soon_threadsafe(set_ready)
+    except RuntimeError:  # the loop is closed: the server has stopped, nobody waits
+        for outbox in outboxes:
+            outbox._abandoned = True
 
 
 class Outbox:
@@ -52,12 +77,13 @@ class Outbox:
         """Whether nobody will take any more."""
         return self._abandoned
 
-    def put(self, event: Event) -> None:
-        """Adds an event. For the engine's thread."""
+    def put(self, event: Event, *, ring: bool = True) -> None:
+        """Adds an event. For the engine's thread. `ring=False` leaves it to `ring` to tell the task."""
         with self._lock:
             self._events.append(event)
             self._held += size_of(event)
-        self._wake()
+        if ring:
+            self._wake()
 
     def end(self, error: RequestError | None = None) -> None:
         """Says that nothing more will come, and why. For any thread."""
@@ -94,7 +120,4 @@ class Outbox:
         self._on_room()
 
     def _wake(self) -> None:
-        try:
-            self._loop.call_soon_threadsafe(self._ready.set)
-        except RuntimeError:  # the loop is closed: the server has stopped, nobody waits
-            self._abandoned = True
+        ring([self])
