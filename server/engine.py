@@ -66,6 +66,7 @@ class Engine:
         self._something = threading.Event()  # to do: a new job, room in an outbox, a job given up, or the end
         self._waiting: deque[Ticket] = deque()
         self._running: list[Ticket] = []
+        self._joining: list[Ticket] = []  # about to get a slot
         self._parked: list[Ticket] = []  # begun, and without a slot: their readers are slow, and others waited
         self._stopping = False
         self._ready = threading.Event()
@@ -98,10 +99,9 @@ class Engine:
         if self._thread.is_alive():
             self._thread.join()
         with self._lock:
-            left = [*self._running, *self._parked, *self._waiting]
-            self._running.clear()
-            self._parked.clear()
-            self._waiting.clear()
+            left = [*self._running, *self._parked, *self._joining, *self._waiting]
+            for tickets in (self._running, self._parked, self._joining, self._waiting):
+                tickets.clear()
         for ticket in left:
             ticket.outbox.end(_stopped())
 
@@ -150,14 +150,22 @@ class Engine:
             self._batch = Batch(self.loaded, self.loaded.layout, self.slots)
 
     def _start_anew(self) -> None:
-        """Ends all that has begun, in a state that nobody knows, with INTERNAL."""
-        begun = [*self._running, *self._parked]
-        self._running.clear()
-        self._parked.clear()
+        """Ends all that has begun, in a state that nobody knows, with INTERNAL; stops if it cannot begin again."""
+        for begun in (self._running, self._parked, self._joining):
+            for ticket in begun:
+                ticket.outbox.end(internal())
+            begun.clear()
         self._batch = None  # its memory first
-        self._make_batch()
-        for ticket in begun:
-            ticket.outbox.end(internal())
+        try:
+            self._make_batch()
+        except Exception:
+            log.critical("the engine of %s cannot go on", self.loaded.name, exc_info=True)
+            with self._lock:
+                self._stopping = True
+                left = list(self._waiting)
+                self._waiting.clear()
+            for ticket in left:
+                ticket.outbox.end(_stopped())
 
     def _admit(self) -> None:
         """Lets waiting jobs in, first come first served, and drops those that have lost their reader or their time.
@@ -173,21 +181,20 @@ class Engine:
                 self._batch.unpark(ticket.seat)
             self._parked.remove(ticket)
             self._running.append(ticket)
-        joining: list[Ticket] = []
         while self._waiting:  # others only add to it
             is_joining = self._batch is not None and isinstance(self._waiting[0].job.target, Decoding)
-            if not self._make_room(is_joining=is_joining, taken=len(joining)):
+            if not self._make_room(is_joining=is_joining, taken=len(self._joining)):
                 break
             with self._lock:
                 ticket = self._waiting.popleft()
             ticket.started = time.monotonic()
             if is_joining:
-                joining.append(ticket)
+                self._joining.append(ticket)
             else:
                 ticket.events = attribute(self.loaded, ticket.job)
                 self._running.append(ticket)
-        if joining:
-            self._join(joining)
+        if self._joining:
+            self._join()
 
     def _drop_those_over(self, now: float) -> None:
         with self._lock:
@@ -218,10 +225,12 @@ class Engine:
         self._park(slow)
         return True
 
-    def _join(self, tickets: list[Ticket]) -> None:
+    def _join(self) -> None:
         assert self._batch is not None
+        seats = self._batch.join([ticket.job for ticket in self._joining])
+        tickets, self._joining = self._joining, []
         self._running.extend(tickets)
-        for ticket, seat in zip(tickets, self._batch.join([ticket.job for ticket in tickets]), strict=True):
+        for ticket, seat in zip(tickets, seats, strict=True):
             if isinstance(seat, Seat):
                 ticket.seat = seat
                 for event in seat.news:
