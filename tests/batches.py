@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 import numpy as np
 import torch
+from hypothesis import strategies as st
 from model_zoo import FAMILIES, SENTENCES
 from sidelight.server.batch import Batch, Seat
 from sidelight.server.decoding import attribute
@@ -15,6 +18,16 @@ from sidelight.v1 import attribution_service_pb2 as pb
 from sidelight.v1 import text_pb2 as text
 
 IN_SLOTS = [name for name, family in FAMILIES.items() if family.by_rows]
+
+# For seven jobs: of each of the first rounds how many join, and who leaves and who pauses, if they are there.
+BEGINNINGS = st.lists(st.tuples(st.integers(0, 3), st.integers(-20, 6), st.integers(-6, 6)), min_size=1, max_size=12)
+
+
+def then_one_by_one(beginning: Iterable[tuple[int, int, int]]) -> Iterator[tuple[int, int, int]]:
+    """A schedule for `together` after whose beginning one joins each round, and all stay to the end."""
+    yield from beginning
+    while True:
+        yield 1, -1, -1
 
 
 def message(loaded: LoadedModel, family, number: int) -> pb.AttributeRequest:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,6 +54,13 @@ def make_layer(batch, heads, key_heads, queries, keys, width, dtype=torch.float3
     layer = Layer(made(heads, queries), made(key_heads, keys), made(key_heads, keys))
     layer.rule = {"scale": width**-0.5, **rule}
     return layer
+
+
+def picked(result: Result, columns: Sequence[int]) -> Result:
+    """Some columns of a result, in this order."""
+    values, scales, positions = (None if t is None else t[..., list(columns)] for t in result[:3])
+    assert values is not None
+    return result._replace(values=values, scales=scales, positions=positions)
 
 
 def poisoned(*shape, **options) -> Result:

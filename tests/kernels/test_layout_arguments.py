@@ -112,7 +112,17 @@ def test_one_launch_whatever_is_reduced(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 PUBLIC = ["ENCODINGS", "REDUCTIONS", "Encoding", "Launch", "Part", "Reduction", "Result", "Scoring", "capped_attention"]
-PUBLIC += ["choose", "decode", "layout", "layout_into", "new_result", "recorded", "rows", "write_probabilities"]
+PUBLIC += [
+    "attend_to",
+    "choose",
+    "decode",
+    "layout",
+    "layout_into",
+    "new_result",
+    "recorded",
+    "rows",
+    "write_probabilities",
+]
 
 
 def test_public_surface() -> None:

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from batches import IN_SLOTS, alone, assert_same, jobs_of, message, read_all, together
+from batches import BEGINNINGS, IN_SLOTS, alone, assert_same, jobs_of, message, read_all, then_one_by_one, together
 from hypothesis import Phase, given, settings
-from hypothesis import strategies as st
 from model_zoo import FAMILIES, SENTENCES, build_model
 from sidelight.server import choosing
 from sidelight.server.batch import Batch, Seat
@@ -28,17 +27,11 @@ def test_any_order_of_joining_and_leaving(name, folder):
     loaded = load(build_model(name, folder))
     jobs = jobs_of(loaded, name, 7)
     expected = alone(loaded, jobs)
-    rounds = st.tuples(st.integers(0, 3), st.integers(-20, 6), st.integers(-6, 6))
 
     @settings(deadline=None, max_examples=12, derandomize=True, phases=[Phase.explicit, Phase.generate])
-    @given(st.lists(rounds, min_size=1, max_size=12))
+    @given(BEGINNINGS)
     def check(beginning):
-        def schedule():
-            yield from beginning
-            while True:
-                yield 1, -1, -1
-
-        for number, events in together(loaded, jobs, schedule()).items():
+        for number, events in together(loaded, jobs, then_one_by_one(beginning)).items():
             assert_same(events, expected[number])
 
     check()

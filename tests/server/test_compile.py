@@ -7,10 +7,9 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from batches import IN_SLOTS, alone, assert_same, jobs_of, together
+from batches import BEGINNINGS, IN_SLOTS, alone, assert_same, jobs_of, then_one_by_one, together
 from harness import CROSS, DECODER_SELF, request, serving, steps_of, stub
 from hypothesis import Phase, given, settings
-from hypothesis import strategies as st
 from model_zoo import SOURCE, build_model
 from sidelight.server.engine import Limits
 from sidelight.server.models import ModelError, load
@@ -37,17 +36,11 @@ def test_one_graph_for_all(name, folder):
 
     torch._dynamo.reset()
     loaded.layout.compile(backend)
-    rounds = st.tuples(st.integers(0, 3), st.integers(-20, 6), st.integers(-6, 6))
 
     @settings(deadline=None, max_examples=3, derandomize=True, phases=[Phase.generate])
-    @given(st.lists(rounds, min_size=1, max_size=12))
+    @given(BEGINNINGS)
     def check(beginning):
-        def schedule():
-            yield from beginning
-            while True:
-                yield 1, -1, -1
-
-        for number, events in together(loaded, jobs, schedule()).items():
+        for number, events in together(loaded, jobs, then_one_by_one(beginning)).items():
             assert_same(events, expected[number])
 
     check()

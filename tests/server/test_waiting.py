@@ -83,6 +83,22 @@ def where() -> str:
     return " < ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in reversed(frames[-6:-2]))
 
 
+def count_fetches(monkeypatch, module, dispatch: Dispatch) -> list[int]:
+    """Grows with each fetch of a module, by how many tensors; what waits in there, as it may, is not written down."""
+    fetches: list[int] = []
+
+    def counted(tensors):
+        fetches.append(len(tensors))
+        with torch._C.DisableTorchFunction():
+            before = len(dispatch.seen)
+            arrays = fetch(tensors)
+            del dispatch.seen[before:]
+        return arrays
+
+    monkeypatch.setattr(module, "fetch", counted)
+    return fetches
+
+
 @pytest.fixture(scope="module", params=["bundled", *(name for name, family in FAMILIES.items() if family.by_rows)])
 def loaded(request, tmp_path_factory):
     name = request.param
@@ -106,31 +122,20 @@ def test_a_step_waits_once(loaded, capture, do_sample, monkeypatch):
         message.decoding.sampling.SetInParent()
     message.scores.extend([1, 2, 3, 4, 5, 6])
     job = resolve(message, loaded, "waiting")
-    fetches = 0
     watch, dispatch = Watch(), Dispatch()
-
-    def counted(tensors):
-        nonlocal fetches
-        fetches += 1
-        with torch._C.DisableTorchFunction():
-            before = len(dispatch.seen)
-            arrays = fetch(tensors)
-            del dispatch.seen[before:]
-        return arrays
-
-    monkeypatch.setattr(decoding_module, "fetch", counted)
+    fetches = count_fetches(monkeypatch, decoding_module, dispatch)
     with torch.inference_mode():
         events = attribute(loaded, job)
         steps = 0
         for _ in range(3):  # the prompt and the first step may look at what they like
             next(events)
-        fetches = 0
+        fetches.clear()
         with watch, dispatch:
             for event in events:
                 steps += isinstance(event, Step)
     assert steps >= 3
     assert dispatch.operations > 100
-    assert fetches <= steps + 1  # the row that reads the last token takes one more pass
+    assert len(fetches) <= steps + 1  # the row that reads the last token takes one more pass
     assert watch.seen == []
     assert dispatch.seen == []
 
@@ -147,19 +152,8 @@ def test_a_step_of_a_batch_waits_once(loaded, do_sample, monkeypatch):
             message.decoding.sampling.CopyFrom(text.Sampling(seed=number, top_k=5, temperature=0.7))
         message.scores.extend([1, 2, 3] if number % 2 else [4, 5, 6])
         jobs.append(resolve(message, loaded, str(number)))
-    fetches = 0
     watch, dispatch = Watch(), Dispatch()
-
-    def counted(tensors):
-        nonlocal fetches
-        fetches += 1
-        with torch._C.DisableTorchFunction():
-            before = len(dispatch.seen)
-            arrays = fetch(tensors)
-            del dispatch.seen[before:]
-        return arrays
-
-    monkeypatch.setattr(batch_module, "fetch", counted)
+    fetches = count_fetches(monkeypatch, batch_module, dispatch)
     with torch.inference_mode():
         batch = batch_module.Batch(loaded, loaded.layout, len(jobs))
         seats = batch.join(jobs)
@@ -180,12 +174,13 @@ def test_a_step_of_a_batch_waits_once(loaded, do_sample, monkeypatch):
                     batch.leave(seat)
 
         step()  # what is asked for again and again is sent once
-        fetches = steps = 0
+        fetches.clear()
+        steps = 0
         with watch, dispatch:
             while live:
                 step()
     assert steps > 8
-    assert fetches == steps
+    assert len(fetches) == steps
     assert watch.seen == []
     assert dispatch.seen == []
 
