@@ -55,6 +55,7 @@ class Seat:
     writer: Writer
     unread: list[int]  # of its context: all but the last token, which the first step reads
     source_length: int  # 0 where there is no encoder
+    context: int  # how many these were at first
     length: int = 0  # tokens that its cache holds
     news: list[Event] = field(default_factory=list[Event])  # that came before its first step
     parked: Parked | None = None  # while it has no slot
@@ -76,6 +77,7 @@ class Batch:
         self._chooser = Chooser(loaded, count, loaded.max_target_tokens + 1)
         self._count = count
         self._together = count  # the most that step at once: fewer after memory did not do
+        self._has_chosen = False  # whether the step under way has gone so far
         self._free = list(range(count))
         self._seats: dict[int, Seat] = {}
         self._tokens = torch.zeros(count, 1, dtype=torch.int64, device=loaded.model.device)
@@ -125,7 +127,7 @@ class Batch:
         writer = Writer(job, job.target, detokenizer, self._chooser.end_ids(slot))
         plans = (seat.plan for seat in self._seats.values())
         plan = next((plan for plan in plans if plan == job.capture), job.capture)
-        seat = Seat(slot, job, plan, writer, context[:-1], len(source or ()), news=[started])
+        seat = Seat(slot, job, plan, writer, context[:-1], len(source or ()), len(context) - 1, news=[started])
         self._seats[slot] = seat
         self._tokens[slot] = context[-1]
         return seat
@@ -188,10 +190,12 @@ class Batch:
         left = sorted(seats, key=lambda seat: seat.slot)
         while left:
             now = left[: self._together]
+            self._has_chosen = False
             try:
                 told = list(self._step(now))
             except Exception as error:
-                if _is_out_of_memory(error) and len(now) > 1:
+                # Once tokens are chosen, to try again would be to draw and to count them again.
+                if _is_out_of_memory(error) and len(now) > 1 and not self._has_chosen:
                     self._together = len(now) // 2
                     continue
                 told = [(seat, _out_of_memory() if _is_out_of_memory(error) else error) for seat in now]
@@ -232,6 +236,7 @@ class Batch:
             logits = self._layout.step(fed, self._slots)
         if first:  # the chooser knows rows by their slots
             logits = torch.cat([logits.new_zeros(first, logits.shape[1]), logits])
+        self._has_chosen = True
         keep = any(seat.job.scores for seat in seats)  # they are taken from what the model gave
         choice = self._chooser.choose(logits, [seat.slot for seat in seats], keep=keep)
         # A processor's fault is its request's alone, and so is a score's.
@@ -240,10 +245,10 @@ class Batch:
         scored = list(self._scores([seat for seat in seats if seat not in faults], logits, choice.tokens, faults))
         index = some_rows(tuple(seat.slot for seat in seats), logits.device)
         tokens = choice.tokens[index]
-        self._tokens[index] = tokens[:, None]
-        self._slots.own.lengths[index] += 1
         scores = [made for _, made in scored]
         ids, finite, *rest = fetch([tokens, choice.is_number[index], *scores, *recorder.tensors])
+        self._tokens[index] = tokens[:, None]
+        self._slots.own.lengths[index] += 1
         told_scores: dict[Seat, list[float]] = {}
         for (group, _), numbers in zip(scored, rest, strict=False):
             told_scores |= zip(group, numbers.tolist(), strict=True)
@@ -262,7 +267,6 @@ class Batch:
                 )
                 yield seat, list(told)
             except Exception as error:
-                self._slots.clean(seat.slot)  # its numbers may be none
                 yield seat, error
 
     def _scores(
@@ -307,6 +311,8 @@ class Batch:
 
     def _free_slot(self, seat: Seat) -> None:
         del self._seats[seat.slot]
+        # Whether or not anybody has noticed, its numbers may be none. The place of the next token counts.
+        self._slots.clean(seat.slot, max(seat.length, seat.context) + 1, seat.source_length)
         # For who comes next; and while the slot is idle, a step may see fewer positions than this one had.
         self._slots.own.lengths[seat.slot] = 0
         heapq.heappush(self._free, seat.slot)

@@ -139,13 +139,13 @@ class Writer:
 
         The attention is cross and decoder self, each of one query. Raises RequestError where the numbers are none.
         """
+        if not is_number:
+            raise internal("NOT_A_NUMBER", "the model computed numbers that are not finite; a wider dtype may help")
         if self._reads_last and self._step is not None:
             yield from self._sent(self._step, attention)
             if self._stop is not None:
                 yield self._finished(self._stop)
                 return
-        if not is_number:
-            raise internal("NOT_A_NUMBER", "the model computed numbers that are not finite; a wider dtype may help")
         text, token = self._detokenizer.add(id_)
         self._stop = self._stop_reason(id_)
         if self._stop is not None:

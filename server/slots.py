@@ -225,11 +225,12 @@ class Slots:
             self.source_lengths[slot] = contents.source[0][0].shape[1]
         self.own.lengths[slot] = contents.own[0][0].shape[1]
 
-    def clean(self, slot: int) -> None:
-        """Forgets a slot's numbers, where they may be NaN: a product with a share of 0 would be NaN, too."""
-        for layer in (*self.own.layers, *self._source_layers):
-            layer.all_keys[slot] = 0  # pyright: ignore[reportAttributeAccessIssue]
-            layer.all_values[slot] = 0  # pyright: ignore[reportAttributeAccessIssue]
+    def clean(self, slot: int, length: int, source_length: int) -> None:
+        """Forgets what a slot holds. It may be NaN, and a product with a share of 0 would be NaN, too."""
+        for layers, count in ((self.own.slot_layers, length), (self._source_layers, source_length)):
+            for layer in layers:
+                layer.all_keys[slot, :, :count] = 0
+                layer.all_values[slot, :, :count] = 0
 
 
 def bytes_of_slot(

@@ -135,6 +135,30 @@ def test_a_source_that_cannot_be_read_keeps_nobody_out(bundled, monkeypatch):
             assert_same(told, expected[number])
 
 
+@pytest.mark.parametrize("how", ["leaves", "is parked"])
+def test_what_nobody_noticed_harms_nobody_after(how, bundled):
+    """Somebody goes whose numbers are none, before a step has shown it."""
+    jobs = jobs_of(bundled, "marian", 4)
+    with torch.inference_mode():
+        batch = Batch(bundled, bundled.layout, 4)
+        seats = batch.join(jobs)
+        bad = seats[3]
+        list(batch.step(seats))
+        for layer in (*batch._slots.own.slot_layers, *batch._slots._source_layers):
+            layer.all_keys[bad.slot] = layer.all_values[bad.slot] = 0
+        for layer in batch._slots.own.slot_layers:
+            layer.all_values[bad.slot, :, : bad.length + 1] = float("nan")
+        for layer in batch._slots._source_layers:
+            layer.all_keys[bad.slot, :, : bad.source_length] = float("nan")
+        if how == "leaves":
+            batch.leave(bad)
+        else:
+            batch.park(bad)
+        for layer in (*batch._slots.own.slot_layers, *batch._slots._source_layers):
+            assert layer.all_keys[3].isfinite().all()
+            assert layer.all_values[3].isfinite().all()
+
+
 @pytest.mark.parametrize("fault", ["not a number", "a processor"])
 def test_a_fault_is_its_requests_alone(fault, bundled):
     jobs = jobs_of(bundled, "marian", 3)
