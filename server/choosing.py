@@ -293,9 +293,7 @@ def _greedy(scores: Tensor) -> Choice:
 
 
 def _greatest(scores: Tensor) -> Tensor:
-    """The place of the greatest number of each row, the first of equals; of the first that is none, where one is."""
-    if scores.device.type == "cpu" and scores.dtype == torch.float32:
-        return torch.from_numpy(scores.numpy().argmax(-1))  # in a tenth of the time that torch takes
+    """The place of the greatest number of each row; of one that is none, where one is."""
     return scores.argmax(-1)
 
 
