@@ -51,7 +51,7 @@ def variants(*, large: bool = False) -> Iterator[Variant]:
 
 class _Layout(NamedTuple):
     case: str
-    small: int  # queries and keys: as few as make tiles with 128 bits for each thread
+    small: int  # queries, and keys but for packed rows: as few as make tiles with 128 bits for each thread
     heads: int
     layers: int
     over_heads: Reduction | None
@@ -67,7 +67,7 @@ _LAYOUTS = [
     _Layout("heads mean", 128, 8, 6, "mean", None, torch.float32, "float32"),
     _Layout("heads mean, layers max", 512, 4, 4, "mean", "max", torch.float32, "float32"),
     _Layout("heads mean to bytes", 32, 8, 2, "mean", None, torch.float32, "uint8"),
-    _Layout("apart, top 8", 32, 8, 2, None, None, torch.float32, "float32", 8),
+    _Layout("apart, top 8", 4, 8, 2, None, None, torch.float32, "float32", 8),
 ]
 
 
