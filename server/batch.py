@@ -8,7 +8,7 @@ nor readers.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -35,6 +35,10 @@ from .upload import some_rows, whole_numbers
 _CHUNK = 256
 # Tokens of sources, padding included, that the encoder reads at once: bounds the memory of those who come together.
 _ENCODED = 8192
+
+
+# The greatest of each row of scores, int64 [n].
+Greatest = Callable[[Tensor], Tensor]
 
 
 class Parked(NamedTuple):
@@ -232,13 +236,14 @@ class Batch:
         self._slots.begin_step(slice(first, end), length, source)
         fed = self._tokens[first:end]
         recorder = _BatchRecording(seats, first, end, {"cross": source, "decoder_self": length}, fed)
+        active = [seat.slot for seat in seats]
+        keep = any(seat.job.scores for seat in seats)  # they are taken from what the model gave
         with recording(recorder, padded=False):
-            logits = self._layout.step(fed, self._slots)
+            logits, greatest = self._logits(fed, not keep and self._chooser.wants_greatest_alone(active, end))
         if first:  # the chooser knows rows by their slots
             logits = torch.cat([logits.new_zeros(first, logits.shape[1]), logits])
         self._has_chosen = True
-        keep = any(seat.job.scores for seat in seats)  # they are taken from what the model gave
-        choice = self._chooser.choose(logits, [seat.slot for seat in seats], keep=keep)
+        choice = self._chooser.choose(logits, active, keep=keep, greatest=greatest)
         # A processor's fault is its request's alone, and so is a score's.
         failed = self._chooser.failed
         faults: dict[Seat, Exception] = {seat: failed[seat.slot] for seat in seats if seat.slot in failed}
@@ -268,6 +273,15 @@ class Batch:
                 yield seat, list(told)
             except Exception as error:
                 yield seat, error
+
+    def _logits(self, fed: Tensor, greatest_alone: bool) -> tuple[Tensor, Greatest | None]:
+        """The logits of a step, `[n, vocabulary]`, and how the greatest of each row is found if not by looking."""
+        made = self._layout.step(fed, self._slots)
+        vocabulary = self._layout.vocabulary
+        if vocabulary is None:
+            return made, None
+        estimates = vocabulary.estimates(made) if greatest_alone else None
+        return (vocabulary.logits(made), None) if estimates is None else (estimates.scores, estimates.greatest)
 
     def _scores(
         self, seats: Sequence[Seat], logits: Tensor, tokens: Tensor, faults: dict[Seat, Exception]

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import changes
+from . import changes, screening
 from .changes import Change, History
 from .jobs import Decoding
 from .models import LoadedModel
@@ -121,16 +121,30 @@ class Chooser:
         """The tokens that end a slot's target."""
         return self._slots[slot].end_ids
 
-    def choose(self, logits: Tensor, active: Sequence[int], *, keep: bool = True) -> Choice:
+    def wants_greatest_alone(self, active: Sequence[int], rows: int) -> bool:
+        """Whether the next `choose`, for so many rows, needs no more of scores than which is the greatest of each row.
+
+        Some may be taken out before, which does not change the others.
+        """
+        plan = self._plan_for(active, (rows, self._vocabulary))
+        return plan.sampling is None and plan.takes_out_alone
+
+    def choose(
+        self,
+        logits: Tensor,
+        active: Sequence[int],
+        *,
+        keep: bool = True,
+        greatest: Callable[[Tensor], Tensor] | None = None,
+    ) -> Choice:
         """The next tokens of the active slots, from logits `[n, vocabulary]` whose row i belongs to slot i.
 
         Logits may be of any float type. They are left as they are, unless `keep` is False: nobody needs them any more.
-        What rows of other slots hold does not matter.
+        What rows of other slots hold does not matter. `greatest` finds the token of each row, int64 `[n]`, where the
+        greatest number is not the one to look for.
         """
         self.failed = {}
-        plan = self._plan
-        if plan is None or not plan.steps or plan.active != tuple(active) or plan.shape != logits.shape:
-            plan = self._plan = self._planned(tuple(active), *logits.shape)
+        plan = self._plan_for(active, (logits.shape[0], logits.shape[1]))
         plan.steps -= 1
         sampling = plan.sampling
         scores = logits
@@ -138,7 +152,7 @@ class Chooser:
             scores = logits.to(torch.float32, copy=keep, memory_format=torch.contiguous_format)
         for change in plan.changes:
             change(scores)
-        choice = _greedy(scores) if sampling is None or plan.greedy else None
+        choice = _greedy(scores, greatest or screening.greatest) if sampling is None or plan.greedy else None
         if sampling is not None:
             choice = sampling.draw(scores, choice)
         assert choice is not None
@@ -149,6 +163,13 @@ class Chooser:
             alone = self._alone(slot)
             alone.ids = torch.cat([alone.ids, choice.tokens[slot : slot + 1, None]], dim=-1)
         return choice
+
+    def _plan_for(self, active: Sequence[int], shape: tuple[int, int]) -> _Plan:
+        """The plan for some slots and logits of a shape: the last one, as long as it holds."""
+        plan = self._plan
+        if plan is None or not plan.steps or plan.active != tuple(active) or plan.shape != shape:
+            plan = self._plan = self._planned(tuple(active), *shape)
+        return plan
 
     def _planned(self, active: tuple[int, ...], rows: int, vocabulary: int) -> _Plan:
         """What is to be done for some slots, as things are now."""
@@ -193,6 +214,8 @@ class Chooser:
             steps=min((steps for steps in until if steps > 0), default=sys.maxsize),
             slots=list(slots),
             greedy=len(sampling) < len(slots),
+            # Of tokens that are forced side by side, the first is taken, whatever their scores were.
+            takes_out_alone=not (penalties or normalized or alone or any(len(ids) > 1 for ids in forced.values())),
             changes=made,
             alone=alone,
             remembering=remembering,
@@ -228,6 +251,7 @@ class _Plan:
     steps: int  # for how many more it holds
     slots: list[int]
     greedy: bool  # whether any slot is
+    takes_out_alone: bool  # whether changes do no more than that some tokens cannot be chosen
     changes: list[Change]
     alone: list[int]
     remembering: list[int]  # slots for which the tokens so far matter
@@ -255,7 +279,7 @@ class _Sampling:
         draws = torch.empty_like(probabilities)
         for row, generator in zip(draws, self.generators, strict=True):
             row.exponential_(generator=generator)
-        tokens = _greatest(probabilities.div_(draws))
+        tokens = screening.greatest(probabilities.div_(draws))
         if self.rows is None:
             return Choice(tokens, is_number)
         if others is None:
@@ -286,15 +310,10 @@ def _sampling(
     return _Sampling(_some(list(generators), rows, device), list(generators.values()), made)
 
 
-def _greedy(scores: Tensor) -> Choice:
-    tokens = _greatest(scores)[:, None]
+def _greedy(scores: Tensor, greatest: Callable[[Tensor], Tensor]) -> Choice:
+    tokens = greatest(scores)[:, None]
     # The greatest of a row is no number where any is none.
     return Choice(tokens[:, 0], ~scores.gather(-1, tokens)[:, 0].isnan())
-
-
-def _greatest(scores: Tensor) -> Tensor:
-    """The place of the greatest number of each row; of one that is none, where one is."""
-    return scores.argmax(-1)
 
 
 def _some(rows: list[int], of: int, device: torch.device) -> Tensor | None:

@@ -18,6 +18,7 @@ from .attention import recording
 from .positions import take_rows
 from .sites import Sites, first_token
 from .slots import Shape, Slots, bytes_of_slot
+from .vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +45,7 @@ class Layout:
         if not self._layer_types <= _KNOWN_LAYERS:
             raise UnknownCacheError(f"layers of {', '.join(sorted(self._layer_types - _KNOWN_LAYERS))}")
         self.is_compiled = False
+        self.vocabulary: Vocabulary | None = None  # None: the model's last layer is not run apart
         self._source_projections = _source_projections(model) if self._is_encoder_decoder else []
         self._own, self._source = self._shapes()
         # Stands for what an encoder gave where its keys and values are kept: only its shape is looked at.
@@ -89,11 +91,21 @@ class Layout:
         The first step takes it a minute or so. It raises where a model's code cannot be made one graph.
         """
         self.is_compiled = True
+        if self.vocabulary is not None:  # its layer is a part of the graph
+            self.vocabulary.let_be()
+            self.vocabulary = None
         self._forward = torch.compile(self._forward, fullgraph=True, dynamic=False, backend=backend)
 
     def step(self, tokens: Tensor, slots: Slots) -> Tensor:
-        """One token for each slot that has begun a step: tokens `[n, 1]`; returns logits `[n, vocabulary]`."""
-        return self._forward(tokens, slots)
+        """One token for each slot that has begun a step: tokens `[n, 1]`.
+
+        Returns what the vocabulary takes, `[n, width]`; without one, logits `[n, vocabulary]`.
+        """
+        if self.vocabulary is None:
+            return self._forward(tokens, slots)
+        with self.vocabulary.held():
+            self._forward(tokens, slots)
+        return self.vocabulary.taken()[:, -1]
 
     def _forward(self, tokens: Tensor, slots: Slots) -> Tensor:
         inputs = self._inputs(tokens, slots)
@@ -109,7 +121,12 @@ class Layout:
         if not self._is_encoder_decoder:
             begin = slots.own.get_seq_length()
             inputs["position_ids"] = torch.arange(begin, begin + ids.shape[1], device=ids.device)[None]
-        self._model(**inputs)
+        if self.vocabulary is None:
+            self._model(**inputs)
+            return
+        with self.vocabulary.held():
+            self._model(**inputs)
+        self.vocabulary.taken()  # nobody asks for scores of what is there
 
     def _inputs(self, ids: Tensor, slots: Slots) -> dict[str, Any]:
         """What a step and a reading have in common."""

@@ -238,11 +238,14 @@ def _source(module: Any, precision: Precision) -> tuple[Tensor, Tensor | None, T
     if precision != "int8":
         dtype = torch.float32 if precision == "float32" else torch.bfloat16
         return weight.to(dtype).contiguous(), None, None if bias is None else bias.to(dtype)
-    weight = weight.float()
+    return *quantize(weight.float()), None if bias is None else bias.float()
+
+
+def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """A float32 weight `[out, in]` in int8, and the scale `[out]` of each channel."""
     scale = torch.linalg.vector_norm(weight, torch.inf, 1).div_(127)
     scale[scale == 0] = 1  # a channel without weights
-    quantized = (weight / scale[:, None]).round_().to(torch.int8)
-    return quantized, scale, None if bias is None else bias.float()
+    return (weight / scale[:, None]).round_().to(torch.int8), scale
 
 
 def _measure(timed: dict[str, list[Way]], x: Tensor) -> dict[str, float]:

@@ -24,6 +24,7 @@ from .layouts import Layout, find_layout
 from .linears import Precision, pack
 from .sites import Sites, find_sites
 from .tokenization import Codec
+from .vocabulary import find_vocabulary, shared_weight
 
 log = logging.getLogger(__name__)
 
@@ -124,13 +125,19 @@ def load(
         _check_vocabularies(model, tokenizer)
         nn.Module.to(model.eval().requires_grad_(False), chosen_device)
         sites = find_sites(model)
-        if packed and precision is not None and not compiled:
-            log.info("%s", pack(model, precision, most_threads=most_threads))
+        weight = shared_weight(model)  # of the layers as they are
+        packing = precision if packed and not compiled else None
+        if packing is not None:
+            log.info("%s", pack(model, packing, most_threads=most_threads))
         source, target = _lengths(config, max_length)
         is_exact = model.dtype == torch.float32 and precision != "int8"
         layout = find_layout(model, sites, source, target, is_exact=is_exact)
-        if compiled and layout is not None:
-            layout.compile()
+        if layout is not None:
+            layout.vocabulary = find_vocabulary(model)
+            if layout.vocabulary is not None and packing == "float32" and weight is not None:
+                layout.vocabulary.screen(weight, most_threads)
+            if compiled:
+                layout.compile()
     except Exception as error:  # whatever a damaged or an unusual checkpoint makes its libraries raise
         log.debug("loading failed", exc_info=True)
         raise ModelError(f"cannot load {where}: {error}") from error

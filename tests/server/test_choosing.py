@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from model_zoo import FAMILIES, SENTENCES, build_model
 from peers import generate_ids
-from sidelight.server import changes, choosing
+from sidelight.server import changes, screening
 from sidelight.server.choosing import Choice, Chooser
 from sidelight.server.jobs import Decoding
 from sidelight.server.models import LoadedModel, load
@@ -83,14 +83,14 @@ class Alone:
 def watching() -> Iterator[list[Tensor]]:
     """Keeps the scores that tokens are chosen by."""
     seen: list[Tensor] = []
-    greatest = choosing._greatest
+    greatest = screening.greatest
 
     def watched(scores: Tensor) -> Tensor:
         seen.append(scores.clone())
         return greatest(scores)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(choosing, "_greatest", watched)
+        patch.setattr(screening, "greatest", watched)
         yield seen
 
 
@@ -523,7 +523,7 @@ def operations(small: LoadedModel, decodings: list[Decoding], steps: int) -> lis
         logits = torch.randn(len(decodings), small.vocabulary_size)
         # On a CPU NumPy finds the greatest; on a device, where to ask is to wait, torch does.
         with torch.inference_mode(), pytest.MonkeyPatch.context() as patch, Asking(), Waiting() as waiting:
-            patch.setattr(choosing, "_greatest", lambda scores: scores.argmax(-1))
+            patch.setattr(screening, "greatest", lambda scores: scores.argmax(-1))
             chooser.choose(logits, range(len(decodings)))
         done.append(waiting.operations)
     return done

@@ -16,6 +16,7 @@ from harness import CROSS, DECODER_SELF, request
 from model_zoo import FAMILIES, SOURCE, build_model
 from sidelight.server import batch as batch_module
 from sidelight.server import decoding as decoding_module
+from sidelight.server import screening
 from sidelight.server.decoding import attribute
 from sidelight.server.jobs import Step
 from sidelight.server.models import bundled_model, load
@@ -97,6 +98,13 @@ def count_fetches(monkeypatch, module, dispatch: Dispatch) -> list[int]:
 
     monkeypatch.setattr(module, "fetch", counted)
     return fetches
+
+
+@pytest.fixture(autouse=True)
+def as_on_a_gpu(monkeypatch):
+    """On a CPU, where to look at numbers is not to wait, NumPy finds the greatest, and the last layer is screened."""
+    monkeypatch.setattr(screening, "greatest", lambda scores: scores.argmax(-1))
+    monkeypatch.setattr(screening.Screen, "is_worth", lambda _screen, _rows: False)
 
 
 @pytest.fixture(scope="module", params=["bundled", *(name for name, family in FAMILIES.items() if family.by_rows)])

@@ -1,0 +1,106 @@
+"""The last layer apart from the model: the same scores, the same tokens, and nothing computed that nobody asks for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from batches import IN_SLOTS, alone, assert_same, jobs_of, read_all, then_one_by_one, together
+from model_zoo import build_model
+from sidelight.server.batch import Batch, Seat
+from sidelight.server.models import load
+from sidelight.server.screening import Screen
+from sidelight.server.vocabulary import Vocabulary
+
+CAPPED = {"gemma2"}  # scores that are more than the last layer's
+OWN_WEIGHT = {"llama", "qwen3"}  # not the embedding's
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("zoo")
+
+
+@pytest.fixture
+def estimated(monkeypatch) -> list[int]:
+    """Has estimates used however small a vocabulary is; grows with each use, by the number of rows."""
+    used: list[int] = []
+    estimate = Screen.estimate
+
+    def counted(screen: Screen, hidden: torch.Tensor):
+        used.append(len(hidden))
+        return estimate(screen, hidden)
+
+    monkeypatch.setattr(Screen, "is_worth", lambda _screen, _rows: True)
+    monkeypatch.setattr(Screen, "estimate", counted)
+    return used
+
+
+@pytest.mark.parametrize("name", IN_SLOTS)
+def test_estimates_change_no_token(name, folder, estimated):
+    loaded = load(build_model(name, folder))
+    plain = [replace(job, scores=()) for job in jobs_of(loaded, name, 9) if not job.target.do_sample]
+    expected = alone(loaded, plain)
+    estimated.clear()
+    for number, events in together(loaded, plain, then_one_by_one([(3, -1, 1), (2, 1, -1)])).items():
+        assert_same(events, expected[number])
+    assert loaded.layout is not None
+    vocabulary = loaded.layout.vocabulary
+    assert (vocabulary is None) == (name in CAPPED)
+    assert bool(estimated) == (name not in CAPPED | OWN_WEIGHT)
+
+
+def test_all_scores_where_somebody_looks_at_them(folder, estimated):
+    loaded = load(build_model("marian", folder))
+    jobs = jobs_of(loaded, "marian", 8)
+    penalized = jobs[0].target.generation | {"repetition_penalty": 1.3}
+    for job in (jobs[1], jobs[2], replace(jobs[0], target=replace(jobs[0].target, generation=penalized))):
+        estimated.clear()
+        expected = alone(loaded, [job])
+        assert_same(together(loaded, [job], then_one_by_one([]))[0], expected[0])
+        assert not estimated  # scores, sampling, a penalty that depends on scores
+
+
+def test_what_is_read_is_not_scored(folder, monkeypatch):
+    """A prompt's positions have scores that nobody wants."""
+    loaded = load(build_model("gpt2", folder))
+    scored: list[int] = []
+    logits = Vocabulary.logits
+    monkeypatch.setattr(Vocabulary, "logits", lambda self, hidden: scored.append(len(hidden)) or logits(self, hidden))
+    layer = loaded.model.get_output_embeddings()
+    seen: list[int] = []
+    layer.register_forward_hook(lambda _layer, given, _made: seen.append(given[0].numel() // given[0].shape[-1]))
+    jobs = jobs_of(loaded, "gpt2", 2)
+    with torch.inference_mode():
+        assert loaded.layout is not None
+        batch = Batch(loaded, loaded.layout, 2)
+        seats = batch.join(jobs)
+        assert all(isinstance(seat, Seat) and seat.unread for seat in seats)
+        read_all(batch, seats)
+        assert not any(seen)
+        list(batch.step(seats))
+    assert sum(seen) == 2
+
+
+def test_a_compiled_step_has_its_last_layer(folder):
+    loaded = load(build_model("marian", folder), compiled=True)
+    assert loaded.layout is not None
+    assert loaded.layout.vocabulary is None
+    assert not loaded.model.get_output_embeddings()._forward_pre_hooks
+
+
+def test_the_model_alone_is_as_it_was(folder):
+    """Whoever calls it gets all its scores, before and after a pass that left them out."""
+    loaded = load(build_model("bart", folder))
+    assert loaded.layout is not None
+    vocabulary = loaded.layout.vocabulary
+    assert vocabulary is not None
+    inputs = {"input_ids": torch.tensor([[4, 5, 6]]), "decoder_input_ids": torch.tensor([[2, 7]])}
+    with torch.inference_mode():
+        before = loaded.model(**inputs).logits
+        with vocabulary.held():
+            assert loaded.model(**inputs).logits.shape[0] == 0
+        torch.testing.assert_close(vocabulary.logits(vocabulary.taken()[0]), before[0], atol=1e-5, rtol=1e-5)
+        assert torch.equal(loaded.model(**inputs).logits, before)
