@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--threads",
         type=_positive,
         metavar="N",
-        help="CPU threads for the model; without it, all cores but one, and all for layers with much to do",
+        help="CPU threads for the model; without it, all cores, or fewer while others want them too",
     )
     parser.add_argument(
         "--compile",
@@ -74,30 +74,26 @@ def _fraction(text: str) -> float:
     return number
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def run(args: argparse.Namespace) -> int:
     """Serves until SIGINT or SIGTERM. Returns the exit status."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    # For GCC's OpenMP, which reads it when torch comes in. Its threads wait for one another in a loop for milliseconds;
-    # where another process has one's core, all stand still: steps of 20 ms became 120 with two threads on two cores.
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    # For GCC's OpenMP, which reads it when torch comes in: how often a thread looks for work before it falls asleep.
+    # Enough for what is between two operations; those that look longer keep others from the core that all wait for.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     import torch
 
     from .models import ModelError, load
     from .serving import AddressError
+    from .threads import numbers_to_try
 
-    most_threads = 0
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    elif "OMP_NUM_THREADS" not in os.environ:
-        # What reads and writes requests must not take turns with the model's threads. On 2 cores and the bundled model,
-        # 8 requests at once get a quarter more tokens a second so than with 2 threads throughout.
-        torch.set_num_threads(max(1, _cores() - 1))
-        most_threads = _cores()
+    threads = (args.threads,) if args.threads else numbers_to_try()
+    if not args.threads and "OMP_NUM_THREADS" in os.environ:
+        threads = (torch.get_num_threads(),)
+    # To load with a single one has two reasons. Layers are timed meanwhile, and what else wants the cores disturbs that
+    # least. And OpenMP would keep a pool of threads for this thread beside the engine's: with more of them than cores,
+    # all fall asleep between two operations, and a step on 2 cores takes twice the time.
+    torch.set_num_threads(1)
     try:
         loaded = load(
             args.model,
@@ -105,10 +101,10 @@ def run(args: argparse.Namespace) -> int:
             device=args.device,
             dtype=args.dtype,
             max_length=args.max_length,
-            most_threads=most_threads,
             compiled=args.compile,
         )
-        asyncio.run(_serve(loaded, args))
+        torch.set_num_threads(threads[-1])
+        asyncio.run(_serve(loaded, args, threads))
     except (ModelError, AddressError) as error:
         print(f"sidelight: {error}", file=sys.stderr)
         return 1
@@ -117,7 +113,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-async def _serve(loaded: object, args: argparse.Namespace) -> None:
+async def _serve(loaded: object, args: argparse.Namespace, threads: tuple[int, ...]) -> None:
     from .engine import Limits
     from .models import LoadedModel
     from .serving import Server
@@ -127,7 +123,7 @@ async def _serve(loaded: object, args: argparse.Namespace) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stopping.set)
-    server = Server([loaded], args.address, Limits(args.max_slots, args.max_waiting, args.memory_fraction))
+    server = Server([loaded], args.address, Limits(args.max_slots, args.max_waiting, args.memory_fraction, threads))
     address = await server.start()
     # One line on stdout for whoever started this and waits for it; everything else goes to the log.
     print(f"sidelight: serving {loaded.name} at {address}", flush=True)

@@ -25,6 +25,7 @@ from .jobs import Decoding, Event, Job
 from .memory import slots_within
 from .models import LoadedModel, ModelError
 from .outbox import Outbox, ring
+from .threads import Threads
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ class Limits:
     running: int = 32  # slots, each with a cache in memory; and jobs that are worked on alone
     waiting: int = 1024  # jobs that wait, for their turn or with a cache for a slow reader, before more are refused
     memory_fraction: float = 0.5  # of the memory that is free at start, for the slots' caches
+    threads: tuple[int, ...] = ()  # the numbers to choose from; none or one: as many as torch has been told to use
 
 
 @dataclass(eq=False)
@@ -70,6 +72,7 @@ class Engine:
         self._parked: list[Ticket] = []  # begun, and without a slot: their readers are slow, and others waited
         self._stopping = False
         self._ready = threading.Event()
+        self._threads = Threads(self._limits.threads)
         self._hindrance: Exception | None = None
         self.slots = slots_within(loaded, self._limits.running, self._limits.memory_fraction)
         self._batch: Batch | None = None
@@ -266,8 +269,13 @@ class Engine:
                 self._batch.read(reading)
             except Exception as error:
                 self._fail(ready.pop(reading), error)
+        writing = [seat for seat in ready if not seat.reads]
+        if not writing:
+            return True
+        with self._threads.step(len(writing)):
+            news = list(self._batch.step(writing))
         told_to: list[Outbox] = []
-        for seat, told in self._batch.step([seat for seat in ready if not seat.reads]):
+        for seat, told in news:
             ticket = ready[seat]
             if isinstance(told, Exception):
                 self._fail(ticket, told)

@@ -34,9 +34,6 @@ _BUDGET = 0.05
 _TIMED_LAYERS = 8
 # The share of the time of the way in use below which another is chosen as well.
 _WORTH_A_COPY = 0.9
-# Microseconds that a layer must save by more threads. Between two layers they fall asleep, and to wake them takes some
-# fifty; and where something else wants their core, they are waited for.
-_WORTH_WAKING = 150.0
 # A batch size for which oneDNN chooses a layout; the one that it chooses for a single row is slow for all others.
 _TYPICAL_ROWS = 32
 
@@ -53,7 +50,6 @@ class PackedLinear(nn.Module):
         self.bias = bias
         self._dtype = torch.float32
         self._ways: list[Way] = []  # by the number of rows; the last for all greater numbers
-        self._threads: list[int] = []  # the same; 0: as many as torch has been told to use
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [..., in], of any float type. Returns [..., out], of the same type."""
@@ -62,18 +58,7 @@ class PackedLinear(nn.Module):
             return x.new_empty((*x.shape[:-1], self.out_features))
         if x.dim() == 1:
             return self.forward(x[None])[0]
-        place = rows if rows < len(self._ways) else -1
-        way, threads = self._ways[place], self._threads[place]
-        if not threads:
-            return self._run(way, x)
-        before = torch.get_num_threads()
-        torch.set_num_threads(threads)
-        try:
-            return self._run(way, x)
-        finally:
-            torch.set_num_threads(before)
-
-    def _run(self, way: Way, x: Tensor) -> Tensor:
+        way = self._ways[min(rows, len(self._ways) - 1)]
         return way(x) if x.dtype is self._dtype else way(x.to(self._dtype)).to(x.dtype)
 
     def extra_repr(self) -> str:
@@ -98,11 +83,6 @@ class Measured:
     layers: int = 0
     chosen: dict[int, str] = field(default_factory=dict)  # by rows
     times: dict[int, dict[str, float]] = field(default_factory=dict)  # by rows and way, in microseconds a layer
-    wide: dict[int, float] = field(default_factory=dict)  # by rows, where more threads are worth it; the time then
-
-    def time(self, rows: int) -> float:
-        """The time of a layer as it is run, in microseconds."""
-        return self.wide.get(rows, self.times[rows][self.chosen[rows]])
 
 
 @dataclass
@@ -127,9 +107,7 @@ class Report:
             f"{self.step_bytes / 1e6:.1f} MB a decoding step, {self.seconds:.1f} s"
         ]
         for shape, measured in self.shapes.items():
-            ways = ", ".join(f"{r}: {way} {measured.time(r):.0f} us" for r, way in measured.chosen.items())
-            if measured.wide:
-                ways += f"; with more threads at {', '.join(map(str, measured.wide))}"
+            ways = ", ".join(f"{r}: {way} {measured.times[r][way]:.0f} us" for r, way in measured.chosen.items())
             lines.append(f"  {shape.in_features}->{shape.out_features} x{measured.layers}: {ways}")
         return "\n".join(lines)
 
@@ -140,15 +118,12 @@ def pack(
     rows: Sequence[int] = (1, 2, 4, 8, 16, 32, 64, 256),
     *,
     skip: Callable[[str, nn.Module], bool] = lambda _name, _module: False,
-    most_threads: int = 0,
 ) -> Report:
     """Replaces in place every linear layer below `model` by a PackedLinear, tied embeddings kept.
 
     `rows` are the numbers of rows to measure; a number between two of them runs as the greater does, one above them all
     as the greatest. `skip(name, module)` says which layers to leave. With "int8", each weight has a scale for each
     output channel and each row of the input one of its own, so a row's result does not depend on its neighbours.
-    `most_threads` is how many a layer may use, where they save so much that waking them is worth it; otherwise it uses
-    those that torch has been told to.
     Raises ValueError if `rows` has none, RuntimeError if this machine has no exact int8 kernel.
     """
     if not rows or min(rows) < 1:
@@ -160,7 +135,7 @@ def pack(
             measured = report.shapes[shape] = Measured(len(layers))
             size = shape.out_features * (shape.in_features * _ITEM_BYTES[precision] + 4 * (precision == "int8"))
             report.bytes.update((names[0], size) for names in layers.values())
-            _pack_shape(model, layers, precision, sorted(set(rows)), measured, most_threads)
+            _pack_shape(model, layers, precision, sorted(set(rows)), measured)
     report.seconds = time.perf_counter() - start
     return report
 
@@ -185,7 +160,6 @@ def _pack_shape(
     precision: Precision,
     rows: Sequence[int],
     measured: Measured,
-    most_threads: int,
 ) -> None:
     """Measures the ways of layers of one shape, then replaces each. Empties `layers`, to hold no weight longer."""
     sources = [_source(module, precision) for module in list(layers)[:_TIMED_LAYERS]]
@@ -197,12 +171,10 @@ def _pack_shape(
     inputs = {count: torch.randn(count, weight.shape[1], generator=generator).to(dtype) for count in rows}
     measured.times = {count: _measure(timed, x) for count, x in inputs.items()}
     measured.chosen = _choose(measured.times)
-    if most_threads > torch.get_num_threads():
-        measured.wide = _measure_wide(timed, inputs, measured, most_threads)
     del timed, sources, weight  # the memory of one candidate too many for a dozen of layers
     while layers:
         module, names = layers.popitem()
-        packed = _packed(module, _source(module, precision), makers, measured, dtype, most_threads)
+        packed = _packed(module, _source(module, precision), makers, measured, dtype)
         for name in names:
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, packed)
@@ -214,7 +186,6 @@ def _packed(
     makers: dict[str, MakeWay],
     measured: Measured,
     dtype: torch.dtype,
-    most_threads: int,
 ) -> PackedLinear:
     ways = {name: makers[name](*source) for name in sorted(set(measured.chosen.values()))}
     # Not the true weight, whose memory is to go: transformers' T5 asks for the type of a layer's weight.
@@ -223,9 +194,7 @@ def _packed(
     packed.train(module.training)
     packed._dtype = dtype
     for count, name in measured.chosen.items():
-        more = count + 1 - len(packed._ways)
-        packed._ways += [ways[name]] * more
-        packed._threads += [most_threads if count in measured.wide else 0] * more
+        packed._ways += [ways[name]] * (count + 1 - len(packed._ways))
     return packed
 
 
@@ -267,21 +236,6 @@ def _measure(timed: dict[str, list[Way]], x: Tensor) -> dict[str, float]:
                 runs[name].append((time.perf_counter() - start) * 1e6)
     # The least, not the median: where other processes run, most calls may have waited for a processor.
     return {name: min(times) for name, times in runs.items()}
-
-
-def _measure_wide(
-    timed: dict[str, list[Way]], inputs: dict[int, Tensor], measured: Measured, threads: int
-) -> dict[int, float]:
-    """The time of a layer with more threads, by the number of rows, where it is enough below that of the way chosen."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        times = {}
-        for rows, name in measured.chosen.items():
-            (times[rows],) = _measure({name: timed[name]}, inputs[rows]).values()
-    finally:
-        torch.set_num_threads(before)
-    return {rows: time for rows, time in times.items() if time + _WORTH_WAKING < measured.time(rows)}
 
 
 def _choose(times: dict[int, dict[str, float]]) -> dict[int, str]:

@@ -96,15 +96,13 @@ def load(
     dtype: str = "auto",
     max_length: int | None = None,
     packed: bool = True,
-    most_threads: int = 0,
     compiled: bool = False,
 ) -> LoadedModel:
     """Loads a model from a directory or by its id on the Hugging Face hub; None: the bundled one.
 
     `dtype="auto"` is float32 on a CPU and the checkpoint's own type elsewhere; "int8" is for CPUs alone. `max_length`
     lowers the number of positions that requests may use. On a CPU linear layers are packed for it, unless `packed` is
-    False; those that gain by it use up to `most_threads`, everything else as many as torch has been told to.
-    `compiled` has torch.compile make one graph of a step of the batch, with linear layers as they are. Raises
+    False. `compiled` has torch.compile make one graph of a step of the batch, with linear layers as they are. Raises
     ModelError with a message for people.
     """
     register()
@@ -128,14 +126,14 @@ def load(
         weight = shared_weight(model)  # of the layers as they are
         packing = precision if packed and not compiled else None
         if packing is not None:
-            log.info("%s", pack(model, packing, most_threads=most_threads))
+            log.info("%s", pack(model, packing))
         source, target = _lengths(config, max_length)
         is_exact = model.dtype == torch.float32 and precision != "int8"
         layout = find_layout(model, sites, source, target, is_exact=is_exact)
         if layout is not None:
             layout.vocabulary = find_vocabulary(model)
             if layout.vocabulary is not None and packing == "float32" and weight is not None:
-                layout.vocabulary.screen(weight, most_threads)
+                layout.vocabulary.screen(weight)
             if compiled:
                 layout.compile()
     except Exception as error:  # whatever a damaged or an unusual checkpoint makes its libraries raise

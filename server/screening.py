@@ -49,9 +49,7 @@ class Screen:
     Cauchy and Schwarz that is |v| |h - g| + |w - v| |h| at most.
     """
 
-    def __init__(
-        self, weight: Tensor, bias: Tensor | None, full: Callable[[Tensor], Tensor], most_threads: int = 0
-    ) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, full: Callable[[Tensor], Tensor]) -> None:
         """`weight` is float32 `[vocabulary, width]`, kept and not copied; `bias`, `[vocabulary]`, is added to scores.
 
         `full` gives all scores, `[n, vocabulary]`, of `[n, width]`.
@@ -69,7 +67,7 @@ class Screen:
         if bias is not None:
             layer.bias = nn.Parameter(bias, requires_grad=False)
         self._estimates = nn.Sequential(layer)
-        log.debug("%s", pack(self._estimates, "int8", _MEASURED_ROWS, most_threads=most_threads))
+        log.debug("%s", pack(self._estimates, "int8", _MEASURED_ROWS))
         self._worth = _find_worth(self, full, weight.shape[1])
 
     def is_worth(self, rows: int) -> bool:

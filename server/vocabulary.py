@@ -45,12 +45,12 @@ class Vocabulary:
         """Leaves the model as it was."""
         self._hook.remove()
 
-    def screen(self, weight: Tensor, most_threads: int) -> None:
+    def screen(self, weight: Tensor) -> None:
         """Has the greatest scores found by estimates, where that takes less time. `weight` is the layer's, unpacked."""
         bias = getattr(self._layer, "bias", None)
         if self._bias is not None:
             bias = self._bias if bias is None else bias + self._bias
-        self._screen = Screen(weight, bias, self.logits, most_threads)
+        self._screen = Screen(weight, bias, self.logits)
 
     @contextmanager
     def held(self) -> Iterator[None]:

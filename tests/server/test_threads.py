@@ -1,0 +1,108 @@
+"""As many threads as is fastest, also when that changes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from sidelight.server import threads
+from sidelight.server.threads import Threads, cores, numbers_to_try
+
+
+class Machine:
+    """A clock, and how long a step takes with the threads that torch is told to use."""
+
+    def __init__(self, seconds: Callable[[int], float]) -> None:
+        self.now = 0.0
+        self.seconds = seconds
+        self.number = 0
+        self.used: list[int] = []
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def set_num_threads(self, number: int) -> None:
+        self.number = number
+
+    def steps(self, chosen: Threads, count: int, work: Callable[[int], int] = lambda _: 1) -> list[int]:
+        """Takes some steps; with how many threads each was taken."""
+        self.used = []
+        for step in range(count):
+            with chosen.step(work(step)):
+                self.used.append(self.number)
+                self.now += self.seconds(self.number)
+        return self.used
+
+
+@pytest.fixture
+def machine(monkeypatch) -> Machine:
+    made = Machine(lambda number: 0.01 / number)
+    monkeypatch.setattr(threads, "time", made)
+    monkeypatch.setattr(threads.torch, "set_num_threads", made.set_num_threads)
+    return made
+
+
+def test_all_cores_where_nobody_else_wants_them(machine):
+    used = machine.steps(Threads((1, 2)), 2000)
+    assert used.count(1) < 0.02 * len(used)  # now and then, to see
+    assert used.count(1) > 3
+    assert used[-1] == machine.number == 2
+
+
+@pytest.mark.parametrize("numbers", [(1, 2), (1, 2, 3, 4), (1, 4, 7, 8)])
+def test_fewer_while_others_want_them(machine, numbers):
+    chosen = Threads(numbers)
+    machine.steps(chosen, 500)
+    machine.seconds = lambda number: 0.5 if number > numbers[-2] else 0.1 / number
+    machine.steps(chosen, 100)
+    used = machine.steps(chosen, 2000)
+    assert used.count(numbers[-1]) < 0.04 * len(used)
+    assert max(set(used), key=used.count) == numbers[-2]
+    machine.seconds = lambda number: 0.1 / number
+    machine.steps(chosen, 2000)
+    assert machine.steps(chosen, 100).count(numbers[-1]) > 90
+
+
+def test_far_fewer_where_most_are_taken(machine):
+    chosen = Threads((1, 4, 7, 8))
+    machine.seconds = lambda number: 0.01 * number
+    machine.steps(chosen, 2000)
+    assert machine.steps(chosen, 100).count(1) > 90
+
+
+def test_one_slow_step_decides_nothing(machine):
+    chosen = Threads((1, 2))
+    slow = iter(range(10**6))
+    machine.seconds = lambda number: 0.05 if next(slow) % 37 == 0 else 0.01 / number
+    assert machine.steps(chosen, 3000).count(2) > 2900
+
+
+def test_only_equal_work_is_compared(machine):
+    """Where a step of many comes between steps of few, its time says nothing."""
+    chosen = Threads((1, 2))
+    machine.seconds = lambda number: 0.001 * (1 + machine.used.count(0)) / number
+    machine.steps(chosen, 1000, work=lambda step: step)
+    assert set(machine.used) == {2}
+
+
+def test_what_fails_is_not_a_time(machine):
+    chosen = Threads((1, 2))
+    for _ in range(100):
+        machine.now += 1
+        with pytest.raises(ValueError, match="broken"), chosen.step(1):
+            raise ValueError("broken")
+    assert machine.number == 2
+    assert machine.steps(chosen, 10)[-1] == 2
+
+
+@pytest.mark.parametrize("numbers", [(), (3,)])
+def test_what_is_said_once_stays(machine, numbers):
+    machine.number = 5
+    assert set(machine.steps(Threads(numbers), 50)) == {5}  # torch was told before
+
+
+def test_numbers_to_try(monkeypatch):
+    for count, expected in ((1, (1,)), (2, (1, 2)), (4, (1, 2, 3, 4)), (8, (1, 4, 7, 8))):
+        monkeypatch.setattr(threads, "cores", lambda count=count: count)
+        assert numbers_to_try() == expected
+    assert cores() >= 1
