@@ -25,6 +25,10 @@ _MUCH_SLOWER = 1.5
 # How many trials decide, and the share of a step's time below which another number is the better one.
 _TRIALS = 3
 _BETTER = 0.95
+# Seconds after which a step is the first after a pause. It finds caches cold and threads asleep, whatever their number.
+_PAUSE = 0.02
+# Steps of equal work, without a pause, before one is compared with others.
+_WARM = 2
 
 
 def cores() -> int:
@@ -41,7 +45,6 @@ def numbers_to_try() -> tuple[int, ...]:
 class _Trial(NamedTuple):
     """A step with another number of threads between two as usual, for the same work."""
 
-    work: Hashable
     place: int  # of the other number
     seconds: list[float]  # of the steps so far
 
@@ -54,6 +57,9 @@ class Threads:
         self._numbers = tuple(numbers)
         self._place = len(self._numbers) - 1  # of the number in use
         self._used = -1  # of the number that torch was last told
+        self._work: Hashable = None  # of the last step
+        self._ended = 0.0  # when it ended
+        self._warm = 0  # steps of this work without a pause
         self._trial: _Trial | None = None
         self._next = time.monotonic() + _TRIAL_EVERY
         self._step = -1  # to the neighbour that is tried next
@@ -75,14 +81,15 @@ class Threads:
 
     def _begin(self, work: Hashable) -> int:
         """Which number the next step is taken with."""
-        if self._trial is None and time.monotonic() >= self._next:
+        now = time.monotonic()
+        if work != self._work or now - self._ended > _PAUSE:
+            self._work, self._warm, self._trial = work, 0, None  # what came before cannot be compared
+        if self._trial is None and self._warm >= _WARM and now >= self._next:
             if not 0 <= self._place + self._step < len(self._numbers):
                 self._turn()
-            self._trial = _Trial(work, self._place + self._step, [])
+            self._trial = _Trial(self._place + self._step, [])
         if self._trial is None:
             return self._place
-        if self._trial.work != work:  # what came before cannot be compared
-            self._trial = _Trial(work, self._trial.place, [])
         return self._trial.place if len(self._trial.seconds) == 1 else self._place
 
     def _use(self, place: int) -> None:
@@ -92,6 +99,8 @@ class Threads:
 
     def _end(self, seconds: float) -> None:
         """Takes note of how long a step took."""
+        self._ended = time.monotonic()
+        self._warm += 1
         if self._trial is None:
             return
         times = self._trial.seconds

@@ -77,6 +77,16 @@ def test_one_slow_step_decides_nothing(machine):
     assert machine.steps(chosen, 3000).count(2) > 2900
 
 
+def test_the_first_step_after_a_pause_is_not_compared(machine):
+    """It finds everything cold: were it taken for a usual one, any other number would look better."""
+    chosen = Threads((1, 2))
+    for _ in range(300):
+        machine.now += 1.0
+        cold = iter([0.1])
+        machine.seconds = lambda number, cold=cold: next(cold, 0.01 / number)
+        assert machine.steps(chosen, 8)[-1] == 2
+
+
 def test_only_equal_work_is_compared(machine):
     """Where a step of many comes between steps of few, its time says nothing."""
     chosen = Threads((1, 2))
