@@ -139,9 +139,10 @@ class FakeServer(AttributionServiceServicer):
         kinds = list(capture.kinds) or [DECODER_SELF if decoder_only else CROSS]
         if capture.none:
             kinds = []
+        # Before anything is sent: a call that is cancelled then gets no further here.
+        if trouble == "hang" and not context.add_callback(self.cancelled.set):
+            self.cancelled.set()
         yield started(request, text, answer, kinds, decoder_only)
-        if trouble == "hang":
-            context.add_callback(self.cancelled.set)
         if ENCODER_SELF in kinds:  # in two parts, as for a long source
             for first, part in ((0, answer.encoder_self[:1]), (1, answer.encoder_self[1:])):
                 message = attribution_service_pb2.EncoderSelf(first_query=first, attention=attention(part, capture, 1))
