@@ -15,14 +15,18 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from .attention import recording
+from .decoders import DirectDecoder, direct_decoder
 from .positions import take_rows
 from .sites import Sites, first_token
 from .slots import Shape, Slots, bytes_of_slot
-from .vocabulary import Vocabulary
+from .vocabulary import Vocabulary, find_vocabulary
 
 log = logging.getLogger(__name__)
 
 Projection = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+# What code raises that is given a model it was not written for.
+_FAULTS = (AttributeError, IndexError, RuntimeError, TypeError, ValueError)
 
 _KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 
@@ -46,6 +50,7 @@ class Layout:
             raise UnknownCacheError(f"layers of {', '.join(sorted(self._layer_types - _KNOWN_LAYERS))}")
         self.is_compiled = False
         self.vocabulary: Vocabulary | None = None  # None: the model's last layer is not run apart
+        self.decoder: DirectDecoder | None = None  # for steps where the last layer is; None: the model's own code
         self._source_projections = _source_projections(model) if self._is_encoder_decoder else []
         self._own, self._source = self._shapes()
         # Stands for what an encoder gave where its keys and values are kept: only its shape is looked at.
@@ -91,6 +96,7 @@ class Layout:
         The first step takes it a minute or so. It raises where a model's code cannot be made one graph.
         """
         self.is_compiled = True
+        self.decoder = None
         if self.vocabulary is not None:  # its layer is a part of the graph
             self.vocabulary.let_be()
             self.vocabulary = None
@@ -103,6 +109,8 @@ class Layout:
         """
         if self.vocabulary is None:
             return self._forward(tokens, slots)
+        if self.decoder is not None:
+            return self.decoder.step(tokens, slots)
         with self.vocabulary.held():
             self._forward(tokens, slots)
         return self.vocabulary.taken()[:, -1]
@@ -202,15 +210,35 @@ def find_layout(
     if not sites.by_rows:
         return None
     take_rows(model)
+    tolerance = 1e-4 if is_exact else 5e-2
     try:
         layout = Layout(model, source_length, length)
-        problem = _difference(model, layout, 1e-4 if is_exact else 5e-2)
-    except (UnknownCacheError, AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        problem = _difference(model, layout, tolerance)
+    except (UnknownCacheError, *_FAULTS) as error:
         problem = str(error) or type(error).__name__
     else:
         if problem is None:
+            layout.vocabulary = find_vocabulary(model)
+            layout.decoder = _direct_decoder(model, layout, tolerance)
             return layout
     log.warning("requests of %s are worked on one by one: %s", model.config.model_type, problem)
+    return None
+
+
+def _direct_decoder(model: PreTrainedModel, layout: Layout, tolerance: float) -> DirectDecoder | None:
+    """The model's decoder, run directly in a layout that has none yet; None where it cannot be."""
+    if layout.vocabulary is None:
+        return None
+    layout.decoder = direct_decoder(model)
+    if layout.decoder is None:
+        return None
+    try:
+        problem = _difference(model, layout, tolerance)
+    except _FAULTS as error:
+        problem = str(error) or type(error).__name__
+    if problem is None:
+        return layout.decoder
+    log.warning("steps of %s are run by its own code: %s", model.config.model_type, problem)
     return None
 
 
@@ -240,7 +268,8 @@ def _difference(model: Any, layout: Layout, tolerance: float) -> str | None:
             slots.own.lengths[slot] = len(target) - 1
         slots.begin_step(slice(0, 2), 3, longest)
         tokens = torch.tensor([[target[-1]] for target in targets], device=model.device)
-        logits = layout.step(tokens, slots)
+        made = layout.step(tokens, slots)
+        logits = made if layout.vocabulary is None else layout.vocabulary.logits(made)
     apart = max(float((ours - theirs).abs().max()) for ours, theirs in zip(logits, expected, strict=True))
     size = max(1.0, *(float(theirs.abs().max()) for theirs in expected))
     return None if apart <= tolerance * size else f"logits in slots are {apart:.1e} from those alone"

@@ -253,8 +253,8 @@ def _runs_each_step(name: str) -> bool:
     """Whether a decoding step calls the layer of this name."""
     if "encoder" in name.split("."):
         return False
-    parts = name.split(".")
-    return not ({"encoder_attn", "EncDecAttention"} & set(parts) and parts[-1] in ("k_proj", "v_proj", "k", "v"))
+    parts = set(name.split("."))
+    return not (parts & {"encoder_attn", "EncDecAttention"} and parts & {"k_proj", "v_proj", "k", "v"})
 
 
 # ---- float32 and bfloat16 -------------------------------------------------------------------------------------------

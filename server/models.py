@@ -16,15 +16,17 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedModel,
 )
 
 from .attention import Kind, register
 from .layouts import Layout, find_layout
 from .linears import Precision, pack
+from .projections import join_projections
 from .sites import Sites, find_sites
 from .tokenization import Codec
-from .vocabulary import find_vocabulary, shared_weight
+from .vocabulary import shared_weight
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +73,12 @@ class LoadedModel:
     def takes_logits_to_keep(self) -> bool:
         """Whether a forward pass can be told for how many positions logits are wanted."""
         return "logits_to_keep" in inspect.signature(self.model.forward).parameters
+
+    @cached_property
+    def generation_config(self) -> GenerationConfig:
+        """The model's own, as `generate` completes it: to be copied, not changed."""
+        model: Any = self.model
+        return model._prepare_generation_config(None)[0]
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
@@ -125,13 +133,14 @@ def load(
         sites = find_sites(model)
         weight = shared_weight(model)  # of the layers as they are
         packing = precision if packed and not compiled else None
+        if not compiled:  # what one layer makes of another is not for the compiler
+            join_projections(model)
         if packing is not None:
             log.info("%s", pack(model, packing))
         source, target = _lengths(config, max_length)
         is_exact = model.dtype == torch.float32 and precision != "int8"
         layout = find_layout(model, sites, source, target, is_exact=is_exact)
         if layout is not None:
-            layout.vocabulary = find_vocabulary(model)
             if layout.vocabulary is not None and packing == "float32" and weight is not None:
                 layout.vocabulary.screen(weight)
             if compiled:

@@ -6,6 +6,7 @@ which order, is its own word. Here they are read; the arithmetic is in `choosing
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -53,8 +54,7 @@ class Options:
 
 def generation_config(loaded: LoadedModel, decoding: Decoding, context: int) -> GenerationConfig:
     """The model's generation config with a request's wishes over it, for a context of so many tokens."""
-    model: Any = loaded.model
-    config, _ = model._prepare_generation_config(None)
+    config = copy.copy(loaded.generation_config)  # its lists are looked at, and never changed
     for name, value in decoding.generation.items():
         setattr(config, name, value)
     config.do_sample = decoding.do_sample

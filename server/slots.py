@@ -163,11 +163,15 @@ class Slots:
         self._positions = torch.arange(max(length, source_length), device=device)
         self._stepping = slice(0, count)
         self._length = 0
+        self._are_even = False
         self.source_length = 0  # how many positions of sources the next forward pass sees
 
-    def begin_step(self, slots: slice, length: int, source_length: int) -> None:
-        """The next forward pass is a step of some slots, with so many positions of target and source."""
-        self._stepping, self._length = slots, length
+    def begin_step(self, slots: slice, length: int, source_length: int, *, are_even: bool = False) -> None:
+        """The next forward pass is a step of some slots, with so many positions of target and source at most.
+
+        `are_even` says that this is how many each has that is in use.
+        """
+        self._stepping, self._length, self._are_even = slots, length, are_even
         self.own.begin_step(slots, length)
         self._show_sources(slots, source_length)
 
@@ -192,6 +196,15 @@ class Slots:
     def source_mask(self) -> Tensor:
         """Which positions of the step's sources there are: bool `[n, 1, 1, source length]`."""
         return (self._positions[: self.source_length] < self.source_lengths[self._stepping])[:, None, None]
+
+    def step_masks(self) -> tuple[Tensor | None, Tensor | None]:
+        """The step's masks of target and source; None where they would hide nothing from anybody."""
+        return (None, None) if self._are_even else (self.own_mask(), self.source_mask())
+
+    def source(self, layer: int) -> tuple[Tensor, Tensor]:
+        """A layer's keys and values of the sources that the next forward pass sees."""
+        shown: Any = self._source_layers[layer]
+        return shown.keys, shown.values
 
     def write_source(self, slot: int, layer: int, keys: Tensor, values: Tensor) -> None:
         """Keeps a source's keys and values, `[heads, S, width]`."""

@@ -5,6 +5,7 @@ Knows tokenizers and the token ids of a model's configuration; knows nothing of 
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +18,9 @@ from .offsets import Span, align, trim
 
 # Characters of the prompt's end that a continuation's first token is decoded beside, in tokens.
 _CONTEXT = 8
+
+# How many tokens' texts are remembered.
+_REMEMBERED = 65536
 
 _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 
@@ -64,6 +68,8 @@ class Codec:
         if start is None:
             start = getattr(model.config, "decoder_start_token_id", None)
         self._start: int | None = start if start is not None else getattr(model.config, "bos_token_id", None)
+        # Half of what a text that grows is decoded from, and Python's most of the time.
+        self._decode_one = functools.lru_cache(_REMEMBERED)(lambda id_: self._decode([id_]))
 
     @property
     def languages(self) -> tuple[str, ...]:
@@ -161,7 +167,10 @@ class Codec:
     def decode(self, ids: Sequence[int]) -> str:
         """The text of some tokens, special ones left out."""
         shown = [id_ for id_ in ids if not self.is_special(id_)]
-        return self._tokenizer.decode(shown, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return self._decode_one(shown[0]) if len(shown) == 1 else self._decode(shown)
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        return self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     def piece(self, id_: int) -> str:
         """The vocabulary's own form of a token; empty for ids that only pad the embedding."""

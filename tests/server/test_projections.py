@@ -1,0 +1,153 @@
+"""Linear layers joined into one: the same numbers, from one call, whoever asks for them in whatever order."""
+
+from __future__ import annotations
+
+from itertools import permutations
+
+import pytest
+import torch
+from model_zoo import FAMILIES, build_model
+from sidelight.server.attention import Site, place
+from sidelight.server.linears import pack
+from sidelight.server.models import load
+from sidelight.server.projections import JoinedPart, join_projections
+from torch import nn
+
+NAMES = ("q_proj", "k_proj", "v_proj")
+JOINED = {
+    *(
+        "bart",
+        "gemma2",
+        "gemma3",
+        "llama",
+        "m2m100",
+        "marian",
+        "mbart",
+        "mt5",
+        "nllb",
+        "pegasus",
+        "qwen3",
+        "t5",
+        "umt5",
+    ),
+}
+
+
+class Attention(nn.Module):
+    """What families have in common. Keys and values have half as many heads."""
+
+    def __init__(self, *, bias: bool = True) -> None:
+        super().__init__()
+        for name, width in zip(NAMES, (12, 6, 6), strict=True):
+            setattr(self, name, nn.Linear(8, width, bias))
+
+
+@pytest.fixture
+def calls(monkeypatch) -> list[int]:
+    """Grows with each call of a linear layer, by the size of what it gives."""
+    made: list[int] = []
+    forward = nn.Linear.forward
+
+    def counted(layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
+        made.append(layer.out_features)
+        return forward(layer, x)
+
+    monkeypatch.setattr(nn.Linear, "forward", counted)
+    return made
+
+
+def attention(kind="decoder_self", **options) -> tuple[nn.Module, dict[str, torch.Tensor], torch.Tensor]:
+    """An attention whose layers are joined, what they gave before, and of what."""
+    module = Attention(**options).requires_grad_(False)
+    place(module, Site(kind, 0))
+    x = torch.randn(2, 3, 8)
+    before = {name: getattr(module, name)(x) for name in NAMES}
+    join_projections(module)
+    return module, before, x
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("order", list(permutations(NAMES)))
+def test_one_call_gives_what_three_gave(order, bias, calls):
+    module, before, x = attention(bias=bias)
+    calls.clear()
+    for name in order:
+        torch.testing.assert_close(getattr(module, name)(x), before[name])
+    assert calls == [24]
+
+
+def test_each_tensor_has_its_own():
+    """Code that projects two inputs in turns, or asks twice, gets what it asks for."""
+    module = Attention().requires_grad_(False)
+    inputs = [torch.randn(2, 8), torch.randn(2, 8)]
+    before = [{name: getattr(module, name)(x) for name in NAMES} for x in inputs]
+    place(module, Site("decoder_self", 0))
+    join_projections(module)
+    for name, which in (("q_proj", 0), ("k_proj", 1), ("v_proj", 0), ("v_proj", 0), ("q_proj", 1), ("v_proj", 1)):
+        torch.testing.assert_close(getattr(module, name)(inputs[which]), before[which][name])
+
+
+def test_nothing_is_kept_of_what_all_have_taken():
+    module, _, x = attention()
+    joined = module.q_proj.joined
+    for name in NAMES:
+        assert joined._given is (None if name == "q_proj" else x)
+        getattr(module, name)(x)
+    assert joined._given is None
+    assert not joined._left
+
+
+def test_queries_of_a_cross_attention_read_something_else(calls):
+    module, before, x = attention("cross")
+    assert type(module.q_proj) is nn.Linear
+    calls.clear()
+    for name in NAMES:
+        torch.testing.assert_close(getattr(module, name)(x), before[name])
+    assert calls == [12, 12]
+
+
+def test_those_that_do_not_fit_stay_as_they_are():
+    class Special(nn.Linear):
+        """Does what nobody knows."""
+
+    for odd in (nn.Linear(8, 6, bias=False), nn.Linear(8, 6).half(), nn.Linear(4, 6), Special(8, 6), None):
+        module = Attention()
+        module.k_proj = odd
+        place(module, Site("decoder_self", 0))
+        join_projections(module)
+        assert module.k_proj is odd
+        assert type(module.q_proj) is nn.Linear
+    without_site = Attention()
+    join_projections(without_site)
+    assert type(without_site.q_proj) is nn.Linear
+
+
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+def test_packed_as_one(precision):
+    """What reads less at once is still the same; and what a step reads is still known."""
+    torch.manual_seed(0)
+    models = []
+    for _ in range(2):
+        decoder, encoder_attn = Attention(), Attention()
+        decoder.encoder_attn = encoder_attn
+        models.append(nn.ModuleDict({"decoder": decoder}).requires_grad_(False))
+        place(decoder, Site("decoder_self", 0))
+        place(encoder_attn, Site("cross", 0))
+    models[1].load_state_dict(models[0].state_dict())
+    join_projections(models[1])
+    apart, joined = (pack(model, precision) for model in models)
+    assert joined.step_bytes == apart.step_bytes
+    assert sum(joined.bytes.values()) == sum(apart.bytes.values())
+    x = torch.randn(5, 8)
+    for name in NAMES:
+        for find in (lambda model: model.decoder, lambda model: model.decoder.encoder_attn):
+            mine, other = (getattr(find(model), name)(x) for model in models)
+            assert torch.equal(mine, other) if precision == "int8" else torch.allclose(mine, other, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+def test_every_family(name, tmp_path):
+    loaded = load(build_model(name, tmp_path))
+    attentions = [module for module in loaded.model.modules() if hasattr(module, "sidelight_site")]
+    joined = [module for module in attentions if any(isinstance(child, JoinedPart) for child in module.children())]
+    assert joined == (attentions if name in JOINED else [])
