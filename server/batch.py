@@ -157,13 +157,7 @@ class Batch:
         longest = max(seat.source_length for seat in seats)
         padding = self._model.config.pad_token_id or 0
         ids = [[*seat.job.source.ids, *([padding] * (longest - seat.source_length))] for seat in seats]
-        inputs: dict[str, Any] = {"input_ids": whole_numbers(ids, self._model.device)}
-        is_padded = any(seat.source_length < longest for seat in seats)
-        if is_padded:
-            mask = [[1] * seat.source_length + [0] * (longest - seat.source_length) for seat in seats]
-            inputs["attention_mask"] = whole_numbers(mask, self._model.device)
-        with recording(None, padded=is_padded):
-            hidden = self._model.get_encoder()(**inputs).last_hidden_state
+        hidden = self._layout.encode(whole_numbers(ids, self._model.device), [seat.source_length for seat in seats])
         self._layout.write_sources(hidden, {seat.slot: seat.source_length for seat in seats}, self._slots)
 
     def _encode_alone(self, seat: Seat) -> None:

@@ -62,6 +62,10 @@ STOP_REASONS: dict[StopReason, text_pb2.StopReason.ValueType] = {
 }
 
 
+# By type: NumPy takes as long to name one as the rest of a message takes.
+_ENCODING_OF = {np.dtype(name): number for number, name in ENCODINGS.items()}
+
+
 def _number(values: dict[int, Any], word: object) -> Any:
     """The enum number of a domain word; 0 for None."""
     return next((number for number, known in values.items() if known == word), 0)
@@ -79,7 +83,7 @@ def attention_message(numbers: Numbers) -> attention_pb2.Attention:
     values, scales, positions = numbers
     return attention_pb2.Attention(
         shape=values.shape,
-        encoding=_number(ENCODINGS, values.dtype.name),
+        encoding=_ENCODING_OF[values.dtype],
         values=_little(values),
         scales=b"" if scales is None else _little(scales),
         positions=b"" if positions is None else _little(positions.view(np.uint32)),

@@ -7,7 +7,7 @@ cache is of a kind not known here, the model's requests are worked on one by one
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from .attention import recording
-from .decoders import DirectDecoder, direct_decoder
+from .direct import DirectDecoder, DirectEncoder, UnknownLayerError
 from .positions import take_rows
 from .sites import Sites, first_token
 from .slots import Shape, Slots, bytes_of_slot
+from .upload import whole_numbers
 from .vocabulary import Vocabulary, find_vocabulary
 
 log = logging.getLogger(__name__)
@@ -50,7 +51,9 @@ class Layout:
             raise UnknownCacheError(f"layers of {', '.join(sorted(self._layer_types - _KNOWN_LAYERS))}")
         self.is_compiled = False
         self.vocabulary: Vocabulary | None = None  # None: the model's last layer is not run apart
-        self.decoder: DirectDecoder | None = None  # for steps where the last layer is; None: the model's own code
+        # What runs sources, and steps where the last layer is apart; None: the model's own code.
+        self.encoder: DirectEncoder | None = None
+        self.decoder: DirectDecoder | None = None
         self._source_projections = _source_projections(model) if self._is_encoder_decoder else []
         self._own, self._source = self._shapes()
         # Stands for what an encoder gave where its keys and values are kept: only its shape is looked at.
@@ -77,6 +80,19 @@ class Layout:
             self._model.dtype,
             self._model.device,
         )
+
+    def encode(self, ids: Tensor, lengths: Sequence[int]) -> Tensor:
+        """What the encoder makes of sources, `[B, S]` with so much of each that is no padding: `[B, S, width]`."""
+        mask: Tensor | None = None
+        if min(lengths) < ids.shape[1]:
+            mask = torch.arange(ids.shape[1], device=ids.device) < whole_numbers(
+                [[length] for length in lengths], ids.device
+            )
+        with recording(None, padded=mask is not None):
+            if self.encoder is not None:
+                return self.encoder.read(ids, None if mask is None else mask[:, None, None])
+            inputs = {} if mask is None else {"attention_mask": mask.long()}
+            return self._model.get_encoder()(input_ids=ids, **inputs).last_hidden_state
 
     def write_sources(self, hidden: Tensor, lengths: Mapping[int, int], slots: Slots) -> None:
         """Keeps the keys and values that cross-attention makes of what an encoder gave, `[B, S, width]`.
@@ -219,27 +235,27 @@ def find_layout(
     else:
         if problem is None:
             layout.vocabulary = find_vocabulary(model)
-            layout.decoder = _direct_decoder(model, layout, tolerance)
+            _run_directly(model, layout, tolerance)
             return layout
     log.warning("requests of %s are worked on one by one: %s", model.config.model_type, problem)
     return None
 
 
-def _direct_decoder(model: PreTrainedModel, layout: Layout, tolerance: float) -> DirectDecoder | None:
-    """The model's decoder, run directly in a layout that has none yet; None where it cannot be."""
-    if layout.vocabulary is None:
-        return None
-    layout.decoder = direct_decoder(model)
-    if layout.decoder is None:
-        return None
+def _run_directly(model: Any, layout: Layout, tolerance: float) -> None:
+    """Has a layout run the model's encoder and decoder without the model's own code, where that gives the same."""
+    if not model.config.is_encoder_decoder or layout.vocabulary is None:
+        return
     try:
+        layout.encoder, layout.decoder = DirectEncoder(model.get_encoder()), DirectDecoder(model.get_decoder())
         problem = _difference(model, layout, tolerance)
+    except UnknownLayerError:
+        problem = ""
     except _FAULTS as error:
         problem = str(error) or type(error).__name__
-    if problem is None:
-        return layout.decoder
-    log.warning("steps of %s are run by its own code: %s", model.config.model_type, problem)
-    return None
+    if problem is not None:
+        layout.encoder = layout.decoder = None
+    if problem:
+        log.warning("%s is run by its own code: %s", model.config.model_type, problem)
 
 
 @torch.inference_mode()
@@ -258,8 +274,10 @@ def _difference(model: Any, layout: Layout, tolerance: float) -> str | None:
             source_length = len(source) if is_encoder_decoder else 0
             if is_encoder_decoder:
                 expected.append(model(input_ids=source_ids, decoder_input_ids=ids, use_cache=False).logits[0, -1])
-                hidden = model.get_encoder()(input_ids=source_ids).last_hidden_state
-                layout.write_sources(hidden, {slot: source_length}, slots)
+                if not slot:  # the sources of all slots
+                    padded = [[*each, *[token] * (longest - len(each))] for each in sources]
+                    hidden = layout.encode(torch.tensor(padded, device=model.device), [*map(len, sources)])
+                    layout.write_sources(hidden, dict(enumerate(map(len, sources))), slots)
             else:
                 expected.append(model(input_ids=ids, use_cache=False).logits[0, -1])
             if len(target) > 1:

@@ -112,15 +112,14 @@ def test_out_of_memory_alone_ends_the_request(bundled, monkeypatch):
 def test_a_source_that_cannot_be_read_keeps_nobody_out(bundled, monkeypatch):
     jobs = jobs_of(bundled, "marian", 3)
     expected = alone(bundled, jobs)
-    encoder = bundled.model.get_encoder()
-    forward = encoder.forward
+    encode = bundled.layout.encode
 
-    def broken(input_ids, **kwargs):
-        if any(jobs[1].source.ids[0] == row[0] and len(row) >= len(jobs[1].source.ids) for row in input_ids.tolist()):
+    def broken(ids, lengths):
+        if any(jobs[1].source.ids[0] == row[0] and len(row) >= len(jobs[1].source.ids) for row in ids.tolist()):
             raise RuntimeError("broken")
-        return forward(input_ids=input_ids, **kwargs)
+        return encode(ids, lengths)
 
-    monkeypatch.setattr(encoder, "forward", broken)
+    monkeypatch.setattr(bundled.layout, "encode", broken)
     with torch.inference_mode():
         batch = Batch(bundled, bundled.layout, 3)
         first, fault, last = batch.join(jobs)

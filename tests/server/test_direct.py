@@ -1,4 +1,4 @@
-"""Steps without transformers' modules: the same numbers as the model's own code, for every family that has them."""
+"""Sources and steps without transformers' modules: the same numbers as the model's own code, for every such family."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from model_zoo import FAMILIES, build_model
 from sidelight.kernels import Part, new_result
-from sidelight.server import decoders
+from sidelight.server import direct
 from sidelight.server.attention import Target, recording
 from sidelight.server.models import LoadedModel, load
 from transformers import AutoModelForSeq2SeqLM
@@ -91,23 +91,49 @@ def test_a_step_is_the_models_own(name, are_even, families):
             torch.testing.assert_close(rows, by_model[1][site], atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("name", KIN)
+def test_sources_are_read_as_by_the_model(name, families):
+    """Alone and padded, whatever stands there for padding."""
+    layout, encoder = families[name].layout, families[name].model.get_encoder()
+    assert layout is not None
+    assert layout.encoder is not None
+    sources = [[5, 9, 7, 30, 2], [11], [8, 4, 21]]
+    with torch.inference_mode():
+        expected = [encoder(input_ids=torch.tensor([source])).last_hidden_state[0] for source in sources]
+        for source, alone in zip(sources, expected, strict=True):
+            made = layout.encode(torch.tensor([source]), [len(source)])
+            torch.testing.assert_close(made[0], alone, atol=1e-5, rtol=1e-5)
+        padded = torch.tensor([[*source, *[1] * (5 - len(source))] for source in sources])
+        for made, alone in zip(layout.encode(padded, [*map(len, sources)]), expected, strict=True):
+            torch.testing.assert_close(made[: len(alone)], alone, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("name", sorted(FAMILIES))
-def test_who_has_one(name, tmp_path):
+def test_who_is_run_directly(name, tmp_path):
     layout = load(build_model(name, tmp_path)).layout
-    assert (layout is not None and layout.decoder is not None) == (name in KIN)
+    for part in ("encoder", "decoder"):
+        assert (layout is not None and getattr(layout, part) is not None) == (name in KIN)
 
 
 @pytest.mark.parametrize("name", ["marian", "m2m100"])
-def test_one_that_differs_is_not_used(name, tmp_path, monkeypatch, caplog):
-    wrong = {layer: not before for layer, before in decoders._NORMALIZES_INPUT.items()}
-    monkeypatch.setattr(decoders, "_NORMALIZES_INPUT", wrong)
+def test_what_differs_is_not_used(name, tmp_path, monkeypatch, caplog):
+    output, input_ = direct._NORMALIZES_OUTPUT, direct._NORMALIZES_INPUT
+    monkeypatch.setattr(direct, "_NORMALIZES_OUTPUT", input_)
+    monkeypatch.setattr(direct, "_NORMALIZES_INPUT", output)
     layout = load(build_model(name, tmp_path)).layout
     assert layout is not None
+    assert layout.encoder is None
     assert layout.decoder is None
     assert "run by its own code" in caplog.text
 
 
-def test_a_compiled_step_has_none(tmp_path):
+def test_a_clamped_encoder_is_the_models_own(tmp_path):
+    """In float16, transformers looks for numbers that are too great."""
+    layout = load(build_model("bart", tmp_path), dtype="float16").layout
+    assert layout is None or layout.encoder is None
+
+
+def test_a_compiled_step_is_the_models_own(tmp_path):
     layout = load(build_model("marian", tmp_path), compiled=True).layout
     assert layout is not None
     assert layout.decoder is None
