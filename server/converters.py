@@ -63,7 +63,7 @@ STOP_REASONS: dict[StopReason, text_pb2.StopReason.ValueType] = {
 
 
 # By type: NumPy takes as long to name one as the rest of a message takes.
-_ENCODING_OF = {np.dtype(name): number for number, name in ENCODINGS.items()}
+_ENCODING_OF: dict[np.dtype[Any], Any] = {np.dtype(name): number for number, name in ENCODINGS.items()}
 
 
 def _number(values: dict[int, Any], word: object) -> Any:

@@ -80,7 +80,7 @@ def test_what_cannot_be_compiled_is_said(folder, monkeypatch):
         raise RuntimeError("no compiler")
 
     loaded = load(path, max_length=64)
+    loaded.layout.compile()
     monkeypatch.setattr(loaded.layout, "_forward", broken)
-    loaded.layout.is_compiled = True
     with pytest.raises(ModelError, match=r"cannot run .*: no compiler$"), serving(loaded):
         pass
