@@ -16,7 +16,6 @@ import itertools
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 from weakref import WeakValueDictionary
 
@@ -45,8 +44,7 @@ _ONE = slice(0, 1)
 Kind = Literal["cross", "decoder_self", "encoder_self"]
 
 
-@dataclass(frozen=True)
-class Site:
+class Site(NamedTuple):
     """Where in a model an attention module stands.
 
     `layer` counts from 0 among the modules of the same kind, from the input upwards.

@@ -349,6 +349,7 @@ class _BatchRecording:
         count = end - first
         most = max(map(len, groups.values()), default=0)
         self._groups: list[_Recorded] = []
+        self._targets: dict[Site, list[Target]] = {}
         for group in groups.values():
             slots = [seat.slot - first for seat in group]
             rows = some_rows(tuple(slots), tokens.device) if slots != list(range(count)) else None
@@ -358,10 +359,12 @@ class _BatchRecording:
             taken = None if is_whole else rows
             made = Recording(group[0].plan, LAST_QUERY, positions, taken, count if is_whole else len(slots))
             self._groups.append(_Recorded(group, made, rows if is_whole else None))
+            for site, target in made.targets_of_step(tokens.device):
+                self._targets.setdefault(site, []).append(target)
 
-    def targets(self, site: Site, query: Tensor, key: Tensor) -> list[Target]:
+    def targets(self, site: Site, query: Tensor, key: Tensor) -> Sequence[Target]:  # noqa: ARG002
         """As `attention.Recorder` has it."""
-        return [target for group in self._groups for target in group.recording.targets(site, query, key)]
+        return self._targets.get(site, ())
 
     def _results(self) -> Iterator[tuple[_Recorded, Kind, Result]]:
         kinds: tuple[Kind, ...] = ("cross", "decoder_self")
@@ -386,15 +389,13 @@ class _BatchRecording:
         left = iter(arrays)
         found: dict[Seat, dict[Kind, Numbers]] = {}
         for (seats, *_), kind, result in self._results():
-            fetched = [next(left) for tensor in result[:3] if tensor is not None]
+            fetched = [next(left)[:, 0] for tensor in result[:3] if tensor is not None]
+            numbers = numbers_of(result, fetched, seats[0].plan.shape(kind))
+            assert numbers is not None
             for row, seat in enumerate(seats):
-                # A copy, so that a reader that is slow does not keep those of all others in memory.
-                mine = [array[row].copy() if len(seats) > 1 else array[row] for array in fetched]
-                numbers = numbers_of(result, mine, seat.plan.shape(kind))
-                assert numbers is not None
-                seen = seat.source_length if kind == "cross" else seat.length + 1
                 # Without the positions that only others of the batch have.
-                found.setdefault(seat, {})[kind] = numbers.of(0).up_to(seen)
+                seen = seat.source_length if kind == "cross" else seat.length + 1
+                found.setdefault(seat, {})[kind] = numbers.copy_of(row, seen)
         return {seat: (kinds.get("cross"), kinds.get("decoder_self")) for seat, kinds in found.items()}
 
 

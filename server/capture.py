@@ -5,7 +5,7 @@ Knows sites and the kernels' results; does not know what a token is or how a mes
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
@@ -140,6 +140,13 @@ class Recording:
         if queries.start >= queries.stop:
             return []
         return [Target(self._result(site.kind, queries, query.device), part, queries, self._rows)]
+
+    def targets_of_step(self, device: torch.device) -> Iterator[tuple[Site, Target]]:
+        """Where the rows of a pass of one query go, for all sites at once."""
+        queries = slice(0, 1)
+        for site, part in self._plan.parts.items():
+            if site.kind in self._positions:
+                yield site, Target(self._result(site.kind, queries, device), part, queries, self._rows)
 
     def record_matrices(self, matrices: Mapping[Kind, list[Tensor]]) -> None:
         """Keeps what a plan wants of a model's own matrices `[1, H, T, S]`, for models that give nothing else."""

@@ -43,6 +43,14 @@ class Numbers(NamedTuple):
         positions = None if self.positions is None else np.ascontiguousarray(self.positions[:count])
         return Numbers(np.ascontiguousarray(self.values[:count]), self.scales, positions)
 
+    def copy_of(self, query: int, count: int) -> Numbers:
+        """The first positions of one of the queries. Whoever keeps them keeps no others in memory."""
+        return Numbers(
+            self.values[query, :count].copy(),
+            None if self.scales is None else self.scales[query].copy(),
+            None if self.positions is None else self.positions[query, :count].copy(),
+        )
+
 
 def fetch(tensors: Sequence[Tensor]) -> list[NDArray[Any]]:
     """Tensors as arrays, by one copy from their device to the host, however many: the only wait in a step."""
