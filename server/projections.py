@@ -35,8 +35,9 @@ class JoinedLinear(nn.Module):
     def part(self, x: Tensor, place: int) -> Tensor:
         """One layer's result. Those who ask for the others' of the same tensor get theirs from the same call."""
         if self._given is not x or place not in self._left:
-            self._given = x
+            self._given, self._left = None, {}  # should the call fail, nothing is left of another
             self._left = dict(enumerate(self.linear(x).split(self.sizes, -1)))
+            self._given = x
         made = self._left.pop(place)
         if not self._left:
             self._given = None  # its memory may go

@@ -97,6 +97,17 @@ def test_nothing_is_kept_of_what_all_have_taken():
     assert not joined._left
 
 
+def test_a_call_that_fails_leaves_nothing(monkeypatch):
+    module, before, x = attention()
+    module.q_proj(torch.randn(2, 3, 8))
+    with monkeypatch.context() as patch:
+        patch.setattr(nn.Linear, "forward", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            module.q_proj(x)
+    for name in reversed(NAMES):
+        torch.testing.assert_close(getattr(module, name)(x), before[name])
+
+
 def test_queries_of_a_cross_attention_read_something_else(calls):
     module, before, x = attention("cross")
     assert type(module.q_proj) is nn.Linear
