@@ -63,7 +63,7 @@ class LoadedModel:
         """The model type that transformers gives it, such as "marian"."""
         return str(self.model.config.model_type)
 
-    @property
+    @cached_property
     def vocabulary_size(self) -> int:
         """Token ids are below this."""
         embeddings: Any = self.model.get_input_embeddings()
