@@ -1,17 +1,22 @@
-"""Who runs in `bench_engine.py`: Sidelight's servers, and the programs beside it in this process.
+"""Who runs in `bench_engine.py`: Sidelight's servers, and the programs beside it.
 
-Each takes a workload's sentences and gives the targets' token ids, the end token included. Those in this process use
-all cores; each takes texts (or ids) and gives texts (or ids), as a server does.
+Each takes a workload's sentences and gives the targets' token ids, the end token included. Each has a process of its
+own and uses all cores; it takes texts (or ids) and gives texts (or ids), as a server does.
 """
 
 from __future__ import annotations
 
 import contextlib
+import gc
+import itertools
+import logging
+import multiprocessing
 import os
 import sys
 import time
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +25,7 @@ import ctranslate2
 import load_client
 import numpy as np
 import torch
+import transformers
 from ctranslate2.converters.transformers import BartLoader, MarianMTLoader, register_loader
 from load_client import Stream
 from sidelight.client.demo_command import ServerError
@@ -80,8 +86,78 @@ class Sidelight(Contender):
         return load_client.run(self._address, self._workload, self._size, concurrency, capture=self._capture, keep=keep)
 
 
-class _InProcess(Contender):
-    """Batches of `concurrency` sentences as they come, in this process."""
+class Apart(Contender):
+    """A program in a process of its own.
+
+    Two that share one, each with threads for all cores, make it have more threads than cores: libgomp's then no longer
+    wait awake for their next piece of work. That takes CTranslate2 twice its time, and ten times for a small model.
+    """
+
+    def __init__(self, name: str, workload: Workload, scratch: Path) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.one_by_one = name == "inseq"
+        self._name = name
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=_work, args=(name, workload, scratch, theirs), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def run(self, concurrency: int) -> Outcome:
+        return self._ask("run", concurrency)
+
+    def cross(self) -> np.ndarray | None:
+        return self._ask("cross")
+
+    def _ask(self, method: str, *arguments: int) -> Any:
+        self._connection.send((method, arguments))
+        try:
+            answer = self._connection.recv()
+        except EOFError:
+            raise RuntimeError(f"{self._name} has died") from None
+        if isinstance(answer, Exception):
+            raise RuntimeError(f"{self._name} failed") from answer
+        return answer
+
+    def close(self) -> None:
+        """Ends the process."""
+        self._connection.close()
+        self._process.join()
+
+
+def _work(name: str, workload: Workload, scratch: Path, connection: Any) -> None:
+    """What a process does that is a contender: answers with what methods give, until nobody asks any more."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    warnings.simplefilter("ignore")
+    logging.disable(logging.ERROR)
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    torch.set_num_threads(os.cpu_count() or 1)
+    contender: Contender | None = None
+    with contextlib.suppress(EOFError):
+        while True:
+            method, arguments = connection.recv()
+            try:
+                if contender is None:
+                    contender = _contender(name, workload, scratch)
+                answer = getattr(contender, method)(*arguments)
+            except Exception as error:
+                answer = error
+            connection.send(answer)
+            # What has been loaded stays: nobody's time should go into looking through it for garbage.
+            gc.collect()
+            gc.freeze()
+
+
+def _contender(name: str, workload: Workload, scratch: Path) -> Contender:
+    if name == "inseq":
+        return Inseq(workload)
+    if name in ("generate", "attentions"):
+        return Generate(workload, attention=name == "attentions")
+    return CTranslate2(workload, _converted(workload, scratch, name), by_length="sorted" in name)
+
+
+class _Batches(Contender):
+    """Batches of `concurrency` sentences as they come."""
 
     def __init__(self, workload: Workload) -> None:
         self._workload = workload
@@ -107,7 +183,7 @@ class _InProcess(Contender):
         """The targets of one batch."""
 
 
-class Generate(_InProcess):
+class Generate(_Batches):
     """transformers' `generate`, with SDPA and no attention, or eager with `output_attentions=True`."""
 
     def __init__(self, workload: Workload, *, attention: bool) -> None:
@@ -140,12 +216,28 @@ class Generate(_InProcess):
         return self._model.generate(batch.input_ids, attention_mask=batch.attention_mask, **self._options)
 
 
-class CTranslate2(_InProcess):
+class CTranslate2(_Batches):
     """CTranslate2 with its attention: the mean of the last layer's heads."""
 
-    def __init__(self, workload: Workload, translator: ctranslate2.Translator, *, by_length: bool = False) -> None:
+    def __init__(self, workload: Workload, folder: Path, *, by_length: bool = False) -> None:
+        """`folder` has the converted model."""
         super().__init__(workload)
-        self._translator, self._by_length = translator, by_length
+        self._folder, self._by_length = folder, by_length
+        # In int8 its two kinds of threads can be in each other's way: one thread is then several times as fast as all.
+        seconds = {threads: self._try(threads) for threads in (1, os.cpu_count() or 1)}
+        self._translator = self._load(min(seconds, key=seconds.__getitem__))
+
+    def _load(self, threads: int) -> ctranslate2.Translator:
+        type_ = _type(self._folder.name)
+        return ctranslate2.Translator(str(self._folder), compute_type=type_, inter_threads=1, intra_threads=threads)
+
+    def _try(self, threads: int) -> float:
+        """Seconds that it takes with so many threads."""
+        self._translator = self._load(threads)
+        self.run(8)  # whatever it does but once
+        seconds = min(self.run(8).seconds for _ in range(2))
+        del self._translator  # and its threads: those of two would be in each other's way
+        return seconds
 
     def run(self, concurrency: int) -> Outcome:
         if not self._by_length:
@@ -235,6 +327,10 @@ LABELS = {
 }
 
 
+# By `--dtype`, who asks the same server.
+_SERVED = {"float32": ("sidelight", "off"), "int8": ("sidelight-int8",)}
+
+
 @contextlib.contextmanager
 def contending(
     names: Sequence[str], workload: Workload, size: Size, scratch: Path, serve_options: Sequence[str]
@@ -243,7 +339,7 @@ def contending(
     ready: dict[str, Contender] = {}
     refused: dict[str, str] = {}
     with contextlib.ExitStack() as stack:
-        for dtype, served in (("float32", ("sidelight", "off")), ("int8", ("sidelight-int8",))):
+        for dtype, served in _SERVED.items():
             wanted = [name for name in served if name in names]
             if not wanted:
                 continue
@@ -255,30 +351,32 @@ def contending(
                 continue
             for name in wanted:
                 ready[name] = Sidelight(address, workload, size, capture=name != "off")
-        makers: dict[str, Callable[[], Contender]] = {
-            "generate": lambda: Generate(workload, attention=False),
-            "attentions": lambda: Generate(workload, attention=True),
-            "inseq": lambda: Inseq(workload),
-        }
-        translators: dict[str, ctranslate2.Translator] = {}
         for name in names:
-            if name in makers:
-                ready[name] = makers[name]()
-            elif name.startswith("ct2") and not (workload.all_at_once and "sorted" in name):
-                type_ = "int8" if "int8" in name else "float32"
-                if type_ not in translators:
-                    translators[type_] = _translator(workload, scratch, type_)
-                ready[name] = CTranslate2(workload, translators[type_], by_length="sorted" in name)
+            if name in itertools.chain(*_SERVED.values()) or (workload.all_at_once and "sorted" in name):
+                continue
+            if name.startswith("ct2"):
+                _convert(workload, _converted(workload, scratch, name))
+            ready[name] = stack.enter_context(contextlib.closing(Apart(name, workload, scratch)))
         yield {name: ready[name] for name in names if name in ready}, refused
 
 
-def _translator(workload: Workload, scratch: Path, type_: str) -> ctranslate2.Translator:
-    folder = scratch / f"{workload.name}-ct2-{type_}"
+def _type(name: str) -> str:
+    return "int8" if "int8" in name else "float32"
+
+
+def _converted(workload: Workload, scratch: Path, name: str) -> Path:
+    """Where a workload's model is for CTranslate2, for a contender of this name."""
+    return scratch / f"{workload.name}-ct2-{_type(name)}"
+
+
+def _convert(workload: Workload, folder: Path) -> None:
+    """Converts a model for CTranslate2: not in its process, whose threads torch's would be beside."""
+    if folder.exists():
+        return
     # Before anything is converted: this replaces CTranslate2's own loader for Marian.
     register_loader("MarianConfig")(_MarianLoader)
-    ctranslate2.converters.TransformersConverter(str(workload.folder)).convert(str(folder), quantization=type_)
-    cores = os.cpu_count() or 1
-    return ctranslate2.Translator(str(folder), compute_type=type_, inter_threads=1, intra_threads=cores)
+    converter = ctranslate2.converters.TransformersConverter(str(workload.folder))
+    converter.convert(str(folder), quantization=_type(folder.name))
 
 
 class _MarianLoader(MarianMTLoader):
