@@ -72,7 +72,9 @@ class Engine:
         self._parked: list[Ticket] = []  # begun, and without a slot: their readers are slow, and others waited
         self._stopping = False
         self._ready = threading.Event()
-        self._threads = Threads(self._limits.threads)
+        # A compiled step is compiled for its number of threads, and what a GPU does takes as long with any.
+        is_free = loaded.model.device.type == "cpu" and not (loaded.layout is not None and loaded.layout.is_compiled)
+        self._threads = Threads(self._limits.threads if is_free else ())
         self._hindrance: Exception | None = None
         self.slots = slots_within(loaded, self._limits.running, self._limits.memory_fraction)
         self._batch: Batch | None = None

@@ -52,7 +52,8 @@ class Screen:
     def __init__(self, weight: Tensor, bias: Tensor | None, full: Callable[[Tensor], Tensor]) -> None:
         """`weight` is float32 `[vocabulary, width]`, kept and not copied; `bias`, `[vocabulary]`, is added to scores.
 
-        `full` gives all scores, `[n, vocabulary]`, of `[n, width]`.
+        `full` gives all scores, `[n, vocabulary]`, of `[n, width]`. Raises RuntimeError where weights are not finite,
+        or this machine has no exact int8 kernel.
         """
         self._weight = weight
         self._bias = bias
@@ -61,6 +62,8 @@ class Screen:
         self._norm = torch.cat(norms).numpy()
         self._error = torch.cat(errors).numpy()
         self._most_norm, self._most_error = self._norm.max(), self._error.max()
+        if not np.isfinite(self._most_norm + self._most_error):
+            raise RuntimeError("weights that are not finite")
         self._slack = np.float32(_ROUNDING * (0 if bias is None else float(bias.abs().max())))
         layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
         layer.weight = nn.Parameter(weight, requires_grad=False)
@@ -73,6 +76,11 @@ class Screen:
     def is_worth(self, rows: int) -> bool:
         """Whether for so many rows it takes less time than all scores in full."""
         return self._worth[min(rows, len(self._worth) - 1)]
+
+    @property
+    def is_ever_worth(self) -> bool:
+        """Whether for any number of rows it takes less time than all scores in full."""
+        return any(self._worth)
 
     def estimate(self, hidden: Tensor) -> Estimates:
         """Estimates of all scores, from what the layer is given: float32 `[n, width]`."""
@@ -104,12 +112,12 @@ class Screen:
         # Where a number is none, no comparison is true.
         row, token = np.divmod(np.flatnonzero(estimates >= (least - reach)[:, None]), estimates.shape[1])
         most = estimates[row, token] + (self._norm[token] * off[row] + self._error[token] * size[row] + self._slack)
-        row, token = (which[most >= least[row]] for which in (row, token))
+        is_candidate = (most >= least[row]) & (estimates[row, token] > -np.inf)
+        row, token = (which[is_candidate] for which in (row, token))
         crowded = np.flatnonzero(np.bincount(row, minlength=len(rows)) > _MANY)
-        for place in crowded.tolist():
-            scores = self._full(hidden[place : place + 1])[0].numpy()
-            tokens[place] = np.where(estimates[place] == -np.inf, -np.inf, scores).argmax()
         if len(crowded):
+            scores = self._full(hidden[torch.from_numpy(crowded)]).numpy()
+            tokens[crowded] = np.where(estimates[crowded] == -np.inf, -np.inf, scores).argmax(-1)
             row, token = (which[~np.isin(row, crowded)] for which in (row, token))
         if len(row):
             self._decide(row, token, hidden, tokens)
@@ -127,7 +135,9 @@ class Screen:
         first = np.flatnonzero(np.diff(row, prepend=-1))
         best = np.maximum.reduceat(scores.numpy(), first)
         # Of equal ones the first, as argmax has it.
-        of_best = np.where(scores.numpy() == np.repeat(best, np.diff(first, append=len(row))), token, len(self._weight))
+        of_best = np.where(
+            scores.numpy() == np.repeat(best, np.diff(first, append=len(row))), token, len(self._weight) - 1
+        )
         tokens[row[first]] = np.minimum.reduceat(of_best, first)
 
 

@@ -62,8 +62,9 @@ class Threads:
         self._warm = 0  # steps of this work without a pause
         self._trial: _Trial | None = None
         self._next = time.monotonic() + _TRIAL_EVERY
-        self._step = -1  # to the neighbour that is tried next
-        self._shares: list[float] = []  # of a usual step's time that the last trials of that neighbour took
+        self._last = 0.0  # seconds that the last step took
+        self._other = max(0, self._place - 1)  # the place of the number that is tried next
+        self._shares: list[float] = []  # of a usual step's time that the last trials of that number took
 
     @contextmanager
     def step(self, work: Hashable) -> Iterator[None]:
@@ -82,12 +83,10 @@ class Threads:
     def _begin(self, work: Hashable) -> int:
         """Which number the next step is taken with."""
         now = time.monotonic()
-        if work != self._work or now - self._ended > _PAUSE:
+        if work != self._work or now - self._ended > max(_PAUSE, 2 * self._last):
             self._work, self._warm, self._trial = work, 0, None  # what came before cannot be compared
         if self._trial is None and self._warm >= _WARM and now >= self._next:
-            if not 0 <= self._place + self._step < len(self._numbers):
-                self._turn()
-            self._trial = _Trial(self._place + self._step, [])
+            self._trial = _Trial(self._other, [])
         if self._trial is None:
             return self._place
         return self._trial.place if len(self._trial.seconds) == 1 else self._place
@@ -99,7 +98,7 @@ class Threads:
 
     def _end(self, seconds: float) -> None:
         """Takes note of how long a step took."""
-        self._ended = time.monotonic()
+        self._ended, self._last = time.monotonic(), seconds
         self._warm += 1
         if self._trial is None:
             return
@@ -114,14 +113,13 @@ class Threads:
         if len(self._shares) < _TRIALS:
             return
         if statistics.median(self._shares) < _BETTER:
-            self._place += self._step
+            self._place = self._other
             log.debug("steps are taken with %d threads", self._numbers[self._place])
-            self._shares.clear()
-        else:
-            self._turn()
+        self._turn()
 
     def _turn(self) -> None:
-        """Tries the other neighbour from now on, if there is one."""
+        """Tries the next number from now on. All in turns: one that is bad may be no worse than its neighbours."""
         self._shares.clear()
-        if 0 <= self._place - self._step < len(self._numbers):
-            self._step = -self._step
+        count = len(self._numbers)
+        others = [(self._other - back) % count for back in range(1, count + 1)]
+        self._other = next(place for place in others if place != self._place)

@@ -50,12 +50,17 @@ class Vocabulary:
         bias = getattr(self._layer, "bias", None)
         if self._bias is not None:
             bias = self._bias if bias is None else bias + self._bias
-        self._screen = Screen(weight, bias, self.logits)
+        try:
+            screen = Screen(weight, bias, self.logits)
+        except RuntimeError as error:  # such as no exact int8 kernel on this machine
+            log.info("all scores are computed in full: %s", error)
+            return
+        self._screen = screen if screen.is_ever_worth else None  # without it, its copy goes
 
     @contextmanager
     def held(self) -> Iterator[None]:
         """Leaves the layer out of the forward passes within: their logits have no rows. `taken` has its input."""
-        self._is_held = True
+        self._is_held, self._hidden = True, None
         try:
             yield
         finally:
@@ -98,7 +103,7 @@ def find_vocabulary(model: PreTrainedModel) -> Vocabulary | None:
     vocabulary = Vocabulary(layer, bias[0] if bias is not None and bool(bias.any()) else None)
     try:
         problem = _difference(model, vocabulary)
-    except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
+    except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         problem = str(error) or type(error).__name__
     if problem is None:
         return vocabulary

@@ -11,7 +11,7 @@ from batches import BEGINNINGS, IN_SLOTS, alone, assert_same, jobs_of, then_one_
 from harness import CROSS, DECODER_SELF, request, serving, steps_of, stub
 from hypothesis import Phase, given, settings
 from model_zoo import SOURCE, build_model
-from sidelight.server.engine import Limits
+from sidelight.server.engine import Engine, Limits
 from sidelight.server.models import ModelError, load
 from sidelight.v1 import text_pb2 as text
 
@@ -84,3 +84,12 @@ def test_what_cannot_be_compiled_is_said(folder, monkeypatch):
     monkeypatch.setattr(loaded.layout, "_forward", broken)
     with pytest.raises(ModelError, match=r"cannot run .*: no compiler$"), serving(loaded):
         pass
+
+
+def test_a_compiled_step_keeps_its_threads(folder):
+    """With another number of them it would be compiled anew, while everybody waits."""
+    loaded = load(build_model("marian", folder), max_length=64)
+    limits = Limits(running=2, threads=(1, 2))
+    assert Engine(loaded, limits)._threads._numbers == (1, 2)
+    loaded.layout.compile()
+    assert Engine(loaded, limits)._threads._numbers == ()

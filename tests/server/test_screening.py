@@ -163,3 +163,12 @@ def test_the_greatest_by_looking():
     scores = torch.tensor([[1.0, 3.0, 3.0], [float("nan"), 1.0, 2.0], [NEVER, NEVER, NEVER]])
     for dtype in (torch.float32, torch.bfloat16):
         assert greatest(scores.to(dtype)).tolist() == [1, 0, 0]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_none_have_no_bounds(value):
+    """A row that is broken, and banned, must not hide what is greatest among the others."""
+    weight = torch.randn(50, 8)
+    weight[7, 3] = value
+    with pytest.raises(RuntimeError, match="not finite"):
+        make_screen(weight)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from harness import request, serving, steps_of, stub
 from sidelight.server import threads
+from sidelight.server.engine import Limits
 from sidelight.server.threads import Threads, cores, numbers_to_try
 
 
@@ -70,6 +72,27 @@ def test_far_fewer_where_most_are_taken(machine):
     assert machine.steps(chosen, 100).count(1) > 90
 
 
+@pytest.mark.parametrize("free", [4, 7])
+def test_any_number_of_cores_may_be_taken(machine, free):
+    """With two of eight taken, seven threads are no better than eight."""
+    chosen = Threads((1, 4, 7, 8))
+    machine.steps(chosen, 200)
+    machine.seconds = lambda number: 0.1 / number if number <= free else 0.8 / number
+    machine.steps(chosen, 2000)
+    assert machine.steps(chosen, 300).count(free) > 285
+
+
+@pytest.mark.parametrize("pause", [0.001, 0.025])
+def test_long_steps_may_have_long_pauses(machine, pause):
+    """Such as for the sources of those who come."""
+    chosen = Threads((1, 2))
+    machine.seconds = lambda number: {1: 0.02, 2: 0.12}[number]
+    for _ in range(1000):
+        machine.now += pause
+        used = machine.steps(chosen, 1)
+    assert used == [1]
+
+
 def test_one_slow_step_decides_nothing(machine):
     chosen = Threads((1, 2))
     slow = iter(range(10**6))
@@ -97,10 +120,10 @@ def test_only_equal_work_is_compared(machine):
 
 def test_what_fails_is_not_a_time(machine):
     chosen = Threads((1, 2))
-    for _ in range(100):
-        machine.now += 1
+    for _ in range(1000):
+        machine.steps(chosen, 1)
         with pytest.raises(ValueError, match="broken"), chosen.step(1):
-            raise ValueError("broken")
+            raise ValueError("broken")  # at once, and so faster than any other
     assert machine.number == 2
     assert machine.steps(chosen, 10)[-1] == 2
 
@@ -116,3 +139,21 @@ def test_numbers_to_try(monkeypatch):
         monkeypatch.setattr(threads, "cores", lambda count=count: count)
         assert numbers_to_try() == expected
     assert cores() >= 1
+
+
+def test_a_server_takes_its_steps_so(bundled, monkeypatch):
+    """With the number in use, the greatest at first, and by the number of those that step."""
+    work: list[int] = []
+    step = Threads.step
+
+    def noted(chosen, many):
+        work.append(many)
+        return step(chosen, many)
+
+    told: list[int] = []
+    monkeypatch.setattr(Threads, "step", noted)
+    monkeypatch.setattr(threads.torch, "set_num_threads", told.append)
+    with serving(bundled, limits=Limits(threads=(1, 2))) as address, stub(address) as service:
+        steps = steps_of(list(service.Attribute(request("Where is the station?"))))
+    assert work == [1] * len(steps)
+    assert told[0] == 2

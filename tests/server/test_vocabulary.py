@@ -9,6 +9,7 @@ import pytest
 import torch
 from batches import IN_SLOTS, alone, assert_same, jobs_of, read_all, then_one_by_one, together
 from model_zoo import build_model
+from sidelight.server import linears
 from sidelight.server.batch import Batch, Seat
 from sidelight.server.models import load
 from sidelight.server.screening import Screen
@@ -34,6 +35,7 @@ def estimated(monkeypatch) -> list[int]:
         return estimate(screen, hidden)
 
     monkeypatch.setattr(Screen, "is_worth", lambda _screen, _rows: True)
+    monkeypatch.setattr(Screen, "is_ever_worth", True)
     monkeypatch.setattr(Screen, "estimate", counted)
     return used
 
@@ -80,6 +82,7 @@ def test_what_is_read_is_not_scored(folder, monkeypatch):
         assert all(isinstance(seat, Seat) and seat.unread for seat in seats)
         read_all(batch, seats)
         assert not any(seen)
+        assert not scored
         list(batch.step(seats))
     assert sum(seen) == 2
 
@@ -104,3 +107,19 @@ def test_the_model_alone_is_as_it_was(folder):
             assert loaded.model(**inputs).logits.shape[0] == 0
         torch.testing.assert_close(vocabulary.logits(vocabulary.taken()[0]), before[0], atol=1e-5, rtol=1e-5)
         assert torch.equal(loaded.model(**inputs).logits, before)
+
+
+def test_no_copy_is_kept_that_saves_no_time(folder, monkeypatch):
+    monkeypatch.setattr(Screen, "is_ever_worth", False)
+    layout = load(build_model("bart", folder)).layout
+    assert layout is not None
+    assert layout.vocabulary is not None
+    assert layout.vocabulary._screen is None
+
+
+def test_a_machine_without_int8_has_all_scores(folder, monkeypatch):
+    monkeypatch.setattr(linears, "_is_exact", lambda _name, _width: False)
+    layout = load(build_model("bart", folder)).layout
+    assert layout is not None
+    assert layout.vocabulary is not None
+    assert layout.vocabulary._screen is None
