@@ -119,11 +119,20 @@ class FakeServer(AttributionServiceServicer):
         with self.lock:
             self.running += 1
             self.most_running = max(self.most_running, self.running)
+        is_running = True
         try:
-            yield from self._answer(request, context)
+            for response in self._answer(request, context):
+                if response.HasField("finished"):  # with which a client may send its next request
+                    is_running = False
+                    self._leave()
+                yield response
         finally:
-            with self.lock:
-                self.running -= 1
+            if is_running:
+                self._leave()
+
+    def _leave(self) -> None:
+        with self.lock:
+            self.running -= 1
 
     def _answer(self, request: Any, context: Any) -> Iterator[Any]:
         text = request.source.text or " ".join(str(number) for number in request.source.token_ids.ids)
