@@ -65,6 +65,7 @@ class DirectEncoder:
 
     def __init__(self, encoder: Any) -> None:
         """`encoder` is a family's own. Raises UnknownLayerError."""
+        _check_layers(encoder)
         if encoder.dtype == torch.float16:
             raise UnknownLayerError("an encoder whose numbers are clamped")
         self._embedding = _Embedding(encoder)
@@ -89,6 +90,7 @@ class DirectDecoder:
 
     def __init__(self, decoder: Any) -> None:
         """`decoder` is a family's own. Raises UnknownLayerError."""
+        _check_layers(decoder)
         self._embedding = _Embedding(decoder)
         self._layers = [
             (_own_attention(layer), _source_attention(layer), _feed_forward(layer), layer.activation_fn)
@@ -146,6 +148,13 @@ class _Embedding:
 
 def _same(x: Tensor) -> Tensor:
     return x
+
+
+def _check_layers(stack: Any) -> None:
+    """Raises UnknownLayerError unless all layers are known here."""
+    kinds: set[type] = {type(layer) for layer in getattr(stack, "layers", ())}
+    if not kinds or not kinds <= {*_NORMALIZES_INPUT, *_NORMALIZES_OUTPUT}:
+        raise UnknownLayerError("layers of a family that is not known here")
 
 
 def _around(layer: Any, norm: nn.Module) -> tuple[Layer, Layer]:

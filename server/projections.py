@@ -1,8 +1,9 @@
 """Makes one linear layer of those of an attention that read the same input: queries, keys and values.
 
-One call then does what three did: it reads its input once, and in int8 it quantizes it once. Every family has these
-layers under one of a few names, and calls them one after another; what its code calls stays where it was, and takes its
-part of the one result. Knows attention modules by their sites; knows nothing of kernels, requests or slots.
+One call then does what three did: it reads its input once, and in int8 it quantizes it once. Many families have these
+layers under one of a few names, and call them one after another; what their code calls stays where it was, and takes
+its part of the one result. Other families stay as they are. A model so changed is for one thread at a time. Knows
+attention modules by their sites; knows nothing of kernels, requests or slots.
 """
 
 from __future__ import annotations
