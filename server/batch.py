@@ -225,7 +225,9 @@ class Batch:
         present = [seat for slot, seat in self._seats.items() if first <= slot < end]
         length = max(seat.length for seat in present) + 1
         source = max(seat.source_length for seat in present)
-        are_even = all(seat.length + 1 == length and seat.source_length == source for seat in present)
+        are_even = not self._layout.is_compiled and all(
+            seat.length + 1 == length and seat.source_length == source for seat in present
+        )
         if self._layout.is_compiled:  # for one shape
             first, end, (length, source) = 0, self._count, self._layout.lengths
         self._slots.begin_step(slice(first, end), length, source, are_even=are_even)

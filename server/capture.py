@@ -136,17 +136,22 @@ class Recording:
         part = self._plan.parts.get(site)
         if part is None:
             return []
-        queries = self._kept(site.kind, query.shape[2])
-        if queries.start >= queries.stop:
-            return []
-        return [Target(self._result(site.kind, queries, query.device), part, queries, self._rows)]
+        target = self._target(site, part, query.shape[2], query.device)
+        return [] if target is None else [target]
 
     def targets_of_step(self, device: torch.device) -> Iterator[tuple[Site, Target]]:
         """Where the rows of a pass of one query go, for all sites at once."""
-        queries = slice(0, 1)
         for site, part in self._plan.parts.items():
-            if site.kind in self._positions:
-                yield site, Target(self._result(site.kind, queries, device), part, queries, self._rows)
+            target = self._target(site, part, 1, device) if site.kind in self._positions else None
+            if target is not None:
+                yield site, target
+
+    def _target(self, site: Site, part: Part, length: int, device: torch.device) -> Target | None:
+        """Where the rows of a site go in a pass of so many queries; None if none is kept."""
+        queries = self._kept(site.kind, length)
+        if queries.start >= queries.stop:
+            return None
+        return Target(self._result(site.kind, queries, device), part, queries, self._rows)
 
     def record_matrices(self, matrices: Mapping[Kind, list[Tensor]]) -> None:
         """Keeps what a plan wants of a model's own matrices `[1, H, T, S]`, for models that give nothing else."""

@@ -47,17 +47,36 @@ _NORMALIZES_INPUT = (
 
 
 class UnknownLayerError(Exception):
-    """A model of a family that is not known here, or one that is used in another way."""
+    """A model that cannot be run directly."""
 
 
-class _Part(NamedTuple):
-    """One part of a layer, between its norms."""
+class _Attention(NamedTuple):
+    """One attention of a layer, between its norms."""
 
     before: Layer
-    module: nn.Module  # the attention, or what feeds forward
-    read: Layer  # to queries, to queries, keys and values, or to what is activated
-    write: Layer  # of what was attended to, or activated
+    module: nn.Module
+    project: Layer  # to queries; to queries, keys and values where the positions are its own
+    output: Layer
     after: Layer
+
+    def attended(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
+        """What it makes of queries `[B, H, T, D]`: `[B, T, width]`."""
+        attended, _ = attend(self.module, query, key, value, mask, scaling=scaling, is_causal=False)
+        return self.output(attended.flatten(2))
+
+
+class _FeedForward(NamedTuple):
+    """The last part of a layer, between its norms."""
+
+    before: Layer
+    widen: Layer
+    activate: Layer
+    narrow: Layer
+    after: Layer
+
+    def fed(self, hidden: Tensor) -> Tensor:
+        """What comes out of the layer."""
+        return self.after(hidden + self.narrow(self.activate(self.widen(self.before(hidden)))))
 
 
 class DirectEncoder:
@@ -69,19 +88,18 @@ class DirectEncoder:
         if encoder.dtype == torch.float16:
             raise UnknownLayerError("an encoder whose numbers are clamped")
         self._embedding = _Embedding(encoder)
-        self._layers = [(_own_attention(layer), _feed_forward(layer), layer.activation_fn) for layer in encoder.layers]
+        self._layers = [(_own_attention(layer), _feed_forward(layer)) for layer in encoder.layers]
         self._heads, self._scaling = _heads_of(encoder)
         self._end: Layer = getattr(encoder, "layer_norm", _same)
 
     def read(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
         """What the encoder makes of sources `[B, S]`: `[B, S, width]`. `mask`, bool `[B, 1, 1, S]`, hides padding."""
         hidden = self._embedding.of_sources(tokens)
-        for own, forward, activate in self._layers:
-            projected = own.read(own.before(hidden)).view(*tokens.shape, 3, self._heads, -1)
+        for own, forward in self._layers:
+            projected = own.project(own.before(hidden)).view(*tokens.shape, 3, self._heads, -1)
             query, key, value = projected.permute(2, 0, 3, 1, 4)
-            attended, _ = attend(own.module, query, key, value, mask, scaling=self._scaling, is_causal=False)
-            hidden = own.after(hidden + own.write(attended.flatten(2)))
-            hidden = forward.after(hidden + forward.write(activate(forward.read(forward.before(hidden)))))
+            hidden = own.after(hidden + own.attended(query, key, value, mask, self._scaling))
+            hidden = forward.fed(hidden)
         return self._end(hidden)
 
 
@@ -93,29 +111,24 @@ class DirectDecoder:
         _check_layers(decoder)
         self._embedding = _Embedding(decoder)
         self._layers = [
-            (_own_attention(layer), _source_attention(layer), _feed_forward(layer), layer.activation_fn)
-            for layer in decoder.layers
+            (_own_attention(layer), _source_attention(layer), _feed_forward(layer)) for layer in decoder.layers
         ]
         self._heads, self._scaling = _heads_of(decoder)
         self._end: Layer = getattr(decoder, "layer_norm", _same)
 
     def step(self, tokens: Tensor, slots: Slots) -> Tensor:
         """One token for each slot that has begun a step: `[n, 1]`. Returns what it makes of them, `[n, width]`."""
-        hidden = self._embedding.of_step(tokens, slots.own.get_seq_length())[:, 0]
+        hidden = self._embedding.of_step(tokens, slots.own.get_seq_length())
         own_mask, source_mask = slots.step_masks()
-        for place, (own, source, forward, activate) in enumerate(self._layers):
-            query, key, value = own.read(own.before(hidden)).view(len(tokens), 3, self._heads, 1, -1).unbind(1)
+        for place, (own, source, forward) in enumerate(self._layers):
+            query, key, value = own.project(own.before(hidden)).view(len(tokens), 3, self._heads, 1, -1).unbind(1)
             key, value = slots.own.update(key, value, place)
-            hidden = own.after(hidden + self._attend(own, query, key, value, own_mask))
-            query = source.read(source.before(hidden)).view(len(tokens), self._heads, 1, -1)
+            hidden = own.after(hidden + own.attended(query, key, value, own_mask, self._scaling))
+            query = source.project(source.before(hidden)).view(len(tokens), self._heads, 1, -1)
             key, value = slots.source(place)
-            hidden = source.after(hidden + self._attend(source, query, key, value, source_mask))
-            hidden = forward.after(hidden + forward.write(activate(forward.read(forward.before(hidden)))))
-        return self._end(hidden)
-
-    def _attend(self, part: _Part, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        attended, _ = attend(part.module, query, key, value, mask, scaling=self._scaling, is_causal=False)
-        return part.write(attended.reshape(len(query), -1))
+            hidden = source.after(hidden + source.attended(query, key, value, source_mask, self._scaling))
+            hidden = forward.fed(hidden)
+        return self._end(hidden)[:, 0]
 
 
 class _Embedding:
@@ -159,33 +172,29 @@ def _check_layers(stack: Any) -> None:
 
 def _around(layer: Any, norm: nn.Module) -> tuple[Layer, Layer]:
     """What is done to the input of a part of a layer and to its output."""
-    if type(layer) in _NORMALIZES_INPUT:
-        return norm.forward, _same
-    if type(layer) in _NORMALIZES_OUTPUT:
-        return _same, norm.forward
-    raise UnknownLayerError(f"layers of {type(layer).__name__}")
+    return (norm.forward, _same) if type(layer) in _NORMALIZES_INPUT else (_same, norm.forward)
 
 
 # `forward` itself: nothing hooks into these, and nn.Module's look for hooks takes as long as they do for one row.
 
 
-def _own_attention(layer: Any) -> _Part:
+def _own_attention(layer: Any) -> _Attention:
     before, after = _around(layer, layer.self_attn_layer_norm)
     module = layer.self_attn
     if not isinstance(module.q_proj, JoinedPart):
         raise UnknownLayerError("projections that are not joined")
-    return _Part(before, module, module.q_proj.joined.linear.forward, module.out_proj.forward, after)
+    return _Attention(before, module, module.q_proj.joined.linear.forward, module.out_proj.forward, after)
 
 
-def _source_attention(layer: Any) -> _Part:
+def _source_attention(layer: Any) -> _Attention:
     before, after = _around(layer, layer.encoder_attn_layer_norm)
     module = layer.encoder_attn
-    return _Part(before, module, module.q_proj.forward, module.out_proj.forward, after)
+    return _Attention(before, module, module.q_proj.forward, module.out_proj.forward, after)
 
 
-def _feed_forward(layer: Any) -> _Part:
+def _feed_forward(layer: Any) -> _FeedForward:
     before, after = _around(layer, layer.final_layer_norm)
-    return _Part(before, layer.fc1, layer.fc1.forward, layer.fc2.forward, after)
+    return _FeedForward(before, layer.fc1.forward, layer.activation_fn, layer.fc2.forward, after)
 
 
 def _heads_of(stack: Any) -> tuple[int, float]:

@@ -112,7 +112,6 @@ class Layout:
         The first step takes it a minute or so. It raises where a model's code cannot be made one graph.
         """
         self.is_compiled = True
-        self.decoder = None
         if self.vocabulary is not None:  # its layer is a part of the graph
             self.vocabulary.let_be()
             self.vocabulary = None

@@ -121,5 +121,6 @@ class Threads:
         """Tries the next number from now on. All in turns: one that is bad may be no worse than its neighbours."""
         self._shares.clear()
         count = len(self._numbers)
-        others = [(self._other - back) % count for back in range(1, count + 1)]
-        self._other = next(place for place in others if place != self._place)
+        self._other = (self._other - 1) % count
+        if self._other == self._place:
+            self._other = (self._other - 1) % count

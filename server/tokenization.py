@@ -68,7 +68,7 @@ class Codec:
         if start is None:
             start = getattr(model.config, "decoder_start_token_id", None)
         self._start: int | None = start if start is not None else getattr(model.config, "bos_token_id", None)
-        # Half of what a text that grows is decoded from, and Python's most of the time.
+        # Half of a detokenizer's calls are for a single token, and tokenizers in Python are slow.
         self._decode_one = functools.lru_cache(_REMEMBERED)(lambda id_: self._decode([id_]))
 
     @property

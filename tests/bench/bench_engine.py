@@ -11,21 +11,18 @@ from __future__ import annotations
 
 import argparse
 import gc
-import logging
 import os
 import shlex
 import signal
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import contenders
 import engine_report
 import torch
-import transformers
 import workloads
 from contenders import Contender
 from engine_report import Figures, Report
@@ -41,13 +38,8 @@ def main() -> int:
     options = _options()
     # Whatever ends this ends the servers too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    warnings.simplefilter("ignore")
-    logging.disable(logging.ERROR)
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    contenders.prepare()
     cores = os.cpu_count() or 1
-    torch.set_num_threads(cores)
     console = Console(width=150, highlight=False)
     bandwidth = measure_bandwidth()
     console.print(f"{cores} cores; memory is read at {bandwidth / 1e9:.1f} GB/s by {cores} threads of torch's")

@@ -124,14 +124,19 @@ class Apart(Contender):
         self._process.join()
 
 
-def _work(name: str, workload: Workload, scratch: Path, connection: Any) -> None:
-    """What a process does that is a contender: answers with what methods give, until nobody asks any more."""
+def prepare() -> None:
+    """Has libraries of this process say nothing, and torch use all cores."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     warnings.simplefilter("ignore")
     logging.disable(logging.ERROR)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     torch.set_num_threads(os.cpu_count() or 1)
+
+
+def _work(name: str, workload: Workload, scratch: Path, connection: Any) -> None:
+    """What a process does that is a contender: answers with what methods give, until nobody asks any more."""
+    prepare()
     contender: Contender | None = None
     with contextlib.suppress(EOFError):
         while True:

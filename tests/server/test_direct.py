@@ -5,26 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 from model_zoo import FAMILIES, build_model
-from sidelight.kernels import Part, new_result
 from sidelight.server import direct
-from sidelight.server.attention import Target, recording
+from sidelight.server.attention import recording
 from sidelight.server.models import LoadedModel, load
+from sidelight.server.sites import _Everything
 from transformers import AutoModelForSeq2SeqLM
 
 KIN = ("marian", "bart", "mbart", "m2m100", "nllb", "pegasus")
 SOURCES = {0: 5, 2: 4, 3: 5}  # by slot; 1 is idle
-
-
-class Everything:
-    """A recorder that keeps all rows of all sites."""
-
-    def __init__(self) -> None:
-        self.results = {}
-
-    def targets(self, site, query, key):
-        batch, heads, length, _ = query.shape
-        self.results[site] = new_result(batch, length, key.shape[2], heads, device=query.device)
-        return [Target(self.results[site], Part(), slice(0, length))]
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +53,7 @@ def steps(loaded: LoadedModel, *, directly: bool, are_even: bool):
                     layout.read(torch.tensor([[7, 8]]), slots)
                 slots.own.lengths[2] = 2
             for step in range(3):
-                everything = Everything()
+                everything = _Everything()
                 slots.begin_step(slice(0, 4), longest + step + 1, 5, are_even=are_even)
                 # The padding, too: M2M100 gives it no position.
                 tokens = torch.tensor([[9 + step], [4], [loaded.model.config.pad_token_id], [30 * step + 5]])

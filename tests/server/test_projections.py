@@ -15,21 +15,19 @@ from torch import nn
 
 NAMES = ("q_proj", "k_proj", "v_proj")
 JOINED = {
-    *(
-        "bart",
-        "gemma2",
-        "gemma3",
-        "llama",
-        "m2m100",
-        "marian",
-        "mbart",
-        "mt5",
-        "nllb",
-        "pegasus",
-        "qwen3",
-        "t5",
-        "umt5",
-    ),
+    "bart",
+    "gemma2",
+    "gemma3",
+    "llama",
+    "m2m100",
+    "marian",
+    "mbart",
+    "mt5",
+    "nllb",
+    "pegasus",
+    "qwen3",
+    "t5",
+    "umt5",
 }
 
 
