@@ -71,23 +71,29 @@ def _number(values: dict[int, Any], word: object) -> Any:
     return next((number for number, known in values.items() if known == word), 0)
 
 
-def token_message(token: Token) -> text_pb2.Token:
-    """A token as it is sent."""
-    return text_pb2.Token(
-        id=token.id, piece=token.piece, begin=token.begin, end=token.end, special=token.special, text=token.text
-    )
+# Messages within messages are filled where they stand: protobuf copies what a constructor is given, and what is sent
+# with each token is mostly such.
 
 
-def attention_message(numbers: Numbers) -> attention_pb2.Attention:
-    """Numbers as they are sent: little-endian, last axis fastest."""
+def _fill_token(message: text_pb2.Token, token: Token) -> None:
+    message.id = token.id
+    message.piece = token.piece
+    message.begin = token.begin
+    message.end = token.end
+    message.special = token.special
+    message.text = token.text
+
+
+def _fill_attention(message: attention_pb2.Attention, numbers: Numbers) -> None:
+    """Little-endian, last axis fastest."""
     values, scales, positions = numbers
-    return attention_pb2.Attention(
-        shape=values.shape,
-        encoding=_ENCODING_OF[values.dtype],
-        values=_little(values),
-        scales=b"" if scales is None else _little(scales),
-        positions=b"" if positions is None else _little(positions.view(np.uint32)),
-    )
+    message.shape.extend(values.shape)
+    message.encoding = _ENCODING_OF[values.dtype]
+    message.values = _little(values)
+    if scales is not None:
+        message.scales = _little(scales)
+    if positions is not None:
+        message.positions = _little(positions.view(np.uint32))
 
 
 def _little(array: NDArray[Any]) -> bytes:
@@ -96,18 +102,21 @@ def _little(array: NDArray[Any]) -> bytes:
 
 def started_message(job: Job, loaded: LoadedModel, event: Started) -> service_pb.Started:
     """The header of a stream."""
-    return service_pb.Started(
+    message = service_pb.Started(
         request_id=job.request_id,
         model=loaded.name,
         source_text=job.source.text,
-        source=[token_message(token) for token in job.source.tokens],
-        prefix=[token_message(token) for token in event.context],
         capture=capture_message(job.capture),
         layouts=[_layout(kind, job.capture, loaded) for kind in job.capture.kinds],
         scores=[_number(SCORES, name) for name in job.scores],
         architecture=_architecture(loaded),
         seed=event.seed,
     )
+    for token in job.source.tokens:
+        _fill_token(message.source.add(), token)
+    for token in event.context:
+        _fill_token(message.prefix.add(), token)
+    return message
 
 
 def _architecture(loaded: LoadedModel) -> model_pb2.Architecture.ValueType:
@@ -164,23 +173,29 @@ def _layout(kind: Kind, plan: CapturePlan, loaded: LoadedModel) -> attention_pb2
 
 def encoder_self_message(part: EncoderSelf) -> service_pb.EncoderSelf:
     """A part of the encoder's self-attention."""
-    return service_pb.EncoderSelf(first_query=part.first_query, attention=attention_message(part.attention))
-
-
-def steps_message(steps: Iterable[Step]) -> service_pb.Steps:
-    """Steps that are sent together."""
-    return service_pb.Steps(steps=[_step(step) for step in steps])
-
-
-def _step(step: Step) -> service_pb.Step:
-    message = service_pb.Step(
-        index=step.index, token=token_message(step.token), text=step.text, scores=list(step.scores)
-    )
-    if step.cross is not None:
-        message.cross.CopyFrom(attention_message(step.cross))
-    if step.decoder_self is not None:
-        message.decoder_self.CopyFrom(attention_message(step.decoder_self))
+    message = service_pb.EncoderSelf(first_query=part.first_query)
+    _fill_attention(message.attention, part.attention)
     return message
+
+
+def steps_response(steps: Iterable[Step]) -> service_pb.AttributeResponse:
+    """Steps that are sent together."""
+    response = service_pb.AttributeResponse()
+    for step in steps:
+        _fill_step(response.steps.steps.add(), step)
+    return response
+
+
+def _fill_step(message: service_pb.Step, step: Step) -> None:
+    message.index = step.index
+    _fill_token(message.token, step.token)
+    message.text = step.text
+    if step.scores:
+        message.scores.extend(step.scores)
+    if step.cross is not None:
+        _fill_attention(message.cross, step.cross)
+    if step.decoder_self is not None:
+        _fill_attention(message.decoder_self, step.decoder_self)
 
 
 def duration(seconds: float) -> Duration:

@@ -22,6 +22,9 @@ _CONTEXT = 8
 # How many tokens' texts are remembered.
 _REMEMBERED = 65536
 
+# SentencePiece's mark for a space.
+_SPACE = "▁"
+
 _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -70,11 +73,19 @@ class Codec:
         self._start: int | None = start if start is not None else getattr(model.config, "bos_token_id", None)
         # Half of a detokenizer's calls are for a single token, and tokenizers in Python are slow.
         self._decode_one = functools.lru_cache(_REMEMBERED)(lambda id_: self._decode([id_]))
+        self.piece = functools.lru_cache(_REMEMBERED)(self._piece)
+        self.text_behind_others = functools.lru_cache(_REMEMBERED)(self._text_behind_others)
+        self._anchor = None if tokenizer.is_fast else self._find_anchor()
 
     @property
     def languages(self) -> tuple[str, ...]:
         """Codes that requests may name; empty where the model needs none."""
         return tuple(sorted(self._codes.ids))
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a text is being tokenized, for which others would wait."""
+        return self._lock.locked()
 
     @property
     def has_chat_template(self) -> bool:
@@ -172,9 +183,28 @@ class Codec:
     def _decode(self, ids: Sequence[int]) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
-    def piece(self, id_: int) -> str:
+    def _piece(self, id_: int) -> str:
         """The vocabulary's own form of a token; empty for ids that only pad the embedding."""
         return self._tokenizer.convert_ids_to_tokens(id_) or ""
+
+    def _text_behind_others(self, id_: int) -> str | None:
+        """What a token adds to any text that does not end in an incomplete character; None if that depends on the text.
+
+        It is known of pieces of SentencePiece, for tokenizers in Python: where a token adds to one text what its piece
+        says, it adds this to all. The texts of tokens that stand for bytes, or for nothing known, are not their pieces.
+        """
+        text = self.piece(id_).replace(_SPACE, " ")
+        if self._anchor is None or not text or text != text.rstrip() or self.is_special(id_):
+            return None
+        return text if self._decode([self._anchor, id_]) == self._decode_one(self._anchor) + text else None
+
+    def _find_anchor(self) -> int | None:
+        """A token that is a word; None where there is none that is marked as such."""
+        for id_ in range(len(self._tokenizer)):
+            piece = self.piece(id_)
+            if piece[:1] == _SPACE and piece[1:].isalpha() and self._decode_one(id_) == piece[1:]:
+                return id_
+        return None
 
     def _token(self, id_: int, span: Span, text: str) -> Token:
         begin, end = span
@@ -216,7 +246,8 @@ class Detokenizer:
         self._ids = [id_ for id_ in context[-_CONTEXT:] if not codec.is_special(id_)]
         self._window = 0  # decoding starts here,
         self._read = len(self._ids)  # what is before this has come out already,
-        self._before = len(codec.decode(self._ids))  # as so many characters of what is decoded
+        # as so many characters of what is decoded. None: not counted yet, at least one.
+        self._before: int | None = len(codec.decode(self._ids))
         self.text = ""
 
     def add(self, id_: int) -> tuple[str, Token]:
@@ -224,12 +255,18 @@ class Detokenizer:
         if self._codec.is_special(id_):
             here = len(self.text)
             return "", Token(id_, self._codec.piece(id_), here, here, True, "")
+        # Behind text, with nothing held back, a token may be one whose text is known.
+        delta = self._codec.text_behind_others(id_) if self._read == len(self._ids) and self._before != 0 else None
         self._ids.append(id_)
-        new = self._pending()
-        begin = len(self.text) + len(new) - len(new.lstrip())
-        if new.endswith(_INCOMPLETE):
-            return "", Token(id_, self._codec.piece(id_), begin, begin + 1, False, "")
-        delta = self._take(new)
+        if delta is not None:
+            self._window, self._read, self._before = self._read, len(self._ids), None
+            self.text += delta
+        else:
+            new = self._pending()
+            begin = len(self.text) + len(new) - len(new.lstrip())
+            if new.endswith(_INCOMPLETE):
+                return "", Token(id_, self._codec.piece(id_), begin, begin + 1, False, "")
+            delta = self._take(new)
         span = trim(self.text, (len(self.text) - len(delta), len(self.text)))
         return delta, Token(id_, self._codec.piece(id_), *span, False, self.text[slice(*span)])
 
@@ -238,6 +275,8 @@ class Detokenizer:
         return self._take(self._pending())
 
     def _pending(self) -> str:
+        if self._before is None:
+            self._before = len(self._codec.decode(self._ids[self._window : self._read]))
         return self._codec.decode(self._ids[self._window :])[self._before :]
 
     def _take(self, new: str) -> str:

@@ -74,3 +74,35 @@ def test_text_that_grows_is_the_text_decoded_at_once(bundled: LoadedModel, text)
     assert whole == detokenizer.text == codec.decode(ids)
     for token in tokens:
         assert token.text == whole[token.begin : token.end]
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.data())
+def test_text_grows_as_it_does_where_nothing_is_known_of_tokens(bundled: LoadedModel, data):
+    """Tokens in an order that no text has, too: marks of spaces alone, unknown and special ones."""
+    codec = bundled.codec
+    lone = [codec._tokenizer.convert_tokens_to_ids(piece) for piece in ("▁", "<unk>", "</s>", ",")]
+    ids = data.draw(st.lists(st.sampled_from(lone) | st.integers(0, bundled.vocabulary_size - 1), max_size=20))
+    knowing, asking = Detokenizer(codec), Detokenizer(_Asking(codec))
+    assert [knowing.add(id_) for id_ in ids] == [asking.add(id_) for id_ in ids]
+    assert knowing.flush() == asking.flush()
+    assert knowing.text == asking.text == codec.decode(ids)
+
+
+def test_the_text_of_most_tokens_is_known(bundled: LoadedModel):
+    codec = bundled.codec
+    known = [id_ for id_ in range(bundled.vocabulary_size) if codec.text_behind_others(id_) is not None]
+    assert len(known) > 0.9 * bundled.vocabulary_size
+
+
+class _Asking:
+    """A codec that knows the text of no token, and decodes each beside the one before it."""
+
+    def __init__(self, codec):
+        self._codec = codec
+
+    def __getattr__(self, name):
+        return getattr(self._codec, name)
+
+    def text_behind_others(self, id_):  # noqa: ARG002
+        return None
