@@ -19,6 +19,7 @@ import grpc
 import torch
 
 from .batch import Batch, Seat
+from .bursts import Bursts
 from .decoding import attribute
 from .errors import RequestError, internal
 from .jobs import Decoding, Event, Job
@@ -75,6 +76,7 @@ class Engine:
         # A compiled step is compiled for its number of threads, and what a GPU does takes as long with any.
         is_free = loaded.model.device.type == "cpu" and not (loaded.layout is not None and loaded.layout.is_compiled)
         self._threads = Threads(self._limits.threads if is_free else ())
+        self._bursts = Bursts()
         self._hindrance: Exception | None = None
         self.slots = slots_within(loaded, self._limits.running, self._limits.memory_fraction)
         self._batch: Batch | None = None
@@ -140,6 +142,7 @@ class Engine:
             while not self._stopping:
                 self._something.clear()
                 try:
+                    self._gather()
                     self._admit()
                     worked = self._round()
                 except Exception:  # not a request's fault, but ours: those that wait must not wait for ever
@@ -171,6 +174,11 @@ class Engine:
                 self._waiting.clear()
             for ticket in left:
                 ticket.outbox.end(_stopped())
+
+    def _gather(self) -> None:
+        """Lets a burst come in, where nobody is worked on who would wait: sources are read together."""
+        if self._waiting and not self._running and not self._parked and self.loaded.is_encoder_decoder:
+            self._bursts.gather(lambda: len(self._waiting), self.slots)
 
     def _admit(self) -> None:
         """Lets waiting jobs in, first come first served, and drops those that have lost their reader or their time.
@@ -232,17 +240,21 @@ class Engine:
 
     def _join(self) -> None:
         assert self._batch is not None
+        self._bursts.begun([ticket.arrived for ticket in self._joining], was_idle=not self._running)
         seats = self._batch.join([ticket.job for ticket in self._joining])
         tickets, self._joining = self._joining, []
         self._running.extend(tickets)
+        told: list[Outbox] = []
         for ticket, seat in zip(tickets, seats, strict=True):
             if isinstance(seat, Seat):
                 ticket.seat = seat
                 for event in seat.news:
-                    ticket.outbox.put(event)
+                    ticket.outbox.put(event, ring=False)
                 seat.news.clear()
+                told.append(ticket.outbox)
             else:
                 self._fail(ticket, seat)
+        ring(told)
 
     def _round(self) -> bool:
         """Takes one step of each job that can. Returns whether any could."""
