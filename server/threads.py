@@ -19,9 +19,13 @@ import torch
 
 log = logging.getLogger(__name__)
 
-# Seconds between two trials of another number, and after one that was so much slower that many would be felt.
-_TRIAL_EVERY, _TRIAL_AFTER_SLOW = 0.25, 3.0
+# Seconds between two trials, and until a number is tried again that was so much slower that many trials would be felt:
+# each time twice as long, up to the longest, while nothing changes.
+_TRIAL_EVERY, _TRIAL_AFTER_SLOW, _LONGEST = 0.25, 3.0, 60.0
 _MUCH_SLOWER = 1.5
+# Steps in a row, each that much slower than such a step was, that show that something has changed; and the weight of
+# one step in what such a step is known to take.
+_SLOWED, _FORGETTING = 3, 0.05
 # How many trials decide, and the share of a step's time below which another number is the better one.
 _TRIALS = 3
 _BETTER = 0.95
@@ -61,10 +65,20 @@ class Threads:
         self._ended = 0.0  # when it ended
         self._warm = 0  # steps of this work without a pause
         self._trial: _Trial | None = None
-        self._next = time.monotonic() + _TRIAL_EVERY
         self._last = 0.0  # seconds that the last step took
-        self._other = max(0, self._place - 1)  # the place of the number that is tried next
-        self._shares: list[float] = []  # of a usual step's time that the last trials of that number took
+        self._known: dict[Hashable, float] = {}  # seconds of a usual step, by its work
+        self._slowed = 0  # steps in a row that took much longer
+        self._next = time.monotonic() + _TRIAL_EVERY
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        """Knows nothing of other numbers any more."""
+        count = len(self._numbers)
+        # By place: when it may be tried again, how long it waits if it is slow, and of a usual step's time, the shares
+        # that the last trials took.
+        self._due = [0.0] * count
+        self._wait = [_TRIAL_AFTER_SLOW] * count
+        self._shares: list[list[float]] = [[] for _ in range(count)]
 
     @contextmanager
     def step(self, work: Hashable) -> Iterator[None]:
@@ -84,9 +98,14 @@ class Threads:
         """Which number the next step is taken with."""
         now = time.monotonic()
         if work != self._work or now - self._ended > max(_PAUSE, 2 * self._last):
-            self._work, self._warm, self._trial = work, 0, None  # what came before cannot be compared
+            # What came before cannot be compared.
+            self._work, self._warm, self._slowed, self._trial = work, 0, 0, None
         if self._trial is None and self._warm >= _WARM and now >= self._next:
-            self._trial = _Trial(self._other, [])
+            # All in turns: one that is bad may be no worse than its neighbours.
+            others = [place for place in range(len(self._numbers)) if place != self._place]
+            place = min(others, key=lambda other: (self._due[other], -other))
+            if self._due[place] <= now:
+                self._trial = _Trial(place, [])
         if self._trial is None:
             return self._place
         return self._trial.place if len(self._trial.seconds) == 1 else self._place
@@ -101,26 +120,45 @@ class Threads:
         self._ended, self._last = time.monotonic(), seconds
         self._warm += 1
         if self._trial is None:
+            self._compare(seconds)
             return
         times = self._trial.seconds
         times.append(seconds)
         if len(times) < 3:
             return
-        share = 2 * times[1] / (times[0] + times[2])
-        self._trial = None
-        self._next = time.monotonic() + (_TRIAL_AFTER_SLOW if share > _MUCH_SLOWER else _TRIAL_EVERY)
-        self._shares.append(share)
-        if len(self._shares) < _TRIALS:
-            return
-        if statistics.median(self._shares) < _BETTER:
-            self._place = self._other
-            log.debug("steps are taken with %d threads", self._numbers[self._place])
-        self._turn()
+        place, self._trial = self._trial.place, None
+        self._judge(place, 2 * times[1] / (times[0] + times[2]))
 
-    def _turn(self) -> None:
-        """Tries the next number from now on. All in turns: one that is bad may be no worse than its neighbours."""
-        self._shares.clear()
-        count = len(self._numbers)
-        self._other = (self._other - 1) % count
-        if self._other == self._place:
-            self._other = (self._other - 1) % count
+    def _compare(self, seconds: float) -> None:
+        """Notices when steps have become slow: other numbers may be better then, and do not wait."""
+        if self._warm <= _WARM:
+            return
+        known = self._known.setdefault(self._work, seconds)
+        if seconds <= _MUCH_SLOWER * known:
+            self._slowed = 0
+            self._known[self._work] = known + (seconds - known) * _FORGETTING  # longer texts take longer
+            return
+        self._slowed += 1
+        if self._slowed >= _SLOWED:
+            self._slowed = 0
+            self._known.clear()
+            self._begin_anew()
+
+    def _judge(self, place: int, share: float) -> None:
+        """Takes note of the share of a usual step's time that one with another number took."""
+        self._next = self._due[place] = self._ended + _TRIAL_EVERY
+        if share > _MUCH_SLOWER:
+            self._due[place] = self._ended + self._wait[place]
+            # With fewer threads than there are cores, nothing tells when the cores are free again.
+            is_most = self._place == len(self._numbers) - 1
+            self._wait[place] = min(2 * self._wait[place], _LONGEST) if is_most else _TRIAL_AFTER_SLOW
+        shares = self._shares[place]
+        shares.append(share)
+        if len(shares) < _TRIALS:
+            return
+        if statistics.median(shares) < _BETTER:
+            self._place = place
+            log.debug("steps are taken with %d threads", self._numbers[place])
+            self._known.clear()
+            self._begin_anew()
+        shares.clear()
