@@ -80,3 +80,16 @@ def poisoned() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "empty", empty)
         yield
+
+
+@pytest.fixture
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def restored() -> Iterator[None]:
+    """Leaves torch as many threads as it had."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)

@@ -1,0 +1,251 @@
+"""What a step does between its products, row by row: activations, norms, quantization, one query's attention.
+
+Every row's numbers come from that row alone, in one order. Knows addresses and sizes; knows nothing of models.
+"""
+# Numba and llvmlite are untyped: what is compiled is checked by tests, not by pyright.
+# pyright: basic, reportCallIssue=false, reportArgumentType=false, reportAttributeAccessIssue=false
+# pyright: reportPossiblyUnboundVariable=false
+
+from __future__ import annotations
+
+import numpy as np
+
+from .cpu_machine import (
+    LANES,
+    compiled,
+    dot_of_vectors,
+    float_of,
+    floats,
+    ints,
+    max_of_vectors,
+    mix_of_four,
+    mix_of_one,
+    prefetch,
+    unsigned_bytes,
+    vectorized,
+)
+
+_F = np.float32
+_LEAST, _MOST = _F(-87.33), _F(88.37)  # beyond, powers of e are no normal float32
+_LOG2_E, _LN2_HIGH, _LN2_LOW = _F(1.44269504088896341), _F(0.693359375), _F(-2.12194440e-4)
+_HALF, _ONE, _NONE = _F(0.5), _F(1.0), _F(0.0)
+# Cephes' expf: a polynomial for e^r, |r| <= ln(2) / 2.
+_E5, _E4, _E3 = _F(1.9875691500e-4), _F(1.3981999507e-3), _F(8.3334519073e-3)
+_E2, _E1, _E0 = _F(4.1665795894e-2), _F(1.6666665459e-1), _F(5.0000001201e-1)
+
+
+@vectorized
+def power(x):
+    """E to the x, float32: within 2 units in the last place, and never 0."""
+    bounded = x if x > _LEAST else _LEAST
+    bounded = bounded if bounded < _MOST else _MOST
+    twos = bounded * _LOG2_E
+    whole = np.int32(twos + _HALF if twos > _NONE else twos - _HALF)  # the nearest
+    times = _F(whole)
+    rest = bounded - times * _LN2_HIGH
+    rest = rest - times * _LN2_LOW
+    y = ((((_E5 * rest + _E4) * rest + _E3) * rest + _E2) * rest + _E1) * rest + _E0
+    y = (y * rest * rest + rest + _ONE) * float_of(np.int32((whole + np.int32(127)) << np.int32(23)))
+    return y if x == x else x
+
+
+# ---- activations ----------------------------------------------------------------------------------------------------
+
+# By number: what a product's sums go through.
+ACTIVATIONS = ("none", "relu", "silu", "gelu")
+NONE, RELU, SILU, GELU = range(4)
+
+_INVERSE_ROOT_2 = _F(0.7071067811865476)
+# erf(x) / x on [-4, 4], a quotient of polynomials in x^2 (as Eigen and XLA have it).
+_A6, _A5, _A4, _A3 = (
+    _F(-2.72614225801306e-10),
+    _F(2.77068142495902e-08),
+    _F(-2.10102402082508e-06),
+    _F(-5.69250639462346e-05),
+)
+_A2, _A1, _A0 = _F(-7.34990630326855e-04), _F(-2.95459980854025e-03), _F(-1.60960333262415e-02)
+_B4, _B3, _B2 = _F(-1.45660718464996e-05), _F(-2.13374055278905e-04), _F(-1.68282697438203e-03)
+_B1, _B0 = _F(-7.37332916720468e-03), _F(-1.42647390514189e-02)
+_FAR = _F(4.0)
+
+
+@vectorized
+def _error_function(x):
+    bounded = x if x > -_FAR else -_FAR
+    bounded = bounded if bounded < _FAR else _FAR
+    square = bounded * bounded
+    above = ((((((_A6 * square + _A5) * square + _A4) * square + _A3) * square + _A2) * square + _A1) * square) + _A0
+    below = (((_B4 * square + _B3) * square + _B2) * square + _B1) * square + _B0
+    y = bounded * above / below
+    return y if x == x else x
+
+
+@vectorized
+def activate(address, count, activation):
+    """Takes float32 numbers through an activation, where they stand."""
+    x = floats(address, count)
+    if activation == RELU:
+        for i in range(count):
+            x[i] = _NONE if x[i] < _NONE else x[i]
+    elif activation == SILU:
+        for i in range(count):
+            x[i] = x[i] / (_ONE + power(-x[i]))
+    elif activation == GELU:
+        for i in range(count):
+            x[i] = x[i] * _HALF * (_ONE + _error_function(x[i] * _INVERSE_ROOT_2))
+
+
+# ---- rows -----------------------------------------------------------------------------------------------------------
+
+
+@vectorized
+def normalize_row(x_address, width, weight_address, bias_address, epsilon, out_address):
+    """LayerNorm of a row of float32 numbers."""
+    x, out = floats(x_address, width), floats(out_address, width)
+    weight, bias = floats(weight_address, width), floats(bias_address, width)
+    total = _NONE
+    for i in range(width):
+        total += x[i]
+    mean = total / _F(width)
+    squares = _NONE
+    for i in range(width):
+        squares += (x[i] - mean) * (x[i] - mean)
+    scale = _ONE / np.sqrt(squares / _F(width) + _F(epsilon))
+    for i in range(width):
+        out[i] = (x[i] - mean) * scale * weight[i] + bias[i]
+
+
+_LEVEL = _F(1 / 127)
+_SIZE, _FINITE = np.int32(0x7FFFFFFF), np.int32(0x7F800000)
+# Added and taken away again, it leaves the nearest whole number, of two the even one.
+_ROUNDING = _F(3 << 22)
+
+
+@compiled  # to the bit: no other order, and nothing fused
+def quantize_row(x_address, width, out_address, scale_address):
+    """A row in bytes that stand for -127 to 127, 128 above; the scale is that of its greatest number.
+
+    A row of which any number is none, or infinite, gets NaN as its scale.
+    """
+    x, bits, out = floats(x_address, width), ints(x_address, width), unsigned_bytes(out_address, width)
+    # Without their signs, numbers and their bits are in the same order; above all stand infinity and NaN.
+    most = np.int32(0)
+    for i in range(width):
+        most = max(most, bits[i] & _SIZE)
+    scale = float_of(most) * _LEVEL if most < _FINITE else _F(np.nan)
+    floats(scale_address, 1)[0] = scale
+    if scale > _NONE:
+        for i in range(width):
+            out[i] = np.uint8(np.int32((x[i] / scale + _ROUNDING) - _ROUNDING) + np.int32(128))
+    else:
+        for i in range(width):
+            out[i] = np.uint8(128)
+
+
+@vectorized
+def length_of(address, width):
+    """The length of a row."""
+    x = floats(address, width)
+    total = _NONE
+    for i in range(width):
+        total += x[i] * x[i]
+    return np.sqrt(total)
+
+
+@vectorized
+def distance_from_bytes(address, bytes_address, scale, width):
+    """How far a row is from what its bytes stand for."""
+    x, bytes_ = floats(address, width), unsigned_bytes(bytes_address, width)
+    total = _NONE
+    for i in range(width):
+        apart = _F(np.int32(bytes_[i]) - np.int32(128)) * scale - x[i]
+        total += apart * apart
+    return np.sqrt(total)
+
+
+@compiled
+def dot(a, b, width):
+    """The sum of products of two rows."""
+    vectors = width // LANES
+    total = dot_of_vectors(a, b, vectors) if vectors > 0 else _NONE
+    left, right = floats(a, width), floats(b, width)
+    for i in range(vectors * LANES, width):
+        total += left[i] * right[i]
+    return total
+
+
+@compiled
+def _mix(shares, values, stride, count, width, out):
+    """The sum of `count` rows, each times its share."""
+    done = 0
+    while done + 4 * LANES <= width:
+        mix_of_four(shares, values + 4 * done, stride, count, out + 4 * done)
+        done += 4 * LANES
+    while done + LANES <= width:
+        mix_of_one(shares, values + 4 * done, stride, count, out + 4 * done)
+        done += LANES
+    share, to = floats(shares, count), floats(out, width)
+    for i in range(done, width):
+        total = _NONE
+        for place in range(count):
+            total += share[place] * floats(values + place * stride, width)[i]
+        to[i] = total
+
+
+@vectorized
+def _softmax(address, count, greatest):
+    """Scores become shares, where they stand."""
+    x = floats(address, count)
+    total = _NONE
+    for i in range(count):
+        x[i] = power(x[i] - greatest)
+        total += x[i]
+    inverse = _ONE / total
+    for i in range(count):
+        x[i] *= inverse
+
+
+@compiled
+def greatest_of(address, count):
+    """The greatest of some numbers; NaN where any is."""
+    vectors = count // LANES
+    most = max_of_vectors(address, vectors) if vectors > 0 else _F(-np.inf)
+    x = floats(address, count)
+    for i in range(vectors * LANES, count):
+        if not (x[i] <= most):
+            most = x[i]
+            if most != most:
+                break
+    return most
+
+
+@vectorized
+def _multiply_all(address, count, by):
+    x = floats(address, count)
+    for i in range(count):
+        x[i] *= by
+
+
+@compiled
+def share_out(address, count, scale):
+    """Scores become shares, where they stand."""
+    _multiply_all(address, count, scale)
+    _softmax(address, count, greatest_of(address, count))
+
+
+@compiled
+def attend_row(query, keys, keys_step, width, values, values_step, value_width, count, shown, scale, shares, out):
+    """One query over `count` keys, at least one: `width` float32 numbers, `keys_step` bytes from one to the next.
+
+    Its shares are written, zeros up to `shown` behind them, and the sum of values by shares.
+    """
+    score = floats(shares, shown)
+    for place in range(count):
+        at = values + values_step * place
+        for line in range(at, at + 4 * value_width, 64):
+            prefetch(line)  # they stand on pages of their own, which the processor does not foresee
+        score[place] = dot(query, keys + keys_step * place, width)
+    share_out(shares, count, scale)
+    _mix(shares, values, values_step, count, value_width, out)
+    for place in range(count, shown):
+        score[place] = _NONE

@@ -1,0 +1,139 @@
+"""The greatest score of each row that a last layer gives, found by a program (see `cpu_greatest`).
+
+Knows layers in panels, and bounds on their estimates; knows nothing of tokens or requests.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .cpu_program import Panels, Program, bits_of
+
+
+class Bounds(NamedTuple):
+    """Between the scores of a last layer and estimates of them, from a copy of its weights (see `server.screening`).
+
+    A score is off by norms * off + errors * length + slack at most, where `length` is its row's, and `off` how far the
+    row is from its bytes, and `rounding` times its length.
+    """
+
+    weights: Tensor  # float32 [size, inner], contiguous
+    bias: Tensor | None  # float32 [size]
+    norms: Tensor  # float32 [size]
+    errors: Tensor  # float32 [size]
+    slack: float
+    rounding: float
+
+
+class OutOfTheQuestion(NamedTuple):
+    """Scores that are not looked at, by panels."""
+
+    begin: Tensor  # int64 [panels + 1]
+    rows: Tensor  # int64 [n]
+    columns: Tensor  # int64 [n]: within their panels
+
+
+def out_of_the_question(rows: Tensor, places: Tensor, size: int) -> OutOfTheQuestion:
+    """Of `size` scores of each row, those at some places, int64 `[n]` each."""
+    from .cpu_machine import COLUMNS
+
+    places, order = places.sort()
+    panels = -(-size // COLUMNS)
+    begin = torch.searchsorted(places, torch.arange(panels + 1) * COLUMNS)
+    return OutOfTheQuestion(begin, rows[order].contiguous(), places % COLUMNS)
+
+
+class Search:
+    """Finds the greatest score that a last layer, in panels, gives each row. For one thread at a time."""
+
+    def __init__(self, panels: Panels, bounds: Bounds | None = None) -> None:
+        """With bounds, panels are of bytes, and what they give are estimates of scores."""
+        from . import cpu_greatest as op
+
+        if bounds is not None and panels.channels is None:
+            raise ValueError("panels: must be of bytes, where there are bounds")
+        self._kept = panels, bounds
+        self.size = panels.size
+        # What stands before it quantizes rows.
+        before = Program(1)
+        before.product(before.room(panels.inner), panels, before.room(panels.size))
+        quantizing, product = before.table[:-1], before.table[-1]
+        searching = np.zeros((2, product.shape[0]), np.int64)
+        searching[:, op.KIND] = (op.MAXIMA, op.GREATEST)
+        searching[:, op.X_STRIDE] = product[op.X_STRIDE]
+        searching[:, op.SIZE] = panels.size
+        searching[:, op.WEIGHT], searching[:, op.PLACES] = panels.weights.data_ptr(), panels.weights.shape[1]
+        searching[:, op.BIAS] = panels.bias.data_ptr()
+        if panels.channels is not None and panels.corrections is not None:
+            searching[:, op.IS_OF_BYTES] = 1
+            searching[:, op.CHANNELS] = panels.channels.data_ptr()
+            searching[:, op.CORRECTIONS] = panels.corrections.data_ptr()
+        if bounds is not None:
+            searching[:, op.INNER], searching[:, op.WEIGHTS] = panels.inner, bounds.weights.data_ptr()
+            searching[:, op.WEIGHTS_BIAS] = 0 if bounds.bias is None else bounds.bias.data_ptr()
+            searching[:, op.NORMS], searching[:, op.ERRORS] = bounds.norms.data_ptr(), bounds.errors.data_ptr()
+            searching[:, op.MOST_NORM], searching[:, op.MOST_ERROR] = (
+                bits_of(float(most.max())) for most in (bounds.norms, bounds.errors)
+            )
+            searching[:, op.SLACK], searching[:, op.ROUNDING] = bits_of(bounds.slack), bits_of(bounds.rounding)
+        self._table: NDArray[np.int64] = np.concatenate([quantizing, searching])
+        self._first = len(quantizing)
+        self._rows = 0  # that there is room for
+        self._make_room(1)
+
+    def __call__(self, hidden: Tensor, out: OutOfTheQuestion | None = None) -> tuple[Tensor, Tensor]:
+        """From rows `[n, inner]`, the place of the greatest score of each, int64 `[n]`.
+
+        And the greatest number that was met there, float32 `[n]`: the score, or an estimate; NaN where any is, and then
+        the place is that of one; minus infinity where all are out of the question. Both are there until the next call.
+        """
+        from . import cpu_greatest as op
+        from . import cpu_operations
+        from .cpu_team import team
+
+        hidden = hidden.contiguous()
+        count = len(hidden)
+        if count > self._rows:
+            self._make_room(count)
+        search = self._table[self._first :]
+        search[:, op.HIDDEN] = hidden.data_ptr()
+        if self._first:
+            self._table[0, cpu_operations.X] = hidden.data_ptr()
+        else:
+            search[:, op.X] = hidden.data_ptr()
+        search[:, op.OUT_BEGIN] = 0
+        if out is not None and len(out.rows):
+            search[:, op.OUT_BEGIN], search[:, op.OUT_ROWS] = out.begin.data_ptr(), out.rows.data_ptr()
+            search[:, op.OUT_COLUMNS] = out.columns.data_ptr()
+        team.run(self._table, np.array([count, 0, 0, 0, 1], np.int64), torch.get_num_threads())
+        return self._tokens[:count], self._most[:count]
+
+    def _make_room(self, rows: int) -> None:
+        """Makes what a search writes large enough for so many rows. New memory takes longer than what is done in it."""
+        from . import cpu_greatest as op
+        from . import cpu_operations
+        from .cpu_machine import COLUMNS
+
+        self._rows = rows
+        panels = -(-self.size // COLUMNS)
+        search = self._table[self._first :]
+
+        def room(field: int, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+            made = torch.zeros(rows, *shape, dtype=dtype)
+            search[:, field] = made.data_ptr()
+            self._room.append(made)
+            return made
+
+        self._room: list[Tensor] = []
+        self._tokens, self._most = room(op.TOKENS, dtype=torch.int64), room(op.MOST)
+        room(op.NUMBERS, panels * COLUMNS)
+        room(op.MAXIMA_OF_PANELS, panels)
+        if self._first:
+            width = int(self._table[0, cpu_operations.OUT_STRIDE])
+            self._table[0, cpu_operations.OUT] = room(op.X, width, dtype=torch.uint8).data_ptr()
+            self._table[0, cpu_operations.SCALES] = room(op.SCALES).data_ptr()
