@@ -66,8 +66,8 @@ class Target(NamedTuple):
 class Recorder(Protocol):
     """Takes rows while a model runs."""
 
-    def targets(self, site: Site, query: Tensor, key: Tensor) -> Sequence[Target]:
-        """Where the rows of a site go, whose queries `[B, H, T, D]` and keys `[B, Hkv, S, D]` are these."""
+    def targets(self, site: Site, shape: tuple[int, int, int, int], device: torch.device) -> Sequence[Target]:
+        """Where the rows of a site go, whose probabilities, somewhere, would be `[B, H, T, S]`."""
         ...
 
 
@@ -177,9 +177,7 @@ def attend(
     # probabilities whether or not anybody asks for them, and everything else has SDPA's own.
     if query.shape[2] == 1 and query.dtype == torch.float32 and not fuses(query):
         output, attention = attend_to(query, key, value, scoring)
-        for target in targets:
-            mine = attention if target.rows is None else attention[target.rows]
-            write_probabilities(mine, target.result, target.part, _ONE)
+        write_step(targets, attention)
         return output.transpose(1, 2), None
     # Values of another width than keys are not the kernel's business.
     is_fused = query.shape[2] == 1 and key.shape == value.shape and fuses(query)
@@ -257,7 +255,22 @@ def _is_causal(module: nn.Module, query: Tensor, mask: Tensor | None, is_causal:
 
 def _targets(recorder: Recorder, module: nn.Module, query: Tensor, key: Tensor) -> Sequence[Target]:
     site: Site | None = getattr(module, "sidelight_site", None)
-    return () if site is None else recorder.targets(site, query, key)
+    if site is None:
+        return ()
+    batch, heads, queries, _ = query.shape
+    return recorder.targets(site, (batch, heads, queries, key.shape[2]), query.device)
+
+
+def write_step(targets: Sequence[Target], attention: Tensor) -> None:
+    """Keeps the rows of a step from its probabilities, float32 `[B, H, 1, S]`."""
+    for target in targets:
+        mine = attention if target.rows is None else attention[target.rows]
+        write_probabilities(mine, target.result, target.part, _ONE)
+
+
+def targets_of_step(site: Site, shape: tuple[int, int, int, int], device: torch.device) -> Sequence[Target]:
+    """Where the rows of a step go that somebody else makes, by probabilities of this shape, `[B, H, 1, S]`."""
+    return () if _active.recorder is None else _active.recorder.targets(site, shape, device)
 
 
 def _record(target: Target, query: Tensor, key: Tensor, scoring: Scoring) -> None:

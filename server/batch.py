@@ -19,13 +19,14 @@ from torch import Tensor
 from ..kernels import Result
 from .attention import Kind, Site, Target, fuses, recording
 from .capture import CapturePlan, Recording
-from .choosing import Chooser, Chosen
+from .choosing import Choice, Chooser, Chosen
 from .decoding import Writer, begin, parts_of
 from .errors import internal
 from .jobs import Decoding, Event, Job
 from .layouts import Layout
 from .models import LoadedModel
 from .numbers import Numbers, fetch, numbers_of
+from .programs import ProgrammedDecoder
 from .reading import LAST_QUERY, Reader
 from .scores import Score, score
 from .slots import Contents, Slots
@@ -157,8 +158,8 @@ class Batch:
         longest = max(seat.source_length for seat in seats)
         padding = self._model.config.pad_token_id or 0
         ids = [[*seat.job.source.ids, *([padding] * (longest - seat.source_length))] for seat in seats]
-        hidden = self._layout.encode(whole_numbers(ids, self._model.device), [seat.source_length for seat in seats])
-        self._layout.write_sources(hidden, {seat.slot: seat.source_length for seat in seats}, self._slots)
+        lengths = {seat.slot: seat.source_length for seat in seats}
+        self._layout.read_sources(whole_numbers(ids, self._model.device), lengths, self._slots)
 
     def _encode_alone(self, seat: Seat) -> None:
         """Reads a source whose reading is captured."""
@@ -232,20 +233,19 @@ class Batch:
             first, end, (length, source) = 0, self._count, self._layout.lengths
         self._slots.begin_step(slice(first, end), length, source, are_even=are_even)
         fed = self._tokens[first:end]
-        recorder = _BatchRecording(seats, first, end, {"cross": source, "decoder_self": length}, fed)
+        positions: dict[Kind, int] = {"cross": source, "decoder_self": length}
+        is_free_to_choose = isinstance(self._layout.decoder, ProgrammedDecoder)
+        recorder = _BatchRecording(seats, first, end, positions, fed, is_free_to_choose=is_free_to_choose)
         active = [seat.slot for seat in seats]
         keep = any(seat.job.scores for seat in seats)  # they are taken from what the model gave
         with recording(recorder, padded=False):
-            logits, greatest = self._logits(fed, not keep and self._chooser.wants_greatest_alone(active, end))
-        if first:  # the chooser knows rows by their slots
-            logits = torch.cat([logits.new_zeros(first, logits.shape[1]), logits])
-        self._has_chosen = True
-        choice = self._chooser.choose(logits, active, keep=keep, greatest=greatest)
+            made = self._layout.step(fed, self._slots)
+        logits, choice = self._choose(made, first, end, active, keep=keep)
         # A processor's fault is its request's alone, and so is a score's.
         failed = self._chooser.failed
         faults: dict[Seat, Exception] = {seat: failed[seat.slot] for seat in seats if seat.slot in failed}
         scored = list(self._scores([seat for seat in seats if seat not in faults], logits, choice.tokens, faults))
-        index = some_rows(tuple(seat.slot for seat in seats), logits.device)
+        index = some_rows(tuple(seat.slot for seat in seats), fed.device)
         tokens = choice.tokens[index]
         scores = [made for _, made in scored]
         ids, finite, *rest = fetch([tokens, choice.is_number[index], *scores, *recorder.tensors])
@@ -271,19 +271,47 @@ class Batch:
             except Exception as error:
                 yield seat, error
 
-    def _logits(self, fed: Tensor, greatest_alone: bool) -> tuple[Tensor, Greatest | None]:
-        """The logits of a step, `[n, vocabulary]`, and how the greatest of each row is found if not by looking."""
-        made = self._layout.step(fed, self._slots)
+    def _choose(
+        self, made: Tensor, first: int, end: int, active: Sequence[int], *, keep: bool
+    ) -> tuple[Tensor | None, Choice]:
+        """The logits `[end, vocabulary]` of a step that has made something of slots, and the tokens chosen by them.
+
+        None for logits where nobody needs them. `keep` says that somebody does.
+        """
         vocabulary = self._layout.vocabulary
-        if vocabulary is None:
-            return made, None
-        estimates = vocabulary.estimates(made) if greatest_alone else None
-        return (vocabulary.logits(made), None) if estimates is None else (estimates.scores, estimates.greatest)
+        if vocabulary is not None and not keep:
+
+            def find(out: Tensor) -> tuple[Tensor, Tensor] | None:
+                found = vocabulary.find(made, out, first)
+                if found is None or not first:  # the chooser knows rows by their slots
+                    return found
+                tokens, most = found
+                return torch.cat([tokens.new_zeros(first), tokens]), torch.cat([most.new_zeros(first), most])
+
+            choice = self._chooser.choose_by(find, active, end)
+            if choice is not None:
+                self._has_chosen = True
+                return None, choice
+        greatest: Greatest | None = None
+        logits = made
+        if vocabulary is not None:
+            greatest_alone = not keep and self._chooser.wants_greatest_alone(active, end)
+            estimates = vocabulary.estimates(made) if greatest_alone else None
+            if estimates is None:
+                logits = vocabulary.logits(made)
+            else:
+                logits, greatest = estimates.scores, estimates.greatest
+        if first:
+            logits = torch.cat([logits.new_zeros(first, logits.shape[1]), logits])
+        self._has_chosen = True
+        return logits, self._chooser.choose(logits, active, keep=keep, greatest=greatest)
 
     def _scores(
-        self, seats: Sequence[Seat], logits: Tensor, tokens: Tensor, faults: dict[Seat, Exception]
+        self, seats: Sequence[Seat], logits: Tensor | None, tokens: Tensor, faults: dict[Seat, Exception]
     ) -> Iterator[tuple[list[Seat], Tensor]]:
         """The scores of a step, `[seats, scores]` for those that ask for the same ones. What goes wrong is a fault."""
+        if logits is None:  # then nobody asks for any
+            return
         groups: dict[tuple[tuple[Score, ...], float], list[Seat]] = {}
         for seat in seats:
             if seat.job.scores:
@@ -326,6 +354,7 @@ class Batch:
         self._slots.clean(seat.slot, max(seat.length, seat.context) + 1, seat.source_length)
         # For who comes next; and while the slot is idle, a step may see fewer positions than this one had.
         self._slots.own.lengths[seat.slot] = 0
+        self._slots.source_lengths[seat.slot] = 1
         heapq.heappush(self._free, seat.slot)
 
 
@@ -341,9 +370,19 @@ class _BatchRecording:
     """The rows that a step keeps, of all seats: those with equal plans together."""
 
     def __init__(
-        self, seats: Sequence[Seat], first: int, end: int, positions: Mapping[Kind, int], tokens: Tensor
+        self,
+        seats: Sequence[Seat],
+        first: int,
+        end: int,
+        positions: Mapping[Kind, int],
+        tokens: Tensor,
+        *,
+        is_free_to_choose: bool,
     ) -> None:
-        """For a step of `tokens`, those of the slots from `first` to `end`."""
+        """For a step of `tokens`, those of the slots from `first` to `end`.
+
+        `is_free_to_choose` says that to keep some rows of them takes no longer than to keep all.
+        """
         groups: dict[int, list[Seat]] = {}
         for seat in seats:
             if seat.writer.wants_row:
@@ -358,13 +397,20 @@ class _BatchRecording:
             # To take some rows out of a batch is to copy their keys. Rows of all, of which some are kept, cost less
             # where they are many, or where they come from the kernel that reads the keys anyhow.
             is_whole = 2 * len(slots) >= count or (fuses(tokens) and len(slots) == most)
+            if is_free_to_choose:
+                is_whole = rows is None
             taken = None if is_whole else rows
             made = Recording(group[0].plan, LAST_QUERY, positions, taken, count if is_whole else len(slots))
             self._groups.append(_Recorded(group, made, rows if is_whole else None))
             for site, target in made.targets_of_step(tokens.device):
                 self._targets.setdefault(site, []).append(target)
 
-    def targets(self, site: Site, query: Tensor, key: Tensor) -> Sequence[Target]:  # noqa: ARG002
+    def targets(
+        self,
+        site: Site,
+        shape: tuple[int, int, int, int],  # noqa: ARG002
+        device: torch.device,  # noqa: ARG002
+    ) -> Sequence[Target]:
         """As `attention.Recorder` has it."""
         return self._targets.get(site, ())
 

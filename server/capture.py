@@ -131,12 +131,12 @@ class Recording:
         self._count = count
         self._results: dict[Kind, Result] = {}
 
-    def targets(self, site: Site, query: Tensor, key: Tensor) -> list[Target]:  # noqa: ARG002
+    def targets(self, site: Site, shape: tuple[int, int, int, int], device: torch.device) -> list[Target]:
         """As `attention.Recorder` has it."""
         part = self._plan.parts.get(site)
         if part is None:
             return []
-        target = self._target(site, part, query.shape[2], query.device)
+        target = self._target(site, part, shape[2], device)
         return [] if target is None else [target]
 
     def targets_of_step(self, device: torch.device) -> Iterator[tuple[Site, Target]]:

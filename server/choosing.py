@@ -129,6 +129,27 @@ class Chooser:
         plan = self._plan_for(active, (rows, self._vocabulary))
         return plan.sampling is None and plan.takes_out_alone
 
+    def choose_by(
+        self, find: Callable[[Tensor], tuple[Tensor, Tensor] | None], active: Sequence[int], rows: int
+    ) -> Choice | None:
+        """As `choose`, for so many rows, without logits; None where it takes them.
+
+        `find` is told which scores are out of the question, int64 `[m]`: each a row times the size of the vocabulary,
+        and a token. It gives the token with the greatest of the others for each row, int64 `[n]`, and a number `[n]`
+        that is NaN where the row has one; or None.
+        """
+        plan = self._plan_for(active, (rows, self._vocabulary))
+        if plan.sampling is not None or plan.out is None:
+            return None
+        found = find(plan.out)
+        if found is None:
+            return None
+        self.failed = {}
+        # By NumPy: a call of torch's gives Python's lock away, and others keep it for a while.
+        choice = Choice(found[0], torch.from_numpy(~np.isnan(found[1].numpy())))
+        self._take_note(plan, choice)
+        return choice
+
     def choose(
         self,
         logits: Tensor,
@@ -145,7 +166,6 @@ class Chooser:
         """
         self.failed = {}
         plan = self._plan_for(active, (logits.shape[0], logits.shape[1]))
-        plan.steps -= 1
         sampling = plan.sampling
         scores = logits
         if plan.changes or (sampling is not None and sampling.rows is None and sampling.changes):
@@ -156,13 +176,18 @@ class Chooser:
         if sampling is not None:
             choice = sampling.draw(scores, choice)
         assert choice is not None
+        self._take_note(plan, choice)
+        return choice
+
+    def _take_note(self, plan: _Plan, choice: Choice) -> None:
+        """Goes on to the next step."""
+        plan.steps -= 1
         self._lengths[plan.slots] += 1
         if plan.remembered is not None:
             self._history.append(plan.remembering, plan.remembered, choice.tokens)
         for slot in plan.alone:
             alone = self._alone(slot)
             alone.ids = torch.cat([alone.ids, choice.tokens[slot : slot + 1, None]], dim=-1)
-        return choice
 
     def _plan_for(self, active: Sequence[int], shape: tuple[int, int]) -> _Plan:
         """The plan for some slots and logits of a shape: the last one, as long as it holds."""
@@ -187,20 +212,24 @@ class Chooser:
             return changes.flat_places(ids, vocabulary, device)
 
         made: list[Change] = []
+        out: list[Tensor] = []  # of the question
         if penalties := those(lambda _, o: o.repetition_penalty if o.repetition_penalty != 1.0 else None):
             made.append(changes.penalize(penalties, history, vocabulary, device))
         if sizes := those(lambda _, o: o.ngram_size):
             made.append(changes.ban_repeated_ngrams(sizes, history, vocabulary, device))
         if bad_words := those(lambda _, o: o.bad_words):
-            made.append(changes.subtract_all(places(bad_words)))
+            out.append(places(bad_words))
+            made.append(changes.subtract_all(out[-1]))
         if too_short := those(lambda slot, o: o.ends if lengths[slot] < o.min_length else ()):
-            made.append(changes.suppress(places(too_short)))
+            out.append(places(too_short))
+            made.append(changes.suppress(out[-1]))
         if forced := those(lambda slot, o: o.forced.get(lengths[slot])):
             made.append(changes.force(whole_numbers(list(forced), device), places(forced)))
         if suppressed := those(
             lambda slot, o: (*o.suppressed, *(o.begin_suppressed if lengths[slot] == o.begin else ()))
         ):
-            made.append(changes.suppress(places(suppressed)))
+            out.append(places(suppressed))
+            made.append(changes.suppress(out[-1]))
         sampling = {slot: request.generator for slot, request in slots.items() if request.generator is not None}
         if normalized := [slot for slot, o in options.items() if o.renormalize and slot not in sampling]:
             made.append(changes.on_rows(_some(normalized, rows, device), changes.normalize))
@@ -216,6 +245,7 @@ class Chooser:
             greedy=len(sampling) < len(slots),
             # Of tokens that are forced side by side, the first is taken, whatever their scores were.
             takes_out_alone=not (penalties or normalized or alone or any(len(ids) > 1 for ids in forced.values())),
+            out=_joined(out) if len(out) == len(made) else None,
             changes=made,
             alone=alone,
             remembering=remembering,
@@ -252,6 +282,7 @@ class _Plan:
     slots: list[int]
     greedy: bool  # whether any slot is
     takes_out_alone: bool  # whether changes do no more than that some tokens cannot be chosen
+    out: Tensor | None  # which scores are out of the question, int64; None where changes do more than that
     changes: list[Change]
     alone: list[int]
     remembering: list[int]  # slots for which the tokens so far matter
@@ -314,6 +345,10 @@ def _greedy(scores: Tensor, greatest: Callable[[Tensor], Tensor]) -> Choice:
     tokens = greatest(scores)[:, None]
     # The greatest of a row is no number where any is none.
     return Choice(tokens[:, 0], ~scores.gather(-1, tokens)[:, 0].isnan())
+
+
+def _joined(places: Sequence[Tensor]) -> Tensor:
+    return torch.cat(list(places)) if places else torch.empty(0, dtype=torch.int64)
 
 
 def _some(rows: list[int], of: int, device: torch.device) -> Tensor | None:

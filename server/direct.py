@@ -84,16 +84,17 @@ class DirectEncoder:
 
     def __init__(self, encoder: Any) -> None:
         """`encoder` is a family's own. Raises UnknownLayerError."""
-        _check_layers(encoder)
+        check_layers(encoder)
         if encoder.dtype == torch.float16:
             raise UnknownLayerError("an encoder whose numbers are clamped")
-        self._embedding = _Embedding(encoder)
+        self._embedding = Embedding(encoder)
         self._layers = [(_own_attention(layer), _feed_forward(layer)) for layer in encoder.layers]
-        self._heads, self._scaling = _heads_of(encoder)
+        self._heads, self._scaling = heads_of(encoder)
         self._end: Layer = getattr(encoder, "layer_norm", _same)
 
     def read(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
-        """What the encoder makes of sources `[B, S]`: `[B, S, width]`. `mask`, bool `[B, 1, 1, S]`, hides padding."""
+        """What the encoder makes of sources `[B, S]`: `[B, S, width]`. `mask`, bool `[B, S]`, hides padding."""
+        mask = None if mask is None else mask[:, None, None]
         hidden = self._embedding.of_sources(tokens)
         for own, forward in self._layers:
             projected = own.project(own.before(hidden)).view(*tokens.shape, 3, self._heads, -1)
@@ -108,12 +109,12 @@ class DirectDecoder:
 
     def __init__(self, decoder: Any) -> None:
         """`decoder` is a family's own. Raises UnknownLayerError."""
-        _check_layers(decoder)
-        self._embedding = _Embedding(decoder)
+        check_layers(decoder)
+        self._embedding = Embedding(decoder)
         self._layers = [
             (_own_attention(layer), _source_attention(layer), _feed_forward(layer)) for layer in decoder.layers
         ]
-        self._heads, self._scaling = _heads_of(decoder)
+        self._heads, self._scaling = heads_of(decoder)
         self._end: Layer = getattr(decoder, "layer_norm", _same)
 
     def step(self, tokens: Tensor, slots: Slots) -> Tensor:
@@ -131,14 +132,14 @@ class DirectDecoder:
         return self._end(hidden)[:, 0]
 
 
-class _Embedding:
+class Embedding:
     """What stands for tokens at their positions, before the first layer."""
 
     def __init__(self, stack: Any) -> None:
-        self._tokens: Layer = stack.embed_tokens
-        self._scale = float(getattr(stack, "embed_scale", 1.0))
+        self.table: Any = stack.embed_tokens
+        self.scale = float(getattr(stack, "embed_scale", 1.0))
         self._positions: Any = stack.embed_positions
-        self._end: Layer = getattr(stack, "layernorm_embedding", _same)
+        self.norm: nn.LayerNorm | None = getattr(stack, "layernorm_embedding", None)
 
     def of_sources(self, tokens: Tensor) -> Tensor:
         """Of whole sequences, `[B, S]`: `[B, S, width]`."""
@@ -148,31 +149,41 @@ class _Embedding:
 
     def of_step(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """Of one token of each row, `[n, 1]`, at a position of its own, `[n, 1]`: `[n, 1, width]`. See `positions`."""
+        return self._both(tokens, self.positions(tokens, lengths))
+
+    def positions(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """What stands for positions `[n, 1]`, of these tokens, `[n, 1]`: `[n, 1, width]`."""
         if isinstance(self._positions, M2M100SinusoidalPositionalEmbedding):
-            return self._both(tokens, self._positions(tokens, None, lengths))
-        return self._both(tokens, self._positions(tokens, 0, position_ids=lengths))
+            return self._positions(tokens, None, lengths)
+        return self._positions(tokens, 0, position_ids=lengths)
 
     def _both(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        embedded = self._tokens(tokens)
-        if self._scale != 1.0:
-            embedded = embedded * self._scale
-        return self._end(embedded + positions)
+        embedded = self.table(tokens)
+        if self.scale != 1.0:
+            embedded = embedded * self.scale
+        embedded = embedded + positions
+        return embedded if self.norm is None else self.norm(embedded)
 
 
 def _same(x: Tensor) -> Tensor:
     return x
 
 
-def _check_layers(stack: Any) -> None:
+def check_layers(stack: Any) -> None:
     """Raises UnknownLayerError unless all layers are known here."""
     kinds: set[type] = {type(layer) for layer in getattr(stack, "layers", ())}
     if not kinds or not kinds <= {*_NORMALIZES_INPUT, *_NORMALIZES_OUTPUT}:
         raise UnknownLayerError("layers of a family that is not known here")
 
 
+def normalizes_input(layer: Any) -> bool:
+    """Whether the parts of a layer normalize what goes in; otherwise they do what comes out."""
+    return type(layer) in _NORMALIZES_INPUT
+
+
 def _around(layer: Any, norm: nn.Module) -> tuple[Layer, Layer]:
     """What is done to the input of a part of a layer and to its output."""
-    return (norm.forward, _same) if type(layer) in _NORMALIZES_INPUT else (_same, norm.forward)
+    return (norm.forward, _same) if normalizes_input(layer) else (_same, norm.forward)
 
 
 # `forward` itself: nothing hooks into these, and nn.Module's look for hooks takes as long as they do for one row.
@@ -197,7 +208,7 @@ def _feed_forward(layer: Any) -> _FeedForward:
     return _FeedForward(before, layer.fc1.forward, layer.activation_fn, layer.fc2.forward, after)
 
 
-def _heads_of(stack: Any) -> tuple[int, float]:
+def heads_of(stack: Any) -> tuple[int, float]:
     """How many heads the attentions have, and what their scores are multiplied by."""
     found = {(layer.self_attn.num_heads, layer.self_attn.scaling) for layer in stack.layers}
     if len(found) != 1:

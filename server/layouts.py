@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from .attention import recording
 from .direct import DirectDecoder, DirectEncoder, UnknownLayerError
 from .positions import take_rows
+from .programs import ProgrammedDecoder, ProgrammedSources
 from .sites import Sites, first_token
 from .slots import Shape, Slots, bytes_of_slot
 from .upload import whole_numbers
@@ -53,7 +54,8 @@ class Layout:
         self.vocabulary: Vocabulary | None = None  # None: the model's last layer is not run apart
         # What runs sources, and steps where the last layer is apart; None: the model's own code.
         self.encoder: DirectEncoder | None = None
-        self.decoder: DirectDecoder | None = None
+        self.sources: ProgrammedSources | None = None
+        self.decoder: DirectDecoder | ProgrammedDecoder | None = None
         self._source_projections = _source_projections(model) if self._is_encoder_decoder else []
         self._own, self._source = self._shapes()
         # Stands for what an encoder gave where its keys and values are kept: only its shape is looked at.
@@ -90,9 +92,27 @@ class Layout:
             )
         with recording(None, padded=mask is not None):
             if self.encoder is not None:
-                return self.encoder.read(ids, None if mask is None else mask[:, None, None])
+                return self.encoder.read(ids, mask)
             inputs = {} if mask is None else {"attention_mask": mask.long()}
             return self._model.get_encoder()(input_ids=ids, **inputs).last_hidden_state
+
+    def read_sources(self, ids: Tensor, lengths: Mapping[int, int], slots: Slots) -> None:
+        """Reads sources, `[B, S]`, and keeps what cross-attention makes of them. `lengths` as in `write_sources`."""
+        sources = self.sources
+        if sources is None:
+            self.write_sources(self.encode(ids, [*lengths.values()]), lengths, slots)
+            return
+        # Each in its own way, whoever comes with it.
+        for is_short in (True, False):
+            rows = [row for row, length in enumerate(lengths.values()) if sources.takes(length) == is_short]
+            if not rows:
+                continue
+            some = {slot: length for slot, length in lengths.items() if sources.takes(length) == is_short}
+            read = ids[rows, : max(some.values())]
+            if is_short:
+                sources.read(read, some, slots)
+            else:
+                self.write_sources(self.encode(read, [*some.values()]), some, slots)
 
     def write_sources(self, hidden: Tensor, lengths: Mapping[int, int], slots: Slots) -> None:
         """Keeps the keys and values that cross-attention makes of what an encoder gave, `[B, S, width]`.
@@ -244,17 +264,32 @@ def _run_directly(model: Any, layout: Layout, tolerance: float) -> None:
     """Has a layout run the model's encoder and decoder without the model's own code, where that gives the same."""
     if not model.config.is_encoder_decoder or layout.vocabulary is None:
         return
-    try:
-        layout.encoder, layout.decoder = DirectEncoder(model.get_encoder()), DirectDecoder(model.get_decoder())
-        problem = _difference(model, layout, tolerance)
-    except UnknownLayerError:
-        problem = ""
-    except _FAULTS as error:
-        problem = str(error) or type(error).__name__
-    if problem is not None:
-        layout.encoder = layout.decoder = None
+    problem: str | None = ""
+    for set_ in (_set_programs, _set_direct):
+        try:
+            set_(model, layout)
+            problem = _difference(model, layout, tolerance)
+        except UnknownLayerError:
+            problem = ""
+        except _FAULTS as error:
+            problem = str(error) or type(error).__name__
+        if problem is None:
+            return
+        layout.encoder = layout.sources = layout.decoder = None
+        if problem and set_ is _set_programs:
+            log.warning("%s is not run as programs: %s", model.config.model_type, problem)
     if problem:
         log.warning("%s is run by its own code: %s", model.config.model_type, problem)
+
+
+def _set_programs(model: Any, layout: Layout) -> None:
+    layout.decoder = ProgrammedDecoder(model.get_decoder())
+    layout.sources = ProgrammedSources(model)
+    layout.encoder = DirectEncoder(model.get_encoder())
+
+
+def _set_direct(model: Any, layout: Layout) -> None:
+    layout.encoder, layout.decoder = DirectEncoder(model.get_encoder()), DirectDecoder(model.get_decoder())
 
 
 @torch.inference_mode()
@@ -275,8 +310,8 @@ def _difference(model: Any, layout: Layout, tolerance: float) -> str | None:
                 expected.append(model(input_ids=source_ids, decoder_input_ids=ids, use_cache=False).logits[0, -1])
                 if not slot:  # the sources of all slots
                     padded = [[*each, *[token] * (longest - len(each))] for each in sources]
-                    hidden = layout.encode(torch.tensor(padded, device=model.device), [*map(len, sources)])
-                    layout.write_sources(hidden, dict(enumerate(map(len, sources))), slots)
+                    lengths = dict(enumerate(map(len, sources)))
+                    layout.read_sources(torch.tensor(padded, device=model.device), lengths, slots)
             else:
                 expected.append(model(input_ids=ids, use_cache=False).logits[0, -1])
             if len(target) > 1:

@@ -19,12 +19,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from ..kernels.cpu_program import Panels, Product, is_supported, pack_panels
+
 Precision = Literal["float32", "bfloat16", "int8"]
 
 # Maps [..., in] to [..., out]; at least one row.
 Way = Callable[[Tensor], Tensor]
 # Makes the way of one layer from its weight [out, in], the scale [out] of each channel (int8) and its bias [out].
 MakeWay = Callable[[Tensor, Tensor | None, Tensor | None], Way]
+
+# The name of our own way.
+PANELS = "panels"
 
 _REPEATS = 4
 # Seconds to spend on a shape and a number of rows, reached where the machine is busy. Each way runs once all the same.
@@ -48,6 +53,7 @@ class PackedLinear(nn.Module):
         self.out_features = out_features
         self.weight = weight
         self.bias = bias
+        self.panels: Panels | None = None  # its weight as a program reads it, where one of its ways does
         self._dtype = torch.float32
         self._ways: list[Way] = []  # by the number of rows; the last for all greater numbers
 
@@ -118,12 +124,15 @@ def pack(
     rows: Sequence[int] = (1, 2, 4, 8, 16, 32, 64, 256),
     *,
     skip: Callable[[str, nn.Module], bool] = lambda _name, _module: False,
+    in_panels: Callable[[str], bool] = lambda _name: False,
 ) -> Report:
     """Replaces in place every linear layer below `model` by a PackedLinear, tied embeddings kept.
 
     `rows` are the numbers of rows to measure; a number between two of them runs as the greater does, one above them all
-    as the greatest. `skip(name, module)` says which layers to leave. With "int8", each weight has a scale for each
-    output channel and each row of the input one of its own, so a row's result does not depend on its neighbours.
+    as the greatest. `skip(name, module)` says which layers to leave; `in_panels(name)`, which have their weights in
+    panels whatever is measured, since programs read them: other ways must then earn their copy. With "int8", each
+    weight has a scale for each output channel and each row of the input one of its own, so a row's result does not
+    depend on its neighbours.
     Raises ValueError if `rows` has none, RuntimeError if this machine has no exact int8 kernel.
     """
     if not rows or min(rows) < 1:
@@ -135,7 +144,7 @@ def pack(
             measured = report.shapes[shape] = Measured(len(layers))
             size = shape.out_features * (shape.in_features * _ITEM_BYTES[precision] + 4 * (precision == "int8"))
             report.bytes.update((names[0], size) for names in layers.values())
-            _pack_shape(model, layers, precision, sorted(set(rows)), measured)
+            _pack_shape(model, layers, precision, sorted(set(rows)), measured, in_panels)
     report.seconds = time.perf_counter() - start
     return report
 
@@ -160,6 +169,7 @@ def _pack_shape(
     precision: Precision,
     rows: Sequence[int],
     measured: Measured,
+    in_panels: Callable[[str], bool],
 ) -> None:
     """Measures the ways of layers of one shape, then replaces each. Empties `layers`, to hold no weight longer."""
     sources = [_source(module, precision) for module in list(layers)[:_TIMED_LAYERS]]
@@ -170,11 +180,13 @@ def _pack_shape(
     generator = torch.Generator().manual_seed(0)
     inputs = {count: torch.randn(count, weight.shape[1], generator=generator).to(dtype) for count in rows}
     measured.times = {count: _measure(timed, x) for count, x in inputs.items()}
-    measured.chosen = _choose(measured.times)
+    must = {module for module, names in layers.items() if PANELS in makers and any(map(in_panels, names))}
+    measured.chosen = _choose(measured.times, PANELS if must else None)
     del timed, sources, weight  # the memory of one candidate too many for a dozen of layers
     while layers:
         module, names = layers.popitem()
-        packed = _packed(module, _source(module, precision), makers, measured, dtype)
+        ways = {*measured.chosen.values(), *((PANELS,) if module in must else ())}
+        packed = _packed(module, _source(module, precision), {name: makers[name] for name in ways}, measured, dtype)
         for name in names:
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, packed)
@@ -187,12 +199,13 @@ def _packed(
     measured: Measured,
     dtype: torch.dtype,
 ) -> PackedLinear:
-    ways = {name: makers[name](*source) for name in sorted(set(measured.chosen.values()))}
+    ways = {name: make(*source) for name, make in makers.items()}
     # Not the true weight, whose memory is to go: transformers' T5 asks for the type of a layer's weight.
     shown = torch.empty(source[0].shape, dtype=module.weight.dtype, device="meta")
     packed = PackedLinear(source[0].shape[1], source[0].shape[0], shown, source[2])
     packed.train(module.training)
     packed._dtype = dtype
+    packed.panels = next((way.panels for way in ways.values() if isinstance(way, Product)), None)
     for count, name in measured.chosen.items():
         packed._ways += [ways[name]] * (count + 1 - len(packed._ways))
     return packed
@@ -238,11 +251,12 @@ def _measure(timed: dict[str, list[Way]], x: Tensor) -> dict[str, float]:
     return {name: min(times) for name, times in runs.items()}
 
 
-def _choose(times: dict[int, dict[str, float]]) -> dict[int, str]:
-    """The way for each number of rows. A second one beside the best overall must earn its copy of the weight."""
+def _choose(times: dict[int, dict[str, float]], main: str | None = None) -> dict[int, str]:
+    """The way for each number of rows. A second one beside `main`, or the best overall, must earn its copy."""
     best = {rows: min(by_way.values()) for rows, by_way in times.items()}
     names = next(iter(times.values()))
-    main = min(names, key=lambda name: sum(by_way[name] / best[rows] for rows, by_way in times.items()))
+    if main is None:
+        main = min(names, key=lambda name: sum(by_way[name] / best[rows] for rows, by_way in times.items()))
     return {
         rows: main if by_way[main] * _WORTH_A_COPY <= best[rows] else min(by_way, key=by_way.__getitem__)
         for rows, by_way in times.items()
@@ -268,7 +282,8 @@ def _makers(precision: Precision, in_features: int) -> dict[str, MakeWay]:
         onednn = torch.backends.mkldnn.is_available() and (
             precision == "float32" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
         )
-        return {"onednn": _onednn, "torch": _torch} if onednn else {"torch": _torch}
+        ways: dict[str, MakeWay] = {"onednn": _onednn, "torch": _torch} if onednn else {"torch": _torch}
+        return ways | ({PANELS: _panels} if precision == "float32" and is_supported() else {})
     exact = {name: make for name, make in _INT8.items() if _is_exact(name, in_features)}
     if not exact:
         raise RuntimeError("this machine has no exact int8 kernel")
@@ -291,6 +306,11 @@ def _onednn(weight: Tensor, _scale: Tensor | None, bias: Tensor | None) -> Way:
         return linear(x, packed, bias, "none", [], "")
 
     return way
+
+
+def _panels(weight: Tensor, scale: Tensor | None, bias: Tensor | None) -> Way:
+    """Our own kernels, which a program's steps share."""
+    return Product(pack_panels(weight, scale, bias))
 
 
 # ---- int8 -----------------------------------------------------------------------------------------------------------
@@ -373,11 +393,14 @@ def _make_int8(name: str, weight: Tensor, scale: Tensor | None, bias: Tensor | N
 
 
 _INT8: dict[str, MakeWay] = {name: functools.partial(_make_int8, name) for name in _PRODUCTS}
+_INT8[PANELS] = _panels  # to the bit as the others are, quantization and all
 
 
 @functools.cache
 def _is_exact(name: str, in_features: int) -> bool:
     """Whether a kernel exists here and adds up exactly: on processors without VNNI, some saturate at 16 bits."""
+    if name == PANELS:  # by construction, and by its tests
+        return is_supported(of_bytes=True)
     generator = torch.Generator().manual_seed(0)
     weight = torch.randint(-127, 128, (67, in_features), generator=generator, dtype=torch.int8)
     weight[:2] = torch.tensor([[127], [-127]])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import time
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,9 +21,11 @@ from transformers import (
     PreTrainedModel,
 )
 
+from ..kernels.cpu_program import is_supported
 from .attention import Kind, register
 from .layouts import Layout, find_layout
 from .linears import Precision, pack
+from .programs import is_programmed
 from .projections import join_projections
 from .sites import Sites, find_sites
 from .tokenization import Codec
@@ -31,6 +34,9 @@ from .vocabulary import shared_weight
 log = logging.getLogger(__name__)
 
 BUNDLED_NAME = "tatoeba-en-de"
+
+# Seconds that are worth a word.
+_LONG = 5.0
 
 # For models whose positions have no end of their own, such as T5's relative ones.
 _DEFAULT_LENGTH = 4096
@@ -136,11 +142,15 @@ def load(
         if not compiled:  # what one layer makes of another is not for the compiler
             join_projections(model)
         if packing is not None:
-            log.info("%s", pack(model, packing))
+            _prepare_programs()
+            programmed = is_programmed(model)
+            log.info("%s", pack(model, packing, in_panels=lambda _: programmed))
         source, target = _lengths(config, max_length)
         is_exact = model.dtype == torch.float32 and precision != "int8"
         layout = find_layout(model, sites, source, target, is_exact=is_exact)
         if layout is not None:
+            if layout.vocabulary is not None and packing is not None:
+                layout.vocabulary.search()
             if layout.vocabulary is not None and packing == "float32" and weight is not None:
                 layout.vocabulary.screen(weight)
             if compiled:
@@ -155,6 +165,13 @@ def load(
             raise ModelError(f"cannot serve {where}: its layers differ in the number of {kind} heads: {heads}")
     shown = "int8" if precision == "int8" else str(model.dtype).removeprefix("torch.")
     return LoadedModel(name, model, Codec(tokenizer, model), sites, source, target, shown, layout)
+
+
+def _prepare_programs() -> None:
+    """Compiles the CPU's kernels, where that has not been done here before."""
+    began = time.monotonic()
+    if is_supported() and (seconds := time.monotonic() - began) > _LONG:
+        log.info("kernels for this CPU took %.0f s to compile; they are kept for the next time", seconds)
 
 
 def _check_vocabularies(model: PreTrainedModel, tokenizer: Any) -> None:

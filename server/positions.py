@@ -44,6 +44,9 @@ def _learned(module: nn.Module) -> Callable[..., Tensor]:
 def _sinusoidal(module: Any) -> Callable[..., Tensor]:
     """M2M100's table, which looks whether it is long enough; requests are not let in that are longer."""
     forward: Callable[..., Tensor] = module.forward
+    # It grows with longer texts where it begins late, behind the padding's place: ours cannot, in a step.
+    if (late := module.padding_idx + 1 - module.offset) > 0:
+        module.make_weights(module.weights.size(0) + late, module.embedding_dim, module.padding_idx)
 
     def rows(input_ids: Tensor, inputs_embeds: Tensor | None = None, past_key_values_length: Any = 0) -> Tensor:
         if not isinstance(past_key_values_length, Tensor):

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ..kernels.cpu_search import Bounds, Search
 from .linears import pack, quantize
 
 log = logging.getLogger(__name__)
@@ -49,11 +50,18 @@ class Screen:
     Cauchy and Schwarz that is |v| |h - g| + |w - v| |h| at most.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, full: Callable[[Tensor], Tensor]) -> None:
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        full: Callable[[Tensor], Tensor],
+        rival: Callable[[Tensor], object] | None = None,
+    ) -> None:
         """`weight` is float32 `[vocabulary, width]`, kept and not copied; `bias`, `[vocabulary]`, is added to scores.
 
-        `full` gives all scores, `[n, vocabulary]`, of `[n, width]`. Raises RuntimeError where weights are not finite,
-        or this machine has no exact int8 kernel.
+        `full` gives all scores, `[n, vocabulary]`, of `[n, width]`; `rival` finds the greatest of each row without
+        writing them, where there is something that does. Raises RuntimeError where weights are not finite, or this
+        machine has no exact int8 kernel.
         """
         self._weight = weight
         self._bias = bias
@@ -70,17 +78,34 @@ class Screen:
         if bias is not None:
             layer.bias = nn.Parameter(bias, requires_grad=False)
         self._estimates = nn.Sequential(layer)
-        log.debug("%s", pack(self._estimates, "int8", _MEASURED_ROWS))
-        self._worth = _find_worth(self, full, weight.shape[1])
+        log.debug("%s", pack(self._estimates, "int8", _MEASURED_ROWS, in_panels=lambda _: True))
+        panels = getattr(self._estimates[0], "panels", None)
+        # Finds the greatest without writing estimates; None where no programs run.
+        self.search: Search | None = None
+        if panels is not None:
+            norm, error = torch.from_numpy(self._norm), torch.from_numpy(self._error)
+            bounds = Bounds(weight.contiguous(), bias, norm, error, float(self._slack), _ROUNDING)
+            self.search = Search(panels, bounds)
+        width = weight.shape[1]
+        self._worth = _find_worth(self._look, lambda hidden: greatest(full(hidden)), width)
+        self._worth_searching = [False]
+        if self.search is not None:
+            rival = rival or (lambda hidden: greatest(full(hidden)))
+            self._worth_searching = _find_worth(self.search, rival, width)
 
-    def is_worth(self, rows: int) -> bool:
-        """Whether for so many rows it takes less time than all scores in full."""
-        return self._worth[min(rows, len(self._worth) - 1)]
+    def is_worth(self, rows: int, *, searching: bool = False) -> bool:
+        """Whether for so many rows it takes less time than all scores in full; `searching`, when none are written."""
+        worth = self._worth_searching if searching else self._worth
+        return worth[min(rows, len(worth) - 1)]
 
     @property
     def is_ever_worth(self) -> bool:
         """Whether for any number of rows it takes less time than all scores in full."""
-        return any(self._worth)
+        return any(self._worth) or any(self._worth_searching)
+
+    def _look(self, hidden: Tensor) -> Tensor:
+        estimates = self.estimate(hidden)
+        return estimates.greatest(estimates.scores)
 
     def estimate(self, hidden: Tensor) -> Estimates:
         """Estimates of all scores, from what the layer is given: float32 `[n, width]`."""
@@ -167,8 +192,8 @@ def _norms(weight: Tensor) -> tuple[Tensor, Tensor]:
     return torch.linalg.vector_norm(copy, dim=1), error + _ROUNDING * torch.linalg.vector_norm(weight, dim=1)
 
 
-def _find_worth(screen: Screen, full: Callable[[Tensor], Tensor], width: int) -> list[bool]:
-    """For which numbers of rows estimates are worth it: by that number, the last for all greater ones."""
+def _find_worth(ours: Callable[[Tensor], object], theirs: Callable[[Tensor], object], width: int) -> list[bool]:
+    """For which numbers of rows one way is worth it: by that number, the last for all greater ones."""
     generator = torch.Generator().manual_seed(0)
     worth: list[bool] = []
     for rows in _MEASURED_ROWS:
@@ -176,10 +201,9 @@ def _find_worth(screen: Screen, full: Callable[[Tensor], Tensor], width: int) ->
         times: tuple[list[float], list[float]] = [], []
         for _ in range(_REPEATS):  # in turns, so that both meet the same machine
             start = time.perf_counter()
-            greatest(full(hidden))
+            theirs(hidden)
             between = time.perf_counter()
-            estimates = screen.estimate(hidden)
-            estimates.greatest(estimates.scores)
+            ours(hidden)
             times[0].append(between - start)
             times[1].append(time.perf_counter() - between)
         worth += [min(times[1]) < _WORTH_IT * min(times[0])] * (rows + 1 - len(worth))

@@ -60,9 +60,9 @@ class _Everything:
 
     results: dict[Site, Result] = field(default_factory=dict[Site, Result])
 
-    def targets(self, site: Site, query: Tensor, key: Tensor) -> list[Target]:
-        batch, heads, length, _ = query.shape
-        self.results[site] = new_result(batch, length, key.shape[2], heads, device=query.device)
+    def targets(self, site: Site, shape: tuple[int, int, int, int], device: torch.device) -> list[Target]:
+        batch, heads, length, positions = shape
+        self.results[site] = new_result(batch, length, positions, heads, device=device)
         return [Target(self.results[site], Part(), slice(0, length))]
 
 

@@ -185,6 +185,16 @@ class Slots:
         for layer in self._source_layers:
             layer.show(slots, length)
 
+    @property
+    def stepping(self) -> tuple[int, int, int, int]:
+        """Of the step: its first slot, how many it has, and how many positions of target and source it shows."""
+        return self._stepping.start, self._stepping.stop - self._stepping.start, self._length, self.source_length
+
+    @property
+    def source_layers(self) -> Sequence[SlotLayer]:
+        """The layers of what is kept of sources."""
+        return self._source_layers
+
     def own_mask(self, window: int | None = None) -> Tensor:
         """Which positions the queries of the step see, themselves included: bool `[n, 1, 1, length]`."""
         ends, positions = self.own.lengths[self._stepping], self._positions[: self._length]

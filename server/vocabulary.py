@@ -16,7 +16,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ..kernels.cpu_search import OutOfTheQuestion, Search, out_of_the_question
 from .attention import recording
+from .linears import PackedLinear
 from .screening import Estimates, Screen
 from .sites import first_token
 
@@ -31,6 +33,8 @@ class Vocabulary:
         self._layer = layer
         self._bias = bias
         self._screen: Screen | None = None
+        self._search: Search | None = None  # among the layer's own scores
+        self._out: tuple[Tensor, int, OutOfTheQuestion] | None = None  # the last that were, and as the search has them
         self._is_held = False
         self._hidden: Tensor | None = None
         self._hook = layer.register_forward_pre_hook(self._hold)
@@ -51,11 +55,21 @@ class Vocabulary:
         if self._bias is not None:
             bias = self._bias if bias is None else bias + self._bias
         try:
-            screen = Screen(weight, bias, self.logits)
+            screen = Screen(weight, bias, self.logits, self._search)
         except RuntimeError as error:  # such as no exact int8 kernel on this machine
             log.info("all scores are computed in full: %s", error)
             return
         self._screen = screen if screen.is_ever_worth else None  # without it, its copy goes
+
+    def search(self) -> None:
+        """Has the greatest scores found without writing all, where the layer is in panels."""
+        panels = self._layer.panels if isinstance(self._layer, PackedLinear) else None
+        if panels is None:
+            return
+        if self._bias is not None:
+            more = torch.nn.functional.pad(self._bias.float(), (0, len(panels.bias) - panels.size))
+            panels = panels._replace(bias=panels.bias + more)
+        self._search = Search(panels)
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -76,6 +90,27 @@ class Vocabulary:
         """The scores of all tokens, `[n, vocabulary]`, from `[n, width]`."""
         logits = self._layer(hidden)
         return logits if self._bias is None else logits + self._bias
+
+    def find(self, hidden: Tensor, out: Tensor, first: int) -> tuple[Tensor, Tensor] | None:
+        """The token with the greatest score of each row, int64 `[n]`, from `[n, width]`.
+
+        Scores that are `out` of the question, int64 `[m]`, are no row's: each is a row, from `first` on, times the size
+        of the vocabulary, and a token. Given besides is a number for each row, which is NaN where the row has one. None
+        where scores must be written to be searched.
+        """
+        search = self._search
+        if (
+            self._screen is not None
+            and self._screen.search is not None
+            and self._screen.is_worth(len(hidden), searching=True)
+        ):
+            search = self._screen.search
+        if search is None:
+            return None
+        if self._out is None or self._out[0] is not out or self._out[1] != first:
+            size = search.size
+            self._out = out, first, out_of_the_question(out // size - first, out % size, size)
+        return search(hidden, self._out[2])
 
     def estimates(self, hidden: Tensor) -> Estimates | None:
         """What the greatest scores are found by, from `[n, width]`; None where all scores take no longer."""

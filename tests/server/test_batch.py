@@ -112,14 +112,14 @@ def test_out_of_memory_alone_ends_the_request(bundled, monkeypatch):
 def test_a_source_that_cannot_be_read_keeps_nobody_out(bundled, monkeypatch):
     jobs = jobs_of(bundled, "marian", 3)
     expected = alone(bundled, jobs)
-    encode = bundled.layout.encode
+    read_sources = bundled.layout.read_sources
 
-    def broken(ids, lengths):
+    def broken(ids, lengths, slots):
         if any(jobs[1].source.ids[0] == row[0] and len(row) >= len(jobs[1].source.ids) for row in ids.tolist()):
             raise RuntimeError("broken")
-        return encode(ids, lengths)
+        read_sources(ids, lengths, slots)
 
-    monkeypatch.setattr(bundled.layout, "encode", broken)
+    monkeypatch.setattr(bundled.layout, "read_sources", broken)
     with torch.inference_mode():
         batch = Batch(bundled, bundled.layout, 3)
         first, fault, last = batch.join(jobs)

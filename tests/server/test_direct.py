@@ -5,9 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from model_zoo import FAMILIES, build_model
+from sidelight.kernels.cpu_program import is_supported
 from sidelight.server import direct
 from sidelight.server.attention import recording
+from sidelight.server.direct import DirectDecoder
 from sidelight.server.models import LoadedModel, load
+from sidelight.server.programs import ProgrammedDecoder
 from sidelight.server.sites import _Everything
 from transformers import AutoModelForSeq2SeqLM
 
@@ -15,9 +18,12 @@ KIN = ("marian", "bart", "mbart", "m2m100", "nllb", "pegasus")
 SOURCES = {0: 5, 2: 4, 3: 5}  # by slot; 1 is idle
 
 
-@pytest.fixture(scope="module")
-def families(tmp_path_factory) -> dict[str, LoadedModel]:
-    """Models whose norms and biases are neither ones nor zeros, so that none can stand for another."""
+@pytest.fixture(scope="module", params=["programs", "modules"])
+def families(request, tmp_path_factory) -> dict[str, LoadedModel]:
+    """Models whose norms and biases are neither ones nor zeros, so that none can stand for another.
+
+    Run as programs, and layer by layer.
+    """
     folder = tmp_path_factory.mktemp("kin")
     loaded = {}
     for name in KIN:
@@ -29,7 +35,9 @@ def families(tmp_path_factory) -> dict[str, LoadedModel]:
                 if weight.dim() == 1:
                     weight.add_(torch.randn_like(weight), alpha=0.3)
         model.save_pretrained(path)
-        loaded[name] = load(path)
+        loaded[name] = load(path, packed=request.param == "programs")
+        decoder = ProgrammedDecoder if request.param == "programs" and is_supported() else DirectDecoder
+        assert type(loaded[name].layout.decoder) is decoder
     return loaded
 
 

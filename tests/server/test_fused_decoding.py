@@ -1,6 +1,6 @@
 """Where one kernel makes output and row, as on a GPU, tokens and rows are those of fused attention and rows beside it.
 
-There is no GPU here: what runs is the kernel's reference, in the kernel's place.
+There is no GPU here: what runs is the kernel's reference, in the kernel's place, and no programs for CPUs.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ BY_ROWS = [name for name, family in FAMILIES.items() if family.by_rows]
 
 @pytest.mark.parametrize("name", ["bundled", *BY_ROWS])
 def test_tokens_and_rows_are_the_same(name, tmp_path, monkeypatch):
-    loaded = load(bundled_model() if name == "bundled" else build_model(name, tmp_path))
+    loaded = load(bundled_model() if name == "bundled" else build_model(name, tmp_path), packed=False)
     kinds = [{"cross": CROSS, "decoder_self": DECODER_SELF}[kind] for kind in loaded.kinds if kind != "encoder_self"]
     decoded = 0
     decode = attention_module.decode
@@ -59,7 +59,7 @@ def test_tokens_and_rows_are_the_same(name, tmp_path, monkeypatch):
 
 def test_a_batch_of_different_wishes(monkeypatch):
     """A hole among the slots, one who wants no row, and two plans: the kernel runs all the same."""
-    loaded = load(bundled_model())
+    loaded = load(bundled_model(), packed=False)
     captures = [{}, {}, {"none": True}, {"over_heads": attention.REDUCTION_MAX}, {}]
     jobs = []
     for number, capture in enumerate(captures):

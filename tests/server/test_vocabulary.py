@@ -24,19 +24,28 @@ def folder(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("zoo")
 
 
-@pytest.fixture
-def estimated(monkeypatch) -> list[int]:
-    """Has estimates used however small a vocabulary is; grows with each use, by the number of rows."""
+@pytest.fixture(params=["searched", "written"])
+def estimated(request, monkeypatch) -> list[int]:
+    """Has estimates used however small a vocabulary is; grows with each use, by the number of rows.
+
+    As where programs run, and as where estimates are written first.
+    """
     used: list[int] = []
-    estimate = Screen.estimate
+    estimate, find = Screen.estimate, Vocabulary.find
 
     def counted(screen: Screen, hidden: torch.Tensor):
         used.append(len(hidden))
         return estimate(screen, hidden)
 
-    monkeypatch.setattr(Screen, "is_worth", lambda _screen, _rows: True)
+    def searched(vocabulary: Vocabulary, hidden: torch.Tensor, *others):
+        found = find(vocabulary, hidden, *others)
+        used.extend([len(hidden)] * (found is not None and vocabulary._screen is not None))
+        return found
+
+    monkeypatch.setattr(Screen, "is_worth", lambda *_, **__: True)
     monkeypatch.setattr(Screen, "is_ever_worth", True)
     monkeypatch.setattr(Screen, "estimate", counted)
+    monkeypatch.setattr(Vocabulary, "find", searched if request.param == "searched" else lambda *_: None)
     return used
 
 

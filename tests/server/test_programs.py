@@ -1,0 +1,154 @@
+"""Steps and sources as programs: what is run so, whatever is captured, with any number of threads, and where it is not.
+
+That their numbers are the model's own, `test_direct` shows, and the tests of batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from batches import jobs_of, then_one_by_one, together
+from model_zoo import build_model
+from sidelight.kernels import cpu_program
+from sidelight.server import linears, programs
+from sidelight.server.attention import recording
+from sidelight.server.direct import DirectDecoder
+from sidelight.server.models import LoadedModel, bundled_model, load
+from sidelight.server.programs import ProgrammedDecoder, ProgrammedSources
+from sidelight.server.sites import _Everything
+
+pytestmark = pytest.mark.skipif(not cpu_program.is_supported(of_bytes=True), reason="no programs on this machine")
+
+
+@pytest.fixture(scope="module", params=["float32", "int8"])
+def bundled(request) -> LoadedModel:
+    return load(bundled_model(), dtype=request.param)
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def test_it_is_run_so(bundled):
+    assert isinstance(bundled.layout.decoder, ProgrammedDecoder)
+    assert isinstance(bundled.layout.sources, ProgrammedSources)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_other_types_are_not(dtype):
+    layout = load(bundled_model(), dtype=dtype).layout
+    assert layout.sources is None
+    assert not isinstance(layout.decoder, ProgrammedDecoder)
+
+
+@pytest.mark.usefixtures("threads")
+def test_threads_change_nothing(bundled):
+    """To the bit: who does which piece of the work decides no number."""
+    jobs = [replace(job, scores=()) for job in jobs_of(bundled, "marian", 10)]
+    torch.set_num_threads(1)
+    expected = together(bundled, jobs, then_one_by_one([(3, -1, -1)]))
+    for count in (2, 3):
+        torch.set_num_threads(count)
+        made = together(bundled, jobs, then_one_by_one([(3, -1, -1)]))
+        for number, events in made.items():
+            assert_equal(events, expected[number])
+
+
+def test_neighbours_change_nothing(bundled):
+    """To the bit as well, but for processors that torch runs on whole batches: here are none."""
+    jobs = [replace(job, scores=()) for job in jobs_of(bundled, "marian", 10)]
+    by_itself = {number: together(bundled, [job], then_one_by_one([]))[0] for number, job in enumerate(jobs)}
+    for number, events in together(bundled, jobs, then_one_by_one([(3, -1, -1), (1, -1, 2)])).items():
+        assert_equal(events, by_itself[number])
+
+
+def assert_equal(ours: list, theirs: list) -> None:
+    """To the bit."""
+    assert len(ours) == len(theirs)
+    for mine, other in zip(ours, theirs, strict=True):
+        for kind in ("cross", "decoder_self"):
+            one, expected = getattr(mine, kind, None), getattr(other, kind, None)
+            assert (one is None) == (expected is None)
+            for values, wanted in zip(one or (), expected or (), strict=True):
+                np.testing.assert_array_equal(values, wanted)
+        assert getattr(mine, "token", None) == getattr(other, "token", None)
+
+
+def test_int8_is_near_float32():
+    """A step's numbers, of which bytes are but a rounding."""
+    made = []
+    for dtype in ("float32", "int8"):
+        layout = load(bundled_model(), dtype=dtype).layout
+        with torch.inference_mode():
+            slots = layout.slots(2)
+            layout.read_sources(torch.tensor([[5, 9, 7, 30, 2]]), {1: 5}, slots)
+            slots.begin_step(slice(1, 2), 1, 5)
+            with recording(None, padded=False):
+                made.append(layout.step(torch.tensor([[layout._model.config.decoder_start_token_id]]), slots).clone())
+    apart = (made[0] - made[1]).norm() / made[0].norm()
+    assert 0 < apart < 0.05
+
+
+@pytest.mark.parametrize("length", [1, 64, 65, 128, 129, 200])
+def test_sources_of_any_length(bundled, length):
+    """Beyond 128 tokens by torch, and the same keys and values."""
+    layout = bundled.layout
+    ids = torch.randint(5, 3000, (3, length), generator=torch.Generator().manual_seed(length))
+    lengths = {2: length, 0: max(1, length // 2), 3: max(1, length - 1)}
+    with torch.inference_mode():
+        ours, theirs = layout.slots(4), layout.slots(4)
+        layout.read_sources(ids, lengths, ours)
+        layout.write_sources(layout.encode(ids, [*lengths.values()]), lengths, theirs)
+        assert torch.equal(ours.source_lengths, theirs.source_lengths)
+        for mine, other in zip(ours.source_layers, theirs.source_layers, strict=True):
+            for name in ("all_keys", "all_values"):
+                one, expected = getattr(mine, name), getattr(other, name)
+                size = float(expected.abs().max())
+                near = 1e-5 if bundled.precision == "float32" else 5e-2
+                assert float((one - expected).abs().max()) < near * size
+    assert not ours.source_layers[0].all_keys[1].any()
+
+
+def test_rows_of_all_sites_are_recorded(bundled):
+    layout = bundled.layout
+    with torch.inference_mode():
+        slots = layout.slots(3)
+        layout.read_sources(torch.tensor([[5, 9, 7, 30, 2]]), {1: 5}, slots)
+        everything = _Everything()
+        slots.begin_step(slice(0, 3), 1, 5)
+        with recording(everything, padded=False):
+            layout.step(torch.tensor([[4], [5], [6]]), slots)
+    kinds = [site.kind for site in everything.results]
+    assert kinds.count("cross") == kinds.count("decoder_self") == bundled.sites.layers("cross")
+    for result in everything.results.values():
+        torch.testing.assert_close(result.values.sum(2), torch.ones(3, 1, result.values.shape[3]))
+
+
+def test_a_machine_without_them(monkeypatch):
+    monkeypatch.setattr(programs, "is_supported", lambda **_: False)
+    monkeypatch.setattr(linears, "is_supported", lambda **_: False)
+    layout = load(bundled_model()).layout
+    assert isinstance(layout.decoder, DirectDecoder)
+    assert layout.sources is None
+
+
+def test_what_no_program_has_is_run_by_modules(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(programs, "_ACTIVATIONS", {})
+    layout = load(build_model("bart", tmp_path)).layout
+    assert isinstance(layout.decoder, DirectDecoder)
+    assert layout.sources is None
+    assert "not run as programs" not in caplog.text  # no fault
+
+
+def test_programs_that_differ_are_not_used(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(programs, "_ACTIVATIONS", dict.fromkeys(programs._ACTIVATIONS, "silu"))
+    layout = load(build_model("mbart", tmp_path)).layout
+    assert isinstance(layout.decoder, DirectDecoder)
+    assert "not run as programs" in caplog.text
