@@ -282,12 +282,13 @@ class Program:
         So many positions of attentions with keys of their own, and of the others, are written to their shares.
         `sequence` is how many rows each sequence has, where these are of sequences; `then`, what follows (see `keep`).
         """
-        from .cpu_operations import X_STRIDE, X
+        from .cpu_operations import MOST_POSITIONS, X_STRIDE, X
         from .cpu_team import team
 
         if not 0 < count <= self._rows:
             raise ValueError(f"count: must be 1 to {self._rows}, not {count}")
-
+        if not 0 < sequence <= MOST_POSITIONS or count % sequence:
+            raise ValueError(f"sequence: must be 1 to {MOST_POSITIONS}, and count a multiple of it, not {sequence}")
         table = self.table if then is None else np.concatenate([self.table, then])
         if x is not None:
             table = np.array(table, np.int64)  # for this run alone

@@ -165,6 +165,20 @@ def test_sequences_see_themselves(heads, width, size):
     assert out[rows:].isnan().all()
 
 
+@pytest.mark.parametrize(("count", "sequence"), [(258, 129), (0, 1), (5, 2), (9, 3), (4, 0)])
+def test_sequences_that_do_not_fit_are_refused(count, sequence):
+    rows = 8 if count != 258 else 258
+    program = Program(rows)
+    program.attend_within(torch.zeros(rows, 24), 2, torch.ones(rows, dtype=torch.int64), 1.0, torch.zeros(rows, 8))
+    with pytest.raises(ValueError, match=r"^(count|sequence): "):
+        program.run(count, sequence=sequence)
+
+
+def test_heads_that_are_too_wide_are_refused():
+    with pytest.raises(ValueError, match=r"^heads: "):
+        Program(2).attend_within(torch.zeros(2, 3 * 129), 1, torch.ones(2, dtype=torch.int64), 1.0, torch.zeros(2, 129))
+
+
 def test_sequences_with_large_scores_and_none():
     """NaN stays in its head of its sequence; with large scores, one position has nearly all."""
     projected, out = torch.randn(3 * 66, 3 * 32), unwritten(3 * 66, 32)
