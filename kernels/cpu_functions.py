@@ -212,10 +212,8 @@ def greatest_of(address, count):
     most = max_of_vectors(address, vectors) if vectors > 0 else _F(-np.inf)
     x = floats(address, count)
     for i in range(vectors * LANES, count):
-        if not (x[i] <= most):
+        if most == most and not (x[i] <= most):  # the first NaN stays
             most = x[i]
-            if most != most:
-                break
     return most
 
 

@@ -24,9 +24,7 @@ from .cpu_machine import (
     tile_of_bytes,
     tile_of_floats,
 )
-
-# The most positions of a sequence, and numbers of a head, for attention within sequences.
-MOST_POSITIONS, MOST_WIDTH = 128, 128
+from .cpu_program import MOST_POSITIONS, MOST_WIDTH
 
 # Numbers of an operation.
 FIELDS = 40

@@ -28,6 +28,9 @@ log = logging.getLogger(__name__)
 
 Activation = Literal["none", "relu", "silu", "gelu"]
 
+# The most positions of a sequence, and numbers of a head, for attention within sequences.
+MOST_POSITIONS, MOST_WIDTH = 128, 128
+
 
 @cache
 def is_supported(*, of_bytes: bool = False) -> bool:
@@ -207,8 +210,8 @@ class Program:
         from . import cpu_operations as op
 
         width = projected.shape[1] // 3
-        if width // heads > op.MOST_WIDTH:
-            raise ValueError(f"heads: must have {op.MOST_WIDTH} numbers at most, not {width // heads}")
+        if width // heads > MOST_WIDTH:
+            raise ValueError(f"heads: must have {MOST_WIDTH} numbers at most, not {width // heads}")
         query, key, value = (projected[:, begin : begin + width] for begin in (0, width, 2 * width))
         fields = self._operation(op.ATTEND_WITHIN, query, out, query.shape[1] // heads)
         # Of one slot: how long sequences are, is not known yet.
@@ -282,19 +285,20 @@ class Program:
         So many positions of attentions with keys of their own, and of the others, are written to their shares.
         `sequence` is how many rows each sequence has, where these are of sequences; `then`, what follows (see `keep`).
         """
-        from .cpu_operations import MOST_POSITIONS, X_STRIDE, X
-        from .cpu_team import team
+        from .cpu_operations import X_STRIDE, X
 
         if not 0 < count <= self._rows:
             raise ValueError(f"count: must be 1 to {self._rows}, not {count}")
         if not 0 < sequence <= MOST_POSITIONS or count % sequence:
             raise ValueError(f"sequence: must be 1 to {MOST_POSITIONS}, and count a multiple of it, not {sequence}")
-        table = self.table if then is None else np.concatenate([self.table, then])
-        if x is not None:
+        table = self.table
+        if then is not None:
+            table = np.concatenate([table, then])
+        elif x is not None:
             table = np.array(table, np.int64)  # for this run alone
+        if x is not None:
             table[0, X], table[0, X_STRIDE] = x.data_ptr(), stride_of(x)
-        now = np.array([count, first, shown_own, shown_source, sequence], np.int64)
-        team.run(table, now, torch.get_num_threads())
+        run_table(table, count, first, shown_own, shown_source, sequence)
 
     @property
     def table(self) -> NDArray[np.int64]:
@@ -363,7 +367,6 @@ class Product:
     def __call__(self, x: Tensor) -> Tensor:
         """x: float32 `[..., in]`, at least one row."""
         from . import cpu_operations as op
-        from .cpu_team import team
 
         rows = x.reshape(-1, self.panels.inner).contiguous()
         count = len(rows)
@@ -376,8 +379,22 @@ class Product:
             table[0, op.OUT] = table[1, op.X] = quantized.data_ptr()
             table[:, op.SCALES] = scales.data_ptr()
         table[-1, op.OUT] = out.data_ptr()
-        team.run(table, np.array([count, 0, 0, 0, 1], np.int64), torch.get_num_threads())
+        run_table(table, count)
         return out.view(*x.shape[:-1], self.panels.size)
+
+
+def run_table(
+    table: NDArray[np.int64],
+    count: int,
+    first: int = 0,
+    shown_own: int = 0,
+    shown_source: int = 0,
+    sequence: int = 1,
+) -> None:
+    """Runs operations, a row of fields each: as `Program.run` has it, and nothing is checked."""
+    from .cpu_team import team
+
+    team.run(table, np.array([count, first, shown_own, shown_source, sequence], np.int64), torch.get_num_threads())
 
 
 def stride_of(tensor: Tensor) -> int:

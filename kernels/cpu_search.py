@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .cpu_program import Panels, Program, bits_of
+from .cpu_program import Panels, Program, bits_of, run_table
 
 
 class Bounds(NamedTuple):
@@ -94,7 +94,6 @@ class Search:
         """
         from . import cpu_greatest as op
         from . import cpu_operations
-        from .cpu_team import team
 
         hidden = hidden.contiguous()
         count = len(hidden)
@@ -110,7 +109,7 @@ class Search:
         if out is not None and len(out.rows):
             search[:, op.OUT_BEGIN], search[:, op.OUT_ROWS] = out.begin.data_ptr(), out.rows.data_ptr()
             search[:, op.OUT_COLUMNS] = out.columns.data_ptr()
-        team.run(self._table, np.array([count, 0, 0, 0, 1], np.int64), torch.get_num_threads())
+        run_table(self._table, count)
         return self._tokens[:count], self._most[:count]
 
     def _make_room(self, rows: int) -> None:

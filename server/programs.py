@@ -17,7 +17,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers.activations import GELUActivation, SiLUActivation
 
-from ..kernels.cpu_program import Activation, Attention, Panels, Program, is_supported, keep
+from ..kernels.cpu_program import (
+    MOST_POSITIONS,
+    MOST_WIDTH,
+    Activation,
+    Attention,
+    Panels,
+    Program,
+    is_supported,
+    keep,
+)
 from .attention import Site, Target, targets_of_step, write_step
 from .direct import Embedding, UnknownLayerError, check_layers, heads_of, normalizes_input
 from .linears import PackedLinear
@@ -31,11 +40,8 @@ _ACTIVATIONS: dict[type, Activation] = {
     GELUActivation: "gelu",
 }
 
-# The most tokens of a source that is read by a program: of longer ones, torch makes attention faster. And of how many
-# sources' tokens, padding included, a program reads at once: few enough to stay in a core's cache.
-_LONGEST, _TOGETHER = 128, 512
-# The most numbers of a head.
-_WIDEST = 128
+# How many tokens of sources, padding included, a program reads at once: few enough to stay in a core's cache.
+_TOGETHER = 512
 
 
 def is_programmed(model: Any) -> bool:
@@ -55,7 +61,7 @@ def _check(stack: Any) -> None:
         raise UnknownLayerError("programs are for CPUs with AVX2, and for float32 and int8")
     check_layers(stack)
     heads, _ = heads_of(stack)
-    if stack.config.d_model // heads > _WIDEST:
+    if stack.config.d_model // heads > MOST_WIDTH:
         raise UnknownLayerError("heads too wide for programs")
 
 
@@ -184,8 +190,8 @@ class ProgrammedSources:
         self._made: WeakKeyDictionary[Slots, _Reading] = WeakKeyDictionary()
 
     def takes(self, length: int) -> bool:
-        """Whether it reads sources of so many tokens."""
-        return length <= _LONGEST
+        """Whether it reads sources of so many tokens. Of longer ones, torch makes attention faster."""
+        return length <= MOST_POSITIONS
 
     def read(self, ids: Tensor, lengths: Mapping[int, int], slots: Slots) -> None:
         """Reads sources, `[B, S]`, and keeps the keys and values that cross-attention makes of them.

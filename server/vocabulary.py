@@ -98,13 +98,9 @@ class Vocabulary:
         of the vocabulary, and a token. Given besides is a number for each row, which is NaN where the row has one. None
         where scores must be written to be searched.
         """
-        search = self._search
-        if (
-            self._screen is not None
-            and self._screen.search is not None
-            and self._screen.is_worth(len(hidden), searching=True)
-        ):
-            search = self._screen.search
+        search, screen = self._search, self._screen
+        if screen is not None and screen.is_worth(len(hidden), searching=True):
+            search = screen.search or search
         if search is None:
             return None
         if self._out is None or self._out[0] is not out or self._out[1] != first:
