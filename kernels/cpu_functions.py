@@ -1,4 +1,4 @@
-"""What a step does between its products, row by row: activations, norms, quantization, one query's attention.
+"""What a step does between its products, row by row: activations, norms, quantization.
 
 Every row's numbers come from that row alone, in one order. Knows addresses and sizes; knows nothing of models.
 """
@@ -10,41 +10,28 @@ from __future__ import annotations
 
 import numpy as np
 
-from .cpu_machine import (
-    LANES,
-    compiled,
-    dot_of_vectors,
-    float_of,
-    floats,
-    ints,
-    max_of_vectors,
-    mix_of_four,
-    mix_of_one,
-    prefetch,
-    unsigned_bytes,
-    vectorized,
-)
+from .cpu_machine import LANES, compiled, dot_of_vectors, float_of, floats, ints, unsigned_bytes, vectorized
 
 _F = np.float32
-_LEAST, _MOST = _F(-87.33), _F(88.37)  # beyond, powers of e are no normal float32
-_LOG2_E, _LN2_HIGH, _LN2_LOW = _F(1.44269504088896341), _F(0.693359375), _F(-2.12194440e-4)
+LEAST, MOST = _F(-87.33), _F(88.37)  # beyond, powers of e are no normal float32
+LOG2_E, LN2_HIGH, LN2_LOW = _F(1.44269504088896341), _F(0.693359375), _F(-2.12194440e-4)
 _HALF, _ONE, _NONE = _F(0.5), _F(1.0), _F(0.0)
 # Cephes' expf: a polynomial for e^r, |r| <= ln(2) / 2.
-_E5, _E4, _E3 = _F(1.9875691500e-4), _F(1.3981999507e-3), _F(8.3334519073e-3)
-_E2, _E1, _E0 = _F(4.1665795894e-2), _F(1.6666665459e-1), _F(5.0000001201e-1)
+E5, E4, E3 = _F(1.9875691500e-4), _F(1.3981999507e-3), _F(8.3334519073e-3)
+E2, E1, E0 = _F(4.1665795894e-2), _F(1.6666665459e-1), _F(5.0000001201e-1)
 
 
 @vectorized
 def power(x):
     """E to the x, float32: within 2 units in the last place, and never 0."""
-    bounded = x if x > _LEAST else _LEAST
-    bounded = bounded if bounded < _MOST else _MOST
-    twos = bounded * _LOG2_E
+    bounded = x if x > LEAST else LEAST
+    bounded = bounded if bounded < MOST else MOST
+    twos = bounded * LOG2_E
     whole = np.int32(twos + _HALF if twos > _NONE else twos - _HALF)  # the nearest
     times = _F(whole)
-    rest = bounded - times * _LN2_HIGH
-    rest = rest - times * _LN2_LOW
-    y = ((((_E5 * rest + _E4) * rest + _E3) * rest + _E2) * rest + _E1) * rest + _E0
+    rest = bounded - times * LN2_HIGH
+    rest = rest - times * LN2_LOW
+    y = ((((E5 * rest + E4) * rest + E3) * rest + E2) * rest + E1) * rest + E0
     y = (y * rest * rest + rest + _ONE) * float_of(np.int32((whole + np.int32(127)) << np.int32(23)))
     return y if x == x else x
 
@@ -172,78 +159,3 @@ def dot(a, b, width):
     for i in range(vectors * LANES, width):
         total += left[i] * right[i]
     return total
-
-
-@compiled
-def _mix(shares, values, stride, count, width, out):
-    """The sum of `count` rows, each times its share."""
-    done = 0
-    while done + 4 * LANES <= width:
-        mix_of_four(shares, values + 4 * done, stride, count, out + 4 * done)
-        done += 4 * LANES
-    while done + LANES <= width:
-        mix_of_one(shares, values + 4 * done, stride, count, out + 4 * done)
-        done += LANES
-    share, to = floats(shares, count), floats(out, width)
-    for i in range(done, width):
-        total = _NONE
-        for place in range(count):
-            total += share[place] * floats(values + place * stride, width)[i]
-        to[i] = total
-
-
-@vectorized
-def _softmax(address, count, greatest):
-    """Scores become shares, where they stand."""
-    x = floats(address, count)
-    total = _NONE
-    for i in range(count):
-        x[i] = power(x[i] - greatest)
-        total += x[i]
-    inverse = _ONE / total
-    for i in range(count):
-        x[i] *= inverse
-
-
-@compiled
-def greatest_of(address, count):
-    """The greatest of some numbers; NaN where any is."""
-    vectors = count // LANES
-    most = max_of_vectors(address, vectors) if vectors > 0 else _F(-np.inf)
-    x = floats(address, count)
-    for i in range(vectors * LANES, count):
-        if most == most and not (x[i] <= most):  # the first NaN stays
-            most = x[i]
-    return most
-
-
-@vectorized
-def _multiply_all(address, count, by):
-    x = floats(address, count)
-    for i in range(count):
-        x[i] *= by
-
-
-@compiled
-def share_out(address, count, scale):
-    """Scores become shares, where they stand."""
-    _multiply_all(address, count, scale)
-    _softmax(address, count, greatest_of(address, count))
-
-
-@compiled
-def attend_row(query, keys, keys_step, width, values, values_step, value_width, count, shown, scale, shares, out):
-    """One query over `count` keys, at least one: `width` float32 numbers, `keys_step` bytes from one to the next.
-
-    Its shares are written, zeros up to `shown` behind them, and the sum of values by shares.
-    """
-    score = floats(shares, shown)
-    for place in range(count):
-        at = values + values_step * place
-        for line in range(at, at + 4 * value_width, 64):
-            prefetch(line)  # they stand on pages of their own, which the processor does not foresee
-        score[place] = dot(query, keys + keys_step * place, width)
-    share_out(shares, count, scale)
-    _mix(shares, values, values_step, count, value_width, out)
-    for place in range(count, shown):
-        score[place] = _NONE

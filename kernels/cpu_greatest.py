@@ -16,59 +16,40 @@ from __future__ import annotations
 
 import numpy as np
 
-from .cpu_functions import distance_from_bytes, dot, length_of
-from .cpu_machine import (
-    COLUMNS,
-    LANES,
-    ROWS,
-    compiled,
-    float_of,
-    floats,
-    longs,
-    max_of_vectors,
-    tile_of_bytes,
-    tile_of_floats,
+from .cpu_fields import (
+    BIAS,
+    CHANNELS,
+    CORRECTIONS,
+    ERRORS,
+    HIDDEN,
+    INNER,
+    IS_OF_BYTES,
+    MAXIMA_OF_PANELS,
+    MOST,
+    MOST_ERROR,
+    MOST_NORM,
+    NORMS,
+    NUMBERS,
+    OUT_BEGIN,
+    OUT_COLUMNS,
+    OUT_ROWS,
+    PLACES,
+    ROUNDING,
+    SCALES,
+    SIZE,
+    SLACK,
+    TOKENS,
+    WEIGHT,
+    WEIGHTS,
+    WEIGHTS_BIAS,
+    X_STRIDE,
+    X,
 )
+from .cpu_functions import NONE, distance_from_bytes, dot, length_of
+from .cpu_machine import COLUMNS, LANES, compiled, float_of, floats, longs, max_of_vectors
+from .cpu_tiles import multiply, panels_of
 
-# Kinds of operations, behind those of `cpu_operations`.
-MAXIMA, GREATEST = range(16, 18)
-
-# Fields: kind, rows and how far they are apart; how many scores there are; a layer in panels (see `cpu_operations`).
-KIND, X, X_STRIDE = range(3)
-SIZE, WEIGHT, PLACES, BIAS, SCALES, CHANNELS, CORRECTIONS, IS_OF_BYTES = range(5, 13)
-# Of each panel and row, the numbers. Of each row and panel, the greatest number. Of each row, that and its place.
-NUMBERS, MAXIMA_OF_PANELS, MOST, TOKENS = range(13, 17)
-# What is out of the question, by panels: where each panel's begin, and row and column of each.
-OUT_BEGIN, OUT_ROWS, OUT_COLUMNS = range(17, 20)
-# With bounds, what scores are made of; of each weight, how long its copy is, and how far it is from that; and, as bits,
-# how long and how far any is, what is added to all bounds, and the share of a row's length that rounding adds.
-HIDDEN, INNER, WEIGHTS, WEIGHTS_BIAS, NORMS, ERRORS, MOST_NORM, MOST_ERROR, SLACK, ROUNDING = range(20, 30)
-
-# Panels that are one piece of work.
-TOGETHER = 8
-
-_NEVER, _NONE = np.float32(-np.inf), np.float32(0)
-
-
-@compiled
-def search_pieces(operation, count):
-    """How many pieces a search has: groups of panels for all rows, or rows."""
-    return (_panels(operation) + TOGETHER - 1) // TOGETHER if operation[KIND] == MAXIMA else count
-
-
-@compiled
-def search_piece(operation, count, piece, scratch):
-    """Does a piece of a search."""
-    if operation[KIND] == MAXIMA:
-        for panel in range(piece * TOGETHER, min((piece + 1) * TOGETHER, _panels(operation))):
-            _maxima(operation, count, panel, scratch)
-    else:
-        _greatest(operation, count, piece)
-
-
-@compiled
-def _panels(operation):
-    return (operation[SIZE] + COLUMNS - 1) // COLUMNS
+_NEVER, _ZERO = np.float32(-np.inf), np.float32(0)
 
 
 @compiled
@@ -78,27 +59,17 @@ def _numbers(operation, count, row, panel):
 
 
 @compiled
-def _maxima(operation, count, panel, scratch):
+def maxima_of_panel(operation, count, panel, scratch, ahead):
     """The numbers of a panel for each row, minus infinity what is out of the question, and the greatest of them."""
-    offset, places, panels = 4 * COLUMNS * panel, operation[PLACES], _panels(operation)
+    offset, places, panels = 4 * COLUMNS * panel, operation[PLACES], panels_of(operation)
     maxima = floats(operation[MAXIMA_OF_PANELS], count * panels)
     to = _numbers(operation, count, 0, panel)
-    tiles = (count + ROWS - 1) // ROWS
-    row = 0
-    for tile in range(tiles):
-        rows = (count - row + tiles - tile - 1) // (tiles - tile)
-        arguments = (
-            *(operation[X] + row * operation[X_STRIDE], operation[X_STRIDE]),
-            *(operation[WEIGHT] + offset * places, places),
-            *(operation[SCALES] + 4 * row, operation[CHANNELS] + offset, operation[CORRECTIONS] + offset),
-            # Nothing is added but the bias: zeros are.
-            *(operation[BIAS] + offset, scratch + 4 * ROWS * COLUMNS, 0, to + 4 * COLUMNS * row, 4 * COLUMNS),
-        )
-        if operation[IS_OF_BYTES] != 0:
-            tile_of_bytes(rows, *arguments)
-        else:
-            tile_of_floats(rows, *arguments)
-        row += rows
+    layer = (
+        *(operation[X], operation[X_STRIDE], operation[WEIGHT] + offset * places, places, operation[SCALES]),
+        *(operation[CHANNELS] + offset, operation[CORRECTIONS] + offset, operation[BIAS] + offset),
+    )
+    is_of_bytes = operation[IS_OF_BYTES] != 0
+    multiply(is_of_bytes, count, layer, 0, 0, to, 4 * COLUMNS, COLUMNS, NONE, scratch, ahead)
     numbers = floats(to, count * COLUMNS)
     for column in range(operation[SIZE] - panel * COLUMNS, COLUMNS):  # beyond the last
         for i in range(count):
@@ -115,9 +86,9 @@ def _maxima(operation, count, panel, scratch):
 
 
 @compiled
-def _greatest(operation, count, row):
+def greatest_of_row(operation, count, row):
     """Where the greatest number of a row is; with bounds, where the greatest score is."""
-    panels = _panels(operation)
+    panels = panels_of(operation)
     maxima = floats(operation[MAXIMA_OF_PANELS] + 4 * row * panels, panels)
     panel, most = 0, maxima[0]
     for i in range(1, panels):
@@ -137,7 +108,7 @@ def _greatest(operation, count, row):
 @compiled
 def _best(operation, count, row, token, most):
     """Where the greatest score of a row is, whose greatest estimate is that of a token."""
-    panels, inner = _panels(operation), operation[INNER]
+    panels, inner = panels_of(operation), operation[INNER]
     maxima = floats(operation[MAXIMA_OF_PANELS] + 4 * row * panels, panels)
     hidden, bytes_ = operation[HIDDEN] + 4 * inner * row, operation[X] + row * operation[X_STRIDE]
     length = length_of(hidden, inner)
@@ -176,4 +147,4 @@ def _score(operation, row, token):
     """The score itself."""
     inner = operation[INNER]
     score = dot(operation[HIDDEN] + 4 * inner * row, operation[WEIGHTS] + 4 * inner * token, inner)
-    return score + (floats(operation[WEIGHTS_BIAS], token + 1)[token] if operation[WEIGHTS_BIAS] != 0 else _NONE)
+    return score + (floats(operation[WEIGHTS_BIAS], token + 1)[token] if operation[WEIGHTS_BIAS] != 0 else _ZERO)

@@ -1,7 +1,7 @@
-"""The operations of a program on a CPU: what each is told, what pieces it has, and how a piece is done.
+"""The operations of a program on a CPU: what pieces each has, and how a piece is done.
 
-An operation is a row of int64 numbers, its fields: addresses, strides in bytes, sizes. What changes from one run to the
-next is in a row of its own. Knows tensors by their addresses alone; whoever makes a program keeps them.
+An operation is a row of fields (see `cpu_fields`). Knows tensors by their addresses alone; whoever makes a program
+keeps them.
 """
 # Numba and llvmlite are untyped: what is compiled is checked by tests, not by pyright.
 # pyright: basic, reportCallIssue=false, reportArgumentType=false, reportAttributeAccessIssue=false
@@ -11,53 +11,80 @@ from __future__ import annotations
 
 import numpy as np
 
-from .cpu_functions import NONE, activate, attend_row, normalize_row, quantize_row, share_out
-from .cpu_greatest import MAXIMA, search_piece, search_pieces
-from .cpu_machine import (
-    COLUMNS,
-    ROWS,
-    add_columns,
-    compiled,
-    float_of,
-    floats,
-    longs,
-    tile_of_bytes,
-    tile_of_floats,
+from .cpu_attention import attend_row, share_out
+from .cpu_fields import (
+    ACTIVATION,
+    ADDED,
+    ADDED_STRIDE,
+    ARE_SOME,
+    ATTEND,
+    ATTEND_WITHIN,
+    BIAS,
+    CHANNELS,
+    CORRECTIONS,
+    COUNT,
+    EMBED,
+    EPSILON,
+    FIRST,
+    GREATEST,
+    HEADS,
+    IS_OWN,
+    IS_SOURCE,
+    KEEP,
+    KEPT_HEADS,
+    KEPT_ROWS,
+    KEYS,
+    KEYS_HEAD,
+    KEYS_STEP,
+    KEYS_STRIDE,
+    KIND,
+    LENGTHS,
+    MAXIMA,
+    NEW_KEY,
+    NEW_STRIDE,
+    NEW_VALUE,
+    NEW_VALUE_STRIDE,
+    NORMALIZE,
+    OTHER_ID,
+    OTHER_POSITIONS,
+    OUT,
+    OUT_STEP,
+    OUT_STRIDE,
+    PLACES,
+    POSITIONS,
+    PRODUCT,
+    PRODUCT_OF_BYTES,
+    QUANTIZE,
+    SCALE,
+    SCALES,
+    SEQUENCE,
+    SHARES,
+    SHARES_HEAD,
+    SHARES_STRIDE,
+    SHOWN_OWN,
+    SHOWN_SOURCE,
+    SIZE,
+    SLOTS,
+    SPREAD,
+    TABLE,
+    TABLE_ROWS,
+    TABLE_SCALE,
+    TOGETHER,
+    VALUE_WIDTH,
+    VALUES,
+    VALUES_HEAD,
+    VALUES_STEP,
+    VALUES_STRIDE,
+    WEIGHT,
+    X_HEAD,
+    X_STRIDE,
+    X,
 )
+from .cpu_functions import normalize_row, quantize_row
+from .cpu_greatest import greatest_of_row, maxima_of_panel
+from .cpu_machine import COLUMNS, ROWS, compiled, float_of, floats, longs
 from .cpu_program import MOST_POSITIONS, MOST_WIDTH
-
-# Numbers of an operation.
-FIELDS = 40
-
-# Kinds of operations.
-PRODUCT, PRODUCT_OF_BYTES, NORMALIZE, QUANTIZE, ATTEND, ATTEND_WITHIN, EMBED, SPREAD, KEEP = range(9)
-
-# Fields of all: kind, where rows come from and go to. Strides are from one row to the next.
-KIND, X, X_STRIDE, OUT, OUT_STRIDE = range(5)
-# Of those that take a row at a time, and of products: how long a row is, or what comes of it.
-SIZE = 5
-# Of products.
-WEIGHT, PLACES, BIAS, ACTIVATION, ADDED, ADDED_STRIDE, SCALES, CHANNELS, CORRECTIONS, TOGETHER = range(6, 16)
-# Of norms: WEIGHT and BIAS as above, and a float32's bits.
-EPSILON = 7
-# Of attention. Keys and values are those of a slot, a head and a position; `STEP` is from one position to the next.
-KEYS, KEYS_STRIDE, KEYS_HEAD, KEYS_STEP, VALUES, VALUES_STRIDE, VALUES_HEAD, VALUES_STEP = range(6, 14)
-HEADS, VALUE_WIDTH, LENGTHS, NEW_KEY, NEW_VALUE, NEW_STRIDE, SHARES, SHARES_STRIDE, SHARES_HEAD, SCALE = range(14, 24)
-IS_OWN, NEW_VALUE_STRIDE = 24, 25
-# Of attention within sequences, whose rows stand one after another: fields as above.
-# Of embeddings: X is of token ids, int64. The table of tokens and what it is multiplied by, as bits; the table of
-# positions, and another one for tokens of one id.
-TABLE, TABLE_SCALE, POSITIONS, OTHER_ID, OTHER_POSITIONS, TABLE_ROWS = range(6, 12)
-# Of what spreads rows of keys and values over slots: the slot of each sequence, int64. KEYS to LENGTHS as above.
-SLOTS = 17
-# Of what keeps shares: which rows, int64, where they are some, and of how many heads; shares are at X, a row X_STRIDE
-# apart, a head X_HEAD. Of one position, they go to as many columns side by side, each OUT_STEP behind the one before.
-KEPT_ROWS, KEPT_HEADS, X_HEAD, OUT_STEP, IS_SOURCE, ARE_SOME = range(6, 12)
-
-# What changes from run to run: how many rows there are, the slot of the first, how many positions of each kind of
-# attention are shown, and how many rows make a sequence, 1 where each has a slot of its own.
-NOW = 5
-COUNT, FIRST, SHOWN_OWN, SHOWN_SOURCE, SEQUENCE = range(NOW)
+from .cpu_tiles import multiply, panels_of, tile_of_floats
 
 # Rows that are one piece of work where each is done alone, and queries of heads.
 _ROWS_TOGETHER, _HEADS_TOGETHER = 4, 8
@@ -68,11 +95,10 @@ def pieces_of(operation, now):
     """How many pieces an operation has, fields and what changes given as arrays."""
     count = now[COUNT]
     kind = operation[KIND]
-    if kind in (PRODUCT, PRODUCT_OF_BYTES):
-        panels = (operation[SIZE] + COLUMNS - 1) // COLUMNS
-        return (panels + operation[TOGETHER] - 1) // operation[TOGETHER]
-    if kind >= MAXIMA:
-        return search_pieces(operation, count)
+    if kind in (PRODUCT, PRODUCT_OF_BYTES, MAXIMA):
+        return (panels_of(operation) + operation[TOGETHER] - 1) // operation[TOGETHER]
+    if kind == GREATEST:
+        return count
     if kind == ATTEND:
         return (count * operation[HEADS] + _together(operation, now) - 1) // _together(operation, now)
     if kind == ATTEND_WITHIN:
@@ -89,16 +115,37 @@ def _together(operation, now):
 
 
 @compiled
-def do_piece(operation, now, piece, scratch):
-    """Does a piece of an operation. `scratch` is the address of SCRATCH numbers of this thread's own."""
+def weights_of(operation, piece):
+    """Where the weights are that a piece reads first; 0 where it reads none."""
+    if operation[KIND] not in (PRODUCT, PRODUCT_OF_BYTES, MAXIMA):
+        return 0
+    return _panel_of(operation, piece * operation[TOGETHER])
+
+
+@compiled
+def _panel_of(operation, panel):
+    return operation[WEIGHT] + panel * operation[PLACES] * 4 * COLUMNS
+
+
+@compiled
+def do_piece(operation, now, piece, scratch, following):
+    """Does a piece of an operation.
+
+    `scratch` is the address of SCRATCH numbers of this thread's own, `following` of the weights that it reads next, 0
+    where that is not known.
+    """
     kind = operation[KIND]
-    if kind in (PRODUCT, PRODUCT_OF_BYTES):
-        panels = (operation[SIZE] + COLUMNS - 1) // COLUMNS
+    if kind in (PRODUCT, PRODUCT_OF_BYTES, MAXIMA):
         first = piece * operation[TOGETHER]
-        for panel in range(first, min(first + operation[TOGETHER], panels)):
-            _multiply(operation, now[COUNT], panel, scratch)
-    elif kind >= MAXIMA:
-        search_piece(operation, now[COUNT], piece, scratch)
+        end = min(first + operation[TOGETHER], panels_of(operation))
+        for panel in range(first, end):
+            ahead = _panel_of(operation, panel + 1) if panel + 1 < end else following
+            if kind == MAXIMA:
+                maxima_of_panel(operation, now[COUNT], panel, scratch, ahead)
+            else:
+                _multiply(operation, now[COUNT], panel, scratch, ahead)
+    elif kind == GREATEST:
+        greatest_of_row(operation, now[COUNT], piece)
     elif kind == ATTEND:
         first = piece * _together(operation, now)
         for place in range(first, min(first + _together(operation, now), now[COUNT] * operation[HEADS])):
@@ -183,56 +230,23 @@ _ZEROS, _ROOM = 4 * ROWS * COLUMNS, 4 * (ROWS + 1) * COLUMNS
 
 
 @compiled
-def _multiply(operation, count, panel, scratch):
-    """All rows by one panel of weights: a tile of rows at a time, in tiles about equal."""
-    places = operation[PLACES]
-    weights = operation[WEIGHT] + panel * places * 4 * COLUMNS
-    offset = 4 * panel * COLUMNS
+def _multiply(operation, count, panel, scratch, ahead):
+    """All rows by one panel of weights."""
+    offset, places = 4 * COLUMNS * panel, operation[PLACES]
+    layer = (
+        *(operation[X], operation[X_STRIDE], operation[WEIGHT] + offset * places, places, operation[SCALES]),
+        *(operation[CHANNELS] + offset, operation[CORRECTIONS] + offset, operation[BIAS] + offset),
+    )
+    added = 0 if operation[ADDED] == 0 else operation[ADDED] + offset
     width = min(COLUMNS, operation[SIZE] - panel * COLUMNS)
-    # What can be written where it belongs, is.
-    is_plain = width == COLUMNS and operation[ACTIVATION] == NONE
-    out, out_stride = scratch, 4 * COLUMNS
-    added, added_stride = scratch + _ZEROS, 0
-    tiles = (count + ROWS - 1) // ROWS
-    row = 0
-    for tile in range(tiles):
-        rows = (count - row + tiles - tile - 1) // (tiles - tile)
-        x = operation[X] + row * operation[X_STRIDE]
-        if is_plain:
-            out, out_stride = operation[OUT] + row * operation[OUT_STRIDE] + offset, operation[OUT_STRIDE]
-            if operation[ADDED] != 0:
-                added_stride = operation[ADDED_STRIDE]
-                added = operation[ADDED] + row * added_stride + offset
-        arguments = (
-            *(x, operation[X_STRIDE], weights, places),
-            *(operation[SCALES] + 4 * row, operation[CHANNELS] + offset, operation[CORRECTIONS] + offset),
-            *(operation[BIAS] + offset, added, added_stride, out, out_stride),
-        )
-        if operation[KIND] == PRODUCT:
-            tile_of_floats(rows, *arguments)
-        else:
-            tile_of_bytes(rows, *arguments)
-        if not is_plain:
-            activate(scratch, rows * COLUMNS, operation[ACTIVATION])
-            _write(operation, row, rows, offset, width, scratch)
-        row += rows
-
-
-@compiled
-def _write(operation, row, rows, offset, width, scratch):
-    """Adds what is to be added, and writes a tile to where it belongs."""
-    for i in range(rows):
-        tile = scratch + 4 * COLUMNS * i
-        to = operation[OUT] + (row + i) * operation[OUT_STRIDE] + offset
-        added = scratch + _ZEROS
-        if operation[ADDED] != 0:
-            added = operation[ADDED] + (row + i) * operation[ADDED_STRIDE] + offset
-        if width == COLUMNS:
-            add_columns(tile, added, to)
-        else:
-            numbers, more, out = floats(tile, width), floats(added, width), floats(to, width)
-            for j in range(width):
-                out[j] = numbers[j] + more[j]
+    multiply(
+        operation[KIND] == PRODUCT_OF_BYTES,
+        count,
+        layer,
+        *(added, operation[ADDED_STRIDE]),
+        *(operation[OUT] + offset, operation[OUT_STRIDE], width),
+        *(operation[ACTIVATION], scratch, ahead),
+    )
 
 
 @compiled
@@ -295,7 +309,7 @@ def _attend_within(operation, now, sequence, head, scratch):
             tile_of_floats(
                 rows,
                 *(query, operation[X_STRIDE], in_panels + 4 * COLUMNS * panel * width, width),
-                *(zeros, zeros, zeros, zeros, zeros, 0, scores + 4 * COLUMNS * panel, scores_stride),
+                *(zeros, zeros, zeros, zeros, zeros, 0, scores + 4 * COLUMNS * panel, scores_stride, in_panels, 0),
             )
         for i in range(rows):
             share_out(scores + i * scores_stride, count, scale)
@@ -304,7 +318,7 @@ def _attend_within(operation, now, sequence, head, scratch):
             tile_of_floats(
                 rows,
                 *(scores, scores_stride, values_in_panels + 4 * COLUMNS * panel * count, count),
-                *(zeros, zeros, zeros, zeros, zeros, 0, scratch, 4 * COLUMNS),
+                *(zeros, zeros, zeros, zeros, zeros, 0, scratch, 4 * COLUMNS, in_panels, 0),
             )
             for i in range(rows):
                 _copy(scratch + 4 * COLUMNS * i, out + i * operation[OUT_STRIDE] + 4 * COLUMNS * panel, size)

@@ -24,6 +24,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from . import cpu_fields as op
+
 log = logging.getLogger(__name__)
 
 Activation = Literal["none", "relu", "silu", "gelu"]
@@ -140,7 +142,6 @@ class Program:
 
         In int8 each row of x is quantized with a scale of its own.
         """
-        from . import cpu_operations as op
         from .cpu_functions import ACTIVATIONS
         from .cpu_machine import COLUMNS
 
@@ -164,8 +165,6 @@ class Program:
 
     def _quantized(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Rows in bytes, and their scales: once, where several products read the same."""
-        from . import cpu_operations as op
-
         if self._bytes is None or self._bytes[0] is not x:
             width = x.shape[1]
             made = torch.zeros(self._rows, -(-width // 4) * 4, dtype=torch.uint8)
@@ -176,8 +175,6 @@ class Program:
 
     def normalize(self, x: Tensor, weight: Tensor, bias: Tensor, epsilon: float, out: Tensor) -> None:
         """LayerNorm of each row, `[rows, width]`; `out` may be x."""
-        from . import cpu_operations as op
-
         fields = self._operation(op.NORMALIZE, x, out, x.shape[1])
         fields[op.WEIGHT], fields[op.BIAS] = self._address(weight), self._address(bias)
         fields[op.EPSILON] = bits_of(epsilon)
@@ -187,8 +184,6 @@ class Program:
 
         `shares`, `[rows, heads, positions]`, is where probabilities go, zeros behind what a row sees.
         """
-        from . import cpu_operations as op
-
         keys, values, lengths, scale, new = attention
         fields = self._operation(op.ATTEND, query, out, keys.shape[3])
         self._keys_and_values(fields, keys, values)
@@ -207,8 +202,6 @@ class Program:
         A sequence is as many rows as `run` is told, of which as many count as `lengths` says, int64 `[sequences]`; what
         becomes of the others is left open. A sequence has 128 rows at most, a head as many numbers.
         """
-        from . import cpu_operations as op
-
         width = projected.shape[1] // 3
         if width // heads > MOST_WIDTH:
             raise ValueError(f"heads: must have {MOST_WIDTH} numbers at most, not {width // heads}")
@@ -225,8 +218,6 @@ class Program:
 
         As many of each sequence's rows as `lengths` says, int64 `[sequences]`; `slots`, likewise, says where they go.
         """
-        from . import cpu_operations as op
-
         fields = self._operation(op.SPREAD, projected, projected, keys.shape[3])
         self._keys_and_values(fields, keys, values)
         fields[op.SLOTS], fields[op.LENGTHS] = self._address(slots), self._address(lengths)
@@ -247,8 +238,6 @@ class Program:
         A row's position is its slot's length. A token that the table does not have gives NaN. `other` is an id and the
         positions that tokens of that id have.
         """
-        from . import cpu_operations as op
-
         fields = self._operation(op.EMBED, ids, out, table.shape[1])
         fields[op.TABLE], fields[op.TABLE_SCALE] = self._address(table), bits_of(scale)
         fields[op.TABLE_ROWS] = len(table)
@@ -259,7 +248,6 @@ class Program:
         fields[op.LENGTHS] = self._address(lengths)
 
     def _keys_and_values(self, fields: NDArray[np.int64], keys: Tensor, values: Tensor) -> None:
-        from . import cpu_operations as op
 
         for tensor, first in ((keys, op.KEYS), (values, op.VALUES)):
             self._forget(tensor)
@@ -285,8 +273,6 @@ class Program:
         So many positions of attentions with keys of their own, and of the others, are written to their shares.
         `sequence` is how many rows each sequence has, where these are of sequences; `then`, what follows (see `keep`).
         """
-        from .cpu_operations import X_STRIDE, X
-
         if not 0 < count <= self._rows:
             raise ValueError(f"count: must be 1 to {self._rows}, not {count}")
         if not 0 < sequence <= MOST_POSITIONS or count % sequence:
@@ -297,7 +283,7 @@ class Program:
         elif x is not None:
             table = np.array(table, np.int64)  # for this run alone
         if x is not None:
-            table[0, X], table[0, X_STRIDE] = x.data_ptr(), stride_of(x)
+            table[0, op.X], table[0, op.X_STRIDE] = x.data_ptr(), stride_of(x)
         run_table(table, count, first, shown_own, shown_source, sequence)
 
     @property
@@ -308,7 +294,6 @@ class Program:
         return self._table
 
     def _operation(self, kind: int, x: Tensor, out: Tensor, size: int) -> NDArray[np.int64]:
-        from . import cpu_operations as op
 
         fields = np.zeros(op.FIELDS, np.int64)
         fields[op.KIND], fields[op.SIZE] = kind, size
@@ -341,8 +326,6 @@ def keep(shares: Tensor, values: Tensor, column: int, rows: Tensor | None, *, is
     `[kept]`, says which are kept, None all; `is_source`, whether positions are those of sources. The tensors must be
     there until the run has ended.
     """
-    from . import cpu_operations as op
-
     if values.dtype != torch.float32 or column < 0 or column + shares.shape[1] > values.shape[3]:
         raise ValueError("values: must be float32, with a column for each head")
     fields = np.zeros(op.FIELDS, np.int64)
@@ -366,8 +349,6 @@ class Product:
 
     def __call__(self, x: Tensor) -> Tensor:
         """x: float32 `[..., in]`, at least one row."""
-        from . import cpu_operations as op
-
         rows = x.reshape(-1, self.panels.inner).contiguous()
         count = len(rows)
         out = torch.empty(count, self.panels.size)

@@ -12,7 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from . import cpu_fields as op
 from .cpu_program import Panels, Program, bits_of, run_table
+
+# Panels that are one piece of work.
+_TOGETHER = 8
 
 
 class Bounds(NamedTuple):
@@ -53,8 +57,6 @@ class Search:
 
     def __init__(self, panels: Panels, bounds: Bounds | None = None) -> None:
         """With bounds, panels are of bytes, and what they give are estimates of scores."""
-        from . import cpu_greatest as op
-
         if bounds is not None and panels.channels is None:
             raise ValueError("panels: must be of bytes, where there are bounds")
         self._kept = panels, bounds
@@ -63,16 +65,10 @@ class Search:
         before = Program(1)
         before.product(before.room(panels.inner), panels, before.room(panels.size))
         quantizing, product = before.table[:-1], before.table[-1]
-        searching = np.zeros((2, product.shape[0]), np.int64)
+        searching = np.stack([product, product])
         searching[:, op.KIND] = (op.MAXIMA, op.GREATEST)
-        searching[:, op.X_STRIDE] = product[op.X_STRIDE]
-        searching[:, op.SIZE] = panels.size
-        searching[:, op.WEIGHT], searching[:, op.PLACES] = panels.weights.data_ptr(), panels.weights.shape[1]
-        searching[:, op.BIAS] = panels.bias.data_ptr()
-        if panels.channels is not None and panels.corrections is not None:
-            searching[:, op.IS_OF_BYTES] = 1
-            searching[:, op.CHANNELS] = panels.channels.data_ptr()
-            searching[:, op.CORRECTIONS] = panels.corrections.data_ptr()
+        searching[:, op.TOGETHER] = _TOGETHER
+        searching[:, op.IS_OF_BYTES] = panels.channels is not None
         if bounds is not None:
             searching[:, op.INNER], searching[:, op.WEIGHTS] = panels.inner, bounds.weights.data_ptr()
             searching[:, op.WEIGHTS_BIAS] = 0 if bounds.bias is None else bounds.bias.data_ptr()
@@ -92,9 +88,6 @@ class Search:
         And the greatest number that was met there, float32 `[n]`: the score, or an estimate; NaN where any is, and then
         the place is that of one; minus infinity where all are out of the question. Both are there until the next call.
         """
-        from . import cpu_greatest as op
-        from . import cpu_operations
-
         hidden = hidden.contiguous()
         count = len(hidden)
         if count > self._rows:
@@ -102,7 +95,7 @@ class Search:
         search = self._table[self._first :]
         search[:, op.HIDDEN] = hidden.data_ptr()
         if self._first:
-            self._table[0, cpu_operations.X] = hidden.data_ptr()
+            self._table[0, op.X] = hidden.data_ptr()
         else:
             search[:, op.X] = hidden.data_ptr()
         search[:, op.OUT_BEGIN] = 0
@@ -114,8 +107,6 @@ class Search:
 
     def _make_room(self, rows: int) -> None:
         """Makes what a search writes large enough for so many rows. New memory takes longer than what is done in it."""
-        from . import cpu_greatest as op
-        from . import cpu_operations
         from .cpu_machine import COLUMNS
 
         self._rows = rows
@@ -133,6 +124,6 @@ class Search:
         room(op.NUMBERS, panels * COLUMNS)
         room(op.MAXIMA_OF_PANELS, panels)
         if self._first:
-            width = int(self._table[0, cpu_operations.OUT_STRIDE])
-            self._table[0, cpu_operations.OUT] = room(op.X, width, dtype=torch.uint8).data_ptr()
-            self._table[0, cpu_operations.SCALES] = room(op.SCALES).data_ptr()
+            width = int(self._table[0, op.OUT_STRIDE])
+            self._table[0, op.OUT] = room(op.X, width, dtype=torch.uint8).data_ptr()
+            self._table[0, op.SCALES] = room(op.SCALES).data_ptr()

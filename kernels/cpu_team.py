@@ -1,8 +1,10 @@
 """Threads that share the work of a program, piece by piece, on cores that others may use as well.
 
-A program is operations in order, each of some pieces that do not depend on one another. Whoever has time takes the next
-piece, and an operation has ended when all its pieces have: so a thread that has lost its core holds up nobody, unless
-it has lost it in the middle of a piece. There is one team in a process; a program that meets it at work runs alone.
+A program is operations in order, each of some pieces that do not depend on one another. Each thread has a part of an
+operation's pieces, side by side, so that it knows which weights it reads next; who has done its own takes of the
+others', from their ends. An operation has ended when all its pieces have: so a thread that has lost its core holds up
+nobody, unless it has lost it in the middle of a piece. There is one team in a process; a program that meets it at work
+runs alone.
 
 The caller's thread begins at once. The others wait awake for a moment, in which most often the next program comes, and
 then sleep.
@@ -22,6 +24,7 @@ import numpy as np
 from numba import njit, types
 from numpy.typing import NDArray
 
+from .cpu_fields import COUNT, FIELDS, NOW
 from .cpu_machine import (
     add_shared,
     compiled,
@@ -32,7 +35,7 @@ from .cpu_machine import (
     replace_shared,
     store_shared,
 )
-from .cpu_operations import COUNT, FIELDS, NOW, SCRATCH, do_piece, pieces_of
+from .cpu_operations import SCRATCH, do_piece, pieces_of, weights_of
 
 _sem_init = types.ExternalFunction("sem_init", types.int32(types.intp, types.int32, types.uint32))
 _sem_post = types.ExternalFunction("sem_post", types.int32(types.intp))
@@ -49,14 +52,18 @@ _MOST_HELPERS = 255
 # and how many helpers it wants.
 _LINE = 64
 _RUN, _OPERATIONS, _LENGTH, _NOW, _WANTED = (line * _LINE for line in range(5))
-# For each operation, what is to be taken and what is done; for each helper, whether it sleeps, and its semaphore.
+# Threads beyond these share their parts.
+_MOST_PARTS = 8
+# For each operation, what is to be taken of each part, all on one line; and what is done, and how much there is to do.
+# For each helper, whether it sleeps, and its semaphore.
 _TAKEN = 8 * _LINE
 _DONE = _TAKEN + MOST_OPERATIONS * _LINE
+_PIECES = _DONE + 8
 _SLEEPS = _DONE + MOST_OPERATIONS * _LINE
 _SEMAPHORE = _SLEEPS + _MOST_HELPERS * _LINE
 _SIZE = _SEMAPHORE + _MOST_HELPERS * _LINE
 
-# What is to be taken of an operation: the run, how many pieces there are, and the next of them.
+# What is to be taken of a part: the run, where its pieces end, and the next of them.
 _BITS = 20
 _MASK = (1 << _BITS) - 1
 _RUNS = (1 << 22) - 1
@@ -66,50 +73,98 @@ _PATIENCE, _AWAKE = 2_000, 2_000
 
 
 @compiled
-def _reset(shared, run, operations, length, now):
-    """Lays out the pieces of a run. Nobody of an earlier one can take any of them."""
-    for i in range(length):
-        pieces = pieces_of(longs(operations + i * 8 * FIELDS, FIELDS), longs(now, NOW))
-        store_shared(shared + _DONE + i * _LINE, 0)
-        store_shared(shared + _TAKEN + i * _LINE, (run << (2 * _BITS)) | (pieces << _BITS))
-    store_shared(shared + _OPERATIONS, operations)
-    store_shared(shared + _LENGTH, length)
-    store_shared(shared + _NOW, now)
+def _operation(operations, i):
+    return longs(operations + i * 8 * FIELDS, FIELDS)
 
 
 @compiled
-def _take(place, run):
-    """The next piece of an operation for a run; -1 where all are taken, -2 where the run is over."""
+def _parts_for(helpers):
+    """How many parts an operation has."""
+    return min(helpers + 1, _MOST_PARTS)
+
+
+@compiled
+def _begin_of(part, parts, pieces):
+    """The first piece of a part."""
+    return part * pieces // parts
+
+
+@compiled
+def _reset(shared, run, operations, length, now, helpers):
+    """Lays out the pieces of a run. Nobody of an earlier one can take any of them."""
+    parts = _parts_for(helpers)
+    for i in range(length):
+        pieces = pieces_of(_operation(operations, i), longs(now, NOW))
+        store_shared(shared + _DONE + i * _LINE, 0)
+        store_shared(shared + _PIECES + i * _LINE, pieces)
+        for part in range(parts):
+            begin, end = _begin_of(part, parts, pieces), _begin_of(part + 1, parts, pieces)
+            store_shared(shared + _TAKEN + i * _LINE + 8 * part, (run << (2 * _BITS)) | (end << _BITS) | begin)
+    store_shared(shared + _OPERATIONS, operations)
+    store_shared(shared + _LENGTH, length)
+    store_shared(shared + _NOW, now)
+    store_shared(shared + _WANTED, helpers)
+
+
+@compiled
+def _take(place, run, is_own):
+    """The next piece of a part, or the last of another's; -1 where all are taken, -2 where the run is over."""
     while True:
         word = load_shared(place)
         if word >> (2 * _BITS) != run:
             return -2
-        piece = word & _MASK
-        if piece >= (word >> _BITS) & _MASK:
+        piece, end = word & _MASK, (word >> _BITS) & _MASK
+        if piece >= end:
             return -1
-        if replace_shared(place, word, word + 1):
-            return piece
+        if is_own:
+            if replace_shared(place, word, word + 1):
+                return piece
+        elif replace_shared(place, word, word - (1 << _BITS)):
+            return end - 1
 
 
 @compiled
-def _share(shared, run, operations, length, now, scratch):
+def _following(operations, length, now, i, piece, part, parts):
+    """Where the weights are that a thread reads after a piece of its own part; 0 where that is not known."""
+    operation = _operation(operations, i)
+    if weights_of(operation, piece) == 0:
+        return 0
+    if piece + 1 < _begin_of(part + 1, parts, pieces_of(operation, now)):
+        return weights_of(operation, piece + 1)
+    for j in range(i + 1, length):
+        other = _operation(operations, j)
+        weights = weights_of(other, _begin_of(part, parts, pieces_of(other, now)))
+        if weights != 0:
+            return weights
+    return 0
+
+
+@compiled
+def _share(shared, run, operations, length, now, helpers, number, scratch):
     """Takes part in a run until all of it is done, or, as a helper may find, another one has begun."""
+    parts, changing = _parts_for(helpers), longs(now, NOW)
+    part = number % parts
     for i in range(length):
-        while True:
-            piece = _take(shared + _TAKEN + i * _LINE, run)
-            if piece < 0:
-                break
-            do_piece(longs(operations + i * 8 * FIELDS, FIELDS), longs(now, NOW), piece, scratch)
-            add_shared(shared + _DONE + i * _LINE, 1)
-        if piece == -2:
-            return
+        done, pieces = shared + _DONE + i * _LINE, shared + _PIECES + i * _LINE
+        for turn in range(parts):
+            place = shared + _TAKEN + i * _LINE + 8 * ((part + turn) % parts)
+            while True:
+                piece = _take(place, run, turn == 0)
+                if piece < 0:
+                    break
+                following = 0
+                if turn == 0:
+                    following = _following(operations, length, changing, i, piece, part, parts)
+                do_piece(_operation(operations, i), changing, piece, scratch, following)
+                add_shared(done, 1)
+            if piece == -2:
+                return
         # What comes next needs all of this. A helper may find that the run is over.
         rounds = 0
         while True:
-            word = load_shared(shared + _TAKEN + i * _LINE)
-            if word >> (2 * _BITS) != run:
+            if load_shared(shared + _TAKEN + i * _LINE) >> (2 * _BITS) != run:
                 return
-            if load_shared(shared + _DONE + i * _LINE) == (word >> _BITS) & _MASK:
+            if load_shared(done) == load_shared(pieces):
                 break
             rounds += 1
             if rounds < _PATIENCE:
@@ -122,20 +177,20 @@ def _share(shared, run, operations, length, now, scratch):
 def _run_alone(operations, length, now, scratch):
     changing = longs(now, NOW)
     for i in range(length):
-        operation = longs(operations + i * 8 * FIELDS, FIELDS)
+        operation = _operation(operations, i)
         for piece in range(pieces_of(operation, changing)):
-            do_piece(operation, changing, piece, scratch)
+            following = _following(operations, length, changing, i, piece, 0, 1)
+            do_piece(operation, changing, piece, scratch, following)
 
 
 @compiled
 def _run_together(shared, run, operations, length, now, helpers, scratch):
-    _reset(shared, run, operations, length, now)
-    store_shared(shared + _WANTED, helpers)
+    _reset(shared, run, operations, length, now, helpers)
     store_shared(shared + _RUN, run)
     for helper in range(helpers):
         if exchange_shared(shared + _SLEEPS + helper * _LINE, 0) == 1:
             _sem_post(shared + _SEMAPHORE + helper * _LINE)
-    _share(shared, run, operations, length, now, scratch)
+    _share(shared, run, operations, length, now, helpers, 0, scratch)
 
 
 @compiled
@@ -157,10 +212,11 @@ def _help(shared, helper, scratch):
                 _sem_wait(semaphore)
             rounds = 0
         known = load_shared(shared + _RUN)
-        if helper < load_shared(shared + _WANTED):
-            # Of another run than `known`, perhaps. Then there is nothing to be taken.
+        # Of another run than `known`, perhaps. Then there is nothing to be taken.
+        helpers = load_shared(shared + _WANTED)
+        if helper < helpers:
             operations, length = load_shared(shared + _OPERATIONS), load_shared(shared + _LENGTH)
-            _share(shared, known, operations, length, load_shared(shared + _NOW), scratch)
+            _share(shared, known, operations, length, load_shared(shared + _NOW), helpers, helper + 1, scratch)
 
 
 def _digest() -> str:

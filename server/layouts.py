@@ -81,6 +81,7 @@ class Layout:
             length or self._source_length,
             self._model.dtype,
             self._model.device,
+            heads_together=isinstance(self.decoder, ProgrammedDecoder),
         )
 
     def encode(self, ids: Tensor, lengths: Sequence[int]) -> Tensor:

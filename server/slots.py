@@ -34,10 +34,21 @@ class SlotLayer(CacheLayerMixin):
     is_sliding = False  # windows are in the masks
     is_compileable = False
 
-    def __init__(self, slots: int, length: int, shape: Shape, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, slots: int, length: int, shape: Shape, dtype: torch.dtype, device: torch.device, *, heads_together: bool
+    ) -> None:
+        """`heads_together` says that all heads of a position stand side by side: as programs read them.
+
+        Otherwise all positions of a head do, as torch multiplies them.
+        """
         super().__init__()
-        self.all_keys = torch.zeros(slots, shape.heads, length, shape.key_width, dtype=dtype, device=device)
-        self.all_values = torch.zeros(slots, shape.heads, length, shape.value_width, dtype=dtype, device=device)
+
+        def room(width: int) -> Tensor:
+            if heads_together:
+                return torch.zeros(slots, length, shape.heads, width, dtype=dtype, device=device).transpose(1, 2)
+            return torch.zeros(slots, shape.heads, length, width, dtype=dtype, device=device)
+
+        self.all_keys, self.all_values = room(shape.key_width), room(shape.value_width)
         self.heads = torch.arange(shape.heads, device=device)[None]
         self.is_initialized = True
 
@@ -151,12 +162,21 @@ class Slots:
         source_length: int,
         dtype: torch.dtype,
         device: torch.device,
+        *,
+        heads_together: bool = False,
     ) -> None:
-        """`own` and `source` say what each decoder layer keeps of target and source; `source` is empty without one."""
-        self.own = OwnCache([SlotLayer(count, length, shape, dtype, device) for shape in own], count, device)
+        """`own` and `source` say what each decoder layer keeps of target and source; `source` is empty without one.
+
+        `heads_together` is as in `SlotLayer`.
+        """
+
+        def layers(shapes: Sequence[Shape], length: int) -> list[SlotLayer]:
+            return [SlotLayer(count, length, shape, dtype, device, heads_together=heads_together) for shape in shapes]
+
+        self.own = OwnCache(layers(own, length), count, device)
         # At least 1, so that every query sees something: an idle slot must not fill its own cache with NaN.
         self.source_lengths = torch.ones(count, 1, dtype=torch.int64, device=device)
-        self._source_layers = [SlotLayer(count, source_length, shape, dtype, device) for shape in source]
+        self._source_layers = layers(source, source_length)
         self.cache: Cache = self.own
         if source:
             self.cache = BothCaches(self.own, Cache(layers=list(self._source_layers)))
