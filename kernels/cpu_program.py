@@ -271,7 +271,8 @@ class Program:
 
         The first operation reads `x` instead of what it was made for, where there is one, of the same kind.
         So many positions of attentions with keys of their own, and of the others, are written to their shares.
-        `sequence` is how many rows each sequence has, where these are of sequences; `then`, what follows (see `keep`).
+        `sequence` is how many rows each sequence has, where these are of sequences; `then`, what follows (see `keep`
+        and `Search.prepare`).
         """
         if not 0 < count <= self._rows:
             raise ValueError(f"count: must be 1 to {self._rows}, not {count}")

@@ -83,12 +83,26 @@ class Search:
         self._make_room(1)
 
     def __call__(self, hidden: Tensor, out: OutOfTheQuestion | None = None) -> tuple[Tensor, Tensor]:
-        """From rows `[n, inner]`, the place of the greatest score of each, int64 `[n]`.
+        """What is `found`, from rows `[n, inner]`."""
+        hidden = hidden.contiguous()
+        run_table(self.prepare(hidden, out), len(hidden))
+        return self.found(len(hidden))
+
+    def found(self, count: int) -> tuple[Tensor, Tensor]:
+        """The place of the greatest score of each of so many rows, int64 `[n]`, once a search has run.
 
         And the greatest number that was met there, float32 `[n]`: the score, or an estimate; NaN where any is, and then
-        the place is that of one; minus infinity where all are out of the question. Both are there until the next call.
+        the place is that of one; minus infinity where all are out of the question. Both are there until the next run.
         """
-        hidden = hidden.contiguous()
+        return self._tokens[:count], self._most[:count]
+
+    def prepare(self, hidden: Tensor, out: OutOfTheQuestion | None = None) -> NDArray[np.int64]:
+        """Operations that search rows `[n, inner]`, by themselves or behind a program (see `Program.run`).
+
+        The rows, and what is out of the question, must be there until the run has ended.
+        """
+        if not hidden.is_contiguous():
+            raise ValueError("hidden: rows must stand one after another")
         count = len(hidden)
         if count > self._rows:
             self._make_room(count)
@@ -102,8 +116,7 @@ class Search:
         if out is not None and len(out.rows):
             search[:, op.OUT_BEGIN], search[:, op.OUT_ROWS] = out.begin.data_ptr(), out.rows.data_ptr()
             search[:, op.OUT_COLUMNS] = out.columns.data_ptr()
-        run_table(self._table, count)
-        return self._tokens[:count], self._most[:count]
+        return self._table
 
     def _make_room(self, rows: int) -> None:
         """Makes what a search writes large enough for so many rows. New memory takes longer than what is done in it."""

@@ -31,6 +31,7 @@ from .reading import LAST_QUERY, Reader
 from .scores import Score, score
 from .slots import Contents, Slots
 from .upload import some_rows, whole_numbers
+from .vocabulary import Sought
 
 # Tokens of a prompt that are read between two steps of the others.
 _CHUNK = 256
@@ -238,19 +239,24 @@ class Batch:
         recorder = _BatchRecording(seats, first, end, positions, fed, is_free_to_choose=is_free_to_choose)
         active = [seat.slot for seat in seats]
         keep = any(seat.job.scores for seat in seats)  # they are taken from what the model gave
+        sought = None if keep else self._seek(first, end, active)
         with recording(recorder, padded=False):
-            made = self._layout.step(fed, self._slots)
-        logits, choice = self._choose(made, first, end, active, keep=keep)
+            made = self._layout.step(fed, self._slots, sought)
+        if sought is None:
+            logits, choice = self._choose(made, first, end, active, keep=keep)
+        else:
+            logits, choice = None, self._choose_found(sought, first, end, active)
         # A processor's fault is its request's alone, and so is a score's.
         failed = self._chooser.failed
         faults: dict[Seat, Exception] = {seat: failed[seat.slot] for seat in seats if seat.slot in failed}
         scored = list(self._scores([seat for seat in seats if seat not in faults], logits, choice.tokens, faults))
-        index = some_rows(tuple(seat.slot for seat in seats), fed.device)
+        # Side by side, they are looked at where they are.
+        index = slice(first, end) if len(seats) == end - first else some_rows(tuple(active), fed.device)
         tokens = choice.tokens[index]
         scores = [made for _, made in scored]
         ids, finite, *rest = fetch([tokens, choice.is_number[index], *scores, *recorder.tensors])
         self._tokens[index] = tokens[:, None]
-        self._slots.own.lengths[index] += 1
+        self._slots.advance(index)
         told_scores: dict[Seat, list[float]] = {}
         for (group, _), numbers in zip(scored, rest, strict=False):
             told_scores |= zip(group, numbers.tolist(), strict=True)
@@ -271,27 +277,30 @@ class Batch:
             except Exception as error:
                 yield seat, error
 
+    def _seek(self, first: int, end: int, active: Sequence[int]) -> Sought | None:
+        """How a step's tokens are found without writing scores; None where these must be there to be chosen from."""
+        vocabulary = self._layout.vocabulary
+        if vocabulary is None:
+            return None
+        out = self._chooser.out_of_the_question(active, end)
+        return None if out is None else vocabulary.seek(end - first, out, first)
+
+    def _choose_found(self, sought: Sought, first: int, end: int, active: Sequence[int]) -> Choice:
+        """The tokens of a step, where they have been found."""
+        tokens, most = sought.search.found(end - first)
+        if first:  # the chooser knows rows by their slots
+            tokens, most = (torch.cat([each.new_zeros(first), each]) for each in (tokens, most))
+        self._has_chosen = True
+        return self._chooser.choose_found(tokens, most, active)
+
     def _choose(
         self, made: Tensor, first: int, end: int, active: Sequence[int], *, keep: bool
-    ) -> tuple[Tensor | None, Choice]:
+    ) -> tuple[Tensor, Choice]:
         """The logits `[end, vocabulary]` of a step that has made something of slots, and the tokens chosen by them.
 
-        None for logits where nobody needs them. `keep` says that somebody does.
+        `keep` says that somebody needs the logits as they are.
         """
         vocabulary = self._layout.vocabulary
-        if vocabulary is not None and not keep:
-
-            def find(out: Tensor) -> tuple[Tensor, Tensor] | None:
-                found = vocabulary.find(made, out, first)
-                if found is None or not first:  # the chooser knows rows by their slots
-                    return found
-                tokens, most = found
-                return torch.cat([tokens.new_zeros(first), tokens]), torch.cat([most.new_zeros(first), most])
-
-            choice = self._chooser.choose_by(find, active, end)
-            if choice is not None:
-                self._has_chosen = True
-                return None, choice
         greatest: Greatest | None = None
         logits = made
         if vocabulary is not None:

@@ -129,24 +129,24 @@ class Chooser:
         plan = self._plan_for(active, (rows, self._vocabulary))
         return plan.sampling is None and plan.takes_out_alone
 
-    def choose_by(
-        self, find: Callable[[Tensor], tuple[Tensor, Tensor] | None], active: Sequence[int], rows: int
-    ) -> Choice | None:
-        """As `choose`, for so many rows, without logits; None where it takes them.
+    def out_of_the_question(self, active: Sequence[int], rows: int) -> Tensor | None:
+        """Which scores of the next step's, for so many rows, are not to be looked at, where that is all that is asked.
 
-        `find` is told which scores are out of the question, int64 `[m]`: each a row times the size of the vocabulary,
-        and a token. It gives the token with the greatest of the others for each row, int64 `[n]`, and a number `[n]`
-        that is NaN where the row has one; or None.
+        Int64 `[m]`: each a row times the size of the vocabulary, and a token. Then `choose_found` can take the place of
+        `choose`. None where `choose` must see scores.
         """
         plan = self._plan_for(active, (rows, self._vocabulary))
-        if plan.sampling is not None or plan.out is None:
-            return None
-        found = find(plan.out)
-        if found is None:
-            return None
+        return None if plan.sampling is not None else plan.out
+
+    def choose_found(self, tokens: Tensor, most: Tensor, active: Sequence[int]) -> Choice:
+        """As `choose`, where the tokens with the greatest scores have been found, int64 `[n]`.
+
+        None of them is `out_of_the_question`. `most`, float32 `[n]`, is NaN where a row has scores that are.
+        """
+        plan = self._plan_for(active, (len(tokens), self._vocabulary))
         self.failed = {}
         # By NumPy: a call of torch's gives Python's lock away, and others keep it for a while.
-        choice = Choice(found[0], torch.from_numpy(~np.isnan(found[1].numpy())))
+        choice = Choice(tokens, torch.from_numpy(~np.isnan(most.numpy())))
         self._take_note(plan, choice)
         return choice
 

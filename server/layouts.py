@@ -21,7 +21,7 @@ from .programs import ProgrammedDecoder, ProgrammedSources
 from .sites import Sites, first_token
 from .slots import Shape, Slots, bytes_of_slot
 from .upload import whole_numbers
-from .vocabulary import Vocabulary, find_vocabulary
+from .vocabulary import Sought, Vocabulary, find_vocabulary
 
 log = logging.getLogger(__name__)
 
@@ -132,24 +132,32 @@ class Layout:
 
         The first step takes it a minute or so. It raises where a model's code cannot be made one graph.
         """
-        self.is_compiled = True
+        self.is_compiled, self.decoder = True, None  # what is compiled is the model's own code
         if self.vocabulary is not None:  # its layer is a part of the graph
             self.vocabulary.let_be()
             self.vocabulary = None
         self._forward = torch.compile(self._forward, fullgraph=True, dynamic=False, backend=backend)
 
-    def step(self, tokens: Tensor, slots: Slots) -> Tensor:
+    def step(self, tokens: Tensor, slots: Slots, sought: Sought | None = None) -> Tensor:
         """One token for each slot that has begun a step: tokens `[n, 1]`.
 
-        Returns what the vocabulary takes, `[n, width]`; without one, logits `[n, vocabulary]`.
+        Returns what the vocabulary takes, `[n, width]`; without one, logits `[n, vocabulary]`. What is `sought` in the
+        vocabulary has been found then.
         """
+        if isinstance(self.decoder, ProgrammedDecoder):
+            return self.decoder.step(tokens, slots, sought)
+        slots.show_step()
         if self.vocabulary is None:
             return self._forward(tokens, slots)
         if self.decoder is not None:
-            return self.decoder.step(tokens, slots)
-        with self.vocabulary.held():
-            self._forward(tokens, slots)
-        return self.vocabulary.taken()[:, -1]
+            made = self.decoder.step(tokens, slots)
+        else:
+            with self.vocabulary.held():
+                self._forward(tokens, slots)
+            made = self.vocabulary.taken()[:, -1]
+        if sought is not None:
+            sought.search(made, sought.out)
+        return made
 
     def _forward(self, tokens: Tensor, slots: Slots) -> Tensor:
         inputs = self._inputs(tokens, slots)

@@ -32,6 +32,7 @@ from .direct import Embedding, UnknownLayerError, check_layers, heads_of, normal
 from .linears import PackedLinear
 from .projections import JoinedPart
 from .slots import Slots
+from .vocabulary import Sought
 
 _ACTIVATIONS: dict[type, Activation] = {
     nn.ReLU: "relu",
@@ -77,36 +78,39 @@ class ProgrammedDecoder:
         self._layers = [_DecoderLayer(layer) for layer in decoder.layers]
         self._made: WeakKeyDictionary[Slots, _Step] = WeakKeyDictionary()
 
-    def step(self, tokens: Tensor, slots: Slots) -> Tensor:
+    def step(self, tokens: Tensor, slots: Slots, sought: Sought | None = None) -> Tensor:
         """One token for each slot that has begun a step: `[n, 1]`. Returns what it makes of them, `[n, width]`.
 
-        That stays as it is until the next step.
+        That stays as it is until the next step. What is `sought` among its scores is found in the same run.
         """
         made = self._made.get(slots)
         if made is None:
             made = self._made[slots] = self._make(slots)
         first, count, length, source_length = slots.stepping
-        kept: list[NDArray[np.int64]] = []
+        then: list[NDArray[np.int64]] = []
         others: list[tuple[Target, Tensor]] = []
         for site, shares in made.shares:
             shown = source_length if site.kind == "cross" else length
             for target in targets_of_step(site, (count, self._heads, 1, shown), tokens.device):
                 if _is_kept_as_it_is(target, shown):
                     column, is_source = target.part.column, site.kind == "cross"
-                    kept.append(keep(shares, target.result.values, column, target.rows, is_source=is_source))
+                    then.append(keep(shares, target.result.values, column, target.rows, is_source=is_source)[None])
                 else:
                     others.append((target, shares[:count, :, None, :shown]))
+        out = made.out[:count]
+        if sought is not None:
+            then.append(sought.search.prepare(out, sought.out))
         made.program.run(
             count,
             x=tokens,
             first=first,
             shown_own=length,
             shown_source=source_length,
-            then=np.stack(kept) if kept else None,
+            then=np.concatenate(then) if then else None,
         )
         for target, shares in others:
             write_step([target], shares)
-        return made.out[:count]
+        return out
 
     def _make(self, slots: Slots) -> _Step:
         """Lays out a step for some slots, whose keys and values stay where they are."""

@@ -192,8 +192,12 @@ class Slots:
         `are_even` says that this is how many each has that is in use.
         """
         self._stepping, self._length, self._are_even = slots, length, are_even
-        self.own.begin_step(slots, length)
-        self._show_sources(slots, source_length)
+        self.source_length = source_length
+
+    def show_step(self) -> None:
+        """Lets the model's own code, and torch's functions, see what belongs to the step that has begun."""
+        self.own.begin_step(self._stepping, self._length)
+        self._show_sources(self._stepping, self.source_length)
 
     def begin_reading(self, slot: int, begin: int, count: int, source_length: int) -> None:
         """The next forward pass reads so many tokens of one slot, from position `begin` on."""
@@ -267,6 +271,13 @@ class Slots:
         if contents.source:
             self.source_lengths[slot] = contents.source[0][0].shape[1]
         self.own.lengths[slot] = contents.own[0][0].shape[1]
+
+    def advance(self, slots: slice | Tensor) -> None:
+        """Some have one more position, slots side by side or int64 `[n]`."""
+        if isinstance(slots, slice):
+            self.own.lengths[slots].add_(1)
+        else:
+            self.own.lengths[slots] += 1
 
     def clean(self, slot: int, length: int, source_length: int) -> None:
         """Forgets what a slot holds. It may be NaN, and a product with a share of 0 would be NaN, too."""

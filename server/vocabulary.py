@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,13 @@ from .screening import Estimates, Screen
 from .sites import first_token
 
 log = logging.getLogger(__name__)
+
+
+class Sought(NamedTuple):
+    """The greatest score of each row, about to be found without writing all."""
+
+    search: Search
+    out: OutOfTheQuestion
 
 
 class Vocabulary:
@@ -91,22 +98,21 @@ class Vocabulary:
         logits = self._layer(hidden)
         return logits if self._bias is None else logits + self._bias
 
-    def find(self, hidden: Tensor, out: Tensor, first: int) -> tuple[Tensor, Tensor] | None:
-        """The token with the greatest score of each row, int64 `[n]`, from `[n, width]`.
+    def seek(self, rows: int, out: Tensor, first: int) -> Sought | None:
+        """How the greatest scores of so many rows are found; None where scores must be written to be searched.
 
         Scores that are `out` of the question, int64 `[m]`, are no row's: each is a row, from `first` on, times the size
-        of the vocabulary, and a token. Given besides is a number for each row, which is NaN where the row has one. None
-        where scores must be written to be searched.
+        of the vocabulary, and a token.
         """
         search, screen = self._search, self._screen
-        if screen is not None and screen.is_worth(len(hidden), searching=True):
+        if screen is not None and screen.is_worth(rows, searching=True):
             search = screen.search or search
         if search is None:
             return None
         if self._out is None or self._out[0] is not out or self._out[1] != first:
             size = search.size
             self._out = out, first, out_of_the_question(out // size - first, out % size, size)
-        return search(hidden, self._out[2])
+        return Sought(search, self._out[2])
 
     def estimates(self, hidden: Tensor) -> Estimates | None:
         """What the greatest scores are found by, from `[n, width]`; None where all scores take no longer."""

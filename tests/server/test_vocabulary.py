@@ -31,21 +31,21 @@ def estimated(request, monkeypatch) -> list[int]:
     As where programs run, and as where estimates are written first.
     """
     used: list[int] = []
-    estimate, find = Screen.estimate, Vocabulary.find
+    estimate, seek = Screen.estimate, Vocabulary.seek
 
     def counted(screen: Screen, hidden: torch.Tensor):
         used.append(len(hidden))
         return estimate(screen, hidden)
 
-    def searched(vocabulary: Vocabulary, hidden: torch.Tensor, *others):
-        found = find(vocabulary, hidden, *others)
-        used.extend([len(hidden)] * (found is not None and vocabulary._screen is not None))
-        return found
+    def searched(vocabulary: Vocabulary, rows: int, *others):
+        sought = seek(vocabulary, rows, *others)
+        used.extend([rows] * (sought is not None and vocabulary._screen is not None))
+        return sought
 
     monkeypatch.setattr(Screen, "is_worth", lambda *_, **__: True)
     monkeypatch.setattr(Screen, "is_ever_worth", True)
     monkeypatch.setattr(Screen, "estimate", counted)
-    monkeypatch.setattr(Vocabulary, "find", searched if request.param == "searched" else lambda *_: None)
+    monkeypatch.setattr(Vocabulary, "seek", searched if request.param == "searched" else lambda *_: None)
     return used
 
 
