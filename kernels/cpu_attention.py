@@ -18,20 +18,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .cpu_functions import (
-    E0,
-    E1,
-    E2,
-    E3,
-    E4,
-    E5,
-    LEAST,
-    LN2_HIGH,
-    LN2_LOW,
-    LOG2_E,
-    MOST,
-    dot,
-)
+from .cpu_functions import dot, emit_power
 from .cpu_machine import (
     F32,
     FLOATS,
@@ -47,17 +34,13 @@ from .cpu_machine import (
     floats,
     fused,
     pointer,
+    vector_of,
 )
 
 _LINE = 64  # bytes that come from memory together
 _BOOLEANS = ir.VectorType(ir.IntType(1), LANES)
 # Keys whose scores are made at once.
 _KEYS = 4
-
-
-def _float(value: Any) -> ir.Constant:
-    """A vector of one number."""
-    return ir.Constant(FLOATS, [float(value)] * LANES)
 
 
 # ---- scores ---------------------------------------------------------------------------------------------------------
@@ -91,7 +74,7 @@ def _scores(typingctx, query, keys, step, vectors, count, out, ahead):  # noqa: 
                     emit_prefetch(builder, builder.add(at, ahead), 1)
                 return made
 
-            sums = emit_loop(builder, vectors, [(_float(0), FLOATS)] * _KEYS, a_vector)
+            sums = emit_loop(builder, vectors, [(vector_of(0), FLOATS)] * _KEYS, a_vector)
             made = _sums_of(builder, sums)
             for i, place in enumerate(places):
                 to = builder.add(out, builder.mul(place, constant(4)))
@@ -124,24 +107,6 @@ def _sums_of(builder: ir.IRBuilder, vectors: list[Any]) -> Any:
 
 
 # ---- shares ---------------------------------------------------------------------------------------------------------
-
-
-def _power(builder: ir.IRBuilder, x: Any) -> Any:
-    """As `cpu_functions.power`, of each number of a vector."""
-    bounded = builder.select(builder.fcmp_ordered(">", x, _float(LEAST)), x, _float(LEAST))
-    bounded = builder.select(builder.fcmp_ordered("<", bounded, _float(MOST)), bounded, _float(MOST))
-    kind = ir.FunctionType(FLOATS, [FLOATS])
-    nearest = cgutils.get_or_insert_function(builder.module, kind, f"llvm.rint.v{LANES}f32")
-    times = builder.call(nearest, [builder.fmul(bounded, _float(LOG2_E))])
-    rest = fused(builder, times, _float(-LN2_HIGH), bounded)
-    rest = fused(builder, times, _float(-LN2_LOW), rest)
-    y = _float(E5)
-    for factor in (E4, E3, E2, E1, E0):
-        y = fused(builder, y, rest, _float(factor))
-    y = fused(builder, builder.fmul(y, rest), rest, builder.fadd(rest, _float(1)))
-    exponent = builder.add(builder.fptosi(times, INTS), ir.Constant(INTS, [127] * LANES))
-    scale = builder.bitcast(builder.shl(exponent, ir.Constant(INTS, [23] * LANES)), FLOATS)
-    return builder.select(builder.fcmp_unordered("uno", x, x), x, builder.fmul(y, scale))
 
 
 def _masked(builder: ir.IRBuilder, name: str, kind: ir.FunctionType, given: list[Any]) -> Any:
@@ -177,7 +142,7 @@ def share_out(typingctx, address, count, scale):  # noqa: ARG001
 
         def load(at: Any, mask: Any, other: float) -> Any:
             kind = ir.FunctionType(FLOATS, [at.type, _BOOLEANS, FLOATS])
-            return _masked(builder, "load", kind, [at, mask, _float(other)])
+            return _masked(builder, "load", kind, [at, mask, vector_of(other)])
 
         def store(value: Any, at: Any, mask: Any) -> None:
             _masked(builder, "store", ir.FunctionType(ir.VoidType(), [FLOATS, at.type, _BOOLEANS]), [value, at, mask])
@@ -186,9 +151,9 @@ def share_out(typingctx, address, count, scale):  # noqa: ARG001
             at, mask = _parts(builder, address, count, number)
             # Scaled first: a scale may be below 0.
             value = builder.fmul(load(at, mask, 0), scales)
-            return [builder.call(maximum, [most, builder.select(mask, value, _float(-np.inf))])]
+            return [builder.call(maximum, [most, builder.select(mask, value, vector_of(-np.inf))])]
 
-        (most,) = emit_loop(builder, vectors, [(_float(-np.inf), FLOATS)], compare)
+        (most,) = emit_loop(builder, vectors, [(vector_of(-np.inf), FLOATS)], compare)
         of_one = ir.FunctionType(F32, [FLOATS])
         name = f"llvm.vector.reduce.fmaximum.v{LANES}f32"
         most = builder.call(cgutils.get_or_insert_function(builder.module, of_one, name), [most])
@@ -197,11 +162,11 @@ def share_out(typingctx, address, count, scale):  # noqa: ARG001
         def raise_(number: Any, total: Any) -> list[Any]:
             at, mask = _parts(builder, address, count, number)
             value = builder.fsub(builder.fmul(load(at, mask, 0), scales), most)
-            value = builder.select(mask, _power(builder, value), _float(0))
+            value = builder.select(mask, emit_power(builder, value), vector_of(0))
             store(value, at, mask)
             return [builder.fadd(total, value)]
 
-        (total,) = emit_loop(builder, vectors, [(_float(0), FLOATS)], raise_)
+        (total,) = emit_loop(builder, vectors, [(vector_of(0), FLOATS)], raise_)
         kind = ir.FunctionType(F32, [F32, FLOATS])
         sum_ = cgutils.get_or_insert_function(builder.module, kind, f"llvm.vector.reduce.fadd.v{LANES}f32")
         total = builder.call(sum_, [ir.Constant(F32, -0.0), total], fastmath=("reassoc",))

@@ -8,32 +8,57 @@ Every row's numbers come from that row alone, in one order. Knows addresses and 
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any
 
-from .cpu_machine import LANES, compiled, dot_of_vectors, float_of, floats, ints, unsigned_bytes, vectorized
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from .cpu_machine import (
+    FLOATS,
+    INTS,
+    LANES,
+    compiled,
+    constant,
+    dot_of_vectors,
+    emit_loop,
+    float_of,
+    floats,
+    fused,
+    ints,
+    pointer,
+    unsigned_bytes,
+    vector_of,
+    vectorized,
+)
 
 _F = np.float32
-LEAST, MOST = _F(-87.33), _F(88.37)  # beyond, powers of e are no normal float32
-LOG2_E, LN2_HIGH, LN2_LOW = _F(1.44269504088896341), _F(0.693359375), _F(-2.12194440e-4)
 _HALF, _ONE, _NONE = _F(0.5), _F(1.0), _F(0.0)
+_LEAST, _MOST = -87.33, 88.37  # beyond, powers of e are no normal float32
+_LOG2_E, _LN2_HIGH, _LN2_LOW = 1.44269504088896341, 0.693359375, -2.12194440e-4
 # Cephes' expf: a polynomial for e^r, |r| <= ln(2) / 2.
-E5, E4, E3 = _F(1.9875691500e-4), _F(1.3981999507e-3), _F(8.3334519073e-3)
-E2, E1, E0 = _F(4.1665795894e-2), _F(1.6666665459e-1), _F(5.0000001201e-1)
+_E5, _E4, _E3, _E2 = 1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2
+_E1, _E0 = 1.6666665459e-1, 5.0000001201e-1
 
 
-@vectorized
-def power(x):
-    """E to the x, float32: within 2 units in the last place, and never 0."""
-    bounded = x if x > LEAST else LEAST
-    bounded = bounded if bounded < MOST else MOST
-    twos = bounded * LOG2_E
-    whole = np.int32(twos + _HALF if twos > _NONE else twos - _HALF)  # the nearest
-    times = _F(whole)
-    rest = bounded - times * LN2_HIGH
-    rest = rest - times * LN2_LOW
-    y = ((((E5 * rest + E4) * rest + E3) * rest + E2) * rest + E1) * rest + E0
-    y = (y * rest * rest + rest + _ONE) * float_of(np.int32((whole + np.int32(127)) << np.int32(23)))
-    return y if x == x else x
+def emit_power(builder: ir.IRBuilder, x: Any) -> Any:
+    """E to each number of a vector, float32: within 2 units in the last place, and never 0."""
+    bounded = builder.select(builder.fcmp_ordered(">", x, vector_of(_LEAST)), x, vector_of(_LEAST))
+    bounded = builder.select(builder.fcmp_ordered("<", bounded, vector_of(_MOST)), bounded, vector_of(_MOST))
+    kind = ir.FunctionType(FLOATS, [FLOATS])
+    nearest = cgutils.get_or_insert_function(builder.module, kind, f"llvm.rint.v{LANES}f32")
+    times = builder.call(nearest, [builder.fmul(bounded, vector_of(_LOG2_E))])
+    rest = fused(builder, times, vector_of(-_LN2_HIGH), bounded)
+    rest = fused(builder, times, vector_of(-_LN2_LOW), rest)
+    y = vector_of(_E5)
+    for factor in (_E4, _E3, _E2, _E1, _E0):
+        y = fused(builder, y, rest, vector_of(factor))
+    y = fused(builder, builder.fmul(y, rest), rest, builder.fadd(rest, vector_of(1)))
+    exponent = builder.add(builder.fptosi(times, INTS), ir.Constant(INTS, [127] * LANES))
+    scale = builder.bitcast(builder.shl(exponent, ir.Constant(INTS, [23] * LANES)), FLOATS)
+    return builder.select(builder.fcmp_unordered("uno", x, x), x, builder.fmul(y, scale))
 
 
 # ---- activations ----------------------------------------------------------------------------------------------------
@@ -67,16 +92,32 @@ def _error_function(x):
     return y if x == x else x
 
 
+@intrinsic
+def _silu(typingctx, address, vectors):  # noqa: ARG001
+    """Of so many vectors, at least one."""
+
+    def codegen(context, builder, signature, arguments):  # noqa: ARG001
+        address, vectors = arguments
+
+        def of_one(number: Any) -> list[Any]:
+            at = pointer(builder, builder.add(address, builder.mul(number, constant(4 * LANES))), FLOATS)
+            x = builder.load(at, align=4)
+            power = emit_power(builder, builder.fneg(x))
+            builder.store(builder.fdiv(x, builder.fadd(vector_of(1), power)), at, align=4)
+            return []
+
+        emit_loop(builder, vectors, [], of_one)
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.intp), codegen
+
+
 @vectorized
 def activate(address, count, activation):
-    """Takes float32 numbers through an activation, where they stand."""
+    """Takes float32 numbers, whole vectors of them, through an activation, where they stand: SILU or GELU."""
     x = floats(address, count)
-    if activation == RELU:
-        for i in range(count):
-            x[i] = _NONE if x[i] < _NONE else x[i]
-    elif activation == SILU:
-        for i in range(count):
-            x[i] = x[i] / (_ONE + power(-x[i]))
+    if activation == SILU:
+        _silu(address, count // LANES)
     elif activation == GELU:
         for i in range(count):
             x[i] = x[i] * _HALF * (_ONE + _error_function(x[i] * _INVERSE_ROOT_2))

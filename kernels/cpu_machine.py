@@ -10,10 +10,12 @@ Everything takes addresses, in bytes; whoever calls keeps the memory. Knows noth
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import llvmlite.binding as llvm
+import numpy as np
 from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
@@ -40,6 +42,18 @@ ROWS = 6
 HAS_BYTES = (_FEATURES.get("avx512vnni", False) and HAS_512) or (not HAS_512 and _FEATURES.get("avxvnni", False))
 IS_SUPPORTED = _FEATURES.get("avx2", False) and _FEATURES.get("fma", False)
 
+
+def _may_use_matrices() -> bool:
+    """Asks the kernel for the registers that hold matrices of bytes (AMX), for all threads of this process."""
+    if not (HAS_512 and HAS_BYTES and _FEATURES.get("amx-tile", False) and _FEATURES.get("amx-int8", False)):
+        return False
+    # As Linux' Documentation/arch/x86/xstate.rst has it: arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA).
+    return ctypes.CDLL(None).syscall(158, 0x1023, 18) == 0
+
+
+# Whether there are registers for 16 rows of 64 bytes, and instructions that multiply them.
+HAS_MATRICES = _may_use_matrices()
+
 I8, I32, I64, F32 = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.FloatType()
 FLOATS, INTS = ir.VectorType(F32, LANES), ir.VectorType(I32, LANES)
 
@@ -60,6 +74,11 @@ def broadcast(builder: ir.IRBuilder, value: Any, vector: ir.VectorType) -> Any:
     one = builder.insert_element(ir.Constant(vector, ir.Undefined), value, ir.Constant(I32, 0))
     places = ir.Constant(ir.VectorType(I32, LANES), [0] * LANES)
     return builder.shuffle_vector(one, ir.Constant(vector, ir.Undefined), places)
+
+
+def vector_of(value: float) -> ir.Constant:
+    """A vector of one float32 number."""
+    return ir.Constant(FLOATS, [float(np.float32(value))] * LANES)
 
 
 def fused(builder: ir.IRBuilder, a: Any, b: Any, c: Any) -> Any:

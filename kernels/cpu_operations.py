@@ -84,7 +84,7 @@ from .cpu_functions import normalize_row, quantize_row
 from .cpu_greatest import greatest_of_row, maxima_of_panel
 from .cpu_machine import COLUMNS, ROWS, compiled, float_of, floats, longs
 from .cpu_program import MOST_POSITIONS, MOST_WIDTH
-from .cpu_tiles import multiply, panels_of, tile_of_floats
+from .cpu_tiles import NO_FLOOR, TILE_SCRATCH, multiply, panels_of, tile_of_floats, zeros_in
 
 # Rows that are one piece of work where each is done alone, and queries of heads.
 _ROWS_TOGETHER, _HEADS_TOGETHER = 4, 8
@@ -223,10 +223,10 @@ def _keep_shares(operation, now, kept):
             floats(out + position * operation[OUT_STEP], heads)[head] = shares[position]
 
 
-# What a thread has for itself: a tile, a row of zeros behind it, and room for the keys and values of a head, and for
-# the scores of a tile of rows.
-SCRATCH = (ROWS + 1) * COLUMNS + MOST_POSITIONS * (2 * MOST_WIDTH + ROWS)
-_ZEROS, _ROOM = 4 * ROWS * COLUMNS, 4 * (ROWS + 1) * COLUMNS
+# What a thread has for itself: what products need, and room for the keys and values of a head, and for the scores of a
+# tile of rows.
+SCRATCH = TILE_SCRATCH + MOST_POSITIONS * (2 * MOST_WIDTH + ROWS)
+_ROOM = 4 * TILE_SCRATCH
 
 
 @compiled
@@ -300,7 +300,7 @@ def _attend_within(operation, now, sequence, head, scratch):
         for position in range(count):
             from_ = values + position * operation[VALUES_STEP] + 4 * COLUMNS * panel
             _copy(from_, values_in_panels + 4 * COLUMNS * (panel * count + position), size)
-    zeros, scale = scratch + _ZEROS, float_of(np.int32(operation[SCALE]))
+    zeros, scale = zeros_in(scratch), float_of(np.int32(operation[SCALE]))
     for row in range(0, count, ROWS):
         rows = min(ROWS, count - row)
         query = operation[X] + (first + row) * operation[X_STRIDE] + 4 * head * width
@@ -309,7 +309,8 @@ def _attend_within(operation, now, sequence, head, scratch):
             tile_of_floats(
                 rows,
                 *(query, operation[X_STRIDE], in_panels + 4 * COLUMNS * panel * width, width),
-                *(zeros, zeros, zeros, zeros, zeros, 0, scores + 4 * COLUMNS * panel, scores_stride, in_panels, 0),
+                *(zeros, zeros, zeros, zeros, NO_FLOOR, zeros, 0),
+                *(scores + 4 * COLUMNS * panel, scores_stride, in_panels, 0),
             )
         for i in range(rows):
             share_out(scores + i * scores_stride, count, scale)
@@ -318,7 +319,7 @@ def _attend_within(operation, now, sequence, head, scratch):
             tile_of_floats(
                 rows,
                 *(scores, scores_stride, values_in_panels + 4 * COLUMNS * panel * count, count),
-                *(zeros, zeros, zeros, zeros, zeros, 0, scratch, 4 * COLUMNS, in_panels, 0),
+                *(zeros, zeros, zeros, zeros, NO_FLOOR, zeros, 0, scratch, 4 * COLUMNS, in_panels, 0),
             )
             for i in range(rows):
                 _copy(scratch + 4 * COLUMNS * i, out + i * operation[OUT_STRIDE] + 4 * COLUMNS * panel, size)

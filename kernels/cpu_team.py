@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from .cpu_fields import COUNT, FIELDS, NOW
 from .cpu_machine import (
+    HAS_MATRICES,
     add_shared,
     compiled,
     exchange_shared,
@@ -220,9 +221,9 @@ def _help(shared, helper, scratch):
 
 
 def _digest() -> str:
-    """Of all that is compiled."""
+    """Of all that is compiled, and of what it may use."""
     files = sorted(Path(__file__).parent.glob("cpu_*.py"))
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest() + str(HAS_MATRICES)
 
 
 # What a thread does that enters: a run by itself, a run with helpers, or helping.

@@ -18,19 +18,22 @@ from __future__ import annotations
 from typing import Any
 
 import llvmlite.binding as llvm
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
 from .cpu_fields import SIZE
-from .cpu_functions import NONE, activate
+from .cpu_functions import NONE, RELU, activate
 from .cpu_machine import (
     COLUMNS,
     F32,
     FLOATS,
     HAS_BYTES,
+    HAS_MATRICES,
     I8,
+    I32,
     I64,
     INTS,
     LANES,
@@ -45,6 +48,7 @@ from .cpu_machine import (
     fused,
     pointer,
 )
+from .cpu_matrices import CONFIGURATION, DEPTH, FETCHED, MATRIX_ROWS, configure, multiply_matrices, release
 
 # How often a tile fetches for each place it reads. Processors fetch two lines of the cache together: so it is enough
 # for the four that a place has.
@@ -66,6 +70,27 @@ def _vectors_at(builder: ir.IRBuilder, address: Any, type_: ir.VectorType, align
     ]
 
 
+def _floats_of(builder: ir.IRBuilder, sums: list[Any], scale: Any, channels: Any, corrections: Any) -> list[Any]:
+    """What sums of bytes stand for."""
+    scale = broadcast(builder, builder.load(pointer(builder, scale, F32), align=4), FLOATS)
+    by_channel, too_much = _vectors_at(builder, channels, FLOATS), _vectors_at(builder, corrections, INTS)
+    whole = [builder.sitofp(builder.sub(sum_, much), FLOATS) for sum_, much in zip(sums, too_much, strict=True)]
+    return [
+        builder.fmul(builder.fmul(number, channel), scale) for number, channel in zip(whole, by_channel, strict=True)
+    ]
+
+
+def _finish(builder: ir.IRBuilder, numbers: list[Any], bias: Any, floor: Any, added: Any, out: Any) -> None:
+    """Adds to the numbers of a row what is to be added, raises them to a floor in between, and writes them."""
+    biases, more = _vectors_at(builder, bias, FLOATS), _vectors_at(builder, added, FLOATS)
+    floor = broadcast(builder, builder.bitcast(builder.trunc(floor, I32), F32), FLOATS)
+    for column in range(VECTORS):
+        value = builder.fadd(numbers[column], biases[column])
+        value = builder.select(builder.fcmp_ordered("<", value, floor), floor, value)  # NaN stays
+        value = builder.fadd(value, more[column])
+        builder.store(value, pointer(builder, out, FLOATS, 4 * LANES * column), align=4)
+
+
 def _tile_intrinsic(rows: int, *, of_bytes: bool) -> Any:
     vector = INTS if of_bytes else FLOATS
     # A row alone waits for nothing but memory, and reads it in order: there the processor needs no word.
@@ -83,6 +108,7 @@ def _tile_intrinsic(rows: int, *, of_bytes: bool) -> Any:
         channels,  # noqa: ARG001
         corrections,  # noqa: ARG001
         bias,  # noqa: ARG001
+        floor,  # noqa: ARG001
         added,  # noqa: ARG001
         added_stride,  # noqa: ARG001
         out,  # noqa: ARG001
@@ -91,8 +117,8 @@ def _tile_intrinsic(rows: int, *, of_bytes: bool) -> Any:
         pace,  # noqa: ARG001
     ):
         def codegen(context, builder, signature, arguments):  # noqa: ARG001
-            (x, x_stride, panel, places, scales, channels, corrections, bias) = arguments[:8]
-            (added, added_stride, out, out_stride, ahead, pace) = arguments[8:]
+            (x, x_stride, panel, places, scales, channels, corrections, bias, floor) = arguments[:9]
+            (added, added_stride, out, out_stride, ahead, pace) = arguments[9:]
             rows_at = [builder.add(x, builder.mul(x_stride, constant(row))) for row in range(rows)]
 
             def place(number: Any, weights_at: Any, ahead_at: Any, *sums: Any) -> list[Any]:
@@ -117,26 +143,17 @@ def _tile_intrinsic(rows: int, *, of_bytes: bool) -> Any:
             carried = [(panel, I64), (ahead, I64), *((ir.Constant(vector, None), vector) for _ in each)]
             _, _, *sums = emit_loop(builder, places, carried, place)
 
-            biases = _vectors_at(builder, bias, FLOATS)
-            if of_bytes:
-                by_channel = _vectors_at(builder, channels, FLOATS)
-                too_much = _vectors_at(builder, corrections, INTS)
             for row in range(rows):
                 to = builder.add(out, builder.mul(out_stride, constant(row)))
-                more = _vectors_at(builder, builder.add(added, builder.mul(added_stride, constant(row))), FLOATS)
+                more = builder.add(added, builder.mul(added_stride, constant(row)))
+                made = sums[row * VECTORS : (row + 1) * VECTORS]
                 if of_bytes:
-                    scale = builder.load(pointer(builder, scales, F32, 4 * row), align=4)
-                    scale = broadcast(builder, scale, FLOATS)
-                for column in range(VECTORS):
-                    value = sums[row * VECTORS + column]
-                    if of_bytes:
-                        value = builder.sitofp(builder.sub(value, too_much[column]), FLOATS)
-                        value = builder.fmul(builder.fmul(value, by_channel[column]), scale)
-                    value = builder.fadd(builder.fadd(value, biases[column]), more[column])
-                    builder.store(value, pointer(builder, to, FLOATS, 4 * LANES * column), align=4)
+                    scale = builder.add(scales, constant(4 * row))
+                    made = _floats_of(builder, made, scale, channels, corrections)
+                _finish(builder, made, bias, floor, more, to)
             return context.get_dummy_value()
 
-        return types.void(*[types.intp] * 14), codegen
+        return types.void(*[types.intp] * 15), codegen
 
     return tile
 
@@ -164,10 +181,37 @@ def _tile_function(rows: int, *, of_bytes: bool) -> Any:
 
 
 # The columns of a panel for `count` rows at x: their sums, of bytes without `corrections`, times `channels` and a
-# row's scale; `bias` and what is `added`, COLUMNS numbers for each row, added; to `out`. Bytes are unsigned in x and
-# signed in weights, and their `places` are of four. `ahead` is what to fetch, `pace` bytes at a time, twice a place.
+# row's scale; plus `bias`, raised to a `floor`, a float32's bits; plus what is `added`, COLUMNS numbers for each row;
+# to `out`. Bytes are unsigned in x and signed in weights, and their `places` are of four. `ahead` is what to fetch,
+# `pace` bytes at a time, twice a place.
 tile_of_floats = _tile_function(ROWS, of_bytes=False)
 _tile_of_bytes = _tile_function(ROWS, of_bytes=True) if HAS_BYTES else tile_of_floats
+
+
+@intrinsic
+def _finish_row(typingctx, sums, scale, channels, corrections, bias, floor, added, out):  # noqa: ARG001
+    """What becomes of a row's sums of bytes, int32; `out` may be `sums`."""
+
+    def codegen(context, builder, signature, arguments):  # noqa: ARG001
+        sums, scale, channels, corrections, bias, floor, added, out = arguments
+        made = _floats_of(builder, _vectors_at(builder, sums, INTS), scale, channels, corrections)
+        _finish(builder, made, bias, floor, added, out)
+        return context.get_dummy_value()
+
+    return types.void(*[types.intp] * 8), codegen
+
+
+# What a thread needs of its own, in numbers of 32 bits: a tile, a row of zeros, and what matrices need.
+_ZEROS = 4 * ROWS * COLUMNS
+_SUMS = _ZEROS + 4 * COLUMNS
+_CONFIGURATION = _SUMS + 4 * COLUMNS * MATRIX_ROWS
+TILE_SCRATCH = _CONFIGURATION // 4 + 2 * CONFIGURATION
+
+
+@compiled
+def zeros_in(scratch):
+    """Where COLUMNS zeros stand."""
+    return scratch + _ZEROS
 
 
 @compiled
@@ -177,8 +221,14 @@ def panels_of(operation):
 
 
 @compiled
+def _takes_matrices(count, places):
+    """Whether so many rows of so many places, of bytes, are multiplied as matrices."""
+    return HAS_MATRICES and count >= MATRIX_ROWS // 2 and places % DEPTH == 0
+
+
+@compiled
 def multiply(of_bytes, count, layer, added, added_stride, out, out_stride, width, activation, scratch, ahead):
-    """All rows by one panel of weights: a tile of rows at a time, in tiles about equal.
+    """All rows by one panel of weights.
 
     Args:
         of_bytes: Whether these are bytes.
@@ -191,13 +241,33 @@ def multiply(of_bytes, count, layer, added, added_stride, out, out_stride, width
         out_stride: Likewise.
         width: How many of the columns.
         activation: As `cpu_functions` numbers them.
-        scratch: A tile, and behind it a row of zeros.
+        scratch: TILE_SCRATCH numbers of this thread's own.
         ahead: What is read next, as much as the panel; 0: not known.
     """
+    rest = (added, added_stride, out, out_stride, width, activation, scratch, ahead)
+    if of_bytes and _takes_matrices(count, layer[3]):
+        _multiply_as_matrices(count, layer, *rest)
+    else:
+        _multiply_in_tiles(of_bytes, count, layer, *rest)
+
+
+# Bits of float32 numbers: what no number is below, and 0.
+NO_FLOOR, _ZERO = int(np.float32(-np.inf).view(np.int32)), 0
+
+
+@compiled
+def _way_out(width, activation):
+    """Whether numbers can be written where they belong at once, and the bits of what they are raised to."""
+    floor = _ZERO if activation == RELU else NO_FLOOR
+    return width == COLUMNS and activation in (NONE, RELU), floor
+
+
+@compiled
+def _multiply_in_tiles(of_bytes, count, layer, added, added_stride, out, out_stride, width, activation, scratch, ahead):
+    """A tile of rows at a time, in tiles about equal."""
     x, x_stride, weights, places, scales, channels, corrections, bias = layer
-    # What can be written where it belongs, is.
-    is_plain = width == COLUMNS and activation == NONE
-    zeros = scratch + 4 * ROWS * COLUMNS
+    is_plain, floor = _way_out(width, activation)
+    zeros = zeros_in(scratch)
     tiles = (count + ROWS - 1) // ROWS
     pace = 4 * COLUMNS // _FETCHED // tiles
     if ahead == 0:  # what is there already costs nothing
@@ -212,19 +282,58 @@ def multiply(of_bytes, count, layer, added, added_stride, out, out_stride, width
                 more, more_stride = added + row * added_stride, added_stride
         arguments = (
             *(x + row * x_stride, x_stride, weights, places, scales + 4 * row, channels, corrections, bias),
-            *(more, more_stride, to, to_stride, ahead, pace),
+            *(floor, more, more_stride, to, to_stride, ahead, pace),
         )
         if of_bytes:
             _tile_of_bytes(rows, *arguments)
         else:
             tile_of_floats(rows, *arguments)
         if not is_plain:
-            activate(scratch, rows * COLUMNS, activation)
+            if activation != RELU:
+                activate(scratch, rows * COLUMNS, activation)
             for i in range(row, row + rows):
                 more = zeros if added == 0 else added + i * added_stride
                 _write(scratch + 4 * COLUMNS * (i - row), more, out + i * out_stride, width)
         ahead += places * _FETCHED * pace
         row += rows
+
+
+@compiled
+def _multiply_as_matrices(count, layer, added, added_stride, out, out_stride, width, activation, scratch, ahead):
+    """Some rows of bytes at a time, always as many: where there are not so many left, some once more."""
+    x, x_stride, weights, places, scales, channels, corrections, bias = layer
+    zeros, sums, half = zeros_in(scratch), scratch + _SUMS, MATRIX_ROWS // 2
+    is_plain, floor = _way_out(width, activation)
+    groups, rounds = (count + MATRIX_ROWS - 1) // MATRIX_ROWS, places // DEPTH
+    pace = 4 * COLUMNS * DEPTH // FETCHED // groups
+    if ahead == 0:
+        ahead, pace = weights, 0
+    configure(scratch + _CONFIGURATION)
+    for group in range(groups):
+        first = max(0, min(group * MATRIX_ROWS, count - MATRIX_ROWS))
+        second = min(first + half, count - half)
+        multiply_matrices(
+            *(x + first * x_stride, x + second * x_stride, x_stride, weights, rounds, sums),
+            *(ahead + group * rounds * FETCHED * pace, pace),
+        )
+        for i in range(MATRIX_ROWS):
+            row = first + i if i < half else second + i - half
+            made = sums + 4 * COLUMNS * i
+            more, to = zeros, made
+            if is_plain:
+                to = out + row * out_stride
+                if added != 0:
+                    more = added + row * added_stride
+            _finish_row(made, scales + 4 * row, channels, corrections, bias, floor, more, to)
+        if is_plain:
+            continue
+        if activation != RELU:
+            activate(sums, MATRIX_ROWS * COLUMNS, activation)
+        for i in range(MATRIX_ROWS):
+            row = first + i if i < half else second + i - half
+            more = zeros if added == 0 else added + row * added_stride
+            _write(sums + 4 * COLUMNS * i, more, out + row * out_stride, width)
+    release()
 
 
 @compiled

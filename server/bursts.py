@@ -26,16 +26,16 @@ class Bursts:
         self._vain = 0  # waits in a row that nobody came in
         self._alone: float | None = None  # when the last one came that was begun with alone
 
-    def gather(self, count: Callable[[], int], enough: int) -> None:
-        """Waits, where bursts are expected, until nobody comes any more, or `enough` have come.
+    def gather(self, count: Callable[[], int], enough: Callable[[], bool]) -> None:
+        """Waits, where bursts are expected, until nobody comes any more, or those who have come are `enough`.
 
-        `count` says how many there are, at least one.
+        `count` says how many they are, at least one.
         """
         if not self._are_expected:
             return
         end = time.monotonic() + _LONGEST
         before, now = 0, count()
-        while before < now < enough and time.monotonic() < end:
+        while before < now and not enough() and time.monotonic() < end:
             time.sleep(_QUIET)
             before, now = now, count()
         self._vain = 0 if now > 1 else self._vain + 1

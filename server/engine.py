@@ -31,6 +31,8 @@ from .threads import Threads
 log = logging.getLogger(__name__)
 
 
+# Tokens of sources beyond which to read more at once saves nothing.
+_ENOUGH = 512
 # Seconds for which a reader may take nothing, and keep its place in the batch all the same.
 _SLOW = 0.25
 
@@ -178,7 +180,13 @@ class Engine:
     def _gather(self) -> None:
         """Lets a burst come in, where nobody is worked on who would wait: sources are read together."""
         if self._waiting and not self._running and not self._parked and self.loaded.is_encoder_decoder:
-            self._bursts.gather(lambda: len(self._waiting), self.slots)
+            self._bursts.gather(lambda: len(self._waiting), self._are_enough)
+
+    def _are_enough(self) -> bool:
+        """Whether those who wait would not be read faster with more."""
+        with self._lock:
+            tokens = [len(ticket.job.source.tokens) for ticket in self._waiting]
+        return len(tokens) >= self.slots or sum(tokens) >= _ENOUGH
 
     def _admit(self) -> None:
         """Lets waiting jobs in, first come first served, and drops those that have lost their reader or their time.

@@ -40,7 +40,7 @@ def gathered(monkeypatch):
     def gather(waiting: Bursts, arrivals: list[float], enough: int = 32) -> tuple[int, float]:
         clock = Clock(arrivals)
         monkeypatch.setattr(bursts, "time", clock)
-        waiting.gather(clock.count, enough)
+        waiting.gather(clock.count, lambda: clock.count() >= enough)
         return clock.count(), clock.now
 
     return gather
