@@ -297,6 +297,7 @@ class Engine:
         with self._threads.step(len(writing)):
             news = list(self._batch.step(writing))
         told_to: list[Outbox] = []
+        ended: list[Ticket] = []
         for seat, told in news:
             ticket = ready[seat]
             if isinstance(told, Exception):
@@ -306,8 +307,11 @@ class Engine:
                 ticket.outbox.put(event, ring=False)
             told_to.append(ticket.outbox)
             if seat.writer.ended:
-                self._finish(ticket, None)
+                ticket.outbox.end(ring=False)
+                ended.append(ticket)
         ring(told_to)
+        for ticket in ended:  # nobody waits for their slots to be free
+            self._finish(ticket, None)
         return True
 
     def _park_the_slow(self, now: float) -> None:

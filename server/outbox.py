@@ -85,13 +85,14 @@ class Outbox:
         if ring:
             self._wake()
 
-    def end(self, error: RequestError | None = None) -> None:
-        """Says that nothing more will come, and why. For any thread."""
+    def end(self, error: RequestError | None = None, *, ring: bool = True) -> None:
+        """Says that nothing more will come, and why; once. For any thread. `ring` as in `put`."""
         with self._lock:
             if self._ended:
                 return
             self._ended, self._error = True, error
-        self._wake()
+        if ring:
+            self._wake()
 
     async def take(self) -> list[Event]:
         """All that waits, in order; waits for something if nothing does. Empty at the end. Raises RequestError."""

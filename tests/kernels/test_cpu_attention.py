@@ -86,6 +86,15 @@ def test_attention(heads, is_own):
     torch.testing.assert_close((made.keys, made.values), caches, atol=0, rtol=0, equal_nan=True)
 
 
+@pytest.mark.parametrize("heads", HEADS, ids=str)
+def test_heads_side_by_side(heads):
+    """As slots of programs have them: all heads of a position one after another."""
+    made = Attending(*heads, is_own=True)
+    expected = made.run()
+    made.keys, made.values = (each.transpose(1, 2).contiguous().transpose(1, 2) for each in (made.keys, made.values))
+    assert all(map(torch.equal, made.run(), expected))
+
+
 def test_new_values_of_another_stride():
     made = Attending(2, 16, 33, is_own=True)
     made.new = made.new[0].contiguous(), made.new[1]

@@ -28,12 +28,17 @@ SHAPES = [
     (7, 65, 67),
     (12, 33, 512),
     (13, 67, 1),
-    (16, 64, 65),
-    (31, 192, 130),
     (33, 512, 3),
     (2, 1, 128),
     (3, 5, 1100),  # more panels than pieces
     (7, 7, 8500),
+    # Around what is multiplied as matrices, of bytes: 16 rows and more, of whole registers.
+    (15, 64, 64),
+    (16, 64, 65),
+    (17, 96, 64),
+    (31, 192, 130),
+    (32, 512, 64),
+    (65, 128, 200),
 ]
 ACTIVATIONS = {"none": lambda x: x, "relu": F.relu, "silu": F.silu, "gelu": F.gelu}
 
@@ -117,6 +122,16 @@ def test_a_row_is_the_same_whatever_its_neighbours(inner, size, precision):
         assert torch.equal(multiply(x[:count], layer), alone[:count])
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_row_is_the_same_in_tiles_and_as_matrices(precision):
+    layer, x, added = make_layer(128, 70, precision), torch.randn(66, 128), torch.randn(66, 70)
+    alone = torch.cat([multiply(row[None], layer, added=more[None]) for row, more in zip(x, added, strict=True)])
+    for count in (15, 16, 17, 31, 32, 33, 47, 48, 63, 64, 65, 66):
+        for first in (0, 66 - count):
+            some = slice(first, first + count)
+            assert torch.equal(multiply(x[some], layer, added=added[some]), alone[some])
+
+
 @pytest.mark.skipif(not is_supported(of_bytes=True), reason="no int8")
 def test_bytes_are_summed_exactly_and_halves_go_to_the_even():
     """Sums beyond 16 bits, and beyond what float32 has whole; a scale of 1, so that halves are halves."""
@@ -130,7 +145,9 @@ def test_bytes_are_summed_exactly_and_halves_go_to_the_even():
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize(("rows", "inner", "size"), [(1, 3, 64), (7, 65, 67), (13, 33, 128), (6, 64, 3)])
+@pytest.mark.parametrize(
+    ("rows", "inner", "size"), [(1, 3, 64), (7, 65, 67), (13, 33, 128), (6, 64, 3), (18, 64, 67), (35, 128, 128)]
+)
 def test_activations_and_what_is_added_behind_them(rows, inner, size, activation, precision):
     layer, x, added = make_layer(inner, size, precision), torch.randn(rows, inner), torch.randn(rows, size)
     act = ACTIVATIONS[activation]
@@ -153,13 +170,15 @@ def test_activations_far_out(activation):
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("activation", ["none", "relu"])
 @pytest.mark.parametrize("size", [64, 67])
-def test_rows_of_wider_tensors(size, activation, precision):
-    layer = make_layer(33, size, precision)
-    x, out, added = torch.randn(7, 50), unwritten(7, 200), torch.randn(7, 100)
-    program = Program(7)
-    program.product(x[:, 5:38], layer.panels, out[:, 9 : 9 + size], activation=activation, added=added[:, 3 : 3 + size])
-    program.run(7)
-    expected = multiply(x[:, 5:38].clone(), layer, activation=activation) + added[:, 3 : 3 + size]
+@pytest.mark.parametrize(("rows", "inner"), [(7, 33), (21, 64)])
+def test_rows_of_wider_tensors(rows, inner, size, activation, precision):
+    layer = make_layer(inner, size, precision)
+    x, out, added = torch.randn(rows, 100), unwritten(rows, 200), torch.randn(rows, 100)
+    read, more = x[:, 5 : 5 + inner], added[:, 3 : 3 + size]
+    program = Program(rows)
+    program.product(read, layer.panels, out[:, 9 : 9 + size], activation=activation, added=more)
+    program.run(rows)
+    expected = multiply(read.clone(), layer, activation=activation) + more
     assert torch.equal(out[:, 9 : 9 + size], expected)
     assert out[:, :9].isnan().all()
     assert out[:, 9 + size :].isnan().all()
@@ -168,13 +187,14 @@ def test_rows_of_wider_tensors(size, activation, precision):
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("value", [NAN, INFINITY, 0.0])
 @pytest.mark.parametrize("size", [64, 67])
-def test_what_is_no_number_stays_in_its_row(size, value, precision):
-    layer, x = make_layer(33, size, precision), torch.randn(8, 33)
+@pytest.mark.parametrize(("rows", "inner"), [(8, 33), (20, 64)])
+def test_what_is_no_number_stays_in_its_row(rows, inner, size, value, precision):
+    layer, x = make_layer(inner, size, precision), torch.randn(rows, inner)
     expected = multiply(x, layer)
     x[3] = 0
     x[3, 20] = value
     result = multiply(x, layer)
-    others = [0, 1, 2, 4, 5, 6, 7]
+    others = [row for row in range(rows) if row != 3]
     assert torch.equal(result[others], expected[others])
     if value == 0:
         assert torch.equal(result[3], layer.bias)
@@ -335,7 +355,7 @@ def test_more_threads_change_nothing(precision):
     torch.set_num_threads(1)
     alone = {count: steps.run(count) for count in (1, 4, 9)}
     assert all(tensor.isfinite().all() for tensor in alone[9])
-    for threads in (2, 4, 1):
+    for threads in (2, 4, 9, 12, 1):  # some share a part
         torch.set_num_threads(threads)
         for _ in range(20):
             assert all(steps.is_as(expected) for expected in alone.values())

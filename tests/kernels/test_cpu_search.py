@@ -79,7 +79,7 @@ def picked(is_out: Tensor) -> OutOfTheQuestion:
 
 
 @pytest.mark.parametrize("biased", [True, False])
-@pytest.mark.parametrize(("rows", "inner"), [(1, 1), (5, 3), (6, 33), (7, 64), (13, 67)])
+@pytest.mark.parametrize(("rows", "inner"), [(1, 1), (5, 3), (6, 33), (7, 64), (13, 67), (20, 64), (33, 128)])
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("size", SIZES)
 def test_finds_the_greatest(size, way, rows, inner, biased):

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import grpc.aio
 import pytest
+from batches import jobs_of
 from harness import serving
 from model_zoo import build_model
 from sidelight.server import bursts
 from sidelight.server.batch import Batch
 from sidelight.server.bursts import Bursts
+from sidelight.server.engine import Engine, Limits
+from sidelight.server.jobs import Job
 from sidelight.server.models import load
+from sidelight.server.outbox import Outbox
+from sidelight.server.tokenization import Encoded, Token
 from sidelight.v1 import attribution_service_pb2 as pb
 from sidelight.v1 import attribution_service_pb2_grpc as pb_grpc
 
@@ -120,6 +126,23 @@ def test_sources_of_a_burst_are_read_together(tmp_path, monkeypatch):
         together = asyncio.run(_texts(address, 6))
     assert joined == [6]
     assert set(together) == set(alone)
+
+
+def test_a_wait_ends_where_more_sources_would_not_be_read_faster(tmp_path):
+    loaded = load(build_model("marian", tmp_path))
+    (job,) = jobs_of(loaded, "marian", 1)
+    long = replace(job, source=Encoded("", (Token(5, "", 0, 0, False, ""),) * 200))
+
+    async def come(job: Job, count: int, slots: int) -> list[bool]:
+        """Whether they are enough after each. The engine has not started: those who come wait."""
+        engine, enough = Engine(loaded, Limits(running=slots)), list[bool]()
+        for _ in range(count):
+            engine.submit(job, Outbox(engine.wake))
+            enough.append(engine._are_enough())
+        return enough
+
+    assert asyncio.run(come(long, 4, 32)) == [False, False, True, True]
+    assert asyncio.run(come(job, 4, 3)) == [False, False, True, True]
 
 
 async def _texts(address: str, count: int) -> list[str]:
