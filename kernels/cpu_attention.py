@@ -37,7 +37,6 @@ from .cpu_machine import (
     vector_of,
 )
 
-_LINE = 64  # bytes that come from memory together
 _BOOLEANS = ir.VectorType(ir.IntType(1), LANES)
 # Keys whose scores are made at once.
 _KEYS = 4
@@ -110,7 +109,7 @@ def _sums_of(builder: ir.IRBuilder, vectors: list[Any]) -> Any:
 
 
 def _masked(builder: ir.IRBuilder, name: str, kind: ir.FunctionType, given: list[Any]) -> Any:
-    """A call of an intrinsic that takes a mask, `given` without the alignment, which came second before LLVM 22."""
+    """A call of an intrinsic that takes a mask, `given` without the alignment that there was before LLVM 22."""
     if llvm.llvm_version_info[0] < 22:
         place = len(given) - (1 if name.endswith("store") else 2)
         given = [*given[:place], ir.Constant(I32, 4), *given[place:]]
@@ -120,7 +119,7 @@ def _masked(builder: ir.IRBuilder, name: str, kind: ir.FunctionType, given: list
     return builder.call(function, given)
 
 
-def _parts(builder: ir.IRBuilder, address: Any, count: Any, number: Any) -> tuple[Any, Any]:
+def _place_of(builder: ir.IRBuilder, address: Any, count: Any, number: Any) -> tuple[Any, Any]:
     """Where a vector of a row stands, and which of its numbers the row has."""
     first = builder.mul(number, constant(LANES))
     left = builder.trunc(builder.sub(count, first), I32)
@@ -148,7 +147,7 @@ def share_out(typingctx, address, count, scale):  # noqa: ARG001
             _masked(builder, "store", ir.FunctionType(ir.VoidType(), [FLOATS, at.type, _BOOLEANS]), [value, at, mask])
 
         def compare(number: Any, most: Any) -> list[Any]:
-            at, mask = _parts(builder, address, count, number)
+            at, mask = _place_of(builder, address, count, number)
             # Scaled first: a scale may be below 0.
             value = builder.fmul(load(at, mask, 0), scales)
             return [builder.call(maximum, [most, builder.select(mask, value, vector_of(-np.inf))])]
@@ -159,21 +158,21 @@ def share_out(typingctx, address, count, scale):  # noqa: ARG001
         most = builder.call(cgutils.get_or_insert_function(builder.module, of_one, name), [most])
         most = broadcast(builder, most, FLOATS)
 
-        def raise_(number: Any, total: Any) -> list[Any]:
-            at, mask = _parts(builder, address, count, number)
+        def to_powers(number: Any, total: Any) -> list[Any]:
+            at, mask = _place_of(builder, address, count, number)
             value = builder.fsub(builder.fmul(load(at, mask, 0), scales), most)
             value = builder.select(mask, emit_power(builder, value), vector_of(0))
             store(value, at, mask)
             return [builder.fadd(total, value)]
 
-        (total,) = emit_loop(builder, vectors, [(vector_of(0), FLOATS)], raise_)
+        (total,) = emit_loop(builder, vectors, [(vector_of(0), FLOATS)], to_powers)
         kind = ir.FunctionType(F32, [F32, FLOATS])
         sum_ = cgutils.get_or_insert_function(builder.module, kind, f"llvm.vector.reduce.fadd.v{LANES}f32")
         total = builder.call(sum_, [ir.Constant(F32, -0.0), total], fastmath=("reassoc",))
         inverse = broadcast(builder, builder.fdiv(ir.Constant(F32, 1.0), total), FLOATS)
 
         def divide(number: Any) -> list[Any]:
-            at, mask = _parts(builder, address, count, number)
+            at, mask = _place_of(builder, address, count, number)
             store(builder.fmul(load(at, mask, 0), inverse), at, mask)
             return []
 
@@ -213,7 +212,7 @@ def _mix_intrinsic(vectors: int) -> Any:
 
 
 # The sum of `count` (at least one) vectors at `values`, `stride` bytes apart, each times its share; to `out`.
-mix_of_four, mix_of_one = _mix_intrinsic(4), _mix_intrinsic(1)
+_mix_of_four, _mix_of_one = _mix_intrinsic(4), _mix_intrinsic(1)
 
 
 @compiled
@@ -221,10 +220,10 @@ def _mix(shares, values, stride, count, width, out):
     """The sum of `count` rows, each times its share."""
     done = 0
     while done + 4 * LANES <= width:
-        mix_of_four(shares, values + 4 * done, stride, count, out + 4 * done)
+        _mix_of_four(shares, values + 4 * done, stride, count, out + 4 * done)
         done += 4 * LANES
     while done + LANES <= width:
-        mix_of_one(shares, values + 4 * done, stride, count, out + 4 * done)
+        _mix_of_one(shares, values + 4 * done, stride, count, out + 4 * done)
         done += LANES
     share, to = floats(shares, count), floats(out, width)
     for i in range(done, width):

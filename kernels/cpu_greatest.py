@@ -17,9 +17,6 @@ from __future__ import annotations
 import numpy as np
 
 from .cpu_fields import (
-    BIAS,
-    CHANNELS,
-    CORRECTIONS,
     ERRORS,
     HIDDEN,
     INNER,
@@ -33,13 +30,11 @@ from .cpu_fields import (
     OUT_BEGIN,
     OUT_COLUMNS,
     OUT_ROWS,
-    PLACES,
     ROUNDING,
     SCALES,
     SIZE,
     SLACK,
     TOKENS,
-    WEIGHT,
     WEIGHTS,
     WEIGHTS_BIAS,
     X_STRIDE,
@@ -47,7 +42,7 @@ from .cpu_fields import (
 )
 from .cpu_functions import NONE, distance_from_bytes, dot, length_of
 from .cpu_machine import COLUMNS, LANES, compiled, float_of, floats, longs, max_of_vectors
-from .cpu_tiles import multiply, panels_of
+from .cpu_products import layer_of, multiply, panels_of
 
 _NEVER, _ZERO = np.float32(-np.inf), np.float32(0)
 
@@ -61,14 +56,10 @@ def _numbers(operation, count, row, panel):
 @compiled
 def maxima_of_panel(operation, count, panel, scratch, ahead):
     """The numbers of a panel for each row, minus infinity what is out of the question, and the greatest of them."""
-    offset, places, panels = 4 * COLUMNS * panel, operation[PLACES], panels_of(operation)
+    panels = panels_of(operation)
     maxima = floats(operation[MAXIMA_OF_PANELS], count * panels)
     to = _numbers(operation, count, 0, panel)
-    layer = (
-        *(operation[X], operation[X_STRIDE], operation[WEIGHT] + offset * places, places, operation[SCALES]),
-        *(operation[CHANNELS] + offset, operation[CORRECTIONS] + offset, operation[BIAS] + offset),
-    )
-    is_of_bytes = operation[IS_OF_BYTES] != 0
+    layer, is_of_bytes = layer_of(operation, panel), operation[IS_OF_BYTES] != 0
     multiply(is_of_bytes, count, layer, 0, 0, to, 4 * COLUMNS, COLUMNS, NONE, scratch, ahead)
     numbers = floats(to, count * COLUMNS)
     for column in range(operation[SIZE] - panel * COLUMNS, COLUMNS):  # beyond the last

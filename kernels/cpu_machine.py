@@ -1,7 +1,7 @@
 """What a CPU computes with, as functions for Numba: memory by address, vectors, sums of them, atomics.
 
 Numba compiles loops well, but it has no vectors and no registers to hold sums in. So what much time goes into is
-written in LLVM's own instructions, for the width of this machine's vectors: here, and for products in `cpu_tiles`.
+written in LLVM's own instructions, for the width of this machine's vectors. Here is what several such functions share.
 Everything takes addresses, in bytes; whoever calls keeps the memory. Knows nothing of what is computed.
 """
 # Numba and llvmlite are untyped: what is compiled is checked by tests, not by pyright.
@@ -29,30 +29,30 @@ compiled: Any = njit(**_PLAIN)
 vectorized: Any = njit(**_PLAIN, fastmath={"reassoc", "contract", "nsz", "arcp"})
 
 _FEATURES: dict[str, bool] = dict(llvm.get_host_cpu_features())
-HAS_512 = _FEATURES.get("avx512f", False) and _FEATURES.get("avx512vl", False)
+_HAS_512 = _FEATURES.get("avx512f", False) and _FEATURES.get("avx512vl", False)
 
 # Numbers of 32 bits in a vector.
-LANES = 16 if HAS_512 else 8
-VECTORS = 4 if HAS_512 else 2
+LANES = 16 if _HAS_512 else 8
+VECTORS = 4 if _HAS_512 else 2
 # Columns of a panel, in which products' weights stand: those of one tile.
 COLUMNS = LANES * VECTORS
 # The most rows of a tile: with all its sums in registers, some are left for weights.
 ROWS = 6
 # Whether there is one instruction for four products of bytes, summed exactly in 32 bits.
-HAS_BYTES = (_FEATURES.get("avx512vnni", False) and HAS_512) or (not HAS_512 and _FEATURES.get("avxvnni", False))
+HAS_BYTES = (_FEATURES.get("avx512vnni", False) and _HAS_512) or (not _HAS_512 and _FEATURES.get("avxvnni", False))
 IS_SUPPORTED = _FEATURES.get("avx2", False) and _FEATURES.get("fma", False)
 
 
-def _may_use_matrices() -> bool:
+def _ask_for_matrices() -> bool:
     """Asks the kernel for the registers that hold matrices of bytes (AMX), for all threads of this process."""
-    if not (HAS_512 and HAS_BYTES and _FEATURES.get("amx-tile", False) and _FEATURES.get("amx-int8", False)):
+    if not (_HAS_512 and HAS_BYTES and _FEATURES.get("amx-tile", False) and _FEATURES.get("amx-int8", False)):
         return False
     # As Linux' Documentation/arch/x86/xstate.rst has it: arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA).
     return ctypes.CDLL(None).syscall(158, 0x1023, 18) == 0
 
 
 # Whether there are registers for 16 rows of 64 bytes, and instructions that multiply them.
-HAS_MATRICES = _may_use_matrices()
+HAS_MATRICES = _ask_for_matrices()
 
 I8, I32, I64, F32 = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.FloatType()
 FLOATS, INTS = ir.VectorType(F32, LANES), ir.VectorType(I32, LANES)

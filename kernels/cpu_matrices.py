@@ -2,7 +2,7 @@
 
 A register holds 16 rows of 64 bytes, and one instruction multiplies two of them: some times faster than vectors do,
 even where two threads of one core share what does it. Sums are exact, so which of the two ways a product takes changes
-no bit. Panels are read as they are.
+no bit. Panels are read as they are. Compiled only where the processor has such registers.
 """
 # Numba and llvmlite are untyped: what is compiled is checked by tests, not by pyright.
 # pyright: basic, reportCallIssue=false, reportArgumentType=false, reportAttributeAccessIssue=false
@@ -17,22 +17,28 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from .cpu_functions import RELU, activate
 from .cpu_machine import COLUMNS, I8, I64, compiled, constant, emit_loop, emit_prefetch, longs
+from .cpu_tiles import TILE_SCRATCH, finish_row, way_out, write_row, zeros_in
 
 # Of a register, and what one instruction takes of the inner axis: of bytes, and of places, which are of four.
 _ROWS, _BYTES = 16, 64
-DEPTH = _BYTES // 4
+_DEPTH = _BYTES // 4
 # Rows of a product.
-MATRIX_ROWS = 2 * _ROWS
+_MATRIX_ROWS = 2 * _ROWS
 # Numbers of 64 bits that say what registers hold.
-CONFIGURATION = 8
+_CONFIGURATION = 8
 
 # Registers: sums of the first and the second rows by two columns of matrices, rows of x, and weights.
 _SUMS, _X, _WEIGHTS = ((0, 1), (2, 3)), (4, 5), (6, 7)
-# How often a product fetches what is read next, in each round; see `cpu_tiles`.
-_FETCHED = 16
-# What all of a product fetches, in steps of a pace, for each round of DEPTH places.
-FETCHED = 2 * _FETCHED
+# How often it is asked for what is read next: in each round for two registers of weights, and in all rounds of DEPTH
+# places.
+_FETCHES_OF_TWO = 16
+_FETCHES = 2 * _FETCHES_OF_TWO
+# What a thread needs of its own, behind what tiles need: sums, and a configuration.
+_SUMS_AT = 4 * TILE_SCRATCH
+_CONFIGURATION_AT = _SUMS_AT + 4 * COLUMNS * _MATRIX_ROWS
+MATRIX_SCRATCH = (_CONFIGURATION_AT - _SUMS_AT) // 4 + 2 * _CONFIGURATION
 
 
 def _call(builder: ir.IRBuilder, name: str, *given: Any) -> None:
@@ -41,10 +47,10 @@ def _call(builder: ir.IRBuilder, name: str, *given: Any) -> None:
 
 
 @compiled
-def configure(room):
-    """Prepares this thread's registers, all for 16 rows of 64 bytes. `room` is an address of CONFIGURATION numbers."""
-    made = longs(room, CONFIGURATION)
-    for i in range(CONFIGURATION):
+def _configure(room):
+    """Prepares this thread's registers, all for 16 rows of 64 bytes. `room` is an address of _CONFIGURATION numbers."""
+    made = longs(room, _CONFIGURATION)
+    for i in range(_CONFIGURATION):
         made[i] = 0
     made[0] = 1  # the only way there is to divide the registers
     made[2] = made[3] = 0x0040_0040_0040_0040  # bytes of a row, of each register
@@ -62,7 +68,7 @@ def _load_configuration(typingctx, room):  # noqa: ARG001
 
 
 @intrinsic
-def release(typingctx):  # noqa: ARG001
+def _release(typingctx):  # noqa: ARG001
     """Gives this thread's registers back: they need not be kept when another thread has its core."""
 
     def codegen(context, builder, signature, arguments):  # noqa: ARG001
@@ -73,11 +79,11 @@ def release(typingctx):  # noqa: ARG001
 
 
 @intrinsic
-def multiply_matrices(typingctx, first, second, x_stride, panel, rounds, sums, ahead, pace):  # noqa: ARG001
+def _multiply_rows(typingctx, first, second, x_stride, panel, rounds, sums, ahead, pace):  # noqa: ARG001
     """The sums of 16 rows at `first`, and as many at `second`, by a panel: int32 `[32, COLUMNS]` at `sums`.
 
-    Of so many `rounds` of DEPTH places. Bytes are unsigned in rows and signed in the panel. `ahead` is what to fetch,
-    `pace` bytes at a time, FETCHED times a round.
+    Of so many `rounds` of _DEPTH places. Bytes are unsigned in rows and signed in the panel. `ahead` is what to fetch,
+    `pace` bytes at a time, _FETCHES times a round.
     """
 
     def codegen(context, builder, signature, arguments):  # noqa: ARG001
@@ -100,10 +106,10 @@ def multiply_matrices(typingctx, first, second, x_stride, panel, rounds, sums, a
                     for sums_of, x in zip(_SUMS, _X, strict=True):
                         given = (ir.Constant(I8, each) for each in (sums_of[i], x, register))
                         _call(builder, "tdpbusd", *given)
-                for _ in range(_FETCHED):
+                for _ in range(_FETCHES_OF_TWO):
                     emit_prefetch(builder, ahead, 2)
                     ahead = builder.add(ahead, pace)
-                return [builder.add(weights, constant(DEPTH * 4 * COLUMNS)), ahead]
+                return [builder.add(weights, constant(_DEPTH * 4 * COLUMNS)), ahead]
 
             carried = [(builder.add(panel, constant(column)), I64), (ahead, I64)]
             _, ahead = emit_loop(builder, rounds, carried, round_)
@@ -114,3 +120,50 @@ def multiply_matrices(typingctx, first, second, x_stride, panel, rounds, sums, a
         return context.get_dummy_value()
 
     return types.void(*[types.intp] * 8), codegen
+
+
+@compiled
+def takes_matrices(count, places):
+    """Whether so many rows of so many places, of bytes, are multiplied so."""
+    return count >= _ROWS and places % _DEPTH == 0
+
+
+@compiled
+def multiply_as_matrices(count, layer, added, added_stride, out, out_stride, width, activation, scratch, ahead):
+    """All rows, of bytes, by one panel of weights: always as many at a time, where fewer are left some once more.
+
+    As `multiply_in_tiles`; `scratch` has MATRIX_SCRATCH numbers more.
+    """
+    x, x_stride, weights, places, scales, channels, corrections, bias = layer
+    zeros, sums, half = zeros_in(scratch), scratch + _SUMS_AT, _MATRIX_ROWS // 2
+    is_plain, floor = way_out(width, activation)
+    groups, rounds = (count + _MATRIX_ROWS - 1) // _MATRIX_ROWS, places // _DEPTH
+    pace = 4 * COLUMNS * _DEPTH // _FETCHES // groups
+    if ahead == 0:
+        ahead, pace = weights, 0
+    _configure(scratch + _CONFIGURATION_AT)
+    for group in range(groups):
+        first = max(0, min(group * _MATRIX_ROWS, count - _MATRIX_ROWS))
+        second = min(first + half, count - half)
+        _multiply_rows(
+            *(x + first * x_stride, x + second * x_stride, x_stride, weights, rounds, sums),
+            *(ahead + group * rounds * _FETCHES * pace, pace),
+        )
+        for i in range(_MATRIX_ROWS):
+            row = first + i if i < half else second + i - half
+            made = sums + 4 * COLUMNS * i
+            more, to = zeros, made
+            if is_plain:
+                to = out + row * out_stride
+                if added != 0:
+                    more = added + row * added_stride
+            finish_row(made, scales + 4 * row, channels, corrections, bias, floor, more, to)
+        if is_plain:
+            continue
+        if activation != RELU:
+            activate(sums, _MATRIX_ROWS * COLUMNS, activation)
+        for i in range(_MATRIX_ROWS):
+            row = first + i if i < half else second + i - half
+            more = zeros if added == 0 else added + row * added_stride
+            write_row(sums + 4 * COLUMNS * i, more, out + row * out_stride, width)
+    _release()

@@ -20,8 +20,6 @@ from .cpu_fields import (
     ATTEND,
     ATTEND_WITHIN,
     BIAS,
-    CHANNELS,
-    CORRECTIONS,
     COUNT,
     EMBED,
     EPSILON,
@@ -50,7 +48,6 @@ from .cpu_fields import (
     OUT,
     OUT_STEP,
     OUT_STRIDE,
-    PLACES,
     POSITIONS,
     PRODUCT,
     PRODUCT_OF_BYTES,
@@ -83,8 +80,9 @@ from .cpu_fields import (
 from .cpu_functions import normalize_row, quantize_row
 from .cpu_greatest import greatest_of_row, maxima_of_panel
 from .cpu_machine import COLUMNS, ROWS, compiled, float_of, floats, longs
+from .cpu_products import PRODUCT_SCRATCH, layer_of, multiply, panel_of, panels_of
 from .cpu_program import MOST_POSITIONS, MOST_WIDTH
-from .cpu_tiles import NO_FLOOR, TILE_SCRATCH, multiply, panels_of, tile_of_floats, zeros_in
+from .cpu_tiles import NO_FLOOR, tile_of_floats, zeros_in
 
 # Rows that are one piece of work where each is done alone, and queries of heads.
 _ROWS_TOGETHER, _HEADS_TOGETHER = 4, 8
@@ -119,12 +117,7 @@ def weights_of(operation, piece):
     """Where the weights are that a piece reads first; 0 where it reads none."""
     if operation[KIND] not in (PRODUCT, PRODUCT_OF_BYTES, MAXIMA):
         return 0
-    return _panel_of(operation, piece * operation[TOGETHER])
-
-
-@compiled
-def _panel_of(operation, panel):
-    return operation[WEIGHT] + panel * operation[PLACES] * 4 * COLUMNS
+    return panel_of(operation, piece * operation[TOGETHER])
 
 
 @compiled
@@ -139,7 +132,7 @@ def do_piece(operation, now, piece, scratch, following):
         first = piece * operation[TOGETHER]
         end = min(first + operation[TOGETHER], panels_of(operation))
         for panel in range(first, end):
-            ahead = _panel_of(operation, panel + 1) if panel + 1 < end else following
+            ahead = panel_of(operation, panel + 1) if panel + 1 < end else following
             if kind == MAXIMA:
                 maxima_of_panel(operation, now[COUNT], panel, scratch, ahead)
             else:
@@ -225,24 +218,20 @@ def _keep_shares(operation, now, kept):
 
 # What a thread has for itself: what products need, and room for the keys and values of a head, and for the scores of a
 # tile of rows.
-SCRATCH = TILE_SCRATCH + MOST_POSITIONS * (2 * MOST_WIDTH + ROWS)
-_ROOM = 4 * TILE_SCRATCH
+SCRATCH = PRODUCT_SCRATCH + MOST_POSITIONS * (2 * MOST_WIDTH + ROWS)
+_ROOM = 4 * PRODUCT_SCRATCH
 
 
 @compiled
 def _multiply(operation, count, panel, scratch, ahead):
     """All rows by one panel of weights."""
-    offset, places = 4 * COLUMNS * panel, operation[PLACES]
-    layer = (
-        *(operation[X], operation[X_STRIDE], operation[WEIGHT] + offset * places, places, operation[SCALES]),
-        *(operation[CHANNELS] + offset, operation[CORRECTIONS] + offset, operation[BIAS] + offset),
-    )
+    offset = 4 * COLUMNS * panel
     added = 0 if operation[ADDED] == 0 else operation[ADDED] + offset
     width = min(COLUMNS, operation[SIZE] - panel * COLUMNS)
     multiply(
         operation[KIND] == PRODUCT_OF_BYTES,
         count,
-        layer,
+        layer_of(operation, panel),
         *(added, operation[ADDED_STRIDE]),
         *(operation[OUT] + offset, operation[OUT_STRIDE], width),
         *(operation[ACTIVATION], scratch, ahead),

@@ -140,11 +140,14 @@ class Program:
     ) -> None:
         """`out` becomes activation(x @ weight.T + bias) + added: float32 `[rows, in]` to `[rows, out]`.
 
-        In int8 each row of x is quantized with a scale of its own.
+        In int8 each row of x is quantized with a scale of its own. Raises ValueError where `out` is of the same memory
+        as `x` or `added`: rows may be read again when others are written.
         """
         from .cpu_functions import ACTIVATIONS
         from .cpu_machine import COLUMNS
 
+        if any(other is not None and _is_shared(out, other) for other in (x, added)):
+            raise ValueError("out: must not be of the same memory as x, or what is added")
         if panels.channels is not None:
             x, scales = self._quantized(x)
         else:
@@ -248,7 +251,6 @@ class Program:
         fields[op.LENGTHS] = self._address(lengths)
 
     def _keys_and_values(self, fields: NDArray[np.int64], keys: Tensor, values: Tensor) -> None:
-
         for tensor, first in ((keys, op.KEYS), (values, op.VALUES)):
             self._forget(tensor)
             if tensor.stride(3) != 1:
@@ -295,7 +297,6 @@ class Program:
         return self._table
 
     def _operation(self, kind: int, x: Tensor, out: Tensor, size: int) -> NDArray[np.int64]:
-
         fields = np.zeros(op.FIELDS, np.int64)
         fields[op.KIND], fields[op.SIZE] = kind, size
         fields[op.X], fields[op.X_STRIDE] = self._address(x), stride_of(x)
@@ -306,10 +307,7 @@ class Program:
 
     def _forget(self, written: Tensor) -> None:
         """Leaves off what has been made of numbers that will be others."""
-        if (
-            self._bytes is not None
-            and self._bytes[0].untyped_storage().data_ptr() == written.untyped_storage().data_ptr()
-        ):
+        if self._bytes is not None and _is_shared(self._bytes[0], written):
             self._bytes = None
 
     def _address(self, tensor: Tensor | None) -> int:
@@ -377,6 +375,11 @@ def run_table(
     from .cpu_team import team
 
     team.run(table, np.array([count, first, shown_own, shown_source, sequence], np.int64), torch.get_num_threads())
+
+
+def _is_shared(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are of the same memory."""
+    return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
 
 
 def stride_of(tensor: Tensor) -> int:

@@ -80,12 +80,13 @@ class Search:
         self._table: NDArray[np.int64] = np.concatenate([quantizing, searching])
         self._first = len(quantizing)
         self._rows = 0  # that there is room for
+        self._room: dict[int, Tensor] = {}  # what a search writes, by the field that says where
         self._make_room(1)
 
-    def __call__(self, hidden: Tensor, out: OutOfTheQuestion | None = None) -> tuple[Tensor, Tensor]:
+    def __call__(self, hidden: Tensor, excluded: OutOfTheQuestion | None = None) -> tuple[Tensor, Tensor]:
         """What is `found`, from rows `[n, inner]`."""
         hidden = hidden.contiguous()
-        run_table(self.prepare(hidden, out), len(hidden))
+        run_table(self.prepare(hidden, excluded), len(hidden))
         return self.found(len(hidden))
 
     def found(self, count: int) -> tuple[Tensor, Tensor]:
@@ -94,12 +95,13 @@ class Search:
         And the greatest number that was met there, float32 `[n]`: the score, or an estimate; NaN where any is, and then
         the place is that of one; minus infinity where all are out of the question. Both are there until the next run.
         """
-        return self._tokens[:count], self._most[:count]
+        return self._room[op.TOKENS][:count], self._room[op.MOST][:count]
 
-    def prepare(self, hidden: Tensor, out: OutOfTheQuestion | None = None) -> NDArray[np.int64]:
+    def prepare(self, hidden: Tensor, excluded: OutOfTheQuestion | None = None) -> NDArray[np.int64]:
         """Operations that search rows `[n, inner]`, by themselves or behind a program (see `Program.run`).
 
-        The rows, and what is out of the question, must be there until the run has ended.
+        The rows, and what is excluded, must be there until the run has ended, and no other search of this one's may
+        run before.
         """
         if not hidden.is_contiguous():
             raise ValueError("hidden: rows must stand one after another")
@@ -113,30 +115,28 @@ class Search:
         else:
             search[:, op.X] = hidden.data_ptr()
         search[:, op.OUT_BEGIN] = 0
-        if out is not None and len(out.rows):
-            search[:, op.OUT_BEGIN], search[:, op.OUT_ROWS] = out.begin.data_ptr(), out.rows.data_ptr()
-            search[:, op.OUT_COLUMNS] = out.columns.data_ptr()
-        return self._table
+        if excluded is not None and len(excluded.rows):
+            search[:, op.OUT_BEGIN], search[:, op.OUT_ROWS] = excluded.begin.data_ptr(), excluded.rows.data_ptr()
+            search[:, op.OUT_COLUMNS] = excluded.columns.data_ptr()
+        return np.array(self._table, np.int64)
 
     def _make_room(self, rows: int) -> None:
         """Makes what a search writes large enough for so many rows. New memory takes longer than what is done in it."""
         from .cpu_machine import COLUMNS
 
-        self._rows = rows
         panels = -(-self.size // COLUMNS)
-        search = self._table[self._first :]
-
-        def room(field: int, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-            made = torch.zeros(rows, *shape, dtype=dtype)
-            search[:, field] = made.data_ptr()
-            self._room.append(made)
-            return made
-
-        self._room: list[Tensor] = []
-        self._tokens, self._most = room(op.TOKENS, dtype=torch.int64), room(op.MOST)
-        room(op.NUMBERS, panels * COLUMNS)
-        room(op.MAXIMA_OF_PANELS, panels)
+        made = {
+            op.TOKENS: torch.zeros(rows, dtype=torch.int64),
+            op.MOST: torch.zeros(rows),
+            op.NUMBERS: torch.zeros(rows, panels * COLUMNS),
+            op.MAXIMA_OF_PANELS: torch.zeros(rows, panels),
+        }
         if self._first:
-            width = int(self._table[0, op.OUT_STRIDE])
-            self._table[0, op.OUT] = room(op.X, width, dtype=torch.uint8).data_ptr()
-            self._table[0, op.SCALES] = room(op.SCALES).data_ptr()
+            made[op.SCALES] = torch.zeros(rows)
+            made[op.X] = torch.zeros(rows, int(self._table[0, op.OUT_STRIDE]), dtype=torch.uint8)
+        # There is room for all of it: nothing is changed before.
+        for field, tensor in made.items():
+            self._table[self._first :, field] = tensor.data_ptr()
+        if self._first:
+            self._table[0, op.OUT], self._table[0, op.SCALES] = (made[field].data_ptr() for field in (op.X, op.SCALES))
+        self._rows, self._room = rows, made

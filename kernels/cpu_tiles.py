@@ -6,8 +6,9 @@ the inner axis, by one addition a place, however many rows a tile has: so a row'
 neighbours. What follows is multiplied and added one by one, since a fused multiply-add might be used for some numbers
 and not for others.
 
-Weights come from memory, which is slower than the sums. So while the tiles of one panel are made, they fetch what is
-read next, evenly, into the core's second cache: on 2 cores, 88 MB of weights for 8 rows take 3.5 ms instead of 5.1.
+Weights come from memory, which is slower than the sums. So while the tiles of one panel are made, those of a single row
+apart, they fetch what is read next, evenly, into the core's second cache: on 2 cores, 88 MB of weights for 8 rows take
+3.5 ms instead of 5.1.
 """
 # Numba and llvmlite are untyped: what is compiled is checked by tests, not by pyright.
 # pyright: basic, reportCallIssue=false, reportArgumentType=false, reportAttributeAccessIssue=false
@@ -24,14 +25,12 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .cpu_fields import SIZE
 from .cpu_functions import NONE, RELU, activate
 from .cpu_machine import (
     COLUMNS,
     F32,
     FLOATS,
     HAS_BYTES,
-    HAS_MATRICES,
     I8,
     I32,
     I64,
@@ -48,11 +47,10 @@ from .cpu_machine import (
     fused,
     pointer,
 )
-from .cpu_matrices import CONFIGURATION, DEPTH, FETCHED, MATRIX_ROWS, configure, multiply_matrices, release
 
 # How often a tile fetches for each place it reads. Processors fetch two lines of the cache together: so it is enough
 # for the four that a place has.
-_FETCHED = 2
+_FETCHES = 2
 
 
 def _bytes_added(builder: ir.IRBuilder, sums: Any, unsigned: Any, signed: Any) -> Any:
@@ -94,7 +92,7 @@ def _finish(builder: ir.IRBuilder, numbers: list[Any], bias: Any, floor: Any, ad
 def _tile_intrinsic(rows: int, *, of_bytes: bool) -> Any:
     vector = INTS if of_bytes else FLOATS
     # A row alone waits for nothing but memory, and reads it in order: there the processor needs no word.
-    fetched = _FETCHED if rows > 1 else 0
+    fetched = _FETCHES if rows > 1 else 0
     each = [(row, column) for row in range(rows) for column in range(VECTORS)]
 
     @intrinsic
@@ -189,7 +187,7 @@ _tile_of_bytes = _tile_function(ROWS, of_bytes=True) if HAS_BYTES else tile_of_f
 
 
 @intrinsic
-def _finish_row(typingctx, sums, scale, channels, corrections, bias, floor, added, out):  # noqa: ARG001
+def finish_row(typingctx, sums, scale, channels, corrections, bias, floor, added, out):  # noqa: ARG001
     """What becomes of a row's sums of bytes, int32; `out` may be `sums`."""
 
     def codegen(context, builder, signature, arguments):  # noqa: ARG001
@@ -201,54 +199,14 @@ def _finish_row(typingctx, sums, scale, channels, corrections, bias, floor, adde
     return types.void(*[types.intp] * 8), codegen
 
 
-# What a thread needs of its own, in numbers of 32 bits: a tile, a row of zeros, and what matrices need.
-_ZEROS = 4 * ROWS * COLUMNS
-_SUMS = _ZEROS + 4 * COLUMNS
-_CONFIGURATION = _SUMS + 4 * COLUMNS * MATRIX_ROWS
-TILE_SCRATCH = _CONFIGURATION // 4 + 2 * CONFIGURATION
+# What a thread needs of its own for tiles, in numbers of 32 bits: a tile, and a row of zeros.
+TILE_SCRATCH = (ROWS + 1) * COLUMNS
 
 
 @compiled
 def zeros_in(scratch):
     """Where COLUMNS zeros stand."""
-    return scratch + _ZEROS
-
-
-@compiled
-def panels_of(operation):
-    """How many panels the weights of an operation have, its fields given as an array."""
-    return (operation[SIZE] + COLUMNS - 1) // COLUMNS
-
-
-@compiled
-def _takes_matrices(count, places):
-    """Whether so many rows of so many places, of bytes, are multiplied as matrices."""
-    return HAS_MATRICES and count >= MATRIX_ROWS // 2 and places % DEPTH == 0
-
-
-@compiled
-def multiply(of_bytes, count, layer, added, added_stride, out, out_stride, width, activation, scratch, ahead):
-    """All rows by one panel of weights.
-
-    Args:
-        of_bytes: Whether these are bytes.
-        count: How many rows.
-        layer: x and its stride, the panel and its places, the scales of rows, and the panel's channels, corrections and
-            bias: addresses, and numbers of bytes and places.
-        added: What is added after the activation; 0: nothing.
-        added_stride: Bytes from one row of that to the next.
-        out: Where columns go.
-        out_stride: Likewise.
-        width: How many of the columns.
-        activation: As `cpu_functions` numbers them.
-        scratch: TILE_SCRATCH numbers of this thread's own.
-        ahead: What is read next, as much as the panel; 0: not known.
-    """
-    rest = (added, added_stride, out, out_stride, width, activation, scratch, ahead)
-    if of_bytes and _takes_matrices(count, layer[3]):
-        _multiply_as_matrices(count, layer, *rest)
-    else:
-        _multiply_in_tiles(of_bytes, count, layer, *rest)
+    return scratch + 4 * ROWS * COLUMNS
 
 
 # Bits of float32 numbers: what no number is below, and 0.
@@ -256,21 +214,36 @@ NO_FLOOR, _ZERO = int(np.float32(-np.inf).view(np.int32)), 0
 
 
 @compiled
-def _way_out(width, activation):
+def way_out(width, activation):
     """Whether numbers can be written where they belong at once, and the bits of what they are raised to."""
     floor = _ZERO if activation == RELU else NO_FLOOR
     return width == COLUMNS and activation in (NONE, RELU), floor
 
 
 @compiled
-def _multiply_in_tiles(of_bytes, count, layer, added, added_stride, out, out_stride, width, activation, scratch, ahead):
-    """A tile of rows at a time, in tiles about equal."""
+def multiply_in_tiles(of_bytes, count, layer, added, added_stride, out, out_stride, width, activation, scratch, ahead):
+    """All rows by one panel of weights: a tile of rows at a time, in tiles about equal.
+
+    Args:
+        of_bytes: Whether these are bytes.
+        count: How many rows.
+        layer: Addresses and numbers: x and its stride, the panel and how many places it has, the scales of rows, and
+            the panel's channels, corrections and bias.
+        added: What is added after the activation, which is not `out`; 0: nothing.
+        added_stride: Bytes from one row of that to the next.
+        out: Where columns go.
+        out_stride: Likewise.
+        width: How many of the columns.
+        activation: As `cpu_functions` numbers them.
+        scratch: The address of TILE_SCRATCH numbers of this thread's own, zeros at first.
+        ahead: What is read next, as much as the panel; 0: not known.
+    """
     x, x_stride, weights, places, scales, channels, corrections, bias = layer
-    is_plain, floor = _way_out(width, activation)
+    is_plain, floor = way_out(width, activation)
     zeros = zeros_in(scratch)
     tiles = (count + ROWS - 1) // ROWS
-    pace = 4 * COLUMNS // _FETCHED // tiles
-    if ahead == 0:  # what is there already costs nothing
+    pace = 4 * COLUMNS // _FETCHES // tiles
+    if ahead == 0:  # then what is there already is asked for again
         ahead, pace = weights, 0
     row = 0
     for tile in range(tiles):
@@ -293,51 +266,13 @@ def _multiply_in_tiles(of_bytes, count, layer, added, added_stride, out, out_str
                 activate(scratch, rows * COLUMNS, activation)
             for i in range(row, row + rows):
                 more = zeros if added == 0 else added + i * added_stride
-                _write(scratch + 4 * COLUMNS * (i - row), more, out + i * out_stride, width)
-        ahead += places * _FETCHED * pace
+                write_row(scratch + 4 * COLUMNS * (i - row), more, out + i * out_stride, width)
+        ahead += places * _FETCHES * pace
         row += rows
 
 
 @compiled
-def _multiply_as_matrices(count, layer, added, added_stride, out, out_stride, width, activation, scratch, ahead):
-    """Some rows of bytes at a time, always as many: where there are not so many left, some once more."""
-    x, x_stride, weights, places, scales, channels, corrections, bias = layer
-    zeros, sums, half = zeros_in(scratch), scratch + _SUMS, MATRIX_ROWS // 2
-    is_plain, floor = _way_out(width, activation)
-    groups, rounds = (count + MATRIX_ROWS - 1) // MATRIX_ROWS, places // DEPTH
-    pace = 4 * COLUMNS * DEPTH // FETCHED // groups
-    if ahead == 0:
-        ahead, pace = weights, 0
-    configure(scratch + _CONFIGURATION)
-    for group in range(groups):
-        first = max(0, min(group * MATRIX_ROWS, count - MATRIX_ROWS))
-        second = min(first + half, count - half)
-        multiply_matrices(
-            *(x + first * x_stride, x + second * x_stride, x_stride, weights, rounds, sums),
-            *(ahead + group * rounds * FETCHED * pace, pace),
-        )
-        for i in range(MATRIX_ROWS):
-            row = first + i if i < half else second + i - half
-            made = sums + 4 * COLUMNS * i
-            more, to = zeros, made
-            if is_plain:
-                to = out + row * out_stride
-                if added != 0:
-                    more = added + row * added_stride
-            _finish_row(made, scales + 4 * row, channels, corrections, bias, floor, more, to)
-        if is_plain:
-            continue
-        if activation != RELU:
-            activate(sums, MATRIX_ROWS * COLUMNS, activation)
-        for i in range(MATRIX_ROWS):
-            row = first + i if i < half else second + i - half
-            more = zeros if added == 0 else added + row * added_stride
-            _write(sums + 4 * COLUMNS * i, more, out + row * out_stride, width)
-    release()
-
-
-@compiled
-def _write(tile, added, to, width):
+def write_row(tile, added, to, width):
     """Adds what is to be added to a row of a tile, and writes it to where it belongs."""
     if width == COLUMNS:
         _add_columns(tile, added, to)

@@ -23,7 +23,7 @@ from .choosing import Choice, Chooser, Chosen
 from .decoding import Writer, begin, parts_of
 from .errors import internal
 from .jobs import Decoding, Event, Job
-from .layouts import Layout
+from .layouts import MOST_TOGETHER, Layout
 from .models import LoadedModel
 from .numbers import Numbers, fetch, numbers_of
 from .programs import ProgrammedDecoder
@@ -35,8 +35,6 @@ from .vocabulary import Sought
 
 # Tokens of a prompt that are read between two steps of the others.
 _CHUNK = 256
-# Tokens of sources, padding included, that the encoder reads at once: bounds the memory of those who come together.
-_ENCODED = 8192
 
 
 # The greatest of each row of scores, int64 [n].
@@ -282,8 +280,8 @@ class Batch:
         vocabulary = self._layout.vocabulary
         if vocabulary is None:
             return None
-        out = self._chooser.out_of_the_question(active, end)
-        return None if out is None else vocabulary.seek(end - first, out, first)
+        excluded = self._chooser.out_of_the_question(active, end)
+        return None if excluded is None else vocabulary.seek(end - first, excluded, first)
 
     def _choose_found(self, sought: Sought, first: int, end: int, active: Sequence[int]) -> Choice:
         """The tokens of a step, where they have been found."""
@@ -460,7 +458,7 @@ def _by_size(seats: Sequence[Seat]) -> Iterator[list[Seat]]:
     """Seats whose sources are read together: alike in length, and not too many tokens."""
     group: list[Seat] = []
     for seat in sorted(seats, key=lambda seat: seat.source_length):
-        if group and (len(group) + 1) * seat.source_length > _ENCODED:
+        if group and (len(group) + 1) * seat.source_length > MOST_TOGETHER:
             yield group
             group = []
         group.append(seat)

@@ -31,8 +31,6 @@ from .threads import Threads
 log = logging.getLogger(__name__)
 
 
-# Tokens of sources beyond which to read more at once saves nothing.
-_ENOUGH = 512
 # Seconds for which a reader may take nothing, and keep its place in the batch all the same.
 _SLOW = 0.25
 
@@ -183,10 +181,11 @@ class Engine:
             self._bursts.gather(lambda: len(self._waiting), self._are_enough)
 
     def _are_enough(self) -> bool:
-        """Whether those who wait would not be read faster with more."""
+        """Whether others would not be read together with those who wait."""
+        layout = self.loaded.layout
         with self._lock:
             tokens = [len(ticket.job.source.tokens) for ticket in self._waiting]
-        return len(tokens) >= self.slots or sum(tokens) >= _ENOUGH
+        return len(tokens) >= self.slots or (layout is not None and sum(tokens) >= layout.together)
 
     def _admit(self) -> None:
         """Lets waiting jobs in, first come first served, and drops those that have lost their reader or their time.
@@ -310,7 +309,8 @@ class Engine:
                 ticket.outbox.end(ring=False)
                 ended.append(ticket)
         ring(told_to)
-        for ticket in ended:  # nobody waits for their slots to be free
+        # To free slots takes a moment, in which those who have ended may learn of it.
+        for ticket in ended:
             self._finish(ticket, None)
         return True
 

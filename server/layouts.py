@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from .attention import recording
 from .direct import DirectDecoder, DirectEncoder, UnknownLayerError
 from .positions import take_rows
-from .programs import ProgrammedDecoder, ProgrammedSources
+from .programs import TOGETHER, ProgrammedDecoder, ProgrammedSources
 from .sites import Sites, first_token
 from .slots import Shape, Slots, bytes_of_slot
 from .upload import whole_numbers
@@ -29,6 +29,9 @@ Projection = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 # What code raises that is given a model it was not written for.
 _FAULTS = (AttributeError, IndexError, RuntimeError, TypeError, ValueError)
+
+# Tokens of sources, padding included, that an encoder reads at once: bounds the memory of those who come together.
+MOST_TOGETHER = 8192
 
 _KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 
@@ -65,6 +68,11 @@ class Layout:
     def lengths(self) -> tuple[int, int]:
         """The most positions of a slot's own and of its source's, 0 where there is none."""
         return self._length, self._source_length if self._is_encoder_decoder else 0
+
+    @property
+    def together(self) -> int:
+        """Tokens of sources, padding included, that are read at once. More are read part by part."""
+        return MOST_TOGETHER if self.sources is None else TOGETHER
 
     @property
     def bytes_of_slot(self) -> int:
@@ -156,7 +164,7 @@ class Layout:
                 self._forward(tokens, slots)
             made = self.vocabulary.taken()[:, -1]
         if sought is not None:
-            sought.search(made, sought.out)
+            sought.search(made, sought.excluded)
         return made
 
     def _forward(self, tokens: Tensor, slots: Slots) -> Tensor:

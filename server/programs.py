@@ -42,7 +42,7 @@ _ACTIVATIONS: dict[type, Activation] = {
 }
 
 # How many tokens of sources, padding included, a program reads at once: few enough to stay in a core's cache.
-_TOGETHER = 512
+TOGETHER = 512
 
 
 def is_programmed(model: Any) -> bool:
@@ -99,7 +99,7 @@ class ProgrammedDecoder:
                     others.append((target, shares[:count, :, None, :shown]))
         out = made.out[:count]
         if sought is not None:
-            then.append(sought.search.prepare(out, sought.out))
+            then.append(sought.search.prepare(out, sought.excluded))
         made.program.run(
             count,
             x=tokens,
@@ -206,7 +206,7 @@ class ProgrammedSources:
         if made is None:
             made = self._made[slots] = self._make(slots)
         places, counts = [*lengths], [*lengths.values()]
-        together = _TOGETHER // ids.shape[1]
+        together = TOGETHER // ids.shape[1]
         for begin in range(0, len(ids), together):
             some = slice(begin, begin + together)
             size = max(counts[some])
@@ -219,10 +219,10 @@ class ProgrammedSources:
 
     def _make(self, slots: Slots) -> _Reading:
         """Lays out a reading for some slots."""
-        program = Program(_TOGETHER)
+        program = Program(TOGETHER)
         stack = _Stack(program, self._encoder)
         projected = program.room(3 * stack.width)
-        places, lengths = (torch.ones(_TOGETHER, dtype=torch.int64) for _ in range(2))
+        places, lengths = (torch.ones(TOGETHER, dtype=torch.int64) for _ in range(2))
         made = _Reading(program, stack.hidden, places, lengths)
         for layer in self._layers:
             program.product(stack.before(layer.own_norm), layer.project, projected)

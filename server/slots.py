@@ -189,7 +189,8 @@ class Slots:
     def begin_step(self, slots: slice, length: int, source_length: int, *, are_even: bool = False) -> None:
         """The next forward pass is a step of some slots, with so many positions of target and source at most.
 
-        `are_even` says that this is how many each has that is in use.
+        `are_even` says that this is how many each has that is in use. Programs look at `stepping`; before anything
+        else runs, `show_step`.
         """
         self._stepping, self._length, self._are_even = slots, length, are_even
         self.source_length = source_length

@@ -29,7 +29,7 @@ class Sought(NamedTuple):
     """The greatest score of each row, about to be found without writing all."""
 
     search: Search
-    out: OutOfTheQuestion
+    excluded: OutOfTheQuestion
 
 
 class Vocabulary:
@@ -41,7 +41,7 @@ class Vocabulary:
         self._bias = bias
         self._screen: Screen | None = None
         self._search: Search | None = None  # among the layer's own scores
-        self._out: tuple[Tensor, int, OutOfTheQuestion] | None = None  # the last that were, and as the search has them
+        self._excluded: tuple[Tensor, int, OutOfTheQuestion] | None = None  # the last, and as a search has them
         self._is_held = False
         self._hidden: Tensor | None = None
         self._hook = layer.register_forward_pre_hook(self._hold)
@@ -98,10 +98,10 @@ class Vocabulary:
         logits = self._layer(hidden)
         return logits if self._bias is None else logits + self._bias
 
-    def seek(self, rows: int, out: Tensor, first: int) -> Sought | None:
+    def seek(self, rows: int, excluded: Tensor, first: int) -> Sought | None:
         """How the greatest scores of so many rows are found; None where scores must be written to be searched.
 
-        Scores that are `out` of the question, int64 `[m]`, are no row's: each is a row, from `first` on, times the size
+        Scores that are `excluded`, int64 `[m]`, are no row's: each is a row, from `first` on, times the size
         of the vocabulary, and a token.
         """
         search, screen = self._search, self._screen
@@ -109,10 +109,11 @@ class Vocabulary:
             search = screen.search or search
         if search is None:
             return None
-        if self._out is None or self._out[0] is not out or self._out[1] != first:
+        if self._excluded is None or self._excluded[0] is not excluded or self._excluded[1] != first:
             size = search.size
-            self._out = out, first, out_of_the_question(out // size - first, out % size, size)
-        return Sought(search, self._out[2])
+            made = out_of_the_question(excluded // size - first, excluded % size, size)
+            self._excluded = excluded, first, made
+        return Sought(search, self._excluded[2])
 
     def estimates(self, hidden: Tensor) -> Estimates | None:
         """What the greatest scores are found by, from `[n, width]`; None where all scores take no longer."""

@@ -255,6 +255,15 @@ def test_products_that_read_the_same(changed, precision):
     assert torch.equal(outs, torch.stack(expected))
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_products_do_not_write_where_they_read(precision):
+    program, x, out = Program(20), torch.randn(20, 64), unwritten(20, 128)
+    panels = make_layer(64, 64, precision).panels
+    for of_x, added in ((x, out[:, 64:]), (out[:, 64:], None)):
+        with pytest.raises(ValueError, match="out"):
+            program.product(of_x, panels, out[:, :64], added=added)
+
+
 def test_weights_of_other_types():
     for weight, channels in ((torch.zeros(2, 2).half(), None), (torch.zeros(2, 2), torch.ones(2))):
         with pytest.raises(ValueError, match="weight"):
@@ -316,8 +325,8 @@ def test_embeddings(count, first, width, other):
 class Steps:
     """Layers with all that a step has, each of which needs the one before."""
 
-    def __init__(self, layers: int, precision: str) -> None:
-        count, heads, width = 9, 4, 136
+    def __init__(self, layers: int, precision: str, count: int = 9, width: int = 136) -> None:
+        heads = 4
         self.x, self.program, self.lengths = torch.randn(count, width), Program(count), torch.randint(1, 20, (count, 1))
         self.caches = torch.randn(2, count, heads, 20, width // heads)
         self.hidden, self.shares = unwritten(count, width), unwritten(count, heads, 24)
@@ -350,11 +359,12 @@ class Steps:
 
 @pytest.mark.usefixtures("restored")
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_more_threads_change_nothing(precision):
-    steps = Steps(3, precision)
+@pytest.mark.parametrize(("width", "counts"), [(136, (1, 4, 9)), (128, (16, 33))])  # the latter as matrices
+def test_more_threads_change_nothing(width, counts, precision):
+    steps = Steps(3, precision, counts[-1], width)
     torch.set_num_threads(1)
-    alone = {count: steps.run(count) for count in (1, 4, 9)}
-    assert all(tensor.isfinite().all() for tensor in alone[9])
+    alone = {count: steps.run(count) for count in counts}
+    assert all(tensor.isfinite().all() for some in alone.values() for tensor in some)
     for threads in (2, 4, 9, 12, 1):  # some share a part
         torch.set_num_threads(threads)
         for _ in range(20):

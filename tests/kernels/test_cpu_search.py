@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from sidelight.kernels.cpu_program import Panels, Product, is_supported, pack_panels
+from sidelight.kernels.cpu_program import Panels, Product, Program, is_supported, pack_panels
 from sidelight.kernels.cpu_search import Bounds, OutOfTheQuestion, Search, out_of_the_question
 from torch import Tensor
 
@@ -211,6 +211,52 @@ def test_bounds_are_of_bytes():
     weight = torch.randn(5, 3)
     with pytest.raises(ValueError, match="panels"):
         Search(make_panels("float32", weight, None), Bounds(weight, None, weight[:, 0], weight[:, 0], 0.0, 0.0))
+
+
+@pytest.mark.usefixtures("restored")
+@pytest.mark.parametrize("threads", [1, 2, 12])
+@pytest.mark.parametrize("way", WAYS)
+def test_behind_a_program(way, threads):
+    """In the same run, for more rows each time, with other exclusions: as by itself."""
+    torch.set_num_threads(threads)
+    weight = torch.randn(700, 64)
+    search, alone = make_search(way, weight), make_search(way, weight)
+    program, x, hidden = Program(20), torch.randn(20, 64), torch.zeros(20, 64)
+    program.normalize(x, torch.ones(64), torch.zeros(64), 1e-5, hidden)
+    for count in (1, 5, 20, 3):
+        excluded = picked(torch.rand(count, 700) < 0.3)
+        hidden.fill_(NAN)
+        program.run(count, then=search.prepare(hidden[:count], excluded))
+        found = tuple(each.clone() for each in search.found(count))
+        assert all(map(torch.equal, found, alone(hidden[:count], excluded)))
+
+
+def test_rows_that_do_not_stand_one_after_another_are_refused():
+    search = make_search("float32", torch.randn(70, 8))
+    with pytest.raises(ValueError, match="hidden"):
+        search.prepare(torch.randn(3, 16)[:, :8])
+
+
+@pytest.mark.parametrize("failing", range(1, 7))
+def test_too_little_memory_changes_nothing(failing, monkeypatch):
+    """A search for which there is no memory leaves one that there is as it was."""
+    search, hidden = make_search("int8", torch.randn(700, 64)), torch.randn(30, 64)
+    expected = find(search, hidden[:2])
+    zeros, left = torch.zeros, [failing]
+
+    def some_zeros(*size, **options):
+        left[0] -= 1
+        if not left[0]:
+            raise RuntimeError("can't allocate memory")
+        return zeros(*size, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "zeros", some_zeros)
+        with pytest.raises(RuntimeError, match="memory"):
+            search(hidden)
+    for _ in range(2):
+        assert all(map(torch.equal, find(search, hidden[:2]), expected))
+        assert len(find(search, hidden)[0]) == 30
 
 
 @pytest.mark.usefixtures("restored")
