@@ -135,7 +135,7 @@ def _round(
     levels: Sequence[int],
     report: Report,
 ) -> None:
-    """Everybody once at every concurrency; who is first changes from round to round."""
+    """Everybody some times at every concurrency, in order and in reverse; who is first changes from round to round."""
     names = list(ready)
     start = number % max(1, len(names))
     names = names[start:] + names[:start]
@@ -149,8 +149,8 @@ def _round(
             _pause(report)
     for concurrency in levels:
         sentences = len(workload.sentences(concurrency))
-        for _ in range(workload.turns if concurrency == 1 else 1):
-            for name in names:
+        for turn in range(workload.turns):
+            for name in names if turn % 2 == 0 else reversed(names):
                 if not ready[name].one_by_one:
                     outcome = ready[name].run(concurrency)
                     report.figures.setdefault(name, {}).setdefault(concurrency, Figures(sentences)).add(outcome)

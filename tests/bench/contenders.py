@@ -320,8 +320,8 @@ def _until_end(ids: list[int], end: int, length: int | None) -> list[int]:
 
 LABELS = {
     "sidelight": "(a) Sidelight, all cross-attention",
+    "off": "(b) Sidelight, capture off",  # beside (a): the two are compared in pairs
     "sidelight-int8": "(a) Sidelight int8, all cross-attention",
-    "off": "(b) Sidelight, capture off",
     "generate": "(c) generate, SDPA, no attention",
     "attentions": "(d) generate, output_attentions",
     "inseq": "(e) Inseq, one by one",

@@ -33,7 +33,7 @@ class Workload:
         sources: Texts, or token ids with the end token. In order.
         new_tokens: How many tokens every target has, by force; None: as many as the model writes.
         all_at_once: Whether a round has as many sentences as are in flight; otherwise it has them all.
-        turns: How often each contender runs in a round at concurrency 1, where a run is short.
+        turns: How often each contender runs in a round at every concurrency: where runs are short, more often.
     """
 
     name: str
