@@ -139,9 +139,9 @@ def share_out(typingctx, address, count, scale):  # noqa: ARG001
         of_two = ir.FunctionType(FLOATS, [FLOATS, FLOATS])
         maximum = cgutils.get_or_insert_function(builder.module, of_two, f"llvm.maximum.v{LANES}f32")
 
-        def load(at: Any, mask: Any, other: float) -> Any:
+        def load(at: Any, mask: Any) -> Any:
             kind = ir.FunctionType(FLOATS, [at.type, _BOOLEANS, FLOATS])
-            return _masked(builder, "load", kind, [at, mask, vector_of(other)])
+            return _masked(builder, "load", kind, [at, mask, vector_of(0)])
 
         def store(value: Any, at: Any, mask: Any) -> None:
             _masked(builder, "store", ir.FunctionType(ir.VoidType(), [FLOATS, at.type, _BOOLEANS]), [value, at, mask])
@@ -149,7 +149,7 @@ def share_out(typingctx, address, count, scale):  # noqa: ARG001
         def compare(number: Any, most: Any) -> list[Any]:
             at, mask = _place_of(builder, address, count, number)
             # Scaled first: a scale may be below 0.
-            value = builder.fmul(load(at, mask, 0), scales)
+            value = builder.fmul(load(at, mask), scales)
             return [builder.call(maximum, [most, builder.select(mask, value, vector_of(-np.inf))])]
 
         (most,) = emit_loop(builder, vectors, [(vector_of(-np.inf), FLOATS)], compare)
@@ -160,7 +160,7 @@ def share_out(typingctx, address, count, scale):  # noqa: ARG001
 
         def to_powers(number: Any, total: Any) -> list[Any]:
             at, mask = _place_of(builder, address, count, number)
-            value = builder.fsub(builder.fmul(load(at, mask, 0), scales), most)
+            value = builder.fsub(builder.fmul(load(at, mask), scales), most)
             value = builder.select(mask, emit_power(builder, value), vector_of(0))
             store(value, at, mask)
             return [builder.fadd(total, value)]
@@ -173,7 +173,7 @@ def share_out(typingctx, address, count, scale):  # noqa: ARG001
 
         def divide(number: Any) -> list[Any]:
             at, mask = _place_of(builder, address, count, number)
-            store(builder.fmul(load(at, mask, 0), inverse), at, mask)
+            store(builder.fmul(load(at, mask), inverse), at, mask)
             return []
 
         emit_loop(builder, vectors, [], divide)

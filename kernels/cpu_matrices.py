@@ -31,8 +31,7 @@ _CONFIGURATION = 8
 
 # Registers: sums of the first and the second rows by two columns of matrices, rows of x, and weights.
 _SUMS, _X, _WEIGHTS = ((0, 1), (2, 3)), (4, 5), (6, 7)
-# How often it is asked for what is read next: in each round for two registers of weights, and in all rounds of DEPTH
-# places.
+# How often it is asked for what is read next: in each round for two registers of weights, and for all of a panel's.
 _FETCHES_OF_TWO = 16
 _FETCHES = 2 * _FETCHES_OF_TWO
 # What a thread needs of its own, behind what tiles need: sums, and a configuration.
