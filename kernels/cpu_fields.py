@@ -10,15 +10,15 @@ from __future__ import annotations
 FIELDS = 40
 
 # Kinds of operations.
-PRODUCT, PRODUCT_OF_BYTES, NORMALIZE, QUANTIZE, ATTEND, ATTEND_WITHIN, EMBED, SPREAD, KEEP = range(9)
+PRODUCT, NORMALIZE, QUANTIZE, ATTEND, ATTEND_WITHIN, EMBED, SPREAD, KEEP = range(8)
 # Those of a search (see `cpu_greatest`): the maxima of panels, and the greatest of each row.
-MAXIMA, GREATEST = range(9, 11)
+MAXIMA, GREATEST = range(8, 10)
 
 # Fields of all: kind, where rows come from and go to. Strides are from one row to the next.
 KIND, X, X_STRIDE, OUT, OUT_STRIDE = range(5)
 # Of those that take a row at a time, and of products: how long a row is, or what comes of it.
 SIZE = 5
-# Of products, and of the layer that a search is among.
+# Of products, and of the layer that a search is among. CHANNELS is 0 where weights are no bytes.
 WEIGHT, PLACES, BIAS, ACTIVATION, ADDED, ADDED_STRIDE, SCALES, CHANNELS, CORRECTIONS, TOGETHER = range(6, 16)
 # Of norms: WEIGHT and BIAS as above, and a float32's bits.
 EPSILON = 7
@@ -36,14 +36,14 @@ SLOTS = 17
 # apart, a head X_HEAD. Of one position, they go to as many columns side by side, each OUT_STEP behind the one before.
 KEPT_ROWS, KEPT_HEADS, X_HEAD, OUT_STEP, IS_SOURCE, ARE_SOME = range(6, 12)
 
-# Of a search: whether the layer is of bytes. Of each panel and row, the numbers; of each row and panel, the greatest
-# number; of each row, that and its place.
-IS_OF_BYTES, NUMBERS, MAXIMA_OF_PANELS, MOST, TOKENS = range(16, 21)
+# Of a search: of each panel and row, the numbers; of each row and panel, the greatest number; of each row, that and its
+# place.
+NUMBERS, MAXIMA_OF_PANELS, MOST, TOKENS = range(16, 20)
 # What is out of the question, by panels: where each panel's begin, and row and column of each.
-OUT_BEGIN, OUT_ROWS, OUT_COLUMNS = range(21, 24)
+OUT_BEGIN, OUT_ROWS, OUT_COLUMNS = range(20, 23)
 # With bounds, what scores are made of; of each weight, how long its copy is, and how far it is from that; and, as bits,
 # how long and how far any is, what is added to all bounds, and the share of a row's length that rounding adds.
-HIDDEN, INNER, WEIGHTS, WEIGHTS_BIAS, NORMS, ERRORS, MOST_NORM, MOST_ERROR, SLACK, ROUNDING = range(24, 34)
+HIDDEN, INNER, WEIGHTS, WEIGHTS_BIAS, NORMS, ERRORS, MOST_NORM, MOST_ERROR, SLACK, ROUNDING = range(23, 33)
 
 # What changes from run to run: how many rows there are, the slot of the first, how many positions of each kind of
 # attention are shown, and how many rows make a sequence, 1 where each has a slot of its own.

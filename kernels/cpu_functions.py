@@ -114,7 +114,7 @@ def _silu(typingctx, address, vectors):  # noqa: ARG001
 
 @vectorized
 def activate(address, count, activation):
-    """Takes float32 numbers, whole vectors of them, through an activation, where they stand: SILU or GELU."""
+    """Takes float32 numbers, whole vectors of them, through SILU or GELU, where they stand. Others change nothing."""
     x = floats(address, count)
     if activation == SILU:
         _silu(address, count // LANES)

@@ -17,10 +17,10 @@ from __future__ import annotations
 import numpy as np
 
 from .cpu_fields import (
+    CHANNELS,
     ERRORS,
     HIDDEN,
     INNER,
-    IS_OF_BYTES,
     MAXIMA_OF_PANELS,
     MOST,
     MOST_ERROR,
@@ -59,8 +59,8 @@ def maxima_of_panel(operation, count, panel, scratch, ahead):
     panels = panels_of(operation)
     maxima = floats(operation[MAXIMA_OF_PANELS], count * panels)
     to = _numbers(operation, count, 0, panel)
-    layer, is_of_bytes = layer_of(operation, panel), operation[IS_OF_BYTES] != 0
-    multiply(is_of_bytes, count, layer, 0, 0, to, 4 * COLUMNS, COLUMNS, NONE, scratch, ahead)
+    of_bytes, layer = operation[CHANNELS] != 0, layer_of(operation, panel)
+    multiply(of_bytes, count, layer, 0, 0, to, 4 * COLUMNS, COLUMNS, NONE, scratch, ahead)
     numbers = floats(to, count * COLUMNS)
     for column in range(operation[SIZE] - panel * COLUMNS, COLUMNS):  # beyond the last
         for i in range(count):

@@ -17,7 +17,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .cpu_functions import RELU, activate
+from .cpu_functions import activate
 from .cpu_machine import COLUMNS, I8, I64, compiled, constant, emit_loop, emit_prefetch, longs
 from .cpu_tiles import TILE_SCRATCH, finish_row, way_out, write_row, zeros_in
 
@@ -157,12 +157,8 @@ def multiply_as_matrices(count, layer, added, added_stride, out, out_stride, wid
                 if added != 0:
                     more = added + row * added_stride
             finish_row(made, scales + 4 * row, channels, corrections, bias, floor, more, to)
-        if is_plain:
-            continue
-        if activation != RELU:
-            activate(sums, _MATRIX_ROWS * COLUMNS, activation)
-        for i in range(_MATRIX_ROWS):
-            row = first + i if i < half else second + i - half
-            more = zeros if added == 0 else added + row * added_stride
-            write_row(sums + 4 * COLUMNS * i, more, out + row * out_stride, width)
+            if not is_plain:
+                activate(made, COLUMNS, activation)
+                more = zeros if added == 0 else added + row * added_stride
+                write_row(made, more, out + row * out_stride, width)
     _release()

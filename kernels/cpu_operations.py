@@ -20,6 +20,7 @@ from .cpu_fields import (
     ATTEND,
     ATTEND_WITHIN,
     BIAS,
+    CHANNELS,
     COUNT,
     EMBED,
     EPSILON,
@@ -50,7 +51,6 @@ from .cpu_fields import (
     OUT_STRIDE,
     POSITIONS,
     PRODUCT,
-    PRODUCT_OF_BYTES,
     QUANTIZE,
     SCALE,
     SCALES,
@@ -93,7 +93,7 @@ def pieces_of(operation, now):
     """How many pieces an operation has, fields and what changes given as arrays."""
     count = now[COUNT]
     kind = operation[KIND]
-    if kind in (PRODUCT, PRODUCT_OF_BYTES, MAXIMA):
+    if kind in (PRODUCT, MAXIMA):
         return (panels_of(operation) + operation[TOGETHER] - 1) // operation[TOGETHER]
     if kind == GREATEST:
         return count
@@ -115,7 +115,7 @@ def _together(operation, now):
 @compiled
 def weights_of(operation, piece):
     """Where the weights are that a piece reads first; 0 where it reads none."""
-    if operation[KIND] not in (PRODUCT, PRODUCT_OF_BYTES, MAXIMA):
+    if operation[KIND] not in (PRODUCT, MAXIMA):
         return 0
     return panel_of(operation, piece * operation[TOGETHER])
 
@@ -128,7 +128,7 @@ def do_piece(operation, now, piece, scratch, following):
     where that is not known.
     """
     kind = operation[KIND]
-    if kind in (PRODUCT, PRODUCT_OF_BYTES, MAXIMA):
+    if kind in (PRODUCT, MAXIMA):
         first = piece * operation[TOGETHER]
         end = min(first + operation[TOGETHER], panels_of(operation))
         for panel in range(first, end):
@@ -229,7 +229,7 @@ def _multiply(operation, count, panel, scratch, ahead):
     added = 0 if operation[ADDED] == 0 else operation[ADDED] + offset
     width = min(COLUMNS, operation[SIZE] - panel * COLUMNS)
     multiply(
-        operation[KIND] == PRODUCT_OF_BYTES,
+        operation[CHANNELS] != 0,
         count,
         layer_of(operation, panel),
         *(added, operation[ADDED_STRIDE]),

@@ -144,15 +144,13 @@ class Program:
         as `x` or `added`: rows may be read again when others are written.
         """
         from .cpu_functions import ACTIVATIONS
-        from .cpu_machine import COLUMNS
 
         if any(other is not None and _is_shared(out, other) for other in (x, added)):
             raise ValueError("out: must not be of the same memory as x, or what is added")
+        scales: Tensor | None = None
         if panels.channels is not None:
             x, scales = self._quantized(x)
-        else:
-            scales = None
-        fields = self._operation(op.PRODUCT if scales is None else op.PRODUCT_OF_BYTES, x, out, panels.size)
+        fields = self._operation(op.PRODUCT, x, out, panels.size)
         fields[op.WEIGHT] = self._address(panels.weights)
         fields[op.PLACES] = panels.weights.shape[1]
         fields[op.BIAS] = self._address(panels.bias)
@@ -162,9 +160,8 @@ class Program:
         fields[op.SCALES] = self._address(scales)
         fields[op.CHANNELS] = self._address(panels.channels)
         fields[op.CORRECTIONS] = self._address(panels.corrections)
-        count = -(-panels.size // COLUMNS)
         # Pieces small enough to share, and large enough to be worth taking.
-        fields[op.TOGETHER] = min(8, -(-count // 16))
+        fields[op.TOGETHER] = min(8, -(-len(panels.weights) // 16))
 
     def _quantized(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Rows in bytes, and their scales: once, where several products read the same."""

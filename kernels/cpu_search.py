@@ -68,7 +68,6 @@ class Search:
         searching = np.stack([product, product])
         searching[:, op.KIND] = (op.MAXIMA, op.GREATEST)
         searching[:, op.TOGETHER] = _TOGETHER
-        searching[:, op.IS_OF_BYTES] = panels.channels is not None
         if bounds is not None:
             searching[:, op.INNER], searching[:, op.WEIGHTS] = panels.inner, bounds.weights.data_ptr()
             searching[:, op.WEIGHTS_BIAS] = 0 if bounds.bias is None else bounds.bias.data_ptr()
@@ -122,13 +121,11 @@ class Search:
 
     def _make_room(self, rows: int) -> None:
         """Makes what a search writes large enough for so many rows. New memory takes longer than what is done in it."""
-        from .cpu_machine import COLUMNS
-
-        panels = -(-self.size // COLUMNS)
+        panels, _, columns = self._kept[0].weights.shape[:3]
         made = {
             op.TOKENS: torch.zeros(rows, dtype=torch.int64),
             op.MOST: torch.zeros(rows),
-            op.NUMBERS: torch.zeros(rows, panels * COLUMNS),
+            op.NUMBERS: torch.zeros(rows, panels * columns),
             op.MAXIMA_OF_PANELS: torch.zeros(rows, panels),
         }
         if self._first:

@@ -262,8 +262,7 @@ def multiply_in_tiles(of_bytes, count, layer, added, added_stride, out, out_stri
         else:
             tile_of_floats(rows, *arguments)
         if not is_plain:
-            if activation != RELU:
-                activate(scratch, rows * COLUMNS, activation)
+            activate(scratch, rows * COLUMNS, activation)
             for i in range(row, row + rows):
                 more = zeros if added == 0 else added + i * added_stride
                 write_row(scratch + 4 * COLUMNS * (i - row), more, out + i * out_stride, width)

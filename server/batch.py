@@ -285,9 +285,7 @@ class Batch:
 
     def _choose_found(self, sought: Sought, first: int, end: int, active: Sequence[int]) -> Choice:
         """The tokens of a step, where they have been found."""
-        tokens, most = sought.search.found(end - first)
-        if first:  # the chooser knows rows by their slots
-            tokens, most = (torch.cat([each.new_zeros(first), each]) for each in (tokens, most))
+        tokens, most = (_by_slot(each, first) for each in sought.search.found(end - first))
         self._has_chosen = True
         return self._chooser.choose_found(tokens, most, active)
 
@@ -308,8 +306,7 @@ class Batch:
                 logits = vocabulary.logits(made)
             else:
                 logits, greatest = estimates.scores, estimates.greatest
-        if first:
-            logits = torch.cat([logits.new_zeros(first, logits.shape[1]), logits])
+        logits = _by_slot(logits, first)
         self._has_chosen = True
         return logits, self._chooser.choose(logits, active, keep=keep, greatest=greatest)
 
@@ -359,9 +356,6 @@ class Batch:
         del self._seats[seat.slot]
         # Whether or not anybody has noticed, its numbers may be none. The place of the next token counts.
         self._slots.clean(seat.slot, max(seat.length, seat.context) + 1, seat.source_length)
-        # For who comes next; and while the slot is idle, a step may see fewer positions than this one had.
-        self._slots.own.lengths[seat.slot] = 0
-        self._slots.source_lengths[seat.slot] = 1
         heapq.heappush(self._free, seat.slot)
 
 
@@ -464,6 +458,11 @@ def _by_size(seats: Sequence[Seat]) -> Iterator[list[Seat]]:
         group.append(seat)
     if group:
         yield group
+
+
+def _by_slot(rows: Tensor, first: int) -> Tensor:
+    """Rows of the slots from `first` on, where the chooser looks for them: it knows rows by their slots."""
+    return torch.cat([rows.new_zeros(first, *rows.shape[1:]), rows]) if first else rows
 
 
 def _out_of_memory() -> Exception:

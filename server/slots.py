@@ -281,11 +281,14 @@ class Slots:
             self.own.lengths[slots] += 1
 
     def clean(self, slot: int, length: int, source_length: int) -> None:
-        """Forgets what a slot holds. It may be NaN, and a product with a share of 0 would be NaN, too."""
+        """Forgets what a slot holds, and its lengths. It may be NaN, and a product with a share of 0 would be, too."""
         for layers, count in ((self.own.slot_layers, length), (self._source_layers, source_length)):
             for layer in layers:
                 layer.all_keys[slot, :, :count] = 0
                 layer.all_values[slot, :, :count] = 0
+        # For who comes next; and while the slot is idle, a step may see fewer positions than this one had.
+        self.own.lengths[slot] = 0
+        self.source_lengths[slot] = 1
 
 
 def bytes_of_slot(
