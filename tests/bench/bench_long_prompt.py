@@ -31,7 +31,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
 COMMAND = str(Path(sys.executable).with_name("sidelight"))
 LAYERS, HEADS = 4, 8

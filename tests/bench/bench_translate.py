@@ -27,7 +27,7 @@ from rich.table import Table
 from sidelight.client.demo_command import bundled_server
 from sidelight.server.models import bundled_model
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 import inseq_peer
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "tatoeba-en-de.dev.tsv"

@@ -32,7 +32,7 @@ from sidelight.client.demo_command import ServerError
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 from workloads import Size, Source, Workload
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
 # More would take minutes and tell nothing new: Inseq goes one by one.
 INSEQ_SENTENCES = 8
@@ -83,7 +83,11 @@ class Sidelight(Contender):
         return load_client.cross_of(streams[0].steps) if self._capture else None
 
     def _drive(self, concurrency: int, *, keep: bool = False) -> tuple[float, list[Stream]]:
-        return load_client.run(self._address, self._workload, self._size, concurrency, capture=self._capture, keep=keep)
+        size = self._size
+        capture, axes = (
+            (load_client.EVERY_HEAD, (size.layers, size.heads)) if self._capture else (load_client.NOTHING, ())
+        )
+        return load_client.run(self._address, self._workload, concurrency, capture=capture, axes=axes, keep=keep)
 
 
 class Apart(Contender):

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import math
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -24,12 +25,18 @@ import numpy as np
 from google.protobuf.duration_pb2 import Duration
 from sidelight.client.demo_command import await_server, stop_server
 from sidelight.v1 import attention_pb2, attribution_service_pb2, attribution_service_pb2_grpc
-from workloads import Size, Source, Workload
+from workloads import Source, Workload
 
 if TYPE_CHECKING:
     from sidelight.v1.attribution_service_pb2_grpc import AttributionServiceAsyncStub
 
-COMMAND = str(Path(sys.executable).with_name("sidelight"))
+# This Python's own command, or else the first one on the path.
+_BIN = str(Path(sys.executable).parent)
+COMMAND = shutil.which("sidelight", path=os.pathsep.join([_BIN, os.environ.get("PATH", "")])) or "sidelight"
+
+# What requests ask for: cross-attention of every layer and head, or no attention at all.
+EVERY_HEAD = attention_pb2.Capture(kinds=[attention_pb2.ATTENTION_KIND_CROSS])
+NOTHING = attention_pb2.Capture(none=True)
 
 
 @dataclass
@@ -66,28 +73,34 @@ def serve(folder: Path, name: str, options: Sequence[str]) -> Iterator[str]:
 
 
 def run(
-    address: str, workload: Workload, size: Size, concurrency: int, *, capture: bool, keep: bool = False
+    address: str,
+    workload: Workload,
+    concurrency: int,
+    *,
+    capture: attention_pb2.Capture = NOTHING,
+    axes: Sequence[int] = (),
+    keep: bool = False,
 ) -> tuple[float, list[Stream]]:
     """Sends a workload's sentences, the next one as one ends. Raises RuntimeError where an answer is not as asked.
 
     Args:
         address: Where the server is.
         workload: Whose sentences.
-        size: What the shape of the attention is checked against.
         concurrency: How many are in flight at any time.
-        capture: Whether cross-attention of every layer and head is asked for; otherwise none.
+        capture: What is asked for: cross-attention, or nothing.
+        axes: The shape of a step's attention after its source positions, which each answer is checked against.
         keep: Whether to keep the first sentence's steps.
 
     Returns:
         Seconds from the first request to the end of the last stream, and the streams in the sentences' order.
     """
-    return asyncio.run(_run(address, workload, size, concurrency, capture, keep))
+    return asyncio.run(_run(address, workload, concurrency, capture, axes, keep))
 
 
 async def _run(
-    address: str, workload: Workload, size: Size, concurrency: int, capture: bool, keep: bool
+    address: str, workload: Workload, concurrency: int, capture: attention_pb2.Capture, axes: Sequence[int], keep: bool
 ) -> tuple[float, list[Stream]]:
-    requests = [_request(source, workload.new_tokens, capture) for source in workload.sentences(concurrency)]
+    requests = [request_of(source, workload.new_tokens, capture) for source in workload.sentences(concurrency)]
     streams: dict[int, Stream] = {}
     waiting = iter(enumerate(requests))
     async with grpc.aio.insecure_channel(address) as channel:
@@ -97,7 +110,7 @@ async def _run(
 
         async def work() -> None:
             for index, request in waiting:  # shared by all the workers
-                streams[index] = await _read(stub, request, size if capture else None, keep=keep and index == 0)
+                streams[index] = await _read(stub, request, axes, keep=keep and index == 0)
 
         began = time.perf_counter()
         await asyncio.gather(*(work() for _ in range(concurrency)))
@@ -105,7 +118,10 @@ async def _run(
     return seconds, [streams[index] for index in range(len(requests))]
 
 
-def _request(source: Source, new_tokens: int | None, capture: bool) -> attribution_service_pb2.AttributeRequest:
+def request_of(
+    source: Source, new_tokens: int | None, capture: attention_pb2.Capture
+) -> attribution_service_pb2.AttributeRequest:
+    """A greedy request for a source; with `new_tokens`, for so many tokens."""
     request = attribution_service_pb2.AttributeRequest()
     if isinstance(source, str):
         request.source.text = source
@@ -114,17 +130,14 @@ def _request(source: Source, new_tokens: int | None, capture: bool) -> attributi
     request.decoding.greedy.SetInParent()
     if new_tokens is not None:
         request.decoding.max_new_tokens = request.decoding.min_new_tokens = new_tokens
-    if capture:
-        request.capture.kinds.append(attention_pb2.ATTENTION_KIND_CROSS)
-    else:
-        request.capture.none = True
+    request.capture.CopyFrom(capture)
     return request
 
 
 async def _read(
     stub: AttributionServiceAsyncStub,
     request: attribution_service_pb2.AttributeRequest,
-    size: Size | None,
+    axes: Sequence[int],
     *,
     keep: bool,
 ) -> Stream:
@@ -142,7 +155,7 @@ async def _read(
             if keep:
                 stream.steps.extend(response.steps.steps)
         elif event == "started":
-            shape = [len(response.started.source), size.layers, size.heads] if size else []
+            shape = [] if request.capture.none else [len(response.started.source), *axes]
         elif event == "finished":
             finished = response.finished
     stream.ended = time.perf_counter()

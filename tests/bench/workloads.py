@@ -18,6 +18,7 @@ from transformers import AutoModelForSeq2SeqLM, GenerationConfig, MarianConfig, 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "tatoeba-en-de.dev.tsv"
 
 VOCABULARY, POSITIONS, LENGTH = 58_101, 512, 30
+BUNDLED_PADDING = 6000  # the bundled model's padding token, its last
 
 Source = str | list[int]
 
@@ -69,7 +70,7 @@ def bundled_workload(sentences: int) -> Workload | None:
 
 def opus_workload(folder: Path, sentences: int) -> Workload:
     """A random model of opus-mt's size, written to a folder, and random sources of 30 tokens."""
-    _write_opus_model(folder)
+    write_opus_model(folder)
     generator = torch.Generator().manual_seed(1)
     # Real pieces and the end token. The made-up ones have no text.
     ids = torch.randint(2, 6000, (sentences, LENGTH - 1), generator=generator).tolist()
@@ -88,24 +89,26 @@ def measure_size(folder: Path) -> Size:
     return Size(config.decoder_layers, config.decoder_attention_heads, numbers)
 
 
-def _write_opus_model(folder: Path) -> None:
+def write_opus_model(folder: Path, *, tiny: bool = False) -> None:
+    """Writes a random Marian of opus-mt's size with a tokenizer; `tiny`: of 2 layers and 32 numbers, for dry runs."""
     torch.manual_seed(0)
+    vocabulary, width, layers = (6_100, 32, 2) if tiny else (VOCABULARY, 512, 6)
     config = MarianConfig(
-        vocab_size=VOCABULARY,
-        decoder_vocab_size=VOCABULARY,
-        d_model=512,
-        encoder_layers=6,
-        decoder_layers=6,
+        vocab_size=vocabulary,
+        decoder_vocab_size=vocabulary,
+        d_model=width,
+        encoder_layers=layers,
+        decoder_layers=layers,
         encoder_attention_heads=8,
         decoder_attention_heads=8,
-        encoder_ffn_dim=2048,
-        decoder_ffn_dim=2048,
+        encoder_ffn_dim=4 * width,
+        decoder_ffn_dim=4 * width,
         activation_function="swish",
         max_position_embeddings=POSITIONS,
         scale_embedding=True,
         dropout=0.0,
-        pad_token_id=VOCABULARY - 1,
-        decoder_start_token_id=VOCABULARY - 1,
+        pad_token_id=vocabulary - 1,
+        decoder_start_token_id=vocabulary - 1,
         bos_token_id=0,
         eos_token_id=0,
         forced_eos_token_id=None,
@@ -120,29 +123,32 @@ def _write_opus_model(folder: Path) -> None:
             elif weight.ndim == 2 and "embed" not in name:
                 weight.normal_(0, 0.06)
         # As opus-mt's. The padding token starts targets.
-        model.model.shared.weight[VOCABULARY - 1] = 0
+        model.model.shared.weight[vocabulary - 1] = 0
     # Likewise: the padding token is never written.
     model.generation_config = GenerationConfig(
-        bad_words_ids=[[VOCABULARY - 1]],
-        decoder_start_token_id=VOCABULARY - 1,
-        pad_token_id=VOCABULARY - 1,
+        bad_words_ids=[[vocabulary - 1]],
+        decoder_start_token_id=vocabulary - 1,
+        pad_token_id=vocabulary - 1,
         eos_token_id=0,
         num_beams=1,
     )
     model.save_pretrained(folder)
-    _write_tokenizer(folder)
+    write_tokenizer(folder, vocabulary, vocabulary - 1)
 
 
-def _write_tokenizer(folder: Path) -> None:
-    """The bundled model's pieces, then made-up ones, and the padding token at the end, where Marian has it."""
+def write_tokenizer(folder: Path, size: int, padding: int) -> None:
+    """Writes the bundled model's pieces, made-up ones up to `size`, and the padding token where a model has it.
+
+    A piece that has the padding token's place takes the place that the padding token has in the bundled model.
+    """
     for file in ("source.spm", "target.spm"):
         shutil.copy(bundled_model() / file, folder)
-    vocabulary = json.loads((bundled_model() / "vocab.json").read_text(encoding="utf-8"))
-    del vocabulary["<pad>"]
-    vocabulary |= {f"▁piece{id_}": id_ for id_ in range(len(vocabulary), VOCABULARY - 1)}
-    vocabulary["<pad>"] = VOCABULARY - 1
+    pieces = json.loads((bundled_model() / "vocab.json").read_text(encoding="utf-8"))
+    vocabulary = {piece: BUNDLED_PADDING if id_ == padding else id_ for piece, id_ in pieces.items()}
+    vocabulary["<pad>"] = padding
+    vocabulary |= {f"▁piece{id_}": id_ for id_ in sorted(set(range(size)) - set(vocabulary.values()))}
     (folder / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
     options = json.loads((bundled_model() / "tokenizer_config.json").read_text(encoding="utf-8"))
     added = options["added_tokens_decoder"]
-    added[str(VOCABULARY - 1)] = added.pop(next(id_ for id_, token in added.items() if token["content"] == "<pad>"))
+    added[str(padding)] = added.pop(str(BUNDLED_PADDING))
     (folder / "tokenizer_config.json").write_text(json.dumps(options), encoding="utf-8")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import numpy as np
 import pytest
 import torch
 import triton
@@ -13,10 +12,11 @@ import triton
 # only then: not for servers under test in this process or below it, nor for the tests that compile.
 with pytest.MonkeyPatch.context() as patch:
     patch.setenv("TRITON_INTERPRET", "1")
+    import interpreter_fixes
     import triton.experimental.gluon.language  # wants the library as it is, and is imported late
     from sidelight.kernels import decode_triton, layout_triton, rows_triton
     from triton.runtime import JITFunction
-    from triton.runtime.interpreter import InterpretedFunction, InterpreterBuilder, TensorHandle
+    from triton.runtime.interpreter import InterpretedFunction
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -44,27 +44,13 @@ def standard_library() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def multiplying_bfloat16() -> Iterator[None]:
-    """Mends the interpreter's matrix product: it holds bfloat16 as 16 bits in an integer, and multiplies those."""
-    create_dot = InterpreterBuilder.create_dot
-
-    def widened(handle: TensorHandle) -> TensorHandle:
-        if handle.dtype.scalar != triton.language.bfloat16:
-            return handle
-        bits = handle.data.view(np.uint16).astype(np.uint32) << 16
-        return TensorHandle(bits.view(np.float32), triton.language.float32)
-
-    def mended(self: InterpreterBuilder, a: TensorHandle, b: TensorHandle, *others: object) -> TensorHandle:
-        return create_dot(self, widened(a), widened(b), *others)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(InterpreterBuilder, "create_dot", mended)
+    with interpreter_fixes.multiplying_bfloat16():
         yield
 
 
 @pytest.fixture(autouse=True)
-def divisions_by_zero() -> Iterator[None]:
-    """The interpreter makes them with NumPy, which warns; on a GPU they are inf, and kernels take another number."""
-    with np.errstate(divide="ignore"):
+def dividing_by_zero() -> Iterator[None]:
+    with interpreter_fixes.dividing_by_zero():
         yield
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import sidelight.server.models as server_models
 import torch
 import transformers as tf
+from packaging import version
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 SENTENCES = [
@@ -306,7 +307,11 @@ FAMILIES: dict[str, Family] = {
     "nllb": Family(_nllb, source_language="eng_Latn", target_language="deu_Latn"),
     "t5": Family(_t5(tf.T5Config, tf.T5ForConditionalGeneration), seed=10),
     "mt5": Family(_t5(tf.MT5Config, tf.MT5ForConditionalGeneration, feed_forward_proj="gated-gelu"), seed=16),
-    "umt5": Family(_t5(tf.UMT5Config, tf.UMT5ForConditionalGeneration, feed_forward_proj="gated-gelu")),
+    "umt5": Family(
+        _t5(tf.UMT5Config, tf.UMT5ForConditionalGeneration, feed_forward_proj="gated-gelu"),
+        # Before, its decoder's attention does not say that it is causal, and is wrong without whole matrices.
+        by_rows=version.parse(tf.__version__) >= version.parse("5.18"),
+    ),
     # Inseq hands FSMT embeddings that it scales a second time: not even its encoder's rows are the model's.
     "fsmt": Family(_fsmt, by_rows=False, inseq=False, seed=8),
     "gpt2": Family(_gpt2, is_encoder_decoder=False, seed=17),
