@@ -16,12 +16,12 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS = 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format proto bench pictures lock clean
+.PHONY: help demo test test-lowest test-newest lint format proto bench pictures lock clean
 
 help: ## Show this list
 	@echo "Sidelight: streams, token by token, where a sequence model looks while it writes."
 	@echo
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo "  PYTHON=python3.12 chooses the interpreter, ARGS=\"-k name\" goes to pytest."
 
@@ -30,6 +30,17 @@ demo: $(VENV)/.server ## Translate a few sentences and show where the model look
 
 test: $(VENV)/.test ## Run the tests
 	@OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/pytest -n 2 --dist worksteal $(ARGS)
+
+# What users may have: the oldest and the newest versions of what Sidelight stands on, each in an environment of its own.
+test-lowest: $(VENV)-lowest/.test ## Run the tests of kernels, capture and parity with the oldest versions allowed
+	@$(RUN_VERSIONS)
+
+test-newest: $(VENV)-newest/.test ## ... with the newest versions that pip finds
+	@$(RUN_VERSIONS)
+
+RUN_VERSIONS = OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(<D)/bin/pytest -n 2 --dist worksteal $(VERSION_TESTS) $(ARGS)
+VERSION_TESTS ?= tests/kernels tests/test_zoo.py tests/gpu $(addprefix tests/server/test_,$(addsuffix .py,parity encodings \
+  decoding reading batch fused_decoding warmup compile))
 
 lint: $(VENV)/.lint ## Check style, types and the contract
 	$(BIN)/ruff check .
@@ -60,15 +71,19 @@ pictures: $(VENV)/.test ## Make the README's pictures with Sidelight's own comma
 	@$(BIN)/python tests/pictures.py
 
 # Universal: one file for every Python and platform, by markers. What torch's CUDA build brings along is left to torch,
-# which pins it itself. Pins stay as they are unless pyproject.toml asks for others: ARGS=--upgrade takes the newest.
-lock: $(VENV)/.python ## Resolve requirements.lock anew (ARGS=--upgrade for the newest)
+# which pins it itself. Pins stay as they are unless pyproject.toml asks for others: ARGS=--upgrade takes the newest, but
+# of torch and triton, whose versions here are those that are known to work together.
+LOWEST := tests/packaging/lowest.lock
+COMPILE = UV_PYTHON_DOWNLOADS=never $(BIN)/uv pip compile pyproject.toml --quiet --all-extras --universal \
+  --python-version 3.10 --no-annotate --system-certs --custom-compile-command "make lock"
+lock: $(VENV)/.python ## Resolve requirements.lock anew (ARGS=--upgrade for the newest), and the lowest versions
 	@$(BIN)/pip install -qq uv==$(UV_VERSION)
-	@UV_PYTHON_DOWNLOADS=never $(BIN)/uv pip compile pyproject.toml --quiet --all-extras --universal --python-version 3.10 \
-	  --no-annotate --system-certs --custom-compile-command "make lock" --output-file requirements.lock $(ARGS)
-	@sed -i.old -E '/^(nvidia|cuda)-/d' requirements.lock && rm requirements.lock.old
+	@printf 'torch==2.13.0\ntriton==3.7.1\n' | $(COMPILE) --constraint - --output-file requirements.lock $(ARGS)
+	@$(COMPILE) --resolution lowest-direct --output-file $(LOWEST) --upgrade
+	@sed -i.old -E '/^(nvidia|cuda)-/d' requirements.lock $(LOWEST) && rm requirements.lock.old $(LOWEST).old
 
 clean: ## Remove the environment and everything built
-	rm -rf $(VENV) build dist out *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-lowest $(VENV)-newest build dist out *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Set-up: one stamp for each extra, renewed when what it was made from changes.
@@ -92,6 +107,18 @@ $(VENV)/.lint: $(VENV)/.test
 
 $(VENV)/.bench: pyproject.toml requirements.lock | $(VENV)/.python
 	$(call install,server$(comma)bench,2 to 4 minutes$(comma) more where torch comes with CUDA)
+
+$(VENV)-lowest/.test: pyproject.toml tests/packaging/lowest.lock
+	@$(PYTHON) -m venv $(@D)
+	@echo "Installing Sidelight into $(@D) with the lowest versions that it allows, torch's CUDA build among them"
+	@$(@D)/bin/pip install -qq --constraint tests/packaging/lowest.lock --editable '.[test]'
+	@touch $@
+
+$(VENV)-newest/.test: pyproject.toml
+	@$(PYTHON) -m venv $(@D)
+	@echo "Installing Sidelight into $(@D) with the newest versions that pip finds, torch's CUDA build among them"
+	@$(@D)/bin/pip install -qq --upgrade --editable '.[test]'
+	@touch $@
 
 comma := ,
 define install

@@ -27,7 +27,6 @@ launch, with a C compiler and Python's headers, and keeps it in the same cache. 
 
 from __future__ import annotations
 
-import hashlib
 import sysconfig
 import tempfile
 import time
@@ -44,6 +43,7 @@ from triton.runtime.cache import get_cache_manager
 
 from .launch import Launch
 from .offline import TARGETS, compiled, compiling_for
+from .triton_versions import driver_folders, has_one_launcher, launcher_depends_on_driver_folder, launcher_entries
 
 
 class Built(NamedTuple):
@@ -93,26 +93,23 @@ def build(
 
 
 def build_launcher(target: str, cache: Path) -> Built | None:
-    """Puts the module by which Triton loads and launches kernels into the cache; None for AMD GPUs.
+    """Puts the module by which Triton loads and launches kernels into the cache; None where that cannot be done ahead.
 
-    Theirs has the path of a library in it that is only on machines with such a GPU.
+    For AMD GPUs it has the path of a library in it that is only on machines with such a GPU; and see `triton_versions`.
 
     Raises:
         RuntimeError: There is no C compiler.
         subprocess.CalledProcessError: It failed, most likely for want of Python's headers.
     """
-    if TARGETS[target].backend != "cuda":
+    if TARGETS[target].backend != "cuda" or not has_one_launcher():
         return None
     # As CudaUtils in triton/backends/nvidia/driver.py does it, except that the module is not loaded, and that it is
     # linked with a library that only bears the name of the driver's.
     start = time.perf_counter()
     source = (Path(nvidia.__file__).parent / "driver.c").read_text()
     filename = f"cuda_utils{sysconfig.get_config_var('EXT_SUFFIX')}"
-    # In the key is what platform.architecture says, which is ELF only where the program `file` is installed.
-    machine, _ = triton_build.platform_key().rsplit(",", 1)
-    keys = [hashlib.sha256(f"{source}{machine},{linkage}".encode()).hexdigest() for linkage in ("ELF", "")]
     with _caching_in(cache), tempfile.TemporaryDirectory() as folder:
-        entries: list[Any] = [get_cache_manager(key) for key in keys]
+        entries = list(launcher_entries(source))
         was_there = all(entry.get_file(filename) for entry in entries)
         if not was_there:
             source_path = Path(folder, "cuda_utils.c")
@@ -128,8 +125,8 @@ def build_launcher(target: str, cache: Path) -> Built | None:
             )
             for entry in entries:
                 entry.put(Path(made).read_bytes(), filename)
-        size = sum(_size(_folder(key)) for key in keys)
-        return Built(target, "cuda_utils", keys[0], time.perf_counter() - start, size, was_there)
+        size = sum(_size(Path(entry.cache_dir)) for entry in entries)
+        return Built(target, "cuda_utils", entries[0].key, time.perf_counter() - start, size, was_there)
 
 
 def _driver_library(folder: str) -> str:
@@ -170,6 +167,11 @@ def requirements(target: str, cache: Path) -> list[str]:
     if gpu.backend == "cuda":
         tool = knobs.nvidia.ptxas_blackwell if gpu.arch >= 100 else knobs.nvidia.ptxas
         lines.append(f"ptxas {tool.version}, Triton's own unless a variable such as TRITON_PTXAS_PATH names another")
+        if has_one_launcher() and launcher_depends_on_driver_folder():
+            folders = " or ".join(driver_folders())
+            lines.append(
+                f"for Triton's own launcher, where the driver's libcuda.so.1 is: {folders}; TRITON_LIBCUDA_PATH"
+            )
     else:
         lines.append(f"where Triton is installed: {Path(triton.__file__).parent}")
     lines.append("Triton's environment variables that change what is compiled, such as TRITON_DEBUG or PTXAS_OPTIONS")

@@ -20,6 +20,7 @@ from .positions import take_rows
 from .programs import TOGETHER, ProgrammedDecoder, ProgrammedSources
 from .sites import Sites, first_token
 from .slots import Shape, Slots, bytes_of_slot
+from .transformers_versions import cache_argument, cache_of
 from .upload import whole_numbers
 from .vocabulary import Sought, Vocabulary, find_vocabulary
 
@@ -46,6 +47,7 @@ class Layout:
     def __init__(self, model: PreTrainedModel, source_length: int, length: int) -> None:
         """For sources and targets of at most so many tokens. Raises UnknownCacheError."""
         self._model: Any = model
+        self._cache_argument = cache_argument(model)
         self._is_encoder_decoder = bool(model.config.is_encoder_decoder)
         self._length, self._source_length = length, source_length
         text: Any = model.config.get_text_config(decoder=True)
@@ -190,7 +192,7 @@ class Layout:
 
     def _inputs(self, ids: Tensor, slots: Slots) -> dict[str, Any]:
         """What a step and a reading have in common."""
-        inputs: dict[str, Any] = {"past_key_values": slots.cache, "use_cache": True}
+        inputs: dict[str, Any] = {self._cache_argument: slots.cache, "use_cache": True}
         if not self._is_encoder_decoder:
             return inputs | {"input_ids": ids}
         unread = self._unread.expand(len(ids), slots.source_length, self._model.config.hidden_size)
@@ -211,9 +213,9 @@ class Layout:
         ids = torch.full((1, 2), first_token(self._model), device=self._model.device)
         with recording(None, padded=False), torch.inference_mode():
             if self._is_encoder_decoder:
-                cache = self._model(input_ids=ids, decoder_input_ids=ids[:, :1], use_cache=True).past_key_values
+                cache = cache_of(self._model(input_ids=ids, decoder_input_ids=ids[:, :1], use_cache=True))
                 return _shapes_of(cache.self_attention_cache), _shapes_of(cache.cross_attention_cache)
-            return _shapes_of(self._model(input_ids=ids, use_cache=True).past_key_values), []
+            return _shapes_of(cache_of(self._model(input_ids=ids, use_cache=True))), []
 
 
 def _shapes_of(cache: Any) -> list[Shape]:

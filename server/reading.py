@@ -19,6 +19,7 @@ from .capture import CapturePlan, Recording
 from .models import LoadedModel
 from .numbers import Numbers, fetch, numbers_of, tensors_of
 from .sites import matrices_of
+from .transformers_versions import cache_argument, cache_of
 
 NO_QUERIES = slice(0, 0)
 LAST_QUERY = slice(-1, None)
@@ -111,7 +112,7 @@ class Reader:
     def _read(self, ids: Tensor, queries: slice, logits: int, *, last: bool) -> Pass:
         self.position += ids.shape[1]
         rows = Recording(self._plan, queries, {"cross": len(self._source), "decoder_self": self.position})
-        inputs: dict[str, Any] = {"past_key_values": self._cache, "use_cache": not last}
+        inputs: dict[str, Any] = {cache_argument(self._model): self._cache, "use_cache": not last}
         if self._is_encoder_decoder:
             inputs |= {"decoder_input_ids": ids, "encoder_outputs": self._encoder_outputs, **self._mask()}
             if not self._by_rows:
@@ -122,7 +123,7 @@ class Reader:
         if self._keeps_logits:
             inputs["logits_to_keep"] = logits
         output = self._run(self._model, rows, ("cross", "decoder_self"), **inputs)
-        self._cache = None if last else output.past_key_values
+        self._cache = None if last else cache_of(output)
         return Pass(output.logits[0, -logits:], rows.result("cross"), rows.result("decoder_self"))
 
     def _mask(self) -> dict[str, Tensor]:

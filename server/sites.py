@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from ..kernels import Part, Result, new_result
 from .attention import NAME, Kind, Site, Target, UnsupportedAttentionError, observing, place, recording
+from .transformers_versions import set_attention
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +77,7 @@ def find_sites(model: PreTrainedModel) -> Sites:
     matrices = _matrices(model)
     heads: dict[Kind, tuple[int, ...]] = {kind: tuple(m.shape[1] for m in ms) for kind, ms in matrices.items()}
     try:
-        model.set_attn_implementation(NAME)
+        set_attention(model, NAME)
         sites = _mark(model)
         problem = _difference(model, sites, matrices)
     except (UnsupportedAttentionError, ValueError, TypeError, KeyError) as error:
@@ -87,13 +88,13 @@ def find_sites(model: PreTrainedModel) -> Sites:
     for module in model.modules():
         if hasattr(module, "sidelight_site"):
             del module.sidelight_site
-    model.set_attn_implementation("eager")
+    set_attention(model, "eager")
     return Sites(heads, by_rows=False)
 
 
 def _matrices(model: PreTrainedModel) -> dict[Kind, list[Tensor]]:
     """The model's own attention matrices `[1, H, T, S]` for each kind and layer."""
-    model.set_attn_implementation("eager")
+    set_attention(model, "eager")
     return matrices_of(_run(model, output_attentions=True))
 
 

@@ -5,6 +5,7 @@ A script, run in processes of its own: where TRITON_INTERPRET is set there is no
     cached_kernels.py build OPTIONS          as `sidelight kernels build`
     cached_kernels.py launch TARGET CASE     launches on tensors with memory, in TRITON_CACHE_DIR; prints for each one
                                              whether its kernel was in the cache, as a JSON list
+    cached_kernels.py launcher TARGET CACHE  builds Triton's launcher alone
     cached_kernels.py load                   has Triton make and load its launcher
 """
 
@@ -13,10 +14,12 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
 from sidelight.kernels import build_command
+from sidelight.kernels.build import build_launcher
 from sidelight.kernels.launch import Launch
 from sidelight.kernels.variants import Variant, variants
 from triton import knobs, runtime
@@ -109,5 +112,7 @@ if __name__ == "__main__":
         sys.exit(build_command.run(parser.parse_args(rest), lambda _: planned("meta")))
     elif action == "launch":
         launch(*rest)
+    elif action == "launcher":
+        print(build_launcher(rest[0], Path(rest[1])))
     else:
         CudaUtils()

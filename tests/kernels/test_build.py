@@ -12,7 +12,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from sidelight.kernels import build_command
+from sidelight.kernels import build, build_command
+from sidelight.kernels.triton_versions import has_one_launcher, launcher_depends_on_driver_folder
 
 SCRIPT = Path(__file__).parent / "cached_kernels.py"
 TARGETS = ["sm_90", "gfx942"]
@@ -95,8 +96,12 @@ def test_a_relative_path_becomes_whole(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not (shutil.which("gcc") and shutil.which("nm")), reason="needs a C compiler and nm")
-def test_the_launcher_loads_without_a_compiler(cache: Path, tmp_path: Path) -> None:
-    module, _ = cache.glob("*/cuda_utils.*.so")
+@pytest.mark.skipif(not has_one_launcher(), reason="this Triton compiles a launcher for each kernel, on the server")
+def test_the_launcher_loads_without_a_compiler(tmp_path: Path) -> None:
+    libraries = {"TRITON_LIBCUDA_PATH": tmp_path, "LD_LIBRARY_PATH": tmp_path}
+    cache = tmp_path / "cache"
+    script("launcher", "sm_90", cache, **libraries)
+    module, *_ = cache.glob("*/cuda_utils.*.so")
     # Stands in for the driver's library, with all that the launcher wants of it.
     wanted = subprocess.run(["nm", "--dynamic", "--undefined-only", module], capture_output=True, text=True, check=True)
     names = re.findall(r" (cu[A-Z]\w+)", wanted.stdout)
@@ -105,11 +110,19 @@ def test_the_launcher_loads_without_a_compiler(cache: Path, tmp_path: Path) -> N
     source.write_text("".join(f"int {name}(void) {{ return 0; }}\n" for name in names))
     library = tmp_path / "libcuda.so.1"
     subprocess.run(["gcc", "-shared", "-fPIC", f"-Wl,-soname,{library.name}", "-o", library, source], check=True)
-    libraries = {"TRITON_LIBCUDA_PATH": tmp_path, "LD_LIBRARY_PATH": tmp_path}
     script("load", TRITON_CACHE_DIR=cache, CC="/bin/false", **libraries)
     script("load", TRITON_CACHE_DIR=cache, CC="/bin/false", PATH="", **libraries)  # as without the program `file`
     with pytest.raises(AssertionError, match="/bin/false"):  # it is the cache that helps
         script("load", TRITON_CACHE_DIR=tmp_path / "empty", CC="/bin/false", **libraries)
+
+
+@pytest.mark.skipif(not shutil.which("gcc"), reason="needs a C compiler")
+def test_says_whether_there_is_a_launcher(cache: Path) -> None:
+    """It comes with the kernels, or is said to be missing; and what it is found by is said."""
+    assert any(cache.glob("*/cuda_utils.*.so")) == has_one_launcher()
+    said = " ".join(build.requirements("sm_90", cache))
+    expected = has_one_launcher() and launcher_depends_on_driver_folder()
+    assert ("libcuda.so.1" in said) == expected
 
 
 def run(*arguments: str) -> int:

@@ -1,0 +1,42 @@
+"""What differs between the versions of transformers that Sidelight runs with, decided in this one place.
+
+The lowest version that is tested is 5.17, the newest 5.24 (`make test-lowest`, `make test-newest`).
+
+Since 5.24 a model's cache is called `cache`, as an argument of `forward` and in what it returns; before, it was called
+`past_key_values`, which 5.24 still takes with a warning.
+"""
+
+from __future__ import annotations
+
+import inspect
+from functools import lru_cache
+from typing import Any
+
+from transformers import PreTrainedModel
+
+
+def cache_argument(model: Any) -> str:
+    """The name by which a model's `forward` takes the keys and values of earlier tokens."""
+    return _cache_argument(type(model))
+
+
+@lru_cache(maxsize=64)
+def _cache_argument(model: type[Any]) -> str:
+    return "past_key_values" if "past_key_values" in inspect.signature(model.forward).parameters else "cache"
+
+
+def cache_of(output: Any) -> Any:
+    """The cache that a forward pass has returned; None where it kept none."""
+    return output["cache"] if "cache" in output else output.get("past_key_values")
+
+
+def set_attention(model: PreTrainedModel, name: str) -> None:
+    """Has all parts of a model use an attention implementation.
+
+    Before 5.20 transformers leaves out parts whose configuration is another object of the model's own class, such as
+    the encoder and the decoder of T5.
+    """
+    model.set_attn_implementation(name)
+    for part in model.modules():
+        if isinstance(part, PreTrainedModel) and part.config._attn_implementation != model.config._attn_implementation:
+            part.set_attn_implementation(name)
