@@ -65,11 +65,12 @@ def report(variants: Iterable[Variant], device: str, timer: Timer, file: Path | 
             for variant in variants:
                 status.update(f"{variant.kernel}, {variant.case}")
                 timings.append(measure(variant, device, timer))
+                if file:  # after each variant: what is measured stays, whatever ends this
+                    text = json.dumps(as_json(found, timings), indent=2, ensure_ascii=False)
+                    file.write_text(text + "\n", encoding="utf-8")
         console.print()
         console.print(table(timings))
         console.print("\nIn parentheses how many times the kernel's own time that is.")
-        if file:
-            file.write_text(json.dumps(as_json(found, timings), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     except OSError as error:
         print(f"sidelight: {error}", file=sys.stderr)
         return 1

@@ -39,17 +39,20 @@ class Variant(NamedTuple):
     tensor_cores: bool = False  # whether tensor-core instructions are to be found
     eager: Callable[[Device], Run] | None = None  # the same by torch: probabilities, permute, reduction; on new tensors
     sdpa: Callable[[Device], Run] | None = None  # the attention output alone, without any row
+    two_passes: Callable[[Device], Run] | None = None  # the attention output by SDPA, and then the rows by `rows`
 
 
 def variants(*, large: bool = False) -> Iterator[Variant]:
     """All cases, in the order of the audit's table; with `large`, at the sizes that a GPU is measured with."""
-    yield from (_layout(case, 512 if large else case.small) for case in _LAYOUTS)
-    yield from (_rows(case, 2048 if large else 128) for case in _ROWS)
-    yield from (_decode(case, 32 if large else 2, 1024 if large else 128) for case in _DECODES)
-    yield _decode(_LONG, 1, 16384 if large else 2048)
+    yield from (_layout(case, 512 if large else case.small) for case in LAYOUTS)
+    yield from (_rows(case, 2048 if large else 128) for case in ROWS)
+    yield from (_decode(case, 32 if large else 2, 1024 if large else 128) for case in DECODES)
+    yield _decode(LONG, 1, 16384 if large else 2048)
 
 
-class _Layout(NamedTuple):
+class LayoutCase(NamedTuple):
+    """Whole matrices of some layers, and what is wanted of them."""
+
     case: str
     small: int  # queries, and keys but for packed rows: as few as make tiles with 128 bits for each thread
     heads: int
@@ -61,17 +64,17 @@ class _Layout(NamedTuple):
     top_k: int = 0
 
 
-_LAYOUTS = [
-    _Layout("apart, float32", 16, 8, 6, None, None, torch.float32, "float32"),
-    _Layout("apart, bfloat16 to float16", 16, 16, 12, None, None, torch.bfloat16, "float16"),
-    _Layout("heads mean", 128, 8, 6, "mean", None, torch.float32, "float32"),
-    _Layout("heads mean, layers max", 512, 4, 4, "mean", "max", torch.float32, "float32"),
-    _Layout("heads mean to bytes", 32, 8, 2, "mean", None, torch.float32, "uint8"),
-    _Layout("apart, top 8", 4, 8, 2, None, None, torch.float32, "float32", 8),
+LAYOUTS = [
+    LayoutCase("apart, float32", 16, 8, 6, None, None, torch.float32, "float32"),
+    LayoutCase("apart, bfloat16 to float16", 16, 16, 12, None, None, torch.bfloat16, "float16"),
+    LayoutCase("heads mean", 128, 8, 6, "mean", None, torch.float32, "float32"),
+    LayoutCase("heads mean, layers max", 512, 4, 4, "mean", "max", torch.float32, "float32"),
+    LayoutCase("heads mean to bytes", 32, 8, 2, "mean", None, torch.float32, "uint8"),
+    LayoutCase("apart, top 8", 4, 8, 2, None, None, torch.float32, "float32", 8),
 ]
 
 
-def _layout(case: _Layout, length: int) -> Variant:
+def _layout(case: LayoutCase, length: int) -> Variant:
     queries, keys = length, max(length, 512)  # packed rows are a program each: few of them, but long for wide loads
     shape = (1, case.heads, queries, keys)
     columns = 1 if case.over_layers else case.layers if case.over_heads else case.layers * case.heads
@@ -96,7 +99,7 @@ def _layout(case: _Layout, length: int) -> Variant:
     return Variant("layout", case.case, launches, read + _written(result("meta")), eager=eager)
 
 
-class _Case(NamedTuple):
+class AttentionCase(NamedTuple):
     """A layer of a model, and what is wanted of it."""
 
     case: str
@@ -113,36 +116,38 @@ class _Case(NamedTuple):
 
 
 _HALF = torch.bfloat16
-_ROWS = [
-    _Case("mean, 8 heads of 64", _HALF, 8, 8, 64, "mean", causal=True),
-    _Case("mean, grouped heads of 128", _HALF, 8, 2, 128, "mean", causal=True),
-    _Case("mean, grouped heads of 256", _HALF, 8, 4, 256, "mean", causal=True),
-    _Case("mean, 8 heads of 32", _HALF, 8, 8, 32, "mean", causal=True),
-    _Case("mean, 8 heads of 64, float32", torch.float32, 8, 8, 64, "mean", causal=True),
-    _Case("apart, 8 heads of 64", _HALF, 8, 8, 64, None),
-    _Case("apart, 8 heads of 128, float32", torch.float32, 8, 8, 128, None),
-    _Case("l2, with a bias (T5), float32", torch.float32, 8, 8, 64, "l2", has_bias=True),
-    _Case("mean to bytes", _HALF, 8, 8, 64, "mean", "uint8", causal=True),
-    _Case("apart, top 8", _HALF, 8, 8, 64, None, top_k=8),
+ROWS = [
+    AttentionCase("mean, 8 heads of 64", _HALF, 8, 8, 64, "mean", causal=True),
+    AttentionCase("mean, grouped heads of 128", _HALF, 8, 2, 128, "mean", causal=True),
+    AttentionCase("mean, grouped heads of 256", _HALF, 8, 4, 256, "mean", causal=True),
+    AttentionCase("mean, 8 heads of 32", _HALF, 8, 8, 32, "mean", causal=True),
+    AttentionCase("mean, 8 heads of 64, float32", torch.float32, 8, 8, 64, "mean", causal=True),
+    AttentionCase("apart, 8 heads of 64", _HALF, 8, 8, 64, None),
+    AttentionCase("apart, 8 heads of 128, float32", torch.float32, 8, 8, 128, None),
+    AttentionCase("l2, with a bias (T5), float32", torch.float32, 8, 8, 64, "l2", has_bias=True),
+    AttentionCase("mean to bytes", _HALF, 8, 8, 64, "mean", "uint8", causal=True),
+    AttentionCase("apart, top 8", _HALF, 8, 8, 64, None, top_k=8),
 ]
-_DECODES = [
-    _Case("apart, 16 heads of 64", _HALF, 16, 16, 64, None),
-    _Case("mean, 16 heads of 64", _HALF, 16, 16, 64, "mean"),
-    _Case("mean, 16 heads of 64, float32", torch.float32, 16, 16, 64, "mean"),
-    _Case("max, grouped heads (2) of 128", _HALF, 16, 8, 128, "max"),
+DECODES = [
+    AttentionCase("apart, 16 heads of 64", _HALF, 16, 16, 64, None),
+    AttentionCase("mean, 16 heads of 64", _HALF, 16, 16, 64, "mean"),
+    AttentionCase("mean, 16 heads of 64, float32", torch.float32, 16, 16, 64, "mean"),
+    AttentionCase("max, grouped heads (2) of 128", _HALF, 16, 8, 128, "max"),
     # Eight bytes a score, of four heads, beside 512 of a key and a value: what the scores' stay in L2 costs, see
     # decode_triton. Other ways cost more: keys read again half as much again, scores in half precision the rows' sum.
-    _Case("mean, grouped heads (4) of 128", _HALF, 32, 8, 128, "mean", moved_at_most=1.07),
-    _Case("mean, grouped heads (2) of 256", _HALF, 8, 4, 256, "mean"),
-    _Case("mean, 8 heads of 256, float32", torch.float32, 8, 8, 256, "mean"),
-    _Case("apart, with a bias (T5), float32", torch.float32, 8, 8, 64, None, has_bias=True),
-    _Case("mean to bytes", _HALF, 16, 16, 64, "mean", "uint8"),
-    _Case("apart, top 8", _HALF, 16, 16, 64, None, top_k=8),
+    AttentionCase("mean, grouped heads (4) of 128", _HALF, 32, 8, 128, "mean", moved_at_most=1.07),
+    AttentionCase("mean, grouped heads (2) of 256", _HALF, 8, 4, 256, "mean"),
+    AttentionCase("mean, 8 heads of 256, float32", torch.float32, 8, 8, 256, "mean"),
+    AttentionCase("apart, with a bias (T5), float32", torch.float32, 8, 8, 64, None, has_bias=True),
+    AttentionCase("mean to bytes", _HALF, 16, 16, 64, "mean", "uint8"),
+    AttentionCase("apart, top 8", _HALF, 16, 16, 64, None, top_k=8),
 ]
-_LONG = _Case("mean, one slot, long", _HALF, 16, 8, 128, "mean")
+LONG = AttentionCase("mean, one slot, long", _HALF, 16, 8, 128, "mean")
 
 
-class _Tensors(NamedTuple):
+class Inputs(NamedTuple):
+    """What a call of `rows` or `decode` is given."""
+
     query: Tensor
     key: Tensor
     value: Tensor
@@ -150,13 +155,15 @@ class _Tensors(NamedTuple):
     result: Result
 
 
-def _tensors(case: _Case, device: Device, batch: int, queries: int, keys: int) -> _Tensors:
+def make_inputs(case: AttentionCase, device: Device, batch: int, queries: int, keys: int) -> Inputs:
+    """Random inputs of a case on a device, and room for its result, which holds arbitrary numbers."""
+
     def made(heads: int, length: int) -> Tensor:
         return torch.randn(batch, heads, length, case.width, device=device).to(case.dtype)
 
     columns = 1 if case.over_heads else case.heads
     bias = torch.randn(1, case.heads, queries, keys, device=device).to(case.dtype) if case.has_bias else None
-    return _Tensors(
+    return Inputs(
         made(case.heads, queries),
         made(case.key_heads, keys),
         made(case.key_heads, keys),
@@ -173,21 +180,24 @@ def _written(result: Result) -> int:
     return _bytes(result.values, result.scales, result.positions)
 
 
-def _rows(case: _Case, length: int) -> Variant:
+def _rows(case: AttentionCase, length: int) -> Variant:
     part = Part(over_heads=case.over_heads)
 
     def launches(device: Device) -> list[Launch]:
-        query, key, _, scoring, result = _tensors(case, device, 1, length, length)
+        query, key, _, scoring, result = make_inputs(case, device, 1, length, length)
         return rows_triton.plan(query, key, scoring, result, part)
 
     def eager(device: Device) -> Run:
-        query, key, _, scoring, _ = _tensors(case, device, 1, length, length)
+        query, key, _, scoring, _ = make_inputs(case, device, 1, length, length)
         return lambda: _eager(query, key, scoring, case)
 
     def sdpa(device: Device) -> Run:
-        return _sdpa(_tensors(case, device, 1, length, length))
+        return _sdpa(make_inputs(case, device, 1, length, length))
 
-    query, key, _, scoring, result = _tensors(case, "meta", 1, length, length)
+    def two_passes(device: Device) -> Run:
+        return _two_passes(make_inputs(case, device, 1, length, length), part)
+
+    query, key, _, scoring, result = make_inputs(case, "meta", 1, length, length)
     products = case.heads * length * length * case.width * 2
     sweeps = 3 if case.encoding == "uint8" and not case.top_k else 2  # denominators, rows, and for bytes rows again
     return Variant(
@@ -202,18 +212,19 @@ def _rows(case: _Case, length: int) -> Variant:
         tensor_cores=True,
         eager=eager,
         sdpa=sdpa,
+        two_passes=two_passes,
     )
 
 
-def _decode(case: _Case, slots: int, length: int) -> Variant:
+def _decode(case: AttentionCase, slots: int, length: int) -> Variant:
     part = Part(over_heads=case.over_heads)
 
     def launches(device: Device) -> list[Launch]:
-        query, key, value, scoring, result = _tensors(case, device, slots, 1, length)
+        query, key, value, scoring, result = make_inputs(case, device, slots, 1, length)
         return decode_triton.plan(query, key, value, scoring, result, part, torch.empty_like(query))
 
     def eager(device: Device) -> Run:
-        query, key, value, scoring, _ = _tensors(case, device, slots, 1, length)
+        query, key, value, scoring, _ = make_inputs(case, device, slots, 1, length)
 
         def run() -> object:
             row = _eager(query, key, scoring, case)
@@ -222,9 +233,12 @@ def _decode(case: _Case, slots: int, length: int) -> Variant:
         return run
 
     def sdpa(device: Device) -> Run:
-        return _sdpa(_tensors(case, device, slots, 1, length))
+        return _sdpa(make_inputs(case, device, slots, 1, length))
 
-    query, key, value, scoring, result = _tensors(case, "meta", slots, 1, length)
+    def two_passes(device: Device) -> Run:
+        return _two_passes(make_inputs(case, device, slots, 1, length), part)
+
+    query, key, value, scoring, result = make_inputs(case, "meta", slots, 1, length)
     least = _bytes(query, key, value, scoring.bias, query) + _written(result)
     return Variant(
         "decode",
@@ -239,10 +253,11 @@ def _decode(case: _Case, slots: int, length: int) -> Variant:
         tensor_cores=True,
         eager=eager,
         sdpa=sdpa,
+        two_passes=two_passes,
     )
 
 
-def _eager(query: Tensor, key: Tensor, scoring: Scoring, case: _Case) -> object:
+def _eager(query: Tensor, key: Tensor, scoring: Scoring, case: AttentionCase) -> object:
     """What a model's eager attention and a permutation give, in the model's precision."""
     key = key.repeat_interleave(query.shape[1] // key.shape[1], 1)
     scores = query @ key.transpose(2, 3) * scoring.scale
@@ -261,9 +276,22 @@ def _eager(query: Tensor, key: Tensor, scoring: Scoring, case: _Case) -> object:
     return probabilities.topk(case.top_k, dim=2) if case.top_k else probabilities.contiguous()
 
 
-def _sdpa(tensors: _Tensors) -> Run:
-    query, key, value, scoring, _ = tensors
+def _sdpa(inputs: Inputs) -> Run:
+    query, key, value, scoring, _ = inputs
     return lambda: _output(query, key, value, scoring)
+
+
+def _two_passes(inputs: Inputs, part: Part) -> Run:
+    """Fused attention without probabilities, and then queries and keys once more for the rows."""
+    query, key, value, scoring, result = inputs
+    launches = rows_triton.plan(query, key, scoring, result, part)
+
+    def run() -> None:
+        _output(query, key, value, scoring)
+        for launch in launches:
+            launch.run()
+
+    return run
 
 
 def _output(query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> Tensor:

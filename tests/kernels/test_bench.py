@@ -18,7 +18,7 @@ from sidelight.kernels.bench import Timing
 from sidelight.kernels.variants import Variant, variants
 
 MOVING = Timing("layout", "heads mean", 30_000_000, 0, 20e-6, 15e-6, 60e-6, None)
-MULTIPLYING = Timing("rows", "prompt", 2_000_000, 4 * 10**9, 100e-6, 1e-6, 250e-6, 80e-6)
+MULTIPLYING = Timing("rows", "prompt", 2_000_000, 4 * 10**9, 100e-6, 1e-6, 250e-6, 80e-6, 190e-6)
 
 
 def run(*arguments: str) -> int:
@@ -54,11 +54,13 @@ def test_the_table() -> None:
     text = StringIO()
     Console(file=text, width=160).print(bench.table([MOVING, MULTIPLYING]))
     header, moving, multiplying = ([cell.strip() for cell in line.split("  ") if cell.strip()] for line in lines(text))
-    assert header == ["kernel", "case", "MB", "µs", "GB/s", "of copy", "TFLOP/s", "copy µs", "eager µs", "SDPA µs"]
-    assert moving == ["layout", "heads mean", "30.0", "20.0", "1,500", "75%", "–", "15.0 (0.75x)", "60.0 (3.00x)", "–"]
+    baselines = ["copy µs", "eager µs", "SDPA µs", "SDPA + rows µs"]
+    assert header == ["kernel", "case", "MB", "µs", "GB/s", "of copy", "TFLOP/s", *baselines]
+    figures = ["30.0", "20.0", "1,500", "75%", "–"]
+    assert moving == ["layout", "heads mean", *figures, "15.0 (0.75x)", "60.0 (3.00x)", "–", "–"]
     assert multiplying[2:] == [
         *("2.0", "100.0", "20", "1%", "40.0"),
-        *("1.0 (0.01x)", "250.0 (2.50x)", "80.0 (0.80x)"),
+        *("1.0 (0.01x)", "250.0 (2.50x)", "80.0 (0.80x)", "190.0 (1.90x)"),
     ]
 
 
@@ -82,6 +84,9 @@ class WithBaselines:
     def sdpa(self, device: str) -> Callable[[], object]:
         return lambda: self._made.append(f"sdpa on {device}")
 
+    def two_passes(self, device: str) -> Callable[[], object]:
+        return lambda: self._made.append(f"two passes on {device}")
+
 
 def test_reports_all_variants(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -90,7 +95,7 @@ def test_reports_all_variants(
     launches = first.launches("cpu")
     made: list[str] = []
     variant: Any = WithBaselines(first._replace(launches=lambda _: launches), made)
-    seconds = iter([4e-6, 2e-6, 8e-6, 3e-6])  # the kernel's, the copy's, the baselines'
+    seconds = iter([4e-6, 2e-6, 8e-6, 3e-6, 7e-6])  # the kernel's, the copy's, the baselines'
 
     def timer(thunk: Callable[[], object]) -> float:
         thunk()
@@ -98,7 +103,7 @@ def test_reports_all_variants(
 
     monkeypatch.setattr(bench.shutil, "which", lambda _: None)
     assert bench_command.report([variant], "cpu", timer, tmp_path / "times.json") == 0
-    assert made == ["eager on cpu", "sdpa on cpu"]
+    assert made == ["eager on cpu", "sdpa on cpu", "two passes on cpu"]
     assert not launches[-1].arguments["out"].isnan().any()  # the kernel ran
 
     told = capsys.readouterr().out
@@ -110,17 +115,19 @@ def test_reports_all_variants(
     assert written["machine"]["device"] == "cpu"
     (timing,) = written["variants"]
     assert timing["kernel"] == first.kernel
-    assert [timing[name] for name in ("seconds", "copy", "eager", "sdpa")] == [4e-6, 2e-6, 8e-6, 3e-6]
+    names = ("seconds", "copy", "eager", "sdpa", "two_passes")
+    assert [timing[name] for name in names] == [4e-6, 2e-6, 8e-6, 3e-6, 7e-6]
     assert timing["of_copy"] == 0.5
 
 
 def test_variants_without_baselines() -> None:
     variant = next(variants())
     if hasattr(variant, "eager"):
-        variant = variant._replace(eager=None, sdpa=None)
+        variant = variant._replace(eager=None, sdpa=None, two_passes=None)
     timing = bench.measure(variant, "cpu", lambda _: 1e-6)
     assert timing.eager is None
     assert timing.sdpa is None
+    assert timing.two_passes is None
 
 
 def test_copies_the_bytes_of_the_kernel() -> None:
@@ -178,3 +185,20 @@ def test_times_in_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "do_bench", do_bench)
     assert bench.median(lambda: None) == 0.0025
     assert asked == {"return_mode": "median"}
+
+
+def test_writes_each_variant_as_soon_as_it_is_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that what was measured is there, whatever ends the bench."""
+    first, second, *_ = (variant._replace(eager=None) for variant in variants())
+    monkeypatch.setattr(bench.shutil, "which", lambda _: None)
+    calls = iter(range(4))
+
+    def timer(_: Callable[[], object]) -> float:
+        if next(calls) == 2:
+            raise KeyboardInterrupt
+        return 1e-6
+
+    with pytest.raises(KeyboardInterrupt):
+        bench_command.report([first, second], "cpu", timer, tmp_path / "times.json")
+    (timing,) = json.loads((tmp_path / "times.json").read_text())["variants"]
+    assert timing["case"] == first.case

@@ -1,0 +1,478 @@
+"""Whether the Triton kernels, and a server that runs them, give what float64 and the models' own matrices say.
+
+Each check is a call of a public function of `sidelight.kernels`, or a request to a server, on the device. On a GPU the
+checks are shared by processes, since most of a check's time is the compiler's.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import subprocess
+import sys
+import traceback
+from collections import defaultdict
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import ExitStack
+from multiprocessing import get_context
+from typing import Any, Literal, NamedTuple
+
+import attention_truth as truth
+import numpy as np
+import torch
+from report import Part
+from sidelight.kernels import Encoding, Result, decode, layout_into, new_result, rows
+from sidelight.kernels import Part as LayerPart
+from sidelight.kernels import variants as cases
+from sidelight.kernels.scoring import Scoring
+
+# How far a row may be from float64, for each unit of its greatest number and each layer that is folded. The kernels
+# count in float32; the truth is computed from the inputs as they are rounded.
+TOLERANCE = 2e-6
+# An attention output is rounded to its type, and so are the probabilities that it is made of.
+ROUNDED = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}
+# A served model's rows beside transformers' on a CPU, in float32: every layer adds its own rounding.
+SERVED_TOLERANCE = 2e-5
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+ENCODINGS: tuple[tuple[Encoding, int], ...] = (
+    ("float32", 0),
+    ("float16", 0),
+    ("uint8", 0),
+    ("float32", 8),
+    ("uint8", 40),
+)
+FAMILIES = ("marian", "t5", "llama")
+
+Kernel = Literal["layout", "rows", "decode"]
+
+
+class Check(NamedTuple):
+    """One call of a kernel."""
+
+    kernel: Kernel
+    case: Any  # a case of `kernels.variants`
+    batch: int
+    queries: int
+    keys: int
+    rule: tuple[tuple[str, Any], ...] = ()  # more of the scoring: numbers, or the shape that a bias or a mask has
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        case = self.case
+        what = f"{self.kernel}, {case.case}, {str(case.dtype).removeprefix('torch.')} to {case.encoding}"
+        top = f", top {case.top_k}" if case.top_k else ""
+        return f"{what}{top}, {self.batch} × {self.queries} × {self.keys}{self.rule or ''}"
+
+
+class Found(NamedTuple):
+    """What a check found."""
+
+    kernel: str
+    name: str
+    error: float  # the greatest difference, beyond what the encoding rounds
+    allowed: float
+    is_deterministic: bool
+    problem: str = ""
+
+    @property
+    def is_right(self) -> bool:
+        return not self.problem and self.error <= self.allowed and self.is_deterministic
+
+
+def checks(*, is_dry: bool) -> Iterator[Check]:
+    """Every case of the audit as it is, with each type, and with each encoding; then odd shapes."""
+    sizes = {"layout": (1, 5, 33), "rows": (1, 33, 65), "decode": (2, 1, 65)} if is_dry else {
+        "layout": (1, 64, 512), "rows": (2, 200, 300), "decode": (8, 1, 700)
+    }  # fmt: skip
+    of_kernels = {"layout": cases.LAYOUTS, "rows": cases.ROWS, "decode": [*cases.DECODES, cases.LONG]}
+    for number, (kernel, of_kernel) in enumerate(of_kernels.items()):
+        batch, queries, keys = sizes[kernel]
+        for place, case in enumerate(of_kernel):
+            made = [case]
+            made += [case._replace(dtype=dtype) for dtype in DTYPES]
+            made += [case._replace(encoding=encoding, top_k=top_k) for encoding, top_k in ENCODINGS]
+            unique = list(dict.fromkeys(made))
+            if is_dry:  # one of each kind: a GPU does them all
+                unique = [unique[(place + number) % len(unique)]]
+            for each in unique:
+                if kernel == "rows" and each.causal:
+                    yield Check(kernel, each, batch, queries, queries)
+                else:
+                    yield Check(kernel, each, batch, queries, keys)
+    yield from odd_checks(3 if is_dry else 36)
+
+
+def odd_checks(count: int) -> Iterator[Check]:
+    """Shapes that hurt, and everything that may decide who sees whom; the same at every run."""
+    draw = random.Random(0)
+    for number in range(count):
+        kernel: Kernel = draw.choice(["rows", "decode"])
+        heads, key_heads = draw.choice([(1, 1), (4, 2), (6, 3), (8, 8), (5, 1)])
+        keys = draw.choice([1, 3, 16, 31, 64, 129, 255])
+        queries = 1 if kernel == "decode" else draw.choice([1, 2, 17, 33, 65])
+        batch = draw.choice([1, 2, 3])
+        encoding, top_k = draw.choice(ENCODINGS)
+        case = cases.AttentionCase(
+            "odd",
+            draw.choice(DTYPES),
+            heads,
+            key_heads,
+            draw.choice([8, 20, 40, 64, 72, 128]),
+            draw.choice([None, "mean", "sum", "prod", "max", "min", "absmax", "l2"]),
+            encoding,
+            min(top_k, keys),
+        )
+        rule: dict[str, Any] = {}
+        if draw.random() < 0.6:
+            rule |= {"causal": True, "first": draw.randrange(keys + 1)}
+            if draw.random() < 0.5:
+                rule["window"] = draw.randrange(1, keys + 2)
+        if draw.random() < 0.4:
+            rule["softcap"] = draw.choice([0.5, 50.0])
+        for name in ("bias", "mask"):
+            if draw.random() < 0.4:
+                rule[name] = (draw.choice([1, batch]), draw.choice([1, heads]), draw.choice([1, queries]), keys)
+        yield Check(kernel, case, batch, queries, keys, tuple(rule.items()), number)
+
+
+# ---- one check ------------------------------------------------------------------------------------------------------
+
+
+def run_check(check: Check, device: str) -> Found:
+    """Calls a kernel twice and compares with float64."""
+    try:
+        torch.manual_seed(check.seed)
+        with ExitStack() as stack:
+            if device == "cpu":
+                import interpreter_fixes
+
+                stack.enter_context(interpreter_fixes.multiplying_bfloat16())
+                stack.enter_context(np.errstate(all="ignore"))
+            error, allowed, same = (_check_layout if check.kernel == "layout" else _check_attention)(check, device)
+        return Found(check.kernel, check.name, error, allowed, same)
+    except Exception as fault:
+        traceback.print_exc()
+        return Found(check.kernel, check.name, float("inf"), 0.0, False, f"{type(fault).__name__}: {fault}"[:200])
+
+
+def _check_layout(check: Check, device: str) -> tuple[float, float, bool]:
+    case = check.case
+    shape = (check.batch, case.heads, check.queries, check.keys)
+    layers = [torch.rand(shape, device=device).to(case.dtype) for _ in range(case.layers)]
+    columns = 1 if case.over_layers else case.layers if case.over_heads else case.layers * case.heads
+    results = [_new_result(check, columns, device) for _ in range(2)]
+    for result in results:
+        layout_into(layers, result, over_heads=case.over_heads, over_layers=case.over_layers, impl="triton")
+    expected = truth.columns(
+        [_numpy(layer) for layer in layers], over_heads=case.over_heads, over_layers=case.over_layers
+    )
+    size = max(1.0, float(np.abs(expected).max()))
+    return excess(results[0], expected), TOLERANCE * size * (case.layers if case.over_layers else 1), _same(*results)
+
+
+def _check_attention(check: Check, device: str) -> tuple[float, float, bool]:
+    case = check.case
+    inputs = cases.make_inputs(case, device, check.batch, check.queries, check.keys)
+    scoring = _scoring(inputs.scoring, dict(check.rule), check, device)
+    part = LayerPart(over_heads=case.over_heads)
+    columns = 1 if case.over_heads else case.heads
+    results = [_new_result(check, columns, device) for _ in range(2)]
+    outputs: list[torch.Tensor] = []
+    for result in results:
+        if check.kernel == "rows":
+            rows(inputs.query, inputs.key, scoring, result, part, impl="triton")
+        else:
+            outputs.append(decode(inputs.query, inputs.key, inputs.value, scoring, result, part, impl="triton"))
+    rule = {name: _numpy(each) if isinstance(each, torch.Tensor) else each for name, each in scoring._asdict().items()}
+    rule.pop("sees")
+    probabilities = truth.softmax(truth.scores(_numpy(inputs.query), _numpy(inputs.key), **rule))
+    expected = truth.columns([probabilities], over_heads=case.over_heads)
+    error, allowed = excess(results[0], expected), TOLERANCE * max(1.0, float(np.abs(expected).max()))
+    same = _same(*results)
+    if outputs:
+        value = _numpy(inputs.value)
+        apart = float(np.abs(_numpy(outputs[0]) - truth.output(probabilities, value)).max())
+        # One figure for both: the output's is scaled to the rows' tolerance.
+        error = max(error, apart / (ROUNDED[case.dtype] * max(1.0, float(np.abs(value).max()))) * allowed)
+        same = same and torch.equal(*outputs)
+    return error, allowed, same
+
+
+def _scoring(scoring: Scoring, rule: dict[str, Any], check: Check, device: str) -> Scoring:
+    for name in ("bias", "mask"):
+        if name not in rule:
+            continue
+        made = torch.randn(rule[name], device=device)
+        if name == "mask":
+            made = made > 0 if check.seed % 2 else torch.zeros_like(made).masked_fill(made > 1, float("-inf"))
+        rule[name] = made
+    return scoring._replace(**rule)
+
+
+def _new_result(check: Check, columns: int, device: str) -> Result:
+    """A result in which it shows what is left unwritten: NaN, or numbers that are nobody's."""
+    case = check.case
+    result = new_result(
+        check.batch,
+        check.queries,
+        check.keys,
+        columns,
+        encoding=case.encoding,
+        top_k=case.top_k,
+        folds_layers=False,
+        device=device,
+    )
+    for tensor in result[:3]:
+        if tensor is not None:
+            tensor.fill_(float("nan") if tensor.is_floating_point() else 77)
+    return result
+
+
+def _numpy(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
+    return (tensor if tensor.dtype == torch.bool else tensor.double()).cpu().numpy()
+
+
+def _same(one: Result, other: Result) -> bool:
+    """Whether two results have the same bits."""
+    pairs = [(a, b) for a, b in zip(one[:3], other[:3], strict=True) if a is not None and b is not None]
+    return all(torch.equal(a.view(torch.uint8), b.view(torch.uint8)) for a, b in pairs)
+
+
+def excess(result: Result, expected: np.ndarray[Any, Any]) -> float:
+    """The greatest difference to float64 rows `[B, T, S, C]`, less what the encoding itself rounds.
+
+    Raises:
+        ValueError: Positions of a top-k are not positions, or one is there twice.
+    """
+    values = _numpy(result.values)
+    wrong = 0.0
+    if result.positions is not None:
+        numbers, _ = truth.top(expected, result.top_k)
+        positions = result.positions.cpu().numpy()
+        if (
+            positions.min() < 0
+            or positions.max() >= expected.shape[2]
+            or not (np.diff(np.sort(positions, 2), axis=2) > 0).all()
+        ):
+            raise ValueError("positions are out of range, or not different")
+        # Positions by their numbers: numbers that are all but equal may change places.
+        wrong = float(np.abs(np.take_along_axis(expected, positions, 2) - numbers).max())
+        expected = numbers
+    rounded: Any = 0.0
+    if result.scales is not None:
+        scales = _numpy(result.scales)[:, :, None]
+        values, rounded = values * scales, scales * 0.5001
+    elif result.values.dtype == torch.float16:
+        rounded = np.maximum(np.abs(expected) * 2.0**-11, 2.0**-25)
+    apart = np.abs(values - expected) - rounded
+    return max(wrong, float("inf") if np.isnan(apart).any() else float(apart.max()), 0.0)
+
+
+def run_large(place: int, device: str) -> Found:
+    """Runs a case of the bench twice at its full size: it must run there, and give the same bits.
+
+    Also has it compiled before the bench times it.
+    """
+    variant = list(cases.variants(large=True))[place]
+    name = f"{variant.kernel}, {variant.case}, at the bench's size"
+    try:
+        launches = variant.launches(device)
+        written: list[list[torch.Tensor]] = []
+        for _ in range(2):
+            for launch in launches:
+                launch.run()
+            tensors = [
+                each for launch in launches for each in launch.arguments.values() if isinstance(each, torch.Tensor)
+            ]
+            written.append([tensor.clone(memory_format=torch.contiguous_format) for tensor in tensors])
+        same = all(torch.equal(a.view(torch.uint8), b.view(torch.uint8)) for a, b in zip(*written, strict=True))
+        if variant.two_passes is not None:
+            variant.two_passes(device)()
+        torch.cuda.synchronize()
+        return Found(variant.kernel, name, 0.0, 0.0, same)
+    except Exception as fault:
+        traceback.print_exc()
+        return Found(variant.kernel, name, float("inf"), 0.0, False, f"{type(fault).__name__}: {fault}"[:200])
+
+
+# ---- all of them ----------------------------------------------------------------------------------------------------
+
+
+class Checks:
+    """All checks of one run. On a GPU the kernels' run in other processes while models are served in this one."""
+
+    def __init__(self, part: Part) -> None:
+        self.part = part
+        self.found: list[Found] = []
+        self.others: list[list[object]] = []  # lines of the table below the kernels'
+        part.head("what", "checks", "wrong", "greatest difference", "allowed", "the same bits twice")
+
+    def run(self) -> None:
+        """Runs them all, each figure told as soon as it is there."""
+        part = self.part
+        planned = list(checks(is_dry=part.is_dry))
+        if part.is_dry:
+            for check in planned:
+                self._add(run_check(check, part.device))
+            self._serve_all()
+            return
+        sanitizer = start_sanitizer()
+        workers = max(1, min(14, (os.cpu_count() or 2) - 2))
+        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+            futures = [pool.submit(run_check, check, part.device) for check in planned]
+            large = len(list(cases.variants(large=True)))
+            futures += [pool.submit(run_large, place, part.device) for place in range(large)]
+            self._serve_all()
+            for future in as_completed(futures):
+                self._add(future.result())
+        self._read_sanitizer(sanitizer)
+
+    def _serve_all(self) -> None:
+        for name in FAMILIES:
+            try:
+                self.others.append(check_served(self.part, name))
+            except Exception as fault:
+                traceback.print_exc()
+                self.part.fail(f"{name}, served: {type(fault).__name__}: {fault}"[:200])
+            self._tell()
+
+    def _add(self, found: Found) -> None:
+        self.found.append(found)
+        if not found.is_right:
+            bits = "" if found.is_deterministic else ", other bits the second time"
+            problem = found.problem or f"{found.error:.1e} apart, {found.allowed:.1e} allowed{bits}"
+            self.part.fail(f"{found.name}: {problem}")
+        self._tell()
+
+    def _tell(self) -> None:
+        of_kernels: dict[str, list[Found]] = defaultdict(list)
+        for each in self.found:
+            of_kernels[each.kernel].append(each)
+        lines: list[list[object]] = []
+        for kernel, some in sorted(of_kernels.items()):
+            worst = max(some, key=lambda each: each.error / each.allowed if each.allowed else each.error)
+            wrong = sum(not each.is_right for each in some)
+            same = f"{sum(each.is_deterministic for each in some)} of {len(some)}"
+            lines.append([kernel, len(some), wrong, f"{worst.error:.1e}", f"{worst.allowed:.1e}", same])
+        self.part.figures["kernels"] = [each._asdict() for each in self.found]
+        self.part.replace_rows([*lines, *self.others])
+
+    def _read_sanitizer(self, process: subprocess.Popen[str] | None) -> None:
+        """Waits for compute-sanitizer, and says what it has found."""
+        if process is None:
+            self.others.append(["compute-sanitizer", "–", "–", "it is not here", "", ""])
+            self._tell()
+            return
+        try:
+            output, _ = process.communicate(timeout=60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            self.others.append(["compute-sanitizer", 3, "–", "not finished in time", "", ""])
+        else:
+            print(output[-4000:])
+            said = next((line for line in reversed(output.splitlines()) if "ERROR SUMMARY" in line), output[-80:])
+            self.others.append(["compute-sanitizer", 3, int(process.returncode != 0), said.strip("= \n"), "", ""])
+            if process.returncode != 0:
+                self.part.fail(f"compute-sanitizer: {said}")
+        self._tell()
+
+
+def start_sanitizer() -> subprocess.Popen[str] | None:
+    """Starts one case of each kernel under compute-sanitizer; None where there is none."""
+    tool = shutil.which("compute-sanitizer")
+    if tool is None:
+        return None
+    command = [tool, "--tool", "memcheck", "--error-exitcode", "9", sys.executable, __file__, "--three"]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def check_served(part: Part, name: str) -> list[object]:
+    """Serves a random model of a family on the device, and compares its rows with transformers' on a CPU.
+
+    Returns the line of the table.
+    """
+    import peers
+    from harness import serving
+    from model_zoo import FAMILIES as ZOO
+    from model_zoo import SOURCE, TARGET, build_model
+    from sidelight.client import Capture, Client, Decoding, Greedy
+    from sidelight.server.models import load
+
+    path = build_model(name, part.scratch / "zoo")
+    loaded = load(path, device=part.device, dtype="float32", packed=False)
+    kinds: Any = loaded.kinds
+    worst, same, compared = 0.0, True, 0
+    with ExitStack() as stack:
+        if part.is_dry:
+            stack.enter_context(_choosing_triton())
+        client = stack.enter_context(Client(stack.enter_context(serving(loaded))))
+        targets = (None, TARGET if ZOO[name].is_encoder_decoder else f" {TARGET}")
+        for target in targets[:1] if part.is_dry else targets:
+            options: dict[str, Any] = {"capture": Capture(kinds=kinds), "timeout": 120}
+            if target is None:
+                options["decoding"] = Decoding(Greedy(), max_new_tokens=4 if part.is_dry else 12)
+            else:
+                options["target"] = target
+            answers = [client.attribute(SOURCE, **options).result() for _ in range(1 if part.is_dry else 2)]
+            ours, again = answers[0], answers[-1]
+            context = [token.id for token in ours.context]
+            ids = [token.id for token in ours.steps]
+            source = [token.id for token in ours.source] if loaded.is_encoder_decoder else []
+            matrices = peers.eager_attention(path, source, [*context, *ids])
+            first = len(context) - 1
+            for kind in kinds:
+                queries = slice(None) if kind == "encoder_self" else slice(first, first + len(ids))
+                expected = getattr(matrices, kind)[:, :, queries].transpose(2, 3, 0, 1)
+                got = getattr(ours, kind)
+                same = same and np.array_equal(got, getattr(again, kind), equal_nan=True)
+                if kind != "encoder_self":
+                    got = np.nan_to_num(got.swapaxes(0, 1))
+                    expected = expected[:, : got.shape[1]]
+                worst = max(worst, float(np.abs(got - expected).max()))
+                compared += got.size
+    part.add(f"served {name}", {"difference": worst, "numbers": compared, "deterministic": same})
+    if worst > SERVED_TOLERANCE:
+        part.fail(f"{name}, served: rows are {worst:.1e} from transformers', {SERVED_TOLERANCE:.0e} allowed")
+    if not same:
+        part.fail(f"{name}, served: the same request twice has other numbers")
+    wrong = int(worst > SERVED_TOLERANCE)
+    return [f"{name}, served", f"{compared:,} numbers", wrong, f"{worst:.1e}", f"{SERVED_TOLERANCE:.1e}", same]
+
+
+def _choosing_triton() -> Any:
+    """Has a server on a CPU run the Triton kernels, interpreted, as a server on a GPU runs them."""
+    from unittest.mock import patch
+
+    import interpreter_fixes
+
+    stack = ExitStack()
+    for module in ("sidelight.server.attention", "sidelight.kernels.rows", "sidelight.kernels.decode"):
+        stack.enter_context(patch.object(sys.modules[module], "choose", lambda *_: "triton"))
+    stack.enter_context(interpreter_fixes.multiplying_bfloat16())
+    return stack
+
+
+def three() -> int:
+    """One case of each kernel, for compute-sanitizer."""
+    found = [
+        run_check(Check("layout", cases.LAYOUTS[2], 1, 16, 48), "cuda"),
+        run_check(Check("rows", cases.ROWS[1], 1, 33, 33), "cuda"),
+        run_check(Check("decode", cases.DECODES[3], 2, 1, 65), "cuda"),
+    ]
+    return int(not all(each.is_right for each in found))
+
+
+def main() -> int:
+    if "--three" in sys.argv:
+        return three()
+    part = Part("correctness")
+    torch.set_num_threads(1 if part.is_dry else 4)
+    Checks(part).run()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

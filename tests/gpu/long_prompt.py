@@ -1,0 +1,87 @@
+"""What a prompt of 16,384 tokens costs a Llama in memory and time, with and without the attention of what follows it.
+
+A server in this process, so that torch can say how much memory of the GPU a request took; a client over gRPC.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+import time
+from typing import Any
+
+import models
+import numpy as np
+import torch
+from harness import serving
+from report import Part, synchronize
+from sidelight.client import Capture, Client, Decoding, Greedy
+from sidelight.server.engine import Limits
+from sidelight.server.models import load
+
+CAPTURES = {
+    "capture off": Capture(none=True),
+    "all heads of 8 steps": Capture(kinds=("decoder_self",), steps=(8, 16)),
+    "mean of all heads, every step": Capture(kinds=("decoder_self",), over_heads="mean", over_layers="mean"),
+}
+
+
+def main() -> int:
+    part = Part("long_prompt")
+    prompt_tokens, new_tokens = (96, 20) if part.is_dry else (16_384, 64)
+    models.wait_for("llama", part.scratch, is_dry=part.is_dry)
+    folder = models.folder_of(part.scratch, "llama")
+    vocabulary = models.words(folder)
+    draw = random.Random(0)
+    prompt, target, short = ("".join(draw.choices(vocabulary, k=count)) for count in (prompt_tokens, new_tokens, 48))
+    dtype = "float32" if part.is_dry else "bfloat16"
+    loaded = load(folder, device=part.device, dtype=dtype, max_length=prompt_tokens + new_tokens + 8, packed=False)
+    config: Any = loaded.model.config
+    whole = config.num_hidden_layers * config.num_attention_heads * prompt_tokens**2 * loaded.model.dtype.itemsize
+    size = f"{whole / 1e9:,.0f} GB" if whole > 1e9 else f"{whole / 1e6:.1f} MB"
+    title = f"behind {prompt_tokens:,} tokens, whose attention matrices alone are {size}"
+    part.head(title, "extra memory", "seconds to the first step", "seconds")
+    with serving(loaded, limits=Limits(running=2)) as address, Client(address) as client:
+
+        def ask(text: str, **options: Any) -> tuple[float, float, int]:
+            """Seconds to the first step and to the end, and the bytes of memory that the request needed."""
+            synchronize(part.device)
+            before = _memory(part.device, reset=True)
+            began = time.perf_counter()
+            first = 0.0
+            shares: list[float] = []
+            for step in client.attribute(text, timeout=120, **options):
+                first = first or time.perf_counter() - began
+                if step.decoder_self is not None:
+                    shares.append(float(np.nansum(step.decoder_self, axis=0).mean()))
+            seconds = time.perf_counter() - began
+            if shares and abs(np.mean(shares) - 1) > 1e-2:
+                part.fail(f"rows behind a prompt of {len(text)} characters sum to {np.mean(shares):.4f}, not to 1")
+            return first, seconds, _memory(part.device) - before
+
+        for name, capture in CAPTURES.items():
+            decoding = Decoding(Greedy(), max_new_tokens=new_tokens, min_new_tokens=new_tokens)
+            ask(short, capture=capture, decoding=decoding)  # whatever happens but once
+            _tell(part, f"{name}, {new_tokens} tokens written", *ask(prompt, capture=capture, decoding=decoding))
+        capture = Capture(kinds=("decoder_self",), over_heads="mean")
+        ask(short, capture=capture, target=target)
+        _tell(part, f"mean of each layer, {new_tokens} tokens given", *ask(prompt, capture=capture, target=target))
+    return 0
+
+
+def _memory(device: str, *, reset: bool = False) -> int:
+    if device != "cuda":
+        return 0
+    if reset:
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated()
+    return torch.cuda.max_memory_allocated()
+
+
+def _tell(part: Part, name: str, first: float, seconds: float, memory: int) -> None:
+    part.add(name, {"first": first, "seconds": seconds, "bytes": memory})
+    part.row(name, f"{memory / 1e6:,.0f} MB", f"{first:.2f}", f"{seconds:.2f}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

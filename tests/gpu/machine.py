@@ -1,0 +1,48 @@
+"""Says what this machine is: versions, the device, and where Sidelight comes from."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import sys
+
+import torch
+from report import Part
+
+PACKAGES = ("torch", "triton", "transformers", "numpy", "numba", "grpcio", "protobuf", "sentencepiece", "tokenizers")
+
+
+def main() -> int:
+    part = Part("machine")
+    import sidelight.server
+    from sidelight.kernels.bench import machine
+
+    if part.device == "cuda" and not torch.cuda.is_available():
+        part.fail("torch finds no GPU")
+        return 1
+    found = machine(part.device)
+    found |= {package: _version(package) for package in PACKAGES}
+    found |= {"sidelight": sidelight.server.__file__ or "", "kernel": platform.release(), "cores": str(os.cpu_count())}
+    if part.device == "cuda":
+        found["memory"] = f"{torch.cuda.get_device_properties(0).total_memory / 2**30:.0f} GiB"
+        found["capability"] = ".".join(map(str, torch.cuda.get_device_capability()))
+    part.add("machine", found)
+    part.note(", ".join(f"{name} {value}" for name, value in found.items() if name not in ("sidelight", "kernel")))
+    # What Hugging Face's look-up of `kernels` finds: never a folder of the checkout.
+    spec = importlib.util.find_spec("kernels")
+    if spec is not None and "site-packages" not in str(spec.origin):
+        part.fail(f"`import kernels` finds {list(spec.submodule_search_locations or [])}")
+    return 0
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "missing"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
