@@ -18,9 +18,10 @@ from typing_extensions import Self, Unpack
 from . import converters
 from .errors import CancelledError, from_rpc_error
 from .options import Source
-from .requests import Options, attribute_request, checked_timeout
+from .requests import Options, attribute_request, checked_timeout, get_model_request
 from .results import Model
 from .streams import AsyncAttributionStream, AttributionStream
+from .validation import check_value
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 
@@ -49,7 +50,11 @@ class Client:
             address: "HOST:PORT", or another form that gRPC knows, such as "unix:/run/sidelight.sock".
             credentials: For TLS; without them the connection is in the clear.
             options: Further gRPC channel arguments.
+
+        Raises:
+            InvalidArgumentError: An argument is not of its type.
         """
+        _check_connection(address, credentials, options)
         arguments = (*_OPTIONS, *options)
         if credentials is None:
             self._channel = grpc.insecure_channel(address, options=arguments)
@@ -70,22 +75,21 @@ class Client:
             CancelledError: The client is closed.
         """
         request = attribute_request(source, options)
+        timeout = checked_timeout(options.get("timeout"))
         _check_open(self._closed)
-        return AttributionStream(self._stub.Attribute(request, timeout=options.get("timeout")))
+        return AttributionStream(self._stub.Attribute(request, timeout=timeout))
 
     def get_model(self, name: str = "", *, timeout: float | None = None) -> Model:
         """A loaded model, described; the default one without a name. Raises SidelightError."""
-        request = service_pb.GetModelRequest(name=name)
-        return converters.model(
-            self._answer(lambda: self._stub.GetModel(request, timeout=checked_timeout(timeout))).model
-        )
+        request, seconds = get_model_request(name), checked_timeout(timeout)
+        return converters.model(self._answer(lambda: self._stub.GetModel(request, timeout=seconds)).model)
 
     def list_models(self, *, timeout: float | None = None) -> list[Model]:
         """All loaded models, in the order of their names. `timeout` is for each page. Raises SidelightError."""
         models: list[Model] = []
-        request = service_pb.ListModelsRequest()
+        request, seconds = service_pb.ListModelsRequest(), checked_timeout(timeout)
         while True:
-            page = self._answer(lambda: self._stub.ListModels(request, timeout=checked_timeout(timeout)))
+            page = self._answer(lambda: self._stub.ListModels(request, timeout=seconds))
             models += [converters.model(message) for message in page.models]
             if not page.next_page_token:
                 return models
@@ -127,6 +131,7 @@ class AsyncClient:
         options: Sequence[tuple[str, Any]] = (),
     ) -> None:
         """As `Client` has them."""
+        _check_connection(address, credentials, options)
         arguments = (*_OPTIONS, *options)
         if credentials is None:
             self._channel = grpc.aio.insecure_channel(address, options=arguments)
@@ -139,23 +144,24 @@ class AsyncClient:
     def attribute(self, source: Source, **options: Unpack[Options]) -> AsyncAttributionStream:
         """As `Client.attribute`; what comes back is iterated with `async for`."""
         request = attribute_request(source, options)
+        timeout = checked_timeout(options.get("timeout"))
         _check_open(self._closed)
-        stream = AsyncAttributionStream(self._stub.Attribute(request, timeout=options.get("timeout")))
+        stream = AsyncAttributionStream(self._stub.Attribute(request, timeout=timeout))
         self._streams.add(stream)
         return stream
 
     async def get_model(self, name: str = "", *, timeout: float | None = None) -> Model:
         """As `Client.get_model`."""
-        request = service_pb.GetModelRequest(name=name)
-        answer = await self._answer(lambda: self._stub.GetModel(request, timeout=checked_timeout(timeout)))
+        request, seconds = get_model_request(name), checked_timeout(timeout)
+        answer = await self._answer(lambda: self._stub.GetModel(request, timeout=seconds))
         return converters.model(answer.model)
 
     async def list_models(self, *, timeout: float | None = None) -> list[Model]:
         """As `Client.list_models`."""
         models: list[Model] = []
-        request = service_pb.ListModelsRequest()
+        request, seconds = service_pb.ListModelsRequest(), checked_timeout(timeout)
         while True:
-            page = await self._answer(lambda: self._stub.ListModels(request, timeout=checked_timeout(timeout)))
+            page = await self._answer(lambda: self._stub.ListModels(request, timeout=seconds))
             models += [converters.model(message) for message in page.models]
             if not page.next_page_token:
                 return models
@@ -184,6 +190,14 @@ class AsyncClient:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
+
+
+def _check_connection(address: str, credentials: grpc.ChannelCredentials | None, options: object) -> None:
+    check_value(address, str, "address")
+    with converters.blaming("address"):
+        address.encode()  # gRPC's own error would be none of ours
+    check_value(credentials, grpc.ChannelCredentials | None, "credentials")
+    check_value(options, Sequence[tuple[str, Any]], "options")
 
 
 def _check_open(closed: bool) -> None:

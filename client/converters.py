@@ -30,6 +30,7 @@ from .results import (
     Token,
     Usage,
 )
+from .validation import check_fields, check_value, is_sequence
 
 
 def _words(enum: Any, prefix: str) -> dict[Any, Any]:
@@ -53,14 +54,9 @@ _DTYPES = {
 }
 
 
-def _number(words: Mapping[int, str], word: str | None, field: str) -> Any:
-    """The number of a word; 0, which is unspecified, for None. Raises InvalidArgumentError."""
-    if word is None:
-        return 0
-    for number, known in words.items():
-        if known == word:
-            return number
-    raise invalid(field, f"{word!r} is none of {', '.join(words.values())}")
+def _number(words: Mapping[int, str], word: str | None) -> Any:
+    """The number of a word that is one of them; 0, which is unspecified, for None."""
+    return 0 if word is None else next(number for number, known in words.items() if known == word)
 
 
 @contextmanager
@@ -68,9 +64,8 @@ def blaming(field: str) -> Generator[None, None, None]:
     """Raises InvalidArgumentError with this field for what protobuf refuses inside."""
     try:
         yield
-    except (ValueError, TypeError, KeyError) as error:
-        missing = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-        raise invalid(field, missing) from error
+    except (ValueError, TypeError, OverflowError) as error:
+        raise invalid(field, str(error)) from error
 
 
 # ---- what is asked --------------------------------------------------------------------------------------------------
@@ -78,32 +73,51 @@ def blaming(field: str) -> Generator[None, None, None]:
 
 def text_message(text: Source, field: str) -> text_pb2.Text:
     """A text, ids or a chat as the contract's Text. Raises InvalidArgumentError."""
-    with blaming(field):
-        if isinstance(text, str):
+    if isinstance(text, str):
+        with blaming(field):
             return text_pb2.Text(text=text)
-        if isinstance(text, bytes | bytearray):
-            raise TypeError("bytes are neither text nor token ids")
-        items = list(text)
-        if items and all(isinstance(item, Mapping) for item in items):
-            turns = cast("list[Mapping[str, str]]", items)
-            messages = [text_pb2.ChatMessage(role=turn["role"], content=turn["content"]) for turn in turns]
-            return text_pb2.Text(chat=text_pb2.Chat(messages=messages))
+    if not is_sequence(text):
+        raise invalid(field, "must be text, a sequence of token ids, or the messages of a chat")
+    items = list(text)
+    if items and all(isinstance(item, Mapping) for item in items):
+        turns = cast("list[Mapping[str, str]]", items)
+        return text_pb2.Text(chat=_chat_message(turns, field))
+    check_value(items, Sequence[int], field)
+    with blaming(field):
         return text_pb2.Text(token_ids=text_pb2.TokenIds(ids=cast("list[int]", items)))
+
+
+def _chat_message(turns: Sequence[Mapping[str, str]], field: str) -> text_pb2.Chat:
+    chat = text_pb2.Chat()
+    for place, turn in enumerate(turns):
+        path = f"{field}.chat.messages[{place}]"
+        message = chat.messages.add()
+        for name in ("role", "content"):
+            if name not in turn:
+                raise invalid(field, f"messages[{place}] has no {name}")
+            check_value(turn[name], str, f"{path}.{name}")
+            with blaming(f"{path}.{name}"):
+                setattr(message, name, turn[name])
+        for name in turn:
+            if name not in ("role", "content"):
+                raise invalid(f"{path}.{name}", "is not known: a message has a role and a content")
+    return chat
 
 
 def capture_message(capture: Capture) -> attention_pb2.Capture:
     """A capture as the contract's Capture. Raises InvalidArgumentError."""
+    check_fields(capture, "capture", {"heads": "heads.list", "layers": "heads.layers"})
     message = attention_pb2.Capture(
-        kinds=[_number(_KINDS, kind, "capture.kinds") for kind in capture.kinds],
-        over_heads=_number(_REDUCTIONS, capture.over_heads, "capture.over_heads"),
-        over_layers=_number(_REDUCTIONS, capture.over_layers, "capture.over_layers"),
+        kinds=[_number(_KINDS, kind) for kind in capture.kinds],
+        over_heads=_number(_REDUCTIONS, capture.over_heads),
+        over_layers=_number(_REDUCTIONS, capture.over_layers),
         none=capture.none,
     )
     # What is unset stays unset on the wire: "none" contradicts every other field.
     if capture.row != "predicting":
-        message.row = _number(_ROWS, capture.row, "capture.row")
+        message.row = _number(_ROWS, capture.row)
     if capture.encoding != "float32":
-        message.encoding = _number(_ENCODINGS, capture.encoding, "capture.encoding")
+        message.encoding = _number(_ENCODINGS, capture.encoding)
     with blaming("capture.top_k"):
         message.top_k = capture.top_k
     if capture.heads is not None and capture.layers is not None:
@@ -121,43 +135,42 @@ def capture_message(capture: Capture) -> attention_pb2.Capture:
 
 
 def _head(head: Head) -> attention_pb2.Head:
-    if len(head) not in (2, 3):
-        raise ValueError("each is (layer, head) or (layer, head, weight)")
     return attention_pb2.Head(layer=head[0], head=head[1], weight=head[2] if len(head) == 3 else None)
 
 
 def decoding_message(decoding: Decoding) -> text_pb2.Decoding:
     """A way of decoding as the contract's Decoding. Raises InvalidArgumentError."""
+    check_fields(decoding, "decoding")
+    message = text_pb2.Decoding()
+    for name in ("max_new_tokens", "min_new_tokens", "ignore_eos", "repetition_penalty", "no_repeat_ngram_size"):
+        _set(message, name, getattr(decoding, name), "decoding")
+    with blaming("decoding.stop"):
+        message.stop.extend(decoding.stop)
     strategy = decoding.strategy
-    with blaming("decoding"):
-        message = text_pb2.Decoding(
-            max_new_tokens=decoding.max_new_tokens,
-            min_new_tokens=decoding.min_new_tokens,
-            stop=decoding.stop,
-            ignore_eos=decoding.ignore_eos,
-            repetition_penalty=decoding.repetition_penalty,
-            no_repeat_ngram_size=decoding.no_repeat_ngram_size,
-        )
     if isinstance(strategy, Sampling):
-        with blaming("decoding.sampling"):
-            sampling = text_pb2.Sampling(
-                temperature=strategy.temperature, top_k=strategy.top_k, top_p=strategy.top_p, seed=strategy.seed
-            )
-        message.sampling.CopyFrom(sampling)
+        check_fields(strategy, "decoding.sampling")
+        message.sampling.SetInParent()
+        for name in ("temperature", "top_k", "top_p", "seed"):
+            _set(message.sampling, name, getattr(strategy, name), "decoding.sampling")
     elif isinstance(strategy, Beam):
-        with blaming("decoding.beam"):
-            beam = text_pb2.Beam(
-                width=strategy.width, length_penalty=strategy.length_penalty, hypotheses=strategy.hypotheses
-            )
-        message.beam.CopyFrom(beam)
+        check_fields(strategy, "decoding.beam")
+        for name in ("width", "length_penalty", "hypotheses"):
+            _set(message.beam, name, getattr(strategy, name), "decoding.beam")
     elif strategy is not None:
-        message.greedy.CopyFrom(text_pb2.Greedy())
+        message.greedy.SetInParent()
     return message
+
+
+def _set(message: Any, name: str, value: Any, path: str) -> None:
+    """Sets a member that is not None. Raises InvalidArgumentError with its path."""
+    if value is not None:
+        with blaming(f"{path}.{name}"):
+            setattr(message, name, value)
 
 
 def score_numbers(scores: Sequence[Score]) -> list[attention_pb2.Score.ValueType]:
     """Scores as the contract's numbers."""
-    return [_number(_SCORES, score, "scores") for score in scores]
+    return [_number(_SCORES, score) for score in scores]
 
 
 # ---- what comes back ------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """What can be asked: captures and ways of decoding, in the contract's words.
 
-Plain data, checked by the server, not here: its answer names the field.
+Plain data. `validation` holds the values against these annotations; whether they make sense is the server's to judge,
+and its answer names the field.
 """
 
 from __future__ import annotations
@@ -83,7 +84,10 @@ class Beam:
 
 @dataclass(frozen=True)
 class Decoding:
-    """How the server writes a target. None: as the model's generation config says."""
+    """How the server writes a target. None: as the model's generation config says.
+
+    `stop` are texts that end a target; one alone is a sequence too, as in `stop=["."]`.
+    """
 
     strategy: Greedy | Sampling | Beam | None = None
     max_new_tokens: int | None = None

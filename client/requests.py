@@ -5,7 +5,6 @@ What no server needs to be asked about is found out here; everything else is the
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TypedDict
 
@@ -14,10 +13,14 @@ from sidelight.v1 import attribution_service_pb2 as service_pb
 from . import converters
 from .errors import invalid
 from .options import Capture, Decoding, Score, Source
+from .validation import check_options, check_value
+
+# 31 years. gRPC counts nanoseconds, and takes a deadline beyond its greatest number for one that is over.
+_LONGEST_TIMEOUT = 1e9
 
 
 class Options(TypedDict, total=False):
-    """The keyword arguments of `attribute`, all optional.
+    """The keyword arguments of `attribute`, all optional. Values of other types are refused.
 
     - target: The target, if it is known: text or token ids. Otherwise the model writes it.
     - model: A loaded model's name; the server's default without one.
@@ -47,7 +50,12 @@ class Options(TypedDict, total=False):
 
 
 def attribute_request(source: Source, options: Options) -> service_pb.AttributeRequest:
-    """The request of an `attribute` call. Raises InvalidArgumentError for what cannot be sent."""
+    """The request of an `attribute` call.
+
+    Raises InvalidArgumentError for what cannot be sent: an option that there is not, a value of another type than its
+    option's, a number out of range.
+    """
+    check_options(options, Options, "option of attribute")
     checked_timeout(options.get("timeout"))
     target, decoding = options.get("target"), options.get("decoding")
     prefix, capture = options.get("prefix"), options.get("capture")
@@ -71,8 +79,18 @@ def attribute_request(source: Source, options: Options) -> service_pb.AttributeR
     return request
 
 
+def get_model_request(name: str) -> service_pb.GetModelRequest:
+    """The request of a `get_model` call. Raises InvalidArgumentError for what is no name."""
+    check_value(name, str, "name")
+    with converters.blaming("name"):
+        return service_pb.GetModelRequest(name=name)
+
+
 def checked_timeout(timeout: float | None) -> float | None:
-    """The timeout as it is. Raises InvalidArgumentError unless it is a number of seconds above 0."""
-    if timeout is not None and not 0 < timeout < math.inf:
+    """The timeout for gRPC, in seconds. Raises InvalidArgumentError unless it is a finite number above 0."""
+    check_value(timeout, float | None, "timeout")
+    if timeout is None:
+        return None
+    if not 0 < timeout < float("inf"):
         raise invalid("timeout", "must be above 0 seconds, and finite")
-    return timeout
+    return float(min(timeout, _LONGEST_TIMEOUT))

@@ -22,6 +22,7 @@ import numpy as np
 from .inseq_format import inseq_json
 from .page import page
 from .results import Attribution
+from .validation import check_value
 
 
 def save(attributions: Attribution | Sequence[Attribution], path: str | Path) -> None:
@@ -34,8 +35,11 @@ def save(attributions: Attribution | Sequence[Attribution], path: str | Path) ->
 
     Raises:
         ValueError: The suffix is none of these, or the attributions hold nothing that the format can.
+        InvalidArgumentError: What is to be saved is no attribution, or the path is none.
         OSError: The file cannot be written.
     """
+    check_value(path, str | Path, "path")
+    check_value(attributions, Attribution | Sequence[Attribution], "attributions")
     path = Path(path)
     content = _format(path)
     kept = [attributions] if isinstance(attributions, Attribution) else list(attributions)

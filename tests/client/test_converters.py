@@ -287,7 +287,7 @@ def test_decoding() -> None:
     assert (beam.width, beam.hypotheses, beam.HasField("length_penalty")) == (4, 2, False)
     with pytest.raises(InvalidArgumentError) as caught:
         converters.decoding_message(Decoding(Sampling(top_k=-1)))
-    assert caught.value.field == "decoding.sampling"
+    assert caught.value.field == "decoding.sampling.top_k"
 
 
 def test_an_ending_with_hypotheses() -> None:

@@ -1,0 +1,313 @@
+"""What a client does not understand is refused before anything is sent, and named: all options of all public calls."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import grpc
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sidelight.client import (
+    AsyncClient,
+    Beam,
+    Capture,
+    Client,
+    Decoding,
+    Greedy,
+    InvalidArgumentError,
+    Options,
+    Sampling,
+    save,
+)
+
+# The contract's paths, where they are others than the names in Python.
+PATHS = {"capture.heads": "capture.heads.list", "capture.layers": "capture.heads.layers"}
+
+WRONG = [
+    None,
+    True,
+    5,
+    -1,
+    2**70,
+    10**400,
+    1.5,
+    "text",
+    "\ud800",
+    b"bytes",
+    object(),
+    [],
+    {},
+    {"a": 1},
+    {1, 2},
+    [None],
+    ["a"],
+    [b"a"],
+    [1.5],
+    [True],
+    [[1]],
+    [(0, 1, None)],
+    [("a", 1)],
+    (1, 2, 3),
+    np.array(3.5),
+    np.array([[1, 2]]),
+    np.array(["a"]),
+    Capture,
+    Decoding,
+    Greedy,
+    Greedy(),
+    Capture(),
+    Decoding(),
+    Sampling,
+    iter([1]),
+    lambda: 1,
+]
+
+
+def is_declared(value: Any, hint: Any) -> bool:
+    """Whether a value is of a declared type; written apart from the client's own answer."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return any(is_declared(value, option) for option in arguments)
+    if origin is Literal:
+        return isinstance(value, str) and value in arguments
+    if origin is Sequence or origin is tuple:
+        if not isinstance(value, list | tuple | np.ndarray) or np.ndim(np.array(value, object)) < 1:
+            return False
+        if origin is tuple:
+            return len(value) == len(arguments) and all(map(is_declared, value, arguments))
+        return all(is_declared(item, arguments[0]) for item in value)
+    if hint is float:
+        return isinstance(value, int | float | np.number | Fraction) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int | np.integer) and not isinstance(value, bool)
+    return isinstance(value, hint)
+
+
+def members(declared: type, path: str) -> list[tuple[type, str, Any, str]]:
+    return [(declared, name, hint, f"{path}{name}") for name, hint in get_type_hints(declared).items()]
+
+
+FIELDS = [
+    *members(Options, ""),
+    *members(Capture, "capture."),
+    *members(Decoding, "decoding."),
+    *members(Sampling, "decoding.sampling."),
+    *members(Beam, "decoding.beam."),
+]
+
+
+def options_with(declared: type, name: str, value: Any) -> dict[str, Any]:
+    if declared is Options:
+        return {name: value}
+    if declared is Capture:
+        return {"capture": Capture(**{name: value})}
+    if declared is Decoding:
+        return {"decoding": Decoding(**{name: value})}
+    required = {"width": 2} if declared is Beam else {}
+    return {"decoding": Decoding(declared(**{**required, name: value}))}
+
+
+def refused_field(client: Client, options: dict[str, Any]) -> str | None:
+    """The field that a client refuses; None where the request is sent."""
+    try:
+        client.attribute("one two", **options).cancel()
+    except InvalidArgumentError as error:
+        return error.field
+    return None
+
+
+@pytest.mark.parametrize(("declared", "name", "hint", "path"), FIELDS, ids=[field[3] for field in FIELDS])
+def test_a_wrong_type_is_refused_and_its_field_named(fake, declared, name, hint, path):
+    refused = 0
+    with Client(fake.address) as client:
+        for value in WRONG:
+            if is_declared(value, hint):
+                continue
+            with pytest.raises(InvalidArgumentError) as raised:
+                client.attribute("one two", **options_with(declared, name, value))
+            assert raised.value.field.startswith(PATHS.get(path, path)), value
+            assert raised.value.field in str(raised.value)
+            assert list(raised.value.fields) == [raised.value.field]
+            assert len(str(raised.value)) < 300
+            refused += 1
+    assert refused > 20
+    assert fake.requests == []
+
+
+@pytest.mark.parametrize(("declared", "name", "hint", "path"), FIELDS, ids=[field[3] for field in FIELDS])
+def test_what_is_declared_is_sent_or_named(fake, declared, name, hint, path):
+    """A value of the right type is sent, unless it is out of the wire's range: then too its field is named."""
+    head = path.partition(".")[0]
+    with Client(fake.address) as client:
+        for value in WRONG:
+            if is_declared(value, hint):
+                field = refused_field(client, options_with(declared, name, value))
+                assert field is None or field.startswith("given" if head == "target" else head)
+
+
+@given(st.data())
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_generated_values_never_raise_anything_else(fake, data):
+    declared, name, hint, path = data.draw(st.sampled_from(FIELDS))
+    scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary()
+    value = data.draw(st.recursive(scalars, lambda inner: st.lists(inner) | st.tuples(inner, inner), max_leaves=4))
+    sent = len(fake.requests)
+    with Client(fake.address) as client:
+        if refused_field(client, options_with(declared, name, value)) is None:
+            assert is_declared(value, hint), path
+        else:
+            assert len(fake.requests) == sent
+
+
+@pytest.mark.parametrize(
+    ("options", "field", "says"),
+    [
+        ({"tarqet": "Hallo"}, "tarqet", "did you mean target?"),
+        ({"max_new_tokens": 3}, "max_new_tokens", "is no option of attribute"),
+        ({"decoding": Decoding(stop="Hund")}, "decoding.stop", "must be a sequence, not 'Hund'"),
+        ({"decoding": Decoding(stop=["ja", None])}, "decoding.stop", "[1] must be text, not None"),
+        ({"decoding": Decoding("sampling")}, "decoding.strategy", "not 'sampling'"),
+        ({"decoding": Decoding(Sampling)}, "decoding.strategy", "not the class Sampling"),
+        ({"decoding": Decoding}, "decoding", "not the class Decoding"),
+        ({"decoding": Greedy()}, "decoding", "must be a Decoding, not a value of type Greedy"),
+        ({"decoding": "greedy"}, "decoding", "must be a Decoding, not 'greedy'"),
+        ({"capture": Capture}, "capture", "not the class Capture"),
+        ({"capture": {"kinds": ["cross"]}}, "capture", "must be a Capture"),
+        ({"capture": Capture(kinds="cross")}, "capture.kinds", "must be a sequence, not 'cross'"),
+        ({"capture": Capture(heads=[(0,)])}, "capture.heads.list", "[0] must be 2 values or 3 values"),
+        ({"capture": Capture(heads=[(0, 1), (0, "1")])}, "capture.heads.list", "[1] [1] must be a whole number"),
+        ({"scores": "entropy"}, "scores", "must be a sequence, not 'entropy'"),
+        ({"timeout": "5"}, "timeout", "must be a number, not '5'"),
+        ({"timeout": math.inf}, "timeout", "above 0"),
+        ({"model": None}, "model", "must be text, not None"),
+        ({"resume_at": 2**40}, "resume_at", ""),
+        ({"request_id": "\ud800"}, "request_id", ""),
+        ({"decoding": Decoding(Sampling(temperature=10**400))}, "decoding.sampling.temperature", ""),
+    ],
+)
+def test_what_people_have_met(fake, options, field, says):
+    with Client(fake.address) as client, pytest.raises(InvalidArgumentError) as raised:
+        client.attribute("one two", **options)
+    assert raised.value.field == field
+    assert says in str(raised.value)
+    assert fake.requests == []
+
+
+async def test_the_asyncio_client_refuses_the_same(fake):
+    async with AsyncClient(fake.address) as client:
+        for options in ({"tarqet": "Hallo"}, {"decoding": Decoding(stop="Hund")}, {"timeout": "5"}):
+            with pytest.raises(InvalidArgumentError):
+                client.attribute("one two", **options)
+        with pytest.raises(InvalidArgumentError):
+            await client.get_model(5)
+        with pytest.raises(InvalidArgumentError):
+            await client.list_models(timeout="5")
+    assert fake.requests == []
+
+
+@pytest.mark.parametrize(
+    ("source", "field"),
+    [
+        ([{"role": "user", "content": None}], "source.chat.messages[0].content"),
+        ([{"role": "user", "content": "a"}, {"role": 5, "content": "b"}], "source.chat.messages[1].role"),
+        ([{"role": "user", "content": ["a"]}], "source.chat.messages[0].content"),
+        ([{"role": "user", "content": "\ud800"}], "source.chat.messages[0].content"),
+        ([{"role": "user", "content": "a", "name": "b"}], "source.chat.messages[0].name"),
+        ([{"role": "user"}], "source"),
+        ([{"role": "user", "content": "a"}, 5], "source"),
+        ({"role": "user", "content": "a"}, "source"),
+        ({1, 2}, "source"),
+        ([True], "source"),
+        ([1.5], "source"),
+        (np.array([[1]]), "source"),
+        (np.array([0.5]), "source"),
+        (None, "source"),
+        (str, "source"),
+        (b"x", "source"),
+        (iter([1]), "source"),
+    ],
+)
+def test_sources_that_are_none(fake, source, field):
+    with Client(fake.address) as client, pytest.raises(InvalidArgumentError) as raised:
+        client.attribute(source)
+    assert raised.value.field == field
+    assert field in str(raised.value)
+    assert fake.requests == []
+
+
+@pytest.mark.parametrize("make", [Client, AsyncClient])
+@pytest.mark.parametrize(
+    ("arguments", "field"),
+    [
+        ({"address": None}, "address"),
+        ({"address": 50051}, "address"),
+        ({"address": "\ud800"}, "address"),
+        ({"credentials": "secret"}, "credentials"),
+        ({"credentials": grpc.ChannelCredentials}, "credentials"),
+        ({"options": {"grpc.max_send_message_length": 1}}, "options"),
+        ({"options": [("grpc.max_send_message_length",)]}, "options"),
+        ({"options": "grpc"}, "options"),
+    ],
+)
+async def test_clients_that_cannot_be_made(make, arguments, field):
+    with pytest.raises(InvalidArgumentError) as raised:
+        make(**arguments)
+    assert raised.value.field == field
+
+
+@pytest.mark.parametrize("name", [value for value in WRONG if not isinstance(value, str) or value == "\ud800"])
+def test_names_and_timeouts_of_the_other_calls(fake, name):
+    with Client(fake.address) as client:
+        with pytest.raises(InvalidArgumentError) as raised:
+            client.get_model(name)
+        assert raised.value.field == "name"
+        if not isinstance(name, int | float | type(None)) or isinstance(name, bool):
+            for call in (client.get_model, client.list_models):
+                with pytest.raises(InvalidArgumentError) as raised:
+                    call(timeout=name)
+                assert raised.value.field == "timeout"
+
+
+@pytest.mark.parametrize("value", ["text", None, 5, [None], {}, Capture()])
+def test_what_cannot_be_saved(tmp_path, value):
+    with pytest.raises(InvalidArgumentError) as raised:
+        save(value, tmp_path / "out.json")
+    assert raised.value.field == "attributions"
+    with pytest.raises(InvalidArgumentError) as raised:
+        save([], value if not isinstance(value, str) else b"out.json")
+    assert raised.value.field == "path"
+
+
+def test_every_public_call_is_tried_here():
+    """A new option or argument must be among those above."""
+    assert {declared for declared, *_ in FIELDS} == {Options, Capture, Decoding, Sampling, Beam}
+    assert all(not dataclasses.fields(strategy) for strategy in (Greedy,))
+    for client in (Client, AsyncClient):
+        assert set(inspect.signature(client).parameters) == {"address", "credentials", "options"}
+        assert set(inspect.signature(client.get_model).parameters) == {"self", "name", "timeout"}
+        assert set(inspect.signature(client.list_models).parameters) == {"self", "timeout"}
+    assert set(inspect.signature(save).parameters) == {"attributions", "path"}
+
+
+def test_numbers_of_numpy_and_long_timeouts_are_understood(fake):
+    decoding = Decoding(Sampling(temperature=np.float32(0.5), top_k=np.int64(3), seed=np.uint64(2**63)))
+    capture = Capture(layers=np.array([1, 0]), heads=None, steps=[0, None], top_k=np.int32(2))
+    with Client(fake.address) as client:
+        for timeout in (np.float64(30), 30, 10**400, 1e300, 1e10):
+            assert client.attribute("one two", decoding=decoding, capture=capture, timeout=timeout).result().text
+            client.get_model(timeout=timeout)
+    request = fake.requests[0]
+    assert (request.decoding.sampling.top_k, request.decoding.sampling.seed) == (3, 2**63)
+    assert list(request.capture.heads.layers.layers) == [1, 0]
+    with Client(fake.address) as client:
+        assert client.attribute((3, 4), timeout=30).result().text
+        assert client.attribute(np.array([3, 4], np.uint16), timeout=30).result().text
+        assert client.attribute(range(2), timeout=30).result().text
