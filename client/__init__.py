@@ -5,36 +5,43 @@ from sidelight.client import Client
 with Client("127.0.0.1:50051") as client:
     for step in client.attribute("I don't want to be your friend."):
         print(step.text, step.cross.shape)
+
+Its modules are imported when one of their names is first used: the command line, which is in this package too, can so
+begin before NumPy and gRPC have come in.
 """
 
-from .client import AsyncClient, Client
-from .errors import (
-    CancelledError,
-    DeadlineExceededError,
-    InternalError,
-    InvalidArgumentError,
-    NotFoundError,
-    ResourceExhaustedError,
-    SidelightError,
-    UnavailableError,
-    UnimplementedError,
-)
-from .options import Beam, Capture, Decoding, Encoding, Greedy, Head, Kind, Reduction, Row, Sampling, Score, Source
-from .requests import Options
-from .results import (
-    Attribution,
-    Hypothesis,
-    Layout,
-    Model,
-    ModelAttention,
-    Started,
-    Step,
-    StopReason,
-    Token,
-    Usage,
-)
-from .saving import save
-from .streams import AsyncAttributionStream, AttributionStream
+import importlib as _importlib
+import typing as _typing
+
+if _typing.TYPE_CHECKING:
+    from .client import AsyncClient, Client
+    from .errors import (
+        CancelledError,
+        DeadlineExceededError,
+        InternalError,
+        InvalidArgumentError,
+        NotFoundError,
+        ResourceExhaustedError,
+        SidelightError,
+        UnavailableError,
+        UnimplementedError,
+    )
+    from .options import Beam, Capture, Decoding, Encoding, Greedy, Head, Kind, Reduction, Row, Sampling, Score, Source
+    from .requests import Options
+    from .results import (
+        Attribution,
+        Hypothesis,
+        Layout,
+        Model,
+        ModelAttention,
+        Started,
+        Step,
+        StopReason,
+        Token,
+        Usage,
+    )
+    from .saving import save
+    from .streams import AsyncAttributionStream, AttributionStream
 
 __all__ = [
     "AsyncAttributionStream",
@@ -75,3 +82,21 @@ __all__ = [
     "Usage",
     "save",
 ]
+
+_MODULES = ("client", "errors", "options", "requests", "results", "saving", "streams")
+
+if not _typing.TYPE_CHECKING:
+
+    def __getattr__(name: str) -> object:
+        """Imports what is public, and these modules, when they are first used."""
+        if name in _MODULES:
+            return _importlib.import_module(f".{name}", __name__)
+        if name in __all__:
+            for module in _MODULES:
+                members = vars(_importlib.import_module(f".{module}", __name__))
+                if name in members:
+                    return globals().setdefault(name, members[name])
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

@@ -12,22 +12,34 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from pathlib import Path
 from typing import get_args
 
+import grpc
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from .client import DEFAULT_ADDRESS, AsyncClient, Client
-from .errors import SidelightError, invalid
+from .errors import SidelightError, describe, invalid
 from .heatmap import Heatmap
+from .lines import Line, read_lines
 from .options import Capture, Decoding, Encoding, Head, Kind, Reduction, Row, Sampling, Score
 from .requests import Options
 from .results import Attribution, Token
 from .saving import check_path, save
+from .terminal import make_console, print_error, print_message, print_text
 
 # Requests of a file that are under way at once: enough to keep a server busy while answers travel.
 _AT_ONCE = 8
+
+# Statuses that say nothing of a line's text.
+_OF_EVERY_LINE = (
+    grpc.StatusCode.CANCELLED,
+    grpc.StatusCode.NOT_FOUND,
+    grpc.StatusCode.PERMISSION_DENIED,
+    grpc.StatusCode.UNAUTHENTICATED,
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.UNIMPLEMENTED,
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -78,30 +90,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Does what the arguments say. Returns the exit status. Raises SidelightError."""
     if (args.text is None) == (args.file is None):
-        print("sidelight attribute: give either TEXT or --file FILE", file=sys.stderr)
+        print_message("sidelight attribute: give either TEXT or --file FILE")
         return 2
     if args.file is not None and args.target is not None:
-        print("sidelight attribute: --target goes with TEXT, not with --file", file=sys.stderr)
+        print_message("sidelight attribute: --target goes with TEXT, not with --file")
         return 2
     try:
         if args.save:
             check_path(args.save)
         options = _options(args)
         if args.file is not None:
-            return asyncio.run(_file(args, options, _lines(args.file)))
+            return asyncio.run(_file(args, options, read_lines(args.file)))
         return _text(args, options)
     except BrokenPipeError:  # the caller knows what to do with that one
         raise
     except OSError as error:
         # Saving goes through a file of another name, which would tell nobody anything.
         name = args.file if error.filename == args.file else args.save
-        print(f"sidelight: {name}: {error.strerror}", file=sys.stderr)
-        return 1
-    except UnicodeDecodeError as error:
-        print(f"sidelight: {args.file}: not UTF-8: {error.reason} at byte {error.start}", file=sys.stderr)
+        print_error(f"{name or 'standard output'}: {error.strerror}")
         return 1
     except ValueError as error:
-        print(f"sidelight: {error}", file=sys.stderr)
+        print_error(str(error))
         return 1
 
 
@@ -199,11 +208,13 @@ def _text(args: argparse.Namespace, options: Options) -> int:
     with Client(args.address) as client:
         if args.save:
             _with_all_kinds(options, list(client.get_model(args.model, timeout=30).attentions))
-        console = Console(no_color=True if args.no_color else None, highlight=False)
+        # The text alone has no colours that one could force into a pipe.
+        forced = sys.stdout.isatty() if args.quiet else None
+        console = make_console(no_color=args.no_color, force_terminal=forced)
         attribution = show(client, args.text, options, console, quiet=args.quiet)
     if args.save:
         save(attribution, args.save)
-        print(f"saved {args.save}", file=sys.stderr)
+        print_message(f"saved {args.save}")
     return 0
 
 
@@ -220,77 +231,77 @@ def show(client: Client, text: str, options: Options, console: Console, *, quiet
                 heatmap.step(step, (*context, *steps, step.token))
                 steps.append(step.token)
         attribution = stream.result()
-    console.print(attribution.text, style="bold", soft_wrap=True)
+    print_text(console, attribution.text, style="" if quiet else "bold")
     return attribution
 
 
 # ---- a file ---------------------------------------------------------------------------------------------------------
 
 
-def _lines(name: str) -> list[str]:
-    text = sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8-sig")
-    # Not splitlines: a text may hold a form feed or U+2028, and the output must have as many lines.
-    lines = text.removesuffix("\n").split("\n") if text else []
-    if name.endswith(".tsv"):
-        lines = [line.partition("\t")[0] for line in lines]
-    return lines
-
-
-async def _file(args: argparse.Namespace, options: Options, lines: Sequence[str]) -> int:
+async def _file(args: argparse.Namespace, options: Options, lines: Sequence[Line]) -> int:
     """Attributes all lines, several at once; prints the targets in order.
 
-    A line that the server refuses leaves an empty one and a message; the others go on.
+    A line that fails leaves an empty one and a message; the others go on. What fails for every line ends the run, and
+    what there is by then is saved.
     """
     kept: list[Attribution] = []
+    failure: SidelightError | None = None
     began = time.monotonic()
-    tokens = done = refused = 0
+    tokens = done = failed = 0
     async with AsyncClient(args.address) as client:
         if args.save:
             _with_all_kinds(options, list((await client.get_model(args.model, timeout=30)).attentions))
         # Closed before the client is: what is under way when printing fails must not be left to itself.
         async with aclosing(_in_order(client, lines, options)) as attributions:
             with _progress(quiet=args.quiet) as progress:
+                output = _output_beside(progress)
                 task = progress.add_task("", total=len(lines))
-                async for attribution in attributions:
-                    done += 1
-                    progress.advance(task)
-                    if not isinstance(attribution, Attribution):  # an empty line stays one
-                        print(flush=True)
-                        if attribution is not None:
-                            refused += 1
-                            print(f"sidelight: line {done}: {attribution}", file=sys.stderr)
-                        continue
-                    tokens += len(attribution.steps)
-                    print(attribution.text.replace("\n", " "), flush=True)
-                    if args.save:
-                        kept.append(attribution)
+                try:
+                    async for attribution in attributions:
+                        done += 1
+                        progress.advance(task)
+                        if not isinstance(attribution, Attribution):  # an empty line stays one
+                            print_text(output, "")
+                            if attribution is not None:
+                                failed += 1
+                                print_error(f"line {done}: {describe(attribution)}")
+                            continue
+                        tokens += len(attribution.steps)
+                        print_text(output, attribution.text.replace("\n", " "))
+                        if args.save:
+                            kept.append(attribution)
+                except SidelightError as error:
+                    failure = error
     seconds = time.monotonic() - began
-    if not args.quiet:
+    if not args.quiet and not failure:
         rate = tokens / seconds if seconds else 0.0
-        but = f", {refused} refused" if refused else ""
-        print(f"{done} texts{but}, {tokens} tokens in {seconds:.1f} s: {rate:.0f} tokens/s", file=sys.stderr)
-    if args.save:
+        but = f", {failed} refused" if failed else ""
+        print_message(f"{done} texts{but}, {tokens} tokens in {seconds:.1f} s: {rate:.0f} tokens/s")
+    if args.save and (kept or not failure):
         save(kept, args.save)
-        print(f"saved {args.save}", file=sys.stderr)
-    return 1 if refused else 0
+        print_message(f"saved {args.save}")
+    if failure:
+        raise failure
+    return 1 if failed else 0
 
 
 async def _in_order(
-    client: AsyncClient, lines: Sequence[str], options: Options
+    client: AsyncClient, lines: Sequence[Line], options: Options
 ) -> AsyncGenerator[Attribution | SidelightError | None, None]:
     """The lines' attributions in the lines' order, with several requests under way.
 
-    None for an empty line, the error for one that is refused. Raises SidelightError for what concerns them all.
+    None for an empty line, the error for one that fails. Raises SidelightError for what concerns them all.
     """
 
-    async def attribute(line: str) -> Attribution | SidelightError | None:
+    async def attribute(line: Line) -> Attribution | SidelightError | None:
+        if isinstance(line, SidelightError):
+            return line
         if not line.strip():
             return None
         try:
             return await client.attribute(line, **options).result()
         except SidelightError as error:
-            # Only a text that is to blame itself fails alone; a wrong option would fail for every line.
-            if error.field.startswith(("source.", "given.")):
+            if _concerns_one_line(error):
                 return error
             raise
 
@@ -310,15 +321,25 @@ async def _in_order(
         await asyncio.gather(*running, return_exceptions=True)
 
 
+def _concerns_one_line(error: SidelightError) -> bool:
+    """Whether a line fails alone: its text is to blame, or how long it took. Other faults are every line's."""
+    if error.status is grpc.StatusCode.INVALID_ARGUMENT:
+        # How many tokens may be written depends on how many were read.
+        numbers = ("decoding.max_new_tokens", "decoding.min_new_tokens")
+        return error.field in numbers or error.field.partition(".")[0] in ("", "source", "given", "prefix")
+    return error.status not in _OF_EVERY_LINE
+
+
+def _output_beside(progress: Progress) -> Console:
+    """Where the texts go: stdout; through the bar's console where both are terminals, so that texts pass above it."""
+    if sys.stdout.isatty() and not progress.disable:
+        return progress.console
+    return make_console(force_terminal=sys.stdout.isatty())
+
+
 def _progress(*, quiet: bool) -> Progress:
     """A bar on stderr, where there is someone to see it: stdout is for the texts."""
-    console = Console(stderr=True)
+    console = make_console(stderr=True)
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("texts"), TimeRemainingColumn())
-    return Progress(
-        *columns,
-        console=console,
-        disable=quiet or not console.is_terminal,
-        transient=True,
-        # Lets lines on the same screen pass above the bar; a stdout that goes elsewhere must not end up on stderr.
-        redirect_stdout=sys.stdout.isatty(),
-    )
+    disable = quiet or not console.is_terminal
+    return Progress(*columns, console=console, disable=disable, transient=True, redirect_stdout=False)

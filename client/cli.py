@@ -1,55 +1,81 @@
-"""The command line: which commands there are. What each does is in a module of its own."""
+"""The command line: which commands there are. What each does is in a module of its own.
+
+Whatever takes time to import is imported by the commands, so that Ctrl-C is understood before it.
+"""
 
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import io
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
-from rich.console import Console
-
-from . import attribute_command, demo_command
-from .client import DEFAULT_ADDRESS, Client
-from .errors import SidelightError, UnavailableError
+from .interruption import EXIT_STATUS, interruptible, report
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command. Returns the exit status: 0 for success, 1 for a failure, 2 for a wrong command line."""
-    # Tokens may be in any script, whatever the terminal can show.
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
-    args = _parser().parse_args(argv)
+    """Runs a command.
+
+    Args:
+        argv: Its arguments; those of this process without them, and Ctrl-C is then handled to the process's end.
+
+    Returns:
+        The exit status: 0 for success, 1 for a failure, 2 for a wrong command line, 130 after Ctrl-C.
+    """
     try:
-        return args.run(args)
+        with interruptible(whole_process=argv is None) as begin:
+            # Tokens may be in any script, whatever the terminal can show.
+            for stream in (sys.stdout, sys.stderr):
+                if isinstance(stream, io.TextIOWrapper):
+                    stream.reconfigure(errors="replace")
+            args = _parser().parse_args(argv)
+            begin()
+            return _run(args)
+    except KeyboardInterrupt:
+        report()
+        return EXIT_STATUS
+
+
+def _run(args: argparse.Namespace) -> int:
+    from .errors import SidelightError, UnavailableError, describe
+    from .terminal import print_error
+
+    try:
+        status: int = args.run(args)
+        sys.stdout.flush()
+        return status
     except UnavailableError as error:
         # Demo has no address of its own: its server is gone.
         where = getattr(args, "address", "its address")
-        print(f"sidelight: no server answers at {where}: {error}", file=sys.stderr)
+        print_error(f"no server answers at {where}: {error}")
         return 1
     except SidelightError as error:
-        print(f"sidelight: {_told(error)}", file=sys.stderr)
+        print_error(describe(error))
         return 1
-    except KeyboardInterrupt:
-        print("sidelight: interrupted", file=sys.stderr)
-        return 130
     except BrokenPipeError:  # whoever read our output has had enough
         # Python would complain once more when it flushes stdout at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
 
 
-def _told(error: SidelightError) -> str:
-    """One line, with the field that is to blame."""
-    line = " ".join(str(error).split())
-    return line if not error.field or error.field in line else f"{error.field}: {line}"
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors quote arguments without their control characters."""
+
+    def error(self, message: str) -> NoReturn:
+        from .terminal import escape_controls
+
+        super().error(escape_controls(message, keep_lines=True))
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    import importlib.metadata
+
+    from . import attribute_command, demo_command
+    from .client import DEFAULT_ADDRESS
+
+    parser = _Parser(
         prog="sidelight", description="Streams, token by token, where a sequence model looks while it writes."
     )
     parser.add_argument("--version", action="version", version=f"sidelight {importlib.metadata.version('sidelight')}")
@@ -72,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:  # pyright: ignore[reportPrivateUsage]
+def _add_serve(commands: argparse._SubParsersAction[_Parser]) -> None:  # pyright: ignore[reportPrivateUsage]
     # The server's own module says what it takes; it comes in without torch, which is needed only to run it.
     from ..server import command
 
@@ -87,7 +113,7 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     serve.set_defaults(run=run)
 
 
-def _add_kernels(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:  # pyright: ignore[reportPrivateUsage]
+def _add_kernels(commands: argparse._SubParsersAction[_Parser]) -> None:  # pyright: ignore[reportPrivateUsage]
     # The kernels' package imports torch, so even what its commands take is known only once one is run. Whatever follows
     # is handed on: without the sign that options begin with, nothing here is an option, not even --help.
     kernels = commands.add_parser(
@@ -113,9 +139,12 @@ def _missing(error: ModuleNotFoundError) -> int:
 
 
 def _models(args: argparse.Namespace) -> int:
-    console = Console(highlight=False, soft_wrap=True)
+    from .client import Client
+    from .terminal import make_console, print_text
+
+    console = make_console(force_terminal=sys.stdout.isatty())
     with Client(args.address) as client:
         for model in client.list_models(timeout=30):
             kinds = ", ".join(f"{kind} {size.layers}x{size.heads}" for kind, size in model.attentions.items())
-            console.print(f"{model.name}  {model.family}, {model.dtype} on {model.device}; {kinds}")
+            print_text(console, f"{model.name}  {model.family}, {model.dtype} on {model.device}; {kinds}")
     return 0

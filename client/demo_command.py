@@ -18,12 +18,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from rich.console import Console
-
 from .attribute_command import show
 from .client import Client
 from .options import Capture
 from .requests import Options
+from .terminal import make_console, print_error, print_text
 
 _SENTENCES = (
     "I don't want to be your friend.",
@@ -49,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the demonstration. Returns the exit status. Raises SidelightError."""
-    console = Console(no_color=True if args.no_color else None, highlight=False)
+    console = make_console(no_color=args.no_color)
     # The last layer's heads look at the word that is about to be translated.
     options: Options = {"capture": Capture(layers=[2], over_heads="mean"), "timeout": 120}
     console.print("Starting a server on the bundled English-German model ...", style="dim")
@@ -58,13 +57,13 @@ def run(args: argparse.Namespace) -> int:
             what = "cross-attention of the last layer, mean of its heads"
             console.print(f"{name} at {address}: {what}\n", style="dim")
             for text in args.texts or _SENTENCES:
-                console.print(text, style="bold")
+                print_text(console, text, style="bold")
                 attribution = show(client, text, options, console)
                 first = attribution.usage.time_to_first_step * 1000
                 total = attribution.usage.total_time * 1000
                 console.print(f"first step after {first:.0f} ms, all after {total:.0f} ms\n", style="dim")
     except ServerError as error:
-        print(f"sidelight: {error}", file=sys.stderr)
+        print_error(str(error))
         return 1
     return 0
 

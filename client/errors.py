@@ -95,6 +95,12 @@ def invalid(field: str, message: str) -> InvalidArgumentError:
     )
 
 
+def describe(error: SidelightError) -> str:
+    """An error in one line, with the field that is to blame."""
+    line = " ".join(str(error).split())
+    return line if not error.field or error.field in line else f"{error.field}: {line}"
+
+
 def from_rpc_error(error: grpc.RpcError) -> SidelightError:
     """Our exception for one of gRPC's, of the synchronous or the asyncio kind."""
     status = error.code() if isinstance(error, grpc.Call | grpc.aio.AioRpcError) else grpc.StatusCode.UNKNOWN

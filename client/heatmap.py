@@ -20,6 +20,8 @@ from rich.style import Style
 from rich.text import Text
 
 from .results import Numbers, Started, Step, Token
+from .spans import joined_text, overlaps
+from .terminal import escape_controls
 
 # Without colour: the more ink, the more attention.
 _SHADES = " ·░▒▓█"
@@ -29,6 +31,7 @@ _TARGET = 14  # terminal columns for the token that is being written
 _WIDEST = 9  # ... and at most for a source word
 _NARROWEST = 4  # ... below which its letters are set one under another
 _TALLEST = 10  # lines of letters one under another
+_JOINER = "\u200d"  # makes one emoji of two
 _TOP = 5  # words listed for a token, where they cannot stand side by side
 
 _NO_SPACES = {"CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN"}
@@ -44,7 +47,10 @@ class Word:
 
 
 def words(tokens: Sequence[Token]) -> list[Word]:
-    """Joins tokens that touch each other with letters on both sides, in scripts that put spaces between words."""
+    """Joins tokens that share a character, and those that touch with letters on both sides.
+
+    The latter in scripts that put spaces between words.
+    """
     joined: list[list[int]] = []
     for place, token in enumerate(tokens):
         if place and _continues(tokens[place - 1], token):
@@ -55,6 +61,8 @@ def words(tokens: Sequence[Token]) -> list[Word]:
 
 
 def _continues(before: Token, token: Token) -> bool:
+    if overlaps(before, token):
+        return True
     if token.special or before.special or before.end != token.begin:
         return False
     return _in_word(before.text[-1:]) and _in_word(token.text[:1])
@@ -68,14 +76,8 @@ def _in_word(character: str) -> bool:
 
 def _word(tokens: Sequence[Token], places: Sequence[int]) -> Word:
     first = tokens[places[0]]
-    if len(places) == 1:
-        return Word(_visible(first.label), tuple(places), first.special)
-    return Word(_visible("".join(tokens[place].text for place in places)), tuple(places), False)
-
-
-def _visible(label: str) -> str:
-    """Without control characters, which could move the cursor or change colours."""
-    return "".join("�" if unicodedata.category(character) == "Cc" else character for character in label)
+    text = joined_text([tokens[place] for place in places]).strip() if len(places) > 1 else ""
+    return Word(escape_controls(text or first.label), tuple(places), first.special)
 
 
 def mean(numbers: Numbers) -> Numbers:
@@ -117,7 +119,7 @@ class Heatmap:
 
     def step(self, step: Step, seen: Sequence[Token]) -> None:
         """Prints one step. `seen` are the tokens at the positions of its decoder self-attention."""
-        label = _fit(_visible(step.token.label), _TARGET, right=True)
+        label = _fit(escape_controls(step.token.label), _TARGET, right=True)
         text = Text.assemble((label, "dim" if step.token.special else "bold"), " ")
         if step.cross is not None:
             shares = mean(step.cross)
@@ -196,7 +198,7 @@ def _letters(label: str) -> list[str]:
     """A word's letters with what combines with them, and an ellipsis where there are too many."""
     letters: list[str] = []
     for character in label:
-        if letters and cell_len(character) == 0:
+        if letters and (cell_len(character) == 0 or letters[-1].endswith(_JOINER)):
             letters[-1] += character
         else:
             letters.append(character)

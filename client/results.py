@@ -5,6 +5,8 @@ Plain data. Knows nothing of protobuf, gRPC or files.
 
 from __future__ import annotations
 
+import dataclasses
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -24,7 +26,8 @@ class Token:
     """One token.
 
     `begin` and `end` count characters of the exact text, half-open; `text` is what stands there. `piece` is the
-    vocabulary's own form, such as "▁Haus". Special tokens cover nothing.
+    vocabulary's own form, such as "▁Haus". Special tokens cover nothing. Tokens that are only some bytes of a character
+    all have that character's span; in a step, the `text` of all but the last of them is empty.
     """
 
     id: int
@@ -36,8 +39,16 @@ class Token:
 
     @property
     def label(self) -> str:
-        """What to show for it: its text, or its piece where it has none."""
-        return self.text.strip() or self.piece
+        """What to show for it: its text; its piece where it stands for no characters.
+
+        White space alone has its picture; a token that is only some bytes of a character, while that is incomplete, an
+        ellipsis: the piece would be another character.
+        """
+        if label := self.text.strip():
+            return label
+        if self.text:
+            return "".join("␣" if unicodedata.category(character) == "Zs" else character for character in self.text)
+        return self.piece if self.special or self.begin == self.end else "…"
 
 
 _UNKNOWN = Token(0, "…", 0, 0, True, "")
@@ -228,7 +239,7 @@ def collect(started: Started, encoder_self: Sequence[Numbers], steps: Sequence[S
     positions = started.first_position + (steps[-1].index + 1 if steps else 0)
     return Attribution(
         started=started,
-        steps=tuple(step.token for step in steps),
+        steps=tuple(_completed(step.token, ending.text) for step in steps),
         text=ending.text,
         stop_reason=ending.stop_reason,
         usage=ending.usage,
@@ -239,6 +250,11 @@ def collect(started: Started, encoder_self: Sequence[Numbers], steps: Sequence[S
         encoder_self=np.concatenate(encoder_self) if encoder_self else None,
         scores={name: np.array([step.scores[name] for step in steps], np.float32) for name in started.scores},
     )
+
+
+def _completed(token: Token, text: str) -> Token:
+    """A step's token with its text: a character's first bytes come before the character is known."""
+    return token if token.text or token.special else dataclasses.replace(token, text=text[token.begin : token.end])
 
 
 def _stack(rows: Iterable[Numbers | None], positions: int) -> Numbers | None:

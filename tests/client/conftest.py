@@ -105,7 +105,7 @@ def truth(source: str, target: str = "", *, decoder_only: bool = False) -> Truth
 @dataclass
 class FakeServer(AttributionServiceServicer):
     """Answers with `truth`. A source's first word may ask for trouble: "fail", "hang", "cut", "broken",
-    "nowhere", "busy"."""
+    "nowhere", "busy", "wrong", "dear", "gone", "great", "late", "crash"."""
 
     address: str = ""
     requests: list[attribution_service_pb2.AttributeRequest] = field(default_factory=list)
@@ -140,6 +140,16 @@ class FakeServer(AttributionServiceServicer):
         if trouble == "fail":
             violations = [("capture.kinds", "is odd"), ("source", "is dull"), ("source", "is long")]
             abort(context, grpc.StatusCode.INVALID_ARGUMENT, "ODD", violations, request.request_id)
+        if trouble in ("wrong", "dear", "gone"):
+            field = {"wrong": "source.text", "dear": "decoding.max_new_tokens", "gone": "name"}[trouble]
+            code = grpc.StatusCode.NOT_FOUND if trouble == "gone" else grpc.StatusCode.INVALID_ARGUMENT
+            abort(context, code, f"{field}: is wrong", [(field, "is wrong")], request.request_id)
+        if trouble == "great":
+            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "Received message larger than max")
+        if trouble == "late":
+            context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded")
+        if trouble == "crash":
+            context.abort(grpc.StatusCode.INTERNAL, "internal error")
         if trouble == "busy":
             abort(context, grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL", [], request.request_id, 1.5)
         decoder_only = request.model == "teller"
@@ -262,7 +272,8 @@ def abort(
         delay = Duration()
         delay.FromMilliseconds(round(retry_after * 1000))
         details.append(error_details_pb2.RetryInfo(retry_delay=delay))
-    status = status_pb2.Status(code=code.value[0], message=f"{reason.lower()} request")
+    message = reason if ":" in reason else f"{reason.lower()} request"
+    status = status_pb2.Status(code=code.value[0], message=message)
     for detail in details:
         packed = AnyMessage()
         packed.Pack(detail)

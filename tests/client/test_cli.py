@@ -72,6 +72,27 @@ def test_a_refused_line_is_named_and_the_others_go_on(bundled_server, tmp_path):
     assert len(json.loads(path.read_text())["attributes"]["sequence_attributions"]) == 2
 
 
+def test_bad_lines_of_every_sort_leave_the_others_alone(bundled_server, tmp_path):
+    lines = [SENTENCE.encode(), b"x" * (5 << 20), b"caf\xe9", b"dog " * 300, SENTENCE.encode()]
+    (tmp_path / "in.txt").write_bytes(b"\n".join(lines))
+    path = tmp_path / "out.json"
+    done = run("attribute", "--file", str(tmp_path / "in.txt"), "--address", bundled_server, "--save", str(path))
+    assert done.returncode == 1
+    german = "Ich will nicht dein Freund sein."
+    assert done.stdout == f"{german}\n\n\n\n{german}\n"
+    named = [line.split(":")[1] for line in done.stderr.splitlines() if line.startswith("sidelight: ")]
+    assert named == [" line 2", " line 3", " line 4"]
+    assert len(json.loads(path.read_text())["attributes"]["sequence_attributions"]) == 2
+
+
+def test_a_line_that_takes_too_long_is_named(bundled_server):
+    arguments = ["--file", "-", "--address", bundled_server, "--quiet", "--timeout", "0.000001"]
+    done = run("attribute", *arguments, stdin=f"{SENTENCE}\n" * 3)
+    assert done.returncode == 1
+    assert done.stdout == "\n\n\n"
+    assert [line[:17] for line in done.stderr.splitlines()] == [f"sidelight: line {n}" for n in "123"]
+
+
 def test_an_option_that_no_line_can_have_ends_the_run(bundled_server):
     done = run("attribute", "--file", "-", "--address", bundled_server, "--layers", "9", stdin=f"{SENTENCE}\n" * 50)
     assert done.returncode == 1

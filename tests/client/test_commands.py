@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pty
 import signal
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 from sidelight.client import demo_command
 from sidelight.client.cli import main
+from sidelight.client.lines import read_lines
 from sidelight.v1 import attention_pb2
 
 COMMAND = str(Path(sys.executable).with_name("sidelight"))
@@ -148,14 +150,145 @@ def test_what_is_wrong_is_said_in_a_line(fake, capsys, arguments, status, messag
 
 
 def test_files_that_cannot_be_read(fake, tmp_path, capsys):
-    (tmp_path / "latin").write_bytes(b"caf\xe9\n")
     (tmp_path / "blank").write_text("\n\n")
     address = ["--address", fake.address]
-    assert main(["attribute", "--file", str(tmp_path / "latin"), *address]) == 1
-    assert "latin: not UTF-8" in capsys.readouterr().err
+    assert main(["attribute", "--file", str(tmp_path), *address]) == 1
+    assert capsys.readouterr().err == f"sidelight: {tmp_path}: Is a directory\n"
     main(["attribute", "--file", str(tmp_path / "blank"), "--save", str(tmp_path / "o.html"), *address])
     assert capsys.readouterr().out == "\n\n"
     assert not (tmp_path / "o.html").exists()
+
+
+def attributed(fake, data: bytes, *arguments: str) -> subprocess.CompletedProcess[bytes]:
+    """What becomes of a file's bytes, on standard input."""
+    command = [COMMAND, "attribute", "--file", "-", "--quiet", "--address", fake.address, *arguments]
+    return subprocess.run(command, input=data, capture_output=True, timeout=120, cwd="/", check=False)
+
+
+def test_bad_lines_fail_alone_and_are_named(fake, tmp_path):
+    lines = [
+        b"one two",
+        b"caf\xe9",
+        b"late now",
+        b"great now",
+        b"wrong now",
+        b"dear now",
+        b"\xff",
+        b"three",
+        b"crash now",
+    ]
+    path = tmp_path / "out.npz"
+    done = attributed(fake, b"\n".join(lines), "--save", str(path), "--timeout", "5")
+    assert done.returncode == 1
+    assert done.stdout == b"eno owt\n\n\n\n\n\n\neerht\n\n"
+    messages = done.stderr.decode().splitlines()
+    assert messages[:-1] == [
+        "sidelight: line 2: not UTF-8: unexpected end of data at byte 3",
+        "sidelight: line 3: Deadline Exceeded",
+        "sidelight: line 4: Received message larger than max",
+        "sidelight: line 5: source.text: is wrong",
+        "sidelight: line 6: decoding.max_new_tokens: is wrong",
+        "sidelight: line 7: not UTF-8: invalid start byte at byte 0",
+        "sidelight: line 9: internal error",
+    ]
+    assert messages[-1] == f"saved {path}"
+    with np.load(path) as arrays:
+        assert {name.partition("/")[0] for name in arrays} == {"0", "1"}
+
+
+def test_what_fails_for_every_line_ends_the_run_and_keeps_what_there_is(fake, tmp_path):
+    lines = ["one two", *["gone now"] * 20]
+    path = tmp_path / "out.npz"
+    done = attributed(fake, "\n".join(lines).encode(), "--save", str(path))
+    assert done.returncode == 1
+    assert done.stdout == b"eno owt\n"
+    assert done.stderr.decode().splitlines() == [f"saved {path}", "sidelight: name: is wrong"]
+    with np.load(path) as arrays:
+        assert "0/cross" in arrays
+        assert "1/cross" not in arrays
+
+
+@pytest.mark.parametrize(
+    ("data", "texts"),
+    [
+        (b"a\rb\nc\n", ["a\rb", "c"]),  # a lone carriage return ends nothing
+        (b"a\r\nb\r\n", ["a", "b"]),
+        (b"a\r\r\nb", ["a\r", "b"]),
+        (b"a\r", ["a\r"]),
+        (b"\xef\xbb\xbfa\nb", ["a", "b"]),
+        (b"a\n\xef\xbb\xbfb", ["a", "\ufeffb"]),  # not at the start, it is text
+        ("a\x0bb\x0cc\x1cd\x85e\u2028f\u2029g".encode(), ["a\x0bb\x0cc\x1cd\x85e\u2028f\u2029g"]),
+        (b"a\x00b\n", ["a\x00b"]),
+        (b"", []),
+        (b"\n", [""]),
+        (b"a\n\nb", ["a", "", "b"]),
+    ],
+)
+def test_a_file_and_standard_input_have_the_same_lines(tmp_path, monkeypatch, data, texts):
+    (tmp_path / "in").write_bytes(data)
+    assert read_lines(str(tmp_path / "in")) == texts
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data), encoding="latin-1"))
+    assert read_lines("-") == texts
+
+
+def test_of_a_table_the_first_column_is_read(tmp_path):
+    (tmp_path / "in.tsv").write_bytes(b"a\r\tb\r\nc\t\xff\td\ne\n")
+    assert read_lines(str(tmp_path / "in.tsv")) == ["a\r", "c", "e"]
+
+
+def test_lines_reach_the_server_as_they_are(fake):
+    done = attributed(fake, b"\xef\xbb\xbfone\rtwo\r\n\x1bthree\n")
+    assert done.returncode == 0, done.stderr
+    assert sorted(request.source.text for request in fake.requests) == ["\x1bthree", "one\rtwo"]
+
+
+def test_a_process_without_standard_input_reads_nothing(fake):
+    done = subprocess.run(
+        ["/bin/sh", "-c", f"exec {COMMAND} attribute --file - --quiet --address {fake.address} <&-"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd="/",
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("module", ["sidelight.client.interruption", "numpy.linalg", "grpc._common", "rich.console"])
+def test_an_interruption_while_modules_are_imported_is_no_traceback(module):
+    environment = {**os.environ, "PYTHONPROFILEIMPORTTIME": "1"}
+    command = [COMMAND, "attribute", "--file", "-", "--address", "127.0.0.1:1"]
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
+    try:
+        # Each module is told when it is imported; cli, which comes behind interruption, has told nothing then.
+        awaited = ("sidelight.client.cli", "argparse") if module.endswith("interruption") else (module,)
+        for line in process.stderr:
+            if line.strip().endswith(awaited):
+                break
+        if module.endswith("interruption"):
+            next(line for line in process.stderr if "importlib.metadata" in line)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 130
+    assert [line for line in err.splitlines() if not line.startswith("import time:")] == ["sidelight: interrupted"]
+
+
+def test_an_interruption_that_is_ignored_stays_ignored(fake):
+    """As of what a shell runs in the background."""
+    script = f"trap '' INT; echo ready; {COMMAND} attribute --file - --quiet --address {fake.address}"
+    process = subprocess.Popen(
+        ["/bin/sh", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert process.stdout.readline() == "ready\n"
+    process.stdin.write("one two\n")
+    os.killpg(process.pid, signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    assert (process.returncode, out) == (0, "eno owt\n")
 
 
 def test_models_are_listed(fake, capsys):
