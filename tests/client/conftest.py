@@ -108,6 +108,8 @@ class FakeServer(AttributionServiceServicer):
     "nowhere", "busy", "wrong", "dear", "gone", "great", "late", "crash"."""
 
     address: str = ""
+    text: str = ""  # what a target's text is, in place of its tokens' texts
+    names: list[str] = field(default_factory=lambda: ["reverser", "teller"])
     requests: list[attribution_service_pb2.AttributeRequest] = field(default_factory=list)
     cancelled: threading.Event = field(default_factory=threading.Event)
     running: int = 0
@@ -143,7 +145,8 @@ class FakeServer(AttributionServiceServicer):
         if trouble in ("wrong", "dear", "gone"):
             field = {"wrong": "source.text", "dear": "decoding.max_new_tokens", "gone": "name"}[trouble]
             code = grpc.StatusCode.NOT_FOUND if trouble == "gone" else grpc.StatusCode.INVALID_ARGUMENT
-            abort(context, code, f"{field}: is wrong", [(field, "is wrong")], request.request_id)
+            said = f"{field}: is wrong{text.removeprefix(trouble).removesuffix(' now')}"
+            abort(context, code, said, [(field, "is wrong")], request.request_id)
         if trouble == "great":
             context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "Received message larger than max")
         if trouble == "late":
@@ -187,7 +190,7 @@ class FakeServer(AttributionServiceServicer):
             if trouble == "hang":
                 self.cancelled.wait(30)
         if trouble != "cut":
-            yield finished(request, answer)
+            yield finished(request, answer, self.text)
 
     def GetModel(self, request: Any, context: Any) -> Any:  # noqa: N802
         if request.name not in ("", "reverser", "teller"):
@@ -195,10 +198,9 @@ class FakeServer(AttributionServiceServicer):
         return attribution_service_pb2.GetModelResponse(model=model(request.name or "reverser"))
 
     def ListModels(self, request: Any, context: Any) -> Any:  # noqa: ARG002, N802
-        names = ["reverser", "teller"]
         place = int(request.page_token or 0)
-        following = str(place + 1) if place + 1 < len(names) else ""
-        return attribution_service_pb2.ListModelsResponse(models=[model(names[place])], next_page_token=following)
+        following = str(place + 1) if place + 1 < len(self.names) else ""
+        return attribution_service_pb2.ListModelsResponse(models=[model(self.names[place])], next_page_token=following)
 
 
 def started(request: Any, text: str, answer: Truth, kinds: list[Any], decoder_only: bool) -> Any:
@@ -227,10 +229,10 @@ def started(request: Any, text: str, answer: Truth, kinds: list[Any], decoder_on
     return attribution_service_pb2.AttributeResponse(started=message)
 
 
-def finished(request: Any, answer: Truth) -> Any:
+def finished(request: Any, answer: Truth, text: str = "") -> Any:
     reason = text_pb2.STOP_REASON_GIVEN if request.HasField("given") else text_pb2.STOP_REASON_END_TOKEN
     message = attribution_service_pb2.Finished(
-        text=" ".join(token.text for token in answer.target if not token.special),
+        text=text or " ".join(token.text for token in answer.target if not token.special),
         stop_reason=reason,
         usage=attribution_service_pb2.Usage(
             source_tokens=len(answer.source), target_tokens=len(answer.target), total_time=Duration(nanos=250_000_000)

@@ -152,9 +152,10 @@ def test_what_is_wrong_is_said_in_a_line(bundled_server, capsys, arguments, stat
 
 
 def test_the_demonstration_translates_and_leaves_nothing_running():
-    done = run("demo", "A small dog.")
+    done = run("demo", "A small dog.", "[/INST] :car:")
     assert done.returncode == 0, done.stderr
     assert "Ein kleiner Hund." in done.stdout
+    assert "\n[/INST] :car:\n" in done.stdout
     address = next(word for word in done.stdout.split() if word.startswith("127.0.0.1:")).rstrip(":")
     assert main(["models", "--address", address]) == 1  # nobody answers there any more
 

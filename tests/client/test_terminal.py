@@ -1,0 +1,242 @@
+"""Texts are printed as they are: into a pipe to the byte, on a terminal without what a terminal obeys."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import pty
+import re
+import subprocess
+import sys
+import unicodedata
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+from sidelight.client import Client
+from sidelight.client.attribute_command import show
+from sidelight.client.cli import main
+from sidelight.client.terminal import escape_controls, make_console, print_error, print_text
+
+COMMAND = str(Path(sys.executable).with_name("sidelight"))
+
+CONTROLS = [*map(chr, (*range(0x20), *range(0x7F, 0xA0), 0x061C, 0x200E, 0x200F, 0x2028, 0x2029))]
+CONTROLS += [*map(chr, (*range(0x202A, 0x202F), *range(0x2066, 0x2070)))]
+
+DIRECTIONS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
+
+MARKUP = [
+    "Das ist [/INST] gut",
+    "[b]rot[/b] [link=http://x]y[/link] [/] [@click=a]b[/]",
+    ":car: :smiley: :warning:",
+    "\\[b] \\\\ [[b]] 'text' 12.5 True None http://x.y/z",
+    "a[/x]",
+    "word " * 60,  # wider than any terminal
+]
+HOSTILE = [
+    "\x1b[31mrot\x1b[0m \x1b]0;title\x07 \x9b2J",
+    "abc\u202egnp.exe \u2066x\u2069 \u200e\u200f\u061c",
+    "one\ttwo\rthree\x07\x08\x0b\x0c four\x00",
+    "".join(CONTROLS),
+]
+
+
+def is_harmless(text: str) -> bool:
+    return not set(text) & (set(CONTROLS) - set("\n\t"))
+
+
+def on_terminal(*arguments: str, stdin: bytes = b"", stderr: bool = True) -> tuple[str, int]:
+    """What a command writes on a terminal, without rich's own styles, and its exit status."""
+    ours, theirs = pty.openpty()
+    environment = {**os.environ, "COLUMNS": "80", "TERM": "xterm-256color"}
+    try:
+        process = subprocess.Popen(
+            [COMMAND, *arguments],
+            stdin=subprocess.PIPE,
+            stdout=theirs,
+            stderr=theirs if stderr else subprocess.DEVNULL,
+            env=environment,
+            cwd="/",
+        )
+        os.close(theirs)
+        process.stdin.write(stdin)
+        process.stdin.close()
+        output = b""
+        with contextlib.suppress(OSError):  # raised when the other side is closed
+            while True:
+                output += os.read(ours, 65536)
+        status = process.wait(60)
+    finally:
+        os.close(ours)
+    text = output.decode().replace("\r\n", "\n")
+    # Styles, and what draws and removes the bar.
+    return re.sub(r"\x1b\[([0-9;]*m|\?25[hl]|[0-9]*[AK])|\r(?=\x1b|$)", "", text), status
+
+
+def piped(*arguments: str, stdin: bytes = b"", **environment: str) -> tuple[bytes, bytes, int]:
+    done = subprocess.run(
+        [COMMAND, *arguments], input=stdin, capture_output=True, timeout=60, env={**os.environ, **environment}, cwd="/"
+    )
+    return done.stdout, done.stderr, done.returncode
+
+
+@given(st.text() | st.text(st.sampled_from([*CONTROLS, "a", "한", "["])))
+def test_controls_become_pictures_and_all_else_stays(text):
+    for keep_lines in (False, True):
+        shown = escape_controls(text, keep_lines=keep_lines)
+        assert len(shown) == len(text)
+        assert is_harmless(shown)
+        assert keep_lines or not set(shown) & set("\n\t")
+        for before, after in zip(text, shown, strict=True):
+            assert before == after or before in CONTROLS
+
+
+def test_no_character_of_unicode_that_commands_is_forgotten():
+    for code in range(sys.maxunicode + 1):
+        character = chr(code)
+        category, direction = unicodedata.category(character), unicodedata.bidirectional(character)
+        if category in ("Cc", "Zl", "Zp") or direction in DIRECTIONS:
+            assert escape_controls(character) != character
+        elif category[0] in "LMNPS":
+            assert escape_controls(character) == character
+
+
+@pytest.mark.parametrize("text", [*MARKUP, *HOSTILE])
+def test_a_console_prints_strings_for_what_they_are(text):
+    output = io.StringIO()
+    terminal = Console(file=output, force_terminal=True, color_system="truecolor", width=80)
+    print_text(terminal, text, style="bold")
+    printed = re.sub(r"\x1b\[[0-9;]*m", "", output.getvalue())
+    assert is_harmless(printed)
+    assert printed.expandtabs() == escape_controls(text, keep_lines=True).expandtabs() + "\n"
+    output = io.StringIO()
+    print_text(Console(file=output, width=80), text, style="bold")
+    assert output.getvalue() == f"{text}\n"
+
+
+def test_our_consoles_have_no_markup():
+    output = io.StringIO()
+    console = make_console()
+    console.file = output
+    console.print("[b]rot[/b] :car: [/INST]")
+    assert output.getvalue() == "[b]rot[/b] :car: [/INST]\n"
+
+
+@pytest.mark.parametrize("text", [*MARKUP, *HOSTILE])
+def test_show_prints_the_text_whatever_it_is(fake, text):
+    fake.text = text
+    for forced in (False, True):
+        output = io.StringIO()
+        console = Console(file=output, force_terminal=forced, width=80)  # with rich's defaults
+        with Client(fake.address) as client:
+            assert show(client, "one two", {"target": text}, console).text == text
+        if forced:
+            printed = re.sub(r"\x1b\[[0-9;]*m", "", output.getvalue())
+            assert is_harmless(printed)
+            assert printed.expandtabs().endswith(escape_controls(text, keep_lines=True).expandtabs() + "\n")
+        else:
+            assert output.getvalue().endswith(f"\n{text}\n")
+
+
+ALL = " ".join([*MARKUP, *HOSTILE]).replace("\x00", "")  # no argument holds a NUL
+
+
+def test_a_pipe_gets_every_byte(fake, tmp_path):
+    fake.text = ALL
+    address = ["--address", fake.address]
+    for forced in ({}, {"FORCE_COLOR": "1", "TERM": "xterm-256color"}):
+        out, err, status = piped("attribute", "one", "--quiet", *address, **forced)
+        assert (out, err, status) == (f"{ALL}\n".encode(), b"", 0)
+        # Of a file, a text is a line: only its line feeds are replaced.
+        line = ALL.replace("\n", " ")
+        out, err, status = piped("attribute", "--file", "-", "--quiet", *address, stdin=b"one\ntwo\n", **forced)
+        assert (out, err, status) == (f"{line}\n{line}\n".encode(), b"", 0)
+    out, _, _ = piped("attribute", "one", "--target", ALL, *address, "--save", str(tmp_path / "out.json"))
+    assert out.endswith(f"\n{ALL}\n".encode())
+    assert (tmp_path / "out.json").exists()
+
+
+def test_a_terminal_gets_no_controls(fake):
+    fake.text = ALL
+    address = ["--address", fake.address]
+    shown = escape_controls(ALL, keep_lines=True).expandtabs()
+    for arguments in (["one"], ["one", "--target", ALL], ["one", "--quiet"], [ALL, "--no-color"]):
+        output, status = on_terminal("attribute", *arguments, *address)
+        assert status == 0
+        assert is_harmless(output)
+        assert output.expandtabs().endswith(f"{shown}\n")
+    shown = escape_controls(ALL.replace("\n", " "), keep_lines=True).expandtabs()
+    for options in ({"stderr": True}, {"stderr": False}):
+        output, status = on_terminal("attribute", "--file", "-", *address, stdin=b"one\ntwo\n", **options)
+        assert status == 0
+        assert is_harmless(output)
+        assert output.expandtabs().count(shown) == 2
+
+
+def test_names_of_models(fake):
+    fake.names = ["a[/x]", ":car: [b]x[/b]", "\x1b[2Jclear\u202e"]
+    out, _, status = piped("models", "--address", fake.address)
+    assert status == 0
+    assert [line.partition("  ")[0] for line in out.decode().splitlines()] == fake.names
+    output, status = on_terminal("models", "--address", fake.address)
+    assert status == 0
+    assert is_harmless(output)
+    assert [line.partition("  ")[0] for line in output.splitlines()] == [escape_controls(name) for name in fake.names]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["attribute", "wrong \x1b[31m[/x]\u202e\x07 now"], "sidelight: source.text: is wrong ␛[31m[/x]\ufffd␇\n"),
+        (["attribute", "x", "--\x1b[31m\u202e"], "unrecognized arguments: --␛[31m\ufffd\n"),
+        (["attribute", "x", "--file", "\x1b[31m"], "give either TEXT or --file FILE\n"),
+        (["attribute", "--file", "/\x1b[31m"], "sidelight: /␛[31m: No such file or directory\n"),
+        (["attribute", "x", "--save", "/tmp/\x1b[31m.txt"], "␛[31m.txt: the suffix must be one of"),
+        (["attribute", "x", "--layers", "\x1b"], "invalid number or range: '\\x1b'\n"),
+        (["\x1b[31m"], "invalid choice: '\\x1b[31m'"),
+    ],
+)
+def test_errors_quote_without_controls(fake, capsys, arguments, says):
+    arguments = [*arguments, *(["--address", fake.address] if arguments[0] == "attribute" else [])]
+    try:
+        status = main(arguments)
+    except SystemExit as stop:  # argparse
+        status = stop.code
+    output = capsys.readouterr()
+    assert status in (1, 2)
+    assert output.out == ""
+    assert is_harmless(output.err)
+    assert says in output.err
+
+
+def test_errors_on_a_terminal(fake):
+    for arguments in (["wrong \x1b[31m now"], ["--file", "-"], ["x", "--\x1b[31m"]):
+        stdin = "one\nwrong \x1b[31m[/x]\u202e\x07 now\n".encode()
+        output, status = on_terminal("attribute", *arguments, "--address", fake.address, stdin=stdin)
+        assert status in (1, 2)
+        assert is_harmless(output)
+        assert "␛[31m" in output
+
+
+def test_an_address_is_quoted_without_controls(capsys):
+    print_error("no server answers at \x1b[31m:1\nagain")
+    assert capsys.readouterr().err == "sidelight: no server answers at ␛[31m:1 again\n"
+
+
+def test_a_real_server_and_a_target_like_markup(bundled_server, tmp_path):
+    for text in ("Das ist [/INST] gut", "[b]rot[/b] :car:"):
+        path = tmp_path / "out.json"
+        arguments = ["attribute", "This is good", "--target", text, "--address", bundled_server, "--save", str(path)]
+        out, err, status = piped(*arguments)
+        assert status == 0, err
+        with Client(bundled_server) as client:
+            written = client.attribute("This is good", target=text).result().text
+        assert out.endswith(f"\n{written}\n".encode())
+        output, status = on_terminal(*arguments)
+        assert status == 0
+        assert f"\n{written}\n" in output
+        assert path.exists()
+        path.unlink()
