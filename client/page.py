@@ -18,6 +18,8 @@ import numpy as np
 
 from .options import Kind
 from .results import Attribution, Numbers, Token
+from .spans import group_by_character, joined_text
+from .terminal import escape_controls
 
 _PLACE = "/*ATTRIBUTIONS*/"
 
@@ -50,8 +52,9 @@ def _sentence(attribution: Attribution) -> dict[str, Any]:
         views.append(_view(attribution, "encoder_self", attribution.encoder_self.swapaxes(0, 1), source, source))
     return {
         "source": attribution.started.source_text,
+        "title": escape_controls(attribution.started.source_text),
         "target": attribution.text,
-        "model": attribution.started.model,
+        "model": escape_controls(attribution.started.model),
         "row": attribution.started.row,
         "views": views,
         # JSON knows no infinity, which a perplexity can be.
@@ -82,11 +85,28 @@ def _view(
 
 
 def _labels(tokens: Sequence[Token]) -> list[dict[str, Any]]:
-    """What to write for each token, and whether it stands against the one before without a space."""
+    """What to write for each token: in the table, and in the text, where tokens that share a character are one word.
+
+    `word` counts these; `joined` says whether one stands against the one before without a space. In the table, tokens
+    that share a character are numbered: "한 1/3" is the first of three.
+    """
     labels: list[dict[str, Any]] = []
     before: Token | None = None
-    for token in tokens:
-        joined = before is not None and not token.special and not before.special and before.end == token.begin
-        labels.append({"text": token.label, "special": token.special, "joined": joined})
-        before = token
+    for word, group in enumerate(group_by_character(tokens)):
+        members = [tokens[index] for index in group]
+        first = members[0]
+        joined = before is not None and not first.special and not before.special and before.end == first.begin
+        text = (joined_text(members).strip() if len(members) > 1 else "") or first.label
+        for number, token in enumerate(members, 1):
+            label = f"{text} {number}/{len(members)}" if len(members) > 1 else text
+            labels.append(
+                {
+                    "text": escape_controls(label),
+                    "word": word,
+                    "shown": escape_controls(text),
+                    "special": token.special,
+                    "joined": joined,
+                }
+            )
+        before = members[-1]
     return labels

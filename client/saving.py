@@ -100,6 +100,7 @@ def npz_arrays(attribution: Attribution) -> dict[str, Any]:
     `cross`, `decoder_self`, `encoder_self` where captured and `score_NAME` for each score, shaped as `Attribution`
     says; `source_ids`, `source_pieces`, `source_spans` `[tokens, 2]`, and the same for `prefix` and `steps`; `info`,
     a JSON text with the rest. Where its `top_k` is above 0, a 0 in the arrays may stand for what was not sent.
+    NumPy's arrays of texts lose a NUL at a text's end: `pieces` in `info`, by the same three names, are whole.
     """
     arrays: dict[str, Any] = {}
     for kind in ("cross", "decoder_self", "encoder_self"):
@@ -107,11 +108,8 @@ def npz_arrays(attribution: Attribution) -> dict[str, Any]:
             arrays[kind] = array
     for name, values in attribution.scores.items():
         arrays[f"score_{name}"] = values
-    for what, tokens in (
-        ("source", attribution.source),
-        ("prefix", attribution.started.prefix),
-        ("steps", attribution.steps),
-    ):
+    parts = {"source": attribution.source, "prefix": attribution.started.prefix, "steps": attribution.steps}
+    for what, tokens in parts.items():
         arrays[f"{what}_ids"] = np.array([token.id for token in tokens], np.int64)
         arrays[f"{what}_pieces"] = np.array([token.piece for token in tokens], np.str_)
         arrays[f"{what}_spans"] = np.array([(token.begin, token.end) for token in tokens], np.int64).reshape(-1, 2)
@@ -122,6 +120,7 @@ def npz_arrays(attribution: Attribution) -> dict[str, Any]:
         "stop_reason": attribution.stop_reason,
         "row": attribution.started.row,
         "top_k": attribution.started.top_k,
+        "pieces": {what: [token.piece for token in tokens] for what, tokens in parts.items()},
         "layouts": [asdict(layout) for layout in attribution.started.layouts.values()],
     }
     arrays["info"] = np.array(json.dumps(info, ensure_ascii=False))

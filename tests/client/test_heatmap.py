@@ -6,6 +6,8 @@ import io
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
 from sidelight.client.heatmap import Heatmap, words
@@ -118,6 +120,71 @@ def test_words_of_scripts_without_spaces_stay_apart():
     assert [word.label for word in words(tokens("हिन्", "दी"))] == ["हिन्दी"]
     assert [word.label for word in words(tokens("ไทย", "ไทย"))] == ["ไทย", "ไทย"]
     assert [word.label for word in words(tokens("don", "'", "t", "."))] == ["don", "'", "t", "."]
+
+
+def spanned(*parts: tuple[int, int, str]) -> tuple[Token, ...]:
+    """Tokens that are bytes: their pieces say nothing that people could read."""
+    return tuple(Token(n, f"<0x{0xE0 + n:02X}>", begin, end, False, text) for n, (begin, end, text) in enumerate(parts))
+
+
+def labels(*parts: tuple[int, int, str]) -> list[tuple[str, tuple[int, ...]]]:
+    return [(word.label, word.positions) for word in words(spanned(*parts))]
+
+
+def test_bytes_of_one_character_are_one_word():
+    korean = [(0, 1, "한")] * 3 + [(1, 2, "국")] * 3
+    assert labels(*korean) == [("한국", (0, 1, 2, 3, 4, 5))]
+    assert labels(*korean, (3, 4, "x")) == [("한국", (0, 1, 2, 3, 4, 5)), ("x", (6,))]
+    assert labels(*[(0, 1, "日")] * 3, *[(1, 2, "本")] * 3) == [("日", (0, 1, 2)), ("本", (3, 4, 5))]
+    assert labels(*[(0, 1, "😀")] * 4, *[(1, 2, "😀")] * 4) == [("😀", (0, 1, 2, 3)), ("😀", (4, 5, 6, 7))]
+    assert labels((0, 1, "é"), (0, 1, "é"), (1, 4, "tat")) == [("état", (0, 1, 2))]
+
+
+def test_a_token_that_ends_in_one_character_and_begins_in_another():
+    assert labels((0, 1, "한"), (0, 2, "한국"), (1, 2, "국")) == [("한국", (0, 1, 2))]
+    assert labels((0, 3, "a 한"), (2, 3, "한"), (2, 4, "한국"), (3, 4, "국")) == [("a 한국", (0, 1, 2, 3))]
+
+
+def test_bytes_are_shown_when_their_character_is_complete():
+    streamed = [(0, 1, ""), (0, 1, ""), (0, 1, "한"), (1, 2, ""), (1, 2, "국")]
+    shown = [labels(*streamed[:count])[-1][0] for count in range(1, 6)]
+    assert shown == ["…", "…", "한", "…", "국"]
+    token = Token(5, "Å", 4, 5, False, "")
+    assert token.label == "…"
+    lines = [step_line(token) for token in spanned(*streamed)]
+    assert [line.split()[0] for line in lines] == ["…", "…", "한", "…", "국"]
+
+
+def step_line(token: Token) -> str:
+    output = io.StringIO()
+    layout = Layout("cross", (), (0,), 1, ())
+    heatmap = Heatmap(
+        Console(file=output, width=80), Started("r", "m", "", SHORT, (), {"cross": layout}, (), "predicting", True)
+    )
+    heatmap.step(Step(0, token, "", np.eye(7)[0], None, {}), SHORT)
+    return output.getvalue()
+
+
+def test_white_space_has_a_picture_and_nothing_has_its_piece():
+    white = Token(1, "Ċ", 3, 4, False, "\n"), Token(2, "Ġ", 4, 5, False, " "), Token(3, "▁", 5, 5, False, "")
+    assert [word.label for word in words(white)] == ["␊", "␣", "▁"]
+    assert Token(0, "</s>", 5, 5, True, "").label == "</s>"
+
+
+@given(st.text(st.sampled_from("aé한日😀 \n"), max_size=12), st.data())
+def test_words_hold_every_position_once_and_every_character(text, data):
+    """Byte tokens of any lengths: a token stands for every character of which it has a byte."""
+    place_of = [place for place, character in enumerate(text) for _ in character.encode()]
+    made, begin = [], 0
+    while begin < len(place_of):
+        end = min(len(place_of), begin + data.draw(st.integers(1, 4)))
+        first, last = place_of[begin], place_of[end - 1] + 1
+        made.append((first, last, text[first:last]))
+        begin = end
+    shown = words(spanned(*made))
+    assert [position for word in shown for position in word.positions] == list(range(len(made)))
+    visible = "".join(word.label for word in shown).translate({ord(c): None for c in " \n␣␊"})
+    assert visible == text.translate({ord(c): None for c in " \n"})
 
 
 def test_control_characters_do_not_reach_the_terminal():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 import re
 import shutil
 import subprocess
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sidelight.client import Attribution, Capture, Client, Layout, save
+from sidelight.client import Attribution, Capture, Client, Layout, Started, Token, Usage, save
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
@@ -84,7 +85,7 @@ def test_hovering_shows_words_and_numbers(results, tmp_path):
     cell.dispatchEvent(new MouseEvent('mousemove', {clientX: 5, clientY: 5}));
     """
     document = opened(results, tmp_path, script)
-    assert f"eno ← two  {results[0].cross[1, 0].mean():.4f}" in document
+    assert f"<bdi>eno</bdi> ← <bdi>two</bdi>  {results[0].cross[1, 0].mean():.4f}" in document
     assert document.count('class="word here"') == 1
 
 
@@ -117,3 +118,79 @@ def test_nothing_captured_is_said(fake, tmp_path):
     with Client(fake.address) as client:
         result = client.attribute("one two", capture=Capture(none=True)).result()
     assert "Nothing was captured." in opened([result], tmp_path)
+
+
+def attribution(source: list[Token], text: str) -> Attribution:
+    """Of one step that looks at each token of a source a little more than at the one before."""
+    shares = np.arange(1, len(source) + 1, dtype=np.float32)[:, None]
+    layout = Layout("cross", (), (0,), 1, ())
+    started = Started("r", "m", text, tuple(source), (), {"cross": layout}, (), "predicting", True)
+    step = Token(9, "▁x", 0, 1, False, "x")
+    usage = Usage(len(source), 1, 0, 0.0, 0.0, 0.0, None)
+    return Attribution(started, (step,), "x", "end_token", usage, cross=shares / shares.sum())
+
+
+def tokens_of(text: str, spans: list[tuple[int, int]]) -> list[Token]:
+    return [Token(n, f"<0x{n:02X}>", begin, end, False, text[begin:end]) for n, (begin, end) in enumerate(spans)]
+
+
+def within(document: str, name: str) -> str:
+    """What stands in the element of this id, without markup."""
+    found = re.search(rf'id="{name}"[^>]*>(.*?)</bdi></p>', document, re.DOTALL)
+    return html.unescape(re.sub("<[^>]*>", "", found[1]))
+
+
+def test_no_character_is_cut_in_half(tmp_path):
+    texts, shown = ["short"], ["short"]
+    for character in ("😀", "👨‍👩‍👧‍👦", "🇩🇪", "e\u0301", "각", "न्दी"):
+        for before in (0, 57, 58, 59, 60):
+            texts.append("a" * before + character * 80)
+            shown.append("a" * before + character * (60 - before) + "…")
+    document = opened([attribution(tokens_of("ab", [(0, 1)]), text) for text in texts], tmp_path)
+    options = re.findall(r"<option value=\"\d+\">(.*?)</option>", document)
+    assert options == [f"{number}. \u2068{text}\u2069" for number, text in enumerate(shown, 1)]
+
+
+def test_bytes_of_one_character_are_one_word(tmp_path):
+    text = "한국 x"
+    source = tokens_of(text, [(0, 1), (0, 1), (0, 1), (1, 2), (1, 2), (3, 4)])
+    hover = "document.querySelectorAll('thead th')[2].onmouseenter()"
+    result = attribution(source, text)
+    document = opened([result], tmp_path, hover)
+    assert within(document, "columns").split() == ["한국", "x"]
+    assert document.count('class="word"') + document.count('class="word here"') == 4  # with the target's
+    labels = re.findall(r"<div><bdi>(.*?)</bdi></div>", document)
+    assert labels == ["한 1/3", "한 2/3", "한 3/3", "국 1/2", "국 2/2", "x"]
+    check(document, result.cross[:, :])
+    # All of a word's tokens light it: their shares added.
+    row = opened([result], tmp_path, "document.querySelector('tbody tr').onmouseenter()")
+    tints = [
+        float(tint) for tint in re.findall(r'class="word" style="background: rgba\(var\(--hot\), ([0-9.]+)\)', row)
+    ]
+    np.testing.assert_allclose(tints, np.minimum(1, np.array([6, 9, 6]) / 6), atol=1e-2)
+
+
+def test_tokens_that_share_a_character_with_both_neighbours(tmp_path):
+    source = tokens_of("한국x", [(0, 1), (0, 2), (1, 2), (2, 3)])
+    document = opened([attribution(source, "한국x")], tmp_path)
+    assert within(document, "columns").split() == ["한국x"]
+    labels = re.findall(r"<div><bdi>(.*?)</bdi></div>", document)
+    assert labels == ["한국 1/3", "한국 2/3", "한국 3/3", "x"]
+
+
+def test_marks_of_direction_and_controls_are_shown_and_texts_stand_apart(tmp_path):
+    text = "\u202eabc\u2066 \x1b\u2069 שלום"
+    source = tokens_of(text, [(0, 4), (4, 5), (6, 8), (9, 13)])
+    result = attribution(source, text)
+    result = dataclasses.replace(result, started=dataclasses.replace(result.started, model="m\u202e<b>"))
+    script = "document.querySelector('td.cell').dispatchEvent(new MouseEvent('mousemove', {clientX: 5, clientY: 5}));"
+    document = opened([result, result], tmp_path, script)
+    body = document[: document.index('<script type="application/json"')]
+    assert not set(body) & set("\u202e\u2066\x1b")
+    assert body.count("\u2068") == body.count("\u2069") == 2  # around the texts in the list of sentences
+    assert within(document, "columns").split() == ["\ufffdabc\ufffd", "␛\ufffd", "שלום"]
+    assert "<bdi>m\ufffd&lt;b&gt;</bdi>" in body
+    for label in ("\ufffdabc", "שלום"):
+        assert f"<bdi>{label}</bdi>" in body
+    assert '<bdi id="columns" dir="auto">' in body
+    assert "<bdi>x</bdi> ← <bdi>\ufffdabc</bdi>" in body

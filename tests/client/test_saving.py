@@ -101,6 +101,17 @@ def test_npz_holds_everything(results, tmp_path):
             assert json.loads(str(file[f"{number}/info"]))["text"] == result.text
 
 
+def test_npz_keeps_what_ends_with_nul(results, tmp_path):
+    pieces = ["\0", "a\0", "\0\0", "\0a", "", "b"]
+    tokens = tuple(dataclasses.replace(results[0].source[0], piece=piece, text=piece) for piece in pieces)
+    started = dataclasses.replace(results[0].started, source=tokens, prefix=tokens[:1], source_text="x\0\0")
+    save(dataclasses.replace(results[0], started=started, steps=tokens[1:], text="y\0"), tmp_path / "out.npz")
+    with np.load(tmp_path / "out.npz") as file:
+        info = json.loads(str(file["0/info"]))
+    assert info["pieces"] == {"source": pieces, "prefix": pieces[:1], "steps": pieces[1:]}
+    assert (info["source"], info["text"]) == ("x\0\0", "y\0")
+
+
 @pytest.mark.parametrize("encoding", ["float32", "uint8"])
 def test_what_was_sent_in_part_is_saved_whole(fake, truth_of, tmp_path, encoding):
     text = "one two three"
