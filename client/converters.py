@@ -65,7 +65,8 @@ def blaming(field: str) -> Generator[None, None, None]:
     try:
         yield
     except (ValueError, TypeError, OverflowError) as error:
-        raise invalid(field, str(error)) from error
+        reason = str(error)  # which quotes a number out of range whole, however long
+        raise invalid(field, reason if len(reason) <= 200 else f"{reason[:199]}…") from error
 
 
 # ---- what is asked --------------------------------------------------------------------------------------------------

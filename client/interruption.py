@@ -7,6 +7,7 @@ process at once: an exception would come out of whatever happens to run. This mo
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import signal
@@ -43,8 +44,15 @@ def interruptible(*, whole_process: bool) -> Generator[Callable[[], None], None,
 
     signal.signal(signal.SIGINT, _exit_at_once)
     sys.unraisablehook = _unraisable
+    # The interpreter's own end, behind all that is registered later, takes no more than a moment: the work is done.
+    atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
     try:
         yield begin
+    except KeyboardInterrupt:
+        # The command has ended in order. What it has left half made would only complain when it is collected.
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
+        _exit_at_once()
     finally:
         signal.signal(signal.SIGINT, _exit_at_once)
 
