@@ -49,7 +49,7 @@ def _run(args: argparse.Namespace) -> int:
     except UnavailableError as error:
         # Demo has no address of its own: its server is gone.
         where = getattr(args, "address", "its address")
-        print_error(f"no server answers at {where}: {error}")
+        print_error(f"no server answers at {where}: {describe(error)}")
         return 1
     except SidelightError as error:
         print_error(describe(error))

@@ -46,14 +46,14 @@ class Word:
     special: bool
 
 
-def words(tokens: Sequence[Token]) -> list[Word]:
+def words(tokens: Sequence[Token], boundary: int = 0) -> list[Word]:
     """Joins tokens that share a character, and those that touch with letters on both sides.
 
-    The latter in scripts that put spaces between words.
+    The latter in scripts that put spaces between words. At `boundary` another text begins, whose spans count anew.
     """
     joined: list[list[int]] = []
     for place, token in enumerate(tokens):
-        if place and _continues(tokens[place - 1], token):
+        if place not in (0, boundary) and _continues(tokens[place - 1], token):
             joined[-1].append(place)
         else:
             joined.append([place])
@@ -97,6 +97,8 @@ class Heatmap:
         self._console = console
         self._has_source = "cross" in started.layouts
         self._words = words(started.source)
+        # Where the target begins, among the positions that a step has seen.
+        self._boundary = 0 if started.is_encoder_decoder else len(started.source)
         self._colour = console.color_system is not None and not console.no_color
         self._shades = _SHADES if console.encoding.lower().startswith("utf") else _ASCII_SHADES
         self._widths, self._upright = _widths(self._words, max(8, console.width - _TARGET - 2))
@@ -126,7 +128,7 @@ class Heatmap:
             text.append_text(self._cells(shares) if self._grid else self._most_seen(shares, self._words))
         elif step.decoder_self is not None:
             shares = mean(step.decoder_self)
-            text.append_text(self._most_seen(shares, words(seen[: len(shares)])))
+            text.append_text(self._most_seen(shares, words(seen[: len(shares)], self._boundary)))
         self._print(text)
 
     def _header_line(self, labels: Sequence[str]) -> None:

@@ -69,12 +69,14 @@ def _view(
     attribution: Attribution, kind: Kind, numbers: Numbers, columns: Sequence[Token], rows: Sequence[Token]
 ) -> dict[str, Any]:
     """One kind's numbers `[columns, rows, ...]` and what stands along each side."""
-    layout = attribution.started.layouts[kind]
+    started = attribution.started
+    layout = started.layouts[kind]
+    boundary = len(started.source) if kind == "decoder_self" and not started.is_encoder_decoder else 0
     return {
         "kind": kind,
         "title": _TITLES[kind],
-        "columns": _labels(columns),
-        "rows": _labels(rows),
+        "columns": _labels(columns, boundary),
+        "rows": _labels(rows, 0),
         "axes": layout.axes,
         "layers": layout.layers,
         "heads": layout.head_count,
@@ -84,18 +86,19 @@ def _view(
     }
 
 
-def _labels(tokens: Sequence[Token]) -> list[dict[str, Any]]:
+def _labels(tokens: Sequence[Token], boundary: int) -> list[dict[str, Any]]:
     """What to write for each token: in the table, and in the text, where tokens that share a character are one word.
 
     `word` counts these; `joined` says whether one stands against the one before without a space. In the table, tokens
-    that share a character are numbered: "한 1/3" is the first of three.
+    that share a character are numbered: "한 1/3" is the first of three. At `boundary` another text begins.
     """
     labels: list[dict[str, Any]] = []
     before: Token | None = None
-    for word, group in enumerate(group_by_character(tokens)):
+    for word, group in enumerate(group_by_character(tokens, boundary)):
         members = [tokens[index] for index in group]
         first = members[0]
         joined = before is not None and not first.special and not before.special and before.end == first.begin
+        joined = joined and group[0] != boundary
         text = (joined_text(members).strip() if len(members) > 1 else "") or first.label
         for number, token in enumerate(members, 1):
             label = f"{text} {number}/{len(members)}" if len(members) > 1 else text

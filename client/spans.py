@@ -15,11 +15,14 @@ def overlaps(before: Token, token: Token) -> bool:
     return not (before.special or token.special) and before.begin <= token.begin < before.end
 
 
-def group_by_character(tokens: Sequence[Token]) -> list[list[int]]:
-    """The tokens' indices, in order, with those together that share a character."""
+def group_by_character(tokens: Sequence[Token], boundary: int = 0) -> list[list[int]]:
+    """The tokens' indices, in order, with those together that share a character.
+
+    At `boundary` another text begins, whose spans count anew: a decoder-only model's prompt ends, its target begins.
+    """
     groups: list[list[int]] = []
     for index, token in enumerate(tokens):
-        if index and overlaps(tokens[index - 1], token):
+        if index not in (0, boundary) and overlaps(tokens[index - 1], token):
             groups[-1].append(index)
         else:
             groups.append([index])

@@ -58,8 +58,8 @@ def print_text(console: Console, text: str, *, style: str = "") -> None:
 
 
 def print_message(message: str) -> None:
-    """Prints a message for people on standard error: one line, controls escaped."""
-    print(escape_controls(" ".join(message.split())), file=sys.stderr)
+    """Prints a message for people on standard error: one line, controls escaped, line feeds too."""
+    print(escape_controls(message), file=sys.stderr)
 
 
 def print_error(message: str) -> None:

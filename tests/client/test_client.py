@@ -192,3 +192,19 @@ def test_the_client_needs_no_torch():
     code = "import sys, sidelight.client.cli; print(sorted({'torch', 'transformers', 'triton'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="/")
     assert done.stdout.strip() == "[]"
+
+
+def test_the_command_line_begins_before_what_takes_time_is_imported():
+    """Ctrl-C in the first half second would otherwise be a traceback."""
+    code = "import sys, sidelight.client.cli; print(sorted({'numpy', 'grpc', 'rich', 'google'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="/")
+    assert done.stdout.strip() == "[]"
+
+
+def test_everything_public_can_be_imported_in_any_order():
+    code = (
+        "import sidelight.client as c; assert set(c.__all__) <= set(dir(c)); c.errors.describe; c.save; c.Client;"
+        "from sidelight.client import *; from sidelight.client import converters, heatmap; Capture(), Token;"
+        "assert not hasattr(c, 'Clinet')"
+    )
+    subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="/")

@@ -165,6 +165,21 @@ def step_line(token: Token) -> str:
     return output.getvalue()
 
 
+def test_a_prompt_and_its_target_share_no_character():
+    """Spans of the two count in texts of their own."""
+    prompt = tokens("Once", " upon")[:1]
+    target = tokens("On", "ce", " more")
+    assert [word.label for word in words((*prompt, *target), 1)] == ["Once", "Once", "more"]
+    prompt, target = tokens("a", "b"), (Token(5, "c", 2, 3, False, "c"),)
+    assert [word.label for word in words((*prompt, *target), 2)] == ["ab", "c"]
+    output = io.StringIO()
+    layout = Layout("decoder_self", (), (0,), 1, ())
+    started = Started("r", "m", "ab", prompt, (), {"decoder_self": layout}, (), "predicting", False)
+    heatmap = Heatmap(Console(file=output, width=80), started)
+    heatmap.step(Step(1, target[0], "", None, np.array([0.5, 0.2, 0.3]), {}), (*prompt, *target))
+    assert output.getvalue().split() == ["c", "ab", "70", "c", "30"]
+
+
 def test_white_space_has_a_picture_and_nothing_has_its_piece():
     white = Token(1, "Ċ", 3, 4, False, "\n"), Token(2, "Ġ", 4, 5, False, " "), Token(3, "▁", 5, 5, False, "")
     assert [word.label for word in words(white)] == ["␊", "␣", "▁"]

@@ -178,6 +178,19 @@ def test_tokens_that_share_a_character_with_both_neighbours(tmp_path):
     assert labels == ["한국 1/3", "한국 2/3", "한국 3/3", "x"]
 
 
+def test_a_prompt_and_its_target_are_two_texts(tmp_path):
+    prompt = tokens_of("Once", [(0, 4)])
+    result = attribution(prompt, "Once")
+    layout = Layout("decoder_self", (), (0,), 1, ())
+    started = dataclasses.replace(result.started, layouts={"decoder_self": layout}, is_encoder_decoder=False)
+    steps = tuple(tokens_of("On a", [(0, 2), (3, 4)]))
+    shares = np.array([[0.5, 0.25], [np.nan, 0.75], [np.nan, np.nan]], np.float32)
+    result = dataclasses.replace(result, started=started, steps=steps, cross=None, decoder_self=shares)
+    document = opened([result], tmp_path)
+    assert within(document, "columns").split() == ["Once", "On", "a"]
+    assert within(document, "rows").split() == ["On", "a"]
+
+
 def test_marks_of_direction_and_controls_are_shown_and_texts_stand_apart(tmp_path):
     text = "\u202eabc\u2066 \x1b\u2069 שלום"
     source = tokens_of(text, [(0, 4), (4, 5), (6, 8), (9, 13)])

@@ -223,7 +223,7 @@ def test_errors_on_a_terminal(fake):
 
 def test_an_address_is_quoted_without_controls(capsys):
     print_error("no server answers at \x1b[31m:1\nagain")
-    assert capsys.readouterr().err == "sidelight: no server answers at ␛[31m:1 again\n"
+    assert capsys.readouterr().err == "sidelight: no server answers at ␛[31m:1␊again\n"
 
 
 def test_a_real_server_and_a_target_like_markup(bundled_server, tmp_path):
