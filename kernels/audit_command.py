@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
         if target not in TARGETS:
             print(f"sidelight: --target: must be one of {', '.join(TARGETS)}, not {target!r}", file=sys.stderr)
             return 1
-    console = Console(highlight=False, markup=False)  # cases may have brackets
+    console = Console(highlight=False, markup=False, emoji=False)  # cases may have brackets
     if not console.is_terminal:
         console.width = _WIDTH
     started = time.perf_counter()

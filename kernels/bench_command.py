@@ -54,12 +54,12 @@ def report(variants: Iterable[Variant], device: str, timer: Timer, file: Path | 
     try:
         if file:
             file.write_text("")  # better to fail now than after minutes of timing
-        console = Console(highlight=False)
+        console = Console(highlight=False, markup=False, emoji=False)  # names are what they are
         if not console.is_terminal:
             console.width = _WIDTH
         found = machine(device)
         for name, value in found.items():
-            console.print(f"{name}: {value}", markup=False)
+            console.print(f"{name}: {value}")
         timings: list[Timing] = []
         with console.status("") as status:
             for variant in variants:
