@@ -9,6 +9,7 @@ model can do it, is the server's to judge.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import functools
@@ -169,5 +170,6 @@ def _describe(value: object) -> str:
     if isinstance(value, type):
         return f"the class {value.__name__}"
     if value is None or isinstance(value, str | bytes | bool | int | float):
-        return reprlib.repr(value)
+        with contextlib.suppress(ValueError):  # Python writes no number of more than 4,300 digits
+            return reprlib.repr(value)
     return f"a value of type {type(value).__name__}"

@@ -38,6 +38,7 @@ WRONG = [
     -1,
     2**70,
     10**400,
+    10**5000,
     1.5,
     "text",
     "\ud800",
@@ -263,17 +264,18 @@ async def test_clients_that_cannot_be_made(make, arguments, field):
     assert raised.value.field == field
 
 
-@pytest.mark.parametrize("name", [value for value in WRONG if not isinstance(value, str) or value == "\ud800"])
-def test_names_and_timeouts_of_the_other_calls(fake, name):
+def test_names_and_timeouts_of_the_other_calls(fake):
     with Client(fake.address) as client:
-        with pytest.raises(InvalidArgumentError) as raised:
-            client.get_model(name)
-        assert raised.value.field == "name"
-        if not isinstance(name, int | float | type(None)) or isinstance(name, bool):
-            for call in (client.get_model, client.list_models):
+        for value in WRONG:
+            if not isinstance(value, str) or value == "\ud800":
                 with pytest.raises(InvalidArgumentError) as raised:
-                    call(timeout=name)
-                assert raised.value.field == "timeout"
+                    client.get_model(value)
+                assert raised.value.field == "name"
+            if not is_declared(value, float | None):
+                for call in (client.get_model, client.list_models):
+                    with pytest.raises(InvalidArgumentError) as raised:
+                        call(timeout=value)
+                    assert raised.value.field == "timeout"
 
 
 @pytest.mark.parametrize("value", ["text", None, 5, [None], {}, Capture()])
@@ -301,7 +303,7 @@ def test_numbers_of_numpy_and_long_timeouts_are_understood(fake):
     decoding = Decoding(Sampling(temperature=np.float32(0.5), top_k=np.int64(3), seed=np.uint64(2**63)))
     capture = Capture(layers=np.array([1, 0]), heads=None, steps=[0, None], top_k=np.int32(2))
     with Client(fake.address) as client:
-        for timeout in (np.float64(30), 30, 10**400, 1e300, 1e10):
+        for timeout in (np.float64(30), 30, 10**5000, 1e300, 1e10):
             assert client.attribute("one two", decoding=decoding, capture=capture, timeout=timeout).result().text
             client.get_model(timeout=timeout)
     request = fake.requests[0]
