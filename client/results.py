@@ -253,8 +253,10 @@ def collect(started: Started, encoder_self: Sequence[Numbers], steps: Sequence[S
 
 
 def _completed(token: Token, text: str) -> Token:
-    """A step's token with its text: a character's first bytes come before the character is known."""
-    return token if token.text or token.special else dataclasses.replace(token, text=text[token.begin : token.end])
+    """A step's token with all its text: a character's first bytes come before the character is known."""
+    whole = text[token.begin : token.end]
+    is_completed = whole != token.text and whole.startswith(token.text)
+    return dataclasses.replace(token, text=whole) if is_completed else token
 
 
 def _stack(rows: Iterable[Numbers | None], positions: int) -> Numbers | None:

@@ -154,7 +154,7 @@ def test_steps_that_see_fewer_positions_than_top_k(row: str) -> None:
 
 
 def test_a_result_has_the_characters_of_which_a_step_was_the_first_bytes() -> None:
-    texts = [(0, 1, ""), (0, 1, ""), (0, 1, "한"), (2, 3, ""), (2, 4, "국x"), (4, 5, ""), (5, 5, "")]
+    texts = [(0, 1, ""), (0, 1, ""), (0, 1, "한"), (2, 3, ""), (2, 4, "국x"), (3, 5, "x"), (4, 5, ""), (5, 5, "")]
     steps: list[Step] = []
     started = converters.started(attribution_service_pb2.Started(architecture=model_pb2.ARCHITECTURE_DECODER_ONLY))
     for index, (begin, end, text) in enumerate(texts):
@@ -162,8 +162,8 @@ def test_a_result_has_the_characters_of_which_a_step_was_the_first_bytes() -> No
         steps.append(converters.step(attribution_service_pb2.Step(index=index, token=token), started))
     ending = converters.ending(attribution_service_pb2.Finished(text="한 국x\ufffd", stop_reason=1))
     result = collect(started, [], steps, ending)
-    assert [token.text for token in result.steps] == ["한", "한", "한", "국", "국x", "\ufffd", ""]
-    assert [token.label for token in result.steps] == ["한", "한", "한", "국", "국x", "\ufffd", "Å"]
+    assert [token.text for token in result.steps] == ["한", "한", "한", "국", "국x", "x\ufffd", "\ufffd", ""]
+    assert [token.label for token in result.steps] == ["한", "한", "한", "국", "국x", "x\ufffd", "\ufffd", "Å"]
     assert all(token.text == ending.text[token.begin : token.end] for token in result.steps)
 
 

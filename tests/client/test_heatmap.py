@@ -149,6 +149,9 @@ def test_bytes_are_shown_when_their_character_is_complete():
     streamed = [(0, 1, ""), (0, 1, ""), (0, 1, "한"), (1, 2, ""), (1, 2, "국")]
     shown = [labels(*streamed[:count])[-1][0] for count in range(1, 6)]
     assert shown == ["…", "…", "한", "…", "국"]
+    # A token that ends a word and begins a character has its text in part.
+    partly = [(0, 1, "a"), (1, 3, "b"), (2, 3, ""), (2, 3, "한")]
+    assert [labels(*partly[:count])[-1][0] for count in range(1, 5)] == ["a", "ab", "ab", "ab한"]
     token = Token(5, "Å", 4, 5, False, "")
     assert token.label == "…"
     lines = [step_line(token) for token in spanned(*streamed)]
