@@ -89,8 +89,15 @@ def measure_size(folder: Path) -> Size:
     return Size(config.decoder_layers, config.decoder_attention_heads, numbers)
 
 
-def write_opus_model(folder: Path, *, tiny: bool = False) -> None:
-    """Writes a random Marian of opus-mt's size with a tokenizer; `tiny`: of 2 layers and 32 numbers, for dry runs."""
+def write_opus_model(folder: Path, *, sharpness: float = 0.08, tiny: bool = False) -> None:
+    """Writes a random Marian of opus-mt's size with a tokenizer.
+
+    Args:
+        folder: Where.
+        sharpness: The standard deviation of the weights of queries and keys. With 0.08 the model's own probabilities in
+            bfloat16 are too rough to compare with.
+        tiny: Makes it 2 layers and 32 numbers wide, for dry runs.
+    """
     torch.manual_seed(0)
     vocabulary, width, layers = (6_100, 32, 2) if tiny else (VOCABULARY, 512, 6)
     config = MarianConfig(
@@ -119,7 +126,7 @@ def write_opus_model(folder: Path, *, tiny: bool = False) -> None:
             # Large enough that rows of attention are far from uniform, and that a layer's output outweighs what it
             # read: otherwise the likeliest token is the last one again, and a target is one token 30 times.
             if name.endswith(("q_proj.weight", "k_proj.weight")):
-                weight.normal_(0, 0.08)
+                weight.normal_(0, sharpness)
             elif weight.ndim == 2 and "embed" not in name:
                 weight.normal_(0, 0.06)
         # As opus-mt's. The padding token starts targets.

@@ -11,14 +11,14 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import load_client
 import models
 import torch
-from report import Part, seconds
+from report import PartReport, seconds
 from sidelight.v1 import attention_pb2
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForSeq2SeqLM
@@ -42,52 +42,59 @@ CAPTURES = {"off": load_client.NOTHING, "heads": load_client.EVERY_HEAD, "mean":
 MAX_LENGTH = 128  # of sources and targets: what --compile makes its one graph for
 PROFILED = 64  # slots
 STEPS = 8
+MANY = 256  # streams: fewer rounds, as each is long
 
 
 class Engine:
     """The part: its figures, by model, mode and number of streams."""
 
     def __init__(self) -> None:
-        self.part = Part("engine")
+        self.part = PartReport("engine")
         dry = self.part.is_dry
         self.streams = (1, 2) if dry else (1, 8, 64, 256)
         self.rounds = 1 if dry else 3
-        self.dtype = "float32" if dry else "bfloat16"
+        self.dtype = "bfloat16"
         self.options = ["--device", self.part.device, "--dtype", self.dtype, "--max-length", str(MAX_LENGTH)]
         self.options += ["--max-slots", str(max(self.streams))]
         self.rows: dict[tuple[str, int], dict[str, float]] = {
             (name, count): {} for name in MODELS for count in self.streams
         }
-        self.part.head("model, streams", *_COLUMNS)
+        self.part.begin_table("model, streams", *_COLUMNS)
 
     def run(self) -> None:
-        """Measures everything, what matters most first."""
+        """Measures everything, the most important figures first."""
         part = self.part
         for name in MODELS:
             models.wait_for(name, part.scratch, is_dry=part.is_dry)
-        modes = [("eager", name) for name in MODELS] + [("compile", name) for name in MODELS[: 1 if part.is_dry else 2]]
-        with ThreadPoolExecutor(len(modes)) as pool, contextlib.ExitStack() as stack:
-            started = {
-                (mode, name): pool.submit(self._start, stack, mode, name, 0.0 if mode == "eager" else 1.0)
-                for mode, name in modes
+        with ThreadPoolExecutor(2) as pool, contextlib.ExitStack() as stack:
+            eager = {name: pool.submit(self._start, stack, "eager", name) for name in MODELS}
+            for name in MODELS:
+                self._guard(name, "eager", self._ask, "eager", name, eager[name])
+            for name in MODELS:
+                self._guard(name, "steps", self._steps, name)
+            # Compiling keeps several cores busy: not while anything above is measured.
+            compiled = {
+                name: pool.submit(self._start, stack, "compile", name) for name in MODELS[: 1 if part.is_dry else 2]
             }
             for name in MODELS:
-                self._ask("eager", name, started["eager", name])
-            for name in MODELS:
-                self._steps(name)
-                self._generate(name)
-            for mode, name in modes:
-                if mode == "compile":
-                    self._ask(mode, name, started[mode, name])
+                self._guard(name, "generate", self._generate, name)
+            for name, server in compiled.items():
+                self._guard(name, "compile", self._ask, "compile", name, server)
+
+    def _guard(self, name: str, what: str, work: Callable[..., None], *arguments: Any) -> None:
+        """Does a part of the work. What goes wrong is reported, and keeps nothing else from being measured."""
+        try:
+            work(*arguments)
+        except Exception as error:
+            self.part.fail_with(f"{name}, {what}", error)
 
     def _workload(self, name: str, count: int) -> Workload:
         return models.workload(name, self.part.scratch, count, is_dry=self.part.is_dry)
 
     # ---- servers ----------------------------------------------------------------------------------------------------
 
-    def _start(self, stack: contextlib.ExitStack, mode: str, name: str, pause: float) -> tuple[str, float]:
+    def _start(self, stack: contextlib.ExitStack, mode: str, name: str) -> tuple[str, float]:
         """Starts a server. Returns its address, and the seconds until it served."""
-        time.sleep(pause)
         began = time.perf_counter()
         options = [*self.options, *(["--compile"] if mode == "compile" else [])]
         server = load_client.serve(models.folder_of(self.part.scratch, name), name, options)
@@ -95,26 +102,18 @@ class Engine:
         return address, time.perf_counter() - began
 
     def _ask(self, mode: str, name: str, server: Future[tuple[str, float]]) -> None:
-        try:
-            address, started = server.result()
-        except Exception as error:
-            self.part.fail(f"{name}, {mode}: the server did not start: {error}")
-            return
+        address, started = server.result()
         self.part.add(f"{name}, {mode}: seconds to start", started)
         print(f"{name}, {mode}: started after {started:.0f} s", flush=True)
         for count in self.streams:
             workload = self._workload(name, count)
             for what in ("heads", "off", "mean") if mode == "eager" else ("heads", "off"):
                 taken: list[float] = []
-                try:
-                    for _ in range(self.rounds):
-                        all_seconds, _ = load_client.run(
-                            address, workload, count, capture=CAPTURES[what], axes=self._axes(name, what)
-                        )
-                        taken.append(all_seconds)
-                except Exception as error:
-                    self.part.fail(f"{name}, {mode}, {what}, {count} streams: {str(error)[:200]}")
-                    continue
+                for _ in range(self.rounds if count < MANY else min(2, self.rounds)):
+                    all_seconds, _ = load_client.run(
+                        address, workload, count, capture=CAPTURES[what], axes=self._axes(name, what)
+                    )
+                    taken.append(all_seconds)
                 self._keep(name, count, f"{mode} {what}", count * models.TOKENS / statistics.median(taken))
 
     def _axes(self, name: str, what: str) -> tuple[int, ...]:
@@ -133,6 +132,9 @@ class Engine:
         part = self.part
         folder = models.folder_of(part.scratch, name)
         loaded = load(folder, device=part.device, dtype=self.dtype, max_length=MAX_LENGTH, packed=False)
+        if loaded.layout is None:
+            part.fail(f"{name} is not run in slots in {self.dtype}")
+            return
         for count in self.streams:
             for what in ("off", "heads"):
                 batch, seats = self._batch(loaded, name, count, what)
@@ -143,6 +145,9 @@ class Engine:
             batch, seats = self._batch(loaded, name, count, what)
             profiled = _profile(lambda batch=batch, seats=seats: list(batch.step(seats)), part.device, STEPS)
             part.add(f"{name}, {count} slots, {what}: a step", profiled)
+            shown = ", ".join(f"{key} {value:,.2f}" for key, value in profiled.items() if not key.startswith("µs of"))
+            if what == "heads":
+                part.add_note(f"A step of {name}, {count} slots, all cross-attention: {shown}")
 
     def _batch(self, loaded: Any, name: str, count: int, what: str) -> tuple[Any, list[Any]]:
         """A batch whose requests have taken a few steps."""
@@ -175,6 +180,8 @@ class Engine:
                 options |= {"num_beams": 1, "attention_mask": torch.ones_like(sources)}
                 if what != "generate":
                     options |= {"output_attentions": True, "return_dict_in_generate": True}
+                if count == self.streams[0]:
+                    model.generate(sources, **options)  # whatever happens only once
                 times = self.rounds if what == "generate" else 1
                 taken = seconds(lambda: model.generate(sources, **options), part.device, times=times)  # noqa: B023
                 self._keep(name, count, what, count * models.TOKENS / taken)
@@ -196,7 +203,7 @@ class Engine:
             ]
             for (name, count), found in self.rows.items()
         ]
-        self.part.replace_rows(shown)
+        self.part.set_rows(shown)
 
 
 _COLUMNS = (
@@ -226,8 +233,6 @@ def _profile(step: Any, device: str, steps: int) -> dict[str, float]:
     with profile(activities=activities) as profiler:
         for _ in range(steps):
             step()
-        if device == "cuda":
-            torch.cuda.synchronize()
     on_gpu: list[tuple[float, float, str]] = []
     calls: dict[str, int] = {}
     for event in profiler.events() or ():
@@ -236,27 +241,31 @@ def _profile(step: Any, device: str, steps: int) -> dict[str, float]:
         else:
             calls[event.name] = calls.get(event.name, 0) + 1
     copies = sum(name.startswith(("Memcpy", "Memset")) for *_, name in on_gpu)
-    of = 1 / steps
+    per_step = 1 / steps
     found = {
-        "kernels": (len(on_gpu) - copies) * of,
-        "copies": copies * of,
-        "launches": sum(count for name, count in calls.items() if "LaunchKernel" in name) * of,
-        "synchronisations": sum(count for name, count in calls.items() if "Synchronize" in name) * of,
-        "operations": sum(count for name, count in calls.items() if name.startswith("aten::")) * of,
+        "kernels": (len(on_gpu) - copies) * per_step,
+        "copies": copies * per_step,
+        "launches": sum(count for name, count in calls.items() if "LaunchKernel" in name) * per_step,
+        "synchronisations": sum(count for name, count in calls.items() if name.endswith(WAITS)) * per_step,
+        "operations": sum(count for name, count in calls.items() if name.startswith("aten::")) * per_step,
     }
     if on_gpu:
         whole = max(end for _, end, _ in on_gpu) - min(start for start, *_ in on_gpu)
-        busy = sum(end - start for start, end in _joined([(start, end) for start, end, _ in on_gpu]))
-        found |= {"microseconds": whole * of, "gaps": (whole - busy) * of, "busy": busy / whole}
+        busy = sum(end - start for start, end in _merged_spans([(start, end) for start, end, _ in on_gpu]))
+        found |= {"microseconds": whole * per_step, "gaps": (whole - busy) * per_step, "busy": busy / whole}
         of_names: dict[str, float] = {}
         for start, end, name in on_gpu:
-            of_names[name[:80]] = of_names.get(name[:80], 0.0) + (end - start) * of
+            of_names[name[:80]] = of_names.get(name[:80], 0.0) + (end - start) * per_step
         for name, taken in sorted(of_names.items(), key=lambda each: -each[1])[:12]:
             found[f"µs of {name}"] = taken
     return found
 
 
-def _joined(spans: Sequence[tuple[float, float]]) -> Iterator[tuple[float, float]]:
+# Calls by which a process waits for a stream; the profiler itself waits for the whole device.
+WAITS = ("StreamSynchronize", "EventSynchronize")
+
+
+def _merged_spans(spans: Sequence[tuple[float, float]]) -> Iterator[tuple[float, float]]:
     """Spans in order, those that overlap as one."""
     begin: float | None = None
     end = 0.0
@@ -275,11 +284,8 @@ def main() -> int:
     if engine.part.is_dry:
         # --compile is asked for all the same; to compile takes a CPU a minute.
         os.environ["TORCHDYNAMO_DISABLE"] = "1"
+    os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "4"
     engine.run()
-    for name, found in engine.part.figures.items():
-        if name.endswith("heads: a step"):
-            shown = ", ".join(f"{what} {value:,.2f}" for what, value in found.items() if not what.startswith("µs of"))
-            engine.part.note(f"{name}: {shown}")
     return 0
 
 

@@ -1,28 +1,28 @@
-"""How fast the kernels are: `sidelight kernels bench`, and its figures in a few lines.
+"""How fast the kernels are: the cases of `sidelight kernels bench`, one after the other.
 
-With --dry each case runs once in Triton's interpreter at the audit's sizes: that the script runs is all that is seen.
+With --dry the first case of each kernel runs once, in Triton's interpreter at the audit's size: the run shows only that
+the script works.
 """
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
-from report import Part
-from sidelight.kernels import bench_command
+from report import PartReport
+from sidelight.kernels import bench
+from sidelight.kernels.bench import Timing
 from sidelight.kernels.variants import variants
 
-# What an issue asks of a GPU.
-LEAST_OF_COPY, LEAST_OF_TORCH = 0.8, 1.0
+MIN_COPY_SHARE = 0.8  # of a copy's bandwidth, for kernels that only move numbers: layout and decode
+MIN_TORCH_RATIO = 1.0  # of the time that torch's eager operations take
 
 
-def once(thunk: Callable[[], object]) -> float:
+def time_once(thunk: Callable[[], object]) -> float:
     """Seconds of a single run."""
     began = time.perf_counter()
     thunk()
@@ -30,34 +30,45 @@ def once(thunk: Callable[[], object]) -> float:
 
 
 def main() -> int:
-    part = Part("kernel_times")
-    file = part.out / "bench.json"
-    if part.is_dry:
+    report = PartReport("kernel_times")
+    report.begin_table("kernel", "case", "µs", "GB/s", "of copy", "× torch", "× SDPA", "× SDPA + rows")
+    if report.is_dry:
         import interpreter_fixes
 
         # One case of each kernel. The interpreter takes seconds for a large one.
-        small = [next(of_kernel) for _, of_kernel in itertools.groupby(variants(), lambda variant: variant.kernel)]
+        of_kernels = itertools.groupby(variants(), lambda variant: variant.kernel)
         with interpreter_fixes.multiplying_bfloat16(), np.errstate(all="ignore"):
-            status = bench_command.report(small, part.device, once, file)
+            measure(report, [next(of_kernel) for _, of_kernel in of_kernels], time_once)
     else:
-        status = bench_command.run(argparse.Namespace(json=file))
-    tell(part, json.loads(file.read_text(encoding="utf-8"))["variants"])
-    return status
+        measure(report, list(variants(large=True)), bench.median)
+    return 0
 
 
-def tell(part: Part, timings: list[dict[str, Any]]) -> None:
-    """Adds a line for each case. A < marks what is slower than it should be."""
-    part.head("kernel", "case", "µs", "GB/s", "of copy", "× torch", "× SDPA", "× SDPA + rows")
-    for timing in timings:
-        seconds = timing["seconds"]
-        times = [f"{timing[name] / seconds:.2f}" if timing[name] else "–" for name in ("eager", "sdpa", "two_passes")]
-        is_bound_by_memory = timing["kernel"] in ("layout", "decode")
-        of_copy = f"{timing['of_copy']:.0%}"
-        if not part.is_dry:  # the interpreter is slower than anything
-            of_copy += " <" if is_bound_by_memory and timing["of_copy"] < LEAST_OF_COPY else ""
-            times[0] += " <" if timing["eager"] and timing["eager"] / seconds < LEAST_OF_TORCH else ""
-        bandwidth = f"{timing['bytes_per_second'] / 1e9:,.0f}"
-        part.row(timing["kernel"], timing["case"], f"{seconds * 1e6:,.1f}", bandwidth, of_copy, *times)
+def measure(report: PartReport, cases: list[bench.Variant], timer: bench.Timer) -> None:
+    """Times each case and reports it at once. A case that fails leaves the others their turn."""
+    machine = bench.machine(report.device)
+    timings: list[Timing] = []
+    for case in cases:
+        try:
+            timings.append(bench.measure(case, report.device, timer))
+        except Exception as error:
+            report.fail_with(f"{case.kernel}, {case.case}", error)
+            continue
+        content = json.dumps(bench.as_json(machine, timings), indent=2, ensure_ascii=False)
+        (report.out / "bench.json").write_text(content + "\n", encoding="utf-8")
+        add_row(report, timings[-1])
+
+
+def add_row(report: PartReport, timing: Timing) -> None:
+    """Adds a row for a case. A < marks what is slower than it should be."""
+    baselines = [timing.eager, timing.sdpa, timing.two_passes]
+    ratios = ["–" if seconds is None else f"{seconds / timing.seconds:.2f}" for seconds in baselines]
+    of_copy = f"{timing.of_copy:.0%}"
+    if not report.is_dry:  # the interpreter is slower than anything
+        of_copy += " <" if timing.kernel in ("layout", "decode") and timing.of_copy < MIN_COPY_SHARE else ""
+        ratios[0] += " <" if timing.eager and timing.eager / timing.seconds < MIN_TORCH_RATIO else ""
+    bandwidth = f"{timing.bytes_per_second / 1e9:,.0f}"
+    report.add_row(timing.kernel, timing.case, f"{timing.seconds * 1e6:,.1f}", bandwidth, of_copy, *ratios)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a prompt of 16,384 tokens costs a Llama in memory and time, with and without the attention of what follows it.
+"""The memory and the time that a prompt of 16,384 tokens takes a Llama, with and without the attention of later tokens.
 
 A server in this process, so that torch can say how much memory of the GPU a request took; a client over gRPC.
 """
@@ -14,7 +14,7 @@ import models
 import numpy as np
 import torch
 from harness import serving
-from report import Part, synchronize
+from report import PartReport, synchronize
 from sidelight.client import Capture, Client, Decoding, Greedy
 from sidelight.server.engine import Limits
 from sidelight.server.models import load
@@ -27,20 +27,20 @@ CAPTURES = {
 
 
 def main() -> int:
-    part = Part("long_prompt")
+    part = PartReport("long_prompt")
     prompt_tokens, new_tokens = (96, 20) if part.is_dry else (16_384, 64)
     models.wait_for("llama", part.scratch, is_dry=part.is_dry)
     folder = models.folder_of(part.scratch, "llama")
     vocabulary = models.words(folder)
     draw = random.Random(0)
-    prompt, target, short = ("".join(draw.choices(vocabulary, k=count)) for count in (prompt_tokens, new_tokens, 48))
+    prompt, target = ("".join(draw.choices(vocabulary, k=count)) for count in (prompt_tokens, new_tokens))
     dtype = "float32" if part.is_dry else "bfloat16"
     loaded = load(folder, device=part.device, dtype=dtype, max_length=prompt_tokens + new_tokens + 8, packed=False)
     config: Any = loaded.model.config
     whole = config.num_hidden_layers * config.num_attention_heads * prompt_tokens**2 * loaded.model.dtype.itemsize
     size = f"{whole / 1e9:,.0f} GB" if whole > 1e9 else f"{whole / 1e6:.1f} MB"
     title = f"behind {prompt_tokens:,} tokens, whose attention matrices alone are {size}"
-    part.head(title, "extra memory", "seconds to the first step", "seconds")
+    part.begin_table(title, "extra memory", "seconds to the first step", "seconds")
     with serving(loaded, limits=Limits(running=2)) as address, Client(address) as client:
 
         def ask(text: str, **options: Any) -> tuple[float, float, int]:
@@ -61,11 +61,11 @@ def main() -> int:
 
         for name, capture in CAPTURES.items():
             decoding = Decoding(Greedy(), max_new_tokens=new_tokens, min_new_tokens=new_tokens)
-            ask(short, capture=capture, decoding=decoding)  # whatever happens but once
-            _tell(part, f"{name}, {new_tokens} tokens written", *ask(prompt, capture=capture, decoding=decoding))
+            ask(prompt, capture=capture, decoding=decoding)  # compiles what prompts of this length need
+            _report(part, f"{name}, {new_tokens} tokens written", *ask(prompt, capture=capture, decoding=decoding))
         capture = Capture(kinds=("decoder_self",), over_heads="mean")
-        ask(short, capture=capture, target=target)
-        _tell(part, f"mean of each layer, {new_tokens} tokens given", *ask(prompt, capture=capture, target=target))
+        ask(prompt, capture=capture, target=target)
+        _report(part, f"mean of each layer, {new_tokens} tokens given", *ask(prompt, capture=capture, target=target))
     return 0
 
 
@@ -78,9 +78,9 @@ def _memory(device: str, *, reset: bool = False) -> int:
     return torch.cuda.max_memory_allocated()
 
 
-def _tell(part: Part, name: str, first: float, seconds: float, memory: int) -> None:
+def _report(part: PartReport, name: str, first: float, seconds: float, memory: int) -> None:
     part.add(name, {"first": first, "seconds": seconds, "bytes": memory})
-    part.row(name, f"{memory / 1e6:,.0f} MB", f"{first:.2f}", f"{seconds:.2f}")
+    part.add_row(name, f"{memory / 1e6:,.0f} MB", f"{first:.2f}", f"{seconds:.2f}")
 
 
 if __name__ == "__main__":

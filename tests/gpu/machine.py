@@ -9,19 +9,20 @@ import platform
 import sys
 
 import torch
-from report import Part
+from report import PartReport
 
 PACKAGES = ("torch", "triton", "transformers", "numpy", "numba", "grpcio", "protobuf", "sentencepiece", "tokenizers")
 
 
 def main() -> int:
-    part = Part("machine")
-    import sidelight.server
-    from sidelight.kernels.bench import machine
-
+    part = PartReport("machine")
     if part.device == "cuda" and not torch.cuda.is_available():
         part.fail("torch finds no GPU")
         return 1
+    part.add("device", torch.cuda.get_device_name() if part.device == "cuda" else "cpu")  # first, whatever comes
+    import sidelight.server
+    from sidelight.kernels.bench import machine
+
     found = machine(part.device)
     found |= {package: _version(package) for package in PACKAGES}
     found |= {"sidelight": sidelight.server.__file__ or "", "kernel": platform.release(), "cores": str(os.cpu_count())}
@@ -29,7 +30,7 @@ def main() -> int:
         found["memory"] = f"{torch.cuda.get_device_properties(0).total_memory / 2**30:.0f} GiB"
         found["capability"] = ".".join(map(str, torch.cuda.get_device_capability()))
     part.add("machine", found)
-    part.note(", ".join(f"{name} {value}" for name, value in found.items() if name not in ("sidelight", "kernel")))
+    part.add_note(", ".join(f"{name} {value}" for name, value in found.items() if name not in ("sidelight", "kernel")))
     # What Hugging Face's look-up of `kernels` finds: never a folder of the checkout.
     spec = importlib.util.find_spec("kernels")
     if spec is not None and "site-packages" not in str(spec.origin):

@@ -1,7 +1,7 @@
 """What the parts of `run.py` share: where their figures go, on which device they run, how they time.
 
 A part writes one JSON file: its figures, the lines of its table, and what is wrong. It writes the file again after each
-figure, so that a part which is ended by its time limit leaves what it has found.
+figure: when its time limit ends a part, the figures so far are in the file.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import json
 import statistics
 import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,8 @@ from typing import Any
 import torch
 
 
-class Part:
-    """One part of the run, in a process of its own: `python part.py OUT SCRATCH [--dry]`."""
+class PartReport:
+    """The report of one part, which is a process of its own: `python part.py OUT SCRATCH [--dry]`."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -26,27 +27,27 @@ class Part:
         self.is_dry = "--dry" in sys.argv[3:]
         self.device = "cpu" if self.is_dry else "cuda"
         self.figures: dict[str, Any] = {}
-        self._lines: list[str] = []
+        self._table: list[str] = []  # the heading and the rows
+        self._notes: list[str] = []  # lines below the table
         self._wrong: list[str] = []
 
-    def head(self, *columns: str) -> None:
-        """Begins a table of Markdown."""
-        self._lines += ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    def begin_table(self, *columns: str) -> None:
+        """Begins the table, in Markdown."""
+        self._table = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
 
-    def row(self, *cells: object) -> None:
-        """Adds a line to the table."""
-        self._lines.append("| " + " | ".join(map(str, cells)) + " |")
+    def add_row(self, *cells: object) -> None:
+        """Adds a row to the table."""
+        self._table.append("| " + " | ".join(map(str, cells)) + " |")
         self.save()
 
-    def replace_rows(self, rows: Sequence[Sequence[object]]) -> None:
-        """Makes these the only lines below the heading."""
-        del self._lines[2:]
-        for cells in rows:
-            self.row(*cells)
+    def set_rows(self, rows: Sequence[Sequence[object]]) -> None:
+        """Makes these rows the only rows of the table."""
+        self._table[2:] = ["| " + " | ".join(map(str, cells)) + " |" for cells in rows]
+        self.save()
 
-    def note(self, text: str) -> None:
-        """Adds a line that is no figure."""
-        self._lines.append(text)
+    def add_note(self, text: str) -> None:
+        """Adds a line below the table."""
+        self._notes.append(text)
         self.save()
 
     def add(self, name: str, figure: Any) -> None:
@@ -60,13 +61,19 @@ class Part:
         self._wrong.append(text)
         self.save()
 
+    def fail_with(self, what: str, error: Exception) -> None:
+        """Says that something has raised an error, whose traceback goes to the log."""
+        traceback.print_exception(error)
+        self.fail(f"{what}: {type(error).__name__}: {' '.join(str(error).split())}"[:250])
+
     def save(self) -> None:
         """Writes the file."""
-        content = {"figures": self.figures, "lines": self._lines, "wrong": self._wrong}
+        lines = [*self._table, *self._notes]
+        content = {"figures": self.figures, "lines": lines, "wrong": self._wrong}
         file = self.out / f"{self.name}.json"
         unfinished = file.with_suffix(".unfinished")
         unfinished.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        unfinished.replace(file)  # whoever reads meanwhile finds a whole file
+        unfinished.replace(file)  # a reader finds a whole file at any time
 
 
 def synchronize(device: str) -> None:

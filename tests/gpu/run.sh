@@ -29,7 +29,8 @@ cd "$scratch" # never the checkout: its folder `kernels` must not come onto sys.
 
 if compgen -G "$wheels/*.whl" >/dev/null; then
   "$python" -m pip install --quiet --no-index --find-links "$wheels" --no-compile --disable-pip-version-check \
-    --target "$scratch/wheels" --requirement "$here/wheels.txt"
+    --target "$scratch/wheels" --requirement "$here/wheels.txt" ||
+    echo "run.sh: the wheels of $wheels are not installed; going on without them" >&2
 fi
 "$python" "$here/checkout.py" "$root" "$scratch/site"
 # What tests and benches share; not the folder `tests` itself, in which there is a folder `kernels`.
@@ -37,7 +38,9 @@ shared="$root/tests/support:$root/tests/kernels:$root/tests/bench"
 export PYTHONPATH="$scratch/site:$scratch/wheels:$shared${PYTHONPATH:+:$PYTHONPATH}"
 export PATH="$scratch/site/bin:$PATH"
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
-export TRITON_CACHE_DIR="$scratch/triton" TORCHINDUCTOR_CACHE_DIR="$scratch/inductor"
+# Set these to folders that stay, and a second run on this machine need not compile again.
+export TRITON_CACHE_DIR="${TRITON_CACHE_DIR:-$scratch/triton}"
+export TORCHINDUCTOR_CACHE_DIR="${TORCHINDUCTOR_CACHE_DIR:-$scratch/inductor}"
 if [ -n "$dry" ]; then
   export TRITON_INTERPRET=1 CUDA_VISIBLE_DEVICES=
 else

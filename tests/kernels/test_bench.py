@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
@@ -202,3 +203,26 @@ def test_writes_each_variant_as_soon_as_it_is_timed(tmp_path: Path, monkeypatch:
         bench_command.report([first, second], "cpu", timer, tmp_path / "times.json")
     (timing,) = json.loads((tmp_path / "times.json").read_text())["variants"]
     assert timing["case"] == first.case
+
+
+@pytest.mark.parametrize("can_capture", [True, False])
+def test_times_a_graph_where_there_is_a_gpu(monkeypatch: pytest.MonkeyPatch, can_capture: bool) -> None:
+    """Python's launches are not timed; what cannot be made a graph is timed as it is."""
+    calls: list[str] = []
+
+    class Graph:
+        def replay(self) -> None:
+            calls.append("replayed")
+
+    @contextmanager
+    def graph(_: Graph) -> Iterator[None]:
+        if not can_capture:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        yield
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    bench.as_graph(lambda: calls.append("called"))()
+    assert calls == (["called", "called", "replayed"] if can_capture else ["called", "called"])
