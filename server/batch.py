@@ -8,8 +8,9 @@ nor readers.
 from __future__ import annotations
 
 import heapq
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -21,9 +22,9 @@ from .attention import Kind, Site, Target, fuses, recording
 from .capture import CapturePlan, Recording
 from .choosing import Choice, Chooser, Chosen
 from .decoding import Writer, begin, parts_of
-from .errors import internal
 from .jobs import Decoding, Event, Job
 from .layouts import MOST_TOGETHER, Layout
+from .memory import is_out_of_memory, out_of_memory
 from .models import LoadedModel
 from .numbers import Numbers, fetch, numbers_of
 from .programs import ProgrammedDecoder
@@ -61,7 +62,7 @@ class Seat:
     source_length: int  # 0 where there is no encoder
     context: int  # how many these were at first
     length: int = 0  # tokens that its cache holds
-    news: list[Event] = field(default_factory=list[Event])  # that came before its first step
+    news: Iterable[Event] = ()  # before its first step; its parts are cut as they are read
     parked: Parked | None = None  # while it has no slot
 
     @property
@@ -131,7 +132,7 @@ class Batch:
         writer = Writer(job, job.target, detokenizer, self._chooser.end_ids(slot))
         plans = (seat.plan for seat in self._seats.values())
         plan = next((plan for plan in plans if plan == job.capture), job.capture)
-        seat = Seat(slot, job, plan, writer, context[:-1], len(source or ()), len(context) - 1, news=[started])
+        seat = Seat(slot, job, plan, writer, context[:-1], len(source or ()), len(context) - 1, news=(started,))
         self._seats[slot] = seat
         self._tokens[slot] = context[-1]
         return seat
@@ -148,7 +149,7 @@ class Batch:
         except Exception as error:
             if len(seats) == 1:
                 self.leave(seats[0])
-                return {seats[0]: _out_of_memory() if _is_out_of_memory(error) else error}
+                return {seats[0]: out_of_memory() if is_out_of_memory(error) else error}
             return {seat: fault for each in seats for seat, fault in self._read_sources([each]).items()}
         return {}
 
@@ -165,8 +166,13 @@ class Batch:
         reader = Reader(self._loaded, seat.job.capture, seat.job.source.ids, seat.job.context_ids)
         attention = reader.read_source()
         if attention is not None:
-            seat.news.extend(parts_of(attention))
+            seat.news = itertools.chain(seat.news, parts_of(attention))
         self._layout.write_sources(reader.encoded, {seat.slot: seat.source_length}, self._slots)
+
+    def parts_again(self, job: Job) -> Iterator[Event]:
+        """The parts of encoder self-attention of a job in a seat, from a second reading of its source."""
+        attention = Reader(self._loaded, job.capture, job.source.ids, job.context_ids).read_source()
+        return iter(()) if attention is None else parts_of(attention)
 
     def read(self, seat: Seat) -> None:
         """Reads a part of a context that is longer than one token, so that nobody waits for all of it."""
@@ -193,10 +199,10 @@ class Batch:
                 told = list(self._step(now))
             except Exception as error:
                 # Once tokens are chosen, to try again would be to draw and to count them again.
-                if _is_out_of_memory(error) and len(now) > 1 and not self._has_chosen:
+                if is_out_of_memory(error) and len(now) > 1 and not self._has_chosen:
                     self._together = len(now) // 2
                     continue
-                told = [(seat, _out_of_memory() if _is_out_of_memory(error) else error) for seat in now]
+                told = [(seat, out_of_memory() if is_out_of_memory(error) else error) for seat in now]
             del left[: len(now)]
             yield from told
 
@@ -463,13 +469,3 @@ def _by_size(seats: Sequence[Seat]) -> Iterator[list[Seat]]:
 def _by_slot(rows: Tensor, first: int) -> Tensor:
     """Rows of the slots from `first` on, where the chooser looks for them: it knows rows by their slots."""
     return torch.cat([rows.new_zeros(first, *rows.shape[1:]), rows]) if first else rows
-
-
-def _out_of_memory() -> Exception:
-    return internal("OUT_OF_MEMORY", "the model needs more memory for this request than there is")
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and "allocate memory" in str(error)

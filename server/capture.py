@@ -5,6 +5,7 @@ Knows sites and the kernels' results; does not know what a token is or how a mes
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,10 +14,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..kernels import Encoding, Part, Reduction, Result, layout_into, new_result, write_probabilities
+from ..kernels import ENCODINGS, Encoding, Part, Reduction, Result, layout_into, new_result, write_probabilities
 from .attention import Kind, Site, Target
 
 Row = Literal["predicting", "reading"]
+
+_POSITION_BYTES = _SCALE_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,12 @@ class CapturePlan:
         if self.over_layers:
             return ()
         return (len(self.layers[kind]),) if self.over_heads else (len(self.layers[kind]), self.heads[kind])
+
+    def row_bytes(self, kind: Kind, positions: int) -> int:
+        """The most bytes that a row of a kind takes, of all its layers and heads."""
+        kept = min(self.top_k, positions) if self.top_k else positions
+        number = ENCODINGS[self.encoding].itemsize + (_POSITION_BYTES if self.top_k else 0)
+        return math.prod(self.shape(kind)) * (kept * number + (_SCALE_BYTES if self.encoding == "uint8" else 0))
 
     @cached_property
     def parts(self) -> dict[Site, Part]:

@@ -12,7 +12,6 @@ from typing import Any
 import grpc
 from sidelight.v1 import attention_pb2
 
-from ..kernels import ENCODINGS as ENCODED
 from ..kernels import Reduction
 from .attention import Kind
 from .capture import CapturePlan, Pair
@@ -24,8 +23,6 @@ from .models import LoadedModel
 MAX_STEP_BYTES = 64 * 1024**2
 # Encoder self-attention, and the steps of a given target, are sent in parts but made as a whole.
 MAX_WHOLE_BYTES = 1024**3
-
-_POSITION_BYTES = _SCALE_BYTES = 4
 
 
 def plan_capture(
@@ -141,6 +138,7 @@ def _pairs(
     if not capture.heads.list.heads:
         raise invalid(path, "EMPTY", "must not be empty")
     pairs: list[Pair] = []
+    seen: set[tuple[int, int]] = set()
     for place, head in enumerate(capture.heads.list.heads):
         field = f"{path}[{place}]"
         weight = head.weight if head.HasField("weight") else None
@@ -151,8 +149,9 @@ def _pairs(
             if head.head >= loaded.heads(kind):
                 message = f"{head.head} is out of range: {kind} has heads 0 to {loaded.heads(kind) - 1}"
                 raise invalid(f"{field}.head", "HEAD_OUT_OF_RANGE", message)
-        if any((pair.layer, pair.head) == (head.layer, head.head) for pair in pairs):
+        if (head.layer, head.head) in seen:
             raise invalid(field, "DUPLICATE", "is asked for twice")
+        seen.add((head.layer, head.head))
         pairs.append(Pair(head.layer, head.head, weight))
     if over_heads == "mean" and not any(pair.weight is None or pair.weight > 0 for pair in pairs):
         raise invalid(path, "OUT_OF_RANGE", "a mean needs a weight above 0")
@@ -183,14 +182,9 @@ def _steps(capture: attention_pb2.Capture) -> tuple[int, int | None]:
 
 
 def _check_size(plan: CapturePlan, positions: Mapping[Kind, int], at_once: int) -> None:
-    def row_bytes(kind: Kind) -> int:
-        rows = math.prod(plan.shape(kind))
-        kept = min(plan.top_k, positions[kind]) if plan.top_k else positions[kind]
-        number = ENCODED[plan.encoding].itemsize + (_POSITION_BYTES if plan.top_k else 0)
-        return rows * (kept * number + (_SCALE_BYTES if plan.encoding == "uint8" else 0))
-
-    step = sum(row_bytes(kind) for kind in plan.kinds if kind != "encoder_self")
-    encoder = row_bytes("encoder_self") * positions["encoder_self"] if "encoder_self" in plan.kinds else 0
+    bytes_of = {kind: plan.row_bytes(kind, positions[kind]) for kind in plan.kinds}
+    step = sum(size for kind, size in bytes_of.items() if kind != "encoder_self")
+    encoder = bytes_of.get("encoder_self", 0) * positions["encoder_self"]
     sizes = (
         ("a step", step, MAX_STEP_BYTES),
         ("the given target", step * at_once, MAX_WHOLE_BYTES),

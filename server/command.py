@@ -12,8 +12,8 @@ import os
 import signal
 import sys
 
-# How long running requests may go on after a signal, in seconds.
-_GRACE = 10.0
+# How long running requests may go on after a signal, in seconds: containers are killed after 10.
+_GRACE = 7.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -104,16 +104,16 @@ def run(args: argparse.Namespace) -> int:
             compiled=args.compile,
         )
         torch.set_num_threads(threads[-1])
-        asyncio.run(_serve(loaded, args, threads))
+        return asyncio.run(_serve(loaded, args, threads))
     except (ModelError, AddressError) as error:
         print(f"sidelight: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:  # before the signal handlers were in place
         return 130
-    return 0
 
 
-async def _serve(loaded: object, args: argparse.Namespace, threads: tuple[int, ...]) -> None:
+async def _serve(loaded: object, args: argparse.Namespace, threads: tuple[int, ...]) -> int:
+    """Returns the exit status."""
     from .engine import Limits
     from .models import LoadedModel
     from .serving import Server
@@ -127,6 +127,14 @@ async def _serve(loaded: object, args: argparse.Namespace, threads: tuple[int, .
     address = await server.start()
     # One line on stdout for whoever started this and waits for it; everything else goes to the log.
     print(f"sidelight: serving {loaded.name} at {address}", flush=True)
-    await stopping.wait()
+    ends = [asyncio.ensure_future(event.wait()) for event in (stopping, server.failed)]
+    await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+    for number in (signal.SIGINT, signal.SIGTERM):  # a second one ends the process at once
+        loop.remove_signal_handler(number)
+        signal.signal(number, signal.SIG_DFL)
     logging.getLogger(__name__).info("stopping")
     await server.stop(_GRACE)
+    if server.failed.is_set():
+        print(f"sidelight: the engine of {loaded.name} has failed; the log says why", file=sys.stderr)
+        return 1
+    return 0

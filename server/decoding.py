@@ -18,8 +18,8 @@ from .reading import LAST_QUERY, NO_QUERIES, Reader
 from .scores import score
 from .tokenization import Detokenizer, Token
 
-# Encoder self-attention is cut into parts of about this size, well below gRPC's usual limit of 4 MiB a message.
-_PART_BYTES = 1024 * 1024
+# Encoder self-attention is cut into parts of about this size, a fraction of what is held for a slow reader.
+_PART_BYTES = 64 * 1024
 
 
 def attribute(loaded: LoadedModel, job: Job) -> Iterator[Event]:
@@ -30,6 +30,7 @@ def attribute(loaded: LoadedModel, job: Job) -> Iterator[Event]:
     yield started
     if encoder_self is not None:
         yield from parts_of(encoder_self)
+        encoder_self = None  # its memory, while steps are made and wait
     if isinstance(job.target, Given):
         yield from _given(reader, job, job.target)
     else:
@@ -37,11 +38,11 @@ def attribute(loaded: LoadedModel, job: Job) -> Iterator[Event]:
 
 
 def parts_of(attention: Numbers) -> Iterator[EncoderSelf]:
-    """Encoder self-attention in parts of a size that messages can have."""
+    """Encoder self-attention in parts of a size that messages can have. A part that waits keeps no other in memory."""
     count = len(attention.values)
     queries = max(1, _PART_BYTES // max(1, attention.nbytes // count))
     for first in range(0, count, queries):
-        yield EncoderSelf(first, attention.of(slice(first, first + queries)))
+        yield EncoderSelf(first, attention.copy_of(slice(first, first + queries)))
 
 
 def begin(loaded: LoadedModel, job: Job) -> tuple[Detokenizer, Started]:
@@ -64,6 +65,7 @@ def _given(reader: Reader, job: Job, target: Given) -> Iterator[Event]:
     targets = reader.tensor(ids)[0]
     scores, *arrays = fetch([score(job.scores, result.logits[: len(ids)], targets, job.score_top_p), *result.tensors])
     cross, own = result.attention(arrays, job.capture)
+    del result, targets  # the logits' memory, while steps wait
     written = 0
     for index, token in enumerate(tokens):
         end = len(text) if index == len(tokens) - 1 else max(written, token.end)
@@ -75,8 +77,8 @@ def _given(reader: Reader, job: Job, target: Given) -> Iterator[Event]:
             seen = first_query + index + 1
             step = replace(
                 step,
-                cross=None if cross is None else cross.of(index),
-                decoder_self=None if own is None else own.of(index).up_to(seen),
+                cross=None if cross is None else cross.copy_of(index),
+                decoder_self=None if own is None else own.copy_of(index, seen),
             )
         yield step
     yield Finished(text, "given", len(tokens))
@@ -115,7 +117,9 @@ class Writer:
         self._decoding = decoding
         self._detokenizer = detokenizer
         self._end_ids = end_ids
-        self._prefix = len(detokenizer.text)
+        # A stop text ends where the text ends: what was looked at before holds its beginning at most.
+        self._looked_at = self._prefix = len(detokenizer.text)
+        self._stop_overlap = max(map(len, decoding.stop), default=1) - 1
         self._reads_last = job.capture.row == "reading"
         self._index = 0  # of the step that the next token is
         self._step: Step | None = None  # the last, which a row that reads it comes after
@@ -170,10 +174,16 @@ class Writer:
     def _stop_reason(self, id_: int) -> StopReason | None:
         if id_ in self._end_ids and not self._decoding.ignore_eos:
             return "end_token"
-        text = self._detokenizer.text[self._prefix :]
-        if any(stop in text for stop in self._decoding.stop):
+        if self._decoding.stop and self._has_stop():
             return "stop_text"
         return "length" if self._index + 1 >= self._decoding.max_new_tokens else None
+
+    def _has_stop(self) -> bool:
+        """Whether what has come since the last call completes a stop text."""
+        text = self._detokenizer.text
+        tail = text[max(self._prefix, self._looked_at - self._stop_overlap) :]
+        self._looked_at = len(text)
+        return any(stop in tail for stop in self._decoding.stop)
 
 
 def _completed(token: Token, text: str) -> Token:

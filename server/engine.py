@@ -3,27 +3,28 @@
 Jobs that write share a batch, and each has a slot in it; given targets, and models that cannot be run in slots, take
 their turns between its steps. What one job writes does not depend on the others. A job that nobody reads waits, and
 gives its place to others that wait for one; a job that nobody wants any more, or whose deadline has passed, ends before
-its next step. The engine knows nothing of gRPC.
+its next step. Whatever happens, each job's outbox ends, and all of them if the thread should end. The engine knows
+nothing of gRPC.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-import grpc
 import torch
 
 from .batch import Batch, Seat
 from .bursts import Bursts
 from .decoding import attribute
-from .errors import RequestError, internal
-from .jobs import Decoding, Event, Job
-from .memory import slots_within
+from .errors import RequestError, broken, expired, internal, queue_full, stalled, stopped
+from .jobs import Decoding, Event, Given, Job, Step
+from .memory import is_out_of_memory, out_of_memory, slots_within
 from .models import LoadedModel, ModelError
 from .outbox import Outbox, ring
 from .threads import Threads
@@ -34,15 +35,25 @@ log = logging.getLogger(__name__)
 # Seconds for which a reader may take nothing, and keep its place in the batch all the same.
 _SLOW = 0.25
 
+# Seconds that the thread sleeps at most: a deadline may lie further away than a wait can be long.
+_LONGEST_SLEEP = 60.0
+
+# How often in a row the engine tries to begin again after a fault, before it ends.
+_ATTEMPTS = 5
+
+# Bytes of attention made at once that are kept for all readers together. What slow ones have not read is made again.
+_WHOLE_BYTES = 128 * 1024**2
+
 
 @dataclass(frozen=True)
 class Limits:
     """How much the engine takes on."""
 
     running: int = 32  # slots, each with a cache in memory; and jobs that are worked on alone
-    waiting: int = 1024  # jobs that wait, for their turn or with a cache for a slow reader, before more are refused
+    waiting: int = 1024  # jobs that wait for their turn, before more are refused
     memory_fraction: float = 0.5  # of the memory that is free at start, for the slots' caches
     threads: tuple[int, ...] = ()  # the numbers to choose from; none or one: as many as torch has been told to use
+    stalled: int = 1024  # jobs that wait for slow readers, each with a cache, before the first of them is given up
 
 
 @dataclass(eq=False)
@@ -54,24 +65,36 @@ class Ticket:
     deadline: float | None = None
     arrived: float = field(default_factory=time.monotonic)
     started: float | None = None
-    events: Iterator[Event] | None = None  # of a job that is worked on alone
+    events: Iterator[Event] | None = None  # of a job that is worked on alone; of one in the batch, before its steps
     seat: Seat | None = None  # of one in the batch
     full_since: float | None = None  # when its outbox was first seen full
+    taken: int = 0  # how many of `events` have been put into its outbox
+    whole_bytes: int = 0  # of attention made at once, which `events` hold until all of it has been put
+    is_dropped: bool = False  # whether `events` must be made again, as far as they were not put
 
 
 class Engine:
     """One model's worker. `start` before `submit`; `stop` ends what still runs with UNAVAILABLE."""
 
-    def __init__(self, loaded: LoadedModel, limits: Limits | None = None) -> None:
+    def __init__(
+        self, loaded: LoadedModel, limits: Limits | None = None, on_failure: Callable[[], None] = lambda: None
+    ) -> None:
+        """`on_failure` is called, from another thread, should the engine end though nobody has stopped it."""
         self.loaded = loaded
+        self._on_failure = on_failure
         self._limits = limits or Limits()
         self._lock = threading.Lock()
         self._something = threading.Event()  # to do: a new job, room in an outbox, a job given up, or the end
+        self._tickets: set[Ticket] = set()  # all that have not ended, wherever they are
+        self._places = 0  # in the queue, for requests that are still being resolved
         self._waiting: deque[Ticket] = deque()
         self._running: list[Ticket] = []
         self._joining: list[Ticket] = []  # about to get a slot
         self._parked: list[Ticket] = []  # begun, and without a slot: their readers are slow, and others waited
+        self._seconds: float | None = None  # that a job has taken of late, from its start to its end
+        self._is_draining = False
         self._stopping = False
+        self._has_failed = False
         self._ready = threading.Event()
         # A compiled step is compiled for its number of threads, and what a GPU does takes as long with any.
         is_free = loaded.model.device.type == "cpu" and not (loaded.layout is not None and loaded.layout.is_compiled)
@@ -79,8 +102,11 @@ class Engine:
         self._bursts = Bursts()
         self._hindrance: Exception | None = None
         self.slots = slots_within(loaded, self._limits.running, self._limits.memory_fraction)
+        # Those that are parked have left the slots' memory, and take their own.
+        self._most_parked = max(1, slots_within(loaded, self._limits.stalled, self._limits.memory_fraction / 2))
         self._batch: Batch | None = None
         self._thread = threading.Thread(target=self._run, name=f"engine {loaded.name}", daemon=True)
+        self._watch = threading.Thread(target=self._watch_over, name=f"watch of {loaded.name}", daemon=True)
 
     def start(self) -> None:
         """Starts the thread, and waits until it can work: a compiled step takes a minute. Raises ModelError."""
@@ -92,6 +118,7 @@ class Engine:
                 lengths = f"{self.loaded.max_target_tokens} tokens"
             log.info("%s has %d slots of %s, %.1f MB each", self.loaded.name, self.slots, lengths, size)
         self._thread.start()
+        self._watch.start()
         self._ready.wait()
         if self._hindrance is not None:
             log.debug("starting failed", exc_info=self._hindrance)
@@ -103,32 +130,62 @@ class Engine:
         with self._lock:  # whoever submits has either been seen by now or sees this
             self._stopping = True
         self._something.set()
-        if self._thread.is_alive():
-            self._thread.join()
+        if self._watch.is_alive():
+            self._watch.join()
+
+    def drain(self, seconds: float) -> None:
+        """Takes no more jobs; ends those at once with UNAVAILABLE that wait and would not be done in so many seconds.
+
+        For any thread.
+        """
         with self._lock:
-            left = [*self._running, *self._parked, *self._joining, *self._waiting]
-            for tickets in (self._running, self._parked, self._joining, self._waiting):
-                tickets.clear()
+            self._is_draining = True
+            left = list(self._waiting)[self._done_within(seconds) :]
+            for ticket in left:
+                self._waiting.remove(ticket)
         for ticket in left:
-            ticket.outbox.end(_stopped())
+            self._close(ticket, self._refusal())
+        self._something.set()
+
+    def _done_within(self, seconds: float) -> int:
+        """How many of those that wait will be done by then, by what others took. Callers hold the lock."""
+        if not self._seconds:
+            return 0
+        turns = int(seconds / self._seconds) - 1  # those who run now go first
+        return max(0, turns) * max(1, self.slots or self._limits.running)
 
     def wake(self) -> None:
         """Makes the engine look at its jobs again. For any thread."""
         self._something.set()
 
-    def submit(self, job: Job, outbox: Outbox, deadline: float | None = None) -> Ticket:
-        """Queues a job; its events come to `outbox`. Raises RequestError when the queue is full."""
+    def reserve(self) -> Place:
+        """Takes a place in the queue for a request, before anything is done for it. Raises RequestError."""
+        with self._lock:
+            if self._stopping or self._is_draining:
+                raise self._refusal()
+            waiting = len(self._waiting) + self._places
+            if waiting >= self._limits.waiting:
+                raise queue_full(waiting)
+            self._places += 1
+        return Place(self)
+
+    def submit(self, job: Job, outbox: Outbox, deadline: float | None = None, place: Place | None = None) -> Ticket:
+        """Queues a job, in a place reserved for it or a new one; its events come to `outbox`. Raises RequestError."""
+        place = place or self.reserve()
         ticket = Ticket(job, outbox, deadline)
         with self._lock:
-            if self._stopping:
-                raise _stopped()
-            waiting = len(self._waiting) + len(self._parked)
-            if waiting >= self._limits.waiting:
-                message = f"{waiting} requests are waiting already"
-                raise RequestError(grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL", message, retry_after=1.0)
+            if self._stopping or self._is_draining:
+                raise self._refusal()
+            self._tickets.add(ticket)
             self._waiting.append(ticket)
+        place.leave()
         self._something.set()
         return ticket
+
+    def _refusal(self) -> RequestError:
+        return broken() if self._has_failed else stopped()
+
+    # ---- the thread -------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
         with torch.inference_mode():
@@ -139,41 +196,64 @@ class Engine:
                 return
             finally:
                 self._ready.set()
+            faults = 0  # in a row, while it begins again
+            is_sound = True
             while not self._stopping:
-                self._something.clear()
                 try:
-                    self._gather()
-                    self._admit()
-                    worked = self._round()
-                except Exception:  # not a request's fault, but ours: those that wait must not wait for ever
+                    if not is_sound:
+                        self._start_anew()
+                    is_sound, faults = True, 0
+                    self._work()
+                # Not a request's fault, but ours: those that wait must not wait for ever.
+                except Exception:  # noqa: PERF203
                     log.exception("the engine of %s failed", self.loaded.name)
-                    self._start_anew()
-                    continue
-                # Anything that happens from here on sets the event again, so nothing is missed by waiting.
-                if not worked:
-                    self._something.wait(self._patience())
+                    faults += not is_sound
+                    is_sound = False
+                    if faults >= _ATTEMPTS:
+                        return
+                    time.sleep(0.1 * faults)  # memory may come back
+
+    def _work(self) -> None:
+        """Does what is to be done now, or waits until there is something."""
+        self._something.clear()
+        self._gather()
+        self._admit()
+        # Anything that happens from here on sets the event again, so nothing is missed by waiting.
+        if not self._round():
+            self._something.wait(self._patience())
 
     def _make_batch(self) -> None:
         if self.loaded.layout is not None:
             self._batch = Batch(self.loaded, self.loaded.layout, self.slots)
 
     def _start_anew(self) -> None:
-        """Ends all that has begun, in a state that nobody knows, with INTERNAL; stops if it cannot begin again."""
-        for begun in (self._running, self._parked, self._joining):
-            for ticket in begun:
-                ticket.outbox.end(internal())
-            begun.clear()
+        """Ends all that has begun, in a state that nobody knows, with INTERNAL."""
+        with self._lock:
+            begun = self._tickets.difference(self._waiting)
+        for ticket in begun:
+            self._close(ticket, internal())
+        for tickets in (self._running, self._parked, self._joining):
+            tickets.clear()
         self._batch = None  # its memory first
-        try:
-            self._make_batch()
-        except Exception:
-            log.critical("the engine of %s cannot go on", self.loaded.name, exc_info=True)
-            with self._lock:
-                self._stopping = True
-                left = list(self._waiting)
-                self._waiting.clear()
-            for ticket in left:
-                ticket.outbox.end(_stopped())
+        self._make_batch()
+
+    def _watch_over(self) -> None:
+        """Waits for the end of the thread, and ends with it whatever it has left, for whatever reason it ended."""
+        self._thread.join()
+        with self._lock:
+            self._has_failed = not self._stopping
+            self._stopping = True
+            left = list(self._tickets)
+            self._waiting.clear()
+        for ticket in left:
+            try:
+                self._close(ticket, self._refusal())
+            except Exception:  # noqa: PERF203  # the others end all the same
+                log.exception("request %s was not told that the engine has ended", ticket.job.request_id)
+        self._ready.set()
+        if self._has_failed and self._hindrance is None:
+            log.critical("the engine of %s has ended: no more requests are served", self.loaded.name)
+            self._on_failure()
 
     def _gather(self) -> None:
         """Lets a burst come in, where nobody is worked on who would wait: sources are read together."""
@@ -201,13 +281,17 @@ class Engine:
                 self._batch.unpark(ticket.seat)
             self._parked.remove(ticket)
             self._running.append(ticket)
-        while self._waiting:  # others only add to it
-            is_joining = self._batch is not None and isinstance(self._waiting[0].job.target, Decoding)
-            if not self._make_room(is_joining=is_joining, taken=len(self._joining)):
+        while (ticket := self._next_waiting()) is not None:
+            is_joining = self._batch is not None and isinstance(ticket.job.target, Decoding)
+            whole = ticket.job.whole_bytes
+            if not self._make_room(is_joining=is_joining, taken=len(self._joining)) or not self._make_memory(whole):
                 break
             with self._lock:
-                ticket = self._waiting.popleft()
+                if self._next_waiting() is not ticket:  # it has been refused meanwhile
+                    continue
+                self._waiting.popleft()
             ticket.started = time.monotonic()
+            ticket.whole_bytes = whole
             if is_joining:
                 self._joining.append(ticket)
             else:
@@ -216,15 +300,21 @@ class Engine:
         if self._joining:
             self._join()
 
+    def _next_waiting(self) -> Ticket | None:
+        try:
+            return self._waiting[0]
+        except IndexError:
+            return None
+
     def _drop_those_over(self, now: float) -> None:
         with self._lock:
             over = [ticket for ticket in self._waiting if _is_over(ticket, now)]
             for ticket in over:
                 self._waiting.remove(ticket)
         for ticket in over:
-            ticket.outbox.end(_expired())
+            self._close(ticket, expired())
         for ticket in [ticket for ticket in self._parked if _is_over(ticket, now)]:
-            self._end(self._parked, ticket, _expired())
+            self._end(self._parked, ticket, expired())
 
     def _make_room(self, *, is_joining: bool, taken: int = 0) -> bool:
         """Whether one more job can be worked on, in the batch or alone; one whose reader is slow gives way.
@@ -245,6 +335,30 @@ class Engine:
         self._park(slow)
         return True
 
+    def _make_memory(self, needed: int) -> bool:
+        """Whether so many bytes of attention can be made at once; what slow readers have not read gives way."""
+        if not needed:
+            return True
+        holding = [ticket for ticket in [*self._running, *self._parked, *self._joining] if ticket.whole_bytes]
+        held = sum(ticket.whole_bytes for ticket in holding)
+        now = time.monotonic()
+        for ticket in holding:
+            if held + needed <= _WHOLE_BYTES:
+                break
+            can_be_made_again = ticket.seat is not None or isinstance(ticket.job.target, Given)
+            if can_be_made_again and self._is_slow(ticket, now):
+                held -= ticket.whole_bytes
+                ticket.events, ticket.whole_bytes, ticket.is_dropped = None, 0, True
+        return not held or held + needed <= _WHOLE_BYTES
+
+    def _is_slow(self, ticket: Ticket, now: float) -> bool:
+        """Whether a reader has taken nothing for a while, so that its outbox is full."""
+        if not ticket.outbox.full:
+            ticket.full_since = None
+        elif ticket.full_since is None:
+            ticket.full_since = now
+        return ticket.full_since is not None and now - ticket.full_since > _SLOW
+
     def _join(self) -> None:
         assert self._batch is not None
         self._bursts.begun([ticket.arrived for ticket in self._joining], was_idle=not self._running)
@@ -255,12 +369,13 @@ class Engine:
         for ticket, seat in zip(tickets, seats, strict=True):
             if isinstance(seat, Seat):
                 ticket.seat = seat
-                for event in seat.news:
-                    ticket.outbox.put(event, ring=False)
+                news, seat.news = iter(seat.news), ()
+                ticket.outbox.put(next(news), ring=False)
                 # Who steps next is told of that as well: to send the one would hold up the other, by a third of it.
-                if seat.reads or len(seat.news) > 1:
+                if seat.reads or ticket.whole_bytes:
                     told.append(ticket.outbox)
-                seat.news.clear()
+                if ticket.whole_bytes:
+                    ticket.events = news
             else:
                 self._fail(ticket, seat)
         ring(told)
@@ -273,15 +388,18 @@ class Engine:
                 return True
             if _is_over(ticket, time.monotonic()):
                 worked = True  # its place is free: somebody who waits may come in
-                self._finish(ticket, _expired())
-            elif ticket.seat is None and not ticket.outbox.full:
-                worked = True
-                self._advance(ticket)
+                self._finish(ticket, expired())
+            elif (ticket.seat is None or ticket.whole_bytes or ticket.is_dropped) and not ticket.outbox.full:
+                worked = self._advance(ticket) or worked
         return self._step() or worked
 
     def _step(self) -> bool:
         """Takes one step of the batch. Returns whether anybody in it could."""
-        ready = {ticket.seat: ticket for ticket in self._running if ticket.seat is not None and not ticket.outbox.full}
+        ready = {
+            ticket.seat: ticket
+            for ticket in self._running
+            if ticket.seat is not None and not (ticket.whole_bytes or ticket.is_dropped or ticket.outbox.full)
+        }
         if not ready:
             return False
         assert self._batch is not None
@@ -319,67 +437,115 @@ class Engine:
     def _park_the_slow(self, now: float) -> None:
         """Takes those out of the batch whose readers have been slow for a while: in their slots they run along."""
         for ticket in [ticket for ticket in self._running if ticket.seat is not None]:
-            if not ticket.outbox.full:
-                ticket.full_since = None
-            elif ticket.full_since is None:
-                ticket.full_since = now
-            elif now - ticket.full_since > _SLOW:
+            if self._is_slow(ticket, now):
                 self._park(ticket)
 
     def _park(self, ticket: Ticket) -> None:
-        """Makes a job wait whose reader is slow, without a place."""
+        """Makes a job wait whose reader is slow, without a place. Too many of them: the first of them is given up."""
+        if len(self._parked) >= self._most_parked:
+            first = next((other for other in self._parked if other.outbox.full), None)
+            if first is not None:
+                self._end(self._parked, first, stalled())
         if ticket.seat is not None:
             assert self._batch is not None
             self._batch.park(ticket.seat)
-        ticket.full_since = None
         self._running.remove(ticket)
         self._parked.append(ticket)
 
-    def _advance(self, ticket: Ticket) -> None:
-        assert ticket.events is not None
+    def _advance(self, ticket: Ticket) -> bool:
+        """Puts the next of a job's events. Returns whether that could be done."""
         try:
+            if ticket.is_dropped and not self._make_events_again(ticket):
+                return False
+            assert ticket.events is not None
             event = next(ticket.events, None)
         except Exception as error:  # one request's fault must not end the others
             self._fail(ticket, error)
+            return True
+        if event is not None:
+            ticket.taken += 1
+            if isinstance(event, Step) and not isinstance(ticket.job.target, Given):
+                ticket.whole_bytes = 0  # what comes step by step holds nothing more
+            ticket.outbox.put(event)
+        elif ticket.seat is None:
+            self._finish(ticket, None)
+        else:  # what comes before its steps has been put
+            ticket.events, ticket.whole_bytes = None, 0
+        return True
+
+    def _make_events_again(self, ticket: Ticket) -> bool:
+        """Makes what was dropped for want of memory, if there is memory. Returns whether there is."""
+        whole = ticket.job.whole_bytes
+        if not self._make_memory(whole):
+            return False
+        if ticket.seat is None:
+            events = attribute(self.loaded, ticket.job)
         else:
-            if event is None:
-                self._finish(ticket, None)
-            else:
-                ticket.outbox.put(event)
+            assert self._batch is not None
+            events = self._batch.parts_again(ticket.job)
+        ticket.events = itertools.islice(events, ticket.taken, None)
+        ticket.whole_bytes, ticket.is_dropped = whole, False
+        return True
 
     def _fail(self, ticket: Ticket, error: Exception) -> None:
-        if not isinstance(error, RequestError):
+        if is_out_of_memory(error):
+            error = out_of_memory()
+        elif not isinstance(error, RequestError):
             log.error("request %s failed", ticket.job.request_id, exc_info=error)
             error = internal()
         self._finish(ticket, error)
 
     def _finish(self, ticket: Ticket, error: RequestError | None) -> None:
         self._end(self._running, ticket, error)
+        if error is None and ticket.started is not None:
+            seconds = time.monotonic() - ticket.started
+            self._seconds = seconds if self._seconds is None else 0.9 * self._seconds + 0.1 * seconds
 
     def _end(self, among: list[Ticket], ticket: Ticket, error: RequestError | None) -> None:
-        among.remove(ticket)
+        """Ends a job that has begun. What goes wrong on the way is the engine's fault, which ends this job as well."""
         ticket.events = None  # and with it the cache
         if ticket.seat is not None:
             assert self._batch is not None
             self._batch.leave(ticket.seat)
             ticket.seat = None
-        ticket.outbox.end(error)
+        among.remove(ticket)
+        self._close(ticket, error)
 
-    def _patience(self) -> float | None:
-        """Seconds until the first deadline; None if there is none."""
+    def _close(self, ticket: Ticket, error: RequestError | None) -> None:
+        """Ends a job's outbox: the last that is done for it. For any thread."""
+        ticket.outbox.end(error)
         with self._lock:
-            deadlines = [t.deadline for t in [*self._running, *self._parked, *self._waiting] if t.deadline is not None]
-        return max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
+            self._tickets.discard(ticket)
+
+    def _patience(self) -> float:
+        """Seconds until the first deadline, or until a reader that others wait for is slow."""
+        begun = [*self._running, *self._parked]
+        with self._lock:
+            deadlines = [t.deadline for t in [*begun, *self._waiting] if t.deadline is not None]
+            are_waiting = bool(self._waiting)
+        longest = _SLOW if are_waiting or any(ticket.is_dropped for ticket in begun) else _LONGEST_SLEEP
+        return min(max(0.0, min(deadlines) - time.monotonic()), longest) if deadlines else longest
+
+
+class Place:
+    """A place in an engine's queue, until a job takes it or it is left; a context at whose end it is left."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine: Engine | None = engine
+
+    def __enter__(self) -> Place:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.leave()
+
+    def leave(self) -> None:
+        """Gives the place back, once."""
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            with engine._lock:
+                engine._places -= 1
 
 
 def _is_over(ticket: Ticket, now: float) -> bool:
     return ticket.outbox.abandoned or (ticket.deadline is not None and now >= ticket.deadline)
-
-
-def _expired() -> RequestError:
-    return RequestError(grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", "the deadline has passed")
-
-
-def _stopped() -> RequestError:
-    message = "the server is shutting down"
-    return RequestError(grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN", message, retry_after=1.0)

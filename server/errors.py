@@ -1,6 +1,7 @@
 """What a request can be told when it fails: a status, a reason for programs, the field that is to blame.
 
-Every error that reaches a client is made here. Texts name fields and limits, never classes, paths or traces.
+Every error that reaches a client is made here. Texts name fields and limits, never classes, paths or traces; what they
+quote of a request is cut here, so that all trailers of a call stay below 4 KiB: clients refuse more than 8.
 """
 
 from __future__ import annotations
@@ -14,6 +15,11 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
 DOMAIN = "sidelight"
+
+# Bytes of a message and of a field's path. A message is sent three times, in ways that take up to six times its bytes.
+_MESSAGE_BYTES, _FIELD_BYTES = 480, 160
+# Characters of a value that a message quotes.
+_QUOTED = 60
 
 
 @dataclass
@@ -30,8 +36,24 @@ class RequestError(Exception):
     field: str = ""
     retry_after: float | None = None
 
+    def __post_init__(self) -> None:
+        self.message = _cut(self.message, _MESSAGE_BYTES)
+        self.field = _cut(self.field, _FIELD_BYTES)
+
     def __str__(self) -> str:
         return f"{self.field}: {self.message}" if self.field else self.message
+
+
+def quote(value: str) -> str:
+    """A value of a request as messages show it: its beginning, without line breaks and the like."""
+    shown = value if len(value) <= _QUOTED else f"{value[:_QUOTED]}…"
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in shown)
+
+
+def _cut(text: str, most: int) -> str:
+    """A text's beginning of at most so many bytes."""
+    encoded = text.encode("utf-8", "replace")
+    return text if len(encoded) <= most else f"{encoded[: most - 3].decode('utf-8', 'ignore')}…"
 
 
 def invalid(field: str, reason: str, message: str) -> RequestError:
@@ -54,6 +76,41 @@ def internal(
 ) -> RequestError:
     """INTERNAL: the server's own fault."""
     return RequestError(grpc.StatusCode.INTERNAL, reason, message)
+
+
+def expired() -> RequestError:
+    """DEADLINE_EXCEEDED: the request's own time is up."""
+    return RequestError(grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", "the deadline has passed")
+
+
+def stopped() -> RequestError:
+    """UNAVAILABLE: the server ends; another one may serve the request."""
+    message = "the server is shutting down"
+    return RequestError(grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN", message, retry_after=1.0)
+
+
+def broken() -> RequestError:
+    """UNAVAILABLE: the server has failed as a whole, and ends."""
+    message = "the model's engine has failed; the server's log has the details"
+    return RequestError(grpc.StatusCode.UNAVAILABLE, "ENGINE_FAILED", message, retry_after=1.0)
+
+
+def queue_full(waiting: int) -> RequestError:
+    """RESOURCE_EXHAUSTED: no more requests may wait."""
+    message = f"{waiting:,} requests are waiting already"
+    return RequestError(grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL", message, retry_after=1.0)
+
+
+def late(seconds: float) -> RequestError:
+    """DEADLINE_EXCEEDED: a request that does not arrive, though its call has begun."""
+    message = f"the request has not arrived within {seconds:.0f} seconds"
+    return RequestError(grpc.StatusCode.DEADLINE_EXCEEDED, "REQUEST_LATE", message)
+
+
+def stalled() -> RequestError:
+    """ABORTED: a stream whose reader has taken nothing for too long."""
+    message = "the stream's reader has taken nothing for too long"
+    return RequestError(grpc.StatusCode.ABORTED, "READER_STALLED", message)
 
 
 def details(error: RequestError, request_id: str) -> bytes:

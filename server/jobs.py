@@ -50,6 +50,19 @@ class Job:
     score_top_p: float = 0.9
     resume_at: int = 0
 
+    @property
+    def whole_bytes(self) -> int:
+        """The most bytes of attention that are made of it at once and sent in parts; 0 where all comes step by step."""
+        source = len(self.source.tokens)
+        whole = self.capture.row_bytes("encoder_self", source) * source if "encoder_self" in self.capture.kinds else 0
+        if isinstance(self.target, Given):
+            count = len(self.target.encoded.tokens)
+            # Of a decoder-only model, decoder self-attention sees the source too.
+            positions = {"cross": source, "decoder_self": source + len(self.context_ids) + count}
+            rows = [self.capture.row_bytes(kind, positions[kind]) for kind in self.capture.kinds if kind in positions]
+            whole += sum(rows) * count
+        return whole
+
 
 @dataclass(frozen=True)
 class Started:

@@ -9,6 +9,8 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from .errors import quote
+
 _NLLB_CODE = re.compile(r"^[a-z]{3}_[A-Z][a-z]{3}$")
 
 
@@ -69,7 +71,7 @@ class LanguageCodes:
             return "this model takes no such language code"
         if language not in self._tokens:
             some = ", ".join(sorted(self._tokens)[:8])
-            return f"unknown language {language!r}; the model has {len(self._tokens)}, such as {some}"
+            return f"unknown language {quote(language)!r}; the model has {len(self._tokens)}, such as {some}"
         return None
 
     def resolve(self, source: str, target: str) -> Languages:

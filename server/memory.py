@@ -1,4 +1,4 @@
-"""How many slots there is memory for."""
+"""How many slots there is memory for, and what is said where memory does not do."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 
 import torch
 
+from .errors import RequestError, internal
 from .models import LoadedModel
 
 
@@ -26,3 +27,15 @@ def free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def out_of_memory() -> RequestError:
+    """What a request is told that needs more memory than there is."""
+    return internal("OUT_OF_MEMORY", "the model needs more memory for this request than there is")
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a fault, of Python's or of torch's, is that memory does not do."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and "allocate memory" in str(error)

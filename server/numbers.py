@@ -29,26 +29,20 @@ class Numbers(NamedTuple):
         """Bytes in all."""
         return sum(array.nbytes for array in self if array is not None)
 
-    def of(self, query: int | slice) -> Numbers:
-        """One of the queries, or some."""
+    def of(self, query: int) -> Numbers:
+        """One of the queries."""
         return Numbers(*(None if array is None else array[query] for array in self))  # pyright: ignore[reportArgumentType]
 
-    def up_to(self, count: int) -> Numbers:
-        """For one query: its first positions, no copy where the row is whole.
+    def copy_of(self, query: int | slice, count: int | None = None) -> Numbers:
+        """One of the queries, or its first positions; or some queries. Whoever keeps them keeps no others in memory.
 
         Rows are ordered by share under top-k, so that what a query cannot see, which has none, comes last.
         """
-        if count >= len(self.values):
-            return self
-        positions = None if self.positions is None else np.ascontiguousarray(self.positions[:count])
-        return Numbers(np.ascontiguousarray(self.values[:count]), self.scales, positions)
-
-    def copy_of(self, query: int, count: int) -> Numbers:
-        """The first positions of one of the queries. Whoever keeps them keeps no others in memory."""
+        where = query if isinstance(query, slice) else (query, slice(count))
         return Numbers(
-            self.values[query, :count].copy(),
+            self.values[where].copy(),
             None if self.scales is None else self.scales[query].copy(),
-            None if self.positions is None else self.positions[query, :count].copy(),
+            None if self.positions is None else self.positions[where].copy(),
         )
 
 

@@ -14,8 +14,11 @@ from collections.abc import Callable, Iterable
 from .errors import RequestError
 from .jobs import EncoderSelf, Event, Step
 
-# Held for one reader at most, but for the event that passes the limit.
+# Held for one reader at most, what is being sent to it included, but for the event that passes the limit.
 CAPACITY = 256 * 1024
+
+# What an event takes beside its arrays: its texts, and Python's objects.
+_EVENT_BYTES = 512
 
 
 def size_of(event: Event) -> int:
@@ -23,7 +26,7 @@ def size_of(event: Event) -> int:
     arrays = [event.attention] if isinstance(event, EncoderSelf) else []
     if isinstance(event, Step):
         arrays = [array for array in (event.cross, event.decoder_self) if array is not None]
-    return 128 + sum(array.nbytes for array in arrays)
+    return _EVENT_BYTES + sum(array.nbytes for array in arrays)
 
 
 def ring(outboxes: Iterable[Outbox]) -> None:
@@ -44,11 +47,14 @@ def _ring(loop: asyncio.AbstractEventLoop, outboxes: list[Outbox]) -> None:
         for outbox in outboxes:
             outbox._ready.set()
 
+    ended = [outbox for outbox in outboxes if outbox._ended]  # before the call, which tells of these
     try:
         loop.call_soon_threadsafe(set_ready)
     except RuntimeError:  # the loop is closed: the server has stopped, nobody waits
         for outbox in outboxes:
             outbox._abandoned = True
+    for outbox in ended:
+        outbox._has_told_end = True
 
 
 class Outbox:
@@ -60,10 +66,12 @@ class Outbox:
         self._ready = asyncio.Event()
         self._on_room = on_room
         self._lock = threading.Lock()
-        self._events: deque[Event] = deque()
+        self._events: deque[tuple[Event, int]] = deque()  # each with its size
         self._held = 0
+        self._taken = 0  # of what is held: taken, and not yet sent
         self._error: RequestError | None = None
         self._ended = False
+        self._has_told_end = False
         self._abandoned = False
 
     @property
@@ -77,47 +85,69 @@ class Outbox:
         """Whether nobody will take any more."""
         return self._abandoned
 
+    @property
+    def error(self) -> RequestError | None:
+        """Why the job has ended before its time, whether the reader has come so far or not."""
+        return self._error
+
     def put(self, event: Event, *, ring: bool = True) -> None:
         """Adds an event. For the engine's thread. `ring=False` leaves it to `ring` to tell the task."""
+        size = size_of(event)
         with self._lock:
-            self._events.append(event)
-            self._held += size_of(event)
+            self._events.append((event, size))
+            self._held += size
         if ring:
             self._wake()
 
     def end(self, error: RequestError | None = None, *, ring: bool = True) -> None:
-        """Says that nothing more will come, and why; once. For any thread. `ring` as in `put`."""
+        """Says that nothing more will come, and why. For any thread. `ring` as in `put`.
+
+        The first call says why; a later one only tells the task, should the first have failed to.
+        """
         with self._lock:
-            if self._ended:
-                return
-            self._ended, self._error = True, error
-        if ring:
+            if not self._ended:
+                self._ended, self._error = True, error
+        if ring and not self._has_told_end:
             self._wake()
 
-    async def take(self) -> list[Event]:
-        """All that waits, in order; waits for something if nothing does. Empty at the end. Raises RequestError."""
+    async def take(self, most: int) -> list[Event]:
+        """The next events in order, of `most` bytes together or a single one; waits for something if nothing waits.
+
+        What was taken before counts as sent. Empty at the end. Raises RequestError.
+        """
+        self._note_sent()
         while True:
             await self._ready.wait()
             with self._lock:
-                self._ready.clear()
-                events, was_full = list(self._events), self._held >= CAPACITY
-                self._events.clear()
-                self._held = 0
+                events: list[Event] = []
+                while self._events and (not events or self._taken + self._events[0][1] <= most):
+                    event, size = self._events.popleft()
+                    events.append(event)
+                    self._taken += size
+                if not self._events and not self._ended:
+                    self._ready.clear()  # at the end it stays set, for whoever asks again
                 if not events and self._ended:
-                    self._ready.set()  # and so for whoever asks again
                     if self._error is not None:
                         raise self._error
                     return []
-                if self._ended:
-                    self._ready.set()
             if events:
-                if was_full:
-                    self._on_room()
                 return events
 
+    def _note_sent(self) -> None:
+        with self._lock:
+            was_full = self._held >= CAPACITY
+            self._held -= self._taken
+            self._taken = 0
+            has_room = was_full and self._held < CAPACITY
+        if has_room:
+            self._on_room()
+
     def abandon(self) -> None:
-        """Says that nobody will take any more. For the taking task."""
+        """Says that nobody will take any more, and gives back what waits. For the taking task."""
         self._abandoned = True
+        with self._lock:
+            self._events.clear()
+            self._held = self._taken = 0
         self._on_room()
 
     def _wake(self) -> None:

@@ -1,111 +1,112 @@
 """AttributionService over grpc.aio: thin. It parses, asks, and writes what comes.
 
-What can go wrong becomes a status in one place, `_answering`; nothing else about an exception reaches a client.
+What goes wrong becomes a status in one place, `Calls.answering`; nothing else about an exception reaches a client.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
+import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from typing import Any, NoReturn
+from collections.abc import Iterator, Sequence
 
 import grpc
-from google.protobuf.message import Message
 from sidelight.v1 import attribution_service_pb2 as service_pb
 
 from . import converters
+from .calls import Call, Calls
 from .engine import Engine, Ticket
-from .errors import RequestError, details, internal, invalid, unimplemented
+from .errors import invalid, unimplemented
 from .jobs import EncoderSelf, Event, Finished, Job, Started, Step
-from .outbox import Outbox, size_of
+from .models import LoadedModel
+from .outbox import Outbox
 from .requests import find_model, request_id_of, resolve
+from .turns import Turns
 from .wire import parse
-
-log = logging.getLogger(__name__)
 
 SERVICE = service_pb.DESCRIPTOR.services_by_name["AttributionService"]
 
-# Steps that wait are sent together, up to about this size, well below gRPC's usual limit of 4 MiB.
-_BATCH_BYTES = 1024 * 1024
+# Steps that wait are sent together, up to about this size: a fraction of what is held for a slow reader.
+_MESSAGE_BYTES = 64 * 1024
 
 # Bytes of a request that is resolved where it is received, in a millisecond or two. Another thread takes a longer one:
 # to tokenize it would hold up everybody's streams. To go there and back costs several times as much as a sentence does,
 # since threads take turns with Python's lock.
-_SHORT = 1024
+_SHORT = 512
 
 _MAX_PAGE = 1000
 
-Context = grpc.aio.ServicerContext[bytes, Any]
+# Seconds for which the requests of a method of later versions are taken in, all together and one after another, before
+# the status: some clients take one that comes before they have sent everything for a fault of the connection.
+_POLITE, _PAUSE = 10.0, 1.0
 
 
 class AttributionService:
     """The contract's service over the engines of the loaded models; the first one's is the default."""
 
-    def __init__(self, engines: Sequence[Engine]) -> None:
+    def __init__(self, engines: Sequence[Engine], calls: Calls) -> None:
         self._engines = {engine.loaded.name: engine for engine in engines}
         self._models = {name: engine.loaded for name, engine in self._engines.items()}
+        self._calls = calls
+        self._turns = Turns()
 
     def handler(self) -> grpc.GenericRpcHandler:
         """The handlers of all methods. Requests come as bytes: parsing them is ours (see `wire`)."""
-        unary, stream = grpc.unary_unary_rpc_method_handler, grpc.unary_stream_rpc_method_handler
-        both = grpc.stream_stream_rpc_method_handler
-        handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
-            "Attribute": stream(self._attribute, response_serializer=_serialize),
-            "AttributeMany": both(_later_stream, response_serializer=_serialize),
-            "Follow": both(_later_stream, response_serializer=_serialize),
-            "Align": unary(_later, response_serializer=_serialize),
-            "GetModel": unary(_answering(self._get_model), response_serializer=_serialize),
-            "ListModels": unary(_answering(self._list_models), response_serializer=_serialize),
+        methods = {
+            "Attribute": self._attribute,
+            "AttributeMany": _later_stream,
+            "Follow": _later_stream,
+            "Align": _later,
+            "GetModel": self._get_model,
+            "ListModels": self._list_models,
         }
-        assert set(handlers) == {method.name for method in SERVICE.methods}
+        assert set(methods) == {method.name for method in SERVICE.methods}
+        handlers = {name: self._calls.answering(method) for name, method in methods.items()}
         return grpc.method_handlers_generic_handler(SERVICE.full_name, handlers)
 
-    async def _attribute(self, data: bytes, context: Context) -> AsyncIterator[service_pb.AttributeResponse]:
-        request_id = ""
-        try:
-            request = parse(service_pb.AttributeRequest, data)
-            request_id = request_id_of(request)
-            loaded = find_model(self._models, request.model)
-            arrived = time.monotonic()
-            if len(data) <= _SHORT and not loaded.codec.is_busy:
-                job = resolve(request, loaded, request_id)
-            else:
-                job = await asyncio.to_thread(resolve, request, loaded, request_id)
-            async for response in self._stream(job, self._engines[loaded.name], arrived, context):
-                yield response
-        except RequestError as error:
-            await _abort(context, error, request_id)
-        except Exception:
-            log.exception("request %s failed", request_id)
-            await _abort(context, internal(), request_id)
+    def close(self) -> None:
+        """Ends its threads."""
+        self._turns.close()
 
-    async def _stream(
-        self, job: Job, engine: Engine, arrived: float, context: Context
-    ) -> AsyncIterator[service_pb.AttributeResponse]:
-        outbox = Outbox(engine.wake)
-        remaining: float | None = context.time_remaining()
-        deadline = None if remaining is None else time.monotonic() + remaining
-        ticket = engine.submit(job, outbox, deadline)
-        usage = _Meter(job, arrived, ticket)
-        try:
-            while events := await outbox.take():
-                usage.count(events)
-                for batch in _batches(events):
-                    yield _response(batch, job, engine, usage)
-        finally:
-            # Also when the client has gone or its time is up: the engine then drops the job before its next step.
-            outbox.abandon()
+    async def _attribute(self, call: Call) -> None:
+        data = await call.read()
+        arrived = time.monotonic()
+        request = parse(service_pb.AttributeRequest, data)
+        call.request_id = request_id_of(request)
+        engine = self._engines[find_model(self._models, request.model).name]
+        with engine.reserve() as place:  # before anything is done for it
+            job = await self._resolve(request, len(data), engine.loaded, call.request_id)
+            call.outbox = Outbox(engine.wake)
+            try:
+                remaining: float | None = call.context.time_remaining()
+                deadline = None if remaining is None else time.monotonic() + remaining
+                ticket = engine.submit(job, call.outbox, deadline, place)
+                await self._stream(call, call.outbox, job, engine, _Meter(job, arrived, ticket))
+            finally:
+                # Also when the client has gone or its time is up: the engine then drops the job before its next step.
+                call.outbox.abandon()
 
-    async def _get_model(self, data: bytes) -> Message:
-        request = parse(service_pb.GetModelRequest, data)
+    async def _resolve(
+        self, request: service_pb.AttributeRequest, size: int, loaded: LoadedModel, request_id: str
+    ) -> Job:
+        if size <= _SHORT and not loaded.codec.is_busy:
+            return resolve(request, loaded, request_id)
+        return await self._turns.run(size, resolve, request, loaded, request_id)
+
+    async def _stream(self, call: Call, outbox: Outbox, job: Job, engine: Engine, usage: _Meter) -> None:
+        while events := await outbox.take(_MESSAGE_BYTES):
+            usage.count(events)
+            for batch in _batches(events):
+                await call.write(_response(batch, job, engine, usage))
+
+    async def _get_model(self, call: Call) -> None:
+        request = parse(service_pb.GetModelRequest, await call.read())
         loaded = find_model(self._models, request.name, "name")
         default = loaded is next(iter(self._models.values()))
-        return service_pb.GetModelResponse(model=converters.model_message(loaded, default=default))
+        await call.write(service_pb.GetModelResponse(model=converters.model_message(loaded, default=default)))
 
-    async def _list_models(self, data: bytes) -> Message:
-        request = parse(service_pb.ListModelsRequest, data)
+    async def _list_models(self, call: Call) -> None:
+        request = parse(service_pb.ListModelsRequest, await call.read())
         names = sorted(self._models)
         first = 0
         if request.page_token:  # the name that the page before ended with
@@ -114,10 +115,11 @@ class AttributionService:
                 raise invalid("page_token", "UNKNOWN_PAGE", "is not one that this server gave")
         page = names[first : first + min(request.page_size or _MAX_PAGE, _MAX_PAGE)]
         default = next(iter(self._models))
-        return service_pb.ListModelsResponse(
+        response = service_pb.ListModelsResponse(
             models=[converters.model_message(self._models[name], default=name == default) for name in page],
             next_page_token=page[-1] if page and page[-1] != names[-1] else "",
         )
+        await call.write(response)
 
 
 class _Meter:
@@ -158,16 +160,13 @@ class _Meter:
 
 
 def _batches(events: Sequence[Event]) -> Iterator[list[Event]]:
-    """Events in the messages that they are sent in: steps together up to a size, everything else alone."""
+    """Events in the messages that they are sent in: steps together, everything else alone."""
     batch: list[Event] = []
-    size = 0
     for event in events:
-        bytes_ = size_of(event)
-        if batch and not (isinstance(event, Step) and isinstance(batch[0], Step) and size + bytes_ <= _BATCH_BYTES):
+        if batch and not (isinstance(event, Step) and isinstance(batch[0], Step)):
             yield batch
-            batch, size = [], 0
+            batch = []
         batch.append(event)
-        size += bytes_
     if batch:
         yield batch
 
@@ -189,35 +188,15 @@ def _response(batch: Sequence[Event], job: Job, engine: Engine, usage: _Meter) -
     return converters.steps_response(event for event in batch if isinstance(event, Step))
 
 
-def _serialize(message: Message) -> bytes:
-    return message.SerializeToString()
+async def _later(call: Call) -> None:  # noqa: ARG001
+    raise unimplemented("")
 
 
-def _answering(method: Callable[[bytes], Awaitable[Message]]) -> Callable[[bytes, Context], Awaitable[Message]]:
-    """A unary handler that turns whatever goes wrong into a status."""
+async def _later_stream(call: Call) -> None:
+    async def take_in() -> None:
+        while await asyncio.wait_for(call.context.read(), _PAUSE) is not grpc.aio.EOF:
+            pass
 
-    async def handler(data: bytes, context: Context) -> Message:
-        try:
-            return await method(data)
-        except RequestError as error:
-            await _abort(context, error, "")
-        except Exception:
-            log.exception("request failed")
-            await _abort(context, internal(), "")
-
-    return handler
-
-
-async def _later(data: bytes, context: Context) -> Message:  # noqa: ARG001
-    await _abort(context, unimplemented(""), "")
-
-
-async def _later_stream(requests: AsyncIterator[bytes], context: Context) -> AsyncIterator[Message]:  # noqa: ARG001
-    await _abort(context, unimplemented(""), "")
-    yield service_pb.AttributeManyResponse()  # makes this a generator; never reached
-
-
-async def _abort(context: Context, error: RequestError, request_id: str) -> NoReturn:
-    trailers = (("grpc-status-details-bin", details(error, request_id)),)
-    await context.abort(error.code, str(error), trailers)
-    raise AssertionError("abort does not return")
+    with contextlib.suppress(asyncio.TimeoutError, grpc.aio.InternalError):
+        await asyncio.wait_for(take_in(), _POLITE)
+    raise unimplemented("")

@@ -3,22 +3,39 @@
 from __future__ import annotations
 
 import asyncio
-import logging
+import contextlib
+import time
 from collections.abc import Sequence
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection
 
+from .calls import Calls
 from .engine import Engine, Limits
 from .models import LoadedModel
 from .service import SERVICE, AttributionService
+from .standard_services import Health, reflection_handler
 from .warmup import warm
-
-log = logging.getLogger(__name__)
 
 # Seconds for the last statuses to leave after the engines have stopped.
 _FAREWELL = 1.0
+
+# Seconds between two looks at whether all calls are over.
+_LOOK = 0.05
+
+_OPTIONS: tuple[tuple[str, int], ...] = (
+    ("grpc.so_reuseport", 0),
+    # Received messages are texts, so gRPC's limit of 4 MiB is plenty; what is sent has its own limits.
+    ("grpc.max_send_message_length", -1),
+    # One limit for both, or between them gRPC would refuse by lot.
+    ("grpc.max_metadata_size", 16 * 1024),
+    ("grpc.absolute_max_metadata_size", 16 * 1024),
+    # Requests that have come and are not yet looked at. Above its limit gRPC cancels some without a word; the engine
+    # refuses what is too much with a status.
+    ("grpc.server.max_pending_requests", 1 << 20),
+    ("grpc.server.max_pending_requests_hard_limit", 1 << 20),
+)
 
 
 class AddressError(Exception):
@@ -29,15 +46,18 @@ class Server:
     """Serves loaded models; the first is the default. Made, started and stopped in one event loop."""
 
     def __init__(self, models: Sequence[LoadedModel], address: str, limits: Limits | None = None) -> None:
-        self._engines = [Engine(loaded, limits) for loaded in models]
+        self._engines = [Engine(loaded, limits, self._note_failure) for loaded in models]
         self._address = address
-        self._health = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue]
-        # Received messages are texts, so gRPC's limit of 4 MiB is plenty; what is sent has its own limits.
-        self._server = grpc.aio.server(options=[("grpc.so_reuseport", 0), ("grpc.max_send_message_length", -1)])
-        self._server.add_generic_rpc_handlers((AttributionService(self._engines).handler(),))
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        self._loop = asyncio.get_running_loop()
+        self.failed = asyncio.Event()  # set when an engine has ended by itself: the server serves no more
+        self._calls = Calls()
+        self._health = Health(self._calls)
+        self._service = AttributionService(self._engines, self._calls)
+        self._server = grpc.aio.server(options=_OPTIONS)
         names = (SERVICE.full_name, health.SERVICE_NAME, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, self._server)
+        handlers = (self._service.handler(), self._health.handler(), reflection_handler(self._calls, names))
+        self._server.add_generic_rpc_handlers(handlers)
+        self._watching: asyncio.Task[None] | None = None
 
     async def start(self) -> str:
         """Listens and serves. Returns the address, with the real port where 0 was asked. Raises AddressError."""
@@ -49,17 +69,40 @@ class Server:
             await asyncio.to_thread(warm, engine.loaded)
             await asyncio.to_thread(engine.start)
         await self._server.start()
+        self._watching = asyncio.create_task(self._calls.watch())
         for name in ("", SERVICE.full_name):
-            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+            await self._health.set_serving(name)
         host = self._address.rpartition(":")[0]
         return f"{host}:{port}" if host and not self._address.startswith("unix:") else self._address
 
+    def _note_failure(self) -> None:
+        """Says that the server does not serve any more. For any thread."""
+
+        async def note() -> None:
+            await self._health.end()
+            self.failed.set()
+
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            asyncio.run_coroutine_threadsafe(note(), self._loop)
+
     async def stop(self, grace: float = 0.0) -> None:
-        """Takes no more requests, gives the running ones `grace` seconds, then ends them with UNAVAILABLE."""
-        await self._health.enter_graceful_shutdown()
-        # The engines end what is left, so that its clients are told why; gRPC waits a little longer for that.
+        """Takes no more requests, gives the running ones `grace` seconds, then ends them with UNAVAILABLE.
+
+        Those that wait and would not be done by then end at once. A stream whose reader takes nothing holds up nobody.
+        """
+        await self._health.end()
+        for engine in self._engines:
+            engine.drain(grace)
         stopping = asyncio.ensure_future(self._server.stop(grace + _FAREWELL))
-        await asyncio.wait([stopping], timeout=grace)
+        end = time.monotonic() + grace
+        while not (stopping.done() or self._calls.are_over) and (left := end - time.monotonic()) > 0:
+            await asyncio.wait([stopping], timeout=min(left, _LOOK))
+        # The engines end what is left, so that its clients are told why; gRPC waits a little longer for that.
         for engine in self._engines:
             await asyncio.to_thread(engine.stop)
+        await asyncio.wait([stopping], timeout=_FAREWELL)
+        await self._server.stop(None)
         await stopping
+        self._service.close()
+        if self._watching is not None:
+            self._watching.cancel()

@@ -1,0 +1,151 @@
+"""The calls under way, and what each waits for: its request to arrive, or its reader to take something.
+
+gRPC lets both take for ever. A request that does not arrive is held half-received, and a stream whose reader has
+stalled holds what it was sent: here both have an end. Knows gRPC's contexts; does not know what is asked or answered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, Literal, NoReturn
+
+import grpc
+from google.protobuf.message import Message
+
+from .errors import RequestError, details, internal, invalid, late, stalled
+from .outbox import Outbox
+
+log = logging.getLogger(__name__)
+
+# Seconds for which a reader may take nothing of what waits for it.
+_STALLED = 60.0
+# Seconds within which a request must arrive, once its call has begun.
+_ARRIVAL = 10.0
+# How many may take more than a moment for it, each held by gRPC in up to its limit of 4 MiB; and a moment, in seconds.
+_ARRIVING, _MOMENT = 64, 1.0
+# Seconds between two looks at all calls.
+_INTERVAL = 0.5
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class Call:
+    """One call, for the task that serves it."""
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        self.request_id = ""  # once it is known
+        self.outbox: Outbox | None = None  # where its events come from, once there is one
+        self.waits_for: Literal["request", "reader"] | None = None
+        self.since = 0.0
+        self.error: RequestError | None = None  # why it has been ended from outside
+        self._task = asyncio.current_task()
+
+    async def read(self) -> bytes:
+        """The request. Raises RequestError where there is none."""
+        data = await self._wait("request", self.context.read())
+        if data is grpc.aio.EOF:
+            raise invalid("", "MALFORMED", "the call carries no request")
+        return data
+
+    async def write(self, message: Message) -> None:
+        """Sends a message, when its reader has taken enough of those before."""
+        await self._wait("reader", self.context.write(message))
+
+    async def _wait(self, reason: Literal["request", "reader"], what: Awaitable[Any]) -> Any:
+        self.waits_for, self.since = reason, time.monotonic()
+        try:
+            return await what
+        except grpc.aio.InternalError:
+            # The client has gone. gRPC logs whatever else it is left with, ten lines for each call.
+            raise asyncio.CancelledError from None
+        finally:
+            self.waits_for = None
+
+    def end(self, error: RequestError) -> None:
+        """Ends the call with a status, which a reader that has stalled gets when it reads on."""
+        if self.error is None and self._task is not None:
+            self.error = error
+            self._task.cancel()
+
+    async def abort(self, error: RequestError) -> NoReturn:
+        """Tells the client a status with its details."""
+        trailers = (("grpc-status-details-bin", details(error, self.request_id)),)
+        try:
+            await self.context.abort(error.code, str(error), trailers)
+        except grpc.aio.InternalError:
+            raise asyncio.CancelledError from None
+        raise AssertionError("abort does not return")
+
+
+class Calls:
+    """All calls of a server. For one event loop."""
+
+    def __init__(self) -> None:
+        self._calls: dict[Call, None] = {}  # in the order in which they have begun
+
+    def answering(self, method: Callable[[Call], Awaitable[None]]) -> grpc.RpcMethodHandler[Any, Any]:
+        """The handler of a method, which turns whatever goes wrong into a status.
+
+        Every method reads and writes by itself, so that for gRPC all are streams; on the wire there is no difference.
+        """
+
+        async def handler(_: object, context: Context) -> None:
+            call = Call(context)
+            self._calls[call] = None
+            try:
+                await method(call)
+                return
+            except grpc.aio.AbortError:  # the status has been sent
+                raise
+            except RequestError as fault:
+                error = fault
+            except asyncio.CancelledError:
+                if call.error is None:  # by the client, or by the end of the server
+                    raise
+                error = call.error
+            except Exception:
+                log.exception("request %s failed", call.request_id)
+                error = internal()
+            finally:
+                del self._calls[call]
+            await call.abort(error)
+
+        return grpc.stream_stream_rpc_method_handler(handler, response_serializer=_serialize)
+
+    async def watch(self) -> None:
+        """Ends what waits too long, until it is cancelled."""
+        while True:
+            await asyncio.sleep(_INTERVAL)
+            try:
+                self._end_the_late(time.monotonic())
+            except Exception:
+                log.exception("looking at the calls failed")
+
+    def _end_the_late(self, now: float) -> None:
+        arriving = [call for call in self._calls if call.waits_for == "request" and now - call.since > _MOMENT]
+        for place, call in enumerate(arriving):
+            if now - call.since > _ARRIVAL or place < len(arriving) - _ARRIVING:
+                call.end(late(_ARRIVAL))
+        for call in self._stalled(now - _STALLED):
+            call.end(stalled())
+        # What has ended otherwise need not wait so long to say why.
+        for call in self._stalled(now - _MOMENT):
+            if call.outbox is not None and call.outbox.error is not None:
+                call.end(call.outbox.error)
+
+    def _stalled(self, since: float) -> list[Call]:
+        return [call for call in self._calls if call.waits_for == "reader" and call.since < since]
+
+    @property
+    def are_over(self) -> bool:
+        """Whether no call with a stream of events is left but those whose readers take nothing."""
+        stalled = set(self._stalled(time.monotonic() - _MOMENT))
+        return all(call.outbox is None or call in stalled for call in self._calls)
+
+
+def _serialize(message: Message) -> bytes:
+    return message.SerializeToString()
