@@ -31,6 +31,9 @@ _INTERVAL = 0.5
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
+# What a call's client has sent when it will send no more.
+EOF: Any = grpc.aio.EOF  # pyright: ignore[reportAttributeAccessIssue]
+
 
 class Call:
     """One call, for the task that serves it."""
@@ -47,7 +50,7 @@ class Call:
     async def read(self) -> bytes:
         """The request. Raises RequestError where there is none."""
         data = await self._wait("request", self.context.read())
-        if data is grpc.aio.EOF:
+        if data is EOF:
             raise invalid("", "MALFORMED", "the call carries no request")
         return data
 

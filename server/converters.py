@@ -205,7 +205,7 @@ def duration(seconds: float) -> Duration:
     return message
 
 
-def model_message(loaded: LoadedModel, *, default: bool) -> model_pb2.Model:
+def model_message(loaded: LoadedModel, limits: model_pb2.RequestLimits, *, default: bool) -> model_pb2.Model:
     """A model, described."""
     return model_pb2.Model(
         name=loaded.name,
@@ -225,4 +225,5 @@ def model_message(loaded: LoadedModel, *, default: bool) -> model_pb2.Model:
         default=default,
         vocabulary_size=loaded.vocabulary_size,
         capture_path=model_pb2.CAPTURE_PATH_ROWS if loaded.sites.by_rows else model_pb2.CAPTURE_PATH_MATRICES,
+        limits=limits,
     )

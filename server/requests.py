@@ -7,11 +7,12 @@ UNIMPLEMENTED, never left out in silence.
 from __future__ import annotations
 
 import secrets
+import unicodedata
 import uuid
 from typing import Any
 
 from sidelight.v1 import attribution_service_pb2 as service_pb
-from sidelight.v1 import text_pb2
+from sidelight.v1 import model_pb2, text_pb2
 
 from .attention import Kind
 from .capture import CapturePlan
@@ -28,8 +29,11 @@ _MAX_REQUEST_ID = 128
 
 _LEAST_FACTOR, _GREATEST_FACTOR = 0.001, 1000
 
-# No vocabulary has tokens this long on average: longer texts are refused before anyone tokenizes them.
-_CHARACTERS_PER_TOKEN = 64
+# Of a serialized request: gRPC's usual limit, and plenty for texts.
+MAX_REQUEST_BYTES = 4 * 1024**2
+
+# Decoding.stop: each text is looked for at every step.
+MAX_STOPS, MAX_STOP_BYTES = 64, 1024
 
 
 def request_id_of(request: service_pb.AttributeRequest) -> str:
@@ -37,6 +41,18 @@ def request_id_of(request: service_pb.AttributeRequest) -> str:
     if len(request.request_id) > _MAX_REQUEST_ID or not request.request_id.isprintable():
         raise invalid("request_id", "MALFORMED", f"at most {_MAX_REQUEST_ID} characters, all of them printable")
     return request.request_id or uuid.uuid4().hex
+
+
+def limits_of(loaded: LoadedModel) -> model_pb2.RequestLimits:
+    """What is looked at before any work is done for a request of a model."""
+    return model_pb2.RequestLimits(
+        max_request_bytes=MAX_REQUEST_BYTES,
+        max_source_bytes=loaded.codec.most_bytes(loaded.max_source_tokens),
+        max_target_bytes=loaded.codec.most_bytes(loaded.max_target_tokens),
+        max_chat_messages=loaded.max_source_tokens,
+        max_stop_texts=MAX_STOPS,
+        max_stop_bytes=MAX_STOP_BYTES,
+    )
 
 
 def find_model(models: dict[str, LoadedModel], name: str, field: str = "model") -> LoadedModel:
@@ -106,7 +122,7 @@ def _source(request: service_pb.AttributeRequest, loaded: LoadedModel, languages
     source, most = request.source, loaded.max_source_tokens
     kind = source.WhichOneof("kind")
     if kind == "text":
-        _check_text(source.text, "source.text", most)
+        _check_text(source.text, "source.text", most, loaded)
         encoded = loaded.codec.encode_source(source.text, languages)
     elif kind == "token_ids":
         encoded = loaded.codec.decode_ids(_token_ids(source, "source", loaded, most))
@@ -125,6 +141,16 @@ def _chat(chat: text_pb2.Chat, loaded: LoadedModel) -> Encoded:
         raise invalid("source.chat", "NO_CHAT_TEMPLATE", "this model has no chat template")
     if not chat.messages:
         raise invalid("source.chat.messages", "EMPTY", "must not be empty")
+    count, most = len(chat.messages), loaded.max_source_tokens
+    if count > most:  # each takes a token or more
+        message = f"are {count:,}; there may be at most {most:,}"
+        raise invalid("source.chat.messages", "TOO_MANY", message)
+    _check_size(
+        "".join(text for message in chat.messages for text in (message.role, message.content)),
+        "source.chat",
+        most,
+        loaded,
+    )
     messages = [{"role": message.role, "content": message.content} for message in chat.messages]
     try:
         return loaded.codec.render_chat(messages)
@@ -144,7 +170,7 @@ def _context(
     prefix, most = request.prefix, loaded.max_target_tokens
     kind = prefix.WhichOneof("kind")
     if kind == "text":
-        _check_text(prefix.text, "prefix.text", most)
+        _check_text(prefix.text, "prefix.text", most, loaded)
         ids = loaded.codec.encode_prefix(source, prefix.text, languages)
     elif kind == "token_ids":
         ids = _token_ids(prefix, "prefix", loaded, most)
@@ -159,7 +185,7 @@ def _given(
     given = request.given
     kind = given.WhichOneof("kind")
     if kind == "text":
-        _check_text(given.text, "given.text", room)
+        _check_text(given.text, "given.text", loaded.max_target_tokens, loaded)
         if loaded.is_encoder_decoder:
             encoded = loaded.codec.encode_target(given.text, languages)
         else:
@@ -175,11 +201,19 @@ def _given(
     return Given(encoded)
 
 
-def _check_text(text: str, field: str, most: int) -> None:
+def _check_text(text: str, field: str, most: int, loaded: LoadedModel) -> None:
     if not text.strip():
         raise invalid(field, "EMPTY", "must not be empty")
-    if len(text) > most * _CHARACTERS_PER_TOKEN:
-        raise invalid(field, "TEXT_TOO_LONG", f"is {len(text):,} characters long; at most {most:,} tokens fit")
+    _check_size(text, field, most, loaded)
+
+
+def _check_size(text: str, field: str, most: int, loaded: LoadedModel) -> None:
+    """Refuses a text before anyone tokenizes it that could not be within so many tokens."""
+    limit = loaded.codec.most_bytes(most)
+    for form, words in ((text, ""), (unicodedata.normalize("NFKC", text), " in compatible letters (NFKC)")):
+        size = len(form.encode())
+        if size > limit:
+            raise invalid(field, "TEXT_TOO_LONG", f"is {size:,} bytes long{words}; at most {limit:,} are read")
 
 
 def _check_length(encoded: Encoded, field: str, most: int, what: str) -> None:
@@ -188,12 +222,13 @@ def _check_length(encoded: Encoded, field: str, most: int, what: str) -> None:
 
 
 def _token_ids(text: text_pb2.Text, field: str, loaded: LoadedModel, most: int) -> list[int]:
-    ids = list(text.token_ids.ids)
+    ids = text.token_ids.ids
     path = f"{field}.token_ids.ids"
     if not ids:
         raise invalid(path, "EMPTY", "must not be empty")
     if len(ids) > most:
         raise invalid(path, "TEXT_TOO_LONG", f"has {len(ids):,} tokens; at most {most:,} fit")
+    ids = list(ids)
     for place, id_ in enumerate(ids):
         if id_ >= loaded.vocabulary_size:
             message = f"{id_} is outside the vocabulary of {loaded.vocabulary_size:,} tokens"
@@ -226,9 +261,14 @@ def _decoding(decoding: text_pb2.Decoding, loaded: LoadedModel, languages: Langu
         generation["repetition_penalty"] = _factor(decoding, "decoding", "repetition_penalty")
     if decoding.HasField("no_repeat_ngram_size"):
         generation["no_repeat_ngram_size"] = decoding.no_repeat_ngram_size
+    if len(decoding.stop) > MAX_STOPS:
+        raise invalid("decoding.stop", "TOO_MANY", f"has {len(decoding.stop):,} texts; at most {MAX_STOPS} may be set")
     for place, text in enumerate(decoding.stop):
         if not text:
             raise invalid(f"decoding.stop[{place}]", "EMPTY", "must not be empty")
+        if (size := len(text.encode())) > MAX_STOP_BYTES:
+            message = f"is {size:,} bytes long; at most {MAX_STOP_BYTES:,} are looked for"
+            raise invalid(f"decoding.stop[{place}]", "TEXT_TOO_LONG", message)
     stop = (*decoding.stop, *_configured_stops(config))
     return Decoding(most, do_sample, seed, stop, decoding.ignore_eos, generation)
 

@@ -14,13 +14,13 @@ import grpc
 from sidelight.v1 import attribution_service_pb2 as service_pb
 
 from . import converters
-from .calls import Call, Calls
+from .calls import EOF, Call, Calls
 from .engine import Engine, Ticket
 from .errors import invalid, unimplemented
 from .jobs import EncoderSelf, Event, Finished, Job, Started, Step
 from .models import LoadedModel
 from .outbox import Outbox
-from .requests import find_model, request_id_of, resolve
+from .requests import find_model, limits_of, request_id_of, resolve
 from .turns import Turns
 from .wire import parse
 
@@ -103,7 +103,9 @@ class AttributionService:
         request = parse(service_pb.GetModelRequest, await call.read())
         loaded = find_model(self._models, request.name, "name")
         default = loaded is next(iter(self._models.values()))
-        await call.write(service_pb.GetModelResponse(model=converters.model_message(loaded, default=default)))
+        await call.write(
+            service_pb.GetModelResponse(model=converters.model_message(loaded, limits_of(loaded), default=default))
+        )
 
     async def _list_models(self, call: Call) -> None:
         request = parse(service_pb.ListModelsRequest, await call.read())
@@ -116,7 +118,10 @@ class AttributionService:
         page = names[first : first + min(request.page_size or _MAX_PAGE, _MAX_PAGE)]
         default = next(iter(self._models))
         response = service_pb.ListModelsResponse(
-            models=[converters.model_message(self._models[name], default=name == default) for name in page],
+            models=[
+                converters.model_message(self._models[name], limits_of(self._models[name]), default=name == default)
+                for name in page
+            ],
             next_page_token=page[-1] if page and page[-1] != names[-1] else "",
         )
         await call.write(response)
@@ -194,7 +199,7 @@ async def _later(call: Call) -> None:  # noqa: ARG001
 
 async def _later_stream(call: Call) -> None:
     async def take_in() -> None:
-        while await asyncio.wait_for(call.context.read(), _PAUSE) is not grpc.aio.EOF:
+        while await asyncio.wait_for(call.context.read(), _PAUSE) is not EOF:
             pass
 
     with contextlib.suppress(asyncio.TimeoutError, grpc.aio.InternalError):

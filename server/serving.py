@@ -14,6 +14,7 @@ from grpc_reflection.v1alpha import reflection
 from .calls import Calls
 from .engine import Engine, Limits
 from .models import LoadedModel
+from .requests import MAX_REQUEST_BYTES
 from .service import SERVICE, AttributionService
 from .standard_services import Health, reflection_handler
 from .warmup import warm
@@ -26,8 +27,8 @@ _LOOK = 0.05
 
 _OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.so_reuseport", 0),
-    # Received messages are texts, so gRPC's limit of 4 MiB is plenty; what is sent has its own limits.
-    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
+    ("grpc.max_send_message_length", -1),  # what is sent has its own limits
     # One limit for both, or between them gRPC would refuse by lot.
     ("grpc.max_metadata_size", 16 * 1024),
     ("grpc.absolute_max_metadata_size", 16 * 1024),

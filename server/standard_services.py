@@ -15,7 +15,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
-from .calls import Call, Calls
+from .calls import EOF, Call, Calls
 from .errors import unimplemented
 from .wire import parse
 
@@ -64,7 +64,7 @@ class Health:
 
 
 async def _list(call: Call) -> None:
-    parse(health_pb2.HealthListRequest, await call.read())
+    await call.read()
     raise unimplemented("")
 
 
@@ -74,7 +74,7 @@ def reflection_handler(calls: Calls, services: Sequence[str]) -> grpc.GenericRpc
 
     async def reflect(call: Call) -> None:
         async def requests() -> AsyncIterator[reflection_pb2.ServerReflectionRequest]:
-            while (data := await call.context.read()) is not grpc.aio.EOF:
+            while (data := await call.context.read()) is not EOF:
                 yield parse(reflection_pb2.ServerReflectionRequest, data)
 
         async for response in servicer.ServerReflectionInfo(requests(), call.context):

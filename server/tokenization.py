@@ -22,6 +22,10 @@ _CONTEXT = 8
 # How many tokens' texts are remembered.
 _REMEMBERED = 65536
 
+# Bytes for which a token may stand where no piece of the vocabulary is longer: an unknown one stands for a whole run of
+# characters, but not all of a text is such.
+_TOKEN_BYTES = 64
+
 # SentencePiece's mark for a space.
 _SPACE = "▁"
 
@@ -76,11 +80,16 @@ class Codec:
         self.piece = functools.lru_cache(_REMEMBERED)(self._piece)
         self.text_behind_others = functools.lru_cache(_REMEMBERED)(self._text_behind_others)
         self._anchor = None if tokenizer.is_fast else self._find_anchor()
+        self._token_bytes = max(_TOKEN_BYTES, *(len(piece.encode()) for piece in tokenizer.get_vocab()))
 
     @property
     def languages(self) -> tuple[str, ...]:
         """Codes that requests may name; empty where the model needs none."""
         return tuple(sorted(self._codes.ids))
+
+    def most_bytes(self, tokens: int) -> int:
+        """Bytes of UTF-8 that no text of so many tokens has more than, as normalized; see `_TOKEN_BYTES`."""
+        return tokens * self._token_bytes
 
     @property
     def is_busy(self) -> bool:

@@ -87,6 +87,7 @@ class Model(_message.Message):
     DEFAULT_FIELD_NUMBER: _builtins.int
     VOCABULARY_SIZE_FIELD_NUMBER: _builtins.int
     CAPTURE_PATH_FIELD_NUMBER: _builtins.int
+    LIMITS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """What requests call it. Never a path."""
     family: _builtins.str
@@ -121,6 +122,10 @@ class Model(_message.Message):
     def presets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Names that HeadSelection.preset takes."""
 
+    @_builtins.property
+    def limits(self) -> Global___RequestLimits:
+        """What a request may have of everything that can be counted before work is done for it."""
+
     def __init__(
         self,
         *,
@@ -137,14 +142,59 @@ class Model(_message.Message):
         default: _builtins.bool = ...,
         vocabulary_size: _builtins.int = ...,
         capture_path: Global___CapturePath.ValueType = ...,
+        limits: Global___RequestLimits | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "attentions", b"attentions", "capture_path", b"capture_path", "default", b"default", "device", b"device", "dtype", b"dtype", "family", b"family", "languages", b"languages", "max_source_tokens", b"max_source_tokens", "max_target_tokens", b"max_target_tokens", "name", b"name", "presets", b"presets", "vocabulary_size", b"vocabulary_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "attentions", b"attentions", "capture_path", b"capture_path", "default", b"default", "device", b"device", "dtype", b"dtype", "family", b"family", "languages", b"languages", "limits", b"limits", "max_source_tokens", b"max_source_tokens", "max_target_tokens", b"max_target_tokens", "name", b"name", "presets", b"presets", "vocabulary_size", b"vocabulary_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Model: _TypeAlias = Model  # noqa: Y015
+
+@_typing.final
+class RequestLimits(_message.Message):
+    """What a request of a model may have at most. More is refused before it is tokenized, with the field's name."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MAX_REQUEST_BYTES_FIELD_NUMBER: _builtins.int
+    MAX_SOURCE_BYTES_FIELD_NUMBER: _builtins.int
+    MAX_TARGET_BYTES_FIELD_NUMBER: _builtins.int
+    MAX_CHAT_MESSAGES_FIELD_NUMBER: _builtins.int
+    MAX_STOP_TEXTS_FIELD_NUMBER: _builtins.int
+    MAX_STOP_BYTES_FIELD_NUMBER: _builtins.int
+    max_request_bytes: _builtins.int
+    """The bytes of the serialized request."""
+    max_source_bytes: _builtins.int
+    """The bytes of a source's text in UTF-8, as it is and as normalized to NFKC; of a chat, of all roles and contents
+    together.
+    """
+    max_target_bytes: _builtins.int
+    """Likewise of a given target's text, and of a prefix's."""
+    max_chat_messages: _builtins.int
+    """The messages of a chat."""
+    max_stop_texts: _builtins.int
+    """The texts of Decoding.stop."""
+    max_stop_bytes: _builtins.int
+    """The bytes of each of them in UTF-8."""
+    def __init__(
+        self,
+        *,
+        max_request_bytes: _builtins.int = ...,
+        max_source_bytes: _builtins.int = ...,
+        max_target_bytes: _builtins.int = ...,
+        max_chat_messages: _builtins.int = ...,
+        max_stop_texts: _builtins.int = ...,
+        max_stop_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_chat_messages", b"max_chat_messages", "max_request_bytes", b"max_request_bytes", "max_source_bytes", b"max_source_bytes", "max_stop_bytes", b"max_stop_bytes", "max_stop_texts", b"max_stop_texts", "max_target_bytes", b"max_target_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RequestLimits: _TypeAlias = RequestLimits  # noqa: Y015
 
 @_typing.final
 class ModelAttention(_message.Message):

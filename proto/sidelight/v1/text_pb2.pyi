@@ -254,7 +254,7 @@ class Decoding(_message.Message):
     @_builtins.property
     def stop(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Decoding ends when what the steps have written contains one of these; a prefix does not count. The text keeps it:
-        its steps have been sent.
+        its steps have been sent. How many there may be, and how long, Model.limits says.
         """
 
     def __init__(
