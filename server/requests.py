@@ -32,6 +32,9 @@ _LEAST_FACTOR, _GREATEST_FACTOR = 0.001, 1000
 # Of a serialized request: gRPC's usual limit, and plenty for texts.
 MAX_REQUEST_BYTES = 4 * 1024**2
 
+# Characters that are normalized at once: nobody else can run meanwhile.
+_NORMALIZED = 16 * 1024
+
 # Decoding.stop: each text is looked for at every step.
 MAX_STOPS, MAX_STOP_BYTES = 64, 1024
 
@@ -145,12 +148,8 @@ def _chat(chat: text_pb2.Chat, loaded: LoadedModel) -> Encoded:
     if count > most:  # each takes a token or more
         message = f"are {count:,}; there may be at most {most:,}"
         raise invalid("source.chat.messages", "TOO_MANY", message)
-    _check_size(
-        "".join(text for message in chat.messages for text in (message.role, message.content)),
-        "source.chat",
-        most,
-        loaded,
-    )
+    whole = "".join(text for message in chat.messages for text in (message.role, message.content))
+    _check_size(whole, "source.chat", most, loaded)
     messages = [{"role": message.role, "content": message.content} for message in chat.messages]
     try:
         return loaded.codec.render_chat(messages)
@@ -210,10 +209,17 @@ def _check_text(text: str, field: str, most: int, loaded: LoadedModel) -> None:
 def _check_size(text: str, field: str, most: int, loaded: LoadedModel) -> None:
     """Refuses a text before anyone tokenizes it that could not be within so many tokens."""
     limit = loaded.codec.most_bytes(most)
-    for form, words in ((text, ""), (unicodedata.normalize("NFKC", text), " in compatible letters (NFKC)")):
-        size = len(form.encode())
-        if size > limit:
-            raise invalid(field, "TEXT_TOO_LONG", f"is {size:,} bytes long{words}; at most {limit:,} are read")
+    size = len(text.encode())
+    if size > limit:
+        raise invalid(field, "TEXT_TOO_LONG", f"is {size:,} bytes long; at most {limit:,} are read")
+    if text.isascii():
+        return
+    normalized = 0
+    for begin in range(0, len(text), _NORMALIZED):
+        normalized += len(unicodedata.normalize("NFKC", text[begin : begin + _NORMALIZED]).encode())
+        if normalized > limit:  # one letter may become 18, such as U+FDFA
+            message = f"is {size:,} bytes long, and more than {limit:,} once normalized; at most so many are read"
+            raise invalid(field, "TEXT_TOO_LONG", message)
 
 
 def _check_length(encoded: Encoded, field: str, most: int, what: str) -> None:

@@ -28,7 +28,8 @@ class Health:
     def __init__(self, calls: Calls) -> None:
         self._calls = calls
         self._servicer: Any = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue]
-        self._is_over = asyncio.Event()
+        self._watching: set[asyncio.Task[None]] = set()
+        self._is_over = False
 
     def handler(self) -> grpc.GenericRpcHandler:
         """The handlers of its methods."""
@@ -42,7 +43,11 @@ class Health:
 
     async def end(self) -> None:
         """Says that none serves any more, and ends all that watch with it."""
-        self._is_over.set()
+        self._is_over = True
+        if self._watching:
+            for watching in self._watching:
+                watching.cancel()
+            await asyncio.wait(self._watching)
         await self._servicer.enter_graceful_shutdown()
 
     async def _check(self, call: Call) -> None:
@@ -51,15 +56,16 @@ class Health:
 
     async def _watch(self, call: Call) -> None:
         request = parse(health_pb2.HealthCheckRequest, await call.read())
-        over = asyncio.ensure_future(self._is_over.wait())
-        watching = asyncio.ensure_future(self._servicer.Watch(request, call.context))
-        try:
-            await asyncio.wait([over, watching], return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in (over, watching):
-                task.cancel()
-            with contextlib.suppress(asyncio.CancelledError, grpc.aio.InternalError):
-                await watching
+        if not self._is_over:
+            watching = asyncio.create_task(self._servicer.Watch(request, call.context))
+            self._watching.add(watching)
+            try:
+                await asyncio.wait([watching])
+            finally:
+                self._watching.discard(watching)
+                watching.cancel()
+                with contextlib.suppress(asyncio.CancelledError, grpc.aio.InternalError):
+                    await watching
         await call.write(_NOT_SERVING)
 
 

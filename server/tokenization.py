@@ -88,7 +88,7 @@ class Codec:
         return tuple(sorted(self._codes.ids))
 
     def most_bytes(self, tokens: int) -> int:
-        """Bytes of UTF-8 that no text of so many tokens has more than, as normalized; see `_TOKEN_BYTES`."""
+        """Bytes of UTF-8 beyond which a text is not tokenized, as it would have more than so many tokens."""
         return tokens * self._token_bytes
 
     @property

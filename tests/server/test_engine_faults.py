@@ -1,0 +1,228 @@
+"""Whatever goes wrong in the engine, no request waits for ever, and a server that can serve no more says so."""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import functools
+import random
+import signal
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+import pytest
+import torch
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from harness import CROSS, DECODER_SELF, ENCODER_SELF, request, serving, stub
+from raw_http2 import RawConnection
+from sidelight.server import batch as batch_module
+from sidelight.server import command
+from sidelight.server import engine as engine_module
+from sidelight.server import outbox as outbox_module
+from sidelight.server.batch import Batch
+from sidelight.server.engine import Engine, Limits
+from sidelight.server.outbox import Outbox
+from sidelight.v1 import text_pb2 as text
+
+SENTENCE = "My grandmother is still vigorous at 82 years old."
+SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+def long_request(**fields):
+    return request(SENTENCE, decoding=text.Decoding(ignore_eos=True, max_new_tokens=250), **fields)
+
+
+@pytest.fixture
+def engines(monkeypatch) -> list[Engine]:
+    """The engines that are started."""
+    started: list[Engine] = []
+    start = Engine.start
+
+    def noting(engine):
+        started.append(engine)
+        start(engine)
+
+    monkeypatch.setattr(Engine, "start", noting)
+    return started
+
+
+def kill(thread: threading.Thread) -> None:
+    """Ends a thread wherever it is, by something that no handler of faults takes for one."""
+    assert thread.ident is not None
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(SystemExit))
+
+
+def wait_until(condition) -> None:
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("timeout", ["2562047H", "2562048H", "99999999H"])
+def test_a_deadline_beyond_all_clocks_harms_nobody(bundled, engines, monkeypatch, timeout):
+    """2,562,048 hours are what grpc-go sends for its longest duration. The reader pauses, so that the engine waits."""
+    monkeypatch.setattr(outbox_module, "CAPACITY", 2048)
+    message = long_request(kinds=[CROSS, DECODER_SELF]).SerializeToString()
+    with serving(bundled) as address, stub(address) as service, RawConnection(address) as raw:
+        raw.call("/sidelight.v1.AttributionService/Attribute", message, timeout=timeout)
+        wait_until(lambda: any(ticket.outbox.full for ticket in engines[0]._tickets))
+        time.sleep(0.3)  # until the engine has nothing more to do
+        assert list(service.Attribute(request(SENTENCE), timeout=60))[-1].HasField("finished")
+        assert [ticket.outbox.full for ticket in engines[0]._tickets] == [True]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("when", ["at work", "idle"])
+def test_a_thread_that_ends_ends_all_that_waits(bundled, engines, when, monkeypatch):
+    monkeypatch.setattr(outbox_module, "CAPACITY", 2048)  # the one that runs is not done before its time
+    with serving(bundled, limits=Limits(running=1)) as address, stub(address) as service:
+        with grpc.insecure_channel(address) as channel:
+            health = health_pb2_grpc.HealthStub(channel)
+            assert health.Check(health_pb2.HealthCheckRequest(), timeout=60).status == SERVING
+            watching = health.Watch(health_pb2.HealthCheckRequest(), timeout=120)
+            assert next(watching).status == SERVING
+            calls = []
+            if when == "at work":
+                calls = [service.Attribute(long_request(kinds=[CROSS]), timeout=60) for _ in range(3)]
+                wait_until(lambda: len(engines[0]._tickets) == 3 and engines[0]._running)
+            kill(engines[0]._thread)
+            engines[0].wake()
+            for call in calls:
+                with pytest.raises(grpc.RpcError) as raised:
+                    list(call)
+                assert raised.value.code() == grpc.StatusCode.UNAVAILABLE
+                assert "engine" in raised.value.details()
+            assert [response.status for response in watching] == [NOT_SERVING]
+            assert health.Check(health_pb2.HealthCheckRequest(), timeout=60).status == NOT_SERVING
+        with pytest.raises(grpc.RpcError) as raised:
+            list(service.Attribute(request(SENTENCE), timeout=60))
+        assert raised.value.code() == grpc.StatusCode.UNAVAILABLE
+        assert not engines[0]._tickets
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+async def test_a_process_whose_engine_has_ended_ends_with_a_code(bundled, engines, capsys):
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    args = argparse.Namespace(address="127.0.0.1:0", max_slots=2, max_waiting=8, memory_fraction=0.5)
+
+    def kill_when_serving() -> None:
+        wait_until(lambda: engines and engines[0]._ready.is_set())
+        time.sleep(0.2)
+        kill(engines[0]._thread)
+        engines[0].wake()
+
+    killer = threading.Thread(target=kill_when_serving)
+    killer.start()
+    try:
+        assert await command._serve(bundled, args, ()) == 1
+    finally:
+        killer.join()
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert "sidelight: the engine of tatoeba-en-de has failed" in capsys.readouterr().err
+
+
+def test_an_engine_that_cannot_begin_again_ends(bundled, engines, monkeypatch):
+    """Not at once, since memory may come back; and then as one whose thread has ended."""
+    attempts = []
+
+    def broken(engine):
+        attempts.append(engine)
+        raise MemoryError
+
+    with serving(bundled) as address, stub(address) as service:
+        monkeypatch.setattr(Engine, "_make_batch", broken)
+        monkeypatch.setattr(Engine, "_round", lambda _: 1 / 0)
+        with pytest.raises(grpc.RpcError):
+            list(service.Attribute(request(SENTENCE), timeout=60))
+        engines[0]._thread.join(60)
+        assert len(attempts) == engine_module._ATTEMPTS
+        with pytest.raises(grpc.RpcError) as raised:
+            list(service.Attribute(request(SENTENCE), timeout=60))
+        assert raised.value.code() == grpc.StatusCode.UNAVAILABLE
+
+
+FAULTY = {
+    Engine: [name for name, value in vars(Engine).items() if callable(value) and name.startswith("_")],
+    Batch: [name for name, value in vars(Batch).items() if callable(value)],
+    Outbox: ["put", "end", "_wake"],
+    engine_module: ["attribute", "ring"],
+    batch_module: ["begin", "fetch", "parts_of"],
+}
+NOT_FAULTY = {"__init__", "_run", "_watch_over", "_refusal", "_compile"}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_faults_at_random_leave_no_request_without_its_end(bundled, monkeypatch, seed):
+    """One call of a hundred of the engine's functions fails. Each request ends, one way or another."""
+    draw = random.Random(seed)
+    is_on = threading.Event()
+
+    def faulty(function):
+        @functools.wraps(function)
+        def perhaps(*args, **kwargs):
+            if is_on.is_set() and threading.current_thread().name.startswith("engine") and draw.random() < 0.01:
+                raise RuntimeError("at random")
+            made = function(*args, **kwargs)
+            if is_on.is_set() and threading.current_thread().name.startswith("engine") and draw.random() < 0.002:
+                raise RuntimeError("at random, behind")
+            return made
+
+        return perhaps
+
+    for owner, names in FAULTY.items():
+        for name in names:
+            if name not in NOT_FAULTY:
+                monkeypatch.setattr(owner, name, faulty(getattr(owner, name)))
+
+    def message(number: int):
+        message = request(SENTENCE, [CROSS, ENCODER_SELF][: 1 + number % 2], scores=[1] * (number % 3 == 0))
+        if number % 5 == 0:
+            message.given.text = "Meine Großmutter ist rüstig."
+        elif number % 5 == 1:
+            message.decoding.sampling.seed = number
+        return message
+
+    ends: Counter[str] = Counter()
+    with serving(bundled, limits=Limits(running=4)) as address, stub(address) as service:
+
+        def one(number: int) -> str:
+            try:
+                list(service.Attribute(message(number), timeout=60))
+            except grpc.RpcError as error:
+                return error.code().name
+            return "finished"
+
+        is_on.set()
+        with ThreadPoolExecutor(8) as pool:
+            ends.update(pool.map(one, range(150)))
+        is_on.clear()
+        assert one(3) == "finished"
+    assert set(ends) <= {"finished", "INTERNAL"}, ends
+    assert ends["INTERNAL"]
+
+
+@pytest.mark.parametrize("kind", ["decoded", "given", "a long prompt"])
+def test_memory_that_does_not_do_is_told_alike(bundled, monkeypatch, kind):
+    from sidelight.server.reading import Reader
+
+    def none(*_, **__):
+        raise torch.OutOfMemoryError("out of memory")
+
+    message = request(SENTENCE)
+    if kind == "given":
+        monkeypatch.setattr(Reader, "read", none)
+        message.given.text = "Meine Großmutter"
+    elif kind == "decoded":
+        monkeypatch.setattr(Batch, "_step", none)
+    else:
+        monkeypatch.setattr(Batch, "read", none)
+        message.prefix.text = "Meine Großmutter ist"
+    with serving(bundled) as address, stub(address) as service, pytest.raises(grpc.RpcError) as raised:
+        list(service.Attribute(message, timeout=60))
+    assert raised.value.code() == grpc.StatusCode.INTERNAL
+    assert "memory" in raised.value.details()
