@@ -45,6 +45,7 @@ class Call:
         self.waits_for: Literal["request", "reader"] | None = None
         self.since = 0.0
         self.error: RequestError | None = None  # why it has been ended from outside
+        self._has_begun = False
         self._task = asyncio.current_task()
 
     async def read(self) -> bytes:
@@ -54,8 +55,18 @@ class Call:
             raise invalid("", "MALFORMED", "the call carries no request")
         return data
 
+    async def begin(self) -> None:
+        """Sends what comes before the first message, once.
+
+        gRPC would send it with the message, and could then tell a reader no status that has stalled at the first one.
+        """
+        if not self._has_begun:
+            self._has_begun = True
+            await self._wait("reader", self.context.send_initial_metadata(()))
+
     async def write(self, message: Message) -> None:
         """Sends a message, when its reader has taken enough of those before."""
+        await self.begin()
         await self._wait("reader", self.context.write(message))
 
     async def _wait(self, reason: Literal["request", "reader"], what: Awaitable[Any]) -> Any:
@@ -75,7 +86,7 @@ class Call:
             self._task.cancel()
 
     async def abort(self, error: RequestError) -> NoReturn:
-        """Tells the client a status with its details."""
+        """Tells the client a status with its details. A stalled reader gets it behind what it has not taken."""
         trailers = (("grpc-status-details-bin", details(error, self.request_id)),)
         try:
             await self.context.abort(error.code, str(error), trailers)

@@ -81,6 +81,7 @@ class AttributionService:
                 remaining: float | None = call.context.time_remaining()
                 deadline = None if remaining is None else time.monotonic() + remaining
                 ticket = engine.submit(job, call.outbox, deadline, place)
+                await call.begin()  # while the engine works
                 await self._stream(call, call.outbox, job, engine, _Meter(job, arrived, ticket))
             finally:
                 # Also when the client has gone or its time is up: the engine then drops the job before its next step.

@@ -98,6 +98,8 @@ def _files(file: Any, seen: set[str]) -> Iterator[Any]:
 
 def _put_bytes(message: DescriptorProto) -> None:
     for field in message.field:
+        if message.options.map_entry and field.name == "key":  # which bytes cannot be
+            continue
         if field.type == FieldDescriptorProto.TYPE_STRING:
             field.type = FieldDescriptorProto.TYPE_BYTES
     for nested in message.nested_type:

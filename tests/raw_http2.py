@@ -7,7 +7,7 @@ import struct
 from types import TracebackType
 
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-_DATA, _HEADERS, _RESET, _SETTINGS, _WINDOW = 0, 1, 3, 4, 8
+_DATA, _HEADERS, _RESET, _SETTINGS, _PING, _WINDOW = 0, 1, 3, 4, 6, 8
 _END_STREAM, _END_HEADERS, _ACK = 1, 4, 1
 _INITIAL_WINDOW = 4
 
@@ -67,6 +67,8 @@ class RawConnection:
             payload = self._read(length)
             if kind == _SETTINGS and not flags & _ACK:
                 self._send(_SETTINGS, _ACK, 0, b"")
+            if kind == _PING and not flags & _ACK:
+                self._send(_PING, _ACK, 0, payload)
             if on == stream:
                 received += payload
                 if kind == _RESET or (kind in (_DATA, _HEADERS) and flags & _END_STREAM):
