@@ -24,7 +24,7 @@ from .bursts import Bursts
 from .decoding import attribute
 from .errors import RequestError, broken, expired, internal, queue_full, stalled, stopped
 from .jobs import Decoding, Event, Given, Job, Step
-from .memory import is_out_of_memory, out_of_memory, slots_within
+from .memory import give_back, is_out_of_memory, out_of_memory, slots_within
 from .models import LoadedModel, ModelError
 from .outbox import Outbox, ring
 from .threads import Threads
@@ -37,6 +37,9 @@ _SLOW = 0.25
 
 # Seconds that the thread sleeps at most: a deadline may lie further away than a wait can be long.
 _LONGEST_SLEEP = 60.0
+
+# Seconds after which memory that was held for slow readers, and no more is, goes back to the system.
+_GIVE_BACK = 5.0
 
 # How often in a row the engine tries to begin again after a fault, before it ends.
 _ATTEMPTS = 5
@@ -53,7 +56,7 @@ class Limits:
     waiting: int = 1024  # jobs that wait for their turn, before more are refused
     memory_fraction: float = 0.5  # of the memory that is free at start, for the slots' caches
     threads: tuple[int, ...] = ()  # the numbers to choose from; none or one: as many as torch has been told to use
-    stalled: int = 1024  # jobs that wait for slow readers, each with a cache, before the first of them is given up
+    stalled: int = 512  # jobs that wait for slow readers, each with a cache, before the first of them is given up
 
 
 @dataclass(eq=False)
@@ -91,6 +94,7 @@ class Engine:
         self._running: list[Ticket] = []
         self._joining: list[Ticket] = []  # about to get a slot
         self._parked: list[Ticket] = []  # begun, and without a slot: their readers are slow, and others waited
+        self._held_at: float | None = None  # when something was last held for slow readers
         self._seconds: float | None = None  # that a job has taken of late, from its start to its end
         self._is_draining = False
         self._stopping = False
@@ -216,11 +220,20 @@ class Engine:
     def _work(self) -> None:
         """Does what is to be done now, or waits until there is something."""
         self._something.clear()
+        self._give_back(time.monotonic())
         self._gather()
         self._admit()
         # Anything that happens from here on sets the event again, so nothing is missed by waiting.
         if not self._round():
             self._something.wait(self._patience())
+
+    def _give_back(self, now: float) -> None:
+        """Gives memory back some time after nothing is held for slow readers any more."""
+        if self._parked or any(ticket.whole_bytes for ticket in self._running):
+            self._held_at = now
+        elif self._held_at is not None and now - self._held_at > _GIVE_BACK:
+            self._held_at = None
+            give_back()
 
     def _make_batch(self) -> None:
         if self.loaded.layout is not None:
@@ -523,7 +536,9 @@ class Engine:
         with self._lock:
             deadlines = [t.deadline for t in [*begun, *self._waiting] if t.deadline is not None]
             are_waiting = bool(self._waiting)
-        longest = _SLOW if are_waiting or any(ticket.is_dropped for ticket in begun) else _LONGEST_SLEEP
+        longest = _LONGEST_SLEEP if self._held_at is None else _GIVE_BACK
+        if are_waiting or any(ticket.is_dropped for ticket in begun):
+            longest = _SLOW
         return min(max(0.0, min(deadlines) - time.monotonic()), longest) if deadlines else longest
 
 

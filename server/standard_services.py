@@ -56,6 +56,7 @@ class Health:
 
     async def _watch(self, call: Call) -> None:
         request = parse(health_pb2.HealthCheckRequest, await call.read())
+        await call.begin()
         if not self._is_over:
             watching = asyncio.create_task(self._servicer.Watch(request, call.context))
             self._watching.add(watching)

@@ -31,6 +31,8 @@ from sidelight.v1 import text_pb2 as text
 
 SENTENCE = "My grandmother is still vigorous at 82 years old."
 ATTRIBUTE = "/sidelight.v1.AttributionService/Attribute"
+# A client that takes in little more than it reads, by a connection of its own.
+NARROW = [("grpc.http2.lookahead_bytes", 16384), ("grpc.http2.bdp_probe", 0), ("grpc.use_local_subchannel_pool", 1)]
 INVALID, EXHAUSTED = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
@@ -380,7 +382,23 @@ def test_a_reader_that_reads_on_too_late_is_told_so(bundled, engines, monkeypatc
         raw.open_window(stream, 1 << 24)
         received = raw.frames_until_closed(stream)
         assert b"grpc-status\x0210" in received  # ABORTED
-        assert b"READER_STALLED" in received
+
+
+async def test_a_stalled_reader_finds_out_why_it_was_given_up(bundled, engines, monkeypatch):
+    monkeypatch.setattr(calls_module, "_STALLED", 1.0)
+    with serving(bundled) as address:
+        async with grpc.aio.insecure_channel(address, options=NARROW) as channel:
+            call = services.AttributionServiceStub(channel).Attribute(long_request(kinds=[CROSS, DECODER_SELF]))
+            await call.read()
+            await asyncio.to_thread(wait_until, lambda: not engines[0]._tickets)
+
+            async def read_on() -> None:
+                while await call.read() is not grpc.aio.EOF:
+                    pass
+
+            with pytest.raises(grpc.aio.AioRpcError) as raised:
+                await read_on()
+    assert (raised.value.code(), reason_of_aio(raised.value)) == (grpc.StatusCode.ABORTED, "READER_STALLED")
 
 
 def test_what_waits_for_slow_readers_has_one_bound(bundled, engines, monkeypatch):
@@ -397,15 +415,10 @@ def test_what_waits_for_slow_readers_has_one_bound(bundled, engines, monkeypatch
         alone = [list(service.Attribute(message, timeout=60)) for message in messages]
         bound = 1024 * 1024
         monkeypatch.setattr(engine_module, "_WHOLE_BYTES", bound)
-        window = [
-            ("grpc.http2.lookahead_bytes", 16384),
-            ("grpc.http2.bdp_probe", 0),
-            ("grpc.use_local_subchannel_pool", 1),
-        ]
         with contextlib.ExitStack() as stack:
             calls = []
             for number in range(12):
-                channel = stack.enter_context(grpc.insecure_channel(address, options=window))
+                channel = stack.enter_context(grpc.insecure_channel(address, options=NARROW))
                 call = services.AttributionServiceStub(channel).Attribute(messages[number % 3], timeout=120)
                 calls.append((number, call, [next(call)]))
             time.sleep(1)
@@ -441,10 +454,9 @@ def test_half_a_request_is_not_held_for_ever(bundled, monkeypatch):
 
 
 async def test_a_client_that_goes_in_mid_write_leaves_no_trace_in_the_log(bundled, caplog):
-    window = [("grpc.http2.lookahead_bytes", 16384), ("grpc.http2.bdp_probe", 0), ("grpc.use_local_subchannel_pool", 1)]
     with caplog.at_level(logging.INFO), serving(bundled) as address:
         for number in range(24):
-            async with grpc.aio.insecure_channel(address, options=window) as channel:
+            async with grpc.aio.insecure_channel(address, options=NARROW) as channel:
                 call = services.AttributionServiceStub(channel).Attribute(long_request(kinds=[CROSS, DECODER_SELF]))
                 await call.read()
                 await asyncio.sleep(0.01 * (number % 6))

@@ -1,0 +1,155 @@
+"""A server that is told to end does so in its time, whoever still listens, and tells everybody why."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import grpc
+import pytest
+from google.rpc import error_details_pb2, status_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from harness import CROSS, DECODER_SELF, request
+from raw_http2 import RawConnection
+from sidelight.server.engine import Limits
+from sidelight.server.layouts import Layout
+from sidelight.server.serving import Server
+from sidelight.v1 import attribution_service_pb2_grpc as services
+from sidelight.v1 import text_pb2 as text
+
+SENTENCE = "My grandmother is still vigorous at 82 years old."
+ATTRIBUTE = "/sidelight.v1.AttributionService/Attribute"
+NARROW = [("grpc.http2.lookahead_bytes", 16384), ("grpc.http2.bdp_probe", 0), ("grpc.use_local_subchannel_pool", 1)]
+SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+def long_request(steps: int = 250, **fields):
+    return request(SENTENCE, decoding=text.Decoding(ignore_eos=True, max_new_tokens=steps), **fields)
+
+
+async def until(condition) -> None:
+    for _ in range(6000):
+        if condition():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError
+
+
+async def _rest_of(call) -> list:
+    """What is left to read of a call that was begun to be read."""
+    responses = []
+    while (response := await call.read()) is not grpc.aio.EOF:
+        responses.append(response)
+    return responses
+
+
+def retry_delay_of(error: grpc.aio.AioRpcError) -> float:
+    status, retry = status_pb2.Status(), error_details_pb2.RetryInfo()
+    status.ParseFromString(dict(error.trailing_metadata() or ())["grpc-status-details-bin"])
+    assert any(detail.Unpack(retry) for detail in status.details)
+    return retry.retry_delay.ToTimedelta().total_seconds()
+
+
+async def test_nobody_who_only_listens_holds_up_the_end(bundled):
+    """Watch, an idle reflection, a reader that has stalled; with a grace in which a test would not end."""
+    server = Server([bundled], "127.0.0.1:0", Limits(running=2))
+    address = await server.start()
+    (engine,) = server._engines
+    async with grpc.aio.insecure_channel(address) as channel:
+        watching = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+        assert (await watching.read()).status == SERVING
+        reflecting = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo()
+        await reflecting.write(reflection_pb2.ServerReflectionRequest(list_services=""))
+        await reflecting.read()
+        with RawConnection(address) as raw:
+            raw.call(ATTRIBUTE, long_request(kinds=[CROSS, DECODER_SELF]).SerializeToString())
+            await until(lambda: any(ticket.outbox.full for ticket in engine._tickets))
+            running = services.AttributionServiceStub(channel).Attribute(long_request())
+            await running.read()
+            await asyncio.wait_for(server.stop(300), 60)
+            assert (await _rest_of(running))[-1].HasField("finished")
+        assert [response.status for response in await _rest_of(watching)] == [NOT_SERVING]
+        assert await watching.code() == grpc.StatusCode.OK
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["by what others took", "where nothing is known"])
+async def test_what_cannot_be_served_in_time_is_refused_at_once(bundled, monkeypatch, known):
+    """Those in the queue that would not be done before the end are told where to go while others still run."""
+    step = Layout.step
+
+    def slow(layout, *args):
+        time.sleep(0.02)
+        return step(layout, *args)
+
+    monkeypatch.setattr(Layout, "step", slow)
+    server = Server([bundled], "127.0.0.1:0", Limits(running=1))
+    address = await server.start()
+    (engine,) = server._engines
+    async with grpc.aio.insecure_channel(address) as channel:
+        service = services.AttributionServiceStub(channel)
+        ended: list[int] = []
+
+        async def one(number: int) -> None:
+            try:
+                async for _ in service.Attribute(long_request(40), timeout=60):
+                    pass
+            finally:
+                ended.append(number)
+
+        if known:
+            await one(-1)
+            ended.clear()
+        calls = [asyncio.create_task(one(0))]
+        await until(lambda: engine._running)
+        calls += [asyncio.create_task(one(number)) for number in range(1, 40)]
+        await until(lambda: len(engine._tickets) == 40)
+        await asyncio.wait_for(server.stop(8), 60)
+        results = await asyncio.gather(*calls, return_exceptions=True)
+    refused = [result for result in results if isinstance(result, grpc.aio.AioRpcError)]
+    assert all(error.code() == grpc.StatusCode.UNAVAILABLE and retry_delay_of(error) > 0 for error in refused)
+    served = [number for number, result in enumerate(results) if result is None]
+    assert served[0] == 0
+    assert len(served) + len(refused) == 40
+    assert len(served) > 1 if known else len(served) == 1
+    assert len(refused) >= 20
+    # The refused ones ended before all those that were served.
+    assert set(ended[: len(refused)]).isdisjoint(served)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_a_second_signal_ends_the_process_at_once(tmp_path):
+    (log := tmp_path / "log").touch()
+    sidelight = Path(sys.executable).with_name("sidelight")
+    with (
+        log.open("w") as errors,
+        subprocess.Popen(
+            [sidelight, "serve", "--address", "127.0.0.1:0", "--max-slots", "1"],
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        ) as process,
+    ):
+        assert process.stdout is not None
+        address = process.stdout.readline().split()[-1]
+        with grpc.insecure_channel(address, options=NARROW) as channel:
+            # One that reads, slowly: the server waits for it.
+            call = services.AttributionServiceStub(channel).Attribute(long_request(kinds=[CROSS, DECODER_SELF]))
+            next(call)
+            process.send_signal(signal.SIGTERM)
+            end = time.monotonic() + 60
+            while "stopping" not in log.read_text():
+                assert time.monotonic() < end
+                time.sleep(0.01)
+            for _ in range(3):
+                next(call)
+                time.sleep(0.2)
+            assert process.poll() is None
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == -signal.SIGTERM
