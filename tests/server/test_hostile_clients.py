@@ -352,6 +352,10 @@ async def test_short_texts_go_before_long_ones(bundled, monkeypatch):
 def test_stalled_readers_are_given_up_and_keep_nobody_out(bundled, engines, monkeypatch):
     """More of them than may wait, of every kind; their memory and their caches are given back."""
     monkeypatch.setattr(calls_module, "_STALLED", 3.0)
+    monkeypatch.setattr(engine_module, "_GIVE_BACK", 0.1)
+    given_back = []
+    give_back = engine_module.give_back
+    monkeypatch.setattr(engine_module, "give_back", lambda: given_back.append(1) or give_back())
     messages = [
         long_request(kinds=[CROSS, DECODER_SELF]),
         request(SENTENCE, kinds=[ENCODER_SELF], decoding=text.Decoding(ignore_eos=True, max_new_tokens=250)),
@@ -370,6 +374,7 @@ def test_stalled_readers_are_given_up_and_keep_nobody_out(bundled, engines, monk
                 assert list(service.Attribute(message, timeout=60))[-1].HasField("finished")
         wait_until(lambda: not engines[0]._tickets)
         assert engines[0]._batch.room == 4
+        wait_until(lambda: given_back)
         assert list(service.Attribute(messages[0], timeout=60))[-1].HasField("finished")
 
 
