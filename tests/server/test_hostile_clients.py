@@ -19,6 +19,7 @@ from harness import CROSS, DECODER_SELF, ENCODER_SELF, request, serving, steps_o
 from model_zoo import build_model
 from raw_http2 import RawConnection
 from sidelight.server import calls as calls_module
+from sidelight.server import decoding as decoding_module
 from sidelight.server import engine as engine_module
 from sidelight.server import outbox as outbox_module
 from sidelight.server import service as service_module
@@ -411,6 +412,7 @@ def test_what_waits_for_slow_readers_has_one_bound(bundled, engines, monkeypatch
     long = " ".join(["grandmother"] * 60)
     monkeypatch.setattr(outbox_module, "CAPACITY", 16 * 1024)
     monkeypatch.setattr(engine_module, "_SLOW", 0.02)
+    monkeypatch.setattr(decoding_module, "_PART_BYTES", 16 * 1024)
     messages = [
         request(long, kinds=[ENCODER_SELF], decoding=text.Decoding(max_new_tokens=30, ignore_eos=True), scores=[1]),
         request(long, kinds=[CROSS, DECODER_SELF], given=text.Text(text="Meine Großmutter. " * 25)),
