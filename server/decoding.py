@@ -18,8 +18,8 @@ from .reading import LAST_QUERY, NO_QUERIES, Reader
 from .scores import score
 from .tokenization import Detokenizer, Token
 
-# Encoder self-attention is cut into parts of about this size: no more than what is held for a slow reader.
-_PART_BYTES = 256 * 1024
+# Encoder self-attention is cut into parts of about this size, a fraction of what is held for a slow reader.
+_PART_BYTES = 64 * 1024
 
 
 def attribute(loaded: LoadedModel, job: Job) -> Iterator[Event]:

@@ -28,7 +28,7 @@ def served(request, tmp_path_factory):
 
 
 def ask(served, given=False, **capture) -> dict[str, list[attention.Attention]]:
-    """The attentions of each kind: one for each step, or for each part of the encoder's."""
+    """The attentions of each kind: one for each step, or the encoder's, whose parts are joined."""
     loaded, service, _ = served
     message = request(SOURCE, [KINDS[kind] for kind in loaded.kinds])
     message.capture.MergeFrom(attention.Capture(**capture))
@@ -39,8 +39,19 @@ def ask(served, given=False, **capture) -> dict[str, list[attention.Attention]]:
     responses = list(service.Attribute(message, timeout=60))
     found = {kind: [getattr(step, kind) for step in steps_of(responses)] for kind in loaded.kinds if "enc" not in kind}
     if "encoder_self" in loaded.kinds:
-        found["encoder_self"] = [r.encoder_self.attention for r in responses if r.HasField("encoder_self")]
+        found["encoder_self"] = [joined([r.encoder_self.attention for r in responses if r.HasField("encoder_self")])]
     return found
+
+
+def joined(parts: list[attention.Attention]) -> attention.Attention:
+    """Parts of some queries each, one after another: queries are the slowest axis."""
+    whole, *rest = parts
+    for part in rest:
+        whole.shape[0] += part.shape[0]
+        whole.values += part.values
+        whole.scales += part.scales
+        whole.positions += part.positions
+    return whole
 
 
 def array(message: attention.Attention) -> np.ndarray:

@@ -72,7 +72,7 @@ def test_a_deadline_beyond_all_clocks_harms_nobody(bundled, engines, monkeypatch
         wait_until(lambda: any(ticket.outbox.full for ticket in engines[0]._tickets))
         time.sleep(0.3)  # until the engine has nothing more to do
         assert list(service.Attribute(request(SENTENCE), timeout=60))[-1].HasField("finished")
-        assert [ticket.outbox.full for ticket in engines[0]._tickets] == [True]
+        wait_until(lambda: [ticket.outbox.full for ticket in engines[0]._tickets] == [True])
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")

@@ -118,8 +118,9 @@ async def test_what_cannot_be_served_in_time_is_refused_at_once(bundled, monkeyp
     assert len(served) + len(refused) == 40
     assert len(served) > 1 if known else len(served) == 1
     assert len(refused) >= 20
-    # The refused ones ended before all those that were served.
-    assert set(ended[: len(refused)]).isdisjoint(served)
+    if known:  # they were not kept waiting to be refused
+        second = [number for number in ended if number in served][1]
+        assert ended.index(second) >= 20
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
