@@ -47,7 +47,9 @@ def parts_of(attention: Numbers) -> Iterator[EncoderSelf]:
 def begin(loaded: LoadedModel, job: Job) -> tuple[Detokenizer, Started]:
     """A detokenizer that has read what comes before step 0, and the first event."""
     detokenizer = Detokenizer(loaded.codec, () if loaded.is_encoder_decoder else job.source.ids)
-    context = tuple(detokenizer.add(id_)[1] for id_ in job.context_ids)
+    added = [detokenizer.add(id_)[1] for id_ in job.context_ids]
+    # Tokens that are part of a character have its text, where its other tokens are here too.
+    context = tuple(replace(token, text=detokenizer.text[token.begin : token.end]) for token in added)
     return detokenizer, Started(context, job.target.seed if isinstance(job.target, Decoding) else None)
 
 
@@ -64,11 +66,8 @@ def _given(reader: Reader, job: Job, target: Given) -> Iterator[Event]:
     targets = reader.tensor(ids)[0]
     scores, *arrays = fetch([score(job.scores, result.logits[: len(ids)], targets, job.score_top_p), *result.tensors])
     cross, own = result.attention(arrays, job.capture)
-    written = 0
-    for index, token in enumerate(tokens):
-        end = len(text) if index == len(tokens) - 1 else max(written, token.end)
-        step = Step(index, token, text[written:end], scores[index].tolist())
-        written = end
+    for index, (token, added) in enumerate(zip(tokens, _added(text, tokens), strict=True)):
+        step = Step(index, token, added, scores[index].tolist())
         if index < job.resume_at:
             continue
         if job.capture.covers(index):
@@ -80,6 +79,21 @@ def _given(reader: Reader, job: Job, target: Given) -> Iterator[Event]:
             )
         yield step
     yield Finished(text, "given", len(tokens))
+
+
+def _added(text: str, tokens: Sequence[Token]) -> Iterator[str]:
+    """What each token of a whole text adds to it. A character of several tokens comes with the last of them."""
+    limits: list[int] = []  # where the next token begins that is not special
+    limit = len(text)
+    for token in reversed(tokens):
+        limits.append(limit)
+        limit = limit if token.special else token.begin
+    written = end = 0
+    for index, (token, limit) in enumerate(zip(tokens, reversed(limits), strict=True)):
+        end = max(end, token.end)
+        until = len(text) if index == len(tokens) - 1 else max(written, min(end, limit))
+        yield text[written:until]
+        written = until
 
 
 def _decode(
@@ -149,8 +163,8 @@ class Writer:
         text, token = self._detokenizer.add(id_)
         self._stop = self._stop_reason(id_)
         if self._stop is not None:
-            text += self._detokenizer.flush()
-            token = _completed(token, self._detokenizer.text)
+            rest, token = self._detokenizer.finish(token)
+            text += rest
         self._step = Step(self._index, token, text, scores)
         self._index += 1
         if not self._reads_last:
@@ -174,8 +188,3 @@ class Writer:
         if any(stop in text for stop in self._decoding.stop):
             return "stop_text"
         return "length" if self._index + 1 >= self._decoding.max_new_tokens else None
-
-
-def _completed(token: Token, text: str) -> Token:
-    """A token whose characters may have been held back until the text ended."""
-    return replace(token, text=text[token.begin : token.end])
