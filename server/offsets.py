@@ -40,6 +40,8 @@ _WINDOW = 24
 def trim(text: str, span: Span) -> Span:
     """`span` without the white space at its ends, unless there is nothing else in it."""
     begin, end = span
+    if begin < end and not text[begin].isspace() and not text[end - 1].isspace():
+        return span
     inner = text[begin:end].strip()
     if not inner:
         return span

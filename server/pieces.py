@@ -51,6 +51,7 @@ class Pieces:
         self.role = functools.lru_cache(_REMEMBERED)(self._role)
         self.text_behind_others = functools.lru_cache(_REMEMBERED)(self._text_behind_others)
         self._byte_ids: dict[int, int] = {}
+        self._all_byte_ids: frozenset[int] = frozenset()
         self.byte_vocabulary = self._find_byte_vocabulary()
         self._anchor = None if tokenizer.is_fast else self._find_anchor()
 
@@ -109,7 +110,7 @@ class Pieces:
             self.bytes_of.cache_clear()
         ids = {byte: tokenizer.convert_tokens_to_ids(f"<0x{byte:02X}>") for byte in range(256)}
         if all(id_ is not None and self.piece(id_) == f"<0x{byte:02X}>" for byte, id_ in ids.items()):
-            self._byte_ids = ids
+            self._byte_ids, self._all_byte_ids = ids, frozenset(ids.values())
             if self._decode([ids[byte] for byte in probe.encode()]) == probe:  # some write the pieces as they are
                 return "byte_fallback"
         return None
@@ -156,6 +157,8 @@ class Pieces:
 
     def _repaired(self, ids: Sequence[int]) -> list[int]:
         """The tokens, with U+FFFD for bytes that are no character: one of them would spoil a run of bytes."""
+        if self._all_byte_ids.isdisjoint(ids):
+            return [*ids]
         repaired: list[int] = []
         for is_run, run in itertools.groupby(ids, lambda id_: self.bytes_of(id_) is not None):
             tokens = [*run]

@@ -153,7 +153,7 @@ def _source(
     else:
         raise invalid("source", "REQUIRED", "one of text, token_ids and chat must be set")
     if not encoded.tokens:
-        raise invalid(f"source.{kind}", "EMPTY", "tokenizes to nothing")
+        raise invalid(f"source.{kind}", "EMPTY", "must not be empty: it tokenizes to nothing")
     _check_length(encoded, f"source.{kind}", most, "the model reads")
     return encoded
 
@@ -189,7 +189,7 @@ def _context(
         _check_text(prefix.text, "prefix.text", most)
         ids = loaded.codec.encode_prefix(source, prefix.text, languages, options)
         if not ids or not (options.parses_special or any(not loaded.codec.is_special(id_) for id_ in ids)):
-            raise invalid("prefix.text", "EMPTY", "tokenizes to nothing")
+            raise invalid("prefix.text", "EMPTY", "must not be empty: it tokenizes to nothing")
     elif kind == "token_ids":
         ids = _token_ids(prefix, "prefix", loaded, most)
     else:
@@ -234,9 +234,9 @@ def _check_tokens(encoded: Encoded, field: str, loaded: LoadedModel, options: Te
     """Refuses a text that comes to nothing. White space is something to models that continue a text."""
     may_be_special = options.parses_special and not loaded.is_encoder_decoder
     if not encoded.tokens or (all(token.special for token in encoded.tokens) and not may_be_special):
-        raise invalid(field, "EMPTY", "tokenizes to nothing")
+        raise invalid(field, "EMPTY", "must not be empty: it tokenizes to nothing")
     if loaded.is_encoder_decoder and (not encoded.text.strip() or loaded.codec.is_blank(encoded)):
-        raise invalid(field, "EMPTY", "is nothing but white space")
+        raise invalid(field, "EMPTY", "must not be empty: it is nothing but white space")
 
 
 def _check_length(encoded: Encoded, field: str, most: int, what: str) -> None:

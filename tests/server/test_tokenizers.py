@@ -140,7 +140,7 @@ def grown(codec: Codec, ids: list[int], context: tuple[int, ...] = ()) -> tuple[
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=30)
 @given(text=texts)
 @example(text="casă a fost, I like 東京. T\x10his te\x10st")
 @example(text="Hello " + 40 * "你" + " world, how are you?")
@@ -169,7 +169,7 @@ def test_tokens_stand_where_the_rule_says(name, text):
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=30)
 @given(text=texts, cut=st.integers(0, 20))
 @example(text='er sagt: "ja", und geht. the lazy dog', cut=3)
 @example(text="日本語日本語日本😀語 okay", cut=4)

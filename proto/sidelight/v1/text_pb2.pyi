@@ -8,9 +8,9 @@ every tokenizer:
 - Tokens' spans lie in the text, and their begins do not decrease.
 - Every character that is no white space belongs to at least one token, unknown and dropped ones too; of a character
   that is several tokens, all have its span, and of characters that are one token, it has them all.
-- White space around a word belongs to no token. A token that is nothing but white space covers the white space that
-  it stands for, and nothing where it stands for none, such as the space that a tokenizer puts before a text.
-- Special tokens cover nothing. Where one is written out in a text (a chat's template, or
+- White space around a word belongs to no token, but for tokens that are nothing else, such as a line break. Tokens
+  that are nothing but spaces cover nothing, and stand where the token before them ends.
+- Special tokens cover nothing, and stand there too. Where one is written out in a text (a chat's template, or
   SPECIAL_TOKENS_IN_TEXT_PARSE), its characters belong to no token.
 Of a target that is still being written, the last characters may belong to tokens that are still to come.
 """
@@ -221,7 +221,7 @@ class Token(_message.Message):
     piece: _builtins.str
     """The vocabulary's own form, such as "▁Haus" or "Ġhouse"."""
     begin: _builtins.int
-    """The first character that the token stands for. Special tokens cover nothing: begin == end."""
+    """The first character that the token stands for. Special tokens and spaces cover nothing: begin == end."""
     end: _builtins.int
     """One past the last character that the token stands for."""
     special: _builtins.bool
