@@ -328,7 +328,7 @@ class Codec:
         """The text cut at control tokens, and whether each stretch is one."""
         if not parses_special:
             return [(text, False)]
-        added = self._tokenizer.added_tokens_encoder
+        added = {*self._tokenizer.added_tokens_encoder, *self._tokenizer.all_special_tokens}
         stretches: list[tuple[str, bool]] = []
         for stretch in self._tokenizer.tokens_trie.split(text):
             if stretch not in added and hasattr(self._tokenizer, "remove_language_code"):  # Marian's, such as ">>fra<<"
