@@ -107,8 +107,8 @@ def _chat_message(turns: Sequence[Mapping[str, str]], field: str) -> text_pb2.Ch
 
 
 def special_tokens_number(word: str) -> Any:
-    """What becomes of special tokens in texts, as the contract's number. Raises InvalidArgumentError."""
-    return _number(_SPECIAL_TOKENS_IN_TEXT, word, "special_tokens_in_text")
+    """What becomes of special tokens in texts, as the contract's number."""
+    return _number(_SPECIAL_TOKENS_IN_TEXT, word)
 
 
 def capture_message(capture: Capture) -> attention_pb2.Capture:
