@@ -6,14 +6,15 @@ stop, wait or turn to another job in between. Tokens are those of `generate`'s g
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from .choosing import Chooser
-from .errors import internal
+from .errors import not_a_number
 from .jobs import Decoding, EncoderSelf, Event, Finished, Given, Job, Started, Step, StopReason
 from .models import LoadedModel
-from .numbers import Numbers, fetch
+from .numbers import Numbers, are_finite, fetch
 from .reading import LAST_QUERY, NO_QUERIES, Reader
 from .scores import score
 from .tokenization import Detokenizer, Token
@@ -44,6 +45,12 @@ def parts_of(attention: Numbers) -> Iterator[EncoderSelf]:
         yield EncoderSelf(first, attention.of(slice(first, first + queries)))
 
 
+def check_numbers(*numbers: Numbers | None) -> None:
+    """Raises RequestError where any of the numbers is NaN or infinite."""
+    if not all(each is None or are_finite(each) for each in numbers):
+        raise not_a_number()
+
+
 def begin(loaded: LoadedModel, job: Job) -> tuple[Detokenizer, Started]:
     """A detokenizer that has read what comes before step 0, and the first event."""
     detokenizer = Detokenizer(loaded.codec, () if loaded.is_encoder_decoder else job.source.ids)
@@ -63,9 +70,12 @@ def _given(reader: Reader, job: Job, target: Given) -> Iterator[Event]:
     fed = [*reader.context, *ids] if reads_last else [*reader.context, *ids[:-1]]
     queries = slice(first_query, None) if job.capture.kinds else NO_QUERIES
     result = reader.read(reader.tensor(fed), queries, logits=len(ids) + (1 if reads_last else 0), last=True)
-    targets = reader.tensor(ids)[0]
-    scores, *arrays = fetch([score(job.scores, result.logits[: len(ids)], targets, job.score_top_p), *result.tensors])
+    logits, targets = result.logits[: len(ids)], reader.tensor(ids)[0]
+    # The greatest of a row is NaN where any is.
+    greatest = logits.amax(-1).float()
+    scores, made, *arrays = fetch([score(job.scores, logits, targets, job.score_top_p), greatest, *result.tensors])
     cross, own = result.attention(arrays, job.capture)
+    check_numbers(Numbers(made), Numbers(scores), cross, own)
     for index, (token, added) in enumerate(zip(tokens, _added(text, tokens), strict=True)):
         step = Step(index, token, added, scores[index].tolist())
         if index < job.resume_at:
@@ -117,6 +127,7 @@ def _decode(
         fetched = fetch([choice.tokens, choice.is_number, scores, *result.tensors])
         id_, is_number, step_scores = fetched[0].item(), fetched[1].item(), fetched[2][0].tolist()
         cross, own = (rows if rows is None else rows.of(0) for rows in result.attention(fetched[3:], job.capture))
+        check_numbers(cross, own)
         yield from writer.write(id_, is_number, step_scores, (cross, own))
         pending = choice.tokens[:, None]
 
@@ -151,10 +162,11 @@ class Writer:
     ) -> Iterator[Event]:
         """Takes what a pass gave: the token that was chosen, its scores, and its last query's attention.
 
-        The attention is cross and decoder self, each of one query. Raises RequestError where the numbers are none.
+        The attention is cross and decoder self, each of one query, and finite. Raises RequestError where a score is
+        not, or the token was chosen by scores that were not.
         """
-        if not is_number:
-            raise internal("NOT_A_NUMBER", "the model computed numbers that are not finite; a wider dtype may help")
+        if not (is_number and all(map(math.isfinite, scores))):
+            raise not_a_number()
         if self._reads_last and self._step is not None:
             yield from self._sent(self._step, attention)
             if self._stop is not None:
