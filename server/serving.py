@@ -10,6 +10,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from .addresses import Address, AddressError
 from .engine import Engine, Limits
 from .models import LoadedModel
 from .service import SERVICE, AttributionService
@@ -21,14 +22,10 @@ log = logging.getLogger(__name__)
 _FAREWELL = 1.0
 
 
-class AddressError(Exception):
-    """The address cannot be listened on. The message is for the person who starts the server."""
-
-
 class Server:
     """Serves loaded models; the first is the default. Made, started and stopped in one event loop."""
 
-    def __init__(self, models: Sequence[LoadedModel], address: str, limits: Limits | None = None) -> None:
+    def __init__(self, models: Sequence[LoadedModel], address: str | Address, limits: Limits | None = None) -> None:
         self._engines = [Engine(loaded, limits) for loaded in models]
         self._address = address
         self._health = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue]
@@ -40,19 +37,24 @@ class Server:
         reflection.enable_server_reflection(names, self._server)
 
     async def start(self) -> str:
-        """Listens and serves. Returns the address, with the real port where 0 was asked. Raises AddressError."""
+        """Listens and serves. Returns the address, with the real port where 0 was asked. Raises AddressError.
+
+        Nothing is accepted before the engines run. An address that was given held is closed by `stop`.
+        """
+        address = self._address if isinstance(self._address, Address) else Address(self._address)
+        self._address = address
+        address.release()
         try:
-            port = self._server.add_insecure_port(self._address)
+            port = self._server.add_insecure_port(address.name)
         except RuntimeError as error:
-            raise AddressError(f"cannot listen on {self._address}") from error
+            raise AddressError(f"cannot listen on {address.name}") from error
         for engine in self._engines:
             await asyncio.to_thread(warm, engine.loaded)
             await asyncio.to_thread(engine.start)
         await self._server.start()
         for name in ("", SERVICE.full_name):
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
-        host = self._address.rpartition(":")[0]
-        return f"{host}:{port}" if host and not self._address.startswith("unix:") else self._address
+        return address.name if address.is_unix else f"{address.name.rpartition(':')[0]}:{port}"
 
     async def stop(self, grace: float = 0.0) -> None:
         """Takes no more requests, gives the running ones `grace` seconds, then ends them with UNAVAILABLE."""
@@ -63,3 +65,5 @@ class Server:
         for engine in self._engines:
             await asyncio.to_thread(engine.stop)
         await stopping
+        if isinstance(self._address, Address):  # gRPC has taken its socket away by now
+            self._address.close()
