@@ -257,9 +257,9 @@ def _fetch(name: str, revision: str, *files: str) -> Path:
     """Has files of an id on the hub in its cache; without any, those that say what others there are."""
     wanted = list(files) or [CONFIG, GENERATION_CONFIG, _ADAPTER, _INDEX]
     try:
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
+        folder = _snapshot(name, revision, wanted)
         if not files and not has_file(folder, _INDEX):
-            return Path(snapshot_download(name, revision=folder.name, allow_patterns=[_WEIGHTS]))
+            return _snapshot(name, folder.name, [_WEIGHTS])
     except HFValidationError as error:
         raise CheckpointError("is neither a folder nor an id on the Hugging Face hub") from error
     except LocalEntryNotFoundError as error:
@@ -269,6 +269,16 @@ def _fetch(name: str, revision: str, *files: str) -> Path:
             f"is not a folder, and the Hugging Face hub has none for us: {one_line(error)}"
         ) from error
     return folder
+
+
+def _snapshot(name: str, revision: str, files: list[str]) -> Path:
+    """The folder of an id in the hub's cache, with files of these names as far as there are such."""
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=files))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError):
+        raise
+    except Exception:  # whatever a network that is not there makes it raise: what the cache has may do
+        return Path(snapshot_download(name, revision=revision, local_files_only=True))
 
 
 def _fetch_converted(name: str) -> Path:
