@@ -22,7 +22,7 @@ from .client import DEFAULT_ADDRESS, AsyncClient, Client
 from .errors import SidelightError, describe, invalid
 from .heatmap import Heatmap
 from .lines import Line, read_lines
-from .options import Capture, Decoding, Encoding, Head, Kind, Reduction, Row, Sampling, Score
+from .options import Capture, Decoding, Encoding, Head, Kind, Reduction, Row, Sampling, Score, SpecialTokensInText
 from .requests import Options
 from .results import Attribution, Token
 from .saving import check_path, save
@@ -52,6 +52,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prefix", metavar="TEXT", help="what the target starts with")
     parser.add_argument("--source-language", default="", metavar="CODE", help="for models that need one")
     parser.add_argument("--target-language", default="", metavar="CODE", help="for models that need one")
+    parser.add_argument(
+        "--special-tokens-in-text",
+        choices=get_args(SpecialTokensInText),
+        default="text",
+        help='what becomes of "</s>" and its like in TEXT: text, or special tokens (parse), for rendered prompts',
+    )
+    parser.add_argument(
+        "--no-special-tokens", action="store_true", help="put none around TEXT: it is a prompt that is rendered already"
+    )
     parser.add_argument("--timeout", type=float, metavar="SECONDS", help="the most that one text may take")
 
     capture = parser.add_argument_group("what to capture")
@@ -153,6 +162,10 @@ def _options(args: argparse.Namespace) -> Options:
         options["target"] = args.target
     if args.prefix is not None:
         options["prefix"] = args.prefix
+    if args.special_tokens_in_text != "text":
+        options["special_tokens_in_text"] = args.special_tokens_in_text
+    if args.no_special_tokens:
+        options["add_special_tokens"] = False
     return options
 
 

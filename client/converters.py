@@ -46,6 +46,7 @@ _ENCODINGS: dict[int, str] = _words(attention_pb2.Encoding, "ENCODING_")
 _SCORES: dict[int, Score] = _words(attention_pb2.Score, "SCORE_")
 _AXES: dict[int, Any] = _words(attention_pb2.Axis, "AXIS_")
 _STOP_REASONS: dict[int, StopReason] = _words(text_pb2.StopReason, "STOP_REASON_")
+_SPECIAL_TOKENS_IN_TEXT: dict[int, str] = _words(text_pb2.SpecialTokensInText, "SPECIAL_TOKENS_IN_TEXT_")
 
 _DTYPES = {
     attention_pb2.ENCODING_FLOAT32: np.dtype("<f4"),
@@ -103,6 +104,11 @@ def _chat_message(turns: Sequence[Mapping[str, str]], field: str) -> text_pb2.Ch
             if name not in ("role", "content"):
                 raise invalid(f"{path}.{name}", "is not known: a message has a role and a content")
     return chat
+
+
+def special_tokens_number(word: str) -> Any:
+    """What becomes of special tokens in texts, as the contract's number."""
+    return _number(_SPECIAL_TOKENS_IN_TEXT, word)
 
 
 def capture_message(capture: Capture) -> attention_pb2.Capture:

@@ -16,6 +16,8 @@ Row = Literal["predicting", "reading"]
 Encoding = Literal["float32", "float16", "uint8"]
 Score = Literal["probability", "logit", "entropy", "cross_entropy", "perplexity", "top_p_size"]
 
+SpecialTokensInText = Literal["text", "parse"]
+
 Head = tuple[int, int] | tuple[int, int, float]
 """(layer, head), or (layer, head, weight): its share in a weighted mean or sum over the heads, 1 where it has none."""
 

@@ -12,7 +12,7 @@ from sidelight.v1 import attribution_service_pb2 as service_pb
 
 from . import converters
 from .errors import invalid
-from .options import Capture, Decoding, Score, Source
+from .options import Capture, Decoding, Score, Source, SpecialTokensInText
 from .validation import check_options, check_value
 
 # 31 years. gRPC counts nanoseconds, and takes a deadline beyond its greatest number for one that is over.
@@ -31,6 +31,10 @@ class Options(TypedDict, total=False):
     - prefix: What the target starts with: text or token ids.
     - request_id: For errors and the server's log; the server makes one without it.
     - resume_at: The first step wanted, after a broken stream.
+    - special_tokens_in_text: What becomes of special tokens that are written out in texts and chats, such as "</s>":
+      "text" (without it), or "parse", for prompts that are rendered already.
+    - add_special_tokens: Whether the tokenizer puts its own special tokens around the source's text and the target's;
+      it does without it. False is for prompts that are rendered already.
     - score_top_p: The p of the score "top_p_size"; 0.9 without it.
     - timeout: In seconds, for the whole stream; no limit without it.
     """
@@ -45,6 +49,8 @@ class Options(TypedDict, total=False):
     prefix: str | Sequence[int] | None
     request_id: str
     resume_at: int
+    special_tokens_in_text: SpecialTokensInText
+    add_special_tokens: bool | None
     score_top_p: float | None
     timeout: float | None
 
@@ -64,7 +70,17 @@ def attribute_request(source: Source, options: Options) -> service_pb.AttributeR
     request = service_pb.AttributeRequest(
         source=converters.text_message(source, "source"), scores=converters.score_numbers(options.get("scores", ()))
     )
-    for field in ("request_id", "model", "source_language", "target_language", "resume_at", "score_top_p"):
+    if (word := options.get("special_tokens_in_text")) is not None:
+        request.special_tokens_in_text = converters.special_tokens_number(word)
+    for field in (
+        "request_id",
+        "model",
+        "source_language",
+        "target_language",
+        "resume_at",
+        "add_special_tokens",
+        "score_top_p",
+    ):
         if (value := options.get(field)) is not None:
             with converters.blaming(field):
                 setattr(request, field, value)

@@ -22,11 +22,12 @@ from .attention import Kind, Site, Target, fuses, recording
 from .capture import CapturePlan, Recording
 from .choosing import Choice, Chooser, Chosen
 from .decoding import Writer, begin, parts_of
+from .errors import not_a_number
 from .jobs import Decoding, Event, Job
 from .layouts import MOST_TOGETHER, Layout
 from .memory import is_out_of_memory, out_of_memory
 from .models import LoadedModel
-from .numbers import Numbers, fetch, numbers_of
+from .numbers import Numbers, are_finite, fetch, numbers_of
 from .programs import ProgrammedDecoder
 from .reading import LAST_QUERY, Reader
 from .scores import Score, score
@@ -264,7 +265,7 @@ class Batch:
         told_scores: dict[Seat, list[float]] = {}
         for (group, _), numbers in zip(scored, rest, strict=False):
             told_scores |= zip(group, numbers.tolist(), strict=True)
-        attentions = recorder.attentions(rest[len(scores) :])
+        attentions = recorder.attentions(rest[len(scores) :], faults)
         for place, seat in enumerate(seats):
             seat.length += 1
             if seat in faults:
@@ -439,18 +440,26 @@ class _BatchRecording:
             if tensor is not None
         ]
 
-    def attentions(self, arrays: Iterable[NDArray[Any]]) -> dict[Seat, tuple[Numbers | None, Numbers | None]]:
-        """The attention of each seat, cross and decoder self, from the fetched `tensors`."""
+    def attentions(
+        self, arrays: Iterable[NDArray[Any]], faults: dict[Seat, Exception]
+    ) -> dict[Seat, tuple[Numbers | None, Numbers | None]]:
+        """The attention of each seat, cross and decoder self, from the fetched `tensors`.
+
+        A seat whose attention is NaN or infinite gets a fault, unless it has one.
+        """
         left = iter(arrays)
         found: dict[Seat, dict[Kind, Numbers]] = {}
         for (seats, *_), kind, result in self._results():
             fetched = [next(left)[:, 0] for tensor in result[:3] if tensor is not None]
             numbers = numbers_of(result, fetched, seats[0].plan.shape(kind))
             assert numbers is not None
+            is_all_finite = are_finite(numbers)  # one look, where all is well
             for row, seat in enumerate(seats):
                 # Without the positions that only others of the batch have.
                 seen = seat.source_length if kind == "cross" else seat.length + 1
-                found.setdefault(seat, {})[kind] = numbers.copy_of(row, seen)
+                mine = found.setdefault(seat, {})[kind] = numbers.copy_of(row, seen)
+                if not is_all_finite and not are_finite(mine):
+                    faults.setdefault(seat, not_a_number())
         return {seat: (kinds.get("cross"), kinds.get("decoder_self")) for seat, kinds in found.items()}
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import grpc
 from sidelight.v1 import attention_pb2
 
-from ..kernels import Reduction
+from ..kernels import Encoding, Reduction
 from .attention import Kind
 from .capture import CapturePlan, Pair
 from .converters import ENCODINGS, KINDS, REDUCTIONS, ROWS
@@ -23,6 +23,11 @@ from .models import LoadedModel
 MAX_STEP_BYTES = 64 * 1024**2
 # Encoder self-attention, and the steps of a given target, are sent in parts but made as a whole.
 MAX_WHOLE_BYTES = 1024**3
+
+# What the weights of a list of heads may come to, for sums in float32 and in float16; and for means, which are divided
+# by it: none of what is computed with them is then infinite, or divided by 0 where small numbers count as 0.
+_GREATEST_SUM, _GREATEST_HALF_SUM = 3.4e38, 6.5e4
+_LEAST_SUM = 2e-38
 
 
 def plan_capture(
@@ -44,7 +49,8 @@ def plan_capture(
     _refuse_unimplemented(capture)
     kinds = _kinds(capture, loaded)
     over_heads = _choice(capture, "over_heads", REDUCTIONS)
-    pairs = _pairs(capture, loaded, kinds, over_heads)
+    encoding: Encoding = _choice(capture, "encoding", ENCODINGS) or "float32"
+    pairs = _pairs(capture, loaded, kinds, over_heads, encoding)
     over_layers = _choice(capture, "over_layers", REDUCTIONS)
     if over_layers and not over_heads:
         raise invalid("capture.over_layers", "CONTRADICTION", "needs over_heads: heads are reduced before layers")
@@ -59,7 +65,7 @@ def plan_capture(
         over_heads=over_heads,
         over_layers=over_layers,
         row=_choice(capture, "row", ROWS) or "predicting",
-        encoding=_choice(capture, "encoding", ENCODINGS) or "float32",
+        encoding=encoding,
         top_k=capture.top_k,
         first_step=first,
         end_step=end,
@@ -130,7 +136,11 @@ def _layers(
 
 
 def _pairs(
-    capture: attention_pb2.Capture, loaded: LoadedModel, kinds: tuple[Kind, ...], over_heads: Reduction | None
+    capture: attention_pb2.Capture,
+    loaded: LoadedModel,
+    kinds: tuple[Kind, ...],
+    over_heads: Reduction | None,
+    encoding: Encoding,
 ) -> tuple[Pair, ...]:
     if capture.heads.WhichOneof("selection") != "list":
         return ()
@@ -153,9 +163,20 @@ def _pairs(
             raise invalid(field, "DUPLICATE", "is asked for twice")
         seen.add((head.layer, head.head))
         pairs.append(Pair(head.layer, head.head, weight))
-    if over_heads == "mean" and not any(pair.weight is None or pair.weight > 0 for pair in pairs):
-        raise invalid(path, "OUT_OF_RANGE", "a mean needs a weight above 0")
+    _check_sum(sum(1.0 if pair.weight is None else pair.weight for pair in pairs), path, over_heads, encoding)
     return tuple(pairs)
+
+
+def _check_sum(weights: float, path: str, over_heads: Reduction | None, encoding: Encoding) -> None:
+    """Refuses weights whose sum, or what it is made of, is more than numbers can hold, or too little to divide by."""
+    if over_heads == "mean" and not weights:
+        raise invalid(path, "OUT_OF_RANGE", "a mean needs a weight above 0")
+    if over_heads == "mean" and weights < _LEAST_SUM:
+        raise invalid(path, "OUT_OF_RANGE", f"a mean needs weights whose sum is at least {_LEAST_SUM:.0e}")
+    is_half = over_heads == "sum" and encoding == "float16"  # a mean is at most 1 whatever its weights
+    most = _GREATEST_HALF_SUM if is_half else _GREATEST_SUM
+    if over_heads in ("mean", "sum") and weights > most:
+        raise invalid(path, "OUT_OF_RANGE", f"weights of a {over_heads} in {encoding} may come to at most {most:.1e}")
 
 
 def _check_weight(weight: float, field: str, over_heads: Reduction | None) -> None:

@@ -30,7 +30,7 @@ class Choice(NamedTuple):
     """Tokens that were chosen, on the device. Row i is slot i's; rows of slots that are not active mean nothing."""
 
     tokens: Tensor  # int64 [n]
-    is_number: Tensor  # bool [n]: whether the scores that it was chosen by were numbers
+    is_number: Tensor  # bool [n]: whether none of the scores that it was chosen by was NaN or plus infinity
 
 
 @dataclass
@@ -146,7 +146,7 @@ class Chooser:
         plan = self._plan_for(active, (len(tokens), self._vocabulary))
         self.failed = {}
         # By NumPy: a call of torch's gives Python's lock away, and others keep it for a while.
-        choice = Choice(tokens, torch.from_numpy(~np.isnan(most.numpy())))
+        choice = Choice(tokens, torch.from_numpy(most.numpy() < np.inf))
         self._take_note(plan, choice)
         return choice
 
@@ -343,8 +343,8 @@ def _sampling(
 
 def _greedy(scores: Tensor, greatest: Callable[[Tensor], Tensor]) -> Choice:
     tokens = greatest(scores)[:, None]
-    # The greatest of a row is no number where any is none.
-    return Choice(tokens[:, 0], ~scores.gather(-1, tokens)[:, 0].isnan())
+    # The greatest of a row is NaN where any is, and then it is below nothing.
+    return Choice(tokens[:, 0], scores.gather(-1, tokens)[:, 0] < float("inf"))
 
 
 def _joined(places: Sequence[Tensor]) -> Tensor:

@@ -11,6 +11,13 @@ import logging
 import os
 import signal
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .addresses import Address
+
+# Numbers above these are no wish, but a slip.
+_MOST, _MOST_THREADS = 10**9, 1024
 
 # How long running requests may go on after a signal, in seconds: containers are killed after 10.
 _GRACE = 7.0
@@ -25,7 +32,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a directory or an id on the Hugging Face hub; without one, the English-German model that comes along",
     )
     parser.add_argument(
-        "--address", default="127.0.0.1:50051", metavar="HOST:PORT", help="where to listen; port 0 picks one"
+        "--address",
+        default="127.0.0.1:50051",
+        metavar="HOST:PORT",
+        help="where to listen; port 0 picks one; unix:PATH is a socket in the file system",
     )
     parser.add_argument("--name", help="what requests call the model; without one, its last path component or its id")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ...; auto: a GPU if there is one")
@@ -37,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--threads",
-        type=_positive,
+        type=_threads,
         metavar="N",
         help="CPU threads for the model; without it, all cores, or fewer while others want them too",
     )
@@ -62,8 +72,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _positive(text: str) -> int:
     number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
+    if not 1 <= number <= _MOST:
+        raise argparse.ArgumentTypeError(f"must be from 1 to {_MOST:,}")
+    return number
+
+
+def _threads(text: str) -> int:
+    number = int(text)
+    if not 1 <= number <= _MOST_THREADS:
+        raise argparse.ArgumentTypeError(f"must be from 1 to {_MOST_THREADS:,}")
     return number
 
 
@@ -78,13 +95,26 @@ def run(args: argparse.Namespace) -> int:
     """Serves until SIGINT or SIGTERM. Returns the exit status."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
+    from .addresses import Address, AddressError
+
+    try:
+        with Address(args.address) as address:  # before anything that takes its time
+            return _load_and_serve(args, address)
+    except AddressError as error:
+        print(f"sidelight: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:  # before the signal handlers were in place
+        return 130
+
+
+def _load_and_serve(args: argparse.Namespace, address: Address) -> int:
+    """Loads the model, and serves it at an address that is held."""
     # For GCC's OpenMP, which reads it when torch comes in: how often a thread looks for work before it falls asleep.
     # Enough for what is between two operations; those that look longer keep others from the core that all wait for.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     import torch
 
     from .models import ModelError, load
-    from .serving import AddressError
     from .threads import numbers_to_try
 
     threads = (args.threads,) if args.threads else numbers_to_try()
@@ -104,15 +134,13 @@ def run(args: argparse.Namespace) -> int:
             compiled=args.compile,
         )
         torch.set_num_threads(threads[-1])
-        return asyncio.run(_serve(loaded, args, threads))
-    except (ModelError, AddressError) as error:
+        return asyncio.run(_serve(loaded, args, threads, address))
+    except ModelError as error:
         print(f"sidelight: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:  # before the signal handlers were in place
-        return 130
 
 
-async def _serve(loaded: object, args: argparse.Namespace, threads: tuple[int, ...]) -> int:
+async def _serve(loaded: object, args: argparse.Namespace, threads: tuple[int, ...], held: Address) -> int:
     """Returns the exit status."""
     from .engine import Limits
     from .models import LoadedModel
@@ -123,7 +151,7 @@ async def _serve(loaded: object, args: argparse.Namespace, threads: tuple[int, .
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stopping.set)
-    server = Server([loaded], args.address, Limits(args.max_slots, args.max_waiting, args.memory_fraction, threads))
+    server = Server([loaded], held, Limits(args.max_slots, args.max_waiting, args.memory_fraction, threads))
     address = await server.start()
     # One line on stdout for whoever started this and waits for it; everything else goes to the log.
     print(f"sidelight: serving {loaded.name} at {address}", flush=True)

@@ -6,14 +6,15 @@ stop, wait or turn to another job in between. Tokens are those of `generate`'s g
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from .choosing import Chooser
-from .errors import internal
+from .errors import not_a_number
 from .jobs import Decoding, EncoderSelf, Event, Finished, Given, Job, Started, Step, StopReason
 from .models import LoadedModel
-from .numbers import Numbers, fetch
+from .numbers import Numbers, are_finite, fetch
 from .reading import LAST_QUERY, NO_QUERIES, Reader
 from .scores import score
 from .tokenization import Detokenizer, Token
@@ -45,10 +46,18 @@ def parts_of(attention: Numbers) -> Iterator[EncoderSelf]:
         yield EncoderSelf(first, attention.copy_of(slice(first, first + queries)))
 
 
+def check_numbers(*numbers: Numbers | None) -> None:
+    """Raises RequestError where any of the numbers is NaN or infinite."""
+    if not all(each is None or are_finite(each) for each in numbers):
+        raise not_a_number()
+
+
 def begin(loaded: LoadedModel, job: Job) -> tuple[Detokenizer, Started]:
     """A detokenizer that has read what comes before step 0, and the first event."""
     detokenizer = Detokenizer(loaded.codec, () if loaded.is_encoder_decoder else job.source.ids)
-    context = tuple(detokenizer.add(id_)[1] for id_ in job.context_ids)
+    added = [detokenizer.add(id_)[1] for id_ in job.context_ids]
+    # Tokens that are part of a character have its text, where its other tokens are here too.
+    context = tuple(replace(token, text=detokenizer.text[token.begin : token.end]) for token in added)
     return detokenizer, Started(context, job.target.seed if isinstance(job.target, Decoding) else None)
 
 
@@ -62,15 +71,15 @@ def _given(reader: Reader, job: Job, target: Given) -> Iterator[Event]:
     fed = [*reader.context, *ids] if reads_last else [*reader.context, *ids[:-1]]
     queries = slice(first_query, None) if job.capture.kinds else NO_QUERIES
     result = reader.read(reader.tensor(fed), queries, logits=len(ids) + (1 if reads_last else 0), last=True)
-    targets = reader.tensor(ids)[0]
-    scores, *arrays = fetch([score(job.scores, result.logits[: len(ids)], targets, job.score_top_p), *result.tensors])
+    logits, targets = result.logits[: len(ids)], reader.tensor(ids)[0]
+    # The greatest of a row is NaN where any is.
+    greatest = logits.amax(-1).float()
+    scores, made, *arrays = fetch([score(job.scores, logits, targets, job.score_top_p), greatest, *result.tensors])
     cross, own = result.attention(arrays, job.capture)
-    del result, targets  # the logits' memory, while steps wait
-    written = 0
-    for index, token in enumerate(tokens):
-        end = len(text) if index == len(tokens) - 1 else max(written, token.end)
-        step = Step(index, token, text[written:end], scores[index].tolist())
-        written = end
+    check_numbers(Numbers(made), Numbers(scores), cross, own)
+    del result, logits, targets, greatest  # the logits' memory, while steps wait
+    for index, (token, added) in enumerate(zip(tokens, _added(text, tokens), strict=True)):
+        step = Step(index, token, added, scores[index].tolist())
         if index < job.resume_at:
             continue
         if job.capture.covers(index):
@@ -82,6 +91,21 @@ def _given(reader: Reader, job: Job, target: Given) -> Iterator[Event]:
             )
         yield step
     yield Finished(text, "given", len(tokens))
+
+
+def _added(text: str, tokens: Sequence[Token]) -> Iterator[str]:
+    """What each token of a whole text adds to it. A character of several tokens comes with the last of them."""
+    limits: list[int] = []  # where the next token begins that is not special
+    limit = len(text)
+    for token in reversed(tokens):
+        limits.append(limit)
+        limit = limit if token.special else token.begin
+    written = end = 0
+    for index, (token, limit) in enumerate(zip(tokens, reversed(limits), strict=True)):
+        end = max(end, token.end)
+        until = len(text) if index == len(tokens) - 1 else max(written, min(end, limit))
+        yield text[written:until]
+        written = until
 
 
 def _decode(
@@ -105,6 +129,7 @@ def _decode(
         fetched = fetch([choice.tokens, choice.is_number, scores, *result.tensors])
         id_, is_number, step_scores = fetched[0].item(), fetched[1].item(), fetched[2][0].tolist()
         cross, own = (rows if rows is None else rows.of(0) for rows in result.attention(fetched[3:], job.capture))
+        check_numbers(cross, own)
         yield from writer.write(id_, is_number, step_scores, (cross, own))
         pending = choice.tokens[:, None]
 
@@ -141,10 +166,11 @@ class Writer:
     ) -> Iterator[Event]:
         """Takes what a pass gave: the token that was chosen, its scores, and its last query's attention.
 
-        The attention is cross and decoder self, each of one query. Raises RequestError where the numbers are none.
+        The attention is cross and decoder self, each of one query, and finite. Raises RequestError where a score is
+        not, or the token was chosen by scores that were not.
         """
-        if not is_number:
-            raise internal("NOT_A_NUMBER", "the model computed numbers that are not finite; a wider dtype may help")
+        if not (is_number and all(map(math.isfinite, scores))):
+            raise not_a_number()
         if self._reads_last and self._step is not None:
             yield from self._sent(self._step, attention)
             if self._stop is not None:
@@ -153,8 +179,8 @@ class Writer:
         text, token = self._detokenizer.add(id_)
         self._stop = self._stop_reason(id_)
         if self._stop is not None:
-            text += self._detokenizer.flush()
-            token = _completed(token, self._detokenizer.text)
+            rest, token = self._detokenizer.finish(token)
+            text += rest
         self._step = Step(self._index, token, text, scores)
         self._index += 1
         if not self._reads_last:
@@ -184,8 +210,3 @@ class Writer:
         tail = text[max(self._prefix, self._looked_at - self._stop_overlap) :]
         self._looked_at = len(text)
         return any(stop in tail for stop in self._decoding.stop)
-
-
-def _completed(token: Token, text: str) -> Token:
-    """A token whose characters may have been held back until the text ended."""
-    return replace(token, text=text[token.begin : token.end])

@@ -113,6 +113,11 @@ def stalled() -> RequestError:
     return RequestError(grpc.StatusCode.ABORTED, "READER_STALLED", message)
 
 
+def not_a_number() -> RequestError:
+    """INTERNAL: the model has computed NaN or infinity."""
+    return internal("NOT_A_NUMBER", "the model computed numbers that are not finite; a wider dtype may help")
+
+
 def details(error: RequestError, request_id: str) -> bytes:
     """The error as a serialized google.rpc.Status, for the trailer `grpc-status-details-bin`."""
     parts: list[Message] = [error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN)]

@@ -54,6 +54,11 @@ class LanguageCodes:
         behind = ids[0] != self.ids[some] and hasattr(self._tokenizer, "lang_code_to_id")
         return "start" if behind else "first"
 
+    @property
+    def puts_target_in_source(self) -> bool:
+        """Whether the target's code is a token of the source."""
+        return self._way == "in_source"
+
     def problem_with_source(self, language: str) -> str | None:
         """What is wrong with a source language; None if nothing is."""
         return self._problem(language, self._way in ("first", "start"))
@@ -95,8 +100,8 @@ class LanguageCodes:
     def apply(self, languages: Languages) -> None:
         """Sets the tokenizer's languages, for the texts that are tokenized next."""
         if self._way in ("first", "start"):
-            self._tokenizer.src_lang = languages.source
-            self._tokenizer.tgt_lang = languages.target
+            self._tokenizer.src_lang = languages.source or None
+            self._tokenizer.tgt_lang = languages.target or None
 
 
 def _tokens(tokenizer: Any) -> dict[str, str]:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import logging
 import os
 
 import torch
 
 from .errors import RequestError, internal
 from .models import LoadedModel
+
+log = logging.getLogger(__name__)
 
 
 def slots_within(loaded: LoadedModel, most: int, fraction: float) -> int:
@@ -21,7 +24,13 @@ def slots_within(loaded: LoadedModel, most: int, fraction: float) -> int:
     if loaded.layout is None:
         return 0
     room = int(free_bytes(loaded.model.device) * fraction)
-    return max(1, min(most, room // loaded.layout.bytes_of_slot))
+    slots = max(1, min(most, room // loaded.layout.bytes_of_slot))
+    if slots < most:
+        log.warning(
+            "%s has %d slots instead of %d: caches of %.1f MB each, in %.0f%% of the free memory",
+            *(loaded.name, slots, most, loaded.layout.bytes_of_slot / 1e6, 100 * fraction),
+        )
+    return slots
 
 
 def free_bytes(device: torch.device) -> int:

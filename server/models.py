@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,23 +14,30 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
-    AutoTokenizer,
     GenerationConfig,
+    PreTrainedConfig,
     PreTrainedModel,
 )
 
 from ..kernels.cpu_program import is_supported
 from .attention import Kind, register
+from .checkpoint import CONFIG, Checkpoint, CheckpointError, one_line, open_checkpoint
+from .generation_config import check_generation_config
 from .layouts import Layout, find_layout
 from .linears import Precision, pack
 from .programs import is_programmed
 from .projections import join_projections
 from .sites import Sites, find_sites
 from .tokenization import Codec
+from .tokenizer_files import load_tokenizer, tokenizer_error
 from .vocabulary import shared_weight
+from .weights import check_finite, load_weights
 
 log = logging.getLogger(__name__)
 
@@ -128,14 +136,18 @@ def load(
     if compiled and precision == "int8":
         raise ModelError("int8 cannot be compiled: its layers are packed for kernels that the compiler does not know")
     try:
-        config = AutoConfig.from_pretrained(where, trust_remote_code=False)
-        auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-        model: PreTrainedModel = auto.from_pretrained(
-            where, dtype=chosen_dtype, use_safetensors=True, trust_remote_code=False
-        )
-        tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
-        _check_vocabularies(model, tokenizer)
+        checkpoint = open_checkpoint(where)
+        check_generation_config(checkpoint.generation_config, checkpoint)  # before transformers makes something of it
+        config = _read_config(checkpoint)
+        tokenizer = load_tokenizer(checkpoint, config)
+        _check_vocabularies(config, tokenizer)
+        model = load_weights(_class_for(config), checkpoint, chosen_dtype)
         nn.Module.to(model.eval().requires_grad_(False), chosen_device)
+        check_finite(model, checkpoint)
+        _check_generation(model, checkpoint)
+        codec = _make_codec(tokenizer, model, checkpoint, config)
+        source, target = _lengths(config, max_length)
+        _check_lengths(codec, config, source, target, max_length)
         sites = find_sites(model)
         weight = shared_weight(model)  # of the layers as they are
         packing = precision if packed and not compiled else None
@@ -145,7 +157,6 @@ def load(
             _prepare_programs()
             programmed = is_programmed(model)
             log.info("%s", pack(model, packing, in_panels=lambda _: programmed))
-        source, target = _lengths(config, max_length)
         is_exact = model.dtype == torch.float32 and precision != "int8"
         layout = find_layout(model, sites, source, target, is_exact=is_exact)
         if layout is not None:
@@ -155,16 +166,19 @@ def load(
                 layout.vocabulary.screen(weight)
             if compiled:
                 layout.compile()
-    except Exception as error:  # whatever a damaged or an unusual checkpoint makes its libraries raise
+    except CheckpointError as error:
         log.debug("loading failed", exc_info=True)
         raise ModelError(f"cannot load {where}: {error}") from error
+    except Exception as error:  # whatever an unusual checkpoint makes its libraries raise
+        log.debug("loading failed", exc_info=True)
+        raise ModelError(f"cannot load {where}: the model of {CONFIG} cannot be run: {one_line(error)}") from error
     if not sites.heads:
         raise ModelError(f"cannot serve {where}: the model reports no attention")
     for kind, heads in sites.heads.items():
         if len(set(heads)) > 1:
             raise ModelError(f"cannot serve {where}: its layers differ in the number of {kind} heads: {heads}")
     shown = "int8" if precision == "int8" else str(model.dtype).removeprefix("torch.")
-    return LoadedModel(name, model, Codec(tokenizer, model), sites, source, target, shown, layout)
+    return LoadedModel(name, model, codec, sites, source, target, shown, layout)
 
 
 def _prepare_programs() -> None:
@@ -174,11 +188,84 @@ def _prepare_programs() -> None:
         log.info("kernels for this CPU took %.0f s to compile; they are kept for the next time", seconds)
 
 
-def _check_vocabularies(model: PreTrainedModel, tokenizer: Any) -> None:
+def _read_config(checkpoint: Checkpoint) -> PreTrainedConfig:
+    """The configuration, with transformers' defaults."""
+    try:
+        return AutoConfig.from_pretrained(checkpoint.name, revision=checkpoint.revision, trust_remote_code=False)
+    except Exception as error:  # values of any type, in fields that each family reads as it likes
+        field = next((name for name in checkpoint.config if _is_to_blame(name, checkpoint.config)), None)
+        at = CONFIG if field is None else f"{CONFIG}: {field}"
+        raise CheckpointError(f"{at} does not do: {one_line(error)}") from error
+
+
+def _is_to_blame(name: str, config: Mapping[str, Any]) -> bool:
+    """Whether a configuration that cannot be read can be read without a field."""
+    rest = {field: value for field, value in config.items() if field != name}
+    try:
+        family: Any = CONFIG_MAPPING[config["model_type"]]
+        family.from_dict(rest)
+    except Exception:  # as before
+        return False
+    return True
+
+
+def _class_for(config: PreTrainedConfig) -> Any:
+    """Transformers' class for a model that writes text. Raises CheckpointError where a family has none."""
+    if config.is_encoder_decoder:
+        kind, auto, known = "an encoder-decoder", AutoModelForSeq2SeqLM, MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING
+    else:
+        kind, auto, known = "a decoder", AutoModelForCausalLM, MODEL_FOR_CAUSAL_LM_MAPPING
+    if type(config) not in known:
+        raise CheckpointError(f"{CONFIG}: {config.model_type} is not {kind} that writes text")
+    return auto
+
+
+def _check_vocabularies(config: PreTrainedConfig, tokenizer: Any) -> None:
     """Refuses models whose source and target have vocabularies of their own: a token's id would not say which."""
-    source, target = (getattr(model.config, f"{side}_vocab_size", 0) for side in ("src", "tgt"))
+    source, target = (getattr(config, f"{side}_vocab_size", 0) for side in ("src", "tgt"))
     if source != target or getattr(tokenizer, "separate_vocabs", False):
-        raise ValueError("models with separate source and target vocabularies are not supported")
+        raise CheckpointError("models with separate source and target vocabularies are not supported")
+
+
+def _check_generation(model: Any, checkpoint: Checkpoint) -> None:
+    """Refuses tokens and numbers of the generation config that every request would fail by."""
+    vocabulary = int(model.get_input_embeddings().weight.shape[0])
+    scored = int(getattr(model.get_output_embeddings(), "out_features", vocabulary))
+    completed = model._prepare_generation_config(None)[0].to_dict()
+    check_generation_config(completed, checkpoint, min(vocabulary, scored))
+
+
+def _make_codec(tokenizer: Any, model: PreTrainedModel, checkpoint: Checkpoint, config: PreTrainedConfig) -> Codec:
+    try:
+        codec = Codec(tokenizer, model)
+        codec.encode_source("a")
+    except Exception as error:  # as in `load_tokenizer`
+        raise tokenizer_error(checkpoint, config, error) from error
+    embeddings: Any = model.get_input_embeddings()
+    vocabulary = int(embeddings.weight.shape[0])
+    tokens = {"decoder_start_token_id": next(iter(codec.start_ids(codec.languages_of("", ""))), None)}
+    if config.is_encoder_decoder:
+        tokens["pad_token_id"] = config.pad_token_id
+    for name, token in tokens.items():
+        if token is not None and not 0 <= token < vocabulary:
+            raise CheckpointError(f"{CONFIG}: {name} {token} is outside the vocabulary of {vocabulary:,} tokens")
+    if tokenizer.vocab_size > vocabulary:
+        message = f"its tokenizer has {tokenizer.vocab_size:,} tokens, and the model {vocabulary:,}"
+        raise CheckpointError(message)
+    return codec
+
+
+def _check_lengths(codec: Codec, config: PreTrainedConfig, source: int, target: int, max_length: int | None) -> None:
+    """Refuses limits that leave no room for a text: special tokens around it, and one token of its own."""
+    languages = codec.languages_of("", "")
+    context, around = len(codec.start_ids(languages)), len(codec.encode_source("", languages).ids)
+    if config.is_encoder_decoder:
+        room, needed = min(source, target), max(around, context) + 1
+    else:  # prompt and continuation share the positions
+        room, needed = target, around + 2
+    if room < needed:
+        what = f"{CONFIG}: {room} positions are" if max_length is None else f"max_length {max_length} is"
+        raise CheckpointError(f"{what} too few for any text: this model needs at least {needed}")
 
 
 def _name(path: str | Path) -> str:

@@ -46,6 +46,19 @@ class Numbers(NamedTuple):
         )
 
 
+def are_finite(numbers: Numbers) -> bool:
+    """Whether there is neither an infinity nor a NaN among the numbers, nor among their scales."""
+    return all(_is_finite(array) for array in (numbers.values, numbers.scales) if array is not None)
+
+
+def _is_finite(array: NDArray[Any]) -> bool:
+    if array.dtype.kind != "f":
+        return True
+    with np.errstate(over="ignore", invalid="ignore"):
+        # A finite sum has finite terms, and is made without a copy. Many great terms may have an infinite one.
+        return bool(np.isfinite(array.sum(dtype=np.float32)) or np.isfinite(array).all())
+
+
 def fetch(tensors: Sequence[Tensor]) -> list[NDArray[Any]]:
     """Tensors as arrays, by one copy from their device to the host, however many: the only wait in a step."""
     if not tensors:

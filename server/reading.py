@@ -16,8 +16,9 @@ from torch import Tensor
 from ..kernels import Result
 from .attention import Kind, recording
 from .capture import CapturePlan, Recording
+from .errors import not_a_number
 from .models import LoadedModel
-from .numbers import Numbers, fetch, numbers_of, tensors_of
+from .numbers import Numbers, are_finite, fetch, numbers_of, tensors_of
 from .sites import matrices_of
 from .transformers_versions import cache_argument, cache_of
 
@@ -78,7 +79,10 @@ class Reader:
         return self._encoder_outputs.last_hidden_state
 
     def read_source(self) -> Numbers | None:
-        """Runs the encoder, if there is one. Returns its self-attention, if captured."""
+        """Runs the encoder, if there is one. Returns its self-attention, if captured.
+
+        Raises RequestError where that is NaN or infinite.
+        """
         if not self._is_encoder_decoder:
             return None
         rows = Recording(self._plan, NO_QUERIES, {"encoder_self": len(self._source)})
@@ -86,7 +90,14 @@ class Reader:
             self._model.get_encoder(), rows, ("encoder_self",), input_ids=self._source_ids, **self._mask()
         )
         result = rows.result("encoder_self")
-        return numbers_of(result, fetch(tensors_of(result)), self._plan.shape("encoder_self")) if result else None
+        if result is None:
+            return None
+        # Where rows are NaN, so is what the encoder makes of them, however the rows are encoded.
+        finite, *arrays = fetch([self.encoded.isfinite().all()[None], *tensors_of(result)])
+        numbers = numbers_of(result, arrays, self._plan.shape("encoder_self"))
+        if not finite[0] or (numbers is not None and not are_finite(numbers)):
+            raise not_a_number()
+        return numbers
 
     def read(self, ids: Tensor, queries: slice, logits: int, *, last: bool = False) -> Pass:
         """Reads more tokens.

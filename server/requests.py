@@ -23,7 +23,7 @@ from .jobs import Decoding, Given, Job
 from .languages import Languages
 from .models import LoadedModel
 from .scores import Score
-from .tokenization import Encoded
+from .tokenization import Encoded, TextOptions
 
 _MAX_REQUEST_ID = 128
 
@@ -37,6 +37,14 @@ _NORMALIZED = 16 * 1024
 
 # Decoding.stop: each text is looked for at every step.
 MAX_STOPS, MAX_STOP_BYTES = 64, 1024
+
+
+# Whether special tokens that are written out in texts become special tokens.
+_PARSES = {
+    text_pb2.SPECIAL_TOKENS_IN_TEXT_UNSPECIFIED: False,
+    text_pb2.SPECIAL_TOKENS_IN_TEXT_TEXT: False,
+    text_pb2.SPECIAL_TOKENS_IN_TEXT_PARSE: True,
+}
 
 
 def request_id_of(request: service_pb.AttributeRequest) -> str:
@@ -70,15 +78,16 @@ def find_model(models: dict[str, LoadedModel], name: str, field: str = "model") 
 def resolve(request: service_pb.AttributeRequest, loaded: LoadedModel, request_id: str) -> Job:
     """The job that a request asks of a model. Raises RequestError. Tokenizes, so not for an event loop."""
     languages = _languages(request, loaded)
-    source = _source(request, loaded, languages)
-    context = _context(request, loaded, languages, source)
+    options = _text_options(request, loaded)
+    source = _source(request, loaded, languages, options)
+    context = _context(request, loaded, languages, source, options)
     read = len(context) + (0 if loaded.is_encoder_decoder else len(source.tokens))
     room = loaded.max_target_tokens - read
     if room < 1:
         field = "prefix" if request.HasField("prefix") else "source"
         raise invalid(field, "TEXT_TOO_LONG", f"leaves no room for a target: {_limit(loaded)}")
     if request.WhichOneof("target") == "given":
-        target: Decoding | Given = _given(request, loaded, languages, source, room)
+        target: Decoding | Given = _given(request, loaded, languages, source, options, room)
         steps = at_once = len(target.encoded.tokens)
     else:
         target = _decoding(request.decoding, loaded, languages, read, room)
@@ -113,33 +122,62 @@ def _languages(request: service_pb.AttributeRequest, loaded: LoadedModel) -> Lan
     for field, problem in zip(("source_language", "target_language"), problems, strict=True):
         if problem:
             raise invalid(field, "UNKNOWN_LANGUAGE", problem)
+    if request.source.WhichOneof("kind") == "token_ids":
+        message = "goes with a source's text: token ids have the language's code among them"
+        if request.source_language:
+            raise invalid("source_language", "CONTRADICTION", message)
+        if request.target_language and loaded.codec.puts_target_in_source:
+            raise invalid("target_language", "CONTRADICTION", message)
     return loaded.codec.languages_of(request.source_language, request.target_language)
 
 
 # ---- texts ----------------------------------------------------------------------------------------------------------
 
 
-def _source(request: service_pb.AttributeRequest, loaded: LoadedModel, languages: Languages) -> Encoded:
+def _text_options(request: service_pb.AttributeRequest, loaded: LoadedModel) -> TextOptions:
+    """How the request's texts become tokens."""
+    kinds = [text.WhichOneof("kind") for text in (request.source, request.prefix, request.given)]
+    value = request.special_tokens_in_text
+    if value not in _PARSES:
+        raise invalid("special_tokens_in_text", "UNKNOWN_VALUE", "is no way with special tokens")
+    if value and not {"text", "chat"} & {*kinds}:
+        raise invalid("special_tokens_in_text", "CONTRADICTION", "goes with texts, and there are only token ids")
+    applies = kinds[0] == "text" or (loaded.is_encoder_decoder and kinds[2] == "text")
+    if request.HasField("add_special_tokens") and not applies:
+        message = "goes with a text: token ids are used as they are, and a chat's template writes its own"
+        raise invalid("add_special_tokens", "CONTRADICTION", message)
+    adds = request.add_special_tokens if request.HasField("add_special_tokens") else True
+    return TextOptions(_PARSES[value], adds)
+
+
+def _source(
+    request: service_pb.AttributeRequest, loaded: LoadedModel, languages: Languages, options: TextOptions
+) -> Encoded:
     if not request.HasField("source"):
         raise invalid("source", "REQUIRED", "is required")
     source, most = request.source, loaded.max_source_tokens
     kind = source.WhichOneof("kind")
     if kind == "text":
         _check_text(source.text, "source.text", most, loaded)
-        encoded = loaded.codec.encode_source(source.text, languages)
+        encoded = loaded.codec.encode_source(source.text, languages, options)
+        _check_tokens(encoded, "source.text", loaded, options)
     elif kind == "token_ids":
-        encoded = loaded.codec.decode_ids(_token_ids(source, "source", loaded, most))
+        ids = _token_ids(source, "source", loaded, most)
+        if (padding := loaded.codec.padding_id) in ids:
+            message = f"{padding} is padding, which would be attended to: leave it out"
+            raise invalid(f"source.token_ids.ids[{ids.index(padding)}]", "PADDING", message)
+        encoded = loaded.codec.decode_ids(ids)
     elif kind == "chat":
-        encoded = _chat(source.chat, loaded)
+        encoded = _chat(source.chat, loaded, options)
     else:
         raise invalid("source", "REQUIRED", "one of text, token_ids and chat must be set")
     if not encoded.tokens:
-        raise invalid(f"source.{kind}", "EMPTY", "tokenizes to nothing")
+        raise invalid(f"source.{kind}", "EMPTY", "must not be empty: it tokenizes to nothing")
     _check_length(encoded, f"source.{kind}", most, "the model reads")
     return encoded
 
 
-def _chat(chat: text_pb2.Chat, loaded: LoadedModel) -> Encoded:
+def _chat(chat: text_pb2.Chat, loaded: LoadedModel, options: TextOptions) -> Encoded:
     if loaded.is_encoder_decoder or not loaded.codec.has_chat_template:
         raise invalid("source.chat", "NO_CHAT_TEMPLATE", "this model has no chat template")
     if not chat.messages:
@@ -152,13 +190,17 @@ def _chat(chat: text_pb2.Chat, loaded: LoadedModel) -> Encoded:
     _check_size(whole, "source.chat", most, loaded)
     messages = [{"role": message.role, "content": message.content} for message in chat.messages]
     try:
-        return loaded.codec.render_chat(messages)
+        return loaded.codec.render_chat(messages, options)
     except Exception as error:  # templates raise what they like, on roles that they do not know for one
         raise invalid("source.chat.messages", "CHAT_TEMPLATE", "the model's chat template refuses these") from error
 
 
 def _context(
-    request: service_pb.AttributeRequest, loaded: LoadedModel, languages: Languages, source: Encoded
+    request: service_pb.AttributeRequest,
+    loaded: LoadedModel,
+    languages: Languages,
+    source: Encoded,
+    options: TextOptions,
 ) -> list[int]:
     """What the decoder reads between the source and step 0."""
     start = loaded.codec.start_ids(languages)
@@ -170,7 +212,9 @@ def _context(
     kind = prefix.WhichOneof("kind")
     if kind == "text":
         _check_text(prefix.text, "prefix.text", most, loaded)
-        ids = loaded.codec.encode_prefix(source, prefix.text, languages)
+        ids = loaded.codec.encode_prefix(source, prefix.text, languages, options)
+        if not ids or not (options.parses_special or any(not loaded.codec.is_special(id_) for id_ in ids)):
+            raise invalid("prefix.text", "EMPTY", "must not be empty: it tokenizes to nothing")
     elif kind == "token_ids":
         ids = _token_ids(prefix, "prefix", loaded, most)
     else:
@@ -179,18 +223,22 @@ def _context(
 
 
 def _given(
-    request: service_pb.AttributeRequest, loaded: LoadedModel, languages: Languages, source: Encoded, room: int
+    request: service_pb.AttributeRequest,
+    loaded: LoadedModel,
+    languages: Languages,
+    source: Encoded,
+    options: TextOptions,
+    room: int,
 ) -> Given:
     given = request.given
     kind = given.WhichOneof("kind")
     if kind == "text":
         _check_text(given.text, "given.text", loaded.max_target_tokens, loaded)
         if loaded.is_encoder_decoder:
-            encoded = loaded.codec.encode_target(given.text, languages)
+            encoded = loaded.codec.encode_target(given.text, languages, options)
         else:
-            encoded = loaded.codec.encode_continuation(source, given.text)
-        if all(token.special for token in encoded.tokens):
-            raise invalid("given.text", "EMPTY", "tokenizes to nothing")
+            encoded = loaded.codec.encode_continuation(source, given.text, options)
+        _check_tokens(encoded, "given.text", loaded, options)
     elif kind == "token_ids":
         ids = _token_ids(given, "given", loaded, room)
         encoded = loaded.codec.decode_ids(ids, () if loaded.is_encoder_decoder else source.ids)
@@ -201,7 +249,7 @@ def _given(
 
 
 def _check_text(text: str, field: str, most: int, loaded: LoadedModel) -> None:
-    if not text.strip():
+    if not text:
         raise invalid(field, "EMPTY", "must not be empty")
     _check_size(text, field, most, loaded)
 
@@ -220,6 +268,15 @@ def _check_size(text: str, field: str, most: int, loaded: LoadedModel) -> None:
         if normalized > limit:  # one letter may become 18, such as U+FDFA
             message = f"is {size:,} bytes long, and more than {limit:,} once normalized; at most so many are read"
             raise invalid(field, "TEXT_TOO_LONG", message)
+
+
+def _check_tokens(encoded: Encoded, field: str, loaded: LoadedModel, options: TextOptions) -> None:
+    """Refuses a text that comes to nothing. White space is something to models that continue a text."""
+    may_be_special = options.parses_special and not loaded.is_encoder_decoder
+    if not encoded.tokens or (all(token.special for token in encoded.tokens) and not may_be_special):
+        raise invalid(field, "EMPTY", "must not be empty: it tokenizes to nothing")
+    if loaded.is_encoder_decoder and (not encoded.text.strip() or loaded.codec.is_blank(encoded)):
+        raise invalid(field, "EMPTY", "must not be empty: it is nothing but white space")
 
 
 def _check_length(encoded: Encoded, field: str, most: int, what: str) -> None:
@@ -296,7 +353,10 @@ def _max_new_tokens(decoding: text_pb2.Decoding, config: Any, read: int, room: i
             raise invalid("decoding.max_new_tokens", "OUT_OF_RANGE", f"must be from 1 to {room} for this request")
         return decoding.max_new_tokens
     configured = config.max_new_tokens or (config.max_length - read if config.max_length else room)
-    return max(1, min(configured, room))
+    if configured < 1:
+        message = f"is needed: {read:,} tokens stand before the first, and the model's generation config ends at"
+        raise invalid("decoding.max_new_tokens", "REQUIRED", f"{message} {config.max_length:,} in all")
+    return min(configured, room)
 
 
 def _configured_stops(config: Any) -> tuple[str, ...]:

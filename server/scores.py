@@ -35,7 +35,8 @@ def score(names: Sequence[Score], logits: Tensor, targets: Tensor, top_p: float)
         "logit": lambda: logits.gather(-1, index)[:, 0],
         "entropy": lambda: _entropy(log_probabilities),
         "cross_entropy": surprise,
-        "perplexity": lambda: 2 ** surprise(),
+        # Inseq's is infinite for what is most unlikely: float32 holds no more.
+        "perplexity": lambda: (2 ** surprise()).clamp(max=torch.finfo(torch.float32).max),
         "top_p_size": lambda: _top_p_size(logits, top_p),
     }
     return torch.stack([formulas[name]() for name in names], dim=-1)

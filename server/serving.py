@@ -11,6 +11,7 @@ import grpc
 from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection
 
+from .addresses import Address, AddressError
 from .calls import Calls
 from .engine import Engine, Limits
 from .models import LoadedModel
@@ -39,14 +40,10 @@ _OPTIONS: tuple[tuple[str, int], ...] = (
 )
 
 
-class AddressError(Exception):
-    """The address cannot be listened on. The message is for the person who starts the server."""
-
-
 class Server:
     """Serves loaded models; the first is the default. Made, started and stopped in one event loop."""
 
-    def __init__(self, models: Sequence[LoadedModel], address: str, limits: Limits | None = None) -> None:
+    def __init__(self, models: Sequence[LoadedModel], address: str | Address, limits: Limits | None = None) -> None:
         self._engines = [Engine(loaded, limits, self._note_failure) for loaded in models]
         self._address = address
         self._loop = asyncio.get_running_loop()
@@ -61,11 +58,17 @@ class Server:
         self._watching: asyncio.Task[None] | None = None
 
     async def start(self) -> str:
-        """Listens and serves. Returns the address, with the real port where 0 was asked. Raises AddressError."""
+        """Listens and serves. Returns the address, with the real port where 0 was asked. Raises AddressError.
+
+        Nothing is accepted before the engines run. An address that was given held is closed by `stop`.
+        """
+        address = self._address if isinstance(self._address, Address) else Address(self._address)
+        self._address = address
+        address.release()
         try:
-            port = self._server.add_insecure_port(self._address)
+            port = self._server.add_insecure_port(address.name)
         except RuntimeError as error:
-            raise AddressError(f"cannot listen on {self._address}") from error
+            raise AddressError(f"cannot listen on {address.name}") from error
         for engine in self._engines:
             await asyncio.to_thread(warm, engine.loaded)
             await asyncio.to_thread(engine.start)
@@ -73,8 +76,7 @@ class Server:
         self._watching = asyncio.create_task(self._calls.watch())
         for name in ("", SERVICE.full_name):
             await self._health.set_serving(name)
-        host = self._address.rpartition(":")[0]
-        return f"{host}:{port}" if host and not self._address.startswith("unix:") else self._address
+        return address.name if address.is_unix else f"{address.name.rpartition(':')[0]}:{port}"
 
     def _note_failure(self) -> None:
         """Says that the server does not serve any more. For any thread."""
@@ -107,3 +109,5 @@ class Server:
         self._service.close()
         if self._watching is not None:
             self._watching.cancel()
+        if isinstance(self._address, Address):  # gRPC has taken its socket away by now
+            self._address.close()

@@ -9,9 +9,11 @@ one computes is thrown away.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin, EncoderDecoderCache
@@ -23,6 +25,20 @@ class Shape(NamedTuple):
     heads: int
     key_width: int
     value_width: int
+
+
+# Bytes that a tensor's memory begins at a multiple of, as torch's own does.
+_ALIGNMENT = 64
+
+
+def zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros that take memory on a CPU only as far as they are written to: torch's own take all of it at once."""
+    if device.type != "cpu":
+        return torch.zeros(*shape, dtype=dtype, device=device)
+    size = math.prod(shape) * dtype.itemsize
+    held = np.zeros(size + _ALIGNMENT, np.uint8)
+    begin = -held.ctypes.data % _ALIGNMENT
+    return torch.from_numpy(held[begin : begin + size]).view(dtype).view(*shape)
 
 
 class SlotLayer(CacheLayerMixin):
@@ -45,8 +61,8 @@ class SlotLayer(CacheLayerMixin):
 
         def room(width: int) -> Tensor:
             if heads_together:
-                return torch.zeros(slots, length, shape.heads, width, dtype=dtype, device=device).transpose(1, 2)
-            return torch.zeros(slots, shape.heads, length, width, dtype=dtype, device=device)
+                return zeros((slots, length, shape.heads, width), dtype, device).transpose(1, 2)
+            return zeros((slots, shape.heads, length, width), dtype, device)
 
         self.all_keys, self.all_values = room(shape.key_width), room(shape.value_width)
         self.heads = torch.arange(shape.heads, device=device)[None]

@@ -154,7 +154,7 @@ def run_check(check: Check, device: str) -> Found:
             if device == "cpu":
                 import interpreter_fixes
 
-                stack.enter_context(interpreter_fixes.multiplying_bfloat16())
+                stack.enter_context(interpreter_fixes.fixed_interpreter())
                 stack.enter_context(np.errstate(all="ignore"))
             error, allowed, same = (_check_layout if check.kernel == "layout" else _check_attention)(check, device)
         return Found(check.kernel, check.name, error, allowed, same)
@@ -507,7 +507,7 @@ def _choosing_triton() -> Any:
     stack = ExitStack()
     for module in ("sidelight.server.attention", "sidelight.kernels.rows", "sidelight.kernels.decode"):
         stack.enter_context(patch.object(sys.modules[module], "choose", lambda *_: "triton"))
-    stack.enter_context(interpreter_fixes.multiplying_bfloat16())
+    stack.enter_context(interpreter_fixes.fixed_interpreter())
     return stack
 
 

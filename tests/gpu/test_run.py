@@ -62,7 +62,7 @@ def make_parts(run: ModuleType, folder: Path, scripts: dict[str, str]) -> None:
             f"import json, sys, time, pathlib\nout = pathlib.Path(sys.argv[1])\n{script}"
         )
     run.HERE = folder
-    run.PARTS = tuple(run.Planned(name, name.title(), 20, 2) for name in scripts)
+    run.PARTS = tuple(run.PartLimits(name, name.title(), 20, 2) for name in scripts)
 
 
 WRITE = 'out.joinpath("{}.json").write_text(json.dumps({{"figures": {{}}, "lines": ["found"], "wrong": {}}}))\n'

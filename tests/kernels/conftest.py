@@ -43,8 +43,8 @@ def standard_library() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def multiplying_bfloat16() -> Iterator[None]:
-    with interpreter_fixes.multiplying_bfloat16():
+def fixed_interpreter() -> Iterator[None]:
+    with interpreter_fixes.fixed_interpreter():
         yield
 
 

@@ -11,13 +11,19 @@ from typing import Any
 
 import numpy as np
 import triton
+from triton.runtime import interpreter
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 
 @contextmanager
-def multiplying_bfloat16() -> Iterator[None]:
-    """Mends the interpreter's matrix product: it holds bfloat16 as 16 bits in an integer, and multiplies those."""
+def fixed_interpreter() -> Iterator[None]:
+    """Mends two things in the interpreter.
+
+    Its matrix product holds bfloat16 as 16 bits in an integer, and multiplies these integers. And Triton 3.6 makes an
+    index of an array with one element, which NumPy 2.5 refuses.
+    """
     create_dot: Any = InterpreterBuilder.create_dot
+    patch_tensor: Any = interpreter._patch_lang_tensor
 
     def widened(handle: TensorHandle) -> TensorHandle:
         if handle.dtype.scalar != triton.language.bfloat16:
@@ -25,14 +31,20 @@ def multiplying_bfloat16() -> Iterator[None]:
         bits = handle.data.view(np.uint16).astype(np.uint32) << 16
         return TensorHandle(bits.view(np.float32), triton.language.float32)
 
-    def mended(self: InterpreterBuilder, a: TensorHandle, b: TensorHandle, *others: object) -> TensorHandle:
+    def dot(self: InterpreterBuilder, a: TensorHandle, b: TensorHandle, *others: object) -> TensorHandle:
         return create_dot(self, widened(a), widened(b), *others)
 
-    InterpreterBuilder.create_dot = mended
+    def patch(tensor: Any, *scope: Any) -> None:
+        patch_tensor(tensor, *scope)  # the scope takes back what it has set, and with it what is set here
+        tensor.__index__ = lambda self: int(self.handle.data.item())
+
+    InterpreterBuilder.create_dot = dot
+    interpreter._patch_lang_tensor = patch
     try:
         yield
     finally:
         InterpreterBuilder.create_dot = create_dot
+        interpreter._patch_lang_tensor = patch_tensor
 
 
 @contextmanager

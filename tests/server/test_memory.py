@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import replace
 
 import pytest
+import torch
 from harness import request, serving, stub
+from model_zoo import build_model
 from sidelight.server import memory
+from sidelight.server.batch import Batch
 from sidelight.server.engine import Limits
 from sidelight.server.memory import free_bytes, slots_within
-from sidelight.server.slots import Shape, bytes_of_slot
+from sidelight.server.models import load
+from sidelight.server.requests import resolve
+from sidelight.server.slots import Shape, bytes_of_slot, zeros
 
 
 def test_a_slot_takes_what_its_layers_keep(bundled):
-    import torch
-
     own, source = [Shape(4, 16, 8)] * 2, [Shape(4, 16, 16)] * 3
     assert bytes_of_slot(own, 10, source, 7, torch.float32) == 4 * (2 * 10 * 4 * 24 + 3 * 7 * 4 * 32)
     slots = bundled.layout.slots(3)
@@ -27,6 +31,46 @@ def test_a_slot_takes_what_its_layers_keep(bundled):
 def test_slots_are_those_that_fit(bundled, monkeypatch, share, count):
     monkeypatch.setattr(memory, "free_bytes", lambda _: int(2 * share * bundled.layout.bytes_of_slot))
     assert slots_within(bundled, 32, 0.5) == count
+
+
+def test_fewer_slots_than_asked_for_are_told(bundled, monkeypatch, caplog):
+    monkeypatch.setattr(memory, "free_bytes", lambda _: 10 * bundled.layout.bytes_of_slot)
+    assert slots_within(bundled, 1_000_000, 0.5) == 5
+    assert "5 slots instead of 1000000" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["bundled", "gpt2"])
+def test_slots_take_memory_as_they_are_used(bundled, name, tmp_path):
+    """As many as a quarter of the free memory has room for, of which three are used."""
+    loaded = bundled if name == "bundled" else load(build_model(name, tmp_path))
+
+    def resident() -> int:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    count = slots_within(loaded, 4_000_000_000 // loaded.layout.bytes_of_slot, 0.25)
+    before = resident()
+    with torch.inference_mode():
+        batch = Batch(loaded, loaded.layout, count)
+        seats = batch.join([resolve(request("A dog."), loaded, str(number)) for number in range(3)])
+        assert all(seat.slot < 3 for seat in seats)
+        for seat in seats:
+            while seat.reads:
+                batch.read(seat)
+        told = dict(batch.step(seats))
+    assert all(isinstance(events, list) for events in told.values())
+    assert resident() - before < 0.2 * count * loaded.layout.bytes_of_slot
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.int64])
+@pytest.mark.parametrize("shape", [(3, 5, 7), (1,), (0, 4)])
+def test_zeros_are_zeros(dtype, shape):
+    made = zeros(shape, dtype, torch.device("cpu"))
+    assert torch.equal(made, torch.zeros(shape, dtype=dtype))
+    assert made.is_contiguous()
+    assert made.data_ptr() % 64 == 0 or not made.numel()
+    made += 1
+    assert torch.equal(made, torch.ones(shape, dtype=dtype))
 
 
 def test_no_slots_where_a_model_has_no_layout(bundled):

@@ -272,7 +272,7 @@ class _ScoreEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Score.ValueType
     SCORE_CROSS_ENTROPY: _Score.ValueType  # 4
     """-log p(y), in nats."""
     SCORE_PERPLEXITY: _Score.ValueType  # 5
-    """2 ** (-log p(y)), as Inseq defines it."""
+    """2 ** (-log p(y)), as Inseq defines it; at most float32's greatest number."""
     SCORE_TOP_P_SIZE: _Score.ValueType  # 6
     """How many of the likeliest tokens it takes for their probabilities to reach AttributeRequest.score_top_p."""
 
@@ -292,7 +292,7 @@ SCORE_ENTROPY: Score.ValueType  # 3
 SCORE_CROSS_ENTROPY: Score.ValueType  # 4
 """-log p(y), in nats."""
 SCORE_PERPLEXITY: Score.ValueType  # 5
-"""2 ** (-log p(y)), as Inseq defines it."""
+"""2 ** (-log p(y)), as Inseq defines it; at most float32's greatest number."""
 SCORE_TOP_P_SIZE: Score.ValueType  # 6
 """How many of the likeliest tokens it takes for their probabilities to reach AttributeRequest.score_top_p."""
 Global___Score: _TypeAlias = Score  # noqa: Y015
@@ -447,7 +447,9 @@ class Head(_message.Message):
     head: _builtins.int
     """From 0, within the layer. Grouped-query models count query heads."""
     weight: _builtins.float
-    """Its share in a weighted mean or sum over the list. Unset: 1."""
+    """Its share in a weighted mean or sum over the list. Unset: 1. All together: at most 3.4e38, and at most 6.5e4 in a sum
+    of ENCODING_FLOAT16; at least 2e-38 in a mean.
+    """
     def __init__(
         self,
         *,

@@ -55,6 +55,8 @@ class AttributeRequest(_message.Message):
     SCORES_FIELD_NUMBER: _builtins.int
     RESUME_AT_FIELD_NUMBER: _builtins.int
     SCORE_TOP_P_FIELD_NUMBER: _builtins.int
+    SPECIAL_TOKENS_IN_TEXT_FIELD_NUMBER: _builtins.int
+    ADD_SPECIAL_TOKENS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Echoed in Started, in errors and in the server's log; at most 128 characters. Empty: the server makes one."""
     model: _builtins.str
@@ -69,6 +71,15 @@ class AttributeRequest(_message.Message):
     """
     score_top_p: _builtins.float
     """The p of SCORE_TOP_P_SIZE; above 0, at most 1. Unset: 0.9."""
+    special_tokens_in_text: _text_pb2.SpecialTokensInText.ValueType
+    """What becomes of special tokens that are written out in the request's texts: source, chat, prefix and given target.
+    Unset: they are text.
+    """
+    add_special_tokens: _builtins.bool
+    """Whether the tokenizer puts its own special tokens around the source's text, and around a given target's: such as
+    the start of a prompt, the end of a sentence, and language codes. Unset: true. false is for prompts that are
+    rendered already. A chat's template writes its own.
+    """
     @_builtins.property
     def source(self) -> _text_pb2.Text:
         """What the model reads: the text to translate, or the prompt to continue. Required."""
@@ -110,15 +121,21 @@ class AttributeRequest(_message.Message):
         scores: _abc.Iterable[_attention_pb2.Score.ValueType] | None = ...,
         resume_at: _builtins.int = ...,
         score_top_p: _builtins.float | None = ...,
+        special_tokens_in_text: _text_pb2.SpecialTokensInText.ValueType = ...,
+        add_special_tokens: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_score_top_p", b"_score_top_p", "capture", b"capture", "decoding", b"decoding", "given", b"given", "prefix", b"prefix", "score_top_p", b"score_top_p", "source", b"source", "target", b"target"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_add_special_tokens", b"_add_special_tokens", "_score_top_p", b"_score_top_p", "add_special_tokens", b"add_special_tokens", "capture", b"capture", "decoding", b"decoding", "given", b"given", "prefix", b"prefix", "score_top_p", b"score_top_p", "source", b"source", "target", b"target"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_score_top_p", b"_score_top_p", "capture", b"capture", "decoding", b"decoding", "given", b"given", "model", b"model", "prefix", b"prefix", "request_id", b"request_id", "resume_at", b"resume_at", "score_top_p", b"score_top_p", "scores", b"scores", "source", b"source", "source_language", b"source_language", "target", b"target", "target_language", b"target_language"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_add_special_tokens", b"_add_special_tokens", "_score_top_p", b"_score_top_p", "add_special_tokens", b"add_special_tokens", "capture", b"capture", "decoding", b"decoding", "given", b"given", "model", b"model", "prefix", b"prefix", "request_id", b"request_id", "resume_at", b"resume_at", "score_top_p", b"score_top_p", "scores", b"scores", "source", b"source", "source_language", b"source_language", "special_tokens_in_text", b"special_tokens_in_text", "target", b"target", "target_language", b"target_language"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__add_special_tokens: _TypeAlias = _typing.Literal["add_special_tokens"]  # noqa: Y015
+    _WhichOneofArgType__add_special_tokens: _TypeAlias = _typing.Literal["_add_special_tokens", b"_add_special_tokens"]  # noqa: Y015
     _WhichOneofReturnType__score_top_p: _TypeAlias = _typing.Literal["score_top_p"]  # noqa: Y015
     _WhichOneofArgType__score_top_p: _TypeAlias = _typing.Literal["_score_top_p", b"_score_top_p"]  # noqa: Y015
     _WhichOneofReturnType_target: _TypeAlias = _typing.Literal["decoding", "given"]  # noqa: Y015
     _WhichOneofArgType_target: _TypeAlias = _typing.Literal["target", b"target"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__add_special_tokens) -> _WhichOneofReturnType__add_special_tokens | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__score_top_p) -> _WhichOneofReturnType__score_top_p | None: ...
     @_typing.overload
@@ -312,8 +329,9 @@ class Step(_message.Message):
     index: _builtins.int
     """From 0 at the target's first step, whether it was sent or left out by resume_at."""
     text: _builtins.str
-    """What this step adds to the target's text, spaces included; empty while a character is incomplete. Over all steps
-    they add up to Finished.text, from the end of the prefix on.
+    """What this step adds to the target's text, spaces included; empty while a character is incomplete, and while a later
+    token may change it (Moses' quotation marks). Over all steps they add up to Finished.text, from the end of the
+    prefix on.
     """
     @_builtins.property
     def token(self) -> _text_pb2.Token:

@@ -3,7 +3,16 @@
 isort:skip_file
 What is read and what is written: texts, tokens, and how a target comes about.
 
-Offsets everywhere count characters (Unicode code points, as Python's len does) into the exact text, half-open.
+Offsets everywhere count characters (Unicode code points, as Python's len does) into the exact text, half-open. For
+every tokenizer:
+- Tokens' spans lie in the text, and their begins do not decrease.
+- Every character that is no white space belongs to at least one token, unknown and dropped ones too; of a character
+  that is several tokens, all have its span, and of characters that are one token, it has them all.
+- White space around a word belongs to no token, but for tokens that are nothing else, such as a line break. Tokens
+  that are nothing but spaces cover nothing, and stand where the token before them ends.
+- Special tokens cover nothing, and stand there too. Where one is written out in a text (a chat's template, or
+  SPECIAL_TOKENS_IN_TEXT_PARSE), its characters belong to no token.
+Of a target that is still being written, the last characters may belong to tokens that are still to come.
 """
 
 from collections import abc as _abc
@@ -21,6 +30,30 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _SpecialTokensInText:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _SpecialTokensInTextEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SpecialTokensInText.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SPECIAL_TOKENS_IN_TEXT_UNSPECIFIED: _SpecialTokensInText.ValueType  # 0
+    """As SPECIAL_TOKENS_IN_TEXT_TEXT."""
+    SPECIAL_TOKENS_IN_TEXT_TEXT: _SpecialTokensInText.ValueType  # 1
+    """They are text like any other: nobody who writes a text steers the model with it."""
+    SPECIAL_TOKENS_IN_TEXT_PARSE: _SpecialTokensInText.ValueType  # 2
+    """They become special tokens: for prompts that are rendered already."""
+
+class SpecialTokensInText(_SpecialTokensInText, metaclass=_SpecialTokensInTextEnumTypeWrapper):
+    """What becomes of special tokens that are written out in texts, such as "</s>" or "<|im_end|>"."""
+
+SPECIAL_TOKENS_IN_TEXT_UNSPECIFIED: SpecialTokensInText.ValueType  # 0
+"""As SPECIAL_TOKENS_IN_TEXT_TEXT."""
+SPECIAL_TOKENS_IN_TEXT_TEXT: SpecialTokensInText.ValueType  # 1
+"""They are text like any other: nobody who writes a text steers the model with it."""
+SPECIAL_TOKENS_IN_TEXT_PARSE: SpecialTokensInText.ValueType  # 2
+"""They become special tokens: for prompts that are rendered already."""
+Global___SpecialTokensInText: _TypeAlias = SpecialTokensInText  # noqa: Y015
 
 class _StopReason:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -64,10 +97,15 @@ class Text(_message.Message):
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
     CHAT_FIELD_NUMBER: _builtins.int
     text: _builtins.str
-    """Plain text, tokenized by the server with the model's special tokens. Must not be empty."""
+    """Plain text, tokenized by the server with the model's special tokens around it. What looks like one in it is text,
+    unless AttributeRequest.special_tokens_in_text says otherwise. Must be at least one token; for an
+    encoder-decoder, one that is more than white space.
+    """
     @_builtins.property
     def token_ids(self) -> Global___TokenIds:
-        """Ready tokens, used as they are: nothing is added, so special tokens must be among them."""
+        """Ready tokens, used as they are: nothing is added, so special tokens must be among them, and in a source no
+        padding, which would be attended to. A source language does not go with them.
+        """
 
     @_builtins.property
     def chat(self) -> Global___Chat:
@@ -149,7 +187,9 @@ class ChatMessage(_message.Message):
     role: _builtins.str
     """As the model's template knows it, such as "system", "user", "assistant"."""
     content: _builtins.str
-    """What was said."""
+    """What was said. What looks like one of the template's own tokens in it is text, unless
+    AttributeRequest.special_tokens_in_text says otherwise.
+    """
     def __init__(
         self,
         *,
@@ -181,16 +221,17 @@ class Token(_message.Message):
     piece: _builtins.str
     """The vocabulary's own form, such as "▁Haus" or "Ġhouse"."""
     begin: _builtins.int
-    """The first character that the token stands for. White space around a word belongs to no token,
-    unless the token is nothing but white space. Special tokens cover nothing: begin == end.
-    """
+    """The first character that the token stands for. Special tokens and spaces cover nothing: begin == end."""
     end: _builtins.int
     """One past the last character that the token stands for."""
     special: _builtins.bool
-    """Whether the tokenizer counts it among its special tokens, such as the end of the sentence."""
+    """Whether the tokenizer counts it among its special tokens, such as the end of the sentence. The unknown token is
+    none: it stands for characters.
+    """
     text: _builtins.str
-    """The characters from begin to end of the exact text. Tokens that are only some bytes of a character
-    all carry that character once it is complete, and are empty before.
+    """The characters from begin to end of the exact text. Tokens that are only some bytes of a character all have the
+    character's span, and carry it where it is known: of a target that is being written, the last one does, and those
+    before it are empty. Bytes that make no character are U+FFFD in the text, one for each broken character.
     """
     def __init__(
         self,

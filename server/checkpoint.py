@@ -1,0 +1,295 @@
+"""A model's files, checked before anything is made of them: JSON of the right form, and weights in safetensors alone.
+
+Every file of weights that is opened is a safetensors file in the model's folder; a snapshot of the Hugging Face hub may
+link into its own cache. Knows files, names and shapes; knows neither tensors' numbers nor what a model does with them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import stat
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError, safe_open
+from transformers import CONFIG_MAPPING
+
+CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
+_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_ADAPTER = "adapter_config.json"
+
+# What git leaves in the place of a file that Git LFS has not fetched.
+_POINTER = b"version https://git-lfs"
+
+# A field of a configuration that counts layers, and how many layers are built whatever the weights have. More than a
+# model has tensors cannot be right.
+_LAYERS = re.compile(r"(^|_)n?_?layers?$")
+_FEW_LAYERS = 1000
+
+# What torch's distributed checkpoints are called, which transformers loads before it looks at anything else.
+_DISTRIBUTED = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
+
+
+class CheckpointError(Exception):
+    """Something is wrong with a file of a model. The message names the file, and is one line for people."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where a model's files are, and what they say."""
+
+    name: str  # what transformers loads it by: its folder, or its id on the hub
+    revision: str  # of the hub; "main" for a folder, where it says nothing
+    folder: Path
+    config: Mapping[str, Any]
+    generation_config: Mapping[str, Any]  # empty where there is no such file
+    weights: str  # the name of the file that has the weights or lists the files that have
+    shapes: Mapping[str, tuple[int, ...]]  # of all tensors, by the names that they have in the files
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers the tensors have."""
+        return sum(_count(shape) for shape in self.shapes.values())
+
+
+def open_checkpoint(where: str | Path) -> Checkpoint:
+    """Checks the files of a folder, or of an id on the Hugging Face hub. Raises CheckpointError.
+
+    Files of the hub are fetched as far as they are looked at here; those of the tokenizer are not.
+    """
+    name, revision, folder = str(where), "main", Path(where)
+    if folder.exists() and not folder.is_dir():
+        raise CheckpointError("is a file, where a model's folder should be")
+    if not folder.is_dir():
+        folder = _fetch(name, "main")
+        if not has_file(folder, CONFIG):
+            raise CheckpointError(f"{CONFIG} is missing")
+        if not has_file(folder, _WEIGHTS) and not has_file(folder, _INDEX):
+            folder = _fetch_converted(name)
+        revision = folder.name
+    config = read_object(folder, CONFIG)
+    _check_config(config)
+    _refuse_others(folder)
+    weights, files = _find_weights(folder, config)
+    if revision != "main":
+        _fetch(name, revision, *files)
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in files:
+        shapes |= _read_shapes(folder, file, weights)
+    if not shapes:
+        raise CheckpointError(f"{weights} has no tensors")
+    for field, count in _layer_counts(config):
+        if count > max(_FEW_LAYERS, len(shapes)):
+            raise CheckpointError(
+                f"{CONFIG}: {field} is {count:,}, and {weights} has no more than {len(shapes):,} tensors"
+            )
+    generation_config = read_object(folder, GENERATION_CONFIG) if has_file(folder, GENERATION_CONFIG) else {}
+    return Checkpoint(name, revision, folder, config, generation_config, weights, shapes)
+
+
+def check_file(folder: Path, name: str) -> Path:
+    """The path of a file of a model. Raises CheckpointError where it is missing, elsewhere, or stands for another."""
+    path = _contained(folder, name)
+    try:
+        with path.open("rb") as file:
+            begin = file.read(len(_POINTER))
+    except OSError as error:
+        raise CheckpointError(f"{name} cannot be read: {error.strerror}") from error
+    if begin == _POINTER:
+        raise CheckpointError(f"{name} is a pointer of Git LFS, not the file itself: git lfs pull fetches it")
+    return path
+
+
+def read_text(folder: Path, name: str, *, may_be_empty: bool = False) -> str:
+    """A file of a model, in UTF-8. Raises CheckpointError."""
+    data = check_file(folder, name).read_bytes()
+    if not data.strip() and not may_be_empty:
+        raise CheckpointError(f"{name} is empty")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{name} is not UTF-8 at byte {error.start:,}") from error
+
+
+def read_object(folder: Path, name: str) -> Mapping[str, Any]:
+    """The fields of a file of a model in JSON. Raises CheckpointError."""
+    try:
+        value = json.loads(read_text(folder, name))
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{name} is not JSON: {error.msg} at line {error.lineno}") from error
+    except RecursionError as error:
+        raise CheckpointError(f"{name} is not JSON that can be read: it is nested too deeply") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{name} must hold an object with fields, not {_kind_of(value)}")
+    return cast(Mapping[str, Any], value)
+
+
+def has_file(folder: Path, name: str) -> bool:
+    """Whether a folder has a file, or something in its place."""
+    return (folder / name).exists() or (folder / name).is_symlink()
+
+
+def one_line(error: BaseException) -> str:
+    """What an exception says, in a line for people; with its type's name where that is a word at most."""
+    words = str(error).split()
+    line = " ".join(words)[:300]
+    return line if len(words) > 1 else f"{type(error).__name__}: {line}" if line else type(error).__name__
+
+
+def _kind_of(value: object) -> str:
+    kinds = {list: "a list", str: "a text", bool: "true or false", int: "a number", float: "a number"}
+    return kinds.get(type(value), "null")
+
+
+def _contained(folder: Path, name: str) -> Path:
+    """The path of a file in a folder. Raises CheckpointError where it is somewhere else, or no file."""
+    root = folder.resolve()
+    path = (folder / name).resolve()
+    # A snapshot's files are links to the blobs beside its folder.
+    is_snapshot = root.parent.name == "snapshots" and (root.parent.parent / "blobs").is_dir()
+    roots = [root, root.parent.parent / "blobs"] if is_snapshot else [root]
+    if not any(path.is_relative_to(each) for each in roots):
+        raise CheckpointError(f"{name} is outside the model's folder")
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{name} is missing") from error
+    if not stat.S_ISREG(mode):  # a pipe would be waited for
+        raise CheckpointError(f"{name} is not a file")
+    return path
+
+
+# ---- config.json ----------------------------------------------------------------------------------------------------
+
+
+def _check_config(config: Mapping[str, Any]) -> None:
+    family = config.get("model_type")
+    if not isinstance(family, str):
+        raise CheckpointError(f"{CONFIG} does not say a model_type")
+    if family not in CONFIG_MAPPING:
+        raise CheckpointError(f"{CONFIG}: model_type {family[:100]!r} is none that transformers knows")
+
+
+def _layer_counts(config: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, int]]:
+    """The fields that count layers, those of parts of the model too."""
+    for name, value in config.items():
+        if isinstance(value, dict):
+            yield from _layer_counts(cast(Mapping[str, Any], value), f"{path}{name}.")
+        elif _LAYERS.search(name) and isinstance(value, int):
+            yield f"{path}{name}", value
+
+
+# ---- weights --------------------------------------------------------------------------------------------------------
+
+
+def _refuse_others(folder: Path) -> None:
+    """Refuses what transformers would open besides, or instead of, the files that are checked here."""
+    if has_file(folder, _ADAPTER):
+        raise CheckpointError(f"{_ADAPTER}: adapters are not served; merge them into the model")
+    for path in folder.iterdir():
+        if _DISTRIBUTED.match(path.name):
+            raise CheckpointError(f"{path.name}: distributed checkpoints are not served; save the model in one piece")
+
+
+def _find_weights(folder: Path, config: Mapping[str, Any]) -> tuple[str, list[str]]:
+    """The file that transformers loads, and those of weights that this is or lists."""
+    chosen = config.get("transformers_weights")
+    if chosen is not None and not (isinstance(chosen, str) and chosen.endswith((".safetensors", _INDEX[5:]))):
+        raise CheckpointError(f"{CONFIG}: transformers_weights must name a safetensors file")
+    names = [str(chosen)] if chosen is not None else [_WEIGHTS, _INDEX]
+    found = next((name for name in names if has_file(folder, name)), None)
+    if found is None:
+        others = sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".h5"))
+        hint = f" (and {others[0]} is not opened: only safetensors files are)" if others else ""
+        raise CheckpointError(f"{names[0]} is missing{hint}")
+    return found, [found] if found.endswith(".safetensors") else _list_shards(folder, found)
+
+
+def _list_shards(folder: Path, index: str) -> list[str]:
+    """The files that an index names."""
+    fields = read_object(folder, index)
+    names: Any = fields.get("weight_map")
+    if not isinstance(names, dict) or not names:
+        raise CheckpointError(f"{index}: weight_map must say of each tensor in which file it is")
+    if not isinstance(fields.get("metadata"), dict):
+        raise CheckpointError(f"{index} has no metadata")
+    shards: set[str] = set()
+    for tensor, name in cast(Mapping[str, Any], names).items():
+        if not isinstance(name, str) or not name.endswith(".safetensors"):
+            raise CheckpointError(f"{index}: {tensor} must be in a safetensors file, not in {json.dumps(name)[:100]}")
+        shards.add(name)
+    return sorted(shards)
+
+
+def _read_shapes(folder: Path, name: str, listed_by: str) -> dict[str, tuple[int, ...]]:
+    """The shapes of a file's tensors, by name, from its header."""
+    try:
+        path = check_file(folder, name)
+    except CheckpointError as error:
+        if name == listed_by:
+            raise
+        raise CheckpointError(f"{listed_by} names a file that cannot be: {error}") from error
+    if not path.stat().st_size:
+        raise CheckpointError(f"{name} is empty")
+    try:
+        with safe_open(path, framework="pt") as tensors:
+            return {key: tuple(tensors.get_slice(key).get_shape()) for key in tensors.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{name} is not a whole safetensors file: {one_line(error)}") from error
+
+
+def _count(shape: tuple[int, ...]) -> int:
+    count = 1
+    for size in shape:
+        count *= size
+    return count
+
+
+# ---- the hub --------------------------------------------------------------------------------------------------------
+
+
+def _fetch(name: str, revision: str, *files: str) -> Path:
+    """Has files of an id on the hub in its cache; without any, those that say what others there are."""
+    wanted = list(files) or [CONFIG, GENERATION_CONFIG, _ADAPTER, _INDEX]
+    try:
+        folder = _snapshot(name, revision, wanted)
+        if not files and not has_file(folder, _INDEX):
+            return _snapshot(name, folder.name, [_WEIGHTS])
+    except HFValidationError as error:
+        raise CheckpointError("is neither a folder nor an id on the Hugging Face hub") from error
+    except LocalEntryNotFoundError as error:
+        raise CheckpointError("is not a folder, and the Hugging Face hub cannot be asked for it") from error
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise CheckpointError(
+            f"is not a folder, and the Hugging Face hub has none for us: {one_line(error)}"
+        ) from error
+    return folder
+
+
+def _snapshot(name: str, revision: str, files: list[str]) -> Path:
+    """The folder of an id in the hub's cache, with files of these names as far as there are such."""
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=files))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError):
+        raise
+    except Exception:  # whatever a network that is not there makes it raise: what the cache has may do
+        return Path(snapshot_download(name, revision=revision, local_files_only=True))
+
+
+def _fetch_converted(name: str) -> Path:
+    """The files of an id without safetensors, as the hub's own converter has offered them."""
+    from transformers.safetensors_conversion import auto_conversion
+
+    convert: Any = auto_conversion  # its declared type is not what it gives
+    try:
+        revision = convert(name)[1]
+    except Exception as error:  # whatever a service that is not there makes it raise
+        raise CheckpointError(f"{_WEIGHTS} is missing, and the hub has not converted it: {one_line(error)}") from error
+    if revision is None:
+        raise CheckpointError(f"{_WEIGHTS} is missing")
+    return _fetch(name, revision)
