@@ -22,6 +22,7 @@ from sidelight.server import batch as batch_module
 from sidelight.server import command
 from sidelight.server import engine as engine_module
 from sidelight.server import outbox as outbox_module
+from sidelight.server.addresses import Address
 from sidelight.server.batch import Batch
 from sidelight.server.engine import Engine, Limits
 from sidelight.server.outbox import Outbox
@@ -118,7 +119,8 @@ async def test_a_process_whose_engine_has_ended_ends_with_a_code(bundled, engine
     killer = threading.Thread(target=kill_when_serving)
     killer.start()
     try:
-        assert await command._serve(bundled, args, ()) == 1
+        with Address(args.address) as held:
+            assert await command._serve(bundled, args, (), held) == 1
     finally:
         killer.join()
         for number, handler in handlers.items():
