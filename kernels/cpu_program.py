@@ -30,8 +30,8 @@ log = logging.getLogger(__name__)
 
 Activation = Literal["none", "relu", "silu", "gelu"]
 
-# The most positions of a sequence, and numbers of a head, for attention within sequences: what a thread has room for, of
-# which only as much is ever touched as there is.
+# The most positions of a sequence, and numbers of a head, for attention within sequences. Threads have room for them,
+# of which only as much is ever touched as there is.
 MOST_POSITIONS, MOST_WIDTH = 128, 2048
 
 

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin, EncoderDecoderCache
 
+from .attention import Kind
+
 
 class Shape(NamedTuple):
     """What one layer keeps of each position."""
@@ -231,6 +233,11 @@ class Slots:
     def source_mask(self) -> Tensor:
         """Which positions of the step's sources there are: bool `[n, 1, 1, source length]`."""
         return (self._positions[: self.source_length] < self.source_lengths[self._stepping])[:, None, None]
+
+    def step_lengths(self) -> dict[Kind, Tensor]:
+        """How many positions each of the step's slots sees, of those that are shown: int64 `[n]`."""
+        own, source = self.own.lengths[self._stepping, 0] + 1, self.source_lengths[self._stepping, 0]
+        return {"decoder_self": own.clamp_(max=self._length), "cross": source.clamp(max=max(1, self.source_length))}
 
     def step_masks(self) -> tuple[Tensor | None, Tensor | None]:
         """The step's masks of target and source; None where they would hide nothing from anybody."""
