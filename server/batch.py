@@ -252,7 +252,8 @@ class Batch:
         index = slice(first, end) if len(seats) == end - first else some_rows(tuple(active), fed.device)
         tokens = choice.tokens[index]
         scores = [made for _, made in scored]
-        ids, finite, *rest = fetch([tokens, choice.is_number[index], *scores, *recorder.tensors])
+        taken = tokens, choice.is_number[index], choice.is_left[index]
+        ids, finite, left, *rest = fetch([*taken, *scores, *recorder.tensors])
         self._tokens[index] = tokens[:, None]
         self._slots.advance(index)
         told_scores: dict[Seat, list[float]] = {}
@@ -268,6 +269,7 @@ class Batch:
                 told = seat.writer.write(
                     int(ids[place]),
                     bool(finite[place]),
+                    bool(left[place]),
                     told_scores.get(seat, []),
                     attentions.get(seat, (None, None)),
                 )

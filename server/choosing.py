@@ -31,6 +31,9 @@ class Choice(NamedTuple):
 
     tokens: Tensor  # int64 [n]
     is_number: Tensor  # bool [n]: whether the scores that it was chosen by were numbers
+    is_left: (
+        Tensor  # bool [n]: whether any token was left to be drawn; with greedy decoding always, as `generate` has it
+    )
 
 
 @dataclass
@@ -146,7 +149,8 @@ class Chooser:
         plan = self._plan_for(active, (len(tokens), self._vocabulary))
         self.failed = {}
         # By NumPy: a call of torch's gives Python's lock away, and others keep it for a while.
-        choice = Choice(tokens, torch.from_numpy(~np.isnan(most.numpy())))
+        is_number = ~np.isnan(most.numpy())
+        choice = Choice(tokens, torch.from_numpy(is_number), torch.from_numpy(np.ones_like(is_number)))
         self._take_note(plan, choice)
         return choice
 
@@ -301,6 +305,8 @@ class _Sampling:
     def draw(self, scores: Tensor, others: Choice | None) -> Choice:
         """Draws for its rows; what was chosen for the others stays. Scores are changed where `rows` is None."""
         drawn = (scores if self.rows is None else scores.index_select(0, self.rows)).float()
+        # Where no token may come, as with n-grams that must not come again in a small vocabulary, shares are NaN, too.
+        is_left = drawn.amax(-1) != -float("inf")
         for change in self.changes:
             change(drawn)
         probabilities = drawn.softmax(-1)
@@ -312,11 +318,11 @@ class _Sampling:
             row.exponential_(generator=generator)
         tokens = screening.greatest(probabilities.div_(draws))
         if self.rows is None:
-            return Choice(tokens, is_number)
+            return Choice(tokens, is_number, is_left)
         if others is None:
-            others = Choice(tokens.new_zeros(len(scores)), is_number.new_zeros(len(scores)))
+            others = Choice(*(made.new_zeros(len(scores)) for made in (tokens, is_number, is_left)))
         return Choice(
-            *(old.index_copy(0, self.rows, new) for old, new in zip(others, (tokens, is_number), strict=True))
+            *(old.index_copy(0, self.rows, new) for old, new in zip(others, (tokens, is_number, is_left), strict=True))
         )
 
 
@@ -344,7 +350,8 @@ def _sampling(
 def _greedy(scores: Tensor, greatest: Callable[[Tensor], Tensor]) -> Choice:
     tokens = greatest(scores)[:, None]
     # The greatest of a row is no number where any is none.
-    return Choice(tokens[:, 0], ~scores.gather(-1, tokens)[:, 0].isnan())
+    is_number = ~scores.gather(-1, tokens)[:, 0].isnan()
+    return Choice(tokens[:, 0], is_number, torch.ones_like(is_number))
 
 
 def _joined(places: Sequence[Tensor]) -> Tensor:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from .choosing import Chooser
-from .errors import internal
+from .errors import internal, invalid
 from .jobs import Decoding, EncoderSelf, Event, Finished, Given, Job, Started, Step, StopReason
 from .models import LoadedModel
 from .numbers import Numbers, fetch
@@ -100,10 +100,9 @@ def _decode(
         if chooser.failed:
             raise chooser.failed[0]
         scores = score(job.scores, result.logits, choice.tokens, job.score_top_p)
-        fetched = fetch([choice.tokens, choice.is_number, scores, *result.tensors])
-        id_, is_number, step_scores = fetched[0].item(), fetched[1].item(), fetched[2][0].tolist()
-        cross, own = (rows if rows is None else rows.of(0) for rows in result.attention(fetched[3:], job.capture))
-        yield from writer.write(id_, is_number, step_scores, (cross, own))
+        id_, is_number, is_left, made, *rest = fetch([*choice, scores, *result.tensors])
+        cross, own = (rows if rows is None else rows.of(0) for rows in result.attention(rest, job.capture))
+        yield from writer.write(id_.item(), is_number.item(), is_left.item(), made[0].tolist(), (cross, own))
         pending = choice.tokens[:, None]
 
 
@@ -132,13 +131,18 @@ class Writer:
         self,
         id_: int,
         is_number: bool,
+        is_left: bool,
         scores: Sequence[float],
         attention: tuple[Numbers | None, Numbers | None],
     ) -> Iterator[Event]:
         """Takes what a pass gave: the token that was chosen, its scores, and its last query's attention.
 
-        The attention is cross and decoder self, each of one query. Raises RequestError where the numbers are none.
+        The attention is cross and decoder self, each of one query. Raises RequestError where the numbers are none, or
+        where no token was left to choose.
         """
+        if not is_left:
+            message = "leaves no token to draw at this step: all of the vocabulary are ruled out"
+            raise invalid("decoding", "NO_TOKEN_LEFT", message)
         if not is_number:
             raise internal("NOT_A_NUMBER", "the model computed numbers that are not finite; a wider dtype may help")
         if self._reads_last and self._step is not None:
