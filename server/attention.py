@@ -192,7 +192,8 @@ def attend(
     # What is captured does not change what is written by a single bit on a CPU: there a step makes its output of its
     # probabilities whether or not anybody asks for them, and everything else has SDPA's own.
     if query.shape[2] == 1 and query.dtype == torch.float32 and not fuses(query):
-        lengths = None if _active.lengths is None else _active.lengths.get(module.sidelight_site.kind)
+        site: Site | None = getattr(module, "sidelight_site", None)
+        lengths = None if _active.lengths is None or site is None else _active.lengths.get(site.kind)
         if lengths is None:
             output, attention = attend_to(query, key, value, scoring)
         else:

@@ -31,9 +31,8 @@ class Choice(NamedTuple):
 
     tokens: Tensor  # int64 [n]
     is_number: Tensor  # bool [n]: whether the scores that it was chosen by were numbers
-    is_left: (
-        Tensor  # bool [n]: whether any token was left to be drawn; with greedy decoding always, as `generate` has it
-    )
+    # Bool [n]: whether any token was left to be drawn. None where nobody draws: `generate` does not look then, either.
+    is_left: Tensor | None = None
 
 
 @dataclass
@@ -149,8 +148,7 @@ class Chooser:
         plan = self._plan_for(active, (len(tokens), self._vocabulary))
         self.failed = {}
         # By NumPy: a call of torch's gives Python's lock away, and others keep it for a while.
-        is_number = ~np.isnan(most.numpy())
-        choice = Choice(tokens, torch.from_numpy(is_number), torch.from_numpy(np.ones_like(is_number)))
+        choice = Choice(tokens, torch.from_numpy(~np.isnan(most.numpy())))
         self._take_note(plan, choice)
         return choice
 
@@ -320,9 +318,11 @@ class _Sampling:
         if self.rows is None:
             return Choice(tokens, is_number, is_left)
         if others is None:
-            others = Choice(*(made.new_zeros(len(scores)) for made in (tokens, is_number, is_left)))
+            others = Choice(tokens.new_zeros(len(scores)), is_number.new_zeros(len(scores)))
         return Choice(
-            *(old.index_copy(0, self.rows, new) for old, new in zip(others, (tokens, is_number, is_left), strict=True))
+            others.tokens.index_copy(0, self.rows, tokens),
+            others.is_number.index_copy(0, self.rows, is_number),
+            torch.ones_like(others.is_number).index_copy_(0, self.rows, is_left),
         )
 
 
@@ -350,8 +350,7 @@ def _sampling(
 def _greedy(scores: Tensor, greatest: Callable[[Tensor], Tensor]) -> Choice:
     tokens = greatest(scores)[:, None]
     # The greatest of a row is no number where any is none.
-    is_number = ~scores.gather(-1, tokens)[:, 0].isnan()
-    return Choice(tokens[:, 0], is_number, torch.ones_like(is_number))
+    return Choice(tokens[:, 0], ~scores.gather(-1, tokens)[:, 0].isnan())
 
 
 def _joined(places: Sequence[Tensor]) -> Tensor:

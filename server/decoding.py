@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+import torch
+
 from .choosing import Chooser
 from .errors import internal, invalid
 from .jobs import Decoding, EncoderSelf, Event, Finished, Given, Job, Started, Step, StopReason
@@ -100,9 +102,10 @@ def _decode(
         if chooser.failed:
             raise chooser.failed[0]
         scores = score(job.scores, result.logits, choice.tokens, job.score_top_p)
-        id_, is_number, is_left, made, *rest = fetch([*choice, scores, *result.tensors])
+        is_left = torch.ones_like(choice.is_number) if choice.is_left is None else choice.is_left
+        id_, is_number, left, made, *rest = fetch([choice.tokens, choice.is_number, is_left, scores, *result.tensors])
         cross, own = (rows if rows is None else rows.of(0) for rows in result.attention(rest, job.capture))
-        yield from writer.write(id_.item(), is_number.item(), is_left.item(), made[0].tolist(), (cross, own))
+        yield from writer.write(id_.item(), is_number.item(), left.item(), made[0].tolist(), (cross, own))
         pending = choice.tokens[:, None]
 
 
