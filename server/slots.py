@@ -18,6 +18,9 @@ from transformers.cache_utils import Cache, CacheLayerMixin, EncoderDecoderCache
 
 from .attention import Kind
 
+# So many numbers, of two bytes or four, are whole lines of the cache.
+_NUMBERS_OF_LINE = 32
+
 
 class Shape(NamedTuple):
     """What one layer keeps of each position."""
@@ -46,9 +49,12 @@ class SlotLayer(CacheLayerMixin):
         super().__init__()
 
         def room(width: int) -> Tensor:
+            # Each slot begins at a line of the cache, as tensors do: the bits of torch's products depend on that.
+            size = shape.heads * length * width
+            rooms = torch.zeros(slots, -(-size // _NUMBERS_OF_LINE) * _NUMBERS_OF_LINE, dtype=dtype, device=device)
             if heads_together:
-                return torch.zeros(slots, length, shape.heads, width, dtype=dtype, device=device).transpose(1, 2)
-            return torch.zeros(slots, shape.heads, length, width, dtype=dtype, device=device)
+                return rooms[:, :size].unflatten(1, (length, shape.heads, width)).transpose(1, 2)
+            return rooms[:, :size].unflatten(1, (shape.heads, length, width))
 
         self.all_keys, self.all_values = room(shape.key_width), room(shape.value_width)
         self.heads = torch.arange(shape.heads, device=device)[None]

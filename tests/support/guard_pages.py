@@ -109,7 +109,8 @@ class _Torch:
         return getattr(torch, name)
 
     def empty(self, *shape: Any, dtype: torch.dtype = torch.float32, **_: Any) -> Tensor:
-        return self._memory.empty(*shape, dtype=dtype)
+        # These are read by torch as well, whose sums depend on where memory begins: at a line of the cache, as its own.
+        return self._memory.empty(*shape, dtype=dtype, align=64)
 
     def zeros(self, *shape: Any, dtype: torch.dtype = torch.float32, **_: Any) -> Tensor:
         return self._memory.empty(*shape, dtype=dtype).zero_()

@@ -1,7 +1,7 @@
 """Models of odd sizes, one after another, between guard pages: requests in company get the bits that they get alone.
 
-Run `python tests/sweep.py --models 200 --seed 0`, or one model again with `--only SEED`. A page that is touched beside
-a buffer ends the process with SIGSEGV; the last model that is named is the one.
+Run `python tests/support/sweep.py --models 200 --seed 0`, or one model again with `--only SEED`. A page that is
+touched beside a buffer ends the process with SIGSEGV; the last model that is named is the one.
 """
 
 from __future__ import annotations
