@@ -9,6 +9,7 @@ numbers come from that row alone, in one order.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -234,10 +235,27 @@ def _mix(shares, values, stride, count, width, out):
 
 
 @compiled
-def attend_row(query, keys, keys_step, width, values, values_step, value_width, count, shown, scale, shares, out):
+def _change_scores(score, count, scale, bias, cap):
+    """Scales the scores of a query, adds a bias to each and caps them (see `attend_row`)."""
+    for place in range(count):
+        score[place] *= scale
+    if bias != 0:
+        more = floats(bias, count)
+        for place in range(count):
+            score[place] += more[place]
+    if cap != 0:
+        for place in range(count):
+            score[place] = cap * math.tanh(score[place] / cap)
+
+
+@compiled
+def attend_row(
+    query, keys, keys_step, width, values, values_step, value_width, count, shown, scale, bias, cap, shares, out
+):
     """One query over `count` keys, at least one: `width` float32 numbers, `keys_step` bytes from one to the next.
 
-    Its shares are written, zeros up to `shown` behind them, and the sum of values by shares.
+    Scores are the products times `scale`, plus what stands at `bias` unless that is 0, capped unless `cap` is 0. Their
+    shares are written, zeros up to `shown` behind them, and the sum of values by shares.
     """
     score = floats(shares, shown)
     if width % LANES == 0:
@@ -247,6 +265,9 @@ def attend_row(query, keys, keys_step, width, values, values_step, value_width, 
     else:
         for place in range(count):
             score[place] = dot(query, keys + keys_step * place, width)
+    if bias != 0 or cap != 0:
+        _change_scores(score, count, scale, bias, cap)
+        scale = np.float32(1)
     share_out(shares, count, scale)
     _mix(shares, values, values_step, count, value_width, out)
     for place in range(count, shown):

@@ -26,6 +26,9 @@ EPSILON = 7
 KEYS, KEYS_STRIDE, KEYS_HEAD, KEYS_STEP, VALUES, VALUES_STRIDE, VALUES_HEAD, VALUES_STEP = range(6, 14)
 HEADS, VALUE_WIDTH, LENGTHS, NEW_KEY, NEW_VALUE, NEW_STRIDE, SHARES, SHARES_STRIDE, SHARES_HEAD, SCALE = range(14, 24)
 IS_OWN, NEW_VALUE_STRIDE = 24, 25
+# Heads of queries that share one of keys and values, 0 as 1. Where they are no 0: the position from which each row sees
+# its own, int64; what is added to each score, strides of rows and heads; and the bits of what scores are capped with.
+GROUP, BEGINS, SCORE_BIAS, SCORE_BIAS_STRIDE, SCORE_BIAS_HEAD, CAP = range(26, 32)
 # Of attention within sequences, whose rows stand one after another: fields as above.
 # Of embeddings: X is of token ids, int64. The table of tokens and what it is multiplied by, as bits; the table of
 # positions, and another one for tokens of one id.

@@ -19,13 +19,16 @@ from .cpu_fields import (
     ARE_SOME,
     ATTEND,
     ATTEND_WITHIN,
+    BEGINS,
     BIAS,
+    CAP,
     CHANNELS,
     COUNT,
     EMBED,
     EPSILON,
     FIRST,
     GREATEST,
+    GROUP,
     HEADS,
     IS_OWN,
     IS_SOURCE,
@@ -54,6 +57,9 @@ from .cpu_fields import (
     QUANTIZE,
     SCALE,
     SCALES,
+    SCORE_BIAS,
+    SCORE_BIAS_HEAD,
+    SCORE_BIAS_STRIDE,
     SEQUENCE,
     SHARES,
     SHARES_HEAD,
@@ -243,8 +249,9 @@ def _attend(operation, now, row, head):
     """One query of one head. With a key and value of its own, it keeps them first, behind those that are there."""
     slot = now[FIRST] + row
     width, value_width = operation[SIZE], operation[VALUE_WIDTH]
-    keys = operation[KEYS] + slot * operation[KEYS_STRIDE] + head * operation[KEYS_HEAD]
-    values = operation[VALUES] + slot * operation[VALUES_STRIDE] + head * operation[VALUES_HEAD]
+    shared = head // max(1, operation[GROUP])
+    keys = operation[KEYS] + slot * operation[KEYS_STRIDE] + shared * operation[KEYS_HEAD]
+    values = operation[VALUES] + slot * operation[VALUES_STRIDE] + shared * operation[VALUES_HEAD]
     count = longs(operation[LENGTHS], slot + 1)[slot]
     shown = now[SHOWN_SOURCE]
     if operation[IS_OWN] != 0:
@@ -257,11 +264,18 @@ def _attend(operation, now, row, head):
     query = operation[X] + row * operation[X_STRIDE] + 4 * head * width
     out = operation[OUT] + row * operation[OUT_STRIDE] + 4 * head * value_width
     shares = operation[SHARES] + row * operation[SHARES_STRIDE] + head * operation[SHARES_HEAD]
+    begin, bias = 0, operation[SCORE_BIAS]
+    if operation[BEGINS] != 0:
+        begin = longs(operation[BEGINS], row + 1)[row]
+        _fill(shares, begin, np.float32(0))
+    if bias != 0:
+        bias += row * operation[SCORE_BIAS_STRIDE] + head * operation[SCORE_BIAS_HEAD] + 4 * begin
     attend_row(
         query,
-        *(keys, operation[KEYS_STEP], width),
-        *(values, operation[VALUES_STEP], value_width),
-        *(count, shown, float_of(np.int32(operation[SCALE])), shares, out),
+        *(keys + begin * operation[KEYS_STEP], operation[KEYS_STEP], width),
+        *(values + begin * operation[VALUES_STEP], operation[VALUES_STEP], value_width),
+        *(count - begin, shown - begin, float_of(np.int32(operation[SCALE]))),
+        *(bias, float_of(np.int32(operation[CAP])), shares + 4 * begin, out),
     )
 
 

@@ -30,8 +30,9 @@ log = logging.getLogger(__name__)
 
 Activation = Literal["none", "relu", "silu", "gelu"]
 
-# The most positions of a sequence, and numbers of a head, for attention within sequences.
-MOST_POSITIONS, MOST_WIDTH = 128, 128
+# The most positions of a sequence, and numbers of a head, for attention within sequences. Threads have room for them,
+# of which only as much is ever touched as there is.
+MOST_POSITIONS, MOST_WIDTH = 128, 2048
 
 
 @cache
@@ -200,7 +201,8 @@ class Program:
         """Each row of a sequence over all of that: queries, keys and values side by side, `[rows, 3 * width]`.
 
         A sequence is as many rows as `run` is told, of which as many count as `lengths` says, int64 `[sequences]`; what
-        becomes of the others is left open. A sequence has 128 rows at most, a head as many numbers.
+        becomes of the others is left open. A sequence has MOST_POSITIONS rows at most, a head
+        MOST_WIDTH numbers.
         """
         width = projected.shape[1] // 3
         if width // heads > MOST_WIDTH:

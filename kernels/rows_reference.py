@@ -144,7 +144,12 @@ def _fold(attention: Tensor, result: Result, part: Part, queries: slice) -> Tens
     assert part.over_heads is not None
     if part.weights is not None:
         attention = attention * constant(part.weights, torch.float32, attention.device)[:, None, None]
-    value = partial(attention, part.over_heads, 1)
+    # Of a step, heads side by side: torch adds up columns in another order at the end of a row, and how long rows are
+    # depends on the others of the batch.
+    if attention.shape[2] == 1 and not attention.is_cuda:
+        value = partial(attention.transpose(1, 3).contiguous(), part.over_heads, 3).transpose(1, 2)
+    else:
+        value = partial(attention, part.over_heads, 1)
     if not part.as_one:
         value = finish(value, part.over_heads, part.divisor_of(attention.shape[1]))
     if part.over_layers is None:

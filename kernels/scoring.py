@@ -31,6 +31,14 @@ class Scoring(NamedTuple):
         bias, mask = queries_of(self.bias, queries), queries_of(self.mask, queries)
         return self._replace(bias=bias, mask=mask, first=self.first + queries.start)
 
+    def of_row(self, row: int, keys: int) -> Scoring:
+        """The scoring of one row of the batch, which sees only the first keys."""
+        bias, mask = (
+            tensor if tensor is None else tensor[slice(row, row + 1) if len(tensor) > 1 else slice(None), ..., :keys]
+            for tensor in (self.bias, self.mask)
+        )
+        return self._replace(bias=bias, mask=mask)
+
 
 def queries_of(tensor: Tensor | None, queries: slice) -> Tensor | None:
     """Some queries of a mask or a bias, `[1 or B, 1 or H, 1 or T, S]`."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple, Protocol
 from weakref import WeakValueDictionary
@@ -36,6 +36,8 @@ from ..kernels import (
     rows,
     write_probabilities,
 )
+from ..kernels.cpu_program import is_supported
+from ..kernels.cpu_steps import attend_apart
 
 NAME = "sidelight"
 
@@ -85,6 +87,7 @@ class _Active(threading.local):
     recorder: Recorder | None = None
     observer: Observer | None = None
     padded: bool = True  # whether a batch may have padding
+    lengths: Mapping[Kind, Tensor] | None = None  # see `separating`
 
 
 _active = _Active()
@@ -103,6 +106,19 @@ def recording(recorder: Recorder | None, *, padded: bool = True) -> Iterator[Non
         yield
     finally:
         _active.recorder, _active.padded = before
+
+
+@contextmanager
+def separating(lengths: Mapping[Kind, Tensor]) -> Iterator[None]:
+    """Has steps on a CPU attend row by row, each over as many positions as `lengths` says of it, int64 `[rows]`.
+
+    Then a row's numbers are those that it has alone, to the bit (see `batch_invariance`).
+    """
+    before, _active.lengths = _active.lengths, lengths
+    try:
+        yield
+    finally:
+        _active.lengths = before
 
 
 @contextmanager
@@ -176,7 +192,12 @@ def attend(
     # What is captured does not change what is written by a single bit on a CPU: there a step makes its output of its
     # probabilities whether or not anybody asks for them, and everything else has SDPA's own.
     if query.shape[2] == 1 and query.dtype == torch.float32 and not fuses(query):
-        output, attention = attend_to(query, key, value, scoring)
+        site: Site | None = getattr(module, "sidelight_site", None)
+        lengths = None if _active.lengths is None or site is None else _active.lengths.get(site.kind)
+        if lengths is None:
+            output, attention = attend_to(query, key, value, scoring)
+        else:
+            output, attention = _attend_by_rows(query, key, value, scoring, lengths)
         write_step(targets, attention)
         return output.transpose(1, 2), None
     # Values of another width than keys are not the kernel's business.
@@ -202,6 +223,22 @@ def attend(
         position_bias=position_bias,
         **kwargs,
     )
+
+
+def _attend_by_rows(
+    query: Tensor, key: Tensor, value: Tensor, scoring: Scoring, lengths: Tensor
+) -> tuple[Tensor, Tensor]:
+    """As `attend_to`, each row over its first positions alone, as many as `lengths` says. The others' share is 0."""
+    if is_supported() and (scoring.mask is None or scoring.mask.dtype == torch.bool):
+        return attend_apart(query, key, value, scoring, lengths)
+    output = query.new_empty(*query.shape[:3], value.shape[3])
+    attention = query.new_zeros(*query.shape[:3], key.shape[2])
+    for row, length in enumerate(lengths.tolist()):
+        one = slice(row, row + 1)
+        output[one], attention[one, :, :, :length] = attend_to(
+            query[one], key[one, :, :length], value[one, :, :length], scoring.of_row(row, length)
+        )
+    return output, attention
 
 
 # Modules by a number that a compiled step can hold.

@@ -259,7 +259,9 @@ class Batch:
         index = slice(first, end) if len(seats) == end - first else some_rows(tuple(active), fed.device)
         tokens = choice.tokens[index]
         scores = [made for _, made in scored]
-        ids, finite, *rest = fetch([tokens, choice.is_number[index], *scores, *recorder.tensors])
+        drawn = [] if choice.is_left is None else [choice.is_left[index]]
+        ids, finite, *rest = fetch([tokens, choice.is_number[index], *drawn, *scores, *recorder.tensors])
+        left, rest = rest[: len(drawn)], rest[len(drawn) :]
         self._tokens[index] = tokens[:, None]
         self._slots.advance(index)
         told_scores: dict[Seat, list[float]] = {}
@@ -275,6 +277,7 @@ class Batch:
                 told = seat.writer.write(
                     int(ids[place]),
                     bool(finite[place]),
+                    all(bool(each[place]) for each in left),
                     told_scores.get(seat, []),
                     attentions.get(seat, (None, None)),
                 )

@@ -31,6 +31,8 @@ class Choice(NamedTuple):
 
     tokens: Tensor  # int64 [n]
     is_number: Tensor  # bool [n]: whether none of the scores that it was chosen by was NaN or plus infinity
+    # Bool [n]: whether any token was left to be drawn. None where nobody draws: `generate` does not look then, either.
+    is_left: Tensor | None = None
 
 
 @dataclass
@@ -301,6 +303,8 @@ class _Sampling:
     def draw(self, scores: Tensor, others: Choice | None) -> Choice:
         """Draws for its rows; what was chosen for the others stays. Scores are changed where `rows` is None."""
         drawn = (scores if self.rows is None else scores.index_select(0, self.rows)).float()
+        # Where no token may come, as with n-grams that must not come again in a small vocabulary, shares are NaN, too.
+        is_left = drawn.amax(-1) != -float("inf")
         for change in self.changes:
             change(drawn)
         probabilities = drawn.softmax(-1)
@@ -312,11 +316,13 @@ class _Sampling:
             row.exponential_(generator=generator)
         tokens = screening.greatest(probabilities.div_(draws))
         if self.rows is None:
-            return Choice(tokens, is_number)
+            return Choice(tokens, is_number, is_left)
         if others is None:
             others = Choice(tokens.new_zeros(len(scores)), is_number.new_zeros(len(scores)))
         return Choice(
-            *(old.index_copy(0, self.rows, new) for old, new in zip(others, (tokens, is_number), strict=True))
+            others.tokens.index_copy(0, self.rows, tokens),
+            others.is_number.index_copy(0, self.rows, is_number),
+            torch.ones_like(others.is_number).index_copy_(0, self.rows, is_left),
         )
 
 

@@ -10,8 +10,10 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+import torch
+
 from .choosing import Chooser
-from .errors import not_a_number
+from .errors import invalid, not_a_number
 from .jobs import Decoding, EncoderSelf, Event, Finished, Given, Job, Started, Step, StopReason
 from .models import LoadedModel
 from .numbers import Numbers, are_finite, fetch
@@ -126,11 +128,11 @@ def _decode(
         if chooser.failed:
             raise chooser.failed[0]
         scores = score(job.scores, result.logits, choice.tokens, job.score_top_p)
-        fetched = fetch([choice.tokens, choice.is_number, scores, *result.tensors])
-        id_, is_number, step_scores = fetched[0].item(), fetched[1].item(), fetched[2][0].tolist()
-        cross, own = (rows if rows is None else rows.of(0) for rows in result.attention(fetched[3:], job.capture))
+        is_left = torch.ones_like(choice.is_number) if choice.is_left is None else choice.is_left
+        id_, is_number, left, made, *rest = fetch([choice.tokens, choice.is_number, is_left, scores, *result.tensors])
+        cross, own = (rows if rows is None else rows.of(0) for rows in result.attention(rest, job.capture))
         check_numbers(cross, own)
-        yield from writer.write(id_, is_number, step_scores, (cross, own))
+        yield from writer.write(id_.item(), is_number.item(), left.item(), made[0].tolist(), (cross, own))
         pending = choice.tokens[:, None]
 
 
@@ -161,14 +163,18 @@ class Writer:
         self,
         id_: int,
         is_number: bool,
+        is_left: bool,
         scores: Sequence[float],
         attention: tuple[Numbers | None, Numbers | None],
     ) -> Iterator[Event]:
         """Takes what a pass gave: the token that was chosen, its scores, and its last query's attention.
 
         The attention is cross and decoder self, each of one query, and finite. Raises RequestError where a score is
-        not, or the token was chosen by scores that were not.
+        not, where the token was chosen by scores that were not, or where no token was left to choose.
         """
+        if not is_left:
+            message = "leaves no token to draw at this step: all of the vocabulary are ruled out"
+            raise invalid("decoding", "NO_TOKEN_LEFT", message)
         if not (is_number and all(map(math.isfinite, scores))):
             raise not_a_number()
         if self._reads_last and self._step is not None:

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from .attention import recording
+from .attention import recording, separating
+from .batch_invariance import separate_activations
 from .direct import DirectDecoder, DirectEncoder, UnknownLayerError
 from .positions import take_rows
 from .programs import TOGETHER, ProgrammedDecoder, ProgrammedSources
@@ -44,10 +46,14 @@ class UnknownCacheError(Exception):
 class Layout:
     """A model in slots."""
 
-    def __init__(self, model: PreTrainedModel, source_length: int, length: int) -> None:
-        """For sources and targets of at most so many tokens. Raises UnknownCacheError."""
+    def __init__(self, model: PreTrainedModel, source_length: int, length: int, *, is_invariant: bool = False) -> None:
+        """For sources and targets of at most so many tokens. Raises UnknownCacheError.
+
+        `is_invariant` promises that no row of a batch changes another's numbers, not even where torch computes them.
+        """
         self._model: Any = model
         self._cache_argument = cache_argument(model)
+        self._is_invariant = is_invariant
         self._is_encoder_decoder = bool(model.config.is_encoder_decoder)
         self._length, self._source_length = length, source_length
         text: Any = model.config.get_text_config(decoder=True)
@@ -110,20 +116,19 @@ class Layout:
     def read_sources(self, ids: Tensor, lengths: Mapping[int, int], slots: Slots) -> None:
         """Reads sources, `[B, S]`, and keeps what cross-attention makes of them. `lengths` as in `write_sources`."""
         sources = self.sources
-        if sources is None:
+        if sources is None and not self._is_invariant:
             self.write_sources(self.encode(ids, [*lengths.values()]), lengths, slots)
             return
         # Each in its own way, whoever comes with it.
-        for is_short in (True, False):
-            rows = [row for row, length in enumerate(lengths.values()) if sources.takes(length) == is_short]
-            if not rows:
-                continue
-            some = {slot: length for slot, length in lengths.items() if sources.takes(length) == is_short}
-            read = ids[rows, : max(some.values())]
-            if is_short:
-                sources.read(read, some, slots)
+        short: dict[int, int] = {}
+        for row, (slot, length) in enumerate(lengths.items()):
+            if sources is not None and sources.takes(length):
+                short[row] = slot
             else:
-                self.write_sources(self.encode(read, [*some.values()]), some, slots)
+                self.write_sources(self.encode(ids[row : row + 1, :length], [length]), {slot: length}, slots)
+        if sources is not None and short:
+            some = {slot: lengths[slot] for slot in short.values()}
+            sources.read(ids[[*short], : max(some.values())], some, slots)
 
     def write_sources(self, hidden: Tensor, lengths: Mapping[int, int], slots: Slots) -> None:
         """Keeps the keys and values that cross-attention makes of what an encoder gave, `[B, S, width]`.
@@ -157,17 +162,22 @@ class Layout:
         if isinstance(self.decoder, ProgrammedDecoder):
             return self.decoder.step(tokens, slots, sought)
         slots.show_step()
-        if self.vocabulary is None:
-            return self._forward(tokens, slots)
-        if self.decoder is not None:
-            made = self.decoder.step(tokens, slots)
-        else:
-            with self.vocabulary.held():
-                self._forward(tokens, slots)
-            made = self.vocabulary.taken()[:, -1]
+        with self._separated(slots):
+            if self.vocabulary is None:
+                return self._forward(tokens, slots)
+            if self.decoder is not None:
+                made = self.decoder.step(tokens, slots)
+            else:
+                with self.vocabulary.held():
+                    self._forward(tokens, slots)
+                made = self.vocabulary.taken()[:, -1]
         if sought is not None:
             sought.search(made, sought.excluded)
         return made
+
+    def _separated(self, slots: Slots) -> AbstractContextManager[None]:
+        """Keeps the rows of a step apart where that is promised."""
+        return separating(slots.step_lengths()) if self._is_invariant else nullcontext()
 
     def _forward(self, tokens: Tensor, slots: Slots) -> Tensor:
         inputs = self._inputs(tokens, slots)
@@ -255,18 +265,26 @@ def _projection(module: Any) -> Projection:
 
 
 def find_layout(
-    model: PreTrainedModel, sites: Sites, source_length: int, length: int, *, is_exact: bool = True
+    model: PreTrainedModel,
+    sites: Sites,
+    source_length: int,
+    length: int,
+    *,
+    is_exact: bool = True,
+    is_invariant: bool = False,
 ) -> Layout | None:
     """How a model is run in slots, for sources and targets of at most so many tokens; None if it cannot be.
 
-    `is_exact` says whether two ways to the same logits are as near as float32 has it.
+    `is_exact` says whether two ways to the same logits are as near as float32 has it; `is_invariant` is as in `Layout`.
     """
     if not sites.by_rows:
         return None
     take_rows(model)
+    if is_invariant:
+        separate_activations(model)
     tolerance = 1e-4 if is_exact else 5e-2
     try:
-        layout = Layout(model, source_length, length)
+        layout = Layout(model, source_length, length, is_invariant=is_invariant)
         problem = _difference(model, layout, tolerance)
     except (UnknownCacheError, *_FAULTS) as error:
         problem = str(error) or type(error).__name__

@@ -158,7 +158,8 @@ def load(
             programmed = is_programmed(model)
             log.info("%s", pack(model, packing, in_panels=lambda _: programmed))
         is_exact = model.dtype == torch.float32 and precision != "int8"
-        layout = find_layout(model, sites, source, target, is_exact=is_exact)
+        is_invariant = packing == "int8"
+        layout = find_layout(model, sites, source, target, is_exact=is_exact, is_invariant=is_invariant)
         if layout is not None:
             if layout.vocabulary is not None and packing is not None:
                 layout.vocabulary.search()

@@ -18,6 +18,11 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin, EncoderDecoderCache
 
+from .attention import Kind
+
+# So many numbers, of two bytes or four, are whole lines of the cache.
+_NUMBERS_OF_LINE = 32
+
 
 class Shape(NamedTuple):
     """What one layer keeps of each position."""
@@ -60,9 +65,12 @@ class SlotLayer(CacheLayerMixin):
         super().__init__()
 
         def room(width: int) -> Tensor:
+            # Each slot begins at a line of the cache, as tensors do: the bits of torch's products depend on that.
+            size = shape.heads * length * width
+            rooms = zeros((slots, -(-size // _NUMBERS_OF_LINE) * _NUMBERS_OF_LINE), dtype, device)
             if heads_together:
-                return zeros((slots, length, shape.heads, width), dtype, device).transpose(1, 2)
-            return zeros((slots, shape.heads, length, width), dtype, device)
+                return rooms[:, :size].unflatten(1, (length, shape.heads, width)).transpose(1, 2)
+            return rooms[:, :size].unflatten(1, (shape.heads, length, width))
 
         self.all_keys, self.all_values = room(shape.key_width), room(shape.value_width)
         self.heads = torch.arange(shape.heads, device=device)[None]
@@ -247,6 +255,11 @@ class Slots:
     def source_mask(self) -> Tensor:
         """Which positions of the step's sources there are: bool `[n, 1, 1, source length]`."""
         return (self._positions[: self.source_length] < self.source_lengths[self._stepping])[:, None, None]
+
+    def step_lengths(self) -> dict[Kind, Tensor]:
+        """How many positions each of the step's slots sees, of those that are shown: int64 `[n]`."""
+        own, source = self.own.lengths[self._stepping, 0] + 1, self.source_lengths[self._stepping, 0]
+        return {"decoder_self": own.clamp_(max=self._length), "cross": source.clamp(max=max(1, self.source_length))}
 
     def step_masks(self) -> tuple[Tensor | None, Tensor | None]:
         """The step's masks of target and source; None where they would hide nothing from anybody."""

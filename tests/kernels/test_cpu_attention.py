@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from sidelight.kernels.cpu_program import Attention, Program, is_supported, keep
+from sidelight.kernels.cpu_program import MOST_WIDTH, Attention, Program, is_supported, keep
 from torch import Tensor
 
 pytestmark = [
@@ -157,7 +157,7 @@ def test_values_that_are_no_numbers_stay_in_their_column():
 
 
 @pytest.mark.parametrize("size", [1, 7, 64, 65, 128])
-@pytest.mark.parametrize(("heads", "width"), [(1, 1), (2, 5), (3, 33), (4, 64), (2, 80), (2, 128)])
+@pytest.mark.parametrize(("heads", "width"), [(1, 1), (2, 5), (3, 33), (4, 64), (2, 80), (2, 128), (1, 186), (2, 1025)])
 def test_sequences_see_themselves(heads, width, size):
     lengths = torch.tensor([size, 1, max(1, size - 3), size // 2 + 1])
     rows = 4 * size
@@ -165,11 +165,12 @@ def test_sequences_see_themselves(heads, width, size):
     seen = torch.arange(size) < lengths[:, None]
     projected[:rows][~seen.flatten()] = NAN
     program = Program(rows + 3)
-    program.attend_within(projected, heads, lengths, 0.3, out)
+    scale = min(0.3, 3 / width)  # numbers of wide heads add up to larger scores
+    program.attend_within(projected, heads, lengths, scale, out)
     program.run(rows, sequence=size)
     query, key, value = projected[:rows].double().nan_to_num().view(4, size, 3, heads, width).permute(2, 0, 3, 1, 4)
     mask = seen[:, None, None].expand(4, 1, size, size)
-    exact = F.scaled_dot_product_attention(query, key, value, mask, scale=0.3).transpose(1, 2).flatten(2)
+    exact = F.scaled_dot_product_attention(query, key, value, mask, scale=scale).transpose(1, 2).flatten(2)
     torch.testing.assert_close(out[:rows].view(4, size, -1)[seen].double(), exact[seen], atol=1e-5, rtol=0)
     assert out[rows:].isnan().all()
 
@@ -184,8 +185,9 @@ def test_sequences_that_do_not_fit_are_refused(count, sequence):
 
 
 def test_heads_that_are_too_wide_are_refused():
+    lengths, width = torch.ones(2, dtype=torch.int64), MOST_WIDTH + 1
     with pytest.raises(ValueError, match=r"^heads: "):
-        Program(2).attend_within(torch.zeros(2, 3 * 129), 1, torch.ones(2, dtype=torch.int64), 1.0, torch.zeros(2, 129))
+        Program(2).attend_within(torch.zeros(2, 3 * width), 1, lengths, 1.0, torch.zeros(2, width))
 
 
 def test_sequences_with_large_scores_and_none():
