@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from sidelight.kernels import cpu_program, cpu_search
+from sidelight.server.slots import zeros
 from torch import Tensor
 
 _PAGE = mmap.PAGESIZE
@@ -185,6 +186,7 @@ def guard_programs(seed: int) -> Iterator[GuardedMemory]:
             out_of_the_question, lambda *given: type(made := out_of_the_question(*given))(*map(guarded, made))
         )
         replace_everywhere(keep, keep_guarded)
+        replace_everywhere(zeros, lambda shape, dtype, _: memory.empty(shape, dtype=dtype, align=64).zero_())
         replace(cpu_search.Search, "__init__", make_search)
         replace(cpu_program.Program, "_address", address)
         replace(cpu_team, "_lines", lines)
