@@ -25,6 +25,12 @@ log = logging.getLogger(__name__)
 # Different from one another and from the number of heads anyone would have, so that shapes tell what they are.
 _SOURCE_LENGTH, _TARGET_LENGTH = 5, 3
 
+# How far captured rows may be from the model's own matrices, for one number and on average over a layer. In half
+# precision a model rounds its scores, and each layer reads what earlier layers have rounded: single numbers of sharp
+# rows differ by 0.05 and more in bfloat16 (0.046 in a random model of opus-mt's size, 0.007 on average). Another scale,
+# mask or order of heads makes a difference on average too.
+_FULL_PRECISION, _HALF_PRECISION = (1e-4, 1e-4), (0.2, 0.015)
+
 
 @dataclass(frozen=True)
 class Sites:
@@ -167,10 +173,12 @@ def _difference(model: PreTrainedModel, sites: dict[Site, nn.Module], matrices: 
     everything = _Everything()
     with recording(everything):
         _run(model)
-    # Half-precision models compute their own probabilities in half precision; ours are float32.
-    tolerance = 1e-4 if model.dtype == torch.float32 else 3e-2
+    most, mean = _FULL_PRECISION if model.dtype == torch.float32 else _HALF_PRECISION
     for site, matrix in expected.items():
         rows = everything.results[site].values.permute(0, 3, 1, 2)
-        if rows.shape != matrix.shape or not torch.allclose(rows, matrix.float(), atol=tolerance, rtol=0):
-            return f"the rows of {site.kind} layer {site.layer} differ from the model's own"
+        if rows.shape == matrix.shape:
+            apart = (rows - matrix.float()).abs()
+            if float(apart.max()) <= most and float(apart.mean()) <= mean:
+                continue
+        return f"the rows of {site.kind} layer {site.layer} differ from the model's own"
     return None

@@ -1,0 +1,54 @@
+"""What a model's attention is compared with at load: sharp models in half precision pass, planted faults do not."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from model_zoo import FAMILIES, build_model
+from sidelight.server import attention, sites
+from sidelight.server.models import load
+from transformers import AutoModelForCausalLM
+
+BY_ROWS = [name for name, family in FAMILIES.items() if family.by_rows]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("zoo")
+
+
+@pytest.mark.parametrize("factor", [2, 8])
+def test_a_sharp_model_in_bfloat16_is_captured_by_rows(tmp_path: Path, factor: int):
+    """Its own probabilities are rounded so coarsely that single numbers differ by more than 0.03."""
+    path = build_model("llama", tmp_path)
+    model: Any = AutoModelForCausalLM.from_pretrained(path)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.self_attn.q_proj.weight.mul_(factor)
+    model.save_pretrained(path)
+    loaded = load(path, dtype="bfloat16", packed=False)
+    assert loaded.sites.by_rows
+    assert loaded.layout is not None
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("name", BY_ROWS)
+def test_another_scale_is_found_in_half_precision(name: str, dtype: str, folder: Path, monkeypatch: pytest.MonkeyPatch):
+    scoring = attention.Scoring
+    monkeypatch.setattr(attention, "Scoring", lambda *, scale, **rule: scoring(scale=scale / 2, **rule))
+    assert not load(build_model(name, folder), dtype=dtype, packed=False).sites.by_rows
+
+
+@pytest.mark.parametrize("name", BY_ROWS)
+def test_another_order_of_heads_is_found_in_half_precision(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch):
+    def reverse(difference: Any, model: Any, marked: Any, matrices: Any) -> str | None:
+        return difference(
+            model, marked, {kind: [layer.flip(1) for layer in layers] for kind, layers in matrices.items()}
+        )
+
+    monkeypatch.setattr(sites, "_difference", partial(reverse, sites._difference))
+    assert not load(build_model(name, folder), dtype="bfloat16", packed=False).sites.by_rows
