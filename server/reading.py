@@ -78,10 +78,10 @@ class Reader:
         """What the encoder gave, `[1, S, width]`."""
         return self._encoder_outputs.last_hidden_state
 
-    def read_source(self) -> Numbers | None:
+    def read_source(self, *, check: bool = True) -> Numbers | None:
         """Runs the encoder, if there is one. Returns its self-attention, if captured.
 
-        Raises RequestError where that is NaN or infinite.
+        Raises RequestError where that is NaN or infinite, unless `check` is False.
         """
         if not self._is_encoder_decoder:
             return None
@@ -95,7 +95,7 @@ class Reader:
         # Where rows are NaN, so is what the encoder makes of them, however the rows are encoded.
         finite, *arrays = fetch([self.encoded.isfinite().all()[None], *tensors_of(result)])
         numbers = numbers_of(result, arrays, self._plan.shape("encoder_self"))
-        if not finite[0] or (numbers is not None and not are_finite(numbers)):
+        if check and (not finite[0] or (numbers is not None and not are_finite(numbers))):
             raise not_a_number()
         return numbers
 
