@@ -43,6 +43,7 @@ from .result import Result
 from .selection import MAX_TOP_K, padded_top_k, query_slices, sort_all
 
 _TILE = 2048  # numbers in a tile: 16 for each thread of four warps, so four loads of 128 bits in flight
+_SHARED_BY_MANY = 1024  # numbers of a tile, above which eight warps fold it
 _MIN_BLOCK_P = 32
 _MAX_BLOCK_P = 1024  # more, in one column, takes over 200 registers
 _MAX_BLOCK_C = 16
@@ -329,9 +330,9 @@ def plan(layers: Sequence[Tensor], out: Tensor, over_heads: Reduction | None, ov
             "BLOCK_P": block_p,
             "BLOCK_C": block_c,
         },
-        # A fold keeps a tile in registers beside the one that is read: shared by more threads, it leaves room for more
-        # warps, and Triton 3.6 spills nothing on sm_100.
-        num_warps=8 if over_heads else 4,
+        # A fold keeps a tile in registers beside the one that is read: large ones, shared by more threads, leave room
+        # for more warps, and Triton 3.6 spills nothing on sm_100. Smaller tiles would be read in narrower loads.
+        num_warps=8 if over_heads and block_p * block_c > _SHARED_BY_MANY else 4,
     )
 
 
