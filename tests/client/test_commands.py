@@ -169,6 +169,14 @@ def test_files_that_cannot_be_read(fake, tmp_path, capsys):
     assert not (tmp_path / "o.html").exists()
 
 
+def test_an_argument_that_is_not_utf8_is_said_plainly(fake):
+    command = [COMMAND.encode(), b"attribute", b"caf\xe9", b"--address", fake.address.encode()]
+    environment = {**os.environ, "LC_ALL": "C.UTF-8"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd="/", env=environment, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "sidelight: source: has a lone surrogate, U+DCE9 at index 3: no text may have one\n"
+
+
 def attributed(fake, data: bytes, *arguments: str) -> subprocess.CompletedProcess[bytes]:
     """What becomes of a file's bytes, on standard input."""
     command = [COMMAND, "attribute", "--file", "-", "--quiet", "--address", fake.address, *arguments]
