@@ -7,13 +7,11 @@ with Client("127.0.0.1:50051") as client:
         print(step.text, step.cross.shape)
 
 Its modules are imported when one of their names is first used: the command line, which is in this package too, can so
-begin before NumPy and gRPC have come in.
+handle Ctrl-C before anything that takes time has come in. For that, nothing is imported here.
 """
 
-import importlib as _importlib
-import typing as _typing
-
-if _typing.TYPE_CHECKING:
+TYPE_CHECKING = False  # as in typing, which takes time to import
+if TYPE_CHECKING:
     from .client import AsyncClient, Client
     from .errors import (
         CancelledError,
@@ -85,15 +83,18 @@ __all__ = [
 
 _MODULES = ("client", "errors", "options", "requests", "results", "saving", "streams")
 
-if not _typing.TYPE_CHECKING:
+if not TYPE_CHECKING:
+    del TYPE_CHECKING
 
     def __getattr__(name: str) -> object:
         """Imports what is public, and these modules, when they are first used."""
+        from importlib import import_module
+
         if name in _MODULES:
-            return _importlib.import_module(f".{name}", __name__)
+            return import_module(f".{name}", __name__)
         if name in __all__:
             for module in _MODULES:
-                members = vars(_importlib.import_module(f".{module}", __name__))
+                members = vars(import_module(f".{module}", __name__))
                 if name in members:
                     return globals().setdefault(name, members[name])
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

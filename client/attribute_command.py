@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import dataclasses
-import itertools
 import re
 import sys
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
 from typing import get_args
 
@@ -21,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from .client import DEFAULT_ADDRESS, AsyncClient, Client
 from .errors import SidelightError, describe, invalid
 from .heatmap import Heatmap
-from .lines import Line, read_lines
+from .lines import Line, count_lines, next_line, open_lines
 from .options import Capture, Decoding, Encoding, Head, Kind, Reduction, Row, Sampling, Score, SpecialTokensInText
 from .requests import Options
 from .results import Attribution, Token
@@ -109,14 +108,15 @@ def run(args: argparse.Namespace) -> int:
             check_path(args.save)
         options = _options(args)
         if args.file is not None:
-            return asyncio.run(_file(args, options, read_lines(args.file)))
+            with open_lines(args.file) as lines:
+                return asyncio.run(_file(args, options, lines))
         return _text(args, options)
     except BrokenPipeError:  # the caller knows what to do with that one
         raise
     except OSError as error:
         # Saving goes through a file of another name, which would tell nobody anything.
-        name = args.file if error.filename == args.file else args.save
-        print_error(f"{name or 'standard output'}: {error.strerror}")
+        name = args.file if error.filename == args.file else args.save or "standard output"
+        print_error(f"{'standard input' if name == '-' else name}: {error.strerror}")
         return 1
     except ValueError as error:
         print_error(str(error))
@@ -251,14 +251,14 @@ def show(client: Client, text: str, options: Options, console: Console, *, quiet
 # ---- a file ---------------------------------------------------------------------------------------------------------
 
 
-async def _file(args: argparse.Namespace, options: Options, lines: Sequence[Line]) -> int:
+async def _file(args: argparse.Namespace, options: Options, lines: Iterator[Line]) -> int:
     """Attributes all lines, several at once; prints the targets in order.
 
-    A line that fails leaves an empty one and a message; the others go on. What fails for every line ends the run, and
-    what there is by then is saved.
+    A line that fails leaves an empty one and a message; the others go on. What fails for every line ends the run, as
+    does a file that cannot be read on, and what there is by then is saved.
     """
     kept: list[Attribution] = []
-    failure: SidelightError | None = None
+    failure: SidelightError | OSError | None = None
     began = time.monotonic()
     tokens = done = failed = 0
     async with AsyncClient(args.address) as client:
@@ -268,7 +268,7 @@ async def _file(args: argparse.Namespace, options: Options, lines: Sequence[Line
         async with aclosing(_in_order(client, lines, options)) as attributions:
             with _progress(quiet=args.quiet) as progress:
                 output = _output_beside(progress)
-                task = progress.add_task("", total=len(lines))
+                task = progress.add_task("", total=None if progress.disable else count_lines(args.file))
                 try:
                     async for attribution in attributions:
                         done += 1
@@ -285,6 +285,10 @@ async def _file(args: argparse.Namespace, options: Options, lines: Sequence[Line
                             kept.append(attribution)
                 except SidelightError as error:
                     failure = error
+                except OSError as error:
+                    if error.filename != args.file:  # the output's
+                        raise
+                    failure = error
     seconds = time.monotonic() - began
     if not args.quiet and not failure:
         rate = tokens / seconds if seconds else 0.0
@@ -299,11 +303,12 @@ async def _file(args: argparse.Namespace, options: Options, lines: Sequence[Line
 
 
 async def _in_order(
-    client: AsyncClient, lines: Sequence[Line], options: Options
+    client: AsyncClient, lines: Iterator[Line], options: Options
 ) -> AsyncGenerator[Attribution | SidelightError | None, None]:
-    """The lines' attributions in the lines' order, with several requests under way.
+    """The lines' attributions in the lines' order, with several requests under way. Each is given when it is there.
 
-    None for an empty line, the error for one that fails. Raises SidelightError for what concerns them all.
+    None for an empty line, the error for one that fails. Raises SidelightError for what concerns them all, and OSError,
+    behind all others, where the lines cannot be read on.
     """
 
     async def attribute(line: Line) -> Attribution | SidelightError | None:
@@ -318,20 +323,27 @@ async def _in_order(
                 return error
             raise
 
-    waiting = iter(lines)
+    # The last one stays: its line is None, or its error says why there are no more.
+    reading = asyncio.create_task(next_line(lines))
     running: deque[asyncio.Task[Attribution | SidelightError | None]] = deque()
     try:
         while True:
-            for line in itertools.islice(waiting, _AT_ONCE - len(running)):
+            line = reading.result() if reading.done() and not reading.exception() else None
+            if line is not None and len(running) < _AT_ONCE:
                 running.append(asyncio.create_task(attribute(line)))
-            if not running:
+                reading = asyncio.create_task(next_line(lines))
+            elif running and running[0].done():
+                yield running.popleft().result()
+            elif running or not reading.done():
+                waited = {*([] if reading.done() else [reading]), *([running[0]] if running else [])}
+                await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+            else:
+                reading.result()
                 return
-            yield await running[0]
-            running.popleft()
     finally:
-        for task in running:
+        for task in (reading, *running):
             task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
+        await asyncio.gather(reading, *running, return_exceptions=True)
 
 
 def _concerns_one_line(error: SidelightError) -> bool:

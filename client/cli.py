@@ -1,18 +1,20 @@
-"""The command line: which commands there are. What each does is in a module of its own.
+"""The command line: from a process to a command and its exit status.
 
-Whatever takes time to import is imported by the commands, so that Ctrl-C is understood before it.
+Imports only what Python has imported before it: whatever else is imported when Ctrl-C is understood already.
 """
 
 from __future__ import annotations
 
-import argparse
 import io
 import os
 import sys
-from collections.abc import Sequence
-from typing import NoReturn
 
-from .interruption import EXIT_STATUS, interruptible, report
+from .interruption import EXIT_STATUS, Interruption, report
+
+TYPE_CHECKING = False  # as in typing, which takes time to import
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Sequence
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,13 +27,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0 for success, 1 for a failure, 2 for a wrong command line, 130 after Ctrl-C.
     """
     try:
-        with interruptible(whole_process=argv is None) as begin:
+        with Interruption(whole_process=argv is None) as interruption:
+            from .commands import make_parser
+
             # Tokens may be in any script, whatever the terminal can show.
             for stream in (sys.stdout, sys.stderr):
                 if isinstance(stream, io.TextIOWrapper):
                     stream.reconfigure(errors="replace")
-            args = _parser().parse_args(argv)
-            begin()
+            args = make_parser().parse_args(argv)
+            interruption.begin()
             return _run(args)
     except KeyboardInterrupt:
         report()
@@ -58,93 +62,3 @@ def _run(args: argparse.Namespace) -> int:
         # Python would complain once more when it flushes stdout at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-
-
-class _Parser(argparse.ArgumentParser):
-    """A parser whose errors quote arguments without their control characters."""
-
-    def error(self, message: str) -> NoReturn:
-        from .terminal import escape_controls
-
-        super().error(escape_controls(message, keep_lines=True))
-
-
-def _parser() -> argparse.ArgumentParser:
-    import importlib.metadata
-
-    from . import attribute_command, demo_command
-    from .client import DEFAULT_ADDRESS
-
-    parser = _Parser(
-        prog="sidelight", description="Streams, token by token, where a sequence model looks while it writes."
-    )
-    parser.add_argument("--version", action="version", version=f"sidelight {importlib.metadata.version('sidelight')}")
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-
-    demo = commands.add_parser("demo", help="start a server on the bundled model and show what it does")
-    demo_command.add_arguments(demo)
-    demo.set_defaults(run=demo_command.run)
-
-    attribute = commands.add_parser("attribute", help="send a text, or a file of them, and show the attention")
-    attribute_command.add_arguments(attribute)
-    attribute.set_defaults(run=attribute_command.run)
-
-    models = commands.add_parser("models", help="list what a server has loaded")
-    models.add_argument("--address", default=DEFAULT_ADDRESS, metavar="HOST:PORT", help="the server")
-    models.set_defaults(run=_models)
-
-    _add_serve(commands)
-    _add_kernels(commands)
-    return parser
-
-
-def _add_serve(commands: argparse._SubParsersAction[_Parser]) -> None:  # pyright: ignore[reportPrivateUsage]
-    # The server's own module says what it takes; it comes in without torch, which is needed only to run it.
-    from ..server import command
-
-    def run(args: argparse.Namespace) -> int:
-        try:
-            return command.run(args)
-        except ModuleNotFoundError as error:
-            return _missing(error)
-
-    serve = commands.add_parser("serve", help="load a model and serve it")
-    command.add_arguments(serve)
-    serve.set_defaults(run=run)
-
-
-def _add_kernels(commands: argparse._SubParsersAction[_Parser]) -> None:  # pyright: ignore[reportPrivateUsage]
-    # The kernels' package imports torch, so even what its commands take is known only once one is run. Whatever follows
-    # is handed on: without the sign that options begin with, nothing here is an option, not even --help.
-    kernels = commands.add_parser(
-        "kernels", help="check, measure and build the GPU kernels", add_help=False, prefix_chars="\0"
-    )
-    kernels.add_argument("arguments", nargs="*")
-    kernels.set_defaults(run=_kernels)
-
-
-def _kernels(args: argparse.Namespace) -> int:
-    try:
-        from ..server import kernels_command
-
-        return kernels_command.main(args.arguments)
-    except ModuleNotFoundError as error:
-        return _missing(error)
-
-
-def _missing(error: ModuleNotFoundError) -> int:
-    """For what is not installed with the client."""
-    print(f"sidelight: {error.name} is missing; install it with: pip install 'sidelight[server]'", file=sys.stderr)
-    return 1
-
-
-def _models(args: argparse.Namespace) -> int:
-    from .client import Client
-    from .terminal import make_console, print_text
-
-    console = make_console(force_terminal=sys.stdout.isatty())
-    with Client(args.address) as client:
-        for model in client.list_models(timeout=30):
-            kinds = ", ".join(f"{kind} {size.layers}x{size.heads}" for kind, size in model.attentions.items())
-            print_text(console, f"{model.name}  {model.family}, {model.dtype} on {model.device}; {kinds}")
-    return 0

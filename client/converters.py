@@ -65,6 +65,11 @@ def blaming(field: str) -> Generator[None, None, None]:
     """Raises InvalidArgumentError with this field for what protobuf refuses inside."""
     try:
         yield
+    except UnicodeEncodeError as error:
+        code = ord(error.object[error.start])
+        raise invalid(
+            field, f"has a lone surrogate, U+{code:04X} at index {error.start}: no text may have one"
+        ) from error
     except (ValueError, TypeError, OverflowError) as error:
         reason = str(error)  # which quotes a number out of range whole, however long
         raise invalid(field, reason if len(reason) <= 200 else f"{reason[:199]}…") from error
@@ -151,8 +156,9 @@ def decoding_message(decoding: Decoding) -> text_pb2.Decoding:
     message = text_pb2.Decoding()
     for name in ("max_new_tokens", "min_new_tokens", "ignore_eos", "repetition_penalty", "no_repeat_ngram_size"):
         _set(message, name, getattr(decoding, name), "decoding")
-    with blaming("decoding.stop"):
-        message.stop.extend(decoding.stop)
+    for place, text in enumerate(decoding.stop):
+        with blaming(f"decoding.stop[{place}]"):
+            message.stop.append(text)
     strategy = decoding.strategy
     if isinstance(strategy, Sampling):
         check_fields(strategy, "decoding.sampling")

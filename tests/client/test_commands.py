@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
+import threading
+import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from sidelight.client import demo_command
+from sidelight.client import lines as lines_module
 from sidelight.client.cli import main
-from sidelight.client.lines import read_lines
+from sidelight.client.lines import MAX_LINE_BYTES, Line, count_lines, open_lines
 from sidelight.v1 import attention_pb2
+
+TOO_LONG = "longer than 4 MiB, the most that a server takes"
 
 COMMAND = str(Path(sys.executable).with_name("sidelight"))
 
@@ -159,6 +169,14 @@ def test_files_that_cannot_be_read(fake, tmp_path, capsys):
     assert not (tmp_path / "o.html").exists()
 
 
+def test_an_argument_that_is_not_utf8_is_said_plainly(fake):
+    command = [COMMAND.encode(), b"attribute", b"caf\xe9", b"--address", fake.address.encode()]
+    environment = {**os.environ, "LC_ALL": "C.UTF-8"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd="/", env=environment, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "sidelight: source: has a lone surrogate, U+DCE9 at index 3: no text may have one\n"
+
+
 def attributed(fake, data: bytes, *arguments: str) -> subprocess.CompletedProcess[bytes]:
     """What becomes of a file's bytes, on standard input."""
     command = [COMMAND, "attribute", "--file", "-", "--quiet", "--address", fake.address, *arguments]
@@ -208,6 +226,11 @@ def test_what_fails_for_every_line_ends_the_run_and_keeps_what_there_is(fake, tm
         assert "1/cross" not in arrays
 
 
+def read_lines(name: str) -> list[Line]:
+    with open_lines(name) as lines:
+        return list(lines)
+
+
 @pytest.mark.parametrize(
     ("data", "texts"),
     [
@@ -222,18 +245,149 @@ def test_what_fails_for_every_line_ends_the_run_and_keeps_what_there_is(fake, tm
         (b"", []),
         (b"\n", [""]),
         (b"a\n\nb", ["a", "", "b"]),
+        (b"\xef\xbb\xbf", []),
+        (b"\xef\xbb", ["not UTF-8: unexpected end of data at byte 0"]),
+        (b"\xef\xbb\xbf\n", [""]),
+        (b"x" * MAX_LINE_BYTES + b"\r\na", ["x" * MAX_LINE_BYTES, "a"]),
+        (b"\xef\xbb\xbf" + b"x" * MAX_LINE_BYTES, ["x" * MAX_LINE_BYTES]),
+        (b"a\n" + b"x" * (MAX_LINE_BYTES + 1), ["a", TOO_LONG]),
+        (b"x" * MAX_LINE_BYTES + b"\r", [TOO_LONG]),
+        (b"x" * (MAX_LINE_BYTES + 1) + b"\r\na", [TOO_LONG, "a"]),
+        (b"x" * (MAX_LINE_BYTES + 2) + b"\r\n\na", [TOO_LONG, "", "a"]),
+        (b"x" * MAX_LINE_BYTES * 3 + b"\n" + b"y" * MAX_LINE_BYTES * 2, [TOO_LONG, TOO_LONG]),
     ],
+    ids=lambda value: repr(value)[:20] if isinstance(value, bytes) else "",
 )
 def test_a_file_and_standard_input_have_the_same_lines(tmp_path, monkeypatch, data, texts):
     (tmp_path / "in").write_bytes(data)
-    assert read_lines(str(tmp_path / "in")) == texts
+    assert [str(line) for line in read_lines(str(tmp_path / "in"))] == texts
+    assert count_lines(str(tmp_path / "in")) == data.removeprefix(b"\xef\xbb\xbf").count(b"\n") + (
+        data[-1:] not in (b"\n", b"")
+    )
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data), encoding="latin-1"))
-    assert read_lines("-") == texts
+    assert [str(line) for line in read_lines("-")] == texts
+    assert count_lines("-") is None
 
 
 def test_of_a_table_the_first_column_is_read(tmp_path):
-    (tmp_path / "in.tsv").write_bytes(b"a\r\tb\r\nc\t\xff\td\ne\n")
-    assert read_lines(str(tmp_path / "in.tsv")) == ["a\r", "c", "e"]
+    long = b"x" * (MAX_LINE_BYTES * 2)
+    (tmp_path / "in.tsv").write_bytes(b"a\r\tb\r\nc\t\xff\td\ne\nf\t" + long + b"\n" + long + b"\tg\nh\tg")
+    texts = ["a\r", "c", "e", "f", TOO_LONG, "h"]
+    assert [str(line) for line in read_lines(str(tmp_path / "in.tsv"))] == texts
+
+
+@given(st.lists(st.binary(max_size=6), max_size=8), st.integers(1, 5))
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_lines_do_not_depend_on_how_their_bytes_come(monkeypatch, parts, size):
+    """Against the plain way: everything at once, split by a pattern."""
+
+    class Slow(io.BytesIO):
+        def read(self, _most: int | None = None) -> bytes:
+            return super().read(size)
+
+    ends = (b"\n", b"\r\n", b"\r", b"", b"\xef\xbb\xbf")
+    data = b"".join(part + ends[place % len(ends)] for place, part in enumerate(parts))
+    expected = re.split(rb"\r?\n", data.removeprefix(b"\xef\xbb\xbf"))
+    expected = expected if expected[-1] else expected[:-1]
+    monkeypatch.setattr(lines_module, "MAX_LINE_BYTES", 7)
+    monkeypatch.setattr(lines_module, "_HELD_BYTES", 9)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(Slow(data)))
+    got = read_lines("-")
+    assert len(got) == len(expected)
+    for line, whole in zip(got, expected, strict=True):
+        if len(whole) > 7:
+            assert str(line).startswith("longer than")
+        elif isinstance(line, str):
+            assert line.encode() == whole
+        else:
+            assert str(line).startswith("not UTF-8")
+            with pytest.raises(UnicodeDecodeError):
+                whole.decode()
+
+
+def test_a_line_that_is_too_long_is_named_before_its_end_and_never_held(tmp_path):
+    os.mkfifo(path := tmp_path / "in")
+    more = threading.Event()
+
+    def write() -> None:
+        with path.open("wb", buffering=0) as pipe:
+            pipe.write(b"one\n")
+            for _ in range(16):
+                pipe.write(b"x" * (1 << 20))
+            assert more.wait(60)
+            for _ in range(112):
+                pipe.write(b"x" * (1 << 20))
+            pipe.write(b"\ntwo")
+
+    with ThreadPoolExecutor(1) as pool:
+        writing = pool.submit(write)
+        with open_lines(str(path)) as lines:
+            tracemalloc.start()
+            try:
+                assert next(lines) == "one"
+                assert str(next(lines)) == TOO_LONG
+                more.set()
+                assert list(lines) == ["two"]
+                assert tracemalloc.get_traced_memory()[1] < 32 << 20
+            finally:
+                tracemalloc.stop()
+                more.set()
+        writing.result()
+
+
+def test_a_pipe_that_does_not_block_is_waited_for():
+    ours, theirs = os.pipe()
+    os.set_blocking(ours, False)
+    with open(ours, "rb", buffering=0) as file, ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(lambda: list(lines_module._read(file, "in")))
+        os.write(theirs, b"one\ntw")
+        os.write(theirs, b"o\n")
+        os.close(theirs)
+        assert reading.result(60) == ["one", "two"]
+
+
+def test_each_line_is_answered_when_it_comes_and_an_interruption_waits_for_none(fake):
+    process = start("attribute", "--file", "-", "--address", fake.address, stdin=subprocess.PIPE)
+    try:
+        for line, answer in (("one two", "eno owt"), ("", ""), ("three", "eerht")):
+            process.stdin.write(f"{line}\n")
+            process.stdin.flush()
+            assert process.stdout.readline() == f"{answer}\n"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130
+        assert process.stderr.read() == "sidelight: interrupted\n"
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_a_run_that_ends_early_waits_for_no_line(fake):
+    process = start("attribute", "--file", "-", "--address", fake.address, stdin=subprocess.PIPE)
+    try:
+        process.stdin.write("gone now\n")
+        process.stdin.flush()
+        assert process.wait(30) == 1
+        assert process.stderr.read() == "sidelight: name: is wrong\n"
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_a_file_that_cannot_be_read_on_keeps_what_there_is(fake, tmp_path, monkeypatch, capsys):
+    class Broken(io.BytesIO):
+        def read(self, most: int | None = None) -> bytes:
+            if data := super().read(most):
+                return data
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(Broken(b"one two\nthree\nfour")))
+    path = tmp_path / "out.npz"
+    assert main(["attribute", "--file", "-", "--quiet", "--address", fake.address, "--save", str(path)]) == 1
+    output = capsys.readouterr()
+    assert output.out == "eno owt\neerht\n"
+    assert output.err.splitlines() == [f"saved {path}", "sidelight: standard input: Input/output error"]
+    with np.load(path) as arrays:
+        assert {name.partition("/")[0] for name in arrays if "/" in name} == {"0", "1"}
 
 
 def test_lines_reach_the_server_as_they_are(fake):
@@ -254,7 +408,33 @@ def test_a_process_without_standard_input_reads_nothing(fake):
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-@pytest.mark.parametrize("module", ["sidelight.client.interruption", "numpy.linalg", "grpc._common", "rich.console"])
+def test_nothing_that_takes_time_is_imported_before_an_interruption_is_handled():
+    """Besides Python's own start-up, and the modules of Sidelight that handle it."""
+    script = """
+import builtins, signal, sys
+real = builtins.__import__
+
+def note(name, names=None, locals=None, members=(), level=0):
+    is_handled = signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+    if not is_handled and not level and not name.startswith("sidelight"):
+        print(name)
+    return real(name, names, locals, members, level)
+
+builtins.__import__ = note
+sys.argv = ["sidelight", "--version"]
+from sidelight.client.cli import main
+main()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, cwd="/", check=True
+    )
+    *imported, version = done.stdout.split("\n")[:-1]
+    assert version.startswith("sidelight ")
+    # Python itself has these, or has them without a file; __future__ has 150 lines.
+    assert set(imported) <= {"__future__", "_io", "_signal", "atexit", "io", "os", "sys"}
+
+
+@pytest.mark.parametrize("module", ["argparse", "numpy.linalg", "grpc._common", "rich.console"])
 def test_an_interruption_while_modules_are_imported_is_no_traceback(module):
     environment = {**os.environ, "PYTHONPROFILEIMPORTTIME": "1"}
     command = [COMMAND, "attribute", "--file", "-", "--address", "127.0.0.1:1"]
@@ -262,13 +442,10 @@ def test_an_interruption_while_modules_are_imported_is_no_traceback(module):
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     )
     try:
-        # Each module is told when it is imported; cli, which comes behind interruption, has told nothing then.
-        awaited = ("sidelight.client.cli", "argparse") if module.endswith("interruption") else (module,)
+        # Each module is told when it is imported.
         for line in process.stderr:
-            if line.strip().endswith(awaited):
+            if line.split("|")[-1].strip() == module:
                 break
-        if module.endswith("interruption"):
-            next(line for line in process.stderr if "importlib.metadata" in line)
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
     finally:

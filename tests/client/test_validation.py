@@ -202,6 +202,51 @@ def test_what_people_have_met(fake, options, field, says):
     assert fake.requests == []
 
 
+@pytest.mark.parametrize(
+    ("source", "options", "field"),
+    [
+        ("abc{}d", {}, "source"),
+        (
+            [{"role": "user", "content": "a"}, {"role": "user", "content": "abc{}"}],
+            {},
+            "source.chat.messages[1].content",
+        ),
+        ([{"role": "abc{}", "content": "a"}], {}, "source.chat.messages[0].role"),
+        ("one", {"target": "abc{}"}, "given"),
+        ("one", {"prefix": "abc{}"}, "prefix"),
+        ("one", {"model": "abc{}"}, "model"),
+        ("one", {"request_id": "abc{}"}, "request_id"),
+        ("one", {"source_language": "abc{}"}, "source_language"),
+        ("one", {"target_language": "abc{}"}, "target_language"),
+        ("one", {"decoding": Decoding(stop=["a", "abc{}", "b"])}, "decoding.stop[1]"),
+    ],
+)
+@pytest.mark.parametrize("code", [0xD800, 0xDBFF, 0xDC00, 0xDFFF])
+def test_a_lone_surrogate_is_called_so(fake, source, options, field, code):
+    def fill(value: Any) -> Any:
+        if isinstance(value, str):
+            return value.replace("{}", chr(code))
+        if isinstance(value, Decoding):
+            return dataclasses.replace(value, stop=fill(value.stop))
+        if isinstance(value, list):
+            return [fill(item) for item in value]
+        return {name: fill(item) for name, item in value.items()}
+
+    with Client(fake.address) as client, pytest.raises(InvalidArgumentError) as raised:
+        client.attribute(fill(source), **fill(options))
+    said = f"has a lone surrogate, U+{code:04X} at index 3: no text may have one"
+    assert str(raised.value) == f"{field}: {said}"
+    assert raised.value.fields == {field: said}
+    assert fake.requests == []
+
+
+def test_a_name_and_an_address_may_have_no_lone_surrogate(fake):
+    with Client(fake.address) as client, pytest.raises(InvalidArgumentError, match=r"^name: has a lone surrogate"):
+        client.get_model("\udc80")
+    with pytest.raises(InvalidArgumentError, match=r"^address: has a lone surrogate"):
+        Client("\udc80")
+
+
 async def test_the_asyncio_client_refuses_the_same(fake):
     async with AsyncClient(fake.address) as client:
         for options in ({"tarqet": "Hallo"}, {"decoding": Decoding(stop="Hund")}, {"timeout": "5"}):
