@@ -135,7 +135,7 @@ class Address:
         except BlockingIOError:
             self.refuse("another server listens there")
         except OSError as error:
-            self.refuse(f"{error.strerror}: {path}.lock")
+            self.refuse(error.strerror or "its folder cannot be written to")
         self._check_socket()
 
     def _check_socket(self) -> None:

@@ -352,6 +352,10 @@ class Batch:
         seat.parked = Parked(contents, self._chooser.take(seat.slot), token)
         self._free_slot(seat)
 
+    def bytes_of(self, seat: Seat) -> int:
+        """How much memory a request takes while it is parked."""
+        return self._slots.bytes_of(seat.length, seat.source_length)
+
     def unpark(self, seat: Seat) -> None:
         """Gives one who was parked a slot again. There must be a free one."""
         assert seat.parked is not None

@@ -147,7 +147,14 @@ class Calls:
         for call in self._stalled(now - _STALLED):
             call.end(stalled())
         # What has ended otherwise need not wait so long to say why.
-        for call in self._stalled(now - _MOMENT):
+        self.tell_errors(_MOMENT)
+
+    def tell_errors(self, seconds: float) -> None:
+        """Ends calls whose jobs have ended with an error, and whose readers have taken nothing for so many seconds.
+
+        Each gets its status next, instead of what else was made for it.
+        """
+        for call in self._stalled(time.monotonic() - seconds):
             if call.outbox is not None and call.outbox.error is not None:
                 call.end(call.outbox.error)
 

@@ -70,24 +70,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-waiting", type=_positive, default=1024, metavar="N", help="requests queued at most")
 
 
-def _positive(text: str) -> int:
-    number = int(text)
-    if not 1 <= number <= _MOST:
-        raise argparse.ArgumentTypeError(f"must be from 1 to {_MOST:,}")
+def _whole_number(text: str, most: int) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if not 1 <= number <= most:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 to {most:,}")
     return number
+
+
+def _positive(text: str) -> int:
+    return _whole_number(text, _MOST)
 
 
 def _threads(text: str) -> int:
-    number = int(text)
-    if not 1 <= number <= _MOST_THREADS:
-        raise argparse.ArgumentTypeError(f"must be from 1 to {_MOST_THREADS:,}")
-    return number
+    return _whole_number(text, _MOST_THREADS)
 
 
 def _fraction(text: str) -> float:
-    number = float(text)
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
     if not 0 < number <= 1:
-        raise argparse.ArgumentTypeError("must be above 0 and at most 1")
+        raise argparse.ArgumentTypeError("must be a number above 0 and at most 1")
     return number
 
 

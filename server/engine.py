@@ -47,6 +47,9 @@ _ATTEMPTS = 5
 # Bytes of attention made at once that are kept for all readers together. What slow ones have not read is made again.
 _WHOLE_BYTES = 128 * 1024**2
 
+# Bytes of the caches that wait for slow readers, all together; or so many whole slots' where a slot takes more.
+_PARKED_BYTES, _PARKED_SLOTS = 128 * 1024**2, 4
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -287,12 +290,16 @@ class Engine:
         """
         self._drop_those_over(time.monotonic())
         for ticket in [ticket for ticket in self._parked if not ticket.outbox.full]:
+            if ticket not in self._parked:  # it has read nothing since, and was given up
+                continue
+            place = self._parked.index(ticket)
+            self._parked.remove(ticket)  # it need not be counted beside the one who makes room for it
             if not self._make_room(is_joining=ticket.seat is not None):
+                self._parked.insert(place, ticket)
                 break
             if ticket.seat is not None:
                 assert self._batch is not None
                 self._batch.unpark(ticket.seat)
-            self._parked.remove(ticket)
             self._running.append(ticket)
         while (ticket := self._next_waiting()) is not None:
             is_joining = self._batch is not None and isinstance(ticket.job.target, Decoding)
@@ -343,10 +350,7 @@ class Engine:
             return True
         same = (ticket for ticket in self._running if (ticket.seat is not None) == is_joining)
         slow = next((ticket for ticket in same if ticket.outbox.full), None)
-        if slow is None:
-            return False
-        self._park(slow)
-        return True
+        return slow is not None and self._park(slow)
 
     def _make_memory(self, needed: int) -> bool:
         """Whether so many bytes of attention can be made at once; what slow readers have not read gives way."""
@@ -450,20 +454,41 @@ class Engine:
     def _park_the_slow(self, now: float) -> None:
         """Takes those out of the batch whose readers have been slow for a while: in their slots they run along."""
         for ticket in [ticket for ticket in self._running if ticket.seat is not None]:
-            if self._is_slow(ticket, now):
+            if self._is_slow(ticket, now) and self._may_park(ticket):
                 self._park(ticket)
 
-    def _park(self, ticket: Ticket) -> None:
-        """Makes a job wait whose reader is slow, without a place. Too many of them: the first of them is given up."""
-        if len(self._parked) >= self._most_parked:
-            first = next((other for other in self._parked if other.outbox.full), None)
-            if first is not None:
-                self._end(self._parked, first, stalled())
+    def _park(self, ticket: Ticket) -> bool:
+        """Makes a job wait whose reader is slow, without a place. Returns whether that could be done.
+
+        Where there are too many, those are given up that have waited longest and are slow; the job itself as the last.
+        """
+        now = time.monotonic()
+        while not self._may_park(ticket):
+            first = next((other for other in self._parked if self._is_slow(other, now)), None)
+            if first is None:
+                is_slow = self._is_slow(ticket, now)
+                if is_slow:
+                    self._end(self._running, ticket, stalled())
+                return is_slow
+            self._end(self._parked, first, stalled())
         if ticket.seat is not None:
             assert self._batch is not None
             self._batch.park(ticket.seat)
         self._running.remove(ticket)
         self._parked.append(ticket)
+        return True
+
+    def _may_park(self, ticket: Ticket) -> bool:
+        """Whether one more may wait without a place: by their number, and by the bytes of their caches."""
+        if len(self._parked) >= self._most_parked:
+            return False
+        held = [each for each in self._parked if each.seat is not None]
+        if ticket.seat is None or not held:
+            return True
+        assert self._batch is not None
+        layout = self.loaded.layout
+        bound = max(_PARKED_BYTES, _PARKED_SLOTS * (0 if layout is None else layout.bytes_of_slot))
+        return sum(self._batch.bytes_of(each.seat) for each in [*held, ticket] if each.seat is not None) <= bound
 
     def _advance(self, ticket: Ticket) -> bool:
         """Puts the next of a job's events. Returns whether that could be done."""
@@ -537,7 +562,8 @@ class Engine:
             deadlines = [t.deadline for t in [*begun, *self._waiting] if t.deadline is not None]
             are_waiting = bool(self._waiting)
         longest = _LONGEST_SLEEP if self._held_at is None else _GIVE_BACK
-        if are_waiting or any(ticket.is_dropped for ticket in begun):
+        wants_place = any(not ticket.outbox.full for ticket in self._parked)
+        if are_waiting or wants_place or any(ticket.is_dropped for ticket in begun):
             longest = _SLOW
         return min(max(0.0, min(deadlines) - time.monotonic()), longest) if deadlines else longest
 

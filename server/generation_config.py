@@ -124,7 +124,10 @@ def _check_token(token: Any, name: str, checkpoint: Checkpoint, vocabulary: int)
     if not isinstance(token, int) or isinstance(token, bool):
         raise CheckpointError(f"{_file_of(name, checkpoint)}: {name} must be a token's number, not {_shown(token)}")
     # Some that have no padding say so by -1.
-    if not (-1 if name == "pad_token_id" else 0) <= token < vocabulary:
+    least = -1 if name == "pad_token_id" else 0
+    if token < least:
+        raise CheckpointError(f"{_file_of(name, checkpoint)}: {name} must be {least} or above, not {token}")
+    if token >= vocabulary:
         raise CheckpointError(
             f"{_file_of(name, checkpoint)}: {name} {token} is outside the vocabulary of {vocabulary:,} tokens"
         )

@@ -194,7 +194,7 @@ def _response(batch: Sequence[Event], job: Job, engine: Engine, usage: _Meter) -
     return converters.steps_response(event for event in batch if isinstance(event, Step))
 
 
-async def _later(call: Call) -> None:  # noqa: ARG001
+async def _later(_: Call) -> None:
     raise unimplemented("")
 
 

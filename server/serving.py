@@ -23,6 +23,9 @@ from .warmup import warm
 # Seconds for the last statuses to leave after the engines have stopped.
 _FAREWELL = 1.0
 
+# Seconds for which a reader may take nothing before it is told the end at once, without what else was made for it.
+_SLOW = 0.2
+
 # Seconds between two looks at whether all calls are over.
 _LOOK = 0.05
 
@@ -96,14 +99,18 @@ class Server:
         await self._health.end()
         for engine in self._engines:
             engine.drain(grace)
-        stopping = asyncio.ensure_future(self._server.stop(grace + _FAREWELL))
+        # Longer than it takes: the end of the grace, and of the farewell, is said below.
+        stopping = asyncio.ensure_future(self._server.stop(grace + 60 * _FAREWELL))
         end = time.monotonic() + grace
         while not (stopping.done() or self._calls.are_over) and (left := end - time.monotonic()) > 0:
             await asyncio.wait([stopping], timeout=min(left, _LOOK))
         # The engines end what is left, so that its clients are told why; gRPC waits a little longer for that.
         for engine in self._engines:
             await asyncio.to_thread(engine.stop)
-        await asyncio.wait([stopping], timeout=_FAREWELL)
+        end = time.monotonic() + _FAREWELL
+        while not stopping.done() and time.monotonic() < end:
+            self._calls.tell_errors(_SLOW)
+            await asyncio.wait([stopping], timeout=_LOOK)
         await self._server.stop(None)
         await stopping
         self._service.close()

@@ -292,6 +292,13 @@ class Slots:
 
         return Contents(copied(self.own.slot_layers, length), copied(self._source_layers, source_length))
 
+    def bytes_of(self, length: int, source_length: int) -> int:
+        """How much memory the contents of a slot take, moved out of it."""
+        counts = ((self.own.slot_layers, length), (self._source_layers, source_length))
+        places = [(layer.all_keys[0], count) for layers, count in counts for layer in layers]
+        places += [(layer.all_values[0], count) for layers, count in counts for layer in layers]
+        return sum(count * place[:, 0].numel() * place.element_size() for place, count in places)
+
     def put(self, slot: int, contents: Contents) -> None:
         """Fills a slot with what was taken out of one."""
         for layers, held in ((self.own.slot_layers, contents.own), (self._source_layers, contents.source)):

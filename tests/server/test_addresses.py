@@ -66,6 +66,37 @@ def test_what_is_no_address_is_refused(address):
     assert len(message) < 400
 
 
+@pytest.mark.parametrize("kind", ["no folder", "a file in between", "a folder that may not be written to"])
+def test_a_path_that_cannot_be_is_told_by_the_address_alone(tmp_path, kind):
+    folder = tmp_path / "folder"
+    if kind == "a file in between":
+        folder.touch()
+    elif kind != "no folder":
+        if os.geteuid() == 0:
+            pytest.skip("root may write everywhere")
+        folder.mkdir(mode=0o500)
+    with pytest.raises(AddressError) as raised:
+        Address(f"unix:{folder}/x")
+    assert str(raised.value).startswith(f"cannot listen on unix:{folder}/x: ")
+    assert "lock" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        *(("--threads", value, "must be a whole number from 1 to 1,024") for value in ("x", "0", "1025", "1.5", "")),
+        *(("--max-slots", value, "must be a whole number from 1 to 1,000,000,000") for value in ("x", "-1", "1e3")),
+        ("--max-length", "long", "must be a whole number from 1 to 1,000,000,000"),
+        *(("--memory-fraction", value, "must be a number above 0 and at most 1") for value in ("x", "nan", "0", "2")),
+    ],
+)
+def test_a_bad_option_is_told_by_what_it_must_be(capsys, option, value, said):
+    with pytest.raises(SystemExit) as raised:
+        main(["serve", f"{option}={value}"])
+    assert raised.value.code == 2
+    assert f"argument {option}: {said}\n" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "address", ["127.0.0.1:0", "localhost:0", "0.0.0.0:0", "[::]:0", "[::1]:0", "unix-abstract:sidelight"]
 )

@@ -273,6 +273,17 @@ def test_a_generation_config_that_makes_no_sense_is_refused(copied, field, value
     assert refusal(path).startswith(f"generation_config.json: {field} ")
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("forced_bos_token_id", -3), ("eos_token_id", [0, -1]), ("bad_words_ids", [[5, -2]]), ("pad_token_id", -2)],
+)
+def test_a_negative_token_is_told_by_what_it_must_be(copied, field, value):
+    path = copied("bundled")
+    edit(path / "generation_config.json", **{field: value})
+    least = -1 if field == "pad_token_id" else 0
+    assert refusal(path).startswith(f"generation_config.json: {field} must be {least} or above, not -")
+
+
 def test_the_configurations_own_fields_are_checked_where_there_is_no_other(copied):
     path = copied("bundled")
     (path / "generation_config.json").unlink()

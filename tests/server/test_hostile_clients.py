@@ -442,6 +442,36 @@ def test_what_waits_for_slow_readers_has_one_bound(bundled, engines, monkeypatch
                 assert responses[-1].finished.text == alone[number % 3][-1].finished.text
 
 
+def test_the_caches_of_stalled_readers_have_a_bound_of_bytes(bundled, monkeypatch):
+    """Those that have waited longest give way, with their status; those that come are served."""
+    bound, limits = 4 * 1024**2, Limits(running=4)
+    monkeypatch.setattr(engine_module, "_PARKED_BYTES", bound)
+    monkeypatch.setattr(engine_module, "_PARKED_SLOTS", 0)
+    monkeypatch.setattr(outbox_module, "CAPACITY", 16 * 1024)
+    held: list[tuple[int, int]] = []
+    park = Engine._park
+
+    def measuring(engine, ticket):
+        is_parked = park(engine, ticket)
+        seats = [each.seat for each in engine._parked]
+        kept = [tensor for seat in seats for layers in seat.parked.contents for pair in layers for tensor in pair]
+        held.append((sum(tensor.untyped_storage().nbytes() for tensor in kept), len(seats)))
+        return is_parked
+
+    monkeypatch.setattr(Engine, "_park", measuring)
+    message = long_request(kinds=[CROSS, DECODER_SELF])
+    message.source.text = "My grandmother is still vigorous. " * 20
+    with serving(bundled, limits=limits) as address, stub(address) as service, RawConnection(address) as raw:
+        streams = [raw.call(ATTRIBUTE, message.SerializeToString()) for _ in range(24)]
+        for _ in range(3):
+            assert list(service.Attribute(message, timeout=60))[-1].HasField("finished")
+        assert max(kept for kept, _ in held) <= bound
+        assert max(count for _, count in held) > 1
+        raw.open_window(streams[0], 1 << 24)
+        assert b"grpc-status\x0210" in raw.frames_until_closed(streams[0])  # ABORTED
+        assert list(service.Attribute(message, timeout=60))[-1].HasField("finished")
+
+
 def parts(responses) -> list[tuple[int, list[int]]]:
     """Which parts of encoder self-attention have come."""
     return [

@@ -17,6 +17,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from harness import CROSS, DECODER_SELF, request
 from raw_http2 import RawConnection
+from sidelight.server import outbox as outbox_module
+from sidelight.server import serving as serving_module
 from sidelight.server.engine import Limits
 from sidelight.server.layouts import Layout
 from sidelight.server.serving import Server
@@ -26,6 +28,7 @@ from sidelight.v1 import text_pb2 as text
 SENTENCE = "My grandmother is still vigorous at 82 years old."
 ATTRIBUTE = "/sidelight.v1.AttributionService/Attribute"
 NARROW = [("grpc.http2.lookahead_bytes", 16384), ("grpc.http2.bdp_probe", 0), ("grpc.use_local_subchannel_pool", 1)]
+UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 
 
@@ -121,6 +124,37 @@ async def test_what_cannot_be_served_in_time_is_refused_at_once(bundled, monkeyp
     if known:  # they were not kept waiting to be refused
         second = [number for number in ended if number in served][1]
         assert ended.index(second) >= 20
+
+
+@pytest.mark.parametrize("grace", [0, 1])
+async def test_a_slow_reader_finds_out_why_at_the_end(bundled, monkeypatch, grace):
+    """Its status comes next, and not behind all that was made for it, which it would not read in time."""
+    monkeypatch.setattr(serving_module, "_FAREWELL", 4.0)
+    monkeypatch.setattr(outbox_module, "CAPACITY", 1024**2)
+    server = Server([bundled], "127.0.0.1:0")
+    address = await server.start()
+    (engine,) = server._engines
+    async with grpc.aio.insecure_channel(address, options=NARROW) as channel:
+        call = services.AttributionServiceStub(channel).Attribute(long_request(kinds=[CROSS, DECODER_SELF]))
+        await call.read()
+        await until(lambda: any(ticket.outbox.full for ticket in engine._tickets))
+        stopping = asyncio.create_task(server.stop(grace))
+        await until(lambda: not engine._tickets)
+        await asyncio.sleep(0.5)
+        steps = 0
+
+        async def read_slowly() -> None:
+            nonlocal steps
+            while (response := await call.read()) is not grpc.aio.EOF:
+                steps += len(response.steps.steps)
+                await asyncio.sleep(0.05)
+
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await read_slowly()
+        await asyncio.wait_for(stopping, 60)
+    assert (raised.value.code(), raised.value.details()) == (UNAVAILABLE, "the server is shutting down")
+    assert retry_delay_of(raised.value) > 0
+    assert steps < 100  # of the 150 and more that were made
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")

@@ -9,10 +9,12 @@ retry may help. A request that asks for something of this contract that the serv
 UNIMPLEMENTED with the field's name; nothing that is asked is silently left out.
 
 A stream of which nothing is read for 60 seconds, while something waits to be sent, is given up: it ends with ABORTED
-and the reason READER_STALLED, which its reader finds should it read on. A request that does not arrive within 10
+and the reason READER_STALLED, which its reader finds should it read on; where so many readers take nothing that what
+the server holds for all of them reaches its bound, the first of them sooner. A request that does not arrive within 10
 seconds, once its call has begun, ends with DEADLINE_EXCEEDED and the reason REQUEST_LATE. Where too many requests wait
 already, one more gets RESOURCE_EXHAUSTED, QUEUE_FULL and a delay; where the server ends, UNAVAILABLE, SHUTTING_DOWN
-and a delay, and where its engine has failed, UNAVAILABLE and ENGINE_FAILED.
+and a delay, and where its engine has failed, UNAVAILABLE and ENGINE_FAILED. A reader that takes nothing until the server
+has ended gets gRPC's own UNAVAILABLE, without details.
 """
 
 from collections import abc as _abc
