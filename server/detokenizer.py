@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
 from .offsets import trim
-from .tokens import Token
+from .tokens import Encoded, Token
 
 # Tokens of the prompt's end that a continuation's first token is decoded beside.
 _CONTEXT = 8
@@ -47,7 +47,10 @@ class Grown(NamedTuple):
 
 
 class GrowingText(Protocol):
-    """A way in which a text grows. Special tokens are left out by the caller."""
+    """A way in which a text grows. Special tokens are left out by the caller.
+
+    `has_text`: somebody has the text of the context. Spaces at its end are in it, and not in what grows behind it.
+    """
 
     def push(self, id_: int) -> Grown:
         """Adds a token."""
@@ -63,11 +66,13 @@ class Vocabulary(Protocol):
 
     byte_vocabulary: Any
     piece: Callable[[int], str]
+    unknown: int | None
     bytes_of: Callable[[int], bytes | None]
     text_behind_others: Callable[[int], str | None]
 
     is_silent: Callable[[int], bool]
     decode: Callable[[Sequence[int]], str]
+    decode_before_letters: Callable[[Sequence[int]], str]
 
 
 class Detokenizer:
@@ -77,15 +82,19 @@ class Detokenizer:
     stands, those too that come before it is complete.
     """
 
-    def __init__(self, codec: Any, context: Sequence[int] = ()) -> None:
-        """Starts an empty text; `context` are tokens before it that it continues, such as a prompt's.
+    def __init__(self, codec: Any, context: Sequence[int] = (), prefix: Encoded | None = None) -> None:
+        """Starts a text; `context` are tokens before it that it continues, such as a prompt's.
 
-        A character that begins in the context belongs to it, wherever it ends.
+        The text starts with the `prefix`, exactly: its tokens do not say what is unknown in it, or what the tokenizer
+        has changed. A character that begins in the context belongs to it, wherever it ends.
         """
         self._codec = codec
-        self._growing: GrowingText = codec.growing_text(codec, [id_ for id_ in context if not codec.is_special(id_)])
-        self.text = ""
-        self._end = 0  # of the last token that covers something
+        before = [*context, *([] if prefix is None else prefix.ids)]
+        before = [id_ for id_ in before if not codec.is_special(id_)]
+        self._growing: GrowingText = codec.growing_text(codec, before, has_text=prefix is not None)
+        self.text = "" if prefix is None else prefix.text
+        # Of the last token that covers something.
+        self._end = 0 if prefix is None else max((token.end for token in prefix.tokens), default=0)
 
     def add(self, id_: int) -> tuple[str, Token]:
         """Adds a token; returns what it adds to the text, and the token with its place in it."""
@@ -144,7 +153,7 @@ def find_growing_text(vocabulary: Any, encode: Callable[[str], Sequence[int]], s
 
 
 def _grown(way: Any, vocabulary: Any, ids: Sequence[int]) -> str:
-    growing: GrowingText = way(vocabulary, ())
+    growing: GrowingText = way(vocabulary, (), has_text=False)
     return "".join([*(growing.push(id_).text for id_ in ids), growing.flush()])
 
 
@@ -197,7 +206,8 @@ def _context_of(vocabulary: Vocabulary, context: Sequence[int]) -> list[int]:
 class TextOfBytes:
     """Texts of vocabularies in which every token is some bytes."""
 
-    def __init__(self, vocabulary: Vocabulary, context: Sequence[int]) -> None:
+    def __init__(self, vocabulary: Vocabulary, context: Sequence[int], *, has_text: bool) -> None:
+        del has_text  # bytes say all
         self._vocabulary = vocabulary
         self._open = _OpenCharacter(vocabulary, _context_of(vocabulary, context))
 
@@ -226,14 +236,16 @@ class TextOfBytes:
 class TextOfWindows:
     """Texts of vocabularies in which what a token adds depends on the few before it, or on whether there are any."""
 
-    def __init__(self, vocabulary: Vocabulary, context: Sequence[int]) -> None:
+    def __init__(self, vocabulary: Vocabulary, context: Sequence[int], *, has_text: bool) -> None:
         self._vocabulary = vocabulary
         self._ids = _context_of(vocabulary, context)
         self._open = _OpenCharacter(vocabulary, self._ids)
         self._window = 0  # decoding starts here,
         self._read = len(self._ids)  # what is before this has come out already,
         # as so many characters of what is decoded. None: not counted yet, at least one.
-        self._before: int | None = self._count(self._ids)
+        decode = vocabulary.decode_before_letters if has_text else vocabulary.decode
+        self._before: int | None = self._count(self._ids, decode)
+        self._has_text = has_text
         self._is_new = True  # the context may end in a space that is not decoded before something follows it
 
     def push(self, id_: int) -> Grown:
@@ -267,6 +279,8 @@ class TextOfWindows:
     def flush(self) -> str:
         """Ends the text; returns what was held back."""
         self._open.close()
+        if self._is_new and self._has_text:  # a mark at its end is not of the text
+            return ""
         return self._take(self._pending())
 
     def _is_incomplete(self, text: str, id_: int) -> bool:
@@ -281,28 +295,29 @@ class TextOfWindows:
 
     def _pending(self) -> str:
         if self._before is None:
-            self._before = self._count(self._ids[self._window : self._read])
+            self._before = self._count(self._ids[self._window : self._read], self._vocabulary.decode)
         return self._vocabulary.decode(self._ids[self._window :])[self._before :]
 
-    def _count(self, ids: Sequence[int]) -> int:
+    def _count(self, ids: Sequence[int], decode: Callable[[Sequence[int]], str]) -> int:
         """How many characters of tokens' text have come out."""
-        return len(self._lasting(self._vocabulary.decode(ids), ids[-1])) if ids else 0
+        return len(self._lasting(decode(ids), ids[-1])) if ids else 0
 
     def _take(self, new: str) -> str:
         # A space alone may be stripped at the end of a text: the window then stays until something follows it.
         if new:
             self._window, self._read = self._read, len(self._ids)
-            self._before = self._count(self._ids[self._window :])
+            self._before = self._count(self._ids[self._window :], self._vocabulary.decode)
         return new
 
 
 class TextAtOnce:
     """Texts of which nothing is certain before their end. All tokens are decoded together."""
 
-    def __init__(self, vocabulary: Vocabulary, context: Sequence[int]) -> None:
+    def __init__(self, vocabulary: Vocabulary, context: Sequence[int], *, has_text: bool) -> None:
         self._vocabulary = vocabulary
         self._ids = [*context]
-        self._before = vocabulary.decode(self._ids)
+        self._before = (vocabulary.decode_before_letters if has_text else vocabulary.decode)(self._ids)
+        self._has_text = has_text
         self._text = ""
 
     def push(self, id_: int) -> Grown:
@@ -318,7 +333,13 @@ class TextAtOnce:
         """The text of all tokens behind the context's, as it would be if this were all."""
         whole = self._vocabulary.decode(self._ids)
         places = enumerate(zip(self._before, whole, strict=False))
-        return whole[next((place for place, (one, other) in places if one != other), len(self._before)) :]
+        place = next((place for place, (one, other) in places if one != other), len(self._before))
+        if self._has_text:  # what follows may take away spaces in it, such as before a closing quotation mark
+            rest = len("".join(self._before[place:].split()))
+            while rest and place < len(whole):
+                rest -= not whole[place].isspace()
+                place += 1
+        return whole[place:]
 
     def _take(self, text: str) -> str:
         if not text.startswith(self._text):

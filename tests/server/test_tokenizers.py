@@ -211,3 +211,52 @@ def test_text_that_grows_is_the_text_decoded_at_once(name, text, cut):
     if "\ufffd" in begun and "\ufffd" not in whole:
         assert whole.endswith(going_on)
         assert len(begun) + len(going_on) == len(whole)
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+@settings(deadline=None, max_examples=30)
+@given(prefix=texts, later=texts)
+@example(prefix="the 東京", later="the dog")
+@example(prefix="a </s>", later="the")
+@example(prefix="😀語", later="the lazy")
+@example(prefix="the dog ", later="lazy, dog")
+@example(prefix='er sagt: "', later='ja", und geht.')
+def test_a_target_starts_with_its_prefix_as_it_was_given(name, prefix, later):
+    codec = codec_of(name)
+    encoded = codec.encode_prefix(codec.encode_source("the"), prefix, codec.languages_of("", ""))
+    assert encoded.text == prefix
+    check_spans(prefix, encoded.tokens)
+    ids = [id_ for id_ in codec.encode_source(later).ids if not codec.is_special(id_)]
+    detokenizer = Detokenizer(codec, prefix=encoded)
+    assert detokenizer.text == prefix
+    deltas, tokens = [], []
+    for id_ in ids:
+        delta, token = detokenizer.add(id_)
+        deltas.append(delta)
+        tokens.append(token)
+    if tokens:
+        rest, tokens[-1] = detokenizer.finish(tokens[-1])
+        deltas.append(rest)
+    added = "".join(deltas)
+    assert detokenizer.text == prefix + added
+    if not added.strip():
+        assert all(codec.is_silent(id_) or not codec.decode([id_]).strip() for id_ in ids)
+        return
+    # What comes behind it is what the decoder makes of both, but for what it makes of the prefix.
+    known = [id_ for id_ in encoded.ids if not codec.is_special(id_)]
+    whole, before = codec.decode([*known, *ids]), codec.decode(known)
+    assert whole.endswith(added)
+    begun = whole[: len(whole) - len(added)]
+    shown = [id_ for id_ in known if not codec.is_silent(id_)]
+    mark = "@@" if shown and codec.piece(shown[-1]).endswith("@@") else ""  # of a word that goes on
+    assert "".join(begun.split()) == "".join(before.removesuffix(mark).split())
+    # A space that separates words is kept, and one that is the prefix's own is not written again.
+    if shown and codec.role(shown[-1]) == "space" and (letters := codec._pieces._letters) is not None:
+        assert begun == codec.decode([*known, letters]).removesuffix(codec.piece(letters))
+    elif whole.startswith(before):
+        assert begun == before
+    last = max((token.begin for token in encoded.tokens), default=0)
+    for token in tokens:
+        assert last <= token.begin <= token.end <= len(detokenizer.text)
+        last = token.begin
+        assert token.end == token.begin or token.begin >= len(prefix)
