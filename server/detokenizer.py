@@ -33,17 +33,20 @@ _SAMPLES = (
 )
 _SEQUENCES, _LENGTH = 16, 24
 
+# The two of a character.
+_BYTES = b"\xde", b"\x90"
+
 
 class Grown(NamedTuple):
     """What a token adds to a text.
 
-    `text` is what it adds. Its first `skip` characters are of tokens before it. `opens`: it begins or goes on with a
-    character of which the rest is in later tokens.
+    `text` is what it adds. Its first `skip` characters are of tokens before it. `opens`: characters that it begins or
+    goes on with, and of which the rest is in later tokens: one, or two for half a surrogate.
     """
 
     text: str
     skip: int = 0
-    opens: bool = False
+    opens: int = 0
 
 
 class GrowingText(Protocol):
@@ -93,25 +96,30 @@ class Detokenizer:
         before = [id_ for id_ in before if not codec.is_special(id_)]
         self._growing: GrowingText = codec.growing_text(codec, before, has_text=prefix is not None)
         self.text = "" if prefix is None else prefix.text
+        self._begin = len(self.text)  # of what later tokens add
         # Of the last token that covers something.
         self._end = 0 if prefix is None else max((token.end for token in prefix.tokens), default=0)
 
     def add(self, id_: int) -> tuple[str, Token]:
         """Adds a token; returns what it adds to the text, and the token with its place in it."""
         piece, role = self._codec.piece(id_), self._codec.role(id_)
+        # Where a token without text stands: at an open character's begin, as the character's other tokens will.
+        place = min(self._end, len(self.text))
         if role == "special":
-            return "", Token(id_, piece, self._end, self._end, True, "")
+            return "", Token(id_, piece, place, place, True, "")
         begin = len(self.text)
         text, skip, opens = self._growing.push(id_)
         self.text += text
         if role == "space" and not text.strip():
-            return text, Token(id_, piece, self._end, self._end, False, "")
+            return text, Token(id_, piece, place, place, False, "")
         end = len(self.text)
         begin, stop = trim(self.text, (begin + skip, end))
         if opens:  # the character that is not complete will stand here
-            begin, stop = begin if self.text[begin:stop].strip() else end, end + 1
-        begin, stop = (begin, stop) if begin < stop else (self._end, self._end)
-        self._end = stop
+            begin, stop = begin if self.text[begin:stop].strip() else end, end + opens
+        if begin < stop:
+            self._end = stop
+        else:
+            begin = stop = place if not text else self._end
         return text, Token(id_, piece, begin, stop, False, self.text[begin:stop])
 
     def flush(self) -> str:
@@ -123,11 +131,13 @@ class Detokenizer:
     def finish(self, token: Token) -> tuple[str, Token]:
         """Ends the text behind its last token; returns what was held back, and the token with all it stands for."""
         text = self.flush()
-        if token.special:
-            return text, token
+        if token.special:  # behind a character that was open
+            end = max(token.end, min(self._end, len(self.text)))
+            return text, replace(token, begin=end, end=end)
         if not text and token.begin == token.end:
             return text, token
-        begin, end = trim(self.text, (token.begin, len(self.text) if text else token.end))
+        begin = max(token.begin, self._begin) if text else token.begin
+        begin, end = trim(self.text, (begin, len(self.text) if text else token.end))
         return text, replace(token, begin=begin, end=end, text=self.text[begin:end])
 
 
@@ -142,6 +152,12 @@ def find_growing_text(vocabulary: Any, encode: Callable[[str], Sequence[int]], s
     trials += [chance.choices(range(size), k=_LENGTH) for _ in range(_SEQUENCES)]
     trials = [[id_ for id_ in ids if not vocabulary.is_special(id_)] for ids in trials]
     trials += [ids[:-1] for ids in trials]
+    if vocabulary.byte_vocabulary is not None and vocabulary.unknown is not None:
+        # An unknown token inside a character, as in no text.
+        single = {vocabulary.bytes_of(id_): id_ for id_ in range(size)}
+        if _BYTES[0] in single and _BYTES[1] in single:
+            begin, end = (single[byte] for byte in _BYTES)
+            trials.append([begin, vocabulary.unknown, end, end])
     has_word_ends = any(vocabulary.piece(id_).endswith(_WORD_END) for id_ in range(size))
     ways: list[type[GrowingText]] = [TextOfWindows, TextOfMarkedWords if has_word_ends else TextOfSpacedWords]
     if vocabulary.byte_vocabulary in ("byte_level", "bytes"):
@@ -165,10 +181,15 @@ class _OpenCharacter:
         for id_ in context:
             own = vocabulary.bytes_of(id_)
             self._bytes = b"" if own is None else _decode_start(self._bytes + own)[1]
-        self.is_of_context = bool(self._bytes)
+        self.of_context = self.count  # characters that are the context's
 
     def __bool__(self) -> bool:
         return bool(self._bytes)
+
+    @property
+    def count(self) -> int:
+        """Characters that the bytes are if no more come: two for half a surrogate."""
+        return len(self._bytes.decode("utf-8", "replace"))
 
     def push(self, data: bytes) -> tuple[str, bool]:
         """Adds bytes; returns the text that is complete, and whether the open character was part of the bytes."""
@@ -179,8 +200,10 @@ class _OpenCharacter:
             joins = _decode_start(before + data[:1])[0] == "" or before + data[:1] == _INCOMPLETE.encode()
         return text, joins
 
-    def close(self) -> None:
-        self._bytes = b""
+    def close(self) -> str:
+        """Ends the character as it is; returns it."""
+        text, self._bytes = self._bytes.decode("utf-8", "replace"), b""
+        return text
 
 
 def _decode_start(data: bytes) -> tuple[str, bytes]:
@@ -216,21 +239,20 @@ class TextOfBytes:
         own = self._vocabulary.bytes_of(id_)
         if not own:
             return Grown("")
-        was_open = bool(self._open)
+        before = self._open.count
         text, joins = self._open.push(own)
         skip = 0
-        if was_open and text:
-            if self._open.is_of_context:
-                text, self._open.is_of_context = text[1:], False
+        if before and text:
+            if self._open.of_context:
+                text, self._open.of_context = text[self._open.of_context :], 0
             elif not joins:
-                skip = 1
-        return Grown(text, skip, bool(self._open) and not self._open.is_of_context)
+                skip = before
+        return Grown(text, skip, max(0, self._open.count - self._open.of_context))
 
     def flush(self) -> str:
         """Ends the text; returns what was held back."""
-        text = _INCOMPLETE if self._open and not self._open.is_of_context else ""
-        self._open.close()
-        return text
+        text = self._open.close()
+        return text[self._open.of_context :]
 
 
 class TextOfWindows:
@@ -254,7 +276,7 @@ class TextOfWindows:
         if vocabulary.is_silent(id_):
             return Grown("")
         own = vocabulary.bytes_of(id_)
-        was_open, joins = bool(self._open), own is not None
+        was_open, joins = self._open.count, own is not None
         # Behind text, with nothing held back, a token may be one whose text is known.
         is_behind_text = self._read == len(self._ids) and self._before != 0 and not self._is_new
         known = vocabulary.text_behind_others(id_) if is_behind_text and not was_open else None
@@ -268,12 +290,12 @@ class TextOfWindows:
         else:
             _, joins = self._open.push(own)
         if self._open:
-            return Grown("", 0, not self._open.is_of_context)
+            return Grown("", 0, max(0, self._open.count - self._open.of_context))
         new = self._pending()
         if own is None and self._is_incomplete(new, id_):
-            return Grown("", 0, opens=True)
-        skip = 1 if was_open and not joins and not self._open.is_of_context else 0
-        self._open.is_of_context = False
+            return Grown("", 0, opens=1)
+        skip = 0 if joins or self._open.of_context else was_open
+        self._open.of_context = 0
         return Grown(self._take(self._lasting(new, id_)), skip)
 
     def flush(self) -> str:

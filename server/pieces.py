@@ -148,7 +148,7 @@ class Pieces:
 
         Bytes that are no character are U+FFFD, one for each broken character.
         """
-        shown = [id_ for id_ in ids if not self.is_special(id_)]
+        shown = [id_ for id_ in ids if not self.is_silent(id_)]
         if self.byte_vocabulary in ("byte_level", "bytes"):
             return b"".join(self.bytes_of(id_) or b"" for id_ in shown).decode("utf-8", "replace")
         if self.byte_vocabulary == "byte_fallback":

@@ -66,6 +66,7 @@ class Codec:
         self._pieces = Pieces(tokenizer, self._codes.ids.values())
         self._token_bytes = max(_TOKEN_BYTES, *(len(piece.encode()) for piece in tokenizer.get_vocab()))
         self.piece, self.is_special = self._pieces.piece, self._pieces.is_special
+        self.unknown = self._pieces.unknown
         self.is_silent, self.role = self._pieces.is_silent, self._pieces.role
         self.bytes_of, self.byte_vocabulary = self._pieces.bytes_of, self._pieces.byte_vocabulary
         self.decode, self.text_behind_others = self._pieces.decode, self._pieces.text_behind_others
