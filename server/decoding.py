@@ -56,11 +56,16 @@ def check_numbers(*numbers: Numbers | None) -> None:
 
 def begin(loaded: LoadedModel, job: Job) -> tuple[Detokenizer, Started]:
     """A detokenizer that has read what comes before step 0, and the first event."""
-    detokenizer = Detokenizer(loaded.codec, () if loaded.is_encoder_decoder else job.source.ids)
-    added = [detokenizer.add(id_)[1] for id_ in job.context_ids]
-    # Tokens that are part of a character have its text, where its other tokens are here too.
-    context = tuple(replace(token, text=detokenizer.text[token.begin : token.end]) for token in added)
-    return detokenizer, Started(context, job.target.seed if isinstance(job.target, Decoding) else None)
+    detokenizer = Detokenizer(loaded.codec, () if loaded.is_encoder_decoder else job.source.ids, job.prefix)
+    if job.prefix is None:
+        added = [detokenizer.add(id_)[1] for id_ in job.context_ids]
+        # Tokens that are part of a character have its text, where its other tokens are here too.
+        context = [replace(token, text=detokenizer.text[token.begin : token.end]) for token in added]
+    else:
+        start = job.context_ids[: len(job.context_ids) - len(job.prefix.tokens)]
+        context = [replace(token, begin=0, end=0, text="") for token in loaded.codec.decode_ids(start).tokens]
+        context += job.prefix.tokens
+    return detokenizer, Started(tuple(context), job.target.seed if isinstance(job.target, Decoding) else None)
 
 
 def _given(reader: Reader, job: Job, target: Given) -> Iterator[Event]:

@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
 from .offsets import trim
-from .tokens import Token
+from .tokens import Encoded, Token
 
 # Tokens of the prompt's end that a continuation's first token is decoded beside.
 _CONTEXT = 8
@@ -33,21 +33,27 @@ _SAMPLES = (
 )
 _SEQUENCES, _LENGTH = 16, 24
 
+# The two of a character.
+_BYTES = b"\xde", b"\x90"
+
 
 class Grown(NamedTuple):
     """What a token adds to a text.
 
-    `text` is what it adds. Its first `skip` characters are of tokens before it. `opens`: it begins or goes on with a
-    character of which the rest is in later tokens.
+    `text` is what it adds. Its first `skip` characters are of tokens before it. `opens`: characters that it begins or
+    goes on with, and of which the rest is in later tokens: one, or two for half a surrogate.
     """
 
     text: str
     skip: int = 0
-    opens: bool = False
+    opens: int = 0
 
 
 class GrowingText(Protocol):
-    """A way in which a text grows. Special tokens are left out by the caller."""
+    """A way in which a text grows. Special tokens are left out by the caller.
+
+    `has_text`: somebody has the text of the context. Spaces at its end are in it, and not in what grows behind it.
+    """
 
     def push(self, id_: int) -> Grown:
         """Adds a token."""
@@ -63,11 +69,13 @@ class Vocabulary(Protocol):
 
     byte_vocabulary: Any
     piece: Callable[[int], str]
+    unknown: int | None
     bytes_of: Callable[[int], bytes | None]
     text_behind_others: Callable[[int], str | None]
 
     is_silent: Callable[[int], bool]
     decode: Callable[[Sequence[int]], str]
+    decode_before_letters: Callable[[Sequence[int]], str]
 
 
 class Detokenizer:
@@ -77,32 +85,41 @@ class Detokenizer:
     stands, those too that come before it is complete.
     """
 
-    def __init__(self, codec: Any, context: Sequence[int] = ()) -> None:
-        """Starts an empty text; `context` are tokens before it that it continues, such as a prompt's.
+    def __init__(self, codec: Any, context: Sequence[int] = (), prefix: Encoded | None = None) -> None:
+        """Starts a text; `context` are tokens before it that it continues, such as a prompt's.
 
-        A character that begins in the context belongs to it, wherever it ends.
+        The text starts with the `prefix`, exactly: its tokens do not say what is unknown in it, or what the tokenizer
+        has changed. A character that begins in the context belongs to it, wherever it ends.
         """
         self._codec = codec
-        self._growing: GrowingText = codec.growing_text(codec, [id_ for id_ in context if not codec.is_special(id_)])
-        self.text = ""
-        self._end = 0  # of the last token that covers something
+        before = [*context, *([] if prefix is None else prefix.ids)]
+        before = [id_ for id_ in before if not codec.is_special(id_)]
+        self._growing: GrowingText = codec.growing_text(codec, before, has_text=prefix is not None)
+        self.text = "" if prefix is None else prefix.text
+        self._begin = len(self.text)  # of what later tokens add
+        # Of the last token that covers something.
+        self._end = 0 if prefix is None else max((token.end for token in prefix.tokens), default=0)
 
     def add(self, id_: int) -> tuple[str, Token]:
         """Adds a token; returns what it adds to the text, and the token with its place in it."""
         piece, role = self._codec.piece(id_), self._codec.role(id_)
+        # Where a token without text stands: at an open character's begin, as the character's other tokens will.
+        place = min(self._end, len(self.text))
         if role == "special":
-            return "", Token(id_, piece, self._end, self._end, True, "")
+            return "", Token(id_, piece, place, place, True, "")
         begin = len(self.text)
         text, skip, opens = self._growing.push(id_)
         self.text += text
         if role == "space" and not text.strip():
-            return text, Token(id_, piece, self._end, self._end, False, "")
+            return text, Token(id_, piece, place, place, False, "")
         end = len(self.text)
         begin, stop = trim(self.text, (begin + skip, end))
         if opens:  # the character that is not complete will stand here
-            begin, stop = begin if self.text[begin:stop].strip() else end, end + 1
-        begin, stop = (begin, stop) if begin < stop else (self._end, self._end)
-        self._end = stop
+            begin, stop = begin if self.text[begin:stop].strip() else end, end + opens
+        if begin < stop:
+            self._end = stop
+        else:
+            begin = stop = place if not text else self._end
         return text, Token(id_, piece, begin, stop, False, self.text[begin:stop])
 
     def flush(self) -> str:
@@ -114,11 +131,13 @@ class Detokenizer:
     def finish(self, token: Token) -> tuple[str, Token]:
         """Ends the text behind its last token; returns what was held back, and the token with all it stands for."""
         text = self.flush()
-        if token.special:
-            return text, token
+        if token.special:  # behind a character that was open
+            end = max(token.end, min(self._end, len(self.text)))
+            return text, replace(token, begin=end, end=end)
         if not text and token.begin == token.end:
             return text, token
-        begin, end = trim(self.text, (token.begin, len(self.text) if text else token.end))
+        begin = max(token.begin, self._begin) if text else token.begin
+        begin, end = trim(self.text, (begin, len(self.text) if text else token.end))
         return text, replace(token, begin=begin, end=end, text=self.text[begin:end])
 
 
@@ -133,6 +152,12 @@ def find_growing_text(vocabulary: Any, encode: Callable[[str], Sequence[int]], s
     trials += [chance.choices(range(size), k=_LENGTH) for _ in range(_SEQUENCES)]
     trials = [[id_ for id_ in ids if not vocabulary.is_special(id_)] for ids in trials]
     trials += [ids[:-1] for ids in trials]
+    if vocabulary.byte_vocabulary is not None and vocabulary.unknown is not None:
+        # An unknown token inside a character, as in no text.
+        single = {vocabulary.bytes_of(id_): id_ for id_ in range(size)}
+        if _BYTES[0] in single and _BYTES[1] in single:
+            begin, end = (single[byte] for byte in _BYTES)
+            trials.append([begin, vocabulary.unknown, end, end])
     has_word_ends = any(vocabulary.piece(id_).endswith(_WORD_END) for id_ in range(size))
     ways: list[type[GrowingText]] = [TextOfWindows, TextOfMarkedWords if has_word_ends else TextOfSpacedWords]
     if vocabulary.byte_vocabulary in ("byte_level", "bytes"):
@@ -144,7 +169,7 @@ def find_growing_text(vocabulary: Any, encode: Callable[[str], Sequence[int]], s
 
 
 def _grown(way: Any, vocabulary: Any, ids: Sequence[int]) -> str:
-    growing: GrowingText = way(vocabulary, ())
+    growing: GrowingText = way(vocabulary, (), has_text=False)
     return "".join([*(growing.push(id_).text for id_ in ids), growing.flush()])
 
 
@@ -156,10 +181,15 @@ class _OpenCharacter:
         for id_ in context:
             own = vocabulary.bytes_of(id_)
             self._bytes = b"" if own is None else _decode_start(self._bytes + own)[1]
-        self.is_of_context = bool(self._bytes)
+        self.of_context = self.count  # characters that are the context's
 
     def __bool__(self) -> bool:
         return bool(self._bytes)
+
+    @property
+    def count(self) -> int:
+        """Characters that the bytes are if no more come: two for half a surrogate."""
+        return len(self._bytes.decode("utf-8", "replace"))
 
     def push(self, data: bytes) -> tuple[str, bool]:
         """Adds bytes; returns the text that is complete, and whether the open character was part of the bytes."""
@@ -170,8 +200,10 @@ class _OpenCharacter:
             joins = _decode_start(before + data[:1])[0] == "" or before + data[:1] == _INCOMPLETE.encode()
         return text, joins
 
-    def close(self) -> None:
-        self._bytes = b""
+    def close(self) -> str:
+        """Ends the character as it is; returns it."""
+        text, self._bytes = self._bytes.decode("utf-8", "replace"), b""
+        return text
 
 
 def _decode_start(data: bytes) -> tuple[str, bytes]:
@@ -197,7 +229,8 @@ def _context_of(vocabulary: Vocabulary, context: Sequence[int]) -> list[int]:
 class TextOfBytes:
     """Texts of vocabularies in which every token is some bytes."""
 
-    def __init__(self, vocabulary: Vocabulary, context: Sequence[int]) -> None:
+    def __init__(self, vocabulary: Vocabulary, context: Sequence[int], *, has_text: bool) -> None:
+        del has_text  # bytes say all
         self._vocabulary = vocabulary
         self._open = _OpenCharacter(vocabulary, _context_of(vocabulary, context))
 
@@ -206,34 +239,35 @@ class TextOfBytes:
         own = self._vocabulary.bytes_of(id_)
         if not own:
             return Grown("")
-        was_open = bool(self._open)
+        before = self._open.count
         text, joins = self._open.push(own)
         skip = 0
-        if was_open and text:
-            if self._open.is_of_context:
-                text, self._open.is_of_context = text[1:], False
+        if before and text:
+            if self._open.of_context:
+                text, self._open.of_context = text[self._open.of_context :], 0
             elif not joins:
-                skip = 1
-        return Grown(text, skip, bool(self._open) and not self._open.is_of_context)
+                skip = before
+        return Grown(text, skip, max(0, self._open.count - self._open.of_context))
 
     def flush(self) -> str:
         """Ends the text; returns what was held back."""
-        text = _INCOMPLETE if self._open and not self._open.is_of_context else ""
-        self._open.close()
-        return text
+        text = self._open.close()
+        return text[self._open.of_context :]
 
 
 class TextOfWindows:
     """Texts of vocabularies in which what a token adds depends on the few before it, or on whether there are any."""
 
-    def __init__(self, vocabulary: Vocabulary, context: Sequence[int]) -> None:
+    def __init__(self, vocabulary: Vocabulary, context: Sequence[int], *, has_text: bool) -> None:
         self._vocabulary = vocabulary
         self._ids = _context_of(vocabulary, context)
         self._open = _OpenCharacter(vocabulary, self._ids)
         self._window = 0  # decoding starts here,
         self._read = len(self._ids)  # what is before this has come out already,
         # as so many characters of what is decoded. None: not counted yet, at least one.
-        self._before: int | None = self._count(self._ids)
+        decode = vocabulary.decode_before_letters if has_text else vocabulary.decode
+        self._before: int | None = self._count(self._ids, decode)
+        self._has_text = has_text
         self._is_new = True  # the context may end in a space that is not decoded before something follows it
 
     def push(self, id_: int) -> Grown:
@@ -242,7 +276,7 @@ class TextOfWindows:
         if vocabulary.is_silent(id_):
             return Grown("")
         own = vocabulary.bytes_of(id_)
-        was_open, joins = bool(self._open), own is not None
+        was_open, joins = self._open.count, own is not None
         # Behind text, with nothing held back, a token may be one whose text is known.
         is_behind_text = self._read == len(self._ids) and self._before != 0 and not self._is_new
         known = vocabulary.text_behind_others(id_) if is_behind_text and not was_open else None
@@ -256,17 +290,19 @@ class TextOfWindows:
         else:
             _, joins = self._open.push(own)
         if self._open:
-            return Grown("", 0, not self._open.is_of_context)
+            return Grown("", 0, max(0, self._open.count - self._open.of_context))
         new = self._pending()
         if own is None and self._is_incomplete(new, id_):
-            return Grown("", 0, opens=True)
-        skip = 1 if was_open and not joins and not self._open.is_of_context else 0
-        self._open.is_of_context = False
+            return Grown("", 0, opens=1)
+        skip = 0 if joins or self._open.of_context else was_open
+        self._open.of_context = 0
         return Grown(self._take(self._lasting(new, id_)), skip)
 
     def flush(self) -> str:
         """Ends the text; returns what was held back."""
         self._open.close()
+        if self._is_new and self._has_text:  # a mark at its end is not of the text
+            return ""
         return self._take(self._pending())
 
     def _is_incomplete(self, text: str, id_: int) -> bool:
@@ -281,28 +317,29 @@ class TextOfWindows:
 
     def _pending(self) -> str:
         if self._before is None:
-            self._before = self._count(self._ids[self._window : self._read])
+            self._before = self._count(self._ids[self._window : self._read], self._vocabulary.decode)
         return self._vocabulary.decode(self._ids[self._window :])[self._before :]
 
-    def _count(self, ids: Sequence[int]) -> int:
+    def _count(self, ids: Sequence[int], decode: Callable[[Sequence[int]], str]) -> int:
         """How many characters of tokens' text have come out."""
-        return len(self._lasting(self._vocabulary.decode(ids), ids[-1])) if ids else 0
+        return len(self._lasting(decode(ids), ids[-1])) if ids else 0
 
     def _take(self, new: str) -> str:
         # A space alone may be stripped at the end of a text: the window then stays until something follows it.
         if new:
             self._window, self._read = self._read, len(self._ids)
-            self._before = self._count(self._ids[self._window :])
+            self._before = self._count(self._ids[self._window :], self._vocabulary.decode)
         return new
 
 
 class TextAtOnce:
     """Texts of which nothing is certain before their end. All tokens are decoded together."""
 
-    def __init__(self, vocabulary: Vocabulary, context: Sequence[int]) -> None:
+    def __init__(self, vocabulary: Vocabulary, context: Sequence[int], *, has_text: bool) -> None:
         self._vocabulary = vocabulary
         self._ids = [*context]
-        self._before = vocabulary.decode(self._ids)
+        self._before = (vocabulary.decode_before_letters if has_text else vocabulary.decode)(self._ids)
+        self._has_text = has_text
         self._text = ""
 
     def push(self, id_: int) -> Grown:
@@ -318,7 +355,13 @@ class TextAtOnce:
         """The text of all tokens behind the context's, as it would be if this were all."""
         whole = self._vocabulary.decode(self._ids)
         places = enumerate(zip(self._before, whole, strict=False))
-        return whole[next((place for place, (one, other) in places if one != other), len(self._before)) :]
+        place = next((place for place, (one, other) in places if one != other), len(self._before))
+        if self._has_text:  # what follows may take away spaces in it, such as before a closing quotation mark
+            rest = len("".join(self._before[place:].split()))
+            while rest and place < len(whole):
+                rest -= not whole[place].isspace()
+                place += 1
+        return whole[place:]
 
     def _take(self, text: str) -> str:
         if not text.startswith(self._text):

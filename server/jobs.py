@@ -49,6 +49,7 @@ class Job:
     scores: tuple[Score, ...] = ()
     score_top_p: float = 0.9
     resume_at: int = 0
+    prefix: Encoded | None = None  # the text of the last of `context_ids`; None where none was given as a text
 
     @property
     def whole_bytes(self) -> int:

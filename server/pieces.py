@@ -148,12 +148,28 @@ class Pieces:
 
         Bytes that are no character are U+FFFD, one for each broken character.
         """
-        shown = [id_ for id_ in ids if not self.is_special(id_)]
+        shown = [id_ for id_ in ids if not self.is_silent(id_)]
         if self.byte_vocabulary in ("byte_level", "bytes"):
             return b"".join(self.bytes_of(id_) or b"" for id_ in shown).decode("utf-8", "replace")
         if self.byte_vocabulary == "byte_fallback":
             shown = self._repaired(shown)
         return self._decode_one(shown[0]) if len(shown) == 1 else self._decode(shown)
+
+    def decode_before_letters(self, ids: Sequence[int]) -> str:
+        """The text of some tokens where letters follow it: some tokenizers drop a space at a text's end."""
+        last = next((id_ for id_ in reversed(ids) if not self.is_silent(id_)), None)
+        if last is None or self.role(last) != "space" or self._letters is None:
+            return self.decode(ids)
+        return self.decode([*ids, self._letters]).removesuffix(self.piece(self._letters))
+
+    @functools.cached_property
+    def _letters(self) -> int | None:
+        """A token that adds letters to any text, and no space before them; None where there is none."""
+        for id_ in range(len(self._tokenizer)):
+            piece = self.piece(id_)
+            if piece.isalpha() and id_ not in self._added and self.decode([id_, id_]) == piece + piece:
+                return id_
+        return None
 
     def _repaired(self, ids: Sequence[int]) -> list[int]:
         """The tokens, with U+FFFD for bytes that are no character: one of them would spoil a run of bytes."""

@@ -80,7 +80,7 @@ def resolve(request: service_pb.AttributeRequest, loaded: LoadedModel, request_i
     languages = _languages(request, loaded)
     options = _text_options(request, loaded)
     source = _source(request, loaded, languages, options)
-    context = _context(request, loaded, languages, source, options)
+    context, prefix = _context(request, loaded, languages, source, options)
     read = len(context) + (0 if loaded.is_encoder_decoder else len(source.tokens))
     room = loaded.max_target_tokens - read
     if room < 1:
@@ -109,6 +109,7 @@ def resolve(request: service_pb.AttributeRequest, loaded: LoadedModel, request_i
         scores=_scores(request),
         score_top_p=_unit(request, "score_top_p", "score_top_p", 0.9),
         resume_at=request.resume_at,
+        prefix=prefix,
     )
 
 
@@ -201,25 +202,27 @@ def _context(
     languages: Languages,
     source: Encoded,
     options: TextOptions,
-) -> list[int]:
-    """What the decoder reads between the source and step 0."""
+) -> tuple[list[int], Encoded | None]:
+    """What the decoder reads between the source and step 0, and the prefix among it that is a text."""
     start = loaded.codec.start_ids(languages)
     if not request.HasField("prefix"):
-        return start
+        return start, None
     if request.WhichOneof("target") == "given":
         raise invalid("prefix", "CONTRADICTION", "goes with decoding, not with a given target")
     prefix, most = request.prefix, loaded.max_target_tokens
     kind = prefix.WhichOneof("kind")
     if kind == "text":
         _check_text(prefix.text, "prefix.text", most, loaded)
-        ids = loaded.codec.encode_prefix(source, prefix.text, languages, options)
-        if not ids or not (options.parses_special or any(not loaded.codec.is_special(id_) for id_ in ids)):
+        encoded = loaded.codec.encode_prefix(source, prefix.text, languages, options)
+        tokens = encoded.tokens
+        if not tokens or not (options.parses_special or any(not token.special for token in tokens)):
             raise invalid("prefix.text", "EMPTY", "must not be empty: it tokenizes to nothing")
-    elif kind == "token_ids":
+        return [*start, *encoded.ids], encoded
+    if kind == "token_ids":
         ids = _token_ids(prefix, "prefix", loaded, most)
     else:
         raise invalid("prefix", "REQUIRED", "one of text and token_ids must be set")
-    return [*start, *ids]
+    return [*start, *ids], None
 
 
 def _given(

@@ -66,9 +66,11 @@ class Codec:
         self._pieces = Pieces(tokenizer, self._codes.ids.values())
         self._token_bytes = max(_TOKEN_BYTES, *(len(piece.encode()) for piece in tokenizer.get_vocab()))
         self.piece, self.is_special = self._pieces.piece, self._pieces.is_special
+        self.unknown = self._pieces.unknown
         self.is_silent, self.role = self._pieces.is_silent, self._pieces.role
         self.bytes_of, self.byte_vocabulary = self._pieces.bytes_of, self._pieces.byte_vocabulary
         self.decode, self.text_behind_others = self._pieces.decode, self._pieces.text_behind_others
+        self.decode_before_letters = self._pieces.decode_before_letters
         # Tokens that are control tokens wherever they come from: special ones, and what a chat template writes.
         self._controls = control_tokens(tokenizer, self._pieces.is_special)
         self._frames: dict[tuple[Languages, bool], tuple[list[int], list[int]]] = {}
@@ -167,16 +169,15 @@ class Codec:
                     return self._settled(text, _behind(joint, known, len(prompt.text)), None)
             return self._settled(text, self._encode_behind(text, options.parses_special), None)
 
-    def encode_prefix(
-        self, source: Encoded, text: str, languages: Languages, options: TextOptions = _PLAIN
-    ) -> list[int]:
-        """Token ids that a target starts with: no end token behind them."""
+    def encode_prefix(self, source: Encoded, text: str, languages: Languages, options: TextOptions = _PLAIN) -> Encoded:
+        """Tokens of a text that a target starts with: no end token behind them."""
         if not self._is_encoder_decoder:
-            return self.encode_continuation(source, text, options).ids
+            return self.encode_continuation(source, text, options)
         with self._lock:
             self._codes.apply(languages)
             part = self._encode(text, _Way(languages, TextOptions(options.parses_special), as_target=True))
-        return part.ids[: len(part.ids) - part.added[1]]
+        count = len(part.ids) - part.added[1]
+        return self._settled(text, _Part(part.ids[:count], part.spans[:count]), None)
 
     def render_chat(self, messages: Sequence[dict[str, str]], options: TextOptions = _PLAIN) -> Encoded:
         """The prompt that a conversation becomes. The template writes the special tokens itself.

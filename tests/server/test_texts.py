@@ -396,6 +396,42 @@ def test_a_prefix_keeps_its_last_unknown_token(bundled, bundled_server):
         assert result.started.prefix[-1].id == bundled.codec._tokenizer.unk_token_id
 
 
+@pytest.mark.parametrize("prefix", ["Ich mag 東京", "a </s>", "😀語", "Ich  mag", "Ich mag ﬁ", "Ich"])
+def test_a_target_starts_with_its_prefix_whatever_is_unknown_in_it(bundled_server, prefix):
+    with Client(bundled_server) as client:
+        options = {"decoding": Decoding(Greedy(), max_new_tokens=4), "timeout": 60}
+        result = client.attribute("I like Tokyo.", prefix=prefix, **options).result()
+        assert result.text.startswith(prefix)
+        steps = list(client.attribute("I like Tokyo.", prefix=prefix, **options))
+        assert result.text == prefix + "".join(step.text for step in steps)
+        covered = set()
+        for token in result.started.prefix:
+            assert token.text == prefix[token.begin : token.end]
+            covered |= {*range(token.begin, token.end)}
+        assert covered == {place for place, character in enumerate(prefix) if not character.isspace()}
+        for token in result.steps:
+            assert token.begin >= len(prefix.rstrip())
+            assert token.text == result.text[token.begin : token.end]
+        if prefix != "😀語":  # of which the model knows nothing: no text, and so no space behind it
+            pieces = "".join(step.token.piece for step in steps if not step.token.special)
+            assert result.text == prefix + pieces.replace("▁", " ").replace("<unk>", "")
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_what_a_language_model_goes_on_from_starts_its_text(zoo, name):
+    with serving(zoo(name)) as address, Client(address) as client:
+        options = {"decoding": Decoding(Greedy(), max_new_tokens=2), "timeout": 60}
+        for prefix in (" dog 東京", " a </s>", "\n\n", " 😀語 "):
+            result = client.attribute("The lazy", prefix=prefix, **options).result()
+            steps = list(client.attribute("The lazy", prefix=prefix, **options))
+            assert result.text == prefix + "".join(step.text for step in steps)
+            tokens = result.started.prefix
+            assert all(token.text == prefix[token.begin : token.end] for token in tokens)
+            assert [token.begin for token in tokens] == sorted(token.begin for token in tokens)
+            covered = {place for token in tokens for place in range(token.begin, token.end)}
+            assert covered >= {place for place, character in enumerate(prefix) if not character.isspace()}
+
+
 def test_a_line_break_is_a_token_of_a_language_model(zoo):
     with serving(zoo("gpt2")) as address, Client(address) as client:
         options = {"decoding": Decoding(Greedy(), max_new_tokens=2), "timeout": 60}

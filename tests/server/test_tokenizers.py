@@ -211,3 +211,91 @@ def test_text_that_grows_is_the_text_decoded_at_once(name, text, cut):
     if "\ufffd" in begun and "\ufffd" not in whole:
         assert whole.endswith(going_on)
         assert len(begun) + len(going_on) == len(whole)
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+@settings(deadline=None, max_examples=30)
+@given(prefix=texts, later=texts)
+@example(prefix="the 東京", later="the dog")
+@example(prefix="a </s>", later="the")
+@example(prefix="😀語", later="the lazy")
+@example(prefix="the dog ", later="lazy, dog")
+@example(prefix='er sagt: "', later='ja", und geht.')
+@example(prefix="\x08", later="the")
+def test_a_target_starts_with_its_prefix_as_it_was_given(name, prefix, later):
+    codec = codec_of(name)
+    encoded = codec.encode_prefix(codec.encode_source("the"), prefix, codec.languages_of("", ""))
+    assert encoded.text == prefix
+    check_spans(prefix, encoded.tokens)
+    ids = [id_ for id_ in codec.encode_source(later).ids if not codec.is_special(id_)]
+    detokenizer = Detokenizer(codec, prefix=encoded)
+    assert detokenizer.text == prefix
+    deltas, tokens = [], []
+    for id_ in ids:
+        delta, token = detokenizer.add(id_)
+        deltas.append(delta)
+        tokens.append(token)
+    if tokens:
+        rest, tokens[-1] = detokenizer.finish(tokens[-1])
+        deltas.append(rest)
+    added = "".join(deltas)
+    assert detokenizer.text == prefix + added
+    if not added.strip():
+        assert not codec.decode(ids).strip()
+        return
+    # What comes behind it is what the decoder makes of both, but for what it makes of the prefix.
+    known = [id_ for id_ in encoded.ids if not codec.is_special(id_)]
+    whole, before = codec.decode([*known, *ids]), codec.decode(known)
+    assert whole.endswith(added)
+    begun = whole[: len(whole) - len(added)]
+    shown = [id_ for id_ in known if not codec.is_silent(id_)]
+    mark = "@@" if shown and codec.piece(shown[-1]).endswith("@@") else ""  # of a word that goes on
+    assert "".join(begun.split()) == "".join(before.removesuffix(mark).split())
+    # A space that separates words is kept, and one that is the prefix's own is not written again.
+    if shown and codec.role(shown[-1]) == "space" and (letters := codec._pieces._letters) is not None:
+        assert begun == codec.decode([*known, letters]).removesuffix(codec.piece(letters))
+    elif whole.startswith(before) and not mark:
+        assert begun == before
+    last = max((token.begin for token in encoded.tokens), default=0)
+    for token in tokens:
+        assert last <= token.begin <= token.end <= len(detokenizer.text)
+        last = token.begin
+        assert token.end == token.begin or token.begin >= len(prefix)
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+@settings(deadline=None, max_examples=30)
+@given(data=st.data())
+def test_broken_characters_are_the_same_however_they_come(name, data):
+    """Bytes that are no character, half a surrogate at the end, and tokens without text between bytes."""
+    codec = codec_of(name)
+    if codec.byte_vocabulary is None:
+        return
+    pieces = codec._pieces
+    single = {own: id_ for id_ in range(len(codec._tokenizer)) if len(own := codec.bytes_of(id_) or b"") == 1}
+    byte = {own[0]: id_ for own, id_ in single.items()}
+    fixed = [[0xED, 0xA8], [0x41, 0xED, 0xA8], [0xED, 0xA8, 0x41], [0xDE, -1, 0x90], [0xDE, -1, 0x90, 0x85]]
+    drawn = st.lists(st.sampled_from([0x41, 0x20, 0xDE, 0x90, 0x85, 0xED, 0xA8, 0xF0, 0x9F, 0x98, -1, -2]), max_size=9)
+    special = codec._tokenizer.eos_token_id
+    for marks in (*fixed, data.draw(drawn)):
+        if pieces.unknown is None and -1 in marks:
+            continue
+        ids = [{-1: pieces.unknown, -2: special}.get(mark, byte.get(mark)) for mark in marks]
+        whole, tokens = grown(codec, ids)
+        assert whole == codec.decode(ids)
+        assert (
+            whole == b"".join(bytes([mark]) for mark in marks if mark >= 0).decode("utf-8", "replace")
+            or codec.byte_vocabulary == "byte_fallback"
+        )
+        begins = [token.begin for token in tokens]
+        assert begins == sorted(begins)
+        assert all(token.end <= len(whole) for token in tokens)
+        covered = {place for token in tokens for place in range(token.begin, token.end)}
+        if -2 not in marks:  # a special token at the end leaves what was held back to nobody
+            assert covered >= {place for place, character in enumerate(whole) if not character.isspace()}
+        decoded = codec.decode_ids(ids)
+        assert decoded.text == whole
+        for cut in range(len(ids)):
+            begun, rest = codec.decode(ids[:cut]), grown(codec, ids[cut:], tuple(ids[:cut]))[0]
+            if "\ufffd" not in begun:
+                assert begun + rest == whole or codec.byte_vocabulary == "byte_fallback"

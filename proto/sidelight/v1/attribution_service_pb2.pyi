@@ -383,7 +383,9 @@ class Finished(_message.Message):
     SIGNALS_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
     text: _builtins.str
-    """The target's text, prefix included, special tokens left out."""
+    """The target's text, prefix included, special tokens left out. A prefix or target that was given as a text is as it was
+    given.
+    """
     stop_reason: _text_pb2.StopReason.ValueType
     """Why it ended here."""
     @_builtins.property
