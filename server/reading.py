@@ -20,7 +20,7 @@ from .errors import not_a_number
 from .models import LoadedModel
 from .numbers import Numbers, are_finite, fetch, numbers_of, tensors_of
 from .sites import matrices_of
-from .transformers_versions import cache_argument, cache_of
+from .transformers_versions import cache_argument, cache_of, takes_whole_target
 
 NO_QUERIES = slice(0, 0)
 LAST_QUERY = slice(-1, None)
@@ -68,6 +68,7 @@ class Reader:
         self._keeps_logits = loaded.takes_logits_to_keep
         self.context = list(context_ids) if loaded.is_encoder_decoder else [*source_ids, *context_ids]
         self.position = 0
+        self._target_ids = self.tensor([])[:, :0].long()  # read so far, for models that want them again
 
     def tensor(self, ids: Sequence[int]) -> Tensor:
         """Ids as a batch of one."""
@@ -125,6 +126,8 @@ class Reader:
         rows = Recording(self._plan, queries, {"cross": len(self._source), "decoder_self": self.position})
         inputs: dict[str, Any] = {cache_argument(self._model): self._cache, "use_cache": not last}
         if self._is_encoder_decoder:
+            if takes_whole_target(self._model):
+                ids = self._target_ids = torch.cat([self._target_ids, ids], 1)
             inputs |= {"decoder_input_ids": ids, "encoder_outputs": self._encoder_outputs, **self._mask()}
             if not self._by_rows:
                 # Read already, and not read again; but FSMT masks a target's future only where it sees the source.

@@ -12,6 +12,8 @@ import inspect
 from functools import lru_cache
 from typing import Any
 
+import transformers
+from packaging import version
 from transformers import PreTrainedModel
 
 
@@ -40,3 +42,11 @@ def set_attention(model: PreTrainedModel, name: str) -> None:
     for part in model.modules():
         if isinstance(part, PreTrainedModel) and part.config._attn_implementation != model.config._attn_implementation:
             part.set_attn_implementation(name)
+
+
+def takes_whole_target(model: Any) -> bool:
+    """Whether a decoder that keeps a cache wants all tokens of the target again, and reads only the last of them.
+
+    FSMT's did so before 5.18.
+    """
+    return model.config.model_type == "fsmt" and version.parse(transformers.__version__) < version.parse("5.18")

@@ -17,6 +17,7 @@ from model_zoo import FAMILIES, SOURCE, TARGET, Family, build_model
 from sidelight.client import Attribution, Capture, Client, Decoding, Greedy
 from sidelight.server.attention import NAME
 from sidelight.server.models import LoadedModel, bundled_model, load
+from sidelight.server.transformers_versions import takes_whole_target
 
 KINDS = ("cross", "decoder_self", "encoder_self")
 NEW_TOKENS = 10
@@ -125,8 +126,11 @@ def test_equal_to_the_models_own_matrices(served, row, given):
 
 
 def test_the_tokens_are_those_of_generate(served):
+    if takes_whole_target(served.loaded.model):
+        pytest.skip("this transformers generates other tokens with FSMT than its forward pass gives")
     ours = served.attribute()
-    reference = type(served.loaded.model).from_pretrained(served.path).eval()
+    # Eager: SDPA of old versions leaves out Gemma 2's soft caps.
+    reference = type(served.loaded.model).from_pretrained(served.path, attn_implementation="eager").eval()
     ids = torch.tensor([[token.id for token in ours.source]])
     options = {"max_new_tokens": NEW_TOKENS, "do_sample": False, "num_beams": 1}
     if served.first_id is not None:
