@@ -13,8 +13,9 @@ from functools import lru_cache
 from typing import Any
 
 import transformers
-from packaging import version
 from transformers import PreTrainedModel
+
+_VERSION = tuple(int(part) for part in transformers.__version__.split(".")[:2])
 
 
 def cache_argument(model: Any) -> str:
@@ -49,4 +50,4 @@ def takes_whole_target(model: Any) -> bool:
 
     FSMT's did so before 5.18.
     """
-    return model.config.model_type == "fsmt" and version.parse(transformers.__version__) < version.parse("5.18")
+    return model.config.model_type == "fsmt" and _VERSION < (5, 18)
