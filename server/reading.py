@@ -68,7 +68,7 @@ class Reader:
         self._keeps_logits = loaded.takes_logits_to_keep
         self.context = list(context_ids) if loaded.is_encoder_decoder else [*source_ids, *context_ids]
         self.position = 0
-        self._target_ids = self.tensor([])[:, :0].long()  # read so far, for models that want them again
+        self._target_ids: Tensor | None = None  # read so far, where the model wants them again
 
     def tensor(self, ids: Sequence[int]) -> Tensor:
         """Ids as a batch of one."""
@@ -127,7 +127,8 @@ class Reader:
         inputs: dict[str, Any] = {cache_argument(self._model): self._cache, "use_cache": not last}
         if self._is_encoder_decoder:
             if takes_whole_target(self._model):
-                ids = self._target_ids = torch.cat([self._target_ids, ids], 1)
+                ids = ids if self._target_ids is None else torch.cat([self._target_ids, ids], 1)
+                self._target_ids = ids
             inputs |= {"decoder_input_ids": ids, "encoder_outputs": self._encoder_outputs, **self._mask()}
             if not self._by_rows:
                 # Read already, and not read again; but FSMT masks a target's future only where it sees the source.
