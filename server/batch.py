@@ -354,7 +354,7 @@ class Batch:
 
     def bytes_of(self, seat: Seat) -> int:
         """How much memory a request takes while it is parked."""
-        return self._slots.bytes_of(seat.length, seat.source_length)
+        return self._layout.bytes_of(seat.length, seat.source_length)
 
     def unpark(self, seat: Seat) -> None:
         """Gives one who was parked a slot again. There must be a free one."""

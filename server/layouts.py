@@ -85,7 +85,11 @@ class Layout:
     @property
     def bytes_of_slot(self) -> int:
         """How much memory one slot takes."""
-        return bytes_of_slot(self._own, self._length, self._source, self._source_length, self._model.dtype)
+        return self.bytes_of(self._length, self._source_length)
+
+    def bytes_of(self, length: int, source_length: int) -> int:
+        """How much memory the keys and values of a sequence take, of so many positions of target and source."""
+        return bytes_of_slot(self._own, length, self._source, source_length, self._model.dtype)
 
     def slots(self, count: int, length: int | None = None) -> Slots:
         """Room for so many sequences."""

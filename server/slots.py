@@ -20,8 +20,8 @@ from transformers.cache_utils import Cache, CacheLayerMixin, EncoderDecoderCache
 
 from .attention import Kind
 
-# So many numbers, of two bytes or four, are whole lines of the cache.
-_NUMBERS_OF_LINE = 32
+# Bytes of a line of the processor's cache, at which torch begins the memory of a tensor.
+_LINE = 64
 
 
 class Shape(NamedTuple):
@@ -32,17 +32,13 @@ class Shape(NamedTuple):
     value_width: int
 
 
-# Bytes that a tensor's memory begins at a multiple of, as torch's own does.
-_ALIGNMENT = 64
-
-
 def zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Zeros that take memory on a CPU only as far as they are written to: torch's own take all of it at once."""
     if device.type != "cpu":
         return torch.zeros(*shape, dtype=dtype, device=device)
     size = math.prod(shape) * dtype.itemsize
-    held = np.zeros(size + _ALIGNMENT, np.uint8)
-    begin = -held.ctypes.data % _ALIGNMENT
+    held = np.zeros(size + _LINE, np.uint8)
+    begin = -held.ctypes.data % _LINE
     return torch.from_numpy(held[begin : begin + size]).view(dtype).view(*shape)
 
 
@@ -67,7 +63,7 @@ class SlotLayer(CacheLayerMixin):
         def room(width: int) -> Tensor:
             # Each slot begins at a line of the cache, as tensors do: the bits of torch's products depend on that.
             size = shape.heads * length * width
-            rooms = zeros((slots, -(-size // _NUMBERS_OF_LINE) * _NUMBERS_OF_LINE), dtype, device)
+            rooms = zeros((slots, size + -size % (_LINE // dtype.itemsize)), dtype, device)
             if heads_together:
                 return rooms[:, :size].unflatten(1, (length, shape.heads, width)).transpose(1, 2)
             return rooms[:, :size].unflatten(1, (shape.heads, length, width))
@@ -292,13 +288,6 @@ class Slots:
 
         return Contents(copied(self.own.slot_layers, length), copied(self._source_layers, source_length))
 
-    def bytes_of(self, length: int, source_length: int) -> int:
-        """How much memory the contents of a slot take, moved out of it."""
-        counts = ((self.own.slot_layers, length), (self._source_layers, source_length))
-        places = [(layer.all_keys[0], count) for layers, count in counts for layer in layers]
-        places += [(layer.all_values[0], count) for layers, count in counts for layer in layers]
-        return sum(count * place[:, 0].numel() * place.element_size() for place, count in places)
-
     def put(self, slot: int, contents: Contents) -> None:
         """Fills a slot with what was taken out of one."""
         for layers, held in ((self.own.slot_layers, contents.own), (self._source_layers, contents.source)):
@@ -330,7 +319,7 @@ class Slots:
 def bytes_of_slot(
     own: Sequence[Shape], length: int, source: Sequence[Shape], source_length: int, dtype: torch.dtype
 ) -> int:
-    """How much memory one slot takes."""
+    """How much memory the keys and values of so many positions take."""
     numbers = sum(length * shape.heads * (shape.key_width + shape.value_width) for shape in own)
     numbers += sum(source_length * shape.heads * (shape.key_width + shape.value_width) for shape in source)
     return numbers * dtype.itemsize
