@@ -7,6 +7,7 @@ link into its own cache. Knows files, names and shapes; knows neither tensors' n
 from __future__ import annotations
 
 import json
+import math
 import re
 import stat
 from collections.abc import Iterator, Mapping
@@ -54,7 +55,7 @@ class Checkpoint:
     @property
     def numbers(self) -> int:
         """How many numbers the tensors have."""
-        return sum(_count(shape) for shape in self.shapes.values())
+        return sum(math.prod(shape) for shape in self.shapes.values())
 
 
 def open_checkpoint(where: str | Path) -> Checkpoint:
@@ -241,13 +242,6 @@ def _read_shapes(folder: Path, name: str, listed_by: str) -> dict[str, tuple[int
             return {key: tuple(tensors.get_slice(key).get_shape()) for key in tensors.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{name} is not a whole safetensors file: {one_line(error)}") from error
-
-
-def _count(shape: tuple[int, ...]) -> int:
-    count = 1
-    for size in shape:
-        count *= size
-    return count
 
 
 # ---- the hub --------------------------------------------------------------------------------------------------------

@@ -64,7 +64,7 @@ def check_generation_config(config: Mapping[str, Any], checkpoint: Checkpoint, v
             continue
         kinds = int if rule.is_whole else (int, float)
         if not isinstance(value, kinds) or isinstance(value, bool) or not math.isfinite(value) or not rule.holds(value):
-            raise CheckpointError(f"{_file_of(name, checkpoint)}: {name} must be {rule.words}, not {_shown(value)}")
+            raise _wrong(checkpoint, name, rule.words, value)
     for name in _TOKENS:
         value = config.get(name)
         is_list = isinstance(value, (list, tuple)) and name not in _TOKEN
@@ -72,25 +72,13 @@ def check_generation_config(config: Mapping[str, Any], checkpoint: Checkpoint, v
             _check_token(token, name, checkpoint, vocabulary)
     for name, words in _words_of(config, checkpoint):
         if not isinstance(words, (list, tuple)) or not words:
-            raise CheckpointError(
-                f"{_file_of(name, checkpoint)}: {name} must be lists of tokens, none of them empty, not {_shown(words)}"
-            )
+            raise _wrong(checkpoint, name, "lists of tokens, none of them empty", words)
         for token in words:
             _check_token(token, name, checkpoint, vocabulary)
     stops: Any = config.get("stop_strings")
-    texts = (
-        [stops]
-        if isinstance(stops, str)
-        else stops
-        if isinstance(stops, (list, tuple))
-        else []
-        if stops is None
-        else [0]
-    )
-    if not all(isinstance(text, str) and text for text in texts):
-        raise CheckpointError(
-            f"{_file_of('stop_strings', checkpoint)}: stop_strings must be texts, not {_shown(stops)}"
-        )
+    texts = stops if isinstance(stops, (list, tuple)) else [stops]
+    if stops is not None and not all(isinstance(text, str) and text for text in texts):
+        raise _wrong(checkpoint, "stop_strings", "texts", stops)
 
 
 def _words_of(config: Mapping[str, Any], checkpoint: Checkpoint) -> Iterator[tuple[str, Any]]:
@@ -98,18 +86,13 @@ def _words_of(config: Mapping[str, Any], checkpoint: Checkpoint) -> Iterator[tup
     banned: Any = config.get("bad_words_ids")
     if banned is not None:
         if not isinstance(banned, (list, tuple)) or not banned:
-            raise CheckpointError(
-                f"{_file_of('bad_words_ids', checkpoint)}: bad_words_ids must be lists of tokens, not {_shown(banned)}"
-            )
+            raise _wrong(checkpoint, "bad_words_ids", "lists of tokens", banned)
         yield from (("bad_words_ids", word) for word in banned)
     biases: Any = config.get("sequence_bias")
     if biases is not None:
         pairs = list(biases.items()) if isinstance(biases, dict) else biases
         if not isinstance(pairs, (list, tuple)) or not all(_is_bias(pair) for pair in pairs):
-            raise CheckpointError(
-                f"{_file_of('sequence_bias', checkpoint)}: sequence_bias must be pairs of tokens and a number,"
-                f" not {_shown(biases)}"
-            )
+            raise _wrong(checkpoint, "sequence_bias", "pairs of tokens and a number", biases)
         yield from (("sequence_bias", pair[0]) for pair in pairs)
 
 
@@ -122,23 +105,25 @@ def _is_bias(pair: Any) -> bool:
 
 def _check_token(token: Any, name: str, checkpoint: Checkpoint, vocabulary: int) -> None:
     if not isinstance(token, int) or isinstance(token, bool):
-        raise CheckpointError(f"{_file_of(name, checkpoint)}: {name} must be a token's number, not {_shown(token)}")
+        raise _wrong(checkpoint, name, "a token's number", token)
     # Some that have no padding say so by -1.
     least = -1 if name == "pad_token_id" else 0
     if token < least:
-        raise CheckpointError(f"{_file_of(name, checkpoint)}: {name} must be {least} or above, not {token}")
+        raise _wrong(checkpoint, name, f"{least} or above", token)
     if token >= vocabulary:
         raise CheckpointError(
             f"{_file_of(name, checkpoint)}: {name} {token} is outside the vocabulary of {vocabulary:,} tokens"
         )
 
 
+def _wrong(checkpoint: Checkpoint, name: str, words: str, value: object) -> CheckpointError:
+    """The error for a field that is not what it must be."""
+    shown = repr(value)
+    shown = shown if len(shown) <= 60 else f"{shown[:60]}..."
+    return CheckpointError(f"{_file_of(name, checkpoint)}: {name} must be {words}, not {shown}")
+
+
 def _file_of(name: str, checkpoint: Checkpoint) -> str:
     """Which of a model's files says a field."""
     is_own = name in checkpoint.generation_config or name not in checkpoint.config
     return GENERATION_CONFIG if is_own else CONFIG
-
-
-def _shown(value: object) -> str:
-    shown = repr(value)
-    return shown if len(shown) <= 60 else f"{shown[:60]}..."

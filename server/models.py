@@ -80,8 +80,7 @@ class LoadedModel:
     @cached_property
     def vocabulary_size(self) -> int:
         """Token ids are below this."""
-        embeddings: Any = self.model.get_input_embeddings()
-        return int(embeddings.weight.shape[0])
+        return _vocabulary_size(self.model)
 
     @cached_property
     def takes_logits_to_keep(self) -> bool:
@@ -91,8 +90,7 @@ class LoadedModel:
     @cached_property
     def generation_config(self) -> GenerationConfig:
         """The model's own, as `generate` completes it: to be copied, not changed."""
-        model: Any = self.model
-        return model._prepare_generation_config(None)[0]
+        return _generation_config(self.model)
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
@@ -230,10 +228,18 @@ def _check_vocabularies(config: PreTrainedConfig, tokenizer: Any) -> None:
 
 def _check_generation(model: Any, checkpoint: Checkpoint) -> None:
     """Refuses tokens and numbers of the generation config that every request would fail by."""
-    vocabulary = int(model.get_input_embeddings().weight.shape[0])
+    vocabulary = _vocabulary_size(model)
     scored = int(getattr(model.get_output_embeddings(), "out_features", vocabulary))
-    completed = model._prepare_generation_config(None)[0].to_dict()
-    check_generation_config(completed, checkpoint, min(vocabulary, scored))
+    check_generation_config(_generation_config(model).to_dict(), checkpoint, min(vocabulary, scored))
+
+
+def _vocabulary_size(model: Any) -> int:
+    return int(model.get_input_embeddings().weight.shape[0])
+
+
+def _generation_config(model: Any) -> GenerationConfig:
+    """A model's own generation config, as `generate` completes it."""
+    return model._prepare_generation_config(None)[0]
 
 
 def _make_codec(tokenizer: Any, model: PreTrainedModel, checkpoint: Checkpoint, config: PreTrainedConfig) -> Codec:
@@ -242,8 +248,7 @@ def _make_codec(tokenizer: Any, model: PreTrainedModel, checkpoint: Checkpoint, 
         codec.encode_source("a")
     except Exception as error:  # as in `load_tokenizer`
         raise tokenizer_error(checkpoint, config, error) from error
-    embeddings: Any = model.get_input_embeddings()
-    vocabulary = int(embeddings.weight.shape[0])
+    vocabulary = _vocabulary_size(model)
     tokens = {"decoder_start_token_id": next(iter(codec.start_ids(codec.languages_of("", ""))), None)}
     if config.is_encoder_decoder:
         tokens["pad_token_id"] = config.pad_token_id
