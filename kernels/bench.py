@@ -9,10 +9,12 @@ left to gain. What a variant calls its least bytes is counted as moved, whatever
 
 from __future__ import annotations
 
+import json
 import platform
 import shutil
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -178,6 +180,12 @@ def table(timings: Sequence[Timing]) -> Table:
 def _compared(baseline: float | None, seconds: float) -> str:
     """A baseline's time, and how many times the kernel's it is."""
     return "–" if baseline is None else f"{baseline * 1e6:,.1f} ({baseline / seconds:.2f}x)"
+
+
+def write(file: Path, found: Mapping[str, str], timings: Sequence[Timing]) -> None:
+    """Writes what programs read, in JSON. Raises OSError."""
+    text = json.dumps(as_json(found, timings), indent=2, ensure_ascii=False)
+    file.write_text(text + "\n", encoding="utf-8")
 
 
 def as_json(found: Mapping[str, str], timings: Sequence[Timing]) -> dict[str, Any]:

@@ -9,7 +9,6 @@ Triton come in only when the command runs.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -49,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
 
 def report(variants: Iterable[Variant], device: str, timer: Timer, file: Path | None) -> int:
     """Times variants, and prints and writes what was found. Returns the exit status."""
-    from .bench import as_json, machine, measure, table
+    from .bench import machine, measure, table, write
 
     try:
         if file:
@@ -66,8 +65,7 @@ def report(variants: Iterable[Variant], device: str, timer: Timer, file: Path | 
                 status.update(f"{variant.kernel}, {variant.case}")
                 timings.append(measure(variant, device, timer))
                 if file:  # after each variant: what is measured stays, whatever ends this
-                    text = json.dumps(as_json(found, timings), indent=2, ensure_ascii=False)
-                    file.write_text(text + "\n", encoding="utf-8")
+                    write(file, found, timings)
         console.print()
         console.print(table(timings))
         console.print("\nIn parentheses how many times the kernel's own time that is.")

@@ -49,23 +49,23 @@ class Engine:
     """The part: its figures, by model, mode and number of streams."""
 
     def __init__(self) -> None:
-        self.part = PartReport("engine")
-        dry = self.part.is_dry
+        self.report = PartReport("engine")
+        dry = self.report.is_dry
         self.streams = (1, 2) if dry else (1, 8, 64, 256)
         self.rounds = 1 if dry else 3
         self.dtype = "bfloat16"
-        self.options = ["--device", self.part.device, "--dtype", self.dtype, "--max-length", str(MAX_LENGTH)]
+        self.options = ["--device", self.report.device, "--dtype", self.dtype, "--max-length", str(MAX_LENGTH)]
         self.options += ["--max-slots", str(max(self.streams))]
         self.rows: dict[tuple[str, int], dict[str, float]] = {
             (name, count): {} for name in MODELS for count in self.streams
         }
-        self.part.begin_table("model, streams", *_COLUMNS)
+        self.report.begin_table("model, streams", *_COLUMNS)
 
     def run(self) -> None:
         """Measures everything, the most important figures first."""
-        part = self.part
+        report = self.report
         for name in MODELS:
-            models.wait_for(name, part.scratch, is_dry=part.is_dry)
+            models.wait_for(name, report.scratch, is_dry=report.is_dry)
         with ThreadPoolExecutor(2) as pool, contextlib.ExitStack() as stack:
             eager = {name: pool.submit(self._start, stack, "eager", name) for name in MODELS}
             for name in MODELS:
@@ -74,7 +74,7 @@ class Engine:
                 self._guard(name, "steps", self._steps, name)
             # Compiling keeps several cores busy: not while anything above is measured.
             compiled = {
-                name: pool.submit(self._start, stack, "compile", name) for name in MODELS[: 1 if part.is_dry else 2]
+                name: pool.submit(self._start, stack, "compile", name) for name in MODELS[: 1 if report.is_dry else 2]
             }
             for name in MODELS:
                 self._guard(name, "generate", self._generate, name)
@@ -86,10 +86,10 @@ class Engine:
         try:
             work(*arguments)
         except Exception as error:
-            self.part.fail_with(f"{name}, {what}", error)
+            self.report.fail_with(f"{name}, {what}", error)
 
     def _workload(self, name: str, count: int) -> Workload:
-        return models.workload(name, self.part.scratch, count, is_dry=self.part.is_dry)
+        return models.workload(name, self.report.scratch, count)
 
     # ---- servers ----------------------------------------------------------------------------------------------------
 
@@ -97,13 +97,13 @@ class Engine:
         """Starts a server. Returns its address, and the seconds until it served."""
         began = time.perf_counter()
         options = [*self.options, *(["--compile"] if mode == "compile" else [])]
-        server = load_client.serve(models.folder_of(self.part.scratch, name), name, options)
+        server = load_client.serve(models.folder_of(self.report.scratch, name), name, options)
         address = stack.enter_context(server)
         return address, time.perf_counter() - began
 
     def _ask(self, mode: str, name: str, server: Future[tuple[str, float]]) -> None:
         address, started = server.result()
-        self.part.add(f"{name}, {mode}: seconds to start", started)
+        self.report.add(f"{name}, {mode}: seconds to start", started)
         print(f"{name}, {mode}: started after {started:.0f} s", flush=True)
         for count in self.streams:
             workload = self._workload(name, count)
@@ -119,7 +119,7 @@ class Engine:
     def _axes(self, name: str, what: str) -> tuple[int, ...]:
         if what != "heads":
             return ()
-        if self.part.is_dry:
+        if self.report.is_dry:
             return (2, 8 if name == "opus" else 16)
         return (6, 8) if name == "opus" else (12, 16)
 
@@ -129,25 +129,25 @@ class Engine:
     def _steps(self, name: str) -> None:
         from sidelight.server.models import load
 
-        part = self.part
-        folder = models.folder_of(part.scratch, name)
-        loaded = load(folder, device=part.device, dtype=self.dtype, max_length=MAX_LENGTH, packed=False)
+        report = self.report
+        folder = models.folder_of(report.scratch, name)
+        loaded = load(folder, device=report.device, dtype=self.dtype, max_length=MAX_LENGTH, packed=False)
         if loaded.layout is None:
-            part.fail(f"{name} is not run in slots in {self.dtype}")
+            report.fail(f"{name} is not run in slots in {self.dtype}")
             return
         for count in self.streams:
             for what in ("off", "heads"):
                 batch, seats = self._batch(loaded, name, count, what)
-                step = seconds(lambda batch=batch, seats=seats: list(batch.step(seats)), part.device, times=STEPS)
+                step = seconds(lambda batch=batch, seats=seats: list(batch.step(seats)), report.device, times=STEPS)
                 self._keep(name, count, f"step {what}", step * 1e3)
         count = min(PROFILED, max(self.streams))
         for what in ("heads", "off"):
             batch, seats = self._batch(loaded, name, count, what)
-            profiled = _profile(lambda batch=batch, seats=seats: list(batch.step(seats)), part.device, STEPS)
-            part.add(f"{name}, {count} slots, {what}: a step", profiled)
+            profiled = _profile(lambda batch=batch, seats=seats: list(batch.step(seats)), report.device, STEPS)
+            report.add(f"{name}, {count} slots, {what}: a step", profiled)
             shown = ", ".join(f"{key} {value:,.2f}" for key, value in profiled.items() if not key.startswith("µs of"))
             if what == "heads":
-                part.add_note(f"A step of {name}, {count} slots, all cross-attention: {shown}")
+                report.add_note(f"A step of {name}, {count} slots, all cross-attention: {shown}")
 
     def _batch(self, loaded: Any, name: str, count: int, what: str) -> tuple[Any, list[Any]]:
         """A batch whose requests have taken a few steps."""
@@ -166,16 +166,16 @@ class Engine:
 
     @torch.inference_mode()
     def _generate(self, name: str) -> None:
-        part = self.part
+        report = self.report
         for what, implementation in (("generate", "sdpa"), ("generate attentions", "eager")):
             model: Any = AutoModelForSeq2SeqLM.from_pretrained(
-                models.folder_of(part.scratch, name),
+                models.folder_of(report.scratch, name),
                 dtype=getattr(torch, self.dtype),
                 attn_implementation=implementation,
             )
-            model = model.to(part.device).eval()
+            model = model.to(report.device).eval()
             for count in self.streams:
-                sources = torch.tensor(self._workload(name, count).sources, device=part.device)
+                sources = torch.tensor(self._workload(name, count).sources, device=report.device)
                 options = {"max_new_tokens": models.TOKENS, "min_new_tokens": models.TOKENS, "do_sample": False}
                 options |= {"num_beams": 1, "attention_mask": torch.ones_like(sources)}
                 if what != "generate":
@@ -183,14 +183,14 @@ class Engine:
                 if count == self.streams[0]:
                     model.generate(sources, **options)  # whatever happens only once
                 times = self.rounds if what == "generate" else 1
-                taken = seconds(lambda: model.generate(sources, **options), part.device, times=times)  # noqa: B023
+                taken = seconds(lambda: model.generate(sources, **options), report.device, times=times)  # noqa: B023
                 self._keep(name, count, what, count * models.TOKENS / taken)
 
     # ---- what is found ----------------------------------------------------------------------------------------------
 
     def _keep(self, name: str, count: int, figure: str, value: float) -> None:
         self.rows[name, count][figure] = value
-        self.part.add(
+        self.report.add(
             "figures", [{"model": name, "streams": count, **found} for (name, count), found in self.rows.items()]
         )
         shown = [
@@ -203,7 +203,7 @@ class Engine:
             ]
             for (name, count), found in self.rows.items()
         ]
-        self.part.set_rows(shown)
+        self.report.set_rows(shown)
 
 
 _COLUMNS = (
@@ -281,7 +281,7 @@ def _merged_spans(spans: Sequence[tuple[float, float]]) -> Iterator[tuple[float,
 
 def main() -> int:
     engine = Engine()
-    if engine.part.is_dry:
+    if engine.report.is_dry:
         # --compile is asked for all the same; to compile takes a CPU a minute.
         os.environ["TORCHDYNAMO_DISABLE"] = "1"
     os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "4"

@@ -7,7 +7,6 @@ the script works.
 from __future__ import annotations
 
 import itertools
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -54,8 +53,7 @@ def measure(report: PartReport, cases: list[bench.Variant], timer: bench.Timer) 
         except Exception as error:
             report.fail_with(f"{case.kernel}, {case.case}", error)
             continue
-        content = json.dumps(bench.as_json(machine, timings), indent=2, ensure_ascii=False)
-        (report.out / "bench.json").write_text(content + "\n", encoding="utf-8")
+        bench.write(report.out / "bench.json", machine, timings)
         add_row(report, timings[-1])
 
 

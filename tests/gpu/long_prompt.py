@@ -27,26 +27,26 @@ CAPTURES = {
 
 
 def main() -> int:
-    part = PartReport("long_prompt")
-    prompt_tokens, new_tokens = (96, 20) if part.is_dry else (16_384, 64)
-    models.wait_for("llama", part.scratch, is_dry=part.is_dry)
-    folder = models.folder_of(part.scratch, "llama")
+    report = PartReport("long_prompt")
+    prompt_tokens, new_tokens = (96, 20) if report.is_dry else (16_384, 64)
+    models.wait_for("llama", report.scratch, is_dry=report.is_dry)
+    folder = models.folder_of(report.scratch, "llama")
     vocabulary = models.words(folder)
     draw = random.Random(0)
     prompt, target = ("".join(draw.choices(vocabulary, k=count)) for count in (prompt_tokens, new_tokens))
-    dtype = "float32" if part.is_dry else "bfloat16"
-    loaded = load(folder, device=part.device, dtype=dtype, max_length=prompt_tokens + new_tokens + 8, packed=False)
+    dtype = "float32" if report.is_dry else "bfloat16"
+    loaded = load(folder, device=report.device, dtype=dtype, max_length=prompt_tokens + new_tokens + 8, packed=False)
     config: Any = loaded.model.config
     whole = config.num_hidden_layers * config.num_attention_heads * prompt_tokens**2 * loaded.model.dtype.itemsize
     size = f"{whole / 1e9:,.0f} GB" if whole > 1e9 else f"{whole / 1e6:.1f} MB"
     title = f"behind {prompt_tokens:,} tokens, whose attention matrices alone are {size}"
-    part.begin_table(title, "extra memory", "seconds to the first step", "seconds")
+    report.begin_table(title, "extra memory", "seconds to the first step", "seconds")
     with serving(loaded, limits=Limits(running=2)) as address, Client(address) as client:
 
         def ask(text: str, **options: Any) -> tuple[float, float, int]:
             """Seconds to the first step and to the end, and the bytes of memory that the request needed."""
-            synchronize(part.device)
-            before = _memory(part.device, reset=True)
+            synchronize(report.device)
+            before = _memory(report.device, reset=True)
             began = time.perf_counter()
             first = 0.0
             shares: list[float] = []
@@ -56,16 +56,16 @@ def main() -> int:
                     shares.append(float(np.nansum(step.decoder_self, axis=0).mean()))
             seconds = time.perf_counter() - began
             if shares and abs(np.mean(shares) - 1) > 1e-2:
-                part.fail(f"rows behind a prompt of {len(text)} characters sum to {np.mean(shares):.4f}, not to 1")
-            return first, seconds, _memory(part.device) - before
+                report.fail(f"rows behind a prompt of {len(text)} characters sum to {np.mean(shares):.4f}, not to 1")
+            return first, seconds, _memory(report.device) - before
 
         for name, capture in CAPTURES.items():
             decoding = Decoding(Greedy(), max_new_tokens=new_tokens, min_new_tokens=new_tokens)
             ask(prompt, capture=capture, decoding=decoding)  # compiles what prompts of this length need
-            _report(part, f"{name}, {new_tokens} tokens written", *ask(prompt, capture=capture, decoding=decoding))
+            _report(report, f"{name}, {new_tokens} tokens written", *ask(prompt, capture=capture, decoding=decoding))
         capture = Capture(kinds=("decoder_self",), over_heads="mean")
         ask(prompt, capture=capture, target=target)
-        _report(part, f"mean of each layer, {new_tokens} tokens given", *ask(prompt, capture=capture, target=target))
+        _report(report, f"mean of each layer, {new_tokens} tokens given", *ask(prompt, capture=capture, target=target))
     return 0
 
 
@@ -78,9 +78,9 @@ def _memory(device: str, *, reset: bool = False) -> int:
     return torch.cuda.max_memory_allocated()
 
 
-def _report(part: PartReport, name: str, first: float, seconds: float, memory: int) -> None:
-    part.add(name, {"first": first, "seconds": seconds, "bytes": memory})
-    part.add_row(name, f"{memory / 1e6:,.0f} MB", f"{first:.2f}", f"{seconds:.2f}")
+def _report(report: PartReport, name: str, first: float, seconds: float, memory: int) -> None:
+    report.add(name, {"first": first, "seconds": seconds, "bytes": memory})
+    report.add_row(name, f"{memory / 1e6:,.0f} MB", f"{first:.2f}", f"{seconds:.2f}")
 
 
 if __name__ == "__main__":

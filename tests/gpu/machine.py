@@ -15,26 +15,28 @@ PACKAGES = ("torch", "triton", "transformers", "numpy", "numba", "grpcio", "prot
 
 
 def main() -> int:
-    part = PartReport("machine")
-    if part.device == "cuda" and not torch.cuda.is_available():
-        part.fail("torch finds no GPU")
+    report = PartReport("machine")
+    if report.device == "cuda" and not torch.cuda.is_available():
+        report.fail("torch finds no GPU")
         return 1
-    part.add("device", torch.cuda.get_device_name() if part.device == "cuda" else "cpu")  # first, whatever comes
+    report.add("device", torch.cuda.get_device_name() if report.device == "cuda" else "cpu")  # first, whatever comes
     import sidelight.server
     from sidelight.kernels.bench import machine
 
-    found = machine(part.device)
+    found = machine(report.device)
     found |= {package: _version(package) for package in PACKAGES}
     found |= {"sidelight": sidelight.server.__file__ or "", "kernel": platform.release(), "cores": str(os.cpu_count())}
-    if part.device == "cuda":
+    if report.device == "cuda":
         found["memory"] = f"{torch.cuda.get_device_properties(0).total_memory / 2**30:.0f} GiB"
         found["capability"] = ".".join(map(str, torch.cuda.get_device_capability()))
-    part.add("machine", found)
-    part.add_note(", ".join(f"{name} {value}" for name, value in found.items() if name not in ("sidelight", "kernel")))
+    report.add("machine", found)
+    report.add_note(
+        ", ".join(f"{name} {value}" for name, value in found.items() if name not in ("sidelight", "kernel"))
+    )
     # What Hugging Face's look-up of `kernels` finds: never a folder of the checkout.
     spec = importlib.util.find_spec("kernels")
     if spec is not None and "site-packages" not in str(spec.origin):
-        part.fail(f"`import kernels` finds {list(spec.submodule_search_locations or [])}")
+        report.fail(f"`import kernels` finds {list(spec.submodule_search_locations or [])}")
     return 0
 
 

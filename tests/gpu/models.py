@@ -45,11 +45,9 @@ def folder_of(scratch: Path, name: str) -> Path:
     return scratch / "models" / name
 
 
-def workload(name: str, scratch: Path, streams: int, *, is_dry: bool) -> Workload:
-    """A model with so many sources of token ids; made now where it is not there."""
+def workload(name: str, scratch: Path, streams: int) -> Workload:
+    """A model that is there (see `wait_for`), with so many sources of token ids."""
     folder = folder_of(scratch, name)
-    if not folder.exists():
-        make(name, folder, is_dry=is_dry)
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(2, 6000, (streams, TOKENS - 1), generator=generator).tolist()
     return Workload(name, name, folder, [[*row, 0] for row in ids], TOKENS, all_at_once=True)
