@@ -16,7 +16,7 @@ import grpc
 import pytest
 import torch
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from harness import CROSS, DECODER_SELF, ENCODER_SELF, request, serving, stub
+from harness import CROSS, DECODER_SELF, ENCODER_SELF, request, serving, stub, wait_until
 from raw_http2 import RawConnection
 from sidelight.server import batch as batch_module
 from sidelight.server import command
@@ -36,31 +36,10 @@ def long_request(**fields):
     return request(SENTENCE, decoding=text.Decoding(ignore_eos=True, max_new_tokens=250), **fields)
 
 
-@pytest.fixture
-def engines(monkeypatch) -> list[Engine]:
-    """The engines that are started."""
-    started: list[Engine] = []
-    start = Engine.start
-
-    def noting(engine):
-        started.append(engine)
-        start(engine)
-
-    monkeypatch.setattr(Engine, "start", noting)
-    return started
-
-
 def kill(thread: threading.Thread) -> None:
     """Ends a thread wherever it is, by something that no handler of faults takes for one."""
     assert thread.ident is not None
     ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(SystemExit))
-
-
-def wait_until(condition) -> None:
-    end = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 @pytest.mark.parametrize("timeout", ["2562047H", "2562048H", "99999999H"])

@@ -15,7 +15,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_status import rpc_status
-from harness import CROSS, DECODER_SELF, ENCODER_SELF, request, serving, steps_of, stub
+from harness import CROSS, DECODER_SELF, ENCODER_SELF, request, serving, steps_of, stub, wait_until
 from model_zoo import build_model
 from raw_http2 import RawConnection
 from sidelight.server import calls as calls_module
@@ -41,13 +41,6 @@ def long_request(**fields):
     return request(SENTENCE, decoding=text.Decoding(ignore_eos=True, max_new_tokens=250), **fields)
 
 
-def wait_until(condition) -> None:
-    end = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
 def reason_of(error: grpc.RpcError) -> str:
     """The reason for programs in a status' details."""
     from google.rpc import error_details_pb2
@@ -57,20 +50,6 @@ def reason_of(error: grpc.RpcError) -> str:
     assert status is not None
     assert any(detail.Unpack(info) for detail in status.details)
     return info.reason
-
-
-@pytest.fixture
-def engines(monkeypatch) -> list[Engine]:
-    """The engines that are started."""
-    started: list[Engine] = []
-    start = Engine.start
-
-    def noting(engine):
-        started.append(engine)
-        start(engine)
-
-    monkeypatch.setattr(Engine, "start", noting)
-    return started
 
 
 # ---- bytes that are no request ---------------------------------------------------------------------------------------

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import grpc
@@ -61,3 +62,11 @@ def request(
 def steps_of(responses: Sequence[attribution_service_pb2.AttributeResponse]) -> list[attribution_service_pb2.Step]:
     """All steps of a stream, in order."""
     return [step for response in responses for step in response.steps.steps]
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    """Waits for a condition; fails where it does not come true within a minute."""
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
