@@ -24,6 +24,9 @@ Span = tuple[int, int]
 Role = Literal["word", "space", "special"]
 """What a token stands for: characters, nothing but spaces (in vocabularies often a mark of its own), or no text."""
 
+# SentencePiece's mark for a space.
+SPACE = "▁"
+
 # Marks of subword vocabularies at the end of a piece, for the end of a word or for a word that goes on.
 _END_MARKS = ("</w>", "@@")
 
@@ -212,7 +215,7 @@ def _surfaces(pieces: Sequence[str]) -> tuple[str, list[tuple[int, int]]]:
     surface: list[str] = []
     owner: list[int] = []
     for index, piece in enumerate(pieces):
-        shown = piece.replace("▁", " ")
+        shown = piece.replace(SPACE, " ")
         for mark in _END_MARKS:
             shown = shown.removesuffix(mark)
         shown = shown.removeprefix(_BEGIN_MARK) or shown

@@ -7,23 +7,17 @@ from __future__ import annotations
 
 import functools
 import itertools
-import re
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 from tokenizers import decoders
 from tokenizers.pre_tokenizers import ByteLevel
 
-from .offsets import Role
+from .offsets import SPACE, Role
+from .sentencepieces import BYTE
 
 # How many tokens' texts are remembered.
 _REMEMBERED = 65536
-
-# SentencePiece's mark for a space.
-_SPACE = "▁"
-
-# SentencePiece's tokens for single bytes.
-_BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
 # Strings in which a tokenizer's way with bytes shows.
 _PROBES = ("é", "the 漢字 café", "naïve 🤖🏽 don't (x) , y")
@@ -88,7 +82,7 @@ class Pieces:
 
     def _shown(self, id_: int) -> str:
         own = self.bytes_of(id_)
-        return self.piece(id_).replace(_SPACE, " ") if own is None else own.decode("utf-8", "replace")
+        return self.piece(id_).replace(SPACE, " ") if own is None else own.decode("utf-8", "replace")
 
     # ---- bytes ------------------------------------------------------------------------------------------------------
 
@@ -119,7 +113,7 @@ class Pieces:
         """The bytes that a token stands for, where the vocabulary says; None for tokens that are characters."""
         piece = self.piece(id_)
         if self.byte_vocabulary == "byte_fallback":
-            match = None if id_ in self._added else _BYTE.fullmatch(piece)
+            match = None if id_ in self._added else BYTE.fullmatch(piece)
             return None if match is None else bytes([int(match[1], 16)])
         if self.byte_vocabulary is None:
             return None
@@ -195,7 +189,7 @@ class Pieces:
         It is known of pieces of SentencePiece, for tokenizers in Python: where a token adds to one text what its piece
         says, it adds this to all. The texts of tokens that stand for bytes, or for nothing known, are not their pieces.
         """
-        text = self.piece(id_).replace(_SPACE, " ")
+        text = self.piece(id_).replace(SPACE, " ")
         if self._anchor is None or not text or text != text.rstrip() or self.is_special(id_):
             return None
         if self.bytes_of(id_) is not None:
@@ -206,7 +200,7 @@ class Pieces:
         """A token that is a word; None where there is none that is marked as such."""
         for id_ in range(len(self._tokenizer)):
             piece = self.piece(id_)
-            if piece[:1] == _SPACE and piece[1:].isalpha() and self._decode_one(id_) == piece[1:]:
+            if piece[:1] == SPACE and piece[1:].isalpha() and self._decode_one(id_) == piece[1:]:
                 return id_
         return None
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from .offsets import Span
+from .offsets import SPACE, Span
 
-# SentencePiece's mark for a space.
-_SPACE = "▁"
-
-_BYTE = re.compile(r"<0x[0-9A-F]{2}>")
+# SentencePiece's tokens for single bytes.
+BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 def processor_of(tokenizer: Any, *, as_target: bool) -> Any | None:
@@ -38,7 +36,7 @@ def encode(processor: Any, text: str) -> tuple[list[str], list[Span] | None]:
         if normalized.startswith(piece, at) and not waiting:
             spans.append(_span(normalized, origins, ends, at, at + len(piece)))
             at += len(piece)
-        elif _BYTE.fullmatch(piece) and at < len(normalized):
+        elif BYTE.fullmatch(piece) and at < len(normalized):
             spans.append((origins[at], ends[at]))
             waiting += 1
             if waiting == len(normalized[at].encode()):
@@ -51,9 +49,9 @@ def encode(processor: Any, text: str) -> tuple[list[str], list[Span] | None]:
 def _span(normalized: str, origins: list[int], ends: list[int], begin: int, end: int) -> Span:
     """Where characters of the normalized text come from, but for spaces around them."""
     first, last = begin, end
-    while first < last and normalized[first] == _SPACE:
+    while first < last and normalized[first] == SPACE:
         first += 1
-    while first < last and normalized[last - 1] == _SPACE:
+    while first < last and normalized[last - 1] == SPACE:
         last -= 1
     if first == last:  # a space alone: what lies between its neighbours, nothing for one put before the text
         return origins[begin], origins[end]
