@@ -29,7 +29,7 @@ def report() -> None:
     """Says on standard error that the command was interrupted."""
     try:
         os.write(2, b"sidelight: interrupted\n")
-    except OSError:  # nobody listens
+    except OSError:  # standard error is closed
         return
 
 

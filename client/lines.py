@@ -48,7 +48,7 @@ def open_lines(name: str) -> Generator[Iterator[Line], None, None]:
     if name == "-":
         yield _read(_standard_input(), name)
         return
-    # Without a buffer: its lock could not be had when the process ends while somebody waits for a line.
+    # Without a buffer: its lock would be taken when the process ends while a thread waits for a line.
     with open(name, "rb", buffering=0) as file:
         yield _read(file, name)
 
@@ -65,9 +65,9 @@ def count_lines(name: str) -> int | None:
 
 
 async def next_line(lines: Iterator[Line]) -> Line | None:
-    """The next line; None at the end. It is waited for in a thread: whoever writes the lines may take their time.
+    """The next line; None at the end. A thread waits for it, since the writer of the lines may be slow.
 
-    The thread is left to itself when the wait is cancelled: nothing interrupts a read, and nobody shall wait for it.
+    When the wait is cancelled, the thread stays behind: a read cannot be interrupted, and the command must not wait.
     """
     loop = asyncio.get_running_loop()
     future: asyncio.Future[Line | None] = loop.create_future()

@@ -1,8 +1,8 @@
 """Where a server listens: addresses that are checked, and held for a server while its model is loaded.
 
-An address that is taken is told at once, not after the model has been loaded. Until the server is ready nothing is
-accepted there: connections are refused, so that whoever looks whether it is ready sees that it is not. Knows sockets;
-knows neither gRPC nor models.
+A taken address is an error at once, not after the model has been loaded. Until the server is ready the address refuses
+connections, so that a probe of readiness finds that the server is not ready. Knows sockets; knows neither gRPC nor
+models.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class AddressError(Exception):
 
 
 class Address:
-    """An address that is held for a server: nobody else listens there, and no other server of ours will."""
+    """An address that is held for a server: no other process listens there, and no other Sidelight server will."""
 
     def __init__(self, name: str) -> None:
         """Holds an address. Raises AddressError."""
@@ -59,14 +59,14 @@ class Address:
         return self.name.startswith("unix")
 
     def release(self) -> None:
-        """Lets a server of this process listen there, at once. Raises AddressError where somebody else does by now."""
+        """Lets a server of this process listen there, at once. Raises AddressError where another process does."""
         while self._sockets:
             self._sockets.pop().close()
         if self._lock is not None:
             self._check_socket()
 
     def close(self) -> None:
-        """Lets anybody listen there. Calling it again changes nothing."""
+        """Lets other processes listen there. Calling it again changes nothing."""
         while self._sockets:
             self._sockets.pop().close()
         if self._lock is not None:
@@ -139,7 +139,7 @@ class Address:
         self._check_socket()
 
     def _check_socket(self) -> None:
-        """Refuses a path where somebody listens, or where something else is. What a dead server has left is taken."""
+        """Refuses a path where a process listens, or where no socket is. Takes over the socket of a dead server."""
         try:
             mode = os.stat(self._path).st_mode
         except FileNotFoundError:
@@ -152,9 +152,9 @@ class Address:
             probe.setblocking(False)
             try:
                 probe.connect(self._path)
-            except (ConnectionRefusedError, FileNotFoundError):  # whoever made it is dead
+            except (ConnectionRefusedError, FileNotFoundError):  # the process that made it is dead
                 return
-            except OSError:  # somebody with too much to do, or of another kind
+            except OSError:  # a process that is too busy, or a socket of another kind
                 pass
         self.refuse("another server listens there")
 
@@ -174,7 +174,7 @@ class _Lock:
             except BaseException:
                 os.close(self._file)
                 raise
-            os.close(self._file)  # it was taken away meanwhile, by one who has ended
+            os.close(self._file)  # a server that has ended has removed it meanwhile
 
     def _is_there(self) -> bool:
         try:

@@ -1,6 +1,6 @@
 """Keeps a row's numbers apart from those of its neighbours where torch computes a batch, to the bit.
 
-In int8 the linear layers of all rows are exact, whoever is beside them. What stands between them in float32 is not:
+In int8 the linear layers of all rows are exact, whatever the other rows are. The float32 parts between them are not:
 torch adds up products of a padded batch in another order than those of a row alone, and some activations round the
 numbers at the end of a vector otherwise than those within one. Rounding to int8 then makes a hundredth of a last bit.
 So attention of a step is computed for each row with the positions that the row has (see `attention.attend`), and these

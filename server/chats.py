@@ -1,4 +1,4 @@
-"""Control tokens that somebody typed into a chat, told apart from those that the chat's template writes.
+"""Separates control tokens that a user typed into a chat from those that the chat's template writes.
 
 Messages are marked before they are rendered: what stands between the marks was typed. Knows strings and templates.
 """

@@ -31,7 +31,7 @@ class Choice(NamedTuple):
 
     tokens: Tensor  # int64 [n]
     is_number: Tensor  # bool [n]: whether none of the scores that it was chosen by was NaN or plus infinity
-    # Bool [n]: whether any token was left to be drawn. None where nobody draws: `generate` does not look then, either.
+    # Bool [n]: whether any token was left to be drawn. None where no slot draws: `generate` does not check it.
     is_left: Tensor | None = None
 
 

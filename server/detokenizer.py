@@ -52,7 +52,7 @@ class Grown(NamedTuple):
 class GrowingText(Protocol):
     """A way in which a text grows. Special tokens are left out by the caller.
 
-    `has_text`: somebody has the text of the context. Spaces at its end are in it, and not in what grows behind it.
+    `has_text`: the caller has the text of the context. Spaces at its end belong to it, not to the text that grows.
     """
 
     def push(self, id_: int) -> Grown:

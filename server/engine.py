@@ -85,7 +85,7 @@ class Engine:
     def __init__(
         self, loaded: LoadedModel, limits: Limits | None = None, on_failure: Callable[[], None] = lambda: None
     ) -> None:
-        """`on_failure` is called, from another thread, should the engine end though nobody has stopped it."""
+        """`on_failure` is called, from another thread, if the engine ends without a call of `stop`."""
         self.loaded = loaded
         self._on_failure = on_failure
         self._limits = limits or Limits()
@@ -158,7 +158,7 @@ class Engine:
         """How many of those that wait will be done by then, by what others took. Callers hold the lock."""
         if not self._seconds:
             return 0
-        turns = int(seconds / self._seconds) - 1  # those who run now go first
+        turns = int(seconds / self._seconds) - 1  # the running jobs come first
         return max(0, turns) * max(1, self.slots or self._limits.running)
 
     def wake(self) -> None:
@@ -243,7 +243,7 @@ class Engine:
             self._batch = Batch(self.loaded, self.loaded.layout, self.slots)
 
     def _start_anew(self) -> None:
-        """Ends all that has begun, in a state that nobody knows, with INTERNAL."""
+        """Ends all jobs that have begun with INTERNAL: their state is unknown."""
         with self._lock:
             begun = self._tickets.difference(self._waiting)
         for ticket in begun:

@@ -47,7 +47,7 @@ def give_back() -> None:
 
 
 def out_of_memory() -> RequestError:
-    """What a request is told that needs more memory than there is."""
+    """The status of a request that needs more memory than there is."""
     return internal("OUT_OF_MEMORY", "the model needs more memory for this request than there is")
 
 

@@ -34,7 +34,7 @@ class Numbers(NamedTuple):
         return Numbers(*(None if array is None else array[query] for array in self))  # pyright: ignore[reportArgumentType]
 
     def copy_of(self, query: int | slice, count: int | None = None) -> Numbers:
-        """One of the queries, or its first positions; or some queries. Whoever keeps them keeps no others in memory.
+        """One of the queries, or its first positions; or some queries. A copy keeps no other queries in memory.
 
         Rows are ordered by share under top-k, so that what a query cannot see, which has none, comes last.
         """

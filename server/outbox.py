@@ -125,7 +125,7 @@ class Outbox:
                     events.append(event)
                     self._taken += size
                 if not self._events and not self._ended:
-                    self._ready.clear()  # at the end it stays set, for whoever asks again
+                    self._ready.clear()  # at the end it stays set, for a later call
                 if not events and self._ended:
                     if self._error is not None:
                         raise self._error
@@ -143,7 +143,7 @@ class Outbox:
             self._on_room()
 
     def abandon(self) -> None:
-        """Says that nobody will take any more, and gives back what waits. For the taking task."""
+        """Says that the task takes no more events, and drops the waiting ones. For the taking task."""
         self._abandoned = True
         with self._lock:
             self._events.clear()

@@ -32,7 +32,7 @@ _LEAST_FACTOR, _GREATEST_FACTOR = 0.001, 1000
 # Of a serialized request: gRPC's usual limit, and plenty for texts.
 MAX_REQUEST_BYTES = 4 * 1024**2
 
-# Characters that are normalized at once: nobody else can run meanwhile.
+# Characters that are normalized at once: no other Python thread can run meanwhile.
 _NORMALIZED = 16 * 1024
 
 # Decoding.stop: each text is looked for at every step.

@@ -23,7 +23,7 @@ from .warmup import warm
 # Seconds for the last statuses to leave after the engines have stopped.
 _FAREWELL = 1.0
 
-# Seconds for which a reader may take nothing before it is told the end at once, without what else was made for it.
+# Seconds without a read after which a stream gets its last status at once, ahead of the events that wait for it.
 _SLOW = 0.2
 
 # Seconds between two looks at whether all calls are over.
@@ -94,7 +94,8 @@ class Server:
     async def stop(self, grace: float = 0.0) -> None:
         """Takes no more requests, gives the running ones `grace` seconds, then ends them with UNAVAILABLE.
 
-        Those that wait and would not be done by then end at once. A stream whose reader takes nothing holds up nobody.
+        Waiting requests that would not be done by then end at once. A stream whose reader takes nothing delays
+        no other call.
         """
         await self._health.end()
         for engine in self._engines:

@@ -1,7 +1,7 @@
 """gRPC's own services, health and reflection, with requests that are parsed as ours are.
 
-As they come, a request of them that does not parse is told the name of a Python class and leaves a traceback in the
-log, and a stream of Watch has no end.
+In gRPC's own implementation, a request that does not parse gets a status with the name of a Python class and leaves a
+traceback in the log, and a stream of Watch never ends.
 """
 
 from __future__ import annotations

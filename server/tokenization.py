@@ -182,7 +182,7 @@ class Codec:
     def render_chat(self, messages: Sequence[dict[str, str]], options: TextOptions = _PLAIN) -> Encoded:
         """The prompt that a conversation becomes. The template writes the special tokens itself.
 
-        Control tokens that somebody typed are text, unless `options` say otherwise. Raises what the template raises.
+        Control tokens that a user typed are text, unless `options` say otherwise. Raises what the template raises.
         """
         marks = Marks(messages, () if options.parses_special else self._controls.values())
         rendered = self._tokenizer.apply_chat_template(marks.messages, tokenize=False, add_generation_prompt=True)
@@ -267,7 +267,7 @@ class Codec:
     def _without_controls(
         self, text: str, ids: Sequence[int], spans: Sequence[Span], mask: Sequence[int]
     ) -> tuple[list[int], list[Span]]:
-        """The tokens with others for control tokens that somebody typed.
+        """The tokens, with text tokens in place of control tokens that a user typed.
 
         The library leaves special tokens in texts alone if asked, but no others that a chat template may write, and
         not those that are in the vocabulary, such as in unigram models.

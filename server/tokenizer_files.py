@@ -57,7 +57,7 @@ def load_tokenizer(checkpoint: Checkpoint, config: PreTrainedConfig) -> Any:
 
 
 def tokenizer_error(checkpoint: Checkpoint, config: PreTrainedConfig, error: Exception) -> CheckpointError:
-    """Why a tokenizer cannot be made or used: the file that is damaged or missing, where that can be told."""
+    """Why a tokenizer cannot be made or used: names the damaged or missing file, where it is known."""
     folder, (kind, names) = checkpoint.folder, _files_of(checkpoint, config)
     present = [name for name in names if has_file(folder, name)]
     try:

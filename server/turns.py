@@ -1,6 +1,6 @@
 """A few threads for texts that take long to tokenize, so that neither the event loop nor the engine waits for them.
 
-Short texts go first, but nobody waits for ever: a long one counts as if it had come later. Knows sizes, not texts.
+Short texts go first, but no text waits for ever: a long text counts as if it had come later. Knows sizes, not texts.
 """
 
 from __future__ import annotations

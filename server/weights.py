@@ -51,7 +51,7 @@ def load_weights(auto: Any, checkpoint: Checkpoint, dtype: torch.dtype | str) ->
                 use_safetensors=True,
                 trust_remote_code=False,
                 output_loading_info=True,
-                ignore_mismatched_sizes=True,  # they are told below, with their shapes
+                ignore_mismatched_sizes=True,  # the error below names them, with their shapes
             )
     except CheckpointError:
         raise
@@ -130,7 +130,7 @@ def _bounded(checkpoint: Checkpoint) -> Iterator[None]:
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Keeps transformers from its table of what is missing: it is told in a line."""
+    """Keeps transformers from printing its table of missing tensors: an error names them in a line."""
     before = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:

@@ -40,7 +40,7 @@ class _SpecialTokensInTextEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_S
     SPECIAL_TOKENS_IN_TEXT_UNSPECIFIED: _SpecialTokensInText.ValueType  # 0
     """As SPECIAL_TOKENS_IN_TEXT_TEXT."""
     SPECIAL_TOKENS_IN_TEXT_TEXT: _SpecialTokensInText.ValueType  # 1
-    """They are text like any other: nobody who writes a text steers the model with it."""
+    """They are text like any other: the writer of a text cannot steer the model with them."""
     SPECIAL_TOKENS_IN_TEXT_PARSE: _SpecialTokensInText.ValueType  # 2
     """They become special tokens: for prompts that are rendered already."""
 
@@ -50,7 +50,7 @@ class SpecialTokensInText(_SpecialTokensInText, metaclass=_SpecialTokensInTextEn
 SPECIAL_TOKENS_IN_TEXT_UNSPECIFIED: SpecialTokensInText.ValueType  # 0
 """As SPECIAL_TOKENS_IN_TEXT_TEXT."""
 SPECIAL_TOKENS_IN_TEXT_TEXT: SpecialTokensInText.ValueType  # 1
-"""They are text like any other: nobody who writes a text steers the model with it."""
+"""They are text like any other: the writer of a text cannot steer the model with them."""
 SPECIAL_TOKENS_IN_TEXT_PARSE: SpecialTokensInText.ValueType  # 2
 """They become special tokens: for prompts that are rendered already."""
 Global___SpecialTokensInText: _TypeAlias = SpecialTokensInText  # noqa: Y015
