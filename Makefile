@@ -108,17 +108,18 @@ $(VENV)/.lint: $(VENV)/.test
 $(VENV)/.bench: pyproject.toml requirements.lock | $(VENV)/.python
 	$(call install,server$(comma)bench,2 to 4 minutes$(comma) more where torch comes with CUDA)
 
-$(VENV)-lowest/.test: pyproject.toml tests/packaging/lowest.lock
-	@$(PYTHON) -m venv $(@D)
-	@echo "Installing Sidelight into $(@D) with the lowest versions that it allows, torch's CUDA build among them"
-	@$(@D)/bin/pip install -qq --constraint tests/packaging/lowest.lock --editable '.[test]'
-	@touch $@
+$(VENV)-lowest/.test: pyproject.toml $(LOWEST)
+	$(call install_versions,lowest versions that it allows,--constraint $(LOWEST))
 
 $(VENV)-newest/.test: pyproject.toml
+	$(call install_versions,newest versions that pip finds,--upgrade)
+
+define install_versions
 	@$(PYTHON) -m venv $(@D)
-	@echo "Installing Sidelight into $(@D) with the newest versions that pip finds, torch's CUDA build among them"
-	@$(@D)/bin/pip install -qq --upgrade --editable '.[test]'
+	@echo "Installing Sidelight into $(@D) with the $(1), torch's CUDA build among them"
+	@$(@D)/bin/pip install -qq $(2) --editable '.[test]'
 	@touch $@
+endef
 
 comma := ,
 define install
