@@ -1,0 +1,148 @@
+"""Requests and the responses that a server gave to them: recorded once, compared ever after.
+
+`record.py` writes the file `exchanges.json.gz`; `test_wire.py` sends each recorded request again and compares. What
+depends on time is left out: how steps are grouped in messages, and durations.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import grpc
+import torch
+import transformers
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+from harness import serving
+from model_zoo import build_model
+from sidelight.server.models import bundled_model, load
+from sidelight.v1 import attribution_service_pb2 as service
+from sidelight.v1 import attribution_service_pb2_grpc as service_grpc
+
+FILE = Path(__file__).with_name("exchanges.json.gz")
+
+# One for each way in which a model runs: a CPU program, modules in slots, whole matrices, decoder-only, languages.
+ZOO = ("t5", "fsmt", "llama", "m2m100")
+
+
+class Exchange(NamedTuple):
+    """A request and what came back: responses in a normal form, or an error as code, reason and fields."""
+
+    method: str
+    request: bytes
+    responses: list[bytes]
+    error: list[str]
+
+
+class Recorded(NamedTuple):
+    """The exchanges by name, and where they were recorded."""
+
+    machine: dict[str, str]
+    exchanges: dict[str, Exchange]
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[grpc.Channel]:
+    """A channel to a server with the bundled model and those of `ZOO`."""
+    models = [load(bundled_model())] + [load(build_model(name, folder)) for name in ZOO]
+    options = [("grpc.max_receive_message_length", -1)]
+    with serving(*models) as address, grpc.insecure_channel(address, options=options) as channel:
+        yield channel
+
+
+def exchange(channel: grpc.Channel, method: str, request: bytes) -> Exchange:
+    """Sends a request, given as its bytes, and waits for all that comes back."""
+    stub = service_grpc.AttributionServiceStub(channel)
+    types = {"Attribute": service.AttributeRequest, "GetModel": service.GetModelRequest}
+    message = types[method].FromString(request)
+    try:
+        if method == "Attribute":
+            answers: list[Any] = normal(list(stub.Attribute(message, timeout=60)))
+        else:
+            answers = [getattr(stub, method)(message, timeout=60)]
+    except grpc.RpcError as error:
+        return Exchange(method, request, [], _told(error))
+    return Exchange(method, request, [answer.SerializeToString(deterministic=True) for answer in answers], [])
+
+
+def normal(responses: list[service.AttributeResponse]) -> list[service.AttributeResponse]:
+    """The responses with one step in each message, and no durations."""
+    found: list[service.AttributeResponse] = []
+    for response in responses:
+        event = response.WhichOneof("event")
+        if event == "steps":
+            found.extend(service.AttributeResponse(steps=service.Steps(steps=[s])) for s in response.steps.steps)
+            continue
+        if event == "finished":
+            for field in ("queue_time", "time_to_first_step", "total_time"):
+                response.finished.usage.ClearField(field)
+        found.append(response)
+    return found
+
+
+def _told(error: grpc.RpcError) -> list[str]:
+    """An error's code, its reason and the fields that it names. Sentences for people may become better."""
+    told = [error.code().name]
+    status = rpc_status.from_call(error)
+    for detail in status.details if status is not None else []:
+        info, bad = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
+        if detail.Unpack(info):
+            told.append(f"reason {info.reason}")
+        elif detail.Unpack(bad):
+            told.extend(f"field {violation.field}" for violation in bad.field_violations)
+    return told
+
+
+def machine() -> dict[str, str]:
+    """What the last bits of floating-point numbers depend on."""
+    return {
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "threads": str(torch.get_num_threads()),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "processor": _processor(),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return "unknown"
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+def write(recorded: Recorded) -> None:
+    """Writes the file."""
+    exchanges = {
+        name: {
+            "method": each.method,
+            "request": base64.b64encode(each.request).decode(),
+            "responses": [base64.b64encode(response).decode() for response in each.responses],
+            "error": each.error,
+        }
+        for name, each in recorded.exchanges.items()
+    }
+    text = json.dumps({"machine": recorded.machine, "exchanges": exchanges}, indent=0, sort_keys=True)
+    FILE.write_bytes(gzip.compress(text.encode(), mtime=0))
+
+
+def read() -> Recorded:
+    """Reads the file."""
+    content = json.loads(gzip.decompress(FILE.read_bytes()))
+    exchanges = {
+        name: Exchange(
+            each["method"],
+            base64.b64decode(each["request"]),
+            [base64.b64decode(response) for response in each["responses"]],
+            each["error"],
+        )
+        for name, each in content["exchanges"].items()
+    }
+    return Recorded(content["machine"], exchanges)

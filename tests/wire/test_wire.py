@@ -1,0 +1,77 @@
+"""Each recorded request gets the recorded responses: to the byte where they were recorded, else to the fifth digit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import grpc
+import numpy as np
+import pytest
+from exchanges import Exchange, exchange, machine, read, served
+from google.protobuf.message import Message
+from sidelight.v1 import attention_pb2 as attention
+from sidelight.v1 import attribution_service_pb2 as service
+
+RECORDED = read()
+TYPES = {"Attribute": service.AttributeResponse, "GetModel": service.GetModelResponse}
+NUMBERS = {attention.ENCODING_FLOAT32: "<f4", attention.ENCODING_FLOAT16: "<f2", attention.ENCODING_UINT8: "u1"}
+
+
+@pytest.fixture(scope="module")
+def channel(tmp_path_factory) -> Iterator[grpc.Channel]:
+    with served(tmp_path_factory.mktemp("zoo")) as channel:
+        yield channel
+
+
+@pytest.mark.parametrize("name", RECORDED.exchanges)
+def test_a_response_is_the_recorded_one(channel, name):
+    recorded = RECORDED.exchanges[name]
+    got = exchange(channel, recorded.method, recorded.request)
+    if got == recorded:
+        return
+    assert got.error == recorded.error
+    if machine() == RECORDED.machine:
+        assert readable(got) == readable(recorded)
+        raise AssertionError("the bytes differ, the messages do not")
+    assert len(got.responses) == len(recorded.responses)
+    for mine, theirs in zip(got.responses, recorded.responses, strict=True):
+        kind = TYPES[recorded.method]
+        assert_alike(kind.FromString(mine), kind.FromString(theirs))
+
+
+def test_the_file_has_sixty_requests_and_errors_among_them():
+    assert len(RECORDED.exchanges) >= 60
+    errors = [each for each in RECORDED.exchanges.values() if each.error]
+    assert len(errors) >= 10
+    assert all(len(each.error) > 1 for each in errors)  # a code, and what it is about
+
+
+def readable(exchange: Exchange) -> list[str]:
+    return [str(TYPES[exchange.method].FromString(response)) for response in exchange.responses]
+
+
+def assert_alike(mine: Message, theirs: Message) -> None:
+    """Other processors and libraries add in another order: floating-point numbers may differ in the fifth digit."""
+    if isinstance(mine, attention.Attention) and isinstance(theirs, attention.Attention):
+        np.testing.assert_allclose(numbers(mine), numbers(theirs), rtol=1e-3, atol=2e-5)
+        assert (mine.shape, mine.encoding, mine.positions) == (theirs.shape, theirs.encoding, theirs.positions)
+        return
+    assert [field.name for field, _ in mine.ListFields()] == [field.name for field, _ in theirs.ListFields()]
+    for (field, value), (_, other) in zip(mine.ListFields(), theirs.ListFields(), strict=True):
+        pairs = zip(value, other, strict=True) if field.is_repeated else [(value, other)]
+        for each, expected in pairs:
+            if isinstance(each, Message):
+                assert_alike(each, expected)
+            elif isinstance(each, float):
+                assert math.isclose(each, expected, rel_tol=1e-3, abs_tol=1e-4), field.name
+            else:
+                assert each == expected, field.name
+
+
+def numbers(message: attention.Attention) -> np.ndarray:
+    """The numbers of an attention, bytes times their scales; of rows whose scale is one byte's step, in these steps."""
+    values = np.frombuffer(message.values, NUMBERS[message.encoding]).astype(np.float64)
+    if message.encoding == attention.ENCODING_UINT8:
+        return np.round(values / 4)  # a number between two bytes may become either
+    return values
