@@ -47,7 +47,9 @@ _SHARED_BY_MANY = 1024  # numbers of a tile, above which eight warps fold it
 _MIN_BLOCK_P = 32
 _MAX_BLOCK_P = 1024  # more, in one column, takes over 200 registers
 _MAX_BLOCK_C = 16
-_MAX_BLOCK_K = 4096  # of a row that is packed: 32 numbers for each thread
+_MIN_BLOCK_K = 512
+_MAX_BLOCK_K = 4096  # of a row that is packed
+_WARP_K = 256  # numbers of such a row for each warp: more for each thread spill, fewer are read in narrower loads
 _PROGRAMS = 256  # enough to fill a GPU: an H100 has 132 multiprocessors, an MI300X 304
 
 
@@ -170,6 +172,7 @@ def packed_layout_kernel(
     row = (tl.program_id(0) // columns).to(tl.int64)
     column = tl.program_id(0) % columns
     stride_h = tl.cast(stride_h, tl.int64)
+    # Added to addresses before the places of keys are: a number for all threads needs no register of each.
     start = row // queries * stride_b + row % queries * stride_q
     greatest = tl.full((1,), float("-inf"), tl.float32)
     ranks = tl.full((1, TOP_K if TOP_K > 0 else 1), NO_RANK, tl.int64)
@@ -178,18 +181,18 @@ def packed_layout_kernel(
         for begin in range(0, keys, BLOCK_K):
             k = begin + tl.arange(0, BLOCK_K)
             inside = k < keys
-            offset = start + k.to(tl.int64) * stride_k
+            offset = k.to(tl.int64) * stride_k
             if OVER_LAYERS != "":
-                value = _reduce_heads(OVER_HEADS, _pick(layers, 0) + offset, inside, heads, stride_h)
+                value = _reduce_heads(OVER_HEADS, _pick(layers, 0) + start + offset, inside, heads, stride_h)
                 value = first(OVER_LAYERS, value)
                 for layer in range(1, count):
-                    x = _reduce_heads(OVER_HEADS, _pick(layers, layer) + offset, inside, heads, stride_h)
+                    x = _reduce_heads(OVER_HEADS, _pick(layers, layer) + start + offset, inside, heads, stride_h)
                     value = fold(OVER_LAYERS, value, x)
                 value = last(OVER_LAYERS, value, count)
             elif OVER_HEADS != "":
-                value = _reduce_heads(OVER_HEADS, _pick(layers, column) + offset, inside, heads, stride_h)
+                value = _reduce_heads(OVER_HEADS, _pick(layers, column) + start + offset, inside, heads, stride_h)
             else:
-                x = _pick(layers, column // heads) + column % heads * stride_h + offset
+                x = _pick(layers, column // heads) + column % heads * stride_h + start + offset
                 value = tl.load(x, mask=inside, other=0.0).to(tl.float32)
             if TOP_K > 0:
                 ranks = best(ranks, tl.where(inside, rank(value, k), NO_RANK)[None, :], 1, TOP_K)
@@ -252,7 +255,7 @@ def plan_packed(
     columns = result.values.shape[3]
     assert result.values.is_contiguous()
     layers, (stride_b, stride_h, stride_q, stride_k) = _alike(layers)
-    block_k = min(_MAX_BLOCK_K, max(1024, triton.next_power_of_2(keys)))
+    block_k = min(_MAX_BLOCK_K, max(_MIN_BLOCK_K, triton.next_power_of_2(keys)))
     return Launch(
         packed_layout_kernel,
         (batch * queries * columns,),
@@ -277,6 +280,7 @@ def plan_packed(
             "WHOLE": keys <= block_k,
             "TOP_K": padded_top_k(result),
         },
+        num_warps=block_k // _WARP_K,
     )
 
 

@@ -49,6 +49,7 @@ from .selection import (
 )
 from .tiles import finite, inverse, precision, rule_of, scored, strided
 
+_SHARED_BY_MANY = 2048  # numbers of a tile of scores, and of queries, above which eight warps make it
 _STAGED = 48 * 1024  # bytes of shared memory for tiles on their way; MI300 has 64 KiB in all
 
 
@@ -347,6 +348,7 @@ def plan(query: Tensor, key: Tensor, scoring: Scoring, result: Result, part: Par
             denominator_kernel,
             (triton.cdiv(queries, tile.block_t), batch * heads),
             {**common, "out": denominator},
+            num_warps=tile.warps,
             num_stages=tile.stages,
         )
     ]
@@ -369,6 +371,7 @@ def plan(query: Tensor, key: Tensor, scoring: Scoring, result: Result, part: Par
                     "BLOCK_C": block_c,
                     "LAST": part.last,
                 },
+                num_warps=tile.warps,
                 num_stages=tile.stages,
             )
         )
@@ -387,6 +390,7 @@ def plan(query: Tensor, key: Tensor, scoring: Scoring, result: Result, part: Par
                 "kept": result.values.shape[2],
                 "TOP_K": padded_top_k(result),
             },
+            num_warps=tile.warps,
             num_stages=tile.stages,
         )
     )
@@ -398,6 +402,7 @@ class _Tile(NamedTuple):
     block_s: int
     block_d: int
     stages: int
+    warps: int
 
 
 def _tile(query: Tensor, product: str, most_t: int) -> _Tile:
@@ -414,4 +419,8 @@ def _tile(query: Tensor, product: str, most_t: int) -> _Tile:
     most_d = 64 if half else 16 if product == "tf32x3" else 32
     block_d = min(most_d, max(16, triton.next_power_of_2(width)))
     bytes_a_stage = (block_t + block_s) * triton.cdiv(width, block_d) * block_d * query.element_size()
-    return _Tile(block_t, block_s, block_d, max(1, min(3 if half else 2, _STAGED // bytes_a_stage)))
+    stages = max(1, min(3 if half else 2, _STAGED // bytes_a_stage))
+    # Four warps spill with Triton 3.8 where a head is one piece (the audit's case of 64), eight with 3.6 where it is
+    # two (128). Of a smaller tile, eight make narrower loads where a warp has 64 lanes.
+    warps = 8 if width <= block_d and block_t * min(block_s, block_d) > _SHARED_BY_MANY else 4
+    return _Tile(block_t, block_s, block_d, stages, warps)
