@@ -45,6 +45,7 @@ VERSION_TESTS ?= tests/kernels tests/test_zoo.py tests/gpu $(addprefix tests/ser
 lint: $(VENV)/.lint ## Check style, types and the contract
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/buf lint proto
 	$(BIN)/buf format proto --diff --exit-code

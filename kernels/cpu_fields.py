@@ -9,6 +9,10 @@ from __future__ import annotations
 # Numbers of an operation.
 FIELDS = 40
 
+# The most positions of a sequence, and numbers of a head, for attention within sequences. Threads have room for them,
+# of which only as much is ever touched as there is.
+MOST_POSITIONS, MOST_WIDTH = 128, 2048
+
 # Kinds of operations.
 PRODUCT, NORMALIZE, QUANTIZE, ATTEND, ATTEND_WITHIN, EMBED, SPREAD, KEEP = range(8)
 # Those of a search (see `cpu_greatest`): the maxima of panels, and the greatest of each row.

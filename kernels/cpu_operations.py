@@ -42,6 +42,8 @@ from .cpu_fields import (
     KIND,
     LENGTHS,
     MAXIMA,
+    MOST_POSITIONS,
+    MOST_WIDTH,
     NEW_KEY,
     NEW_STRIDE,
     NEW_VALUE,
@@ -87,7 +89,6 @@ from .cpu_functions import normalize_row, quantize_row
 from .cpu_greatest import greatest_of_row, maxima_of_panel
 from .cpu_machine import COLUMNS, ROWS, compiled, float_of, floats, longs
 from .cpu_products import PRODUCT_SCRATCH, layer_of, multiply, panel_of, panels_of
-from .cpu_program import MOST_POSITIONS, MOST_WIDTH
 from .cpu_tiles import NO_FLOOR, tile_of_floats, zeros_in
 
 # Rows that are one piece of work where each is done alone, and queries of heads.

@@ -25,14 +25,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from . import cpu_fields as op
+from .cpu_fields import MOST_POSITIONS, MOST_WIDTH
 
 log = logging.getLogger(__name__)
 
 Activation = Literal["none", "relu", "silu", "gelu"]
-
-# The most positions of a sequence, and numbers of a head, for attention within sequences. Threads have room for them,
-# of which only as much is ever touched as there is.
-MOST_POSITIONS, MOST_WIDTH = 128, 2048
 
 
 @cache
