@@ -5,6 +5,7 @@ public function picks. transformers looks for a package named `kernels` and may 
 nothing here imports from above it.
 """
 
+from .attention_reference import capped_attention
 from .choice import choose
 from .decode import decode
 from .decode_reference import attend_to
@@ -13,9 +14,8 @@ from .layout import layout, layout_into
 from .reductions import REDUCTIONS, Reduction
 from .result import ENCODINGS, Encoding, Part, Result, new_result
 from .rows import rows
-from .rows_reference import capped_attention
-from .rows_reference import write_heads as write_probabilities
 from .scoring import Scoring
+from .write_reference import write_heads as write_probabilities
 
 __all__ = [
     "ENCODINGS",

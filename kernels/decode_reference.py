@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .attention_reference import probabilities, visible
 from .result import Part, Result
-from .rows_reference import probabilities, visible, write_heads
 from .scoring import Scoring
+from .write_reference import write_heads
 
 _ALL = slice(0, 1)
 

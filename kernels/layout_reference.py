@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .partial_reference import reduce
 from .reductions import Reduction
 
 _FEW = 4096  # numbers in a layer, below which one reduction of the stacked layers beats a reduction for each
@@ -32,22 +33,3 @@ def layout_reference(
         laid_out = reduced.permute(0, 2, 3, 1) if over_layers is None else reduce(reduced, over_layers, 1)
     # torch lets results keep the order that strided inputs had: contiguous is no matter of course.
     return laid_out.to(out_dtype).contiguous()
-
-
-def reduce(numbers: Tensor, reduction: Reduction, dim: int) -> Tensor:
-    """Reduces one axis; float32 comes out, and is what accumulates, whatever goes in."""
-    if reduction == "mean":
-        return numbers.mean(dim, dtype=torch.float32)
-    if reduction == "sum":
-        return numbers.sum(dim, dtype=torch.float32)
-    if reduction == "prod":
-        return numbers.prod(dim, dtype=torch.float32)
-    if reduction == "l2":
-        return numbers.float().square().sum(dim).sqrt()  # on a CPU many times faster than torch.linalg.vector_norm
-    if reduction == "max":
-        return numbers.amax(dim).float()  # one of the numbers comes out: nothing to accumulate
-    if reduction == "min":
-        return numbers.amin(dim).float()
-    size = numbers.abs().nan_to_num_(nan=0.0, posinf=torch.inf)
-    # Of equals, max gives the first one, as argmax does, which is up to ten times slower along strides on a CPU.
-    return numbers.gather(dim, size.max(dim, keepdim=True).indices).squeeze(dim).float()

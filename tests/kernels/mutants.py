@@ -88,7 +88,7 @@ MUTANTS = [
     ),
     Mutant(
         "reference: window too wide",
-        "rows_reference.py",
+        "attention_reference.py",
         "keys > last - scoring.window",
         "keys >= last - scoring.window",
     ),

@@ -245,17 +245,17 @@ def test_the_same_numbers_every_time_and_whatever_the_neighbours():
 
 def test_memory_is_bounded(monkeypatch):
     """The scores of a tile are all that is ever made."""
-    import sidelight.kernels.rows_reference as reference
+    from sidelight.kernels import attention_reference, rows_reference
 
-    monkeypatch.setattr(reference, "_TILE_BYTES", 4 * 8 * 512 * 16)
+    monkeypatch.setattr(attention_reference, "_TILE_BYTES", 4 * 8 * 512 * 16)
     made = []
-    probabilities = reference.probabilities
+    probabilities = attention_reference.probabilities
 
     def watched(*args):
         made.append(probabilities(*args))
         return made[-1]
 
-    monkeypatch.setattr(reference, "probabilities", watched)
+    monkeypatch.setattr(rows_reference, "probabilities", watched)
     layer = make_layer(1, 8, 8, 512, 512, 16, causal=True)
     result = run([layer], [Part(over_heads="mean")], 512, 512, 1, "reference")
     assert len(made) == 32
