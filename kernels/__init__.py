@@ -5,17 +5,17 @@ public function picks. transformers looks for a package named `kernels` and may 
 nothing here imports from above it.
 """
 
-from .attention_reference import capped_attention
-from .choice import choose
-from .decode import decode
-from .decode_reference import attend_to
-from .launch import Launch, recorded
-from .layout import layout, layout_into
-from .reductions import REDUCTIONS, Reduction
-from .result import ENCODINGS, Encoding, Part, Result, new_result
-from .rows import rows
-from .scoring import Scoring
-from .write_reference import write_heads as write_probabilities
+from .attention_rows.op import rows
+from .common.attention_params import Scoring
+from .common.attention_reference import capped_attention
+from .common.attention_tensors import ENCODINGS, Encoding, Part, Result, new_result
+from .common.dispatch import choose
+from .common.launch import Launch, recorded
+from .common.reductions import REDUCTIONS, Reduction
+from .common.write_reference import write_heads as write_probabilities
+from .decode_attention.op import decode
+from .decode_attention.reference import attend_to
+from .message_layout.op import layout, layout_into
 
 __all__ = [
     "ENCODINGS",

@@ -36,8 +36,8 @@ from ..kernels import (
     rows,
     write_probabilities,
 )
-from ..kernels.cpu_program import is_supported
-from ..kernels.cpu_steps import attend_apart
+from ..kernels.cpu.decode_step import attend_apart
+from ..kernels.cpu.program import is_supported
 
 NAME = "sidelight"
 

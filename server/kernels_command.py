@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..kernels import command
+from ..kernels.tools import cli as command
 from .warmup import planned
 
 

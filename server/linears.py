@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from ..kernels.cpu_program import Panels, Product, is_supported, pack_panels
+from ..kernels.cpu.program import Panels, Product, is_supported, pack_panels
 
 Precision = Literal["float32", "bfloat16", "int8"]
 

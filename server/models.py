@@ -25,7 +25,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from ..kernels.cpu_program import is_supported
+from ..kernels.cpu.program import is_supported
 from .attention import Kind, register
 from .checkpoint import CONFIG, Checkpoint, CheckpointError, one_line, open_checkpoint
 from .generation_config import check_generation_config

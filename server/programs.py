@@ -1,4 +1,4 @@
-"""BART and its kin on a CPU as programs: a step of all slots, and a reading of sources (see `kernels.cpu_program`).
+"""BART and its kin on a CPU as programs: a step of all slots, and a reading of sources (see `kernels.cpu.program`).
 
 The same layers and numbers as in `direct`, without a call of Python's between them, so that the threads of the service
 go on meanwhile. `layouts` compares both at load with the model's own logits, as everything that takes the place of the
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers.activations import GELUActivation, SiLUActivation
 
-from ..kernels.cpu_program import (
+from ..kernels.cpu.program import (
     MOST_POSITIONS,
     MOST_WIDTH,
     Activation,

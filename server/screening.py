@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..kernels.cpu_search import Bounds, Search
+from ..kernels.cpu.argmax import Bounds, Search
 from .linears import pack, quantize
 
 log = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..kernels.cpu_search import OutOfTheQuestion, Search, out_of_the_question
+from ..kernels.cpu.argmax import OutOfTheQuestion, Search, out_of_the_question
 from .attention import recording
 from .linears import PackedLinear
 from .screening import Estimates, Screen

@@ -15,7 +15,7 @@ from dataclasses import replace
 import torch
 
 from ..kernels import Launch, recorded
-from ..kernels.build_command import UnknownModelError
+from ..kernels.tools.prebuild_cli import UnknownModelError
 from .attention import Kind
 from .capture import CapturePlan
 from .models import LoadedModel, ModelError, load

@@ -27,8 +27,8 @@ import numpy as np
 import torch
 from report import PartReport
 from sidelight.kernels import Encoding, Part, Result, decode, layout_into, new_result, rows
-from sidelight.kernels import variants as cases
-from sidelight.kernels.scoring import Scoring
+from sidelight.kernels.common.attention_params import Scoring
+from sidelight.kernels.tools import cases
 
 # How far a row may be from float64, for each unit of its greatest number and each layer that is folded. The kernels
 # count in float32; the truth is computed from the inputs as they are rounded.
@@ -54,7 +54,7 @@ class Check(NamedTuple):
     """One call of a kernel."""
 
     kernel: Kernel
-    case: Any  # a case of `kernels.variants`
+    case: Any  # a case of `kernels.tools.cases`
     batch: int
     queries: int
     keys: int
@@ -505,7 +505,11 @@ def _choosing_triton() -> Any:
     import interpreter_fixes
 
     stack = ExitStack()
-    for module in ("sidelight.server.attention", "sidelight.kernels.rows", "sidelight.kernels.decode"):
+    for module in (
+        "sidelight.server.attention",
+        "sidelight.kernels.attention_rows.op",
+        "sidelight.kernels.decode_attention.op",
+    ):
         stack.enter_context(patch.object(sys.modules[module], "choose", lambda *_: "triton"))
     stack.enter_context(interpreter_fixes.fixed_interpreter())
     return stack

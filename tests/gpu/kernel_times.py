@@ -13,9 +13,9 @@ from collections.abc import Callable
 
 import numpy as np
 from report import PartReport
-from sidelight.kernels import bench
-from sidelight.kernels.bench import Timing
-from sidelight.kernels.variants import variants
+from sidelight.kernels.tools import bench
+from sidelight.kernels.tools.bench import Timing
+from sidelight.kernels.tools.cases import variants
 
 MIN_COPY_SHARE = 0.8  # of a copy's bandwidth, for kernels that only move numbers: layout and decode
 MIN_TORCH_RATIO = 1.0  # of the time that torch's eager operations take

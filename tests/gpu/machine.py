@@ -21,7 +21,7 @@ def main() -> int:
         return 1
     report.add("device", torch.cuda.get_device_name() if report.device == "cuda" else "cpu")  # first, whatever comes
     import sidelight.server
-    from sidelight.kernels.bench import machine
+    from sidelight.kernels.tools.bench import machine
 
     found = machine(report.device)
     found |= {package: _version(package) for package in PACKAGES}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from sidelight.kernels.launch import Launch
+from sidelight.kernels.common.launch import Launch
 
 
 @triton.jit

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sidelight.kernels import build_command
-from sidelight.kernels.build import build_launcher
-from sidelight.kernels.launch import Launch
-from sidelight.kernels.variants import Variant, variants
+from sidelight.kernels.common.launch import Launch
+from sidelight.kernels.tools import prebuild_cli as build_command
+from sidelight.kernels.tools.cases import Variant, variants
+from sidelight.kernels.tools.prebuild import build_launcher
 from triton import knobs, runtime
 from triton.backends.amd.driver import HIPDriver
 from triton.backends.nvidia.driver import CudaDriver, CudaUtils

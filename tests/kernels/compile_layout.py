@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 import triton
-from sidelight.kernels.layout_triton import layout_kernel, plan
+from sidelight.kernels.message_layout.triton_kernel import layout_kernel, plan
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 

@@ -14,7 +14,9 @@ with pytest.MonkeyPatch.context() as patch:
     patch.setenv("TRITON_INTERPRET", "1")
     import interpreter_fixes
     import triton.experimental.gluon.language  # wants the library as it is, and is imported late
-    from sidelight.kernels import decode_triton, layout_triton, rows_triton
+    from sidelight.kernels.attention_rows import triton_kernel as rows_triton
+    from sidelight.kernels.decode_attention import triton_kernel as decode_triton
+    from sidelight.kernels.message_layout import triton_kernel as layout_triton
     from triton.runtime import JITFunction
     from triton.runtime.interpreter import InterpretedFunction
 

@@ -28,67 +28,79 @@ class Mutant(NamedTuple):
 
 
 MUTANTS = [
-    Mutant("rows: wrong stride", "rows_triton.py", "k[:, None] * key.t", "k[:, None] * key.h"),
+    Mutant("rows: wrong stride", "attention_rows/triton_kernel.py", "k[:, None] * key.t", "k[:, None] * key.h"),
     Mutant(
-        "decode: wrong stride", "decode_triton.py", "values + k64[:, None] * value.t", "values + k64[:, None] * key.h"
+        "decode: wrong stride",
+        "decode_attention/triton_kernel.py",
+        "values + k64[:, None] * value.t",
+        "values + k64[:, None] * key.h",
     ),
     Mutant(
         "mean for sum over heads",
-        "folds.py",
+        "common/triton_reduce.py",
         'if REDUCTION == "mean":',
         'if REDUCTION == "mean" or REDUCTION == "sum":',
     ),
     Mutant(
-        "rows: wrong key head of a group", "rows_triton.py", "h // sizes.groups", "h % (sizes.heads // sizes.groups)"
+        "rows: wrong key head of a group",
+        "attention_rows/triton_kernel.py",
+        "h // sizes.groups",
+        "h % (sizes.heads // sizes.groups)",
     ),
-    Mutant("rows: causal mask missing", "tiles.py", "inside & (k <= rule.first + t)", "inside"),
-    Mutant("decode: lengths missing", "decode_triton.py", "tl.load(span.lengths + b)", "sizes.keys"),
+    Mutant("rows: causal mask missing", "common/triton_scores.py", "inside & (k <= rule.first + t)", "inside"),
+    Mutant("decode: lengths missing", "decode_attention/triton_kernel.py", "tl.load(span.lengths + b)", "sizes.keys"),
     Mutant(
         "rows: denominator of the row before",
-        "rows_triton.py",
+        "attention_rows/triton_kernel.py",
         "row = denominator + ((b * sizes.heads + h) * sizes.queries + t)",
         "row = denominator + ((b * sizes.heads + h) * sizes.queries + tl.maximum(t - 1, 0))",
     ),
     Mutant(
-        "decode: scores of the wrong head", "decode_triton.py", "scores + (b * sizes.heads + h)", "scores + (b + h)"
+        "decode: scores of the wrong head",
+        "decode_attention/triton_kernel.py",
+        "scores + (b * sizes.heads + h)",
+        "scores + (b + h)",
     ),
     Mutant(
         "rows: float16 accumulation",
-        "rows_triton.py",
+        "attention_rows/triton_kernel.py",
         "PRECISION)\n    return scored(",
         "PRECISION)\n    scores = scores.to(tl.float16).to(tl.float32)\n    return scored(",
     ),
     Mutant(
         "decode: float16 accumulation",
-        "decode_triton.py",
+        "decode_attention/triton_kernel.py",
         "        greatest = now\n\n",
         "        greatest = now\n        mixed = mixed.to(tl.float16).to(tl.float32)\n\n",
     ),
     Mutant(
         "rows: tiles of two sizes",
-        "rows_triton.py",
+        "attention_rows/triton_kernel.py",
         '{**common, "out": denominator}',
         '{**common, "out": denominator, "BLOCK_T": 64}',
     ),
     Mutant(
         "a weight taken for a head",
-        "selection.py",
+        "common/triton_output.py",
         "constant(part.weights, torch.float32",
         "constant(part.weights, torch.int32",
     ),
-    Mutant("columns not looked at", "selection.py", " or part.columns is not None", ""),
+    Mutant("columns not looked at", "common/triton_output.py", " or part.columns is not None", ""),
     Mutant(
         "decode: not a number hidden by other shares",
-        "decode_triton.py",
+        "decode_attention/triton_kernel.py",
         "tl.where(reciprocal != 0.0",
         "tl.where(reciprocal > 0.0",
     ),
     Mutant(
-        "a slice of queries begins at the first", "scoring.py", "first=self.first + queries.start", "first=self.first"
+        "a slice of queries begins at the first",
+        "common/attention_params.py",
+        "first=self.first + queries.start",
+        "first=self.first",
     ),
     Mutant(
         "reference: window too wide",
-        "attention_reference.py",
+        "common/attention_reference.py",
         "keys > last - scoring.window",
         "keys >= last - scoring.window",
     ),
@@ -125,7 +137,9 @@ def caught(mutant: Mutant) -> str:
 
 
 if __name__ == "__main__":
-    assert not caught(Mutant("none", "folds.py", "import triton", "import triton")), "the tests fail as it is"
+    assert not caught(Mutant("none", "common/triton_reduce.py", "import triton", "import triton")), (
+        "the tests fail as it is"
+    )
     escaped = False
     for mutant in MUTANTS:
         by = caught(mutant)

@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from sidelight.kernels.launch import Launch
-    from sidelight.kernels.variants import Variant
+    from sidelight.kernels.common.launch import Launch
+    from sidelight.kernels.tools.cases import Variant
 
 
 def planted() -> Iterator[Variant]:
     # Not before a process has said whether kernels are interpreted.
     import torch
     from audit_kernels import product
-    from sidelight.kernels.variants import Variant
+    from sidelight.kernels.tools.cases import Variant
 
     def uneven(_device: str) -> list[Launch]:
         raise ValueError("no [such] tile")
@@ -45,8 +45,8 @@ def planted() -> Iterator[Variant]:
 
 def main(folder: Path) -> int:
     from rich.console import Console
-    from sidelight.kernels.audit import TARGETS, audit
-    from sidelight.kernels.audit_command import report
+    from sidelight.kernels.tools.audit import TARGETS, audit
+    from sidelight.kernels.tools.audit_cli import report
 
     audited = audit(planted, TARGETS, folder / "cache", 2)
     console = Console(highlight=False, markup=False, width=200)

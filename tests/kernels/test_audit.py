@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sidelight.kernels.assembly import read_amd, read_nvidia
-from sidelight.kernels.occupancy import LIMITS, resident_warps
+from sidelight.kernels.tools.disassembly import read_amd, read_nvidia
+from sidelight.kernels.tools.occupancy import LIMITS, resident_warps
 
 NVIDIA = """\
 Resource usage:

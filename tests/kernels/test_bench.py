@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
-from sidelight.kernels import bench, bench_command
-from sidelight.kernels.bench import Timing
-from sidelight.kernels.variants import Variant, variants
+from sidelight.kernels.tools import bench
+from sidelight.kernels.tools import bench_cli as bench_command
+from sidelight.kernels.tools.bench import Timing
+from sidelight.kernels.tools.cases import Variant, variants
 
 MOVING = Timing("layout", "heads mean", 30_000_000, 0, 20e-6, 15e-6, 60e-6, None)
 MULTIPLYING = Timing("rows", "prompt", 2_000_000, 4 * 10**9, 100e-6, 1e-6, 250e-6, 80e-6, 190e-6)

@@ -12,8 +12,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from sidelight.kernels import build, build_command
-from sidelight.kernels.triton_versions import has_one_launcher, launcher_depends_on_driver_folder
+from sidelight.kernels.common.triton_versions import has_one_launcher, launcher_depends_on_driver_folder
+from sidelight.kernels.tools import prebuild as build
+from sidelight.kernels.tools import prebuild_cli as build_command
 
 SCRIPT = Path(__file__).parent / "cached_kernels.py"
 TARGETS = ["sm_90", "gfx942"]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from sidelight.kernels.cpu_program import MOST_WIDTH, Attention, Program, is_supported, keep
+from sidelight.kernels.cpu.program import MOST_WIDTH, Attention, Program, is_supported, keep
 from torch import Tensor
 
 pytestmark = [

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import llvmlite.binding as llvm
 import pytest
-from sidelight.kernels.cpu_program import is_supported
+from sidelight.kernels.cpu.program import is_supported
 
 pytestmark = pytest.mark.skipif(not is_supported(), reason="no programs on this machine")
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from sidelight.kernels.cpu_program import Attention, Panels, Product, Program, is_supported, keep, pack_panels
+from sidelight.kernels.cpu.program import Attention, Panels, Product, Program, is_supported, keep, pack_panels
 from torch import Tensor
 
 pytestmark = [

@@ -8,8 +8,8 @@ import pytest
 import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from sidelight.kernels.cpu_program import Panels, Product, Program, is_supported, pack_panels
-from sidelight.kernels.cpu_search import Bounds, OutOfTheQuestion, Search, out_of_the_question
+from sidelight.kernels.cpu.argmax import Bounds, OutOfTheQuestion, Search, out_of_the_question
+from sidelight.kernels.cpu.program import Panels, Product, Program, is_supported, pack_panels
 from torch import Tensor
 
 pytestmark = [

@@ -271,7 +271,7 @@ def test_sweep(data: st.DataObject, impl: str) -> None:
 @pytest.mark.parametrize("many", [False, True])
 def test_both_ways_of_the_reference_are_one(many: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """It stacks small layers and reduces large ones one by one."""
-    monkeypatch.setattr("sidelight.kernels.layout_reference._FEW", 0 if many else 2**40)
+    monkeypatch.setattr("sidelight.kernels.message_layout.reference._FEW", 0 if many else 2**40)
     for over_heads in REDUCTIONS:
         check(make((2, 5, 3, 7, 4)), over_heads, None, "reference")
         check(make((2, 5, 3, 7, 4)), over_heads, "mean", "reference")

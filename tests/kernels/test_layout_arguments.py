@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 import sidelight.kernels as public
 import torch
-from sidelight.kernels import layout, layout_triton, reductions
+from sidelight.kernels import layout
+from sidelight.kernels.common import reductions
+from sidelight.kernels.message_layout import triton_kernel as layout_triton
 
 X = torch.rand(1, 2, 3, 4)
 

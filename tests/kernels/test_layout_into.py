@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 from attention_cases import DTYPES, IMPLS, TOLERANCE, assert_is, poisoned
-from sidelight.kernels import layout_into, new_result, selection
+from sidelight.kernels import layout_into, new_result
+from sidelight.kernels.common import triton_output as selection
 
 # Batch, heads, queries, keys, layers.
 SHAPES = [(1, 1, 1, 1, 1), (2, 3, 2, 37, 2), (1, 4, 1, 130, 3)]

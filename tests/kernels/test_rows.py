@@ -22,8 +22,9 @@ from attention_cases import (
 )
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from sidelight.kernels import Part, Scoring, capped_attention, layout_into, new_result, rows, selection
-from sidelight.kernels.result import constant
+from sidelight.kernels import Part, Scoring, capped_attention, layout_into, new_result, rows
+from sidelight.kernels.common import triton_output as selection
+from sidelight.kernels.common.attention_tensors import constant
 from torch.utils._python_dispatch import TorchDispatchMode
 
 # Batch, heads, key heads, queries, keys, width.
@@ -245,7 +246,8 @@ def test_the_same_numbers_every_time_and_whatever_the_neighbours():
 
 def test_memory_is_bounded(monkeypatch):
     """The scores of a tile are all that is ever made."""
-    from sidelight.kernels import attention_reference, rows_reference
+    from sidelight.kernels.attention_rows import reference as rows_reference
+    from sidelight.kernels.common import attention_reference
 
     monkeypatch.setattr(attention_reference, "_TILE_BYTES", 4 * 8 * 512 * 16)
     made = []

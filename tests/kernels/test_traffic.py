@@ -8,7 +8,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from sidelight.kernels.traffic import Traffic, count
+from sidelight.kernels.tools.memory_traffic import Traffic, count
 from triton.runtime.interpreter import InterpreterBuilder
 
 # @triton.jit decides where it decorates.

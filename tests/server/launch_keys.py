@@ -14,7 +14,7 @@ from unittest.mock import patch
 
 import torch
 from sidelight.kernels import Launch, recorded
-from sidelight.kernels.offline import compiling_for
+from sidelight.kernels.tools.cross_compile import compiling_for
 from sidelight.server import decoding, warmup
 from sidelight.server.decoding import attribute
 from sidelight.server.jobs import Given, Job

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from model_zoo import FAMILIES, build_model
-from sidelight.kernels.cpu_program import is_supported
+from sidelight.kernels.cpu.program import is_supported
 from sidelight.server import direct
 from sidelight.server.attention import recording
 from sidelight.server.direct import DirectDecoder

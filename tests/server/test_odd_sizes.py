@@ -24,7 +24,7 @@ from guard_pages import GuardedMemory
 from model_zoo import build_model
 from odd_models import OddModel, build_odd_model
 from sidelight.kernels import Scoring, attend_to
-from sidelight.kernels.cpu_program import is_supported
+from sidelight.kernels.cpu.program import is_supported
 from sidelight.server import attention
 from sidelight.server.decoding import attribute
 from sidelight.server.errors import RequestError

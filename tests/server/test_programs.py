@@ -13,7 +13,7 @@ import pytest
 import torch
 from batches import jobs_of, then_one_by_one, together
 from model_zoo import build_model
-from sidelight.kernels import cpu_program
+from sidelight.kernels.cpu import program as cpu_program
 from sidelight.server import linears, programs
 from sidelight.server.attention import recording
 from sidelight.server.direct import DirectDecoder

@@ -16,7 +16,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from sidelight.kernels import cpu_program, cpu_search
+from sidelight.kernels.cpu import argmax as cpu_search
+from sidelight.kernels.cpu import program as cpu_program
 from sidelight.server.slots import zeros
 from torch import Tensor
 
@@ -24,9 +25,9 @@ _PAGE = mmap.PAGESIZE
 _NO_ACCESS, _PATTERN = 0, 0xFF  # PROT_NONE; four of the pattern's bytes are NaN
 # Modules whose `torch.zeros` and the like make what programs work on.
 _MODULES = (
-    "kernels.cpu_program",
-    "kernels.cpu_search",
-    "kernels.result",
+    "kernels.cpu.program",
+    "kernels.cpu.argmax",
+    "kernels.common.attention_tensors",
     *(f"server.{name}" for name in ("batch", "programs", "slots")),
 )
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -127,7 +128,7 @@ def guard_programs(seed: int) -> Iterator[GuardedMemory]:
     What stands on other memory and is given to a program is taken for something that is only read, and copied; `check`
     finds what was not.
     """
-    from sidelight.kernels import cpu_team
+    from sidelight.kernels.cpu.jit import thread_pool as cpu_team
 
     memory = GuardedMemory(seed)
     undo: list[Callable[[], None]] = []

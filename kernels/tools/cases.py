@@ -1,0 +1,308 @@
+"""The kernels as they are used in practice: what the audit compiles and counts, and what the bench runs.
+
+Each case is one call of a kernel, with the shapes of real models; small ones for the interpreter, large ones for a GPU.
+Knows shapes and launches; does not run anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ..attention_rows import triton_kernel as rows_triton
+from ..common.attention_params import Scoring
+from ..common.attention_tensors import Encoding, Part, Result, new_result
+from ..common.launch import Launch
+from ..common.reductions import Reduction
+from ..decode_attention import triton_kernel as decode_triton
+from ..message_layout import triton_kernel as layout_triton
+from ..message_layout.reference import layout_reference
+
+Device = str
+Run = Callable[[], object]
+
+
+class Variant(NamedTuple):
+    """One call of a kernel."""
+
+    kernel: str  # "layout", "rows" or "decode"
+    case: str  # what is special about it, for people: a few words
+    launches: Callable[[Device], list[Launch]]  # from a device, "meta" or "cpu" or "cuda", to launches on new tensors
+    least_bytes: int  # what must at least be read and written: every input once, every result once
+    flops: int = 0  # of the matrix products, 2 for each multiplication and addition; 0 where there are none
+    moved_at_most: float = 1.05  # how many times the least bytes it may move; where it is more, it is said why
+    load_bits: int = 128  # the widest global load that the shapes allow
+    is_half: bool = False  # whether they are of half precision
+    second_pass_bytes: int = 0  # for what one kernel does at once: the least bytes of attention, and then of rows
+    tensor_cores: bool = False  # whether tensor-core instructions are to be found
+    eager: Callable[[Device], Run] | None = None  # the same by torch: probabilities, permute, reduction; on new tensors
+    sdpa: Callable[[Device], Run] | None = None  # the attention output alone, without any row
+    two_passes: Callable[[Device], Run] | None = None  # the attention output by SDPA, and then the rows by `rows`
+
+
+def variants(*, large: bool = False) -> Iterator[Variant]:
+    """All cases, in the order of the audit's table; with `large`, at the sizes that a GPU is measured with."""
+    yield from (_layout(case, 512 if large else case.small) for case in LAYOUTS)
+    yield from (_rows(case, 2048 if large else 128) for case in ROWS)
+    yield from (_decode(case, 32 if large else 2, 1024 if large else 128) for case in DECODES)
+    yield _decode(LONG, 1, 16384 if large else 2048)
+
+
+class LayoutCase(NamedTuple):
+    """Whole matrices of some layers, and what is wanted of them."""
+
+    case: str
+    small: int  # queries, and keys but for packed rows: as few as make tiles with 128 bits for each thread
+    heads: int
+    layers: int
+    over_heads: Reduction | None
+    over_layers: Reduction | None
+    dtype: torch.dtype
+    encoding: Encoding
+    top_k: int = 0
+
+
+LAYOUTS = [
+    LayoutCase("apart, float32", 16, 8, 6, None, None, torch.float32, "float32"),
+    LayoutCase("apart, bfloat16 to float16", 16, 16, 12, None, None, torch.bfloat16, "float16"),
+    LayoutCase("heads mean", 128, 8, 6, "mean", None, torch.float32, "float32"),
+    LayoutCase("heads mean, layers max", 512, 4, 4, "mean", "max", torch.float32, "float32"),
+    LayoutCase("heads mean to bytes", 32, 8, 2, "mean", None, torch.float32, "uint8"),
+    LayoutCase("apart, top 8", 4, 8, 2, None, None, torch.float32, "float32", 8),
+]
+
+
+def _layout(case: LayoutCase, length: int) -> Variant:
+    queries, keys = length, max(length, 512)  # packed rows are a program each: few of them, but long for wide loads
+    shape = (1, case.heads, queries, keys)
+    columns = 1 if case.over_layers else case.layers if case.over_heads else case.layers * case.heads
+
+    def made(device: Device) -> list[Tensor]:
+        return [torch.rand(shape, device=device).to(case.dtype) for _ in range(case.layers)]
+
+    def result(device: Device) -> Result:
+        return new_result(1, queries, keys, columns, encoding=case.encoding, top_k=case.top_k, device=device)
+
+    def launches(device: Device) -> list[Launch]:
+        into = result(device)
+        if into.is_dense_float:
+            return [layout_triton.plan(made(device), into.values, case.over_heads, case.over_layers)]
+        return [layout_triton.plan_packed(made(device), into, case.over_heads, case.over_layers)]
+
+    def eager(device: Device) -> Run:
+        layers = made(device)
+        return lambda: layout_reference(layers, case.over_heads, case.over_layers, torch.float32)
+
+    read = case.layers * torch.Size(shape).numel() * case.dtype.itemsize
+    return Variant("layout", case.case, launches, read + _written(result("meta")), eager=eager)
+
+
+class AttentionCase(NamedTuple):
+    """A layer of a model, and what is wanted of it."""
+
+    case: str
+    dtype: torch.dtype
+    heads: int
+    key_heads: int
+    width: int
+    over_heads: Reduction | None
+    encoding: Encoding = "float32"
+    top_k: int = 0
+    causal: bool = False
+    has_bias: bool = False
+    moved_at_most: float = 1.05
+
+
+_HALF = torch.bfloat16
+ROWS = [
+    AttentionCase("mean, 8 heads of 64", _HALF, 8, 8, 64, "mean", causal=True),
+    AttentionCase("mean, grouped heads of 128", _HALF, 8, 2, 128, "mean", causal=True),
+    AttentionCase("mean, grouped heads of 256", _HALF, 8, 4, 256, "mean", causal=True),
+    AttentionCase("mean, 8 heads of 32", _HALF, 8, 8, 32, "mean", causal=True),
+    AttentionCase("mean, 8 heads of 64, float32", torch.float32, 8, 8, 64, "mean", causal=True),
+    AttentionCase("apart, 8 heads of 64", _HALF, 8, 8, 64, None),
+    AttentionCase("apart, 8 heads of 128, float32", torch.float32, 8, 8, 128, None),
+    AttentionCase("l2, with a bias (T5), float32", torch.float32, 8, 8, 64, "l2", has_bias=True),
+    AttentionCase("mean to bytes", _HALF, 8, 8, 64, "mean", "uint8", causal=True),
+    AttentionCase("apart, top 8", _HALF, 8, 8, 64, None, top_k=8),
+]
+DECODES = [
+    AttentionCase("apart, 16 heads of 64", _HALF, 16, 16, 64, None),
+    AttentionCase("mean, 16 heads of 64", _HALF, 16, 16, 64, "mean"),
+    AttentionCase("mean, 16 heads of 64, float32", torch.float32, 16, 16, 64, "mean"),
+    AttentionCase("max, grouped heads (2) of 128", _HALF, 16, 8, 128, "max"),
+    # Eight bytes a score, of four heads, beside 512 of a key and a value: what the scores' stay in L2 costs, see
+    # decode_attention. Other ways cost more: keys read again half as much again, scores in half precision the sum.
+    AttentionCase("mean, grouped heads (4) of 128", _HALF, 32, 8, 128, "mean", moved_at_most=1.07),
+    AttentionCase("mean, grouped heads (2) of 256", _HALF, 8, 4, 256, "mean"),
+    AttentionCase("mean, 8 heads of 256, float32", torch.float32, 8, 8, 256, "mean"),
+    AttentionCase("apart, with a bias (T5), float32", torch.float32, 8, 8, 64, None, has_bias=True),
+    AttentionCase("mean to bytes", _HALF, 16, 16, 64, "mean", "uint8"),
+    AttentionCase("apart, top 8", _HALF, 16, 16, 64, None, top_k=8),
+]
+LONG = AttentionCase("mean, one slot, long", _HALF, 16, 8, 128, "mean")
+
+
+class Inputs(NamedTuple):
+    """What a call of `rows` or `decode` is given."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    scoring: Scoring
+    result: Result
+
+
+def make_inputs(case: AttentionCase, device: Device, batch: int, queries: int, keys: int) -> Inputs:
+    """Random inputs of a case on a device, and room for its result, which holds arbitrary numbers."""
+
+    def made(heads: int, length: int) -> Tensor:
+        return torch.randn(batch, heads, length, case.width, device=device).to(case.dtype)
+
+    columns = 1 if case.over_heads else case.heads
+    bias = torch.randn(1, case.heads, queries, keys, device=device).to(case.dtype) if case.has_bias else None
+    return Inputs(
+        made(case.heads, queries),
+        made(case.key_heads, keys),
+        made(case.key_heads, keys),
+        Scoring(case.width**-0.5, bias=bias, causal=case.causal),
+        new_result(batch, queries, keys, columns, encoding=case.encoding, top_k=case.top_k, device=device),
+    )
+
+
+def _bytes(*tensors: Tensor | None) -> int:
+    return sum(tensor.nbytes for tensor in tensors if tensor is not None)
+
+
+def _written(result: Result) -> int:
+    return _bytes(result.values, result.scales, result.positions)
+
+
+def _rows(case: AttentionCase, length: int) -> Variant:
+    part = Part(over_heads=case.over_heads)
+
+    def launches(device: Device) -> list[Launch]:
+        query, key, _, scoring, result = make_inputs(case, device, 1, length, length)
+        return rows_triton.plan(query, key, scoring, result, part)
+
+    def eager(device: Device) -> Run:
+        query, key, _, scoring, _ = make_inputs(case, device, 1, length, length)
+        return lambda: _eager(query, key, scoring, case)
+
+    def sdpa(device: Device) -> Run:
+        return _sdpa(make_inputs(case, device, 1, length, length))
+
+    def two_passes(device: Device) -> Run:
+        return _two_passes(make_inputs(case, device, 1, length, length), part)
+
+    query, key, _, scoring, result = make_inputs(case, "meta", 1, length, length)
+    products = case.heads * length * length * case.width * 2
+    sweeps = 3 if case.encoding == "uint8" and not case.top_k else 2  # denominators, rows, and for bytes rows again
+    return Variant(
+        "rows",
+        case.case,
+        launches,
+        _bytes(query, key, scoring.bias) + _written(result),
+        flops=sweeps * products // (2 if case.causal else 1),
+        is_half=case.dtype != torch.float32,
+        # Its tiles read keys and queries again: stated in the table, and justified in attention_rows.triton_kernel.
+        moved_at_most=float("inf"),
+        tensor_cores=True,
+        eager=eager,
+        sdpa=sdpa,
+        two_passes=two_passes,
+    )
+
+
+def _decode(case: AttentionCase, slots: int, length: int) -> Variant:
+    part = Part(over_heads=case.over_heads)
+
+    def launches(device: Device) -> list[Launch]:
+        query, key, value, scoring, result = make_inputs(case, device, slots, 1, length)
+        return decode_triton.plan(query, key, value, scoring, result, part, torch.empty_like(query))
+
+    def eager(device: Device) -> Run:
+        query, key, value, scoring, _ = make_inputs(case, device, slots, 1, length)
+
+        def run() -> object:
+            row = _eager(query, key, scoring, case)
+            return row, _output(query, key, value, scoring)
+
+        return run
+
+    def sdpa(device: Device) -> Run:
+        return _sdpa(make_inputs(case, device, slots, 1, length))
+
+    def two_passes(device: Device) -> Run:
+        return _two_passes(make_inputs(case, device, slots, 1, length), part)
+
+    query, key, value, scoring, result = make_inputs(case, "meta", slots, 1, length)
+    least = _bytes(query, key, value, scoring.bias, query) + _written(result)
+    return Variant(
+        "decode",
+        case.case,
+        launches,
+        least,
+        flops=4 * slots * case.heads * length * case.width,
+        is_half=case.dtype != torch.float32,
+        # Fused attention reads keys and values, a second pass queries and keys once more.
+        second_pass_bytes=least + _bytes(query, key),
+        moved_at_most=case.moved_at_most,
+        tensor_cores=True,
+        eager=eager,
+        sdpa=sdpa,
+        two_passes=two_passes,
+    )
+
+
+def _eager(query: Tensor, key: Tensor, scoring: Scoring, case: AttentionCase) -> object:
+    """What a model's eager attention and a permutation give, in the model's precision."""
+    key = key.repeat_interleave(query.shape[1] // key.shape[1], 1)
+    scores = query @ key.transpose(2, 3) * scoring.scale
+    if scoring.bias is not None:
+        scores = scores + scoring.bias
+    if scoring.causal:
+        hidden = torch.ones(scores.shape[2:], dtype=torch.bool, device=query.device).triu(1)
+        scores = scores.masked_fill(hidden, float("-inf"))
+    probabilities = scores.softmax(-1, dtype=torch.float32).permute(0, 2, 3, 1)
+    if case.over_heads == "mean":
+        probabilities = probabilities.mean(3, keepdim=True)
+    elif case.over_heads == "max":
+        probabilities = probabilities.amax(3, keepdim=True)
+    elif case.over_heads == "l2":
+        probabilities = probabilities.square().sum(3, keepdim=True).sqrt()
+    return probabilities.topk(case.top_k, dim=2) if case.top_k else probabilities.contiguous()
+
+
+def _sdpa(inputs: Inputs) -> Run:
+    query, key, value, scoring, _ = inputs
+    return lambda: _output(query, key, value, scoring)
+
+
+def _two_passes(inputs: Inputs, part: Part) -> Run:
+    """Fused attention without probabilities, and then queries and keys once more for the rows."""
+    query, key, value, scoring, result = inputs
+    launches = rows_triton.plan(query, key, scoring, result, part)
+
+    def run() -> None:
+        _output(query, key, value, scoring)
+        for launch in launches:
+            launch.run()
+
+    return run
+
+
+def _output(query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> Tensor:
+    return functional.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=scoring.bias,
+        is_causal=scoring.causal,
+        scale=scoring.scale,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
