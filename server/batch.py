@@ -23,14 +23,14 @@ from .capture import CapturePlan, Recording
 from .choosing import Choice, Chooser, Chosen
 from .decoding import Writer, begin, parts_of
 from .errors import not_a_number
-from .jobs import Decoding, Event, Job
+from .jobs import Decoding, Event, Job, Score
 from .layouts import MOST_TOGETHER, Layout
 from .memory import is_out_of_memory, out_of_memory
 from .models import LoadedModel
 from .numbers import Numbers, are_finite, fetch, numbers_of
 from .programs import ProgrammedDecoder
 from .reading import LAST_QUERY, Reader
-from .scores import Score, score
+from .scores import score
 from .slots import Contents, Slots
 from .upload import some_rows, whole_numbers
 from .vocabulary import Sought

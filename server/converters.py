@@ -17,10 +17,9 @@ from sidelight.v1 import attribution_service_pb2 as service_pb
 from ..kernels import Encoding, Reduction
 from .attention import Kind
 from .capture import CapturePlan, Row
-from .jobs import EncoderSelf, Job, Started, Step, StopReason
+from .jobs import EncoderSelf, Job, Score, Started, Step, StopReason
 from .models import LoadedModel
 from .numbers import Numbers
-from .scores import Score
 from .tokenization import Token
 
 KINDS: dict[int, Kind] = {

@@ -12,10 +12,10 @@ from typing import Any, Literal
 
 from .capture import CapturePlan
 from .numbers import Numbers
-from .scores import Score
 from .tokenization import Encoded, Token
 
 StopReason = Literal["end_token", "length", "stop_text", "given"]
+Score = Literal["probability", "logit", "entropy", "cross_entropy", "perplexity", "top_p_size"]
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,9 @@ from .capture import CapturePlan
 from .capture_requests import plan_capture
 from .converters import SCORES
 from .errors import invalid, not_found, unimplemented
-from .jobs import Decoding, Given, Job
+from .jobs import Decoding, Given, Job, Score
 from .languages import Languages
 from .models import LoadedModel
-from .scores import Score
 from .tokenization import Encoded, TextOptions
 
 _MAX_REQUEST_ID = 128

@@ -7,12 +7,11 @@ any logits processor: what the model thinks, not what decoding makes of it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-Score = Literal["probability", "logit", "entropy", "cross_entropy", "perplexity", "top_p_size"]
+from .jobs import Score
 
 
 def score(names: Sequence[Score], logits: Tensor, targets: Tensor, top_p: float) -> Tensor:
