@@ -52,6 +52,14 @@ class Job:
     prefix: Encoded | None = None  # the text of the last of `context_ids`; None where none was given as a text
 
     @property
+    def size(self) -> int:
+        """Tokens of source and target, at most."""
+        context = len(self.source.tokens) + len(self.context_ids)
+        return context + (
+            len(self.target.encoded.tokens) if isinstance(self.target, Given) else self.target.max_new_tokens
+        )
+
+    @property
     def whole_bytes(self) -> int:
         """The most bytes of attention that are made of it at once and sent in parts; 0 where all comes step by step."""
         source = len(self.source.tokens)
