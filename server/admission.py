@@ -82,7 +82,7 @@ class WaitingQueue(Generic[T]):
 
     def begin(self, request: T) -> None:
         """Takes a request out that is begun."""
-        if self._held_back.others or self._is_held_back(request):
+        if self.is_held_back(request):
             self._takes_oldest = not self._takes_oldest
         self.remove(request)
         self._begun += 1
@@ -109,21 +109,25 @@ class WaitingQueue(Generic[T]):
             self._found = is_idle, self._find(is_idle=is_idle)
         return self._found[1]
 
+    def is_held_back(self, request: T) -> bool:
+        """Whether a request that waits is not begun in the order in which requests have come."""
+        return self._held_back.others or self._comes_after_others(request)
+
     def newest_held_back(self, newcomer: Hashable) -> T | None:
-        """The last request that is held back, to give its place to a client that is not held back."""
+        """The last request that comes after others, to give its place to a client whose requests do not."""
         if newcomer in self._held_back.clients:
             return None
-        held = (request for request in reversed(self._entries) if self._is_held_back(request))
-        return next(held, None)
+        return next((request for request in reversed(self._entries) if self._comes_after_others(request)), None)
 
-    def _is_held_back(self, request: T) -> bool:
+    def _comes_after_others(self, request: T) -> bool:
         return self.has_stalled(request) or self._entries[request].client in self._held_back.clients
 
     def _find(self, *, is_idle: bool) -> T | None:
-        others = [request for request in self._entries if not self._is_held_back(request)]
-        held = [r for r in self._entries if self._is_held_back(r) and not self.has_stalled(r)]
-        if held and (not others or self._begun % _SHARE == 0):
-            return self._in_turn(held)
+        reading = [request for request in self._entries if not self.has_stalled(request)]
+        others = [request for request in reading if not self._comes_after_others(request)]
+        last = [request for request in reading if self._comes_after_others(request)]
+        if last and (not others or self._begun % _SHARE == 0):
+            return self._in_turn(last)
         if others:
             return self._in_turn(others) if self._held_back.others else others[0]
         return next(iter(self._entries), None) if is_idle else None

@@ -334,7 +334,7 @@ class Engine:
             with self._lock:
                 if self._next_waiting() is not ticket:  # it has been refused meanwhile, or another goes before it
                     continue
-                has_stalled = self._waiting.has_stalled(ticket)
+                is_held_back = self._waiting.is_held_back(ticket)
                 self._waiting.begin(ticket)
             ticket.started = time.monotonic()
             ticket.whole_bytes = whole
@@ -344,7 +344,7 @@ class Engine:
                 ticket.taken = int(ticket.is_announced)
                 ticket.events = itertools.islice(attribute(self.loaded, ticket.job), ticket.taken, None)
                 self._running.append(ticket)
-            if has_stalled:  # one at a time: somebody who reads may come
+            if is_held_back:  # one at a time, so that what others write goes on between two of these
                 break
         if self._joining:
             self._join()
@@ -360,9 +360,9 @@ class Engine:
         return self._waiting.next(is_idle=is_idle)
 
     def _announce(self, now: float) -> None:
-        """Puts the first event of tickets that have waited for a while: the engine then knows who reads before any work.
+        """Puts the first event of tickets that have waited for a while, to learn before any work whose readers take it.
 
-        Others need not be told twice: their first event comes with the next, which costs the others less.
+        A ticket that does not wait gets its first event with the next one, which costs the others less.
         """
         if not self._are_late:
             return
@@ -372,7 +372,7 @@ class Engine:
         for ticket in late:
             try:
                 _, started = begin(self.loaded, ticket.job)
-            except Exception:  # noqa: PERF203  # said when the ticket is begun
+            except Exception:  # the reader is told when it is the ticket's turn
                 continue
             ticket.is_announced = True
             ticket.outbox.put(started, ring=False)

@@ -54,10 +54,8 @@ class Job:
     @property
     def size(self) -> int:
         """Tokens of source and target, at most."""
-        context = len(self.source.tokens) + len(self.context_ids)
-        return context + (
-            len(self.target.encoded.tokens) if isinstance(self.target, Given) else self.target.max_new_tokens
-        )
+        target = len(self.target.encoded.tokens) if isinstance(self.target, Given) else self.target.max_new_tokens
+        return len(self.source.tokens) + len(self.context_ids) + target
 
     @property
     def whole_bytes(self) -> int:
