@@ -103,7 +103,8 @@ class Engine:
         self._joining: list[Ticket] = []  # about to get a slot
         self._parked: list[Ticket] = []  # begun, and without a slot: their readers are slow, and others waited
         self._are_late = False  # those who wait, perhaps: a look at who is held back has come since they were told
-        self._owed = 0.0  # seconds that the batch may step before others are worked on; below 0, these may be first
+        self._owed = 0.0  # seconds of steps before other work may go on, while there are steps; below 0, it may at once
+        self._has_put_off = False  # in the last round, a job's next event
         self._held_at: float | None = None  # when something was last held for slow readers
         self._seconds: float | None = None  # that a job has taken of late, from its start to its end
         self._is_draining = False
@@ -311,7 +312,8 @@ class Engine:
     def _admit(self) -> None:
         """Lets waiting jobs in, by the queue's order, and drops those that have lost their reader or their time.
 
-        A job whose reader is slow makes room for those that wait. It came before them, and goes on before them.
+        A job whose reader is slow makes room for those that wait. It came before them, and goes on before them. Jobs
+        that are held back come in one at a time, and only as the others' steps leave time for it.
         """
         self._drop_those_over(time.monotonic())
         for ticket in [ticket for ticket in self._parked if not ticket.outbox.full]:
@@ -326,7 +328,8 @@ class Engine:
                 assert self._batch is not None
                 self._batch.unpark(ticket.seat)
             self._running.append(ticket)
-        while (ticket := self._peek()) is not None:
+        is_held_back = False
+        while not is_held_back and (ticket := self._peek()) is not None:
             is_joining = self._batch is not None and isinstance(ticket.job.target, Decoding)
             whole = ticket.job.whole_bytes
             if not self._make_room(is_joining=is_joining, taken=len(self._joining)) or not self._make_memory(whole):
@@ -344,14 +347,18 @@ class Engine:
                 ticket.taken = int(ticket.is_announced)
                 ticket.events = itertools.islice(attribute(self.loaded, ticket.job), ticket.taken, None)
                 self._running.append(ticket)
-            if is_held_back:  # one at a time, so that what others write goes on between two of these
-                break
         if self._joining:
+            began = time.monotonic()
             self._join()
+            if is_held_back:
+                self._owed += time.monotonic() - began
 
     def _peek(self) -> Ticket | None:
+        """The ticket that may begin now."""
+        has_time = not self._has_put_off and (self._owed <= 0 or not self._can_any_step())
         with self._lock:
-            return self._next_waiting()
+            ticket = self._next_waiting()
+            return ticket if ticket is None or has_time or not self._waiting.is_held_back(ticket) else None
 
     def _next_waiting(self) -> Ticket | None:
         """The ticket to begin next. Callers hold the lock."""
@@ -453,9 +460,9 @@ class Engine:
 
     def _round(self) -> bool:
         """Takes one step of each job that can, of those outside the batch as time allows. Returns whether any could."""
-        worked = False
+        worked = self._has_put_off = False
         # Where the batch has nothing to do, somebody who waits may come in before the next long piece of work.
-        most = 0.0 if any(self._can_step(ticket) for ticket in self._running) else _TURN
+        most = 0.0 if self._can_any_step() else _TURN
         for ticket in list(self._running):
             if self._stopping:
                 return True
@@ -464,13 +471,19 @@ class Engine:
                 worked = True  # its place is free: somebody who waits may come in
                 self._finish(ticket, expired())
             elif (ticket.seat is None or ticket.whole_bytes or ticket.is_dropped) and not ticket.outbox.full:
-                worked = self._owed > most or self._advance(ticket) or worked
+                if self._owed > most:
+                    self._has_put_off = worked = True
+                    continue
+                worked = self._advance(ticket) or worked
                 self._owed += time.monotonic() - began
         began = time.monotonic()
         has_stepped = self._step()
         seconds = time.monotonic() - began
         self._owed = max(self._owed - seconds, -seconds) if has_stepped else 0.0
         return has_stepped or worked
+
+    def _can_any_step(self) -> bool:
+        return any(self._can_step(ticket) for ticket in self._running)
 
     def _can_step(self, ticket: Ticket) -> bool:
         """Whether a job has a step of the batch to take."""
