@@ -73,7 +73,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Started:
-    """The source has been read. `context` are the tokens of `Job.context_ids`; `seed` is the one of sampling."""
+    """What comes before all work. `context` are the tokens of `Job.context_ids`; `seed` is the one of sampling."""
 
     context: tuple[Token, ...]
     seed: int | None = None
