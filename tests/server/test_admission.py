@@ -16,7 +16,8 @@ from sidelight.server import engine as engine_module
 from sidelight.server import outbox as outbox_module
 from sidelight.server.admission import HeldBack, WaitingQueue
 from sidelight.server.batch import Batch
-from sidelight.server.engine import Limits
+from sidelight.server.engine import Engine, Limits, Ticket
+from sidelight.server.jobs import Decoding
 from sidelight.v1 import text_pb2 as text
 
 SENTENCE = "My grandmother is still vigorous at 82 years old."
@@ -137,22 +138,35 @@ def test_a_queue_full_of_stalled_readers_keeps_nobody_out(bundled, engines):
 
 def test_given_targets_leave_half_of_the_time_to_what_is_written(bundled, engines, monkeypatch):
     """Many large ones whose readers read: each takes a tenth of a second, between two steps that take milliseconds."""
-    attribute = engine_module.attribute
+    attribute, step = engine_module.attribute, Batch.step
 
     def slow(*args):
         time.sleep(0.1)
         yield from attribute(*args)
 
+    def slow_step(*args):
+        time.sleep(0.005)
+        return step(*args)
+
     monkeypatch.setattr(engine_module, "attribute", slow)
+    monkeypatch.setattr(Batch, "step", slow_step)
     with serving(bundled, limits=Limits(running=4)) as address, stub(address) as service:
-        written = service.Attribute(written_request(max_new_tokens=250), timeout=60)
-        next(written)
-        calls = [service.Attribute(given_request(), timeout=120) for _ in range(100)]
-        assert list(written)[-1].HasField("finished")
-        # A step after each few of them would see all of them done before.
-        wait_until(lambda: len(engines[0]._tickets) > 30)
+        calls = [service.Attribute(given_request(), timeout=120) for _ in range(200)]
+        wait_until(lambda: len(engines[0]._tickets) > 150)
+        monkeypatch.setattr(engines[0]._waiting, "next", lambda **_: first_written(engines[0]))
+        written = request("A dog.", decoding=text.Decoding(ignore_eos=True, max_new_tokens=250))
+        assert list(service.Attribute(written, timeout=60))[-1].HasField("finished")
+        # Some given targets between each two steps, and all would be done before.
+        assert len(engines[0]._tickets) > 30
         for call in calls:
             call.cancel()
+
+
+def first_written(engine: Engine) -> Ticket | None:
+    """What waits first, as if what is written had come before given targets."""
+    waiting = list(engine._waiting)
+    written = (ticket for ticket in waiting if isinstance(ticket.job.target, Decoding))
+    return next(written, waiting[0] if waiting else None)
 
 
 # ---- the rule --------------------------------------------------------------------------------------------------------
