@@ -150,8 +150,8 @@ def test_given_targets_leave_half_of_the_time_to_what_is_written(bundled, engine
 
     monkeypatch.setattr(engine_module, "attribute", slow)
     monkeypatch.setattr(Batch, "step", slow_step)
-    with serving(bundled, limits=Limits(running=4)) as address, stub(address) as service:
-        calls = [service.Attribute(given_request(), timeout=120) for _ in range(200)]
+    with serving(bundled, limits=Limits(running=16)) as address, stub(address) as service:
+        calls = [service.Attribute(given_request(1), timeout=120) for _ in range(200)]
         wait_until(lambda: len(engines[0]._tickets) > 150)
         monkeypatch.setattr(engines[0]._waiting, "next", lambda **_: first_written(engines[0]))
         written = request("A dog.", decoding=text.Decoding(ignore_eos=True, max_new_tokens=250))
