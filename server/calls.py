@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections import Counter
+from collections.abc import Awaitable, Callable, Hashable
 from typing import Any, Literal, NoReturn
 
 import grpc
 from google.protobuf.message import Message
 
+from .admission import HeldBack
 from .errors import RequestError, details, internal, invalid, late, stalled
 from .outbox import Outbox
 
@@ -26,8 +28,10 @@ _STALLED = 60.0
 _ARRIVAL = 10.0
 # How many may take more than a moment for it, each held by gRPC in up to its limit of 4 MiB; and a moment, in seconds.
 _ARRIVING, _MOMENT = 64, 1.0
+# Seconds for which a reader may take nothing, and its client is as others are.
+_SLOW = 0.25
 # Seconds between two looks at all calls.
-_INTERVAL = 0.5
+_INTERVAL = 0.25
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -42,10 +46,12 @@ class Call:
         self.context = context
         self.request_id = ""  # once it is known
         self.outbox: Outbox | None = None  # where its events come from, once there is one
+        self.ticket: Hashable = None  # what the engine knows it by
         self.waits_for: Literal["request", "reader"] | None = None
         self.since = 0.0
         self.error: RequestError | None = None  # why it has been ended from outside
         self._has_begun = False
+        self.written = 0  # messages, which its reader has taken
         self._task = asyncio.current_task()
 
     async def read(self) -> bytes:
@@ -68,6 +74,7 @@ class Call:
         """Sends a message, when its reader has taken enough of those before."""
         await self.begin()
         await self._wait("reader", self.context.write(message))
+        self.written += 1
 
     async def _wait(self, reason: Literal["request", "reader"], what: Awaitable[Any]) -> Any:
         self.waits_for, self.since = reason, time.monotonic()
@@ -78,6 +85,11 @@ class Call:
             raise asyncio.CancelledError from None
         finally:
             self.waits_for = None
+
+    @property
+    def client(self) -> Hashable:
+        """Who calls: a connection. Behind a proxy, all of its clients; of a unix socket too."""
+        return self.context.peer()
 
     def end(self, error: RequestError) -> None:
         """Ends the call with a status, which a reader that has stalled gets when it reads on."""
@@ -130,12 +142,13 @@ class Calls:
 
         return grpc.stream_stream_rpc_method_handler(handler, response_serializer=_serialize)
 
-    async def watch(self) -> None:
-        """Ends what waits too long, until it is cancelled."""
+    async def watch(self, hold_back: Callable[[HeldBack], None]) -> None:
+        """Ends what waits too long, and says which clients are held back, until it is cancelled."""
         while True:
             await asyncio.sleep(_INTERVAL)
             try:
                 self._end_the_late(time.monotonic())
+                hold_back(self._held_back(time.monotonic()))
             except Exception:
                 log.exception("looking at the calls failed")
 
@@ -148,6 +161,13 @@ class Calls:
             call.end(stalled())
         # What has ended otherwise need not wait so long to say why.
         self.tell_errors(_MOMENT)
+
+    def _held_back(self, now: float) -> HeldBack:
+        stalled = dict.fromkeys(self._stalled(now - _SLOW))
+        # The first message may come before any work, and says nothing about a reader that takes it.
+        stalled_of = Counter(call.client for call in stalled if call.written)
+        reading = (call for call in self._calls if call.written > 1 and call not in stalled)
+        return HeldBack([call.ticket for call in stalled], stalled_of, Counter(call.client for call in reading))
 
     def tell_errors(self, seconds: float) -> None:
         """Ends calls whose jobs have ended with an error, and whose readers have taken nothing for so many seconds.
