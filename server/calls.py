@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Literal, NoReturn
@@ -16,6 +17,7 @@ import grpc
 from google.protobuf.message import Message
 
 from .errors import RequestError, details, internal, invalid, late, stalled
+from .memory import give_back
 from .outbox import Outbox
 
 log = logging.getLogger(__name__)
@@ -50,10 +52,14 @@ class Call:
 
     async def read(self) -> bytes:
         """The request. Raises RequestError where there is none."""
-        data = await self._wait("request", self.context.read())
+        data = await self.receive()
         if data is EOF:
             raise invalid("", "MALFORMED", "the call carries no request")
         return data
+
+    async def receive(self) -> Any:
+        """The next request of a stream of them; EOF behind the last one. As late as a first one may be."""
+        return await self._wait("request", self.context.read())
 
     async def begin(self) -> None:
         """Sends what comes before the first message, once.
@@ -100,6 +106,7 @@ class Calls:
 
     def __init__(self) -> None:
         self._calls: dict[Call, None] = {}  # in the order in which they have begun
+        self._gives_back_at = math.inf  # the memory of requests that have not arrived
 
     def answering(self, method: Callable[[Call], Awaitable[None]]) -> grpc.RpcMethodHandler[Any, Any]:
         """The handler of a method, which turns whatever goes wrong into a status.
@@ -136,6 +143,9 @@ class Calls:
             await asyncio.sleep(_INTERVAL)
             try:
                 self._end_the_late(time.monotonic())
+                if time.monotonic() > self._gives_back_at:
+                    self._gives_back_at = math.inf
+                    await asyncio.to_thread(give_back)
             except Exception:
                 log.exception("looking at the calls failed")
 
@@ -144,6 +154,7 @@ class Calls:
         for place, call in enumerate(arriving):
             if now - call.since > _ARRIVAL or place < len(arriving) - _ARRIVING:
                 call.end(late(_ARRIVAL))
+                self._gives_back_at = now + _MOMENT
         for call in self._stalled(now - _STALLED):
             call.end(stalled())
         # What has ended otherwise need not wait so long to say why.

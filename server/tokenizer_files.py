@@ -152,6 +152,8 @@ def _check_vocabulary(folder: Path, name: str) -> None:
         for field, (kind, words) in _TOKENIZER_FIELDS.items():
             if not isinstance(fields.get(field), kind):
                 raise wrong_field(name, field, fields.get(field), words)
+        if "vocab" not in fields["model"]:
+            raise wrong_field(name, "model", fields["model"], "an object with a field vocab")
     else:
         tokens = read_object(folder, name)
         if not tokens:

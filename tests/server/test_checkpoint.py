@@ -135,6 +135,8 @@ def test_a_wrong_field_is_named_in_plain_words_or_does_no_harm(copied, name, fil
             assert len(line) < 500
             assert BY_TENSORS.match(line) or not CODE.search(line.replace(json.dumps(value), "")), line
             is_told_by_its_use = line.startswith("its tokenizer has") or "separate source and target" in line
+            if field == "langs":  # without which FSMT's tokenizer cannot be made either, so that it is not found
+                is_told_by_its_use |= file in line
             assert (file in line and field in line) or BY_TENSORS.match(line) or is_told_by_its_use, (
                 field,
                 value,
