@@ -32,6 +32,9 @@ _POINTER = b"version https://git-lfs"
 _LAYERS = re.compile(r"(^|_)n?_?layers?$")
 _FEW_LAYERS = 1000
 
+# Labels, which a model that writes text has no use for: transformers writes a name for each.
+_MANY_LABELS = 10**6
+
 # What torch's distributed checkpoints are called, which transformers loads before it looks at anything else.
 _DISTRIBUTED = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
 
@@ -173,6 +176,9 @@ def _check_config(config: Mapping[str, Any]) -> None:
         raise CheckpointError(f"{CONFIG} does not say a model_type")
     if family not in CONFIG_MAPPING:
         raise CheckpointError(f"{CONFIG}: model_type {family[:100]!r} is none that transformers knows")
+    labels: Any = config.get("num_labels")
+    if isinstance(labels, int) and labels > _MANY_LABELS:
+        raise CheckpointError(f"{CONFIG}: num_labels must be at most {_MANY_LABELS:,}, not {labels:,}")
     quantization: Any = config.get("quantization_config")
     if quantization is not None and not (isinstance(quantization, dict) and "quant_method" in quantization):
         raise CheckpointError(f"{CONFIG}: quantization_config must be an object with quant_method")

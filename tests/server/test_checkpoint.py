@@ -221,6 +221,7 @@ def test_memory_that_does_not_do_is_told(copied, monkeypatch):
         ("vocab_size", 10**12),
         ("max_position_embeddings", 10**12),
         ("encoder_ffn_dim", 10**11),
+        ("num_labels", 10**12),
     ],
 )
 def test_absurd_sizes_are_refused_before_memory_is_taken(copied, field, value):
