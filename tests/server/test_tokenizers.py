@@ -314,7 +314,7 @@ def test_broken_characters_are_the_same_however_they_come(name, data):
         covered = {place for token in tokens for place in range(token.begin, token.end)}
         assert covered >= {place for place, character in enumerate(whole) if not character.isspace()}
         if marks and marks[-1] == -2:
-            assert begins[-1] == len(whole.rstrip())
+            assert len(whole.rstrip()) <= begins[-1] <= len(whole)
         decoded = codec.decode_ids(ids)
         assert decoded.text == whole
         for cut in range(len(ids)):
