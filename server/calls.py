@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Hashable
@@ -18,6 +19,7 @@ from google.protobuf.message import Message
 
 from .admission import HeldBack
 from .errors import RequestError, details, internal, invalid, late, stalled
+from .memory import give_back
 from .outbox import Outbox
 
 log = logging.getLogger(__name__)
@@ -56,10 +58,14 @@ class Call:
 
     async def read(self) -> bytes:
         """The request. Raises RequestError where there is none."""
-        data = await self._wait("request", self.context.read())
+        data = await self.receive()
         if data is EOF:
             raise invalid("", "MALFORMED", "the call carries no request")
         return data
+
+    async def receive(self) -> Any:
+        """The next request of a stream of them; EOF behind the last one. As late as a first one may be."""
+        return await self._wait("request", self.context.read())
 
     async def begin(self) -> None:
         """Sends what comes before the first message, once.
@@ -112,6 +118,7 @@ class Calls:
 
     def __init__(self) -> None:
         self._calls: dict[Call, None] = {}  # in the order in which they have begun
+        self._gives_back_at = math.inf  # the memory of requests that have not arrived
 
     def answering(self, method: Callable[[Call], Awaitable[None]]) -> grpc.RpcMethodHandler[Any, Any]:
         """The handler of a method, which turns whatever goes wrong into a status.
@@ -149,6 +156,9 @@ class Calls:
             try:
                 self._end_the_late(time.monotonic())
                 hold_back(self._held_back(time.monotonic()))
+                if time.monotonic() > self._gives_back_at:
+                    self._gives_back_at = math.inf
+                    await asyncio.to_thread(give_back)
             except Exception:
                 log.exception("looking at the calls failed")
 
@@ -157,6 +167,7 @@ class Calls:
         for place, call in enumerate(arriving):
             if now - call.since > _ARRIVAL or place < len(arriving) - _ARRIVING:
                 call.end(late(_ARRIVAL))
+                self._gives_back_at = now + _MOMENT
         for call in self._stalled(now - _STALLED):
             call.end(stalled())
         # What has ended otherwise need not wait so long to say why.
