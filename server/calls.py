@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
-from collections.abc import Awaitable, Callable
+from collections import Counter
+from collections.abc import Awaitable, Callable, Hashable
 from typing import Any, Literal, NoReturn
 
 import grpc
 from google.protobuf.message import Message
 
+from .admission import HeldBack
 from .errors import RequestError, details, internal, invalid, late, stalled
+from .memory import give_back
 from .outbox import Outbox
 
 log = logging.getLogger(__name__)
@@ -26,8 +30,10 @@ _STALLED = 60.0
 _ARRIVAL = 10.0
 # How many may take more than a moment for it, each held by gRPC in up to its limit of 4 MiB; and a moment, in seconds.
 _ARRIVING, _MOMENT = 64, 1.0
+# Seconds for which a reader may take nothing, and its client is as others are.
+_SLOW = 0.25
 # Seconds between two looks at all calls.
-_INTERVAL = 0.5
+_INTERVAL = 0.25
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -42,18 +48,24 @@ class Call:
         self.context = context
         self.request_id = ""  # once it is known
         self.outbox: Outbox | None = None  # where its events come from, once there is one
+        self.ticket: Hashable = None  # what the engine knows it by
         self.waits_for: Literal["request", "reader"] | None = None
         self.since = 0.0
         self.error: RequestError | None = None  # why it has been ended from outside
         self._has_begun = False
+        self.written = 0  # messages, which its reader has taken
         self._task = asyncio.current_task()
 
     async def read(self) -> bytes:
         """The request. Raises RequestError where there is none."""
-        data = await self._wait("request", self.context.read())
+        data = await self.receive()
         if data is EOF:
             raise invalid("", "MALFORMED", "the call carries no request")
         return data
+
+    async def receive(self) -> Any:
+        """The next request of a stream of them; EOF behind the last one. As late as a first one may be."""
+        return await self._wait("request", self.context.read())
 
     async def begin(self) -> None:
         """Sends what comes before the first message, once.
@@ -68,6 +80,7 @@ class Call:
         """Sends a message, when its reader has taken enough of those before."""
         await self.begin()
         await self._wait("reader", self.context.write(message))
+        self.written += 1
 
     async def _wait(self, reason: Literal["request", "reader"], what: Awaitable[Any]) -> Any:
         self.waits_for, self.since = reason, time.monotonic()
@@ -78,6 +91,11 @@ class Call:
             raise asyncio.CancelledError from None
         finally:
             self.waits_for = None
+
+    @property
+    def client(self) -> Hashable:
+        """Who calls: a connection. Behind a proxy, all of its clients; of a unix socket too."""
+        return self.context.peer()
 
     def end(self, error: RequestError) -> None:
         """Ends the call with a status, which a reader that has stalled gets when it reads on."""
@@ -100,6 +118,7 @@ class Calls:
 
     def __init__(self) -> None:
         self._calls: dict[Call, None] = {}  # in the order in which they have begun
+        self._gives_back_at = math.inf  # the memory of requests that have not arrived
 
     def answering(self, method: Callable[[Call], Awaitable[None]]) -> grpc.RpcMethodHandler[Any, Any]:
         """The handler of a method, which turns whatever goes wrong into a status.
@@ -130,12 +149,16 @@ class Calls:
 
         return grpc.stream_stream_rpc_method_handler(handler, response_serializer=_serialize)
 
-    async def watch(self) -> None:
-        """Ends what waits too long, until it is cancelled."""
+    async def watch(self, hold_back: Callable[[HeldBack], None]) -> None:
+        """Ends what waits too long, and says which clients are held back, until it is cancelled."""
         while True:
             await asyncio.sleep(_INTERVAL)
             try:
                 self._end_the_late(time.monotonic())
+                hold_back(self._held_back(time.monotonic()))
+                if time.monotonic() > self._gives_back_at:
+                    self._gives_back_at = math.inf
+                    await asyncio.to_thread(give_back)
             except Exception:
                 log.exception("looking at the calls failed")
 
@@ -144,10 +167,18 @@ class Calls:
         for place, call in enumerate(arriving):
             if now - call.since > _ARRIVAL or place < len(arriving) - _ARRIVING:
                 call.end(late(_ARRIVAL))
+                self._gives_back_at = now + _MOMENT
         for call in self._stalled(now - _STALLED):
             call.end(stalled())
         # What has ended otherwise need not wait so long to say why.
         self.tell_errors(_MOMENT)
+
+    def _held_back(self, now: float) -> HeldBack:
+        stalled = dict.fromkeys(self._stalled(now - _SLOW))
+        # The first message may come before any work, and says nothing about a reader that takes it.
+        stalled_of = Counter(call.client for call in stalled if call.written)
+        reading = (call for call in self._calls if call.written > 1 and call not in stalled)
+        return HeldBack([call.ticket for call in stalled], stalled_of, Counter(call.client for call in reading))
 
     def tell_errors(self, seconds: float) -> None:
         """Ends calls whose jobs have ended with an error, and whose readers have taken nothing for so many seconds.

@@ -32,6 +32,9 @@ _POINTER = b"version https://git-lfs"
 _LAYERS = re.compile(r"(^|_)n?_?layers?$")
 _FEW_LAYERS = 1000
 
+# Labels, which a model that writes text has no use for: transformers writes a name for each.
+_MANY_LABELS = 10**6
+
 # What torch's distributed checkpoints are called, which transformers loads before it looks at anything else.
 _DISTRIBUTED = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
 
@@ -64,8 +67,12 @@ def open_checkpoint(where: str | Path) -> Checkpoint:
     Files of the hub are fetched as far as they are looked at here; those of the tokenizer are not.
     """
     name, revision, folder = str(where), "main", Path(where)
-    if folder.exists() and not folder.is_dir():
-        raise CheckpointError("is a file, where a model's folder should be")
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise CheckpointError("is a file, where a model's folder should be")
+        list(folder.iterdir() if folder.is_dir() else ())
+    except (OSError, ValueError) as error:
+        raise CheckpointError("is no folder that can be read") from error
     if not folder.is_dir():
         folder = _fetch(name, "main")
         if not has_file(folder, CONFIG):
@@ -85,6 +92,8 @@ def open_checkpoint(where: str | Path) -> Checkpoint:
     if not shapes:
         raise CheckpointError(f"{weights} has no tensors")
     for field, count in _layer_counts(config):
+        if count < 0:
+            raise CheckpointError(f"{CONFIG}: {field} must be 0 or above, not {count}")
         if count > max(_FEW_LAYERS, len(shapes)):
             raise CheckpointError(
                 f"{CONFIG}: {field} is {count:,}, and {weights} has no more than {len(shapes):,} tensors"
@@ -135,13 +144,6 @@ def has_file(folder: Path, name: str) -> bool:
     return (folder / name).exists() or (folder / name).is_symlink()
 
 
-def one_line(error: BaseException) -> str:
-    """What an exception says, in a line for people; with its type's name where that is a word at most."""
-    words = str(error).split()
-    line = " ".join(words)[:300]
-    return line if len(words) > 1 else f"{type(error).__name__}: {line}" if line else type(error).__name__
-
-
 def _kind_of(value: object) -> str:
     kinds = {list: "a list", str: "a text", bool: "true or false", int: "a number", float: "a number"}
     return kinds.get(type(value), "null")
@@ -174,6 +176,12 @@ def _check_config(config: Mapping[str, Any]) -> None:
         raise CheckpointError(f"{CONFIG} does not say a model_type")
     if family not in CONFIG_MAPPING:
         raise CheckpointError(f"{CONFIG}: model_type {family[:100]!r} is none that transformers knows")
+    labels: Any = config.get("num_labels")
+    if isinstance(labels, int) and labels > _MANY_LABELS:
+        raise CheckpointError(f"{CONFIG}: num_labels must be at most {_MANY_LABELS:,}, not {labels:,}")
+    quantization: Any = config.get("quantization_config")
+    if quantization is not None and not (isinstance(quantization, dict) and "quant_method" in quantization):
+        raise CheckpointError(f"{CONFIG}: quantization_config must be an object with quant_method")
 
 
 def _layer_counts(config: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, int]]:
@@ -241,7 +249,7 @@ def _read_shapes(folder: Path, name: str, listed_by: str) -> dict[str, tuple[int
         with safe_open(path, framework="pt") as tensors:
             return {key: tuple(tensors.get_slice(key).get_shape()) for key in tensors.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{name} is not a whole safetensors file: {one_line(error)}") from error
+        raise CheckpointError(f"{name} is not a whole safetensors file") from error
 
 
 # ---- the hub --------------------------------------------------------------------------------------------------------
@@ -258,10 +266,13 @@ def _fetch(name: str, revision: str, *files: str) -> Path:
         raise CheckpointError("is neither a folder nor an id on the Hugging Face hub") from error
     except LocalEntryNotFoundError as error:
         raise CheckpointError("is not a folder, and the Hugging Face hub cannot be asked for it") from error
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        raise CheckpointError(
-            f"is not a folder, and the Hugging Face hub has none for us: {one_line(error)}"
-        ) from error
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        why = {401: "has none that may be read without a login", 403: "does not let us read it", 404: "has none"}
+        said = why.get(status, f"answers with status {status}")
+        raise CheckpointError(f"is not a folder, and the Hugging Face hub {said}") from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError("is not a folder, and the files that the Hugging Face hub has cannot be kept") from error
     return folder
 
 
@@ -283,7 +294,7 @@ def _fetch_converted(name: str) -> Path:
     try:
         revision = convert(name)[1]
     except Exception as error:  # whatever a service that is not there makes it raise
-        raise CheckpointError(f"{_WEIGHTS} is missing, and the hub has not converted it: {one_line(error)}") from error
+        raise CheckpointError(f"{_WEIGHTS} is missing, and the hub has not converted it") from error
     if revision is None:
         raise CheckpointError(f"{_WEIGHTS} is missing")
     return _fetch(name, revision)

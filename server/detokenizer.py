@@ -15,6 +15,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
 from .offsets import trim
+from .pieces import WORD_END
 from .tokens import Encoded, Token
 
 # Tokens of the prompt's end that a continuation's first token is decoded beside.
@@ -22,8 +23,8 @@ _CONTEXT = 8
 
 _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 
-# Marks at the end of a piece: of a word that goes on, of a word that is complete.
-_GOES_ON, _WORD_END = "@@", "</w>"
+# A mark at the end of a piece: of a word that goes on.
+_GOES_ON = "@@"
 
 # Texts that a tokenizer's way is tried with.
 _SAMPLES = (
@@ -92,7 +93,7 @@ class Detokenizer:
         has changed. A character that begins in the context belongs to it, wherever it ends.
         """
         self._codec = codec
-        before = [*context, *([] if prefix is None else prefix.ids)]
+        before = [*context, *([] if prefix is None else map(codec.stand_in, prefix.ids))]
         before = [id_ for id_ in before if not codec.is_special(id_)]
         self._growing: GrowingText = codec.growing_text(codec, before, has_text=prefix is not None)
         self.text = "" if prefix is None else prefix.text
@@ -158,7 +159,7 @@ def find_growing_text(vocabulary: Any, encode: Callable[[str], Sequence[int]], s
         if _BYTES[0] in single and _BYTES[1] in single:
             begin, end = (single[byte] for byte in _BYTES)
             trials.append([begin, vocabulary.unknown, end, end])
-    has_word_ends = any(vocabulary.piece(id_).endswith(_WORD_END) for id_ in range(size))
+    has_word_ends = any(vocabulary.piece(id_).endswith(WORD_END) for id_ in range(size))
     ways: list[type[GrowingText]] = [TextOfWindows, TextOfMarkedWords if has_word_ends else TextOfSpacedWords]
     if vocabulary.byte_vocabulary in ("byte_level", "bytes"):
         ways = [TextOfBytes]
@@ -277,26 +278,32 @@ class TextOfWindows:
             return Grown("")
         own = vocabulary.bytes_of(id_)
         was_open, joins = self._open.count, own is not None
+        of_context = self._open.of_context
         # Behind text, with nothing held back, a token may be one whose text is known.
         is_behind_text = self._read == len(self._ids) and self._before != 0 and not self._is_new
         known = vocabulary.text_behind_others(id_) if is_behind_text and not was_open else None
-        self._ids.append(id_)
         self._is_new = False
         if known is not None:
+            self._ids.append(id_)
             self._window, self._read, self._before = self._read, len(self._ids), None
             return Grown(known)
+        broken = ""
         if own is None:
             self._open.close()
         else:
             _, joins = self._open.push(own)
+            if was_open and not joins:  # the character that was open never will be one
+                broken = self._take(self._pending())
+                self._open.of_context = 0
+        skip = 0 if joins or of_context else was_open
+        self._ids.append(id_)
         if self._open:
-            return Grown("", 0, max(0, self._open.count - self._open.of_context))
+            return Grown(broken, skip, max(0, self._open.count - self._open.of_context))
         new = self._pending()
         if own is None and self._is_incomplete(new, id_):
             return Grown("", 0, opens=1)
-        skip = 0 if joins or self._open.of_context else was_open
         self._open.of_context = 0
-        return Grown(self._take(self._lasting(new, id_)), skip)
+        return Grown(broken + self._take(self._lasting(new, id_)), skip)
 
     def flush(self) -> str:
         """Ends the text; returns what was held back."""
@@ -380,7 +387,7 @@ class TextOfMarkedWords(TextAtOnce):
         """Adds a token."""
         self._ids.append(id_)
         text = self._decoded()
-        if not self._vocabulary.piece(id_).endswith(_WORD_END):
+        if not self._vocabulary.piece(id_).endswith(WORD_END):
             letters = re.match(r"\s*[^\W_]+", text[len(self._text) :])
             text = text[: len(self._text) + letters.end()] if letters else self._text
         return Grown(self._take(text))

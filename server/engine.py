@@ -1,8 +1,9 @@
 """Runs jobs: one thread, one model, a step of all jobs at once.
 
 Jobs that write share a batch, and each has a slot in it; given targets, and models that cannot be run in slots, take
-their turns between its steps. What one job writes does not depend on the others. A job that nobody reads waits, and
-gives its place to others that wait for one; a job that nobody wants any more, or whose deadline has passed, ends before
+their turns between its steps, for no more time than the steps take. What one job writes does not depend on the others.
+A job that nobody reads waits, and gives its place to others that wait for one; which of these is next, `admission`
+says. A job that nobody wants any more, or whose deadline has passed, ends before
 its next step. Whatever happens, each job's outbox ends, and all of them if the thread should end. The engine knows
 nothing of gRPC.
 """
@@ -13,15 +14,15 @@ import itertools
 import logging
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 
 import torch
 
+from .admission import HeldBack, WaitingQueue
 from .batch import Batch, Seat
 from .bursts import Bursts
-from .decoding import attribute
+from .decoding import attribute, begin
 from .errors import RequestError, broken, expired, internal, queue_full, stalled, stopped
 from .jobs import Decoding, Event, Given, Job, Step
 from .memory import give_back, is_out_of_memory, out_of_memory, slots_within
@@ -40,6 +41,9 @@ _LONGEST_SLEEP = 60.0
 
 # Seconds after which memory that was held for slow readers, and no more is, goes back to the system.
 _GIVE_BACK = 5.0
+
+# Seconds of work on jobs outside the batch between two looks at who waits.
+_TURN = 0.02
 
 # How often in a row the engine tries to begin again after a fault, before it ends.
 _ATTEMPTS = 5
@@ -76,6 +80,7 @@ class Ticket:
     full_since: float | None = None  # when its outbox was first seen full
     taken: int = 0  # how many of `events` have been put into its outbox
     whole_bytes: int = 0  # of attention made at once, which `events` hold until all of it has been put
+    is_announced: bool = False  # whether its first event was put before it began
     is_dropped: bool = False  # whether `events` must be made again, as far as they were not put
 
 
@@ -93,10 +98,13 @@ class Engine:
         self._something = threading.Event()  # to do: a new job, room in an outbox, a job given up, or the end
         self._tickets: set[Ticket] = set()  # all that have not ended, wherever they are
         self._places = 0  # in the queue, for requests that are still being resolved
-        self._waiting: deque[Ticket] = deque()
+        self._waiting: WaitingQueue[Ticket] = WaitingQueue()
         self._running: list[Ticket] = []
         self._joining: list[Ticket] = []  # about to get a slot
         self._parked: list[Ticket] = []  # begun, and without a slot: their readers are slow, and others waited
+        self._are_late = False  # those who wait, perhaps: a look at who is held back has come since they were told
+        self._owed = 0.0  # seconds of steps before other work may go on, while there are steps; below 0, it may at once
+        self._has_put_off = False  # in the last round, a job's next event
         self._held_at: float | None = None  # when something was last held for slow readers
         self._seconds: float | None = None  # that a job has taken of late, from its start to its end
         self._is_draining = False
@@ -165,16 +173,33 @@ class Engine:
         """Makes the engine look at its jobs again. For any thread."""
         self._something.set()
 
-    def reserve(self) -> Place:
-        """Takes a place in the queue for a request, before anything is done for it. Raises RequestError."""
+    def hold_back(self, held_back: HeldBack) -> None:
+        """Says which tickets come after others. To be called again and again. For any thread."""
+        with self._lock:
+            self._waiting.hold_back(held_back)
+            has_news = self._are_late = len(self._waiting) > 0
+        if has_news:
+            self._something.set()
+
+    def reserve(self, client: Hashable = None) -> Place:
+        """Takes a place in the queue for a client's request, before anything is done for it. Raises RequestError.
+
+        Where none is free, the newest job gives way of a client that is held back, as if it came now.
+        """
         with self._lock:
             if self._stopping or self._is_draining:
                 raise self._refusal()
             waiting = len(self._waiting) + self._places
+            out = None
             if waiting >= self._limits.waiting:
-                raise queue_full(waiting)
+                out = self._waiting.newest_held_back(client)
+                if out is None:
+                    raise queue_full(waiting)
+                self._waiting.remove(out)
             self._places += 1
-        return Place(self)
+        if out is not None:
+            self._close(out, queue_full(waiting))
+        return Place(self, client)
 
     def submit(self, job: Job, outbox: Outbox, deadline: float | None = None, place: Place | None = None) -> Ticket:
         """Queues a job, in a place reserved for it or a new one; its events come to `outbox`. Raises RequestError."""
@@ -184,7 +209,7 @@ class Engine:
             if self._stopping or self._is_draining:
                 raise self._refusal()
             self._tickets.add(ticket)
-            self._waiting.append(ticket)
+            self._waiting.add(ticket, place.client, job.size)
         place.leave()
         self._something.set()
         return ticket
@@ -226,6 +251,7 @@ class Engine:
         self._give_back(time.monotonic())
         self._gather()
         self._admit()
+        self._announce(time.monotonic())
         # Anything that happens from here on sets the event again, so nothing is missed by waiting.
         if not self._round():
             self._something.wait(self._patience())
@@ -284,9 +310,10 @@ class Engine:
         return len(tokens) >= self.slots or (layout is not None and sum(tokens) >= layout.together)
 
     def _admit(self) -> None:
-        """Lets waiting jobs in, first come first served, and drops those that have lost their reader or their time.
+        """Lets waiting jobs in, by the queue's order, and drops those that have lost their reader or their time.
 
-        A job whose reader is slow makes room for those that wait. It came before them, and goes on before them.
+        A job whose reader is slow makes room for those that wait. It came before them, and goes on before them. Jobs
+        that are held back come in one at a time, and only as the others' steps leave time for it.
         """
         self._drop_those_over(time.monotonic())
         for ticket in [ticket for ticket in self._parked if not ticket.outbox.full]:
@@ -301,30 +328,62 @@ class Engine:
                 assert self._batch is not None
                 self._batch.unpark(ticket.seat)
             self._running.append(ticket)
-        while (ticket := self._next_waiting()) is not None:
+        is_held_back = False
+        while not is_held_back and (ticket := self._peek()) is not None:
             is_joining = self._batch is not None and isinstance(ticket.job.target, Decoding)
             whole = ticket.job.whole_bytes
             if not self._make_room(is_joining=is_joining, taken=len(self._joining)) or not self._make_memory(whole):
                 break
             with self._lock:
-                if self._next_waiting() is not ticket:  # it has been refused meanwhile
+                if self._next_waiting() is not ticket:  # it has been refused meanwhile, or another goes before it
                     continue
-                self._waiting.popleft()
+                is_held_back = self._waiting.is_held_back(ticket)
+                self._waiting.begin(ticket)
             ticket.started = time.monotonic()
             ticket.whole_bytes = whole
             if is_joining:
                 self._joining.append(ticket)
             else:
-                ticket.events = attribute(self.loaded, ticket.job)
+                ticket.taken = int(ticket.is_announced)
+                ticket.events = itertools.islice(attribute(self.loaded, ticket.job), ticket.taken, None)
                 self._running.append(ticket)
         if self._joining:
+            began = time.monotonic()
             self._join()
+            if is_held_back:
+                self._owed += time.monotonic() - began
+
+    def _peek(self) -> Ticket | None:
+        """The ticket that may begin now."""
+        has_time = not self._has_put_off and (self._owed <= 0 or not self._can_any_step())
+        with self._lock:
+            ticket = self._next_waiting()
+            return ticket if ticket is None or has_time or not self._waiting.is_held_back(ticket) else None
 
     def _next_waiting(self) -> Ticket | None:
-        try:
-            return self._waiting[0]
-        except IndexError:
-            return None
+        """The ticket to begin next. Callers hold the lock."""
+        begun = itertools.chain(self._running, self._joining)
+        is_idle = all(ticket.outbox.full or self._waiting.has_stalled(ticket) for ticket in begun)
+        return self._waiting.next(is_idle=is_idle)
+
+    def _announce(self, now: float) -> None:
+        """Puts the first event of tickets that have waited for a while, to learn before any work whose readers take it.
+
+        A ticket that does not wait gets its first event with the next one, which costs the others less.
+        """
+        if not self._are_late:
+            return
+        with self._lock:
+            self._are_late = False
+            late = [ticket for ticket in self._waiting if not ticket.is_announced and now - ticket.arrived > _SLOW]
+        for ticket in late:
+            try:
+                _, started = begin(self.loaded, ticket.job)
+            except Exception:  # the reader is told when it is the ticket's turn
+                continue
+            ticket.is_announced = True
+            ticket.outbox.put(started, ring=False)
+        ring(ticket.outbox for ticket in late)
 
     def _drop_those_over(self, now: float) -> None:
         with self._lock:
@@ -387,7 +446,9 @@ class Engine:
             if isinstance(seat, Seat):
                 ticket.seat = seat
                 news, seat.news = iter(seat.news), ()
-                ticket.outbox.put(next(news), ring=False)
+                started = next(news)
+                if not ticket.is_announced:
+                    ticket.outbox.put(started, ring=False)
                 # Who steps next is told of that as well: to send the one would hold up the other, by a third of it.
                 if seat.reads or ticket.whole_bytes:
                     told.append(ticket.outbox)
@@ -398,25 +459,39 @@ class Engine:
         ring(told)
 
     def _round(self) -> bool:
-        """Takes one step of each job that can. Returns whether any could."""
-        worked = False
+        """Takes one step of each job that can, of those outside the batch as time allows. Returns whether any could."""
+        worked = self._has_put_off = False
+        # Where the batch has nothing to do, somebody who waits may come in before the next long piece of work.
+        most = 0.0 if self._can_any_step() else _TURN
         for ticket in list(self._running):
             if self._stopping:
                 return True
-            if _is_over(ticket, time.monotonic()):
+            began = time.monotonic()
+            if _is_over(ticket, began):
                 worked = True  # its place is free: somebody who waits may come in
                 self._finish(ticket, expired())
             elif (ticket.seat is None or ticket.whole_bytes or ticket.is_dropped) and not ticket.outbox.full:
+                if self._owed > most:
+                    self._has_put_off = worked = True
+                    continue
                 worked = self._advance(ticket) or worked
-        return self._step() or worked
+                self._owed += time.monotonic() - began
+        began = time.monotonic()
+        has_stepped = self._step()
+        seconds = time.monotonic() - began
+        self._owed = max(self._owed - seconds, -seconds) if has_stepped else 0.0
+        return has_stepped or worked
+
+    def _can_any_step(self) -> bool:
+        return any(self._can_step(ticket) for ticket in self._running)
+
+    def _can_step(self, ticket: Ticket) -> bool:
+        """Whether a job has a step of the batch to take."""
+        return ticket.seat is not None and not (ticket.whole_bytes or ticket.is_dropped or ticket.outbox.full)
 
     def _step(self) -> bool:
         """Takes one step of the batch. Returns whether anybody in it could."""
-        ready = {
-            ticket.seat: ticket
-            for ticket in self._running
-            if ticket.seat is not None and not (ticket.whole_bytes or ticket.is_dropped or ticket.outbox.full)
-        }
+        ready = {ticket.seat: ticket for ticket in self._running if ticket.seat is not None and self._can_step(ticket)}
         if not ready:
             return False
         assert self._batch is not None
@@ -571,7 +646,8 @@ class Engine:
 class Place:
     """A place in an engine's queue, until a job takes it or it is left; a context at whose end it is left."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, client: Hashable = None) -> None:
+        self.client = client
         self._engine: Engine | None = engine
 
     def __enter__(self) -> Place:

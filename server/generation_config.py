@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from .checkpoint import CONFIG, GENERATION_CONFIG, Checkpoint, CheckpointError
+from .fields import wrong_field
 
 
 class _Rule(NamedTuple):
@@ -117,10 +118,7 @@ def _check_token(token: Any, name: str, checkpoint: Checkpoint, vocabulary: int)
 
 
 def _wrong(checkpoint: Checkpoint, name: str, words: str, value: object) -> CheckpointError:
-    """The error for a field that is not what it must be."""
-    shown = repr(value)
-    shown = shown if len(shown) <= 60 else f"{shown[:60]}..."
-    return CheckpointError(f"{_file_of(name, checkpoint)}: {name} must be {words}, not {shown}")
+    return wrong_field(_file_of(name, checkpoint), name, value, words)
 
 
 def _file_of(name: str, checkpoint: Checkpoint) -> str:

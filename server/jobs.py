@@ -52,6 +52,12 @@ class Job:
     prefix: Encoded | None = None  # the text of the last of `context_ids`; None where none was given as a text
 
     @property
+    def size(self) -> int:
+        """Tokens of source and target, at most."""
+        target = len(self.target.encoded.tokens) if isinstance(self.target, Given) else self.target.max_new_tokens
+        return len(self.source.tokens) + len(self.context_ids) + target
+
+    @property
     def whole_bytes(self) -> int:
         """The most bytes of attention that are made of it at once and sent in parts; 0 where all comes step by step."""
         source = len(self.source.tokens)
@@ -67,7 +73,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Started:
-    """The source has been read. `context` are the tokens of `Job.context_ids`; `seed` is the one of sampling."""
+    """What comes before all work. `context` are the tokens of `Job.context_ids`; `seed` is the one of sampling."""
 
     context: tuple[Token, ...]
     seed: int | None = None

@@ -6,11 +6,14 @@ import contextlib
 import ctypes
 import logging
 import os
+from typing import TYPE_CHECKING
 
 import torch
 
 from .errors import RequestError, internal
-from .models import LoadedModel
+
+if TYPE_CHECKING:
+    from .models import LoadedModel
 
 log = logging.getLogger(__name__)
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import json
 import logging
+import re
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,31 +14,23 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import (
-    CONFIG_MAPPING,
-    MODEL_FOR_CAUSAL_LM_MAPPING,
-    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForSeq2SeqLM,
-    GenerationConfig,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from ..kernels.cpu.program import is_supported
 from .attention import Kind, register
-from .checkpoint import CONFIG, Checkpoint, CheckpointError, one_line, open_checkpoint
+from .checkpoint import CONFIG, Checkpoint, CheckpointError, open_checkpoint
+from .configurations import class_for, model_error, read_config, read_generation_config
 from .generation_config import check_generation_config
 from .layouts import Layout, find_layout
 from .linears import Precision, pack
+from .memory import is_out_of_memory
 from .programs import is_programmed
 from .projections import join_projections
 from .sites import Sites, find_sites
 from .tokenization import Codec
 from .tokenizer_files import load_tokenizer, tokenizer_error
 from .vocabulary import shared_weight
-from .weights import check_finite, load_weights
+from .weights import TooLargeError, check_finite, load_weights
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +38,9 @@ BUNDLED_NAME = "tatoeba-en-de"
 
 # Seconds that are worth a word.
 _LONG = 5.0
+
+# Devices that models run on. Of CPUs there is one.
+_DEVICE = re.compile(r"cpu(:0)?|cuda(:\d{1,3})?", re.ASCII)
 
 # For models whose positions have no end of their own, such as T5's relative ones.
 _DEFAULT_LENGTH = 4096
@@ -127,7 +123,6 @@ def load(
     """
     register()
     where = bundled_model() if path is None else path
-    name = name or (BUNDLED_NAME if path is None else _name(path))
     chosen_device = _device(device)
     chosen_dtype = _dtype(dtype, chosen_device)
     precision = _precision(dtype, chosen_device)
@@ -135,11 +130,17 @@ def load(
         raise ModelError("int8 cannot be compiled: its layers are packed for kernels that the compiler does not know")
     try:
         checkpoint = open_checkpoint(where)
+    except CheckpointError as error:
+        log.debug("loading failed", exc_info=True)
+        raise ModelError(f"cannot load {where}: {error}") from error
+    name = name or (BUNDLED_NAME if path is None else _name(path))
+    try:
         check_generation_config(checkpoint.generation_config, checkpoint)  # before transformers makes something of it
-        config = _read_config(checkpoint)
+        read_generation_config(checkpoint)
+        config = read_config(checkpoint)
         tokenizer = load_tokenizer(checkpoint, config)
         _check_vocabularies(config, tokenizer)
-        model = load_weights(_class_for(config), checkpoint, chosen_dtype)
+        model = load_weights(class_for(config), checkpoint, chosen_dtype)
         nn.Module.to(model.eval().requires_grad_(False), chosen_device)
         check_finite(model, checkpoint)
         _check_generation(model, checkpoint)
@@ -165,12 +166,17 @@ def load(
                 layout.vocabulary.screen(weight)
             if compiled:
                 layout.compile()
+    except TooLargeError as error:
+        raise ModelError(f"cannot load {where}: {model_error(checkpoint, error, '')}") from error
     except CheckpointError as error:
         log.debug("loading failed", exc_info=True)
         raise ModelError(f"cannot load {where}: {error}") from error
     except Exception as error:  # whatever an unusual checkpoint makes its libraries raise
         log.debug("loading failed", exc_info=True)
-        raise ModelError(f"cannot load {where}: the model of {CONFIG} cannot be run: {one_line(error)}") from error
+        problem = model_error(checkpoint, error, "the model that it describes cannot be run")
+        if is_out_of_memory(error):
+            problem = f"it needs more memory than there is on {chosen_device}"
+        raise ModelError(f"cannot load {where}: {problem}") from error
     if not sites.heads:
         raise ModelError(f"cannot serve {where}: the model reports no attention")
     for kind, heads in sites.heads.items():
@@ -185,38 +191,6 @@ def _prepare_programs() -> None:
     began = time.monotonic()
     if is_supported() and (seconds := time.monotonic() - began) > _LONG:
         log.info("kernels for this CPU took %.0f s to compile; they are kept for the next time", seconds)
-
-
-def _read_config(checkpoint: Checkpoint) -> PreTrainedConfig:
-    """The configuration, with transformers' defaults."""
-    try:
-        return AutoConfig.from_pretrained(checkpoint.name, revision=checkpoint.revision, trust_remote_code=False)
-    except Exception as error:  # values of any type, in fields that each family reads as it likes
-        field = next((name for name in checkpoint.config if _is_to_blame(name, checkpoint.config)), None)
-        at = CONFIG if field is None else f"{CONFIG}: {field}"
-        raise CheckpointError(f"{at} does not do: {one_line(error)}") from error
-
-
-def _is_to_blame(name: str, config: Mapping[str, Any]) -> bool:
-    """Whether a configuration that cannot be read can be read without a field."""
-    rest = {field: value for field, value in config.items() if field != name}
-    try:
-        family: Any = CONFIG_MAPPING[config["model_type"]]
-        family.from_dict(rest)
-    except Exception:  # as before
-        return False
-    return True
-
-
-def _class_for(config: PreTrainedConfig) -> Any:
-    """Transformers' class for a model that writes text. Raises CheckpointError where a family has none."""
-    if config.is_encoder_decoder:
-        kind, auto, known = "an encoder-decoder", AutoModelForSeq2SeqLM, MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING
-    else:
-        kind, auto, known = "a decoder", AutoModelForCausalLM, MODEL_FOR_CAUSAL_LM_MAPPING
-    if type(config) not in known:
-        raise CheckpointError(f"{CONFIG}: {config.model_type} is not {kind} that writes text")
-    return auto
 
 
 def _check_vocabularies(config: PreTrainedConfig, tokenizer: Any) -> None:
@@ -243,11 +217,15 @@ def _generation_config(model: Any) -> GenerationConfig:
 
 
 def _make_codec(tokenizer: Any, model: PreTrainedModel, checkpoint: Checkpoint, config: PreTrainedConfig) -> Codec:
-    try:
+    def make(tokenizer: Any) -> Codec:
         codec = Codec(tokenizer, model)
         codec.encode_source("a")
+        return codec
+
+    try:
+        codec = make(tokenizer)
     except Exception as error:  # as in `load_tokenizer`
-        raise tokenizer_error(checkpoint, config, error) from error
+        raise tokenizer_error(checkpoint, config, error, make) from error
     vocabulary = _vocabulary_size(model)
     tokens = {"decoder_start_token_id": next(iter(codec.start_ids(codec.languages_of("", ""))), None)}
     if config.is_encoder_decoder:
@@ -270,7 +248,9 @@ def _check_lengths(codec: Codec, config: PreTrainedConfig, source: int, target: 
     else:  # prompt and continuation share the positions
         room, needed = target, around + 2
     if room < needed:
-        what = f"{CONFIG}: {room} positions are" if max_length is None else f"max_length {max_length} is"
+        fields = [name for name, value in config.to_dict().items() if value == room and "position" in name]
+        at = ": ".join([CONFIG, *fields[:1]])
+        what = f"{at}: {room} positions are" if max_length is None else f"max_length {max_length} is"
         raise CheckpointError(f"{what} too few for any text: this model needs at least {needed}")
 
 
@@ -282,11 +262,27 @@ def _name(path: str | Path) -> str:
 def _device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ModelError(f"cannot use device {name}: {str(error).splitlines()[0]}") from error
+    if _DEVICE.fullmatch(name) is None:
+        raise ModelError(f"cannot use device {json.dumps(name)}: it must be auto, cpu, cuda, or a GPU such as cuda:1")
+    device = torch.device(name)
+    if device.type == "cuda":
+        if torch.version.cuda is None and torch.version.hip is None:
+            raise ModelError(f"cannot use device {name}: the torch that is installed is made for CPUs alone")
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= count:
+            there = (
+                "no GPU that it can use"
+                if not count
+                else "cuda:0 alone"
+                if count == 1
+                else f"cuda:0 to cuda:{count - 1}"
+            )
+            raise ModelError(f"cannot use device {name}: torch finds {there}")
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:
+            log.debug("the device fails", exc_info=True)
+            raise ModelError(f"cannot use device {name}: it is there, but takes no memory or no work") from error
     return device
 
 

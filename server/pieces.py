@@ -16,6 +16,9 @@ from tokenizers.pre_tokenizers import ByteLevel
 from .offsets import SPACE, Role
 from .sentencepieces import BYTE
 
+# At the end of a piece, in some vocabularies: of a word that is complete.
+WORD_END = "</w>"
+
 # How many tokens' texts are remembered.
 _REMEMBERED = 65536
 
@@ -140,7 +143,10 @@ class Pieces:
     def decode(self, ids: Sequence[int]) -> str:
         """The text of some tokens, special ones left out.
 
-        Bytes that are no character are U+FFFD, one for each broken character.
+        Bytes that are no character are U+FFFD, one for each part of a character that cannot go on to be one: as Unicode
+        recommends, and as `bytes.decode` with "replace" has it. The tokenizers library makes of a run of byte tokens
+        that is not UTF-8 throughout one U+FFFD for each byte, of its whole characters too; but these have been sent
+        when a later byte turns out to be broken.
         """
         shown = [id_ for id_ in ids if not self.is_silent(id_)]
         if self.byte_vocabulary in ("byte_level", "bytes"):
@@ -155,6 +161,21 @@ class Pieces:
         if last is None or self.role(last) != "space" or self._letters is None:
             return self.decode(ids)
         return self.decode([*ids, self._letters]).removesuffix(self.piece(self._letters))
+
+    def stand_in(self, id_: int) -> int:
+        """For the unknown token, one that adds letters, as it would if the tokenizer knew them; others as they are.
+
+        Texts leave the unknown token out, and what follows it would then be decoded as if nothing stood before it.
+        """
+        return self._word if id_ == self._unknown and self._word is not None else id_
+
+    @functools.cached_property
+    def _word(self) -> int | None:
+        """A token that is letters, and the end of a word where the vocabulary marks ends; None where there is none."""
+        plain = {id_: self.piece(id_) for id_ in range(len(self._tokenizer)) if id_ not in self._added}
+        ends = (id_ for id_, piece in plain.items() if piece.endswith(WORD_END) and piece[: -len(WORD_END)].isalpha())
+        words = (id_ for id_, piece in plain.items() if piece.isalpha() and not self.is_special(id_))
+        return next(ends, None) or self._letters or next(words, None)
 
     @functools.cached_property
     def _letters(self) -> int | None:

@@ -74,13 +74,13 @@ class AttributionService:
         request = parse(service_pb.AttributeRequest, data)
         call.request_id = request_id_of(request)
         engine = self._engines[find_model(self._models, request.model).name]
-        with engine.reserve() as place:  # before anything is done for it
+        with engine.reserve(call.client) as place:  # before anything is done for it
             job = await self._resolve(request, len(data), engine.loaded, call.request_id)
             call.outbox = Outbox(engine.wake)
             try:
                 remaining: float | None = call.context.time_remaining()
                 deadline = None if remaining is None else time.monotonic() + remaining
-                ticket = engine.submit(job, call.outbox, deadline, place)
+                call.ticket = ticket = engine.submit(job, call.outbox, deadline, place)
                 await call.begin()  # while the engine works
                 await self._stream(call, call.outbox, job, engine, _Meter(job, arrived, ticket))
             finally:

@@ -12,6 +12,7 @@ from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection
 
 from .addresses import Address, AddressError
+from .admission import HeldBack
 from .calls import Calls
 from .engine import Engine, Limits
 from .models import LoadedModel
@@ -76,10 +77,14 @@ class Server:
             await asyncio.to_thread(warm, engine.loaded)
             await asyncio.to_thread(engine.start)
         await self._server.start()
-        self._watching = asyncio.create_task(self._calls.watch())
+        self._watching = asyncio.create_task(self._calls.watch(self._hold_back))
         for name in ("", SERVICE.full_name):
             await self._health.set_serving(name)
         return address.name if address.is_unix else f"{address.name.rpartition(':')[0]}:{port}"
+
+    def _hold_back(self, held_back: HeldBack) -> None:
+        for engine in self._engines:
+            engine.hold_back(held_back)
 
     def _note_failure(self) -> None:
         """Says that the server does not serve any more. For any thread."""

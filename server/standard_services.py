@@ -81,7 +81,7 @@ def reflection_handler(calls: Calls, services: Sequence[str]) -> grpc.GenericRpc
 
     async def reflect(call: Call) -> None:
         async def requests() -> AsyncIterator[reflection_pb2.ServerReflectionRequest]:
-            while (data := await call.context.read()) is not EOF:
+            while (data := await call.receive()) is not EOF:
                 yield parse(reflection_pb2.ServerReflectionRequest, data)
 
         async for response in servicer.ServerReflectionInfo(requests(), call.context):

@@ -70,7 +70,9 @@ class Codec:
         self.is_silent, self.role = self._pieces.is_silent, self._pieces.role
         self.bytes_of, self.byte_vocabulary = self._pieces.bytes_of, self._pieces.byte_vocabulary
         self.decode, self.text_behind_others = self._pieces.decode, self._pieces.text_behind_others
-        self.decode_before_letters = self._pieces.decode_before_letters
+        self.decode_before_letters, self.stand_in = self._pieces.decode_before_letters, self._pieces.stand_in
+        if self.unknown is not None:  # looks at the whole vocabulary, the first time
+            self.stand_in(self.unknown)
         # Tokens that are control tokens wherever they come from: special ones, and what a chat template writes.
         self._controls = control_tokens(tokenizer, self._pieces.is_special)
         self._frames: dict[tuple[Languages, bool], tuple[list[int], list[int]]] = {}

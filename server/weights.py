@@ -21,9 +21,14 @@ from torch.nn.modules.module import (
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from .checkpoint import CONFIG, Checkpoint, CheckpointError, one_line
+from .checkpoint import CONFIG, Checkpoint, CheckpointError
 
 log = logging.getLogger(__name__)
+
+
+class TooLargeError(CheckpointError):
+    """A configuration describes a model that is far larger than its files."""
+
 
 # How much more a model may have, while it is made, than its files: tensors that are shared stand in several places, and
 # tables of positions in none. Numbers of a quantized file stand for several.
@@ -39,24 +44,20 @@ def load_weights(auto: Any, checkpoint: Checkpoint, dtype: torch.dtype | str) ->
     """Makes the model of a checkpoint, with numbers of a type. `auto` is transformers' class for its kind.
 
     Raises CheckpointError where tensors are missing, are not used, or have other shapes than the configuration says;
-    before it takes the memory, where that would be far more than the files hold.
+    TooLargeError before it takes the memory, where that would be far more than the files hold; and whatever the
+    family's own code raises, which does arithmetic with a configuration's values.
     """
     name = checkpoint.weights
-    try:
-        with _bounded(checkpoint), _silent():
-            model, found = auto.from_pretrained(
-                checkpoint.name,
-                revision=checkpoint.revision,
-                dtype=dtype,
-                use_safetensors=True,
-                trust_remote_code=False,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # the error below names them, with their shapes
-            )
-    except CheckpointError:
-        raise
-    except Exception as error:  # values that a family's code does arithmetic with
-        raise CheckpointError(f"{CONFIG} and {name} do not make a model: {one_line(error)}") from error
+    with bounded(checkpoint), silent():
+        model, found = auto.from_pretrained(
+            checkpoint.name,
+            revision=checkpoint.revision,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # the error below names them, with their shapes
+        )
     for tensor, stored, expected in sorted(found["mismatched_keys"], key=str):
         sizes = f"is {_sizes(stored)}, and {_sizes(expected)} by {CONFIG}"
         raise CheckpointError(f"{name}: the tensor {tensor} {sizes}")
@@ -68,7 +69,7 @@ def load_weights(auto: Any, checkpoint: Checkpoint, dtype: torch.dtype | str) ->
     if unused:  # of another use, such as a classifier's
         log.info("%s: not used: %s", name, _listed(unused))
     if found["error_msgs"]:
-        raise CheckpointError(f"{name}: {one_line(ValueError(found['error_msgs'][0]))}")
+        raise CheckpointError(f"{name} is not of the model that {CONFIG} describes")
     return model
 
 
@@ -100,7 +101,7 @@ def _native(tensor: Tensor) -> Tensor:
 
 
 @contextmanager
-def _bounded(checkpoint: Checkpoint) -> Iterator[None]:
+def bounded(checkpoint: Checkpoint) -> Iterator[None]:
     """Raises CheckpointError as soon as a model is made that is far larger than its files.
 
     It is made without memory at first ("meta"), and filled afterwards.
@@ -118,7 +119,7 @@ def _bounded(checkpoint: Checkpoint) -> Iterator[None]:
         numbers += tensor.numel()
         if tensors > most_tensors or numbers > most_numbers:
             held = f"{len(checkpoint.shapes):,} tensors of {checkpoint.numbers:,} numbers"
-            raise CheckpointError(f"{CONFIG} describes a model far larger than {checkpoint.weights}, which has {held}")
+            raise TooLargeError(f"{CONFIG} describes a model far larger than {checkpoint.weights}, which has {held}")
 
     hooks = [register_module_parameter_registration_hook(count), register_module_buffer_registration_hook(count)]
     try:
@@ -129,7 +130,7 @@ def _bounded(checkpoint: Checkpoint) -> Iterator[None]:
 
 
 @contextmanager
-def _silent() -> Iterator[None]:
+def silent() -> Iterator[None]:
     """Keeps transformers from printing its table of missing tensors: an error names them in a line."""
     before = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()

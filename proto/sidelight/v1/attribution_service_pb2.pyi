@@ -157,7 +157,9 @@ class AttributeResponse(_message.Message):
     FINISHED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def started(self) -> Global___Started:
-        """Once, first. Comes when the request leaves the queue and the source is read."""
+        """Once, first. Comes when the request leaves the queue and the source is read; earlier where the request waits for
+        more than a moment. A request whose reader does not take Started is begun only when nothing else is to be done.
+        """
 
     @_builtins.property
     def encoder_self(self) -> Global___EncoderSelf:

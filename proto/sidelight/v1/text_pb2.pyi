@@ -231,7 +231,8 @@ class Token(_message.Message):
     text: _builtins.str
     """The characters from begin to end of the exact text. Tokens that are only some bytes of a character all have the
     character's span, and carry it where it is known: of a target that is being written, the last one does, and those
-    before it are empty. Bytes that make no character are U+FFFD in the text, one for each broken character.
+    before it are empty. Bytes that make no character are U+FFFD in the text, one for each part of a character that
+    cannot go on to be one, as Unicode recommends, for every tokenizer; whole characters beside them stay.
     """
     def __init__(
         self,

@@ -1,0 +1,258 @@
+"""Which request is next: no request waits for many others whose readers take nothing."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from harness import CROSS, DECODER_SELF, request, serving, steps_of, stub, wait_until
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from raw_http2 import RawConnection
+from sidelight.server import admission
+from sidelight.server import calls as calls_module
+from sidelight.server import engine as engine_module
+from sidelight.server import outbox as outbox_module
+from sidelight.server.admission import HeldBack, WaitingQueue
+from sidelight.server.batch import Batch
+from sidelight.server.engine import Engine, Limits, Ticket
+from sidelight.server.jobs import Decoding
+from sidelight.v1 import text_pb2 as text
+
+SENTENCE = "My grandmother is still vigorous at 82 years old."
+ATTRIBUTE = "/sidelight.v1.AttributionService/Attribute"
+BURST = 60
+# Bytes of a stream that a reader takes: nothing, or the first event and little more.
+WINDOWS = {"nothing": 0, "little": 4096}
+
+
+def given_request(count: int = 30):
+    return request(SENTENCE, [CROSS, DECODER_SELF], given=text.Text(text="Großmutter " * count))
+
+
+def written_request(**fields):
+    return request(SENTENCE, [CROSS, DECODER_SELF], decoding=text.Decoding(ignore_eos=True, **fields))
+
+
+@pytest.fixture
+def slow_engine(monkeypatch):
+    """Beginning takes a tenth of a second for each request, and an outbox is full after a step or two."""
+    attribute, join = engine_module.attribute, Batch.join
+
+    def slow_attribute(*args):
+        time.sleep(0.1)
+        yield from attribute(*args)
+
+    def slow_join(batch, jobs):
+        time.sleep(0.1 * len(jobs))
+        return join(batch, jobs)
+
+    monkeypatch.setattr(engine_module, "attribute", slow_attribute)
+    monkeypatch.setattr(Batch, "join", slow_join)
+    monkeypatch.setattr(outbox_module, "CAPACITY", 8192)
+    for module in (engine_module, calls_module):
+        monkeypatch.setattr(module, "_SLOW", 0.05)
+    monkeypatch.setattr(calls_module, "_INTERVAL", 0.05)
+
+
+def burst(raw: RawConnection, kind: str, count: int = BURST) -> None:
+    """Requests whose readers take no more than their windows."""
+    raw.open_window(0, 1 << 24)  # of the connection: no stream takes another's room
+    messages = {"given": [given_request()], "written": [written_request(max_new_tokens=250)]}
+    messages["mixed"] = [*messages["given"], *messages["written"]]
+    for number in range(count):
+        raw.call(ATTRIBUTE, messages[kind][number % len(messages[kind])].SerializeToString())
+
+
+@pytest.mark.usefixtures("slow_engine")
+@pytest.mark.parametrize("kind", ["given", "written", "mixed"])
+@pytest.mark.parametrize("window", WINDOWS.values(), ids=WINDOWS)
+def test_a_request_does_not_wait_until_stalled_ones_have_begun(bundled, engines, kind, window):
+    """From the connection of the stalled readers, and from another one; of both kinds of targets."""
+    small = [request("A dog.", decoding=text.Decoding(max_new_tokens=4)), request("A dog.")]
+    small[1].given.text = "Ein Hund."
+    limits = Limits(running=2)
+    with serving(bundled, limits=limits) as address, stub(address) as service, RawConnection(address, window) as raw:
+        burst(raw, kind)
+        wait_until(lambda: len(engines[0]._tickets) == BURST)
+        for message in small:
+            finished = list(service.Attribute(message, timeout=60))[-1].finished
+            stream = raw.call(ATTRIBUTE, message.SerializeToString())
+            raw.open_window(stream, 1 << 20)
+            assert finished.text.encode() in raw.frames_until_closed(stream)
+        # In the order in which they came, all would have begun.
+        assert len(engines[0]._waiting) > BURST // 4
+
+
+@pytest.mark.usefixtures("slow_engine")
+@pytest.mark.parametrize("kind", ["given", "written"])
+@pytest.mark.parametrize("window", WINDOWS.values(), ids=WINDOWS)
+def test_held_back_requests_lose_nothing(bundled, engines, kind, window):
+    """A reader that reads on gets what it would have got, its first event once."""
+    message = given_request() if kind == "given" else written_request(max_new_tokens=30)
+    with serving(bundled, limits=Limits(running=2)) as address, stub(address) as service:
+        alone = list(service.Attribute(message, timeout=60))
+        with RawConnection(address, window) as raw, ThreadPoolExecutor(8) as pool:
+            burst(raw, kind, 20)
+            wait_until(lambda: len(engines[0]._tickets) == 20)
+            calls = [pool.submit(lambda: list(service.Attribute(message, timeout=60))) for _ in range(8)]
+            for call in calls:
+                responses = call.result()
+                assert [each.WhichOneof("event") for each in responses].count("started") == 1
+                assert responses[0].HasField("started")
+                assert [step.token for step in steps_of(responses)] == [step.token for step in steps_of(alone)]
+            last = raw.call(ATTRIBUTE, message.SerializeToString())
+            wait_until(lambda: sum(ticket.is_announced for ticket in engines[0]._tickets) > 1)
+            raw.open_window(last, 1 << 22)
+            assert alone[-1].finished.text.encode() in raw.frames_until_closed(last)
+
+
+@pytest.mark.usefixtures("slow_engine")
+def test_no_work_is_done_for_who_takes_nothing_while_others_read(bundled, engines):
+    limits = Limits(running=2)
+    with serving(bundled, limits=limits) as address, stub(address) as service, RawConnection(address) as raw:
+        burst(raw, "given")
+        wait_until(lambda: len(engines[0]._tickets) == BURST)
+        wait_until(lambda: all(map(engines[0]._waiting.has_stalled, list(engines[0]._waiting))))
+        before = len(engines[0]._waiting)
+        message = request(SENTENCE, decoding=text.Decoding(ignore_eos=True, max_new_tokens=250))
+        steps = steps_of(list(service.Attribute(message, timeout=60)))
+        assert len(steps) == 250
+        # Some begin before the request arrives, and when it is done.
+        assert len(engines[0]._waiting) > before // 2
+
+
+@pytest.mark.usefixtures("slow_engine")
+def test_a_queue_full_of_stalled_readers_keeps_nobody_out(bundled, engines):
+    """The newest of them gives its place away, with the status of a request that comes too late."""
+    limits = Limits(running=1, waiting=40)
+    with serving(bundled, limits=limits) as address, stub(address) as service, RawConnection(address) as raw:
+        burst(raw, "given", 50)
+        wait_until(lambda: sum(map(engines[0]._waiting.has_stalled, list(engines[0]._waiting))) > 20)
+        burst(raw, "given", 50)
+        wait_until(lambda: len(engines[0]._waiting) >= 39)
+        for _ in range(5):
+            assert list(service.Attribute(request("A dog."), timeout=60))[-1].HasField("finished")
+
+
+def test_given_targets_leave_half_of_the_time_to_what_is_written(bundled, engines, monkeypatch):
+    """Many large ones whose readers read: each takes a tenth of a second, between two steps that take milliseconds."""
+    attribute, step = engine_module.attribute, Batch.step
+
+    def slow(*args):
+        time.sleep(0.1)
+        yield from attribute(*args)
+
+    def slow_step(*args):
+        time.sleep(0.005)
+        return step(*args)
+
+    monkeypatch.setattr(engine_module, "attribute", slow)
+    monkeypatch.setattr(Batch, "step", slow_step)
+    with serving(bundled, limits=Limits(running=16)) as address, stub(address) as service:
+        calls = [service.Attribute(given_request(1), timeout=120) for _ in range(200)]
+        wait_until(lambda: len(engines[0]._tickets) > 150)
+        monkeypatch.setattr(engines[0]._waiting, "next", lambda **_: first_written(engines[0]))
+        written = request("A dog.", decoding=text.Decoding(ignore_eos=True, max_new_tokens=250))
+        assert list(service.Attribute(written, timeout=60))[-1].HasField("finished")
+        # Some given targets between each two steps, and all would be done before.
+        assert len(engines[0]._tickets) > 30
+        for call in calls:
+            call.cancel()
+
+
+def first_written(engine: Engine) -> Ticket | None:
+    """What waits first, as if what is written had come before given targets."""
+    waiting = list(engine._waiting)
+    written = (ticket for ticket in waiting if isinstance(ticket.job.target, Decoding))
+    return next(written, waiting[0] if waiting else None)
+
+
+# ---- the rule --------------------------------------------------------------------------------------------------------
+
+FEW = admission._FEW
+
+
+def begin_all(queue: WaitingQueue[int], *, is_idle: bool = True) -> list[int]:
+    begun = []
+    while (request := queue.next(is_idle=is_idle)) is not None:
+        queue.begin(request)
+        begun.append(request)
+    return begun
+
+
+requests = st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 5)), max_size=40)
+
+
+@settings(max_examples=60, deadline=None)
+@given(requests)
+def test_requests_whose_readers_read_come_in_their_order(entries):
+    queue: WaitingQueue[int] = WaitingQueue()
+    queue.hold_back(HeldBack([], {"a": FEW, "b": 30}, {"b": 50}))  # a proxy may have as many
+    for number, (client, size) in enumerate(entries):
+        queue.add(number, client, size)
+    assert begin_all(queue) == list(range(len(entries)))
+
+
+@settings(max_examples=60, deadline=None)
+@given(requests, st.sets(st.integers(0, 39)), st.sets(st.sampled_from("abc")), st.booleans())
+def test_all_are_begun_and_none_waits_for_ever(entries, stalled, clients, are_many):
+    queue: WaitingQueue[int] = WaitingQueue()
+    of = dict.fromkeys(clients, FEW + 1) | (dict.fromkeys("xyz", FEW) if are_many else {})
+    held_back = HeldBack(stalled, of)
+    assert (held_back.clients, held_back.others) == (clients, are_many)
+    queue.hold_back(held_back)
+    for number, (client, size) in enumerate(entries):
+        queue.add(number, client, size)
+    numbers = range(len(entries))
+    begun = begin_all(queue, is_idle=False)
+    assert set(begun) == set(numbers) - stalled  # the others only when the engine has nothing else to do
+    assert begin_all(queue) == sorted(stalled & set(numbers))
+    last = [number for number in begun if entries[number][0] in clients]
+    if not are_many:
+        assert [n for n in begun if n not in last] == sorted(set(begun) - set(last))
+    # Of those that come after others, the oldest is begun second at the latest, and so on.
+    for place, number in enumerate(last):
+        assert place <= 2 * sum(other <= number for other in last)
+
+
+def test_a_client_that_is_held_back_has_a_share():
+    """Of a queue that others fill again and again."""
+    queue: WaitingQueue[int] = WaitingQueue()
+    queue.hold_back(HeldBack([], {"a": FEW + 1}))
+    queue.add(-1, "a", 1)
+    for number in range(admission._SHARE + 1):
+        queue.add(number, "b", 1)
+        request = queue.next(is_idle=False)
+        assert request is not None
+        queue.begin(request)
+        if request == -1:
+            return
+    raise AssertionError("it is not begun")
+
+
+def test_the_smallest_and_the_oldest_in_turn():
+    queue: WaitingQueue[str] = WaitingQueue()
+    queue.hold_back(HeldBack([], {"a": FEW + 1}))
+    for name, size in {"first": 500, "second": 500, "small": 20, "third": 500, "last": 500}.items():
+        queue.add(name, "a", size)
+    begun = []
+    while (request := queue.next(is_idle=False)) is not None:
+        queue.begin(request)
+        begun.append(request)
+    assert begun == ["small", "first", "last", "second", "third"]
+
+
+def test_who_gives_its_place_away():
+    queue: WaitingQueue[str] = WaitingQueue()
+    queue.add("reads", "a", 1)
+    assert queue.newest_held_back("b") is None
+    queue.add("stalls", "a", 1)
+    queue.add("stalls too", "a", 1)
+    queue.add("reads too", "a", 1)
+    queue.hold_back(HeldBack(["stalls", "stalls too"]))
+    assert queue.newest_held_back("a") == "stalls too"
+    queue.hold_back(HeldBack([], {"a": FEW + 1}))
+    assert queue.newest_held_back("b") == "reads too"
+    assert queue.newest_held_back("a") is None
