@@ -25,9 +25,10 @@ from .bursts import Bursts
 from .decoding import attribute, begin
 from .errors import RequestError, broken, expired, internal, queue_full, stalled, stopped
 from .jobs import Decoding, Event, Given, Job, Step
-from .memory import give_back, is_out_of_memory, out_of_memory, slots_within
+from .memory import give_back, is_out_of_memory, out_of_memory
 from .models import LoadedModel, ModelError
 from .outbox import Outbox, ring
+from .slot_budget import slots_within
 from .threads import Threads
 
 log = logging.getLogger(__name__)

@@ -1,39 +1,14 @@
-"""How many slots there is memory for, and what is said where memory does not do."""
+"""Memory: how much is free, giving it back, and what is said where it does not do."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
-import logging
 import os
-from typing import TYPE_CHECKING
 
 import torch
 
 from .errors import RequestError, internal
-
-if TYPE_CHECKING:
-    from .models import LoadedModel
-
-log = logging.getLogger(__name__)
-
-
-def slots_within(loaded: LoadedModel, most: int, fraction: float) -> int:
-    """The slots that a share of the free memory has room for, at most `most` and at least one.
-
-    0 where the model cannot be run in slots. A CPU's caches take memory only as far as they are used, so that there the
-    share is a bound, not a cost.
-    """
-    if loaded.layout is None:
-        return 0
-    room = int(free_bytes(loaded.model.device) * fraction)
-    slots = max(1, min(most, room // loaded.layout.bytes_of_slot))
-    if slots < most:
-        log.warning(
-            "%s has %d slots instead of %d: caches of %.1f MB each, in %.0f%% of the free memory",
-            *(loaded.name, slots, most, loaded.layout.bytes_of_slot / 1e6, 100 * fraction),
-        )
-    return slots
 
 
 def free_bytes(device: torch.device) -> int:

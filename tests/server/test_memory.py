@@ -10,12 +10,13 @@ import pytest
 import torch
 from harness import request, serving, stub
 from model_zoo import build_model
-from sidelight.server import memory
+from sidelight.server import slot_budget
 from sidelight.server.batch import Batch
 from sidelight.server.engine import Limits
-from sidelight.server.memory import free_bytes, slots_within
+from sidelight.server.memory import free_bytes
 from sidelight.server.models import load
 from sidelight.server.requests import resolve
+from sidelight.server.slot_budget import slots_within
 from sidelight.server.slots import Shape, bytes_of_slot, zeros
 
 
@@ -29,12 +30,12 @@ def test_a_slot_takes_what_its_layers_keep(bundled):
 
 @pytest.mark.parametrize(("share", "count"), [(10.5, 10), (0.3, 1), (1000, 32)])
 def test_slots_are_those_that_fit(bundled, monkeypatch, share, count):
-    monkeypatch.setattr(memory, "free_bytes", lambda _: int(2 * share * bundled.layout.bytes_of_slot))
+    monkeypatch.setattr(slot_budget, "free_bytes", lambda _: int(2 * share * bundled.layout.bytes_of_slot))
     assert slots_within(bundled, 32, 0.5) == count
 
 
 def test_fewer_slots_than_asked_for_are_told(bundled, monkeypatch, caplog):
-    monkeypatch.setattr(memory, "free_bytes", lambda _: 10 * bundled.layout.bytes_of_slot)
+    monkeypatch.setattr(slot_budget, "free_bytes", lambda _: 10 * bundled.layout.bytes_of_slot)
     assert slots_within(bundled, 1_000_000, 0.5) == 5
     assert "5 slots instead of 1000000" in caplog.text
 
