@@ -98,6 +98,9 @@ class Detokenizer:
         self._growing: GrowingText = codec.growing_text(codec, before, has_text=prefix is not None)
         self.text = "" if prefix is None else prefix.text
         self._begin = len(self.text)  # of what later tokens add
+        # A tokenizer may drop the space that the prefix ends with, and have it at the start of the next word.
+        ends_in_space = self.text.strip() != "" and self.text[-1].isspace()
+        self._has_space = ends_in_space and not codec.decode_before_letters(before)[-1:].isspace()
         # Of the last token that covers something.
         self._end = 0 if prefix is None else max((token.end for token in prefix.tokens), default=0)
 
@@ -110,6 +113,8 @@ class Detokenizer:
             return "", Token(id_, piece, place, place, True, "")
         begin = len(self.text)
         text, skip, opens = self._growing.push(id_)
+        if not skip:
+            text = self._without_second_space(text)
         self.text += text
         if role == "space" and not text.strip():
             return text, Token(id_, piece, place, place, False, "")
@@ -125,8 +130,15 @@ class Detokenizer:
 
     def flush(self) -> str:
         """Ends the text; returns what was held back because it was incomplete."""
-        text = self._growing.flush()
+        text = self._without_second_space(self._growing.flush())
         self.text += text
+        return text
+
+    def _without_second_space(self, text: str) -> str:
+        """What follows the prefix, less the space at its start where the prefix ends with that space."""
+        if self._has_space and text:
+            self._has_space = False
+            return text.removeprefix(" ")
         return text
 
     def finish(self, token: Token) -> tuple[str, Token]:

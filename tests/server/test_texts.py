@@ -389,6 +389,21 @@ def test_a_source_that_comes_to_nothing_is_refused(bundled_server):
             assert raised.value.field == "prefix.text"
 
 
+@pytest.mark.parametrize("prefix", ["Der", "Der faule", "東京", "Der,"])
+def test_a_prefix_may_end_with_the_space_of_the_next_word(bundled_server, prefix):
+    with Client(bundled_server) as client:
+        options = {"decoding": Decoding(max_new_tokens=4), "timeout": 60}
+        text = client.attribute("The lazy dog sleeps.", prefix=prefix, **options).result().text
+        assert text[len(prefix)] == " "
+        for space in (" ", "\n", "  "):
+            result = client.attribute("The lazy dog sleeps.", prefix=prefix + space, **options).result()
+            assert result.text == prefix + space + text[len(prefix) + 1 :]
+            steps = list(client.attribute("The lazy dog sleeps.", prefix=prefix + space, **options))
+            assert result.text == prefix + space + "".join(step.text for step in steps)
+            for step in steps:
+                assert step.token.text == result.text[step.token.begin : step.token.end]
+
+
 def test_a_prefix_keeps_its_last_unknown_token(bundled, bundled_server):
     with Client(bundled_server) as client:
         options = {"decoding": Decoding(Greedy(), max_new_tokens=2), "timeout": 60}
