@@ -230,17 +230,21 @@ class Engine:
             finally:
                 self._ready.set()
             faults = 0  # in a row, while it begins again
+            failures = 0  # in a row, of its work
             is_sound = True
             while not self._stopping:
                 try:
                     if not is_sound:
-                        self._start_anew()
+                        # One that waits may be what makes the work fail, each time that it is looked at.
+                        self._start_anew(are_all_suspect=failures >= _ATTEMPTS)
                     is_sound, faults = True, 0
                     self._work()
+                    failures = 0
                 # Not a request's fault, but ours: those that wait must not wait for ever.
                 except Exception:  # noqa: PERF203
                     log.exception("the engine of %s failed", self.loaded.name)
                     faults += not is_sound
+                    failures += is_sound
                     is_sound = False
                     if faults >= _ATTEMPTS:
                         return
@@ -269,11 +273,13 @@ class Engine:
         if self.loaded.layout is not None:
             self._batch = Batch(self.loaded, self.loaded.layout, self.slots)
 
-    def _start_anew(self) -> None:
-        """Ends all jobs that have begun with INTERNAL: their state is unknown."""
+    def _start_anew(self, *, are_all_suspect: bool) -> None:
+        """Ends all jobs that have begun with INTERNAL: their state is unknown. Of suspects, those that wait, too."""
         with self._lock:
-            begun = self._tickets.difference(self._waiting)
-        for ticket in begun:
+            if are_all_suspect:
+                self._waiting.clear()
+            ended = self._tickets.difference(self._waiting)
+        for ticket in ended:
             self._close(ticket, internal())
         for tickets in (self._running, self._parked, self._joining):
             tickets.clear()

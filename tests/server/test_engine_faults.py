@@ -107,6 +107,23 @@ async def test_a_process_whose_engine_has_ended_ends_with_a_code(bundled, engine
     assert "sidelight: the engine of tatoeba-en-de has failed" in capsys.readouterr().err
 
 
+def test_a_waiting_request_that_makes_the_work_fail_each_time_is_ended(bundled, monkeypatch):
+    """The engine looks at who waits before it begins anything, and would fail there for ever."""
+    make_memory = Engine._make_memory
+
+    def failing(engine, needed):
+        if needed:
+            raise RuntimeError("planted")
+        return make_memory(engine, needed)
+
+    monkeypatch.setattr(Engine, "_make_memory", failing)
+    with serving(bundled) as address, stub(address) as service:
+        with pytest.raises(grpc.RpcError) as raised:  # the only kind that asks for memory
+            list(service.Attribute(request(SENTENCE, [ENCODER_SELF]), timeout=60))
+        assert raised.value.code() == grpc.StatusCode.INTERNAL
+        assert list(service.Attribute(request(SENTENCE), timeout=60))[-1].HasField("finished")
+
+
 def test_an_engine_that_cannot_begin_again_ends(bundled, engines, monkeypatch):
     """Not at once, since memory may come back; and then as one whose thread has ended."""
     attempts = []
