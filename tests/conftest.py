@@ -12,6 +12,10 @@ import torch
 from harness import serving
 from sidelight.server.models import LoadedModel, load
 
+# torch notes which functions make tensors when a device is first a context. Tests that replace one come later.
+with torch.device("meta"):
+    torch.empty(0)
+
 # Workers run side by side; more threads for such small models only get in each other's way.
 torch.set_num_threads(1)
 

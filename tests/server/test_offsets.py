@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import inspect
+
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
+from sentencepiece import SentencePieceProcessor
 from sidelight.server.models import LoadedModel
 from sidelight.server.offsets import align, settle, trim
 from sidelight.server.tokenization import Detokenizer
@@ -64,6 +67,10 @@ def test_sentencepiece_says_where_its_pieces_come_from(bundled: LoadedModel, tex
     assert {piece: tokens[piece] for piece in spans} == spans
 
 
+@pytest.mark.skipif(
+    "return_type" not in inspect.signature(SentencePieceProcessor.Encode).parameters,
+    reason="SentencePiece 0.2.1 has no such account",
+)
 def test_sentencepiece_itself_says_the_same(bundled: LoadedModel):
     """Its other account of a text is the peer: bytes of UTF-8, and nothing for all but one piece of a character."""
     processor = bundled.codec._tokenizer.spm_source

@@ -31,7 +31,7 @@ def serving(*models: LoadedModel, limits: Limits | None = None) -> Iterator[str]
         return server, await server.start()
 
     try:
-        server, address = asyncio.run_coroutine_threadsafe(start(), loop).result(60)
+        server, address = asyncio.run_coroutine_threadsafe(start(), loop).result(240)
         try:
             yield address
         finally:
