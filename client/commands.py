@@ -46,7 +46,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def _add_serve(commands: argparse._SubParsersAction[_Parser]) -> None:  # pyright: ignore[reportPrivateUsage]
     # The server's own module says what it takes; it comes in without torch, which is needed only to run it.
-    from ..server import command
+    from ..server.entrypoints import serve as command
 
     def run(args: argparse.Namespace) -> int:
         try:
@@ -71,7 +71,7 @@ def _add_kernels(commands: argparse._SubParsersAction[_Parser]) -> None:  # pyri
 
 def _kernels(args: argparse.Namespace) -> int:
     try:
-        from ..server import kernels_command
+        from ..server.entrypoints import kernels as kernels_command
 
         return kernels_command.main(args.arguments)
     except ModuleNotFoundError as error:

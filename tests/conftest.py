@@ -10,7 +10,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import pytest
 import torch
 from harness import serving
-from sidelight.server.models import LoadedModel, load
+from sidelight.server.models.loader import LoadedModel, load
 
 # torch notes which functions make tensors when a device is first a context. Tests that replace one come later.
 with torch.device("meta"):

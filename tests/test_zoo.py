@@ -16,7 +16,7 @@ import peers
 import pytest
 import torch
 from model_zoo import FAMILIES, SOURCE, TARGET, Family, build_model
-from sidelight.server.models import bundled_model
+from sidelight.server.models.loader import bundled_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 KINDS = ("cross", "decoder_self", "encoder_self")

@@ -1,6 +1,6 @@
 """`rows` in Triton: a softmax over keys that come in tiles, folded over heads without a matrix of them in memory.
 
-Knows tiles, pointers and strides; the numbers to be equal to are those of `rows_reference`.
+Knows tiles, pointers and strides; the numbers to be equal to are those of the reference.
 
 **Two launches.** `denominator_kernel` sweeps the keys once for each head and keeps two numbers for each row: the
 softmax's denominator, as the greatest score and the sum of powers below it (a running softmax, Milakov and Gimelshein

@@ -20,7 +20,7 @@ _TOGETHER = 8
 
 
 class Bounds(NamedTuple):
-    """Between the scores of a last layer and estimates of them, from a copy of its weights (see `server.screening`).
+    """Between the scores of a last layer and estimates of them, from a copy of its weights (see `screened_head`).
 
     A score is off by norms * off + errors * length + slack at most, where `length` is its row's, and `off` how far the
     row is from its bytes, and `rounding` times its length.

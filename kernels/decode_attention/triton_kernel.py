@@ -1,6 +1,6 @@
 """`decode` in Triton: attention of one query for each slot, and its row, from a single read of keys and values.
 
-Knows tiles, pointers and strides; the numbers to be equal to are those of `decode_reference`.
+Knows tiles, pointers and strides; the numbers to be equal to are those of the reference.
 
 **Three launches, or two.** A row's probabilities need the softmax's denominator, which is known when the last key has
 been read; and one row of a message needs the probabilities of all heads, which different programs have read. So:

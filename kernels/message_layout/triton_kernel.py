@@ -1,7 +1,7 @@
 """`layout` in Triton: one kernel, one launch, whatever is reduced.
 
 Knows tiles, pointers and strides; what the reductions mean, `reductions` says, and the numbers to be equal to are those
-of `layout_reference`. Does not know who asks, or whether a GPU is there.
+of the reference. Does not know who asks, or whether a GPU is there.
 
 **Bytes moved.** Every probability is read once and every number of the result is written once, the least possible: with
 s bytes in and t bytes out, `s * B * L * H * Q * K` read and t bytes for each number of the result written. Nothing lies

@@ -1,8 +1,8 @@
 """Compiles every variant of every kernel for GPUs that need not be there, counts what it moves, says what is wrong.
 
 Knows what is asked of a kernel: no spills, loads as wide as its shapes allow, tensor cores where it multiplies
-matrices, and no more bytes moved than it has to. The kernels are in `variants`, the compiler is in `offline`, what an
-instruction is called in `assembly`, the interpreter in `traffic`. Prints nothing.
+matrices, and no more bytes moved than it has to. The kernels are in `cases`, the compiler is in `cross_compile`, what
+an instruction is called in `disassembly`, the interpreter in `memory_traffic`. Prints nothing.
 
 Work is done by processes of its own: whether a kernel is compiled or interpreted is decided once for each process. They
 are spawned and come here first, so nothing of Triton is imported until they have said which.

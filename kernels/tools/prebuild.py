@@ -1,7 +1,7 @@
 """Fills Triton's cache for GPUs that are not there, so that a server finds its kernels compiled when it starts.
 
-Knows Triton's cache; which launches a server makes, whoever calls says. Kernels are compiled by `offline`, in the JIT's
-own way. What Triton 3.7.1 looks a kernel up by is a hash (`triton.runtime.cache.get_cache_key`) of
+Knows Triton's cache; which launches a server makes, the caller says. Kernels are compiled by `cross_compile`, in the
+JIT's own way. What Triton 3.7.1 looks a kernel up by is a hash (`triton.runtime.cache.get_cache_key`) of
 
 - Triton itself: its version and every byte of its compiler, libtriton.so among them. So wheels for another Python or
   another processor have other keys;

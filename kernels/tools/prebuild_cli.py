@@ -1,8 +1,8 @@
 """`sidelight kernels build`: compiles what a server will launch, on a machine without its GPU.
 
 For images of containers and for machines without a C compiler. Knows the options and what people read; how it is done,
-and what a compiled kernel is found by, is in `build`. Imported whatever is installed, so torch and Triton come in only
-when the command runs.
+and what a compiled kernel is found by, is in `prebuild`. Imported whatever is installed, so torch and Triton come in
+only when the command runs.
 """
 # Triton comes without types.
 # pyright: reportMissingTypeStubs=false

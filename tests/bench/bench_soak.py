@@ -29,7 +29,7 @@ import torch
 from load_client import serve
 from rich.console import Console
 from rich.table import Table
-from sidelight.server.models import bundled_model, load
+from sidelight.server.models.loader import bundled_model, load
 from sidelight.v1 import attention_pb2 as attention
 from sidelight.v1 import attribution_service_pb2 as pb
 from sidelight.v1 import attribution_service_pb2_grpc as services

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from sidelight.server.models import bundled_model
+from sidelight.server.models.loader import bundled_model
 from transformers import AutoModelForSeq2SeqLM, GenerationConfig, MarianConfig, MarianMTModel
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "tatoeba-en-de.dev.tsv"

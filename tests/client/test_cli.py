@@ -191,7 +191,7 @@ def test_serve_says_what_it_cannot_load(tmp_path):
 def test_pickled_weights_are_not_loaded(tmp_path):
     """A checkpoint without safetensors could run code when it is loaded."""
     import torch
-    from sidelight.server.models import bundled_model
+    from sidelight.server.models.loader import bundled_model
 
     shutil.copytree(bundled_model(), tmp_path / "model")
     (tmp_path / "model" / "model.safetensors").unlink()

@@ -75,7 +75,7 @@ def test_a_reduced_result_is_inseqs_reduced_result(bundled_server, tmp_path):
 
 def test_a_decoder_only_result_is_inseqs(tmp_path, tmp_path_factory):
     from harness import serving
-    from sidelight.server.models import load
+    from sidelight.server.models.loader import load
 
     with serving(load(build_model("gpt2", tmp_path_factory.mktemp("zoo")))) as address, Client(address) as client:
         decoding = Decoding(Greedy(), max_new_tokens=5)

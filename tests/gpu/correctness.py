@@ -456,7 +456,7 @@ def check_served(report: PartReport, name: str) -> Served:
     from model_zoo import FAMILIES as ZOO
     from model_zoo import SOURCE, TARGET, build_model
     from sidelight.client import Capture, Client, Decoding, Greedy
-    from sidelight.server.models import load
+    from sidelight.server.models.loader import load
 
     path = build_model(name, report.scratch / "zoo")
     loaded = load(path, device=report.device, dtype="float32", packed=False)
@@ -464,7 +464,7 @@ def check_served(report: PartReport, name: str) -> Served:
     error, is_deterministic, numbers = 0.0, True, 0
     with ExitStack() as stack:
         # Common captures are not run before: a request compiles the few kernels that it needs.
-        stack.enter_context(patch("sidelight.server.serving.warm", lambda _: None))
+        stack.enter_context(patch("sidelight.server.api.server.warm", lambda _: None))
         if report.is_dry:
             stack.enter_context(_choosing_triton())
         client = stack.enter_context(Client(stack.enter_context(serving(loaded))))
@@ -506,7 +506,7 @@ def _choosing_triton() -> Any:
 
     stack = ExitStack()
     for module in (
-        "sidelight.server.attention",
+        "sidelight.server.capture.attention_function",
         "sidelight.kernels.attention_rows.op",
         "sidelight.kernels.decode_attention.op",
     ):

@@ -127,7 +127,7 @@ class Engine:
 
     @torch.inference_mode()
     def _steps(self, name: str) -> None:
-        from sidelight.server.models import load
+        from sidelight.server.models.loader import load
 
         report = self.report
         folder = models.folder_of(report.scratch, name)
@@ -151,8 +151,8 @@ class Engine:
 
     def _batch(self, loaded: Any, name: str, count: int, what: str) -> tuple[Any, list[Any]]:
         """A batch whose requests have taken a few steps."""
-        from sidelight.server.batch import Batch
-        from sidelight.server.requests import resolve
+        from sidelight.server.api.validation import resolve
+        from sidelight.server.runner.model_runner import Batch
 
         workload = self._workload(name, count)
         requests = [load_client.request_of(source, models.TOKENS, CAPTURES[what]) for source in workload.sources]

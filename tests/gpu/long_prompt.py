@@ -16,8 +16,8 @@ import torch
 from harness import serving
 from report import PartReport, synchronize
 from sidelight.client import Capture, Client, Decoding, Greedy
-from sidelight.server.engine import Limits
-from sidelight.server.models import load
+from sidelight.server.engine.engine import Limits
+from sidelight.server.models.loader import load
 
 CAPTURES = {
     "capture off": Capture(none=True),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from sidelight.server.engine import Engine
+from sidelight.server.engine.engine import Engine
 
 
 @pytest.fixture

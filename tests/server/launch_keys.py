@@ -15,11 +15,12 @@ from unittest.mock import patch
 import torch
 from sidelight.kernels import Launch, recorded
 from sidelight.kernels.tools.cross_compile import compiling_for
-from sidelight.server import decoding, warmup
-from sidelight.server.decoding import attribute
-from sidelight.server.jobs import Given, Job
-from sidelight.server.models import LoadedModel, load
-from sidelight.server.reading import LAST_QUERY, Reader
+from sidelight.server.engine import output_builder as decoding
+from sidelight.server.engine.output_builder import attribute
+from sidelight.server.models.loader import LoadedModel, load
+from sidelight.server.request import Given, Job
+from sidelight.server.runner import warmup
+from sidelight.server.runner.unbatched_runner import LAST_QUERY, Reader
 
 
 def key(launch: Launch) -> str:

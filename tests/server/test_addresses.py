@@ -16,8 +16,8 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from harness import request, stub
 from sidelight.client.cli import main
-from sidelight.server.addresses import Address, AddressError
-from sidelight.server.serving import Server
+from sidelight.server.api.addresses import Address, AddressError
+from sidelight.server.api.server import Server
 
 COMMAND = str(Path(sys.executable).with_name("sidelight"))
 
@@ -235,7 +235,7 @@ def serve(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_an_address_is_refused_before_anything_is_loaded(monkeypatch, capsys):
-    from sidelight.server import models
+    from sidelight.server.models import loader as models
 
     monkeypatch.setattr(models, "load", None)
     with socket.socket() as other:

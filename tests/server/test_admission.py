@@ -10,14 +10,14 @@ from harness import CROSS, DECODER_SELF, request, serving, steps_of, stub, wait_
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from raw_http2 import RawConnection
-from sidelight.server import admission
-from sidelight.server import calls as calls_module
-from sidelight.server import engine as engine_module
-from sidelight.server import outbox as outbox_module
-from sidelight.server.admission import HeldBack, WaitingQueue
-from sidelight.server.batch import Batch
-from sidelight.server.engine import Engine, Limits, Ticket
-from sidelight.server.jobs import Decoding
+from sidelight.server.api import calls as calls_module
+from sidelight.server.engine import admission
+from sidelight.server.engine import engine as engine_module
+from sidelight.server.engine import output_queue as outbox_module
+from sidelight.server.engine.admission import HeldBack, WaitingQueue
+from sidelight.server.engine.engine import Engine, Limits, Ticket
+from sidelight.server.request import Decoding
+from sidelight.server.runner.model_runner import Batch
 from sidelight.v1 import text_pb2 as text
 
 SENTENCE = "My grandmother is still vigorous at 82 years old."

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 from model_zoo import FAMILIES, build_model
-from sidelight.server import attention, sites
-from sidelight.server.models import load
+from sidelight.server.capture import attention_function as attention
+from sidelight.server.capture import attention_layers as sites
+from sidelight.server.models.loader import load
 from transformers import AutoModelForCausalLM
 
 BY_ROWS = [name for name, family in FAMILIES.items() if family.by_rows]

@@ -8,7 +8,7 @@ import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from harness import CROSS, DECODER_SELF, ENCODER_SELF, request, serving, stub
-from sidelight.server.models import LoadedModel, load
+from sidelight.server.models.loader import LoadedModel, load
 from sidelight.v1 import attention_pb2 as attention
 from sidelight.v1 import attribution_service_pb2 as pb
 from sidelight.v1 import text_pb2 as text
@@ -214,7 +214,7 @@ def decoder_only(tmp_path_factory) -> LoadedModel:
 
 
 def test_a_fault_inside_tells_nothing_and_harms_nobody(bundled, monkeypatch):
-    import sidelight.server.batch as batch_module
+    import sidelight.server.runner.model_runner as batch_module
 
     def explode(*_: object) -> None:
         raise RuntimeError("secret path /etc/passwd")
@@ -230,7 +230,7 @@ def test_a_fault_inside_tells_nothing_and_harms_nobody(bundled, monkeypatch):
 
 
 def test_numbers_that_are_not_finite_end_the_request_with_a_status(bundled, monkeypatch):
-    from sidelight.server.layouts import Layout
+    from sidelight.server.models.transformers_backend import Layout
 
     step = Layout.step
 

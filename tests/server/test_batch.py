@@ -9,12 +9,12 @@ import torch
 from batches import BEGINNINGS, IN_SLOTS, alone, assert_same, jobs_of, message, read_all, then_one_by_one, together
 from hypothesis import Phase, given, settings
 from model_zoo import FAMILIES, SENTENCES, build_model
-from sidelight.server import choosing
-from sidelight.server.batch import Batch, Seat
+from sidelight.server.api.validation import resolve
 from sidelight.server.errors import RequestError
-from sidelight.server.layouts import Layout
-from sidelight.server.models import load
-from sidelight.server.requests import resolve
+from sidelight.server.models.loader import load
+from sidelight.server.models.transformers_backend import Layout
+from sidelight.server.runner.model_runner import Batch, Seat
+from sidelight.server.sampling import sampler as choosing
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def test_those_who_stay_close_ranks(name, folder):
 
 def test_long_prompts_are_read_in_parts(folder, monkeypatch):
     """Beyond the window of a layer, too."""
-    import sidelight.server.batch as batch_module
+    import sidelight.server.runner.model_runner as batch_module
 
     monkeypatch.setattr(batch_module, "_CHUNK", 5)
     for name in ("gpt2", "gemma3"):

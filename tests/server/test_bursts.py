@@ -10,14 +10,14 @@ import pytest
 from batches import jobs_of
 from harness import serving
 from model_zoo import build_model
-from sidelight.server import bursts
-from sidelight.server.batch import Batch
-from sidelight.server.bursts import Bursts
-from sidelight.server.engine import Engine, Limits
-from sidelight.server.jobs import Job
-from sidelight.server.models import load
-from sidelight.server.outbox import Outbox
-from sidelight.server.tokenization import Encoded, Token
+from sidelight.server.engine import batching_delay as bursts
+from sidelight.server.engine.batching_delay import Bursts
+from sidelight.server.engine.engine import Engine, Limits
+from sidelight.server.engine.output_queue import Outbox
+from sidelight.server.models.loader import load
+from sidelight.server.request import Job
+from sidelight.server.runner.model_runner import Batch
+from sidelight.server.text.tokenizer import Encoded, Token
 from sidelight.v1 import attribution_service_pb2 as pb
 from sidelight.v1 import attribution_service_pb2_grpc as pb_grpc
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from model_zoo import FAMILIES, build_model
 from safetensors.torch import load_file, save_file
-from sidelight.server.models import ModelError, bundled_model, load
+from sidelight.server.models.loader import ModelError, bundled_model, load
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3\n"
 # What a line for people does not say.
@@ -208,7 +208,7 @@ def test_memory_that_does_not_do_is_told(copied, monkeypatch):
     def fail(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
 
-    monkeypatch.setattr("sidelight.server.models.find_sites", fail)
+    monkeypatch.setattr("sidelight.server.models.loader.find_sites", fail)
     assert refusal(copied("gpt2")) == "it needs more memory than there is on cpu"
 
 

@@ -15,10 +15,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from model_zoo import FAMILIES, SENTENCES, build_model
 from peers import generate_ids
-from sidelight.server import changes, screening
-from sidelight.server.choosing import Choice, Chooser
-from sidelight.server.jobs import Decoding
-from sidelight.server.models import LoadedModel, load
+from sidelight.server.layers import screened_head as screening
+from sidelight.server.models.loader import LoadedModel, load
+from sidelight.server.request import Decoding
+from sidelight.server.sampling import logits_ops as changes
+from sidelight.server.sampling.sampler import Choice, Chooser
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode

@@ -11,8 +11,8 @@ from batches import BEGINNINGS, IN_SLOTS, alone, assert_same, jobs_of, then_one_
 from harness import CROSS, DECODER_SELF, request, serving, steps_of, stub
 from hypothesis import Phase, given, settings
 from model_zoo import SOURCE, build_model
-from sidelight.server.engine import Engine, Limits
-from sidelight.server.models import ModelError, load
+from sidelight.server.engine.engine import Engine, Limits
+from sidelight.server.models.loader import ModelError, load
 from sidelight.v1 import text_pb2 as text
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from harness import CROSS, DECODER_SELF, request, steps_of, stub
-from sidelight.server.models import LoadedModel
+from sidelight.server.models.loader import LoadedModel
 from sidelight.v1 import attention_pb2 as attention
 from sidelight.v1 import attribution_service_pb2 as pb
 from sidelight.v1 import text_pb2 as text

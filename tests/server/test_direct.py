@@ -6,12 +6,12 @@ import pytest
 import torch
 from model_zoo import FAMILIES, build_model
 from sidelight.kernels.cpu.program import is_supported
-from sidelight.server import direct
-from sidelight.server.attention import recording
-from sidelight.server.direct import DirectDecoder
-from sidelight.server.models import LoadedModel, load
-from sidelight.server.programs import ProgrammedDecoder
-from sidelight.server.sites import _Everything
+from sidelight.server.capture.attention_function import recording
+from sidelight.server.capture.attention_layers import _Everything
+from sidelight.server.models import bart_backend as direct
+from sidelight.server.models.bart_backend import DirectDecoder
+from sidelight.server.models.bart_cpu_backend import ProgrammedDecoder
+from sidelight.server.models.loader import LoadedModel, load
 from transformers import AutoModelForSeq2SeqLM
 
 KIN = ("marian", "bart", "mbart", "m2m100", "nllb", "pegasus")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from harness import CROSS, DECODER_SELF, ENCODER_SELF, request, serving, steps_of, stub
 from model_zoo import FAMILIES, SOURCE, build_model
-from sidelight.server.models import bundled_model, load
+from sidelight.server.models.loader import bundled_model, load
 from sidelight.v1 import attention_pb2 as attention
 from sidelight.v1 import text_pb2 as text
 

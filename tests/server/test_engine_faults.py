@@ -18,14 +18,14 @@ import torch
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from harness import CROSS, DECODER_SELF, ENCODER_SELF, request, serving, stub, wait_until
 from raw_http2 import RawConnection
-from sidelight.server import batch as batch_module
-from sidelight.server import command
-from sidelight.server import engine as engine_module
-from sidelight.server import outbox as outbox_module
-from sidelight.server.addresses import Address
-from sidelight.server.batch import Batch
-from sidelight.server.engine import Engine, Limits
-from sidelight.server.outbox import Outbox
+from sidelight.server.api.addresses import Address
+from sidelight.server.engine import engine as engine_module
+from sidelight.server.engine import output_queue as outbox_module
+from sidelight.server.engine.engine import Engine, Limits
+from sidelight.server.engine.output_queue import Outbox
+from sidelight.server.entrypoints import serve as command
+from sidelight.server.runner import model_runner as batch_module
+from sidelight.server.runner.model_runner import Batch
 from sidelight.v1 import text_pb2 as text
 
 SENTENCE = "My grandmother is still vigorous at 82 years old."
@@ -206,7 +206,7 @@ def test_faults_at_random_leave_no_request_without_its_end(bundled, monkeypatch,
 
 @pytest.mark.parametrize("kind", ["decoded", "given", "a long prompt"])
 def test_memory_that_does_not_do_is_told_alike(bundled, monkeypatch, kind):
-    from sidelight.server.reading import Reader
+    from sidelight.server.runner.unbatched_runner import Reader
 
     def none(*_, **__):
         raise torch.OutOfMemoryError("out of memory")

@@ -10,11 +10,11 @@ import pytest
 import torch
 from harness import CROSS, DECODER_SELF, request, serving, steps_of, stub
 from model_zoo import FAMILIES, SOURCE, build_model
-from sidelight.server import attention as attention_module
-from sidelight.server.batch import Batch
-from sidelight.server.jobs import Step
-from sidelight.server.models import bundled_model, load
-from sidelight.server.requests import resolve
+from sidelight.server.api.validation import resolve
+from sidelight.server.capture import attention_function as attention_module
+from sidelight.server.models.loader import bundled_model, load
+from sidelight.server.request import Step
+from sidelight.server.runner.model_runner import Batch
 from sidelight.v1 import attention_pb2 as attention
 from sidelight.v1 import text_pb2 as text
 

@@ -18,14 +18,14 @@ from grpc_status import rpc_status
 from harness import CROSS, DECODER_SELF, ENCODER_SELF, request, serving, steps_of, stub, wait_until
 from model_zoo import build_model
 from raw_http2 import RawConnection
-from sidelight.server import calls as calls_module
-from sidelight.server import decoding as decoding_module
-from sidelight.server import engine as engine_module
-from sidelight.server import outbox as outbox_module
-from sidelight.server import service as service_module
-from sidelight.server import wire
-from sidelight.server.engine import Engine, Limits
-from sidelight.server.models import load
+from sidelight.server.api import calls as calls_module
+from sidelight.server.api import parsing as wire
+from sidelight.server.api import service as service_module
+from sidelight.server.engine import engine as engine_module
+from sidelight.server.engine import output_builder as decoding_module
+from sidelight.server.engine import output_queue as outbox_module
+from sidelight.server.engine.engine import Engine, Limits
+from sidelight.server.models.loader import load
 from sidelight.v1 import attribution_service_pb2 as pb
 from sidelight.v1 import attribution_service_pb2_grpc as services
 from sidelight.v1 import text_pb2 as text

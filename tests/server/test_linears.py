@@ -9,9 +9,9 @@ import weakref
 import pytest
 import torch
 from model_zoo import FAMILIES, SOURCE, build_model
-from sidelight.server import linears
-from sidelight.server.linears import PackedLinear, pack
-from sidelight.server.models import load
+from sidelight.server.layers import packed_linear as linears
+from sidelight.server.layers.packed_linear import PackedLinear, pack
+from sidelight.server.models.loader import load
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 

@@ -10,14 +10,14 @@ import pytest
 import torch
 from harness import request, serving, stub
 from model_zoo import build_model
-from sidelight.server import slot_budget
-from sidelight.server.batch import Batch
-from sidelight.server.engine import Limits
+from sidelight.server.api.validation import resolve
+from sidelight.server.engine.engine import Limits
 from sidelight.server.memory import free_bytes
-from sidelight.server.models import load
-from sidelight.server.requests import resolve
-from sidelight.server.slot_budget import slots_within
-from sidelight.server.slots import Shape, bytes_of_slot, zeros
+from sidelight.server.models.kv_cache import Shape, bytes_of_slot, zeros
+from sidelight.server.models.loader import load
+from sidelight.server.runner import slot_budget
+from sidelight.server.runner.model_runner import Batch
+from sidelight.server.runner.slot_budget import slots_within
 
 
 def test_a_slot_takes_what_its_layers_keep(bundled):

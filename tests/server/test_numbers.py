@@ -15,9 +15,9 @@ from grpc_status import rpc_status
 from harness import request, serving, steps_of, stub
 from model_zoo import build_model
 from safetensors.torch import load_file, save_file
-from sidelight.server.models import LoadedModel, bundled_model, load
-from sidelight.server.numbers import Numbers, are_finite
-from sidelight.server.scores import score
+from sidelight.server.capture.arrays import Numbers, are_finite
+from sidelight.server.models.loader import LoadedModel, bundled_model, load
+from sidelight.server.sampling.step_scores import score
 from sidelight.v1 import attention_pb2 as attention
 from sidelight.v1 import attribution_service_pb2 as pb
 from sidelight.v1 import text_pb2 as text
@@ -150,8 +150,8 @@ def test_weights_that_are_numbers_and_too_large(tmp_path, name, target):
 
 def test_a_fault_in_the_rows_of_one_leaves_its_neighbours(bundled):
     """Rows of several requests are looked at together."""
-    from sidelight.server.batch import Batch
-    from sidelight.server.requests import resolve
+    from sidelight.server.api.validation import resolve
+    from sidelight.server.runner.model_runner import Batch
 
     with torch.inference_mode():
         batch = Batch(bundled, bundled.layout, 3)

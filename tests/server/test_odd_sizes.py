@@ -25,11 +25,11 @@ from model_zoo import build_model
 from odd_models import OddModel, build_odd_model
 from sidelight.kernels import Scoring, attend_to
 from sidelight.kernels.cpu.program import is_supported
-from sidelight.server import attention
-from sidelight.server.decoding import attribute
+from sidelight.server.api.validation import resolve
+from sidelight.server.capture import attention_function as attention
+from sidelight.server.engine.output_builder import attribute
 from sidelight.server.errors import RequestError
-from sidelight.server.models import load
-from sidelight.server.requests import resolve
+from sidelight.server.models.loader import load
 from sidelight.v1 import attribution_service_pb2 as pb
 from sidelight.v1 import text_pb2
 from sweep import assert_equal, sweep

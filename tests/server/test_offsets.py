@@ -6,9 +6,9 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 from sentencepiece import SentencePieceProcessor
-from sidelight.server.models import LoadedModel
-from sidelight.server.offsets import align, settle, trim
-from sidelight.server.tokenization import Detokenizer
+from sidelight.server.models.loader import LoadedModel
+from sidelight.server.text.offsets import align, settle, trim
+from sidelight.server.text.tokenizer import Detokenizer
 
 TEXTS = [
     "I don't want to be your friend.",

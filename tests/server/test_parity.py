@@ -15,8 +15,8 @@ from harness import serving
 from inseq.data import aggregation_functions as inseq_functions
 from model_zoo import FAMILIES, SOURCE, TARGET, Family, build_model
 from sidelight.client import Attribution, Capture, Client, Decoding, Greedy
-from sidelight.server.attention import NAME
-from sidelight.server.models import LoadedModel, bundled_model, load
+from sidelight.server.capture.attention_function import NAME
+from sidelight.server.models.loader import LoadedModel, bundled_model, load
 from sidelight.server.transformers_versions import takes_whole_target
 
 KINDS = ("cross", "decoder_self", "encoder_self")

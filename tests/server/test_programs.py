@@ -14,12 +14,13 @@ import torch
 from batches import jobs_of, then_one_by_one, together
 from model_zoo import build_model
 from sidelight.kernels.cpu import program as cpu_program
-from sidelight.server import linears, programs
-from sidelight.server.attention import recording
-from sidelight.server.direct import DirectDecoder
-from sidelight.server.models import LoadedModel, bundled_model, load
-from sidelight.server.programs import ProgrammedDecoder, ProgrammedSources
-from sidelight.server.sites import _Everything
+from sidelight.server.capture.attention_function import recording
+from sidelight.server.capture.attention_layers import _Everything
+from sidelight.server.layers import packed_linear as linears
+from sidelight.server.models import bart_cpu_backend as programs
+from sidelight.server.models.bart_backend import DirectDecoder
+from sidelight.server.models.bart_cpu_backend import ProgrammedDecoder, ProgrammedSources
+from sidelight.server.models.loader import LoadedModel, bundled_model, load
 
 pytestmark = pytest.mark.skipif(not cpu_program.is_supported(of_bytes=True), reason="no programs on this machine")
 

@@ -7,10 +7,10 @@ from itertools import permutations
 import pytest
 import torch
 from model_zoo import FAMILIES, build_model
-from sidelight.server.attention import Site, place
-from sidelight.server.linears import pack
-from sidelight.server.models import load
-from sidelight.server.projections import JoinedPart, join_projections
+from sidelight.server.capture.attention_function import Site, place
+from sidelight.server.layers.fused_qkv import JoinedPart, join_projections
+from sidelight.server.layers.packed_linear import pack
+from sidelight.server.models.loader import load
 from torch import nn
 
 NAMES = ("q_proj", "k_proj", "v_proj")

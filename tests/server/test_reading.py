@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from model_zoo import build_model
-from sidelight.server.capture import CapturePlan
-from sidelight.server.models import load
-from sidelight.server.reading import LAST_QUERY, Reader
+from sidelight.server.capture.plan import CapturePlan
+from sidelight.server.models.loader import load
+from sidelight.server.runner.unbatched_runner import LAST_QUERY, Reader
 
 
 @torch.inference_mode()

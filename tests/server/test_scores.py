@@ -9,8 +9,8 @@ import pytest
 import torch
 from inseq.attr import step_functions
 from sidelight.client import Client, Decoding, Sampling
-from sidelight.server.models import LoadedModel
-from sidelight.server.scores import score
+from sidelight.server.models.loader import LoadedModel
+from sidelight.server.sampling.step_scores import score
 
 SENTENCE = "My grandmother is still vigorous at 82 years old."
 NAMES = ["probability", "logit", "entropy", "cross_entropy", "perplexity", "top_p_size"]

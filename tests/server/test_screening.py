@@ -7,8 +7,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sidelight.server import screening
-from sidelight.server.screening import Screen, greatest
+from sidelight.server.layers import screened_head as screening
+from sidelight.server.layers.screened_head import Screen, greatest
 
 NEVER = -float("inf")
 seeds = st.integers(0, 2**31 - 1)

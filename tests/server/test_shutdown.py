@@ -17,11 +17,11 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from harness import CROSS, DECODER_SELF, request
 from raw_http2 import RawConnection
-from sidelight.server import outbox as outbox_module
-from sidelight.server import serving as serving_module
-from sidelight.server.engine import Limits
-from sidelight.server.layouts import Layout
-from sidelight.server.serving import Server
+from sidelight.server.api import server as serving_module
+from sidelight.server.api.server import Server
+from sidelight.server.engine import output_queue as outbox_module
+from sidelight.server.engine.engine import Limits
+from sidelight.server.models.transformers_backend import Layout
 from sidelight.v1 import attribution_service_pb2_grpc as services
 from sidelight.v1 import text_pb2 as text
 

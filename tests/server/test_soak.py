@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sidelight.server.threads import cores
+from sidelight.server.runner.thread_tuner import cores
 from soak import soak
 
 

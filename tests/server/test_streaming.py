@@ -12,9 +12,9 @@ import grpc
 import numpy as np
 import pytest
 from harness import CROSS, DECODER_SELF, ENCODER_SELF, request, serving, steps_of, stub
-from sidelight.server import outbox as outbox_module
-from sidelight.server.engine import Engine, Limits
-from sidelight.server.layouts import Layout
+from sidelight.server.engine import output_queue as outbox_module
+from sidelight.server.engine.engine import Engine, Limits
+from sidelight.server.models.transformers_backend import Layout
 from sidelight.v1 import attribution_service_pb2_grpc as services
 from sidelight.v1 import text_pb2 as text
 

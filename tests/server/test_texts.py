@@ -10,8 +10,8 @@ import transformers
 from harness import serving, steps_of, stub
 from model_zoo import FAMILIES, SOURCE, build_model
 from sidelight.client import Client, Decoding, Greedy, InvalidArgumentError
-from sidelight.server.models import LoadedModel, ModelError, load
-from sidelight.server.tokenization import Detokenizer
+from sidelight.server.models.loader import LoadedModel, ModelError, load
+from sidelight.server.text.tokenizer import Detokenizer
 from sidelight.v1 import attribution_service_pb2 as pb
 from sidelight.v1 import text_pb2 as text
 
@@ -249,7 +249,7 @@ def test_health_and_reflection(bundled_server):
 def test_an_address_in_use_is_said(bundled, bundled_server):
     import asyncio
 
-    from sidelight.server.serving import AddressError, Server
+    from sidelight.server.api.server import AddressError, Server
 
     async def start() -> None:
         await Server([bundled], bundled_server).start()

@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import pytest
 from harness import request, serving, steps_of, stub
-from sidelight.server import threads
-from sidelight.server.engine import Limits
-from sidelight.server.threads import Threads, cores, numbers_to_try
+from sidelight.server.engine.engine import Limits
+from sidelight.server.runner import thread_tuner as threads
+from sidelight.server.runner.thread_tuner import Threads, cores, numbers_to_try
 
 
 class Machine:

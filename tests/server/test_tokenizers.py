@@ -7,7 +7,7 @@ import itertools
 import hypothesis.strategies as st
 import pytest
 from hypothesis import example, given, settings
-from sidelight.server.tokenization import Codec, Detokenizer, TextOptions, Token
+from sidelight.server.text.tokenizer import Codec, Detokenizer, TextOptions, Token
 from tokenizer_zoo import TOKENIZERS, codec_of
 
 # Texts of public reports, and others that a tokenizer makes something else of.

@@ -9,11 +9,11 @@ import pytest
 import torch
 from batches import IN_SLOTS, alone, assert_same, jobs_of, read_all, then_one_by_one, together
 from model_zoo import build_model
-from sidelight.server import linears
-from sidelight.server.batch import Batch, Seat
-from sidelight.server.models import load
-from sidelight.server.screening import Screen
-from sidelight.server.vocabulary import Vocabulary
+from sidelight.server.layers import packed_linear as linears
+from sidelight.server.layers.lm_head import Vocabulary
+from sidelight.server.layers.screened_head import Screen
+from sidelight.server.models.loader import load
+from sidelight.server.runner.model_runner import Batch, Seat
 
 CAPPED = {"gemma2"}  # scores that are more than the last layer's
 OWN_WEIGHT = {"llama", "qwen3"}  # not the embedding's

@@ -14,14 +14,14 @@ import pytest
 import torch
 from harness import CROSS, DECODER_SELF, request
 from model_zoo import FAMILIES, SOURCE, build_model
-from sidelight.server import batch as batch_module
-from sidelight.server import decoding as decoding_module
-from sidelight.server import screening
-from sidelight.server.decoding import attribute
-from sidelight.server.jobs import Step
-from sidelight.server.models import bundled_model, load
-from sidelight.server.numbers import fetch, join, split
-from sidelight.server.requests import resolve
+from sidelight.server.api.validation import resolve
+from sidelight.server.capture.arrays import fetch, join, split
+from sidelight.server.engine import output_builder as decoding_module
+from sidelight.server.engine.output_builder import attribute
+from sidelight.server.layers import screened_head as screening
+from sidelight.server.models.loader import bundled_model, load
+from sidelight.server.request import Step
+from sidelight.server.runner import model_runner as batch_module
 from sidelight.v1 import attention_pb2 as attention
 from sidelight.v1 import text_pb2 as text
 from torch.overrides import TorchFunctionMode

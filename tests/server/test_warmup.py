@@ -12,9 +12,9 @@ import pytest
 from harness import serving, stub
 from model_zoo import build_model
 from sidelight.kernels import recorded
-from sidelight.server import serving as serving_module
-from sidelight.server import warmup
-from sidelight.server.models import load
+from sidelight.server.api import server as serving_module
+from sidelight.server.models.loader import load
+from sidelight.server.runner import warmup
 
 SCRIPT = Path(__file__).parent / "launch_keys.py"
 

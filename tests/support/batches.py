@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from hypothesis import strategies as st
 from model_zoo import FAMILIES, SENTENCES
-from sidelight.server.batch import Batch, Seat
-from sidelight.server.decoding import attribute
-from sidelight.server.jobs import EncoderSelf, Finished, Started, Step
-from sidelight.server.models import LoadedModel
-from sidelight.server.requests import resolve
+from sidelight.server.api.validation import resolve
+from sidelight.server.engine.output_builder import attribute
+from sidelight.server.models.loader import LoadedModel
+from sidelight.server.request import EncoderSelf, Finished, Started, Step
+from sidelight.server.runner.model_runner import Batch, Seat
 from sidelight.v1 import attention_pb2 as attention
 from sidelight.v1 import attribution_service_pb2 as pb
 from sidelight.v1 import text_pb2 as text

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from sidelight.kernels.cpu import argmax as cpu_search
 from sidelight.kernels.cpu import program as cpu_program
-from sidelight.server.slots import zeros
+from sidelight.server.models.kv_cache import zeros
 from torch import Tensor
 
 _PAGE = mmap.PAGESIZE

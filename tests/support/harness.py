@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import grpc
-from sidelight.server.engine import Limits
-from sidelight.server.models import LoadedModel
-from sidelight.server.serving import Server
+from sidelight.server.api.server import Server
+from sidelight.server.engine.engine import Limits
+from sidelight.server.models.loader import LoadedModel
 from sidelight.v1 import attention_pb2, attribution_service_pb2, attribution_service_pb2_grpc
 
 CROSS = attention_pb2.ATTENTION_KIND_CROSS

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import sidelight.server.models as server_models
+import sidelight.server.models.loader as server_models
 import torch
 import transformers as tf
 from packaging import version

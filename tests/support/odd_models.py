@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 import transformers as tf
-from sidelight.server.jobs import Job
-from sidelight.server.models import LoadedModel
-from sidelight.server.requests import resolve
+from sidelight.server.api.validation import resolve
+from sidelight.server.models.loader import LoadedModel
+from sidelight.server.request import Job
 from sidelight.v1 import attention_pb2 as attention
 from sidelight.v1 import attribution_service_pb2 as pb
 from sidelight.v1 import text_pb2 as text

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import grpc.aio
-from sidelight.server.engine import Engine, Limits
-from sidelight.server.models import LoadedModel
-from sidelight.server.serving import Server
+from sidelight.server.api.server import Server
+from sidelight.server.engine.engine import Engine, Limits
+from sidelight.server.models.loader import LoadedModel
 from sidelight.v1 import attention_pb2 as attention
 from sidelight.v1 import attribution_service_pb2 as pb
 from sidelight.v1 import attribution_service_pb2_grpc as services

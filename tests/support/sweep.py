@@ -23,9 +23,9 @@ import transformers as tf
 from batches import together
 from guard_pages import guard_programs
 from odd_models import OddModel, build_odd_model, edge_jobs, random_model
-from sidelight.server.jobs import Job
-from sidelight.server.models import LoadedModel, load
-from sidelight.server.programs import ProgrammedDecoder
+from sidelight.server.models.bart_cpu_backend import ProgrammedDecoder
+from sidelight.server.models.loader import LoadedModel, load
+from sidelight.server.request import Job
 
 
 def sweep(odd: OddModel) -> str:

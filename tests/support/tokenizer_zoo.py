@@ -19,8 +19,8 @@ import sentencepiece
 import transformers as tf
 from model_zoo import FAMILIES, SENTENCES
 from sentencepiece import sentencepiece_model_pb2
-from sidelight.server.models import bundled_model
-from sidelight.server.tokenization import Codec
+from sidelight.server.models.loader import bundled_model
+from sidelight.server.text.tokenizer import Codec
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 _NAMES = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}

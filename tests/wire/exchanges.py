@@ -21,7 +21,7 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from harness import serving
 from model_zoo import build_model
-from sidelight.server.models import bundled_model, load
+from sidelight.server.models.loader import bundled_model, load
 from sidelight.v1 import attribution_service_pb2 as service
 from sidelight.v1 import attribution_service_pb2_grpc as service_grpc
 

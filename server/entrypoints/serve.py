@@ -1,0 +1,175 @@
+"""`sidelight serve`: its options, and a server's life from start to signal.
+
+Imported by the command line whatever is installed, so torch comes in only when the command runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..api.addresses import Address
+
+# Numbers above these are no wish, but a slip.
+_MOST, _MOST_THREADS = 10**9, 1024
+
+# How long running requests may go on after a signal, in seconds: containers are killed after 10.
+_GRACE = 7.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `sidelight serve`."""
+    parser.add_argument(
+        "model",
+        nargs="?",
+        metavar="MODEL",
+        help="a directory or an id on the Hugging Face hub; without one, the English-German model that comes along",
+    )
+    parser.add_argument(
+        "--address",
+        default="127.0.0.1:50051",
+        metavar="HOST:PORT",
+        help="where to listen; port 0 picks one; unix:PATH is a socket in the file system",
+    )
+    parser.add_argument("--name", help="what requests call the model; without one, its last path component or its id")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ...; auto: a GPU if there is one")
+    parser.add_argument(
+        "--dtype",
+        default="auto",
+        choices=("auto", "float32", "float16", "bfloat16", "int8"),
+        help="auto: float32 on a CPU, the checkpoint's own type on a GPU; int8: linear layers in 8 bits, on a CPU",
+    )
+    parser.add_argument(
+        "--threads",
+        type=_threads,
+        metavar="N",
+        help="CPU threads for the model; without it, all cores, or fewer while others want them too",
+    )
+    parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="have torch.compile make one graph of a step; for GPUs, as a step is then of all slots and --max-length",
+    )
+    parser.add_argument("--max-length", type=_positive, metavar="N", help="the most tokens of a source or a target")
+    parser.add_argument(
+        "--max-slots", type=_positive, default=32, metavar="N", help="the most requests worked on at once"
+    )
+    parser.add_argument(
+        "--memory-fraction",
+        type=_fraction,
+        default=0.5,
+        metavar="X",
+        help="the share of the free memory that the slots' caches may take; fewer slots where it does not do",
+    )
+    parser.add_argument("--max-waiting", type=_positive, default=1024, metavar="N", help="requests queued at most")
+
+
+def _whole_number(text: str, most: int) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if not 1 <= number <= most:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 to {most:,}")
+    return number
+
+
+def _positive(text: str) -> int:
+    return _whole_number(text, _MOST)
+
+
+def _threads(text: str) -> int:
+    return _whole_number(text, _MOST_THREADS)
+
+
+def _fraction(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number <= 1:
+        raise argparse.ArgumentTypeError("must be a number above 0 and at most 1")
+    return number
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serves until SIGINT or SIGTERM. Returns the exit status."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    from ..api.addresses import Address, AddressError
+
+    try:
+        with Address(args.address) as address:  # before anything that takes its time
+            return _load_and_serve(args, address)
+    except AddressError as error:
+        print(f"sidelight: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:  # before the signal handlers were in place
+        return 130
+
+
+def _load_and_serve(args: argparse.Namespace, address: Address) -> int:
+    """Loads the model, and serves it at an address that is held."""
+    # For GCC's OpenMP, which reads it when torch comes in: how often a thread looks for work before it falls asleep.
+    # Enough for what is between two operations; those that look longer keep others from the core that all wait for.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    import torch
+
+    from ..models.loader import ModelError, load
+    from ..runner.thread_tuner import numbers_to_try
+
+    threads = (args.threads,) if args.threads else numbers_to_try()
+    if not args.threads and "OMP_NUM_THREADS" in os.environ:
+        threads = (torch.get_num_threads(),)
+    # To load with a single one has two reasons. Layers are timed meanwhile, and what else wants the cores disturbs that
+    # least. And OpenMP would keep a pool of threads for this thread beside the engine's: with more of them than cores,
+    # all fall asleep between two operations, and a step on 2 cores takes twice the time.
+    torch.set_num_threads(1)
+    try:
+        loaded = load(
+            args.model,
+            name=args.name,
+            device=args.device,
+            dtype=args.dtype,
+            max_length=args.max_length,
+            compiled=args.compile,
+        )
+        torch.set_num_threads(threads[-1])
+        return asyncio.run(_serve(loaded, args, threads, address))
+    except ModelError as error:
+        print(f"sidelight: {error}", file=sys.stderr)
+        return 1
+
+
+async def _serve(loaded: object, args: argparse.Namespace, threads: tuple[int, ...], held: Address) -> int:
+    """Returns the exit status."""
+    from ..api.server import Server
+    from ..engine.engine import Limits
+    from ..models.loader import LoadedModel
+
+    assert isinstance(loaded, LoadedModel)
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stopping.set)
+    server = Server([loaded], held, Limits(args.max_slots, args.max_waiting, args.memory_fraction, threads))
+    address = await server.start()
+    # One line on stdout for whoever started this and waits for it; everything else goes to the log.
+    print(f"sidelight: serving {loaded.name} at {address}", flush=True)
+    ends = [asyncio.ensure_future(event.wait()) for event in (stopping, server.failed)]
+    await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+    for number in (signal.SIGINT, signal.SIGTERM):  # a second one ends the process at once
+        loop.remove_signal_handler(number)
+        signal.signal(number, signal.SIG_DFL)
+    logging.getLogger(__name__).info("stopping")
+    await server.stop(_GRACE)
+    if server.failed.is_set():
+        print(f"sidelight: the engine of {loaded.name} has failed; the log says why", file=sys.stderr)
+        return 1
+    return 0

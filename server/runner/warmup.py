@@ -1,0 +1,95 @@
+"""Kernels compiled before anybody waits for them: what a server launches for common captures.
+
+Triton compiles a kernel when it is first launched with arguments of a kind, which takes about a second. Knows models
+and plans; which kernels there are, only the kernels know.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+
+from ...kernels import Launch, recorded
+from ...kernels.tools.prebuild_cli import UnknownModelError
+from ..capture.attention_function import Kind
+from ..capture.plan import CapturePlan
+from ..models.loader import LoadedModel, ModelError, load
+from .unbatched_runner import LAST_QUERY, Reader
+
+log = logging.getLogger(__name__)
+
+# Triton tells lengths that are 1 or multiples of 16 from others. Of source, or context, and given target: so that each
+# of queries, keys and the first query's place is such a multiple where it can be. And of source and context to go on
+# from, token after token.
+_GIVEN = ((17, 16), (17, 15), (16, 16), (16, 17), (15, 15))
+_DECODED = (1, 16, 17)
+_STEPS = 17
+
+
+def common_captures(loaded: LoadedModel) -> Iterator[CapturePlan]:
+    """The captures that are warmed: everything in each encoding, heads reduced, and heads and layers reduced."""
+    layers: dict[Kind, tuple[int, ...]] = {kind: tuple(range(loaded.sites.layers(kind))) for kind in loaded.kinds}
+    everything = CapturePlan(loaded.kinds, layers, {kind: loaded.heads(kind) for kind in loaded.kinds})
+    yield everything
+    yield replace(everything, encoding="float16")
+    yield replace(everything, encoding="uint8")
+    yield replace(everything, over_heads="mean")
+    yield replace(everything, over_heads="mean", over_layers="mean")
+
+
+def warm(loaded: LoadedModel) -> None:
+    """Runs common captures once, on a GPU; there is nothing to compile on a CPU."""
+    if loaded.model.device.type != "cuda":
+        return
+    started = time.monotonic()
+    _run(loaded)
+    torch.cuda.synchronize(loaded.model.device)
+    log.info("the kernels of %s are ready after %.1f s", loaded.name, time.monotonic() - started)
+
+
+def planned(args: argparse.Namespace) -> list[Launch]:
+    """What a server of the model and the dtype of `sidelight kernels build` launches."""
+    try:
+        return launches(load(args.model, device="cpu", dtype=args.dtype, packed=False))
+    except ModelError as error:
+        raise UnknownModelError(error) from error
+
+
+def launches(loaded: LoadedModel) -> list[Launch]:
+    """What `warm` launches, found without a GPU: for a model on any device."""
+    with recorded() as found:
+        _run(loaded)
+    return found
+
+
+@torch.inference_mode()
+def _run(loaded: LoadedModel) -> None:
+    for plan in common_captures(loaded):
+        for source, target in _GIVEN:
+            reader = _reader(loaded, plan, source)
+            given = [*reader.context, *_ids(loaded, target - 1)]  # the last is predicted, not read
+            reader.read(reader.tensor(given), slice(-target, None), 1, last=True)
+        for source in _DECODED:
+            reader = _reader(loaded, plan, source)
+            reader.read(reader.tensor(reader.context), LAST_QUERY, 1)
+            for _ in range(_STEPS):
+                reader.read(reader.tensor(_ids(loaded, 1)), LAST_QUERY, 1)
+
+
+def _reader(loaded: LoadedModel, plan: CapturePlan, source: int) -> Reader:
+    """A reader that has read a source."""
+    context = _ids(loaded, source) if loaded.is_encoder_decoder else ()
+    reader = Reader(loaded, plan, _ids(loaded, source), context)
+    reader.read_source(check=False)  # where launches are only recorded, nothing is computed
+    return reader
+
+
+def _ids(loaded: LoadedModel, count: int) -> list[int]:
+    # Any token but the padding will do: what is written is not looked at.
+    padding = loaded.model.config.get_text_config().pad_token_id
+    return [5 if padding == 4 else 4] * count
