@@ -24,8 +24,22 @@ if TYPE_CHECKING:
         UnavailableError,
         UnimplementedError,
     )
-    from .options import Beam, Capture, Decoding, Encoding, Greedy, Head, Kind, Reduction, Row, Sampling, Score, Source
-    from .requests import Options
+    from .formats.save import save
+    from .parameters import (
+        Beam,
+        Capture,
+        Decoding,
+        Encoding,
+        Greedy,
+        Head,
+        Kind,
+        Reduction,
+        Row,
+        Sampling,
+        Score,
+        Source,
+    )
+    from .request import Options
     from .results import (
         Attribution,
         Hypothesis,
@@ -38,7 +52,6 @@ if TYPE_CHECKING:
         Token,
         Usage,
     )
-    from .saving import save
     from .streams import AsyncAttributionStream, AttributionStream
 
 __all__ = [
@@ -81,7 +94,7 @@ __all__ = [
     "save",
 ]
 
-_MODULES = ("client", "errors", "options", "requests", "results", "saving", "streams")
+_MODULES = ("client", "errors", "parameters", "request", "results", "streams", "formats.save")
 
 if not TYPE_CHECKING:
     del TYPE_CHECKING

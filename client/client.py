@@ -17,8 +17,8 @@ from typing_extensions import Self, Unpack
 
 from . import converters
 from .errors import CancelledError, from_rpc_error
-from .options import Source
-from .requests import Options, attribute_request, checked_timeout, get_model_request
+from .parameters import Source
+from .request import Options, attribute_request, checked_timeout, get_model_request
 from .results import Model
 from .streams import AsyncAttributionStream, AttributionStream
 from .validation import check_value

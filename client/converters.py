@@ -16,7 +16,7 @@ from sidelight.v1 import attention_pb2, model_pb2, text_pb2
 from sidelight.v1 import attribution_service_pb2 as service_pb
 
 from .errors import invalid
-from .options import Beam, Capture, Decoding, Head, Kind, Row, Sampling, Score, Source
+from .parameters import Beam, Capture, Decoding, Head, Kind, Row, Sampling, Score, Source
 from .results import (
     Ending,
     Hypothesis,

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from .options import Kind, Row, Score
+from .parameters import Kind, Row, Score
 
 Numbers = NDArray[np.floating[Any]]
 

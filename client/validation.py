@@ -1,6 +1,6 @@
 """Checks what is asked against what is declared: each value against its annotation, before anything is sent.
 
-Knows annotations as `options` and `requests` use them; knows no option by name. What a value means, and whether a
+Knows annotations as `parameters` and `request` use them; knows no option by name. What a value means, and whether a
 model can do it, is the server's to judge.
 """
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.terminal_theme import MONOKAI
 from sidelight.client import Capture, Client, save
-from sidelight.client.attribute_command import show
-from sidelight.client.demo_command import bundled_server
+from sidelight.client.cli.attribute import show
+from sidelight.client.cli.demo import bundled_server
 
 OUT = Path(__file__).parents[1] / "client" / "pictures"
 SENTENCE = "Where did you buy that old book?"

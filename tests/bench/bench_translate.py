@@ -24,7 +24,7 @@ import sacrebleu
 import torch
 from rich.console import Console
 from rich.table import Table
-from sidelight.client.demo_command import bundled_server
+from sidelight.client.cli.demo import bundled_server
 from sidelight.server.models.loader import bundled_model
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))

@@ -28,7 +28,7 @@ import torch
 import transformers
 from ctranslate2.converters.transformers import BartLoader, MarianMTLoader, register_loader
 from load_client import Stream
-from sidelight.client.demo_command import ServerError
+from sidelight.client.cli.demo import ServerError
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 from workloads import Size, Source, Workload
 

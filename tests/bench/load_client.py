@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import grpc.aio
 import numpy as np
 from google.protobuf.duration_pb2 import Duration
-from sidelight.client.demo_command import await_server, stop_server
+from sidelight.client.cli.demo import await_server, stop_server
 from sidelight.v1 import attention_pb2, attribution_service_pb2, attribution_service_pb2_grpc
 from workloads import Source, Workload
 

@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from sidelight.client.attribute_command import _heads, _numbers
-from sidelight.client.cli import main
+from sidelight.client.cli.attribute import _heads, _numbers
+from sidelight.client.cli.main import main
 
 COMMAND = str(Path(sys.executable).with_name("sidelight"))
 SENTENCE = "I don't want to be your friend."

@@ -183,20 +183,25 @@ def test_what_is_public_is_listed():
     module = importlib.import_module("sidelight.client")
     assert sorted(package.__all__) == package.__all__
     assert all(hasattr(module, name) for name in package.__all__)
-    submodules = {path.stem for path in Path(module.__file__).parent.glob("*.py")}
+    folder = Path(module.__file__).parent
+    submodules = {path.stem for path in [*folder.glob("*.py"), *(path.parent for path in folder.glob("*/*.py"))]}
     public = {name for name in vars(module) if not name.startswith("_")} - submodules
     assert public == set(package.__all__)
 
 
 def test_the_client_needs_no_torch():
-    code = "import sys, sidelight.client.cli; print(sorted({'torch', 'transformers', 'triton'} & set(sys.modules)))"
+    code = (
+        "import sys, sidelight.client.cli.main; print(sorted({'torch', 'transformers', 'triton'} & set(sys.modules)))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="/")
     assert done.stdout.strip() == "[]"
 
 
 def test_the_command_line_begins_before_what_takes_time_is_imported():
     """Ctrl-C in the first half second would otherwise be a traceback."""
-    code = "import sys, sidelight.client.cli; print(sorted({'numpy', 'grpc', 'rich', 'google'} & set(sys.modules)))"
+    code = (
+        "import sys, sidelight.client.cli.main; print(sorted({'numpy', 'grpc', 'rich', 'google'} & set(sys.modules)))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="/")
     assert done.stdout.strip() == "[]"
 
@@ -204,7 +209,8 @@ def test_the_command_line_begins_before_what_takes_time_is_imported():
 def test_everything_public_can_be_imported_in_any_order():
     code = (
         "import sidelight.client as c; assert set(c.__all__) <= set(dir(c)); c.errors.describe; c.save; c.Client;"
-        "from sidelight.client import *; from sidelight.client import converters, heatmap; Capture(), Token;"
+        "from sidelight.client import *; from sidelight.client import converters;"
+        "from sidelight.client.views import heatmap; Capture(), Token;"
         "assert not hasattr(c, 'Clinet')"
     )
     subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="/")

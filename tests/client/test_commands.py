@@ -20,10 +20,10 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sidelight.client import demo_command
-from sidelight.client import lines as lines_module
-from sidelight.client.cli import main
-from sidelight.client.lines import MAX_LINE_BYTES, Line, count_lines, open_lines
+from sidelight.client.cli import demo as demo_command
+from sidelight.client.cli import lines as lines_module
+from sidelight.client.cli.lines import MAX_LINE_BYTES, Line, count_lines, open_lines
+from sidelight.client.cli.main import main
 from sidelight.v1 import attention_pb2
 
 TOO_LONG = "longer than 4 MiB, the most that a server takes"
@@ -422,7 +422,7 @@ def note(name, names=None, locals=None, members=(), level=0):
 
 builtins.__import__ = note
 sys.argv = ["sidelight", "--version"]
-from sidelight.client.cli import main
+from sidelight.client.cli.main import main
 main()
 """
     done = subprocess.run(

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
-from sidelight.client.heatmap import Heatmap, words
 from sidelight.client.results import Layout, Started, Step, Token
+from sidelight.client.views.heatmap import Heatmap, words
 
 
 def tokens(*texts: str) -> tuple[Token, ...]:

@@ -17,9 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 from sidelight.client import Client
-from sidelight.client.attribute_command import show
-from sidelight.client.cli import main
-from sidelight.client.terminal import escape_controls, make_console, print_error, print_text
+from sidelight.client.cli.attribute import show
+from sidelight.client.cli.main import main
+from sidelight.client.views.terminal import escape_controls, make_console, print_error, print_text
 
 COMMAND = str(Path(sys.executable).with_name("sidelight"))
 

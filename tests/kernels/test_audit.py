@@ -179,7 +179,7 @@ def check_good(built: dict[str, Any], kind: str, most_warps: int) -> None:
 
 
 def run_cli(arguments: list[str], tmp_path: Path, before: str = "") -> subprocess.CompletedProcess[str]:
-    script = f"import sys\n{before}\nfrom sidelight.client.cli import main\nsys.exit(main(sys.argv[1:]))"
+    script = f"import sys\n{before}\nfrom sidelight.client.cli.main import main\nsys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", script, *arguments]
     # Wide enough for no line to be broken, whatever the terminal.
     return subprocess.run(

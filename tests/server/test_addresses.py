@@ -15,7 +15,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from harness import request, stub
-from sidelight.client.cli import main
+from sidelight.client.cli.main import main
 from sidelight.server.api.addresses import Address, AddressError
 from sidelight.server.api.server import Server
 

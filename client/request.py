@@ -12,7 +12,7 @@ from sidelight.v1 import attribution_service_pb2 as service_pb
 
 from . import converters
 from .errors import invalid
-from .options import Capture, Decoding, Score, Source, SpecialTokensInText
+from .parameters import Capture, Decoding, Score, Source, SpecialTokensInText
 from .validation import check_options, check_value
 
 # 31 years. gRPC counts nanoseconds, and takes a deadline beyond its greatest number for one that is over.

@@ -7,9 +7,10 @@ import importlib.metadata
 import sys
 from typing import NoReturn
 
-from . import attribute_command, demo_command
-from .client import DEFAULT_ADDRESS, Client
-from .terminal import escape_controls, make_console, print_text
+from ..client import DEFAULT_ADDRESS, Client
+from ..views.terminal import escape_controls, make_console, print_text
+from . import attribute as attribute_command
+from . import demo as demo_command
 
 
 class _Parser(argparse.ArgumentParser):
@@ -46,7 +47,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def _add_serve(commands: argparse._SubParsersAction[_Parser]) -> None:  # pyright: ignore[reportPrivateUsage]
     # The server's own module says what it takes; it comes in without torch, which is needed only to run it.
-    from ..server.entrypoints import serve as command
+    from ...server.entrypoints import serve as command
 
     def run(args: argparse.Namespace) -> int:
         try:
@@ -71,7 +72,7 @@ def _add_kernels(commands: argparse._SubParsersAction[_Parser]) -> None:  # pyri
 
 def _kernels(args: argparse.Namespace) -> int:
     try:
-        from ..server.entrypoints import kernels as kernels_command
+        from ...server.entrypoints import kernels as kernels_command
 
         return kernels_command.main(args.arguments)
     except ModuleNotFoundError as error:

@@ -18,11 +18,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from .attribute_command import show
-from .client import Client
-from .options import Capture
-from .requests import Options
-from .terminal import make_console, print_error, print_text
+from ..client import Client
+from ..parameters import Capture
+from ..request import Options
+from ..views.terminal import make_console, print_error, print_text
+from .attribute import show
 
 _SENTENCES = (
     "I don't want to be your friend.",

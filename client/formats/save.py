@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from .inseq_format import inseq_json
-from .page import page
-from .results import Attribution
-from .validation import check_value
+from ..results import Attribution
+from ..validation import check_value
+from ..views.page import page
+from .inseq import inseq_json
 
 
 def save(attributions: Attribution | Sequence[Attribution], path: str | Path) -> None:

@@ -17,15 +17,26 @@ import grpc
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from .client import DEFAULT_ADDRESS, AsyncClient, Client
-from .errors import SidelightError, describe, invalid
-from .heatmap import Heatmap
+from ..client import DEFAULT_ADDRESS, AsyncClient, Client
+from ..errors import SidelightError, describe, invalid
+from ..formats.save import check_path, save
+from ..parameters import (
+    Capture,
+    Decoding,
+    Encoding,
+    Head,
+    Kind,
+    Reduction,
+    Row,
+    Sampling,
+    Score,
+    SpecialTokensInText,
+)
+from ..request import Options
+from ..results import Attribution, Token
+from ..views.heatmap import Heatmap
+from ..views.terminal import make_console, print_error, print_message, print_text
 from .lines import Line, count_lines, next_line, open_lines
-from .options import Capture, Decoding, Encoding, Head, Kind, Reduction, Row, Sampling, Score, SpecialTokensInText
-from .requests import Options
-from .results import Attribution, Token
-from .saving import check_path, save
-from .terminal import make_console, print_error, print_message, print_text
 
 # Requests of a file that are under way at once: enough to keep a server busy while answers travel.
 _AT_ONCE = 8

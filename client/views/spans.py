@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .results import Token
+from ..results import Token
 
 
 def overlaps(before: Token, token: Token) -> bool:

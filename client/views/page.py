@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from .options import Kind
-from .results import Attribution, Numbers, Token
+from ..parameters import Kind
+from ..results import Attribution, Numbers, Token
 from .spans import group_by_character, joined_text
 from .terminal import escape_controls
 
@@ -32,7 +32,7 @@ _TITLES: dict[Kind, str] = {
 
 def page(attributions: Sequence[Attribution]) -> bytes:
     """The page as UTF-8 HTML."""
-    template = importlib.resources.files("sidelight.client").joinpath("page.html").read_text(encoding="utf-8")
+    template = importlib.resources.files("sidelight.client.views").joinpath("page.html").read_text(encoding="utf-8")
     data = json.dumps([_sentence(attribution) for attribution in attributions], ensure_ascii=False)
     # Inside a script element only these can end it or open a comment; as escapes they mean the same to JSON.
     data = data.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

@@ -43,8 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from .errors import SidelightError, UnavailableError, describe
-    from .terminal import print_error
+    from ..errors import SidelightError, UnavailableError, describe
+    from ..views.terminal import print_error
 
     try:
         status: int = args.run(args)

@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 import grpc
 
-from .errors import InvalidArgumentError
+from ..errors import InvalidArgumentError
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.style import Style
 from rich.text import Text
 
-from .results import Numbers, Started, Step, Token
+from ..results import Numbers, Started, Step, Token
 from .spans import joined_text, overlaps
 from .terminal import escape_controls
 

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save as save_tensors
 
-from .results import Attribution, Numbers, Token
+from ..results import Attribution, Numbers, Token
 
 # Inseq's names, where they are others than ours.
 _SCORE_NAMES = {"cross_entropy": "crossentropy"}
