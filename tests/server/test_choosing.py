@@ -410,7 +410,9 @@ def test_a_context_may_have_tokens_that_have_no_scores(small, monkeypatch):
     batch.join(0, Decoding(5, False, generation=options), context, [4])
     batch.join(1, Decoding(5, True, 1, generation=options), [5, 6], [4])
     for _ in range(5):
-        batch.step(torch.randn(2, small.vocabulary_size - 10), [0, 1])
+        # Older versions of transformers fail for such a token, and so do the two.
+        batch.step(torch.randn(2, small.vocabulary_size - 10), sorted(batch.alone))
+    assert 1 in batch.alone
 
 
 @torch.inference_mode()

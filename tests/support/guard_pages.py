@@ -28,7 +28,9 @@ _MODULES = (
     "kernels.cpu.program",
     "kernels.cpu.argmax",
     "kernels.common.attention_tensors",
-    *(f"server.{name}" for name in ("batch", "programs", "slots")),
+    "server.runner.model_runner",
+    "server.models.bart_cpu_backend",
+    "server.models.kv_cache",
 )
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mprotect.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
