@@ -1,4 +1,4 @@
-"""What a request can be told when it fails: a status, a reason for programs, the field that is to blame.
+"""What a request can be told when it fails: a code, a reason for programs, the field that is to blame.
 
 Every error that reaches a client is made here. Texts name fields and limits, never classes, paths or traces; what they
 quote of a request is cut here, so that all trailers of a call stay below 4 KiB: clients refuse more than 8.
@@ -7,19 +7,25 @@ quote of a request is cut here, so that all trailers of a call stay below 4 KiB:
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-import grpc
-from google.protobuf.any_pb2 import Any as AnyMessage
-from google.protobuf.duration_pb2 import Duration
-from google.protobuf.message import Message
-from google.rpc import error_details_pb2, status_pb2
-
-DOMAIN = "sidelight"
+from enum import IntEnum
 
 # Bytes of a message and of a field's path. A message is sent three times, in ways that take up to six times its bytes.
 _MESSAGE_BYTES, _FIELD_BYTES = 480, 160
 # Characters of a value that a message quotes.
 _QUOTED = 60
+
+
+class ErrorCode(IntEnum):
+    """The codes of google.rpc.Code that requests end with, which are gRPC's: api.status knows these."""
+
+    INVALID_ARGUMENT = 3
+    DEADLINE_EXCEEDED = 4
+    NOT_FOUND = 5
+    RESOURCE_EXHAUSTED = 8
+    ABORTED = 10
+    UNIMPLEMENTED = 12
+    INTERNAL = 13
+    UNAVAILABLE = 14
 
 
 @dataclass
@@ -30,7 +36,7 @@ class RequestError(Exception):
     `reason` is stable and for programs. `retry_after` is in seconds.
     """
 
-    code: grpc.StatusCode
+    code: ErrorCode
     reason: str
     message: str
     field: str = ""
@@ -58,83 +64,61 @@ def _cut(text: str, most: int) -> str:
 
 def invalid(field: str, reason: str, message: str) -> RequestError:
     """INVALID_ARGUMENT: wrong whatever the state of the server."""
-    return RequestError(grpc.StatusCode.INVALID_ARGUMENT, reason, message, field)
+    return RequestError(ErrorCode.INVALID_ARGUMENT, reason, message, field)
 
 
 def unimplemented(field: str, message: str = "this server does not do that yet") -> RequestError:
     """UNIMPLEMENTED: in the contract, not in this server."""
-    return RequestError(grpc.StatusCode.UNIMPLEMENTED, "NOT_IMPLEMENTED", message, field)
+    return RequestError(ErrorCode.UNIMPLEMENTED, "NOT_IMPLEMENTED", message, field)
 
 
 def not_found(field: str, reason: str, message: str) -> RequestError:
     """NOT_FOUND: a name that stands for nothing here."""
-    return RequestError(grpc.StatusCode.NOT_FOUND, reason, message, field)
+    return RequestError(ErrorCode.NOT_FOUND, reason, message, field)
 
 
 def internal(
     reason: str = "INTERNAL", message: str = "internal error; the server's log has the details"
 ) -> RequestError:
     """INTERNAL: the server's own fault."""
-    return RequestError(grpc.StatusCode.INTERNAL, reason, message)
+    return RequestError(ErrorCode.INTERNAL, reason, message)
 
 
 def expired() -> RequestError:
     """DEADLINE_EXCEEDED: the request's own time is up."""
-    return RequestError(grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", "the deadline has passed")
+    return RequestError(ErrorCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", "the deadline has passed")
 
 
 def stopped() -> RequestError:
     """UNAVAILABLE: the server ends; another one may serve the request."""
     message = "the server is shutting down"
-    return RequestError(grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN", message, retry_after=1.0)
+    return RequestError(ErrorCode.UNAVAILABLE, "SHUTTING_DOWN", message, retry_after=1.0)
 
 
 def broken() -> RequestError:
     """UNAVAILABLE: the server has failed as a whole, and ends."""
     message = "the model's engine has failed; the server's log has the details"
-    return RequestError(grpc.StatusCode.UNAVAILABLE, "ENGINE_FAILED", message, retry_after=1.0)
+    return RequestError(ErrorCode.UNAVAILABLE, "ENGINE_FAILED", message, retry_after=1.0)
 
 
 def queue_full(waiting: int) -> RequestError:
     """RESOURCE_EXHAUSTED: no more requests may wait."""
     message = f"{waiting:,} requests are waiting already"
-    return RequestError(grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL", message, retry_after=1.0)
+    return RequestError(ErrorCode.RESOURCE_EXHAUSTED, "QUEUE_FULL", message, retry_after=1.0)
 
 
 def late(seconds: float) -> RequestError:
     """DEADLINE_EXCEEDED: a request that does not arrive, though its call has begun."""
     message = f"the request has not arrived within {seconds:.0f} seconds"
-    return RequestError(grpc.StatusCode.DEADLINE_EXCEEDED, "REQUEST_LATE", message)
+    return RequestError(ErrorCode.DEADLINE_EXCEEDED, "REQUEST_LATE", message)
 
 
 def stalled() -> RequestError:
     """ABORTED: a stream whose reader has taken nothing for too long."""
     message = "the stream's reader has taken nothing for too long"
-    return RequestError(grpc.StatusCode.ABORTED, "READER_STALLED", message)
+    return RequestError(ErrorCode.ABORTED, "READER_STALLED", message)
 
 
 def not_a_number() -> RequestError:
     """INTERNAL: the model has computed NaN or infinity."""
     return internal("NOT_A_NUMBER", "the model computed numbers that are not finite; a wider dtype may help")
-
-
-def details(error: RequestError, request_id: str) -> bytes:
-    """The error as a serialized google.rpc.Status, for the trailer `grpc-status-details-bin`."""
-    parts: list[Message] = [error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN)]
-    if error.field:
-        violation = error_details_pb2.BadRequest.FieldViolation(
-            field=error.field, description=error.message, reason=error.reason
-        )
-        parts.append(error_details_pb2.BadRequest(field_violations=[violation]))
-    if request_id:
-        parts.append(error_details_pb2.RequestInfo(request_id=request_id))
-    if error.retry_after is not None:
-        delay = Duration()
-        delay.FromMilliseconds(round(error.retry_after * 1000))
-        parts.append(error_details_pb2.RetryInfo(retry_delay=delay))
-    status = status_pb2.Status(code=error.code.value[0], message=str(error))
-    for part in parts:
-        packed = AnyMessage()
-        packed.Pack(part)
-        status.details.append(packed)
-    return status.SerializeToString()

@@ -5,6 +5,7 @@ addresses            where the server listens: checked and held before models lo
 service              AttributionService: the RPCs
 standard_services    gRPC's health and reflection services
 calls                the calls under way, and what each waits for
+status               an error becomes a status with details
 parsing              strict protobuf parsing
 validation           an AttributeRequest becomes a job
 capture_validation   a Capture becomes a plan

@@ -19,8 +19,9 @@ from google.protobuf.message import Message
 
 from ..engine.admission import HeldBack
 from ..engine.output_queue import Outbox
-from ..errors import RequestError, details, internal, invalid, late, stalled
+from ..errors import RequestError, internal, invalid, late, stalled
 from ..memory import give_back
+from .status import details, status_code
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +108,7 @@ class Call:
         """Tells the client a status with its details. A stalled reader gets it behind what it has not taken."""
         trailers = (("grpc-status-details-bin", details(error, self.request_id)),)
         try:
-            await self.context.abort(error.code, str(error), trailers)
+            await self.context.abort(status_code(error), str(error), trailers)
         except grpc.aio.InternalError:
             raise asyncio.CancelledError from None
         raise AssertionError("abort does not return")

@@ -9,13 +9,12 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import grpc
 from sidelight.v1 import attention_pb2
 
 from ...kernels import Encoding, Reduction
 from ..capture.attention_function import Kind
 from ..capture.plan import CapturePlan, Pair
-from ..errors import RequestError, invalid, unimplemented
+from ..errors import ErrorCode, RequestError, invalid, unimplemented
 from ..models.loader import LoadedModel
 from .converters import ENCODINGS, KINDS, REDUCTIONS, ROWS
 
@@ -217,4 +216,4 @@ def _check_size(plan: CapturePlan, positions: Mapping[Kind, int], at_once: int) 
                 f"{what} could carry {size / 1024**2:,.0f} MiB, more than {most // 1024**2:,}: "
                 "ask for fewer layers or heads, a reduction, or a smaller encoding"
             )
-            raise RequestError(grpc.StatusCode.RESOURCE_EXHAUSTED, "CAPTURE_TOO_LARGE", message, "capture")
+            raise RequestError(ErrorCode.RESOURCE_EXHAUSTED, "CAPTURE_TOO_LARGE", message, "capture")

@@ -16,7 +16,6 @@ import warnings
 from dataclasses import replace
 from pathlib import Path
 
-import grpc
 import pytest
 import torch
 from batches import jobs_of, then_one_by_one, together
@@ -28,7 +27,7 @@ from sidelight.kernels.cpu.program import is_supported
 from sidelight.server.api.validation import resolve
 from sidelight.server.capture import attention_function as attention
 from sidelight.server.engine.output_builder import attribute
-from sidelight.server.errors import RequestError
+from sidelight.server.errors import ErrorCode, RequestError
 from sidelight.server.models.loader import load
 from sidelight.v1 import attribution_service_pb2 as pb
 from sidelight.v1 import text_pb2
@@ -150,6 +149,6 @@ def test_no_token_left_to_draw(tmp_path):
     job = resolve(request, loaded, "r")
     with torch.inference_mode(), pytest.raises(RequestError) as alone:
         list(attribute(loaded, job))
-    assert (alone.value.code, alone.value.field) == (grpc.StatusCode.INVALID_ARGUMENT, "decoding")
+    assert (alone.value.code, alone.value.field) == (ErrorCode.INVALID_ARGUMENT, "decoding")
     with pytest.raises(AssertionError, match="no token to draw"):
         together(loaded, [job, greedy], then_one_by_one([(2, -1, -1)]))
