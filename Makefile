@@ -39,8 +39,7 @@ test-newest: $(VENV)-newest/.test ## ... with the newest versions that pip finds
 	@$(RUN_VERSIONS)
 
 RUN_VERSIONS = OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(<D)/bin/pytest -n 2 --dist worksteal $(VERSION_TESTS) $(ARGS)
-VERSION_TESTS ?= tests/kernels tests/test_zoo.py tests/gpu $(addprefix tests/server/test_,$(addsuffix .py,parity encodings \
-  decoding reading batch fused_decoding warmup compile))
+VERSION_TESTS ?= tests/kernels tests/parity tests/gpu tests/server/capture tests/server/runner tests/server/models
 
 lint: $(VENV)/.lint ## Check style, types and the contract
 	$(BIN)/ruff check .

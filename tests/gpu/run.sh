@@ -34,7 +34,7 @@ if compgen -G "$wheels/*.whl" >/dev/null; then
 fi
 "$python" "$here/checkout.py" "$root" "$scratch/site"
 # What tests and benches share; not the folder `tests` itself, in which there is a folder `kernels`.
-shared="$root/tests/support:$root/tests/kernels:$root/tests/bench"
+shared="$root/tests/support:$root/tests/kernels/support:$root/tests/bench"
 export PYTHONPATH="$scratch/site:$scratch/wheels:$shared${PYTHONPATH:+:$PYTHONPATH}"
 export PATH="$scratch/site/bin:$PATH"
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1

@@ -121,7 +121,9 @@ def caught(mutant: Mutant) -> str:
         if text.count(mutant.before) < 1:
             return ""
         file.write_text(text.replace(mutant.before, mutant.after))
-        tests = [ROOT / "tests/kernels" / name for name in ("test_rows.py", "test_decode.py")]
+        tests = [
+            ROOT / "tests/kernels" / name for name in ("attention_rows/test_rows.py", "decode_attention/test_decode.py")
+        ]
         done = subprocess.run(
             [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-x", "-k", "not memory", *tests],
             cwd=folder,

@@ -209,7 +209,7 @@ def test_prompt_and_continuation_share_the_positions(zoo):
 
 def test_a_real_llama_tells_a_story(bundled):
     """stories260K, a trained model with grouped heads, where this machine has it."""
-    path = Path(__file__).parents[3] / "shared" / "models" / "stories260K"
+    path = Path(__file__).parents[4] / "shared" / "models" / "stories260K"
     if not path.exists():
         pytest.skip("../shared is not here")
     with serving(load(path), bundled) as address, Client(address) as client:
@@ -263,7 +263,7 @@ def test_an_address_in_use_is_said(bundled, bundled_server):
 
 @pytest.fixture(scope="module")
 def stories():
-    path = Path(__file__).parents[3] / "shared" / "models" / "stories260K"
+    path = Path(__file__).parents[4] / "shared" / "models" / "stories260K"
     if not path.exists():
         pytest.skip("../shared is not here")
     with serving(load(path)) as address, Client(address) as client:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 FOLDERS = {"sidelight.client": "client", "sidelight.kernels": "kernels", "sidelight.server": "server"}
 
 

@@ -1,6 +1,6 @@
 """Models of odd sizes: what their programs read and write stays in its buffers, and neighbours change no bit.
 
-`SIDELIGHT_SWEEP=300 pytest tests/server/test_odd_sizes.py` tries so many models; `tests/support/sweep.py` does by hand.
+`SIDELIGHT_SWEEP=300 pytest tests/server/models/test_odd_sizes.py` tries so many models; `tests/support/sweep.py` does by hand.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from sidelight.v1 import attribution_service_pb2 as pb
 from sidelight.v1 import text_pb2
 from sweep import assert_equal, sweep
 
-SWEEP = Path(__file__).parents[1] / "support" / "sweep.py"
+SWEEP = Path(__file__).parents[2] / "support" / "sweep.py"
 needs_programs = pytest.mark.skipif(not is_supported(of_bytes=True), reason="no programs on this machine")
 
 # The sizes at which int8 models were run by torch, and requests changed one another's numbers.

@@ -163,6 +163,6 @@ print("as it should be")
 def test_imported_strangely(program: str, tmp_path: Path) -> None:
     script = tmp_path / "program.py"
     script.write_text(program)
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     done = subprocess.run([sys.executable, script, root], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.stdout == "as it should be\n", done.stderr
