@@ -1,5 +1,17 @@
 """The sidecar: loads models, decodes, captures attention and serves it over gRPC.
 
-Data flows one way through it: service -> engine -> decoding -> capture -> kernels. Nothing here is imported by the
-client but `sidelight.server.entrypoints.serve`, and that only when someone asks to serve.
+A request's way: api -> engine -> runner -> sampling, models -> layers -> capture, text; `capture` calls the kernels. The
+client imports nothing of the server but `entrypoints`, and only when somebody runs a command of the server's.
+
+entrypoints              the commands `serve` and `kernels`
+api                      gRPC and protobuf
+engine                   which request runs when
+runner                   forward passes of sequences
+sampling                 the next tokens
+models                   loading models, and the ways to run them
+checkpoint               the files of a model
+layers                   replacements of single layers
+capture                  attention rows while a model runs
+text                     tokenizer and detokenizer
+request, errors, memory, transfer, transformers_versions    what these share
 """

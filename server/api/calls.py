@@ -168,7 +168,7 @@ class Calls:
         for place, call in enumerate(arriving):
             if now - call.since > _ARRIVAL or place < len(arriving) - _ARRIVING:
                 call.end(late(_ARRIVAL))
-                self._gives_back_at = now + _MOMENT
+                self._gives_back_at = min(self._gives_back_at, now + _MOMENT)
         for call in self._stalled(now - _STALLED):
             call.end(stalled())
         # What has ended otherwise need not wait so long to say why.

@@ -16,7 +16,7 @@ T = TypeVar("T", bound=Hashable)
 # So many readers of a client may stall, and the client is as others are. A proxy has some stalled readers at any time.
 _FEW = 8
 
-# One of so many requests that are begun is of a client that is held back, so that none waits for ever.
+# One of so many requests that begin is of a client that is held back, so that none waits for ever.
 _SHARE = 8
 
 
@@ -60,9 +60,9 @@ class WaitingQueue(Generic[T]):
     def __init__(self) -> None:
         self._entries: dict[T, _Entry] = {}
         self._held_back = HeldBack()
-        self._begun = 0
+        self._others_begun = 0  # since a request began that comes after others
         self._takes_oldest = False  # the next time that a request is chosen by its size or by its age
-        self._found: tuple[bool, T | None] | None = None  # what `next` has found, and whether for an idle engine
+        self._found: tuple[bool, bool, T | None] | None = None  # what `next` was asked, and what it found
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -84,8 +84,8 @@ class WaitingQueue(Generic[T]):
         """Takes a request out that is begun."""
         if self.is_held_back(request):
             self._takes_oldest = not self._takes_oldest
+        self._others_begun = 0 if self._comes_after_others(request) else self._others_begun + 1
         self.remove(request)
-        self._begun += 1
 
     def clear(self) -> None:
         """Takes all requests out."""
@@ -101,13 +101,17 @@ class WaitingQueue(Generic[T]):
         """Whether a request's reader takes nothing, as far as is known."""
         return request in self._held_back.requests
 
-    def next(self, *, is_idle: bool) -> T | None:
-        """The request to begin next. `is_idle` says whether nothing is worked on for a reader that reads."""
+    def next(self, *, is_idle: bool, has_time: bool) -> T | None:
+        """The request to begin next.
+
+        `is_idle` says whether nothing is worked on for a reader that reads, `has_time` whether a request that is held
+        back may begin now. Without time, its share is put off, and nobody else waits for it.
+        """
         if not self._held_back:
             return next(iter(self._entries), None)
-        if self._found is None or self._found[0] != is_idle:
-            self._found = is_idle, self._find(is_idle=is_idle)
-        return self._found[1]
+        if self._found is None or self._found[:2] != (is_idle, has_time):
+            self._found = is_idle, has_time, self._find(is_idle=is_idle, has_time=has_time)
+        return self._found[2]
 
     def is_held_back(self, request: T) -> bool:
         """Whether a request that waits is not begun in the order in which requests have come."""
@@ -122,11 +126,15 @@ class WaitingQueue(Generic[T]):
     def _comes_after_others(self, request: T) -> bool:
         return self.has_stalled(request) or self._entries[request].client in self._held_back.clients
 
-    def _find(self, *, is_idle: bool) -> T | None:
+    def _find(self, *, is_idle: bool, has_time: bool) -> T | None:
         reading = [request for request in self._entries if not self.has_stalled(request)]
         others = [request for request in reading if not self._comes_after_others(request)]
+        if others and not self._held_back.others and (not has_time or self._others_begun < _SHARE - 1):
+            return others[0]
+        if not has_time:
+            return None
         last = [request for request in reading if self._comes_after_others(request)]
-        if last and (not others or self._begun % _SHARE == 0):
+        if last and (not others or self._others_begun >= _SHARE - 1):
             return self._in_turn(last)
         if others:
             return self._in_turn(others) if self._held_back.others else others[0]

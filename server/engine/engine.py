@@ -46,6 +46,9 @@ _GIVE_BACK = 5.0
 # Seconds of work on jobs outside the batch between two looks at who waits.
 _TURN = 0.02
 
+# Seconds in which what is made already goes to one reader, and in which first events are put ahead of their turn.
+_MOMENT = 0.002
+
 # How often in a row the engine tries to begin again after a fault, before it ends.
 _ATTEMPTS = 5
 
@@ -80,6 +83,7 @@ class Ticket:
     seat: Seat | None = None  # of one in the batch
     full_since: float | None = None  # when its outbox was first seen full
     taken: int = 0  # how many of `events` have been put into its outbox
+    is_made: bool = False  # whether the model's work for all that is left of `events` is done
     whole_bytes: int = 0  # of attention made at once, which `events` hold until all of it has been put
     is_announced: bool = False  # whether its first event was put before it began
     is_dropped: bool = False  # whether `events` must be made again, as far as they were not put
@@ -336,13 +340,15 @@ class Engine:
                 self._batch.unpark(ticket.seat)
             self._running.append(ticket)
         is_held_back = False
-        while not is_held_back and (ticket := self._peek()) is not None:
+        has_time = not self._has_put_off and (self._owed <= 0 or not self._can_any_step())
+        while not is_held_back and (ticket := self._peek(has_time=has_time)) is not None:
             is_joining = self._batch is not None and isinstance(ticket.job.target, Decoding)
             whole = ticket.job.whole_bytes
             if not self._make_room(is_joining=is_joining, taken=len(self._joining)) or not self._make_memory(whole):
                 break
             with self._lock:
-                if self._next_waiting() is not ticket:  # it has been refused meanwhile, or another goes before it
+                # It may have been refused meanwhile, or another may go before it now.
+                if self._next_waiting(has_time=has_time) is not ticket:
                     continue
                 is_held_back = self._waiting.is_held_back(ticket)
                 self._waiting.begin(ticket)
@@ -360,37 +366,42 @@ class Engine:
             if is_held_back:
                 self._owed += time.monotonic() - began
 
-    def _peek(self) -> Ticket | None:
-        """The ticket that may begin now."""
-        has_time = not self._has_put_off and (self._owed <= 0 or not self._can_any_step())
+    def _peek(self, *, has_time: bool) -> Ticket | None:
         with self._lock:
-            ticket = self._next_waiting()
-            return ticket if ticket is None or has_time or not self._waiting.is_held_back(ticket) else None
+            return self._next_waiting(has_time=has_time)
 
-    def _next_waiting(self) -> Ticket | None:
-        """The ticket to begin next. Callers hold the lock."""
+    def _next_waiting(self, *, has_time: bool) -> Ticket | None:
+        """The ticket to begin next; `has_time` for one that is held back. Callers hold the lock."""
         begun = itertools.chain(self._running, self._joining)
         is_idle = all(ticket.outbox.full or self._waiting.has_stalled(ticket) for ticket in begun)
-        return self._waiting.next(is_idle=is_idle)
+        return self._waiting.next(is_idle=is_idle, has_time=has_time)
 
     def _announce(self, now: float) -> None:
         """Puts the first event of tickets that have waited for a while, to learn before any work whose readers take it.
 
-        A ticket that does not wait gets its first event with the next one, which costs the others less.
+        A ticket that does not wait gets its first event with the next one, which costs the others less. Takes a moment
+        at most; the rest of the tickets follow behind the next step.
         """
         if not self._are_late:
             return
         with self._lock:
             self._are_late = False
             late = [ticket for ticket in self._waiting if not ticket.is_announced and now - ticket.arrived > _SLOW]
+        announced: list[Outbox] = []
         for ticket in late:
+            if time.monotonic() - now > _MOMENT:
+                self._are_late = True
+                self._something.set()
+                break
+            ticket.is_announced = True
             try:
                 _, started = begin(self.loaded, ticket.job)
             except Exception:  # the reader is told when it is the ticket's turn
+                ticket.is_announced = False
                 continue
-            ticket.is_announced = True
             ticket.outbox.put(started, ring=False)
-        ring(ticket.outbox for ticket in late)
+            announced.append(ticket.outbox)
+        ring(announced)
 
     def _drop_those_over(self, now: float) -> None:
         with self._lock:
@@ -431,7 +442,7 @@ class Engine:
             can_be_made_again = ticket.seat is not None or isinstance(ticket.job.target, Given)
             if can_be_made_again and self._is_slow(ticket, now):
                 held -= ticket.whole_bytes
-                ticket.events, ticket.whole_bytes, ticket.is_dropped = None, 0, True
+                ticket.events, ticket.whole_bytes, ticket.is_dropped, ticket.is_made = None, 0, True, False
         return not held or held + needed <= _WHOLE_BYTES
 
     def _is_slow(self, ticket: Ticket, now: float) -> bool:
@@ -470,19 +481,29 @@ class Engine:
         worked = self._has_put_off = False
         # Where the batch has nothing to do, somebody who waits may come in before the next long piece of work.
         most = 0.0 if self._can_any_step() else _TURN
+        outside: list[Ticket] = []
         for ticket in list(self._running):
-            if self._stopping:
-                return True
-            began = time.monotonic()
-            if _is_over(ticket, began):
+            if _is_over(ticket, time.monotonic()):
                 worked = True  # its place is free: somebody who waits may come in
                 self._finish(ticket, expired())
-            elif (ticket.seat is None or ticket.whole_bytes or ticket.is_dropped) and not ticket.outbox.full:
-                if self._owed > most:
-                    self._has_put_off = worked = True
-                    continue
-                worked = self._advance(ticket) or worked
-                self._owed += time.monotonic() - began
+            elif ticket.seat is None or ticket.whole_bytes or ticket.is_dropped:
+                outside.append(ticket)
+        for ticket in outside:
+            if self._stopping:
+                return True
+            if ticket.outbox.full:
+                continue
+            if self._owed > most and not ticket.is_made:
+                self._has_put_off = worked = True
+                continue
+            began = time.monotonic()
+            worked = self._advance(ticket) or worked
+            while ticket.is_made and ticket.events and not ticket.outbox.full and time.monotonic() - began < _MOMENT:
+                self._advance(ticket)
+            self._owed += time.monotonic() - began
+            if ticket in self._running:  # behind the others, whose turn is next
+                self._running.remove(ticket)
+                self._running.append(ticket)
         began = time.monotonic()
         has_stepped = self._step()
         seconds = time.monotonic() - began
@@ -584,7 +605,9 @@ class Engine:
             return True
         if event is not None:
             ticket.taken += 1
-            if isinstance(event, Step) and not isinstance(ticket.job.target, Given):
+            if isinstance(event, Step) and isinstance(ticket.job.target, Given):
+                ticket.is_made = True
+            elif isinstance(event, Step):
                 ticket.whole_bytes = 0  # what comes step by step holds nothing more
             ticket.outbox.put(event)
         elif ticket.seat is None:

@@ -1,4 +1,4 @@
-"""Records what a server answers to 60 requests, one of each kind of thing that a request can ask for.
+"""Records what a server answers to requests, one of each kind of thing that a request can ask for.
 
     cd tests/wire && PYTHONPATH=../support ../../.venv/bin/python record.py
 

@@ -54,8 +54,12 @@ def readable(exchange: Exchange) -> list[str]:
 def assert_alike(mine: Message, theirs: Message) -> None:
     """Other processors and libraries add in another order: floating-point numbers may differ in the fifth digit."""
     if isinstance(mine, attention.Attention) and isinstance(theirs, attention.Attention):
-        np.testing.assert_allclose(numbers(mine), numbers(theirs), rtol=1e-3, atol=2e-5)
         assert (mine.shape, mine.encoding, mine.positions) == (theirs.shape, theirs.encoding, theirs.positions)
+        # A number between two bytes may become either.
+        step = 1 if mine.encoding == attention.ENCODING_UINT8 else 2e-5
+        np.testing.assert_allclose(numbers(mine), numbers(theirs), rtol=1e-3, atol=step)
+        scales = (np.frombuffer(message.scales, "<f4") for message in (mine, theirs))
+        np.testing.assert_allclose(*scales, rtol=1e-3, atol=1e-7)
         return
     assert [field.name for field, _ in mine.ListFields()] == [field.name for field, _ in theirs.ListFields()]
     for (field, value), (_, other) in zip(mine.ListFields(), theirs.ListFields(), strict=True):
@@ -69,9 +73,23 @@ def assert_alike(mine: Message, theirs: Message) -> None:
                 assert each == expected, field.name
 
 
+@pytest.mark.parametrize("field", ["values", "scales", "positions"])
+def test_other_numbers_are_not_alike(field):
+    """Of a machine that has not recorded them."""
+    recorded = RECORDED.exchanges["encoding UINT8, top 3"]
+    message = next(
+        response.steps.steps[0].cross
+        for response in map(service.AttributeResponse.FromString, recorded.responses)
+        if response.steps.steps
+    )
+    other = attention.Attention()
+    other.CopyFrom(message)
+    assert_alike(other, message)
+    setattr(other, field, bytes(len(getattr(message, field))))
+    with pytest.raises(AssertionError):
+        assert_alike(other, message)
+
+
 def numbers(message: attention.Attention) -> np.ndarray:
-    """The numbers of an attention, bytes times their scales; of rows whose scale is one byte's step, in these steps."""
-    values = np.frombuffer(message.values, NUMBERS[message.encoding]).astype(np.float64)
-    if message.encoding == attention.ENCODING_UINT8:
-        return np.round(values / 4)  # a number between two bytes may become either
-    return values
+    """The numbers of an attention; bytes as they are, without their scales."""
+    return np.frombuffer(message.values, NUMBERS[message.encoding]).astype(np.float64)

@@ -9,6 +9,7 @@ import pytest
 from harness import CROSS, DECODER_SELF, request, serving, steps_of, stub, wait_until
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from model_zoo import build_model
 from raw_http2 import RawConnection
 from sidelight.server.api import calls as calls_module
 from sidelight.server.engine import admission
@@ -16,6 +17,7 @@ from sidelight.server.engine import engine as engine_module
 from sidelight.server.engine import output_queue as outbox_module
 from sidelight.server.engine.admission import HeldBack, WaitingQueue
 from sidelight.server.engine.engine import Engine, Limits, Ticket
+from sidelight.server.models.loader import load
 from sidelight.server.request import Decoding
 from sidelight.server.runner.model_runner import Batch
 from sidelight.v1 import text_pb2 as text
@@ -169,6 +171,28 @@ def first_written(engine: Engine) -> Ticket | None:
     return next(written, waiting[0] if waiting else None)
 
 
+def test_jobs_outside_the_batch_take_turns(tmp_path, monkeypatch):
+    """A model that cannot be run in slots: each forward pass takes long, and no job waits for the end of another."""
+    turns: list[str] = []
+    advance = Engine._advance
+
+    def slowly(engine, ticket):
+        turns.append(ticket.job.request_id)
+        time.sleep(0.03)
+        return advance(engine, ticket)
+
+    monkeypatch.setattr(Engine, "_advance", slowly)
+    decoding = text.Decoding(max_new_tokens=20, ignore_eos=True)
+    with serving(load(build_model("fsmt", tmp_path))) as address, stub(address) as service:
+        calls = [
+            service.Attribute(request(SENTENCE, request_id=name, decoding=decoding), timeout=60) for name in "abcd"
+        ]
+        for call in calls:
+            assert len(steps_of(list(call))) == 20
+    first_end = min(len(turns) - turns[::-1].index(name) for name in "abcd")
+    assert all(turns[:first_end].count(name) > 5 for name in "abcd")
+
+
 # ---- the rule --------------------------------------------------------------------------------------------------------
 
 FEW = admission._FEW
@@ -176,7 +200,7 @@ FEW = admission._FEW
 
 def begin_all(queue: WaitingQueue[int], *, is_idle: bool = True) -> list[int]:
     begun = []
-    while (request := queue.next(is_idle=is_idle)) is not None:
+    while (request := queue.next(is_idle=is_idle, has_time=True)) is not None:
         queue.begin(request)
         begun.append(request)
     return begun
@@ -224,12 +248,26 @@ def test_a_client_that_is_held_back_has_a_share():
     queue.add(-1, "a", 1)
     for number in range(admission._SHARE + 1):
         queue.add(number, "b", 1)
-        request = queue.next(is_idle=False)
+        request = queue.next(is_idle=False, has_time=True)
         assert request is not None
         queue.begin(request)
         if request == -1:
             return
     raise AssertionError("it is not begun")
+
+
+def test_nobody_waits_for_a_share_that_is_put_off():
+    queue: WaitingQueue[int] = WaitingQueue()
+    queue.hold_back(HeldBack([100], {"a": FEW + 1}))
+    queue.add(-1, "a", 1)
+    queue.add(100, "b", 1)
+    for number in range(3 * admission._SHARE):
+        queue.add(number, "b", 1)
+        assert queue.next(is_idle=False, has_time=False) == number
+        queue.begin(number)
+    assert queue.next(is_idle=True, has_time=False) is None
+    queue.add(50, "b", 1)
+    assert queue.next(is_idle=False, has_time=True) == -1
 
 
 def test_the_smallest_and_the_oldest_in_turn():
@@ -238,7 +276,7 @@ def test_the_smallest_and_the_oldest_in_turn():
     for name, size in {"first": 500, "second": 500, "small": 20, "third": 500, "last": 500}.items():
         queue.add(name, "a", size)
     begun = []
-    while (request := queue.next(is_idle=False)) is not None:
+    while (request := queue.next(is_idle=False, has_time=True)) is not None:
         queue.begin(request)
         begun.append(request)
     assert begun == ["small", "first", "last", "second", "third"]

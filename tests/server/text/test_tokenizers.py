@@ -204,9 +204,9 @@ def test_text_that_grows_is_the_text_decoded_at_once(name, text, cut):
         return
     # A text that continues another, from inside a character too, is what the other lacks of both.
     begun = grown(codec, ids[:cut])[0]
-    if name == "blenderbot-small":  # a word that goes on is marked at a text's end
-        begun = begun.removesuffix("@@")
     going_on, _ = grown(codec, ids[cut:], tuple(ids[:cut]))
+    if name == "blenderbot-small" and begun + going_on != whole:  # a word that goes on is marked at a text's end
+        begun = begun.removesuffix("@@")
     assert begun + going_on == whole or "\ufffd" in begun
     if "\ufffd" in begun and "\ufffd" not in whole:
         assert whole.endswith(going_on)
