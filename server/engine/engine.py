@@ -81,7 +81,6 @@ class Ticket:
     started: float | None = None
     events: Iterator[Event] | None = None  # of a job that is worked on alone; of one in the batch, before its steps
     seat: Seat | None = None  # of one in the batch
-    full_since: float | None = None  # when its outbox was first seen full
     taken: int = 0  # how many of `events` have been put into its outbox
     is_made: bool = False  # whether the model's work for all that is left of `events` is done
     whole_bytes: int = 0  # of attention made at once, which `events` hold until all of it has been put
@@ -447,11 +446,8 @@ class Engine:
 
     def _is_slow(self, ticket: Ticket, now: float) -> bool:
         """Whether a reader has taken nothing for a while, so that its outbox is full."""
-        if not ticket.outbox.full:
-            ticket.full_since = None
-        elif ticket.full_since is None:
-            ticket.full_since = now
-        return ticket.full_since is not None and now - ticket.full_since > _SLOW
+        since = ticket.outbox.full_since
+        return since is not None and now - since > _SLOW
 
     def _join(self) -> None:
         assert self._batch is not None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable
 
@@ -68,6 +69,7 @@ class Outbox:
         self._lock = threading.Lock()
         self._events: deque[tuple[Event, int]] = deque()  # each with its size
         self._held = 0
+        self._full_since: float | None = None
         self._taken = 0  # of what is held: taken, and not yet sent
         self._error: RequestError | None = None
         self._ended = False
@@ -79,6 +81,12 @@ class Outbox:
         """Whether the engine should wait."""
         with self._lock:
             return self._held >= CAPACITY
+
+    @property
+    def full_since(self) -> float | None:
+        """Since when the engine should wait, by `time.monotonic`; None where it need not."""
+        with self._lock:
+            return self._full_since
 
     @property
     def abandoned(self) -> bool:
@@ -96,6 +104,8 @@ class Outbox:
         with self._lock:
             self._events.append((event, size))
             self._held += size
+            if self._full_since is None and self._held >= CAPACITY:
+                self._full_since = time.monotonic()
         if ring:
             self._wake()
 
@@ -139,6 +149,8 @@ class Outbox:
             self._held -= self._taken
             self._taken = 0
             has_room = was_full and self._held < CAPACITY
+            if has_room:
+                self._full_since = None
         if has_room:
             self._on_room()
 
@@ -148,6 +160,7 @@ class Outbox:
         with self._lock:
             self._events.clear()
             self._held = self._taken = 0
+            self._full_since = None
         self._on_room()
 
     def _wake(self) -> None:
