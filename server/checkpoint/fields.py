@@ -66,7 +66,7 @@ def field_to_blame(
     failure: Callable[[Mapping[str, Any]], Exception | None],
     end: float,
 ) -> str | None:
-    """The first field without which, or with another number in which, a trial works; None where none is found.
+    """The first field without which, or with another number or an empty list in which, a trial works; None: no such.
 
     `failure` is a trial with other fields: what it raises, or None. A field is blamed only where a trial with the
     fields as they are fails as the model did, with `error`. No trial begins after `end`.
@@ -109,6 +109,9 @@ def _changes(fields: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     for number, name in itertools.product(_NUMBERS, names):  # a default may go together with the others no better
         if isinstance(fields[name], int) and not isinstance(fields[name], bool):
             yield name, {**fields, name: number}
+    for name in names:  # some must be there
+        if isinstance(fields[name], list):
+            yield name, {**fields, name: []}
 
 
 def _is_odd(value: object) -> bool:

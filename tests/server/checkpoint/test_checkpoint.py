@@ -166,6 +166,7 @@ def test_a_wrong_field_is_named_in_plain_words_or_does_no_harm(copied, name, fil
         ("marian", "generation_config.json", "top_k", "x", 'top_k must be a whole number, 0 or above, not "x"'),
         ("marian", "tokenizer_config.json", "eos_token", -1, "eos_token cannot be -1"),
         ("gpt2", "tokenizer_config.json", "unk_token", "", 'unk_token cannot be ""'),
+        ("gpt2", "tokenizer.json", "added_tokens", [1, 2], "added_tokens cannot be [1, 2]"),
         ("gpt2", "tokenizer.json", "decoder", "x", 'decoder cannot be "x"'),
         ("gpt2", "tokenizer.json", "model", None, "model must be an object with fields, not null"),
         ("marian", "vocab.json", "</s>", "x", 'the number of the token "</s>" must be a whole number, not "x"'),
