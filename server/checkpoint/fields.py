@@ -9,20 +9,26 @@ import itertools
 import json
 import re
 import time
+import traceback
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import transformers
 
 from .files import CheckpointError
 
-# Seconds after which no other field is tried.
+# Seconds after which no other field is tried, of all files of a model together.
 _PATIENCE = 10.0
 
 # A number that is no layer, width or token of any model.
 _ABSURD = 10**6
+
+# Where the families' code is.
+_LIBRARY = str(Path(transformers.__file__).parent)
 
 # Numbers that go together with many others, as a model's widths and its heads must.
 _NUMBERS = (1, 64)
@@ -49,20 +55,50 @@ def wrong_field(file: str, name: str, value: object, must_be: str | None = None,
     return CheckpointError(f"{file}: {name} {problem}{why and f': {why}'}")
 
 
-def field_to_blame(fields: Mapping[str, Any], works: Callable[[Mapping[str, Any]], bool]) -> str | None:
-    """The first field without which, or with another number in which, it works; None where none is found."""
-    end = time.monotonic() + _PATIENCE
+def deadline() -> float:
+    """When the search for a field to blame ends, by the monotonic clock, if it begins now."""
+    return time.monotonic() + _PATIENCE
+
+
+def field_to_blame(
+    fields: Mapping[str, Any],
+    error: Exception,
+    failure: Callable[[Mapping[str, Any]], Exception | None],
+    end: float,
+) -> str | None:
+    """The first field without which, or with another number or an empty list in which, a trial works; None: no such.
+
+    `failure` is a trial with other fields: what it raises, or None. A field is blamed only where a trial with the
+    fields as they are fails as the model did, with `error`. No trial begins after `end`.
+    """
     try:
-        if works(fields):  # what was wrong is not in these fields, or is not seen here
+        if time.monotonic() > end or not _is_same(failure(fields), error):  # it is not seen here, or not in the fields
             return None
         for name, changed in _changes(fields):
-            if works(changed):
-                return name
             if time.monotonic() > end:
                 break
+            if failure(changed) is None:
+                return name
     except RecursionError:
         pass
     return None
+
+
+def _is_same(tried: Exception | None, error: Exception) -> bool:
+    """Whether a trial failed as the model did: with the same words, or at the same place of a family's code.
+
+    Numbers of a message differ with the lengths of what is run, and all of it with the device.
+    """
+    if tried is None or type(tried) is not type(error):
+        return False
+    place = _place(error)
+    return str(tried) == str(error) or (place is not None and place == _place(tried))
+
+
+def _place(error: Exception) -> tuple[str, int | None] | None:
+    """The innermost line of transformers that an error came through."""
+    frames = reversed(traceback.extract_tb(error.__traceback__))
+    return next(((frame.filename, frame.lineno) for frame in frames if frame.filename.startswith(_LIBRARY)), None)
 
 
 def _changes(fields: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -73,6 +109,9 @@ def _changes(fields: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     for number, name in itertools.product(_NUMBERS, names):  # a default may go together with the others no better
         if isinstance(fields[name], int) and not isinstance(fields[name], bool):
             yield name, {**fields, name: number}
+    for name in names:  # some must be there
+        if isinstance(fields[name], list):
+            yield name, {**fields, name: []}
 
 
 def _is_odd(value: object) -> bool:

@@ -32,6 +32,9 @@ _POINTER = b"version https://git-lfs"
 _LAYERS = re.compile(r"(^|_)n?_?layers?$")
 _FEW_LAYERS = 1000
 
+# How a quantization is said without its quant_method.
+_BITS = ("load_in_8bit", "load_in_4bit")
+
 # Labels, which a model that writes text has no use for: transformers writes a name for each.
 _MANY_LABELS = 10**6
 
@@ -91,7 +94,9 @@ def open_checkpoint(where: str | Path) -> Checkpoint:
         shapes |= _read_shapes(folder, file, weights)
     if not shapes:
         raise CheckpointError(f"{weights} has no tensors")
-    for field, count in _layer_counts(config):
+    for field, last, count in _whole_numbers(config):
+        if not _LAYERS.search(last):
+            continue
         if count < 0:
             raise CheckpointError(f"{CONFIG}: {field} must be 0 or above, not {count}")
         if count > max(_FEW_LAYERS, len(shapes)):
@@ -176,21 +181,26 @@ def _check_config(config: Mapping[str, Any]) -> None:
         raise CheckpointError(f"{CONFIG} does not say a model_type")
     if family not in CONFIG_MAPPING:
         raise CheckpointError(f"{CONFIG}: model_type {family[:100]!r} is none that transformers knows")
-    labels: Any = config.get("num_labels")
-    if isinstance(labels, int) and labels > _MANY_LABELS:
-        raise CheckpointError(f"{CONFIG}: num_labels must be at most {_MANY_LABELS:,}, not {labels:,}")
+    for field, last, labels in _whole_numbers(config):
+        if last == "num_labels" and labels > _MANY_LABELS:
+            raise CheckpointError(f"{CONFIG}: {field} must be at most {_MANY_LABELS:,}, not {labels:,}")
     quantization: Any = config.get("quantization_config")
-    if quantization is not None and not (isinstance(quantization, dict) and "quant_method" in quantization):
+    if quantization is not None and not (
+        isinstance(quantization, dict) and ("quant_method" in quantization or any(map(quantization.get, _BITS)))
+    ):
         raise CheckpointError(f"{CONFIG}: quantization_config must be an object with quant_method")
 
 
-def _layer_counts(config: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, int]]:
-    """The fields that count layers, those of parts of the model too."""
-    for name, value in config.items():
-        if isinstance(value, dict):
-            yield from _layer_counts(cast(Mapping[str, Any], value), f"{path}{name}.")
-        elif _LAYERS.search(name) and isinstance(value, int):
-            yield f"{path}{name}", value
+def _whole_numbers(config: Mapping[str, Any]) -> Iterator[tuple[str, str, int]]:
+    """The fields that are whole numbers, those of parts of the model too: where each is, its name, and the number."""
+    parts = [("", config)]
+    while parts:
+        path, part = parts.pop(0)
+        for name, value in part.items():
+            if isinstance(value, dict):
+                parts.append((f"{path}{name}.", cast(Mapping[str, Any], value)))
+            elif isinstance(value, int):
+                yield f"{path}{name}", name, value
 
 
 # ---- weights --------------------------------------------------------------------------------------------------------

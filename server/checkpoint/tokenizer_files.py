@@ -17,7 +17,7 @@ import sentencepiece
 import transformers
 from transformers import AutoTokenizer, PreTrainedConfig
 
-from .fields import field_to_blame, plain_words, wrong_field
+from .fields import deadline, field_to_blame, plain_words, wrong_field
 from .files import (
     CONFIG,
     Checkpoint,
@@ -50,6 +50,9 @@ _TOKENIZER_FIELDS: dict[str, tuple[type, str]] = {
 # Fields of a tokenizer's class that are no files of its vocabulary, or need not be there.
 _OTHER_FILES = {"tokenizer_config_file", "target_vocab_file"}
 
+# Fields of a tokenizer's class for files that say the number of each token. Other files have words, sounds or signs.
+_VOCABULARIES = {"vocab_file", "vocab", "src_vocab_file", "tgt_vocab_file"}
+
 
 def load_tokenizer(checkpoint: Checkpoint, config: PreTrainedConfig) -> Any:
     """Makes the tokenizer of a model. Raises CheckpointError that names the file to blame."""
@@ -60,10 +63,10 @@ def load_tokenizer(checkpoint: Checkpoint, config: PreTrainedConfig) -> Any:
             raise CheckpointError(f"{name}: tokenizer_class must be a text")
     if has_file(folder, _TEMPLATE):
         read_text(folder, _TEMPLATE)
-    for name in _files_of(checkpoint, config):
+    for name, field in _files_of(checkpoint, config).items():
         # Some take whatever they find for a vocabulary.
         if has_file(folder, name) and name.endswith(".json") and name != _WHOLE:
-            _check_vocabulary(folder, name)
+            _check_vocabulary(folder, name, field)
         elif has_file(folder, name):
             is_small = check_file(folder, name).stat().st_size < _SMALL
             if name == _WHOLE and is_small and not read_object(folder, name):
@@ -98,27 +101,27 @@ def tokenizer_error(
     present = [name for name in names if has_file(folder, name)]
     try:
         for name in present:
-            _check_vocabulary(folder, name)
+            _check_vocabulary(folder, name, names[name])
     except CheckpointError as damaged:
         return damaged
     missing = [name for name in names if name not in present]
     if missing and (not present or (len(present) + len(missing) > 1 and _WHOLE not in present)):
         verb, it = ("is", "it") if len(missing) == 1 else ("are", "them")
         return CheckpointError(f"{', '.join(missing)} {verb} missing, and the tokenizer cannot be made without {it}")
-    why = plain_words(error)
+    why, end = plain_words(error), deadline()
     for name in dict.fromkeys((*_COMMON, _WHOLE, CONFIG)):
         if not has_file(folder, name):
             continue
         fields = read_object(folder, name)
-        field = field_to_blame(fields, functools.partial(_is_made, folder, name, use))
+        field = field_to_blame(fields, error, functools.partial(_failure, folder, name, use), end)
         if field is not None:
             return wrong_field(name, field, fields[field], why=why)
     shown = ", ".join([name for name in (_CONFIG, *present) if has_file(folder, name)])
     return CheckpointError(f"{shown}: no tokenizer can be made of what is there{why and f': {why}'}")
 
 
-def _is_made(folder: Path, name: str, use: Callable[[Any], object], fields: Mapping[str, Any]) -> bool:
-    """Whether a tokenizer can be made and used with other fields in one of its files."""
+def _failure(folder: Path, name: str, use: Callable[[Any], object], fields: Mapping[str, Any]) -> Exception | None:
+    """What is raised while a tokenizer is made and used with other fields in one of its files."""
     with tempfile.TemporaryDirectory() as copied:
         for path in folder.iterdir():
             if path.name != name:
@@ -126,13 +129,13 @@ def _is_made(folder: Path, name: str, use: Callable[[Any], object], fields: Mapp
         (Path(copied) / name).write_text(json.dumps(fields), encoding="utf-8")
         try:
             use(_make(copied))
-        except Exception:  # as in `load_tokenizer`
-            return False
-    return True
+        except Exception as error:  # as in `load_tokenizer`
+            return error
+    return None
 
 
-def _files_of(checkpoint: Checkpoint, config: PreTrainedConfig) -> list[str]:
-    """The files of the vocabulary of a model's tokenizer."""
+def _files_of(checkpoint: Checkpoint, config: PreTrainedConfig) -> dict[str, str]:
+    """The files of the vocabulary of a model's tokenizer, each with the field of the tokenizer's class for it."""
     folder = checkpoint.folder
     name: Any = read_object(folder, _CONFIG).get("tokenizer_class") if has_file(folder, _CONFIG) else None
     found: Any = getattr(transformers, name, None) if isinstance(name, str) else None
@@ -143,10 +146,10 @@ def _files_of(checkpoint: Checkpoint, config: PreTrainedConfig) -> list[str]:
             found = transformers.PreTrainedTokenizerFast
     found = found[-1] if isinstance(found, tuple) else found
     files: dict[str, str] = getattr(found, "vocab_files_names", {})
-    return [file for field, file in files.items() if field not in _OTHER_FILES]
+    return {file: field for field, file in files.items() if field not in _OTHER_FILES}
 
 
-def _check_vocabulary(folder: Path, name: str) -> None:
+def _check_vocabulary(folder: Path, name: str, field: str) -> None:
     """Raises CheckpointError where a file of a vocabulary is damaged."""
     if name.endswith((".model", ".spm")):
         try:
@@ -157,13 +160,15 @@ def _check_vocabulary(folder: Path, name: str) -> None:
         read_text(folder, name, may_be_empty=True)
     elif name == _WHOLE:
         fields = read_object(folder, name)
-        for field, (kind, words) in _TOKENIZER_FIELDS.items():
-            if not isinstance(fields.get(field), kind):
-                raise wrong_field(name, field, fields.get(field), words)
+        for needed, (kind, words) in _TOKENIZER_FIELDS.items():
+            if not isinstance(fields.get(needed), kind):
+                raise wrong_field(name, needed, fields.get(needed), words)
         if "vocab" not in fields["model"]:
             raise wrong_field(name, "model", fields["model"], "an object with a field vocab")
     else:
         tokens = read_object(folder, name)
+        if field not in _VOCABULARIES:
+            return
         if not tokens:
             raise CheckpointError(f"{name} has no tokens")
         for token, id_ in tokens.items():

@@ -7,7 +7,9 @@ their tensors; knows neither attention nor requests.
 from __future__ import annotations
 
 import logging
+import math
 import re
+import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import (
     register_module_buffer_registration_hook,
+    register_module_forward_pre_hook,
+    register_module_module_registration_hook,
     register_module_parameter_registration_hook,
 )
 from transformers import PreTrainedModel
@@ -35,6 +39,7 @@ class TooLargeError(CheckpointError):
 _TIMES, _TIMES_QUANTIZED = 4, 32
 _MORE_NUMBERS = 1 << 26
 _MORE_TENSORS = 4096
+_MODULES_PER_TENSOR = 4  # some have none: activations, dropout
 
 # Of names that are listed, so many are said.
 _SAID = 3
@@ -101,15 +106,26 @@ def _native(tensor: Tensor) -> Tensor:
 
 
 @contextmanager
-def bounded(checkpoint: Checkpoint) -> Iterator[None]:
-    """Raises CheckpointError as soon as a model is made that is far larger than its files.
+def bounded(checkpoint: Checkpoint, *, numbers_too: bool = True, end: float = math.inf) -> Iterator[None]:
+    """Raises TooLargeError as soon as a model is made that is far larger than its files.
 
-    It is made without memory at first ("meta"), and filled afterwards.
+    It is made without memory at first ("meta"), and filled afterwards. `numbers_too` is False for models that are not
+    filled: they may have few tensors of any size. Raises TimeoutError where a model is made, or run, after `end` by the
+    monotonic clock.
     """
     times = _TIMES_QUANTIZED if "quantization_config" in checkpoint.config else _TIMES
     most_tensors = times * len(checkpoint.shapes) + _MORE_TENSORS
-    most_numbers = times * checkpoint.numbers + _MORE_NUMBERS
-    tensors = numbers = 0
+    most_numbers = times * checkpoint.numbers + _MORE_NUMBERS if numbers_too else math.inf
+    tensors = numbers = modules = 0
+
+    def check_time(*_: object) -> None:
+        if time.monotonic() > end:
+            raise TimeoutError("the model is not made in time")
+
+    def count_module(_module: nn.Module, _name: str, _submodule: nn.Module | None) -> None:
+        nonlocal modules
+        modules += 1
+        check()
 
     def count(_module: nn.Module, _name: str, tensor: Tensor | None) -> None:
         nonlocal tensors, numbers
@@ -117,11 +133,20 @@ def bounded(checkpoint: Checkpoint) -> Iterator[None]:
             return
         tensors += 1
         numbers += tensor.numel()
-        if tensors > most_tensors or numbers > most_numbers:
+        check()
+
+    def check() -> None:
+        check_time()
+        if tensors > most_tensors or numbers > most_numbers or modules > _MODULES_PER_TENSOR * most_tensors:
             held = f"{len(checkpoint.shapes):,} tensors of {checkpoint.numbers:,} numbers"
             raise TooLargeError(f"{CONFIG} describes a model far larger than {checkpoint.weights}, which has {held}")
 
-    hooks = [register_module_parameter_registration_hook(count), register_module_buffer_registration_hook(count)]
+    hooks = [
+        register_module_parameter_registration_hook(count),
+        register_module_buffer_registration_hook(count),
+        register_module_module_registration_hook(count_module),
+        register_module_forward_pre_hook(check_time),
+    ]
     try:
         yield
     finally:

@@ -40,7 +40,7 @@ BUNDLED_NAME = "tatoeba-en-de"
 _LONG = 5.0
 
 # Devices that models run on. Of CPUs there is one.
-_DEVICE = re.compile(r"cpu(:0)?|cuda(:\d{1,3})?", re.ASCII)
+_DEVICE = re.compile(r"cpu(:0)?|cuda(:(0|[1-9]\d{0,2}))?", re.ASCII)
 
 # For models whose positions have no end of their own, such as T5's relative ones.
 _DEFAULT_LENGTH = 4096
@@ -122,6 +122,8 @@ def load(
     ModelError with a message for people.
     """
     register()
+    if not str(path).strip():
+        raise ModelError("the model's name is empty: give a directory, or an id on the Hugging Face hub")
     where = bundled_model() if path is None else path
     chosen_device = _device(device)
     chosen_dtype = _dtype(dtype, chosen_device)
@@ -167,15 +169,16 @@ def load(
             if compiled:
                 layout.compile()
     except TooLargeError as error:
-        raise ModelError(f"cannot load {where}: {model_error(checkpoint, error, '')}") from error
+        raise ModelError(f"cannot load {where}: {model_error(checkpoint, error)}") from error
     except CheckpointError as error:
         log.debug("loading failed", exc_info=True)
         raise ModelError(f"cannot load {where}: {error}") from error
     except Exception as error:  # whatever an unusual checkpoint makes its libraries raise
         log.debug("loading failed", exc_info=True)
-        problem = model_error(checkpoint, error, "the model that it describes cannot be run")
         if is_out_of_memory(error):
-            problem = f"it needs more memory than there is on {chosen_device}"
+            problem: object = f"it needs more memory than there is on {chosen_device}"
+        else:
+            problem = model_error(checkpoint, error)
         raise ModelError(f"cannot load {where}: {problem}") from error
     if not sites.heads:
         raise ModelError(f"cannot serve {where}: the model reports no attention")

@@ -8,12 +8,16 @@ import os
 import random
 import re
 import shutil
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from model_zoo import FAMILIES, build_model
 from safetensors.torch import load_file, save_file
+from sidelight.server.checkpoint import fields as checkpoint_fields
+from sidelight.server.checkpoint import tokenizer_files
+from sidelight.server.checkpoint.files import CheckpointError, open_checkpoint
 from sidelight.server.models.loader import ModelError, bundled_model, load
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3\n"
@@ -121,7 +125,7 @@ BY_TENSORS = re.compile(
 def test_a_wrong_field_is_named_in_plain_words_or_does_no_harm(copied, name, file):
     path = copied(name)
     if not (path / file).exists():
-        return
+        pytest.skip(f"this model has no {file}")
     fields = json.loads((path / file).read_text(encoding="utf-8"))
     chance = random.Random(f"{name} {file}")
     for _ in range(TRIALS):
@@ -162,6 +166,7 @@ def test_a_wrong_field_is_named_in_plain_words_or_does_no_harm(copied, name, fil
         ("marian", "generation_config.json", "top_k", "x", 'top_k must be a whole number, 0 or above, not "x"'),
         ("marian", "tokenizer_config.json", "eos_token", -1, "eos_token cannot be -1"),
         ("gpt2", "tokenizer_config.json", "unk_token", "", 'unk_token cannot be ""'),
+        ("gpt2", "tokenizer.json", "added_tokens", [1, 2], "added_tokens cannot be [1, 2]"),
         ("gpt2", "tokenizer.json", "decoder", "x", 'decoder cannot be "x"'),
         ("gpt2", "tokenizer.json", "model", None, "model must be an object with fields, not null"),
         ("marian", "vocab.json", "</s>", "x", 'the number of the token "</s>" must be a whole number, not "x"'),
@@ -174,6 +179,56 @@ def test_a_wrong_field_is_told_by_what_it_must_be(copied, name, file, field, val
     assert refusal(path).startswith(f"{file}: {said}")
 
 
+@pytest.mark.parametrize(
+    "error", [RuntimeError("CUDA driver version is insufficient"), OSError(28, "No space left on device"), KeyError(3)]
+)
+@pytest.mark.parametrize(
+    ("name", "fields", "step"),
+    [
+        ("bundled", {}, "find_layout"),  # its numbers are of half precision
+        ("bart", {"dtype": "float16"}, "find_sites"),
+        ("t5", {"dtype": "bfloat16"}, "find_layout"),
+        ("gpt2", {"n_inner": -1}, "load_weights"),  # which would fail later, and otherwise
+    ],
+)
+def test_a_failure_that_is_not_the_files_blames_no_field(copied, monkeypatch, caplog, name, fields, step, error):
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    path = copied(name)
+    edit(path / "config.json", **fields)
+    monkeypatch.setattr(f"sidelight.server.models.loader.{step}", fail)
+    assert refusal(path) == "the model cannot be run; the log says why"
+    (said,) = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert said.exc_info is not None
+    assert said.exc_info[1] is error
+
+
+def test_a_trial_stops_at_the_size_of_the_files_and_in_time(copied, monkeypatch):
+    monkeypatch.setattr(checkpoint_fields, "_PATIENCE", 1.0)
+    path = copied("t5")
+    edit(path / "config.json", model_type="switch_transformers", architectures=None, d_model=-1, num_experts=10**6)
+    began = time.monotonic()
+    assert refusal(path) == "the model cannot be run; the log says why"
+    assert time.monotonic() - began < 60  # a single model without bounds takes many minutes
+
+
+def test_the_search_for_a_field_ends_in_time_for_all_files_together(copied, monkeypatch):
+    trials = 0
+
+    def fail(*_: object) -> None:
+        nonlocal trials
+        trials += 1
+        time.sleep(0.1)
+        raise ValueError("it cannot be made")
+
+    path = copied("fsmt")
+    monkeypatch.setattr(tokenizer_files, "_make", fail)
+    monkeypatch.setattr(checkpoint_fields, "_PATIENCE", 0.3)
+    assert refusal(path).endswith("no tokenizer can be made of what is there: it cannot be made")
+    assert trials <= 1 + 4
+
+
 def test_files_that_are_missing_are_told_without_a_class(copied):
     path = copied("marian")
     (path / "source.spm").unlink()
@@ -183,7 +238,22 @@ def test_files_that_are_missing_are_told_without_a_class(copied):
 
 
 @pytest.mark.parametrize(
-    "device", ["foo", "", "CPU", "cpu:3", "cpu:-1", "meta", "cuda:", "cuda:x", "cuda:9999", "mps", "hpu"]
+    "device",
+    [
+        "foo",
+        "",
+        "CPU",
+        "cpu:3",
+        "cpu:00",
+        "cpu:-1",
+        "meta",
+        "cuda:",
+        "cuda:x",
+        "cuda:00",
+        "cuda:01",
+        "cuda:9999",
+        "mps",
+    ],
 )
 def test_a_device_that_is_none_is_told_by_those_that_are(device):
     with pytest.raises(ModelError) as raised:
@@ -209,6 +279,7 @@ def test_memory_that_does_not_do_is_told(copied, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
 
     monkeypatch.setattr("sidelight.server.models.loader.find_sites", fail)
+    monkeypatch.delattr("sidelight.server.models.loader.model_error")  # no field is looked for
     assert refusal(copied("gpt2")) == "it needs more memory than there is on cpu"
 
 
@@ -236,12 +307,74 @@ def test_layers_of_a_part_of_a_model_are_counted(copied):
     assert refusal(path).startswith("config.json: text_config.num_hidden_layers is 1,000,000, and model.safetensors")
 
 
+@pytest.mark.parametrize("path", [["text_config"], ["decoder", "text_config"], ["a"] * 800])
+def test_labels_of_a_part_of_a_model_are_counted(copied, path):
+    folder = copied("gpt2")
+    part: dict[str, object] = {"num_labels": 5 * 10**6}
+    for name in path[:0:-1]:
+        part = {name: part}
+    edit(folder / "config.json", **{path[0]: part})
+    where = ".".join([*path, "num_labels"])
+    with pytest.raises(ModelError) as raised:
+        load(folder, packed=False)
+    assert str(raised.value).endswith(f"config.json: {where} must be at most 1,000,000, not 5,000,000")
+
+
+@pytest.mark.parametrize("fields", [{"load_in_8bit": True}, {"load_in_4bit": True}, {"quant_method": "bitsandbytes"}])
+def test_a_quantization_is_told_by_its_method_or_its_bits(copied, fields):
+    path = copied("gpt2")
+    edit(path / "config.json", quantization_config=fields)
+    assert open_checkpoint(path).config["quantization_config"] == fields
+    for wrong in ({}, [], "x", {"load_in_8bit": False}, {"load_in_4bit": None}):
+        edit(path / "config.json", quantization_config=wrong)
+        with pytest.raises(CheckpointError, match="quantization_config must be an object with quant_method"):
+            open_checkpoint(path)
+
+
+@pytest.mark.parametrize("name", ["", " "])
+def test_an_empty_name_is_told(name):
+    with pytest.raises(ModelError, match=r"^the model's name is empty: "):
+        load(name)
+
+
 def test_what_is_no_folder_is_said(tmp_path):
     assert refusal(tmp_path / "nothing" / "here" / "x").startswith("is neither a folder nor an id")
     assert "hub cannot be asked" in refusal("nobody/nothing")
     (tmp_path / "file").write_text("x")
     assert refusal(tmp_path / "file") == "is a file, where a model's folder should be"
     assert refusal(tmp_path) == "config.json is missing"
+
+
+def write_tokenizer(path: Path, kind: str) -> str:
+    """Gives a GPT-2 a tokenizer with a file in JSON that numbers no tokens. Returns this file's name."""
+    words = ["<s>", "</s>", "<pad>", "<unk>", "[CLS]", "[SEP]", "[PAD]", "[UNK]", "[MASK]", "a", "b", "c"]
+    if kind == "WhisperTokenizer":  # beside what there is
+        (path / "normalizer.json").write_text('{"colour": "color"}')
+        edit(path / "tokenizer_config.json", tokenizer_class=kind)
+        return "normalizer.json"
+    for file in path.glob("*token*.json"):
+        file.unlink()
+    (path / "vocab.txt").write_text("\n".join(words))
+    if kind == "RoCBertTokenizer":
+        for file in ("word_shape.json", "word_pronunciation.json"):
+            (path / file).write_text(json.dumps({word: [1, 2] for word in words}))
+        fields = {"tokenizer_class": kind}
+        written = "word_shape.json"
+    else:
+        (path / "emoji.json").write_text('{"emoji": {"x": "a"}, "emoji_inv": {"a": "x"}}')
+        fields = {"tokenizer_class": kind} | {f"{end}_token": "</s>" for end in ("bos", "eos", "unk", "pad")}
+        written = "emoji.json"
+    (path / "tokenizer_config.json").write_text(json.dumps(fields))
+    return written
+
+
+@pytest.mark.parametrize("kind", ["GPTNeoXJapaneseTokenizer", "RoCBertTokenizer", "WhisperTokenizer"])
+def test_files_of_a_tokenizer_that_number_no_tokens_are_objects(copied, kind):
+    path = copied("gpt2")
+    name = write_tokenizer(path, kind)
+    load(path, packed=False)
+    (path / name).write_text("[]")
+    assert refusal(path).startswith(f"{name} must hold an object with fields")
 
 
 # ---- tensors that are not there, or are not finite ------------------------------------------------------------------
