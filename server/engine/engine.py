@@ -84,6 +84,7 @@ class Ticket:
     taken: int = 0  # how many of `events` have been put into its outbox
     is_made: bool = False  # whether the model's work for all that is left of `events` is done
     whole_bytes: int = 0  # of attention made at once, which `events` hold until all of it has been put
+    cache_bytes: tuple[float | None, int] | None = None  # of its cache while its outbox is full, and since when that is
     is_announced: bool = False  # whether its first event was put before it began
     is_dropped: bool = False  # whether `events` must be made again, as far as they were not put
 
@@ -581,13 +582,22 @@ class Engine:
         """Whether one more may wait without a place: by their number, and by the bytes of their caches."""
         if len(self._parked) >= self._most_parked:
             return False
-        held = [each for each in self._parked if each.seat is not None]
+        held = sum(map(self._cache_bytes, self._parked))
         if ticket.seat is None or not held:
             return True
-        assert self._batch is not None
         layout = self.loaded.layout
         bound = max(_PARKED_BYTES, _PARKED_SLOTS * (0 if layout is None else layout.bytes_of_slot))
-        return sum(self._batch.bytes_of(each.seat) for each in [*held, ticket] if each.seat is not None) <= bound
+        return held < bound and held + self._cache_bytes(ticket) <= bound
+
+    def _cache_bytes(self, ticket: Ticket) -> int:
+        """The bytes of a job's cache, counted once while the job waits for its reader: hundreds may wait at each step."""
+        if ticket.seat is None:
+            return 0
+        since = ticket.outbox.full_since
+        if ticket.cache_bytes is None or ticket.cache_bytes[0] != since:
+            assert self._batch is not None
+            ticket.cache_bytes = since, self._batch.bytes_of(ticket.seat)
+        return ticket.cache_bytes[1]
 
     def _advance(self, ticket: Ticket) -> bool:
         """Puts the next of a job's events. Returns whether that could be done."""
