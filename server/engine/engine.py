@@ -37,6 +37,9 @@ log = logging.getLogger(__name__)
 # Seconds for which a reader may take nothing, and keep its place in the batch all the same.
 _SLOW = 0.25
 
+# ... and keep its slot where too many readers are slow, at the cost of time at each step of the others.
+_LONG_SLOW = 5.0
+
 # Seconds that the thread sleeps at most: a deadline may lie further away than a wait can be long.
 _LONGEST_SLEEP = 60.0
 
@@ -552,9 +555,13 @@ class Engine:
         return True
 
     def _park_the_slow(self, now: float) -> None:
-        """Takes those out of the batch whose readers have been slow for a while: in their slots they run along."""
+        """Takes jobs out of the batch whose readers have been slow for a while: in their slots they slow each step.
+
+        Where too many are parked already, a job goes on in its slot for a few seconds. Then it is parked, and the job
+        that was parked first is given up.
+        """
         for ticket in [ticket for ticket in self._running if ticket.seat is not None]:
-            if self._is_slow(ticket, now) and self._may_park(ticket):
+            if self._is_slow(ticket, now) and (self._may_park(ticket) or self._is_slow(ticket, now - _LONG_SLOW)):
                 self._park(ticket)
 
     def _park(self, ticket: Ticket) -> bool:
@@ -590,7 +597,7 @@ class Engine:
         return held < bound and held + self._cache_bytes(ticket) <= bound
 
     def _cache_bytes(self, ticket: Ticket) -> int:
-        """The bytes of a job's cache, counted once while the job waits for its reader: hundreds may wait at each step."""
+        """The bytes of a job's cache, counted once while the job waits for its reader: hundreds wait at each step."""
         if ticket.seat is None:
             return 0
         since = ticket.outbox.full_since
