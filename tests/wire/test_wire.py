@@ -1,4 +1,4 @@
-"""Each recorded request gets the recorded responses: to the byte where they were recorded, else to the fifth digit."""
+"""Each recorded request gets the recorded responses: to the byte, but for the last digits of floating-point numbers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import grpc
 import numpy as np
 import pytest
-from exchanges import Exchange, exchange, machine, read, served
+from exchanges import exchange, machine, read, served
 from google.protobuf.message import Message
 from sidelight.v1 import attention_pb2 as attention
 from sidelight.v1 import attribution_service_pb2 as service
@@ -31,13 +31,12 @@ def test_a_response_is_the_recorded_one(channel, name):
     if got == recorded:
         return
     assert got.error == recorded.error
-    if machine() == RECORDED.machine:
-        assert readable(got) == readable(recorded)
-        raise AssertionError("the bytes differ, the messages do not")
     assert len(got.responses) == len(recorded.responses)
+    # On the machine that recorded them, only the last bits differ: a measurement at load chooses between two kernels.
+    factor = 0.01 if machine() == RECORDED.machine else 1.0
     for mine, theirs in zip(got.responses, recorded.responses, strict=True):
         kind = TYPES[recorded.method]
-        assert_alike(kind.FromString(mine), kind.FromString(theirs))
+        assert_alike(kind.FromString(mine), kind.FromString(theirs), factor)
 
 
 def test_the_file_has_sixty_requests_and_errors_among_them():
@@ -47,28 +46,27 @@ def test_the_file_has_sixty_requests_and_errors_among_them():
     assert all(len(each.error) > 1 for each in errors)  # a code, and what it is about
 
 
-def readable(exchange: Exchange) -> list[str]:
-    return [str(TYPES[exchange.method].FromString(response)) for response in exchange.responses]
+def assert_alike(mine: Message, theirs: Message, factor: float = 1.0) -> None:
+    """Other processors and libraries add in another order: floating-point numbers may differ in the fifth digit.
 
-
-def assert_alike(mine: Message, theirs: Message) -> None:
-    """Other processors and libraries add in another order: floating-point numbers may differ in the fifth digit."""
+    Where `factor` is less, in as much less.
+    """
     if isinstance(mine, attention.Attention) and isinstance(theirs, attention.Attention):
         assert (mine.shape, mine.encoding, mine.positions) == (theirs.shape, theirs.encoding, theirs.positions)
         # A number between two bytes may become either.
-        step = 1 if mine.encoding == attention.ENCODING_UINT8 else 2e-5
-        np.testing.assert_allclose(numbers(mine), numbers(theirs), rtol=1e-3, atol=step)
+        step = 1 if mine.encoding == attention.ENCODING_UINT8 else 2e-5 * factor
+        np.testing.assert_allclose(numbers(mine), numbers(theirs), rtol=1e-3 * factor, atol=step)
         scales = (np.frombuffer(message.scales, "<f4") for message in (mine, theirs))
-        np.testing.assert_allclose(*scales, rtol=1e-3, atol=1e-7)
+        np.testing.assert_allclose(*scales, rtol=1e-3 * factor, atol=1e-7)
         return
     assert [field.name for field, _ in mine.ListFields()] == [field.name for field, _ in theirs.ListFields()]
     for (field, value), (_, other) in zip(mine.ListFields(), theirs.ListFields(), strict=True):
         pairs = zip(value, other, strict=True) if field.is_repeated else [(value, other)]
         for each, expected in pairs:
             if isinstance(each, Message):
-                assert_alike(each, expected)
+                assert_alike(each, expected, factor)
             elif isinstance(each, float):
-                assert math.isclose(each, expected, rel_tol=1e-3, abs_tol=1e-4), field.name
+                assert math.isclose(each, expected, rel_tol=1e-3 * factor, abs_tol=1e-4 * factor), field.name
             else:
                 assert each == expected, field.name
 
