@@ -129,15 +129,15 @@ class WaitingQueue(Generic[T]):
     def _find(self, *, is_idle: bool, has_time: bool) -> T | None:
         reading = [request for request in self._entries if not self.has_stalled(request)]
         others = [request for request in reading if not self._comes_after_others(request)]
-        if others and not self._held_back.others and (not has_time or self._others_begun < _SHARE - 1):
+        last = [request for request in reading if self._comes_after_others(request)]
+        if last and has_time and (not others or self._others_begun >= _SHARE - 1):
+            return self._in_turn(last)
+        if others and not self._held_back.others:
             return others[0]
         if not has_time:
             return None
-        last = [request for request in reading if self._comes_after_others(request)]
-        if last and (not others or self._others_begun >= _SHARE - 1):
-            return self._in_turn(last)
         if others:
-            return self._in_turn(others) if self._held_back.others else others[0]
+            return self._in_turn(others)
         return next(iter(self._entries), None) if is_idle else None
 
     def _in_turn(self, requests: list[T]) -> T:

@@ -2,10 +2,9 @@
 
 Jobs that write share a batch, and each has a slot in it; given targets, and models that cannot be run in slots, take
 their turns between its steps, for no more time than the steps take. What one job writes does not depend on the others.
-A job that nobody reads waits, and gives its place to others that wait for one; which of these is next, `admission`
-says. A job that nobody wants any more, or whose deadline has passed, ends before
-its next step. Whatever happens, each job's outbox ends, and all of them if the thread should end. The engine knows
-nothing of gRPC.
+A job that nobody reads waits, and gives its place to a waiting job; `admission` says which of these is next. A job that
+nobody wants any more, or whose deadline has passed, ends before its next step. Whatever happens, each job's outbox
+ends, and all of them if the thread should end. The engine knows nothing of gRPC.
 """
 
 from __future__ import annotations
@@ -37,8 +36,8 @@ log = logging.getLogger(__name__)
 # Seconds for which a reader may take nothing, and keep its place in the batch all the same.
 _SLOW = 0.25
 
-# ... and keep its slot where too many readers are slow, at the cost of time at each step of the others.
-_LONG_SLOW = 5.0
+# ... and keep its slot where too many readers are slow, at the cost of time at each step of the other jobs.
+_LONG_SLOW = 5.25
 
 # Seconds that the thread sleeps at most: a deadline may lie further away than a wait can be long.
 _LONGEST_SLEEP = 60.0
@@ -46,7 +45,7 @@ _LONGEST_SLEEP = 60.0
 # Seconds after which memory that was held for slow readers, and no more is, goes back to the system.
 _GIVE_BACK = 5.0
 
-# Seconds of work on jobs outside the batch between two looks at who waits.
+# Seconds of work on jobs outside the batch between two looks at the waiting jobs.
 _TURN = 0.02
 
 # Seconds in which what is made already goes to one reader, and in which first events are put ahead of their turn.
@@ -110,7 +109,7 @@ class Engine:
         self._running: list[Ticket] = []
         self._joining: list[Ticket] = []  # about to get a slot
         self._parked: list[Ticket] = []  # begun, and without a slot: their readers are slow, and others waited
-        self._are_late = False  # those who wait, perhaps: a look at who is held back has come since they were told
+        self._are_late = False  # whether waiting jobs may need their first event: readers were looked at meanwhile
         self._owed = 0.0  # seconds of steps before other work may go on, while there are steps; below 0, it may at once
         self._has_put_off = False  # in the last round, a job's next event
         self._held_at: float | None = None  # when something was last held for slow readers
@@ -281,7 +280,7 @@ class Engine:
             self._batch = Batch(self.loaded, self.loaded.layout, self.slots)
 
     def _start_anew(self, *, are_all_suspect: bool) -> None:
-        """Ends all jobs that have begun with INTERNAL: their state is unknown. Of suspects, those that wait, too."""
+        """Ends all jobs that have begun with INTERNAL: their state is unknown. `are_all_suspect`: waiting jobs too."""
         with self._lock:
             if are_all_suspect:
                 self._waiting.clear()
@@ -396,12 +395,11 @@ class Engine:
                 self._are_late = True
                 self._something.set()
                 break
-            ticket.is_announced = True
             try:
                 _, started = begin(self.loaded, ticket.job)
-            except Exception:  # the reader is told when it is the ticket's turn
-                ticket.is_announced = False
+            except Exception:  # the job fails with the same error when its turn comes
                 continue
+            ticket.is_announced = True
             ticket.outbox.put(started, ring=False)
             announced.append(ticket.outbox)
         ring(announced)
@@ -448,10 +446,10 @@ class Engine:
                 ticket.events, ticket.whole_bytes, ticket.is_dropped, ticket.is_made = None, 0, True, False
         return not held or held + needed <= _WHOLE_BYTES
 
-    def _is_slow(self, ticket: Ticket, now: float) -> bool:
-        """Whether a reader has taken nothing for a while, so that its outbox is full."""
+    def _is_slow(self, ticket: Ticket, now: float, seconds: float = _SLOW) -> bool:
+        """Whether a reader has taken nothing for so many seconds, in which its outbox was full."""
         since = ticket.outbox.full_since
-        return since is not None and now - since > _SLOW
+        return since is not None and now - since > seconds
 
     def _join(self) -> None:
         assert self._batch is not None
@@ -479,7 +477,7 @@ class Engine:
     def _round(self) -> bool:
         """Takes one step of each job that can, of those outside the batch as time allows. Returns whether any could."""
         worked = self._has_put_off = False
-        # Where the batch has nothing to do, somebody who waits may come in before the next long piece of work.
+        # Where the batch has nothing to do, a waiting job may begin before the next long piece of work.
         most = 0.0 if self._can_any_step() else _TURN
         outside: list[Ticket] = []
         for ticket in list(self._running):
@@ -561,7 +559,7 @@ class Engine:
         that was parked first is given up.
         """
         for ticket in [ticket for ticket in self._running if ticket.seat is not None]:
-            if self._is_slow(ticket, now) and (self._may_park(ticket) or self._is_slow(ticket, now - _LONG_SLOW)):
+            if self._is_slow(ticket, now) and (self._may_park(ticket) or self._is_slow(ticket, now, _LONG_SLOW)):
                 self._park(ticket)
 
     def _park(self, ticket: Ticket) -> bool:

@@ -79,8 +79,7 @@ class Outbox:
     @property
     def full(self) -> bool:
         """Whether the engine should wait."""
-        with self._lock:
-            return self._held >= CAPACITY
+        return self.full_since is not None
 
     @property
     def full_since(self) -> float | None:
@@ -145,10 +144,9 @@ class Outbox:
 
     def _note_sent(self) -> None:
         with self._lock:
-            was_full = self._held >= CAPACITY
             self._held -= self._taken
             self._taken = 0
-            has_room = was_full and self._held < CAPACITY
+            has_room = self._full_since is not None and self._held < CAPACITY
             if has_room:
                 self._full_since = None
         if has_room:
