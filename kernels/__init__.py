@@ -6,10 +6,10 @@ nothing here imports from above it.
 """
 
 from .attention_rows.op import rows
-from .common.attention_params import Scoring
+from .common.attention_params import AttentionParams
 from .common.attention_reference import capped_attention
-from .common.attention_tensors import ENCODINGS, Encoding, Part, Result, new_result
-from .common.dispatch import choose
+from .common.attention_tensors import ENCODINGS, AttentionTensors, Encoding, LayerSpec, new_attention_tensors
+from .common.dispatch import select_impl
 from .common.launch import Launch, recorded
 from .common.reductions import REDUCTIONS, Reduction
 from .common.write_reference import write_heads as write_probabilities
@@ -20,20 +20,20 @@ from .message_layout.op import layout, layout_into
 __all__ = [
     "ENCODINGS",
     "REDUCTIONS",
+    "AttentionParams",
+    "AttentionTensors",
     "Encoding",
     "Launch",
-    "Part",
+    "LayerSpec",
     "Reduction",
-    "Result",
-    "Scoring",
     "attend_to",
     "capped_attention",
-    "choose",
     "decode",
     "layout",
     "layout_into",
-    "new_result",
+    "new_attention_tensors",
     "recorded",
     "rows",
+    "select_impl",
     "write_probabilities",
 ]

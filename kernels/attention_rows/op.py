@@ -8,18 +8,18 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..common.attention_params import Scoring, check_heads, check_scoring
-from ..common.attention_tensors import EVERYTHING, Part, Result, check_part
-from ..common.dispatch import Impl, choose
+from ..common.attention_params import AttentionParams, check_attention_params, check_heads
+from ..common.attention_tensors import EVERYTHING, AttentionTensors, LayerSpec, check_layer_spec
+from ..common.dispatch import Impl, select_impl
 from .reference import rows_reference
 
 
 def rows(
     query: Tensor,
     key: Tensor,
-    scoring: Scoring,
-    result: Result,
-    part: Part = EVERYTHING,
+    scoring: AttentionParams,
+    result: AttentionTensors,
+    part: LayerSpec = EVERYTHING,
     *,
     impl: Impl | None = None,
 ) -> None:
@@ -31,7 +31,7 @@ def rows(
             than the result's positions: they are then the last of them, as in a sliding window's cache, and the
             positions before them get 0.
         scoring: What decides probabilities beside them.
-        result: From `new_result`, for T queries. Layers that are folded must come first to last.
+        result: From `new_attention_tensors`, for T queries. Layers that are folded must come first to last.
         part: What this layer gives.
         impl: Forces an implementation. By default Triton for tensors on a GPU, the reference elsewhere.
 
@@ -42,13 +42,13 @@ def rows(
         ModuleNotFoundError: Triton was forced and is not installed.
     """
     check_heads(query, key)
-    check_scoring(scoring, query, key.shape[2])
-    check_part(part, query.shape[1], result)
+    check_attention_params(scoring, query, key.shape[2])
+    check_layer_spec(part, query.shape[1], result)
     if result.values.shape[:2] != (query.shape[0], query.shape[2]):
         raise ValueError(f"result: must be for {query.shape[2]} queries in a batch of {query.shape[0]}")
     if result.length < key.shape[2]:
         raise ValueError(f"result: has {result.length} positions, fewer than the {key.shape[2]} keys")
-    if choose(query, impl) == "reference":
+    if select_impl(query, impl) == "reference":
         rows_reference(query, key, scoring, result, part)
         return
     from .triton_kernel import rows_triton  # slow to import: only where it is wanted

@@ -31,8 +31,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..common.attention_params import Scoring
-from ..common.attention_tensors import Part, Result
+from ..common.attention_params import AttentionParams
+from ..common.attention_tensors import AttentionTensors, LayerSpec
 from ..common.launch import Launch
 from ..common.triton_output import (
     as_floats,
@@ -319,7 +319,9 @@ def packed_rows_kernel(
         tl.store(scales + rows * columns + column, scale_of(greatest), mask=t < sizes.queries)
 
 
-def rows_triton(query: Tensor, key: Tensor, scoring: Scoring, result: Result, part: Part) -> None:
+def rows_triton(
+    query: Tensor, key: Tensor, scoring: AttentionParams, result: AttentionTensors, part: LayerSpec
+) -> None:
     """As `rows` has it, on what `rows` has checked."""
     if not by_sorting(result, part):
         for launch in plan(query, key, scoring, result, part):
@@ -332,7 +334,9 @@ def rows_triton(query: Tensor, key: Tensor, scoring: Scoring, result: Result, pa
         sort_into(result, part, floats, queries)
 
 
-def plan(query: Tensor, key: Tensor, scoring: Scoring, result: Result, part: Part) -> list[Launch]:
+def plan(
+    query: Tensor, key: Tensor, scoring: AttentionParams, result: AttentionTensors, part: LayerSpec
+) -> list[Launch]:
     """The launches that write a layer into a result."""
     batch, heads, queries, width = query.shape
     sizes = Sizes(heads, heads // key.shape[1], queries, key.shape[2], result.length, result.length - key.shape[2])

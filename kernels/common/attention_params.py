@@ -10,7 +10,7 @@ from torch import Tensor
 INPUTS = (torch.float32, torch.float16, torch.bfloat16)
 
 
-class Scoring(NamedTuple):
+class AttentionParams(NamedTuple):
     """softmax(cap(q k^T * scale + bias) + mask), over the keys that a query may see.
 
     cap(x) is softcap * tanh(x / softcap) where there is one (Gemma 2, arXiv:2408.00118); T5's relative positions are a
@@ -24,14 +24,14 @@ class Scoring(NamedTuple):
     causal: bool = False  # query t sees keys up to first + t
     window: int | None = None  # and, with causal, only the last so many of them
     first: int = 0  # where query 0 stands among the keys
-    sees: bool = False  # promised: every query sees a key, so that nobody needs to look for one that does not
+    no_empty_rows: bool = False  # promised: every query sees a key, so that nobody needs to look for one that does not
 
-    def of_queries(self, queries: slice) -> Scoring:
+    def of_queries(self, queries: slice) -> AttentionParams:
         """The scoring of some of the queries, a slice with begin and end."""
         bias, mask = queries_of(self.bias, queries), queries_of(self.mask, queries)
         return self._replace(bias=bias, mask=mask, first=self.first + queries.start)
 
-    def of_row(self, row: int, keys: int) -> Scoring:
+    def of_row(self, row: int, keys: int) -> AttentionParams:
         """The scoring of one row of the batch, which sees only the first keys."""
         bias, mask = (
             tensor if tensor is None else tensor[slice(row, row + 1) if len(tensor) > 1 else slice(None), ..., :keys]
@@ -45,7 +45,7 @@ def queries_of(tensor: Tensor | None, queries: slice) -> Tensor | None:
     return tensor if tensor is None or tensor.shape[2] == 1 else tensor[:, :, queries]
 
 
-def check_scoring(scoring: Scoring, query: Tensor, keys: int) -> None:
+def check_attention_params(scoring: AttentionParams, query: Tensor, keys: int) -> None:
     """Raises ValueError, beginning with the argument's name, where masks and biases do not fit the queries and keys."""
     full = (query.shape[0], query.shape[1], query.shape[2], keys)
     for name in ("bias", "mask"):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .attention_params import Scoring, queries_of
+from .attention_params import AttentionParams, queries_of
 from .attention_tensors import constant
 
 _TILE_BYTES = 32 * 1024**2
@@ -25,7 +25,7 @@ def tiles(query: Tensor, key: Tensor) -> list[slice]:
 def probabilities(
     query: Tensor,
     key: Tensor,
-    scoring: Scoring,
+    scoring: AttentionParams,
     queries: slice,
     heads: tuple[int, ...] | None = None,
     seen: Tensor | None = None,
@@ -62,12 +62,12 @@ def probabilities(
         scores = scores.masked_fill_(~seen, float("-inf"))
     made = scores.softmax(-1)
     # A row that sees nothing is zeros, not the NaN of 0 / 0. Without masks and biases every row sees something.
-    if scoring.sees or (seen is None and mask is None and bias is None):
+    if scoring.no_empty_rows or (seen is None and mask is None and bias is None):
         return made
     return made.masked_fill_((scores == float("-inf")).all(-1, keepdim=True), 0.0)
 
 
-def visible(scoring: Scoring, queries: slice, key: Tensor) -> Tensor | None:
+def visible(scoring: AttentionParams, queries: slice, key: Tensor) -> Tensor | None:
     """True where the queries may see a key by causality and window, `[queries, S]`; None where they see all."""
     if not scoring.causal:
         return None
@@ -80,7 +80,7 @@ def _heads_of(tensor: Tensor | None, index: Tensor) -> Tensor | None:
     return tensor if tensor is None or tensor.shape[1] == 1 else tensor[:, index]
 
 
-def capped_attention(query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> Tensor:
+def capped_attention(query: Tensor, key: Tensor, value: Tensor, scoring: AttentionParams) -> Tensor:
     """The attention output `[B, H, T, D]` where torch's own fused attention has none: with a soft cap.
 
     Takes query `[B, H, T, D]`, key and value `[B, Hkv, S, D]`. A tile of queries at a time, on any device.

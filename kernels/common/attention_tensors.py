@@ -3,7 +3,8 @@
 Knows shapes, encodings and how heads and layers become columns; does no arithmetic on attention.
 
 A result is `[B, T, S, C]`: batch, queries, positions and columns. A column is what a message carries apart from others:
-one head of one layer, one layer with its heads reduced, or everything in one. Which layer gives what, its `Part` says.
+one head of one layer, one layer with its heads reduced, or everything in one. Which layer gives what, its `LayerSpec`
+says.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ Encoding = Literal["float32", "float16", "uint8"]
 ENCODINGS: dict[str, torch.dtype] = {"float32": torch.float32, "float16": torch.float16, "uint8": torch.uint8}
 
 
-class Part(NamedTuple):
+class LayerSpec(NamedTuple):
     """What one layer gives to a result.
 
     Without `over_heads` its heads stay apart, in columns from `column` on, or in `columns` where they are out of order.
@@ -50,15 +51,15 @@ class Part(NamedTuple):
         return float(heads if self.heads is None else len(self.heads))
 
     @property
-    def folds_layers(self) -> bool:
+    def pools_layers(self) -> bool:
         """Whether the layers become one."""
         return self.over_layers is not None
 
 
-EVERYTHING = Part()  # all heads of one layer, apart
+EVERYTHING = LayerSpec()  # all heads of one layer, apart
 
 
-class Result(NamedTuple):
+class AttentionTensors(NamedTuple):
     """Tensors to be filled.
 
     Dense: `values` `[B, T, S, C]` in float32, float16 or uint8. With top-k: `[B, T, k, C]`, greatest first, and
@@ -82,7 +83,7 @@ class Result(NamedTuple):
         return self.positions is None and self.scales is None
 
 
-def new_result(
+def new_attention_tensors(
     batch: int,
     queries: int,
     length: int,
@@ -90,9 +91,9 @@ def new_result(
     *,
     encoding: Encoding = "float32",
     top_k: int = 0,
-    folds_layers: bool = False,
+    pools_layers: bool = False,
     device: torch.device | str = "cpu",
-) -> Result:
+) -> AttentionTensors:
     """Room for a result; what is in it is arbitrary until it is written.
 
     Args:
@@ -102,7 +103,7 @@ def new_result(
         columns: C.
         encoding: The type of the numbers.
         top_k: Keep only so many positions of each row, the greatest; 0 keeps all.
-        folds_layers: Whether layers will be folded into one column.
+        pools_layers: Whether layers will be folded into one column.
         device: Where.
 
     Raises:
@@ -117,11 +118,11 @@ def new_result(
     values = torch.empty(shape, dtype=ENCODINGS[encoding], device=device)
     scales = torch.empty(batch, queries, columns, device=device) if encoding == "uint8" else None
     positions = torch.empty(shape, dtype=torch.int32, device=device) if top_k else None
-    total = torch.empty(batch, queries, length, device=device) if folds_layers else None
-    return Result(values, scales, positions, total, length)
+    total = torch.empty(batch, queries, length, device=device) if pools_layers else None
+    return AttentionTensors(values, scales, positions, total, length)
 
 
-def check_part(part: Part, heads: int, result: Result) -> None:
+def check_layer_spec(part: LayerSpec, heads: int, result: AttentionTensors) -> None:
     """Raises ValueError, beginning with `part` and the field, unless a layer of so many heads can give this part."""
     for name in ("over_heads", "over_layers"):
         reduction = getattr(part, name)
@@ -131,8 +132,8 @@ def check_part(part: Part, heads: int, result: Result) -> None:
         raise ValueError("part.over_layers: needs over_heads, since heads are reduced before layers")
     if part.as_one and part.over_layers != part.over_heads:
         raise ValueError("part.as_one: over_layers must be over_heads")
-    if part.folds_layers != (result.total is not None):
-        raise ValueError("part.over_layers: the result must have been made for it, with folds_layers")
+    if part.pools_layers != (result.total is not None):
+        raise ValueError("part.over_layers: the result must have been made for it, with pools_layers")
     if part.heads is not None and (not part.heads or not all(0 <= head < heads for head in part.heads)):
         raise ValueError(f"part.heads: must be some of 0 to {heads - 1}, not {part.heads}")
     count = heads if part.heads is None else len(part.heads)

@@ -14,7 +14,7 @@ Impl = Literal["triton", "reference"]
 _HAS_TRITON = find_spec("triton") is not None  # not on macOS, nor with every build of torch for aarch64
 
 
-def choose(tensor: Tensor, impl: Impl | None = None) -> Impl:
+def select_impl(tensor: Tensor, impl: Impl | None = None) -> Impl:
     """Triton for a tensor on a GPU, CUDA's or ROCm's, where it is installed, and wherever launches are only recorded.
 
     The torch reference elsewhere. `impl` forces one; ValueError if it is neither.

@@ -11,7 +11,7 @@ _LEVELS = 255  # what a byte can count
 
 
 class Packed(NamedTuple):
-    """Rows of `[B, T, S, C]`, packed as `Result` has it."""
+    """Rows of `[B, T, S, C]`, packed as `AttentionTensors` has it."""
 
     values: Tensor
     scales: Tensor | None

@@ -1,4 +1,4 @@
-"""Tiles of scores in Triton, shared by `rows` and `decode`: what `Scoring` says, on a tile in registers.
+"""Tiles of scores in Triton, shared by `rows` and `decode`: what `AttentionParams` says, on a tile in registers.
 
 Kernels take what belongs together as one named tuple; None in it is known when compiling, and costs nothing.
 
@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .attention_params import Scoring
+from .attention_params import AttentionParams
 
 
 class Strided(NamedTuple):
@@ -33,7 +33,7 @@ class Strided(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """`Scoring` as a kernel sees it. None: there is no such thing."""
+    """`AttentionParams` as a kernel sees it. None: there is no such thing."""
 
     scale: float
     softcap: float | None
@@ -49,7 +49,7 @@ def strided(tensor: Tensor) -> Strided:
     return Strided(tensor, b, h, t, 1 if tensor.shape[3] == 1 else d)
 
 
-def rule_of(scoring: Scoring) -> Rule:
+def rule_of(scoring: AttentionParams) -> Rule:
     """What a kernel is told of a scoring."""
     mask = scoring.mask
     if mask is not None and mask.dtype == torch.bool:

@@ -5,19 +5,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .attention_tensors import Part, Result, constant
+from .attention_tensors import AttentionTensors, LayerSpec, constant
 from .encoding_reference import pack
 from .reduction_reference import combine, finish, partial
 
 
-def write_heads(attention: Tensor, result: Result, part: Part, queries: slice) -> None:
+def write_heads(attention: Tensor, result: AttentionTensors, part: LayerSpec, queries: slice) -> None:
     """As `write`, from the probabilities of all heads, `[B, H, queries, S]`."""
     if part.heads is not None:
         attention = attention[:, constant(part.heads, torch.int32, attention.device)]
     write(attention, result, part, queries)
 
 
-def write(attention: Tensor, result: Result, part: Part, queries: slice) -> None:
+def write(attention: Tensor, result: AttentionTensors, part: LayerSpec, queries: slice) -> None:
     """Folds and writes probabilities, float32 `[B, heads of the part, queries, S]`, into the queries of a result."""
     missing = result.length - attention.shape[3]
     if missing:
@@ -46,7 +46,7 @@ def write(attention: Tensor, result: Result, part: Part, queries: slice) -> None
         result.positions[:, queries, :, place] = packed.positions
 
 
-def _fold(attention: Tensor, result: Result, part: Part, queries: slice) -> Tensor | None:
+def _fold(attention: Tensor, result: AttentionTensors, part: LayerSpec, queries: slice) -> Tensor | None:
     """Heads, then layers, become one: `[B, queries, S]`; None as long as layers are to come."""
     assert part.over_heads is not None
     if part.weights is not None:

@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .jit import opcodes as op
-from .program import Panels, Program, bits_of, run_table
+from .program import PackedWeight, Program, bits_of, run_table
 
 # Panels that are one piece of work.
 _TOGETHER = 8
 
 
-class Bounds(NamedTuple):
+class ErrorBounds(NamedTuple):
     """Between the scores of a last layer and estimates of them, from a copy of its weights (see `screened_head`).
 
     A score is off by norms * off + errors * length + slack at most, where `length` is its row's, and `off` how far the
@@ -34,7 +34,7 @@ class Bounds(NamedTuple):
     rounding: float
 
 
-class OutOfTheQuestion(NamedTuple):
+class MaskedColumns(NamedTuple):
     """Scores that are not looked at, by panels."""
 
     begin: Tensor  # int64 [panels + 1]
@@ -42,20 +42,20 @@ class OutOfTheQuestion(NamedTuple):
     columns: Tensor  # int64 [n]: within their panels
 
 
-def out_of_the_question(rows: Tensor, places: Tensor, size: int) -> OutOfTheQuestion:
+def out_of_the_question(rows: Tensor, places: Tensor, size: int) -> MaskedColumns:
     """Of `size` scores of each row, those at some places, int64 `[n]` each."""
     from .jit.isa import COLUMNS
 
     places, order = places.sort()
     panels = -(-size // COLUMNS)
     begin = torch.searchsorted(places, torch.arange(panels + 1) * COLUMNS)
-    return OutOfTheQuestion(begin, rows[order].contiguous(), places % COLUMNS)
+    return MaskedColumns(begin, rows[order].contiguous(), places % COLUMNS)
 
 
-class Search:
+class LinearArgmax:
     """Finds the greatest score that a last layer, in panels, gives each row. For one thread at a time."""
 
-    def __init__(self, panels: Panels, bounds: Bounds | None = None) -> None:
+    def __init__(self, panels: PackedWeight, bounds: ErrorBounds | None = None) -> None:
         """With bounds, panels are of bytes, and what they give are estimates of scores."""
         if bounds is not None and panels.channels is None:
             raise ValueError("panels: must be of bytes, where there are bounds")
@@ -82,7 +82,7 @@ class Search:
         self._room: dict[int, Tensor] = {}  # what a search writes, by the field that says where
         self._make_room(1)
 
-    def __call__(self, hidden: Tensor, excluded: OutOfTheQuestion | None = None) -> tuple[Tensor, Tensor]:
+    def __call__(self, hidden: Tensor, excluded: MaskedColumns | None = None) -> tuple[Tensor, Tensor]:
         """What is `found`, from rows `[n, inner]`."""
         hidden = hidden.contiguous()
         run_table(self.prepare(hidden, excluded), len(hidden))
@@ -96,7 +96,7 @@ class Search:
         """
         return self._room[op.TOKENS][:count], self._room[op.MOST][:count]
 
-    def prepare(self, hidden: Tensor, excluded: OutOfTheQuestion | None = None) -> NDArray[np.int64]:
+    def prepare(self, hidden: Tensor, excluded: MaskedColumns | None = None) -> NDArray[np.int64]:
         """Operations that search rows `[n, inner]`, by themselves or behind a program (see `Program.run`).
 
         The rows, and what is excluded, must be there until the run has ended, and no other search of this one's may

@@ -10,12 +10,14 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
-from ..common.attention_params import Scoring
+from ..common.attention_params import AttentionParams
 from .jit import opcodes as op
 from .program import bits_of, run_table
 
 
-def attend_apart(query: Tensor, key: Tensor, value: Tensor, scoring: Scoring, lengths: Tensor) -> tuple[Tensor, Tensor]:
+def attend_apart(
+    query: Tensor, key: Tensor, value: Tensor, scoring: AttentionParams, lengths: Tensor
+) -> tuple[Tensor, Tensor]:
     """The attention output `[B, H, 1, D]` of one query for each slot, and the probabilities, float32 `[B, H, 1, S]`.
 
     Takes query `[B, H, 1, D]`, key and value `[B, Hkv, S, D]`, values of any width, all float32. A row sees its first

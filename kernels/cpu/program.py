@@ -51,7 +51,7 @@ def is_supported(*, of_bytes: bool = False) -> bool:
     return cpu_machine.IS_SUPPORTED and (cpu_machine.HAS_BYTES or not of_bytes)
 
 
-class Panels(NamedTuple):
+class PackedWeight(NamedTuple):
     """A weight `[out, in]` as products read it, and what its sums go through."""
 
     inner: int  # how long the rows are that it is multiplied by
@@ -62,7 +62,7 @@ class Panels(NamedTuple):
     corrections: Tensor | None = None  # of bytes: what is too much in the sums, int32, likewise
 
 
-def pack_panels(weight: Tensor, channels: Tensor | None = None, bias: Tensor | None = None) -> Panels:
+def pack_weight(weight: Tensor, channels: Tensor | None = None, bias: Tensor | None = None) -> PackedWeight:
     """Lays out a weight `[out, in]` for products: float32, or int8 with the scale `[out]` of each channel.
 
     Raises ValueError for other types, RuntimeError where such programs do not run.
@@ -89,10 +89,10 @@ def pack_panels(weight: Tensor, channels: Tensor | None = None, bias: Tensor | N
 
     biases = padded_to_panels(bias, torch.float32)
     if channels is None:
-        return Panels(inner, size, laid_out, biases)
+        return PackedWeight(inner, size, laid_out, biases)
     # Inputs are 128 above what they stand for.
     corrections = padded_to_panels(weight.sum(1, dtype=torch.int32).mul_(128), torch.int32)
-    return Panels(inner, size, laid_out, biases, padded_to_panels(channels, torch.float32), corrections)
+    return PackedWeight(inner, size, laid_out, biases, padded_to_panels(channels, torch.float32), corrections)
 
 
 class Attention(NamedTuple):
@@ -130,7 +130,7 @@ class Program:
     def product(
         self,
         x: Tensor,
-        panels: Panels,
+        panels: PackedWeight,
         out: Tensor,
         *,
         activation: Activation = "none",
@@ -270,7 +270,7 @@ class Program:
         The first operation reads `x` instead of what it was made for, where there is one, of the same kind.
         So many positions of attentions with keys of their own, and of the others, are written to their shares.
         `sequence` is how many rows each sequence has, where these are of sequences; `then`, what follows (see `keep`
-        and `Search.prepare`).
+        and `LinearArgmax.prepare`).
         """
         if not 0 < count <= self._rows:
             raise ValueError(f"count: must be 1 to {self._rows}, not {count}")
@@ -333,10 +333,10 @@ def keep(shares: Tensor, values: Tensor, column: int, rows: Tensor | None, *, is
     return fields
 
 
-class Product:
+class PackedMatmul:
     """x @ weight.T + bias by itself: float32 `[..., in]` to `[..., out]`, with as many threads as torch uses."""
 
-    def __init__(self, panels: Panels) -> None:
+    def __init__(self, panels: PackedWeight) -> None:
         self.panels = panels  # keeps the weight
         program = Program(1)
         program.product(program.room(panels.inner), panels, program.room(panels.size))

@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..common.attention_params import Scoring, check_heads, check_scoring
-from ..common.attention_tensors import EVERYTHING, Part, Result, check_part
-from ..common.dispatch import Impl, choose
+from ..common.attention_params import AttentionParams, check_attention_params, check_heads
+from ..common.attention_tensors import EVERYTHING, AttentionTensors, LayerSpec, check_layer_spec
+from ..common.dispatch import Impl, select_impl
 from .reference import decode_reference
 
 
@@ -19,9 +19,9 @@ def decode(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    scoring: Scoring,
-    result: Result,
-    part: Part = EVERYTHING,
+    scoring: AttentionParams,
+    result: AttentionTensors,
+    part: LayerSpec = EVERYTHING,
     *,
     lengths: Tensor | None = None,
     impl: Impl | None = None,
@@ -34,7 +34,7 @@ def decode(
             then the last of them, as in a sliding window's cache, and the positions before them get 0.
         value: `[B, Hkv, S, D]`.
         scoring: What decides probabilities beside them. Its `first` and `window` are looked at only without `lengths`.
-        result: From `new_result`, for one query. Layers that are folded must come first to last.
+        result: From `new_attention_tensors`, for one query. Layers that are folded must come first to last.
         part: What this layer gives.
         lengths: int32 `[B]`, how many of its keys each slot uses, from the first; None: all. With `scoring.causal`
             and a window a slot sees the last `window` of them. A slot of length 0 gets zeros. What is above S is taken
@@ -50,8 +50,8 @@ def decode(
         ModuleNotFoundError: Triton was forced and is not installed.
     """
     check_heads(query, key)
-    check_scoring(scoring, query, key.shape[2])
-    check_part(part, query.shape[1], result)
+    check_attention_params(scoring, query, key.shape[2])
+    check_layer_spec(part, query.shape[1], result)
     if query.shape[2] != 1:
         raise ValueError(f"query: must be one for each slot, not {query.shape[2]}")
     if value.shape != key.shape or value.dtype != key.dtype or value.device != key.device:
@@ -62,7 +62,7 @@ def decode(
         raise ValueError(f"result: has {result.length} positions, fewer than the {key.shape[2]} keys")
     if lengths is not None and (lengths.shape != query.shape[:1] or lengths.dtype != torch.int32):
         raise ValueError("lengths: must be int32 [B]")
-    if choose(query, impl) == "reference":
+    if select_impl(query, impl) == "reference":
         return decode_reference(query, key, value, scoring, result, part, lengths)
     from .triton_kernel import decode_triton  # slow to import: only where it is wanted
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..common.attention_params import Scoring
+from ..common.attention_params import AttentionParams
 from ..common.attention_reference import probabilities, visible
-from ..common.attention_tensors import Part, Result
+from ..common.attention_tensors import AttentionTensors, LayerSpec
 from ..common.write_reference import write_heads
 
 _ALL = slice(0, 1)
@@ -17,9 +17,9 @@ def decode_reference(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    scoring: Scoring,
-    result: Result,
-    part: Part,
+    scoring: AttentionParams,
+    result: AttentionTensors,
+    part: LayerSpec,
     lengths: Tensor | None = None,
 ) -> Tensor:
     """As `decode` has it, on what `decode` has checked."""
@@ -33,7 +33,7 @@ def decode_reference(
 
 
 def attend_to(
-    query: Tensor, key: Tensor, value: Tensor, scoring: Scoring, seen: Tensor | None = None
+    query: Tensor, key: Tensor, value: Tensor, scoring: AttentionParams, seen: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """The attention output `[B, H, 1, D]` of one query for each slot, and the probabilities: float32 `[B, H, 1, S]`.
 
@@ -46,7 +46,7 @@ def attend_to(
     return torch.bmm(grouped, value.flatten(0, 1)).view(batch, heads, 1, value.shape[3]), attention
 
 
-def _seen(lengths: Tensor, scoring: Scoring, key: Tensor) -> Tensor:
+def _seen(lengths: Tensor, scoring: AttentionParams, key: Tensor) -> Tensor:
     """True where a slot sees a key by its length and the window before its end, `[B, 1, 1, S]`."""
     position = torch.arange(key.shape[2], device=key.device)
     end = lengths.clamp(max=key.shape[2])[:, None]

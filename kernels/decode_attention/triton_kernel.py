@@ -29,8 +29,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..common.attention_params import Scoring
-from ..common.attention_tensors import Part, Result
+from ..common.attention_params import AttentionParams
+from ..common.attention_tensors import AttentionTensors, LayerSpec
 from ..common.launch import Launch
 from ..common.triton_output import (
     as_floats,
@@ -356,9 +356,9 @@ def decode_triton(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    scoring: Scoring,
-    result: Result,
-    part: Part,
+    scoring: AttentionParams,
+    result: AttentionTensors,
+    part: LayerSpec,
     lengths: Tensor | None = None,
 ) -> Tensor:
     """As `decode` has it, on what `decode` has checked."""
@@ -376,9 +376,9 @@ def plan(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    scoring: Scoring,
-    result: Result,
-    part: Part,
+    scoring: AttentionParams,
+    result: AttentionTensors,
+    part: LayerSpec,
     out: Tensor,
     lengths: Tensor | None = None,
 ) -> list[Launch]:
@@ -438,7 +438,9 @@ def plan(
     return launches
 
 
-def _row(span: Span, sizes: Sizes, scores: Tensor, denominator: Tensor, result: Result, part: Part) -> Launch:
+def _row(
+    span: Span, sizes: Sizes, scores: Tensor, denominator: Tensor, result: AttentionTensors, part: LayerSpec
+) -> Launch:
     """The launch that writes the row."""
     batch = scores.shape[0]
     chosen = selected(part, sizes.heads, scores.device)

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..common.attention_tensors import Result
-from ..common.dispatch import Impl, choose
+from ..common.attention_tensors import AttentionTensors
+from ..common.dispatch import Impl, select_impl
 from ..common.encoding_reference import pack
 from ..common.reductions import REDUCTIONS, Reduction
 from .reference import layout_reference
@@ -46,7 +46,7 @@ def layout(
         ModuleNotFoundError: Triton was forced and is not installed.
     """
     _check(layers, over_heads, over_layers, out_dtype)
-    if choose(layers[0], impl) == "reference":
+    if select_impl(layers[0], impl) == "reference":
         return layout_reference(layers, over_heads, over_layers, out_dtype)
     from .triton_kernel import layout_triton  # slow to import: only where it is wanted
 
@@ -55,13 +55,13 @@ def layout(
 
 def layout_into(
     layers: Sequence[Tensor],
-    result: Result,
+    result: AttentionTensors,
     *,
     over_heads: Reduction | None = None,
     over_layers: Reduction | None = None,
     impl: Impl | None = None,
 ) -> None:
-    """As `layout`, into a result in any encoding, from `new_result`.
+    """As `layout`, into a result in any encoding, from `new_attention_tensors`.
 
     Its columns are `L * H`, L with heads reduced, one with both. It needs no room to fold layers: they are all there.
     Numbers below 0 are 0 in bytes. NaN stays NaN where all positions are kept as floats; what else becomes of a row
@@ -79,7 +79,7 @@ def layout_into(
         raise ValueError(
             f"result: must be for [B, Q, K, columns] = {[batch, queries, keys, columns]}, not {list(fits)}"
         )
-    if choose(layers[0], impl) == "reference":
+    if select_impl(layers[0], impl) == "reference":
         rows = layout_reference(layers, over_heads, over_layers, torch.float32).view(fits)
         for to, made in zip(result[:3], pack(rows, result.values.dtype, result.top_k), strict=True):
             if to is not None and made is not None:

@@ -36,7 +36,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..common.attention_tensors import Result
+from ..common.attention_tensors import AttentionTensors
 from ..common.launch import Launch
 from ..common.reductions import REDUCTIONS, Reduction
 from ..common.triton_output import MAX_TOP_K, padded_top_k, query_slices, sort_all
@@ -242,7 +242,7 @@ def layout_triton(
 
 
 def layout_into_triton(
-    layers: Sequence[Tensor], result: Result, over_heads: Reduction | None, over_layers: Reduction | None
+    layers: Sequence[Tensor], result: AttentionTensors, over_heads: Reduction | None, over_layers: Reduction | None
 ) -> None:
     """As `layout_into` has it, on what it has checked."""
     if result.is_dense_float:
@@ -259,7 +259,7 @@ def layout_into_triton(
 
 
 def plan_packed(
-    layers: Sequence[Tensor], result: Result, over_heads: Reduction | None, over_layers: Reduction | None
+    layers: Sequence[Tensor], result: AttentionTensors, over_heads: Reduction | None, over_layers: Reduction | None
 ) -> Launch:
     """The launch that fills a result of bytes, or of the greatest positions."""
     batch, heads, queries, keys = layers[0].shape

@@ -28,7 +28,7 @@ from .disassembly import Code, read_amd, read_nvidia
 from .occupancy import LIMITS, resident_warps
 
 if TYPE_CHECKING:
-    from .cases import Variant
+    from .cases import KernelCase
     from .memory_traffic import Traffic
 
 T = TypeVar("T")
@@ -55,13 +55,13 @@ class Failure(NamedTuple):
 class Audited(NamedTuple):
     """All that is known of one variant."""
 
-    variant: Variant
+    variant: KernelCase
     built: dict[str, list[Built] | Failure]  # by target, in the order of the launches
     traffic: Traffic | Failure
 
 
 def audit(
-    variants: Callable[[], Iterable[Variant]],
+    variants: Callable[[], Iterable[KernelCase]],
     targets: Sequence[str],
     cache: Path,
     processes: int,
@@ -79,7 +79,7 @@ def audit(
         ProcessPoolExecutor(1, context, _prepare, ({**cached, "TRITON_INTERPRET": "1"},)) as counting,
     ):
         try:
-            asked: list[tuple[Variant, dict[str, Future[list[Built] | Failure]], Future[Traffic | Failure]]] = []
+            asked: list[tuple[KernelCase, dict[str, Future[list[Built] | Failure]], Future[Traffic | Failure]]] = []
             for place, variant in enumerate(variants()):
                 compiled = {target: compiling.submit(_build, variants, place, target) for target in targets}
                 asked.append((variant, compiled, counting.submit(_count, variants, place)))
@@ -115,18 +115,18 @@ def _prepare(environment: dict[str, str | None]) -> None:
     torch.set_num_threads(1)  # there are as many processes as cores
 
 
-def _variant(variants: Callable[[], Iterable[Variant]], place: int) -> Variant:
+def _variant(variants: Callable[[], Iterable[KernelCase]], place: int) -> KernelCase:
     return list(variants())[place]
 
 
-def _build(variants: Callable[[], Iterable[Variant]], place: int, target: str) -> list[Built] | Failure:
+def _build(variants: Callable[[], Iterable[KernelCase]], place: int, target: str) -> list[Built] | Failure:
     try:
         return build(_variant(variants, place), target)
     except Exception as error:  # whatever the compiler says, it concerns this variant only; and not all can be pickled
         return Failure(_told(error))
 
 
-def build(variant: Variant, target: str) -> list[Built]:
+def build(variant: KernelCase, target: str) -> list[Built]:
     """Compiles the launches of a variant for a target."""
     from .cross_compile import compiled, compiling_for
 
@@ -167,14 +167,14 @@ def _nvidia_code(cubin: bytes) -> Code:
     return read_nvidia(done.stdout)
 
 
-def _count(variants: Callable[[], Iterable[Variant]], place: int) -> Traffic | Failure:
+def _count(variants: Callable[[], Iterable[KernelCase]], place: int) -> Traffic | Failure:
     try:
         return count(_variant(variants, place))
     except Exception as error:  # as above
         return Failure(_told(error))
 
 
-def count(variant: Variant) -> Traffic:
+def count(variant: KernelCase) -> Traffic:
     """Counts what the launches of a variant move, all of them together. Kernels must be interpreted in this process."""
     from triton.runtime.jit import JITFunction
 

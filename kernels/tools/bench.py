@@ -22,7 +22,7 @@ import triton
 from rich.table import Table
 from triton.testing import do_bench
 
-from .cases import Variant
+from .cases import KernelCase
 
 Timer = Callable[[Callable[[], object]], float]
 """Runs something often and says how many seconds one run takes."""
@@ -78,7 +78,7 @@ def as_graph(thunk: Callable[[], object]) -> Callable[[], object]:
     return graph.replay
 
 
-def measure(variant: Variant, device: str, timer: Timer) -> Timing:
+def measure(variant: KernelCase, device: str, timer: Timer) -> Timing:
     """Times a variant and its baselines, each on tensors of its own."""
 
     def seconds_of(make: Callable[[str], Callable[[], object]] | None) -> float | None:
@@ -97,7 +97,7 @@ def measure(variant: Variant, device: str, timer: Timer) -> Timing:
     )
 
 
-def _launching(variant: Variant, device: str) -> Callable[[], object]:
+def _launching(variant: KernelCase, device: str) -> Callable[[], object]:
     launches = variant.launches(device)
 
     def launch() -> None:

@@ -18,7 +18,7 @@ from rich.console import Console
 
 if TYPE_CHECKING:
     from .bench import Timer, Timing
-    from .cases import Variant
+    from .cases import KernelCase
 
 _WIDTH = 160  # of the table where nobody's screen says how wide
 
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     return report(variants(large=True), "cuda", median, args.json)
 
 
-def report(variants: Iterable[Variant], device: str, timer: Timer, file: Path | None) -> int:
+def report(variants: Iterable[KernelCase], device: str, timer: Timer, file: Path | None) -> int:
     """Times variants, and prints and writes what was found. Returns the exit status."""
     from .bench import machine, measure, table, write
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..attention_rows import triton_kernel as rows_triton
-from ..common.attention_params import Scoring
-from ..common.attention_tensors import Encoding, Part, Result, new_result
+from ..common.attention_params import AttentionParams
+from ..common.attention_tensors import AttentionTensors, Encoding, LayerSpec, new_attention_tensors
 from ..common.launch import Launch
 from ..common.reductions import Reduction
 from ..decode_attention import triton_kernel as decode_triton
@@ -26,7 +26,7 @@ Device = str
 Run = Callable[[], object]
 
 
-class Variant(NamedTuple):
+class KernelCase(NamedTuple):
     """One call of a kernel."""
 
     kernel: str  # "layout", "rows" or "decode"
@@ -44,7 +44,7 @@ class Variant(NamedTuple):
     two_passes: Callable[[Device], Run] | None = None  # the attention output by SDPA, and then the rows by `rows`
 
 
-def variants(*, large: bool = False) -> Iterator[Variant]:
+def variants(*, large: bool = False) -> Iterator[KernelCase]:
     """All cases, in the order of the audit's table; with `large`, at the sizes that a GPU is measured with."""
     yield from (_layout(case, 512 if large else case.small) for case in LAYOUTS)
     yield from (_rows(case, 2048 if large else 128) for case in ROWS)
@@ -76,7 +76,7 @@ LAYOUTS = [
 ]
 
 
-def _layout(case: LayoutCase, length: int) -> Variant:
+def _layout(case: LayoutCase, length: int) -> KernelCase:
     queries, keys = length, max(length, 512)  # packed rows are a program each: few of them, but long for wide loads
     shape = (1, case.heads, queries, keys)
     columns = 1 if case.over_layers else case.layers if case.over_heads else case.layers * case.heads
@@ -84,8 +84,8 @@ def _layout(case: LayoutCase, length: int) -> Variant:
     def made(device: Device) -> list[Tensor]:
         return [torch.rand(shape, device=device).to(case.dtype) for _ in range(case.layers)]
 
-    def result(device: Device) -> Result:
-        return new_result(1, queries, keys, columns, encoding=case.encoding, top_k=case.top_k, device=device)
+    def result(device: Device) -> AttentionTensors:
+        return new_attention_tensors(1, queries, keys, columns, encoding=case.encoding, top_k=case.top_k, device=device)
 
     def launches(device: Device) -> list[Launch]:
         into = result(device)
@@ -98,7 +98,7 @@ def _layout(case: LayoutCase, length: int) -> Variant:
         return lambda: layout_reference(layers, case.over_heads, case.over_layers, torch.float32)
 
     read = case.layers * torch.Size(shape).numel() * case.dtype.itemsize
-    return Variant("layout", case.case, launches, read + _written(result("meta")), eager=eager)
+    return KernelCase("layout", case.case, launches, read + _written(result("meta")), eager=eager)
 
 
 class AttentionCase(NamedTuple):
@@ -153,8 +153,8 @@ class Inputs(NamedTuple):
     query: Tensor
     key: Tensor
     value: Tensor
-    scoring: Scoring
-    result: Result
+    scoring: AttentionParams
+    result: AttentionTensors
 
 
 def make_inputs(case: AttentionCase, device: Device, batch: int, queries: int, keys: int) -> Inputs:
@@ -169,8 +169,8 @@ def make_inputs(case: AttentionCase, device: Device, batch: int, queries: int, k
         made(case.heads, queries),
         made(case.key_heads, keys),
         made(case.key_heads, keys),
-        Scoring(case.width**-0.5, bias=bias, causal=case.causal),
-        new_result(batch, queries, keys, columns, encoding=case.encoding, top_k=case.top_k, device=device),
+        AttentionParams(case.width**-0.5, bias=bias, causal=case.causal),
+        new_attention_tensors(batch, queries, keys, columns, encoding=case.encoding, top_k=case.top_k, device=device),
     )
 
 
@@ -178,12 +178,12 @@ def _bytes(*tensors: Tensor | None) -> int:
     return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
 
-def _written(result: Result) -> int:
+def _written(result: AttentionTensors) -> int:
     return _bytes(result.values, result.scales, result.positions)
 
 
-def _rows(case: AttentionCase, length: int) -> Variant:
-    part = Part(over_heads=case.over_heads)
+def _rows(case: AttentionCase, length: int) -> KernelCase:
+    part = LayerSpec(over_heads=case.over_heads)
 
     def launches(device: Device) -> list[Launch]:
         query, key, _, scoring, result = make_inputs(case, device, 1, length, length)
@@ -202,7 +202,7 @@ def _rows(case: AttentionCase, length: int) -> Variant:
     query, key, _, scoring, result = make_inputs(case, "meta", 1, length, length)
     products = case.heads * length * length * case.width * 2
     sweeps = 3 if case.encoding == "uint8" and not case.top_k else 2  # denominators, rows, and for bytes rows again
-    return Variant(
+    return KernelCase(
         "rows",
         case.case,
         launches,
@@ -218,8 +218,8 @@ def _rows(case: AttentionCase, length: int) -> Variant:
     )
 
 
-def _decode(case: AttentionCase, slots: int, length: int) -> Variant:
-    part = Part(over_heads=case.over_heads)
+def _decode(case: AttentionCase, slots: int, length: int) -> KernelCase:
+    part = LayerSpec(over_heads=case.over_heads)
 
     def launches(device: Device) -> list[Launch]:
         query, key, value, scoring, result = make_inputs(case, device, slots, 1, length)
@@ -242,7 +242,7 @@ def _decode(case: AttentionCase, slots: int, length: int) -> Variant:
 
     query, key, value, scoring, result = make_inputs(case, "meta", slots, 1, length)
     least = _bytes(query, key, value, scoring.bias, query) + _written(result)
-    return Variant(
+    return KernelCase(
         "decode",
         case.case,
         launches,
@@ -259,7 +259,7 @@ def _decode(case: AttentionCase, slots: int, length: int) -> Variant:
     )
 
 
-def _eager(query: Tensor, key: Tensor, scoring: Scoring, case: AttentionCase) -> object:
+def _eager(query: Tensor, key: Tensor, scoring: AttentionParams, case: AttentionCase) -> object:
     """What a model's eager attention and a permutation give, in the model's precision."""
     key = key.repeat_interleave(query.shape[1] // key.shape[1], 1)
     scores = query @ key.transpose(2, 3) * scoring.scale
@@ -283,7 +283,7 @@ def _sdpa(inputs: Inputs) -> Run:
     return lambda: _output(query, key, value, scoring)
 
 
-def _two_passes(inputs: Inputs, part: Part) -> Run:
+def _two_passes(inputs: Inputs, part: LayerSpec) -> Run:
     """Fused attention without probabilities, and then queries and keys once more for the rows."""
     query, key, value, scoring, result = inputs
     launches = rows_triton.plan(query, key, scoring, result, part)
@@ -296,7 +296,7 @@ def _two_passes(inputs: Inputs, part: Part) -> Run:
     return run
 
 
-def _output(query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> Tensor:
+def _output(query: Tensor, key: Tensor, value: Tensor, scoring: AttentionParams) -> Tensor:
     return functional.scaled_dot_product_attention(
         query,
         key,

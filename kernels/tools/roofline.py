@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from .cases import Variant
+from .cases import KernelCase
 
 
 class Gpu(NamedTuple):
@@ -27,7 +27,7 @@ H100 = Gpu("H100 SXM", 3.35e12, 989.5e12, 494.5e12 / 3)
 class Roofline(NamedTuple):
     """One kernel's."""
 
-    variant: Variant
+    variant: KernelCase
     memory_seconds: float
     arithmetic_seconds: float
 
@@ -37,7 +37,7 @@ class Roofline(NamedTuple):
         return "arithmetic" if self.arithmetic_seconds > self.memory_seconds else "memory"
 
 
-def rooflines(variants: Iterable[Variant], gpu: Gpu = H100) -> list[Roofline]:
+def rooflines(variants: Iterable[KernelCase], gpu: Gpu = H100) -> list[Roofline]:
     """Those of some variants."""
     return [
         Roofline(

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...kernels import Result
+from ...kernels import AttentionTensors
 
 
 class Numbers(NamedTuple):
@@ -90,14 +90,16 @@ def split(joined: NDArray[np.uint8], tensors: Sequence[Tensor]) -> list[NDArray[
     return arrays
 
 
-def tensors_of(result: Result | None) -> list[Tensor]:
+def tensors_of(result: AttentionTensors | None) -> list[Tensor]:
     """What is to be fetched of a result, batch of one."""
     if result is None:
         return []
     return [tensor[0] for tensor in (result.values, result.scales, result.positions) if tensor is not None]
 
 
-def numbers_of(result: Result | None, arrays: Sequence[NDArray[Any]], shape: tuple[int, ...]) -> Numbers | None:
+def numbers_of(
+    result: AttentionTensors | None, arrays: Sequence[NDArray[Any]], shape: tuple[int, ...]
+) -> Numbers | None:
     """The arrays of `tensors_of`, their columns as axes of `shape`."""
     if result is None:
         return None

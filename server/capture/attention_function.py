@@ -26,14 +26,14 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from ...kernels import (
-    Part,
-    Result,
-    Scoring,
+    AttentionParams,
+    AttentionTensors,
+    LayerSpec,
     attend_to,
     capped_attention,
-    choose,
     decode,
     rows,
+    select_impl,
     write_probabilities,
 )
 from ...kernels.cpu.decode_step import attend_apart
@@ -59,8 +59,8 @@ class Site(NamedTuple):
 class Target(NamedTuple):
     """Where the rows of one attention call go."""
 
-    result: Result  # for the wanted queries
-    part: Part  # what this layer gives
+    result: AttentionTensors  # for the wanted queries
+    part: LayerSpec  # what this layer gives
     queries: slice  # the wanted queries, with begin and end
     rows: Tensor | None = None  # the wanted rows of the batch, in order; None: all
 
@@ -148,7 +148,7 @@ def make_mask(*args: Any, attention_mask: Tensor | None = None, **kwargs: Any) -
 
 def fuses(tensor: Tensor) -> bool:
     """Whether a decoding step, where a tensor is, makes output and rows in one kernel."""
-    return choose(tensor) == "triton"
+    return select_impl(tensor) == "triton"
 
 
 class UnsupportedAttentionError(Exception):
@@ -178,13 +178,13 @@ def attend(
         marked: Any = module
         number: int = marked.sidelight_number
         return _opaque(query, key, value, attention_mask, position_bias, scaling, softcap, number), None
-    scoring = Scoring(
+    scoring = AttentionParams(
         scale=scaling if scaling is not None else query.shape[3] ** -0.5,
         softcap=softcap,
         bias=position_bias,
         mask=attention_mask,
         causal=_is_causal(module, query, attention_mask, is_causal),
-        sees=not _active.padded,
+        no_empty_rows=not _active.padded,
     )
     if _active.observer is not None:
         _active.observer.observe(module, query, key)
@@ -226,7 +226,7 @@ def attend(
 
 
 def _attend_by_rows(
-    query: Tensor, key: Tensor, value: Tensor, scoring: Scoring, lengths: Tensor
+    query: Tensor, key: Tensor, value: Tensor, scoring: AttentionParams, lengths: Tensor
 ) -> tuple[Tensor, Tensor]:
     """As `attend_to`, each row over its first positions alone, as many as `lengths` says. The others' share is 0."""
     if is_supported() and (scoring.mask is None or scoring.mask.dtype == torch.bool):
@@ -310,7 +310,7 @@ def targets_of_step(site: Site, shape: tuple[int, int, int, int], device: torch.
     return () if _active.recorder is None else _active.recorder.targets(site, shape, device)
 
 
-def _record(target: Target, query: Tensor, key: Tensor, scoring: Scoring) -> None:
+def _record(target: Target, query: Tensor, key: Tensor, scoring: AttentionParams) -> None:
     if target.rows is not None:
         bias, mask = (
             tensor if tensor is None or tensor.shape[0] == 1 else tensor[target.rows]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ...kernels import Part, Result, new_result
+from ...kernels import AttentionTensors, LayerSpec, new_attention_tensors
 from ..transformers_versions import set_attention
 from .attention_function import (
     NAME,
@@ -74,12 +74,12 @@ class _Watcher:
 class _Everything:
     """A recorder that keeps all rows of all sites."""
 
-    results: dict[Site, Result] = field(default_factory=dict[Site, Result])
+    results: dict[Site, AttentionTensors] = field(default_factory=dict[Site, AttentionTensors])
 
     def targets(self, site: Site, shape: tuple[int, int, int, int], device: torch.device) -> list[Target]:
         batch, heads, length, positions = shape
-        self.results[site] = new_result(batch, length, positions, heads, device=device)
-        return [Target(self.results[site], Part(), slice(0, length))]
+        self.results[site] = new_attention_tensors(batch, length, positions, heads, device=device)
+        return [Target(self.results[site], LayerSpec(), slice(0, length))]
 
 
 @torch.inference_mode()

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from ...kernels import (
     ENCODINGS,
+    AttentionTensors,
     Encoding,
-    Part,
+    LayerSpec,
     Reduction,
-    Result,
     layout_into,
-    new_result,
+    new_attention_tensors,
     write_probabilities,
 )
 from .attention_function import Kind, Site, Target
@@ -86,32 +86,32 @@ class CapturePlan:
         return math.prod(self.shape(kind)) * (kept * number + (_SCALE_BYTES if self.encoding == "uint8" else 0))
 
     @cached_property
-    def parts(self) -> dict[Site, Part]:
+    def parts(self) -> dict[Site, LayerSpec]:
         """What each captured layer gives to the result of its kind."""
         make = self._parts_of_pairs if self.pairs else self._parts_of_layers
         return {Site(kind, layer): part for kind in self.kinds for layer, part in make(kind).items()}
 
     @property
-    def folds_layers(self) -> bool:
+    def pools_layers(self) -> bool:
         """Whether several layers become one, so that a result needs room for what they have become so far."""
-        return any(part.folds_layers for part in self.parts.values())
+        return any(part.pools_layers for part in self.parts.values())
 
-    def _parts_of_layers(self, kind: Kind) -> dict[int, Part]:
+    def _parts_of_layers(self, kind: Kind) -> dict[int, LayerSpec]:
         layers = self.layers[kind]
         if self.over_layers:
-            fold = Part(over_heads=self.over_heads, over_layers=self.over_layers, layer_count=len(layers))
+            fold = LayerSpec(over_heads=self.over_heads, over_layers=self.over_layers, layer_count=len(layers))
             first, last = min(layers), max(layers)  # they come as the model runs them
             return {layer: fold._replace(first=layer == first, last=layer == last) for layer in layers}
         width = 1 if self.over_heads else self.heads[kind]
-        return {layer: Part(over_heads=self.over_heads, column=i * width) for i, layer in enumerate(layers)}
+        return {layer: LayerSpec(over_heads=self.over_heads, column=i * width) for i, layer in enumerate(layers)}
 
-    def _parts_of_pairs(self, kind: Kind) -> dict[int, Part]:  # noqa: ARG002
+    def _parts_of_pairs(self, kind: Kind) -> dict[int, LayerSpec]:  # noqa: ARG002
         layers = sorted({pair.layer for pair in self.pairs})
         return {layer: self._part_of_pairs(layer, layers) for layer in layers}
 
-    def _part_of_pairs(self, layer: int, layers: list[int]) -> Part:
+    def _part_of_pairs(self, layer: int, layers: list[int]) -> LayerSpec:
         places = tuple(place for place, pair in enumerate(self.pairs) if pair.layer == layer)
-        part = Part(heads=tuple(self.pairs[place].head for place in places))
+        part = LayerSpec(heads=tuple(self.pairs[place].head for place in places))
         if self.over_heads is None:
             return part._replace(columns=places)
         weights = self.weights
@@ -147,7 +147,7 @@ class Recording:
         self._positions = positions
         self._rows = rows
         self._count = count
-        self._results: dict[Kind, Result] = {}
+        self._results: dict[Kind, AttentionTensors] = {}
 
     def targets(self, site: Site, shape: tuple[int, int, int, int], device: torch.device) -> list[Target]:
         """As `Recorder` has it."""
@@ -164,7 +164,7 @@ class Recording:
             if target is not None:
                 yield site, target
 
-    def _target(self, site: Site, part: Part, length: int, device: torch.device) -> Target | None:
+    def _target(self, site: Site, part: LayerSpec, length: int, device: torch.device) -> Target | None:
         """Where the rows of a site go in a pass of so many queries; None if none is kept."""
         queries = self._kept(site.kind, length)
         if queries.start >= queries.stop:
@@ -189,7 +189,7 @@ class Recording:
                 wanted = [layers[layer][:, :, queries] for layer in self._plan.layers[kind]]
                 layout_into(wanted, result, over_heads=self._plan.over_heads, over_layers=self._plan.over_layers)
 
-    def result(self, kind: Kind) -> Result | None:
+    def result(self, kind: Kind) -> AttentionTensors | None:
         """What was kept of a kind; None if nothing was wanted."""
         return self._results.get(kind)
 
@@ -197,19 +197,19 @@ class Recording:
         kept = slice(None) if kind == "encoder_self" else self._queries
         return slice(*kept.indices(length))
 
-    def _result(self, kind: Kind, queries: slice, device: torch.device) -> Result:
+    def _result(self, kind: Kind, queries: slice, device: torch.device) -> AttentionTensors:
         if kind not in self._results:
             plan, columns = self._plan, 1
             for size in plan.shape(kind):
                 columns *= size
-            self._results[kind] = new_result(
+            self._results[kind] = new_attention_tensors(
                 self._count,
                 queries.stop - queries.start,
                 self._positions[kind],
                 columns,
                 encoding=plan.encoding,
                 top_k=plan.top_k,
-                folds_layers=plan.folds_layers,
+                pools_layers=plan.pools_layers,
                 device=device,
             )
         return self._results[kind]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ...kernels.cpu.argmax import OutOfTheQuestion, Search, out_of_the_question
+from ...kernels.cpu.argmax import LinearArgmax, MaskedColumns, out_of_the_question
 from ..capture.attention_function import recording
 from ..capture.attention_layers import first_token
 from .packed_linear import PackedLinear
@@ -28,8 +28,8 @@ log = logging.getLogger(__name__)
 class Sought(NamedTuple):
     """The greatest score of each row, about to be found without writing all."""
 
-    search: Search
-    excluded: OutOfTheQuestion
+    search: LinearArgmax
+    excluded: MaskedColumns
 
 
 class Vocabulary:
@@ -40,8 +40,8 @@ class Vocabulary:
         self._layer = layer
         self._bias = bias
         self._screen: Screen | None = None
-        self._search: Search | None = None  # among the layer's own scores
-        self._excluded: tuple[Tensor, int, OutOfTheQuestion] | None = None  # the last, and as a search has them
+        self._search: LinearArgmax | None = None  # among the layer's own scores
+        self._excluded: tuple[Tensor, int, MaskedColumns] | None = None  # the last, and as a search has them
         self._is_held = False
         self._hidden: Tensor | None = None
         self._hook = layer.register_forward_pre_hook(self._hold)
@@ -76,7 +76,7 @@ class Vocabulary:
         if self._bias is not None:
             more = torch.nn.functional.pad(self._bias.float(), (0, len(panels.bias) - panels.size))
             panels = panels._replace(bias=panels.bias + more)
-        self._search = Search(panels)
+        self._search = LinearArgmax(panels)
 
     @contextmanager
     def held(self) -> Iterator[None]:

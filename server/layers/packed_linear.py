@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from ...kernels.cpu.program import Panels, Product, is_supported, pack_panels
+from ...kernels.cpu.program import PackedMatmul, PackedWeight, is_supported, pack_weight
 
 Precision = Literal["float32", "bfloat16", "int8"]
 
@@ -53,7 +53,7 @@ class PackedLinear(nn.Module):
         self.out_features = out_features
         self.weight = weight
         self.bias = bias
-        self.panels: Panels | None = None  # its weight as a program reads it, where one of its ways does
+        self.panels: PackedWeight | None = None  # its weight as a program reads it, where one of its ways does
         self._dtype = torch.float32
         self._ways: list[Way] = []  # by the number of rows; the last for all greater numbers
 
@@ -205,7 +205,7 @@ def _packed(
     packed = PackedLinear(source[0].shape[1], source[0].shape[0], shown, source[2])
     packed.train(module.training)
     packed._dtype = dtype
-    packed.panels = next((way.panels for way in ways.values() if isinstance(way, Product)), None)
+    packed.panels = next((way.panels for way in ways.values() if isinstance(way, PackedMatmul)), None)
     for count, name in measured.chosen.items():
         packed._ways += [ways[name]] * (count + 1 - len(packed._ways))
     return packed
@@ -310,7 +310,7 @@ def _onednn(weight: Tensor, _scale: Tensor | None, bias: Tensor | None) -> Way:
 
 def _panels(weight: Tensor, scale: Tensor | None, bias: Tensor | None) -> Way:
     """Our own kernels, which a program's steps share."""
-    return Product(pack_panels(weight, scale, bias))
+    return PackedMatmul(pack_weight(weight, scale, bias))
 
 
 # ---- int8 -----------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ...kernels.cpu.argmax import Bounds, Search
+from ...kernels.cpu.argmax import ErrorBounds, LinearArgmax
 from .packed_linear import pack, quantize
 
 log = logging.getLogger(__name__)
@@ -81,11 +81,11 @@ class Screen:
         log.debug("%s", pack(self._estimates, "int8", _MEASURED_ROWS, in_panels=lambda _: True))
         panels = getattr(self._estimates[0], "panels", None)
         # Finds the greatest without writing estimates; None where no programs run.
-        self.search: Search | None = None
+        self.search: LinearArgmax | None = None
         if panels is not None:
             norm, error = torch.from_numpy(self._norm), torch.from_numpy(self._error)
-            bounds = Bounds(weight.contiguous(), bias, norm, error, float(self._slack), _ROUNDING)
-            self.search = Search(panels, bounds)
+            bounds = ErrorBounds(weight.contiguous(), bias, norm, error, float(self._slack), _ROUNDING)
+            self.search = LinearArgmax(panels, bounds)
         width = weight.shape[1]
         self._worth = _find_worth(self._look, lambda hidden: greatest(full(hidden)), width)
         self._worth_searching = [False]

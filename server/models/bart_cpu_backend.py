@@ -22,7 +22,7 @@ from ...kernels.cpu.program import (
     MOST_WIDTH,
     Activation,
     Attention,
-    Panels,
+    PackedWeight,
     Program,
     is_supported,
     keep,
@@ -301,7 +301,7 @@ class _Stack:
         _normalize(self._program, norm, self.hidden, self._normal)
         return self._normal
 
-    def after(self, norm: nn.LayerNorm, out: Panels) -> None:
+    def after(self, norm: nn.LayerNorm, out: PackedWeight) -> None:
         """What becomes of what an attention has mixed."""
         self._add(norm, self.mixed, out)
 
@@ -318,7 +318,7 @@ class _Stack:
         _normalize(self._program, _norm(self._end), self.hidden, self._normal)
         return self._normal
 
-    def _add(self, norm: nn.LayerNorm, x: Tensor, out: Panels) -> None:
+    def _add(self, norm: nn.LayerNorm, x: Tensor, out: PackedWeight) -> None:
         self._program.product(x, out, self._next, added=self.hidden)
         if self._normalizes_input:
             self.hidden, self._next = self._next, self.hidden
@@ -332,14 +332,14 @@ def _norm(norm: Any) -> nn.LayerNorm:
     return norm
 
 
-def _panels(layer: Any) -> Panels:
+def _panels(layer: Any) -> PackedWeight:
     panels = layer.panels if isinstance(layer, PackedLinear) else None
     if panels is None:
         raise UnknownLayerError("weights that are not in panels")
     return panels
 
 
-def _joined_panels(part: Any) -> Panels:
+def _joined_panels(part: Any) -> PackedWeight:
     if not isinstance(part, JoinedPart):
         raise UnknownLayerError("projections that are not joined")
     return _panels(part.joined.linear)

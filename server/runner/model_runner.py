@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...kernels import Result
+from ...kernels import AttentionTensors
 from ..capture.arrays import Numbers, are_finite, fetch, numbers_of
 from ..capture.attention_function import Kind, Site, Target, fuses, recording
 from ..capture.plan import CapturePlan, Recording
@@ -429,7 +429,7 @@ class _BatchRecording:
         """As `Recorder` has it."""
         return self._targets.get(site, ())
 
-    def _results(self) -> Iterator[tuple[_Recorded, Kind, Result]]:
+    def _results(self) -> Iterator[tuple[_Recorded, Kind, AttentionTensors]]:
         kinds: tuple[Kind, ...] = ("cross", "decoder_self")
         for group in self._groups:
             for kind in kinds:

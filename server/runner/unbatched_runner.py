@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...kernels import Result
+from ...kernels import AttentionTensors
 from ..capture.arrays import Numbers, are_finite, fetch, numbers_of, tensors_of
 from ..capture.attention_function import Kind, recording
 from ..capture.attention_layers import matrices_of
@@ -34,8 +34,8 @@ class Pass:
     """
 
     logits: Tensor
-    cross: Result | None
-    decoder_self: Result | None
+    cross: AttentionTensors | None
+    decoder_self: AttentionTensors | None
 
     @property
     def tensors(self) -> list[Tensor]:

@@ -26,8 +26,8 @@ import attention_truth as truth
 import numpy as np
 import torch
 from report import PartReport
-from sidelight.kernels import Encoding, Part, Result, decode, layout_into, new_result, rows
-from sidelight.kernels.common.attention_params import Scoring
+from sidelight.kernels import AttentionTensors, Encoding, LayerSpec, decode, layout_into, new_attention_tensors, rows
+from sidelight.kernels.common.attention_params import AttentionParams
 from sidelight.kernels.tools import cases
 
 # How far a row may be from float64, for each unit of its greatest number and each layer that is folded. The kernels
@@ -188,7 +188,7 @@ def _check_attention(check: Check, device: str) -> tuple[float, float, bool]:
     case = check.case
     inputs = cases.make_inputs(case, device, check.batch, check.queries, check.keys)
     scoring = _scoring(inputs.scoring, dict(check.rule), check, device)
-    part = Part(over_heads=case.over_heads)
+    part = LayerSpec(over_heads=case.over_heads)
     columns = 1 if case.over_heads else case.heads
     results = [_new_result(check, columns, device) for _ in range(2)]
     outputs: list[torch.Tensor] = []
@@ -198,7 +198,7 @@ def _check_attention(check: Check, device: str) -> tuple[float, float, bool]:
         else:
             outputs.append(decode(inputs.query, inputs.key, inputs.value, scoring, result, part, impl="triton"))
     rule = {name: _numpy(each) if isinstance(each, torch.Tensor) else each for name, each in scoring._asdict().items()}
-    rule.pop("sees")
+    rule.pop("no_empty_rows")
     probabilities = truth.softmax(truth.scores(_numpy(inputs.query), _numpy(inputs.key), **rule))
     expected = truth.columns([probabilities], over_heads=case.over_heads)
     error, allowed = excess(results[0], expected), TOLERANCE * max(1.0, float(np.abs(expected).max()))
@@ -212,7 +212,7 @@ def _check_attention(check: Check, device: str) -> tuple[float, float, bool]:
     return error, allowed, same
 
 
-def _scoring(scoring: Scoring, rule: dict[str, Any], check: Check, device: str) -> Scoring:
+def _scoring(scoring: AttentionParams, rule: dict[str, Any], check: Check, device: str) -> AttentionParams:
     for name in ("bias", "mask"):
         if name not in rule:
             continue
@@ -223,17 +223,17 @@ def _scoring(scoring: Scoring, rule: dict[str, Any], check: Check, device: str) 
     return scoring._replace(**rule)
 
 
-def _new_result(check: Check, columns: int, device: str) -> Result:
+def _new_result(check: Check, columns: int, device: str) -> AttentionTensors:
     """A result filled with NaN, or with 77 where there is no NaN, so that a number left unwritten is found."""
     case = check.case
-    result = new_result(
+    result = new_attention_tensors(
         check.batch,
         check.queries,
         check.keys,
         columns,
         encoding=case.encoding,
         top_k=case.top_k,
-        folds_layers=False,
+        pools_layers=False,
         device=device,
     )
     for tensor in result[:3]:
@@ -246,13 +246,13 @@ def _numpy(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
     return (tensor if tensor.dtype == torch.bool else tensor.double()).cpu().numpy()
 
 
-def _same(one: Result, other: Result) -> bool:
+def _same(one: AttentionTensors, other: AttentionTensors) -> bool:
     """Whether two results have the same bits."""
     pairs = [(a, b) for a, b in zip(one[:3], other[:3], strict=True) if a is not None and b is not None]
     return all(torch.equal(a.view(torch.uint8), b.view(torch.uint8)) for a, b in pairs)
 
 
-def excess(result: Result, expected: np.ndarray[Any, Any]) -> float:
+def excess(result: AttentionTensors, expected: np.ndarray[Any, Any]) -> float:
     """The greatest difference to float64 rows `[B, T, S, C]`, less what the encoding itself rounds.
 
     Raises:
@@ -510,7 +510,7 @@ def _choosing_triton() -> Any:
         "sidelight.kernels.attention_rows.op",
         "sidelight.kernels.decode_attention.op",
     ):
-        stack.enter_context(patch.object(sys.modules[module], "choose", lambda *_: "triton"))
+        stack.enter_context(patch.object(sys.modules[module], "select_impl", lambda *_: "triton"))
     stack.enter_context(interpreter_fixes.fixed_interpreter())
     return stack
 

@@ -43,7 +43,7 @@ def main() -> int:
     return 0
 
 
-def measure(report: PartReport, cases: list[bench.Variant], timer: bench.Timer) -> None:
+def measure(report: PartReport, cases: list[bench.KernelCase], timer: bench.Timer) -> None:
     """Times each case and reports it at once. A case that fails leaves the others their turn."""
     machine = bench.machine(report.device)
     timings: list[Timing] = []

@@ -146,8 +146,8 @@ def guard_programs(seed: int) -> Iterator[GuardedMemory]:
                 if each is function:
                     replace(module, name, value)
 
-    pack_panels, out_of_the_question, keep = cpu_program.pack_panels, cpu_search.out_of_the_question, cpu_program.keep
-    bounded, address_of = cpu_search.Search.__init__, cpu_program.Program._address
+    pack_weight, out_of_the_question, keep = cpu_program.pack_weight, cpu_search.out_of_the_question, cpu_program.keep
+    bounded, address_of = cpu_search.LinearArgmax.__init__, cpu_program.Program._address
     kept: list[Tensor | None] = []
 
     def guarded(each: Any) -> Any:
@@ -184,16 +184,16 @@ def guard_programs(seed: int) -> Iterator[GuardedMemory]:
     try:
         for name in _MODULES:
             replace(sys.modules[f"sidelight.{name}"], "torch", _Torch(memory))
-        replace_everywhere(pack_panels, lambda *given: type(made := pack_panels(*given))(*map(guarded, made)))
+        replace_everywhere(pack_weight, lambda *given: type(made := pack_weight(*given))(*map(guarded, made)))
         replace_everywhere(
             out_of_the_question, lambda *given: type(made := out_of_the_question(*given))(*map(guarded, made))
         )
         replace_everywhere(keep, keep_guarded)
         replace_everywhere(zeros, lambda shape, dtype, _: memory.empty(shape, dtype=dtype, align=64).zero_())
-        replace(cpu_search.Search, "__init__", make_search)
+        replace(cpu_search.LinearArgmax, "__init__", make_search)
         replace(cpu_program.Program, "_address", address)
         replace(cpu_team, "_lines", lines)
-        replace(cpu_team, "team", cpu_team.Team())  # with scratch and shared numbers of its own
+        replace(cpu_team, "team", cpu_team.ThreadPool())  # with scratch and shared numbers of its own
         yield memory
     finally:
         while undo:

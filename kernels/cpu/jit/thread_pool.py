@@ -269,7 +269,7 @@ class _Scratch(threading.local):
         self.room, self.address = _lines(4 * SCRATCH)
 
 
-class Team:
+class ThreadPool:
     """This process's threads for programs."""
 
     def __init__(self) -> None:
@@ -313,4 +313,4 @@ class Team:
         _enter(_HELPS, self._scratch.address, self._shared, 0, 0, 0, 0, number)
 
 
-team = Team()
+team = ThreadPool()

@@ -22,7 +22,7 @@ from attention_cases import (
 )
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from sidelight.kernels import Part, Scoring, capped_attention, layout_into, new_result, rows
+from sidelight.kernels import AttentionParams, LayerSpec, capped_attention, layout_into, new_attention_tensors, rows
 from sidelight.kernels.common import triton_output as selection
 from sidelight.kernels.common.attention_tensors import constant
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -42,7 +42,7 @@ SHAPES = [
 
 def run(layers, made, queries, length, columns, impl, **options):
     batch = layers[0].query.shape[0]
-    result = poisoned(batch, queries, length, columns, folds_layers=made[0].folds_layers, **options)
+    result = poisoned(batch, queries, length, columns, pools_layers=made[0].pools_layers, **options)
     for layer, part in zip(layers, made, strict=True):
         rows(layer.query, layer.key, layer.scoring, result, part, impl=impl)
     return result
@@ -56,12 +56,12 @@ def test_shapes_that_hurt(shape, dtype, impl):
     # The last query sees all keys; where there are more queries than keys, the first see none.
     layer = make_layer(*shape, dtype, causal=True, first=keys - queries)
     expected = truth.columns([layer.probabilities()])
-    apart = run([layer], [Part()], queries, keys, heads, impl)
+    apart = run([layer], [LayerSpec()], queries, keys, heads, impl)
     assert_is(apart, expected, TOLERANCE)
     np.testing.assert_allclose(apart.values.sum(2), expected.any(2), atol=1e-5)
     # The first query sees one key.
     layer.rule["first"] = 0
-    mean = run([layer], [Part(over_heads="mean")], queries, keys, 1, impl)
+    mean = run([layer], [LayerSpec(over_heads="mean")], queries, keys, 1, impl)
     assert_is(mean, truth.columns([layer.probabilities()], over_heads="mean"), TOLERANCE)
 
 
@@ -73,7 +73,7 @@ def test_rows_sum_to_one_however_large_the_scores(dtype, impl):
         layer = make_layer(1, 4, 2, queries, keys, 64)
         layer.query, layer.key = (layer.query * 300).to(dtype), layer.key.to(dtype)
         layer.rule["mask"] = torch.rand(1, 1, queries, keys, generator=torch.Generator().manual_seed(0)) < 0.8
-        result = run([layer], [Part()], queries, keys, 4, impl, **options)
+        result = run([layer], [LayerSpec()], queries, keys, 4, impl, **options)
         np.testing.assert_allclose(result.values.sum(2), np.ones((1, queries, 4)), atol=1e-5)
 
 
@@ -82,7 +82,7 @@ def test_rows_sum_to_one_however_large_the_scores(dtype, impl):
 def test_a_mask_of_the_least_number_throughout_hides_nothing(dtype, impl):
     """It is finite: it leaves every score the same, and so every probability."""
     layer = make_layer(1, 2, 2, 3, 45, 16, mask=torch.full((1, 1, 3, 45), torch.finfo(dtype).min, dtype=dtype))
-    sums = run([layer], [Part()], 3, 45, 2, impl).values.sum(2)
+    sums = run([layer], [LayerSpec()], 3, 45, 2, impl).values.sum(2)
     np.testing.assert_allclose(sums, np.ones((1, 3, 2)), atol=1e-5)
 
 
@@ -91,7 +91,7 @@ def test_a_mask_of_the_least_number_throughout_hides_nothing(dtype, impl):
 def test_every_reduction(reduction, impl):
     layers = [make_layer(1, 6, 2, 19, 35, 16, seed=seed) for seed in range(3)]
     expected = [layer.probabilities() for layer in layers]
-    part = Part(over_heads=reduction, over_layers=reduction, layer_count=3)
+    part = LayerSpec(over_heads=reduction, over_layers=reduction, layer_count=3)
     folded = [part._replace(first=i == 0, last=i == 2) for i in range(3)]
     result = run(layers, folded, 19, 35, 1, impl)
     # A sum of 18 numbers: of the size of their sum.
@@ -106,10 +106,10 @@ def test_grouped_heads_share_the_right_key_head(impl):
     expected = layer.probabilities()
     assert not np.allclose(expected[:, 1], expected[:, 2])
     np.testing.assert_allclose(expected[:, 0], expected[:, 1])
-    result = run([layer], [Part()], 5, 33, 4, impl)
+    result = run([layer], [LayerSpec()], 5, 33, 4, impl)
     assert_is(result, truth.columns([expected]), 1e-6)
     for reduction, factor in (("sum", 4), ("mean", 1)):
-        folded = run([layer], [Part(over_heads=reduction)], 5, 33, 1, impl)
+        folded = run([layer], [LayerSpec(over_heads=reduction)], 5, 33, 1, impl)
         np.testing.assert_allclose(folded.values.sum(2), factor * np.ones((1, 5, 1)), atol=1e-5)
 
 
@@ -119,7 +119,7 @@ def test_rows_that_see_nothing_are_zeros(impl):
     mask[0, :, 3] = False
     mask[1] = False
     layer = make_layer(2, 4, 4, 7, 40, 16, mask=mask)
-    for part, columns in ((Part(), 4), (Part(over_heads="max"), 1)):
+    for part, columns in ((LayerSpec(), 4), (LayerSpec(over_heads="max"), 1)):
         for options in ({}, {"encoding": "uint8"}, {"top_k": 4}):
             result = run([layer], [part], 7, 40, columns, impl, **options)
             assert (result.values[0, 3] == 0).all()
@@ -132,7 +132,7 @@ def test_rows_that_see_nothing_are_zeros(impl):
 def test_a_bias_can_hide_all(impl):
     bias = torch.zeros(1, 1, 3, 20)
     bias[:, :, 1] = float("-inf")
-    result = run([make_layer(1, 2, 2, 3, 20, 16, bias=bias)], [Part()], 3, 20, 2, impl)
+    result = run([make_layer(1, 2, 2, 3, 20, 16, bias=bias)], [LayerSpec()], 3, 20, 2, impl)
     np.testing.assert_allclose(result.values.sum(2)[0], [[1, 1], [0, 0], [1, 1]], atol=1e-5)
 
 
@@ -140,15 +140,15 @@ def test_a_bias_can_hide_all(impl):
 def test_positions_that_a_window_has_forgotten_are_zeros(impl):
     layer = make_layer(1, 4, 2, 3, 20, 16)
     expected = truth.columns([layer.probabilities()], length=33)
-    assert_is(run([layer], [Part()], 3, 33, 4, impl), expected, 1e-6)
-    assert_is(run([layer], [Part()], 3, 33, 4, impl, encoding="uint8"), expected, 1e-6)
-    assert_is(run([layer], [Part()], 3, 33, 4, impl, top_k=30), expected, 1e-6)
+    assert_is(run([layer], [LayerSpec()], 3, 33, 4, impl), expected, 1e-6)
+    assert_is(run([layer], [LayerSpec()], 3, 33, 4, impl, encoding="uint8"), expected, 1e-6)
+    assert_is(run([layer], [LayerSpec()], 3, 33, 4, impl, top_k=30), expected, 1e-6)
 
 
 @pytest.mark.parametrize("impl", IMPLS)
 def test_pairs_go_where_they_are_told(impl):
     layers = [make_layer(1, 4, 2, 6, 21, 16, seed=seed) for seed in range(2)]
-    made = [Part(heads=(3, 0), columns=(2, 0)), Part(heads=(1,), columns=(1,))]
+    made = [LayerSpec(heads=(3, 0), columns=(2, 0)), LayerSpec(heads=(1,), columns=(1,))]
     first, second = (truth.columns([layer.probabilities()]) for layer in layers)
     expected = np.stack([first[..., 0], second[..., 1], first[..., 3]], -1)
     for options in ({}, {"encoding": "uint8"}, {"top_k": 3}, {"top_k": 35}):
@@ -162,7 +162,7 @@ def test_all_heads_out_of_order(impl):
     expected = truth.columns([layer.probabilities()])
     for options in ({}, {"encoding": "uint8"}, {"top_k": 3}, {"top_k": 35}):
         result = poisoned(1, 6, 21, 8, **options)
-        rows(layer.query, layer.key, layer.scoring, result, Part(columns=order), impl=impl)
+        rows(layer.query, layer.key, layer.scoring, result, LayerSpec(columns=order), impl=impl)
         assert_is(picked(result, order), expected, 1e-6)
 
 
@@ -174,7 +174,7 @@ def test_causality_and_windows(first, window, impl):
     """From before the first key to behind the last: rows that see nothing, some and all."""
     layer = make_layer(1, 4, 2, 37, 45, 16, causal=True, first=first, window=window)
     expected = layer.probabilities()
-    result = run([layer], [Part()], 37, 45, 4, impl)
+    result = run([layer], [LayerSpec()], 37, 45, 4, impl)
     assert_is(result, truth.columns([expected]), 1e-6)
     np.testing.assert_allclose(result.values.sum(2), expected.sum(3).transpose(0, 2, 1), atol=1e-5)
 
@@ -195,7 +195,7 @@ def test_any_strides(dtype, impl):
         ~hidden[:1, :1].expand(2, 6, 19, 70),
     ):
         layer.rule |= {"bias": bias, "mask": mask, "softcap": 3.0}
-        assert_is(run([layer], [Part()], 19, 70, 6, impl), truth.columns([layer.probabilities()]), 1e-6)
+        assert_is(run([layer], [LayerSpec()], 19, 70, 6, impl), truth.columns([layer.probabilities()]), 1e-6)
 
 
 @pytest.mark.parametrize("impl", IMPLS)
@@ -204,10 +204,10 @@ def test_a_weight_is_no_head(impl):
     layer = make_layer(1, 2, 2, 3, 9, 16)
     expected = truth.columns([layer.probabilities()])
     constant.cache_clear()
-    weighted = Part(heads=(0,), over_heads="sum", weights=(1.0,))
+    weighted = LayerSpec(heads=(0,), over_heads="sum", weights=(1.0,))
     assert_is(run([layer], [weighted], 3, 9, 1, impl), expected[..., :1], TOLERANCE)
-    assert_is(run([layer], [Part(heads=(1,))], 3, 9, 1, impl), expected[..., 1:], TOLERANCE)
-    weighted = Part(over_heads="sum", weights=(1, 0.5))
+    assert_is(run([layer], [LayerSpec(heads=(1,))], 3, 9, 1, impl), expected[..., 1:], TOLERANCE)
+    weighted = LayerSpec(over_heads="sum", weights=(1, 0.5))
     assert_is(run([layer], [weighted], 3, 9, 1, impl), expected @ np.array([[1.0], [0.5]]), 2 * TOLERANCE)
 
 
@@ -236,7 +236,7 @@ def test_anything(data):
 
 def test_the_same_numbers_every_time_and_whatever_the_neighbours():
     layer = make_layer(3, 4, 2, 40, 70, 16, causal=True, first=30)
-    part = Part(over_heads="mean")
+    part = LayerSpec(over_heads="mean")
     once, twice = (run([layer], [part], 40, 70, 1, "triton") for _ in range(2))
     assert torch.equal(once.values, twice.values)
     alone = make_layer(3, 4, 2, 40, 70, 16, causal=True, first=30)
@@ -259,7 +259,7 @@ def test_memory_is_bounded(monkeypatch):
 
     monkeypatch.setattr(rows_reference, "probabilities", watched)
     layer = make_layer(1, 8, 8, 512, 512, 16, causal=True)
-    result = run([layer], [Part(over_heads="mean")], 512, 512, 1, "reference")
+    result = run([layer], [LayerSpec(over_heads="mean")], 512, 512, 1, "reference")
     assert len(made) == 32
     assert max(tensor.numel() for tensor in made) <= 8 * 512 * 16
     assert_is(result, truth.columns([layer.probabilities()], over_heads="mean"), 1e-6)
@@ -283,8 +283,8 @@ class Largest(TorchDispatchMode):
 def test_many_positions_are_sorted_some_queries_at_a_time(encoding, monkeypatch):
     """Whatever cuts queries short must be cut with them: masks, biases, causality, layers before."""
     made = [
-        Part(over_heads="l2", over_layers="max", first=True, last=False),
-        Part(over_heads="l2", over_layers="max", first=False),
+        LayerSpec(over_heads="l2", over_layers="max", first=True, last=False),
+        LayerSpec(over_heads="l2", over_layers="max", first=False),
     ]
     random = torch.Generator().manual_seed(0)
     bias = torch.randn(1, 4, 24, 70, generator=random)
@@ -297,7 +297,7 @@ def test_many_positions_are_sorted_some_queries_at_a_time(encoding, monkeypatch)
             patch.setattr(selection, "_FLOATS_BYTES", 4 * 2 * 70 * 4 * 5)  # five queries of four heads
             folded = run(layers, made, 24, 70, 1, "triton", encoding=encoding, top_k=60)
             assert_is(folded, expected, 4e-6)
-            assert_is(run(layers[:1], [Part()], 24, 70, 4, "triton", encoding=encoding, top_k=60), apart, 1e-6)
+            assert_is(run(layers[:1], [LayerSpec()], 24, 70, 4, "triton", encoding=encoding, top_k=60), apart, 1e-6)
 
 
 def test_what_is_sorted_is_not_all_written(monkeypatch):
@@ -319,7 +319,7 @@ def test_what_is_sorted_is_not_all_written(monkeypatch):
 @pytest.mark.parametrize("impl", IMPLS)
 def test_one_layers_mean_as_one_needs_no_count(impl):
     layer = make_layer(1, 4, 2, 3, 9, 16)
-    part = Part(over_heads="mean", over_layers="mean", as_one=True)
+    part = LayerSpec(over_heads="mean", over_layers="mean", as_one=True)
     expected = truth.columns([layer.probabilities()], over_heads="mean")
     assert_is(run([layer], [part], 3, 9, 1, impl), expected, TOLERANCE)
 
@@ -338,54 +338,54 @@ BAD = [
     ("key", {"key": torch.zeros(1, 3, 5, 8)}),
     ("key", {"key": torch.zeros(1, 2, 5, 16)}),
     ("key", {"key": torch.zeros(2, 2, 5, 8)}),
-    ("scoring.mask", {"scoring": Scoring(1.0, mask=torch.ones(1, 1, 3, 4, dtype=torch.bool))}),
-    ("scoring.mask", {"scoring": Scoring(1.0, mask=torch.ones(3, 5, dtype=torch.bool))}),
-    ("scoring.bias", {"scoring": Scoring(1.0, bias=torch.ones(1, 3, 3, 5))}),
-    ("scoring.bias", {"scoring": Scoring(1.0, bias=torch.ones(1, 1, 3, 5, dtype=torch.bool))}),
-    ("scoring.window", {"scoring": Scoring(1.0, window=3)}),
-    ("scoring.softcap", {"scoring": Scoring(1.0, softcap=0.0)}),
-    ("part.heads", {"part": Part(heads=(4,))}),
-    ("part.heads", {"part": Part(heads=())}),
-    ("part.column", {"part": Part(column=1)}),
-    ("part.column", {"part": Part(column=-1)}),
-    ("part.column", {"part": Part(over_heads="sum", column=-1)}),
-    ("part.column", {"part": Part(over_heads="sum", column=4)}),
-    ("part.columns", {"part": Part(columns=(0, 1, 2, 4))}),
-    ("part.columns", {"part": Part(columns=(0, 1, 2, -1))}),
-    ("part.columns", {"part": Part(heads=(1, 2), columns=(0, 0))}),
-    ("part.columns", {"part": Part(heads=(1, 2), columns=(0,))}),
-    ("part.over_heads", {"part": Part(over_heads="median")}),
-    ("part.over_layers", {"part": Part(over_layers="sum")}),
-    ("part.over_layers", {"part": Part(over_heads="sum", over_layers="sum")}),
-    ("part.weights", {"part": Part(over_heads="max", weights=(1.0,) * 4)}),
-    ("part.weights", {"part": Part(over_heads="mean", weights=(1.0,) * 3)}),
-    ("part.weights", {"part": Part(over_heads="mean", weights=(1.0, 1.0, 1.0, -1.0))}),
-    ("part.weights", {"part": Part(over_heads="mean", weights=(0.0,) * 4)}),
-    ("part.count", {"part": Part(over_heads="mean", count=0.0)}),
-    ("part.as_one", {"part": Part(over_heads="mean", over_layers="max", as_one=True)}),
-    ("result", {"result": new_result(1, 2, 5, 4)}),
-    ("result", {"result": new_result(1, 3, 4, 4)}),
+    ("scoring.mask", {"scoring": AttentionParams(1.0, mask=torch.ones(1, 1, 3, 4, dtype=torch.bool))}),
+    ("scoring.mask", {"scoring": AttentionParams(1.0, mask=torch.ones(3, 5, dtype=torch.bool))}),
+    ("scoring.bias", {"scoring": AttentionParams(1.0, bias=torch.ones(1, 3, 3, 5))}),
+    ("scoring.bias", {"scoring": AttentionParams(1.0, bias=torch.ones(1, 1, 3, 5, dtype=torch.bool))}),
+    ("scoring.window", {"scoring": AttentionParams(1.0, window=3)}),
+    ("scoring.softcap", {"scoring": AttentionParams(1.0, softcap=0.0)}),
+    ("part.heads", {"part": LayerSpec(heads=(4,))}),
+    ("part.heads", {"part": LayerSpec(heads=())}),
+    ("part.column", {"part": LayerSpec(column=1)}),
+    ("part.column", {"part": LayerSpec(column=-1)}),
+    ("part.column", {"part": LayerSpec(over_heads="sum", column=-1)}),
+    ("part.column", {"part": LayerSpec(over_heads="sum", column=4)}),
+    ("part.columns", {"part": LayerSpec(columns=(0, 1, 2, 4))}),
+    ("part.columns", {"part": LayerSpec(columns=(0, 1, 2, -1))}),
+    ("part.columns", {"part": LayerSpec(heads=(1, 2), columns=(0, 0))}),
+    ("part.columns", {"part": LayerSpec(heads=(1, 2), columns=(0,))}),
+    ("part.over_heads", {"part": LayerSpec(over_heads="median")}),
+    ("part.over_layers", {"part": LayerSpec(over_layers="sum")}),
+    ("part.over_layers", {"part": LayerSpec(over_heads="sum", over_layers="sum")}),
+    ("part.weights", {"part": LayerSpec(over_heads="max", weights=(1.0,) * 4)}),
+    ("part.weights", {"part": LayerSpec(over_heads="mean", weights=(1.0,) * 3)}),
+    ("part.weights", {"part": LayerSpec(over_heads="mean", weights=(1.0, 1.0, 1.0, -1.0))}),
+    ("part.weights", {"part": LayerSpec(over_heads="mean", weights=(0.0,) * 4)}),
+    ("part.count", {"part": LayerSpec(over_heads="mean", count=0.0)}),
+    ("part.as_one", {"part": LayerSpec(over_heads="mean", over_layers="max", as_one=True)}),
+    ("result", {"result": new_attention_tensors(1, 2, 5, 4)}),
+    ("result", {"result": new_attention_tensors(1, 3, 4, 4)}),
     ("impl", {"impl": "cuda"}),
 ]
 
 
 @pytest.mark.parametrize(("name", "change"), BAD, ids=[f"{name} {i}" for i, (name, _) in enumerate(BAD)])
 def test_what_does_not_fit_is_named(name, change):
-    arguments = {"query": torch.zeros(1, 4, 3, 8), "key": torch.zeros(1, 2, 5, 8), "scoring": Scoring(1.0)}
-    arguments |= {"result": new_result(1, 3, 5, 4), "part": Part()} | change
+    arguments = {"query": torch.zeros(1, 4, 3, 8), "key": torch.zeros(1, 2, 5, 8), "scoring": AttentionParams(1.0)}
+    arguments |= {"result": new_attention_tensors(1, 3, 5, 4), "part": LayerSpec()} | change
     with pytest.raises(ValueError, match=rf"^{name}:"):
         rows(**arguments)
 
 
 def test_a_mean_over_layers_as_one_needs_its_count():
-    part = Part(over_heads="mean", over_layers="mean", as_one=True, last=False)
-    result = new_result(1, 3, 5, 1, folds_layers=True)
+    part = LayerSpec(over_heads="mean", over_layers="mean", as_one=True, last=False)
+    result = new_attention_tensors(1, 3, 5, 1, pools_layers=True)
     with pytest.raises(ValueError, match=r"^part\.count:"):
-        rows(torch.zeros(1, 4, 3, 8), torch.zeros(1, 2, 5, 8), Scoring(1.0), result, part)
+        rows(torch.zeros(1, 4, 3, 8), torch.zeros(1, 2, 5, 8), AttentionParams(1.0), result, part)
 
 
 def test_a_result_names_what_it_cannot_be():
     with pytest.raises(ValueError, match=r"^encoding:"):
-        new_result(1, 1, 1, 1, encoding="int4")
+        new_attention_tensors(1, 1, 1, 1, encoding="int4")
     with pytest.raises(ValueError, match=r"^top_k:"):
-        new_result(1, 1, 1, 1, top_k=-1)
+        new_attention_tensors(1, 1, 1, 1, top_k=-1)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from attention_cases import IMPLS, assert_is, make_layer, poisoned
-from sidelight.kernels import Part, decode, layout_into, rows
+from sidelight.kernels import LayerSpec, decode, layout_into, rows
 
 QUICK = ["rows", "decode"]
 KERNELS = [*QUICK, "layout"]  # whose top-k takes Triton's interpreter long
@@ -51,7 +51,7 @@ def test_bytes_are_rounded_half_up(top_k, impl):
 @pytest.mark.parametrize("kernel", QUICK)
 def test_bytes_are_those_of_the_truth(kernel, impl):
     layer = make_layer(2, 4, 2, queries(kernel, 19), 70, 16)
-    for part, how in ((Part(), {}), (Part(over_heads="max"), {"over_heads": "max"})):
+    for part, how in ((LayerSpec(), {}), (LayerSpec(over_heads="max"), {"over_heads": "max"})):
         numbers = truth.columns([layer.probabilities()], **how)
         result = poisoned(2, numbers.shape[1], 70, numbers.shape[3], encoding="uint8")
         fill(kernel, layer, part, result, impl)
@@ -78,7 +78,7 @@ def test_of_equals_the_first_are_taken(seen, top_k, kernel, impl):
     if seen is not None:
         order.insert(0, order.pop(seen))
     result = poisoned(1, layer.query.shape[2], 100, 1, encoding="uint8", top_k=top_k)
-    fill(kernel, layer, Part(over_heads="min"), result, impl)
+    fill(kernel, layer, LayerSpec(over_heads="min"), result, impl)
     expected = torch.tensor(order[:top_k], dtype=torch.int32)[:, None].expand(result.positions.shape)
     assert torch.equal(result.positions, expected)
     assert torch.equal(result.values == 255, torch.ones_like(expected).bool() if seen is None else expected == seen)
@@ -91,7 +91,7 @@ def test_picked_and_sorted_are_one(kernel, impl):
     layer = make_layer(1, 2, 1, queries(kernel), 70, 16)
     picked, ordered = (poisoned(1, layer.query.shape[2], 70, 2, top_k=k) for k in (32, 33))
     for result in (picked, ordered):
-        fill(kernel, layer, Part(), result, impl)
+        fill(kernel, layer, LayerSpec(), result, impl)
     assert torch.equal(picked.positions, ordered.positions[:, :, :32])
     np.testing.assert_allclose(picked.values, ordered.values[:, :, :32], atol=1e-7)
 
@@ -102,7 +102,7 @@ def test_picked_and_sorted_are_one(kernel, impl):
 def test_all_is_written_and_nothing_that_was_there_matters(encoding, top_k, kernel, impl):
     """Bytes and positions cannot be NaN: what is left unwritten differs between two fills. And runs are equal."""
     layer = make_layer(1, 3, 3, queries(kernel), 37, 16)
-    for part, columns in ((Part(), 3), (Part(over_heads="mean"), 1)):
+    for part, columns in ((LayerSpec(), 3), (LayerSpec(over_heads="mean"), 1)):
         made = []
         for number in (0x55, 0x2A):
             result = poisoned(1, layer.query.shape[2], 37, columns, encoding=encoding, top_k=top_k)
@@ -120,9 +120,9 @@ def test_other_columns_are_left_alone(encoding, top_k, kernel, impl):
     layer = make_layer(1, 4, 2, queries(kernel), 37, 16)
     expected = truth.columns([layer.probabilities()])
     for part, mine, numbers in (
-        (Part(heads=(2, 1), column=1), [1, 2], expected[..., [2, 1]]),
-        (Part(heads=(3, 0), columns=(4, 2)), [4, 2], expected[..., [3, 0]]),
-        (Part(over_heads="max", column=3), [3], expected.max(3, keepdims=True)),
+        (LayerSpec(heads=(2, 1), column=1), [1, 2], expected[..., [2, 1]]),
+        (LayerSpec(heads=(3, 0), columns=(4, 2)), [4, 2], expected[..., [3, 0]]),
+        (LayerSpec(over_heads="max", column=3), [3], expected.max(3, keepdims=True)),
     ):
         result = poisoned(1, layer.query.shape[2], 37, 6, encoding=encoding, top_k=top_k)
         before = [tensor.clone() for tensor in tensors(result)]
@@ -139,9 +139,9 @@ def test_other_columns_are_left_alone(encoding, top_k, kernel, impl):
 @pytest.mark.parametrize(("encoding", "top_k"), [*PACKINGS, ("float32", 0)])
 def test_until_the_last_layer_only_the_total_is_written(encoding, top_k, kernel, impl):
     layers = [make_layer(2, 4, 2, queries(kernel), 37, 16, seed=seed) for seed in range(2)]
-    result = poisoned(2, layers[0].query.shape[2], 37, 1, encoding=encoding, top_k=top_k, folds_layers=True)
+    result = poisoned(2, layers[0].query.shape[2], 37, 1, encoding=encoding, top_k=top_k, pools_layers=True)
     before = [tensor.clone() for tensor in tensors(result)[:-1]]
-    part = Part(over_heads="sum", over_layers="max", layer_count=2)
+    part = LayerSpec(over_heads="sum", over_layers="max", layer_count=2)
     fill(kernel, layers[0], part._replace(last=False), result, impl)
     for old, new in zip(before, tensors(result)[:-1], strict=True):
         torch.testing.assert_close(new, old, rtol=0, atol=0, equal_nan=True)
@@ -158,10 +158,10 @@ def test_until_the_last_layer_only_the_total_is_written(encoding, top_k, kernel,
 def test_whatever_the_neighbours(encoding, top_k, kernel, impl):
     layer = make_layer(3, 4, 2, queries(kernel), 37, 16)
     three = poisoned(3, layer.query.shape[2], 37, 4, encoding=encoding, top_k=top_k)
-    fill(kernel, layer, Part(), three, impl)
+    fill(kernel, layer, LayerSpec(), three, impl)
     layer.query, layer.key, layer.value = layer.query[1:2], layer.key[1:2], layer.value[1:2]
     alone = poisoned(1, layer.query.shape[2], 37, 4, encoding=encoding, top_k=top_k)
-    fill(kernel, layer, Part(), alone, impl)
+    fill(kernel, layer, LayerSpec(), alone, impl)
     for ours, theirs in zip(tensors(alone), tensors(three), strict=True):
         # torch may multiply batches of another size in another order: the last bit of a sum.
         np.testing.assert_allclose(ours[0].double(), theirs[1].double(), atol=1e-7, rtol=0)

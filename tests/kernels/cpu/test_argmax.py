@@ -8,8 +8,8 @@ import pytest
 import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from sidelight.kernels.cpu.argmax import Bounds, OutOfTheQuestion, Search, out_of_the_question
-from sidelight.kernels.cpu.program import Panels, Product, Program, is_supported, pack_panels
+from sidelight.kernels.cpu.argmax import ErrorBounds, LinearArgmax, MaskedColumns, out_of_the_question
+from sidelight.kernels.cpu.program import PackedMatmul, PackedWeight, Program, is_supported, pack_weight
 from torch import Tensor
 
 pytestmark = [
@@ -31,22 +31,22 @@ def quantized(weight: Tensor) -> tuple[Tensor, Tensor]:
     return (weight / channels[:, None]).round().to(torch.int8), channels
 
 
-def make_panels(way: str, weight: Tensor, bias: Tensor | None) -> Panels:
-    return pack_panels(weight, None, bias) if way == "float32" else pack_panels(*quantized(weight), bias)
+def make_panels(way: str, weight: Tensor, bias: Tensor | None) -> PackedWeight:
+    return pack_weight(weight, None, bias) if way == "float32" else pack_weight(*quantized(weight), bias)
 
 
-def make_search(way: str, weight: Tensor, bias: Tensor | None = None) -> Search:
+def make_search(way: str, weight: Tensor, bias: Tensor | None = None) -> LinearArgmax:
     if way != "bounds":
-        return Search(make_panels(way, weight, bias))
+        return LinearArgmax(make_panels(way, weight, bias))
     numbers, channels = quantized(weight)
     copy = numbers * channels[:, None]
     errors = (weight - copy).norm(dim=1) + 1e-6 * weight.norm(dim=1)
     slack = 0.0 if bias is None else 1e-6 * float(bias.abs().max())
-    bounds = Bounds(weight, bias, copy.norm(dim=1), errors, slack, 1e-6)
-    return Search(make_panels(way, weight, bias), bounds)
+    bounds = ErrorBounds(weight, bias, copy.norm(dim=1), errors, slack, 1e-6)
+    return LinearArgmax(make_panels(way, weight, bias), bounds)
 
 
-def find(search: Search, hidden: Tensor, out: OutOfTheQuestion | None = None) -> tuple[Tensor, Tensor]:
+def find(search: LinearArgmax, hidden: Tensor, out: MaskedColumns | None = None) -> tuple[Tensor, Tensor]:
     """What a search finds, which otherwise is there until its next one."""
     tokens, most = search(hidden, out)
     return tokens.clone(), most.clone()
@@ -59,7 +59,7 @@ def first_greatest(scores: Tensor) -> Tensor:
 
 def in_full(way: str, hidden: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """All scores, or all estimates of them."""
-    return Product(make_panels(way, weight, bias))(hidden)
+    return PackedMatmul(make_panels(way, weight, bias))(hidden)
 
 
 def assert_greatest(found: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor | None) -> None:
@@ -71,7 +71,7 @@ def assert_greatest(found: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor 
     assert (exact.gather(1, found[:, None])[:, 0] >= exact.amax(1) - 1e-6 * budget).all()
 
 
-def picked(is_out: Tensor) -> OutOfTheQuestion:
+def picked(is_out: Tensor) -> MaskedColumns:
     """What stands in a table of what is out of the question, in any order."""
     rows, places = is_out.nonzero().T
     order = torch.randperm(len(rows))
@@ -210,7 +210,9 @@ def test_a_row_is_the_same_whatever_its_neighbours(way):
 def test_bounds_are_of_bytes():
     weight = torch.randn(5, 3)
     with pytest.raises(ValueError, match="panels"):
-        Search(make_panels("float32", weight, None), Bounds(weight, None, weight[:, 0], weight[:, 0], 0.0, 0.0))
+        LinearArgmax(
+            make_panels("float32", weight, None), ErrorBounds(weight, None, weight[:, 0], weight[:, 0], 0.0, 0.0)
+        )
 
 
 @pytest.mark.usefixtures("restored")

@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from sidelight.kernels.cpu.program import Attention, Panels, Product, Program, is_supported, keep, pack_panels
+from sidelight.kernels.cpu.program import (
+    Attention,
+    PackedMatmul,
+    PackedWeight,
+    Program,
+    is_supported,
+    keep,
+    pack_weight,
+)
 from torch import Tensor
 
 pytestmark = [
@@ -55,8 +63,8 @@ class Layer(NamedTuple):
     bias: Tensor | None
 
     @property
-    def panels(self) -> Panels:
-        return pack_panels(*self)
+    def panels(self) -> PackedWeight:
+        return pack_weight(*self)
 
     def __call__(self, x: Tensor) -> Tensor:
         if self.channels is None:
@@ -102,7 +110,7 @@ def assert_close(result: Tensor, exact: Tensor, plain: Tensor) -> None:
 @pytest.mark.parametrize(("rows", "inner", "size"), SHAPES)
 def test_products(rows, inner, size, precision, bias):
     layer, x = make_layer(inner, size, precision, bias), torch.randn(rows, inner)
-    for result in (multiply(x, layer), Product(layer.panels)(x), Product(layer.panels)(x[:, None])[:, 0]):
+    for result in (multiply(x, layer), PackedMatmul(layer.panels)(x), PackedMatmul(layer.panels)(x[:, None])[:, 0]):
         if precision == "int8":
             assert torch.equal(result, layer(x))
         else:
@@ -267,7 +275,7 @@ def test_products_do_not_write_where_they_read(precision):
 def test_weights_of_other_types():
     for weight, channels in ((torch.zeros(2, 2).half(), None), (torch.zeros(2, 2), torch.ones(2))):
         with pytest.raises(ValueError, match="weight"):
-            pack_panels(weight, channels)
+            pack_weight(weight, channels)
 
 
 # ---- norms, embeddings ----------------------------------------------------------------------------------------------
@@ -336,7 +344,7 @@ class Steps:
         self.program.normalize(self.x, torch.ones(width), torch.zeros(width), 1e-5, self.hidden)
         for _ in range(layers):
             panels = [
-                pack_panels(*make_layer(inner, size, precision))
+                pack_weight(*make_layer(inner, size, precision))
                 for inner, size in ((width, width), (width, 2 * width), (2 * width, width))
             ]
             self.program.product(self.hidden, panels[0], normal)

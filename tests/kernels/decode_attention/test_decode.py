@@ -21,7 +21,7 @@ from attention_cases import (
 )
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from sidelight.kernels import Part, Scoring, decode, new_result
+from sidelight.kernels import AttentionParams, LayerSpec, decode, new_attention_tensors
 
 SHAPES = [
     (1, 1, 1, 1, 8),
@@ -36,7 +36,7 @@ SHAPES = [
 
 def run(layers, made, length, columns, impl, lengths=None, **options):
     batch = layers[0].query.shape[0]
-    result = poisoned(batch, 1, length, columns, folds_layers=made[0].folds_layers, **options)
+    result = poisoned(batch, 1, length, columns, pools_layers=made[0].pools_layers, **options)
     for layer, part in zip(layers, made, strict=True):
         output = decode(layer.query, layer.key, layer.value, layer.scoring, result, part, lengths=lengths, impl=impl)
     return result, output
@@ -65,7 +65,7 @@ def test_shapes_that_hurt(shape, dtype, impl):
     batch, heads, key_heads, keys, width = shape
     layer = make_layer(batch, heads, key_heads, 1, keys, width, dtype)
     expected = layer.probabilities()
-    result, output = run([layer], [Part()], keys, heads, impl)
+    result, output = run([layer], [LayerSpec()], keys, heads, impl)
     assert_is(result, truth.columns([expected]), TOLERANCE)
     np.testing.assert_allclose(result.values.sum(2), np.ones((batch, 1, heads)), atol=1e-5)
     assert output.dtype == dtype
@@ -83,7 +83,7 @@ def test_uneven_slots(keys, window, impl):
     lengths = torch.tensor(lengths, dtype=torch.int32)
     # Packing knows nothing of shares, and takes the interpreter long.
     for options in ({}, {"encoding": "uint8"}, {"top_k": 5}) if keys == 130 else ({},):
-        result, output = run([layer], [Part()], keys, 4, impl, lengths, **options)
+        result, output = run([layer], [LayerSpec()], keys, 4, impl, lengths, **options)
         assert_is(result, truth.columns([expected]), TOLERANCE)
         assert_output(output, expected, layer.value)
         assert (output[1] == 0).all()
@@ -106,7 +106,7 @@ def test_what_a_slot_does_not_use_may_be_anything(window, mask, impl):
     for tensor in (layer.key, layer.value):
         tensor.masked_fill_(torch.from_numpy(~used)[:, None, :, None], float("nan"))
     layer.rule |= {"causal": window is not None, "window": window}
-    result, output = run([layer], [Part()], 70, 4, impl, torch.tensor(lengths, dtype=torch.int32))
+    result, output = run([layer], [LayerSpec()], 70, 4, impl, torch.tensor(lengths, dtype=torch.int32))
     assert_is(result, truth.columns([expected]), TOLERANCE)
     assert_output(output, expected, values)
 
@@ -119,7 +119,7 @@ def test_lengths_of_any_strides_and_above_the_keys(window, impl):
     layer = make_layer(3, 4, 2, 1, 40, 16)
     expected = layer.probabilities(seen([3, 40, 40], 40, window))
     layer.rule |= {"causal": window is not None, "window": window}
-    result, output = run([layer], [Part()], 40, 4, impl, given)
+    result, output = run([layer], [LayerSpec()], 40, 4, impl, given)
     assert_is(result, truth.columns([expected]), TOLERANCE)
     assert_output(output, expected, layer.value)
 
@@ -130,7 +130,7 @@ def test_lengths_of_any_strides_and_above_the_keys(window, impl):
 def test_rows_sum_to_one_however_large_the_scores(keys, dtype, impl):
     layer = make_layer(2, 4, 2, 1, keys, 64)
     layer.query, layer.key, layer.value = ((layer.query * 300).to(dtype), layer.key.to(dtype), layer.value.to(dtype))
-    result, _ = run([layer], [Part()], keys, 4, impl)
+    result, _ = run([layer], [LayerSpec()], keys, 4, impl)
     np.testing.assert_allclose(result.values.sum(2), np.ones((2, 1, 4)), atol=1e-5)
 
 
@@ -141,7 +141,7 @@ def test_a_mask_of_the_least_number_throughout_hides_nothing(keys, dtype, impl):
     """It is finite: it leaves every score the same, and so every probability."""
     mask = torch.full((1, 1, 1, keys), torch.finfo(dtype).min, dtype=dtype)
     layer = make_layer(1, 2, 2, 1, keys, 16, mask=mask)
-    result, output = run([layer], [Part()], keys, 2, impl)
+    result, output = run([layer], [LayerSpec()], keys, 2, impl)
     np.testing.assert_allclose(result.values.sum(2), np.ones((1, 1, 2)), atol=1e-5)
     assert output.isfinite().all()
 
@@ -151,13 +151,13 @@ def test_positions_that_a_window_has_forgotten_are_zeros(impl):
     layer = make_layer(2, 4, 2, 1, 20, 16)
     expected = truth.columns([layer.probabilities()], length=33)
     for options in ({}, {"encoding": "uint8"}, {"top_k": 30}):
-        assert_is(run([layer], [Part()], 33, 4, impl, **options)[0], expected, 1e-6)
+        assert_is(run([layer], [LayerSpec()], 33, 4, impl, **options)[0], expected, 1e-6)
 
 
 @pytest.mark.parametrize("impl", IMPLS)
 def test_pairs_go_where_they_are_told(impl):
     layers = [make_layer(1, 4, 2, 1, 21, 16, seed=seed) for seed in range(2)]
-    made = [Part(heads=(3, 0), columns=(2, 0)), Part(heads=(1,), columns=(1,))]
+    made = [LayerSpec(heads=(3, 0), columns=(2, 0)), LayerSpec(heads=(1,), columns=(1,))]
     first, second = (truth.columns([layer.probabilities()]) for layer in layers)
     expected = np.stack([first[..., 0], second[..., 1], first[..., 3]], -1)
     for options in ({}, {"encoding": "uint8"}, {"top_k": 3}, {"top_k": 35}):
@@ -171,7 +171,7 @@ def test_all_heads_out_of_order(impl):
     expected = truth.columns([layer.probabilities()])
     for options in ({}, {"encoding": "uint8"}, {"top_k": 3}, {"top_k": 35}):
         result = poisoned(1, 1, 21, 8, **options)
-        decode(layer.query, layer.key, layer.value, layer.scoring, result, Part(columns=order), impl=impl)
+        decode(layer.query, layer.key, layer.value, layer.scoring, result, LayerSpec(columns=order), impl=impl)
         assert_is(picked(result, order), expected, 1e-6)
 
 
@@ -185,7 +185,7 @@ def test_what_causality_hides_may_be_anything(first, window, impl):
     unseen[0 if window is None else first + 1 - window : first + 1] = False
     for tensor in (layer.key, layer.value):
         tensor[:, :, unseen] = float("nan")
-    result, output = run([layer], [Part()], 40, 4, impl)
+    result, output = run([layer], [LayerSpec()], 40, 4, impl)
     assert_is(result, truth.columns([expected]), TOLERANCE)
     assert_output(output, expected, values)
 
@@ -194,7 +194,7 @@ def test_what_causality_hides_may_be_anything(first, window, impl):
 def test_not_a_number_in_one_share_is_not_hidden_by_the_others(impl):
     layer = make_layer(1, 2, 2, 1, 1300, 16)
     layer.key[0, 0, 1100] = float("nan")
-    result, output = run([layer], [Part()], 1300, 2, impl)
+    result, output = run([layer], [LayerSpec()], 1300, 2, impl)
     assert output[0, 0].isnan().all()
     assert result.values[0, 0, :, 0].isnan().all()
     assert output[0, 1].isfinite().all()
@@ -207,7 +207,7 @@ def test_causality_and_windows(first, window, impl):
     """From before the first key to behind the last."""
     layer = make_layer(1, 4, 2, 1, 45, 16, causal=True, first=first, window=window)
     expected = layer.probabilities()
-    result, output = run([layer], [Part()], 45, 4, impl)
+    result, output = run([layer], [LayerSpec()], 45, 4, impl)
     assert_is(result, truth.columns([expected]), 1e-6)
     np.testing.assert_allclose(output, truth.output(expected, layer.value.double().numpy()), atol=2e-6)
 
@@ -225,7 +225,7 @@ def test_any_strides(dtype, impl):
     hidden = torch.rand(70, 1, 6, 2, generator=random).permute(3, 2, 1, 0) < 0.4
     for mask in (~hidden, torch.zeros(hidden.shape).masked_fill(hidden, -3.0).to(dtype)):
         layer.rule |= {"bias": bias, "mask": mask, "softcap": 3.0}
-        result, output = run([layer], [Part()], 70, 6, impl)
+        result, output = run([layer], [LayerSpec()], 70, 6, impl)
         expected = layer.probabilities()
         assert_is(result, truth.columns([expected]), 1e-6)
         np.testing.assert_allclose(output, truth.output(expected, layer.value.double().numpy()), atol=4e-6)
@@ -269,11 +269,11 @@ def test_anything(data):
 def test_the_same_numbers_every_time_and_whatever_the_neighbours():
     layer = make_layer(3, 4, 2, 1, 1300, 16)
     lengths = torch.tensor([1300, 900, 3], dtype=torch.int32)
-    once, twice = (run([layer], [Part()], 1300, 4, "triton", lengths) for _ in range(2))
+    once, twice = (run([layer], [LayerSpec()], 1300, 4, "triton", lengths) for _ in range(2))
     assert torch.equal(once[0].values, twice[0].values)
     assert torch.equal(once[1], twice[1])
     layer.query, layer.key, layer.value = layer.query[1:2], layer.key[1:2], layer.value[1:2]
-    alone = run([layer], [Part()], 1300, 4, "triton", lengths[1:2])
+    alone = run([layer], [LayerSpec()], 1300, 4, "triton", lengths[1:2])
     # Alone it may be split into more shares, whose sums round otherwise.
     np.testing.assert_allclose(alone[0].values[0], once[0].values[1], atol=1e-7)
     np.testing.assert_allclose(alone[1][0], once[1][1], atol=1e-6)
@@ -283,21 +283,25 @@ BAD = [
     ("query", {"query": torch.zeros(1, 4, 2, 8)}),
     ("value", {"value": torch.zeros(1, 2, 5, 16)}),
     ("value", {"value": torch.zeros(1, 2, 4, 8)}),
-    ("result", {"result": new_result(2, 1, 5, 4)}),
-    ("result", {"result": new_result(1, 1, 4, 4)}),
+    ("result", {"result": new_attention_tensors(2, 1, 5, 4)}),
+    ("result", {"result": new_attention_tensors(1, 1, 4, 4)}),
     ("lengths", {"lengths": torch.tensor([3])}),
     ("lengths", {"lengths": torch.tensor([3, 3], dtype=torch.int32)}),
-    ("part.heads", {"part": Part(heads=(4,))}),
-    ("part.column", {"part": Part(column=-1)}),
-    ("part.columns", {"part": Part(columns=(0, 1, 2, -1))}),
-    ("part.columns", {"part": Part(columns=(0, 1, 2, 2))}),
-    ("scoring.window", {"scoring": Scoring(1.0, window=2)}),
+    ("part.heads", {"part": LayerSpec(heads=(4,))}),
+    ("part.column", {"part": LayerSpec(column=-1)}),
+    ("part.columns", {"part": LayerSpec(columns=(0, 1, 2, -1))}),
+    ("part.columns", {"part": LayerSpec(columns=(0, 1, 2, 2))}),
+    ("scoring.window", {"scoring": AttentionParams(1.0, window=2)}),
 ]
 
 
 @pytest.mark.parametrize(("name", "change"), BAD, ids=[f"{name} {i}" for i, (name, _) in enumerate(BAD)])
 def test_what_does_not_fit_is_named(name, change):
     arguments = {"query": torch.zeros(1, 4, 1, 8), "key": torch.zeros(1, 2, 5, 8), "value": torch.zeros(1, 2, 5, 8)}
-    arguments |= {"scoring": Scoring(1.0), "result": new_result(1, 1, 5, 4), "part": Part()} | change
+    arguments |= {
+        "scoring": AttentionParams(1.0),
+        "result": new_attention_tensors(1, 1, 5, 4),
+        "part": LayerSpec(),
+    } | change
     with pytest.raises(ValueError, match=rf"^{name}:"):
         decode(**arguments)

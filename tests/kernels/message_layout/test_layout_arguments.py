@@ -113,14 +113,24 @@ def test_one_launch_whatever_is_reduced(monkeypatch: pytest.MonkeyPatch) -> None
         assert launches == done + 1
 
 
-PUBLIC = ["ENCODINGS", "REDUCTIONS", "Encoding", "Launch", "Part", "Reduction", "Result", "Scoring", "capped_attention"]
+PUBLIC = [
+    "ENCODINGS",
+    "REDUCTIONS",
+    "Encoding",
+    "Launch",
+    "LayerSpec",
+    "Reduction",
+    "AttentionTensors",
+    "AttentionParams",
+    "capped_attention",
+]
 PUBLIC += [
     "attend_to",
-    "choose",
+    "select_impl",
     "decode",
     "layout",
     "layout_into",
-    "new_result",
+    "new_attention_tensors",
     "recorded",
     "rows",
     "write_probabilities",

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from attention_cases import DTYPES, IMPLS, TOLERANCE, assert_is, poisoned
-from sidelight.kernels import layout_into, new_result
+from sidelight.kernels import layout_into, new_attention_tensors
 from sidelight.kernels.common import triton_output as selection
 
 # Batch, heads, queries, keys, layers.
@@ -89,9 +89,9 @@ def test_many_positions_are_sorted_some_queries_at_a_time(encoding, over_heads, 
 
 def test_what_does_not_fit_is_named():
     with pytest.raises(ValueError, match=r"^result: must be for .* \[1, 3, 5, 4\]"):
-        layout_into([torch.zeros(1, 4, 3, 5)], new_result(1, 3, 5, 3))
+        layout_into([torch.zeros(1, 4, 3, 5)], new_attention_tensors(1, 3, 5, 3))
     with pytest.raises(ValueError, match=r"^layers:"):
-        layout_into([], new_result(1, 3, 5, 3))
+        layout_into([], new_attention_tensors(1, 3, 5, 3))
 
 
 def test_a_row_that_is_zeros_stays_so():

@@ -10,7 +10,7 @@ import attention_truth as truth
 import numpy as np
 import torch
 from hypothesis import strategies as st
-from sidelight.kernels import Part, Result, Scoring, new_result
+from sidelight.kernels import AttentionParams, AttentionTensors, LayerSpec, new_attention_tensors
 
 IMPLS = ["triton", "reference"]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]  # of queries, keys and values
@@ -30,8 +30,8 @@ class Layer:
     rule: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def scoring(self) -> Scoring:
-        return Scoring(**self.rule)
+    def scoring(self) -> AttentionParams:
+        return AttentionParams(**self.rule)
 
     def probabilities(self, seen: np.ndarray | None = None) -> np.ndarray:
         """float64 `[B, H, T, S]`; `seen`, `[B, S]`, hides more keys."""
@@ -56,23 +56,23 @@ def make_layer(batch, heads, key_heads, queries, keys, width, dtype=torch.float3
     return layer
 
 
-def picked(result: Result, columns: Sequence[int]) -> Result:
+def picked(result: AttentionTensors, columns: Sequence[int]) -> AttentionTensors:
     """Some columns of a result, in this order."""
     values, scales, positions = (None if t is None else t[..., list(columns)] for t in result[:3])
     assert values is not None
     return result._replace(values=values, scales=scales, positions=positions)
 
 
-def poisoned(*shape, **options) -> Result:
+def poisoned(*shape, **options) -> AttentionTensors:
     """A result that shows what is left unwritten: NaN, or numbers that are nobody's."""
-    result = new_result(*shape, **options)
+    result = new_attention_tensors(*shape, **options)
     for tensor in result[:4]:
         if tensor is not None:
             tensor.fill_(float("nan") if tensor.is_floating_point() else 77)
     return result
 
 
-def assert_is(result: Result, expected: np.ndarray, tolerance: float) -> None:
+def assert_is(result: AttentionTensors, expected: np.ndarray, tolerance: float) -> None:
     """Compares any encoding with float64 rows `[B, T, S, C]`."""
     values = result.values.double().numpy()
     if result.top_k:
@@ -124,18 +124,18 @@ def rules(draw, heads: int, queries: int, keys: int, batch: int) -> dict[str, An
 
 
 @st.composite
-def parts(draw, heads: int) -> tuple[list[Part], dict[str, Any], int]:
+def parts(draw, heads: int) -> tuple[list[LayerSpec], dict[str, Any], int]:
     """What up to three layers give: their parts, how the truth is told, and the number of columns."""
     count = draw(st.integers(1, 3))
     over_heads = draw(st.sampled_from([None, *REDUCTIONS]))
     if over_heads is None:
-        return [Part(column=heads * i) for i in range(count)], {}, heads * count
+        return [LayerSpec(column=heads * i) for i in range(count)], {}, heads * count
     how: dict[str, Any] = {"over_heads": over_heads}
     weights = None
     if over_heads in ("mean", "sum") and draw(st.booleans()):
         weights = (*(draw(st.sampled_from([0.0, 0.5, 1.0, 3.0])) for _ in range(heads - 1)), 1.5)
     form = draw(st.sampled_from(["layers apart", "layers folded", "as one"]))
-    part = Part(over_heads=over_heads, weights=weights)
+    part = LayerSpec(over_heads=over_heads, weights=weights)
     if form == "layers apart":
         return [part._replace(column=i) for i in range(count)], how | {"weights": weights}, count
     if form == "as one":

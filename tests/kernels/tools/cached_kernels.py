@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from sidelight.kernels.common.launch import Launch
 from sidelight.kernels.tools import prebuild_cli as build_command
-from sidelight.kernels.tools.cases import Variant, variants
+from sidelight.kernels.tools.cases import KernelCase, variants
 from sidelight.kernels.tools.prebuild import build_launcher
 from triton import knobs, runtime
 from triton.backends.amd.driver import HIPDriver
@@ -75,7 +75,7 @@ def unaligned(value: Any) -> Any:
 
 def planned(device: str) -> list[Launch]:
     """The launches of the first variant of each kernel: all of them would take minutes."""
-    chosen: dict[str, Variant] = {}
+    chosen: dict[str, KernelCase] = {}
     for variant in variants():
         chosen.setdefault(variant.kernel, variant)
     return [launch for variant in chosen.values() for launch in variant.launches(device)]

@@ -13,20 +13,20 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from sidelight.kernels.common.launch import Launch
-    from sidelight.kernels.tools.cases import Variant
+    from sidelight.kernels.tools.cases import KernelCase
 
 
-def planted() -> Iterator[Variant]:
+def planted() -> Iterator[KernelCase]:
     # Not before a process has said whether kernels are interpreted.
     import torch
     from audit_kernels import product
-    from sidelight.kernels.tools.cases import Variant
+    from sidelight.kernels.tools.cases import KernelCase
 
     def uneven(_device: str) -> list[Launch]:
         raise ValueError("no [such] tile")
 
     least = (128 * 256 + 64 * 256) * 2 + 128 * 64 * 4
-    good = Variant("product", "good", product, least, tensor_cores=True)
+    good = KernelCase("product", "good", product, least, tensor_cores=True)
     yield good
     yield good._replace(case="too wide", load_bits=1024)
     yield good._replace(case="too few bytes", least_bytes=least // 2)

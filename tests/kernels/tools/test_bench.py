@@ -17,7 +17,7 @@ from rich.console import Console
 from sidelight.kernels.tools import bench
 from sidelight.kernels.tools import bench_cli as bench_command
 from sidelight.kernels.tools.bench import Timing
-from sidelight.kernels.tools.cases import Variant, variants
+from sidelight.kernels.tools.cases import KernelCase, variants
 
 MOVING = Timing("layout", "heads mean", 30_000_000, 0, 20e-6, 15e-6, 60e-6, None)
 MULTIPLYING = Timing("rows", "prompt", 2_000_000, 4 * 10**9, 100e-6, 1e-6, 250e-6, 80e-6, 190e-6)
@@ -73,7 +73,7 @@ def lines(text: StringIO) -> list[str]:
 class WithBaselines:
     """A variant that has what to compare with."""
 
-    def __init__(self, variant: Variant, made: list[str]) -> None:
+    def __init__(self, variant: KernelCase, made: list[str]) -> None:
         self._variant = variant
         self._made = made
 

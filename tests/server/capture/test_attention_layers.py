@@ -39,8 +39,8 @@ def test_a_sharp_model_in_bfloat16_is_captured_by_rows(tmp_path: Path, factor: i
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("name", BY_ROWS)
 def test_another_scale_is_found_in_half_precision(name: str, dtype: str, folder: Path, monkeypatch: pytest.MonkeyPatch):
-    scoring = attention.Scoring
-    monkeypatch.setattr(attention, "Scoring", lambda *, scale, **rule: scoring(scale=scale / 2, **rule))
+    scoring = attention.AttentionParams
+    monkeypatch.setattr(attention, "AttentionParams", lambda *, scale, **rule: scoring(scale=scale / 2, **rule))
     assert not load(build_model(name, folder), dtype=dtype, packed=False).sites.by_rows
 
 

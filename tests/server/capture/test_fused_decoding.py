@@ -43,7 +43,7 @@ def test_tokens_and_rows_are_the_same(name, tmp_path, monkeypatch):
             beside = steps_of(list(service.Attribute(message, timeout=60)))
             assert not decoded
             with monkeypatch.context() as patch:
-                patch.setattr(attention_module, "choose", lambda _: "triton")
+                patch.setattr(attention_module, "select_impl", lambda _: "triton")
                 fused = steps_of(list(service.Attribute(message, timeout=60)))
         assert decoded > 11
         decoded = 0
@@ -103,7 +103,7 @@ def test_a_batch_of_different_wishes(monkeypatch):
     in_all = calls["attend_to"]
     assert calls == {"decode": 0, "rows": 0, "sdpa_attention_forward": 0, "attend_to": in_all}
     calls.update(dict.fromkeys(calls, 0))
-    monkeypatch.setattr(attention_module, "choose", lambda _: "triton")
+    monkeypatch.setattr(attention_module, "select_impl", lambda _: "triton")
     fused = run()
     # Cross-attention's output comes from the kernel in every step, the decoder's own from SDPA; rows are made beside
     # the kernel for the other plan alone.

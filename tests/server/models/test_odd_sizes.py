@@ -23,7 +23,7 @@ from batches import jobs_of, then_one_by_one, together
 from guard_pages import GuardedMemory
 from model_zoo import build_model
 from odd_models import OddModel, build_odd_model
-from sidelight.kernels import Scoring, attend_to
+from sidelight.kernels import AttentionParams, attend_to
 from sidelight.kernels.cpu.program import is_supported
 from sidelight.server.api.validation import resolve
 from sidelight.server.capture import attention_function as attention
@@ -126,7 +126,7 @@ def test_rows_attend_apart_as_torch_has_it(options, monkeypatch):
     if "window" in options:
         seen &= places >= lengths[:, None] - options["window"]
     bias = torch.randn(1, heads, 1, size) if "bias" in options else None
-    scoring = Scoring(0.3, options.get("softcap"), bias, seen[:, None, None])
+    scoring = AttentionParams(0.3, options.get("softcap"), bias, seen[:, None, None])
     expected = attend_to(query, key, value, scoring)
     for is_there in (True, False):
         if is_there and not is_supported():
