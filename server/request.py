@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from .capture.arrays import Numbers
+from .capture.arrays import AttentionArrays
 from .capture.plan import CapturePlan
 from .text.tokenizer import Encoded, Token
 
@@ -84,7 +84,7 @@ class EncoderSelf:
     """Some queries of encoder self-attention, `[queries, positions, layers, heads]` or fewer axes when reduced."""
 
     first_query: int
-    attention: Numbers
+    attention: AttentionArrays
 
 
 @dataclass(frozen=True)
@@ -95,8 +95,8 @@ class Step:
     token: Token
     text: str
     scores: Sequence[float] = ()
-    cross: Numbers | None = None
-    decoder_self: Numbers | None = None
+    cross: AttentionArrays | None = None
+    decoder_self: AttentionArrays | None = None
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 from sidelight.v1 import attention_pb2
 
 from ...kernels import Encoding, Reduction
-from ..capture.attention_function import Kind
+from ..capture.attention_function import AttentionKind
 from ..capture.plan import CapturePlan, Pair
 from ..errors import ErrorCode, RequestError, invalid, unimplemented
 from ..models.loader import LoadedModel
@@ -30,7 +30,7 @@ _LEAST_SUM = 2e-38
 
 
 def plan_capture(
-    capture: attention_pb2.Capture, loaded: LoadedModel, positions: Mapping[Kind, int], at_once: int
+    capture: attention_pb2.Capture, loaded: LoadedModel, positions: Mapping[AttentionKind, int], at_once: int
 ) -> CapturePlan:
     """The plan of a capture. Raises RequestError.
 
@@ -95,10 +95,10 @@ def _choice(capture: attention_pb2.Capture, field: str, values: Mapping[int, Any
     return values[value]
 
 
-def _kinds(capture: attention_pb2.Capture, loaded: LoadedModel) -> tuple[Kind, ...]:
+def _kinds(capture: attention_pb2.Capture, loaded: LoadedModel) -> tuple[AttentionKind, ...]:
     if not capture.kinds:
         return loaded.kinds[:1]
-    kinds: list[Kind] = []
+    kinds: list[AttentionKind] = []
     for place, value in enumerate(capture.kinds):
         field = f"capture.kinds[{place}]"
         if value not in KINDS:
@@ -114,13 +114,13 @@ def _kinds(capture: attention_pb2.Capture, loaded: LoadedModel) -> tuple[Kind, .
 
 
 def _layers(
-    capture: attention_pb2.Capture, loaded: LoadedModel, kinds: tuple[Kind, ...]
-) -> dict[Kind, tuple[int, ...]]:
+    capture: attention_pb2.Capture, loaded: LoadedModel, kinds: tuple[AttentionKind, ...]
+) -> dict[AttentionKind, tuple[int, ...]]:
     selection = capture.heads.WhichOneof("selection")
     if selection is None:
         if capture.HasField("heads"):
             raise invalid("capture.heads", "REQUIRED", "one of list, layers and preset must be set")
-        return {kind: tuple(range(loaded.sites.layers(kind))) for kind in kinds}
+        return {kind: tuple(range(loaded.attention_layers.layers(kind))) for kind in kinds}
     if selection == "preset":
         raise invalid("capture.heads.preset", "UNKNOWN_PRESET", "this model has no presets")
     layers = list(capture.heads.layers.layers)
@@ -137,7 +137,7 @@ def _layers(
 def _pairs(
     capture: attention_pb2.Capture,
     loaded: LoadedModel,
-    kinds: tuple[Kind, ...],
+    kinds: tuple[AttentionKind, ...],
     over_heads: Reduction | None,
     encoding: Encoding,
 ) -> tuple[Pair, ...]:
@@ -185,10 +185,10 @@ def _check_weight(weight: float, field: str, over_heads: Reduction | None) -> No
         raise invalid(field, "OUT_OF_RANGE", "must be a finite number, 0 or above")
 
 
-def _check_layer(layer: int, field: str, loaded: LoadedModel, kinds: tuple[Kind, ...]) -> None:
+def _check_layer(layer: int, field: str, loaded: LoadedModel, kinds: tuple[AttentionKind, ...]) -> None:
     for kind in kinds:
-        if layer >= loaded.sites.layers(kind):
-            message = f"{layer} is out of range: {kind} has layers 0 to {loaded.sites.layers(kind) - 1}"
+        if layer >= loaded.attention_layers.layers(kind):
+            message = f"{layer} is out of range: {kind} has layers 0 to {loaded.attention_layers.layers(kind) - 1}"
             raise invalid(field, "LAYER_OUT_OF_RANGE", message)
 
 
@@ -201,7 +201,7 @@ def _steps(capture: attention_pb2.Capture) -> tuple[int, int | None]:
     return capture.steps.begin, end
 
 
-def _check_size(plan: CapturePlan, positions: Mapping[Kind, int], at_once: int) -> None:
+def _check_size(plan: CapturePlan, positions: Mapping[AttentionKind, int], at_once: int) -> None:
     bytes_of = {kind: plan.row_bytes(kind, positions[kind]) for kind in plan.kinds}
     step = sum(size for kind, size in bytes_of.items() if kind != "encoder_self")
     encoder = bytes_of.get("encoder_self", 0) * positions["encoder_self"]

@@ -15,14 +15,14 @@ from sidelight.v1 import attention_pb2, model_pb2, text_pb2
 from sidelight.v1 import attribution_service_pb2 as service_pb
 
 from ...kernels import Encoding, Reduction
-from ..capture.arrays import Numbers
-from ..capture.attention_function import Kind
+from ..capture.arrays import AttentionArrays
+from ..capture.attention_function import AttentionKind
 from ..capture.plan import CapturePlan, Row
 from ..models.loader import LoadedModel
 from ..request import EncoderSelf, Job, Score, Started, Step, StopReason
 from ..text.tokenizer import Token
 
-KINDS: dict[int, Kind] = {
+KINDS: dict[int, AttentionKind] = {
     attention_pb2.ATTENTION_KIND_CROSS: "cross",
     attention_pb2.ATTENTION_KIND_DECODER_SELF: "decoder_self",
     attention_pb2.ATTENTION_KIND_ENCODER_SELF: "encoder_self",
@@ -83,7 +83,7 @@ def _fill_token(message: text_pb2.Token, token: Token) -> None:
     message.text = token.text
 
 
-def _fill_attention(message: attention_pb2.Attention, numbers: Numbers) -> None:
+def _fill_attention(message: attention_pb2.Attention, numbers: AttentionArrays) -> None:
     """Little-endian, last axis fastest."""
     values, scales, positions = numbers
     message.shape.extend(values.shape)
@@ -155,7 +155,7 @@ def _pairs(plan: CapturePlan) -> list[attention_pb2.Head]:
     return [attention_pb2.Head(layer=pair.layer, head=pair.head, weight=pair.weight) for pair in plan.pairs]
 
 
-def _layout(kind: Kind, plan: CapturePlan, loaded: LoadedModel) -> attention_pb2.AttentionLayout:
+def _layout(kind: AttentionKind, plan: CapturePlan, loaded: LoadedModel) -> attention_pb2.AttentionLayout:
     axes: list[attention_pb2.Axis.ValueType] = []
     if plan.pairs:
         axes = [] if plan.over_heads else [attention_pb2.AXIS_PAIR]
@@ -212,7 +212,7 @@ def model_message(loaded: LoadedModel, limits: model_pb2.RequestLimits, *, defau
         architecture=_architecture(loaded),
         attentions=[
             model_pb2.ModelAttention(
-                kind=_number(KINDS, kind), layers=loaded.sites.layers(kind), heads=loaded.heads(kind)
+                kind=_number(KINDS, kind), layers=loaded.attention_layers.layers(kind), heads=loaded.heads(kind)
             )
             for kind in loaded.kinds
         ],
@@ -223,6 +223,8 @@ def model_message(loaded: LoadedModel, limits: model_pb2.RequestLimits, *, defau
         device=str(loaded.model.device),
         default=default,
         vocabulary_size=loaded.vocabulary_size,
-        capture_path=model_pb2.CAPTURE_PATH_ROWS if loaded.sites.by_rows else model_pb2.CAPTURE_PATH_MATRICES,
+        capture_path=model_pb2.CAPTURE_PATH_ROWS
+        if loaded.attention_layers.captures_rows
+        else model_pb2.CAPTURE_PATH_MATRICES,
         limits=limits,
     )

@@ -14,7 +14,7 @@ from typing import Any
 from sidelight.v1 import attribution_service_pb2 as service_pb
 from sidelight.v1 import model_pb2, text_pb2
 
-from ..capture.attention_function import Kind
+from ..capture.attention_function import AttentionKind
 from ..capture.plan import CapturePlan
 from ..errors import invalid, not_found, unimplemented
 from ..models.loader import LoadedModel
@@ -93,7 +93,7 @@ def resolve(request: service_pb.AttributeRequest, loaded: LoadedModel, request_i
         if target.do_sample and request.resume_at and not request.decoding.sampling.HasField("seed"):
             raise invalid("decoding.sampling.seed", "REQUIRED", "is needed to draw the same tokens up to resume_at")
         steps, at_once = target.max_new_tokens, 1
-    positions: dict[Kind, int] = {
+    positions: dict[AttentionKind, int] = {
         "cross": len(source.tokens),
         "encoder_self": len(source.tokens),
         "decoder_self": read + steps,

@@ -13,7 +13,7 @@ from torch import Tensor
 from ...kernels import AttentionTensors
 
 
-class Numbers(NamedTuple):
+class AttentionArrays(NamedTuple):
     """Attention of some queries, `[queries, positions, ...]`, or of one, `[positions, ...]`.
 
     `values` is float32, float16 or uint8. uint8 has `scales`, float32, without the axis of positions; with top-k there
@@ -29,24 +29,24 @@ class Numbers(NamedTuple):
         """Bytes in all."""
         return sum(array.nbytes for array in self if array is not None)
 
-    def of(self, query: int) -> Numbers:
+    def of(self, query: int) -> AttentionArrays:
         """One of the queries."""
-        return Numbers(*(None if array is None else array[query] for array in self))  # pyright: ignore[reportArgumentType]
+        return AttentionArrays(*(None if array is None else array[query] for array in self))  # pyright: ignore[reportArgumentType]
 
-    def copy_of(self, query: int | slice, count: int | None = None) -> Numbers:
+    def copy_of(self, query: int | slice, count: int | None = None) -> AttentionArrays:
         """One of the queries, or its first positions; or some queries. A copy keeps no other queries in memory.
 
         Rows are ordered by share under top-k, so that what a query cannot see, which has none, comes last.
         """
         where = query if isinstance(query, slice) else (query, slice(count))
-        return Numbers(
+        return AttentionArrays(
             self.values[where].copy(),
             None if self.scales is None else self.scales[query].copy(),
             None if self.positions is None else self.positions[where].copy(),
         )
 
 
-def are_finite(numbers: Numbers) -> bool:
+def are_finite(numbers: AttentionArrays) -> bool:
     """Whether there is neither an infinity nor a NaN among the numbers, nor among their scales."""
     return all(_is_finite(array) for array in (numbers.values, numbers.scales) if array is not None)
 
@@ -59,7 +59,7 @@ def _is_finite(array: NDArray[Any]) -> bool:
         return bool(np.isfinite(array.sum(dtype=np.float32)) or np.isfinite(array).all())
 
 
-def fetch(tensors: Sequence[Tensor]) -> list[NDArray[Any]]:
+def to_host(tensors: Sequence[Tensor]) -> list[NDArray[Any]]:
     """Tensors as arrays, by one copy from their device to the host, however many: the only wait in a step."""
     if not tensors:
         return []
@@ -99,7 +99,7 @@ def tensors_of(result: AttentionTensors | None) -> list[Tensor]:
 
 def numbers_of(
     result: AttentionTensors | None, arrays: Sequence[NDArray[Any]], shape: tuple[int, ...]
-) -> Numbers | None:
+) -> AttentionArrays | None:
     """The arrays of `tensors_of`, their columns as axes of `shape`."""
     if result is None:
         return None
@@ -111,4 +111,4 @@ def numbers_of(
 
     values = take(True)
     assert values is not None
-    return Numbers(values, take(result.scales is not None), take(result.positions is not None))
+    return AttentionArrays(values, take(result.scales is not None), take(result.positions is not None))

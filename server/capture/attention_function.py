@@ -1,6 +1,6 @@
 """The attention that every served model runs: a fused kernel for the output, and rows for whoever records.
 
-It is registered with transformers under the name `sidelight`. It knows attention modules by the `Site` that
+It is registered with transformers under the name `sidelight`. It knows attention modules by the `LayerKey` that
 `attention_layers` gave them; it does not know requests, tokens or messages.
 
 The output comes from `scaled_dot_product_attention`, and rows from the kernels, which write them into the recorder's
@@ -43,20 +43,20 @@ NAME = "sidelight"
 
 _ONE = slice(0, 1)
 
-Kind = Literal["cross", "decoder_self", "encoder_self"]
+AttentionKind = Literal["cross", "decoder_self", "encoder_self"]
 
 
-class Site(NamedTuple):
+class LayerKey(NamedTuple):
     """Where in a model an attention module stands.
 
     `layer` counts from 0 among the modules of the same kind, from the input upwards.
     """
 
-    kind: Kind
+    kind: AttentionKind
     layer: int
 
 
-class Target(NamedTuple):
+class RecordTarget(NamedTuple):
     """Where the rows of one attention call go."""
 
     result: AttentionTensors  # for the wanted queries
@@ -68,7 +68,7 @@ class Target(NamedTuple):
 class Recorder(Protocol):
     """Takes rows while a model runs."""
 
-    def targets(self, site: Site, shape: tuple[int, int, int, int], device: torch.device) -> Sequence[Target]:
+    def targets(self, site: LayerKey, shape: tuple[int, int, int, int], device: torch.device) -> Sequence[RecordTarget]:
         """Where the rows of a site go, whose probabilities, somewhere, would be `[B, H, T, S]`."""
         ...
 
@@ -87,14 +87,14 @@ class _Active(threading.local):
     recorder: Recorder | None = None
     observer: Observer | None = None
     padded: bool = True  # whether a batch may have padding
-    lengths: Mapping[Kind, Tensor] | None = None  # see `separating`
+    lengths: Mapping[AttentionKind, Tensor] | None = None  # see `separating`
 
 
 _active = _Active()
 
 
 @contextmanager
-def recording(recorder: Recorder | None, *, padded: bool = True) -> Iterator[None]:
+def record_to(recorder: Recorder | None, *, padded: bool = True) -> Iterator[None]:
     """Sends the rows of forward passes in this thread to `recorder`.
 
     `padded=False` promises that no batch has padding: masks are then made without a look at it, and every query is
@@ -109,7 +109,7 @@ def recording(recorder: Recorder | None, *, padded: bool = True) -> Iterator[Non
 
 
 @contextmanager
-def separating(lengths: Mapping[Kind, Tensor]) -> Iterator[None]:
+def separating(lengths: Mapping[AttentionKind, Tensor]) -> Iterator[None]:
     """Has steps on a CPU attend row by row, each over as many positions as `lengths` says of it, int64 `[rows]`.
 
     Then a row's numbers are those that it has alone, to the bit (see `batch_invariance`).
@@ -192,7 +192,7 @@ def attend(
     # What is captured does not change what is written by a single bit on a CPU: there a step makes its output of its
     # probabilities whether or not anybody asks for them, and everything else has SDPA's own.
     if query.shape[2] == 1 and query.dtype == torch.float32 and not fuses(query):
-        site: Site | None = getattr(module, "sidelight_site", None)
+        site: LayerKey | None = getattr(module, "sidelight_site", None)
         lengths = None if _active.lengths is None or site is None else _active.lengths.get(site.kind)
         if lengths is None:
             output, attention = attend_to(query, key, value, scoring)
@@ -246,7 +246,7 @@ _modules: WeakValueDictionary[int, nn.Module] = WeakValueDictionary()
 _numbers = itertools.count()
 
 
-def place(module: nn.Module, site: Site) -> None:
+def place(module: nn.Module, site: LayerKey) -> None:
     """Tells an attention module where in its model it stands."""
     number = next(_numbers)
     _modules[number] = module
@@ -290,27 +290,27 @@ def _is_causal(module: nn.Module, query: Tensor, mask: Tensor | None, is_causal:
     return bool(causal) and mask is None and query.shape[2] > 1
 
 
-def _targets(recorder: Recorder, module: nn.Module, query: Tensor, key: Tensor) -> Sequence[Target]:
-    site: Site | None = getattr(module, "sidelight_site", None)
+def _targets(recorder: Recorder, module: nn.Module, query: Tensor, key: Tensor) -> Sequence[RecordTarget]:
+    site: LayerKey | None = getattr(module, "sidelight_site", None)
     if site is None:
         return ()
     batch, heads, queries, _ = query.shape
     return recorder.targets(site, (batch, heads, queries, key.shape[2]), query.device)
 
 
-def write_step(targets: Sequence[Target], attention: Tensor) -> None:
+def write_step(targets: Sequence[RecordTarget], attention: Tensor) -> None:
     """Keeps the rows of a step from its probabilities, float32 `[B, H, 1, S]`."""
     for target in targets:
         mine = attention if target.rows is None else attention[target.rows]
         write_probabilities(mine, target.result, target.part, _ONE)
 
 
-def targets_of_step(site: Site, shape: tuple[int, int, int, int], device: torch.device) -> Sequence[Target]:
+def targets_of_step(site: LayerKey, shape: tuple[int, int, int, int], device: torch.device) -> Sequence[RecordTarget]:
     """Where the rows of a step go that somebody else makes, by probabilities of this shape, `[B, H, 1, S]`."""
     return () if _active.recorder is None else _active.recorder.targets(site, shape, device)
 
 
-def _record(target: Target, query: Tensor, key: Tensor, scoring: AttentionParams) -> None:
+def _record(target: RecordTarget, query: Tensor, key: Tensor, scoring: AttentionParams) -> None:
     if target.rows is not None:
         bias, mask = (
             tensor if tensor is None or tensor.shape[0] == 1 else tensor[target.rows]

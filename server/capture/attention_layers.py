@@ -20,13 +20,13 @@ from ...kernels import AttentionTensors, LayerSpec, new_attention_tensors
 from ..transformers_versions import set_attention
 from .attention_function import (
     NAME,
-    Kind,
-    Site,
-    Target,
+    AttentionKind,
+    LayerKey,
+    RecordTarget,
     UnsupportedAttentionError,
     observing,
     place,
-    recording,
+    record_to,
 )
 
 log = logging.getLogger(__name__)
@@ -42,13 +42,13 @@ _FULL_PRECISION, _HALF_PRECISION = (1e-4, 1e-4), (0.2, 0.015)
 
 
 @dataclass(frozen=True)
-class Sites:
+class AttentionLayers:
     """The attentions of a model, found at load."""
 
-    heads: dict[Kind, tuple[int, ...]]  # for each layer of a kind, how many query heads it has
-    by_rows: bool  # whether rows are captured beside fused attention; otherwise the model gives its matrices
+    heads: dict[AttentionKind, tuple[int, ...]]  # for each layer of a kind, how many query heads it has
+    captures_rows: bool  # whether rows are captured beside fused attention; otherwise the model gives its matrices
 
-    def layers(self, kind: Kind) -> int:
+    def layers(self, kind: AttentionKind) -> int:
         """How many layers have this kind of attention."""
         return len(self.heads.get(kind, ()))
 
@@ -74,53 +74,53 @@ class _Watcher:
 class _Everything:
     """A recorder that keeps all rows of all sites."""
 
-    results: dict[Site, AttentionTensors] = field(default_factory=dict[Site, AttentionTensors])
+    results: dict[LayerKey, AttentionTensors] = field(default_factory=dict[LayerKey, AttentionTensors])
 
-    def targets(self, site: Site, shape: tuple[int, int, int, int], device: torch.device) -> list[Target]:
+    def targets(self, site: LayerKey, shape: tuple[int, int, int, int], device: torch.device) -> list[RecordTarget]:
         batch, heads, length, positions = shape
         self.results[site] = new_attention_tensors(batch, length, positions, heads, device=device)
-        return [Target(self.results[site], LayerSpec(), slice(0, length))]
+        return [RecordTarget(self.results[site], LayerSpec(), slice(0, length))]
 
 
 @torch.inference_mode()
-def find_sites(model: PreTrainedModel) -> Sites:
+def find_attention_layers(model: PreTrainedModel) -> AttentionLayers:
     """Marks the attention modules of `model` with their sites and says how its attention can be captured.
 
     The model comes with `attn_implementation="sidelight"` where its family allows, and leaves with it, or with
     "eager" if its matrices are to be used.
     """
     matrices = _matrices(model)
-    heads: dict[Kind, tuple[int, ...]] = {kind: tuple(m.shape[1] for m in ms) for kind, ms in matrices.items()}
+    heads: dict[AttentionKind, tuple[int, ...]] = {kind: tuple(m.shape[1] for m in ms) for kind, ms in matrices.items()}
     try:
         set_attention(model, NAME)
-        sites = _mark(model)
-        problem = _difference(model, sites, matrices)
+        attention_layers = _mark(model)
+        problem = _difference(model, attention_layers, matrices)
     except (UnsupportedAttentionError, ValueError, TypeError, KeyError) as error:
         problem = str(error) or type(error).__name__
     if problem is None:
-        return Sites(heads, by_rows=True)
+        return AttentionLayers(heads, captures_rows=True)
     log.warning("attention of %s is taken from whole matrices: %s", model.config.model_type, problem)
     for module in model.modules():
         if hasattr(module, "sidelight_site"):
             del module.sidelight_site
     set_attention(model, "eager")
-    return Sites(heads, by_rows=False)
+    return AttentionLayers(heads, captures_rows=False)
 
 
-def _matrices(model: PreTrainedModel) -> dict[Kind, list[Tensor]]:
+def _matrices(model: PreTrainedModel) -> dict[AttentionKind, list[Tensor]]:
     """The model's own attention matrices `[1, H, T, S]` for each kind and layer."""
     set_attention(model, "eager")
     return matrices_of(_run(model, output_attentions=True))
 
 
-def matrices_of(output: Any) -> dict[Kind, list[Tensor]]:
+def matrices_of(output: Any) -> dict[AttentionKind, list[Tensor]]:
     """Attention matrices from a model's output with `output_attentions=True`, layers without attention left out."""
-    names: dict[Kind, tuple[str, ...]] = {
+    names: dict[AttentionKind, tuple[str, ...]] = {
         "encoder_self": ("encoder_attentions",),
         "decoder_self": ("decoder_attentions", "attentions"),
         "cross": ("cross_attentions",),
     }
-    found: dict[Kind, list[Tensor]] = {}
+    found: dict[AttentionKind, list[Tensor]] = {}
     for kind, fields in names.items():
         for name in fields:
             layers = [layer for layer in getattr(output, name, None) or () if layer is not None]
@@ -147,40 +147,42 @@ def _run(model: PreTrainedModel, **options: Any) -> Any:
     return model(input_ids=source, decoder_input_ids=target, use_cache=False, **options)
 
 
-def _mark(model: PreTrainedModel) -> dict[Site, nn.Module]:
+def _mark(model: PreTrainedModel) -> dict[LayerKey, nn.Module]:
     """Gives each attention module its site, in the order in which they run."""
     watcher = _Watcher()
     with observing(watcher):
         _run(model)
     encoder = model.get_encoder() if model.config.is_encoder_decoder else None
     encoding = {id(module) for module in encoder.modules()} if encoder is not None else set[int]()
-    sites: dict[Site, nn.Module] = {}
-    counts: dict[Kind, int] = {}
+    attention_layers: dict[LayerKey, nn.Module] = {}
+    counts: dict[AttentionKind, int] = {}
     for call in watcher.calls:
         if id(call.module) in encoding:
-            kind: Kind = "encoder_self"
+            kind: AttentionKind = "encoder_self"
         elif encoder is not None and call.keys == _SOURCE_LENGTH:
             kind = "cross"
         else:
             kind = "decoder_self"
-        site = Site(kind, counts.get(kind, 0))
-        if any(call.module is module for module in sites.values()):
+        site = LayerKey(kind, counts.get(kind, 0))
+        if any(call.module is module for module in attention_layers.values()):
             raise UnsupportedAttentionError("layers share one attention module")
         counts[kind] = site.layer + 1
-        sites[site] = call.module
+        attention_layers[site] = call.module
         place(call.module, site)
-    return sites
+    return attention_layers
 
 
-def _difference(model: PreTrainedModel, sites: dict[Site, nn.Module], matrices: dict[Kind, list[Tensor]]) -> str | None:
+def _difference(
+    model: PreTrainedModel, attention_layers: dict[LayerKey, nn.Module], matrices: dict[AttentionKind, list[Tensor]]
+) -> str | None:
     """What is different between the rows captured and the model's own matrices; None if nothing is."""
-    expected = {Site(kind, layer): m for kind, layers in matrices.items() for layer, m in enumerate(layers)}
+    expected = {LayerKey(kind, layer): m for kind, layers in matrices.items() for layer, m in enumerate(layers)}
     if not expected:
         raise UnsupportedAttentionError("the model reports no attention")
-    if set(sites) != set(expected):
-        return f"{len(sites)} of {len(expected)} attention layers go through the attention interface"
+    if set(attention_layers) != set(expected):
+        return f"{len(attention_layers)} of {len(expected)} attention layers go through the attention interface"
     everything = _Everything()
-    with recording(everything):
+    with record_to(everything):
         _run(model)
     most, mean = _FULL_PRECISION if model.dtype == torch.float32 else _HALF_PRECISION
     for site, matrix in expected.items():

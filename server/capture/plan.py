@@ -24,7 +24,7 @@ from ...kernels import (
     new_attention_tensors,
     write_probabilities,
 )
-from .attention_function import Kind, Site, Target
+from .attention_function import AttentionKind, LayerKey, RecordTarget
 
 Row = Literal["predicting", "reading"]
 
@@ -48,9 +48,9 @@ class CapturePlan:
     and `layers` is empty for every kind. `heads` is how many heads the layers of each kind have.
     """
 
-    kinds: tuple[Kind, ...]
-    layers: dict[Kind, tuple[int, ...]]
-    heads: Mapping[Kind, int] = field(default_factory=dict[Kind, int])
+    kinds: tuple[AttentionKind, ...]
+    layers: dict[AttentionKind, tuple[int, ...]]
+    heads: Mapping[AttentionKind, int] = field(default_factory=dict[AttentionKind, int])
     pairs: tuple[Pair, ...] = ()
     over_heads: Reduction | None = None
     over_layers: Reduction | None = None
@@ -71,7 +71,7 @@ class CapturePlan:
             return None
         return tuple(1.0 if pair.weight is None else pair.weight for pair in self.pairs)
 
-    def shape(self, kind: Kind) -> tuple[int, ...]:
+    def shape(self, kind: AttentionKind) -> tuple[int, ...]:
         """The axes after positions: `[layers, heads]`, `[layers]`, `[pairs]` or none."""
         if self.pairs:
             return () if self.over_heads else (len(self.pairs),)
@@ -79,24 +79,24 @@ class CapturePlan:
             return ()
         return (len(self.layers[kind]),) if self.over_heads else (len(self.layers[kind]), self.heads[kind])
 
-    def row_bytes(self, kind: Kind, positions: int) -> int:
+    def row_bytes(self, kind: AttentionKind, positions: int) -> int:
         """The most bytes that a row of a kind takes, of all its layers and heads."""
         kept = min(self.top_k, positions) if self.top_k else positions
         number = ENCODINGS[self.encoding].itemsize + (_POSITION_BYTES if self.top_k else 0)
         return math.prod(self.shape(kind)) * (kept * number + (_SCALE_BYTES if self.encoding == "uint8" else 0))
 
     @cached_property
-    def parts(self) -> dict[Site, LayerSpec]:
+    def parts(self) -> dict[LayerKey, LayerSpec]:
         """What each captured layer gives to the result of its kind."""
         make = self._parts_of_pairs if self.pairs else self._parts_of_layers
-        return {Site(kind, layer): part for kind in self.kinds for layer, part in make(kind).items()}
+        return {LayerKey(kind, layer): part for kind in self.kinds for layer, part in make(kind).items()}
 
     @property
     def pools_layers(self) -> bool:
         """Whether several layers become one, so that a result needs room for what they have become so far."""
         return any(part.pools_layers for part in self.parts.values())
 
-    def _parts_of_layers(self, kind: Kind) -> dict[int, LayerSpec]:
+    def _parts_of_layers(self, kind: AttentionKind) -> dict[int, LayerSpec]:
         layers = self.layers[kind]
         if self.over_layers:
             fold = LayerSpec(over_heads=self.over_heads, over_layers=self.over_layers, layer_count=len(layers))
@@ -105,7 +105,7 @@ class CapturePlan:
         width = 1 if self.over_heads else self.heads[kind]
         return {layer: LayerSpec(over_heads=self.over_heads, column=i * width) for i, layer in enumerate(layers)}
 
-    def _parts_of_pairs(self, kind: Kind) -> dict[int, LayerSpec]:  # noqa: ARG002
+    def _parts_of_pairs(self, kind: AttentionKind) -> dict[int, LayerSpec]:  # noqa: ARG002
         layers = sorted({pair.layer for pair in self.pairs})
         return {layer: self._part_of_pairs(layer, layers) for layer in layers}
 
@@ -126,7 +126,7 @@ class CapturePlan:
         )
 
 
-class Recording:
+class PassRecorder:
     """The rows of one forward pass that a plan keeps, for one sequence, or for those of a batch that share the plan.
 
     `queries` is the slice of this pass's decoder queries that are kept; an encoder's are all kept. `positions` is how
@@ -138,7 +138,7 @@ class Recording:
         self,
         plan: CapturePlan,
         queries: slice,
-        positions: Mapping[Kind, int],
+        positions: Mapping[AttentionKind, int],
         rows: Tensor | None = None,
         count: int = 1,
     ) -> None:
@@ -147,9 +147,9 @@ class Recording:
         self._positions = positions
         self._rows = rows
         self._count = count
-        self._results: dict[Kind, AttentionTensors] = {}
+        self._results: dict[AttentionKind, AttentionTensors] = {}
 
-    def targets(self, site: Site, shape: tuple[int, int, int, int], device: torch.device) -> list[Target]:
+    def targets(self, site: LayerKey, shape: tuple[int, int, int, int], device: torch.device) -> list[RecordTarget]:
         """As `Recorder` has it."""
         part = self._plan.parts.get(site)
         if part is None:
@@ -157,21 +157,21 @@ class Recording:
         target = self._target(site, part, shape[2], device)
         return [] if target is None else [target]
 
-    def targets_of_step(self, device: torch.device) -> Iterator[tuple[Site, Target]]:
+    def targets_of_step(self, device: torch.device) -> Iterator[tuple[LayerKey, RecordTarget]]:
         """Where the rows of a pass of one query go, for all sites at once."""
         for site, part in self._plan.parts.items():
             target = self._target(site, part, 1, device) if site.kind in self._positions else None
             if target is not None:
                 yield site, target
 
-    def _target(self, site: Site, part: LayerSpec, length: int, device: torch.device) -> Target | None:
+    def _target(self, site: LayerKey, part: LayerSpec, length: int, device: torch.device) -> RecordTarget | None:
         """Where the rows of a site go in a pass of so many queries; None if none is kept."""
         queries = self._kept(site.kind, length)
         if queries.start >= queries.stop:
             return None
-        return Target(self._result(site.kind, queries, device), part, queries, self._rows)
+        return RecordTarget(self._result(site.kind, queries, device), part, queries, self._rows)
 
-    def record_matrices(self, matrices: Mapping[Kind, list[Tensor]]) -> None:
+    def record_matrices(self, matrices: Mapping[AttentionKind, list[Tensor]]) -> None:
         """Keeps what a plan wants of a model's own matrices `[1, H, T, S]`, for models that give nothing else."""
         for kind, layers in matrices.items():
             if kind not in self._plan.kinds:
@@ -189,15 +189,15 @@ class Recording:
                 wanted = [layers[layer][:, :, queries] for layer in self._plan.layers[kind]]
                 layout_into(wanted, result, over_heads=self._plan.over_heads, over_layers=self._plan.over_layers)
 
-    def result(self, kind: Kind) -> AttentionTensors | None:
+    def result(self, kind: AttentionKind) -> AttentionTensors | None:
         """What was kept of a kind; None if nothing was wanted."""
         return self._results.get(kind)
 
-    def _kept(self, kind: Kind, length: int) -> slice:
+    def _kept(self, kind: AttentionKind, length: int) -> slice:
         kept = slice(None) if kind == "encoder_self" else self._queries
         return slice(*kept.indices(length))
 
-    def _result(self, kind: Kind, queries: slice, device: torch.device) -> AttentionTensors:
+    def _result(self, kind: AttentionKind, queries: slice, device: torch.device) -> AttentionTensors:
         if kind not in self._results:
             plan, columns = self._plan, 1
             for size in plan.shape(kind):

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import torch
 
-from ..capture.arrays import Numbers, are_finite, fetch
+from ..capture.arrays import AttentionArrays, are_finite, to_host
 from ..errors import invalid, not_a_number
 from ..models.loader import LoadedModel
 from ..request import (
@@ -50,7 +50,7 @@ def attribute(loaded: LoadedModel, job: Job) -> Iterator[Event]:
         yield from _decode(reader, loaded, job, job.target, detokenizer)
 
 
-def parts_of(attention: Numbers) -> Iterator[EncoderSelf]:
+def parts_of(attention: AttentionArrays) -> Iterator[EncoderSelf]:
     """Encoder self-attention in parts of a size that messages can have. A part that waits keeps no other in memory."""
     count = len(attention.values)
     queries = max(1, _PART_BYTES // max(1, attention.nbytes // count))
@@ -58,7 +58,7 @@ def parts_of(attention: Numbers) -> Iterator[EncoderSelf]:
         yield EncoderSelf(first, attention.copy_of(slice(first, first + queries)))
 
 
-def check_numbers(*numbers: Numbers | None) -> None:
+def check_numbers(*numbers: AttentionArrays | None) -> None:
     """Raises RequestError where any of the numbers is NaN or infinite."""
     if not all(each is None or are_finite(each) for each in numbers):
         raise not_a_number()
@@ -91,9 +91,9 @@ def _given(reader: Reader, job: Job, target: Given) -> Iterator[Event]:
     logits, targets = result.logits[: len(ids)], reader.tensor(ids)[0]
     # The greatest of a row is NaN where any is.
     greatest = logits.amax(-1).float()
-    scores, made, *arrays = fetch([score(job.scores, logits, targets, job.score_top_p), greatest, *result.tensors])
+    scores, made, *arrays = to_host([score(job.scores, logits, targets, job.score_top_p), greatest, *result.tensors])
     cross, own = result.attention(arrays, job.capture)
-    check_numbers(Numbers(made), Numbers(scores), cross, own)
+    check_numbers(AttentionArrays(made), AttentionArrays(scores), cross, own)
     del result, logits, targets, greatest  # the logits' memory, while steps wait
     for index, (token, added) in enumerate(zip(tokens, _added(text, tokens), strict=True)):
         step = Step(index, token, added, scores[index].tolist())
@@ -144,7 +144,7 @@ def _decode(
             raise chooser.failed[0]
         scores = score(job.scores, result.logits, choice.tokens, job.score_top_p)
         is_left = torch.ones_like(choice.is_number) if choice.is_left is None else choice.is_left
-        id_, is_number, left, made, *rest = fetch([choice.tokens, choice.is_number, is_left, scores, *result.tensors])
+        id_, is_number, left, made, *rest = to_host([choice.tokens, choice.is_number, is_left, scores, *result.tensors])
         cross, own = (rows if rows is None else rows.of(0) for rows in result.attention(rest, job.capture))
         check_numbers(cross, own)
         yield from writer.write(id_.item(), is_number.item(), left.item(), made[0].tolist(), (cross, own))
@@ -180,7 +180,7 @@ class Writer:
         is_number: bool,
         is_left: bool,
         scores: Sequence[float],
-        attention: tuple[Numbers | None, Numbers | None],
+        attention: tuple[AttentionArrays | None, AttentionArrays | None],
     ) -> Iterator[Event]:
         """Takes what a pass gave: the token that was chosen, its scores, and its last query's attention.
 
@@ -209,7 +209,7 @@ class Writer:
             if self._stop is not None:
                 yield self._finished(self._stop)
 
-    def _sent(self, step: Step, attention: tuple[Numbers | None, Numbers | None]) -> Iterator[Step]:
+    def _sent(self, step: Step, attention: tuple[AttentionArrays | None, AttentionArrays | None]) -> Iterator[Step]:
         if step.index >= self._job.resume_at:
             cross, own = attention
             yield replace(step, cross=cross, decoder_self=own)

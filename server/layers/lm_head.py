@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ...kernels.cpu.argmax import LinearArgmax, MaskedColumns, out_of_the_question
-from ..capture.attention_function import recording
+from ..capture.attention_function import record_to
 from ..capture.attention_layers import first_token
 from .packed_linear import PackedLinear
 from .screened_head import Estimates, Screen
@@ -158,7 +158,7 @@ def _difference(model: Any, vocabulary: Vocabulary) -> str | None:
     inputs = {"input_ids": ids, "use_cache": False}
     if model.config.is_encoder_decoder:
         inputs["decoder_input_ids"] = ids
-    with recording(None, padded=False):
+    with record_to(None, padded=False):
         expected = model(**inputs).logits[0]
         with vocabulary.held():
             rest = model(**inputs).logits

@@ -27,7 +27,7 @@ from ...kernels.cpu.program import (
     is_supported,
     keep,
 )
-from ..capture.attention_function import Site, Target, targets_of_step, write_step
+from ..capture.attention_function import LayerKey, RecordTarget, targets_of_step, write_step
 from ..layers.fused_qkv import JoinedPart
 from ..layers.lm_head import Sought
 from ..layers.packed_linear import PackedLinear
@@ -88,7 +88,7 @@ class ProgrammedDecoder:
             made = self._made[slots] = self._make(slots)
         first, count, length, source_length = slots.stepping
         then: list[NDArray[np.int64]] = []
-        others: list[tuple[Target, Tensor]] = []
+        others: list[tuple[RecordTarget, Tensor]] = []
         for site, shares in made.shares:
             shown = source_length if site.kind == "cross" else length
             for target in targets_of_step(site, (count, self._heads, 1, shown), tokens.device):
@@ -119,9 +119,9 @@ class ProgrammedDecoder:
         stack = _Stack(program, self._decoder)
         self._embed(program, slots, stack.hidden)
         projected = program.room(3 * stack.width)
-        shares: list[tuple[Site, Tensor]] = []
+        shares: list[tuple[LayerKey, Tensor]] = []
 
-        def attend(query: Tensor, attention: Attention, site: Site) -> None:
+        def attend(query: Tensor, attention: Attention, site: LayerKey) -> None:
             shares.append((site, torch.zeros(count, self._heads, attention.keys.shape[2])))
             program.attend(query, attention, shares[-1][1], stack.mixed)
 
@@ -164,10 +164,10 @@ class _Step(NamedTuple):
 
     program: Program
     out: Tensor  # what comes of it, [slots, width]
-    shares: list[tuple[Site, Tensor]]  # probabilities of each attention, [slots, heads, positions]
+    shares: list[tuple[LayerKey, Tensor]]  # probabilities of each attention, [slots, heads, positions]
 
 
-def _is_kept_as_it_is(target: Target, shown: int) -> bool:
+def _is_kept_as_it_is(target: RecordTarget, shown: int) -> bool:
     """Whether all heads' numbers of so many positions go side by side, in float32."""
     result, part = target.result, target.part
     return (
@@ -267,7 +267,7 @@ class _EncoderLayer:
     def __init__(self, layer: Any) -> None:
         self.own_norm = _norm(layer.self_attn_layer_norm)
         self.project, self.own_out = _joined_panels(layer.self_attn.q_proj), _panels(layer.self_attn.out_proj)
-        self.own_site: Site = layer.self_attn.sidelight_site
+        self.own_site: LayerKey = layer.self_attn.sidelight_site
         self.forward = _Forward(layer)
 
 
@@ -278,7 +278,7 @@ class _DecoderLayer(_EncoderLayer):
         super().__init__(layer)
         self.source_norm = _norm(layer.encoder_attn_layer_norm)
         self.source_query, self.source_out = _panels(layer.encoder_attn.q_proj), _panels(layer.encoder_attn.out_proj)
-        self.source_site: Site = layer.encoder_attn.sidelight_site
+        self.source_site: LayerKey = layer.encoder_attn.sidelight_site
 
 
 class _Stack:

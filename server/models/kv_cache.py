@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin, EncoderDecoderCache
 
-from ..capture.attention_function import Kind
+from ..capture.attention_function import AttentionKind
 
 # Bytes of a line of the processor's cache, at which torch begins the memory of a tensor.
 _LINE = 64
@@ -252,7 +252,7 @@ class Slots:
         """Which positions of the step's sources there are: bool `[n, 1, 1, source length]`."""
         return (self._positions[: self.source_length] < self.source_lengths[self._stepping])[:, None, None]
 
-    def step_lengths(self) -> dict[Kind, Tensor]:
+    def step_lengths(self) -> dict[AttentionKind, Tensor]:
         """How many positions each of the step's slots sees, of those that are shown: int64 `[n]`."""
         own, source = self.own.lengths[self._stepping, 0] + 1, self.source_lengths[self._stepping, 0]
         return {"decoder_self": own.clamp_(max=self._length), "cross": source.clamp(max=max(1, self.source_length))}

@@ -17,8 +17,8 @@ from torch import nn
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from ...kernels.cpu.program import is_supported
-from ..capture.attention_function import Kind, register
-from ..capture.attention_layers import Sites, find_sites
+from ..capture.attention_function import AttentionKind, register
+from ..capture.attention_layers import AttentionLayers, find_attention_layers
 from ..checkpoint.files import CONFIG, Checkpoint, CheckpointError, open_checkpoint
 from ..checkpoint.generation_config import check_generation_config
 from ..checkpoint.model_config import class_for, model_error, read_config, read_generation_config
@@ -57,7 +57,7 @@ class LoadedModel:
     name: str
     model: PreTrainedModel
     codec: Codec
-    sites: Sites
+    attention_layers: AttentionLayers
     max_source_tokens: int
     max_target_tokens: int
     precision: str  # of its linear layers: int8, or a type of torch's by name
@@ -89,14 +89,14 @@ class LoadedModel:
         return _generation_config(self.model)
 
     @property
-    def kinds(self) -> tuple[Kind, ...]:
+    def kinds(self) -> tuple[AttentionKind, ...]:
         """The kinds of attention it has; the first is what a request gets that names none."""
-        order: tuple[Kind, ...] = ("cross", "decoder_self", "encoder_self")
-        return tuple(kind for kind in order if self.sites.layers(kind))
+        order: tuple[AttentionKind, ...] = ("cross", "decoder_self", "encoder_self")
+        return tuple(kind for kind in order if self.attention_layers.layers(kind))
 
-    def heads(self, kind: Kind) -> int:
+    def heads(self, kind: AttentionKind) -> int:
         """How many query heads the layers of a kind have."""
-        return self.sites.heads[kind][0]
+        return self.attention_layers.heads[kind][0]
 
 
 def bundled_model() -> Path:
@@ -149,7 +149,7 @@ def load(
         codec = _make_codec(tokenizer, model, checkpoint, config)
         source, target = _lengths(config, max_length)
         _check_lengths(codec, config, source, target, max_length)
-        sites = find_sites(model)
+        attention_layers = find_attention_layers(model)
         weight = shared_weight(model)  # of the layers as they are
         packing = precision if packed and not compiled else None
         if not compiled:  # what one layer makes of another is not for the compiler
@@ -160,7 +160,7 @@ def load(
             log.info("%s", pack(model, packing, in_panels=lambda _: programmed))
         is_exact = model.dtype == torch.float32 and precision != "int8"
         is_invariant = packing == "int8"
-        layout = find_layout(model, sites, source, target, is_exact=is_exact, is_invariant=is_invariant)
+        layout = find_layout(model, attention_layers, source, target, is_exact=is_exact, is_invariant=is_invariant)
         if layout is not None:
             if layout.vocabulary is not None and packing is not None:
                 layout.vocabulary.search()
@@ -180,13 +180,13 @@ def load(
         else:
             problem = model_error(checkpoint, error)
         raise ModelError(f"cannot load {where}: {problem}") from error
-    if not sites.heads:
+    if not attention_layers.heads:
         raise ModelError(f"cannot serve {where}: the model reports no attention")
-    for kind, heads in sites.heads.items():
+    for kind, heads in attention_layers.heads.items():
         if len(set(heads)) > 1:
             raise ModelError(f"cannot serve {where}: its layers differ in the number of {kind} heads: {heads}")
     shown = "int8" if precision == "int8" else str(model.dtype).removeprefix("torch.")
-    return LoadedModel(name, model, codec, sites, source, target, shown, layout)
+    return LoadedModel(name, model, codec, attention_layers, source, target, shown, layout)
 
 
 def _prepare_programs() -> None:

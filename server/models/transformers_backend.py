@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..capture.attention_function import recording, separating
-from ..capture.attention_layers import Sites, first_token
+from ..capture.attention_function import record_to, separating
+from ..capture.attention_layers import AttentionLayers, first_token
 from ..layers.lm_head import Sought, Vocabulary, find_vocabulary
 from ..transfer import whole_numbers
 from ..transformers_versions import cache_argument, cache_of
@@ -111,7 +111,7 @@ class Layout:
             mask = torch.arange(ids.shape[1], device=ids.device) < whole_numbers(
                 [[length] for length in lengths], ids.device
             )
-        with recording(None, padded=mask is not None):
+        with record_to(None, padded=mask is not None):
             if self.encoder is not None:
                 return self.encoder.read(ids, mask)
             inputs = {} if mask is None else {"attention_mask": mask.long()}
@@ -225,7 +225,7 @@ class Layout:
     def _shapes(self) -> tuple[list[Shape], list[Shape]]:
         """What each layer keeps, from a cache that the model has made itself."""
         ids = torch.full((1, 2), first_token(self._model), device=self._model.device)
-        with recording(None, padded=False), torch.inference_mode():
+        with record_to(None, padded=False), torch.inference_mode():
             if self._is_encoder_decoder:
                 cache = cache_of(self._model(input_ids=ids, decoder_input_ids=ids[:, :1], use_cache=True))
                 return _shapes_of(cache.self_attention_cache), _shapes_of(cache.cross_attention_cache)
@@ -270,7 +270,7 @@ def _projection(module: Any) -> Projection:
 
 def find_layout(
     model: PreTrainedModel,
-    sites: Sites,
+    attention_layers: AttentionLayers,
     source_length: int,
     length: int,
     *,
@@ -281,7 +281,7 @@ def find_layout(
 
     `is_exact` says whether two ways to the same logits are as near as float32 has it; `is_invariant` is as in `Layout`.
     """
-    if not sites.by_rows:
+    if not attention_layers.captures_rows:
         return None
     take_rows(model)
     if is_invariant:
@@ -343,7 +343,7 @@ def _difference(model: Any, layout: Layout, tolerance: float) -> str | None:
     longest = max(map(len, sources)) if is_encoder_decoder else 0
     slots = layout.slots(2, 8)
     expected: list[Tensor] = []
-    with recording(None, padded=False):
+    with record_to(None, padded=False):
         for slot, (target, source) in enumerate(zip(targets, sources, strict=True)):
             ids, source_ids = (torch.tensor([each], device=model.device) for each in (target, source))
             source_length = len(source) if is_encoder_decoder else 0

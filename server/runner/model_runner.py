@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...kernels import AttentionTensors
-from ..capture.arrays import Numbers, are_finite, fetch, numbers_of
-from ..capture.attention_function import Kind, Site, Target, fuses, recording
-from ..capture.plan import CapturePlan, Recording
+from ..capture.arrays import AttentionArrays, are_finite, numbers_of, to_host
+from ..capture.attention_function import AttentionKind, LayerKey, RecordTarget, fuses, record_to
+from ..capture.plan import CapturePlan, PassRecorder
 from ..engine.output_builder import Writer, begin, parts_of
 from ..errors import not_a_number
 from ..layers.lm_head import Sought
@@ -93,7 +93,7 @@ class Batch:
     def _compile(self) -> None:
         """Takes a step of nobody, so that the first request need not wait for the compiler."""
         self._slots.begin_step(slice(0, self._count), *self._layout.lengths)
-        with recording(None, padded=False):
+        with record_to(None, padded=False):
             self._layout.step(self._tokens, self._slots)
 
     @property
@@ -179,7 +179,7 @@ class Batch:
         """Reads a part of a context that is longer than one token, so that nobody waits for all of it."""
         ids, seat.unread = seat.unread[:_CHUNK], seat.unread[_CHUNK:]
         self._slots.begin_reading(seat.slot, seat.length, len(ids), seat.source_length)
-        with recording(None, padded=False):
+        with record_to(None, padded=False):
             self._layout.read(whole_numbers([ids], self._model.device), self._slots)
         seat.length += len(ids)
         self._slots.own.lengths[seat.slot] = seat.length
@@ -239,13 +239,13 @@ class Batch:
             first, end, (length, source) = 0, self._count, self._layout.lengths
         self._slots.begin_step(slice(first, end), length, source, are_even=are_even)
         fed = self._tokens[first:end]
-        positions: dict[Kind, int] = {"cross": source, "decoder_self": length}
+        positions: dict[AttentionKind, int] = {"cross": source, "decoder_self": length}
         is_free_to_choose = isinstance(self._layout.decoder, ProgrammedDecoder)
         recorder = _BatchRecording(seats, first, end, positions, fed, is_free_to_choose=is_free_to_choose)
         active = [seat.slot for seat in seats]
         keep = any(seat.job.scores for seat in seats)  # they are taken from what the model gave
         sought = None if keep else self._seek(first, end, active)
-        with recording(recorder, padded=False):
+        with record_to(recorder, padded=False):
             made = self._layout.step(fed, self._slots, sought)
         if sought is None:
             logits, choice = self._choose(made, first, end, active, keep=keep)
@@ -260,7 +260,7 @@ class Batch:
         tokens = choice.tokens[index]
         scores = [made for _, made in scored]
         drawn = [] if choice.is_left is None else [choice.is_left[index]]
-        ids, finite, *rest = fetch([tokens, choice.is_number[index], *drawn, *scores, *recorder.tensors])
+        ids, finite, *rest = to_host([tokens, choice.is_number[index], *drawn, *scores, *recorder.tensors])
         left, rest = rest[: len(drawn)], rest[len(drawn) :]
         self._tokens[index] = tokens[:, None]
         self._slots.advance(index)
@@ -377,7 +377,7 @@ class _Recorded(NamedTuple):
     """The rows of those who have the same plan."""
 
     seats: list[Seat]
-    recording: Recording
+    recorder: PassRecorder
     rows: Tensor | None  # which rows of its results are theirs; None: all, in their order
 
 
@@ -389,7 +389,7 @@ class _BatchRecording:
         seats: Sequence[Seat],
         first: int,
         end: int,
-        positions: Mapping[Kind, int],
+        positions: Mapping[AttentionKind, int],
         tokens: Tensor,
         *,
         is_free_to_choose: bool,
@@ -405,7 +405,7 @@ class _BatchRecording:
         count = end - first
         most = max(map(len, groups.values()), default=0)
         self._groups: list[_Recorded] = []
-        self._targets: dict[Site, list[Target]] = {}
+        self._targets: dict[LayerKey, list[RecordTarget]] = {}
         for group in groups.values():
             slots = [seat.slot - first for seat in group]
             rows = some_rows(tuple(slots), tokens.device) if slots != list(range(count)) else None
@@ -415,25 +415,25 @@ class _BatchRecording:
             if is_free_to_choose:
                 is_whole = rows is None
             taken = None if is_whole else rows
-            made = Recording(group[0].plan, LAST_QUERY, positions, taken, count if is_whole else len(slots))
+            made = PassRecorder(group[0].plan, LAST_QUERY, positions, taken, count if is_whole else len(slots))
             self._groups.append(_Recorded(group, made, rows if is_whole else None))
             for site, target in made.targets_of_step(tokens.device):
                 self._targets.setdefault(site, []).append(target)
 
     def targets(
         self,
-        site: Site,
+        site: LayerKey,
         shape: tuple[int, int, int, int],  # noqa: ARG002
         device: torch.device,  # noqa: ARG002
-    ) -> Sequence[Target]:
+    ) -> Sequence[RecordTarget]:
         """As `Recorder` has it."""
         return self._targets.get(site, ())
 
-    def _results(self) -> Iterator[tuple[_Recorded, Kind, AttentionTensors]]:
-        kinds: tuple[Kind, ...] = ("cross", "decoder_self")
+    def _results(self) -> Iterator[tuple[_Recorded, AttentionKind, AttentionTensors]]:
+        kinds: tuple[AttentionKind, ...] = ("cross", "decoder_self")
         for group in self._groups:
             for kind in kinds:
-                result = group.recording.result(kind)
+                result = group.recorder.result(kind)
                 if result is not None:
                     yield group, kind, result
 
@@ -449,13 +449,13 @@ class _BatchRecording:
 
     def attentions(
         self, arrays: Iterable[NDArray[Any]], faults: dict[Seat, Exception]
-    ) -> dict[Seat, tuple[Numbers | None, Numbers | None]]:
+    ) -> dict[Seat, tuple[AttentionArrays | None, AttentionArrays | None]]:
         """The attention of each seat, cross and decoder self, from the fetched `tensors`.
 
         A seat whose attention is NaN or infinite gets a fault, unless it has one.
         """
         left = iter(arrays)
-        found: dict[Seat, dict[Kind, Numbers]] = {}
+        found: dict[Seat, dict[AttentionKind, AttentionArrays]] = {}
         for (seats, *_), kind, result in self._results():
             fetched = [next(left)[:, 0] for tensor in result[:3] if tensor is not None]
             numbers = numbers_of(result, fetched, seats[0].plan.shape(kind))

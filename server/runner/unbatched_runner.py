@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...kernels import AttentionTensors
-from ..capture.arrays import Numbers, are_finite, fetch, numbers_of, tensors_of
-from ..capture.attention_function import Kind, recording
+from ..capture.arrays import AttentionArrays, are_finite, numbers_of, tensors_of, to_host
+from ..capture.attention_function import AttentionKind, record_to
 from ..capture.attention_layers import matrices_of
-from ..capture.plan import CapturePlan, Recording
+from ..capture.plan import CapturePlan, PassRecorder
 from ..errors import not_a_number
 from ..models.loader import LoadedModel
 from ..transformers_versions import cache_argument, cache_of, takes_whole_target
@@ -42,7 +42,9 @@ class Pass:
         """The attentions, to be fetched."""
         return [*tensors_of(self.cross), *tensors_of(self.decoder_self)]
 
-    def attention(self, arrays: Sequence[NDArray[Any]], plan: CapturePlan) -> tuple[Numbers | None, Numbers | None]:
+    def attention(
+        self, arrays: Sequence[NDArray[Any]], plan: CapturePlan
+    ) -> tuple[AttentionArrays | None, AttentionArrays | None]:
         """The attentions of `tensors` once fetched: cross and decoder self, of all queries kept."""
         count = len(tensors_of(self.cross))
         cross = numbers_of(self.cross, arrays[:count], plan.shape("cross")) if self.cross else None
@@ -58,7 +60,7 @@ class Reader:
     ) -> None:
         """`context_ids` are what the decoder reads between source and step 0: start token and prefix."""
         self._model: Any = loaded.model
-        self._by_rows = loaded.sites.by_rows
+        self._by_rows = loaded.attention_layers.captures_rows
         self._plan = plan
         self._source = source_ids
         self._source_ids = self.tensor(self._source)
@@ -79,14 +81,14 @@ class Reader:
         """What the encoder gave, `[1, S, width]`."""
         return self._encoder_outputs.last_hidden_state
 
-    def read_source(self, *, check: bool = True) -> Numbers | None:
+    def read_source(self, *, check: bool = True) -> AttentionArrays | None:
         """Runs the encoder, if there is one. Returns its self-attention, if captured.
 
         Raises RequestError where that is NaN or infinite, unless `check` is False.
         """
         if not self._is_encoder_decoder:
             return None
-        rows = Recording(self._plan, NO_QUERIES, {"encoder_self": len(self._source)})
+        rows = PassRecorder(self._plan, NO_QUERIES, {"encoder_self": len(self._source)})
         self._encoder_outputs = self._run(
             self._model.get_encoder(), rows, ("encoder_self",), input_ids=self._source_ids, **self._mask()
         )
@@ -94,7 +96,7 @@ class Reader:
         if result is None:
             return None
         # Where rows are NaN, so is what the encoder makes of them, however the rows are encoded.
-        finite, *arrays = fetch([self.encoded.isfinite().all()[None], *tensors_of(result)])
+        finite, *arrays = to_host([self.encoded.isfinite().all()[None], *tensors_of(result)])
         numbers = numbers_of(result, arrays, self._plan.shape("encoder_self"))
         if check and (not finite[0] or (numbers is not None and not are_finite(numbers))):
             raise not_a_number()
@@ -123,7 +125,7 @@ class Reader:
 
     def _read(self, ids: Tensor, queries: slice, logits: int, *, last: bool) -> Pass:
         self.position += ids.shape[1]
-        rows = Recording(self._plan, queries, {"cross": len(self._source), "decoder_self": self.position})
+        rows = PassRecorder(self._plan, queries, {"cross": len(self._source), "decoder_self": self.position})
         inputs: dict[str, Any] = {cache_argument(self._model): self._cache, "use_cache": not last}
         if self._is_encoder_decoder:
             if takes_whole_target(self._model):
@@ -145,10 +147,10 @@ class Reader:
         # One source without padding needs no mask, and looking whether a mask hides anything waits for the device.
         return {} if self._by_rows else {"attention_mask": torch.ones_like(self._source_ids)}
 
-    def _run(self, module: Any, rows: Recording, kinds: tuple[Kind, ...], **inputs: Any) -> Any:
+    def _run(self, module: Any, rows: PassRecorder, kinds: tuple[AttentionKind, ...], **inputs: Any) -> Any:
         """A forward pass that leaves what is captured of these kinds in `rows`."""
         if self._by_rows:
-            with recording(rows, padded=False):
+            with record_to(rows, padded=False):
                 return module(**inputs)
         output = module(**inputs, output_attentions=True)
         matrices = {"encoder_self": list(output.attentions)} if kinds == ("encoder_self",) else matrices_of(output)

@@ -16,7 +16,7 @@ import torch
 
 from ...kernels import Launch, recorded
 from ...kernels.tools.prebuild_cli import UnknownModelError
-from ..capture.attention_function import Kind
+from ..capture.attention_function import AttentionKind
 from ..capture.plan import CapturePlan
 from ..models.loader import LoadedModel, ModelError, load
 from .unbatched_runner import LAST_QUERY, Reader
@@ -33,7 +33,9 @@ _STEPS = 17
 
 def common_captures(loaded: LoadedModel) -> Iterator[CapturePlan]:
     """The captures that are warmed: everything in each encoding, heads reduced, and heads and layers reduced."""
-    layers: dict[Kind, tuple[int, ...]] = {kind: tuple(range(loaded.sites.layers(kind))) for kind in loaded.kinds}
+    layers: dict[AttentionKind, tuple[int, ...]] = {
+        kind: tuple(range(loaded.attention_layers.layers(kind))) for kind in loaded.kinds
+    }
     everything = CapturePlan(loaded.kinds, layers, {kind: loaded.heads(kind) for kind in loaded.kinds})
     yield everything
     yield replace(everything, encoding="float16")

@@ -67,7 +67,7 @@ def continuation(served: Served) -> str:
 
 
 def test_it_is_captured_the_way_it_should_be(served):
-    assert served.loaded.sites.by_rows == served.family.by_rows
+    assert served.loaded.attention_layers.captures_rows == served.family.by_rows
     implementation = served.loaded.model.config._attn_implementation
     assert implementation == (NAME if served.family.by_rows else "eager")
 
@@ -184,7 +184,7 @@ def test_reductions_are_inseqs(served, name):
 def test_layers_and_pairs_are_parts_of_the_whole(served):
     whole = served.attribute()
     kinds = served.loaded.kinds
-    count = min(served.loaded.sites.layers(kind) for kind in kinds)
+    count = min(served.loaded.attention_layers.layers(kind) for kind in kinds)
     layers = list(range(count))[::-1]
     some = served.attribute(capture=Capture(kinds=kinds, layers=layers))
     pairs = [(count - 1, 1), (0, 0), (count - 1, 0)]

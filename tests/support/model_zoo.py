@@ -44,7 +44,7 @@ class Family:
     source_language: str = ""
     target_language: str = ""
     inseq: bool = True  # whether Inseq 0.7.1 attributes it
-    by_rows: bool = True  # whether it runs through the attention interface
+    captures_rows: bool = True  # whether it runs through the attention interface
     seed: int = 0  # one with which greedy decoding writes different tokens
 
 
@@ -310,10 +310,10 @@ FAMILIES: dict[str, Family] = {
     "umt5": Family(
         _t5(tf.UMT5Config, tf.UMT5ForConditionalGeneration, feed_forward_proj="gated-gelu"),
         # Before, its decoder's attention does not say that it is causal, and is wrong without whole matrices.
-        by_rows=version.parse(tf.__version__) >= version.parse("5.18"),
+        captures_rows=version.parse(tf.__version__) >= version.parse("5.18"),
     ),
     # Inseq hands FSMT embeddings that it scales a second time: not even its encoder's rows are the model's.
-    "fsmt": Family(_fsmt, by_rows=False, inseq=False, seed=8),
+    "fsmt": Family(_fsmt, captures_rows=False, inseq=False, seed=8),
     "gpt2": Family(_gpt2, is_encoder_decoder=False, seed=17),
     "llama": Family(_decoder_only(tf.LlamaConfig, tf.LlamaForCausalLM), is_encoder_decoder=False, seed=5),
     "qwen3": Family(_decoder_only(tf.Qwen3Config, tf.Qwen3ForCausalLM), is_encoder_decoder=False, seed=3),

@@ -10,7 +10,7 @@ import pytest
 import torch
 from model_zoo import FAMILIES, build_model
 from sidelight.server.capture import attention_function as attention
-from sidelight.server.capture import attention_layers as sites
+from sidelight.server.capture import attention_layers as attention_layers
 from sidelight.server.models.loader import load
 from transformers import AutoModelForCausalLM
 
@@ -32,7 +32,7 @@ def test_a_sharp_model_in_bfloat16_is_captured_by_rows(tmp_path: Path, factor: i
             layer.self_attn.q_proj.weight.mul_(factor)
     model.save_pretrained(path)
     loaded = load(path, dtype="bfloat16", packed=False)
-    assert loaded.sites.by_rows
+    assert loaded.attention_layers.captures_rows
     assert loaded.layout is not None
 
 
@@ -41,7 +41,7 @@ def test_a_sharp_model_in_bfloat16_is_captured_by_rows(tmp_path: Path, factor: i
 def test_another_scale_is_found_in_half_precision(name: str, dtype: str, folder: Path, monkeypatch: pytest.MonkeyPatch):
     scoring = attention.AttentionParams
     monkeypatch.setattr(attention, "AttentionParams", lambda *, scale, **rule: scoring(scale=scale / 2, **rule))
-    assert not load(build_model(name, folder), dtype=dtype, packed=False).sites.by_rows
+    assert not load(build_model(name, folder), dtype=dtype, packed=False).attention_layers.captures_rows
 
 
 @pytest.mark.parametrize("name", BY_ROWS)
@@ -51,5 +51,5 @@ def test_another_order_of_heads_is_found_in_half_precision(name: str, folder: Pa
             model, marked, {kind: [layer.flip(1) for layer in layers] for kind, layers in matrices.items()}
         )
 
-    monkeypatch.setattr(sites, "_difference", partial(reverse, sites._difference))
-    assert not load(build_model(name, folder), dtype="bfloat16", packed=False).sites.by_rows
+    monkeypatch.setattr(attention_layers, "_difference", partial(reverse, attention_layers._difference))
+    assert not load(build_model(name, folder), dtype="bfloat16", packed=False).attention_layers.captures_rows

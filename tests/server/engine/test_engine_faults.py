@@ -149,7 +149,7 @@ FAULTY = {
     Batch: [name for name, value in vars(Batch).items() if callable(value)],
     Outbox: ["put", "end", "_wake"],
     engine_module: ["attribute", "ring"],
-    batch_module: ["begin", "fetch", "parts_of"],
+    batch_module: ["begin", "to_host", "parts_of"],
 }
 NOT_FAULTY = {"__init__", "_run", "_watch_over", "_refusal", "_compile"}
 

@@ -7,7 +7,7 @@ from itertools import permutations
 import pytest
 import torch
 from model_zoo import FAMILIES, build_model
-from sidelight.server.capture.attention_function import Site, place
+from sidelight.server.capture.attention_function import LayerKey, place
 from sidelight.server.layers.fused_qkv import JoinedPart, join_projections
 from sidelight.server.layers.packed_linear import pack
 from sidelight.server.models.loader import load
@@ -57,7 +57,7 @@ def calls(monkeypatch) -> list[int]:
 def attention(kind="decoder_self", **options) -> tuple[nn.Module, dict[str, torch.Tensor], torch.Tensor]:
     """An attention whose layers are joined, what they gave before, and of what."""
     module = Attention(**options).requires_grad_(False)
-    place(module, Site(kind, 0))
+    place(module, LayerKey(kind, 0))
     x = torch.randn(2, 3, 8)
     before = {name: getattr(module, name)(x) for name in NAMES}
     join_projections(module)
@@ -79,7 +79,7 @@ def test_each_tensor_has_its_own():
     module = Attention().requires_grad_(False)
     inputs = [torch.randn(2, 8), torch.randn(2, 8)]
     before = [{name: getattr(module, name)(x) for name in NAMES} for x in inputs]
-    place(module, Site("decoder_self", 0))
+    place(module, LayerKey("decoder_self", 0))
     join_projections(module)
     for name, which in (("q_proj", 0), ("k_proj", 1), ("v_proj", 0), ("v_proj", 0), ("q_proj", 1), ("v_proj", 1)):
         torch.testing.assert_close(getattr(module, name)(inputs[which]), before[which][name])
@@ -122,7 +122,7 @@ def test_those_that_do_not_fit_stay_as_they_are():
     for odd in (nn.Linear(8, 6, bias=False), nn.Linear(8, 6).half(), nn.Linear(4, 6), Special(8, 6), None):
         module = Attention()
         module.k_proj = odd
-        place(module, Site("decoder_self", 0))
+        place(module, LayerKey("decoder_self", 0))
         join_projections(module)
         assert module.k_proj is odd
         assert type(module.q_proj) is nn.Linear
@@ -140,8 +140,8 @@ def test_packed_as_one(precision):
         decoder, encoder_attn = Attention(), Attention()
         decoder.encoder_attn = encoder_attn
         models.append(nn.ModuleDict({"decoder": decoder}).requires_grad_(False))
-        place(decoder, Site("decoder_self", 0))
-        place(encoder_attn, Site("cross", 0))
+        place(decoder, LayerKey("decoder_self", 0))
+        place(encoder_attn, LayerKey("cross", 0))
     models[1].load_state_dict(models[0].state_dict())
     join_projections(models[1])
     apart, joined = (pack(model, precision) for model in models)

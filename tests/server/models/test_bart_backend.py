@@ -6,7 +6,7 @@ import pytest
 import torch
 from model_zoo import FAMILIES, build_model
 from sidelight.kernels.cpu.program import is_supported
-from sidelight.server.capture.attention_function import recording
+from sidelight.server.capture.attention_function import record_to
 from sidelight.server.capture.attention_layers import _Everything
 from sidelight.server.models import bart_backend as direct
 from sidelight.server.models.bart_backend import DirectDecoder
@@ -56,7 +56,7 @@ def steps(loaded: LoadedModel, *, directly: bool, are_even: bool):
             longest = 0
             if not are_even:
                 longest = 2
-                with recording(None, padded=False):
+                with record_to(None, padded=False):
                     slots.begin_reading(2, 0, 2, 4)
                     layout.read(torch.tensor([[7, 8]]), slots)
                 slots.own.lengths[2] = 2
@@ -65,7 +65,7 @@ def steps(loaded: LoadedModel, *, directly: bool, are_even: bool):
                 slots.begin_step(slice(0, 4), longest + step + 1, 5, are_even=are_even)
                 # The padding, too: M2M100 gives it no position.
                 tokens = torch.tensor([[9 + step], [4], [loaded.model.config.pad_token_id], [30 * step + 5]])
-                with recording(everything, padded=False):
+                with record_to(everything, padded=False):
                     made = layout.step(tokens, slots)
                 slots.own.lengths[[0, 2, 3]] += 1
                 used = [0, 2, 3]

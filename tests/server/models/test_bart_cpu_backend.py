@@ -14,7 +14,7 @@ import torch
 from batches import jobs_of, then_one_by_one, together
 from model_zoo import build_model
 from sidelight.kernels.cpu import program as cpu_program
-from sidelight.server.capture.attention_function import recording
+from sidelight.server.capture.attention_function import record_to
 from sidelight.server.capture.attention_layers import _Everything
 from sidelight.server.layers import packed_linear as linears
 from sidelight.server.models import bart_cpu_backend as programs
@@ -91,7 +91,7 @@ def test_int8_is_near_float32():
             slots = layout.slots(2)
             layout.read_sources(torch.tensor([[5, 9, 7, 30, 2]]), {1: 5}, slots)
             slots.begin_step(slice(1, 2), 1, 5)
-            with recording(None, padded=False):
+            with record_to(None, padded=False):
                 made.append(layout.step(torch.tensor([[layout._model.config.decoder_start_token_id]]), slots).clone())
     apart = (made[0] - made[1]).norm() / made[0].norm()
     assert 0 < apart < 0.05
@@ -124,10 +124,10 @@ def test_rows_of_all_sites_are_recorded(bundled):
         layout.read_sources(torch.tensor([[5, 9, 7, 30, 2]]), {1: 5}, slots)
         everything = _Everything()
         slots.begin_step(slice(0, 3), 1, 5)
-        with recording(everything, padded=False):
+        with record_to(everything, padded=False):
             layout.step(torch.tensor([[4], [5], [6]]), slots)
     kinds = [site.kind for site in everything.results]
-    assert kinds.count("cross") == kinds.count("decoder_self") == bundled.sites.layers("cross")
+    assert kinds.count("cross") == kinds.count("decoder_self") == bundled.attention_layers.layers("cross")
     for result in everything.results.values():
         torch.testing.assert_close(result.values.sum(2), torch.ones(3, 1, result.values.shape[3]))
 

@@ -15,7 +15,7 @@ import torch
 from harness import CROSS, DECODER_SELF, request
 from model_zoo import FAMILIES, SOURCE, build_model
 from sidelight.server.api.validation import resolve
-from sidelight.server.capture.arrays import fetch, join, split
+from sidelight.server.capture.arrays import join, split, to_host
 from sidelight.server.engine import output_builder as decoding_module
 from sidelight.server.engine.output_builder import attribute
 from sidelight.server.layers import screened_head as screening
@@ -92,11 +92,11 @@ def count_fetches(monkeypatch, module, dispatch: Dispatch) -> list[int]:
         fetches.append(len(tensors))
         with torch._C.DisableTorchFunction():
             before = len(dispatch.seen)
-            arrays = fetch(tensors)
+            arrays = to_host(tensors)
             del dispatch.seen[before:]
         return arrays
 
-    monkeypatch.setattr(module, "fetch", counted)
+    monkeypatch.setattr(module, "to_host", counted)
     return fetches
 
 
