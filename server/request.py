@@ -1,7 +1,7 @@
 """What the engine is asked for, and what it answers: the domain's own types, free of protobuf.
 
-A `Job` is a request that has been checked; its events come back in order: one Started, perhaps one EncoderSelf, Steps,
-one Finished.
+A `Request` is a request that has been checked; its events come back in order: one Started, perhaps one EncoderSelf,
+Steps, one Finished.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from typing import Any, Literal
 
 from .capture.arrays import AttentionArrays
 from .capture.plan import CapturePlan
-from .text.tokenizer import Encoded, Token
+from .text.tokenizer import Token, TokenizedText
 
 StopReason = Literal["end_token", "length", "stop_text", "given"]
 Score = Literal["probability", "logit", "entropy", "cross_entropy", "perplexity", "top_p_size"]
 
 
 @dataclass(frozen=True)
-class Decoding:
+class DecodingParams:
     """A target that the model writes. `generation` overrides the model's generation config, by its field names."""
 
     max_new_tokens: int
@@ -31,30 +31,30 @@ class Decoding:
 
 
 @dataclass(frozen=True)
-class Given:
+class GivenTarget:
     """A target that is known. Every token is a step."""
 
-    encoded: Encoded
+    encoded: TokenizedText
 
 
 @dataclass(frozen=True)
-class Job:
+class Request:
     """A request, checked and resolved against its model."""
 
     request_id: str
-    source: Encoded
+    source: TokenizedText
     context_ids: tuple[int, ...]  # what the decoder reads between source and step 0: start token and prefix
-    target: Decoding | Given
+    target: DecodingParams | GivenTarget
     capture: CapturePlan
     scores: tuple[Score, ...] = ()
     score_top_p: float = 0.9
     resume_at: int = 0
-    prefix: Encoded | None = None  # the text of the last of `context_ids`; None where none was given as a text
+    prefix: TokenizedText | None = None  # the text of the last of `context_ids`; None where none was given as a text
 
     @property
     def size(self) -> int:
         """Tokens of source and target, at most."""
-        target = len(self.target.encoded.tokens) if isinstance(self.target, Given) else self.target.max_new_tokens
+        target = len(self.target.encoded.tokens) if isinstance(self.target, GivenTarget) else self.target.max_new_tokens
         return len(self.source.tokens) + len(self.context_ids) + target
 
     @property
@@ -62,7 +62,7 @@ class Job:
         """The most bytes of attention that are made of it at once and sent in parts; 0 where all comes step by step."""
         source = len(self.source.tokens)
         whole = self.capture.row_bytes("encoder_self", source) * source if "encoder_self" in self.capture.kinds else 0
-        if isinstance(self.target, Given):
+        if isinstance(self.target, GivenTarget):
             count = len(self.target.encoded.tokens)
             # Of a decoder-only model, decoder self-attention sees the source too.
             positions = {"cross": source, "decoder_self": source + len(self.context_ids) + count}
@@ -73,7 +73,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Started:
-    """What comes before all work. `context` are the tokens of `Job.context_ids`; `seed` is the one of sampling."""
+    """What comes before all work. `context` are the tokens of `Request.context_ids`; `seed` is the one of sampling."""
 
     context: tuple[Token, ...]
     seed: int | None = None
@@ -109,4 +109,4 @@ class Finished:
     seed: int | None = None
 
 
-Event = Started | EncoderSelf | Step | Finished
+Output = Started | EncoderSelf | Step | Finished

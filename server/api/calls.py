@@ -18,7 +18,7 @@ import grpc
 from google.protobuf.message import Message
 
 from ..engine.admission import HeldBack
-from ..engine.output_queue import Outbox
+from ..engine.output_queue import OutputQueue
 from ..errors import RequestError, internal, invalid, late, stalled
 from ..memory import give_back
 from .status import details, status_code
@@ -48,7 +48,7 @@ class Call:
     def __init__(self, context: Context) -> None:
         self.context = context
         self.request_id = ""  # once it is known
-        self.outbox: Outbox | None = None  # where its events come from, once there is one
+        self.outbox: OutputQueue | None = None  # where its events come from, once there is one
         self.ticket: Hashable = None  # what the engine knows it by
         self.waits_for: Literal["request", "reader"] | None = None
         self.since = 0.0

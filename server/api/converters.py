@@ -19,7 +19,7 @@ from ..capture.arrays import AttentionArrays
 from ..capture.attention_function import AttentionKind
 from ..capture.plan import CapturePlan, Row
 from ..models.loader import LoadedModel
-from ..request import EncoderSelf, Job, Score, Started, Step, StopReason
+from ..request import EncoderSelf, Request, Score, Started, Step, StopReason
 from ..text.tokenizer import Token
 
 KINDS: dict[int, AttentionKind] = {
@@ -99,7 +99,7 @@ def _little(array: NDArray[Any]) -> bytes:
     return array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes(order="C")
 
 
-def started_message(job: Job, loaded: LoadedModel, event: Started) -> service_pb.Started:
+def started_message(job: Request, loaded: LoadedModel, event: Started) -> service_pb.Started:
     """The header of a stream."""
     message = service_pb.Started(
         request_id=job.request_id,
@@ -218,7 +218,7 @@ def model_message(loaded: LoadedModel, limits: model_pb2.RequestLimits, *, defau
         ],
         max_source_tokens=loaded.max_source_tokens,
         max_target_tokens=loaded.max_target_tokens,
-        languages=loaded.codec.languages,
+        languages=loaded.tokenizer.languages,
         dtype=loaded.precision,
         device=str(loaded.model.device),
         default=default,

@@ -12,7 +12,7 @@ from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection
 
 from ..engine.admission import HeldBack
-from ..engine.engine import Engine, Limits
+from ..engine.engine import Engine, EngineConfig
 from ..models.loader import LoadedModel
 from ..runner.warmup import warm
 from .addresses import Address, AddressError
@@ -47,7 +47,9 @@ _OPTIONS: tuple[tuple[str, int], ...] = (
 class Server:
     """Serves loaded models; the first is the default. Made, started and stopped in one event loop."""
 
-    def __init__(self, models: Sequence[LoadedModel], address: str | Address, limits: Limits | None = None) -> None:
+    def __init__(
+        self, models: Sequence[LoadedModel], address: str | Address, limits: EngineConfig | None = None
+    ) -> None:
         self._engines = [Engine(loaded, limits, self._note_failure) for loaded in models]
         self._address = address
         self._loop = asyncio.get_running_loop()

@@ -13,11 +13,11 @@ from collections.abc import Iterator, Sequence
 import grpc
 from sidelight.v1 import attribution_service_pb2 as service_pb
 
-from ..engine.engine import Engine, Ticket
-from ..engine.output_queue import Outbox
+from ..engine.engine import Engine, RequestState
+from ..engine.output_queue import OutputQueue
 from ..errors import invalid, unimplemented
 from ..models.loader import LoadedModel
-from ..request import EncoderSelf, Event, Finished, Job, Started, Step
+from ..request import EncoderSelf, Finished, Output, Request, Started, Step
 from . import converters
 from .calls import EOF, Call, Calls
 from .parsing import parse
@@ -76,7 +76,7 @@ class AttributionService:
         engine = self._engines[find_model(self._models, request.model).name]
         with engine.reserve(call.client) as place:  # before anything is done for it
             job = await self._resolve(request, len(data), engine.loaded, call.request_id)
-            call.outbox = Outbox(engine.wake)
+            call.outbox = OutputQueue(engine.wake)
             try:
                 remaining: float | None = call.context.time_remaining()
                 deadline = None if remaining is None else time.monotonic() + remaining
@@ -89,12 +89,12 @@ class AttributionService:
 
     async def _resolve(
         self, request: service_pb.AttributeRequest, size: int, loaded: LoadedModel, request_id: str
-    ) -> Job:
-        if size <= _SHORT and not loaded.codec.is_busy:
+    ) -> Request:
+        if size <= _SHORT and not loaded.tokenizer.is_busy:
             return resolve(request, loaded, request_id)
         return await self._turns.run(size, resolve, request, loaded, request_id)
 
-    async def _stream(self, call: Call, outbox: Outbox, job: Job, engine: Engine, usage: _Meter) -> None:
+    async def _stream(self, call: Call, outbox: OutputQueue, job: Request, engine: Engine, usage: _Meter) -> None:
         while events := await outbox.take(_MESSAGE_BYTES):
             usage.count(events)
             for batch in _batches(events):
@@ -131,7 +131,7 @@ class AttributionService:
 class _Meter:
     """What a request has cost so far."""
 
-    def __init__(self, job: Job, arrived: float, ticket: Ticket) -> None:
+    def __init__(self, job: Request, arrived: float, ticket: RequestState) -> None:
         self._job = job
         self._arrived = arrived
         self._ticket = ticket
@@ -139,7 +139,7 @@ class _Meter:
         self._last = arrived
         self._bytes = 0
 
-    def count(self, events: Sequence[Event]) -> None:
+    def count(self, events: Sequence[Output]) -> None:
         """Takes notice of events that are about to be sent."""
         for event in events:
             if isinstance(event, Step):
@@ -165,9 +165,9 @@ class _Meter:
         return usage
 
 
-def _batches(events: Sequence[Event]) -> Iterator[list[Event]]:
+def _batches(events: Sequence[Output]) -> Iterator[list[Output]]:
     """Events in the messages that they are sent in: steps together, everything else alone."""
-    batch: list[Event] = []
+    batch: list[Output] = []
     for event in events:
         if batch and not (isinstance(event, Step) and isinstance(batch[0], Step)):
             yield batch
@@ -177,7 +177,7 @@ def _batches(events: Sequence[Event]) -> Iterator[list[Event]]:
         yield batch
 
 
-def _response(batch: Sequence[Event], job: Job, engine: Engine, usage: _Meter) -> service_pb.AttributeResponse:
+def _response(batch: Sequence[Output], job: Request, engine: Engine, usage: _Meter) -> service_pb.AttributeResponse:
     event = batch[0]
     if isinstance(event, Started):
         message = converters.started_message(job, engine.loaded, event)

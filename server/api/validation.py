@@ -18,9 +18,9 @@ from ..capture.attention_function import AttentionKind
 from ..capture.plan import CapturePlan
 from ..errors import invalid, not_found, unimplemented
 from ..models.loader import LoadedModel
-from ..request import Decoding, Given, Job, Score
+from ..request import DecodingParams, GivenTarget, Request, Score
 from ..text.languages import Languages
-from ..text.tokenizer import Encoded, TextOptions
+from ..text.tokenizer import TextOptions, TokenizedText
 from .capture_validation import plan_capture
 from .converters import SCORES
 
@@ -57,8 +57,8 @@ def limits_of(loaded: LoadedModel) -> model_pb2.RequestLimits:
     """What is looked at before any work is done for a request of a model."""
     return model_pb2.RequestLimits(
         max_request_bytes=MAX_REQUEST_BYTES,
-        max_source_bytes=loaded.codec.most_bytes(loaded.max_source_tokens),
-        max_target_bytes=loaded.codec.most_bytes(loaded.max_target_tokens),
+        max_source_bytes=loaded.tokenizer.most_bytes(loaded.max_source_tokens),
+        max_target_bytes=loaded.tokenizer.most_bytes(loaded.max_target_tokens),
         max_chat_messages=loaded.max_source_tokens,
         max_stop_texts=MAX_STOPS,
         max_stop_bytes=MAX_STOP_BYTES,
@@ -74,7 +74,7 @@ def find_model(models: dict[str, LoadedModel], name: str, field: str = "model") 
     return models[name]
 
 
-def resolve(request: service_pb.AttributeRequest, loaded: LoadedModel, request_id: str) -> Job:
+def resolve(request: service_pb.AttributeRequest, loaded: LoadedModel, request_id: str) -> Request:
     """The job that a request asks of a model. Raises RequestError. Tokenizes, so not for an event loop."""
     languages = _languages(request, loaded)
     options = _text_options(request, loaded)
@@ -86,7 +86,7 @@ def resolve(request: service_pb.AttributeRequest, loaded: LoadedModel, request_i
         field = "prefix" if request.HasField("prefix") else "source"
         raise invalid(field, "TEXT_TOO_LONG", f"leaves no room for a target: {_limit(loaded)}")
     if request.WhichOneof("target") == "given":
-        target: Decoding | Given = _given(request, loaded, languages, source, options, room)
+        target: DecodingParams | GivenTarget = _given(request, loaded, languages, source, options, room)
         steps = at_once = len(target.encoded.tokens)
     else:
         target = _decoding(request.decoding, loaded, languages, read, room)
@@ -99,7 +99,7 @@ def resolve(request: service_pb.AttributeRequest, loaded: LoadedModel, request_i
         "decoder_self": read + steps,
     }
     capture: CapturePlan = plan_capture(request.capture, loaded, positions, at_once)
-    return Job(
+    return Request(
         request_id=request_id,
         source=source,
         context_ids=tuple(context),
@@ -118,7 +118,7 @@ def _limit(loaded: LoadedModel) -> str:
 
 
 def _languages(request: service_pb.AttributeRequest, loaded: LoadedModel) -> Languages:
-    problems = loaded.codec.check_languages(request.source_language, request.target_language)
+    problems = loaded.tokenizer.check_languages(request.source_language, request.target_language)
     for field, problem in zip(("source_language", "target_language"), problems, strict=True):
         if problem:
             raise invalid(field, "UNKNOWN_LANGUAGE", problem)
@@ -126,9 +126,9 @@ def _languages(request: service_pb.AttributeRequest, loaded: LoadedModel) -> Lan
         message = "goes with a source's text: token ids have the language's code among them"
         if request.source_language:
             raise invalid("source_language", "CONTRADICTION", message)
-        if request.target_language and loaded.codec.puts_target_in_source:
+        if request.target_language and loaded.tokenizer.puts_target_in_source:
             raise invalid("target_language", "CONTRADICTION", message)
-    return loaded.codec.languages_of(request.source_language, request.target_language)
+    return loaded.tokenizer.languages_of(request.source_language, request.target_language)
 
 
 # ---- texts ----------------------------------------------------------------------------------------------------------
@@ -152,21 +152,21 @@ def _text_options(request: service_pb.AttributeRequest, loaded: LoadedModel) -> 
 
 def _source(
     request: service_pb.AttributeRequest, loaded: LoadedModel, languages: Languages, options: TextOptions
-) -> Encoded:
+) -> TokenizedText:
     if not request.HasField("source"):
         raise invalid("source", "REQUIRED", "is required")
     source, most = request.source, loaded.max_source_tokens
     kind = source.WhichOneof("kind")
     if kind == "text":
         _check_text(source.text, "source.text", most, loaded)
-        encoded = loaded.codec.encode_source(source.text, languages, options)
+        encoded = loaded.tokenizer.encode_source(source.text, languages, options)
         _check_tokens(encoded, "source.text", loaded, options)
     elif kind == "token_ids":
         ids = _token_ids(source, "source", loaded, most)
-        if (padding := loaded.codec.padding_id) in ids:
+        if (padding := loaded.tokenizer.padding_id) in ids:
             message = f"{padding} is padding, which would be attended to: leave it out"
             raise invalid(f"source.token_ids.ids[{ids.index(padding)}]", "PADDING", message)
-        encoded = loaded.codec.decode_ids(ids)
+        encoded = loaded.tokenizer.detokenize(ids)
     elif kind == "chat":
         encoded = _chat(source.chat, loaded, options)
     else:
@@ -177,8 +177,8 @@ def _source(
     return encoded
 
 
-def _chat(chat: text_pb2.Chat, loaded: LoadedModel, options: TextOptions) -> Encoded:
-    if loaded.is_encoder_decoder or not loaded.codec.has_chat_template:
+def _chat(chat: text_pb2.Chat, loaded: LoadedModel, options: TextOptions) -> TokenizedText:
+    if loaded.is_encoder_decoder or not loaded.tokenizer.has_chat_template:
         raise invalid("source.chat", "NO_CHAT_TEMPLATE", "this model has no chat template")
     if not chat.messages:
         raise invalid("source.chat.messages", "EMPTY", "must not be empty")
@@ -190,7 +190,7 @@ def _chat(chat: text_pb2.Chat, loaded: LoadedModel, options: TextOptions) -> Enc
     _check_size(whole, "source.chat", most, loaded)
     messages = [{"role": message.role, "content": message.content} for message in chat.messages]
     try:
-        return loaded.codec.render_chat(messages, options)
+        return loaded.tokenizer.render_chat(messages, options)
     except Exception as error:  # templates raise what they like, on roles that they do not know for one
         raise invalid("source.chat.messages", "CHAT_TEMPLATE", "the model's chat template refuses these") from error
 
@@ -199,11 +199,11 @@ def _context(
     request: service_pb.AttributeRequest,
     loaded: LoadedModel,
     languages: Languages,
-    source: Encoded,
+    source: TokenizedText,
     options: TextOptions,
-) -> tuple[list[int], Encoded | None]:
+) -> tuple[list[int], TokenizedText | None]:
     """What the decoder reads between the source and step 0, and the prefix among it that is a text."""
-    start = loaded.codec.start_ids(languages)
+    start = loaded.tokenizer.start_ids(languages)
     if not request.HasField("prefix"):
         return start, None
     if request.WhichOneof("target") == "given":
@@ -212,7 +212,7 @@ def _context(
     kind = prefix.WhichOneof("kind")
     if kind == "text":
         _check_text(prefix.text, "prefix.text", most, loaded)
-        encoded = loaded.codec.encode_prefix(source, prefix.text, languages, options)
+        encoded = loaded.tokenizer.encode_prefix(source, prefix.text, languages, options)
         tokens = encoded.tokens
         if not tokens or not (options.parses_special or any(not token.special for token in tokens)):
             raise invalid("prefix.text", "EMPTY", "must not be empty: it tokenizes to nothing")
@@ -228,26 +228,26 @@ def _given(
     request: service_pb.AttributeRequest,
     loaded: LoadedModel,
     languages: Languages,
-    source: Encoded,
+    source: TokenizedText,
     options: TextOptions,
     room: int,
-) -> Given:
+) -> GivenTarget:
     given = request.given
     kind = given.WhichOneof("kind")
     if kind == "text":
         _check_text(given.text, "given.text", loaded.max_target_tokens, loaded)
         if loaded.is_encoder_decoder:
-            encoded = loaded.codec.encode_target(given.text, languages, options)
+            encoded = loaded.tokenizer.encode_target(given.text, languages, options)
         else:
-            encoded = loaded.codec.encode_continuation(source, given.text, options)
+            encoded = loaded.tokenizer.encode_continuation(source, given.text, options)
         _check_tokens(encoded, "given.text", loaded, options)
     elif kind == "token_ids":
         ids = _token_ids(given, "given", loaded, room)
-        encoded = loaded.codec.decode_ids(ids, () if loaded.is_encoder_decoder else source.ids)
+        encoded = loaded.tokenizer.detokenize(ids, () if loaded.is_encoder_decoder else source.ids)
     else:
         raise invalid("given", "REQUIRED", "one of text and token_ids must be set")
     _check_length(encoded, f"given.{kind}", room, "there is room for")
-    return Given(encoded)
+    return GivenTarget(encoded)
 
 
 def _check_text(text: str, field: str, most: int, loaded: LoadedModel) -> None:
@@ -258,7 +258,7 @@ def _check_text(text: str, field: str, most: int, loaded: LoadedModel) -> None:
 
 def _check_size(text: str, field: str, most: int, loaded: LoadedModel) -> None:
     """Refuses a text before anyone tokenizes it that could not be within so many tokens."""
-    limit = loaded.codec.most_bytes(most)
+    limit = loaded.tokenizer.most_bytes(most)
     size = len(text.encode())
     if size > limit:
         raise invalid(field, "TEXT_TOO_LONG", f"is {size:,} bytes long; at most {limit:,} are read")
@@ -272,16 +272,16 @@ def _check_size(text: str, field: str, most: int, loaded: LoadedModel) -> None:
             raise invalid(field, "TEXT_TOO_LONG", message)
 
 
-def _check_tokens(encoded: Encoded, field: str, loaded: LoadedModel, options: TextOptions) -> None:
+def _check_tokens(encoded: TokenizedText, field: str, loaded: LoadedModel, options: TextOptions) -> None:
     """Refuses a text that comes to nothing. White space is something to models that continue a text."""
     may_be_special = options.parses_special and not loaded.is_encoder_decoder
     if not encoded.tokens or (all(token.special for token in encoded.tokens) and not may_be_special):
         raise invalid(field, "EMPTY", "must not be empty: it tokenizes to nothing")
-    if loaded.is_encoder_decoder and (not encoded.text.strip() or loaded.codec.is_blank(encoded)):
+    if loaded.is_encoder_decoder and (not encoded.text.strip() or loaded.tokenizer.is_blank(encoded)):
         raise invalid(field, "EMPTY", "must not be empty: it is nothing but white space")
 
 
-def _check_length(encoded: Encoded, field: str, most: int, what: str) -> None:
+def _check_length(encoded: TokenizedText, field: str, most: int, what: str) -> None:
     if len(encoded.tokens) > most:
         raise invalid(field, "TEXT_TOO_LONG", f"has {len(encoded.tokens):,} tokens; {what} at most {most:,}")
 
@@ -304,7 +304,9 @@ def _token_ids(text: text_pb2.Text, field: str, loaded: LoadedModel, most: int) 
 # ---- decoding -------------------------------------------------------------------------------------------------------
 
 
-def _decoding(decoding: text_pb2.Decoding, loaded: LoadedModel, languages: Languages, read: int, room: int) -> Decoding:
+def _decoding(
+    decoding: text_pb2.Decoding, loaded: LoadedModel, languages: Languages, read: int, room: int
+) -> DecodingParams:
     config: Any = loaded.model.generation_config
     strategy = decoding.WhichOneof("strategy")
     if strategy == "beam":
@@ -315,7 +317,7 @@ def _decoding(decoding: text_pb2.Decoding, loaded: LoadedModel, languages: Langu
     if do_sample:
         generation |= _sampling(decoding.sampling)
         seed = decoding.sampling.seed if decoding.sampling.HasField("seed") else secrets.randbits(63)
-    if (first := loaded.codec.forced_first_id(languages)) is not None:
+    if (first := loaded.tokenizer.forced_first_id(languages)) is not None:
         generation["forced_bos_token_id"] = first
     most = _max_new_tokens(decoding, config, read, room)
     if decoding.HasField("min_new_tokens"):
@@ -335,7 +337,7 @@ def _decoding(decoding: text_pb2.Decoding, loaded: LoadedModel, languages: Langu
             message = f"is {size:,} bytes long; at most {MAX_STOP_BYTES:,} are looked for"
             raise invalid(f"decoding.stop[{place}]", "TEXT_TOO_LONG", message)
     stop = (*decoding.stop, *_configured_stops(config))
-    return Decoding(most, do_sample, seed, stop, decoding.ignore_eos, generation)
+    return DecodingParams(most, do_sample, seed, stop, decoding.ignore_eos, generation)
 
 
 def _sampling(sampling: text_pb2.Sampling) -> dict[str, Any]:

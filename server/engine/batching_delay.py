@@ -18,7 +18,7 @@ _TOGETHER = 0.01
 _VAIN = 3
 
 
-class Bursts:
+class BatchingDelay:
     """What an idle engine knows of how requests come. For one thread."""
 
     def __init__(self) -> None:

@@ -21,14 +21,14 @@ import torch
 from ..errors import RequestError, broken, expired, internal, queue_full, stalled, stopped
 from ..memory import give_back, is_out_of_memory, out_of_memory
 from ..models.loader import LoadedModel, ModelError
-from ..request import Decoding, Event, Given, Job, Step
+from ..request import DecodingParams, GivenTarget, Output, Request, Step
 from ..runner.model_runner import Batch, Seat
 from ..runner.slot_budget import slots_within
 from ..runner.thread_tuner import Threads
 from .admission import HeldBack, WaitingQueue
-from .batching_delay import Bursts
+from .batching_delay import BatchingDelay
 from .output_builder import attribute, begin
-from .output_queue import Outbox, ring
+from .output_queue import OutputQueue, ring
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ _PARKED_BYTES, _PARKED_SLOTS = 128 * 1024**2, 4
 
 
 @dataclass(frozen=True)
-class Limits:
+class EngineConfig:
     """How much the engine takes on."""
 
     running: int = 32  # slots, each with a cache in memory; and jobs that are worked on alone
@@ -73,15 +73,15 @@ class Limits:
 
 
 @dataclass(eq=False)
-class Ticket:
+class RequestState:
     """A job on its way through the engine. Times are of `time.monotonic`, in seconds."""
 
-    job: Job
-    outbox: Outbox
+    job: Request
+    outbox: OutputQueue
     deadline: float | None = None
     arrived: float = field(default_factory=time.monotonic)
     started: float | None = None
-    events: Iterator[Event] | None = None  # of a job that is worked on alone; of one in the batch, before its steps
+    events: Iterator[Output] | None = None  # of a job that is worked on alone; of one in the batch, before its steps
     seat: Seat | None = None  # of one in the batch
     taken: int = 0  # how many of `events` have been put into its outbox
     is_made: bool = False  # whether the model's work for all that is left of `events` is done
@@ -95,20 +95,20 @@ class Engine:
     """One model's worker. `start` before `submit`; `stop` ends what still runs with UNAVAILABLE."""
 
     def __init__(
-        self, loaded: LoadedModel, limits: Limits | None = None, on_failure: Callable[[], None] = lambda: None
+        self, loaded: LoadedModel, limits: EngineConfig | None = None, on_failure: Callable[[], None] = lambda: None
     ) -> None:
         """`on_failure` is called, from another thread, if the engine ends without a call of `stop`."""
         self.loaded = loaded
         self._on_failure = on_failure
-        self._limits = limits or Limits()
+        self._limits = limits or EngineConfig()
         self._lock = threading.Lock()
         self._something = threading.Event()  # to do: a new job, room in an outbox, a job given up, or the end
-        self._tickets: set[Ticket] = set()  # all that have not ended, wherever they are
+        self._tickets: set[RequestState] = set()  # all that have not ended, wherever they are
         self._places = 0  # in the queue, for requests that are still being resolved
-        self._waiting: WaitingQueue[Ticket] = WaitingQueue()
-        self._running: list[Ticket] = []
-        self._joining: list[Ticket] = []  # about to get a slot
-        self._parked: list[Ticket] = []  # begun, and without a slot: their readers are slow, and others waited
+        self._waiting: WaitingQueue[RequestState] = WaitingQueue()
+        self._running: list[RequestState] = []
+        self._joining: list[RequestState] = []  # about to get a slot
+        self._parked: list[RequestState] = []  # begun, and without a slot: their readers are slow, and others waited
         self._are_late = False  # whether waiting jobs may need their first event: readers were looked at meanwhile
         self._owed = 0.0  # seconds of steps before other work may go on, while there are steps; below 0, it may at once
         self._has_put_off = False  # in the last round, a job's next event
@@ -121,7 +121,7 @@ class Engine:
         # A compiled step is compiled for its number of threads, and what a GPU does takes as long with any.
         is_free = loaded.model.device.type == "cpu" and not (loaded.layout is not None and loaded.layout.is_compiled)
         self._threads = Threads(self._limits.threads if is_free else ())
-        self._bursts = Bursts()
+        self._bursts = BatchingDelay()
         self._hindrance: Exception | None = None
         self.slots = slots_within(loaded, self._limits.running, self._limits.memory_fraction)
         # Those that are parked have left the slots' memory, and take their own.
@@ -208,10 +208,12 @@ class Engine:
             self._close(out, queue_full(waiting))
         return Place(self, client)
 
-    def submit(self, job: Job, outbox: Outbox, deadline: float | None = None, place: Place | None = None) -> Ticket:
+    def submit(
+        self, job: Request, outbox: OutputQueue, deadline: float | None = None, place: Place | None = None
+    ) -> RequestState:
         """Queues a job, in a place reserved for it or a new one; its events come to `outbox`. Raises RequestError."""
         place = place or self.reserve()
-        ticket = Ticket(job, outbox, deadline)
+        ticket = RequestState(job, outbox, deadline)
         with self._lock:
             if self._stopping or self._is_draining:
                 raise self._refusal()
@@ -344,7 +346,7 @@ class Engine:
         is_held_back = False
         has_time = not self._has_put_off and (self._owed <= 0 or not self._can_any_step())
         while not is_held_back and (ticket := self._peek(has_time=has_time)) is not None:
-            is_joining = self._batch is not None and isinstance(ticket.job.target, Decoding)
+            is_joining = self._batch is not None and isinstance(ticket.job.target, DecodingParams)
             whole = ticket.job.whole_bytes
             if not self._make_room(is_joining=is_joining, taken=len(self._joining)) or not self._make_memory(whole):
                 break
@@ -368,11 +370,11 @@ class Engine:
             if is_held_back:
                 self._owed += time.monotonic() - began
 
-    def _peek(self, *, has_time: bool) -> Ticket | None:
+    def _peek(self, *, has_time: bool) -> RequestState | None:
         with self._lock:
             return self._next_waiting(has_time=has_time)
 
-    def _next_waiting(self, *, has_time: bool) -> Ticket | None:
+    def _next_waiting(self, *, has_time: bool) -> RequestState | None:
         """The ticket to begin next; `has_time` for one that is held back. Callers hold the lock."""
         begun = itertools.chain(self._running, self._joining)
         is_idle = all(ticket.outbox.full or self._waiting.has_stalled(ticket) for ticket in begun)
@@ -389,7 +391,7 @@ class Engine:
         with self._lock:
             self._are_late = False
             late = [ticket for ticket in self._waiting if not ticket.is_announced and now - ticket.arrived > _SLOW]
-        announced: list[Outbox] = []
+        announced: list[OutputQueue] = []
         for ticket in late:
             if time.monotonic() - now > _MOMENT:
                 self._are_late = True
@@ -440,13 +442,13 @@ class Engine:
         for ticket in holding:
             if held + needed <= _WHOLE_BYTES:
                 break
-            can_be_made_again = ticket.seat is not None or isinstance(ticket.job.target, Given)
+            can_be_made_again = ticket.seat is not None or isinstance(ticket.job.target, GivenTarget)
             if can_be_made_again and self._is_slow(ticket, now):
                 held -= ticket.whole_bytes
                 ticket.events, ticket.whole_bytes, ticket.is_dropped, ticket.is_made = None, 0, True, False
         return not held or held + needed <= _WHOLE_BYTES
 
-    def _is_slow(self, ticket: Ticket, now: float, seconds: float = _SLOW) -> bool:
+    def _is_slow(self, ticket: RequestState, now: float, seconds: float = _SLOW) -> bool:
         """Whether a reader has taken nothing for so many seconds, in which its outbox was full."""
         since = ticket.outbox.full_since
         return since is not None and now - since > seconds
@@ -457,7 +459,7 @@ class Engine:
         seats = self._batch.join([ticket.job for ticket in self._joining])
         tickets, self._joining = self._joining, []
         self._running.extend(tickets)
-        told: list[Outbox] = []
+        told: list[OutputQueue] = []
         for ticket, seat in zip(tickets, seats, strict=True):
             if isinstance(seat, Seat):
                 ticket.seat = seat
@@ -479,7 +481,7 @@ class Engine:
         worked = self._has_put_off = False
         # Where the batch has nothing to do, a waiting job may begin before the next long piece of work.
         most = 0.0 if self._can_any_step() else _TURN
-        outside: list[Ticket] = []
+        outside: list[RequestState] = []
         for ticket in list(self._running):
             if _is_over(ticket, time.monotonic()):
                 worked = True  # its place is free: somebody who waits may come in
@@ -511,7 +513,7 @@ class Engine:
     def _can_any_step(self) -> bool:
         return any(self._can_step(ticket) for ticket in self._running)
 
-    def _can_step(self, ticket: Ticket) -> bool:
+    def _can_step(self, ticket: RequestState) -> bool:
         """Whether a job has a step of the batch to take."""
         return ticket.seat is not None and not (ticket.whole_bytes or ticket.is_dropped or ticket.outbox.full)
 
@@ -533,8 +535,8 @@ class Engine:
             return True
         with self._threads.step(len(writing)):
             news = list(self._batch.step(writing))
-        told_to: list[Outbox] = []
-        ended: list[Ticket] = []
+        told_to: list[OutputQueue] = []
+        ended: list[RequestState] = []
         for seat, told in news:
             ticket = ready[seat]
             if isinstance(told, Exception):
@@ -562,7 +564,7 @@ class Engine:
             if self._is_slow(ticket, now) and (self._may_park(ticket) or self._is_slow(ticket, now, _LONG_SLOW)):
                 self._park(ticket)
 
-    def _park(self, ticket: Ticket) -> bool:
+    def _park(self, ticket: RequestState) -> bool:
         """Makes a job wait whose reader is slow, without a place. Returns whether that could be done.
 
         Where there are too many, those are given up that have waited longest and are slow; the job itself as the last.
@@ -583,7 +585,7 @@ class Engine:
         self._parked.append(ticket)
         return True
 
-    def _may_park(self, ticket: Ticket) -> bool:
+    def _may_park(self, ticket: RequestState) -> bool:
         """Whether one more may wait without a place: by their number, and by the bytes of their caches."""
         if len(self._parked) >= self._most_parked:
             return False
@@ -594,7 +596,7 @@ class Engine:
         bound = max(_PARKED_BYTES, _PARKED_SLOTS * (0 if layout is None else layout.bytes_of_slot))
         return held < bound and held + self._cache_bytes(ticket) <= bound
 
-    def _cache_bytes(self, ticket: Ticket) -> int:
+    def _cache_bytes(self, ticket: RequestState) -> int:
         """The bytes of a job's cache, counted once while the job waits for its reader: hundreds wait at each step."""
         if ticket.seat is None:
             return 0
@@ -604,7 +606,7 @@ class Engine:
             ticket.cache_bytes = since, self._batch.bytes_of(ticket.seat)
         return ticket.cache_bytes[1]
 
-    def _advance(self, ticket: Ticket) -> bool:
+    def _advance(self, ticket: RequestState) -> bool:
         """Puts the next of a job's events. Returns whether that could be done."""
         try:
             if ticket.is_dropped and not self._make_events_again(ticket):
@@ -616,7 +618,7 @@ class Engine:
             return True
         if event is not None:
             ticket.taken += 1
-            if isinstance(event, Step) and isinstance(ticket.job.target, Given):
+            if isinstance(event, Step) and isinstance(ticket.job.target, GivenTarget):
                 ticket.is_made = True
             elif isinstance(event, Step):
                 ticket.whole_bytes = 0  # what comes step by step holds nothing more
@@ -627,7 +629,7 @@ class Engine:
             ticket.events, ticket.whole_bytes = None, 0
         return True
 
-    def _make_events_again(self, ticket: Ticket) -> bool:
+    def _make_events_again(self, ticket: RequestState) -> bool:
         """Makes what was dropped for want of memory, if there is memory. Returns whether there is."""
         whole = ticket.job.whole_bytes
         if not self._make_memory(whole):
@@ -641,7 +643,7 @@ class Engine:
         ticket.whole_bytes, ticket.is_dropped = whole, False
         return True
 
-    def _fail(self, ticket: Ticket, error: Exception) -> None:
+    def _fail(self, ticket: RequestState, error: Exception) -> None:
         if is_out_of_memory(error):
             error = out_of_memory()
         elif not isinstance(error, RequestError):
@@ -649,13 +651,13 @@ class Engine:
             error = internal()
         self._finish(ticket, error)
 
-    def _finish(self, ticket: Ticket, error: RequestError | None) -> None:
+    def _finish(self, ticket: RequestState, error: RequestError | None) -> None:
         self._end(self._running, ticket, error)
         if error is None and ticket.started is not None:
             seconds = time.monotonic() - ticket.started
             self._seconds = seconds if self._seconds is None else 0.9 * self._seconds + 0.1 * seconds
 
-    def _end(self, among: list[Ticket], ticket: Ticket, error: RequestError | None) -> None:
+    def _end(self, among: list[RequestState], ticket: RequestState, error: RequestError | None) -> None:
         """Ends a job that has begun. What goes wrong on the way is the engine's fault, which ends this job as well."""
         ticket.events = None  # and with it the cache
         if ticket.seat is not None:
@@ -665,7 +667,7 @@ class Engine:
         among.remove(ticket)
         self._close(ticket, error)
 
-    def _close(self, ticket: Ticket, error: RequestError | None) -> None:
+    def _close(self, ticket: RequestState, error: RequestError | None) -> None:
         """Ends a job's outbox: the last that is done for it. For any thread."""
         ticket.outbox.end(error)
         with self._lock:
@@ -705,5 +707,5 @@ class Place:
                 engine._places -= 1
 
 
-def _is_over(ticket: Ticket, now: float) -> bool:
+def _is_over(ticket: RequestState, now: float) -> bool:
     return ticket.outbox.abandoned or (ticket.deadline is not None and now >= ticket.deadline)

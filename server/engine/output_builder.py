@@ -16,12 +16,12 @@ from ..capture.arrays import AttentionArrays, are_finite, to_host
 from ..errors import invalid, not_a_number
 from ..models.loader import LoadedModel
 from ..request import (
-    Decoding,
+    DecodingParams,
     EncoderSelf,
-    Event,
     Finished,
-    Given,
-    Job,
+    GivenTarget,
+    Output,
+    Request,
     Started,
     Step,
     StopReason,
@@ -35,7 +35,7 @@ from ..text.tokenizer import Detokenizer, Token
 _PART_BYTES = 64 * 1024
 
 
-def attribute(loaded: LoadedModel, job: Job) -> Iterator[Event]:
+def attribute(loaded: LoadedModel, job: Request) -> Iterator[Output]:
     """The events of a job, in order. Must be driven in torch's inference mode. Raises RequestError."""
     detokenizer, started = begin(loaded, job)
     reader = Reader(loaded, job.capture, job.source.ids, job.context_ids)
@@ -44,7 +44,7 @@ def attribute(loaded: LoadedModel, job: Job) -> Iterator[Event]:
     if encoder_self is not None:
         yield from parts_of(encoder_self)
         encoder_self = None  # its memory, while steps are made and wait
-    if isinstance(job.target, Given):
+    if isinstance(job.target, GivenTarget):
         yield from _given(reader, job, job.target)
     else:
         yield from _decode(reader, loaded, job, job.target, detokenizer)
@@ -64,21 +64,21 @@ def check_numbers(*numbers: AttentionArrays | None) -> None:
         raise not_a_number()
 
 
-def begin(loaded: LoadedModel, job: Job) -> tuple[Detokenizer, Started]:
+def begin(loaded: LoadedModel, job: Request) -> tuple[Detokenizer, Started]:
     """A detokenizer that has read what comes before step 0, and the first event."""
-    detokenizer = Detokenizer(loaded.codec, () if loaded.is_encoder_decoder else job.source.ids, job.prefix)
+    detokenizer = Detokenizer(loaded.tokenizer, () if loaded.is_encoder_decoder else job.source.ids, job.prefix)
     if job.prefix is None:
         added = [detokenizer.add(id_)[1] for id_ in job.context_ids]
         # Tokens that are part of a character have its text, where its other tokens are here too.
         context = [replace(token, text=detokenizer.text[token.begin : token.end]) for token in added]
     else:
         start = job.context_ids[: len(job.context_ids) - len(job.prefix.tokens)]
-        context = [replace(token, begin=0, end=0, text="") for token in loaded.codec.decode_ids(start).tokens]
+        context = [replace(token, begin=0, end=0, text="") for token in loaded.tokenizer.detokenize(start).tokens]
         context += job.prefix.tokens
-    return detokenizer, Started(tuple(context), job.target.seed if isinstance(job.target, Decoding) else None)
+    return detokenizer, Started(tuple(context), job.target.seed if isinstance(job.target, DecodingParams) else None)
 
 
-def _given(reader: Reader, job: Job, target: Given) -> Iterator[Event]:
+def _given(reader: Reader, job: Request, target: GivenTarget) -> Iterator[Output]:
     """All steps of a known target, from one forward pass."""
     tokens, text = target.encoded.tokens, target.encoded.text
     ids = target.encoded.ids
@@ -126,8 +126,8 @@ def _added(text: str, tokens: Sequence[Token]) -> Iterator[str]:
 
 
 def _decode(
-    reader: Reader, loaded: LoadedModel, job: Job, decoding: Decoding, detokenizer: Detokenizer
-) -> Iterator[Event]:
+    reader: Reader, loaded: LoadedModel, job: Request, decoding: DecodingParams, detokenizer: Detokenizer
+) -> Iterator[Output]:
     """The steps of a target that the model writes, each as soon as its token and its row exist.
 
     What the model needs for its next step stays on its device; what the client gets is fetched together, once a step.
@@ -154,7 +154,9 @@ def _decode(
 class Writer:
     """What a request has written so far, and when it stops. Has no part in what the model computes."""
 
-    def __init__(self, job: Job, decoding: Decoding, detokenizer: Detokenizer, end_ids: frozenset[int]) -> None:
+    def __init__(
+        self, job: Request, decoding: DecodingParams, detokenizer: Detokenizer, end_ids: frozenset[int]
+    ) -> None:
         self._job = job
         self._decoding = decoding
         self._detokenizer = detokenizer
@@ -181,7 +183,7 @@ class Writer:
         is_left: bool,
         scores: Sequence[float],
         attention: tuple[AttentionArrays | None, AttentionArrays | None],
-    ) -> Iterator[Event]:
+    ) -> Iterator[Output]:
         """Takes what a pass gave: the token that was chosen, its scores, and its last query's attention.
 
         The attention is cross and decoder self, each of one query, and finite. Raises RequestError where a score is

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 
 from ..errors import RequestError
-from ..request import EncoderSelf, Event, Step
+from ..request import EncoderSelf, Output, Step
 
 # Held for one reader at most, what is being sent to it included, but for the event that passes the limit.
 CAPACITY = 256 * 1024
@@ -22,7 +22,7 @@ CAPACITY = 256 * 1024
 _EVENT_BYTES = 512
 
 
-def size_of(event: Event) -> int:
+def size_of(event: Output) -> int:
     """About how many bytes an event holds: its arrays', and something for the rest."""
     arrays = [event.attention] if isinstance(event, EncoderSelf) else []
     if isinstance(event, Step):
@@ -30,20 +30,20 @@ def size_of(event: Event) -> int:
     return _EVENT_BYTES + sum(array.nbytes for array in arrays)
 
 
-def ring(outboxes: Iterable[Outbox]) -> None:
+def ring(outboxes: Iterable[OutputQueue]) -> None:
     """Tells the tasks that take from some outboxes that there is something, by one call to each event loop.
 
     With a call for each, the loop's thread would run at the first, and the engine would wait for Python's lock at every
     other: on 2 cores, a millisecond between two steps of 8 requests.
     """
-    by_loop: dict[asyncio.AbstractEventLoop, list[Outbox]] = {}
+    by_loop: dict[asyncio.AbstractEventLoop, list[OutputQueue]] = {}
     for outbox in outboxes:
         by_loop.setdefault(outbox._loop, []).append(outbox)
     for loop, some in by_loop.items():
         _ring(loop, some)
 
 
-def _ring(loop: asyncio.AbstractEventLoop, outboxes: list[Outbox]) -> None:
+def _ring(loop: asyncio.AbstractEventLoop, outboxes: list[OutputQueue]) -> None:
     def set_ready() -> None:
         for outbox in outboxes:
             outbox._ready.set()
@@ -58,7 +58,7 @@ def _ring(loop: asyncio.AbstractEventLoop, outboxes: list[Outbox]) -> None:
         outbox._has_told_end = True
 
 
-class Outbox:
+class OutputQueue:
     """A queue of events from the engine's thread to one asyncio task."""
 
     def __init__(self, on_room: Callable[[], None]) -> None:
@@ -67,7 +67,7 @@ class Outbox:
         self._ready = asyncio.Event()
         self._on_room = on_room
         self._lock = threading.Lock()
-        self._events: deque[tuple[Event, int]] = deque()  # each with its size
+        self._events: deque[tuple[Output, int]] = deque()  # each with its size
         self._held = 0
         self._full_since: float | None = None
         self._taken = 0  # of what is held: taken, and not yet sent
@@ -97,7 +97,7 @@ class Outbox:
         """Why the job has ended before its time, whether the reader has come so far or not."""
         return self._error
 
-    def put(self, event: Event, *, ring: bool = True) -> None:
+    def put(self, event: Output, *, ring: bool = True) -> None:
         """Adds an event. For the engine's thread. `ring=False` leaves it to `ring` to tell the task."""
         size = size_of(event)
         with self._lock:
@@ -119,7 +119,7 @@ class Outbox:
         if ring and not self._has_told_end:
             self._wake()
 
-    async def take(self, most: int) -> list[Event]:
+    async def take(self, most: int) -> list[Output]:
         """The next events in order, of `most` bytes together or a single one; waits for something if nothing waits.
 
         What was taken before counts as sent. Empty at the end. Raises RequestError.
@@ -128,7 +128,7 @@ class Outbox:
         while True:
             await self._ready.wait()
             with self._lock:
-                events: list[Event] = []
+                events: list[Output] = []
                 while self._events and (not events or self._taken + self._events[0][1] <= most):
                     event, size = self._events.popleft()
                     events.append(event)

@@ -150,7 +150,7 @@ def _load_and_serve(args: argparse.Namespace, address: Address) -> int:
 async def _serve(loaded: object, args: argparse.Namespace, threads: tuple[int, ...], held: Address) -> int:
     """Returns the exit status."""
     from ..api.server import Server
-    from ..engine.engine import Limits
+    from ..engine.engine import EngineConfig
     from ..models.loader import LoadedModel
 
     assert isinstance(loaded, LoadedModel)
@@ -158,7 +158,7 @@ async def _serve(loaded: object, args: argparse.Namespace, threads: tuple[int, .
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stopping.set)
-    server = Server([loaded], held, Limits(args.max_slots, args.max_waiting, args.memory_fraction, threads))
+    server = Server([loaded], held, EngineConfig(args.max_slots, args.max_waiting, args.memory_fraction, threads))
     address = await server.start()
     # One line on stdout for whoever started this and waits for it; everything else goes to the log.
     print(f"sidelight: serving {loaded.name} at {address}", flush=True)

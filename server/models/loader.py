@@ -28,7 +28,7 @@ from ..layers.fused_qkv import join_projections
 from ..layers.lm_head import shared_weight
 from ..layers.packed_linear import Precision, pack
 from ..memory import is_out_of_memory
-from ..text.tokenizer import Codec
+from ..text.tokenizer import Tokenizer
 from .bart_cpu_backend import is_programmed
 from .transformers_backend import Layout, find_layout
 
@@ -56,7 +56,7 @@ class LoadedModel:
 
     name: str
     model: PreTrainedModel
-    codec: Codec
+    tokenizer: Tokenizer
     attention_layers: AttentionLayers
     max_source_tokens: int
     max_target_tokens: int
@@ -140,15 +140,15 @@ def load(
         check_generation_config(checkpoint.generation_config, checkpoint)  # before transformers makes something of it
         read_generation_config(checkpoint)
         config = read_config(checkpoint)
-        tokenizer = load_tokenizer(checkpoint, config)
-        _check_vocabularies(config, tokenizer)
+        pretrained = load_tokenizer(checkpoint, config)
+        _check_vocabularies(config, pretrained)
         model = load_weights(class_for(config), checkpoint, chosen_dtype)
         nn.Module.to(model.eval().requires_grad_(False), chosen_device)
         check_finite(model, checkpoint)
         _check_generation(model, checkpoint)
-        codec = _make_codec(tokenizer, model, checkpoint, config)
+        tokenizer = _make_tokenizer(pretrained, model, checkpoint, config)
         source, target = _lengths(config, max_length)
-        _check_lengths(codec, config, source, target, max_length)
+        _check_lengths(tokenizer, config, source, target, max_length)
         attention_layers = find_attention_layers(model)
         weight = shared_weight(model)  # of the layers as they are
         packing = precision if packed and not compiled else None
@@ -186,7 +186,7 @@ def load(
         if len(set(heads)) > 1:
             raise ModelError(f"cannot serve {where}: its layers differ in the number of {kind} heads: {heads}")
     shown = "int8" if precision == "int8" else str(model.dtype).removeprefix("torch.")
-    return LoadedModel(name, model, codec, attention_layers, source, target, shown, layout)
+    return LoadedModel(name, model, tokenizer, attention_layers, source, target, shown, layout)
 
 
 def _prepare_programs() -> None:
@@ -196,10 +196,10 @@ def _prepare_programs() -> None:
         log.info("kernels for this CPU took %.0f s to compile; they are kept for the next time", seconds)
 
 
-def _check_vocabularies(config: PreTrainedConfig, tokenizer: Any) -> None:
+def _check_vocabularies(config: PreTrainedConfig, pretrained: Any) -> None:
     """Refuses models whose source and target have vocabularies of their own: a token's id would not say which."""
     source, target = (getattr(config, f"{side}_vocab_size", 0) for side in ("src", "tgt"))
-    if source != target or getattr(tokenizer, "separate_vocabs", False):
+    if source != target or getattr(pretrained, "separate_vocabs", False):
         raise CheckpointError("models with separate source and target vocabularies are not supported")
 
 
@@ -219,33 +219,37 @@ def _generation_config(model: Any) -> GenerationConfig:
     return model._prepare_generation_config(None)[0]
 
 
-def _make_codec(tokenizer: Any, model: PreTrainedModel, checkpoint: Checkpoint, config: PreTrainedConfig) -> Codec:
-    def make(tokenizer: Any) -> Codec:
-        codec = Codec(tokenizer, model)
-        codec.encode_source("a")
-        return codec
+def _make_tokenizer(
+    pretrained: Any, model: PreTrainedModel, checkpoint: Checkpoint, config: PreTrainedConfig
+) -> Tokenizer:
+    def make(pretrained: Any) -> Tokenizer:
+        tokenizer = Tokenizer(pretrained, model)
+        tokenizer.encode_source("a")
+        return tokenizer
 
     try:
-        codec = make(tokenizer)
+        tokenizer = make(pretrained)
     except Exception as error:  # as in `load_tokenizer`
         raise tokenizer_error(checkpoint, config, error, make) from error
     vocabulary = _vocabulary_size(model)
-    tokens = {"decoder_start_token_id": next(iter(codec.start_ids(codec.languages_of("", ""))), None)}
+    tokens = {"decoder_start_token_id": next(iter(tokenizer.start_ids(tokenizer.languages_of("", ""))), None)}
     if config.is_encoder_decoder:
         tokens["pad_token_id"] = config.pad_token_id
     for name, token in tokens.items():
         if token is not None and not 0 <= token < vocabulary:
             raise CheckpointError(f"{CONFIG}: {name} {token} is outside the vocabulary of {vocabulary:,} tokens")
-    if tokenizer.vocab_size > vocabulary:
-        message = f"its tokenizer has {tokenizer.vocab_size:,} tokens, and the model {vocabulary:,}"
+    if pretrained.vocab_size > vocabulary:
+        message = f"its tokenizer has {pretrained.vocab_size:,} tokens, and the model {vocabulary:,}"
         raise CheckpointError(message)
-    return codec
+    return tokenizer
 
 
-def _check_lengths(codec: Codec, config: PreTrainedConfig, source: int, target: int, max_length: int | None) -> None:
+def _check_lengths(
+    tokenizer: Tokenizer, config: PreTrainedConfig, source: int, target: int, max_length: int | None
+) -> None:
     """Refuses limits that leave no room for a text: special tokens around it, and one token of its own."""
-    languages = codec.languages_of("", "")
-    context, around = len(codec.start_ids(languages)), len(codec.encode_source("", languages).ids)
+    languages = tokenizer.languages_of("", "")
+    context, around = len(tokenizer.start_ids(languages)), len(tokenizer.encode_source("", languages).ids)
     if config.is_encoder_decoder:
         room, needed = min(source, target), max(around, context) + 1
     else:  # prompt and continuation share the positions

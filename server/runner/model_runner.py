@@ -29,7 +29,7 @@ from ..models.bart_cpu_backend import ProgrammedDecoder
 from ..models.kv_cache import Contents, Slots
 from ..models.loader import LoadedModel
 from ..models.transformers_backend import MOST_TOGETHER, Layout
-from ..request import Decoding, Event, Job, Score
+from ..request import DecodingParams, Output, Request, Score
 from ..sampling.sampler import Choice, Chooser, Chosen
 from ..sampling.step_scores import score
 from ..transfer import some_rows, whole_numbers
@@ -56,14 +56,14 @@ class Seat:
     """A request in a slot."""
 
     slot: int
-    job: Job
+    job: Request
     plan: CapturePlan  # the batch's own of several that are equal
     writer: Writer
     unread: list[int]  # of its context: all but the last token, which the first step reads
     source_length: int  # 0 where there is no encoder
     context: int  # how many these were at first
     length: int = 0  # tokens that its cache holds
-    news: Iterable[Event] = ()  # before its first step; its parts are cut as they are read
+    news: Iterable[Output] = ()  # before its first step; its parts are cut as they are read
     parked: Parked | None = None  # while it has no slot
 
     @property
@@ -101,7 +101,7 @@ class Batch:
         """How many slots are free."""
         return len(self._free)
 
-    def join(self, jobs: Sequence[Job]) -> list[Seat | Exception]:
+    def join(self, jobs: Sequence[Request]) -> list[Seat | Exception]:
         """Gives each job a slot, or says why not. There must be as many free slots.
 
         Its first events are in the seat's `news`. Sources are read together where nothing of the reading is captured.
@@ -116,14 +116,14 @@ class Batch:
             faults |= self._read_sources(group)
         return [faults.get(seat, seat) if isinstance(seat, Seat) else seat for seat in made]
 
-    def _sit(self, job: Job) -> Seat | Exception:
+    def _sit(self, job: Request) -> Seat | Exception:
         try:
             return self._seat(job)
         except Exception as error:  # one request's fault must not keep out the others
             return error
 
-    def _seat(self, job: Job) -> Seat:
-        assert isinstance(job.target, Decoding)
+    def _seat(self, job: Request) -> Seat:
+        assert isinstance(job.target, DecodingParams)
         detokenizer, started = begin(self._loaded, job)
         source = job.source.ids if self._loaded.is_encoder_decoder else None
         context = [*(job.source.ids if source is None else ()), *job.context_ids]
@@ -170,7 +170,7 @@ class Batch:
             seat.news = itertools.chain(seat.news, parts_of(attention))
         self._layout.write_sources(reader.encoded, {seat.slot: seat.source_length}, self._slots)
 
-    def parts_again(self, job: Job) -> Iterator[Event]:
+    def parts_again(self, job: Request) -> Iterator[Output]:
         """The parts of encoder self-attention of a job in a seat, from a second reading of its source."""
         attention = Reader(self._loaded, job.capture, job.source.ids, job.context_ids).read_source()
         return iter(()) if attention is None else parts_of(attention)
@@ -186,7 +186,7 @@ class Batch:
 
     # ---- steps ------------------------------------------------------------------------------------------------------
 
-    def step(self, seats: Sequence[Seat]) -> Iterator[tuple[Seat, list[Event] | Exception]]:
+    def step(self, seats: Sequence[Seat]) -> Iterator[tuple[Seat, list[Output] | Exception]]:
         """Writes a token for each of some seats that have read their contexts: what each has to tell, or its fault.
 
         An out-of-memory error is met by halves of the batch. What else the model raises is everybody's fault.
@@ -226,7 +226,7 @@ class Batch:
             seat.slot = to
             self._seats[to] = seat
 
-    def _step(self, seats: Sequence[Seat]) -> Iterator[tuple[Seat, list[Event] | Exception]]:
+    def _step(self, seats: Sequence[Seat]) -> Iterator[tuple[Seat, list[Output] | Exception]]:
         first, end = seats[0].slot, seats[-1].slot + 1
         # The slots between them run as well: they compute what they computed before, or nothing that anyone sees.
         present = [seat for slot, seat in self._seats.items() if first <= slot < end]

@@ -16,7 +16,7 @@ import transformers as tf
 from transformers import GenerationConfig, LogitsProcessorList
 
 from ..models.loader import LoadedModel
-from ..request import Decoding
+from ..request import DecodingParams
 
 # Longer n-grams are left to transformers' own processor: theirs are found by as many comparisons as they have tokens.
 _LONGEST_NGRAM = 8
@@ -52,7 +52,7 @@ class Options:
         return (*forced, *begin, *([self.min_length] if self.ends else []))
 
 
-def generation_config(loaded: LoadedModel, decoding: Decoding, context: int) -> GenerationConfig:
+def generation_config(loaded: LoadedModel, decoding: DecodingParams, context: int) -> GenerationConfig:
     """The model's generation config with a request's wishes over it, for a context of so many tokens."""
     config = copy.copy(loaded.generation_config)  # its lists are looked at, and never changed
     for name, value in decoding.generation.items():

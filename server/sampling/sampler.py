@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..layers import screened_head as screening
 from ..models.loader import LoadedModel
-from ..request import Decoding
+from ..request import DecodingParams
 from ..transfer import whole_numbers
 from . import logits_ops as changes
 from .logits_ops import Change, History
@@ -76,7 +76,7 @@ class Chooser:
         self._plan: _Plan | None = None
         self.failed: dict[int, Exception] = {}  # by slot: what its own processors raised in the last `choose`
 
-    def join(self, slot: int, decoding: Decoding, context: Sequence[int], source: Sequence[int] | None) -> None:
+    def join(self, slot: int, decoding: DecodingParams, context: Sequence[int], source: Sequence[int] | None) -> None:
         """Puts a request into a slot that is free.
 
         `context` is what the decoder reads before step 0, at least one token; `source` what an encoder has read. Raises

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol
 
 from .offsets import trim
 from .pieces import WORD_END
-from .tokens import Encoded, Token
+from .tokens import Token, TokenizedText
 
 # Tokens of the prompt's end that a continuation's first token is decoded beside.
 _CONTEXT = 8
@@ -86,27 +86,27 @@ class Detokenizer:
     stands, those too that come before it is complete.
     """
 
-    def __init__(self, codec: Any, context: Sequence[int] = (), prefix: Encoded | None = None) -> None:
+    def __init__(self, tokenizer: Any, context: Sequence[int] = (), prefix: TokenizedText | None = None) -> None:
         """Starts a text; `context` are tokens before it that it continues, such as a prompt's.
 
         The text starts with the `prefix`, exactly: its tokens do not say what is unknown in it, or what the tokenizer
         has changed. A character that begins in the context belongs to it, wherever it ends.
         """
-        self._codec = codec
-        before = [*context, *([] if prefix is None else map(codec.stand_in, prefix.ids))]
-        before = [id_ for id_ in before if not codec.is_special(id_)]
-        self._growing: GrowingText = codec.growing_text(codec, before, has_text=prefix is not None)
+        self._tokenizer = tokenizer
+        before = [*context, *([] if prefix is None else map(tokenizer.stand_in, prefix.ids))]
+        before = [id_ for id_ in before if not tokenizer.is_special(id_)]
+        self._growing: GrowingText = tokenizer.growing_text(tokenizer, before, has_text=prefix is not None)
         self.text = "" if prefix is None else prefix.text
         self._begin = len(self.text)  # of what later tokens add
         # A tokenizer may drop the space that the prefix ends with, and have it at the start of the next word.
         ends_in_space = self.text.strip() != "" and self.text[-1].isspace()
-        self._has_space = ends_in_space and not codec.decode_before_letters(before)[-1:].isspace()
+        self._has_space = ends_in_space and not tokenizer.decode_before_letters(before)[-1:].isspace()
         # Of the last token that covers something.
         self._end = 0 if prefix is None else max((token.end for token in prefix.tokens), default=0)
 
     def add(self, id_: int) -> tuple[str, Token]:
         """Adds a token; returns what it adds to the text, and the token with its place in it."""
-        piece, role = self._codec.piece(id_), self._codec.role(id_)
+        piece, role = self._tokenizer.piece(id_), self._tokenizer.role(id_)
         # Where a token without text stands: at an open character's begin, as the character's other tokens will.
         place = min(self._end, len(self.text))
         if role == "special":

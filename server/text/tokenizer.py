@@ -19,9 +19,9 @@ from .detokenizer import Detokenizer, TextOfBytes, TextOfWindows, find_growing_t
 from .languages import LanguageCodes, Languages
 from .offsets import Span, align, settle
 from .pieces import Pieces
-from .tokens import Encoded, TextOptions, Token
+from .tokens import TextOptions, Token, TokenizedText
 
-__all__ = ["Codec", "Detokenizer", "Encoded", "TextOptions", "Token"]
+__all__ = ["Detokenizer", "TextOptions", "Token", "TokenizedText", "Tokenizer"]
 
 _PLAIN = TextOptions()
 
@@ -47,7 +47,7 @@ class _Part(NamedTuple):
     added: tuple[int, int] = (0, 0)
 
 
-class Codec:
+class Tokenizer:
     """A model's tokenizer, with the parts of its configuration that say how texts begin and end.
 
     Safe to use from several threads: language settings are state of the tokenizer, so encoding takes turns.
@@ -137,7 +137,9 @@ class Codec:
 
     # ---- texts to tokens --------------------------------------------------------------------------------------------
 
-    def encode_source(self, text: str, languages: Languages | None = None, options: TextOptions = _PLAIN) -> Encoded:
+    def encode_source(
+        self, text: str, languages: Languages | None = None, options: TextOptions = _PLAIN
+    ) -> TokenizedText:
         """Tokens of what the model reads, special tokens included."""
         languages = languages or self.languages_of("", "")
         with self._lock:
@@ -148,7 +150,9 @@ class Codec:
             part = _Part([code, *part.ids], [(0, 0), *part.spans])
         return self._settled(text, part, options)
 
-    def encode_target(self, text: str, languages: Languages | None = None, options: TextOptions = _PLAIN) -> Encoded:
+    def encode_target(
+        self, text: str, languages: Languages | None = None, options: TextOptions = _PLAIN
+    ) -> TokenizedText:
         """Tokens of a whole target as an encoder-decoder writes it: without the start token, with the end token."""
         languages = languages or self.languages_of("", "")
         with self._lock:
@@ -156,7 +160,7 @@ class Codec:
             part = self._encode(text, _Way(languages, options, as_target=True))
         return self._settled(text, part, options)
 
-    def encode_continuation(self, prompt: Encoded, text: str, options: TextOptions = _PLAIN) -> Encoded:
+    def encode_continuation(self, prompt: TokenizedText, text: str, options: TextOptions = _PLAIN) -> TokenizedText:
         """Tokens of a text that continues a prompt.
 
         Both are tokenized together, so that the seam is as the tokenizer would have it. Where that would change the
@@ -171,7 +175,9 @@ class Codec:
                     return self._settled(text, _behind(joint, known, len(prompt.text)), None)
             return self._settled(text, self._encode_behind(text, options.parses_special), None)
 
-    def encode_prefix(self, source: Encoded, text: str, languages: Languages, options: TextOptions = _PLAIN) -> Encoded:
+    def encode_prefix(
+        self, source: TokenizedText, text: str, languages: Languages, options: TextOptions = _PLAIN
+    ) -> TokenizedText:
         """Tokens of a text that a target starts with: no end token behind them."""
         if not self._is_encoder_decoder:
             return self.encode_continuation(source, text, options)
@@ -181,7 +187,7 @@ class Codec:
         count = len(part.ids) - part.added[1]
         return self._settled(text, _Part(part.ids[:count], part.spans[:count]), None)
 
-    def render_chat(self, messages: Sequence[dict[str, str]], options: TextOptions = _PLAIN) -> Encoded:
+    def render_chat(self, messages: Sequence[dict[str, str]], options: TextOptions = _PLAIN) -> TokenizedText:
         """The prompt that a conversation becomes. The template writes the special tokens itself.
 
         Control tokens that a user typed are text, unless `options` say otherwise. Raises what the template raises.
@@ -202,7 +208,7 @@ class Codec:
                 text += stretch
         return self._settled(text, _Part(ids, spans), None)
 
-    def decode_ids(self, ids: Sequence[int], context: Sequence[int] = ()) -> Encoded:
+    def detokenize(self, ids: Sequence[int], context: Sequence[int] = ()) -> TokenizedText:
         """Given ids, the text that they stand for behind a context, and where each stands in it."""
         detokenizer = Detokenizer(self, context)
         tokens = [detokenizer.add(id_)[1] for id_ in ids]
@@ -213,7 +219,7 @@ class Codec:
             spans = align(text, [self._surface(id_) for id_ in ids])
         return self._settled(text, _Part([*ids], spans), None)
 
-    def is_blank(self, encoded: Encoded) -> bool:
+    def is_blank(self, encoded: TokenizedText) -> bool:
         """Whether a text's tokens stand for nothing but white space, or for nothing at all."""
         return all(self._pieces.is_blank(token.id) for token in encoded.tokens)
 
@@ -239,13 +245,13 @@ class Codec:
             return _behind(joint, len(known), 1)
         return self._encode(text, way)
 
-    def _settled(self, text: str, part: _Part, options: TextOptions | None) -> Encoded:
+    def _settled(self, text: str, part: _Part, options: TextOptions | None) -> TokenizedText:
         spans = settle(text, part.spans, [self._pieces.role(id_) for id_ in part.ids])
         tokens = [
             Token(id_, self.piece(id_), begin, end, self.is_special(id_), text[begin:end])
             for id_, (begin, end) in zip(part.ids, spans, strict=True)
         ]
-        return Encoded(text, tuple(tokens), options)
+        return TokenizedText(text, tuple(tokens), options)
 
     # ---- tokenizers of the tokenizers library -----------------------------------------------------------------------
 

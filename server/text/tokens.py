@@ -32,7 +32,7 @@ class TextOptions:
 
 
 @dataclass(frozen=True)
-class Encoded:
+class TokenizedText:
     """A text and its tokens. `options` are how the text became these tokens; None where it did not, or not as one."""
 
     text: str

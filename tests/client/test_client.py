@@ -164,9 +164,9 @@ def test_what_no_server_needs_to_see_is_refused_at_once(client, options, field):
 
 def test_a_retry_delay_is_passed_on(bundled):
     from harness import serving
-    from sidelight.server.engine.engine import Limits
+    from sidelight.server.engine.engine import EngineConfig
 
-    with serving(bundled, limits=Limits(running=1, waiting=0)) as address, Client(address) as client:
+    with serving(bundled, limits=EngineConfig(running=1, waiting=0)) as address, Client(address) as client:
         with pytest.raises(ResourceExhaustedError) as raised:
             client.attribute(SENTENCE, timeout=60).result()
         assert raised.value.retry_delay == 1.0

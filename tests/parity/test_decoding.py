@@ -29,7 +29,7 @@ def ids_of(responses) -> list[int]:
 
 
 def generated(bundled: LoadedModel, sentence: str, **options) -> list[int]:
-    ids = torch.tensor([bundled.codec.encode_source(sentence).ids])
+    ids = torch.tensor([bundled.tokenizer.encode_source(sentence).ids])
     return bundled.model.generate(ids, attention_mask=torch.ones_like(ids), **options)[0, 1:].tolist()
 
 

@@ -40,14 +40,14 @@ class Served:
     @property
     def first_id(self) -> int | None:
         """The language token that decoding must write first."""
-        codec, family = self.loaded.codec, self.family
+        codec, family = self.loaded.tokenizer, self.family
         return codec.forced_first_id(codec.languages_of(family.source_language, family.target_language))
 
     def attribute(self, target: str | list[int] | None = None, **options) -> Attribution:
         if target is None:
             options.setdefault("decoding", Decoding(Greedy(), max_new_tokens=NEW_TOKENS))
         options.setdefault("capture", Capture(kinds=self.loaded.kinds))
-        languages = self.languages if self.loaded.codec.languages else {}
+        languages = self.languages if self.loaded.tokenizer.languages else {}
         return self.client.attribute(SOURCE, target=target, timeout=120, **languages, **options).result()
 
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import grpc
 from sidelight.server.api.server import Server
-from sidelight.server.engine.engine import Limits
+from sidelight.server.engine.engine import EngineConfig
 from sidelight.server.models.loader import LoadedModel
 from sidelight.v1 import attention_pb2, attribution_service_pb2, attribution_service_pb2_grpc
 
@@ -20,7 +20,7 @@ ENCODER_SELF = attention_pb2.ATTENTION_KIND_ENCODER_SELF
 
 
 @contextmanager
-def serving(*models: LoadedModel, limits: Limits | None = None) -> Iterator[str]:
+def serving(*models: LoadedModel, limits: EngineConfig | None = None) -> Iterator[str]:
     """Serves models; gives the address."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="server loop")

@@ -11,7 +11,7 @@ import torch
 import transformers as tf
 from sidelight.server.api.validation import resolve
 from sidelight.server.models.loader import LoadedModel
-from sidelight.server.request import Job
+from sidelight.server.request import Request
 from sidelight.v1 import attention_pb2 as attention
 from sidelight.v1 import attribution_service_pb2 as pb
 from sidelight.v1 import text_pb2 as text
@@ -126,7 +126,7 @@ def build_odd_model(odd: OddModel, folder: Path) -> Path:
     return path
 
 
-def edge_jobs(odd: OddModel, loaded: LoadedModel, count: int = 7) -> list[Job]:
+def edge_jobs(odd: OddModel, loaded: LoadedModel, count: int = 7) -> list[Request]:
     """Requests whose sources, prefixes and targets have the lengths at which kernels change their ways."""
     chance = random.Random(odd.seed + 1)
     lengths = [length for length in _EDGES if length < odd.positions] + [odd.positions - 1, odd.positions]

@@ -14,7 +14,7 @@ from typing import Any
 
 import grpc.aio
 from sidelight.server.api.server import Server
-from sidelight.server.engine.engine import Engine, Limits
+from sidelight.server.engine.engine import Engine, EngineConfig
 from sidelight.server.models.loader import LoadedModel
 from sidelight.v1 import attention_pb2 as attention
 from sidelight.v1 import attribution_service_pb2 as pb
@@ -46,7 +46,7 @@ class Outcome:
 
 async def soak(loaded: LoadedModel, count: int, seed: int = 0) -> Outcome:
     """Sends so many requests, of every kind, to a server of its own, and leaves them as clients do."""
-    server = Server([loaded], "127.0.0.1:0", Limits(running=SLOTS, waiting=QUEUE))
+    server = Server([loaded], "127.0.0.1:0", EngineConfig(running=SLOTS, waiting=QUEUE))
     address = await server.start()
     (engine,) = server._engines
     random_ = random.Random(seed)

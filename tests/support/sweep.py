@@ -25,7 +25,7 @@ from guard_pages import guard_programs
 from odd_models import OddModel, build_odd_model, edge_jobs, random_model
 from sidelight.server.models.bart_cpu_backend import ProgrammedDecoder
 from sidelight.server.models.loader import LoadedModel, load
-from sidelight.server.request import Job
+from sidelight.server.request import Request
 
 
 def sweep(odd: OddModel) -> str:
@@ -45,7 +45,7 @@ def sweep(odd: OddModel) -> str:
     return f"{odd.precision}, {'programs' if is_programmed else 'layers of torch'}"
 
 
-def compare(loaded: LoadedModel, jobs: list[Job], odd: OddModel, *, to_the_bit: bool) -> None:
+def compare(loaded: LoadedModel, jobs: list[Request], odd: OddModel, *, to_the_bit: bool) -> None:
     """Runs jobs in company, with slots left and taken again, and each alone."""
     by_itself = [together(loaded, [job], _one(), slots=1)[0] for job in jobs]
     chance = random.Random(odd.seed + 2)

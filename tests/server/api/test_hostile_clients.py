@@ -24,7 +24,7 @@ from sidelight.server.api import service as service_module
 from sidelight.server.engine import engine as engine_module
 from sidelight.server.engine import output_builder as decoding_module
 from sidelight.server.engine import output_queue as outbox_module
-from sidelight.server.engine.engine import Engine, Limits
+from sidelight.server.engine.engine import Engine, EngineConfig
 from sidelight.server.models.loader import load
 from sidelight.v1 import attribution_service_pb2 as pb
 from sidelight.v1 import attribution_service_pb2_grpc as services
@@ -183,7 +183,9 @@ def refusal(service, message) -> grpc.RpcError:
 @pytest.fixture(scope="module")
 def chat_model(tmp_path_factory):
     loaded = load(build_model("llama", tmp_path_factory.mktemp("zoo")))
-    loaded.codec._tokenizer.chat_template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+    loaded.tokenizer._tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+    )
     return loaded
 
 
@@ -221,7 +223,7 @@ def test_a_request_is_refused_before_it_is_tokenized(bundled, chat_model, monkey
             with monkeypatch.context() as patch:
                 if "source" in field:
                     for loaded in (bundled, chat_model):
-                        patch.setattr(loaded.codec, "_encode", lambda *_, **__: tokenized.append(1) or 1 / 0)
+                        patch.setattr(loaded.tokenizer, "_encode", lambda *_, **__: tokenized.append(1) or 1 / 0)
                 error = refusal(service, message)
             assert (error.code(), error.details().split(": ")[0]) == (INVALID, field)
         assert not tokenized
@@ -231,11 +233,13 @@ def test_a_request_is_refused_before_it_is_tokenized(bundled, chat_model, monkey
 def test_every_text_that_fits_the_model_is_within_the_limits(name, bundled, tmp_path_factory):
     """The longest pieces of the vocabulary, as many as there may be."""
     loaded = bundled if name == "bundled" else load(build_model(name, tmp_path_factory.mktemp("zoo")))
-    tokenizer = loaded.codec._tokenizer
+    tokenizer = loaded.tokenizer._tokenizer
     pieces = sorted(tokenizer.get_vocab(), key=lambda piece: len(piece.encode()))[-20:]
     for piece in pieces:
         letters = tokenizer.convert_tokens_to_string([piece])
-        assert len((letters * loaded.max_source_tokens).encode()) <= loaded.codec.most_bytes(loaded.max_source_tokens)
+        assert len((letters * loaded.max_source_tokens).encode()) <= loaded.tokenizer.most_bytes(
+            loaded.max_source_tokens
+        )
 
 
 @pytest.mark.parametrize("length", [3000, 1_000_000])
@@ -267,7 +271,7 @@ async def test_two_thousand_at_once_are_served_or_refused_with_a_reason(bundled,
     monkeypatch.setattr(service_module, "resolve", lambda *args: resolved.append(1) or resolve(*args))
     ends: collections.Counter[str] = collections.Counter()
     message = request("A dog.", decoding=text.Decoding(max_new_tokens=1))
-    with serving(bundled, limits=Limits(running=2, waiting=16)) as address:
+    with serving(bundled, limits=EngineConfig(running=2, waiting=16)) as address:
         async with grpc.aio.insecure_channel(address) as channel:
             service = services.AttributionServiceStub(channel)
 
@@ -344,7 +348,7 @@ def test_stalled_readers_are_given_up_and_keep_nobody_out(bundled, engines, monk
         request("A dog."),
     ]
     monkeypatch.setattr(outbox_module, "CAPACITY", 8192)
-    limits = Limits(running=4, waiting=8, stalled=16)
+    limits = EngineConfig(running=4, waiting=8, stalled=16)
     with serving(bundled, limits=limits) as address, stub(address) as service, RawConnection(address) as raw:
         for number in range(60):
             raw.call(ATTRIBUTE, messages[number % 4].SerializeToString())
@@ -398,7 +402,7 @@ def test_what_waits_for_slow_readers_has_one_bound(bundled, engines, monkeypatch
         request(long, kinds=[CROSS, DECODER_SELF], given=text.Text(text="Meine Großmutter. " * 25)),
         request(long, kinds=[ENCODER_SELF, CROSS], given=text.Text(text="Großmutter " * 20)),
     ]
-    with serving(bundled, limits=Limits(running=16)) as address, stub(address) as service:
+    with serving(bundled, limits=EngineConfig(running=16)) as address, stub(address) as service:
         alone = [list(service.Attribute(message, timeout=60)) for message in messages]
         bound = 1024 * 1024
         monkeypatch.setattr(engine_module, "_WHOLE_BYTES", bound)
@@ -424,7 +428,7 @@ def test_what_waits_for_slow_readers_has_one_bound(bundled, engines, monkeypatch
 
 def test_the_caches_of_stalled_readers_have_a_bound_of_bytes(bundled, monkeypatch):
     """Those that have waited longest give way, with their status; those that come are served."""
-    bound, limits = 4 * 1024**2, Limits(running=4)
+    bound, limits = 4 * 1024**2, EngineConfig(running=4)
     monkeypatch.setattr(engine_module, "_PARKED_BYTES", bound)
     monkeypatch.setattr(engine_module, "_PARKED_SLOTS", 0)
     monkeypatch.setattr(outbox_module, "CAPACITY", 16 * 1024)

@@ -20,7 +20,7 @@ from raw_http2 import RawConnection
 from sidelight.server.api import server as serving_module
 from sidelight.server.api.server import Server
 from sidelight.server.engine import output_queue as outbox_module
-from sidelight.server.engine.engine import Limits
+from sidelight.server.engine.engine import EngineConfig
 from sidelight.server.models.transformers_backend import Layout
 from sidelight.v1 import attribution_service_pb2_grpc as services
 from sidelight.v1 import text_pb2 as text
@@ -61,7 +61,7 @@ def retry_delay_of(error: grpc.aio.AioRpcError) -> float:
 
 async def test_nobody_who_only_listens_holds_up_the_end(bundled):
     """Watch, an idle reflection, a reader that has stalled; with a grace in which a test would not end."""
-    server = Server([bundled], "127.0.0.1:0", Limits(running=2))
+    server = Server([bundled], "127.0.0.1:0", EngineConfig(running=2))
     address = await server.start()
     (engine,) = server._engines
     async with grpc.aio.insecure_channel(address) as channel:
@@ -91,7 +91,7 @@ async def test_what_cannot_be_served_in_time_is_refused_at_once(bundled, monkeyp
         return step(layout, *args)
 
     monkeypatch.setattr(Layout, "step", slow)
-    server = Server([bundled], "127.0.0.1:0", Limits(running=1))
+    server = Server([bundled], "127.0.0.1:0", EngineConfig(running=1))
     address = await server.start()
     (engine,) = server._engines
     async with grpc.aio.insecure_channel(address) as channel:

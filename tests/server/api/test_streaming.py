@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from harness import CROSS, DECODER_SELF, ENCODER_SELF, request, serving, steps_of, stub
 from sidelight.server.engine import output_queue as outbox_module
-from sidelight.server.engine.engine import Engine, Limits
+from sidelight.server.engine.engine import Engine, EngineConfig
 from sidelight.server.models.transformers_backend import Layout
 from sidelight.v1 import attribution_service_pb2_grpc as services
 from sidelight.v1 import text_pb2 as text
@@ -69,13 +69,13 @@ def first_steps(call):
 def abandoned(monkeypatch) -> threading.Semaphore:
     """Counts the streams whose readers have gone."""
     count = threading.Semaphore(0)
-    abandon = outbox_module.Outbox.abandon
+    abandon = outbox_module.OutputQueue.abandon
 
     def counting(outbox):
         abandon(outbox)
         count.release()
 
-    monkeypatch.setattr(outbox_module.Outbox, "abandon", counting)
+    monkeypatch.setattr(outbox_module.OutputQueue, "abandon", counting)
     return count
 
 
@@ -134,7 +134,7 @@ def test_slow_readers_give_their_places_to_those_that_wait(bundled, monkeypatch,
         given = " ".join(["Meine Großmutter ist mit 82 Jahren immer noch rüstig."] * 12)
         messages = [request(SENTENCE, [CROSS, DECODER_SELF], given=text.Text(text=given)) for _ in range(5)]
         quick.given.text = "Meine Großmutter"
-    with serving(bundled, limits=Limits(running=2)) as address, stub(address) as service:
+    with serving(bundled, limits=EngineConfig(running=2)) as address, stub(address) as service:
         alone = [steps_of(list(service.Attribute(message, timeout=60))) for message in messages]
         assert not any(parked)
         slow = [(call, first_steps(call)) for call in (service.Attribute(each, timeout=120) for each in messages)]
@@ -252,7 +252,7 @@ def assert_same(contents, expected):
 
 def test_a_full_queue_refuses_with_a_delay(bundled, monkeypatch):
     gate = Gate(monkeypatch, 1)
-    with serving(bundled, limits=Limits(running=1, waiting=1)) as address, stub(address) as service:
+    with serving(bundled, limits=EngineConfig(running=1, waiting=1)) as address, stub(address) as service:
         first = service.Attribute(request(SENTENCE), timeout=60)
         first_steps(first)
         # Whichever of them comes first waits.
@@ -269,7 +269,7 @@ def test_a_full_queue_refuses_with_a_delay(bundled, monkeypatch):
 
 def test_a_deadline_counts_in_the_queue_too(bundled, monkeypatch):
     gate = Gate(monkeypatch, 1)
-    with serving(bundled, limits=Limits(running=1)) as address, stub(address) as service:
+    with serving(bundled, limits=EngineConfig(running=1)) as address, stub(address) as service:
         first = service.Attribute(request(SENTENCE), timeout=60)
         first_steps(first)
         with pytest.raises(grpc.RpcError) as raised:

@@ -16,9 +16,9 @@ from sidelight.server.engine import admission
 from sidelight.server.engine import engine as engine_module
 from sidelight.server.engine import output_queue as outbox_module
 from sidelight.server.engine.admission import HeldBack, WaitingQueue
-from sidelight.server.engine.engine import Engine, Limits, Ticket
+from sidelight.server.engine.engine import Engine, EngineConfig, RequestState
 from sidelight.server.models.loader import load
-from sidelight.server.request import Decoding
+from sidelight.server.request import DecodingParams
 from sidelight.server.runner.model_runner import Batch
 from sidelight.v1 import text_pb2 as text
 
@@ -74,7 +74,7 @@ def test_a_request_does_not_wait_until_stalled_ones_have_begun(bundled, engines,
     """From the connection of the stalled readers, and from another one; of both kinds of targets."""
     small = [request("A dog.", decoding=text.Decoding(max_new_tokens=4)), request("A dog.")]
     small[1].given.text = "Ein Hund."
-    limits = Limits(running=2)
+    limits = EngineConfig(running=2)
     with serving(bundled, limits=limits) as address, stub(address) as service, RawConnection(address, window) as raw:
         burst(raw, kind)
         wait_until(lambda: len(engines[0]._tickets) == BURST)
@@ -93,7 +93,7 @@ def test_a_request_does_not_wait_until_stalled_ones_have_begun(bundled, engines,
 def test_held_back_requests_lose_nothing(bundled, engines, kind, window):
     """A reader that reads on gets what it would have got, its first event once."""
     message = given_request() if kind == "given" else written_request(max_new_tokens=30)
-    with serving(bundled, limits=Limits(running=2)) as address, stub(address) as service:
+    with serving(bundled, limits=EngineConfig(running=2)) as address, stub(address) as service:
         alone = list(service.Attribute(message, timeout=60))
         with RawConnection(address, window) as raw, ThreadPoolExecutor(8) as pool:
             burst(raw, kind, 20)
@@ -112,7 +112,7 @@ def test_held_back_requests_lose_nothing(bundled, engines, kind, window):
 
 @pytest.mark.usefixtures("slow_engine")
 def test_no_work_is_done_for_who_takes_nothing_while_others_read(bundled, engines):
-    limits = Limits(running=2)
+    limits = EngineConfig(running=2)
     with serving(bundled, limits=limits) as address, stub(address) as service, RawConnection(address) as raw:
         burst(raw, "given")
         wait_until(lambda: len(engines[0]._tickets) == BURST)
@@ -128,7 +128,7 @@ def test_no_work_is_done_for_who_takes_nothing_while_others_read(bundled, engine
 @pytest.mark.usefixtures("slow_engine")
 def test_a_queue_full_of_stalled_readers_keeps_nobody_out(bundled, engines):
     """The newest of them gives its place away, with the status of a request that comes too late."""
-    limits = Limits(running=1, waiting=40)
+    limits = EngineConfig(running=1, waiting=40)
     with serving(bundled, limits=limits) as address, stub(address) as service, RawConnection(address) as raw:
         burst(raw, "given", 50)
         wait_until(lambda: sum(map(engines[0]._waiting.has_stalled, list(engines[0]._waiting))) > 20)
@@ -152,7 +152,7 @@ def test_given_targets_leave_half_of_the_time_to_what_is_written(bundled, engine
 
     monkeypatch.setattr(engine_module, "attribute", slow)
     monkeypatch.setattr(Batch, "step", slow_step)
-    with serving(bundled, limits=Limits(running=16)) as address, stub(address) as service:
+    with serving(bundled, limits=EngineConfig(running=16)) as address, stub(address) as service:
         calls = [service.Attribute(given_request(1), timeout=120) for _ in range(200)]
         wait_until(lambda: len(engines[0]._tickets) > 150)
         monkeypatch.setattr(engines[0]._waiting, "next", lambda **_: first_written(engines[0]))
@@ -164,10 +164,10 @@ def test_given_targets_leave_half_of_the_time_to_what_is_written(bundled, engine
             call.cancel()
 
 
-def first_written(engine: Engine) -> Ticket | None:
+def first_written(engine: Engine) -> RequestState | None:
     """What waits first, as if what is written had come before given targets."""
     waiting = list(engine._waiting)
-    written = (ticket for ticket in waiting if isinstance(ticket.job.target, Decoding))
+    written = (ticket for ticket in waiting if isinstance(ticket.job.target, DecodingParams))
     return next(written, waiting[0] if waiting else None)
 
 

@@ -11,13 +11,13 @@ from batches import jobs_of
 from harness import serving
 from model_zoo import build_model
 from sidelight.server.engine import batching_delay as bursts
-from sidelight.server.engine.batching_delay import Bursts
-from sidelight.server.engine.engine import Engine, Limits
-from sidelight.server.engine.output_queue import Outbox
+from sidelight.server.engine.batching_delay import BatchingDelay
+from sidelight.server.engine.engine import Engine, EngineConfig
+from sidelight.server.engine.output_queue import OutputQueue
 from sidelight.server.models.loader import load
-from sidelight.server.request import Job
+from sidelight.server.request import Request
 from sidelight.server.runner.model_runner import Batch
-from sidelight.server.text.tokenizer import Encoded, Token
+from sidelight.server.text.tokenizer import Token, TokenizedText
 from sidelight.v1 import attribution_service_pb2 as pb
 from sidelight.v1 import attribution_service_pb2_grpc as pb_grpc
 
@@ -43,7 +43,7 @@ class Clock:
 def gathered(monkeypatch):
     """How many have come, and when, after a wait for those who come at some times."""
 
-    def gather(waiting: Bursts, arrivals: list[float], enough: int = 32) -> tuple[int, float]:
+    def gather(waiting: BatchingDelay, arrivals: list[float], enough: int = 32) -> tuple[int, float]:
         clock = Clock(arrivals)
         monkeypatch.setattr(bursts, "time", clock)
         waiting.gather(clock.count, lambda: clock.count() >= enough)
@@ -52,14 +52,14 @@ def gathered(monkeypatch):
     return gather
 
 
-def expecting() -> Bursts:
-    made = Bursts()
+def expecting() -> BatchingDelay:
+    made = BatchingDelay()
     made.begun([0.0, 0.001], was_idle=True)
     return made
 
 
 def test_nobody_waits_where_requests_come_alone(gathered):
-    waiting = Bursts()
+    waiting = BatchingDelay()
     for second in range(5):
         assert gathered(waiting, [0.0]) == (1, 0.0)
         waiting.begun([float(second)], was_idle=True)
@@ -67,7 +67,7 @@ def test_nobody_waits_where_requests_come_alone(gathered):
 
 def test_a_burst_is_expected_after_one():
     """After several together, or one alone with others close behind, and not after one that comes much later."""
-    close, late, busy = Bursts(), Bursts(), Bursts()
+    close, late, busy = BatchingDelay(), BatchingDelay(), BatchingDelay()
     close.begun([0.0], was_idle=True)
     close.begun([0.004, 0.005], was_idle=False)
     assert close._are_expected
@@ -131,13 +131,13 @@ def test_sources_of_a_burst_are_read_together(tmp_path, monkeypatch):
 def test_a_wait_ends_where_more_sources_would_not_be_read_faster(tmp_path):
     loaded = load(build_model("marian", tmp_path))
     (job,) = jobs_of(loaded, "marian", 1)
-    long = replace(job, source=Encoded("", (Token(5, "", 0, 0, False, ""),) * 200))
+    long = replace(job, source=TokenizedText("", (Token(5, "", 0, 0, False, ""),) * 200))
 
-    async def come(job: Job, count: int, slots: int) -> list[bool]:
+    async def come(job: Request, count: int, slots: int) -> list[bool]:
         """Whether they are enough after each. The engine has not started: those who come wait."""
-        engine, enough = Engine(loaded, Limits(running=slots)), list[bool]()
+        engine, enough = Engine(loaded, EngineConfig(running=slots)), list[bool]()
         for _ in range(count):
-            engine.submit(job, Outbox(engine.wake))
+            engine.submit(job, OutputQueue(engine.wake))
             enough.append(engine._are_enough())
         return enough
 

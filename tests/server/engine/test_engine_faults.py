@@ -21,8 +21,8 @@ from raw_http2 import RawConnection
 from sidelight.server.api.addresses import Address
 from sidelight.server.engine import engine as engine_module
 from sidelight.server.engine import output_queue as outbox_module
-from sidelight.server.engine.engine import Engine, Limits
-from sidelight.server.engine.output_queue import Outbox
+from sidelight.server.engine.engine import Engine, EngineConfig
+from sidelight.server.engine.output_queue import OutputQueue
 from sidelight.server.entrypoints import serve as command
 from sidelight.server.runner import model_runner as batch_module
 from sidelight.server.runner.model_runner import Batch
@@ -59,7 +59,7 @@ def test_a_deadline_beyond_all_clocks_harms_nobody(bundled, engines, monkeypatch
 @pytest.mark.parametrize("when", ["at work", "idle"])
 def test_a_thread_that_ends_ends_all_that_waits(bundled, engines, when, monkeypatch):
     monkeypatch.setattr(outbox_module, "CAPACITY", 2048)  # the one that runs is not done before its time
-    with serving(bundled, limits=Limits(running=1)) as address, stub(address) as service:
+    with serving(bundled, limits=EngineConfig(running=1)) as address, stub(address) as service:
         with grpc.insecure_channel(address) as channel:
             health = health_pb2_grpc.HealthStub(channel)
             assert health.Check(health_pb2.HealthCheckRequest(), timeout=60).status == SERVING
@@ -147,7 +147,7 @@ def test_an_engine_that_cannot_begin_again_ends(bundled, engines, monkeypatch):
 FAULTY = {
     Engine: [name for name, value in vars(Engine).items() if callable(value) and name.startswith("_")],
     Batch: [name for name, value in vars(Batch).items() if callable(value)],
-    Outbox: ["put", "end", "_wake"],
+    OutputQueue: ["put", "end", "_wake"],
     engine_module: ["attribute", "ring"],
     batch_module: ["begin", "to_host", "parts_of"],
 }
@@ -186,7 +186,7 @@ def test_faults_at_random_leave_no_request_without_its_end(bundled, monkeypatch,
         return message
 
     ends: Counter[str] = Counter()
-    with serving(bundled, limits=Limits(running=4)) as address, stub(address) as service:
+    with serving(bundled, limits=EngineConfig(running=4)) as address, stub(address) as service:
 
         def one(number: int) -> str:
             try:

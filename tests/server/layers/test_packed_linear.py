@@ -166,7 +166,7 @@ def folder(tmp_path_factory):
 
 @torch.inference_mode()
 def logits(loaded, model) -> torch.Tensor:
-    source = torch.tensor([loaded.codec.encode_source(SOURCE).ids]) if loaded.is_encoder_decoder else None
+    source = torch.tensor([loaded.tokenizer.encode_source(SOURCE).ids]) if loaded.is_encoder_decoder else None
     torch.manual_seed(0)
     target = torch.randint(4, 60, (1, 12))
     if source is None:
@@ -204,7 +204,7 @@ def test_tied_embeddings_stay(bundled):
 def test_generate_writes_the_same(bundled):
     model = copy.deepcopy(bundled.model)
     pack(model, "float32", ROWS)
-    ids = torch.tensor([bundled.codec.encode_source("Where is the nearest train station?").ids])
+    ids = torch.tensor([bundled.tokenizer.encode_source("Where is the nearest train station?").ids])
     expected = bundled.model.generate(ids, attention_mask=torch.ones_like(ids))
     assert torch.equal(model.generate(ids, attention_mask=torch.ones_like(ids)), expected)
 

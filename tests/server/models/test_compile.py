@@ -11,7 +11,7 @@ from batches import BEGINNINGS, IN_SLOTS, alone, assert_same, jobs_of, then_one_
 from harness import CROSS, DECODER_SELF, request, serving, steps_of, stub
 from hypothesis import Phase, given, settings
 from model_zoo import SOURCE, build_model
-from sidelight.server.engine.engine import Engine, Limits
+from sidelight.server.engine.engine import Engine, EngineConfig
 from sidelight.server.models.loader import ModelError, load
 from sidelight.v1 import text_pb2 as text
 
@@ -61,7 +61,7 @@ def test_a_server_compiles_its_steps(folder):
     answers = []
     for compiled in (False, True):
         loaded = load(path, max_length=64, compiled=compiled)
-        with serving(loaded, limits=Limits(running=4)) as address, stub(address) as service:
+        with serving(loaded, limits=EngineConfig(running=4)) as address, stub(address) as service:
             answers.append(steps_of(list(service.Attribute(message, timeout=60))))
     assert len(answers[0]) == 9
     for one, other in zip(*answers, strict=True):
@@ -89,7 +89,7 @@ def test_what_cannot_be_compiled_is_said(folder, monkeypatch):
 def test_a_compiled_step_keeps_its_threads(folder):
     """With another number of them it would be compiled anew, while everybody waits."""
     loaded = load(build_model("marian", folder), max_length=64)
-    limits = Limits(running=2, threads=(1, 2))
+    limits = EngineConfig(running=2, threads=(1, 2))
     assert Engine(loaded, limits)._threads._numbers == (1, 2)
     loaded.layout.compile()
     assert Engine(loaded, limits)._threads._numbers == ()

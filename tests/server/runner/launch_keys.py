@@ -18,7 +18,7 @@ from sidelight.kernels.tools.cross_compile import compiling_for
 from sidelight.server.engine import output_builder as decoding
 from sidelight.server.engine.output_builder import attribute
 from sidelight.server.models.loader import LoadedModel, load
-from sidelight.server.request import Given, Job
+from sidelight.server.request import GivenTarget, Request
 from sidelight.server.runner import warmup
 from sidelight.server.runner.unbatched_runner import LAST_QUERY, Reader
 
@@ -45,8 +45,8 @@ def requests(loaded: LoadedModel) -> list[Launch]:
             for source, target, steps in ((3, 5, 40), (32, 48, 20), (25, 32, 1)):
                 ids: list[Any] = [7] * source
                 context = [5] if loaded.is_encoder_decoder else []
-                given = Given(loaded.codec.decode_ids([6] * target))
-                list(attribute(loaded, Job("", loaded.codec.decode_ids(ids), tuple(context), given, plan)))
+                given = GivenTarget(loaded.tokenizer.detokenize([6] * target))
+                list(attribute(loaded, Request("", loaded.tokenizer.detokenize(ids), tuple(context), given, plan)))
                 reader = Reader(loaded, plan, ids, context)
                 reader.read_source()
                 reader.read(reader.tensor(reader.context), LAST_QUERY, 1)

@@ -11,7 +11,7 @@ import torch
 from harness import request, serving, stub
 from model_zoo import build_model
 from sidelight.server.api.validation import resolve
-from sidelight.server.engine.engine import Limits
+from sidelight.server.engine.engine import EngineConfig
 from sidelight.server.memory import free_bytes
 from sidelight.server.models.kv_cache import Shape, bytes_of_slot, zeros
 from sidelight.server.models.loader import load
@@ -86,6 +86,6 @@ def test_one_by_one_where_a_model_has_no_layout(bundled):
 
 
 def test_the_slots_are_told_at_start(bundled, caplog):
-    with caplog.at_level(logging.INFO), serving(bundled, limits=Limits(running=3)):
+    with caplog.at_level(logging.INFO), serving(bundled, limits=EngineConfig(running=3)):
         pass
     assert f"3 slots of {bundled.max_source_tokens} source" in caplog.text

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 from harness import request, serving, steps_of, stub
-from sidelight.server.engine.engine import Limits
+from sidelight.server.engine.engine import EngineConfig
 from sidelight.server.runner import thread_tuner as threads
 from sidelight.server.runner.thread_tuner import Threads, cores, numbers_to_try
 
@@ -172,7 +172,7 @@ def test_a_server_takes_its_steps_so(bundled, monkeypatch):
     told: list[int] = []
     monkeypatch.setattr(Threads, "step", noted)
     monkeypatch.setattr(threads.torch, "set_num_threads", told.append)
-    with serving(bundled, limits=Limits(threads=(1, 2))) as address, stub(address) as service:
+    with serving(bundled, limits=EngineConfig(threads=(1, 2))) as address, stub(address) as service:
         steps = steps_of(list(service.Attribute(request("Where is the station?"))))
     assert work == [1] * len(steps)
     assert told[0] == 2

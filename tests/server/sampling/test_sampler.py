@@ -17,7 +17,7 @@ from model_zoo import FAMILIES, SENTENCES, build_model
 from peers import generate_ids
 from sidelight.server.layers import screened_head as screening
 from sidelight.server.models.loader import LoadedModel, load
-from sidelight.server.request import Decoding
+from sidelight.server.request import DecodingParams
 from sidelight.server.sampling import logits_ops as changes
 from sidelight.server.sampling.sampler import Choice, Chooser
 from torch import Tensor
@@ -44,7 +44,9 @@ def small(request, folder) -> LoadedModel:
 class Alone:
     """One request, decoded by transformers' processors and torch's multinomial."""
 
-    def __init__(self, loaded: LoadedModel, decoding: Decoding, context: list[int], source: list[int] | None) -> None:
+    def __init__(
+        self, loaded: LoadedModel, decoding: DecodingParams, context: list[int], source: list[int] | None
+    ) -> None:
         model: Any = loaded.model
         config, _ = model._prepare_generation_config(None)
         for name, value in decoding.generation.items():
@@ -106,7 +108,7 @@ class Batch:
         self.alone: dict[int, Alone] = {}
         self.sampling: dict[int, bool] = {}
 
-    def join(self, slot: int, decoding: Decoding, context: list[int], source: list[int] | None) -> None:
+    def join(self, slot: int, decoding: DecodingParams, context: list[int], source: list[int] | None) -> None:
         self.chooser.join(slot, decoding, context, source)
         self.alone[slot] = Alone(self.loaded, decoding, context, source)
         self.sampling[slot] = decoding.do_sample
@@ -193,10 +195,10 @@ GENERATION = wishes(COMMON, 6) | st.tuples(wishes(COMMON, 4), wishes(RARE, 2)).m
 
 
 @st.composite
-def decodings(draw: st.DrawFn) -> Decoding:
+def decodings(draw: st.DrawFn) -> DecodingParams:
     do_sample = draw(st.booleans())
     generation = PLAIN | draw(GENERATION)
-    return Decoding(
+    return DecodingParams(
         max_new_tokens=draw(st.integers(1, 8)),
         do_sample=do_sample,
         seed=draw(st.integers(0, 2**63 - 1)) if do_sample else None,
@@ -267,7 +269,7 @@ def test_each_option_is_as_if_alone(small, name, data):
     batch = Batch(small)
     for slot in range(3):
         generation = PLAIN | ({name: data.draw(options[name], name)} if slot else {})
-        decoding = Decoding(6, data.draw(st.booleans()), slot, generation=generation)
+        decoding = DecodingParams(6, data.draw(st.booleans()), slot, generation=generation)
         batch.join(slot, decoding, data.draw(st.lists(TOKENS, min_size=1, max_size=5)), [4, 5, 2])
     for _ in range(6):
         batch.step(data.draw(batch_logits(3, small.vocabulary_size)), [0, 1, 2])
@@ -306,13 +308,13 @@ def test_a_slot_keeps_nothing_of_who_had_it_before(small):
     chooser = Chooser(small, 1, LENGTH)
     logits = torch.zeros(1, small.vocabulary_size)
     logits[0, 5:8] = torch.tensor([3.0, 2.0, 1.0])
-    plain = Decoding(4, False, generation=PLAIN)
+    plain = DecodingParams(4, False, generation=PLAIN)
     held = {"bad_words_ids": [[5]], "suppress_tokens": [6], "no_repeat_ngram_size": 1, "forced_eos_token_id": 9}
     for _ in range(2):
         chooser.join(0, plain, [3], [4])
         assert [choose(chooser, logits, [0]) for _ in range(4)] == [[5]] * 4
         chooser.leave(0)
-        chooser.join(0, Decoding(3, False, generation=held | {"min_new_tokens": 0}), [3], [4])
+        chooser.join(0, DecodingParams(3, False, generation=held | {"min_new_tokens": 0}), [3], [4])
         steps = [choose(chooser, logits, [0]) for _ in range(3)]
         assert steps[0] == [7]
         assert steps[1] not in ([5], [6], [7])
@@ -323,7 +325,7 @@ def test_a_slot_keeps_nothing_of_who_had_it_before(small):
 def test_an_inactive_slot_waits(small):
     """Its lengths, its history and its draws stay as they are."""
     options = {"no_repeat_ngram_size": 2, "min_new_tokens": 3, "forced_eos_token_id": 2}
-    decodings = [Decoding(5, False, generation=options), Decoding(5, True, 7, generation=options)]
+    decodings = [DecodingParams(5, False, generation=options), DecodingParams(5, True, 7, generation=options)]
     steps = [torch.randn(2, small.vocabulary_size) for _ in range(5)]
     together, apart = Chooser(small, 2, LENGTH), Chooser(small, 2, LENGTH)
     for chooser in (together, apart):
@@ -338,7 +340,7 @@ def test_an_inactive_slot_waits(small):
 @torch.inference_mode()
 def test_the_batch_may_have_more_rows_in_one_step_than_in_another(small):
     batch = Batch(small)
-    batch.join(0, Decoding(8, True, 1, generation=PLAIN | {"top_k": 5}), [3], [4])
+    batch.join(0, DecodingParams(8, True, 1, generation=PLAIN | {"top_k": 5}), [3], [4])
     for rows in (1, 3, 1, 2):
         batch.step(torch.randn(rows, small.vocabulary_size), [0])
 
@@ -346,7 +348,9 @@ def test_the_batch_may_have_more_rows_in_one_step_than_in_another(small):
 @torch.inference_mode()
 def test_the_end_is_forced_where_the_first_token_is_the_last(small):
     batch = Batch(small)
-    batch.join(0, Decoding(1, False, generation={"forced_bos_token_id": 5, "forced_eos_token_id": [6, 7]}), [3], [4])
+    batch.join(
+        0, DecodingParams(1, False, generation={"forced_bos_token_id": 5, "forced_eos_token_id": [6, 7]}), [3], [4]
+    )
     batch.step(torch.randn(1, small.vocabulary_size), [0])
 
 
@@ -355,7 +359,7 @@ def test_both_least_lengths_count(small):
     batch = Batch(small)
     for slot, least in enumerate([(6, 1), (1, 6)]):
         options = {"min_length": least[0], "min_new_tokens": least[1], "eos_token_id": 5}
-        batch.join(slot, Decoding(8, False, generation=options), [3], [4])
+        batch.join(slot, DecodingParams(8, False, generation=options), [3], [4])
     logits = torch.randn(2, small.vocabulary_size)
     logits[:, 5] = 50
     for _ in range(7):
@@ -364,8 +368,8 @@ def test_both_least_lengths_count(small):
 
 def test_end_ids(small):
     chooser = Chooser(small, 2, LENGTH)
-    chooser.join(0, Decoding(4, False), [3], [4])
-    chooser.join(1, Decoding(4, False, generation={"eos_token_id": [5, 6]}), [3], [4])
+    chooser.join(0, DecodingParams(4, False), [3], [4])
+    chooser.join(1, DecodingParams(4, False, generation={"eos_token_id": [5, 6]}), [3], [4])
     assert chooser.end_ids(0) == {small.model.generation_config.eos_token_id}
     assert chooser.end_ids(1) == {5, 6}
 
@@ -373,9 +377,9 @@ def test_end_ids(small):
 def test_a_processor_that_fails_fails_its_own_slot(small):
     """A bad word that the vocabulary lacks is found out in the first step."""
     batch = Batch(small)
-    batch.join(0, Decoding(4, False), [3], [4])
-    batch.join(2, Decoding(4, True, 5), [3], [4])
-    batch.chooser.join(1, Decoding(4, True, 6, generation={"bad_words_ids": [[10**6]]}), [3], [4])
+    batch.join(0, DecodingParams(4, False), [3], [4])
+    batch.join(2, DecodingParams(4, True, 5), [3], [4])
+    batch.chooser.join(1, DecodingParams(4, True, 6, generation={"bad_words_ids": [[10**6]]}), [3], [4])
     for _ in range(3):
         logits = torch.randn(3, small.vocabulary_size)
         with torch.inference_mode():
@@ -393,9 +397,9 @@ def test_a_processor_that_fails_fails_its_own_slot(small):
 
 def test_options_that_make_no_sense_keep_a_request_out(small):
     chooser = Chooser(small, 2, LENGTH)
-    chooser.join(0, Decoding(4, False), [3], [4])
+    chooser.join(0, DecodingParams(4, False), [3], [4])
     with pytest.raises(ValueError, match="temperature"):
-        chooser.join(1, Decoding(4, True, 1, generation={"temperature": 0.0}), [3], [4])
+        chooser.join(1, DecodingParams(4, True, 1, generation={"temperature": 0.0}), [3], [4])
     assert len(choose(chooser, torch.randn(1, small.vocabulary_size), [0])) == 1
 
 
@@ -407,8 +411,8 @@ def test_a_context_may_have_tokens_that_have_no_scores(small, monkeypatch):
     batch = Batch(small)
     options = {"repetition_penalty": 2.0, "no_repeat_ngram_size": 1}
     context = [small.vocabulary_size - 1, 5]
-    batch.join(0, Decoding(5, False, generation=options), context, [4])
-    batch.join(1, Decoding(5, True, 1, generation=options), [5, 6], [4])
+    batch.join(0, DecodingParams(5, False, generation=options), context, [4])
+    batch.join(1, DecodingParams(5, True, 1, generation=options), [5, 6], [4])
     for _ in range(5):
         # Older versions of transformers fail for such a token, and so do the two.
         batch.step(torch.randn(2, small.vocabulary_size - 10), sorted(batch.alone))
@@ -421,7 +425,7 @@ def test_tokens_after_the_longest_target_are_forgotten(small):
     chooser = Chooser(small, 2, LENGTH)
     options = {"repetition_penalty": 2.0, "no_repeat_ngram_size": 2}
     for slot in (0, 1):
-        chooser.join(slot, Decoding(LENGTH - 1, bool(slot), 3, generation=options), [3], [4])
+        chooser.join(slot, DecodingParams(LENGTH - 1, bool(slot), 3, generation=options), [3], [4])
     for _ in range(LENGTH + 3):
         choice = chooser.choose(torch.randn(2, small.vocabulary_size), [0, 1])
     assert isinstance(choice, Choice)
@@ -445,7 +449,9 @@ def test_tokens_are_those_of_generate(name, folder):
     """A family's own generation config, wishes of all kinds side by side, slots that come late and slots in reuse."""
     path = build_model(name, folder)
     loaded = load(path, packed=False)
-    requests = [(loaded.codec.encode_source(sentence).ids, wish) for sentence, wish in zip(SENTENCES, MIX, strict=True)]
+    requests = [
+        (loaded.tokenizer.encode_source(sentence).ids, wish) for sentence, wish in zip(SENTENCES, MIX, strict=True)
+    ]
     forced = {"forced_bos_token_id": 5} if name in ("nllb", "m2m100", "mbart") else {}
     chooser, count = Chooser(loaded, 3, 400), 12
     waiting, running = list(range(len(requests))), dict[int, int]()
@@ -456,10 +462,10 @@ def test_tokens_are_those_of_generate(name, folder):
             if waiting:
                 number = running[slot] = waiting.pop(0)
                 source, wish = requests[number]
-                context = [*loaded.codec.start_ids(loaded.codec.languages_of("", ""))]
+                context = [*loaded.tokenizer.start_ids(loaded.tokenizer.languages_of("", ""))]
                 fed[slot] = context if loaded.is_encoder_decoder else [*source]
                 generation = forced | {option: value for option, value in wish.items() if option != "seed"}
-                decoding = Decoding(count, "seed" in wish, wish.get("seed"), generation=generation)
+                decoding = DecodingParams(count, "seed" in wish, wish.get("seed"), generation=generation)
                 chooser.join(slot, decoding, fed[slot], source if loaded.is_encoder_decoder else None)
         logits = torch.full((3, loaded.vocabulary_size), math.nan)
         for slot, number in running.items():
@@ -522,7 +528,7 @@ EVERYTHING = {
 }
 
 
-def operations(small: LoadedModel, decodings: list[Decoding], steps: int) -> list[list[str]]:
+def operations(small: LoadedModel, decodings: list[DecodingParams], steps: int) -> list[list[str]]:
     chooser = Chooser(small, len(decodings), LENGTH)
     for slot, decoding in enumerate(decodings):
         chooser.join(slot, decoding, [3], [4])
@@ -541,17 +547,17 @@ def test_a_step_never_waits(small, monkeypatch):
     monkeypatch.setattr(changes, "drop_below_threshold", changes.drop_in_order)  # as on a GPU
     sampling = {"temperature": 0.7, "top_k": 20, "top_p": 0.9}
     for count in (1, 2):  # slots of each
-        greedy = [Decoding(6, False, generation=EVERYTHING)] * count
-        plain = [Decoding(6, False), Decoding(6, True, 1)] * count
-        drawn = [Decoding(6, True, 3, generation=EVERYTHING | sampling)] * count
+        greedy = [DecodingParams(6, False, generation=EVERYTHING)] * count
+        plain = [DecodingParams(6, False), DecodingParams(6, True, 1)] * count
+        drawn = [DecodingParams(6, True, 3, generation=EVERYTHING | sampling)] * count
         for decodings in (greedy, plain, drawn, [*drawn, *plain, *greedy]):
             assert all(operations(small, decodings, 6))
 
 
 def test_what_nobody_asks_for_costs_nothing(small):
     """A plain greedy batch is one argmax, and a look at what it found; a bad word is one addition to a copy."""
-    plain = Decoding(6, False, generation=PLAIN)
-    bad = Decoding(6, False, generation=plain.generation | {"bad_words_ids": [[5]]})
+    plain = DecodingParams(6, False, generation=PLAIN)
+    bad = DecodingParams(6, False, generation=plain.generation | {"bad_words_ids": [[5]]})
     for decoding, expected in ((plain, []), (bad, ["to", "index_add_"])):
         names = operations(small, [decoding] * 8, 3)[-1]
         work = [name for name in names if name not in ("alias", "detach", "select", "view", "empty_strided")]

@@ -63,7 +63,7 @@ def test_pieces_are_found_in_their_text(text, pieces, spans):
 )
 def test_sentencepiece_says_where_its_pieces_come_from(bundled: LoadedModel, text, spans):
     """Values of public reports: matching strings was wrong here."""
-    tokens = {token.piece: (token.begin, token.end) for token in bundled.codec.encode_source(text).tokens}
+    tokens = {token.piece: (token.begin, token.end) for token in bundled.tokenizer.encode_source(text).tokens}
     assert {piece: tokens[piece] for piece in spans} == spans
 
 
@@ -73,11 +73,11 @@ def test_sentencepiece_says_where_its_pieces_come_from(bundled: LoadedModel, tex
 )
 def test_sentencepiece_itself_says_the_same(bundled: LoadedModel):
     """Its other account of a text is the peer: bytes of UTF-8, and nothing for all but one piece of a character."""
-    processor = bundled.codec._tokenizer.spm_source
+    processor = bundled.tokenizer._tokenizer.spm_source
     for text in TEXTS:
         raw = text.encode()
         pieces = processor.encode(text, return_type="proto").pieces
-        tokens = [token for token in bundled.codec.encode_source(text).tokens if not token.special]
+        tokens = [token for token in bundled.tokenizer.encode_source(text).tokens if not token.special]
         assert len(tokens) == len(pieces)
         for token, piece in zip(tokens, pieces, strict=True):
             begin, end = trim(text, (len(raw[: piece.begin].decode()), len(raw[: piece.end].decode())))
@@ -88,7 +88,7 @@ def test_sentencepiece_itself_says_the_same(bundled: LoadedModel):
 @settings(deadline=None, max_examples=200)
 @given(st.text(max_size=60))
 def test_offsets_are_in_order_and_inside_whatever_the_text(bundled: LoadedModel, text):
-    tokens = bundled.codec.encode_source(text).tokens
+    tokens = bundled.tokenizer.encode_source(text).tokens
     for token in tokens:
         assert 0 <= token.begin <= token.end <= len(text)
         assert token.text == text[token.begin : token.end]
@@ -97,14 +97,14 @@ def test_offsets_are_in_order_and_inside_whatever_the_text(bundled: LoadedModel,
 
 
 @settings(deadline=None, max_examples=200)
-@given(st.text(alphabet=st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=60))
+@given(st.text(alphabet=st.characters(tokenizer="utf-8", exclude_categories=["Cs"]), max_size=60))
 def test_text_that_grows_is_the_text_decoded_at_once(bundled: LoadedModel, text):
-    codec = bundled.codec
-    ids = codec.encode_target(text).ids
-    detokenizer = Detokenizer(codec)
+    tokenizer = bundled.tokenizer
+    ids = tokenizer.encode_target(text).ids
+    detokenizer = Detokenizer(tokenizer)
     deltas, tokens = zip(*(detokenizer.add(id_) for id_ in ids), strict=True)
     whole = "".join(deltas) + detokenizer.flush()
-    assert whole == detokenizer.text == codec.decode(ids)
+    assert whole == detokenizer.text == tokenizer.decode(ids)
     for token in tokens:
         assert token.text == whole[token.begin : token.end]
 
@@ -113,29 +113,29 @@ def test_text_that_grows_is_the_text_decoded_at_once(bundled: LoadedModel, text)
 @given(st.data())
 def test_text_grows_as_it_does_where_nothing_is_known_of_tokens(bundled: LoadedModel, data):
     """Tokens in an order that no text has, too: marks of spaces alone, unknown and special ones."""
-    codec = bundled.codec
-    lone = [codec._tokenizer.convert_tokens_to_ids(piece) for piece in ("▁", "<unk>", "</s>", ",")]
+    tokenizer = bundled.tokenizer
+    lone = [tokenizer._tokenizer.convert_tokens_to_ids(piece) for piece in ("▁", "<unk>", "</s>", ",")]
     ids = data.draw(st.lists(st.sampled_from(lone) | st.integers(0, bundled.vocabulary_size - 1), max_size=20))
-    knowing, asking = Detokenizer(codec), Detokenizer(_Asking(codec))
+    knowing, asking = Detokenizer(tokenizer), Detokenizer(_Asking(tokenizer))
     assert [knowing.add(id_) for id_ in ids] == [asking.add(id_) for id_ in ids]
     assert knowing.flush() == asking.flush()
-    assert knowing.text == asking.text == codec.decode(ids)
+    assert knowing.text == asking.text == tokenizer.decode(ids)
 
 
 def test_the_text_of_most_tokens_is_known(bundled: LoadedModel):
-    codec = bundled.codec
-    known = [id_ for id_ in range(bundled.vocabulary_size) if codec.text_behind_others(id_) is not None]
+    tokenizer = bundled.tokenizer
+    known = [id_ for id_ in range(bundled.vocabulary_size) if tokenizer.text_behind_others(id_) is not None]
     assert len(known) > 0.9 * bundled.vocabulary_size
 
 
 class _Asking:
     """A codec that knows the text of no token, and decodes each beside the one before it."""
 
-    def __init__(self, codec):
-        self._codec = codec
+    def __init__(self, tokenizer):
+        self._tokenizer = tokenizer
 
     def __getattr__(self, name):
-        return getattr(self._codec, name)
+        return getattr(self._tokenizer, name)
 
     def text_behind_others(self, id_):  # noqa: ARG002
         return None

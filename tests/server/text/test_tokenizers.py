@@ -7,7 +7,7 @@ import itertools
 import hypothesis.strategies as st
 import pytest
 from hypothesis import example, given, settings
-from sidelight.server.text.tokenizer import Codec, Detokenizer, TextOptions, Token
+from sidelight.server.text.tokenizer import Detokenizer, TextOptions, Token, Tokenizer
 from tokenizer_zoo import TOKENIZERS, codec_of
 
 # Texts of public reports, and others that a tokenizer makes something else of.
@@ -127,7 +127,7 @@ def check_spans(text: str, tokens: tuple[Token, ...]) -> None:
         assert not missing, (missing, tokens)
 
 
-def grown(codec: Codec, ids: list[int], context: tuple[int, ...] = ()) -> tuple[str, list[Token]]:
+def grown(codec: Tokenizer, ids: list[int], context: tuple[int, ...] = ()) -> tuple[str, list[Token]]:
     detokenizer = Detokenizer(codec, context)
     deltas, tokens = [], []
     for id_ in ids:
@@ -164,7 +164,7 @@ def test_tokens_stand_where_the_rule_says(name, text):
     check_spans(text, codec.encode_target(text).tokens)
     # The ids alone are that text as the tokenizer decodes it, and their tokens stand in it by the same rule.
     ids = encoded.ids
-    decoded = codec.decode_ids(ids)
+    decoded = codec.detokenize(ids)
     assert decoded.ids == ids
     assert decoded.text == codec.decode(ids)
     check_spans(decoded.text, decoded.tokens)
@@ -320,7 +320,7 @@ def test_broken_characters_are_the_same_however_they_come(name, data):
         assert covered >= {place for place, character in enumerate(whole) if not character.isspace()}
         if marks and marks[-1] == -2:
             assert len(whole.rstrip()) <= begins[-1] <= len(whole)
-        decoded = codec.decode_ids(ids)
+        decoded = codec.detokenize(ids)
         assert decoded.text == whole
         for cut in range(len(ids)):
             begun, rest = codec.decode(ids[:cut]), grown(codec, ids[cut:], tuple(ids[:cut]))[0]
