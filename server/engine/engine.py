@@ -22,9 +22,9 @@ from ..errors import RequestError, broken, expired, internal, queue_full, stalle
 from ..memory import give_back, is_out_of_memory, out_of_memory
 from ..models.loader import LoadedModel, ModelError
 from ..request import DecodingParams, GivenTarget, Output, Request, Step
-from ..runner.model_runner import Batch, Seat
-from ..runner.slot_budget import slots_within
-from ..runner.thread_tuner import Threads
+from ..runner.model_runner import ModelRunner, Seat
+from ..runner.slot_budget import slots_that_fit
+from ..runner.thread_tuner import ThreadTuner
 from .admission import HeldBack, WaitingQueue
 from .batching_delay import BatchingDelay
 from .output_builder import attribute, begin
@@ -120,13 +120,13 @@ class Engine:
         self._ready = threading.Event()
         # A compiled step is compiled for its number of threads, and what a GPU does takes as long with any.
         is_free = loaded.model.device.type == "cpu" and not (loaded.layout is not None and loaded.layout.is_compiled)
-        self._threads = Threads(self._limits.threads if is_free else ())
+        self._threads = ThreadTuner(self._limits.threads if is_free else ())
         self._bursts = BatchingDelay()
         self._hindrance: Exception | None = None
-        self.slots = slots_within(loaded, self._limits.running, self._limits.memory_fraction)
+        self.slots = slots_that_fit(loaded, self._limits.running, self._limits.memory_fraction)
         # Those that are parked have left the slots' memory, and take their own.
-        self._most_parked = max(1, slots_within(loaded, self._limits.stalled, self._limits.memory_fraction / 2))
-        self._batch: Batch | None = None
+        self._most_parked = max(1, slots_that_fit(loaded, self._limits.stalled, self._limits.memory_fraction / 2))
+        self._batch: ModelRunner | None = None
         self._thread = threading.Thread(target=self._run, name=f"engine {loaded.name}", daemon=True)
         self._watch = threading.Thread(target=self._watch_over, name=f"watch of {loaded.name}", daemon=True)
 
@@ -279,7 +279,7 @@ class Engine:
 
     def _make_batch(self) -> None:
         if self.loaded.layout is not None:
-            self._batch = Batch(self.loaded, self.loaded.layout, self.slots)
+            self._batch = ModelRunner(self.loaded, self.loaded.layout, self.slots)
 
     def _start_anew(self, *, are_all_suspect: bool) -> None:
         """Ends all jobs that have begun with INTERNAL: their state is unknown. `are_all_suspect`: waiting jobs too."""

@@ -26,9 +26,9 @@ from ..request import (
     Step,
     StopReason,
 )
-from ..runner.unbatched_runner import LAST_QUERY, NO_QUERIES, Reader
-from ..sampling.sampler import Chooser
-from ..sampling.step_scores import score
+from ..runner.unbatched_runner import LAST_QUERY, NO_QUERIES, UnbatchedRunner
+from ..sampling.sampler import Sampler
+from ..sampling.step_scores import step_scores
 from ..text.tokenizer import Detokenizer, Token
 
 # Encoder self-attention is cut into parts of about this size, a fraction of what is held for a slow reader.
@@ -38,7 +38,7 @@ _PART_BYTES = 64 * 1024
 def attribute(loaded: LoadedModel, job: Request) -> Iterator[Output]:
     """The events of a job, in order. Must be driven in torch's inference mode. Raises RequestError."""
     detokenizer, started = begin(loaded, job)
-    reader = Reader(loaded, job.capture, job.source.ids, job.context_ids)
+    reader = UnbatchedRunner(loaded, job.capture, job.source.ids, job.context_ids)
     encoder_self = reader.read_source()
     yield started
     if encoder_self is not None:
@@ -78,7 +78,7 @@ def begin(loaded: LoadedModel, job: Request) -> tuple[Detokenizer, Started]:
     return detokenizer, Started(tuple(context), job.target.seed if isinstance(job.target, DecodingParams) else None)
 
 
-def _given(reader: Reader, job: Request, target: GivenTarget) -> Iterator[Output]:
+def _given(reader: UnbatchedRunner, job: Request, target: GivenTarget) -> Iterator[Output]:
     """All steps of a known target, from one forward pass."""
     tokens, text = target.encoded.tokens, target.encoded.text
     ids = target.encoded.ids
@@ -91,7 +91,9 @@ def _given(reader: Reader, job: Request, target: GivenTarget) -> Iterator[Output
     logits, targets = result.logits[: len(ids)], reader.tensor(ids)[0]
     # The greatest of a row is NaN where any is.
     greatest = logits.amax(-1).float()
-    scores, made, *arrays = to_host([score(job.scores, logits, targets, job.score_top_p), greatest, *result.tensors])
+    scores, made, *arrays = to_host(
+        [step_scores(job.scores, logits, targets, job.score_top_p), greatest, *result.tensors]
+    )
     cross, own = result.attention(arrays, job.capture)
     check_numbers(AttentionArrays(made), AttentionArrays(scores), cross, own)
     del result, logits, targets, greatest  # the logits' memory, while steps wait
@@ -126,13 +128,13 @@ def _added(text: str, tokens: Sequence[Token]) -> Iterator[str]:
 
 
 def _decode(
-    reader: Reader, loaded: LoadedModel, job: Request, decoding: DecodingParams, detokenizer: Detokenizer
+    reader: UnbatchedRunner, loaded: LoadedModel, job: Request, decoding: DecodingParams, detokenizer: Detokenizer
 ) -> Iterator[Output]:
     """The steps of a target that the model writes, each as soon as its token and its row exist.
 
     What the model needs for its next step stays on its device; what the client gets is fetched together, once a step.
     """
-    chooser = Chooser(loaded, 1, len(reader.context) + decoding.max_new_tokens)
+    chooser = Sampler(loaded, 1, len(reader.context) + decoding.max_new_tokens)
     chooser.join(0, decoding, reader.context, job.source.ids if loaded.is_encoder_decoder else None)
     writer = Writer(job, decoding, detokenizer, chooser.end_ids(0))
     pending = reader.tensor(reader.context)
@@ -142,7 +144,7 @@ def _decode(
         choice = chooser.choose(result.logits, (0,))
         if chooser.failed:
             raise chooser.failed[0]
-        scores = score(job.scores, result.logits, choice.tokens, job.score_top_p)
+        scores = step_scores(job.scores, result.logits, choice.tokens, job.score_top_p)
         is_left = torch.ones_like(choice.is_number) if choice.is_left is None else choice.is_left
         id_, is_number, left, made, *rest = to_host([choice.tokens, choice.is_number, is_left, scores, *result.tensors])
         cross, own = (rows if rows is None else rows.of(0) for rows in result.attention(rest, job.capture))

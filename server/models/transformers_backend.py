@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from ..capture.attention_function import record_to, separating
 from ..capture.attention_layers import AttentionLayers, first_token
 from ..layers.lm_head import Sought, Vocabulary, find_vocabulary
-from ..transfer import whole_numbers
+from ..transfer import int_tensor
 from ..transformers_versions import cache_argument, cache_of
 from .bart_backend import DirectDecoder, DirectEncoder, UnknownLayerError
 from .bart_cpu_backend import TOGETHER, ProgrammedDecoder, ProgrammedSources
@@ -108,7 +108,7 @@ class Layout:
         """What the encoder makes of sources, `[B, S]` with so much of each that is no padding: `[B, S, width]`."""
         mask: Tensor | None = None
         if min(lengths) < ids.shape[1]:
-            mask = torch.arange(ids.shape[1], device=ids.device) < whole_numbers(
+            mask = torch.arange(ids.shape[1], device=ids.device) < int_tensor(
                 [[length] for length in lengths], ids.device
             )
         with record_to(None, padded=mask is not None):

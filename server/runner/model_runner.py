@@ -30,10 +30,10 @@ from ..models.kv_cache import Contents, Slots
 from ..models.loader import LoadedModel
 from ..models.transformers_backend import MOST_TOGETHER, Layout
 from ..request import DecodingParams, Output, Request, Score
-from ..sampling.sampler import Choice, Chooser, Chosen
-from ..sampling.step_scores import score
-from ..transfer import some_rows, whole_numbers
-from .unbatched_runner import LAST_QUERY, Reader
+from ..sampling.sampler import Sampler, SamplerOutput, SamplerState
+from ..sampling.step_scores import step_scores
+from ..transfer import cached_index, int_tensor
+from .unbatched_runner import LAST_QUERY, UnbatchedRunner
 
 # Tokens of a prompt that are read between two steps of the others.
 _CHUNK = 256
@@ -47,7 +47,7 @@ class Parked(NamedTuple):
     """What a request leaves its slot with, to go on in another."""
 
     contents: Contents
-    chosen: Chosen
+    chosen: SamplerState
     token: Tensor  # the one that it reads next
 
 
@@ -72,7 +72,7 @@ class Seat:
         return bool(self.unread)
 
 
-class Batch:
+class ModelRunner:
     """The slots of a model and who sits in them. For one thread, in torch's inference mode."""
 
     def __init__(self, loaded: LoadedModel, layout: Layout, count: int) -> None:
@@ -80,7 +80,7 @@ class Batch:
         self._model: Any = loaded.model
         self._layout = layout
         self._slots: Slots = layout.slots(count)
-        self._chooser = Chooser(loaded, count, loaded.max_target_tokens + 1)
+        self._chooser = Sampler(loaded, count, loaded.max_target_tokens + 1)
         self._count = count
         self._together = count  # the most that step at once: fewer after memory did not do
         self._has_chosen = False  # whether the step under way has gone so far
@@ -160,11 +160,11 @@ class Batch:
         padding = self._model.config.pad_token_id or 0
         ids = [[*seat.job.source.ids, *([padding] * (longest - seat.source_length))] for seat in seats]
         lengths = {seat.slot: seat.source_length for seat in seats}
-        self._layout.read_sources(whole_numbers(ids, self._model.device), lengths, self._slots)
+        self._layout.read_sources(int_tensor(ids, self._model.device), lengths, self._slots)
 
     def _encode_alone(self, seat: Seat) -> None:
         """Reads a source whose reading is captured."""
-        reader = Reader(self._loaded, seat.job.capture, seat.job.source.ids, seat.job.context_ids)
+        reader = UnbatchedRunner(self._loaded, seat.job.capture, seat.job.source.ids, seat.job.context_ids)
         attention = reader.read_source()
         if attention is not None:
             seat.news = itertools.chain(seat.news, parts_of(attention))
@@ -172,7 +172,7 @@ class Batch:
 
     def parts_again(self, job: Request) -> Iterator[Output]:
         """The parts of encoder self-attention of a job in a seat, from a second reading of its source."""
-        attention = Reader(self._loaded, job.capture, job.source.ids, job.context_ids).read_source()
+        attention = UnbatchedRunner(self._loaded, job.capture, job.source.ids, job.context_ids).read_source()
         return iter(()) if attention is None else parts_of(attention)
 
     def read(self, seat: Seat) -> None:
@@ -180,7 +180,7 @@ class Batch:
         ids, seat.unread = seat.unread[:_CHUNK], seat.unread[_CHUNK:]
         self._slots.begin_reading(seat.slot, seat.length, len(ids), seat.source_length)
         with record_to(None, padded=False):
-            self._layout.read(whole_numbers([ids], self._model.device), self._slots)
+            self._layout.read(int_tensor([ids], self._model.device), self._slots)
         seat.length += len(ids)
         self._slots.own.lengths[seat.slot] = seat.length
 
@@ -256,7 +256,7 @@ class Batch:
         faults: dict[Seat, Exception] = {seat: failed[seat.slot] for seat in seats if seat.slot in failed}
         scored = list(self._scores([seat for seat in seats if seat not in faults], logits, choice.tokens, faults))
         # Side by side, they are looked at where they are.
-        index = slice(first, end) if len(seats) == end - first else some_rows(tuple(active), fed.device)
+        index = slice(first, end) if len(seats) == end - first else cached_index(tuple(active), fed.device)
         tokens = choice.tokens[index]
         scores = [made for _, made in scored]
         drawn = [] if choice.is_left is None else [choice.is_left[index]]
@@ -293,7 +293,7 @@ class Batch:
         excluded = self._chooser.out_of_the_question(active, end)
         return None if excluded is None else vocabulary.seek(end - first, excluded, first)
 
-    def _choose_found(self, sought: Sought, first: int, end: int, active: Sequence[int]) -> Choice:
+    def _choose_found(self, sought: Sought, first: int, end: int, active: Sequence[int]) -> SamplerOutput:
         """The tokens of a step, where they have been found."""
         tokens, most = (_by_slot(each, first) for each in sought.search.found(end - first))
         self._has_chosen = True
@@ -301,7 +301,7 @@ class Batch:
 
     def _choose(
         self, made: Tensor, first: int, end: int, active: Sequence[int], *, keep: bool
-    ) -> tuple[Tensor, Choice]:
+    ) -> tuple[Tensor, SamplerOutput]:
         """The logits `[end, vocabulary]` of a step that has made something of slots, and the tokens chosen by them.
 
         `keep` says that somebody needs the logits as they are.
@@ -331,9 +331,9 @@ class Batch:
             if seat.job.scores:
                 groups.setdefault((seat.job.scores, seat.job.score_top_p), []).append(seat)
         for (names, top_p), group in groups.items():
-            rows = some_rows(tuple(seat.slot for seat in group), logits.device)
+            rows = cached_index(tuple(seat.slot for seat in group), logits.device)
             try:
-                yield group, score(names, logits[rows], tokens[rows], top_p)
+                yield group, step_scores(names, logits[rows], tokens[rows], top_p)
             except Exception as error:
                 faults |= dict.fromkeys(group, error)
 
@@ -408,7 +408,7 @@ class _BatchRecording:
         self._targets: dict[LayerKey, list[RecordTarget]] = {}
         for group in groups.values():
             slots = [seat.slot - first for seat in group]
-            rows = some_rows(tuple(slots), tokens.device) if slots != list(range(count)) else None
+            rows = cached_index(tuple(slots), tokens.device) if slots != list(range(count)) else None
             # To take some rows out of a batch is to copy their keys. Rows of all, of which some are kept, cost less
             # where they are many, or where they come from the kernel that reads the keys anyhow.
             is_whole = 2 * len(slots) >= count or (fuses(tokens) and len(slots) == most)

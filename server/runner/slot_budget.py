@@ -10,7 +10,7 @@ from ..models.loader import LoadedModel
 log = logging.getLogger(__name__)
 
 
-def slots_within(loaded: LoadedModel, most: int, fraction: float) -> int:
+def slots_that_fit(loaded: LoadedModel, most: int, fraction: float) -> int:
     """The slots that a share of the free memory has room for, at most `most` and at least one.
 
     0 where the model cannot be run in slots. A CPU's caches take memory only as far as they are used, so that there the

@@ -53,7 +53,7 @@ class _Trial(NamedTuple):
     seconds: list[float]  # of the steps so far
 
 
-class Threads:
+class ThreadTuner:
     """The number of threads that steps are taken with. For one thread, which takes all the steps."""
 
     def __init__(self, numbers: Sequence[int]) -> None:

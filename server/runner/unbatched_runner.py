@@ -27,7 +27,7 @@ LAST_QUERY = slice(-1, None)
 
 
 @dataclass(frozen=True)
-class Pass:
+class ForwardOutput:
     """What one forward pass of the decoder gave, on its device.
 
     `logits` is `[queries kept, vocabulary]`; the attentions have a row for each query kept, None if not captured.
@@ -52,7 +52,7 @@ class Pass:
         return cross, own
 
 
-class Reader:
+class UnbatchedRunner:
     """A model reading one sequence: its encoder's output, its cache, and how far it is."""
 
     def __init__(
@@ -102,7 +102,7 @@ class Reader:
             raise not_a_number()
         return numbers
 
-    def read(self, ids: Tensor, queries: slice, logits: int, *, last: bool = False) -> Pass:
+    def read(self, ids: Tensor, queries: slice, logits: int, *, last: bool = False) -> ForwardOutput:
         """Reads more tokens.
 
         Args:
@@ -123,7 +123,7 @@ class Reader:
             ids = ids[:, -1:]
         return self._read(ids, queries, logits, last=last)
 
-    def _read(self, ids: Tensor, queries: slice, logits: int, *, last: bool) -> Pass:
+    def _read(self, ids: Tensor, queries: slice, logits: int, *, last: bool) -> ForwardOutput:
         self.position += ids.shape[1]
         rows = PassRecorder(self._plan, queries, {"cross": len(self._source), "decoder_self": self.position})
         inputs: dict[str, Any] = {cache_argument(self._model): self._cache, "use_cache": not last}
@@ -141,7 +141,7 @@ class Reader:
             inputs["logits_to_keep"] = logits
         output = self._run(self._model, rows, ("cross", "decoder_self"), **inputs)
         self._cache = None if last else cache_of(output)
-        return Pass(output.logits[0, -logits:], rows.result("cross"), rows.result("decoder_self"))
+        return ForwardOutput(output.logits[0, -logits:], rows.result("cross"), rows.result("decoder_self"))
 
     def _mask(self) -> dict[str, Tensor]:
         # One source without padding needs no mask, and looking whether a mask hides anything waits for the device.

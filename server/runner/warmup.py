@@ -19,7 +19,7 @@ from ...kernels.tools.prebuild_cli import UnknownModelError
 from ..capture.attention_function import AttentionKind
 from ..capture.plan import CapturePlan
 from ..models.loader import LoadedModel, ModelError, load
-from .unbatched_runner import LAST_QUERY, Reader
+from .unbatched_runner import LAST_QUERY, UnbatchedRunner
 
 log = logging.getLogger(__name__)
 
@@ -83,10 +83,10 @@ def _run(loaded: LoadedModel) -> None:
                 reader.read(reader.tensor(_ids(loaded, 1)), LAST_QUERY, 1)
 
 
-def _reader(loaded: LoadedModel, plan: CapturePlan, source: int) -> Reader:
+def _reader(loaded: LoadedModel, plan: CapturePlan, source: int) -> UnbatchedRunner:
     """A reader that has read a source."""
     context = _ids(loaded, source) if loaded.is_encoder_decoder else ()
-    reader = Reader(loaded, plan, _ids(loaded, source), context)
+    reader = UnbatchedRunner(loaded, plan, _ids(loaded, source), context)
     reader.read_source(check=False)  # where launches are only recorded, nothing is computed
     return reader
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..transfer import upload, whole_numbers
+from ..transfer import int_tensor, to_device
 
 Change = Callable[[Tensor], object]
 
@@ -37,7 +37,7 @@ class History:
         # Places not written yet repeat a token that is there, for which a penalty comes out the same.
         row = np.full(self._ids.shape[1], ids[0], np.int64)
         row[: len(ids)] = ids
-        self._ids[slot] = upload(row, self._device)
+        self._ids[slot] = to_device(row, self._device)
         self._lengths[slot] = self._known[slot] = len(ids)
 
     def take(self, slot: int) -> Tensor:
@@ -65,7 +65,7 @@ class History:
 
 def _column(values: Iterable[float], dtype: type, device: torch.device) -> Tensor:
     """One number for each row, on the device: `[rows, 1]`."""
-    return upload(np.array(list(values), dtype)[:, None], device)
+    return to_device(np.array(list(values), dtype)[:, None], device)
 
 
 def on_rows(rows: Tensor | None, change: Change) -> Change:
@@ -83,13 +83,13 @@ def on_rows(rows: Tensor | None, change: Change) -> Change:
 
 def flat_places(ids: Mapping[int, Iterable[int]], vocabulary: int, device: torch.device) -> Tensor:
     """Where the scores of some tokens of some rows are, counted through all rows."""
-    return whole_numbers([row * vocabulary + id_ for row, some in ids.items() for id_ in some], device)
+    return int_tensor([row * vocabulary + id_ for row, some in ids.items() for id_ in some], device)
 
 
 def penalize(penalties: Mapping[int, float], history: History, vocabulary: int, device: torch.device) -> Change:
     """The repetition penalty of some rows, on the scores of all tokens so far. Rows are slots."""
     slots = list(penalties)
-    rows = whole_numbers(slots, device)
+    rows = int_tensor(slots, device)
     penalty = _column(penalties.values(), np.float32, device)
     first = rows[:, None] * vocabulary
 
@@ -106,7 +106,7 @@ def penalize(penalties: Mapping[int, float], history: History, vocabulary: int, 
 def ban_repeated_ngrams(sizes: Mapping[int, int], history: History, vocabulary: int, device: torch.device) -> Change:
     """Takes from some rows each token that would complete an n-gram, of the row's own size, that was there before."""
     slots = list(sizes)
-    rows = whole_numbers(slots, device)
+    rows = int_tensor(slots, device)
     size = _column(sizes.values(), np.int64, device)
     first = rows[:, None] * vocabulary
 

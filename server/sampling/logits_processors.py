@@ -23,7 +23,7 @@ _LONGEST_NGRAM = 8
 
 
 @dataclass(frozen=True)
-class Options:
+class SamplingParams:
     """What is done to the scores of one request, in the order of the fields. Lengths count the context's tokens."""
 
     repetition_penalty: float = 1.0
@@ -93,7 +93,7 @@ def processors_of(
     )
 
 
-def read_options(processors: LogitsProcessorList, vocabulary: int) -> Options | None:
+def read_options(processors: LogitsProcessorList, vocabulary: int) -> SamplingParams | None:
     """The options that do what processors do; None where they do more than options can say.
 
     `vocabulary` is how many tokens have scores. Processors must be on the CPU.
@@ -102,7 +102,7 @@ def read_options(processors: LogitsProcessorList, vocabulary: int) -> Options | 
     known = [place for place in places if place is not None]
     if len(known) < len(places) or known != sorted(set(known)):
         return None
-    options: Options | None = Options()
+    options: SamplingParams | None = SamplingParams()
     for processor in processors:
         options = _READERS[type(processor)](processor, options, vocabulary)
         if options is None:
@@ -110,18 +110,18 @@ def read_options(processors: LogitsProcessorList, vocabulary: int) -> Options | 
     return options
 
 
-_Read = Callable[[Any, Options, int], Options | None]
+_Read = Callable[[Any, SamplingParams, int], SamplingParams | None]
 
 
-def _repetition_penalty(processor: Any, options: Options, _: int) -> Options:
+def _repetition_penalty(processor: Any, options: SamplingParams, _: int) -> SamplingParams:
     return replace(options, repetition_penalty=processor.penalty)
 
 
-def _ngrams(processor: Any, options: Options, _: int) -> Options | None:
+def _ngrams(processor: Any, options: SamplingParams, _: int) -> SamplingParams | None:
     return replace(options, ngram_size=processor.ngram_size) if processor.ngram_size <= _LONGEST_NGRAM else None
 
 
-def _bad_words(processor: Any, options: Options, vocabulary: int) -> Options | None:
+def _bad_words(processor: Any, options: SamplingParams, vocabulary: int) -> SamplingParams | None:
     """Words of one token; a word that the vocabulary lacks is an error, which is the processor's to raise."""
     words = list(processor.sequence_bias)
     if any(len(ids) > 1 or ids[0] >= vocabulary for ids in words):
@@ -129,55 +129,55 @@ def _bad_words(processor: Any, options: Options, vocabulary: int) -> Options | N
     return replace(options, bad_words=tuple(ids[0] for ids in words))
 
 
-def _min_length(processor: Any, options: Options, vocabulary: int) -> Options:
+def _min_length(processor: Any, options: SamplingParams, vocabulary: int) -> SamplingParams:
     ends = _within(processor.eos_token_id, vocabulary)
     return replace(options, min_length=max(options.min_length, processor.min_length), ends=ends)
 
 
-def _min_new_tokens(processor: Any, options: Options, vocabulary: int) -> Options:
+def _min_new_tokens(processor: Any, options: SamplingParams, vocabulary: int) -> SamplingParams:
     length = processor.prompt_length_to_skip + processor.min_new_tokens
     ends = _within(processor.eos_token_id, vocabulary)
     return replace(options, min_length=max(options.min_length, length), ends=ends)
 
 
-def _forced_first(processor: Any, options: Options, vocabulary: int) -> Options | None:
+def _forced_first(processor: Any, options: SamplingParams, vocabulary: int) -> SamplingParams | None:
     return _forced(options, 1, (int(processor.bos_token_id),), vocabulary)
 
 
-def _forced_last(processor: Any, options: Options, vocabulary: int) -> Options | None:
+def _forced_last(processor: Any, options: SamplingParams, vocabulary: int) -> SamplingParams | None:
     ids: Any = processor.eos_token_id.reshape(-1).tolist()
     return _forced(options, processor.max_length - 1, tuple(ids), vocabulary)
 
 
-def _forced(options: Options, length: int, ids: tuple[int, ...], vocabulary: int) -> Options | None:
+def _forced(options: SamplingParams, length: int, ids: tuple[int, ...], vocabulary: int) -> SamplingParams | None:
     """Where two tokens are forced at one length the later processor wins."""
     if any(not 0 <= id_ < vocabulary for id_ in ids):
         return None
     return replace(options, forced=options.forced | {length: ids})
 
 
-def _suppressed(processor: Any, options: Options, vocabulary: int) -> Options:
+def _suppressed(processor: Any, options: SamplingParams, vocabulary: int) -> SamplingParams:
     return replace(options, suppressed=_within(processor.suppress_tokens, vocabulary))
 
 
-def _begin_suppressed(processor: Any, options: Options, vocabulary: int) -> Options:
+def _begin_suppressed(processor: Any, options: SamplingParams, vocabulary: int) -> SamplingParams:
     ids = _within(processor.begin_suppress_tokens, vocabulary)
     return replace(options, begin=processor.begin_index, begin_suppressed=ids)
 
 
-def _temperature(processor: Any, options: Options, _: int) -> Options:
+def _temperature(processor: Any, options: SamplingParams, _: int) -> SamplingParams:
     return replace(options, temperature=processor.temperature)
 
 
-def _top_k(processor: Any, options: Options, vocabulary: int) -> Options:
+def _top_k(processor: Any, options: SamplingParams, vocabulary: int) -> SamplingParams:
     return replace(options, top_k=min(processor.top_k, vocabulary))
 
 
-def _top_p(processor: Any, options: Options, _: int) -> Options:
+def _top_p(processor: Any, options: SamplingParams, _: int) -> SamplingParams:
     return replace(options, top_p=processor.top_p)
 
 
-def _renormalize(_processor: Any, options: Options, _: int) -> Options:
+def _renormalize(_processor: Any, options: SamplingParams, _: int) -> SamplingParams:
     return replace(options, renormalize=True)
 
 

@@ -19,15 +19,15 @@ from torch import Tensor
 from ..layers import screened_head as screening
 from ..models.loader import LoadedModel
 from ..request import DecodingParams
-from ..transfer import whole_numbers
+from ..transfer import int_tensor
 from . import logits_ops as changes
 from .logits_ops import Change, History
-from .logits_processors import Options, end_ids, generation_config, processors_of, read_options
+from .logits_processors import SamplingParams, end_ids, generation_config, processors_of, read_options
 
 T = TypeVar("T")
 
 
-class Choice(NamedTuple):
+class SamplerOutput(NamedTuple):
     """Tokens that were chosen, on the device. Row i is slot i's; rows of slots that are not active mean nothing."""
 
     tokens: Tensor  # int64 [n]
@@ -48,13 +48,13 @@ class _Alone:
 class _Slot:
     """A request in a slot."""
 
-    options: Options
+    options: SamplingParams
     end_ids: frozenset[int]
     generator: torch.Generator | None  # its own, so that neighbours cannot change what it draws; None: greedy
     alone: _Alone | None
 
 
-class Chosen(NamedTuple):
+class SamplerState(NamedTuple):
     """A request between two slots: what it asks for, and how far it is."""
 
     request: _Slot
@@ -62,7 +62,7 @@ class Chosen(NamedTuple):
     history: Tensor | None
 
 
-class Chooser:
+class Sampler:
     """The tokens of all slots, step after step."""
 
     def __init__(self, loaded: LoadedModel, slots: int, length: int) -> None:
@@ -88,9 +88,9 @@ class Chooser:
         options = read_options(processors, self._vocabulary)
         alone: _Alone | None = None
         if options is None or (options.needs_history and max(context) >= self._vocabulary):
-            options = Options()
+            options = SamplingParams()
             own = processors_of(self._loaded, config, context, source, self._device)
-            alone = _Alone(own, whole_numbers([list(context)], self._device))
+            alone = _Alone(own, int_tensor([list(context)], self._device))
         generator: torch.Generator | None = None
         if decoding.do_sample:
             generator = torch.Generator(self._device).manual_seed(decoding.seed or 0)
@@ -105,14 +105,14 @@ class Chooser:
         del self._slots[slot]
         self._plan = None
 
-    def take(self, slot: int) -> Chosen:
+    def take(self, slot: int) -> SamplerState:
         """Frees a slot, and gives what it takes to go on in another."""
         history = self._history.take(slot) if self._slots[slot].options.needs_history else None
-        chosen = Chosen(self._slots[slot], int(self._lengths[slot]), history)
+        chosen = SamplerState(self._slots[slot], int(self._lengths[slot]), history)
         self.leave(slot)
         return chosen
 
-    def put(self, slot: int, chosen: Chosen) -> None:
+    def put(self, slot: int, chosen: SamplerState) -> None:
         """Goes on, in a slot that is free, with what was taken out of one."""
         self._slots[slot] = chosen.request
         self._lengths[slot] = chosen.length
@@ -141,7 +141,7 @@ class Chooser:
         plan = self._plan_for(active, (rows, self._vocabulary))
         return None if plan.sampling is not None else plan.out
 
-    def choose_found(self, tokens: Tensor, most: Tensor, active: Sequence[int]) -> Choice:
+    def choose_found(self, tokens: Tensor, most: Tensor, active: Sequence[int]) -> SamplerOutput:
         """As `choose`, where the tokens with the greatest scores have been found, int64 `[n]`.
 
         None of them is `out_of_the_question`. `most`, float32 `[n]`, is NaN where a row has scores that are.
@@ -149,7 +149,7 @@ class Chooser:
         plan = self._plan_for(active, (len(tokens), self._vocabulary))
         self.failed = {}
         # By NumPy: a call of torch's gives Python's lock away, and others keep it for a while.
-        choice = Choice(tokens, torch.from_numpy(most.numpy() < np.inf))
+        choice = SamplerOutput(tokens, torch.from_numpy(most.numpy() < np.inf))
         self._take_note(plan, choice)
         return choice
 
@@ -160,7 +160,7 @@ class Chooser:
         *,
         keep: bool = True,
         greatest: Callable[[Tensor], Tensor] | None = None,
-    ) -> Choice:
+    ) -> SamplerOutput:
         """The next tokens of the active slots, from logits `[n, vocabulary]` whose row i belongs to slot i.
 
         Logits may be of any float type. They are left as they are, unless `keep` is False: nobody needs them any more.
@@ -182,7 +182,7 @@ class Chooser:
         self._take_note(plan, choice)
         return choice
 
-    def _take_note(self, plan: _Plan, choice: Choice) -> None:
+    def _take_note(self, plan: _Plan, choice: SamplerOutput) -> None:
         """Goes on to the next step."""
         plan.steps -= 1
         self._lengths[plan.slots] += 1
@@ -206,7 +206,7 @@ class Chooser:
         options = {slot: request.options for slot, request in slots.items()}
         lengths = {slot: int(self._lengths[slot]) for slot in slots}
 
-        def those(wish: Callable[[int, Options], T | None]) -> dict[int, T]:
+        def those(wish: Callable[[int, SamplingParams], T | None]) -> dict[int, T]:
             """What each slot wishes, where that is something."""
             wishes = ((slot, wish(slot, options_)) for slot, options_ in options.items())
             return {slot: wished for slot, wished in wishes if wished}
@@ -227,7 +227,7 @@ class Chooser:
             out.append(places(too_short))
             made.append(changes.suppress(out[-1]))
         if forced := those(lambda slot, o: o.forced.get(lengths[slot])):
-            made.append(changes.force(whole_numbers(list(forced), device), places(forced)))
+            made.append(changes.force(int_tensor(list(forced), device), places(forced)))
         if suppressed := those(
             lambda slot, o: (*o.suppressed, *(o.begin_suppressed if lengths[slot] == o.begin else ()))
         ):
@@ -252,7 +252,7 @@ class Chooser:
             changes=made,
             alone=alone,
             remembering=remembering,
-            remembered=whole_numbers(remembering, device) if remembering else None,
+            remembered=int_tensor(remembering, device) if remembering else None,
             sampling=_sampling(sampling, options, rows, device) if sampling else None,
         )
 
@@ -301,7 +301,7 @@ class _Sampling:
     generators: list[torch.Generator]
     changes: list[Change]  # of these rows alone
 
-    def draw(self, scores: Tensor, others: Choice | None) -> Choice:
+    def draw(self, scores: Tensor, others: SamplerOutput | None) -> SamplerOutput:
         """Draws for its rows; what was chosen for the others stays. Scores are changed where `rows` is None."""
         drawn = (scores if self.rows is None else scores.index_select(0, self.rows)).float()
         # Where no token may come, as with n-grams that must not come again in a small vocabulary, shares are NaN, too.
@@ -317,10 +317,10 @@ class _Sampling:
             row.exponential_(generator=generator)
         tokens = screening.greatest(probabilities.div_(draws))
         if self.rows is None:
-            return Choice(tokens, is_number, is_left)
+            return SamplerOutput(tokens, is_number, is_left)
         if others is None:
-            others = Choice(tokens.new_zeros(len(scores)), is_number.new_zeros(len(scores)))
-        return Choice(
+            others = SamplerOutput(tokens.new_zeros(len(scores)), is_number.new_zeros(len(scores)))
+        return SamplerOutput(
             others.tokens.index_copy(0, self.rows, tokens),
             others.is_number.index_copy(0, self.rows, is_number),
             torch.ones_like(others.is_number).index_copy_(0, self.rows, is_left),
@@ -328,11 +328,11 @@ class _Sampling:
 
 
 def _sampling(
-    generators: dict[int, torch.Generator], options: dict[int, Options], rows: int, device: torch.device
+    generators: dict[int, torch.Generator], options: dict[int, SamplingParams], rows: int, device: torch.device
 ) -> _Sampling:
     drawn = [options[slot] for slot in generators]
 
-    def for_those(wish: Callable[[Options], T | None], change: Callable[[list[T]], Change]) -> list[Change]:
+    def for_those(wish: Callable[[SamplingParams], T | None], change: Callable[[list[T]], Change]) -> list[Change]:
         """A change for the rows that wish one."""
         wishes = {row: wished for row, options_ in enumerate(drawn) if (wished := wish(options_)) is not None}
         if not wishes:
@@ -348,10 +348,10 @@ def _sampling(
     return _Sampling(_some(list(generators), rows, device), list(generators.values()), made)
 
 
-def _greedy(scores: Tensor, greatest: Callable[[Tensor], Tensor]) -> Choice:
+def _greedy(scores: Tensor, greatest: Callable[[Tensor], Tensor]) -> SamplerOutput:
     tokens = greatest(scores)[:, None]
     # The greatest of a row is NaN where any is, and then it is below nothing.
-    return Choice(tokens[:, 0], scores.gather(-1, tokens)[:, 0] < float("inf"))
+    return SamplerOutput(tokens[:, 0], scores.gather(-1, tokens)[:, 0] < float("inf"))
 
 
 def _joined(places: Sequence[Tensor]) -> Tensor:
@@ -360,4 +360,4 @@ def _joined(places: Sequence[Tensor]) -> Tensor:
 
 def _some(rows: list[int], of: int, device: torch.device) -> Tensor | None:
     """The numbers of some of so many rows; None where they are all."""
-    return whole_numbers(rows, device) if len(rows) < of else None
+    return int_tensor(rows, device) if len(rows) < of else None

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..request import Score
 
 
-def score(names: Sequence[Score], logits: Tensor, targets: Tensor, top_p: float) -> Tensor:
+def step_scores(names: Sequence[Score], logits: Tensor, targets: Tensor, top_p: float) -> Tensor:
     """The scores of some steps, float32 `[steps, len(names)]`.
 
     `logits` is `[steps, vocabulary]`, `targets` the tokens written, `[steps]`; `top_p` is the share that `top_p_size`

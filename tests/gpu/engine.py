@@ -152,11 +152,11 @@ class Engine:
     def _batch(self, loaded: Any, name: str, count: int, what: str) -> tuple[Any, list[Any]]:
         """A batch whose requests have taken a few steps."""
         from sidelight.server.api.validation import resolve
-        from sidelight.server.runner.model_runner import Batch
+        from sidelight.server.runner.model_runner import ModelRunner
 
         workload = self._workload(name, count)
         requests = [load_client.request_of(source, models.TOKENS, CAPTURES[what]) for source in workload.sources]
-        batch = Batch(loaded, loaded.layout, count)
+        batch = ModelRunner(loaded, loaded.layout, count)
         seats: list[Any] = batch.join([resolve(request, loaded, str(at)) for at, request in enumerate(requests)])
         for _ in range(3):
             list(batch.step(seats))

@@ -10,7 +10,7 @@ import torch
 from inseq.attr import step_functions
 from sidelight.client import Client, Decoding, Sampling
 from sidelight.server.models.loader import LoadedModel
-from sidelight.server.sampling.step_scores import score
+from sidelight.server.sampling.step_scores import step_scores
 
 SENTENCE = "My grandmother is still vigorous at 82 years old."
 NAMES = ["probability", "logit", "entropy", "cross_entropy", "perplexity", "top_p_size"]
@@ -41,7 +41,7 @@ def test_formulas_are_inseqs(scale, top_p):
     generator = torch.Generator().manual_seed(1)
     logits = torch.randn(5, 503, generator=generator) * scale
     targets = torch.tensor([0, 502, 7, 99, int(logits[4].argmax())])
-    got = score(NAMES, logits, targets, top_p)
+    got = step_scores(NAMES, logits, targets, top_p)
     for row, (line, target) in enumerate(zip(logits, targets, strict=True)):
         # Where Inseq's perplexity is infinite, float32's greatest number stands for it.
         expected = [min(by_inseq(name, line, target, top_p), np.finfo(np.float32).max) for name in NAMES]
@@ -50,7 +50,7 @@ def test_formulas_are_inseqs(scale, top_p):
 
 def test_forbidden_tokens_count_for_nothing():
     logits = torch.tensor([[0.0, float("-inf"), 1.0]])
-    got = score(["entropy", "probability"], logits, torch.tensor([1]), 0.9)
+    got = step_scores(["entropy", "probability"], logits, torch.tensor([1]), 0.9)
     chances = np.exp([0.0, 1.0]) / np.exp([0.0, 1.0]).sum()
     np.testing.assert_allclose(got.numpy(), [[-(chances * np.log(chances)).sum(), 0.0]], atol=1e-6)
 
@@ -58,7 +58,9 @@ def test_forbidden_tokens_count_for_nothing():
 def test_half_precision_logits_are_scored_in_float32():
     logits = torch.randn(3, 5000, generator=torch.Generator().manual_seed(0)).to(torch.float16)
     targets = torch.tensor([1, 2, 3])
-    torch.testing.assert_close(score(NAMES, logits, targets, 0.9), score(NAMES, logits.float(), targets, 0.9))
+    torch.testing.assert_close(
+        step_scores(NAMES, logits, targets, 0.9), step_scores(NAMES, logits.float(), targets, 0.9)
+    )
 
 
 def test_scores_are_those_of_the_model_not_of_decoding(bundled: LoadedModel, bundled_server):

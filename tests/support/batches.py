@@ -12,7 +12,7 @@ from sidelight.server.api.validation import resolve
 from sidelight.server.engine.output_builder import attribute
 from sidelight.server.models.loader import LoadedModel
 from sidelight.server.request import EncoderSelf, Finished, Started, Step
-from sidelight.server.runner.model_runner import Batch, Seat
+from sidelight.server.runner.model_runner import ModelRunner, Seat
 from sidelight.v1 import attention_pb2 as attention
 from sidelight.v1 import attribution_service_pb2 as pb
 from sidelight.v1 import text_pb2 as text
@@ -65,7 +65,7 @@ def together(loaded: LoadedModel, jobs, schedule, slots: int = 4) -> dict[int, l
     Of those who pause, the even ones give up their slots meanwhile.
     """
     assert loaded.layout is not None
-    batch = Batch(loaded, loaded.layout, slots)
+    batch = ModelRunner(loaded, loaded.layout, slots)
     events: dict[int, list] = {}
     seats: dict[int, Seat] = {}
     parked: dict[int, Seat] = {}
@@ -128,7 +128,7 @@ def assert_near(ours, theirs) -> None:
         assert (ours.positions == theirs.positions)[:, clear].all()
 
 
-def read_all(batch: Batch, seats) -> None:
+def read_all(batch: ModelRunner, seats) -> None:
     for seat in seats:
         while seat.reads:
             batch.read(seat)

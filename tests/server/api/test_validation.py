@@ -221,7 +221,7 @@ def test_a_fault_inside_tells_nothing_and_harms_nobody(bundled, monkeypatch):
 
     with serving(bundled) as address:
         with monkeypatch.context() as patch:
-            patch.setattr(batch_module, "score", explode)
+            patch.setattr(batch_module, "step_scores", explode)
             error = refusal(address, request("A dog.", scores=[1]))
         assert error.code() == grpc.StatusCode.INTERNAL
         assert "secret" not in error.details()

@@ -14,7 +14,7 @@ from sidelight.server.api.validation import resolve
 from sidelight.server.capture import attention_function as attention_module
 from sidelight.server.models.loader import bundled_model, load
 from sidelight.server.request import Step
-from sidelight.server.runner.model_runner import Batch
+from sidelight.server.runner.model_runner import ModelRunner
 from sidelight.v1 import attention_pb2 as attention
 from sidelight.v1 import text_pb2 as text
 
@@ -84,7 +84,7 @@ def test_a_batch_of_different_wishes(monkeypatch):
     @torch.inference_mode()
     def run():
         nonlocal counting
-        batch = Batch(loaded, loaded.layout, len(jobs))
+        batch = ModelRunner(loaded, loaded.layout, len(jobs))
         seats = batch.join(jobs)
         batch.leave(seats[1])
         live = [seats[0], *seats[2:]]

@@ -19,7 +19,7 @@ from sidelight.server.engine.admission import HeldBack, WaitingQueue
 from sidelight.server.engine.engine import Engine, EngineConfig, RequestState
 from sidelight.server.models.loader import load
 from sidelight.server.request import DecodingParams
-from sidelight.server.runner.model_runner import Batch
+from sidelight.server.runner.model_runner import ModelRunner
 from sidelight.v1 import text_pb2 as text
 
 SENTENCE = "My grandmother is still vigorous at 82 years old."
@@ -40,7 +40,7 @@ def written_request(**fields):
 @pytest.fixture
 def slow_engine(monkeypatch):
     """Beginning takes a tenth of a second for each request, and an outbox is full after a step or two."""
-    attribute, join = engine_module.attribute, Batch.join
+    attribute, join = engine_module.attribute, ModelRunner.join
 
     def slow_attribute(*args):
         time.sleep(0.1)
@@ -51,7 +51,7 @@ def slow_engine(monkeypatch):
         return join(batch, jobs)
 
     monkeypatch.setattr(engine_module, "attribute", slow_attribute)
-    monkeypatch.setattr(Batch, "join", slow_join)
+    monkeypatch.setattr(ModelRunner, "join", slow_join)
     monkeypatch.setattr(outbox_module, "CAPACITY", 8192)
     for module in (engine_module, calls_module):
         monkeypatch.setattr(module, "_SLOW", 0.05)
@@ -140,7 +140,7 @@ def test_a_queue_full_of_stalled_readers_keeps_nobody_out(bundled, engines):
 
 def test_given_targets_leave_half_of_the_time_to_what_is_written(bundled, engines, monkeypatch):
     """Many large ones whose readers read: each takes a tenth of a second, between two steps that take milliseconds."""
-    attribute, step = engine_module.attribute, Batch.step
+    attribute, step = engine_module.attribute, ModelRunner.step
 
     def slow(*args):
         time.sleep(0.1)
@@ -151,7 +151,7 @@ def test_given_targets_leave_half_of_the_time_to_what_is_written(bundled, engine
         return step(*args)
 
     monkeypatch.setattr(engine_module, "attribute", slow)
-    monkeypatch.setattr(Batch, "step", slow_step)
+    monkeypatch.setattr(ModelRunner, "step", slow_step)
     with serving(bundled, limits=EngineConfig(running=16)) as address, stub(address) as service:
         calls = [service.Attribute(given_request(1), timeout=120) for _ in range(200)]
         wait_until(lambda: len(engines[0]._tickets) > 150)

@@ -16,7 +16,7 @@ from sidelight.server.engine.engine import Engine, EngineConfig
 from sidelight.server.engine.output_queue import OutputQueue
 from sidelight.server.models.loader import load
 from sidelight.server.request import Request
-from sidelight.server.runner.model_runner import Batch
+from sidelight.server.runner.model_runner import ModelRunner
 from sidelight.server.text.tokenizer import Token, TokenizedText
 from sidelight.v1 import attribution_service_pb2 as pb
 from sidelight.v1 import attribution_service_pb2_grpc as pb_grpc
@@ -109,13 +109,13 @@ def test_waits_for_nothing_come_to_an_end(gathered):
 def test_sources_of_a_burst_are_read_together(tmp_path, monkeypatch):
     """A server that has met bursts reads the sources of one at once; what each writes is what it writes alone."""
     joined: list[int] = []
-    join = Batch.join
+    join = ModelRunner.join
 
     def counted(self, jobs):
         joined.append(len(jobs))
         return join(self, jobs)
 
-    monkeypatch.setattr(Batch, "join", counted)
+    monkeypatch.setattr(ModelRunner, "join", counted)
     monkeypatch.setattr(bursts, "_QUIET", 0.2)  # this machine may have other things to do
     monkeypatch.setattr(bursts, "_LONGEST", 5.0)
     monkeypatch.setattr(bursts, "_TOGETHER", 5.0)

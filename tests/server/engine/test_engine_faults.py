@@ -25,7 +25,7 @@ from sidelight.server.engine.engine import Engine, EngineConfig
 from sidelight.server.engine.output_queue import OutputQueue
 from sidelight.server.entrypoints import serve as command
 from sidelight.server.runner import model_runner as batch_module
-from sidelight.server.runner.model_runner import Batch
+from sidelight.server.runner.model_runner import ModelRunner
 from sidelight.v1 import text_pb2 as text
 
 SENTENCE = "My grandmother is still vigorous at 82 years old."
@@ -146,7 +146,7 @@ def test_an_engine_that_cannot_begin_again_ends(bundled, engines, monkeypatch):
 
 FAULTY = {
     Engine: [name for name, value in vars(Engine).items() if callable(value) and name.startswith("_")],
-    Batch: [name for name, value in vars(Batch).items() if callable(value)],
+    ModelRunner: [name for name, value in vars(ModelRunner).items() if callable(value)],
     OutputQueue: ["put", "end", "_wake"],
     engine_module: ["attribute", "ring"],
     batch_module: ["begin", "to_host", "parts_of"],
@@ -206,19 +206,19 @@ def test_faults_at_random_leave_no_request_without_its_end(bundled, monkeypatch,
 
 @pytest.mark.parametrize("kind", ["decoded", "given", "a long prompt"])
 def test_memory_that_does_not_do_is_told_alike(bundled, monkeypatch, kind):
-    from sidelight.server.runner.unbatched_runner import Reader
+    from sidelight.server.runner.unbatched_runner import UnbatchedRunner
 
     def none(*_, **__):
         raise torch.OutOfMemoryError("out of memory")
 
     message = request(SENTENCE)
     if kind == "given":
-        monkeypatch.setattr(Reader, "read", none)
+        monkeypatch.setattr(UnbatchedRunner, "read", none)
         message.given.text = "Meine Großmutter"
     elif kind == "decoded":
-        monkeypatch.setattr(Batch, "_step", none)
+        monkeypatch.setattr(ModelRunner, "_step", none)
     else:
-        monkeypatch.setattr(Batch, "read", none)
+        monkeypatch.setattr(ModelRunner, "read", none)
         message.prefix.text = "Meine Großmutter ist"
     with serving(bundled) as address, stub(address) as service, pytest.raises(grpc.RpcError) as raised:
         list(service.Attribute(message, timeout=60))

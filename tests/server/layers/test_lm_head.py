@@ -13,7 +13,7 @@ from sidelight.server.layers import packed_linear as linears
 from sidelight.server.layers.lm_head import Vocabulary
 from sidelight.server.layers.screened_head import Screen
 from sidelight.server.models.loader import load
-from sidelight.server.runner.model_runner import Batch, Seat
+from sidelight.server.runner.model_runner import ModelRunner, Seat
 
 CAPPED = {"gemma2"}  # scores that are more than the last layer's
 OWN_WEIGHT = {"llama", "qwen3"}  # not the embedding's
@@ -86,7 +86,7 @@ def test_what_is_read_is_not_scored(folder, monkeypatch):
     jobs = jobs_of(loaded, "gpt2", 2)
     with torch.inference_mode():
         assert loaded.layout is not None
-        batch = Batch(loaded, loaded.layout, 2)
+        batch = ModelRunner(loaded, loaded.layout, 2)
         seats = batch.join(jobs)
         assert all(isinstance(seat, Seat) and seat.unread for seat in seats)
         read_all(batch, seats)

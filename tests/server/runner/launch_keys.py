@@ -20,7 +20,7 @@ from sidelight.server.engine.output_builder import attribute
 from sidelight.server.models.loader import LoadedModel, load
 from sidelight.server.request import GivenTarget, Request
 from sidelight.server.runner import warmup
-from sidelight.server.runner.unbatched_runner import LAST_QUERY, Reader
+from sidelight.server.runner.unbatched_runner import LAST_QUERY, UnbatchedRunner
 
 
 def key(launch: Launch) -> str:
@@ -35,11 +35,11 @@ def key(launch: Launch) -> str:
 def requests(loaded: LoadedModel) -> list[Launch]:
     """The launches of requests of other lengths than those that are warmed."""
     # Where launches are only recorded, memory holds anything: nobody looks whether it is finite.
-    unchecked = partialmethod(Reader.read_source, check=False)
+    unchecked = partialmethod(UnbatchedRunner.read_source, check=False)
     with (
         recorded() as found,
         patch.object(decoding, "check_numbers", lambda *_: None),
-        patch.object(Reader, "read_source", unchecked),
+        patch.object(UnbatchedRunner, "read_source", unchecked),
     ):
         for plan in warmup.common_captures(loaded):
             for source, target, steps in ((3, 5, 40), (32, 48, 20), (25, 32, 1)):
@@ -47,7 +47,7 @@ def requests(loaded: LoadedModel) -> list[Launch]:
                 context = [5] if loaded.is_encoder_decoder else []
                 given = GivenTarget(loaded.tokenizer.detokenize([6] * target))
                 list(attribute(loaded, Request("", loaded.tokenizer.detokenize(ids), tuple(context), given, plan)))
-                reader = Reader(loaded, plan, ids, context)
+                reader = UnbatchedRunner(loaded, plan, ids, context)
                 reader.read_source()
                 reader.read(reader.tensor(reader.context), LAST_QUERY, 1)
                 for _ in range(steps):

@@ -13,7 +13,7 @@ from sidelight.server.api.validation import resolve
 from sidelight.server.errors import RequestError
 from sidelight.server.models.loader import load
 from sidelight.server.models.transformers_backend import Layout
-from sidelight.server.runner.model_runner import Batch, Seat
+from sidelight.server.runner.model_runner import ModelRunner, Seat
 from sidelight.server.sampling import sampler as choosing
 
 
@@ -43,7 +43,7 @@ def test_those_who_stay_close_ranks(name, folder):
     jobs = jobs_of(loaded, name, 7)
     expected = alone(loaded, jobs)
     with torch.inference_mode():
-        batch = Batch(loaded, loaded.layout, 7)
+        batch = ModelRunner(loaded, loaded.layout, 7)
         seats = batch.join(jobs)
         read_all(batch, seats)
         told = {seat: list(seat.news) for seat in seats}
@@ -102,7 +102,7 @@ def test_out_of_memory_alone_ends_the_request(bundled, monkeypatch):
 
     monkeypatch.setattr(Layout, "step", none)
     with torch.inference_mode():
-        batch = Batch(bundled, bundled.layout, 2)
+        batch = ModelRunner(bundled, bundled.layout, 2)
         (seat,) = batch.join(jobs_of(bundled, "marian", 1))
         ((_, told),) = batch.step([seat])
     assert isinstance(told, RequestError)
@@ -121,7 +121,7 @@ def test_a_source_that_cannot_be_read_keeps_nobody_out(bundled, monkeypatch):
 
     monkeypatch.setattr(bundled.layout, "read_sources", broken)
     with torch.inference_mode():
-        batch = Batch(bundled, bundled.layout, 3)
+        batch = ModelRunner(bundled, bundled.layout, 3)
         first, fault, last = batch.join(jobs)
         assert isinstance(fault, RuntimeError)
         assert batch.room == 1
@@ -139,7 +139,7 @@ def test_what_nobody_noticed_harms_nobody_after(how, bundled):
     """Somebody goes whose numbers are none, before a step has shown it."""
     jobs = jobs_of(bundled, "marian", 4)
     with torch.inference_mode():
-        batch = Batch(bundled, bundled.layout, 4)
+        batch = ModelRunner(bundled, bundled.layout, 4)
         seats = batch.join(jobs)
         bad = seats[3]
         list(batch.step(seats))
@@ -163,7 +163,7 @@ def test_a_fault_is_its_requests_alone(fault, bundled):
     jobs = jobs_of(bundled, "marian", 3)
     expected = alone(bundled, jobs)
     with torch.inference_mode():
-        batch = Batch(bundled, bundled.layout, 3)
+        batch = ModelRunner(bundled, bundled.layout, 3)
         seats = batch.join(jobs)
         read_all(batch, seats)
         events = [list(seat.news) for seat in seats]

@@ -17,7 +17,7 @@ from model_zoo import build_model
 from safetensors.torch import load_file, save_file
 from sidelight.server.capture.arrays import AttentionArrays, are_finite
 from sidelight.server.models.loader import LoadedModel, bundled_model, load
-from sidelight.server.sampling.step_scores import score
+from sidelight.server.sampling.step_scores import step_scores
 from sidelight.v1 import attention_pb2 as attention
 from sidelight.v1 import attribution_service_pb2 as pb
 from sidelight.v1 import text_pb2 as text
@@ -151,10 +151,10 @@ def test_weights_that_are_numbers_and_too_large(tmp_path, name, target):
 def test_a_fault_in_the_rows_of_one_leaves_its_neighbours(bundled):
     """Rows of several requests are looked at together."""
     from sidelight.server.api.validation import resolve
-    from sidelight.server.runner.model_runner import Batch
+    from sidelight.server.runner.model_runner import ModelRunner
 
     with torch.inference_mode():
-        batch = Batch(bundled, bundled.layout, 3)
+        batch = ModelRunner(bundled, bundled.layout, 3)
         jobs = [resolve(request(f"A dog {n}.", [attention.ATTENTION_KIND_CROSS]), bundled, str(n)) for n in range(3)]
         seats = batch.join(jobs)
         while any(seat.reads for seat in seats):
@@ -222,7 +222,7 @@ def test_weights_of_heads_that_numbers_can_hold_are_taken(bundled_server, weight
 def test_scores_of_what_is_most_unlikely_are_numbers(gap):
     """A given target may be as unlikely as it likes."""
     names = ["probability", "logit", "entropy", "cross_entropy", "perplexity", "top_p_size"]
-    made = score(names, torch.tensor([[gap, 0.0, -1.0]]), torch.tensor([2]), 0.9)
+    made = step_scores(names, torch.tensor([[gap, 0.0, -1.0]]), torch.tensor([2]), 0.9)
     assert made.isfinite().all()
 
 

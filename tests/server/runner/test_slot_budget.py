@@ -16,8 +16,8 @@ from sidelight.server.memory import free_bytes
 from sidelight.server.models.kv_cache import Shape, bytes_of_slot, zeros
 from sidelight.server.models.loader import load
 from sidelight.server.runner import slot_budget
-from sidelight.server.runner.model_runner import Batch
-from sidelight.server.runner.slot_budget import slots_within
+from sidelight.server.runner.model_runner import ModelRunner
+from sidelight.server.runner.slot_budget import slots_that_fit
 
 
 def test_a_slot_takes_what_its_layers_keep(bundled):
@@ -31,12 +31,12 @@ def test_a_slot_takes_what_its_layers_keep(bundled):
 @pytest.mark.parametrize(("share", "count"), [(10.5, 10), (0.3, 1), (1000, 32)])
 def test_slots_are_those_that_fit(bundled, monkeypatch, share, count):
     monkeypatch.setattr(slot_budget, "free_bytes", lambda _: int(2 * share * bundled.layout.bytes_of_slot))
-    assert slots_within(bundled, 32, 0.5) == count
+    assert slots_that_fit(bundled, 32, 0.5) == count
 
 
 def test_fewer_slots_than_asked_for_are_told(bundled, monkeypatch, caplog):
     monkeypatch.setattr(slot_budget, "free_bytes", lambda _: 10 * bundled.layout.bytes_of_slot)
-    assert slots_within(bundled, 1_000_000, 0.5) == 5
+    assert slots_that_fit(bundled, 1_000_000, 0.5) == 5
     assert "5 slots instead of 1000000" in caplog.text
 
 
@@ -49,10 +49,10 @@ def test_slots_take_memory_as_they_are_used(bundled, name, tmp_path):
         with open("/proc/self/statm") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
-    count = slots_within(loaded, 4_000_000_000 // loaded.layout.bytes_of_slot, 0.25)
+    count = slots_that_fit(loaded, 4_000_000_000 // loaded.layout.bytes_of_slot, 0.25)
     before = resident()
     with torch.inference_mode():
-        batch = Batch(loaded, loaded.layout, count)
+        batch = ModelRunner(loaded, loaded.layout, count)
         seats = batch.join([resolve(request("A dog."), loaded, str(number)) for number in range(3)])
         assert all(seat.slot < 3 for seat in seats)
         for seat in seats:
@@ -75,7 +75,7 @@ def test_zeros_are_zeros(dtype, shape):
 
 
 def test_no_slots_where_a_model_has_no_layout(bundled):
-    assert slots_within(replace(bundled, layout=None), 32, 0.5) == 0
+    assert slots_that_fit(replace(bundled, layout=None), 32, 0.5) == 0
     assert free_bytes(bundled.model.device) > 0
 
 

@@ -8,7 +8,7 @@ import pytest
 from harness import request, serving, steps_of, stub
 from sidelight.server.engine.engine import EngineConfig
 from sidelight.server.runner import thread_tuner as threads
-from sidelight.server.runner.thread_tuner import Threads, cores, numbers_to_try
+from sidelight.server.runner.thread_tuner import ThreadTuner, cores, numbers_to_try
 
 
 class Machine:
@@ -26,7 +26,7 @@ class Machine:
     def set_num_threads(self, number: int) -> None:
         self.number = number
 
-    def steps(self, chosen: Threads, count: int, work: Callable[[int], int] = lambda _: 1) -> list[int]:
+    def steps(self, chosen: ThreadTuner, count: int, work: Callable[[int], int] = lambda _: 1) -> list[int]:
         """Takes some steps; with how many threads each was taken."""
         self.used = []
         for step in range(count):
@@ -45,7 +45,7 @@ def machine(monkeypatch) -> Machine:
 
 
 def test_all_cores_where_nobody_else_wants_them(machine):
-    chosen = Threads((1, 2))
+    chosen = ThreadTuner((1, 2))
     used = machine.steps(chosen, 20_000)  # 100 seconds
     assert 3 <= used.count(1) < 10  # now and then, to see
     assert machine.steps(chosen, 40_000).count(1) in (3, 4)
@@ -54,7 +54,7 @@ def test_all_cores_where_nobody_else_wants_them(machine):
 
 def test_each_number_waits_for_itself(machine):
     """One that is much slower is tried seldom, and one that is nearly as good as often as ever."""
-    chosen = Threads((1, 7, 8))
+    chosen = ThreadTuner((1, 7, 8))
     machine.seconds = lambda number: 0.08 / number
     used = machine.steps(chosen, 10_000)
     assert used.count(1) < 10
@@ -63,7 +63,7 @@ def test_each_number_waits_for_itself(machine):
 
 def test_steps_that_become_slow_are_looked_into(machine):
     """Long after the last trial: something else wants the cores now."""
-    chosen = Threads((1, 2))
+    chosen = ThreadTuner((1, 2))
     machine.steps(chosen, 40_000)
     machine.seconds = lambda number: {1: 0.01, 2: 0.05}[number]
     machine.steps(chosen, 60)  # three seconds
@@ -72,7 +72,7 @@ def test_steps_that_become_slow_are_looked_into(machine):
 
 @pytest.mark.parametrize("numbers", [(1, 2), (1, 2, 3, 4), (1, 4, 7, 8)])
 def test_fewer_while_others_want_them(machine, numbers):
-    chosen = Threads(numbers)
+    chosen = ThreadTuner(numbers)
     machine.steps(chosen, 500)
     machine.seconds = lambda number: 0.5 if number > numbers[-2] else 0.1 / number
     machine.steps(chosen, 100)
@@ -85,7 +85,7 @@ def test_fewer_while_others_want_them(machine, numbers):
 
 
 def test_far_fewer_where_most_are_taken(machine):
-    chosen = Threads((1, 4, 7, 8))
+    chosen = ThreadTuner((1, 4, 7, 8))
     machine.seconds = lambda number: 0.01 * number
     machine.steps(chosen, 2000)
     assert machine.steps(chosen, 100).count(1) > 90
@@ -94,7 +94,7 @@ def test_far_fewer_where_most_are_taken(machine):
 @pytest.mark.parametrize("free", [4, 7])
 def test_any_number_of_cores_may_be_taken(machine, free):
     """With two of eight taken, seven threads are no better than eight."""
-    chosen = Threads((1, 4, 7, 8))
+    chosen = ThreadTuner((1, 4, 7, 8))
     machine.steps(chosen, 200)
     machine.seconds = lambda number: 0.1 / number if number <= free else 0.8 / number
     machine.steps(chosen, 2000)
@@ -104,7 +104,7 @@ def test_any_number_of_cores_may_be_taken(machine, free):
 @pytest.mark.parametrize("pause", [0.001, 0.025])
 def test_long_steps_may_have_long_pauses(machine, pause):
     """Such as for the sources of those who come."""
-    chosen = Threads((1, 2))
+    chosen = ThreadTuner((1, 2))
     machine.seconds = lambda number: {1: 0.02, 2: 0.12}[number]
     for _ in range(1000):
         machine.now += pause
@@ -113,7 +113,7 @@ def test_long_steps_may_have_long_pauses(machine, pause):
 
 
 def test_one_slow_step_decides_nothing(machine):
-    chosen = Threads((1, 2))
+    chosen = ThreadTuner((1, 2))
     slow = iter(range(10**6))
     machine.seconds = lambda number: 0.05 if next(slow) % 37 == 0 else 0.01 / number
     assert machine.steps(chosen, 3000).count(2) > 2900
@@ -121,7 +121,7 @@ def test_one_slow_step_decides_nothing(machine):
 
 def test_the_first_step_after_a_pause_is_not_compared(machine):
     """It finds everything cold: were it taken for a usual one, any other number would look better."""
-    chosen = Threads((1, 2))
+    chosen = ThreadTuner((1, 2))
     for _ in range(300):
         machine.now += 1.0
         cold = iter([0.1])
@@ -131,14 +131,14 @@ def test_the_first_step_after_a_pause_is_not_compared(machine):
 
 def test_only_equal_work_is_compared(machine):
     """Where a step of many comes between steps of few, its time says nothing."""
-    chosen = Threads((1, 2))
+    chosen = ThreadTuner((1, 2))
     machine.seconds = lambda number: 0.001 * (1 + machine.used.count(0)) / number
     machine.steps(chosen, 1000, work=lambda step: step)
     assert set(machine.used) == {2}
 
 
 def test_what_fails_is_not_a_time(machine):
-    chosen = Threads((1, 2))
+    chosen = ThreadTuner((1, 2))
     for _ in range(1000):
         machine.steps(chosen, 1)
         with pytest.raises(ValueError, match="broken"), chosen.step(1):
@@ -150,7 +150,7 @@ def test_what_fails_is_not_a_time(machine):
 @pytest.mark.parametrize("numbers", [(), (3,)])
 def test_what_is_said_once_stays(machine, numbers):
     machine.number = 5
-    assert set(machine.steps(Threads(numbers), 50)) == {5}  # torch was told before
+    assert set(machine.steps(ThreadTuner(numbers), 50)) == {5}  # torch was told before
 
 
 def test_numbers_to_try(monkeypatch):
@@ -163,14 +163,14 @@ def test_numbers_to_try(monkeypatch):
 def test_a_server_takes_its_steps_so(bundled, monkeypatch):
     """With the number in use, the greatest at first, and by the number of those that step."""
     work: list[int] = []
-    step = Threads.step
+    step = ThreadTuner.step
 
     def noted(chosen, many):
         work.append(many)
         return step(chosen, many)
 
     told: list[int] = []
-    monkeypatch.setattr(Threads, "step", noted)
+    monkeypatch.setattr(ThreadTuner, "step", noted)
     monkeypatch.setattr(threads.torch, "set_num_threads", told.append)
     with serving(bundled, limits=EngineConfig(threads=(1, 2))) as address, stub(address) as service:
         steps = steps_of(list(service.Attribute(request("Where is the station?"))))

@@ -7,7 +7,7 @@ import torch
 from model_zoo import build_model
 from sidelight.server.capture.plan import CapturePlan
 from sidelight.server.models.loader import load
-from sidelight.server.runner.unbatched_runner import LAST_QUERY, Reader
+from sidelight.server.runner.unbatched_runner import LAST_QUERY, UnbatchedRunner
 
 
 @torch.inference_mode()
@@ -16,8 +16,8 @@ def test_a_model_without_rows_gives_the_last_token_or_all_at_the_end(tmp_path):
     plan = CapturePlan(("cross",), {"cross": (0,)}, {"cross": loaded.heads("cross")})
     target = [2, 7, 9]
 
-    def reader() -> Reader:
-        made = Reader(loaded, plan, [5, 6, 2], target)
+    def reader() -> UnbatchedRunner:
+        made = UnbatchedRunner(loaded, plan, [5, 6, 2], target)
         made.read_source()
         return made
 

@@ -163,7 +163,7 @@ def test_a_step_of_a_batch_waits_once(loaded, do_sample, monkeypatch):
     watch, dispatch = Watch(), Dispatch()
     fetches = count_fetches(monkeypatch, batch_module, dispatch)
     with torch.inference_mode():
-        batch = batch_module.Batch(loaded, loaded.layout, len(jobs))
+        batch = batch_module.ModelRunner(loaded, loaded.layout, len(jobs))
         seats = batch.join(jobs)
         for seat in seats:
             while seat.reads:

@@ -19,7 +19,7 @@ from sidelight.server.layers import screened_head as screening
 from sidelight.server.models.loader import LoadedModel, load
 from sidelight.server.request import DecodingParams
 from sidelight.server.sampling import logits_ops as changes
-from sidelight.server.sampling.sampler import Choice, Chooser
+from sidelight.server.sampling.sampler import Sampler, SamplerOutput
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -104,7 +104,7 @@ class Batch:
     loaded: LoadedModel
 
     def __post_init__(self) -> None:
-        self.chooser = Chooser(self.loaded, SLOTS, LENGTH)
+        self.chooser = Sampler(self.loaded, SLOTS, LENGTH)
         self.alone: dict[int, Alone] = {}
         self.sampling: dict[int, bool] = {}
 
@@ -300,12 +300,12 @@ def test_the_likeliest_tokens_of_a_real_vocabulary(drop, kind, share):
 # ---- what stays and what goes ----------------------------------------------------------------------------------------
 
 
-def choose(chooser: Chooser, logits: Tensor, active: list[int]) -> list[int]:
+def choose(chooser: Sampler, logits: Tensor, active: list[int]) -> list[int]:
     return chooser.choose(logits, active).tokens[active].tolist()
 
 
 def test_a_slot_keeps_nothing_of_who_had_it_before(small):
-    chooser = Chooser(small, 1, LENGTH)
+    chooser = Sampler(small, 1, LENGTH)
     logits = torch.zeros(1, small.vocabulary_size)
     logits[0, 5:8] = torch.tensor([3.0, 2.0, 1.0])
     plain = DecodingParams(4, False, generation=PLAIN)
@@ -327,7 +327,7 @@ def test_an_inactive_slot_waits(small):
     options = {"no_repeat_ngram_size": 2, "min_new_tokens": 3, "forced_eos_token_id": 2}
     decodings = [DecodingParams(5, False, generation=options), DecodingParams(5, True, 7, generation=options)]
     steps = [torch.randn(2, small.vocabulary_size) for _ in range(5)]
-    together, apart = Chooser(small, 2, LENGTH), Chooser(small, 2, LENGTH)
+    together, apart = Sampler(small, 2, LENGTH), Sampler(small, 2, LENGTH)
     for chooser in (together, apart):
         for slot, decoding in enumerate(decodings):
             chooser.join(slot, decoding, [3], [4])
@@ -367,7 +367,7 @@ def test_both_least_lengths_count(small):
 
 
 def test_end_ids(small):
-    chooser = Chooser(small, 2, LENGTH)
+    chooser = Sampler(small, 2, LENGTH)
     chooser.join(0, DecodingParams(4, False), [3], [4])
     chooser.join(1, DecodingParams(4, False, generation={"eos_token_id": [5, 6]}), [3], [4])
     assert chooser.end_ids(0) == {small.model.generation_config.eos_token_id}
@@ -396,7 +396,7 @@ def test_a_processor_that_fails_fails_its_own_slot(small):
 
 
 def test_options_that_make_no_sense_keep_a_request_out(small):
-    chooser = Chooser(small, 2, LENGTH)
+    chooser = Sampler(small, 2, LENGTH)
     chooser.join(0, DecodingParams(4, False), [3], [4])
     with pytest.raises(ValueError, match="temperature"):
         chooser.join(1, DecodingParams(4, True, 1, generation={"temperature": 0.0}), [3], [4])
@@ -422,13 +422,13 @@ def test_a_context_may_have_tokens_that_have_no_scores(small, monkeypatch):
 @torch.inference_mode()
 def test_tokens_after_the_longest_target_are_forgotten(small):
     """Whoever reads the last token makes one pass more, and chooses from it."""
-    chooser = Chooser(small, 2, LENGTH)
+    chooser = Sampler(small, 2, LENGTH)
     options = {"repetition_penalty": 2.0, "no_repeat_ngram_size": 2}
     for slot in (0, 1):
         chooser.join(slot, DecodingParams(LENGTH - 1, bool(slot), 3, generation=options), [3], [4])
     for _ in range(LENGTH + 3):
         choice = chooser.choose(torch.randn(2, small.vocabulary_size), [0, 1])
-    assert isinstance(choice, Choice)
+    assert isinstance(choice, SamplerOutput)
 
 
 # ---- generate itself -------------------------------------------------------------------------------------------------
@@ -453,7 +453,7 @@ def test_tokens_are_those_of_generate(name, folder):
         (loaded.tokenizer.encode_source(sentence).ids, wish) for sentence, wish in zip(SENTENCES, MIX, strict=True)
     ]
     forced = {"forced_bos_token_id": 5} if name in ("nllb", "m2m100", "mbart") else {}
-    chooser, count = Chooser(loaded, 3, 400), 12
+    chooser, count = Sampler(loaded, 3, 400), 12
     waiting, running = list(range(len(requests))), dict[int, int]()
     fed: dict[int, list[int]] = {}
     written: dict[int, list[int]] = {number: [] for number in waiting}
@@ -529,7 +529,7 @@ EVERYTHING = {
 
 
 def operations(small: LoadedModel, decodings: list[DecodingParams], steps: int) -> list[list[str]]:
-    chooser = Chooser(small, len(decodings), LENGTH)
+    chooser = Sampler(small, len(decodings), LENGTH)
     for slot, decoding in enumerate(decodings):
         chooser.join(slot, decoding, [3], [4])
     done: list[list[str]] = []
