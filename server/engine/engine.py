@@ -119,7 +119,7 @@ class Engine:
         self._has_failed = False
         self._ready = threading.Event()
         # A compiled step is compiled for its number of threads, and what a GPU does takes as long with any.
-        is_free = loaded.model.device.type == "cpu" and not (loaded.layout is not None and loaded.layout.is_compiled)
+        is_free = loaded.model.device.type == "cpu" and not (loaded.backend is not None and loaded.backend.is_compiled)
         self._threads = ThreadTuner(self._limits.threads if is_free else ())
         self._bursts = BatchingDelay()
         self._hindrance: Exception | None = None
@@ -132,9 +132,9 @@ class Engine:
 
     def start(self) -> None:
         """Starts the thread, and waits until it can work: a compiled step takes a minute. Raises ModelError."""
-        layout = self.loaded.layout
-        if layout is not None:
-            size = layout.bytes_of_slot / 1e6
+        backend = self.loaded.backend
+        if backend is not None:
+            size = backend.bytes_of_slot / 1e6
             lengths = f"{self.loaded.max_source_tokens} source and {self.loaded.max_target_tokens} target tokens"
             if not self.loaded.is_encoder_decoder:
                 lengths = f"{self.loaded.max_target_tokens} tokens"
@@ -278,8 +278,8 @@ class Engine:
             give_back()
 
     def _make_batch(self) -> None:
-        if self.loaded.layout is not None:
-            self._batch = ModelRunner(self.loaded, self.loaded.layout, self.slots)
+        if self.loaded.backend is not None:
+            self._batch = ModelRunner(self.loaded, self.loaded.backend, self.slots)
 
     def _start_anew(self, *, are_all_suspect: bool) -> None:
         """Ends all jobs that have begun with INTERNAL: their state is unknown. `are_all_suspect`: waiting jobs too."""
@@ -319,10 +319,10 @@ class Engine:
 
     def _are_enough(self) -> bool:
         """Whether others would not be read together with those who wait."""
-        layout = self.loaded.layout
+        backend = self.loaded.backend
         with self._lock:
             tokens = [len(ticket.job.source.tokens) for ticket in self._waiting]
-        return len(tokens) >= self.slots or (layout is not None and sum(tokens) >= layout.together)
+        return len(tokens) >= self.slots or (backend is not None and sum(tokens) >= backend.together)
 
     def _admit(self) -> None:
         """Lets waiting jobs in, by the queue's order, and drops those that have lost their reader or their time.
@@ -592,8 +592,8 @@ class Engine:
         held = sum(map(self._cache_bytes, self._parked))
         if ticket.seat is None or not held:
             return True
-        layout = self.loaded.layout
-        bound = max(_PARKED_BYTES, _PARKED_SLOTS * (0 if layout is None else layout.bytes_of_slot))
+        backend = self.loaded.backend
+        bound = max(_PARKED_BYTES, _PARKED_SLOTS * (0 if backend is None else backend.bytes_of_slot))
         return held < bound and held + self._cache_bytes(ticket) <= bound
 
     def _cache_bytes(self, ticket: RequestState) -> int:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 _NAMES = (("q_proj", "k_proj", "v_proj"), ("q", "k", "v"), ("query", "key", "value"))
 
 
-class JoinedLinear(nn.Module):
+class FusedLinear(nn.Module):
     """Linear layers of one input as one: [..., in] to [..., all of out]."""
 
     def __init__(self, layers: Sequence[nn.Linear]) -> None:
@@ -45,10 +45,10 @@ class JoinedLinear(nn.Module):
         return made
 
 
-class JoinedPart(nn.Module):
+class FusedSlice(nn.Module):
     """One of the layers that became a JoinedLinear, to whoever calls it."""
 
-    def __init__(self, joined: JoinedLinear, place: int) -> None:
+    def __init__(self, joined: FusedLinear, place: int) -> None:
         super().__init__()
         self.joined = joined
         self._place = place
@@ -58,7 +58,7 @@ class JoinedPart(nn.Module):
         return self.joined.part(x, self._place)
 
 
-def join_projections(model: nn.Module) -> None:
+def fuse_projections(model: nn.Module) -> None:
     """Replaces in place the layers of each attention that has a site: three by one; of a cross-attention, two by one.
 
     Those stay as they are that are no plain linear layers or do not fit together.
@@ -71,9 +71,9 @@ def join_projections(model: nn.Module) -> None:
             read_together = names[1:] if site.kind == "cross" else names
             layers: list[Any] = [getattr(module, name, None) for name in read_together]
             if _fit(layers):
-                joined = JoinedLinear(layers)
+                joined = FusedLinear(layers)
                 for place, name in enumerate(read_together):
-                    setattr(module, name, JoinedPart(joined, place))
+                    setattr(module, name, FusedSlice(joined, place))
                 break
 
 

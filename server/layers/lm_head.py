@@ -20,26 +20,26 @@ from ...kernels.cpu.argmax import LinearArgmax, MaskedColumns, out_of_the_questi
 from ..capture.attention_function import record_to
 from ..capture.attention_layers import first_token
 from .packed_linear import PackedLinear
-from .screened_head import Estimates, Screen
+from .screened_head import Estimates, ScreenedHead
 
 log = logging.getLogger(__name__)
 
 
-class Sought(NamedTuple):
+class ArgmaxQuery(NamedTuple):
     """The greatest score of each row, about to be found without writing all."""
 
     search: LinearArgmax
     excluded: MaskedColumns
 
 
-class Vocabulary:
+class LMHead:
     """The scores of all tokens, from what a model's last layer is given."""
 
     def __init__(self, layer: nn.Module, bias: Tensor | None = None) -> None:
         """`bias`, `[vocabulary]`, is what the model adds to what the layer makes."""
         self._layer = layer
         self._bias = bias
-        self._screen: Screen | None = None
+        self._screen: ScreenedHead | None = None
         self._search: LinearArgmax | None = None  # among the layer's own scores
         self._excluded: tuple[Tensor, int, MaskedColumns] | None = None  # the last, and as a search has them
         self._is_held = False
@@ -62,7 +62,7 @@ class Vocabulary:
         if self._bias is not None:
             bias = self._bias if bias is None else bias + self._bias
         try:
-            screen = Screen(weight, bias, self.logits, self._search)
+            screen = ScreenedHead(weight, bias, self.logits, self._search)
         except RuntimeError as error:  # such as no exact int8 kernel on this machine
             log.info("all scores are computed in full: %s", error)
             return
@@ -98,7 +98,7 @@ class Vocabulary:
         logits = self._layer(hidden)
         return logits if self._bias is None else logits + self._bias
 
-    def seek(self, rows: int, excluded: Tensor, first: int) -> Sought | None:
+    def seek(self, rows: int, excluded: Tensor, first: int) -> ArgmaxQuery | None:
         """How the greatest scores of so many rows are found; None where scores must be written to be searched.
 
         Scores that are `excluded`, int64 `[m]`, are no row's: each is a row, from `first` on, times the size
@@ -113,7 +113,7 @@ class Vocabulary:
             size = search.size
             made = out_of_the_question(excluded // size - first, excluded % size, size)
             self._excluded = excluded, first, made
-        return Sought(search, self._excluded[2])
+        return ArgmaxQuery(search, self._excluded[2])
 
     def estimates(self, hidden: Tensor) -> Estimates | None:
         """What the greatest scores are found by, from `[n, width]`; None where all scores take no longer."""
@@ -132,13 +132,13 @@ def shared_weight(model: PreTrainedModel) -> Tensor | None:
     return first.detach() if last.data_ptr() == first.data_ptr() and last.shape == first.shape else None
 
 
-def find_vocabulary(model: PreTrainedModel) -> Vocabulary | None:
+def find_lm_head(model: PreTrainedModel) -> LMHead | None:
     """The last layer of a model; None where more is done to its scores than to add the model's own bias to them."""
     layer = model.get_output_embeddings()
     if layer is None:
         return None
     bias: Any = getattr(model, "final_logits_bias", None)
-    vocabulary = Vocabulary(layer, bias[0] if bias is not None and bool(bias.any()) else None)
+    vocabulary = LMHead(layer, bias[0] if bias is not None and bool(bias.any()) else None)
     try:
         problem = _difference(model, vocabulary)
     except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
@@ -151,7 +151,7 @@ def find_vocabulary(model: PreTrainedModel) -> Vocabulary | None:
 
 
 @torch.inference_mode()
-def _difference(model: Any, vocabulary: Vocabulary) -> str | None:
+def _difference(model: Any, vocabulary: LMHead) -> str | None:
     """What is different between a model's scores and those of its last layer apart; None if nothing."""
     token = first_token(model)
     ids = torch.tensor([[token, token + 1, token + 2]], device=model.device)

@@ -24,9 +24,9 @@ from ...kernels.cpu.program import PackedMatmul, PackedWeight, is_supported, pac
 Precision = Literal["float32", "bfloat16", "int8"]
 
 # Maps [..., in] to [..., out]; at least one row.
-Way = Callable[[Tensor], Tensor]
+LinearKernel = Callable[[Tensor], Tensor]
 # Makes the way of one layer from its weight [out, in], the scale [out] of each channel (int8) and its bias [out].
-MakeWay = Callable[[Tensor, Tensor | None, Tensor | None], Way]
+LinearKernelFactory = Callable[[Tensor, Tensor | None, Tensor | None], LinearKernel]
 
 # The name of our own way.
 PANELS = "panels"
@@ -55,7 +55,7 @@ class PackedLinear(nn.Module):
         self.bias = bias
         self.panels: PackedWeight | None = None  # its weight as a program reads it, where one of its ways does
         self._dtype = torch.float32
-        self._ways: list[Way] = []  # by the number of rows; the last for all greater numbers
+        self._ways: list[LinearKernel] = []  # by the number of rows; the last for all greater numbers
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [..., in], of any float type. Returns [..., out], of the same type."""
@@ -195,7 +195,7 @@ def _pack_shape(
 def _packed(
     module: Any,
     source: tuple[Tensor, Tensor | None, Tensor | None],
-    makers: dict[str, MakeWay],
+    makers: dict[str, LinearKernelFactory],
     measured: Measured,
     dtype: torch.dtype,
 ) -> PackedLinear:
@@ -230,7 +230,7 @@ def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
     return (weight / scale[:, None]).round_().to(torch.int8), scale
 
 
-def _measure(timed: dict[str, list[Way]], x: Tensor) -> dict[str, float]:
+def _measure(timed: dict[str, list[LinearKernel]], x: Tensor) -> dict[str, float]:
     """The time of a layer for one input, in microseconds, by way."""
     runs: dict[str, list[float]] = {}
     for name, ways in timed.items():
@@ -276,13 +276,13 @@ def _runs_each_step(name: str) -> bool:
 _ITEM_BYTES: dict[Precision, int] = {"float32": 4, "bfloat16": 2, "int8": 1}
 
 
-def _makers(precision: Precision, in_features: int) -> dict[str, MakeWay]:
+def _makers(precision: Precision, in_features: int) -> dict[str, LinearKernelFactory]:
     """The ways that this machine has, by name; never none."""
     if precision != "int8":
         onednn = torch.backends.mkldnn.is_available() and (
             precision == "float32" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
         )
-        ways: dict[str, MakeWay] = {"onednn": _onednn, "torch": _torch} if onednn else {"torch": _torch}
+        ways: dict[str, LinearKernelFactory] = {"onednn": _onednn, "torch": _torch} if onednn else {"torch": _torch}
         return ways | ({PANELS: _panels} if precision == "float32" and is_supported() else {})
     exact = {name: make for name, make in _INT8.items() if _is_exact(name, in_features)}
     if not exact:
@@ -290,14 +290,14 @@ def _makers(precision: Precision, in_features: int) -> dict[str, MakeWay]:
     return exact
 
 
-def _torch(weight: Tensor, _scale: Tensor | None, bias: Tensor | None) -> Way:
+def _torch(weight: Tensor, _scale: Tensor | None, bias: Tensor | None) -> LinearKernel:
     def way(x: Tensor) -> Tensor:
         return F.linear(x, weight, bias)
 
     return way
 
 
-def _onednn(weight: Tensor, _scale: Tensor | None, bias: Tensor | None) -> Way:
+def _onednn(weight: Tensor, _scale: Tensor | None, bias: Tensor | None) -> LinearKernel:
     """The operators that torch.compile's freezing emits: the weight reordered once."""
     packed = torch.ops.mkldnn._reorder_linear_weight.default(weight, _TYPICAL_ROWS)
     linear = torch.ops.mkldnn._linear_pointwise.default
@@ -308,7 +308,7 @@ def _onednn(weight: Tensor, _scale: Tensor | None, bias: Tensor | None) -> Way:
     return way
 
 
-def _panels(weight: Tensor, scale: Tensor | None, bias: Tensor | None) -> Way:
+def _panels(weight: Tensor, scale: Tensor | None, bias: Tensor | None) -> LinearKernel:
     """Our own kernels, which a program's steps share."""
     return PackedMatmul(pack_weight(weight, scale, bias))
 
@@ -322,7 +322,7 @@ def _panels(weight: Tensor, scale: Tensor | None, bias: Tensor | None) -> Way:
 # zero again.
 
 
-def _int8(product: Way, bias: Tensor | None) -> Way:
+def _int8(product: LinearKernel, bias: Tensor | None) -> LinearKernel:
     level = torch.tensor(1 / 127)  # multiplying by a tensor takes half the time of a Python number
 
     def way(x: Tensor) -> Tensor:
@@ -333,7 +333,7 @@ def _int8(product: Way, bias: Tensor | None) -> Way:
     return way
 
 
-def _int8_torch(weight: Tensor, scale: Tensor) -> Way:
+def _int8_torch(weight: Tensor, scale: Tensor) -> LinearKernel:
     weight = weight.t()
     multiply = torch.ops.aten._int_mm.default
 
@@ -346,7 +346,7 @@ def _int8_torch(weight: Tensor, scale: Tensor) -> Way:
     return product
 
 
-def _int8_onednn(weight: Tensor, scale: Tensor) -> Way:
+def _int8_onednn(weight: Tensor, scale: Tensor) -> LinearKernel:
     packed = torch.ops.onednn.qlinear_prepack.default(weight, [_TYPICAL_ROWS, weight.shape[1]])
     linear = torch.ops.onednn.qlinear_pointwise.default
     zero_points = torch.zeros(weight.shape[0], dtype=torch.int32)
@@ -359,7 +359,7 @@ def _int8_onednn(weight: Tensor, scale: Tensor) -> Way:
     return product
 
 
-def _int8_fbgemm(weight: Tensor, scale: Tensor) -> Way:
+def _int8_fbgemm(weight: Tensor, scale: Tensor) -> LinearKernel:
     engine = torch.backends.quantized.engine
     zero_points = torch.zeros(weight.shape[0], dtype=torch.int64)
     make_quantized = torch._make_per_channel_quantized_tensor  # pyright: ignore[reportPrivateImportUsage]
@@ -380,19 +380,19 @@ def _int8_fbgemm(weight: Tensor, scale: Tensor) -> Way:
     return product
 
 
-_PRODUCTS: dict[str, Callable[[Tensor, Tensor], Way]] = {
+_PRODUCTS: dict[str, Callable[[Tensor, Tensor], LinearKernel]] = {
     "fbgemm": _int8_fbgemm,
     "onednn": _int8_onednn,
     "torch": _int8_torch,
 }
 
 
-def _make_int8(name: str, weight: Tensor, scale: Tensor | None, bias: Tensor | None) -> Way:
+def _make_int8(name: str, weight: Tensor, scale: Tensor | None, bias: Tensor | None) -> LinearKernel:
     assert scale is not None
     return _int8(_PRODUCTS[name](weight, scale), bias)
 
 
-_INT8: dict[str, MakeWay] = {name: functools.partial(_make_int8, name) for name in _PRODUCTS}
+_INT8: dict[str, LinearKernelFactory] = {name: functools.partial(_make_int8, name) for name in _PRODUCTS}
 _INT8[PANELS] = _panels  # to the bit as the others are, quantization and all
 
 

@@ -43,7 +43,7 @@ def greatest(scores: Tensor) -> Tensor:
     return scores.argmax(-1)
 
 
-class Screen:
+class ScreenedHead:
     """The weights of a last layer, a copy of them in int8, and how far apart the two may be.
 
     With a weight w, its copy v, what the layer is given h, and that in int8, g: w·h - v·g = v·(h - g) + (w - v)·h. By
@@ -169,7 +169,7 @@ class Screen:
 class Estimates(NamedTuple):
     """What stands for the scores of all tokens where only the greatest are asked for."""
 
-    screen: Screen
+    screen: ScreenedHead
     scores: Tensor  # float32 [n, vocabulary]
     hidden: Tensor  # [n, width]
 

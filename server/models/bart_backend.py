@@ -32,8 +32,8 @@ from transformers.models.pegasus.modeling_pegasus import (
 )
 
 from ..capture.attention_function import attend
-from ..layers.fused_qkv import JoinedPart
-from .kv_cache import Slots
+from ..layers.fused_qkv import FusedSlice
+from .kv_cache import KVCache
 
 # Maps [..., in] to [..., out].
 Layer = Callable[[Tensor], Tensor]
@@ -118,7 +118,7 @@ class DirectDecoder:
         self._heads, self._scaling = heads_of(decoder)
         self._end: Layer = getattr(decoder, "layer_norm", _same)
 
-    def step(self, tokens: Tensor, slots: Slots) -> Tensor:
+    def step(self, tokens: Tensor, slots: KVCache) -> Tensor:
         """One token for each slot that has begun a step: `[n, 1]`. Returns what it makes of them, `[n, width]`."""
         hidden = self._embedding.of_step(tokens, slots.own.get_seq_length())
         own_mask, source_mask = slots.step_masks()
@@ -193,7 +193,7 @@ def _around(layer: Any, norm: nn.Module) -> tuple[Layer, Layer]:
 def _own_attention(layer: Any) -> _Attention:
     before, after = _around(layer, layer.self_attn_layer_norm)
     module = layer.self_attn
-    if not isinstance(module.q_proj, JoinedPart):
+    if not isinstance(module.q_proj, FusedSlice):
         raise UnknownLayerError("projections that are not joined")
     return _Attention(before, module, module.q_proj.joined.linear.forward, module.out_proj.forward, after)
 

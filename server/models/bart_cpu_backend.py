@@ -28,11 +28,11 @@ from ...kernels.cpu.program import (
     keep,
 )
 from ..capture.attention_function import LayerKey, RecordTarget, targets_of_step, write_step
-from ..layers.fused_qkv import JoinedPart
-from ..layers.lm_head import Sought
+from ..layers.fused_qkv import FusedSlice
+from ..layers.lm_head import ArgmaxQuery
 from ..layers.packed_linear import PackedLinear
 from .bart_backend import Embedding, UnknownLayerError, check_layers, heads_of, normalizes_input
-from .kv_cache import Slots
+from .kv_cache import KVCache
 
 _ACTIVATIONS: dict[type, Activation] = {
     nn.ReLU: "relu",
@@ -76,9 +76,9 @@ class ProgrammedDecoder:
         self._embedding = Embedding(decoder)
         self._heads, self._scaling = heads_of(decoder)
         self._layers = [_DecoderLayer(layer) for layer in decoder.layers]
-        self._made: WeakKeyDictionary[Slots, _Step] = WeakKeyDictionary()
+        self._made: WeakKeyDictionary[KVCache, _Step] = WeakKeyDictionary()
 
-    def step(self, tokens: Tensor, slots: Slots, sought: Sought | None = None) -> Tensor:
+    def step(self, tokens: Tensor, slots: KVCache, sought: ArgmaxQuery | None = None) -> Tensor:
         """One token for each slot that has begun a step: `[n, 1]`. Returns what it makes of them, `[n, width]`.
 
         That stays as it is until the next step. What is `sought` among its scores is found in the same run.
@@ -112,7 +112,7 @@ class ProgrammedDecoder:
             write_step([target], shares)
         return out
 
-    def _make(self, slots: Slots) -> _Step:
+    def _make(self, slots: KVCache) -> _Step:
         """Lays out a step for some slots, whose keys and values stay where they are."""
         count = len(slots.own.lengths)
         program = Program(count)
@@ -139,7 +139,7 @@ class ProgrammedDecoder:
             stack.feed(layer.forward)
         return _Step(program, stack.end(), shares)
 
-    def _embed(self, program: Program, slots: Slots, out: Tensor) -> None:
+    def _embed(self, program: Program, slots: KVCache, out: Tensor) -> None:
         """What stands for the tokens of a step, whose positions are their slots' lengths."""
         table, embedding = self._embedding.table, self._embedding
         # What the model gives each position: one table for most tokens, and for padding another (M2M100).
@@ -191,13 +191,13 @@ class ProgrammedSources:
         self._heads, self._scaling = heads_of(self._encoder)
         self._layers = [_EncoderLayer(layer) for layer in self._encoder.layers]
         self._projections = [_joined_panels(layer.encoder_attn.k_proj) for layer in model.get_decoder().layers]
-        self._made: WeakKeyDictionary[Slots, _Reading] = WeakKeyDictionary()
+        self._made: WeakKeyDictionary[KVCache, _Reading] = WeakKeyDictionary()
 
     def takes(self, length: int) -> bool:
         """Whether it reads sources of so many tokens. Of longer ones, torch makes attention faster."""
         return length <= MOST_POSITIONS
 
-    def read(self, ids: Tensor, lengths: Mapping[int, int], slots: Slots) -> None:
+    def read(self, ids: Tensor, lengths: Mapping[int, int], slots: KVCache) -> None:
         """Reads sources, `[B, S]`, and keeps the keys and values that cross-attention makes of them.
 
         `lengths` says of each row, in order, which slot it is for, and how much of it is no padding.
@@ -217,7 +217,7 @@ class ProgrammedSources:
             made.program.run(len(rows), sequence=size)
         slots.source_lengths[places] = torch.tensor(counts)[:, None]
 
-    def _make(self, slots: Slots) -> _Reading:
+    def _make(self, slots: KVCache) -> _Reading:
         """Lays out a reading for some slots."""
         program = Program(TOGETHER)
         stack = _Stack(program, self._encoder)
@@ -340,7 +340,7 @@ def _panels(layer: Any) -> PackedWeight:
 
 
 def _joined_panels(part: Any) -> PackedWeight:
-    if not isinstance(part, JoinedPart):
+    if not isinstance(part, FusedSlice):
         raise UnknownLayerError("projections that are not joined")
     return _panels(part.joined.linear)
 

@@ -24,7 +24,7 @@ from ..capture.attention_function import AttentionKind
 _LINE = 64
 
 
-class Shape(NamedTuple):
+class KVShape(NamedTuple):
     """What one layer keeps of each position."""
 
     heads: int
@@ -42,7 +42,7 @@ def zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Ten
     return torch.from_numpy(held[begin : begin + size]).view(dtype).view(*shape)
 
 
-class SlotLayer(CacheLayerMixin):
+class KVCacheLayer(CacheLayerMixin):
     """Keys and values of one layer, of all slots: `[slots, heads, length, width]`.
 
     What transformers sees of it is set by the cache that it is a part of: views of some slots and positions.
@@ -52,7 +52,7 @@ class SlotLayer(CacheLayerMixin):
     is_compileable = False
 
     def __init__(
-        self, slots: int, length: int, shape: Shape, dtype: torch.dtype, device: torch.device, *, heads_together: bool
+        self, slots: int, length: int, shape: KVShape, dtype: torch.dtype, device: torch.device, *, heads_together: bool
     ) -> None:
         """`heads_together` says that all heads of a position stand side by side: as programs read them.
 
@@ -97,14 +97,14 @@ class SlotLayer(CacheLayerMixin):
         return self.all_keys.shape[2]
 
 
-class OwnCache(Cache):
+class DecoderSelfCache(Cache):
     """The decoder's keys and values of what it has read and written itself.
 
     Two kinds of forward pass use it: a step of one token for each of the first slots, and the reading of several tokens
     for one slot.
     """
 
-    def __init__(self, layers: Sequence[SlotLayer], slots: int, device: torch.device) -> None:
+    def __init__(self, layers: Sequence[KVCacheLayer], slots: int, device: torch.device) -> None:
         super().__init__(layers=list(layers))
         self.slot_layers = list(layers)
         self.lengths = torch.zeros(slots, 1, dtype=torch.int64, device=device)  # where each slot's next token goes
@@ -154,31 +154,31 @@ class OwnCache(Cache):
         return self.get_seq_length(layer_idx)
 
 
-class BothCaches(EncoderDecoderCache):
+class EncoderDecoderKVCache(EncoderDecoderCache):
     """The decoder's own cache beside the keys and values of the source, which are there before it runs."""
 
-    def __init__(self, own: OwnCache, source: Cache) -> None:
+    def __init__(self, own: DecoderSelfCache, source: Cache) -> None:
         self.self_attention_cache = own
         self.cross_attention_cache = source
         self.is_updated = dict.fromkeys(range(len(source.layers)), True)
 
 
-class Contents(NamedTuple):
+class SwappedCache(NamedTuple):
     """What a slot holds, moved out of it: keys and values `[heads, positions, width]` of each layer."""
 
     own: list[tuple[Tensor, Tensor]]
     source: list[tuple[Tensor, Tensor]]
 
 
-class Slots:
+class KVCache:
     """The caches of a number of slots, and how far each of them is."""
 
     def __init__(
         self,
         count: int,
-        own: Sequence[Shape],
+        own: Sequence[KVShape],
         length: int,
-        source: Sequence[Shape],
+        source: Sequence[KVShape],
         source_length: int,
         dtype: torch.dtype,
         device: torch.device,
@@ -187,19 +187,21 @@ class Slots:
     ) -> None:
         """`own` and `source` say what each decoder layer keeps of target and source; `source` is empty without one.
 
-        `heads_together` is as in `SlotLayer`.
+        `heads_together` is as in `KVCacheLayer`.
         """
 
-        def layers(shapes: Sequence[Shape], length: int) -> list[SlotLayer]:
-            return [SlotLayer(count, length, shape, dtype, device, heads_together=heads_together) for shape in shapes]
+        def layers(shapes: Sequence[KVShape], length: int) -> list[KVCacheLayer]:
+            return [
+                KVCacheLayer(count, length, shape, dtype, device, heads_together=heads_together) for shape in shapes
+            ]
 
-        self.own = OwnCache(layers(own, length), count, device)
+        self.own = DecoderSelfCache(layers(own, length), count, device)
         # At least 1, so that every query sees something: an idle slot must not fill its own cache with NaN.
         self.source_lengths = torch.ones(count, 1, dtype=torch.int64, device=device)
         self._source_layers = layers(source, source_length)
         self.cache: Cache = self.own
         if source:
-            self.cache = BothCaches(self.own, Cache(layers=list(self._source_layers)))
+            self.cache = EncoderDecoderKVCache(self.own, Cache(layers=list(self._source_layers)))
         self._positions = torch.arange(max(length, source_length), device=device)
         self._stepping = slice(0, count)
         self._length = 0
@@ -236,7 +238,7 @@ class Slots:
         return self._stepping.start, self._stepping.stop - self._stepping.start, self._length, self.source_length
 
     @property
-    def source_layers(self) -> Sequence[SlotLayer]:
+    def source_layers(self) -> Sequence[KVCacheLayer]:
         """The layers of what is kept of sources."""
         return self._source_layers
 
@@ -279,16 +281,16 @@ class Slots:
         self.own.lengths[to] = self.own.lengths[slot]
         self.source_lengths[to] = self.source_lengths[slot]
 
-    def take(self, slot: int, length: int, source_length: int) -> Contents:
+    def take(self, slot: int, length: int, source_length: int) -> SwappedCache:
         """A copy of what a slot holds, in the host's memory."""
 
-        def copied(layers: Sequence[SlotLayer], count: int) -> list[tuple[Tensor, Tensor]]:
+        def copied(layers: Sequence[KVCacheLayer], count: int) -> list[tuple[Tensor, Tensor]]:
             places = [(layer.all_keys[slot, :, :count], layer.all_values[slot, :, :count]) for layer in layers]
             return [(keys.to("cpu", copy=True), values.to("cpu", copy=True)) for keys, values in places]
 
-        return Contents(copied(self.own.slot_layers, length), copied(self._source_layers, source_length))
+        return SwappedCache(copied(self.own.slot_layers, length), copied(self._source_layers, source_length))
 
-    def put(self, slot: int, contents: Contents) -> None:
+    def put(self, slot: int, contents: SwappedCache) -> None:
         """Fills a slot with what was taken out of one."""
         for layers, held in ((self.own.slot_layers, contents.own), (self._source_layers, contents.source)):
             for layer, (keys, values) in zip(layers, held, strict=True):
@@ -317,7 +319,7 @@ class Slots:
 
 
 def bytes_of_slot(
-    own: Sequence[Shape], length: int, source: Sequence[Shape], source_length: int, dtype: torch.dtype
+    own: Sequence[KVShape], length: int, source: Sequence[KVShape], source_length: int, dtype: torch.dtype
 ) -> int:
     """How much memory the keys and values of so many positions take."""
     numbers = sum(length * shape.heads * (shape.key_width + shape.value_width) for shape in own)

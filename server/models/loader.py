@@ -24,13 +24,13 @@ from ..checkpoint.generation_config import check_generation_config
 from ..checkpoint.model_config import class_for, model_error, read_config, read_generation_config
 from ..checkpoint.tokenizer_files import load_tokenizer, tokenizer_error
 from ..checkpoint.weights import TooLargeError, check_finite, load_weights
-from ..layers.fused_qkv import join_projections
+from ..layers.fused_qkv import fuse_projections
 from ..layers.lm_head import shared_weight
 from ..layers.packed_linear import Precision, pack
 from ..memory import is_out_of_memory
 from ..text.tokenizer import Tokenizer
 from .bart_cpu_backend import is_programmed
-from .transformers_backend import Layout, find_layout
+from .transformers_backend import TransformersBackend, select_backend
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ class LoadedModel:
     max_source_tokens: int
     max_target_tokens: int
     precision: str  # of its linear layers: int8, or a type of torch's by name
-    layout: Layout | None  # how it is run in slots; None: its requests are worked on one by one
+    backend: TransformersBackend | None  # how it is run in slots; None: its requests are worked on one by one
 
     @property
     def is_encoder_decoder(self) -> bool:
@@ -153,21 +153,21 @@ def load(
         weight = shared_weight(model)  # of the layers as they are
         packing = precision if packed and not compiled else None
         if not compiled:  # what one layer makes of another is not for the compiler
-            join_projections(model)
+            fuse_projections(model)
         if packing is not None:
             _prepare_programs()
             programmed = is_programmed(model)
             log.info("%s", pack(model, packing, in_panels=lambda _: programmed))
         is_exact = model.dtype == torch.float32 and precision != "int8"
         is_invariant = packing == "int8"
-        layout = find_layout(model, attention_layers, source, target, is_exact=is_exact, is_invariant=is_invariant)
-        if layout is not None:
-            if layout.vocabulary is not None and packing is not None:
-                layout.vocabulary.search()
-            if layout.vocabulary is not None and packing == "float32" and weight is not None:
-                layout.vocabulary.screen(weight)
+        backend = select_backend(model, attention_layers, source, target, is_exact=is_exact, is_invariant=is_invariant)
+        if backend is not None:
+            if backend.lm_head is not None and packing is not None:
+                backend.lm_head.search()
+            if backend.lm_head is not None and packing == "float32" and weight is not None:
+                backend.lm_head.screen(weight)
             if compiled:
-                layout.compile()
+                backend.compile()
     except TooLargeError as error:
         raise ModelError(f"cannot load {where}: {model_error(checkpoint, error)}") from error
     except CheckpointError as error:
@@ -186,7 +186,7 @@ def load(
         if len(set(heads)) > 1:
             raise ModelError(f"cannot serve {where}: its layers differ in the number of {kind} heads: {heads}")
     shown = "int8" if precision == "int8" else str(model.dtype).removeprefix("torch.")
-    return LoadedModel(name, model, tokenizer, attention_layers, source, target, shown, layout)
+    return LoadedModel(name, model, tokenizer, attention_layers, source, target, shown, backend)
 
 
 def _prepare_programs() -> None:

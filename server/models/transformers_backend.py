@@ -17,13 +17,13 @@ from transformers import PreTrainedModel
 
 from ..capture.attention_function import record_to, separating
 from ..capture.attention_layers import AttentionLayers, first_token
-from ..layers.lm_head import Sought, Vocabulary, find_vocabulary
+from ..layers.lm_head import ArgmaxQuery, LMHead, find_lm_head
 from ..transfer import int_tensor
 from ..transformers_versions import cache_argument, cache_of
 from .bart_backend import DirectDecoder, DirectEncoder, UnknownLayerError
 from .bart_cpu_backend import TOGETHER, ProgrammedDecoder, ProgrammedSources
 from .batch_invariance import separate_activations
-from .kv_cache import Shape, Slots, bytes_of_slot
+from .kv_cache import KVCache, KVShape, bytes_of_slot
 from .row_positions import take_rows
 
 log = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ class UnknownCacheError(Exception):
     """The model keeps something other than keys and values of all positions."""
 
 
-class Layout:
+class TransformersBackend:
     """A model in slots."""
 
     def __init__(self, model: PreTrainedModel, source_length: int, length: int, *, is_invariant: bool = False) -> None:
@@ -62,7 +62,7 @@ class Layout:
         if not self._layer_types <= _KNOWN_LAYERS:
             raise UnknownCacheError(f"layers of {', '.join(sorted(self._layer_types - _KNOWN_LAYERS))}")
         self.is_compiled = False
-        self.vocabulary: Vocabulary | None = None  # None: the model's last layer is not run apart
+        self.lm_head: LMHead | None = None  # None: the model's last layer is not run apart
         # What runs sources, and steps where the last layer is apart; None: the model's own code.
         self.encoder: DirectEncoder | None = None
         self.sources: ProgrammedSources | None = None
@@ -91,9 +91,9 @@ class Layout:
         """How much memory the keys and values of a sequence take, of so many positions of target and source."""
         return bytes_of_slot(self._own, length, self._source, source_length, self._model.dtype)
 
-    def slots(self, count: int, length: int | None = None) -> Slots:
+    def slots(self, count: int, length: int | None = None) -> KVCache:
         """Room for so many sequences."""
-        return Slots(
+        return KVCache(
             count,
             self._own,
             length or self._length,
@@ -117,7 +117,7 @@ class Layout:
             inputs = {} if mask is None else {"attention_mask": mask.long()}
             return self._model.get_encoder()(input_ids=ids, **inputs).last_hidden_state
 
-    def read_sources(self, ids: Tensor, lengths: Mapping[int, int], slots: Slots) -> None:
+    def read_sources(self, ids: Tensor, lengths: Mapping[int, int], slots: KVCache) -> None:
         """Reads sources, `[B, S]`, and keeps what cross-attention makes of them. `lengths` as in `write_sources`."""
         sources = self.sources
         if sources is None and not self._is_invariant:
@@ -134,7 +134,7 @@ class Layout:
             some = {slot: lengths[slot] for slot in short.values()}
             sources.read(ids[[*short], : max(some.values())], some, slots)
 
-    def write_sources(self, hidden: Tensor, lengths: Mapping[int, int], slots: Slots) -> None:
+    def write_sources(self, hidden: Tensor, lengths: Mapping[int, int], slots: KVCache) -> None:
         """Keeps the keys and values that cross-attention makes of what an encoder gave, `[B, S, width]`.
 
         `lengths` says of each row, in order, which slot it is for, and how much of it is no padding.
@@ -152,38 +152,38 @@ class Layout:
         The first step takes it a minute or so. It raises where a model's code cannot be made one graph.
         """
         self.is_compiled, self.decoder = True, None  # what is compiled is the model's own code
-        if self.vocabulary is not None:  # its layer is a part of the graph
-            self.vocabulary.let_be()
-            self.vocabulary = None
+        if self.lm_head is not None:  # its layer is a part of the graph
+            self.lm_head.let_be()
+            self.lm_head = None
         self._forward = torch.compile(self._forward, fullgraph=True, dynamic=False, backend=backend)
 
-    def step(self, tokens: Tensor, slots: Slots, sought: Sought | None = None) -> Tensor:
+    def step(self, tokens: Tensor, slots: KVCache, sought: ArgmaxQuery | None = None) -> Tensor:
         """One token for each slot that has begun a step: tokens `[n, 1]`.
 
-        Returns what the vocabulary takes, `[n, width]`; without one, logits `[n, vocabulary]`. What is `sought` in the
+        Returns what the vocabulary takes, `[n, width]`; without one, logits `[n, lm_head]`. What is `sought` in the
         vocabulary has been found then.
         """
         if isinstance(self.decoder, ProgrammedDecoder):
             return self.decoder.step(tokens, slots, sought)
         slots.show_step()
         with self._separated(slots):
-            if self.vocabulary is None:
+            if self.lm_head is None:
                 return self._forward(tokens, slots)
             if self.decoder is not None:
                 made = self.decoder.step(tokens, slots)
             else:
-                with self.vocabulary.held():
+                with self.lm_head.held():
                     self._forward(tokens, slots)
-                made = self.vocabulary.taken()[:, -1]
+                made = self.lm_head.taken()[:, -1]
         if sought is not None:
             sought.search(made, sought.excluded)
         return made
 
-    def _separated(self, slots: Slots) -> AbstractContextManager[None]:
+    def _separated(self, slots: KVCache) -> AbstractContextManager[None]:
         """Keeps the rows of a step apart where that is promised."""
         return separating(slots.step_lengths()) if self._is_invariant else nullcontext()
 
-    def _forward(self, tokens: Tensor, slots: Slots) -> Tensor:
+    def _forward(self, tokens: Tensor, slots: KVCache) -> Tensor:
         inputs = self._inputs(tokens, slots)
         if self._is_encoder_decoder:
             inputs |= {"decoder_attention_mask": slots.own_mask(), "attention_mask": slots.source_mask()}
@@ -191,20 +191,20 @@ class Layout:
             inputs |= {"attention_mask": self._masks(slots), "position_ids": slots.own.get_seq_length()}
         return self._model(**inputs).logits[:, -1]
 
-    def read(self, ids: Tensor, slots: Slots) -> None:
+    def read(self, ids: Tensor, slots: KVCache) -> None:
         """Reads tokens `[1, count]` of the slot that has begun a reading of so many."""
         inputs = self._inputs(ids, slots)
         if not self._is_encoder_decoder:
             begin = slots.own.get_seq_length()
             inputs["position_ids"] = torch.arange(begin, begin + ids.shape[1], device=ids.device)[None]
-        if self.vocabulary is None:
+        if self.lm_head is None:
             self._model(**inputs)
             return
-        with self.vocabulary.held():
+        with self.lm_head.held():
             self._model(**inputs)
-        self.vocabulary.taken()  # nobody asks for scores of what is there
+        self.lm_head.taken()  # nobody asks for scores of what is there
 
-    def _inputs(self, ids: Tensor, slots: Slots) -> dict[str, Any]:
+    def _inputs(self, ids: Tensor, slots: KVCache) -> dict[str, Any]:
         """What a step and a reading have in common."""
         inputs: dict[str, Any] = {self._cache_argument: slots.cache, "use_cache": True}
         if not self._is_encoder_decoder:
@@ -212,7 +212,7 @@ class Layout:
         unread = self._unread.expand(len(ids), slots.source_length, self._model.config.hidden_size)
         return inputs | {"decoder_input_ids": ids, "encoder_outputs": (unread,)}
 
-    def _masks(self, slots: Slots) -> Any:
+    def _masks(self, slots: KVCache) -> Any:
         """A step's masks as a decoder-only model takes them."""
         whole = slots.own_mask()
         if self._window is None or self._layer_types == {"full_attention"}:
@@ -222,7 +222,7 @@ class Layout:
             return sliding
         return {"full_attention": whole, "sliding_attention": sliding}
 
-    def _shapes(self) -> tuple[list[Shape], list[Shape]]:
+    def _shapes(self) -> tuple[list[KVShape], list[KVShape]]:
         """What each layer keeps, from a cache that the model has made itself."""
         ids = torch.full((1, 2), first_token(self._model), device=self._model.device)
         with record_to(None, padded=False), torch.inference_mode():
@@ -232,13 +232,13 @@ class Layout:
             return _shapes_of(cache_of(self._model(input_ids=ids, use_cache=True))), []
 
 
-def _shapes_of(cache: Any) -> list[Shape]:
-    shapes: list[Shape] = []
+def _shapes_of(cache: Any) -> list[KVShape]:
+    shapes: list[KVShape] = []
     for layer in cache.layers:
         keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
         if not isinstance(keys, Tensor) or not isinstance(values, Tensor) or keys.dim() != 4:
             raise UnknownCacheError(f"a cache of {type(layer).__name__}")
-        shapes.append(Shape(keys.shape[1], keys.shape[3], values.shape[3]))
+        shapes.append(KVShape(keys.shape[1], keys.shape[3], values.shape[3]))
     return shapes
 
 
@@ -268,7 +268,7 @@ def _projection(module: Any) -> Projection:
     return project
 
 
-def find_layout(
+def select_backend(
     model: PreTrainedModel,
     attention_layers: AttentionLayers,
     source_length: int,
@@ -276,10 +276,11 @@ def find_layout(
     *,
     is_exact: bool = True,
     is_invariant: bool = False,
-) -> Layout | None:
+) -> TransformersBackend | None:
     """How a model is run in slots, for sources and targets of at most so many tokens; None if it cannot be.
 
-    `is_exact` says whether two ways to the same logits are as near as float32 has it; `is_invariant` is as in `Layout`.
+    `is_exact` says whether two ways to the same logits are as near as float32 has it; `is_invariant` as in
+    `TransformersBackend`.
     """
     if not attention_layers.captures_rows:
         return None
@@ -288,60 +289,60 @@ def find_layout(
         separate_activations(model)
     tolerance = 1e-4 if is_exact else 5e-2
     try:
-        layout = Layout(model, source_length, length, is_invariant=is_invariant)
-        problem = _difference(model, layout, tolerance)
+        backend = TransformersBackend(model, source_length, length, is_invariant=is_invariant)
+        problem = _difference(model, backend, tolerance)
     except (UnknownCacheError, *_FAULTS) as error:
         problem = str(error) or type(error).__name__
     else:
         if problem is None:
-            layout.vocabulary = find_vocabulary(model)
-            _run_directly(model, layout, tolerance)
-            return layout
+            backend.lm_head = find_lm_head(model)
+            _run_directly(model, backend, tolerance)
+            return backend
     log.warning("requests of %s are worked on one by one: %s", model.config.model_type, problem)
     return None
 
 
-def _run_directly(model: Any, layout: Layout, tolerance: float) -> None:
+def _run_directly(model: Any, backend: TransformersBackend, tolerance: float) -> None:
     """Has a layout run the model's encoder and decoder without the model's own code, where that gives the same."""
-    if not model.config.is_encoder_decoder or layout.vocabulary is None:
+    if not model.config.is_encoder_decoder or backend.lm_head is None:
         return
     problem: str | None = ""
     for set_ in (_set_programs, _set_direct):
         try:
-            set_(model, layout)
-            problem = _difference(model, layout, tolerance)
+            set_(model, backend)
+            problem = _difference(model, backend, tolerance)
         except UnknownLayerError:
             problem = ""
         except _FAULTS as error:
             problem = str(error) or type(error).__name__
         if problem is None:
             return
-        layout.encoder = layout.sources = layout.decoder = None
+        backend.encoder = backend.sources = backend.decoder = None
         if problem and set_ is _set_programs:
             log.warning("%s is not run as programs: %s", model.config.model_type, problem)
     if problem:
         log.warning("%s is run by its own code: %s", model.config.model_type, problem)
 
 
-def _set_programs(model: Any, layout: Layout) -> None:
-    layout.decoder = ProgrammedDecoder(model.get_decoder())
-    layout.sources = ProgrammedSources(model)
-    layout.encoder = DirectEncoder(model.get_encoder())
+def _set_programs(model: Any, backend: TransformersBackend) -> None:
+    backend.decoder = ProgrammedDecoder(model.get_decoder())
+    backend.sources = ProgrammedSources(model)
+    backend.encoder = DirectEncoder(model.get_encoder())
 
 
-def _set_direct(model: Any, layout: Layout) -> None:
-    layout.encoder, layout.decoder = DirectEncoder(model.get_encoder()), DirectDecoder(model.get_decoder())
+def _set_direct(model: Any, backend: TransformersBackend) -> None:
+    backend.encoder, backend.decoder = DirectEncoder(model.get_encoder()), DirectDecoder(model.get_decoder())
 
 
 @torch.inference_mode()
-def _difference(model: Any, layout: Layout, tolerance: float) -> str | None:
+def _difference(model: Any, backend: TransformersBackend, tolerance: float) -> str | None:
     """What is different between logits in slots of different lengths and those of the model alone; None if nothing."""
     token = first_token(model)
     targets = [[token, token + 1, token + 2], [token + 1]]
     sources = [[token, token + 3], [token + 2, token + 1, token, token + 3]]
     is_encoder_decoder = bool(model.config.is_encoder_decoder)
     longest = max(map(len, sources)) if is_encoder_decoder else 0
-    slots = layout.slots(2, 8)
+    slots = backend.slots(2, 8)
     expected: list[Tensor] = []
     with record_to(None, padded=False):
         for slot, (target, source) in enumerate(zip(targets, sources, strict=True)):
@@ -352,17 +353,17 @@ def _difference(model: Any, layout: Layout, tolerance: float) -> str | None:
                 if not slot:  # the sources of all slots
                     padded = [[*each, *[token] * (longest - len(each))] for each in sources]
                     lengths = dict(enumerate(map(len, sources)))
-                    layout.read_sources(torch.tensor(padded, device=model.device), lengths, slots)
+                    backend.read_sources(torch.tensor(padded, device=model.device), lengths, slots)
             else:
                 expected.append(model(input_ids=ids, use_cache=False).logits[0, -1])
             if len(target) > 1:
                 slots.begin_reading(slot, 0, len(target) - 1, source_length)
-                layout.read(ids[:, :-1], slots)
+                backend.read(ids[:, :-1], slots)
             slots.own.lengths[slot] = len(target) - 1
         slots.begin_step(slice(0, 2), 3, longest)
         tokens = torch.tensor([[target[-1]] for target in targets], device=model.device)
-        made = layout.step(tokens, slots)
-        logits = made if layout.vocabulary is None else layout.vocabulary.logits(made)
+        made = backend.step(tokens, slots)
+        logits = made if backend.lm_head is None else backend.lm_head.logits(made)
     apart = max(float((ours - theirs).abs().max()) for ours, theirs in zip(logits, expected, strict=True))
     size = max(1.0, *(float(theirs.abs().max()) for theirs in expected))
     return None if apart <= tolerance * size else f"logits in slots are {apart:.1e} from those alone"

@@ -23,12 +23,12 @@ from ..capture.attention_function import AttentionKind, LayerKey, RecordTarget, 
 from ..capture.plan import CapturePlan, PassRecorder
 from ..engine.output_builder import Writer, begin, parts_of
 from ..errors import not_a_number
-from ..layers.lm_head import Sought
+from ..layers.lm_head import ArgmaxQuery
 from ..memory import is_out_of_memory, out_of_memory
 from ..models.bart_cpu_backend import ProgrammedDecoder
-from ..models.kv_cache import Contents, Slots
+from ..models.kv_cache import KVCache, SwappedCache
 from ..models.loader import LoadedModel
-from ..models.transformers_backend import MOST_TOGETHER, Layout
+from ..models.transformers_backend import MOST_TOGETHER, TransformersBackend
 from ..request import DecodingParams, Output, Request, Score
 from ..sampling.sampler import Sampler, SamplerOutput, SamplerState
 from ..sampling.step_scores import step_scores
@@ -46,7 +46,7 @@ Greatest = Callable[[Tensor], Tensor]
 class Parked(NamedTuple):
     """What a request leaves its slot with, to go on in another."""
 
-    contents: Contents
+    contents: SwappedCache
     chosen: SamplerState
     token: Tensor  # the one that it reads next
 
@@ -75,11 +75,11 @@ class Seat:
 class ModelRunner:
     """The slots of a model and who sits in them. For one thread, in torch's inference mode."""
 
-    def __init__(self, loaded: LoadedModel, layout: Layout, count: int) -> None:
+    def __init__(self, loaded: LoadedModel, backend: TransformersBackend, count: int) -> None:
         self._loaded = loaded
         self._model: Any = loaded.model
-        self._layout = layout
-        self._slots: Slots = layout.slots(count)
+        self._backend = backend
+        self._slots: KVCache = backend.slots(count)
         self._chooser = Sampler(loaded, count, loaded.max_target_tokens + 1)
         self._count = count
         self._together = count  # the most that step at once: fewer after memory did not do
@@ -87,14 +87,14 @@ class ModelRunner:
         self._free = list(range(count))
         self._seats: dict[int, Seat] = {}
         self._tokens = torch.zeros(count, 1, dtype=torch.int64, device=loaded.model.device)
-        if layout.is_compiled:
+        if backend.is_compiled:
             self._compile()
 
     def _compile(self) -> None:
         """Takes a step of nobody, so that the first request need not wait for the compiler."""
-        self._slots.begin_step(slice(0, self._count), *self._layout.lengths)
+        self._slots.begin_step(slice(0, self._count), *self._backend.lengths)
         with record_to(None, padded=False):
-            self._layout.step(self._tokens, self._slots)
+            self._backend.step(self._tokens, self._slots)
 
     @property
     def room(self) -> int:
@@ -160,7 +160,7 @@ class ModelRunner:
         padding = self._model.config.pad_token_id or 0
         ids = [[*seat.job.source.ids, *([padding] * (longest - seat.source_length))] for seat in seats]
         lengths = {seat.slot: seat.source_length for seat in seats}
-        self._layout.read_sources(int_tensor(ids, self._model.device), lengths, self._slots)
+        self._backend.read_sources(int_tensor(ids, self._model.device), lengths, self._slots)
 
     def _encode_alone(self, seat: Seat) -> None:
         """Reads a source whose reading is captured."""
@@ -168,7 +168,7 @@ class ModelRunner:
         attention = reader.read_source()
         if attention is not None:
             seat.news = itertools.chain(seat.news, parts_of(attention))
-        self._layout.write_sources(reader.encoded, {seat.slot: seat.source_length}, self._slots)
+        self._backend.write_sources(reader.encoded, {seat.slot: seat.source_length}, self._slots)
 
     def parts_again(self, job: Request) -> Iterator[Output]:
         """The parts of encoder self-attention of a job in a seat, from a second reading of its source."""
@@ -180,7 +180,7 @@ class ModelRunner:
         ids, seat.unread = seat.unread[:_CHUNK], seat.unread[_CHUNK:]
         self._slots.begin_reading(seat.slot, seat.length, len(ids), seat.source_length)
         with record_to(None, padded=False):
-            self._layout.read(int_tensor([ids], self._model.device), self._slots)
+            self._backend.read(int_tensor([ids], self._model.device), self._slots)
         seat.length += len(ids)
         self._slots.own.lengths[seat.slot] = seat.length
 
@@ -232,21 +232,21 @@ class ModelRunner:
         present = [seat for slot, seat in self._seats.items() if first <= slot < end]
         length = max(seat.length for seat in present) + 1
         source = max(seat.source_length for seat in present)
-        are_even = not self._layout.is_compiled and all(
+        are_even = not self._backend.is_compiled and all(
             seat.length + 1 == length and seat.source_length == source for seat in present
         )
-        if self._layout.is_compiled:  # for one shape
-            first, end, (length, source) = 0, self._count, self._layout.lengths
+        if self._backend.is_compiled:  # for one shape
+            first, end, (length, source) = 0, self._count, self._backend.lengths
         self._slots.begin_step(slice(first, end), length, source, are_even=are_even)
         fed = self._tokens[first:end]
         positions: dict[AttentionKind, int] = {"cross": source, "decoder_self": length}
-        is_free_to_choose = isinstance(self._layout.decoder, ProgrammedDecoder)
+        is_free_to_choose = isinstance(self._backend.decoder, ProgrammedDecoder)
         recorder = _BatchRecording(seats, first, end, positions, fed, is_free_to_choose=is_free_to_choose)
         active = [seat.slot for seat in seats]
         keep = any(seat.job.scores for seat in seats)  # they are taken from what the model gave
         sought = None if keep else self._seek(first, end, active)
         with record_to(recorder, padded=False):
-            made = self._layout.step(fed, self._slots, sought)
+            made = self._backend.step(fed, self._slots, sought)
         if sought is None:
             logits, choice = self._choose(made, first, end, active, keep=keep)
         else:
@@ -285,15 +285,15 @@ class ModelRunner:
             except Exception as error:
                 yield seat, error
 
-    def _seek(self, first: int, end: int, active: Sequence[int]) -> Sought | None:
+    def _seek(self, first: int, end: int, active: Sequence[int]) -> ArgmaxQuery | None:
         """How a step's tokens are found without writing scores; None where these must be there to be chosen from."""
-        vocabulary = self._layout.vocabulary
+        vocabulary = self._backend.lm_head
         if vocabulary is None:
             return None
         excluded = self._chooser.out_of_the_question(active, end)
         return None if excluded is None else vocabulary.seek(end - first, excluded, first)
 
-    def _choose_found(self, sought: Sought, first: int, end: int, active: Sequence[int]) -> SamplerOutput:
+    def _choose_found(self, sought: ArgmaxQuery, first: int, end: int, active: Sequence[int]) -> SamplerOutput:
         """The tokens of a step, where they have been found."""
         tokens, most = (_by_slot(each, first) for each in sought.search.found(end - first))
         self._has_chosen = True
@@ -302,11 +302,11 @@ class ModelRunner:
     def _choose(
         self, made: Tensor, first: int, end: int, active: Sequence[int], *, keep: bool
     ) -> tuple[Tensor, SamplerOutput]:
-        """The logits `[end, vocabulary]` of a step that has made something of slots, and the tokens chosen by them.
+        """The logits `[end, lm_head]` of a step that has made something of slots, and the tokens chosen by them.
 
         `keep` says that somebody needs the logits as they are.
         """
-        vocabulary = self._layout.vocabulary
+        vocabulary = self._backend.lm_head
         greatest: Greatest | None = None
         logits = made
         if vocabulary is not None:
@@ -354,7 +354,7 @@ class ModelRunner:
 
     def bytes_of(self, seat: Seat) -> int:
         """How much memory a request takes while it is parked."""
-        return self._layout.bytes_of(seat.length, seat.source_length)
+        return self._backend.bytes_of(seat.length, seat.source_length)
 
     def unpark(self, seat: Seat) -> None:
         """Gives one who was parked a slot again. There must be a free one."""

@@ -16,13 +16,13 @@ def slots_that_fit(loaded: LoadedModel, most: int, fraction: float) -> int:
     0 where the model cannot be run in slots. A CPU's caches take memory only as far as they are used, so that there the
     share is a bound, not a cost.
     """
-    if loaded.layout is None:
+    if loaded.backend is None:
         return 0
     room = int(free_bytes(loaded.model.device) * fraction)
-    slots = max(1, min(most, room // loaded.layout.bytes_of_slot))
+    slots = max(1, min(most, room // loaded.backend.bytes_of_slot))
     if slots < most:
         log.warning(
             "%s has %d slots instead of %d: caches of %.1f MB each, in %.0f%% of the free memory",
-            *(loaded.name, slots, most, loaded.layout.bytes_of_slot / 1e6, 100 * fraction),
+            *(loaded.name, slots, most, loaded.backend.bytes_of_slot / 1e6, 100 * fraction),
         )
     return slots

@@ -30,7 +30,7 @@ LAST_QUERY = slice(-1, None)
 class ForwardOutput:
     """What one forward pass of the decoder gave, on its device.
 
-    `logits` is `[queries kept, vocabulary]`; the attentions have a row for each query kept, None if not captured.
+    `logits` is `[queries kept, lm_head]`; the attentions have a row for each query kept, None if not captured.
     """
 
     logits: Tensor

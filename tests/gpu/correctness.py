@@ -47,7 +47,7 @@ ENCODINGS: tuple[tuple[Encoding, int], ...] = (
 )
 FAMILIES = ("marian", "t5", "llama")
 
-Kernel = Literal["layout", "rows", "decode"]
+Kernel = Literal["backend", "rows", "decode"]
 
 
 class Check(NamedTuple):
@@ -86,10 +86,10 @@ class Found(NamedTuple):
 
 def checks(*, is_dry: bool) -> Iterator[Check]:
     """Every case of the audit as it is, with each type, and with each encoding; then odd shapes."""
-    sizes = {"layout": (1, 5, 33), "rows": (1, 33, 65), "decode": (2, 1, 65)} if is_dry else {
-        "layout": (1, 64, 512), "rows": (2, 200, 300), "decode": (8, 1, 700)
+    sizes = {"backend": (1, 5, 33), "rows": (1, 33, 65), "decode": (2, 1, 65)} if is_dry else {
+        "backend": (1, 64, 512), "rows": (2, 200, 300), "decode": (8, 1, 700)
     }  # fmt: skip
-    of_kernels = {"layout": cases.LAYOUTS, "rows": cases.ROWS, "decode": [*cases.DECODES, cases.LONG]}
+    of_kernels = {"backend": cases.LAYOUTS, "rows": cases.ROWS, "decode": [*cases.DECODES, cases.LONG]}
     for number, (kernel, of_kernel) in enumerate(of_kernels.items()):
         batch, queries, keys = sizes[kernel]
         for place, case in enumerate(of_kernel):
@@ -156,7 +156,7 @@ def run_check(check: Check, device: str) -> Found:
 
                 stack.enter_context(interpreter_fixes.fixed_interpreter())
                 stack.enter_context(np.errstate(all="ignore"))
-            error, allowed, same = (_check_layout if check.kernel == "layout" else _check_attention)(check, device)
+            error, allowed, same = (_check_layout if check.kernel == "backend" else _check_attention)(check, device)
         return Found(check.kernel, check.name, error, allowed, same)
     except Exception as fault:
         traceback.print_exc()
@@ -430,7 +430,7 @@ WRONG_CASES = 8  # the exit status where a case differs from float64
 def sanitizer_cases() -> int:
     """Runs one case of each kernel, for compute-sanitizer."""
     found = [
-        run_check(Check("layout", cases.LAYOUTS[2], 1, 16, 48), "cuda"),
+        run_check(Check("backend", cases.LAYOUTS[2], 1, 16, 48), "cuda"),
         run_check(Check("rows", cases.ROWS[1], 1, 33, 33), "cuda"),
         run_check(Check("decode", cases.DECODES[3], 2, 1, 65), "cuda"),
     ]

@@ -132,7 +132,7 @@ class Engine:
         report = self.report
         folder = models.folder_of(report.scratch, name)
         loaded = load(folder, device=report.device, dtype=self.dtype, max_length=MAX_LENGTH, packed=False)
-        if loaded.layout is None:
+        if loaded.backend is None:
             report.fail(f"{name} is not run in slots in {self.dtype}")
             return
         for count in self.streams:
@@ -156,7 +156,7 @@ class Engine:
 
         workload = self._workload(name, count)
         requests = [load_client.request_of(source, models.TOKENS, CAPTURES[what]) for source in workload.sources]
-        batch = ModelRunner(loaded, loaded.layout, count)
+        batch = ModelRunner(loaded, loaded.backend, count)
         seats: list[Any] = batch.join([resolve(request, loaded, str(at)) for at, request in enumerate(requests)])
         for _ in range(3):
             list(batch.step(seats))

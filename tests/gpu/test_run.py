@@ -49,7 +49,7 @@ def test_the_whole_script_runs_dry(tmp_path: Path) -> None:
         found = json.loads((tmp_path / "out" / f"{part.name}.json").read_text())
         assert found["lines"], part.name
         assert not found["wrong"]
-    for kernel in ("decode", "layout", "rows"):
+    for kernel in ("decode", "backend", "rows"):
         # So many checks, none of them wrong, and the same bits twice for all of them.
         assert re.search(rf"^\| {kernel} \| (\d+) \| 0 \| .* \| \1 of \1 \|$", done.stdout, re.MULTILINE)
     machine = json.loads((tmp_path / "out" / "machine.json").read_text())["figures"]["machine"]

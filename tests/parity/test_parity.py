@@ -67,9 +67,9 @@ def continuation(served: Served) -> str:
 
 
 def test_it_is_captured_the_way_it_should_be(served):
-    assert served.loaded.attention_layers.captures_rows == served.family.by_rows
+    assert served.loaded.attention_layers.captures_rows == served.family.captures_rows
     implementation = served.loaded.model.config._attn_implementation
-    assert implementation == (NAME if served.family.by_rows else "eager")
+    assert implementation == (NAME if served.family.captures_rows else "eager")
 
 
 @pytest.mark.parametrize("given", [False, True], ids=["decoded", "given"])

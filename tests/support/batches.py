@@ -17,7 +17,7 @@ from sidelight.v1 import attention_pb2 as attention
 from sidelight.v1 import attribution_service_pb2 as pb
 from sidelight.v1 import text_pb2 as text
 
-IN_SLOTS = [name for name, family in FAMILIES.items() if family.by_rows]
+IN_SLOTS = [name for name, family in FAMILIES.items() if family.captures_rows]
 
 # For seven jobs: of each of the first rounds how many join, and who leaves and who pauses, if they are there.
 BEGINNINGS = st.lists(st.tuples(st.integers(0, 3), st.integers(-20, 6), st.integers(-6, 6)), min_size=1, max_size=12)
@@ -64,8 +64,8 @@ def together(loaded: LoadedModel, jobs, schedule, slots: int = 4) -> dict[int, l
 
     Of those who pause, the even ones give up their slots meanwhile.
     """
-    assert loaded.layout is not None
-    batch = ModelRunner(loaded, loaded.layout, slots)
+    assert loaded.backend is not None
+    batch = ModelRunner(loaded, loaded.backend, slots)
     events: dict[int, list] = {}
     seats: dict[int, Seat] = {}
     parked: dict[int, Seat] = {}

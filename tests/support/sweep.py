@@ -35,8 +35,8 @@ def sweep(odd: OddModel) -> str:
     try:
         with tempfile.TemporaryDirectory() as folder, guard_programs(odd.seed) as memory:
             loaded = load(build_odd_model(odd, Path(folder)), dtype=odd.precision)
-            assert loaded.layout is not None
-            is_programmed = isinstance(loaded.layout.decoder, ProgrammedDecoder)
+            assert loaded.backend is not None
+            is_programmed = isinstance(loaded.backend.decoder, ProgrammedDecoder)
             compare(loaded, edge_jobs(odd, loaded), odd, to_the_bit=is_programmed or odd.precision == "int8")
             del loaded
             assert not memory.check(), memory.faults

@@ -14,7 +14,7 @@ import pytest
 from harness import CROSS, DECODER_SELF, ENCODER_SELF, request, serving, steps_of, stub
 from sidelight.server.engine import output_queue as outbox_module
 from sidelight.server.engine.engine import Engine, EngineConfig
-from sidelight.server.models.transformers_backend import Layout
+from sidelight.server.models.transformers_backend import TransformersBackend
 from sidelight.v1 import attribution_service_pb2_grpc as services
 from sidelight.v1 import text_pb2 as text
 
@@ -27,14 +27,14 @@ class Gate:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, passes: int) -> None:
         self._allowed = threading.Semaphore(passes)
         self.passed = 0
-        step = Layout.step
+        step = TransformersBackend.step
 
         def gated(layout, *args):
             assert self._allowed.acquire(timeout=60)
             self.passed += 1
             return step(layout, *args)
 
-        monkeypatch.setattr(Layout, "step", gated)
+        monkeypatch.setattr(TransformersBackend, "step", gated)
 
     def allow(self, passes: int) -> None:
         self._allowed.release(passes)

@@ -14,7 +14,7 @@ from sidelight.server.capture import attention_layers as attention_layers
 from sidelight.server.models.loader import load
 from transformers import AutoModelForCausalLM
 
-BY_ROWS = [name for name, family in FAMILIES.items() if family.by_rows]
+BY_ROWS = [name for name, family in FAMILIES.items() if family.captures_rows]
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def test_a_sharp_model_in_bfloat16_is_captured_by_rows(tmp_path: Path, factor: i
     model.save_pretrained(path)
     loaded = load(path, dtype="bfloat16", packed=False)
     assert loaded.attention_layers.captures_rows
-    assert loaded.layout is not None
+    assert loaded.backend is not None
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

@@ -18,7 +18,7 @@ from sidelight.server.runner.model_runner import ModelRunner
 from sidelight.v1 import attention_pb2 as attention
 from sidelight.v1 import text_pb2 as text
 
-BY_ROWS = [name for name, family in FAMILIES.items() if family.by_rows]
+BY_ROWS = [name for name, family in FAMILIES.items() if family.captures_rows]
 
 
 @pytest.mark.parametrize("name", ["bundled", *BY_ROWS])
@@ -84,7 +84,7 @@ def test_a_batch_of_different_wishes(monkeypatch):
     @torch.inference_mode()
     def run():
         nonlocal counting
-        batch = ModelRunner(loaded, loaded.layout, len(jobs))
+        batch = ModelRunner(loaded, loaded.backend, len(jobs))
         seats = batch.join(jobs)
         batch.leave(seats[1])
         live = [seats[0], *seats[2:]]

@@ -185,9 +185,9 @@ def test_a_wrong_field_is_told_by_what_it_must_be(copied, name, file, field, val
 @pytest.mark.parametrize(
     ("name", "fields", "step"),
     [
-        ("bundled", {}, "find_layout"),  # its numbers are of half precision
+        ("bundled", {}, "select_backend"),  # its numbers are of half precision
         ("bart", {"dtype": "float16"}, "find_attention_layers"),
-        ("t5", {"dtype": "bfloat16"}, "find_layout"),
+        ("t5", {"dtype": "bfloat16"}, "select_backend"),
         ("gpt2", {"n_inner": -1}, "load_weights"),  # which would fail later, and otherwise
     ],
 )

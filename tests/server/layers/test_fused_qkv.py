@@ -8,7 +8,7 @@ import pytest
 import torch
 from model_zoo import FAMILIES, build_model
 from sidelight.server.capture.attention_function import LayerKey, place
-from sidelight.server.layers.fused_qkv import JoinedPart, join_projections
+from sidelight.server.layers.fused_qkv import FusedSlice, fuse_projections
 from sidelight.server.layers.packed_linear import pack
 from sidelight.server.models.loader import load
 from torch import nn
@@ -60,7 +60,7 @@ def attention(kind="decoder_self", **options) -> tuple[nn.Module, dict[str, torc
     place(module, LayerKey(kind, 0))
     x = torch.randn(2, 3, 8)
     before = {name: getattr(module, name)(x) for name in NAMES}
-    join_projections(module)
+    fuse_projections(module)
     return module, before, x
 
 
@@ -80,7 +80,7 @@ def test_each_tensor_has_its_own():
     inputs = [torch.randn(2, 8), torch.randn(2, 8)]
     before = [{name: getattr(module, name)(x) for name in NAMES} for x in inputs]
     place(module, LayerKey("decoder_self", 0))
-    join_projections(module)
+    fuse_projections(module)
     for name, which in (("q_proj", 0), ("k_proj", 1), ("v_proj", 0), ("v_proj", 0), ("q_proj", 1), ("v_proj", 1)):
         torch.testing.assert_close(getattr(module, name)(inputs[which]), before[which][name])
 
@@ -123,11 +123,11 @@ def test_those_that_do_not_fit_stay_as_they_are():
         module = Attention()
         module.k_proj = odd
         place(module, LayerKey("decoder_self", 0))
-        join_projections(module)
+        fuse_projections(module)
         assert module.k_proj is odd
         assert type(module.q_proj) is nn.Linear
     without_site = Attention()
-    join_projections(without_site)
+    fuse_projections(without_site)
     assert type(without_site.q_proj) is nn.Linear
 
 
@@ -143,7 +143,7 @@ def test_packed_as_one(precision):
         place(decoder, LayerKey("decoder_self", 0))
         place(encoder_attn, LayerKey("cross", 0))
     models[1].load_state_dict(models[0].state_dict())
-    join_projections(models[1])
+    fuse_projections(models[1])
     apart, joined = (pack(model, precision) for model in models)
     assert joined.step_bytes == apart.step_bytes
     assert sum(joined.bytes.values()) == sum(apart.bytes.values())
@@ -158,5 +158,5 @@ def test_packed_as_one(precision):
 def test_every_family(name, tmp_path):
     loaded = load(build_model(name, tmp_path))
     attentions = [module for module in loaded.model.modules() if hasattr(module, "sidelight_site")]
-    joined = [module for module in attentions if any(isinstance(child, JoinedPart) for child in module.children())]
+    joined = [module for module in attentions if any(isinstance(child, FusedSlice) for child in module.children())]
     assert joined == (attentions if name in JOINED else [])

@@ -10,8 +10,8 @@ import torch
 from batches import IN_SLOTS, alone, assert_same, jobs_of, read_all, then_one_by_one, together
 from model_zoo import build_model
 from sidelight.server.layers import packed_linear as linears
-from sidelight.server.layers.lm_head import Vocabulary
-from sidelight.server.layers.screened_head import Screen
+from sidelight.server.layers.lm_head import LMHead
+from sidelight.server.layers.screened_head import ScreenedHead
 from sidelight.server.models.loader import load
 from sidelight.server.runner.model_runner import ModelRunner, Seat
 
@@ -31,21 +31,21 @@ def estimated(request, monkeypatch) -> list[int]:
     As where programs run, and as where estimates are written first.
     """
     used: list[int] = []
-    estimate, seek = Screen.estimate, Vocabulary.seek
+    estimate, seek = ScreenedHead.estimate, LMHead.seek
 
-    def counted(screen: Screen, hidden: torch.Tensor):
+    def counted(screen: ScreenedHead, hidden: torch.Tensor):
         used.append(len(hidden))
         return estimate(screen, hidden)
 
-    def searched(vocabulary: Vocabulary, rows: int, *others):
+    def searched(vocabulary: LMHead, rows: int, *others):
         sought = seek(vocabulary, rows, *others)
         used.extend([rows] * (sought is not None and vocabulary._screen is not None))
         return sought
 
-    monkeypatch.setattr(Screen, "is_worth", lambda *_, **__: True)
-    monkeypatch.setattr(Screen, "is_ever_worth", True)
-    monkeypatch.setattr(Screen, "estimate", counted)
-    monkeypatch.setattr(Vocabulary, "seek", searched if request.param == "searched" else lambda *_: None)
+    monkeypatch.setattr(ScreenedHead, "is_worth", lambda *_, **__: True)
+    monkeypatch.setattr(ScreenedHead, "is_ever_worth", True)
+    monkeypatch.setattr(ScreenedHead, "estimate", counted)
+    monkeypatch.setattr(LMHead, "seek", searched if request.param == "searched" else lambda *_: None)
     return used
 
 
@@ -57,8 +57,8 @@ def test_estimates_change_no_token(name, folder, estimated):
     estimated.clear()
     for number, events in together(loaded, plain, then_one_by_one([(3, -1, 1), (2, 1, -1)])).items():
         assert_same(events, expected[number])
-    assert loaded.layout is not None
-    vocabulary = loaded.layout.vocabulary
+    assert loaded.backend is not None
+    vocabulary = loaded.backend.lm_head
     assert (vocabulary is None) == (name in CAPPED)
     assert bool(estimated) == (name not in CAPPED | OWN_WEIGHT)
 
@@ -78,15 +78,15 @@ def test_what_is_read_is_not_scored(folder, monkeypatch):
     """A prompt's positions have scores that nobody wants."""
     loaded = load(build_model("gpt2", folder))
     scored: list[int] = []
-    logits = Vocabulary.logits
-    monkeypatch.setattr(Vocabulary, "logits", lambda self, hidden: scored.append(len(hidden)) or logits(self, hidden))
+    logits = LMHead.logits
+    monkeypatch.setattr(LMHead, "logits", lambda self, hidden: scored.append(len(hidden)) or logits(self, hidden))
     layer = loaded.model.get_output_embeddings()
     seen: list[int] = []
     layer.register_forward_hook(lambda _layer, given, _made: seen.append(given[0].numel() // given[0].shape[-1]))
     jobs = jobs_of(loaded, "gpt2", 2)
     with torch.inference_mode():
-        assert loaded.layout is not None
-        batch = ModelRunner(loaded, loaded.layout, 2)
+        assert loaded.backend is not None
+        batch = ModelRunner(loaded, loaded.backend, 2)
         seats = batch.join(jobs)
         assert all(isinstance(seat, Seat) and seat.unread for seat in seats)
         read_all(batch, seats)
@@ -98,16 +98,16 @@ def test_what_is_read_is_not_scored(folder, monkeypatch):
 
 def test_a_compiled_step_has_its_last_layer(folder):
     loaded = load(build_model("marian", folder), compiled=True)
-    assert loaded.layout is not None
-    assert loaded.layout.vocabulary is None
+    assert loaded.backend is not None
+    assert loaded.backend.lm_head is None
     assert not loaded.model.get_output_embeddings()._forward_pre_hooks
 
 
 def test_the_model_alone_is_as_it_was(folder):
     """Whoever calls it gets all its scores, before and after a pass that left them out."""
     loaded = load(build_model("bart", folder))
-    assert loaded.layout is not None
-    vocabulary = loaded.layout.vocabulary
+    assert loaded.backend is not None
+    vocabulary = loaded.backend.lm_head
     assert vocabulary is not None
     inputs = {"input_ids": torch.tensor([[4, 5, 6]]), "decoder_input_ids": torch.tensor([[2, 7]])}
     with torch.inference_mode():
@@ -119,16 +119,16 @@ def test_the_model_alone_is_as_it_was(folder):
 
 
 def test_no_copy_is_kept_that_saves_no_time(folder, monkeypatch):
-    monkeypatch.setattr(Screen, "is_ever_worth", False)
-    layout = load(build_model("bart", folder)).layout
-    assert layout is not None
-    assert layout.vocabulary is not None
-    assert layout.vocabulary._screen is None
+    monkeypatch.setattr(ScreenedHead, "is_ever_worth", False)
+    backend = load(build_model("bart", folder)).backend
+    assert backend is not None
+    assert backend.lm_head is not None
+    assert backend.lm_head._screen is None
 
 
 def test_a_machine_without_int8_has_all_scores(folder, monkeypatch):
     monkeypatch.setattr(linears, "_is_exact", lambda _name, _width: False)
-    layout = load(build_model("bart", folder)).layout
-    assert layout is not None
-    assert layout.vocabulary is not None
-    assert layout.vocabulary._screen is None
+    backend = load(build_model("bart", folder)).backend
+    assert backend is not None
+    assert backend.lm_head is not None
+    assert backend.lm_head._screen is None

@@ -8,14 +8,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sidelight.server.layers import screened_head as screening
-from sidelight.server.layers.screened_head import Screen, greatest
+from sidelight.server.layers.screened_head import ScreenedHead, greatest
 
 NEVER = -float("inf")
 seeds = st.integers(0, 2**31 - 1)
 
 
-def make_screen(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Screen:
-    return Screen(weight, bias, lambda hidden: torch.nn.functional.linear(hidden, weight, bias))
+def make_screen(weight: torch.Tensor, bias: torch.Tensor | None = None) -> ScreenedHead:
+    return ScreenedHead(weight, bias, lambda hidden: torch.nn.functional.linear(hidden, weight, bias))
 
 
 def make(seed: int, vocabulary: int, width: int, rows: int, *, wild: bool) -> tuple[torch.Tensor, ...]:
@@ -29,7 +29,9 @@ def make(seed: int, vocabulary: int, width: int, rows: int, *, wild: bool) -> tu
     return weight, bias, hidden
 
 
-def check(screen: Screen, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, banned=()) -> None:
+def check(
+    screen: ScreenedHead, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, banned=()
+) -> None:
     """What is found scores as high as the greatest, in float64, but for what float32 rounds."""
     estimates = screen.estimate(hidden)
     scores = estimates.scores
@@ -98,7 +100,7 @@ def test_a_crowded_row_is_scored_in_full(monkeypatch):
         asked.append(len(given))
         return torch.nn.functional.linear(given, weight, bias)
 
-    screen = Screen(weight, bias, full)
+    screen = ScreenedHead(weight, bias, full)
     asked.clear()
     check(screen, hidden, weight, bias)
     check(screen, hidden, weight, bias, banned=[int((weight[:100] @ hidden[2] + bias[:100]).argmax())])

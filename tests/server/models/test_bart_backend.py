@@ -37,28 +37,28 @@ def families(request, tmp_path_factory) -> dict[str, LoadedModel]:
         model.save_pretrained(path)
         loaded[name] = load(path, packed=request.param == "programs")
         decoder = ProgrammedDecoder if request.param == "programs" and is_supported() else DirectDecoder
-        assert type(loaded[name].layout.decoder) is decoder
+        assert type(loaded[name].backend.decoder) is decoder
     return loaded
 
 
 def steps(loaded: LoadedModel, *, directly: bool, are_even: bool):
     """What three steps give, and the rows of each: for slots at different lengths, with an idle one among them."""
-    layout = loaded.layout
-    assert layout is not None
-    decoder, lengths = layout.decoder, dict.fromkeys(SOURCES, 5) if are_even else SOURCES
+    backend = loaded.backend
+    assert backend is not None
+    decoder, lengths = backend.decoder, dict.fromkeys(SOURCES, 5) if are_even else SOURCES
     assert decoder is not None
-    layout.decoder = decoder if directly else None
+    backend.decoder = decoder if directly else None
     try:
         with torch.inference_mode():
-            slots = layout.slots(4, 12)
+            slots = backend.slots(4, 12)
             torch.manual_seed(0)
-            layout.write_sources(torch.randn(3, 5, loaded.model.config.hidden_size), lengths, slots)
+            backend.write_sources(torch.randn(3, 5, loaded.model.config.hidden_size), lengths, slots)
             longest = 0
             if not are_even:
                 longest = 2
                 with record_to(None, padded=False):
                     slots.begin_reading(2, 0, 2, 4)
-                    layout.read(torch.tensor([[7, 8]]), slots)
+                    backend.read(torch.tensor([[7, 8]]), slots)
                 slots.own.lengths[2] = 2
             for step in range(3):
                 everything = _Everything()
@@ -66,12 +66,12 @@ def steps(loaded: LoadedModel, *, directly: bool, are_even: bool):
                 # The padding, too: M2M100 gives it no position.
                 tokens = torch.tensor([[9 + step], [4], [loaded.model.config.pad_token_id], [30 * step + 5]])
                 with record_to(everything, padded=False):
-                    made = layout.step(tokens, slots)
+                    made = backend.step(tokens, slots)
                 slots.own.lengths[[0, 2, 3]] += 1
                 used = [0, 2, 3]
                 yield made[used], {site: result.values[used] for site, result in everything.results.items()}
     finally:
-        layout.decoder = decoder
+        backend.decoder = decoder
 
 
 @pytest.mark.parametrize("are_even", [False, True])
@@ -90,26 +90,26 @@ def test_a_step_is_the_models_own(name, are_even, families):
 @pytest.mark.parametrize("name", KIN)
 def test_sources_are_read_as_by_the_model(name, families):
     """Alone and padded, whatever stands there for padding."""
-    layout, encoder = families[name].layout, families[name].model.get_encoder()
-    assert layout is not None
-    assert layout.encoder is not None
+    backend, encoder = families[name].backend, families[name].model.get_encoder()
+    assert backend is not None
+    assert backend.encoder is not None
     sources = [[5, 9, 7, 30, 2], [11], [8, 4, 21]]
     with torch.inference_mode():
         expected = [encoder(input_ids=torch.tensor([source])).last_hidden_state[0] for source in sources]
         for source, alone in zip(sources, expected, strict=True):
-            made = layout.encode(torch.tensor([source]), [len(source)])
+            made = backend.encode(torch.tensor([source]), [len(source)])
             torch.testing.assert_close(made[0], alone, atol=1e-5, rtol=1e-5)
         padded = torch.tensor([[*source, *[1] * (5 - len(source))] for source in sources])
-        for made, alone in zip(layout.encode(padded, [*map(len, sources)]), expected, strict=True):
+        for made, alone in zip(backend.encode(padded, [*map(len, sources)]), expected, strict=True):
             torch.testing.assert_close(made[: len(alone)], alone, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", sorted(FAMILIES))
 def test_who_is_run_directly(name, tmp_path, caplog):
-    layout = load(build_model(name, tmp_path)).layout
+    backend = load(build_model(name, tmp_path)).backend
     assert "run by its own code" not in caplog.text  # no fault: a family that is not known here
     for part in ("encoder", "decoder"):
-        assert (layout is not None and getattr(layout, part) is not None) == (name in KIN)
+        assert (backend is not None and getattr(backend, part) is not None) == (name in KIN)
 
 
 @pytest.mark.parametrize("name", ["marian", "m2m100"])
@@ -117,20 +117,20 @@ def test_what_differs_is_not_used(name, tmp_path, monkeypatch, caplog):
     output, input_ = direct._NORMALIZES_OUTPUT, direct._NORMALIZES_INPUT
     monkeypatch.setattr(direct, "_NORMALIZES_OUTPUT", input_)
     monkeypatch.setattr(direct, "_NORMALIZES_INPUT", output)
-    layout = load(build_model(name, tmp_path)).layout
-    assert layout is not None
-    assert layout.encoder is None
-    assert layout.decoder is None
+    backend = load(build_model(name, tmp_path)).backend
+    assert backend is not None
+    assert backend.encoder is None
+    assert backend.decoder is None
     assert "run by its own code" in caplog.text
 
 
 def test_a_clamped_encoder_is_the_models_own(tmp_path):
     """In float16, transformers looks for numbers that are too great."""
-    layout = load(build_model("bart", tmp_path), dtype="float16").layout
-    assert layout is None or layout.encoder is None
+    backend = load(build_model("bart", tmp_path), dtype="float16").backend
+    assert backend is None or backend.encoder is None
 
 
 def test_a_compiled_step_is_the_models_own(tmp_path):
-    layout = load(build_model("marian", tmp_path), compiled=True).layout
-    assert layout is not None
-    assert layout.decoder is None
+    backend = load(build_model("marian", tmp_path), compiled=True).backend
+    assert backend is not None
+    assert backend.decoder is None

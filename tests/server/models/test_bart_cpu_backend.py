@@ -38,15 +38,15 @@ def threads() -> Iterator[None]:
 
 
 def test_it_is_run_so(bundled):
-    assert isinstance(bundled.layout.decoder, ProgrammedDecoder)
-    assert isinstance(bundled.layout.sources, ProgrammedSources)
+    assert isinstance(bundled.backend.decoder, ProgrammedDecoder)
+    assert isinstance(bundled.backend.sources, ProgrammedSources)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_other_types_are_not(dtype):
-    layout = load(bundled_model(), dtype=dtype).layout
-    assert layout.sources is None
-    assert not isinstance(layout.decoder, ProgrammedDecoder)
+    backend = load(bundled_model(), dtype=dtype).backend
+    assert backend.sources is None
+    assert not isinstance(backend.decoder, ProgrammedDecoder)
 
 
 @pytest.mark.usefixtures("threads")
@@ -86,13 +86,13 @@ def test_int8_is_near_float32():
     """A step's numbers, of which bytes are but a rounding."""
     made = []
     for dtype in ("float32", "int8"):
-        layout = load(bundled_model(), dtype=dtype).layout
+        backend = load(bundled_model(), dtype=dtype).backend
         with torch.inference_mode():
-            slots = layout.slots(2)
-            layout.read_sources(torch.tensor([[5, 9, 7, 30, 2]]), {1: 5}, slots)
+            slots = backend.slots(2)
+            backend.read_sources(torch.tensor([[5, 9, 7, 30, 2]]), {1: 5}, slots)
             slots.begin_step(slice(1, 2), 1, 5)
             with record_to(None, padded=False):
-                made.append(layout.step(torch.tensor([[layout._model.config.decoder_start_token_id]]), slots).clone())
+                made.append(backend.step(torch.tensor([[backend._model.config.decoder_start_token_id]]), slots).clone())
     apart = (made[0] - made[1]).norm() / made[0].norm()
     assert 0 < apart < 0.05
 
@@ -100,13 +100,13 @@ def test_int8_is_near_float32():
 @pytest.mark.parametrize("length", [1, 64, 65, 128, 129, 200])
 def test_sources_of_any_length(bundled, length):
     """Beyond 128 tokens by torch, and the same keys and values."""
-    layout = bundled.layout
+    backend = bundled.backend
     ids = torch.randint(5, 3000, (3, length), generator=torch.Generator().manual_seed(length))
     lengths = {2: length, 0: max(1, length // 2), 3: max(1, length - 1)}
     with torch.inference_mode():
-        ours, theirs = layout.slots(4), layout.slots(4)
-        layout.read_sources(ids, lengths, ours)
-        layout.write_sources(layout.encode(ids, [*lengths.values()]), lengths, theirs)
+        ours, theirs = backend.slots(4), backend.slots(4)
+        backend.read_sources(ids, lengths, ours)
+        backend.write_sources(backend.encode(ids, [*lengths.values()]), lengths, theirs)
         assert torch.equal(ours.source_lengths, theirs.source_lengths)
         for mine, other in zip(ours.source_layers, theirs.source_layers, strict=True):
             for name in ("all_keys", "all_values"):
@@ -118,14 +118,14 @@ def test_sources_of_any_length(bundled, length):
 
 
 def test_rows_of_all_sites_are_recorded(bundled):
-    layout = bundled.layout
+    backend = bundled.backend
     with torch.inference_mode():
-        slots = layout.slots(3)
-        layout.read_sources(torch.tensor([[5, 9, 7, 30, 2]]), {1: 5}, slots)
+        slots = backend.slots(3)
+        backend.read_sources(torch.tensor([[5, 9, 7, 30, 2]]), {1: 5}, slots)
         everything = _Everything()
         slots.begin_step(slice(0, 3), 1, 5)
         with record_to(everything, padded=False):
-            layout.step(torch.tensor([[4], [5], [6]]), slots)
+            backend.step(torch.tensor([[4], [5], [6]]), slots)
     kinds = [site.kind for site in everything.results]
     assert kinds.count("cross") == kinds.count("decoder_self") == bundled.attention_layers.layers("cross")
     for result in everything.results.values():
@@ -135,21 +135,21 @@ def test_rows_of_all_sites_are_recorded(bundled):
 def test_a_machine_without_them(monkeypatch):
     monkeypatch.setattr(programs, "is_supported", lambda **_: False)
     monkeypatch.setattr(linears, "is_supported", lambda **_: False)
-    layout = load(bundled_model()).layout
-    assert isinstance(layout.decoder, DirectDecoder)
-    assert layout.sources is None
+    backend = load(bundled_model()).backend
+    assert isinstance(backend.decoder, DirectDecoder)
+    assert backend.sources is None
 
 
 def test_what_no_program_has_is_run_by_modules(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(programs, "_ACTIVATIONS", {})
-    layout = load(build_model("bart", tmp_path)).layout
-    assert isinstance(layout.decoder, DirectDecoder)
-    assert layout.sources is None
+    backend = load(build_model("bart", tmp_path)).backend
+    assert isinstance(backend.decoder, DirectDecoder)
+    assert backend.sources is None
     assert "not run as programs" not in caplog.text  # no fault
 
 
 def test_programs_that_differ_are_not_used(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(programs, "_ACTIVATIONS", dict.fromkeys(programs._ACTIVATIONS, "silu"))
-    layout = load(build_model("mbart", tmp_path)).layout
-    assert isinstance(layout.decoder, DirectDecoder)
+    backend = load(build_model("mbart", tmp_path)).backend
+    assert isinstance(backend.decoder, DirectDecoder)
     assert "not run as programs" in caplog.text

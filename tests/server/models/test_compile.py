@@ -27,7 +27,7 @@ def test_one_graph_for_all(name, folder):
     loaded = load(build_model(name, folder), max_length=64, packed=False)
     jobs = jobs_of(loaded, name, 7)
     expected = alone(loaded, jobs)
-    assert loaded.layout is not None
+    assert loaded.backend is not None
     graphs = []
 
     def backend(graph, _):
@@ -35,7 +35,7 @@ def test_one_graph_for_all(name, folder):
         return graph.forward
 
     torch._dynamo.reset()
-    loaded.layout.compile(backend)
+    loaded.backend.compile(backend)
 
     @settings(deadline=None, max_examples=3, derandomize=True, phases=[Phase.generate])
     @given(BEGINNINGS)
@@ -80,8 +80,8 @@ def test_what_cannot_be_compiled_is_said(folder, monkeypatch):
         raise RuntimeError("no compiler")
 
     loaded = load(path, max_length=64)
-    loaded.layout.compile()
-    monkeypatch.setattr(loaded.layout, "_forward", broken)
+    loaded.backend.compile()
+    monkeypatch.setattr(loaded.backend, "_forward", broken)
     with pytest.raises(ModelError, match=r"cannot run .*: no compiler$"), serving(loaded):
         pass
 
@@ -91,5 +91,5 @@ def test_a_compiled_step_keeps_its_threads(folder):
     loaded = load(build_model("marian", folder), max_length=64)
     limits = EngineConfig(running=2, threads=(1, 2))
     assert Engine(loaded, limits)._threads._numbers == (1, 2)
-    loaded.layout.compile()
+    loaded.backend.compile()
     assert Engine(loaded, limits)._threads._numbers == ()

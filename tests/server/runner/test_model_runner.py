@@ -12,7 +12,7 @@ from model_zoo import FAMILIES, SENTENCES, build_model
 from sidelight.server.api.validation import resolve
 from sidelight.server.errors import RequestError
 from sidelight.server.models.loader import load
-from sidelight.server.models.transformers_backend import Layout
+from sidelight.server.models.transformers_backend import TransformersBackend
 from sidelight.server.runner.model_runner import ModelRunner, Seat
 from sidelight.server.sampling import sampler as choosing
 
@@ -43,7 +43,7 @@ def test_those_who_stay_close_ranks(name, folder):
     jobs = jobs_of(loaded, name, 7)
     expected = alone(loaded, jobs)
     with torch.inference_mode():
-        batch = ModelRunner(loaded, loaded.layout, 7)
+        batch = ModelRunner(loaded, loaded.backend, 7)
         seats = batch.join(jobs)
         read_all(batch, seats)
         told = {seat: list(seat.news) for seat in seats}
@@ -83,14 +83,14 @@ def test_long_prompts_are_read_in_parts(folder, monkeypatch):
 def test_out_of_memory_is_met_by_halves(bundled, monkeypatch):
     jobs = jobs_of(bundled, "marian", 6)
     expected = alone(bundled, jobs)
-    step = Layout.step
+    step = TransformersBackend.step
 
-    def small(layout, tokens, *args):
+    def small(backend, tokens, *args):
         if len(tokens) > 2:
             raise torch.OutOfMemoryError("out of memory")
-        return step(layout, tokens, *args)
+        return step(backend, tokens, *args)
 
-    monkeypatch.setattr(Layout, "step", small)
+    monkeypatch.setattr(TransformersBackend, "step", small)
     events = together(bundled, jobs, iter([(6, -1, -1)] * 200), slots=6)
     for number, theirs in enumerate(expected):
         assert_same(events[number], theirs)
@@ -100,9 +100,9 @@ def test_out_of_memory_alone_ends_the_request(bundled, monkeypatch):
     def none(*_):
         raise torch.OutOfMemoryError("out of memory")
 
-    monkeypatch.setattr(Layout, "step", none)
+    monkeypatch.setattr(TransformersBackend, "step", none)
     with torch.inference_mode():
-        batch = ModelRunner(bundled, bundled.layout, 2)
+        batch = ModelRunner(bundled, bundled.backend, 2)
         (seat,) = batch.join(jobs_of(bundled, "marian", 1))
         ((_, told),) = batch.step([seat])
     assert isinstance(told, RequestError)
@@ -112,16 +112,16 @@ def test_out_of_memory_alone_ends_the_request(bundled, monkeypatch):
 def test_a_source_that_cannot_be_read_keeps_nobody_out(bundled, monkeypatch):
     jobs = jobs_of(bundled, "marian", 3)
     expected = alone(bundled, jobs)
-    read_sources = bundled.layout.read_sources
+    read_sources = bundled.backend.read_sources
 
     def broken(ids, lengths, slots):
         if any(jobs[1].source.ids[0] == row[0] and len(row) >= len(jobs[1].source.ids) for row in ids.tolist()):
             raise RuntimeError("broken")
         read_sources(ids, lengths, slots)
 
-    monkeypatch.setattr(bundled.layout, "read_sources", broken)
+    monkeypatch.setattr(bundled.backend, "read_sources", broken)
     with torch.inference_mode():
-        batch = ModelRunner(bundled, bundled.layout, 3)
+        batch = ModelRunner(bundled, bundled.backend, 3)
         first, fault, last = batch.join(jobs)
         assert isinstance(fault, RuntimeError)
         assert batch.room == 1
@@ -139,7 +139,7 @@ def test_what_nobody_noticed_harms_nobody_after(how, bundled):
     """Somebody goes whose numbers are none, before a step has shown it."""
     jobs = jobs_of(bundled, "marian", 4)
     with torch.inference_mode():
-        batch = ModelRunner(bundled, bundled.layout, 4)
+        batch = ModelRunner(bundled, bundled.backend, 4)
         seats = batch.join(jobs)
         bad = seats[3]
         list(batch.step(seats))
@@ -163,7 +163,7 @@ def test_a_fault_is_its_requests_alone(fault, bundled):
     jobs = jobs_of(bundled, "marian", 3)
     expected = alone(bundled, jobs)
     with torch.inference_mode():
-        batch = ModelRunner(bundled, bundled.layout, 3)
+        batch = ModelRunner(bundled, bundled.backend, 3)
         seats = batch.join(jobs)
         read_all(batch, seats)
         events = [list(seat.news) for seat in seats]

@@ -154,7 +154,7 @@ def test_a_fault_in_the_rows_of_one_leaves_its_neighbours(bundled):
     from sidelight.server.runner.model_runner import ModelRunner
 
     with torch.inference_mode():
-        batch = ModelRunner(bundled, bundled.layout, 3)
+        batch = ModelRunner(bundled, bundled.backend, 3)
         jobs = [resolve(request(f"A dog {n}.", [attention.ATTENTION_KIND_CROSS]), bundled, str(n)) for n in range(3)]
         seats = batch.join(jobs)
         while any(seat.reads for seat in seats):

@@ -104,10 +104,12 @@ def count_fetches(monkeypatch, module, dispatch: Dispatch) -> list[int]:
 def as_on_a_gpu(monkeypatch):
     """On a CPU, where to look at numbers is not to wait, NumPy finds the greatest, and the last layer is screened."""
     monkeypatch.setattr(screening, "greatest", lambda scores: scores.argmax(-1))
-    monkeypatch.setattr(screening.Screen, "is_worth", lambda _screen, _rows: False)
+    monkeypatch.setattr(screening.ScreenedHead, "is_worth", lambda _screen, _rows: False)
 
 
-@pytest.fixture(scope="module", params=["bundled", *(name for name, family in FAMILIES.items() if family.by_rows)])
+@pytest.fixture(
+    scope="module", params=["bundled", *(name for name, family in FAMILIES.items() if family.captures_rows)]
+)
 def loaded(request, tmp_path_factory):
     name = request.param
     return load(bundled_model() if name == "bundled" else build_model(name, tmp_path_factory.mktemp("zoo")))
@@ -163,7 +165,7 @@ def test_a_step_of_a_batch_waits_once(loaded, do_sample, monkeypatch):
     watch, dispatch = Watch(), Dispatch()
     fetches = count_fetches(monkeypatch, batch_module, dispatch)
     with torch.inference_mode():
-        batch = batch_module.ModelRunner(loaded, loaded.layout, len(jobs))
+        batch = batch_module.ModelRunner(loaded, loaded.backend, len(jobs))
         seats = batch.join(jobs)
         for seat in seats:
             while seat.reads:
