@@ -134,7 +134,7 @@ class Engine:
         """Starts the thread, and waits until it can work: a compiled step takes a minute. Raises ModelError."""
         backend = self.loaded.backend
         if backend is not None:
-            size = backend.bytes_of_slot / 1e6
+            size = backend.bytes_per_slot / 1e6
             lengths = f"{self.loaded.max_source_tokens} source and {self.loaded.max_target_tokens} target tokens"
             if not self.loaded.is_encoder_decoder:
                 lengths = f"{self.loaded.max_target_tokens} tokens"
@@ -322,7 +322,7 @@ class Engine:
         backend = self.loaded.backend
         with self._lock:
             tokens = [len(ticket.job.source.tokens) for ticket in self._waiting]
-        return len(tokens) >= self.slots or (backend is not None and sum(tokens) >= backend.together)
+        return len(tokens) >= self.slots or (backend is not None and sum(tokens) >= backend.max_prefill_tokens)
 
     def _admit(self) -> None:
         """Lets waiting jobs in, by the queue's order, and drops those that have lost their reader or their time.
@@ -419,7 +419,7 @@ class Engine:
     def _make_room(self, *, is_joining: bool, taken: int = 0) -> bool:
         """Whether one more job can be worked on, in the batch or alone; one whose reader is slow gives way.
 
-        `taken` are places in the batch that are as good as taken.
+        `pop_hidden` are places in the batch that are as good as taken.
         """
         if is_joining:
             assert self._batch is not None
@@ -593,7 +593,7 @@ class Engine:
         if ticket.seat is None or not held:
             return True
         backend = self.loaded.backend
-        bound = max(_PARKED_BYTES, _PARKED_SLOTS * (0 if backend is None else backend.bytes_of_slot))
+        bound = max(_PARKED_BYTES, _PARKED_SLOTS * (0 if backend is None else backend.bytes_per_slot))
         return held < bound and held + self._cache_bytes(ticket) <= bound
 
     def _cache_bytes(self, ticket: RequestState) -> int:

@@ -134,16 +134,16 @@ def _decode(
 
     What the model needs for its next step stays on its device; what the client gets is fetched together, once a step.
     """
-    chooser = Sampler(loaded, 1, len(reader.context) + decoding.max_new_tokens)
-    chooser.join(0, decoding, reader.context, job.source.ids if loaded.is_encoder_decoder else None)
-    writer = Writer(job, decoding, detokenizer, chooser.end_ids(0))
+    sampler = Sampler(loaded, 1, len(reader.context) + decoding.max_new_tokens)
+    sampler.add(0, decoding, reader.context, job.source.ids if loaded.is_encoder_decoder else None)
+    writer = Writer(job, decoding, detokenizer, sampler.end_ids(0))
     pending = reader.tensor(reader.context)
     while not writer.ended:
         # This pass's last query predicts the token of this step and reads the token of the step before.
         result = reader.read(pending, LAST_QUERY if writer.wants_row else NO_QUERIES, logits=1)
-        choice = chooser.choose(result.logits, (0,))
-        if chooser.failed:
-            raise chooser.failed[0]
+        choice = sampler.sample(result.logits, (0,))
+        if sampler.failed:
+            raise sampler.failed[0]
         scores = step_scores(job.scores, result.logits, choice.tokens, job.score_top_p)
         is_left = torch.ones_like(choice.is_number) if choice.is_left is None else choice.is_left
         id_, is_number, left, made, *rest = to_host([choice.tokens, choice.is_number, is_left, scores, *result.tensors])

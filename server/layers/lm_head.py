@@ -52,7 +52,7 @@ class LMHead:
         self._hidden = given[0]
         return (given[0][:0],)  # so that what comes after the layer has nothing to do either
 
-    def let_be(self) -> None:
+    def detach(self) -> None:
         """Leaves the model as it was."""
         self._hook.remove()
 
@@ -79,15 +79,15 @@ class LMHead:
         self._search = LinearArgmax(panels)
 
     @contextmanager
-    def held(self) -> Iterator[None]:
-        """Leaves the layer out of the forward passes within: their logits have no rows. `taken` has its input."""
+    def skipping(self) -> Iterator[None]:
+        """Leaves the layer out of the forward passes within: their logits have no rows. `pop_hidden` has its input."""
         self._is_held, self._hidden = True, None
         try:
             yield
         finally:
             self._is_held = False
 
-    def taken(self) -> Tensor:
+    def pop_hidden(self) -> Tensor:
         """What the layer would have been given in the last pass that was held, `[B, T, width]`."""
         hidden, self._hidden = self._hidden, None
         assert hidden is not None
@@ -98,7 +98,7 @@ class LMHead:
         logits = self._layer(hidden)
         return logits if self._bias is None else logits + self._bias
 
-    def seek(self, rows: int, excluded: Tensor, first: int) -> ArgmaxQuery | None:
+    def argmax_query(self, rows: int, excluded: Tensor, first: int) -> ArgmaxQuery | None:
         """How the greatest scores of so many rows are found; None where scores must be written to be searched.
 
         Scores that are `excluded`, int64 `[m]`, are no row's: each is a row, from `first` on, times the size
@@ -146,7 +146,7 @@ def find_lm_head(model: PreTrainedModel) -> LMHead | None:
     if problem is None:
         return vocabulary
     log.info("the last layer of %s is not run apart: %s", model.config.model_type, problem)
-    vocabulary.let_be()
+    vocabulary.detach()
     return None
 
 
@@ -160,11 +160,11 @@ def _difference(model: Any, vocabulary: LMHead) -> str | None:
         inputs["decoder_input_ids"] = ids
     with record_to(None, padded=False):
         expected = model(**inputs).logits[0]
-        with vocabulary.held():
+        with vocabulary.skipping():
             rest = model(**inputs).logits
     if len(rest):
         return "its scores do not come from there alone"
-    apart = float((vocabulary.logits(vocabulary.taken()[0]) - expected).abs().max())
+    apart = float((vocabulary.logits(vocabulary.pop_hidden()[0]) - expected).abs().max())
     # The same layer on the same numbers: what is left is another order of additions.
     tolerance = (1e-5 if model.dtype == torch.float32 else 1e-2) * max(1.0, float(expected.abs().max()))
     return None if apart <= tolerance else f"its scores are {apart:.1e} from the model's"

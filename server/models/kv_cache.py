@@ -112,13 +112,13 @@ class DecoderSelfCache(Cache):
         self._step: Tensor | None = None  # the lengths of the slots that step, [n, 1]
         self._begin = 0
 
-    def begin_step(self, slots: slice, length: int) -> None:
+    def begin_decode(self, slots: slice, length: int) -> None:
         """The next forward pass is a step of some slots, side by side, which sees so many positions at most."""
         self._step = self.lengths[slots]
         for layer in self.slot_layers:
             layer.show(slots, length)
 
-    def begin_reading(self, slot: int, begin: int, count: int) -> None:
+    def begin_prefill(self, slot: int, begin: int, count: int) -> None:
         """The next forward pass reads so many tokens of one slot, from position `begin` on."""
         self._step = None
         self._begin = begin
@@ -208,23 +208,23 @@ class KVCache:
         self._are_even = False
         self.source_length = 0  # how many positions of sources the next forward pass sees
 
-    def begin_step(self, slots: slice, length: int, source_length: int, *, are_even: bool = False) -> None:
+    def begin_decode(self, slots: slice, length: int, source_length: int, *, are_even: bool = False) -> None:
         """The next forward pass is a step of some slots, with so many positions of target and source at most.
 
         `are_even` says that this is how many each has that is in use. Programs look at `stepping`; before anything
-        else runs, `show_step`.
+        else runs, `bind_views`.
         """
         self._stepping, self._length, self._are_even = slots, length, are_even
         self.source_length = source_length
 
-    def show_step(self) -> None:
+    def bind_views(self) -> None:
         """Lets the model's own code, and torch's functions, see what belongs to the step that has begun."""
-        self.own.begin_step(self._stepping, self._length)
+        self.own.begin_decode(self._stepping, self._length)
         self._show_sources(self._stepping, self.source_length)
 
-    def begin_reading(self, slot: int, begin: int, count: int, source_length: int) -> None:
+    def begin_prefill(self, slot: int, begin: int, count: int, source_length: int) -> None:
         """The next forward pass reads so many tokens of one slot, from position `begin` on."""
-        self.own.begin_reading(slot, begin, count)
+        self.own.begin_prefill(slot, begin, count)
         self._show_sources(slice(slot, slot + 1), source_length)
 
     def _show_sources(self, slots: slice, length: int) -> None:
@@ -281,7 +281,7 @@ class KVCache:
         self.own.lengths[to] = self.own.lengths[slot]
         self.source_lengths[to] = self.source_lengths[slot]
 
-    def take(self, slot: int, length: int, source_length: int) -> SwappedCache:
+    def swap_out(self, slot: int, length: int, source_length: int) -> SwappedCache:
         """A copy of what a slot holds, in the host's memory."""
 
         def copied(layers: Sequence[KVCacheLayer], count: int) -> list[tuple[Tensor, Tensor]]:
@@ -290,7 +290,7 @@ class KVCache:
 
         return SwappedCache(copied(self.own.slot_layers, length), copied(self._source_layers, source_length))
 
-    def put(self, slot: int, contents: SwappedCache) -> None:
+    def swap_in(self, slot: int, contents: SwappedCache) -> None:
         """Fills a slot with what was taken out of one."""
         for layers, held in ((self.own.slot_layers, contents.own), (self._source_layers, contents.source)):
             for layer, (keys, values) in zip(layers, held, strict=True):
@@ -307,7 +307,7 @@ class KVCache:
         else:
             self.own.lengths[slots] += 1
 
-    def clean(self, slot: int, length: int, source_length: int) -> None:
+    def clear(self, slot: int, length: int, source_length: int) -> None:
         """Forgets what a slot holds, and its lengths. It may be NaN, and a product with a share of 0 would be, too."""
         for layers, count in ((self.own.slot_layers, length), (self._source_layers, source_length)):
             for layer in layers:
@@ -318,7 +318,7 @@ class KVCache:
         self.source_lengths[slot] = 1
 
 
-def bytes_of_slot(
+def bytes_per_slot(
     own: Sequence[KVShape], length: int, source: Sequence[KVShape], source_length: int, dtype: torch.dtype
 ) -> int:
     """How much memory the keys and values of so many positions take."""

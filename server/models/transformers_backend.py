@@ -23,7 +23,7 @@ from ..transformers_versions import cache_argument, cache_of
 from .bart_backend import DirectDecoder, DirectEncoder, UnknownLayerError
 from .bart_cpu_backend import TOGETHER, ProgrammedDecoder, ProgrammedSources
 from .batch_invariance import separate_activations
-from .kv_cache import KVCache, KVShape, bytes_of_slot
+from .kv_cache import KVCache, KVShape, bytes_per_slot
 from .row_positions import take_rows
 
 log = logging.getLogger(__name__)
@@ -78,20 +78,20 @@ class TransformersBackend:
         return self._length, self._source_length if self._is_encoder_decoder else 0
 
     @property
-    def together(self) -> int:
+    def max_prefill_tokens(self) -> int:
         """Tokens of sources, padding included, that are read at once. More are read part by part."""
         return MOST_TOGETHER if self.sources is None else TOGETHER
 
     @property
-    def bytes_of_slot(self) -> int:
+    def bytes_per_slot(self) -> int:
         """How much memory one slot takes."""
-        return self.bytes_of(self._length, self._source_length)
+        return self.cache_bytes(self._length, self._source_length)
 
-    def bytes_of(self, length: int, source_length: int) -> int:
+    def cache_bytes(self, length: int, source_length: int) -> int:
         """How much memory the keys and values of a sequence take, of so many positions of target and source."""
-        return bytes_of_slot(self._own, length, self._source, source_length, self._model.dtype)
+        return bytes_per_slot(self._own, length, self._source, source_length, self._model.dtype)
 
-    def slots(self, count: int, length: int | None = None) -> KVCache:
+    def new_kv_cache(self, count: int, length: int | None = None) -> KVCache:
         """Room for so many sequences."""
         return KVCache(
             count,
@@ -117,11 +117,11 @@ class TransformersBackend:
             inputs = {} if mask is None else {"attention_mask": mask.long()}
             return self._model.get_encoder()(input_ids=ids, **inputs).last_hidden_state
 
-    def read_sources(self, ids: Tensor, lengths: Mapping[int, int], slots: KVCache) -> None:
-        """Reads sources, `[B, S]`, and keeps what cross-attention makes of them. `lengths` as in `write_sources`."""
+    def prefill_sources(self, ids: Tensor, lengths: Mapping[int, int], slots: KVCache) -> None:
+        """Reads sources, `[B, S]`, and keeps what cross-attention makes of them. `lengths` as in `store_sources`."""
         sources = self.sources
         if sources is None and not self._is_invariant:
-            self.write_sources(self.encode(ids, [*lengths.values()]), lengths, slots)
+            self.store_sources(self.encode(ids, [*lengths.values()]), lengths, slots)
             return
         # Each in its own way, whoever comes with it.
         short: dict[int, int] = {}
@@ -129,12 +129,12 @@ class TransformersBackend:
             if sources is not None and sources.takes(length):
                 short[row] = slot
             else:
-                self.write_sources(self.encode(ids[row : row + 1, :length], [length]), {slot: length}, slots)
+                self.store_sources(self.encode(ids[row : row + 1, :length], [length]), {slot: length}, slots)
         if sources is not None and short:
             some = {slot: lengths[slot] for slot in short.values()}
             sources.read(ids[[*short], : max(some.values())], some, slots)
 
-    def write_sources(self, hidden: Tensor, lengths: Mapping[int, int], slots: KVCache) -> None:
+    def store_sources(self, hidden: Tensor, lengths: Mapping[int, int], slots: KVCache) -> None:
         """Keeps the keys and values that cross-attention makes of what an encoder gave, `[B, S, width]`.
 
         `lengths` says of each row, in order, which slot it is for, and how much of it is no padding.
@@ -153,11 +153,11 @@ class TransformersBackend:
         """
         self.is_compiled, self.decoder = True, None  # what is compiled is the model's own code
         if self.lm_head is not None:  # its layer is a part of the graph
-            self.lm_head.let_be()
+            self.lm_head.detach()
             self.lm_head = None
         self._forward = torch.compile(self._forward, fullgraph=True, dynamic=False, backend=backend)
 
-    def step(self, tokens: Tensor, slots: KVCache, sought: ArgmaxQuery | None = None) -> Tensor:
+    def decode(self, tokens: Tensor, slots: KVCache, sought: ArgmaxQuery | None = None) -> Tensor:
         """One token for each slot that has begun a step: tokens `[n, 1]`.
 
         Returns what the vocabulary takes, `[n, width]`; without one, logits `[n, lm_head]`. What is `sought` in the
@@ -165,16 +165,16 @@ class TransformersBackend:
         """
         if isinstance(self.decoder, ProgrammedDecoder):
             return self.decoder.step(tokens, slots, sought)
-        slots.show_step()
+        slots.bind_views()
         with self._separated(slots):
             if self.lm_head is None:
                 return self._forward(tokens, slots)
             if self.decoder is not None:
                 made = self.decoder.step(tokens, slots)
             else:
-                with self.lm_head.held():
+                with self.lm_head.skipping():
                     self._forward(tokens, slots)
-                made = self.lm_head.taken()[:, -1]
+                made = self.lm_head.pop_hidden()[:, -1]
         if sought is not None:
             sought.search(made, sought.excluded)
         return made
@@ -191,7 +191,7 @@ class TransformersBackend:
             inputs |= {"attention_mask": self._masks(slots), "position_ids": slots.own.get_seq_length()}
         return self._model(**inputs).logits[:, -1]
 
-    def read(self, ids: Tensor, slots: KVCache) -> None:
+    def prefill(self, ids: Tensor, slots: KVCache) -> None:
         """Reads tokens `[1, count]` of the slot that has begun a reading of so many."""
         inputs = self._inputs(ids, slots)
         if not self._is_encoder_decoder:
@@ -200,9 +200,9 @@ class TransformersBackend:
         if self.lm_head is None:
             self._model(**inputs)
             return
-        with self.lm_head.held():
+        with self.lm_head.skipping():
             self._model(**inputs)
-        self.lm_head.taken()  # nobody asks for scores of what is there
+        self.lm_head.pop_hidden()  # nobody asks for scores of what is there
 
     def _inputs(self, ids: Tensor, slots: KVCache) -> dict[str, Any]:
         """What a step and a reading have in common."""
@@ -342,7 +342,7 @@ def _difference(model: Any, backend: TransformersBackend, tolerance: float) -> s
     sources = [[token, token + 3], [token + 2, token + 1, token, token + 3]]
     is_encoder_decoder = bool(model.config.is_encoder_decoder)
     longest = max(map(len, sources)) if is_encoder_decoder else 0
-    slots = backend.slots(2, 8)
+    slots = backend.new_kv_cache(2, 8)
     expected: list[Tensor] = []
     with record_to(None, padded=False):
         for slot, (target, source) in enumerate(zip(targets, sources, strict=True)):
@@ -353,16 +353,16 @@ def _difference(model: Any, backend: TransformersBackend, tolerance: float) -> s
                 if not slot:  # the sources of all slots
                     padded = [[*each, *[token] * (longest - len(each))] for each in sources]
                     lengths = dict(enumerate(map(len, sources)))
-                    backend.read_sources(torch.tensor(padded, device=model.device), lengths, slots)
+                    backend.prefill_sources(torch.tensor(padded, device=model.device), lengths, slots)
             else:
                 expected.append(model(input_ids=ids, use_cache=False).logits[0, -1])
             if len(target) > 1:
-                slots.begin_reading(slot, 0, len(target) - 1, source_length)
-                backend.read(ids[:, :-1], slots)
+                slots.begin_prefill(slot, 0, len(target) - 1, source_length)
+                backend.prefill(ids[:, :-1], slots)
             slots.own.lengths[slot] = len(target) - 1
-        slots.begin_step(slice(0, 2), 3, longest)
+        slots.begin_decode(slice(0, 2), 3, longest)
         tokens = torch.tensor([[target[-1]] for target in targets], device=model.device)
-        made = backend.step(tokens, slots)
+        made = backend.decode(tokens, slots)
         logits = made if backend.lm_head is None else backend.lm_head.logits(made)
     apart = max(float((ours - theirs).abs().max()) for ours, theirs in zip(logits, expected, strict=True))
     size = max(1.0, *(float(theirs.abs().max()) for theirs in expected))

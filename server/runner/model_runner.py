@@ -79,8 +79,8 @@ class ModelRunner:
         self._loaded = loaded
         self._model: Any = loaded.model
         self._backend = backend
-        self._slots: KVCache = backend.slots(count)
-        self._chooser = Sampler(loaded, count, loaded.max_target_tokens + 1)
+        self._slots: KVCache = backend.new_kv_cache(count)
+        self._sampler = Sampler(loaded, count, loaded.max_target_tokens + 1)
         self._count = count
         self._together = count  # the most that step at once: fewer after memory did not do
         self._has_chosen = False  # whether the step under way has gone so far
@@ -92,9 +92,9 @@ class ModelRunner:
 
     def _compile(self) -> None:
         """Takes a step of nobody, so that the first request need not wait for the compiler."""
-        self._slots.begin_step(slice(0, self._count), *self._backend.lengths)
+        self._slots.begin_decode(slice(0, self._count), *self._backend.lengths)
         with record_to(None, padded=False):
-            self._backend.step(self._tokens, self._slots)
+            self._backend.decode(self._tokens, self._slots)
 
     @property
     def room(self) -> int:
@@ -128,9 +128,9 @@ class ModelRunner:
         source = job.source.ids if self._loaded.is_encoder_decoder else None
         context = [*(job.source.ids if source is None else ()), *job.context_ids]
         slot = self._free[0]
-        self._chooser.join(slot, job.target, context, source)
+        self._sampler.add(slot, job.target, context, source)
         heapq.heappop(self._free)
-        writer = Writer(job, job.target, detokenizer, self._chooser.end_ids(slot))
+        writer = Writer(job, job.target, detokenizer, self._sampler.end_ids(slot))
         plans = (seat.plan for seat in self._seats.values())
         plan = next((plan for plan in plans if plan == job.capture), job.capture)
         seat = Seat(slot, job, plan, writer, context[:-1], len(source or ()), len(context) - 1, news=(started,))
@@ -160,7 +160,7 @@ class ModelRunner:
         padding = self._model.config.pad_token_id or 0
         ids = [[*seat.job.source.ids, *([padding] * (longest - seat.source_length))] for seat in seats]
         lengths = {seat.slot: seat.source_length for seat in seats}
-        self._backend.read_sources(int_tensor(ids, self._model.device), lengths, self._slots)
+        self._backend.prefill_sources(int_tensor(ids, self._model.device), lengths, self._slots)
 
     def _encode_alone(self, seat: Seat) -> None:
         """Reads a source whose reading is captured."""
@@ -168,7 +168,7 @@ class ModelRunner:
         attention = reader.read_source()
         if attention is not None:
             seat.news = itertools.chain(seat.news, parts_of(attention))
-        self._backend.write_sources(reader.encoded, {seat.slot: seat.source_length}, self._slots)
+        self._backend.store_sources(reader.encoded, {seat.slot: seat.source_length}, self._slots)
 
     def parts_again(self, job: Request) -> Iterator[Output]:
         """The parts of encoder self-attention of a job in a seat, from a second reading of its source."""
@@ -178,9 +178,9 @@ class ModelRunner:
     def read(self, seat: Seat) -> None:
         """Reads a part of a context that is longer than one token, so that nobody waits for all of it."""
         ids, seat.unread = seat.unread[:_CHUNK], seat.unread[_CHUNK:]
-        self._slots.begin_reading(seat.slot, seat.length, len(ids), seat.source_length)
+        self._slots.begin_prefill(seat.slot, seat.length, len(ids), seat.source_length)
         with record_to(None, padded=False):
-            self._backend.read(int_tensor([ids], self._model.device), self._slots)
+            self._backend.prefill(int_tensor([ids], self._model.device), self._slots)
         seat.length += len(ids)
         self._slots.own.lengths[seat.slot] = seat.length
 
@@ -220,7 +220,7 @@ class ModelRunner:
             seat = self._seats[last]
             to = heapq.heappop(self._free)
             self._slots.move(last, to)
-            self._chooser.put(to, self._chooser.take(last))
+            self._sampler.swap_in(to, self._sampler.swap_out(last))
             self._tokens[to] = self._tokens[last]
             self._free_slot(seat)
             seat.slot = to
@@ -237,7 +237,7 @@ class ModelRunner:
         )
         if self._backend.is_compiled:  # for one shape
             first, end, (length, source) = 0, self._count, self._backend.lengths
-        self._slots.begin_step(slice(first, end), length, source, are_even=are_even)
+        self._slots.begin_decode(slice(first, end), length, source, are_even=are_even)
         fed = self._tokens[first:end]
         positions: dict[AttentionKind, int] = {"cross": source, "decoder_self": length}
         is_free_to_choose = isinstance(self._backend.decoder, ProgrammedDecoder)
@@ -246,13 +246,13 @@ class ModelRunner:
         keep = any(seat.job.scores for seat in seats)  # they are taken from what the model gave
         sought = None if keep else self._seek(first, end, active)
         with record_to(recorder, padded=False):
-            made = self._backend.step(fed, self._slots, sought)
+            made = self._backend.decode(fed, self._slots, sought)
         if sought is None:
             logits, choice = self._choose(made, first, end, active, keep=keep)
         else:
             logits, choice = None, self._choose_found(sought, first, end, active)
         # A processor's fault is its request's alone, and so is a score's.
-        failed = self._chooser.failed
+        failed = self._sampler.failed
         faults: dict[Seat, Exception] = {seat: failed[seat.slot] for seat in seats if seat.slot in failed}
         scored = list(self._scores([seat for seat in seats if seat not in faults], logits, choice.tokens, faults))
         # Side by side, they are looked at where they are.
@@ -290,14 +290,14 @@ class ModelRunner:
         vocabulary = self._backend.lm_head
         if vocabulary is None:
             return None
-        excluded = self._chooser.out_of_the_question(active, end)
-        return None if excluded is None else vocabulary.seek(end - first, excluded, first)
+        excluded = self._sampler.banned_tokens(active, end)
+        return None if excluded is None else vocabulary.argmax_query(end - first, excluded, first)
 
     def _choose_found(self, sought: ArgmaxQuery, first: int, end: int, active: Sequence[int]) -> SamplerOutput:
         """The tokens of a step, where they have been found."""
         tokens, most = (_by_slot(each, first) for each in sought.search.found(end - first))
         self._has_chosen = True
-        return self._chooser.choose_found(tokens, most, active)
+        return self._sampler.accept_argmax(tokens, most, active)
 
     def _choose(
         self, made: Tensor, first: int, end: int, active: Sequence[int], *, keep: bool
@@ -310,7 +310,7 @@ class ModelRunner:
         greatest: Greatest | None = None
         logits = made
         if vocabulary is not None:
-            greatest_alone = not keep and self._chooser.wants_greatest_alone(active, end)
+            greatest_alone = not keep and self._sampler.wants_greatest_alone(active, end)
             estimates = vocabulary.estimates(made) if greatest_alone else None
             if estimates is None:
                 logits = vocabulary.logits(made)
@@ -318,7 +318,7 @@ class ModelRunner:
                 logits, greatest = estimates.scores, estimates.greatest
         logits = _by_slot(logits, first)
         self._has_chosen = True
-        return logits, self._chooser.choose(logits, active, keep=keep, greatest=greatest)
+        return logits, self._sampler.sample(logits, active, keep=keep, greatest=greatest)
 
     def _scores(
         self, seats: Sequence[Seat], logits: Tensor | None, tokens: Tensor, faults: dict[Seat, Exception]
@@ -340,28 +340,28 @@ class ModelRunner:
     def leave(self, seat: Seat) -> None:
         """Frees a seat's slot. One that is parked has none."""
         if seat.parked is None:
-            self._chooser.leave(seat.slot)
+            self._sampler.remove(seat.slot)
             self._free_slot(seat)
         seat.parked = None
         self._together = min(2 * self._together, self._count)  # there is memory again
 
     def park(self, seat: Seat) -> None:
         """Frees the slot of one who will go on later: what it holds moves out of it."""
-        contents = self._slots.take(seat.slot, seat.length, seat.source_length)
+        contents = self._slots.swap_out(seat.slot, seat.length, seat.source_length)
         token = self._tokens[seat.slot].clone()
-        seat.parked = Parked(contents, self._chooser.take(seat.slot), token)
+        seat.parked = Parked(contents, self._sampler.swap_out(seat.slot), token)
         self._free_slot(seat)
 
     def bytes_of(self, seat: Seat) -> int:
         """How much memory a request takes while it is parked."""
-        return self._backend.bytes_of(seat.length, seat.source_length)
+        return self._backend.cache_bytes(seat.length, seat.source_length)
 
     def unpark(self, seat: Seat) -> None:
         """Gives one who was parked a slot again. There must be a free one."""
         assert seat.parked is not None
         seat.slot = heapq.heappop(self._free)
-        self._slots.put(seat.slot, seat.parked.contents)
-        self._chooser.put(seat.slot, seat.parked.chosen)
+        self._slots.swap_in(seat.slot, seat.parked.contents)
+        self._sampler.swap_in(seat.slot, seat.parked.chosen)
         self._tokens[seat.slot] = seat.parked.token
         self._seats[seat.slot] = seat
         seat.parked = None
@@ -369,7 +369,7 @@ class ModelRunner:
     def _free_slot(self, seat: Seat) -> None:
         del self._seats[seat.slot]
         # Whether or not anybody has noticed, its numbers may be none. The place of the next token counts.
-        self._slots.clean(seat.slot, max(seat.length, seat.context) + 1, seat.source_length)
+        self._slots.clear(seat.slot, max(seat.length, seat.context) + 1, seat.source_length)
         heapq.heappush(self._free, seat.slot)
 
 

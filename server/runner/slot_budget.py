@@ -19,10 +19,10 @@ def slots_that_fit(loaded: LoadedModel, most: int, fraction: float) -> int:
     if loaded.backend is None:
         return 0
     room = int(free_bytes(loaded.model.device) * fraction)
-    slots = max(1, min(most, room // loaded.backend.bytes_of_slot))
+    slots = max(1, min(most, room // loaded.backend.bytes_per_slot))
     if slots < most:
         log.warning(
             "%s has %d slots instead of %d: caches of %.1f MB each, in %.0f%% of the free memory",
-            *(loaded.name, slots, most, loaded.backend.bytes_of_slot / 1e6, 100 * fraction),
+            *(loaded.name, slots, most, loaded.backend.bytes_per_slot / 1e6, 100 * fraction),
         )
     return slots

@@ -74,9 +74,9 @@ class Sampler:
         self._lengths = np.zeros(slots, np.int64)
         self._history = History(slots, length, self._device)
         self._plan: _Plan | None = None
-        self.failed: dict[int, Exception] = {}  # by slot: what its own processors raised in the last `choose`
+        self.failed: dict[int, Exception] = {}  # by slot: what its own processors raised in the last `sample`
 
-    def join(self, slot: int, decoding: DecodingParams, context: Sequence[int], source: Sequence[int] | None) -> None:
+    def add(self, slot: int, decoding: DecodingParams, context: Sequence[int], source: Sequence[int] | None) -> None:
         """Puts a request into a slot that is free.
 
         `context` is what the decoder reads before step 0, at least one token; `source` what an encoder has read. Raises
@@ -100,19 +100,19 @@ class Sampler:
         self._lengths[slot] = len(context)
         self._plan = None
 
-    def leave(self, slot: int) -> None:
+    def remove(self, slot: int) -> None:
         """Frees a slot."""
         del self._slots[slot]
         self._plan = None
 
-    def take(self, slot: int) -> SamplerState:
+    def swap_out(self, slot: int) -> SamplerState:
         """Frees a slot, and gives what it takes to go on in another."""
         history = self._history.take(slot) if self._slots[slot].options.needs_history else None
         chosen = SamplerState(self._slots[slot], int(self._lengths[slot]), history)
-        self.leave(slot)
+        self.remove(slot)
         return chosen
 
-    def put(self, slot: int, chosen: SamplerState) -> None:
+    def swap_in(self, slot: int, chosen: SamplerState) -> None:
         """Goes on, in a slot that is free, with what was taken out of one."""
         self._slots[slot] = chosen.request
         self._lengths[slot] = chosen.length
@@ -125,26 +125,26 @@ class Sampler:
         return self._slots[slot].end_ids
 
     def wants_greatest_alone(self, active: Sequence[int], rows: int) -> bool:
-        """Whether the next `choose`, for so many rows, needs no more of scores than which is the greatest of each row.
+        """Whether the next `sample`, for so many rows, needs no more of scores than which is the greatest of each row.
 
         Some may be taken out before, which does not change the others.
         """
         plan = self._plan_for(active, (rows, self._vocabulary))
         return plan.sampling is None and plan.takes_out_alone
 
-    def out_of_the_question(self, active: Sequence[int], rows: int) -> Tensor | None:
+    def banned_tokens(self, active: Sequence[int], rows: int) -> Tensor | None:
         """Which scores of the next step's, for so many rows, are not to be looked at, where that is all that is asked.
 
-        Int64 `[m]`: each a row times the size of the vocabulary, and a token. Then `choose_found` can take the place of
-        `choose`. None where `choose` must see scores.
+        Int64 `[m]`: each a row times the size of the vocabulary, and a token. Then `accept_argmax` can take the place
+        of `sample`. None where `sample` must see scores.
         """
         plan = self._plan_for(active, (rows, self._vocabulary))
         return None if plan.sampling is not None else plan.out
 
-    def choose_found(self, tokens: Tensor, most: Tensor, active: Sequence[int]) -> SamplerOutput:
-        """As `choose`, where the tokens with the greatest scores have been found, int64 `[n]`.
+    def accept_argmax(self, tokens: Tensor, most: Tensor, active: Sequence[int]) -> SamplerOutput:
+        """As `sample`, where the tokens with the greatest scores have been found, int64 `[n]`.
 
-        None of them is `out_of_the_question`. `most`, float32 `[n]`, is NaN where a row has scores that are.
+        None of them is `banned_tokens`. `most`, float32 `[n]`, is NaN where a row has scores that are.
         """
         plan = self._plan_for(active, (len(tokens), self._vocabulary))
         self.failed = {}
@@ -153,7 +153,7 @@ class Sampler:
         self._take_note(plan, choice)
         return choice
 
-    def choose(
+    def sample(
         self,
         logits: Tensor,
         active: Sequence[int],

@@ -84,13 +84,13 @@ async def test_nobody_who_only_listens_holds_up_the_end(bundled):
 @pytest.mark.parametrize("known", [True, False], ids=["by what others took", "where nothing is known"])
 async def test_what_cannot_be_served_in_time_is_refused_at_once(bundled, monkeypatch, known):
     """Those in the queue that would not be done before the end are told where to go while others still run."""
-    step = TransformersBackend.step
+    step = TransformersBackend.decode
 
     def slow(layout, *args):
         time.sleep(0.02)
         return step(layout, *args)
 
-    monkeypatch.setattr(TransformersBackend, "step", slow)
+    monkeypatch.setattr(TransformersBackend, "decode", slow)
     server = Server([bundled], "127.0.0.1:0", EngineConfig(running=1))
     address = await server.start()
     (engine,) = server._engines

@@ -27,14 +27,14 @@ class Gate:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, passes: int) -> None:
         self._allowed = threading.Semaphore(passes)
         self.passed = 0
-        step = TransformersBackend.step
+        step = TransformersBackend.decode
 
         def gated(layout, *args):
             assert self._allowed.acquire(timeout=60)
             self.passed += 1
             return step(layout, *args)
 
-        monkeypatch.setattr(TransformersBackend, "step", gated)
+        monkeypatch.setattr(TransformersBackend, "decode", gated)
 
     def allow(self, passes: int) -> None:
         self._allowed.release(passes)

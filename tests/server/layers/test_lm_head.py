@@ -31,7 +31,7 @@ def estimated(request, monkeypatch) -> list[int]:
     As where programs run, and as where estimates are written first.
     """
     used: list[int] = []
-    estimate, seek = ScreenedHead.estimate, LMHead.seek
+    estimate, seek = ScreenedHead.estimate, LMHead.argmax_query
 
     def counted(screen: ScreenedHead, hidden: torch.Tensor):
         used.append(len(hidden))
@@ -45,7 +45,7 @@ def estimated(request, monkeypatch) -> list[int]:
     monkeypatch.setattr(ScreenedHead, "is_worth", lambda *_, **__: True)
     monkeypatch.setattr(ScreenedHead, "is_ever_worth", True)
     monkeypatch.setattr(ScreenedHead, "estimate", counted)
-    monkeypatch.setattr(LMHead, "seek", searched if request.param == "searched" else lambda *_: None)
+    monkeypatch.setattr(LMHead, "argmax_query", searched if request.param == "searched" else lambda *_: None)
     return used
 
 
@@ -112,9 +112,9 @@ def test_the_model_alone_is_as_it_was(folder):
     inputs = {"input_ids": torch.tensor([[4, 5, 6]]), "decoder_input_ids": torch.tensor([[2, 7]])}
     with torch.inference_mode():
         before = loaded.model(**inputs).logits
-        with vocabulary.held():
+        with vocabulary.skipping():
             assert loaded.model(**inputs).logits.shape[0] == 0
-        torch.testing.assert_close(vocabulary.logits(vocabulary.taken()[0]), before[0], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(vocabulary.logits(vocabulary.pop_hidden()[0]), before[0], atol=1e-5, rtol=1e-5)
         assert torch.equal(loaded.model(**inputs).logits, before)
 
 

@@ -50,23 +50,23 @@ def steps(loaded: LoadedModel, *, directly: bool, are_even: bool):
     backend.decoder = decoder if directly else None
     try:
         with torch.inference_mode():
-            slots = backend.slots(4, 12)
+            slots = backend.new_kv_cache(4, 12)
             torch.manual_seed(0)
-            backend.write_sources(torch.randn(3, 5, loaded.model.config.hidden_size), lengths, slots)
+            backend.store_sources(torch.randn(3, 5, loaded.model.config.hidden_size), lengths, slots)
             longest = 0
             if not are_even:
                 longest = 2
                 with record_to(None, padded=False):
-                    slots.begin_reading(2, 0, 2, 4)
-                    backend.read(torch.tensor([[7, 8]]), slots)
+                    slots.begin_prefill(2, 0, 2, 4)
+                    backend.prefill(torch.tensor([[7, 8]]), slots)
                 slots.own.lengths[2] = 2
             for step in range(3):
                 everything = _Everything()
-                slots.begin_step(slice(0, 4), longest + step + 1, 5, are_even=are_even)
+                slots.begin_decode(slice(0, 4), longest + step + 1, 5, are_even=are_even)
                 # The padding, too: M2M100 gives it no position.
                 tokens = torch.tensor([[9 + step], [4], [loaded.model.config.pad_token_id], [30 * step + 5]])
                 with record_to(everything, padded=False):
-                    made = backend.step(tokens, slots)
+                    made = backend.decode(tokens, slots)
                 slots.own.lengths[[0, 2, 3]] += 1
                 used = [0, 2, 3]
                 yield made[used], {site: result.values[used] for site, result in everything.results.items()}

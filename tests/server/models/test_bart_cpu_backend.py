@@ -88,11 +88,12 @@ def test_int8_is_near_float32():
     for dtype in ("float32", "int8"):
         backend = load(bundled_model(), dtype=dtype).backend
         with torch.inference_mode():
-            slots = backend.slots(2)
-            backend.read_sources(torch.tensor([[5, 9, 7, 30, 2]]), {1: 5}, slots)
-            slots.begin_step(slice(1, 2), 1, 5)
+            slots = backend.new_kv_cache(2)
+            backend.prefill_sources(torch.tensor([[5, 9, 7, 30, 2]]), {1: 5}, slots)
+            slots.begin_decode(slice(1, 2), 1, 5)
             with record_to(None, padded=False):
-                made.append(backend.step(torch.tensor([[backend._model.config.decoder_start_token_id]]), slots).clone())
+                start = torch.tensor([[backend._model.config.decoder_start_token_id]])
+                made.append(backend.decode(start, slots).clone())
     apart = (made[0] - made[1]).norm() / made[0].norm()
     assert 0 < apart < 0.05
 
@@ -104,9 +105,9 @@ def test_sources_of_any_length(bundled, length):
     ids = torch.randint(5, 3000, (3, length), generator=torch.Generator().manual_seed(length))
     lengths = {2: length, 0: max(1, length // 2), 3: max(1, length - 1)}
     with torch.inference_mode():
-        ours, theirs = backend.slots(4), backend.slots(4)
-        backend.read_sources(ids, lengths, ours)
-        backend.write_sources(backend.encode(ids, [*lengths.values()]), lengths, theirs)
+        ours, theirs = backend.new_kv_cache(4), backend.new_kv_cache(4)
+        backend.prefill_sources(ids, lengths, ours)
+        backend.store_sources(backend.encode(ids, [*lengths.values()]), lengths, theirs)
         assert torch.equal(ours.source_lengths, theirs.source_lengths)
         for mine, other in zip(ours.source_layers, theirs.source_layers, strict=True):
             for name in ("all_keys", "all_values"):
@@ -120,12 +121,12 @@ def test_sources_of_any_length(bundled, length):
 def test_rows_of_all_sites_are_recorded(bundled):
     backend = bundled.backend
     with torch.inference_mode():
-        slots = backend.slots(3)
-        backend.read_sources(torch.tensor([[5, 9, 7, 30, 2]]), {1: 5}, slots)
+        slots = backend.new_kv_cache(3)
+        backend.prefill_sources(torch.tensor([[5, 9, 7, 30, 2]]), {1: 5}, slots)
         everything = _Everything()
-        slots.begin_step(slice(0, 3), 1, 5)
+        slots.begin_decode(slice(0, 3), 1, 5)
         with record_to(everything, padded=False):
-            backend.step(torch.tensor([[4], [5], [6]]), slots)
+            backend.decode(torch.tensor([[4], [5], [6]]), slots)
     kinds = [site.kind for site in everything.results]
     assert kinds.count("cross") == kinds.count("decoder_self") == bundled.attention_layers.layers("cross")
     for result in everything.results.values():

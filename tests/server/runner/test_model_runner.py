@@ -83,14 +83,14 @@ def test_long_prompts_are_read_in_parts(folder, monkeypatch):
 def test_out_of_memory_is_met_by_halves(bundled, monkeypatch):
     jobs = jobs_of(bundled, "marian", 6)
     expected = alone(bundled, jobs)
-    step = TransformersBackend.step
+    step = TransformersBackend.decode
 
     def small(backend, tokens, *args):
         if len(tokens) > 2:
             raise torch.OutOfMemoryError("out of memory")
         return step(backend, tokens, *args)
 
-    monkeypatch.setattr(TransformersBackend, "step", small)
+    monkeypatch.setattr(TransformersBackend, "decode", small)
     events = together(bundled, jobs, iter([(6, -1, -1)] * 200), slots=6)
     for number, theirs in enumerate(expected):
         assert_same(events[number], theirs)
@@ -100,7 +100,7 @@ def test_out_of_memory_alone_ends_the_request(bundled, monkeypatch):
     def none(*_):
         raise torch.OutOfMemoryError("out of memory")
 
-    monkeypatch.setattr(TransformersBackend, "step", none)
+    monkeypatch.setattr(TransformersBackend, "decode", none)
     with torch.inference_mode():
         batch = ModelRunner(bundled, bundled.backend, 2)
         (seat,) = batch.join(jobs_of(bundled, "marian", 1))
@@ -112,7 +112,7 @@ def test_out_of_memory_alone_ends_the_request(bundled, monkeypatch):
 def test_a_source_that_cannot_be_read_keeps_nobody_out(bundled, monkeypatch):
     jobs = jobs_of(bundled, "marian", 3)
     expected = alone(bundled, jobs)
-    read_sources = bundled.backend.read_sources
+    read_sources = bundled.backend.prefill_sources
 
     def broken(ids, lengths, slots):
         if any(jobs[1].source.ids[0] == row[0] and len(row) >= len(jobs[1].source.ids) for row in ids.tolist()):
@@ -169,7 +169,7 @@ def test_a_fault_is_its_requests_alone(fault, bundled):
         events = [list(seat.news) for seat in seats]
         if fault == "a processor":
             broken = torch.zeros(1, 1, dtype=torch.int64)
-            batch._chooser._slots[seats[1].slot].alone = choosing._Alone(lambda *_: 1 / 0, broken)
+            batch._sampler._slots[seats[1].slot].alone = choosing._Alone(lambda *_: 1 / 0, broken)
         else:
             for layer in batch._slots._source_layers:
                 layer.all_values[seats[1].slot] = float("nan")

@@ -13,7 +13,7 @@ from model_zoo import build_model
 from sidelight.server.api.validation import resolve
 from sidelight.server.engine.engine import EngineConfig
 from sidelight.server.memory import free_bytes
-from sidelight.server.models.kv_cache import KVShape, bytes_of_slot, zeros
+from sidelight.server.models.kv_cache import KVShape, bytes_per_slot, zeros
 from sidelight.server.models.loader import load
 from sidelight.server.runner import slot_budget
 from sidelight.server.runner.model_runner import ModelRunner
@@ -22,20 +22,20 @@ from sidelight.server.runner.slot_budget import slots_that_fit
 
 def test_a_slot_takes_what_its_layers_keep(bundled):
     own, source = [KVShape(4, 16, 8)] * 2, [KVShape(4, 16, 16)] * 3
-    assert bytes_of_slot(own, 10, source, 7, torch.float32) == 4 * (2 * 10 * 4 * 24 + 3 * 7 * 4 * 32)
-    slots = bundled.backend.slots(3)
+    assert bytes_per_slot(own, 10, source, 7, torch.float32) == 4 * (2 * 10 * 4 * 24 + 3 * 7 * 4 * 32)
+    slots = bundled.backend.new_kv_cache(3)
     kept = [each for layer in (*slots.own.layers, *slots._source_layers) for each in (layer.all_keys, layer.all_values)]
-    assert sum(each.nbytes for each in kept) == 3 * bundled.backend.bytes_of_slot
+    assert sum(each.nbytes for each in kept) == 3 * bundled.backend.bytes_per_slot
 
 
 @pytest.mark.parametrize(("share", "count"), [(10.5, 10), (0.3, 1), (1000, 32)])
 def test_slots_are_those_that_fit(bundled, monkeypatch, share, count):
-    monkeypatch.setattr(slot_budget, "free_bytes", lambda _: int(2 * share * bundled.backend.bytes_of_slot))
+    monkeypatch.setattr(slot_budget, "free_bytes", lambda _: int(2 * share * bundled.backend.bytes_per_slot))
     assert slots_that_fit(bundled, 32, 0.5) == count
 
 
 def test_fewer_slots_than_asked_for_are_told(bundled, monkeypatch, caplog):
-    monkeypatch.setattr(slot_budget, "free_bytes", lambda _: 10 * bundled.backend.bytes_of_slot)
+    monkeypatch.setattr(slot_budget, "free_bytes", lambda _: 10 * bundled.backend.bytes_per_slot)
     assert slots_that_fit(bundled, 1_000_000, 0.5) == 5
     assert "5 slots instead of 1000000" in caplog.text
 
@@ -49,7 +49,7 @@ def test_slots_take_memory_as_they_are_used(bundled, name, tmp_path):
         with open("/proc/self/statm") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
-    count = slots_that_fit(loaded, 4_000_000_000 // loaded.backend.bytes_of_slot, 0.25)
+    count = slots_that_fit(loaded, 4_000_000_000 // loaded.backend.bytes_per_slot, 0.25)
     before = resident()
     with torch.inference_mode():
         batch = ModelRunner(loaded, loaded.backend, count)
@@ -60,7 +60,7 @@ def test_slots_take_memory_as_they_are_used(bundled, name, tmp_path):
                 batch.read(seat)
         told = dict(batch.step(seats))
     assert all(isinstance(events, list) for events in told.values())
-    assert resident() - before < 0.2 * count * loaded.backend.bytes_of_slot
+    assert resident() - before < 0.2 * count * loaded.backend.bytes_per_slot
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.int64])

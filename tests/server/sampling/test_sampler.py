@@ -104,25 +104,25 @@ class Batch:
     loaded: LoadedModel
 
     def __post_init__(self) -> None:
-        self.chooser = Sampler(self.loaded, SLOTS, LENGTH)
+        self.sampler = Sampler(self.loaded, SLOTS, LENGTH)
         self.alone: dict[int, Alone] = {}
         self.sampling: dict[int, bool] = {}
 
     def join(self, slot: int, decoding: DecodingParams, context: list[int], source: list[int] | None) -> None:
-        self.chooser.join(slot, decoding, context, source)
+        self.sampler.add(slot, decoding, context, source)
         self.alone[slot] = Alone(self.loaded, decoding, context, source)
         self.sampling[slot] = decoding.do_sample
 
     def leave(self, slot: int) -> None:
-        self.chooser.leave(slot)
+        self.sampler.remove(slot)
         del self.alone[slot]
 
     def step(self, logits: Tensor, active: list[int]) -> None:
         """Chooses, and compares each active slot with itself alone."""
         before = logits.clone()
         with watching() as chosen_by:
-            choice = self.chooser.choose(logits, active)
-        failed = dict(self.chooser.failed)
+            choice = self.sampler.sample(logits, active)
+        failed = dict(self.sampler.failed)
         torch.testing.assert_close(logits, before, rtol=0, atol=0, equal_nan=True)
         assert choice.tokens.shape == choice.is_number.shape == (len(logits),)
         assert choice.tokens.dtype == torch.int64
@@ -300,26 +300,26 @@ def test_the_likeliest_tokens_of_a_real_vocabulary(drop, kind, share):
 # ---- what stays and what goes ----------------------------------------------------------------------------------------
 
 
-def choose(chooser: Sampler, logits: Tensor, active: list[int]) -> list[int]:
-    return chooser.choose(logits, active).tokens[active].tolist()
+def choose(sampler: Sampler, logits: Tensor, active: list[int]) -> list[int]:
+    return sampler.sample(logits, active).tokens[active].tolist()
 
 
 def test_a_slot_keeps_nothing_of_who_had_it_before(small):
-    chooser = Sampler(small, 1, LENGTH)
+    sampler = Sampler(small, 1, LENGTH)
     logits = torch.zeros(1, small.vocabulary_size)
     logits[0, 5:8] = torch.tensor([3.0, 2.0, 1.0])
     plain = DecodingParams(4, False, generation=PLAIN)
     held = {"bad_words_ids": [[5]], "suppress_tokens": [6], "no_repeat_ngram_size": 1, "forced_eos_token_id": 9}
     for _ in range(2):
-        chooser.join(0, plain, [3], [4])
-        assert [choose(chooser, logits, [0]) for _ in range(4)] == [[5]] * 4
-        chooser.leave(0)
-        chooser.join(0, DecodingParams(3, False, generation=held | {"min_new_tokens": 0}), [3], [4])
-        steps = [choose(chooser, logits, [0]) for _ in range(3)]
+        sampler.add(0, plain, [3], [4])
+        assert [choose(sampler, logits, [0]) for _ in range(4)] == [[5]] * 4
+        sampler.remove(0)
+        sampler.add(0, DecodingParams(3, False, generation=held | {"min_new_tokens": 0}), [3], [4])
+        steps = [choose(sampler, logits, [0]) for _ in range(3)]
         assert steps[0] == [7]
         assert steps[1] not in ([5], [6], [7])
         assert steps[2] == [9]
-        chooser.leave(0)
+        sampler.remove(0)
 
 
 def test_an_inactive_slot_waits(small):
@@ -328,9 +328,9 @@ def test_an_inactive_slot_waits(small):
     decodings = [DecodingParams(5, False, generation=options), DecodingParams(5, True, 7, generation=options)]
     steps = [torch.randn(2, small.vocabulary_size) for _ in range(5)]
     together, apart = Sampler(small, 2, LENGTH), Sampler(small, 2, LENGTH)
-    for chooser in (together, apart):
+    for sampler in (together, apart):
         for slot, decoding in enumerate(decodings):
-            chooser.join(slot, decoding, [3], [4])
+            sampler.add(slot, decoding, [3], [4])
     expected = [choose(together, logits, [0, 1]) for logits in steps]
     first = [choose(apart, logits, [0])[0] for logits in steps]
     second = [choose(apart, logits, [1])[0] for logits in steps]
@@ -367,11 +367,11 @@ def test_both_least_lengths_count(small):
 
 
 def test_end_ids(small):
-    chooser = Sampler(small, 2, LENGTH)
-    chooser.join(0, DecodingParams(4, False), [3], [4])
-    chooser.join(1, DecodingParams(4, False, generation={"eos_token_id": [5, 6]}), [3], [4])
-    assert chooser.end_ids(0) == {small.model.generation_config.eos_token_id}
-    assert chooser.end_ids(1) == {5, 6}
+    sampler = Sampler(small, 2, LENGTH)
+    sampler.add(0, DecodingParams(4, False), [3], [4])
+    sampler.add(1, DecodingParams(4, False, generation={"eos_token_id": [5, 6]}), [3], [4])
+    assert sampler.end_ids(0) == {small.model.generation_config.eos_token_id}
+    assert sampler.end_ids(1) == {5, 6}
 
 
 def test_a_processor_that_fails_fails_its_own_slot(small):
@@ -379,28 +379,28 @@ def test_a_processor_that_fails_fails_its_own_slot(small):
     batch = Batch(small)
     batch.join(0, DecodingParams(4, False), [3], [4])
     batch.join(2, DecodingParams(4, True, 5), [3], [4])
-    batch.chooser.join(1, DecodingParams(4, True, 6, generation={"bad_words_ids": [[10**6]]}), [3], [4])
+    batch.sampler.add(1, DecodingParams(4, True, 6, generation={"bad_words_ids": [[10**6]]}), [3], [4])
     for _ in range(3):
         logits = torch.randn(3, small.vocabulary_size)
         with torch.inference_mode():
-            choice = batch.chooser.choose(logits, [0, 1, 2])
-        assert list(batch.chooser.failed) == [1]
-        assert isinstance(batch.chooser.failed[1], ValueError)
+            choice = batch.sampler.sample(logits, [0, 1, 2])
+        assert list(batch.sampler.failed) == [1]
+        assert isinstance(batch.sampler.failed[1], ValueError)
         for slot in (0, 2):
             token = batch.alone[slot].step(logits[slot])[1]
             assert token is not None
             assert choice.tokens[slot].item() == token.item()
             batch.alone[slot].append(token)
-    batch.chooser.leave(1)
+    batch.sampler.remove(1)
     batch.step(torch.randn(3, small.vocabulary_size), [0, 2])
 
 
 def test_options_that_make_no_sense_keep_a_request_out(small):
-    chooser = Sampler(small, 2, LENGTH)
-    chooser.join(0, DecodingParams(4, False), [3], [4])
+    sampler = Sampler(small, 2, LENGTH)
+    sampler.add(0, DecodingParams(4, False), [3], [4])
     with pytest.raises(ValueError, match="temperature"):
-        chooser.join(1, DecodingParams(4, True, 1, generation={"temperature": 0.0}), [3], [4])
-    assert len(choose(chooser, torch.randn(1, small.vocabulary_size), [0])) == 1
+        sampler.add(1, DecodingParams(4, True, 1, generation={"temperature": 0.0}), [3], [4])
+    assert len(choose(sampler, torch.randn(1, small.vocabulary_size), [0])) == 1
 
 
 @torch.inference_mode()
@@ -422,12 +422,12 @@ def test_a_context_may_have_tokens_that_have_no_scores(small, monkeypatch):
 @torch.inference_mode()
 def test_tokens_after_the_longest_target_are_forgotten(small):
     """Whoever reads the last token makes one pass more, and chooses from it."""
-    chooser = Sampler(small, 2, LENGTH)
+    sampler = Sampler(small, 2, LENGTH)
     options = {"repetition_penalty": 2.0, "no_repeat_ngram_size": 2}
     for slot in (0, 1):
-        chooser.join(slot, DecodingParams(LENGTH - 1, bool(slot), 3, generation=options), [3], [4])
+        sampler.add(slot, DecodingParams(LENGTH - 1, bool(slot), 3, generation=options), [3], [4])
     for _ in range(LENGTH + 3):
-        choice = chooser.choose(torch.randn(2, small.vocabulary_size), [0, 1])
+        choice = sampler.sample(torch.randn(2, small.vocabulary_size), [0, 1])
     assert isinstance(choice, SamplerOutput)
 
 
@@ -453,7 +453,7 @@ def test_tokens_are_those_of_generate(name, folder):
         (loaded.tokenizer.encode_source(sentence).ids, wish) for sentence, wish in zip(SENTENCES, MIX, strict=True)
     ]
     forced = {"forced_bos_token_id": 5} if name in ("nllb", "m2m100", "mbart") else {}
-    chooser, count = Sampler(loaded, 3, 400), 12
+    sampler, count = Sampler(loaded, 3, 400), 12
     waiting, running = list(range(len(requests))), dict[int, int]()
     fed: dict[int, list[int]] = {}
     written: dict[int, list[int]] = {number: [] for number in waiting}
@@ -466,19 +466,19 @@ def test_tokens_are_those_of_generate(name, folder):
                 fed[slot] = context if loaded.is_encoder_decoder else [*source]
                 generation = forced | {option: value for option, value in wish.items() if option != "seed"}
                 decoding = DecodingParams(count, "seed" in wish, wish.get("seed"), generation=generation)
-                chooser.join(slot, decoding, fed[slot], source if loaded.is_encoder_decoder else None)
+                sampler.add(slot, decoding, fed[slot], source if loaded.is_encoder_decoder else None)
         logits = torch.full((3, loaded.vocabulary_size), math.nan)
         for slot, number in running.items():
             inputs = {"input_ids": torch.tensor([requests[number][0] if loaded.is_encoder_decoder else fed[slot]])}
             if loaded.is_encoder_decoder:
                 inputs["decoder_input_ids"] = torch.tensor([fed[slot]])
             logits[slot] = loaded.model(**inputs, use_cache=False).logits[0, -1]
-        tokens = chooser.choose(logits, list(running)).tokens.tolist()
+        tokens = sampler.sample(logits, list(running)).tokens.tolist()
         for slot, number in list(running.items()):
             written[number].append(tokens[slot])
             fed[slot] = [*fed[slot], tokens[slot]]
-            if tokens[slot] in chooser.end_ids(slot) or len(written[number]) == count:
-                chooser.leave(slot)
+            if tokens[slot] in sampler.end_ids(slot) or len(written[number]) == count:
+                sampler.remove(slot)
                 del running[slot]
     for number, (source, wish) in enumerate(requests):
         assert written[number] == generate_ids(path, source, max_new_tokens=count, **forced | wish), wish
@@ -529,16 +529,16 @@ EVERYTHING = {
 
 
 def operations(small: LoadedModel, decodings: list[DecodingParams], steps: int) -> list[list[str]]:
-    chooser = Sampler(small, len(decodings), LENGTH)
+    sampler = Sampler(small, len(decodings), LENGTH)
     for slot, decoding in enumerate(decodings):
-        chooser.join(slot, decoding, [3], [4])
+        sampler.add(slot, decoding, [3], [4])
     done: list[list[str]] = []
     for _ in range(steps):
         logits = torch.randn(len(decodings), small.vocabulary_size)
         # On a CPU NumPy finds the greatest; on a device, where to ask is to wait, torch does.
         with torch.inference_mode(), pytest.MonkeyPatch.context() as patch, Asking(), Waiting() as waiting:
             patch.setattr(screening, "greatest", lambda scores: scores.argmax(-1))
-            chooser.choose(logits, range(len(decodings)))
+            sampler.sample(logits, range(len(decodings)))
         done.append(waiting.operations)
     return done
 
