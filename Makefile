@@ -60,7 +60,7 @@ format: $(VENV)/.lint ## Rewrite the code and the contract in the house style
 	$(BIN)/ruff format .
 	$(BIN)/buf format proto --write
 
-proto: $(VENV)/.test ## Generate Python and type stubs from the contract
+proto: $(VENV)/.test ## Generate Python, type stubs and proto/README.md from the contract
 	@rm -f proto/sidelight/v1/*_pb2*.py proto/sidelight/v1/*_pb2*.pyi
 	@$(BIN)/python proto/generate.py
 

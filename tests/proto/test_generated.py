@@ -1,11 +1,17 @@
-"""The Python beside the contract is what the generator makes of it today."""
+"""What stands beside the contract (Python, stubs, README.md) is what the generator makes of the contract today."""
+
+from __future__ import annotations
 
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from google.protobuf.descriptor_pb2 import FileDescriptorSet
+from grpc_tools import protoc
 
 PROTO = Path(__file__).parents[2] / "proto"
 CONTRACT = PROTO / "sidelight" / "v1"
@@ -16,10 +22,15 @@ def generated_in(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def fresh(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("generated")
-    made = subprocess.run([sys.executable, PROTO / "generate.py", out], capture_output=True, text=True, check=False)
-    assert made.returncode == 0, made.stderr
+    run = subprocess.run([sys.executable, PROTO / "generate.py", out], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    return out
+
+
+@pytest.fixture(scope="module")
+def fresh(out: Path) -> dict[str, bytes]:
     return generated_in(out / "sidelight" / "v1")
 
 
@@ -33,3 +44,54 @@ def test_committed_code_is_fresh(fresh: dict[str, bytes]):
     committed = generated_in(CONTRACT)
     stale = [name for name in sorted(fresh) if committed.get(name) != fresh[name]]
     assert not stale, "run `make proto`"
+
+
+def test_the_committed_readme_is_fresh(out: Path):
+    assert (PROTO / "README.md").read_text(encoding="utf-8") == (out / "README.md").read_text(encoding="utf-8"), (
+        "run `make proto`"
+    )
+
+
+def elements(files: FileDescriptorSet) -> Iterator[tuple[str, str, Any]]:
+    """The full name, the comment and the descriptor of each service, method, message, oneof, field, enum and value."""
+    for file in files.file:
+        comments = {tuple(location.path): location.leading_comments for location in file.source_code_info.location}
+        for path, name, descriptor in named(file, (), ""):
+            yield f"{file.name}: {name}", comments.get(path, ""), descriptor
+
+
+def named(descriptor: Any, path: tuple[int, ...], prefix: str) -> Iterator[tuple[tuple[int, ...], str, Any]]:
+    lists = ("message_type", "enum_type", "service", "method", "field", "value", "oneof_decl", "nested_type")
+    for field, values in descriptor.ListFields():
+        if field.name not in lists:
+            continue
+        for index, value in enumerate(values):
+            name = f"{prefix}{value.name}"
+            yield (*path, field.number, index), name, value
+            yield from named(value, (*path, field.number, index), f"{name}.")
+
+
+def test_everything_in_the_contract_has_a_comment_and_a_place_in_the_readme(tmp_path: Path):
+    protos = [str(path) for path in CONTRACT.glob("*.proto")]
+    includes = [f"-I{PROTO}", f"-I{Path(protoc.__file__).with_name('_proto')}"]
+    path = tmp_path / "descriptors"
+    assert protoc.main(["protoc", *includes, "--include_source_info", f"--descriptor_set_out={path}", *protos]) == 0
+    found = list(elements(FileDescriptorSet.FromString(path.read_bytes())))
+    # protoc makes a oneof for each optional field, and calls it `_name`.
+    found = [element for element in found if not element[2].name.startswith("_")]
+    assert {type(descriptor).__name__ for _, _, descriptor in found} == {
+        f"{kind}DescriptorProto" for kind in ("", "Field", "Oneof", "Enum", "EnumValue", "Service", "Method")
+    }
+    assert not [name for name, comment, _ in found if not comment.strip()]
+
+    readme = (PROTO / "README.md").read_text(encoding="utf-8")
+    headings = re.findall(r"^#{3,4} (\w+)$", readme, re.MULTILINE)
+    assert len(headings) == len(set(headings))  # so that each link has one target
+    kinds = ("DescriptorProto", "EnumDescriptorProto", "ServiceDescriptorProto", "MethodDescriptorProto")
+    assert sorted(headings) == sorted(element.name for _, _, element in found if type(element).__name__ in kinds)
+    rows = re.findall(r"^\| \d+ \| (?:↳ )?`(\w+)` \|", readme, re.MULTILINE)
+    assert sorted(rows) == sorted(
+        element.name
+        for _, _, element in found
+        if type(element).__name__ in ("FieldDescriptorProto", "EnumValueDescriptorProto")
+    )

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class AttributionServiceStub:
-    """Attention of text-to-text models, live.
+    """Attention of text-to-text models, while they write.
     """
 
     def __init__(self, channel):
@@ -68,48 +68,51 @@ class AttributionServiceStub:
 
 
 class AttributionServiceServicer:
-    """Attention of text-to-text models, live.
+    """Attention of text-to-text models, while they write.
     """
 
     def Attribute(self, request, context):
-        """One text: writes its target (or takes the one given) and streams the attention of each token as it comes.
-        Order: one Started, EncoderSelf parts if asked, Steps, one Finished.
+        """Streams the attention of one text, token by token. The server writes the target, or takes a target that the request
+        gives, and streams the attention of each token as soon as the token exists. The order of events is: one Started;
+        then EncoderSelf, if the request asks for it; then Steps; then one Finished.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def AttributeMany(self, request_iterator, context):
-        """Many texts over one long-lived stream, interleaved by request id. A text that fails, fails alone.
+        """Streams the attention of many texts over one long stream. Events of different texts are mixed, and each carries its
+        request id. Where one text fails, the others go on. Not served yet.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Follow(self, request_iterator, context):
-        """The client's own decoder leads: it sends the source, then target tokens as it emits them, and gets the attention
-        of each back.
+        """Gives attention to a client that has its own decoder. The client sends the source, and then each target token after
+        its decoder has written the token. The server answers with the attention of each token. Not served yet.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Align(self, request, context):
-        """A finished pair: which source words each target word comes from, and markup carried over.
+        """Links the words of a finished pair of texts. The server answers with the source words that each target word comes
+        from, and carries markup over to the target. Not served yet.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetModel(self, request, context):
-        """One loaded model.
+        """Describes one loaded model.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListModels(self, request, context):
-        """All loaded models.
+        """Lists all loaded models, a page at a time.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -157,7 +160,7 @@ def add_AttributionServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class AttributionService:
-    """Attention of text-to-text models, live.
+    """Attention of text-to-text models, while they write.
     """
 
     @staticmethod
