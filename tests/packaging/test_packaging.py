@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from pathlib import Path
 
@@ -22,11 +21,3 @@ def test_every_folder_of_code_is_in_the_wheel():
     holding_code = {path.parent for folder in FOLDERS.values() for path in (ROOT / folder).rglob("*.py")}
     assert holding_code <= mapped
     assert all(folder.is_dir() for folder in mapped)
-
-
-def test_the_readmes_links_lead_somewhere():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    links = re.findall(r"\]\(([^)#:]+)\)", text)
-    assert links
-    for link in links:
-        assert (ROOT / link).exists(), link

@@ -56,11 +56,11 @@ def elements(files: FileDescriptorSet) -> Iterator[tuple[str, str, Any]]:
     """The full name, the comment and the descriptor of each service, method, message, oneof, field, enum and value."""
     for file in files.file:
         comments = {tuple(location.path): location.leading_comments for location in file.source_code_info.location}
-        for path, name, descriptor in named(file, (), ""):
+        for path, name, descriptor in walk(file, (), ""):
             yield f"{file.name}: {name}", comments.get(path, ""), descriptor
 
 
-def named(descriptor: Any, path: tuple[int, ...], prefix: str) -> Iterator[tuple[tuple[int, ...], str, Any]]:
+def walk(descriptor: Any, path: tuple[int, ...], prefix: str) -> Iterator[tuple[tuple[int, ...], str, Any]]:
     lists = ("message_type", "enum_type", "service", "method", "field", "value", "oneof_decl", "nested_type")
     for field, values in descriptor.ListFields():
         if field.name not in lists:
@@ -68,7 +68,7 @@ def named(descriptor: Any, path: tuple[int, ...], prefix: str) -> Iterator[tuple
         for index, value in enumerate(values):
             name = f"{prefix}{value.name}"
             yield (*path, field.number, index), name, value
-            yield from named(value, (*path, field.number, index), f"{name}.")
+            yield from walk(value, (*path, field.number, index), f"{name}.")
 
 
 def test_everything_in_the_contract_has_a_comment_and_a_place_in_the_readme(tmp_path: Path):
@@ -76,22 +76,22 @@ def test_everything_in_the_contract_has_a_comment_and_a_place_in_the_readme(tmp_
     includes = [f"-I{PROTO}", f"-I{Path(protoc.__file__).with_name('_proto')}"]
     path = tmp_path / "descriptors"
     assert protoc.main(["protoc", *includes, "--include_source_info", f"--descriptor_set_out={path}", *protos]) == 0
-    found = list(elements(FileDescriptorSet.FromString(path.read_bytes())))
     # protoc makes a oneof for each optional field, and calls it `_name`.
-    found = [element for element in found if not element[2].name.startswith("_")]
-    assert {type(descriptor).__name__ for _, _, descriptor in found} == {
+    files = FileDescriptorSet.FromString(path.read_bytes())
+    contract = [element for element in elements(files) if not element[2].name.startswith("_")]
+    assert {type(descriptor).__name__ for _, _, descriptor in contract} == {
         f"{kind}DescriptorProto" for kind in ("", "Field", "Oneof", "Enum", "EnumValue", "Service", "Method")
     }
-    assert not [name for name, comment, _ in found if not comment.strip()]
+    assert not [name for name, comment, _ in contract if not comment.strip()]
 
     readme = (PROTO / "README.md").read_text(encoding="utf-8")
     headings = re.findall(r"^#{3,4} (\w+)$", readme, re.MULTILINE)
     assert len(headings) == len(set(headings))  # so that each link has one target
     kinds = ("DescriptorProto", "EnumDescriptorProto", "ServiceDescriptorProto", "MethodDescriptorProto")
-    assert sorted(headings) == sorted(element.name for _, _, element in found if type(element).__name__ in kinds)
+    assert sorted(headings) == sorted(element.name for _, _, element in contract if type(element).__name__ in kinds)
     rows = re.findall(r"^\| \d+ \| (?:↳ )?`(\w+)` \|", readme, re.MULTILINE)
     assert sorted(rows) == sorted(
         element.name
-        for _, _, element in found
+        for _, _, element in contract
         if type(element).__name__ in ("FieldDescriptorProto", "EnumValueDescriptorProto")
     )

@@ -1,0 +1,170 @@
+"""What the READMEs say is so: links lead somewhere, commands and options exist, code runs."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import asyncio
+import contextlib
+import inspect
+import io
+import json
+import re
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf import json_format
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+from sidelight.client.cli.main import main
+from sidelight.server.entrypoints import serve
+from sidelight.v1 import attribution_service_pb2, attribution_service_pb2_grpc
+
+ROOT = Path(__file__).parents[2]
+READMES = sorted(
+    path.relative_to(ROOT).as_posix()
+    for path in (ROOT / "README.md", ROOT / "CHANGELOG.md", *ROOT.glob("[a-z]*/**/README.md"))
+)
+WITH_PYTHON = [name for name in READMES if "```python" in (ROOT / name).read_text(encoding="utf-8")]
+WITH_COMMANDS = [name for name in READMES if "```\n" in (ROOT / name).read_text(encoding="utf-8")]
+
+
+@cache
+def tokens(name: str) -> list[Token]:
+    """The Markdown tokens of a README, those inside of paragraphs and cells too."""
+    blocks = MarkdownIt("commonmark").enable("table").parse((ROOT / name).read_text(encoding="utf-8"))
+    return [token for block in blocks for token in (block, *(block.children or []))]
+
+
+@cache
+def anchors(name: str) -> set[str]:
+    """The anchors that GitHub gives the headings of a README."""
+    everything = tokens(name)
+    headings = [after.content for token, after in pairwise(everything) if token.type == "heading_open"]
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def command_lines(name: str) -> list[str]:
+    """What a README says to type: the lines of its blocks without a language, and its code in backticks."""
+    lines = [token.content for token in tokens(name) if token.type == "code_inline"]
+    for token in tokens(name):
+        if token.type == "fence" and not token.info:
+            lines += token.content.replace("\\\n", " ").splitlines()
+    return [line.removeprefix("$ ").partition("#")[0].strip() for line in lines]
+
+
+def help_of(*command: str) -> str:
+    """What a command of `sidelight` prints of its options."""
+    with contextlib.redirect_stdout(io.StringIO()) as output, pytest.raises(SystemExit) as end:
+        main([*command, "--help"])
+    assert end.value.code == 0
+    return output.getvalue()
+
+
+def options_in(text: str) -> set[str]:
+    return set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", text))
+
+
+def test_the_packages_have_readmes():
+    assert {"README.md", "proto/README.md", "server/README.md", "kernels/README.md"} <= {*READMES}
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_links_lead_somewhere(name: str):
+    targets = [token.attrs.get("href", token.attrs.get("src")) for token in tokens(name)]
+    for link in map(str, filter(None, targets)):
+        path, _, anchor = link.partition("#")
+        if "://" in link:
+            continue
+        file = (ROOT / name).parent / path if path else ROOT / name
+        assert file.exists(), link
+        assert not anchor or anchor in anchors(file.resolve().relative_to(ROOT).as_posix()), link
+
+
+@pytest.mark.parametrize("name", WITH_COMMANDS)
+def test_commands_exist(name: str):
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for line in command_lines(name):
+        command, *arguments = line.split() or [""]
+        if command == "make" and arguments:
+            assert re.search(rf"^{re.escape(arguments[0])}:", makefile, re.MULTILINE), line
+        elif command == "sidelight" and arguments:
+            length = 2 if arguments[0] == "kernels" and len(arguments) > 1 else 1
+            assert options_in(line) <= options_in(help_of(*arguments[:length])), line
+        elif command == "bash":
+            assert (ROOT / arguments[0]).exists(), line
+
+
+@pytest.mark.parametrize(
+    ("name", "commands"),
+    [
+        ("server/README.md", ["serve"]),
+        ("kernels/README.md", ["kernels audit", "kernels bench", "kernels build"]),
+    ],
+)
+def test_every_option_is_explained(name: str, commands: list[str]):
+    text = (ROOT / name).read_text(encoding="utf-8")
+    for command in commands:
+        assert options_in(help_of(*command.split())) - {"--help"} <= options_in(text), command
+
+
+def test_the_table_of_the_servers_options_is_what_the_command_takes():
+    rows = re.findall(r"^\| `(--[\w-]+)` \| (.*?) \|", (ROOT / "server/README.md").read_text(encoding="utf-8"), re.M)
+    assert {option for option, _ in rows} == options_in(help_of("serve")) - {"--help"}
+    parser = argparse.ArgumentParser()
+    serve.add_arguments(parser)
+    defaults = vars(parser.parse_args([]))
+    documented = {option.removeprefix("--").replace("-", "_"): default.strip("`") for option, default in rows}
+    fixed = {name: str(value) for name, value in defaults.items() if value not in (None, False)}
+    assert len(fixed) == 6
+    assert {name: documented[name] for name in fixed} == fixed
+
+
+@pytest.mark.parametrize("name", WITH_PYTHON)
+def test_python_runs(name: str, bundled_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Runs each block after the blocks before it, in one namespace and in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, Any] = {"__name__": "__main__"}
+    for token in tokens(name):
+        if token.type == "fence" and token.info == "python":
+            source = token.content.replace("127.0.0.1:50051", bundled_server)
+            code = compile(source, name, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+            result = eval(code, namespace)
+            if inspect.iscoroutine(result):
+                asyncio.run(result)
+
+
+def test_the_request_in_json_is_one_of_the_contract(bundled_server: str):
+    (line,) = [line for line in command_lines("README.md") if line.startswith("grpcurl")]
+    data, service, method = re.findall(r"-d '(.*)'\s+127\.0\.0\.1:50051 (\S+)/(\w+)", line)[0]
+    request = json_format.Parse(data, attribution_service_pb2.AttributeRequest())
+    assert json.loads(data).keys() == {field.name for field, _ in request.ListFields()}
+    assert service == attribution_service_pb2.DESCRIPTOR.services_by_name["AttributionService"].full_name
+    with grpc.insecure_channel(bundled_server) as channel:
+        stub = attribution_service_pb2_grpc.AttributionServiceStub(channel)
+        events = list(getattr(stub, method)(request))
+    assert events[-1].finished.text
+    assert len(events[-2].steps.steps[-1].cross.shape) == 2
+
+
+def test_the_tree_of_the_house_has_every_folder_of_code():
+    (tree,) = [
+        token.content for token in tokens("README.md") if token.type == "fence" and token.content.startswith("proto/")
+    ]
+    in_tree: set[str] = set()
+    parent = ""
+    for line in tree.splitlines():
+        indent, name = re.match(r"( *)(\S+?)/ ", line).groups()  # pyright: ignore[reportOptionalMemberAccess]
+        parent = parent if indent else name
+        in_tree.add(f"{parent}/{name}" if indent else name)
+    folders = {
+        path.parent.relative_to(ROOT).as_posix()
+        for top in ("client", "server", "kernels")
+        for path in ROOT.glob(f"{top}/**/*.py")
+    }
+    assert {folder for folder in folders if folder.count("/") < 2} <= in_tree
+    assert all((ROOT / folder).is_dir() for folder in in_tree)
