@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import ast
-import asyncio
 import contextlib
-import inspect
 import io
 import json
 import re
@@ -102,8 +99,13 @@ def test_commands_exist(name: str):
 @pytest.mark.parametrize(
     ("name", "commands"),
     [
-        ("server/README.md", ["serve"]),
-        ("kernels/README.md", ["kernels audit", "kernels bench", "kernels build"]),
+        (name, commands)
+        for name, commands in (
+            ("client/README.md", ["attribute", "demo", "models"]),
+            ("server/README.md", ["serve"]),
+            ("kernels/README.md", ["kernels audit", "kernels bench", "kernels build"]),
+        )
+        if name in READMES
     ],
 )
 def test_every_option_is_explained(name: str, commands: list[str]):
@@ -126,16 +128,16 @@ def test_the_table_of_the_servers_options_is_what_the_command_takes():
 
 @pytest.mark.parametrize("name", WITH_PYTHON)
 def test_python_runs(name: str, bundled_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Runs each block after the blocks before it, in one namespace and in an empty folder."""
+    """Runs each block after the blocks before it. A block without a language right after it is what it prints."""
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, Any] = {"__name__": "__main__"}
-    for token in tokens(name):
-        if token.type == "fence" and token.info == "python":
-            source = token.content.replace("127.0.0.1:50051", bundled_server)
-            code = compile(source, name, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
-            result = eval(code, namespace)
-            if inspect.iscoroutine(result):
-                asyncio.run(result)
+    for block, after in pairwise([*tokens(name), Token("end", "", 0)]):
+        if block.type == "fence" and block.info == "python":
+            source = block.content.replace("127.0.0.1:50051", bundled_server)
+            with contextlib.redirect_stdout(io.StringIO()) as output:
+                exec(compile(source, name, "exec"), namespace)
+            if after.type == "fence" and not after.info:
+                assert output.getvalue() == after.content, source
 
 
 def test_the_request_in_json_is_one_of_the_contract(bundled_server: str):
