@@ -1,4 +1,4 @@
-"""Clients of a Sidelight server, and what can be done with what they bring back. Installs without torch.
+"""The Python client of a Sidelight server, and its command line. The package installs without torch.
 
 from sidelight.client import Client
 
@@ -6,11 +6,23 @@ with Client("127.0.0.1:50051") as client:
     for step in client.attribute("I don't want to be your friend."):
         print(step.text, step.cross.shape)
 
-Its modules are imported when one of their names is first used: the command line, which is in this package too, can so
-handle Ctrl-C before anything that takes time has come in. For that, nothing is imported here.
+client          Client and AsyncClient: connections to a server
+streams         AttributionStream and AsyncAttributionStream: running requests, step by step
+request         AttributeOptions, and the request built from them
+parameters      Capture, Decoding and the values that a request may ask for
+results         Token, Step, Attribution, Model: what a server answers, as NumPy arrays
+errors          the exceptions
+converters      between these types and protobuf messages
+validation      checks values against their declared types before a request is sent
+cli/            the command line
+views/          a heatmap in the terminal, a page in the browser
+formats/        files: Inseq's JSON, NumPy's npz, the page
+
+This module imports the other modules when one of their names is first used. The command line lies in this package too,
+and must handle Ctrl-C before any import that takes time. For this reason, this module imports nothing at its top.
 """
 
-TYPE_CHECKING = False  # as in typing, which takes time to import
+TYPE_CHECKING = False  # the same as typing.TYPE_CHECKING, but importing typing takes time
 if TYPE_CHECKING:
     from .client import AsyncClient, Client
     from .errors import (
@@ -24,26 +36,26 @@ if TYPE_CHECKING:
         UnavailableError,
         UnimplementedError,
     )
-    from .formats.save import save
+    from .formats import save
     from .parameters import (
+        AttentionKind,
         Beam,
         Capture,
         Decoding,
         Encoding,
         Greedy,
         Head,
-        Kind,
         Reduction,
         Row,
         Sampling,
         Score,
         Source,
     )
-    from .request import Options
+    from .request import AttributeOptions
     from .results import (
+        AttentionLayout,
         Attribution,
         Hypothesis,
-        Layout,
         Model,
         ModelAttention,
         Started,
@@ -57,6 +69,9 @@ if TYPE_CHECKING:
 __all__ = [
     "AsyncAttributionStream",
     "AsyncClient",
+    "AttentionKind",
+    "AttentionLayout",
+    "AttributeOptions",
     "Attribution",
     "AttributionStream",
     "Beam",
@@ -71,12 +86,9 @@ __all__ = [
     "Hypothesis",
     "InternalError",
     "InvalidArgumentError",
-    "Kind",
-    "Layout",
     "Model",
     "ModelAttention",
     "NotFoundError",
-    "Options",
     "Reduction",
     "ResourceExhaustedError",
     "Row",
@@ -94,13 +106,13 @@ __all__ = [
     "save",
 ]
 
-_MODULES = ("client", "errors", "parameters", "request", "results", "streams", "formats.save")
+_MODULES = ("client", "errors", "parameters", "request", "results", "streams", "formats")
 
 if not TYPE_CHECKING:
     del TYPE_CHECKING
 
     def __getattr__(name: str) -> object:
-        """Imports what is public, and these modules, when they are first used."""
+        """Imports a public name, or one of the modules above, at its first use."""
         from importlib import import_module
 
         if name in _MODULES:

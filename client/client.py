@@ -1,6 +1,6 @@
-"""Clients of a Sidelight server: a synchronous and an asyncio one, alike but for `await`.
+"""The two clients of a Sidelight server: `Client` is synchronous, `AsyncClient` is for asyncio.
 
-They know how to connect and to call; what streams give is in `streams`, how it looks on the wire in `converters`.
+This module opens the connection and makes the calls. `streams` holds the running requests, `converters` the messages.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from typing_extensions import Self, Unpack
 from . import converters
 from .errors import CancelledError, from_rpc_error
 from .parameters import Source
-from .request import Options, attribute_request, checked_timeout, get_model_request
+from .request import AttributeOptions, build_attribute_request, build_get_model_request, validate_timeout
 from .results import Model
 from .streams import AsyncAttributionStream, AttributionStream
 from .validation import check_value
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 
-# A step of a large model with everything unreduced passes gRPC's limit of 4 MiB for what is received.
-_OPTIONS: tuple[tuple[str, Any], ...] = (("grpc.max_receive_message_length", -1),)
+# gRPC receives at most 4 MiB by default. One step of a large model, with no reduction, is larger.
+_CHANNEL_OPTIONS: tuple[tuple[str, Any], ...] = (("grpc.max_receive_message_length", -1),)
 
-Answer = TypeVar("Answer")
+Response = TypeVar("Response")
 
 
 class Client:
-    """A connection to a server, for synchronous programs. Safe to use from several threads.
+    """A connection to a server, for synchronous programs. Several threads may share one client.
 
-    Connecting happens with the first call. In a `with` block, the connection is closed at the end.
+    The client connects at its first call. A `with` block closes the connection at its end.
     """
 
     def __init__(
@@ -44,18 +44,18 @@ class Client:
         credentials: grpc.ChannelCredentials | None = None,
         options: Sequence[tuple[str, Any]] = (),
     ) -> None:
-        """Makes a client.
+        """Creates a client, without connecting.
 
         Args:
             address: "HOST:PORT", or another form that gRPC knows, such as "unix:/run/sidelight.sock".
-            credentials: For TLS; without them the connection is in the clear.
+            credentials: Credentials for TLS. Without them the connection is not encrypted.
             options: Further gRPC channel arguments.
 
         Raises:
             InvalidArgumentError: An argument is not of its type.
         """
         _check_connection(address, credentials, options)
-        arguments = (*_OPTIONS, *options)
+        arguments = (*_CHANNEL_OPTIONS, *options)
         if credentials is None:
             self._channel = grpc.insecure_channel(address, options=arguments)
         else:
@@ -63,45 +63,46 @@ class Client:
         self._stub = AttributionServiceStub(self._channel)
         self._closed = False
 
-    def attribute(self, source: Source, **options: Unpack[Options]) -> AttributionStream:
-        """Writes a source's target, or takes the one given, and streams the attention of each token.
+    def attribute(self, source: Source, **options: Unpack[AttributeOptions]) -> AttributionStream:
+        """Has the server write the target of a source, or read a given target, and streams the attention of each token.
 
         Args:
             source: A text, token ids, or the messages of a chat.
-            **options: See `Options`.
+            **options: See `AttributeOptions`.
 
         Raises:
-            InvalidArgumentError: For what needs no server to be told; all else is raised while the stream is read.
+            InvalidArgumentError: The client refuses the request without sending it. All other errors are raised while
+                the stream is read.
             CancelledError: The client is closed.
         """
-        request = attribute_request(source, options)
-        timeout = checked_timeout(options.get("timeout"))
+        request = build_attribute_request(source, options)
+        timeout = validate_timeout(options.get("timeout"))
         _check_open(self._closed)
         return AttributionStream(self._stub.Attribute(request, timeout=timeout))
 
     def get_model(self, name: str = "", *, timeout: float | None = None) -> Model:
-        """A loaded model, described; the default one without a name. Raises SidelightError."""
-        request, seconds = get_model_request(name), checked_timeout(timeout)
-        return converters.model(self._answer(lambda: self._stub.GetModel(request, timeout=seconds)).model)
+        """Describes a loaded model; without a name, the default model. Raises SidelightError."""
+        request, seconds = build_get_model_request(name), validate_timeout(timeout)
+        return converters.parse_model(self._call(lambda: self._stub.GetModel(request, timeout=seconds)).model)
 
     def list_models(self, *, timeout: float | None = None) -> list[Model]:
-        """All loaded models, in the order of their names. `timeout` is for each page. Raises SidelightError."""
+        """Lists all loaded models, in the order of their names. `timeout` is for each page. Raises SidelightError."""
         models: list[Model] = []
-        request, seconds = service_pb.ListModelsRequest(), checked_timeout(timeout)
+        request, seconds = service_pb.ListModelsRequest(), validate_timeout(timeout)
         while True:
-            page = self._answer(lambda: self._stub.ListModels(request, timeout=seconds))
-            models += [converters.model(message) for message in page.models]
+            page = self._call(lambda: self._stub.ListModels(request, timeout=seconds))
+            models += [converters.parse_model(message) for message in page.models]
             if not page.next_page_token:
                 return models
             request.page_token = page.next_page_token
 
     def close(self) -> None:
-        """Closes the connection; running streams are cancelled."""
+        """Closes the connection and cancels the running streams."""
         self._closed = True
         self._channel.close()
 
-    def _answer(self, call: Callable[[], Answer]) -> Answer:
-        """A unary call's answer. Raises SidelightError."""
+    def _call(self, call: Callable[[], Response]) -> Response:
+        """Makes a unary call and returns its response. Raises SidelightError."""
         _check_open(self._closed)
         try:
             return call()
@@ -120,7 +121,7 @@ class Client:
 class AsyncClient:
     """A connection to a server, for asyncio programs: `Client` with `await`.
 
-    Made in the event loop that uses it. In an `async with` block, the connection is closed at the end.
+    Create it in the event loop that uses it. An `async with` block closes the connection at its end.
     """
 
     def __init__(
@@ -130,9 +131,9 @@ class AsyncClient:
         credentials: grpc.ChannelCredentials | None = None,
         options: Sequence[tuple[str, Any]] = (),
     ) -> None:
-        """As `Client` has them."""
+        """Creates a client, without connecting. The arguments and errors are those of `Client`."""
         _check_connection(address, credentials, options)
-        arguments = (*_OPTIONS, *options)
+        arguments = (*_CHANNEL_OPTIONS, *options)
         if credentials is None:
             self._channel = grpc.aio.insecure_channel(address, options=arguments)
         else:
@@ -141,42 +142,43 @@ class AsyncClient:
         self._closed = False
         self._streams: WeakSet[AsyncAttributionStream] = WeakSet()
 
-    def attribute(self, source: Source, **options: Unpack[Options]) -> AsyncAttributionStream:
-        """As `Client.attribute`; what comes back is iterated with `async for`."""
-        request = attribute_request(source, options)
-        timeout = checked_timeout(options.get("timeout"))
+    def attribute(self, source: Source, **options: Unpack[AttributeOptions]) -> AsyncAttributionStream:
+        """Does what `Client.attribute` does. Iterate over the stream with `async for`."""
+        request = build_attribute_request(source, options)
+        timeout = validate_timeout(options.get("timeout"))
         _check_open(self._closed)
         stream = AsyncAttributionStream(self._stub.Attribute(request, timeout=timeout))
         self._streams.add(stream)
         return stream
 
     async def get_model(self, name: str = "", *, timeout: float | None = None) -> Model:
-        """As `Client.get_model`."""
-        request, seconds = get_model_request(name), checked_timeout(timeout)
-        answer = await self._answer(lambda: self._stub.GetModel(request, timeout=seconds))
-        return converters.model(answer.model)
+        """Does what `Client.get_model` does."""
+        request, seconds = build_get_model_request(name), validate_timeout(timeout)
+        response = await self._call(lambda: self._stub.GetModel(request, timeout=seconds))
+        return converters.parse_model(response.model)
 
     async def list_models(self, *, timeout: float | None = None) -> list[Model]:
-        """As `Client.list_models`."""
+        """Does what `Client.list_models` does."""
         models: list[Model] = []
-        request, seconds = service_pb.ListModelsRequest(), checked_timeout(timeout)
+        request, seconds = service_pb.ListModelsRequest(), validate_timeout(timeout)
         while True:
-            page = await self._answer(lambda: self._stub.ListModels(request, timeout=seconds))
-            models += [converters.model(message) for message in page.models]
+            page = await self._call(lambda: self._stub.ListModels(request, timeout=seconds))
+            models += [converters.parse_model(message) for message in page.models]
             if not page.next_page_token:
                 return models
             request.page_token = page.next_page_token
 
     async def close(self) -> None:
-        """Closes the connection; running streams are cancelled."""
+        """Closes the connection and cancels the running streams."""
         self._closed = True
-        # Told one by one, so that each knows it is the stream that ends, and not the task that reads it.
+        # Each stream is cancelled on its own, and its reader raises this package's CancelledError. If only the channel
+        # were closed, the reader could not tell this from a cancellation of its own task.
         for stream in list(self._streams):
             stream.cancel()
         await self._channel.close()
 
-    async def _answer(self, call: Callable[[], Awaitable[Answer]]) -> Answer:
-        """A unary call's answer. Raises SidelightError."""
+    async def _call(self, call: Callable[[], Awaitable[Response]]) -> Response:
+        """Makes a unary call and returns its response. Raises SidelightError."""
         _check_open(self._closed)
         try:
             return await call()
@@ -194,8 +196,8 @@ class AsyncClient:
 
 def _check_connection(address: str, credentials: grpc.ChannelCredentials | None, options: object) -> None:
     check_value(address, str, "address")
-    with converters.blaming("address"):
-        address.encode()  # gRPC's own error would be none of ours
+    with converters.field_errors("address"):
+        address.encode()  # gRPC's own error would not be a SidelightError
     check_value(credentials, grpc.ChannelCredentials | None, "credentials")
     check_value(options, Sequence[tuple[str, Any]], "options")
 

@@ -1,6 +1,6 @@
-"""Exceptions of this client: what the server said, with the field that is to blame.
+"""The exceptions of this client. They carry what the server answered, with the field that is at fault.
 
-Made from gRPC's errors in one place, so that none of those reach users.
+`from_rpc_error` is the only place that turns gRPC's errors into these exceptions: users never see gRPC's own.
 """
 
 # google.rpc has no stubs.
@@ -10,32 +10,32 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from dataclasses import field as member
+from dataclasses import field as dataclass_field
 
 import grpc
 from google.rpc import error_details_pb2, status_pb2
 
-_DETAILS = "grpc-status-details-bin"
+_DETAILS_KEY = "grpc-status-details-bin"
 
 
-@dataclass(eq=False)  # exceptions are told apart by identity, and hashable
+@dataclass(eq=False)  # exceptions compare by identity, and stay hashable
 class SidelightError(Exception):
     """A request that failed.
 
     Attributes:
-        message: For people.
+        message: A text for people.
         status: The gRPC status code.
-        field: The path of the field that is to blame, such as "capture.heads.list.heads[2].layer"; or empty.
-        fields: All such fields, with what is wrong with each.
-        reason: For programs: stable, such as "LAYER_OUT_OF_RANGE"; or empty.
-        request_id: The request's id, where it is known.
-        retry_delay: In seconds, when a retry may help; None if the server did not say.
+        field: The path of the field at fault, such as "capture.heads.list.heads[2].layer"; or empty.
+        fields: All fields at fault, with a description for each.
+        reason: A stable code for programs, such as "LAYER_OUT_OF_RANGE"; or empty.
+        request_id: The id of the request, if it is known.
+        retry_delay: Seconds to wait before a retry, which may then succeed; None if the server did not say.
     """
 
     message: str
     status: grpc.StatusCode = grpc.StatusCode.UNKNOWN
     field: str = ""
-    fields: dict[str, str] = member(default_factory=dict[str, str])
+    fields: dict[str, str] = dataclass_field(default_factory=dict[str, str])
     reason: str = ""
     request_id: str = ""
     retry_delay: float | None = None
@@ -45,23 +45,23 @@ class SidelightError(Exception):
 
 
 class InvalidArgumentError(SidelightError):
-    """Something in the request is wrong, whatever the state of the server."""
+    """The request is wrong, whatever the state of the server."""
 
 
 class NotFoundError(SidelightError):
-    """A name stands for nothing on this server."""
+    """The server has nothing of this name."""
 
 
 class UnimplementedError(SidelightError):
-    """The contract has it, this server does not."""
+    """The contract has this feature, but this server does not."""
 
 
 class ResourceExhaustedError(SidelightError):
-    """Too much was asked, or too many are asking."""
+    """The request asks for too much, or the server has too many requests."""
 
 
 class DeadlineExceededError(SidelightError):
-    """The time allowed was over first."""
+    """The timeout passed before the request was done."""
 
 
 class CancelledError(SidelightError):
@@ -69,14 +69,14 @@ class CancelledError(SidelightError):
 
 
 class UnavailableError(SidelightError):
-    """No server answers there, or it is shutting down."""
+    """No server answers at the address, or the server is shutting down."""
 
 
 class InternalError(SidelightError):
-    """The server's own fault."""
+    """The server is at fault."""
 
 
-_CLASSES: dict[grpc.StatusCode, type[SidelightError]] = {
+_ERROR_CLASSES: dict[grpc.StatusCode, type[SidelightError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: InvalidArgumentError,
     grpc.StatusCode.NOT_FOUND: NotFoundError,
     grpc.StatusCode.UNIMPLEMENTED: UnimplementedError,
@@ -88,50 +88,50 @@ _CLASSES: dict[grpc.StatusCode, type[SidelightError]] = {
 }
 
 
-def invalid(field: str, message: str) -> InvalidArgumentError:
-    """An error found before anything was sent."""
+def invalid_argument(field: str, message: str) -> InvalidArgumentError:
+    """Builds the error for a field that the client refuses before it sends the request."""
     return InvalidArgumentError(
         f"{field}: {message}", grpc.StatusCode.INVALID_ARGUMENT, field, {field: message}, "INVALID"
     )
 
 
-def describe(error: SidelightError) -> str:
-    """An error in one line, with the field that is to blame."""
+def describe_error(error: SidelightError) -> str:
+    """Describes an error in one line, with the field at fault."""
     line = " ".join(str(error).split())
     return line if not error.field or error.field in line else f"{error.field}: {line}"
 
 
 def from_rpc_error(error: grpc.RpcError) -> SidelightError:
-    """Our exception for one of gRPC's, of the synchronous or the asyncio kind."""
+    """Converts an error of gRPC, synchronous or asyncio, into the exception of this module."""
     status = error.code() if isinstance(error, grpc.Call | grpc.aio.AioRpcError) else grpc.StatusCode.UNKNOWN
     message = error.details() if isinstance(error, grpc.Call | grpc.aio.AioRpcError) else str(error)
     trailers = error.trailing_metadata() if isinstance(error, grpc.Call | grpc.aio.AioRpcError) else None
-    made = _CLASSES.get(status, SidelightError)(message or status.name.lower().replace("_", " "), status)
-    _fill(made, trailers or ())
-    return made
+    exception = _ERROR_CLASSES.get(status, SidelightError)(message or status.name.lower().replace("_", " "), status)
+    _add_details(exception, trailers or ())
+    return exception
 
 
-def _fill(error: SidelightError, trailers: Iterable[tuple[str, str | bytes]]) -> None:
-    """Takes what google.rpc details say."""
-    data = next((value for key, value in trailers if key == _DETAILS), None)
+def _add_details(error: SidelightError, trailers: Iterable[tuple[str, str | bytes]]) -> None:
+    """Fills an exception from the google.rpc details in the trailers, if there are any."""
+    data = next((value for key, value in trailers if key == _DETAILS_KEY), None)
     if not isinstance(data, bytes):
         return
     status = status_pb2.Status()
     try:
         status.ParseFromString(data)
-    except Exception:  # a proxy's business: the status itself still counts
+    except Exception:  # a proxy may write its own details; the status itself still counts
         return
-    bad, info = error_details_pb2.BadRequest(), error_details_pb2.ErrorInfo()
-    request, retry = error_details_pb2.RequestInfo(), error_details_pb2.RetryInfo()
+    bad_request, error_info = error_details_pb2.BadRequest(), error_details_pb2.ErrorInfo()
+    request_info, retry_info = error_details_pb2.RequestInfo(), error_details_pb2.RetryInfo()
     for detail in status.details:
-        if detail.Unpack(bad):
-            for violation in bad.field_violations:
-                said = error.fields.get(violation.field)
-                error.fields[violation.field] = f"{said}; {violation.description}" if said else violation.description
+        if detail.Unpack(bad_request):
+            for violation in bad_request.field_violations:
+                previous, description = error.fields.get(violation.field), violation.description
+                error.fields[violation.field] = f"{previous}; {description}" if previous else description
             error.field = next(iter(error.fields), "")
-        elif detail.Unpack(info):
-            error.reason = info.reason
-        elif detail.Unpack(request):
-            error.request_id = request.request_id
-        elif detail.Unpack(retry):
-            error.retry_delay = retry.retry_delay.ToTimedelta().total_seconds()
+        elif detail.Unpack(error_info):
+            error.reason = error_info.reason
+        elif detail.Unpack(request_info):
+            error.request_id = request_info.request_id
+        elif detail.Unpack(retry_info):
+            error.retry_delay = retry_info.retry_delay.ToTimedelta().total_seconds()

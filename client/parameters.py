@@ -1,7 +1,7 @@
-"""What can be asked: captures and ways of decoding, in the contract's words.
+"""The parameters of a request: what to capture, how to decode, which scores. Names are those of the contract.
 
-Plain data. `validation` holds the values against these annotations; whether they make sense is the server's to judge,
-and its answer names the field.
+All types here are plain data. `validation` checks values against these annotations before a request is sent. The server
+checks what the values mean; its error names the field.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["cross", "decoder_self", "encoder_self"]
+AttentionKind = Literal["cross", "decoder_self", "encoder_self"]
 Reduction = Literal["mean", "max", "min", "sum", "prod", "absmax", "l2"]
 Row = Literal["predicting", "reading"]
 Encoding = Literal["float32", "float16", "uint8"]
@@ -19,32 +19,32 @@ Score = Literal["probability", "logit", "entropy", "cross_entropy", "perplexity"
 SpecialTokensInText = Literal["text", "parse"]
 
 Head = tuple[int, int] | tuple[int, int, float]
-"""(layer, head), or (layer, head, weight): its share in a weighted mean or sum over the heads, 1 where it has none."""
+"""(layer, head), or (layer, head, weight). The weight is for a weighted mean or sum over heads; its default is 1."""
 
 Source = str | Sequence[int] | Sequence[dict[str, str]]
-"""A text, token ids, or the messages of a chat as dictionaries with "role" and "content"."""
+"""A text, token ids, or the messages of a chat: dictionaries with "role" and "content"."""
 
 
 @dataclass(frozen=True)
 class Capture:
-    """What to keep of the attention. Unset fields mean what the contract says they mean.
+    """What the server keeps of the attention. The contract says what an unset field means.
 
     Attributes:
-        kinds: Empty for the model's main kind.
-        layers: All heads of these layers; None for all layers.
+        kinds: The kinds of attention. Empty: the model's main kind.
+        layers: All heads of these layers. None: all layers.
         heads: Single heads instead of layers; see `Head`. Weights need `over_heads` to be "mean" or "sum".
-        over_heads: How heads become one; None keeps them apart.
-        over_layers: How layers then become one; needs `over_heads`.
-        row: The query that predicts a token, or the one that reads it.
-        encoding: The numbers' type on the wire. "uint8" sends a byte for each, times a scale for each row; they become
-            float32 here.
-        top_k: Only so many positions of each row are sent, the greatest; 0 for all. Arrays still have every position: 0
-            stands for what was not sent.
-        none: Keep nothing: tokens and scores alone.
-        steps: Only the steps from the first to before the second carry attention.
+        over_heads: How the heads are reduced to one. None: the heads stay apart.
+        over_layers: How the layers are then reduced to one. Needs `over_heads`.
+        row: The query that predicts a token, or the query that reads the token.
+        encoding: The type of the numbers on the wire. "uint8" sends one byte for each number and one scale for each
+            row; the client multiplies them, and the arrays are float32.
+        top_k: The server sends only the `top_k` greatest positions of each row. 0: all positions. The arrays still have
+            every position, with 0 for the positions that were not sent.
+        none: Keep no attention, only tokens and scores.
+        steps: (begin, end): only the steps from `begin` to before `end` carry attention. An `end` of None: to the last.
     """
 
-    kinds: Sequence[Kind] = ()
+    kinds: Sequence[AttentionKind] = ()
     layers: Sequence[int] | None = None
     heads: Sequence[Head] | None = None
     over_heads: Reduction | None = None
@@ -58,12 +58,15 @@ class Capture:
 
 @dataclass(frozen=True)
 class Greedy:
-    """The likeliest token at every step."""
+    """Greedy search: the most likely token at every step."""
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """A token drawn at every step. None: as the model's generation config says; `seed` None: a random one."""
+    """Sampling: a random token at every step.
+
+    A field of None takes the value of the model's generation config. A `seed` of None: the server draws a seed.
+    """
 
     temperature: float | None = None
     top_k: int | None = None
@@ -73,10 +76,13 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Beam:
-    """The best of several hypotheses, whose steps come when the search has ended.
+    """Beam search. Its steps come when the search has ended.
 
-    `width` hypotheses are kept at every step, and the best `hypotheses` of them listed in the result.
-    `length_penalty` is the exponent of the length that a score is divided by; None: as the generation config says.
+    Attributes:
+        width: How many hypotheses the search keeps at every step.
+        length_penalty: The exponent of the length by which a hypothesis's score is divided. None: the value of the
+            model's generation config.
+        hypotheses: How many of the best hypotheses the result lists.
     """
 
     width: int
@@ -86,9 +92,9 @@ class Beam:
 
 @dataclass(frozen=True)
 class Decoding:
-    """How the server writes a target. None: as the model's generation config says.
+    """How the server writes a target. A field of None takes the value of the model's generation config.
 
-    `stop` are texts that end a target; one alone is a sequence too, as in `stop=["."]`.
+    `stop` holds the texts that end a target. It is always a sequence, also for a single text: `stop=["."]`.
     """
 
     strategy: Greedy | Sampling | Beam | None = None

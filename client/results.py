@@ -1,6 +1,6 @@
-"""What comes back: tokens, steps, and whole attributions as NumPy arrays.
+"""The results of requests: tokens, steps, whole attributions and models. Attention is in NumPy arrays.
 
-Plain data. Knows nothing of protobuf, gRPC or files.
+All types here are plain data, without protobuf, gRPC or files.
 """
 
 from __future__ import annotations
@@ -14,20 +14,25 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from .parameters import Kind, Row, Score
+from .parameters import AttentionKind, Row, Score
 
-Numbers = NDArray[np.floating[Any]]
+FloatArray = NDArray[np.floating[Any]]
 
 StopReason = Literal["end_token", "length", "stop_text", "given"]
 
 
 @dataclass(frozen=True)
 class Token:
-    """One token.
+    """One token of a source or a target.
 
-    `begin` and `end` count characters of the exact text, half-open; `text` is what stands there. `piece` is the
-    vocabulary's own form, such as "▁Haus". Special tokens cover nothing. Tokens that are only some bytes of a character
-    all have that character's span; in a step, the `text` of all but the last of them is empty.
+    Attributes:
+        id: The token's id in the vocabulary.
+        piece: The token's form in the vocabulary, such as "▁Haus".
+        begin: Where the token begins in the exact text, in characters.
+        end: Where the token ends in the exact text, in characters: the index behind its last character.
+        special: Whether the token is a special token. A special token covers no characters.
+        text: The text from `begin` to `end`. Tokens that hold only some bytes of a character all have the
+            span of the character; in a step, the `text` of all of these tokens but the last is empty.
     """
 
     id: int
@@ -39,10 +44,10 @@ class Token:
 
     @property
     def label(self) -> str:
-        """What to show for it: its text; its piece where it stands for no characters.
+        """What a view shows for the token: its text, or its piece if the token stands for no characters.
 
-        White space alone has its picture; a token that is only some bytes of a character, while that is incomplete, an
-        ellipsis: the piece would be another character.
+        White space has a visible sign. A token that holds only some bytes of a character has an ellipsis until the
+        character is complete: the piece of such a token can look like another character.
         """
         if label := self.text.strip():
             return label
@@ -51,19 +56,23 @@ class Token:
         return self.piece if self.special or self.begin == self.end else "…"
 
 
-_UNKNOWN = Token(0, "…", 0, 0, True, "")
+_UNKNOWN_TOKEN = Token(0, "…", 0, 0, True, "")
 
 
 @dataclass(frozen=True)
-class Layout:
-    """What the axes of one kind's arrays mean, behind the axes for positions and steps.
+class AttentionLayout:
+    """The meaning of an attention array's axes behind the axes for positions and steps.
 
-    `axes` names them in order; `layers` are the model's layers along "layer" (or those that were reduced), `pairs` the
-    (layer, head) pairs along "pair" (or those that were reduced, each with its weight in `weights`); "head" counts 0 to
-    `head_count` - 1.
+    Attributes:
+        kind: The kind of attention.
+        axes: The names of the axes, in order.
+        layers: The model's layers along the axis "layer", or the layers that were reduced.
+        head_count: The number of heads along the axis "head", which are 0 to `head_count` - 1.
+        pairs: The (layer, head) pairs along the axis "pair", or the pairs that were reduced.
+        weights: The weight of each of `pairs`, for a reduction.
     """
 
-    kind: Kind
+    kind: AttentionKind
     axes: tuple[Literal["layer", "head", "pair"], ...]
     layers: tuple[int, ...]
     head_count: int
@@ -72,17 +81,27 @@ class Layout:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The lengths of these axes."""
+        """The lengths of the axes."""
         lengths = {"layer": len(self.layers), "head": self.head_count, "pair": len(self.pairs)}
         return tuple(lengths[axis] for axis in self.axes)
 
 
 @dataclass(frozen=True)
 class Started:
-    """The header of a stream: what follows, before it follows.
+    """The header of a stream. It describes the steps that follow.
 
-    `seed` is the one that sampling uses, for resuming a broken stream or drawing the same again; None without sampling.
-    `top_k` is how many positions of each row are sent, the greatest ones; 0 for all.
+    Attributes:
+        request_id: The id of the request.
+        model: The name of the model.
+        source_text: The text of the source.
+        source: The tokens of the source; for a decoder-only model, of the prompt.
+        prefix: The tokens that the decoder starts with, before the first step.
+        layouts: The axes of the arrays, for each kind of attention.
+        scores: The names of the scores, in the order of the request.
+        row: Which query a row belongs to.
+        is_encoder_decoder: Whether the model has an encoder.
+        seed: The seed of sampling, to resume a broken stream or to draw the same tokens again. None without sampling.
+        top_k: How many positions of each row are sent, which are the greatest. 0: all positions.
     """
 
     request_id: str
@@ -90,7 +109,7 @@ class Started:
     source_text: str
     source: tuple[Token, ...]
     prefix: tuple[Token, ...]
-    layouts: Mapping[Kind, Layout]
+    layouts: Mapping[AttentionKind, AttentionLayout]
     scores: tuple[Score, ...]
     row: Row
     is_encoder_decoder: bool
@@ -107,22 +126,29 @@ class Started:
 class Step:
     """One token of the target and its attention.
 
-    `cross` is `[source positions, layers, heads]` and `decoder_self` `[positions seen, layers, heads]`, or fewer axes
-    when reduced (see `Started.layouts`); None where it was not captured. With `Started.top_k`, 0 stands for
-    what was not sent. `text` is what the step adds to the text.
+    With `Started.top_k`, the arrays have 0 for the positions that were not sent.
+
+    Attributes:
+        index: The step's number in the stream, from 0.
+        token: The token.
+        text: The text that the step adds to the target.
+        cross: `[source positions, layers, heads]`, or fewer axes if reduced (see `Started.layouts`). None if it was not
+            captured.
+        decoder_self: `[positions seen, layers, heads]`, or fewer axes if reduced. None if it was not captured.
+        scores: The value of each score of the request.
     """
 
     index: int
     token: Token
     text: str
-    cross: Numbers | None
-    decoder_self: Numbers | None
+    cross: FloatArray | None
+    decoder_self: FloatArray | None
     scores: Mapping[Score, float]
 
 
 @dataclass(frozen=True)
 class Usage:
-    """What a request cost. Times in seconds, from its arrival at the server."""
+    """The cost of a request. Times are in seconds, from the request's arrival at the server."""
 
     source_tokens: int
     target_tokens: int
@@ -135,7 +161,10 @@ class Usage:
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """One result of a beam search. `score` is the sum of log-probabilities over length ** length_penalty, in nats."""
+    """One hypothesis of a beam search.
+
+    `score` is the sum of the log-probabilities, in nats, divided by length ** length_penalty.
+    """
 
     text: str
     tokens: tuple[Token, ...]
@@ -143,8 +172,8 @@ class Hypothesis:
 
 
 @dataclass(frozen=True)
-class Ending:
-    """The end of a stream: what can be told only then."""
+class Finished:
+    """The end of a stream: the whole text, the reason of the end, and the cost."""
 
     text: str
     stop_reason: StopReason
@@ -154,25 +183,26 @@ class Ending:
 
 @dataclass(frozen=True, eq=False)
 class Attribution:
-    """A whole result. Arrays are float32, or float16 where the capture asked for that, and hold every position.
+    """The whole result of a request.
 
-    Where the capture asked for `top_k`, 0 stands for what was not sent.
+    Arrays are float32, or float16 if the capture asked for it, and hold every position. If the capture asked for
+    `top_k`, they have 0 for the positions that were not sent.
 
     Attributes:
-        started: The stream's header.
-        steps: The target's tokens that are steps, in order.
-        text: The target's text.
-        stop_reason: Why it ends where it does.
-        usage: What it cost.
-        cross: `[source positions, steps, layers, heads]`, Inseq's `source_attributions`; fewer axes when reduced; None
-            where it was not captured. NaN for steps that carry no attention.
-        decoder_self: `[positions, steps, layers, heads]`, Inseq's `target_attributions`: positions are the prefix and
-            the steps (for a decoder-only model the prompt, the prefix and the steps). NaN where a step has not seen a
-            position.
-        encoder_self: `[queries, positions, layers, heads]`; None where it was not captured.
-        scores: For each score asked, `[steps]`.
-        hypotheses: Of a beam search, the best ones.
-        first_step: The index of the first of `steps`; above 0 for a resumed stream only.
+        started: The header of the stream.
+        steps: The tokens of the target, one for each step, in order.
+        text: The text of the target.
+        stop_reason: Why the target ends.
+        usage: The cost of the request.
+        cross: `[source positions, steps, layers, heads]`, Inseq's `source_attributions`; fewer axes if reduced. None if
+            it was not captured. NaN for steps that carry no attention.
+        decoder_self: `[positions, steps, layers, heads]`, Inseq's `target_attributions`. The positions are the prefix
+            and the steps; for a decoder-only model the prompt, the prefix and the steps. NaN for positions that a step
+            has not seen.
+        encoder_self: `[queries, positions, layers, heads]`. None if it was not captured.
+        scores: `[steps]` for each score of the request.
+        hypotheses: The best hypotheses of a beam search.
+        first_step: The index of the first of `steps`. It is above 0 only for a resumed stream.
     """
 
     started: Started
@@ -180,21 +210,21 @@ class Attribution:
     text: str
     stop_reason: StopReason
     usage: Usage
-    cross: Numbers | None = None
-    decoder_self: Numbers | None = None
-    encoder_self: Numbers | None = None
-    scores: Mapping[Score, Numbers] = field(default_factory=dict[Score, Numbers])
+    cross: FloatArray | None = None
+    decoder_self: FloatArray | None = None
+    encoder_self: FloatArray | None = None
+    scores: Mapping[Score, FloatArray] = field(default_factory=dict[Score, FloatArray])
     hypotheses: tuple[Hypothesis, ...] = ()
     first_step: int = 0
 
     @property
-    def layouts(self) -> Mapping[Kind, Layout]:
-        """What the axes of each array mean."""
+    def layouts(self) -> Mapping[AttentionKind, AttentionLayout]:
+        """The axes of the arrays, for each kind of attention."""
         return self.started.layouts
 
     @property
     def source(self) -> tuple[Token, ...]:
-        """The source's tokens; a decoder-only model's prompt."""
+        """The tokens of the source; for a decoder-only model, of the prompt."""
         return self.started.source
 
     @property
@@ -205,13 +235,13 @@ class Attribution:
 
     @property
     def decoder_positions(self) -> tuple[Token, ...]:
-        """The tokens at the positions of `decoder_self`. Of a resumed stream the first steps are not known."""
-        return (*self.context, *([_UNKNOWN] * self.first_step), *self.steps)
+        """The tokens at the positions of `decoder_self`. The first steps of a resumed stream are unknown tokens."""
+        return (*self.context, *([_UNKNOWN_TOKEN] * self.first_step), *self.steps)
 
 
 @dataclass(frozen=True)
 class ModelAttention:
-    """The size of one kind of attention in a model."""
+    """The numbers of layers and heads of one kind of attention in a model."""
 
     layers: int
     heads: int
@@ -219,12 +249,12 @@ class ModelAttention:
 
 @dataclass(frozen=True)
 class Model:
-    """A model that the server has loaded."""
+    """A model that the server has loaded. `default` says whether it serves the requests that name no model."""
 
     name: str
     family: str
     is_encoder_decoder: bool
-    attentions: Mapping[Kind, ModelAttention]
+    attentions: Mapping[AttentionKind, ModelAttention]
     max_source_tokens: int
     max_target_tokens: int
     languages: tuple[str, ...]
@@ -234,38 +264,46 @@ class Model:
     vocabulary_size: int
 
 
-def collect(started: Started, encoder_self: Sequence[Numbers], steps: Sequence[Step], ending: Ending) -> Attribution:
-    """Puts the parts of a stream together."""
+def build_attribution(
+    started: Started, encoder_self: Sequence[FloatArray], steps: Sequence[Step], finished: Finished
+) -> Attribution:
+    """Builds the whole result from the parts of a stream."""
     positions = started.first_position + (steps[-1].index + 1 if steps else 0)
     return Attribution(
         started=started,
-        steps=tuple(_completed(step.token, ending.text) for step in steps),
-        text=ending.text,
-        stop_reason=ending.stop_reason,
-        usage=ending.usage,
-        hypotheses=ending.hypotheses,
+        steps=tuple(_complete_token(step.token, finished.text) for step in steps),
+        text=finished.text,
+        stop_reason=finished.stop_reason,
+        usage=finished.usage,
+        hypotheses=finished.hypotheses,
         first_step=steps[0].index if steps else 0,
-        cross=_stack([step.cross for step in steps], len(started.source)),
-        decoder_self=_stack([step.decoder_self for step in steps], positions),
+        cross=_stack_rows([step.cross for step in steps], len(started.source)),
+        decoder_self=_stack_rows([step.decoder_self for step in steps], positions),
         encoder_self=np.concatenate(encoder_self) if encoder_self else None,
         scores={name: np.array([step.scores[name] for step in steps], np.float32) for name in started.scores},
     )
 
 
-def _completed(token: Token, text: str) -> Token:
-    """A step's token with all its text: a character's first bytes come before the character is known."""
-    whole = text[token.begin : token.end]
-    is_completed = whole != token.text and whole.startswith(token.text)
-    return dataclasses.replace(token, text=whole) if is_completed else token
+def _complete_token(token: Token, text: str) -> Token:
+    """Returns a step's token with its whole text.
+
+    The first bytes of a character arrive in steps before the character is known.
+    """
+    text_of_span = text[token.begin : token.end]
+    is_longer = text_of_span != token.text and text_of_span.startswith(token.text)
+    return dataclasses.replace(token, text=text_of_span) if is_longer else token
 
 
-def _stack(rows: Iterable[Numbers | None], positions: int) -> Numbers | None:
-    """Rows `[positions seen, ...]` side by side, `[positions, steps, ...]`; NaN where there is nothing."""
+def _stack_rows(rows: Iterable[FloatArray | None], positions: int) -> FloatArray | None:
+    """Stacks the rows of steps, each `[positions seen, ...]`, into `[positions, steps, ...]`.
+
+    A position that a step has not seen, and a step without a row, has NaN. None if no step has a row.
+    """
     rows = list(rows)
-    some = next((row for row in rows if row is not None), None)
-    if some is None:
+    first_row = next((row for row in rows if row is not None), None)
+    if first_row is None:
         return None
-    stacked = np.full((positions, len(rows), *some.shape[1:]), np.nan, some.dtype)
+    stacked = np.full((positions, len(rows), *first_row.shape[1:]), np.nan, first_row.dtype)
     for index, row in enumerate(rows):
         if row is not None:
             stacked[: row.shape[0], index] = row

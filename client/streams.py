@@ -1,6 +1,7 @@
-"""Running attributions, to iterate over or to collect: a synchronous and an asyncio stream.
+"""Running `attribute` requests: a synchronous and an asyncio stream of steps.
 
-They know the order of a stream's parts and what may go wrong; how the parts look on the wire is `converters`' business.
+A stream has a header, parts of encoder self-attention, steps, and an end. This module checks their order. `converters`
+parses the messages.
 """
 
 from __future__ import annotations
@@ -16,86 +17,86 @@ from typing_extensions import Self
 
 from . import converters
 from .errors import CancelledError, InternalError, SidelightError, from_rpc_error
-from .results import Attribution, Ending, Numbers, Started, Step, collect
+from .results import Attribution, Finished, FloatArray, Started, Step, build_attribution
 
 
-class _Stream:
-    """What both streams have in common: the parts of an answer, put in their places as they come."""
+class _StreamState:
+    """The parts of a response that have arrived: what both kinds of streams share. The reader of the stream owns it."""
 
     def __init__(self, call: Any) -> None:
-        # grpc's call objects have no common type, and its stubs know neither.
+        # gRPC's synchronous and asyncio call objects have no common type, and its stubs have neither of the two.
         self._call = call
         self._cancelled = False
         self._header: Started | None = None
-        self._encoder_self: list[Numbers] = []
+        self._encoder_self: list[FloatArray] = []
         self._steps: list[Step] = []
-        self._given = 0  # how many of the steps the one who iterates has had
-        self._ending: Ending | None = None
+        self._num_returned = 0  # how many of the steps the iterator has returned
+        self._finished: Finished | None = None
 
     def cancel(self) -> None:
-        """Gives the request up: the server stops within one step. Reading on raises CancelledError."""
+        """Cancels the request. The server stops within one step. Reading further raises CancelledError."""
         self._cancelled = True
         self._call.cancel()
 
-    def _take(self, response: service_pb.AttributeResponse) -> None:
-        """Puts one response in its place."""
+    def _add_response(self, response: service_pb.AttributeResponse) -> None:
+        """Stores the parts of one response. Raises InternalError if they do not fit the contract."""
         try:
             if response.HasField("started"):
-                self._header = converters.started(response.started)
+                self._header = converters.parse_started(response.started)
             elif response.HasField("finished"):
-                self._ending = converters.ending(response.finished)
+                self._finished = converters.parse_finished(response.finished)
             elif self._header is None:
                 raise ValueError("the header is missing")
             elif response.HasField("encoder_self"):
-                self._encoder_self.append(converters.encoder_self(response.encoder_self, self._header))
+                self._encoder_self.append(converters.parse_encoder_self(response.encoder_self, self._header))
             else:
-                self._steps += [converters.step(message, self._header) for message in response.steps.steps]
+                self._steps += [converters.parse_step(message, self._header) for message in response.steps.steps]
         except (ValueError, KeyError, IndexError) as error:
             self.cancel()
             message = f"the server's answer does not fit the contract: {error}"
             raise InternalError(message, grpc.StatusCode.INTERNAL) from error
 
-    def _next_step(self) -> Step | None:
-        """A step that is here and has not been given out yet."""
-        if self._given == len(self._steps):
+    def _pop_step(self) -> Step | None:
+        """Returns the next step that has arrived and was not returned before; None if there is no such step."""
+        if self._num_returned == len(self._steps):
             return None
-        self._given += 1
-        return self._steps[self._given - 1]
+        self._num_returned += 1
+        return self._steps[self._num_returned - 1]
 
-    def _checked_header(self) -> Started:
+    def _require_header(self) -> Started:
         if self._header is None:
             raise SidelightError("the stream was cut off before its header", grpc.StatusCode.DATA_LOSS)
         return self._header
 
-    def _whole(self) -> Attribution:
-        if self._header is None or self._ending is None:
+    def _collect(self) -> Attribution:
+        if self._header is None or self._finished is None:
             raise SidelightError("the stream was cut off before its end", grpc.StatusCode.DATA_LOSS)
-        return collect(self._header, self._encoder_self, self._steps, self._ending)
+        return build_attribution(self._header, self._encoder_self, self._steps, self._finished)
 
 
-class AttributionStream(_Stream, Iterator[Step]):
-    """A running attribution. Iterate for steps as they arrive, or ask for the whole `result()`.
+class AttributionStream(_StreamState, Iterator[Step]):
+    """A running `attribute` request. Iterate over its steps as they arrive, or call `result()` for everything.
 
-    In a `with` block it is cancelled when the block is left early. Steps are kept for `result()`.
+    A `with` block cancels the request if the block is left early. The stream keeps its steps for `result()`.
     """
 
     @property
     def started(self) -> Started:
-        """The header; waits for it. Raises SidelightError."""
+        """The header of the stream. Waits until the header arrives. Raises SidelightError."""
         while self._header is None and self._read():
             pass
-        return self._checked_header()
+        return self._require_header()
 
     def result(self) -> Attribution:
-        """Reads to the end and puts everything together, steps that were read before too. Raises SidelightError."""
-        while self._ending is None and self._read():
+        """Reads the stream to its end and returns the result, with the steps read before too. Raises SidelightError."""
+        while self._finished is None and self._read():
             pass
-        return self._whole()
+        return self._collect()
 
     def _read(self) -> bool:
-        """Takes the next response; False at the end."""
+        """Reads the next response. Returns False at the end of the stream."""
         try:
-            self._take(next(self._call))
+            self._add_response(next(self._call))
         except StopIteration:
             return False
         except grpc.RpcError as error:
@@ -103,7 +104,7 @@ class AttributionStream(_Stream, Iterator[Step]):
         return True
 
     def __next__(self) -> Step:
-        while (step := self._next_step()) is None:
+        while (step := self._pop_step()) is None:
             if not self._read():
                 raise StopIteration
         return step
@@ -117,41 +118,41 @@ class AttributionStream(_Stream, Iterator[Step]):
         self.cancel()
 
 
-class AsyncAttributionStream(_Stream, AsyncIterator[Step]):
-    """A running attribution. Iterate with `async for` for steps as they arrive, or await the whole `result()`.
+class AsyncAttributionStream(_StreamState, AsyncIterator[Step]):
+    """A running `attribute` request. Iterate over its steps with `async for`, or await `result()` for everything.
 
-    In an `async with` block it is cancelled when the block is left early. Steps are kept for `result()`.
+    An `async with` block cancels the request if the block is left early. The stream keeps its steps for `result()`.
     """
 
     async def started(self) -> Started:
         """The header; waits for it. Raises SidelightError."""
         while self._header is None and await self._read():
             pass
-        return self._checked_header()
+        return self._require_header()
 
     async def result(self) -> Attribution:
-        """Reads to the end and puts everything together, steps that were read before too. Raises SidelightError."""
-        while self._ending is None and await self._read():
+        """Reads the stream to its end and returns the result, with the steps read before too. Raises SidelightError."""
+        while self._finished is None and await self._read():
             pass
-        return self._whole()
+        return self._collect()
 
     async def _read(self) -> bool:
-        """Takes the next response; False at the end."""
+        """Reads the next response. Returns False at the end of the stream."""
         try:
             response = await self._call.read()
         except grpc.RpcError as error:
             raise from_rpc_error(error) from None
         except asyncio.CancelledError:
-            if not self._cancelled:  # not this stream but the task that reads it
+            if not self._cancelled:  # the task that reads was cancelled, not this stream
                 raise
             raise CancelledError("the stream was cancelled", grpc.StatusCode.CANCELLED) from None
         if not isinstance(response, service_pb.AttributeResponse):  # grpc.aio.EOF
             return False
-        self._take(response)
+        self._add_response(response)
         return True
 
     async def __anext__(self) -> Step:
-        while (step := self._next_step()) is None:
+        while (step := self._pop_step()) is None:
             if not await self._read():
                 raise StopAsyncIteration
         return step

@@ -15,7 +15,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.terminal_theme import MONOKAI
 from sidelight.client import Capture, Client, save
-from sidelight.client.cli.attribute import show
+from sidelight.client.cli.attribute import print_attribution
 from sidelight.client.cli.demo import bundled_server
 
 OUT = Path(__file__).parents[1] / "client" / "pictures"
@@ -27,7 +27,7 @@ def main() -> int:
     OUT.mkdir(exist_ok=True)
     console = Console(record=True, width=80, file=io.StringIO(), force_terminal=True, color_system="truecolor")
     with bundled_server() as (_, address), Client(address) as client, tempfile.TemporaryDirectory() as folder:
-        show(client, SENTENCE, {"capture": Capture(layers=[2], over_heads="mean")}, console)
+        print_attribution(client, SENTENCE, {"capture": Capture(layers=[2], over_heads="mean")}, console)
         title = f'sidelight attribute "{SENTENCE}" --layers 2 --reduce-heads mean'
         console.save_svg(str(OUT / "heatmap.svg"), title=title, theme=MONOKAI)
         capture = Capture(kinds=("cross", "decoder_self", "encoder_self"))

@@ -1,9 +1,11 @@
-"""The command line.
+"""The command line. Nothing is imported here: see `main`.
 
-main            from a process to a command and its exit status
-commands        the commands and their options
-attribute       `sidelight attribute`
-demo            `sidelight demo`
-lines           the texts of a file
-interruption    Ctrl-C
+main                 the process: from its arguments to a command and an exit status
+commands             the parser: commands and their arguments; `sidelight models`
+attribute            `sidelight attribute`
+attribute_options    the arguments of `sidelight attribute`
+attribute_file       `sidelight attribute --file`
+demo                 `sidelight demo`
+lines                reads the lines of a file
+interruption         handles Ctrl-C
 """

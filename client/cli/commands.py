@@ -1,4 +1,4 @@
-"""The commands of the command line, and their options. What each command does is in a module of its own."""
+"""The parser of the command line: its commands and their arguments. Each command runs in a module of its own."""
 
 from __future__ import annotations
 
@@ -8,21 +8,22 @@ import sys
 from typing import NoReturn
 
 from ..client import DEFAULT_ADDRESS, Client
-from ..views.terminal import escape_controls, make_console, print_text
+from ..views import escape_controls, make_console, print_text
 from . import attribute as attribute_command
+from . import attribute_options
 from . import demo as demo_command
 
 
-class _Parser(argparse.ArgumentParser):
-    """A parser whose errors quote arguments without their control characters."""
+class _EscapingParser(argparse.ArgumentParser):
+    """A parser whose error messages quote arguments with their control characters escaped."""
 
     def error(self, message: str) -> NoReturn:
         super().error(escape_controls(message, keep_lines=True))
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The parser of `sidelight` and all its commands; each command's `run` does what it says."""
-    parser = _Parser(
+    """Makes the parser of `sidelight` with all its commands. The attribute `run` of its result runs the command."""
+    parser = _EscapingParser(
         prog="sidelight", description="Streams, token by token, where a sequence model looks while it writes."
     )
     parser.add_argument("--version", action="version", version=f"sidelight {importlib.metadata.version('sidelight')}")
@@ -32,60 +33,61 @@ def make_parser() -> argparse.ArgumentParser:
     demo_command.add_arguments(demo)
     demo.set_defaults(run=demo_command.run)
 
-    attribute = commands.add_parser("attribute", help="send a text, or a file of them, and show the attention")
-    attribute_command.add_arguments(attribute)
+    attribute = commands.add_parser("attribute", help="send a text, or a file of texts, and show the attention")
+    attribute_options.add_arguments(attribute)
     attribute.set_defaults(run=attribute_command.run)
 
-    models = commands.add_parser("models", help="list what a server has loaded")
+    models = commands.add_parser("models", help="list the models that a server has loaded")
     models.add_argument("--address", default=DEFAULT_ADDRESS, metavar="HOST:PORT", help="the server")
-    models.set_defaults(run=_models)
+    models.set_defaults(run=_list_models)
 
     _add_serve(commands)
     _add_kernels(commands)
     return parser
 
 
-def _add_serve(commands: argparse._SubParsersAction[_Parser]) -> None:  # pyright: ignore[reportPrivateUsage]
-    # The server's own module says what it takes; it comes in without torch, which is needed only to run it.
-    from ...server.entrypoints import serve as command
+def _add_serve(commands: argparse._SubParsersAction[_EscapingParser]) -> None:  # pyright: ignore[reportPrivateUsage]
+    # The server's own module defines the arguments. Its import does not need torch; only running the command does.
+    from ...server.entrypoints import serve as serve_command
 
     def run(args: argparse.Namespace) -> int:
         try:
-            return command.run(args)
+            return serve_command.run(args)
         except ModuleNotFoundError as error:
-            return _missing(error)
+            return _report_missing_package(error)
 
     serve = commands.add_parser("serve", help="load a model and serve it")
-    command.add_arguments(serve)
+    serve_command.add_arguments(serve)
     serve.set_defaults(run=run)
 
 
-def _add_kernels(commands: argparse._SubParsersAction[_Parser]) -> None:  # pyright: ignore[reportPrivateUsage]
-    # The kernels' package imports torch, so even what its commands take is known only once one is run. Whatever follows
-    # is handed on: without the sign that options begin with, nothing here is an option, not even --help.
+def _add_kernels(commands: argparse._SubParsersAction[_EscapingParser]) -> None:  # pyright: ignore[reportPrivateUsage]
+    # The kernels' package imports torch, so even the arguments of its commands are defined only when one of them runs.
+    # Everything behind `kernels` is passed on: NUL is set as the sign that options begin with, so this parser sees no
+    # options, not even --help.
     kernels = commands.add_parser(
         "kernels", help="check, measure and build the GPU kernels", add_help=False, prefix_chars="\0"
     )
     kernels.add_argument("arguments", nargs="*")
-    kernels.set_defaults(run=_kernels)
+    kernels.set_defaults(run=_run_kernels)
 
 
-def _kernels(args: argparse.Namespace) -> int:
+def _run_kernels(args: argparse.Namespace) -> int:
     try:
         from ...server.entrypoints import kernels as kernels_command
 
         return kernels_command.main(args.arguments)
     except ModuleNotFoundError as error:
-        return _missing(error)
+        return _report_missing_package(error)
 
 
-def _missing(error: ModuleNotFoundError) -> int:
-    """For what is not installed with the client."""
+def _report_missing_package(error: ModuleNotFoundError) -> int:
+    """Says how to install a package that the client's own installation does not have. Returns the exit status."""
     print(f"sidelight: {error.name} is missing; install it with: pip install 'sidelight[server]'", file=sys.stderr)
     return 1
 
 
-def _models(args: argparse.Namespace) -> int:
+def _list_models(args: argparse.Namespace) -> int:
     console = make_console(force_terminal=sys.stdout.isatty())
     with Client(args.address) as client:
         for model in client.list_models(timeout=30):

@@ -1,6 +1,6 @@
-"""`sidelight demo`: a server on the bundled model, a few translations with their attention, and the end.
+"""`sidelight demo`: starts a server on the bundled model, translates some sentences, and stops the server.
 
-It meets the server as any client does: over a socket.
+It talks to the server over a socket, as any client does.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from typing import IO
 
 from ..client import Client
 from ..parameters import Capture
-from ..request import Options
-from ..views.terminal import make_console, print_error, print_text
-from .attribute import show
+from ..request import AttributeOptions
+from ..views import make_console, print_error, print_text
+from .attribute import print_attribution
 
 _SENTENCES = (
     "I don't want to be your friend.",
@@ -30,35 +30,35 @@ _SENTENCES = (
     "My sister is learning German this year.",
 )
 
-# Longer than the server takes to let go of running requests.
-_GRACE = 15.0
+# Seconds until a server is killed. A server needs less time to end its running requests.
+_STOP_TIMEOUT = 15.0
 
-_READY = re.compile(r"^sidelight: serving (\S+) at (\S+)$")
+_READY_LINE = re.compile(r"^sidelight: serving (\S+) at (\S+)$")
 
 
 class ServerError(Exception):
-    """The server did not come up. The message is for people."""
+    """The server did not start. The message is for people."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of `sidelight demo`."""
-    parser.add_argument("texts", nargs="*", metavar="TEXT", help="English sentences of your own")
+    """Adds the arguments of `sidelight demo` to a parser."""
+    parser.add_argument("texts", nargs="*", metavar="TEXT", help="English sentences to translate")
     parser.add_argument("--no-color", action="store_true", help="shades instead of colours")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs the demonstration. Returns the exit status. Raises SidelightError."""
+    """Runs the command. Returns the exit status. Raises SidelightError."""
     console = make_console(no_color=args.no_color)
-    # The last layer's heads look at the word that is about to be translated.
-    options: Options = {"capture": Capture(layers=[2], over_heads="mean"), "timeout": 120}
+    # The heads of the last layer look at the word that the model translates next.
+    options: AttributeOptions = {"capture": Capture(layers=[2], over_heads="mean"), "timeout": 120}
     console.print("Starting a server on the bundled English-German model ...", style="dim")
     try:
         with bundled_server() as (name, address), Client(address) as client:
-            what = "cross-attention of the last layer, mean of its heads"
-            console.print(f"{name} at {address}: {what}\n", style="dim")
+            captured = "cross-attention of the last layer, mean of its heads"
+            console.print(f"{name} at {address}: {captured}\n", style="dim")
             for text in args.texts or _SENTENCES:
                 print_text(console, text, style="bold")
-                attribution = show(client, text, options, console)
+                attribution = print_attribution(client, text, options, console)
                 first = attribution.usage.time_to_first_step * 1000
                 total = attribution.usage.total_time * 1000
                 console.print(f"first step after {first:.0f} ms, all after {total:.0f} ms\n", style="dim")
@@ -70,17 +70,17 @@ def run(args: argparse.Namespace) -> int:
 
 @contextmanager
 def bundled_server() -> Generator[tuple[str, str], None, None]:
-    """A server on the bundled model and a free port; gives the model's name and the address. Raises ServerError."""
-    beside = Path(sys.executable).with_name("sidelight")
-    command = str(beside) if beside.exists() else shutil.which("sidelight")
+    """Runs a server on the bundled model and a free port. Gives the model's name and address. Raises ServerError."""
+    sibling = Path(sys.executable).with_name("sidelight")
+    command = str(sibling) if sibling.exists() else shutil.which("sidelight")
     if command is None:
         raise ServerError("the sidelight command is not installed beside this Python")
-    # The log goes to a file: nobody would empty a pipe while the server runs.
+    # The log goes to a file, because this process would not read a pipe while the server runs.
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
         process = subprocess.Popen(
             [command, "serve", "--address", "127.0.0.1:0"], stdout=subprocess.PIPE, stderr=log, text=True
         )
-        with process, _passing_on_sigterm(process):
+        with process, _forward_sigterm(process):
             try:
                 yield await_server(process, log)
             finally:
@@ -88,48 +88,53 @@ def bundled_server() -> Generator[tuple[str, str], None, None]:
 
 
 def await_server(process: subprocess.Popen[str], log: IO[str]) -> tuple[str, str]:
-    """Waits until a `sidelight serve` process serves; gives the model's name and the address. Raises ServerError.
+    """Waits until a `sidelight serve` process serves. Returns the model's name and the address.
 
-    Its output must be a pipe, and its log go to `log`.
+    Args:
+        process: The process. Its standard output must be a pipe, and its standard error the file `log`.
+        log: The file.
+
+    Raises:
+        ServerError: The process has ended. The message is the last line of its log.
     """
     assert process.stdout is not None
     for line in process.stdout:
-        if ready := _READY.match(line):
+        if ready := _READY_LINE.match(line):
             return ready[1], ready[2]
-    # The output has ended without the line: the server has said in its log why.
+    # The output has ended without the line. The log says why.
     log.seek(0)
-    last = log.read().strip().splitlines()[-1:] or ["the server ended at once"]
-    raise ServerError(last[0].removeprefix("sidelight: "))
+    last_lines = log.read().strip().splitlines()[-1:] or ["the server ended at once"]
+    raise ServerError(last_lines[0].removeprefix("sidelight: "))
 
 
 def stop_server(process: subprocess.Popen[str]) -> None:
-    """Ends a server, in good order if it can."""
+    """Stops a server. A server that does not stop in time is killed."""
     process.terminate()
     try:
-        process.wait(_GRACE)
+        process.wait(_STOP_TIMEOUT)
     except subprocess.TimeoutExpired:
         process.kill()
 
 
 @contextmanager
-def _passing_on_sigterm(process: subprocess.Popen[str]) -> Generator[None, None, None]:
-    """Lets SIGTERM end the process too, so that it is not left behind; then this program ends as one that got it.
+def _forward_sigterm(process: subprocess.Popen[str]) -> Generator[None, None, None]:
+    """Passes SIGTERM on to the process, so that it does not run on alone. This program then ends with SIGTERM's status.
 
-    The handler raises nothing itself: an exception at any odd place may leave a lock of gRPC's locked.
+    The signal handler raises no exception: an exception at an arbitrary place could leave a lock of gRPC locked.
     """
-    if threading.current_thread() is not threading.main_thread():  # where Python allows no handlers
+    if threading.current_thread() is not threading.main_thread():  # other threads cannot set signal handlers
         yield
         return
-    told: list[int] = []
+    signals: list[int] = []
 
-    def end(number: int, _: object) -> None:
-        told.append(number)
+    def forward(number: int, _: object) -> None:
+        signals.append(number)
         process.terminate()
 
-    before = signal.signal(signal.SIGTERM, end)
+    previous_handler = signal.signal(signal.SIGTERM, forward)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
-        if told:
-            raise SystemExit(128 + told[0])
+        signal.signal(signal.SIGTERM, previous_handler)
+        if signals:
+            raise SystemExit(128 + signals[0])

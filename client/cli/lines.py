@@ -1,4 +1,4 @@
-"""The texts of a file: a line each. Files and standard input are read alike, as far as their lines are needed."""
+"""Reads the lines of a file or of standard input. Each line is a text. It reads no further than lines are needed."""
 
 from __future__ import annotations
 
@@ -18,43 +18,46 @@ from ..errors import InvalidArgumentError
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
-# A server takes no longer request.
+# A server accepts no longer request.
 MAX_LINE_BYTES = 4 * 1024**2
 
-# A carriage return that ends the line, or one byte too many: what follows tells nothing new.
-_HELD_BYTES = MAX_LINE_BYTES + 2
+# One byte for a carriage return that ends the line, and one byte that makes the line too long. Further bytes of a line
+# that is too long change nothing.
+_MAX_BUFFER_BYTES = MAX_LINE_BYTES + 2
 
 _BLOCK_BYTES = 64 * 1024
 
 Line = str | InvalidArgumentError
-"""A line's text, or what is wrong with its bytes."""
+"""The text of a line, or an error that describes what is wrong with its bytes."""
 
 
 @contextmanager
 def open_lines(name: str) -> Generator[Iterator[Line], None, None]:
-    """Opens a file and gives its lines; of a `.tsv` their first columns. No more is read than the lines need.
+    """Opens a file and gives an iterator over its lines. The iterator reads only as much as its lines need.
 
-    A line ends at a line feed, with or without a carriage return before it, and at nothing else: a text may hold a lone
-    carriage return, a form feed or U+2028, and an output must have as many lines. A byte order mark at the start is no
-    text. A line that is not UTF-8 is an error of its own, and so is one of more than `MAX_LINE_BYTES`, which is given
-    before its end is read, and never held.
+    A line ends at a line feed, with or without a carriage return before the line feed. Nothing else ends a line: a text
+    may hold a lone carriage return, a form feed or U+2028, and the output must have as many lines as the input. A byte
+    order mark at the start is not part of the text. Of a `.tsv` file, each line is only its first column.
+
+    A line that is not UTF-8 becomes an error, and the next lines follow. A line of more than `MAX_LINE_BYTES` becomes
+    an error too, before its end is read; it is never in memory as a whole.
 
     Args:
         name: The file's name; "-" for standard input.
 
     Raises:
-        OSError: The file cannot be opened, or, from the lines, cannot be read. Its `filename` is this name.
+        OSError: The file cannot be opened; or, from the iterator, it cannot be read. Its `filename` is this name.
     """
     if name == "-":
-        yield _read(_standard_input(), name)
+        yield _read_lines(_standard_input(), name)
         return
-    # Without a buffer: its lock would be taken when the process ends while a thread waits for a line.
+    # The file has no buffer. A thread that waits for a line would hold the buffer's lock while the process ends.
     with open(name, "rb", buffering=0) as file:
-        yield _read(file, name)
+        yield _read_lines(file, name)
 
 
 def count_lines(name: str) -> int | None:
-    """The number of lines of a file; None where it can be read only once, as standard input."""
+    """Counts the lines of a file. None if it can be read only once, as standard input."""
     if name == "-" or not Path(name).is_file():
         return None
     count, end = 0, b"\n"
@@ -65,9 +68,9 @@ def count_lines(name: str) -> int | None:
 
 
 async def next_line(lines: Iterator[Line]) -> Line | None:
-    """The next line; None at the end. A thread waits for it, since the writer of the lines may be slow.
+    """Returns the next line; None at the end. A thread waits for the line, since the writer of the lines may be slow.
 
-    When the wait is cancelled, the thread stays behind: a read cannot be interrupted, and the command must not wait.
+    If the task is cancelled, the thread stays: a read cannot be interrupted, and the command must not wait for it.
     """
     loop = asyncio.get_running_loop()
     future: asyncio.Future[Line | None] = loop.create_future()
@@ -95,64 +98,67 @@ async def next_line(lines: Iterator[Line]) -> Line | None:
 
 
 def _standard_input() -> io.RawIOBase | BinaryIO:
-    if not sys.stdin:  # a process may have none at all
+    if not sys.stdin:  # a process may have no standard input
         return io.BytesIO()
     raw: io.RawIOBase | BinaryIO = getattr(sys.stdin.buffer, "raw", sys.stdin.buffer)
     return raw
 
 
-def _read(file: io.RawIOBase | BinaryIO, name: str) -> Generator[Line, None, None]:
-    for line in _split(_blocks(file, name)):
+def _read_lines(file: io.RawIOBase | BinaryIO, name: str) -> Generator[Line, None, None]:
+    for line in _split_lines(_read_blocks(file, name)):
         text = line.partition(b"\t")[0] if name.endswith(".tsv") else line
-        yield _decode(text)
+        yield _decode_line(text)
 
 
-def _blocks(file: io.RawIOBase | BinaryIO, name: str) -> Generator[bytes, None, None]:
-    """The bytes as they come, without a byte order mark at their start."""
+def _read_blocks(file: io.RawIOBase | BinaryIO, name: str) -> Generator[bytes, None, None]:
+    """Yields the bytes of a file as they come, without a byte order mark at their start."""
     start = b""
     while len(start) < len(_BYTE_ORDER_MARK) and _BYTE_ORDER_MARK.startswith(start):
-        if not (block := _block(file, name)):  # the end, which a terminal would be asked for again
+        if not (block := _read_block(file, name)):  # the end; a second read at the end would wait on a terminal
             yield start
             return
         start += block
     yield start.removeprefix(_BYTE_ORDER_MARK)
-    while block := _block(file, name):
+    while block := _read_block(file, name):
         yield block
 
 
-def _block(file: io.RawIOBase | BinaryIO, name: str) -> bytes:
-    """The next bytes, as soon as there are any; none at the end."""
+def _read_block(file: io.RawIOBase | BinaryIO, name: str) -> bytes:
+    """Reads the next bytes, as soon as there are any. Empty at the end."""
     try:
-        while (block := file.read(_BLOCK_BYTES)) is None:  # a pipe that does not block, and holds nothing yet
+        while (block := file.read(_BLOCK_BYTES)) is None:  # a non-blocking pipe that is empty for now
             select.select([file], [], [])
     except OSError as error:
         raise OSError(error.errno, error.strerror, name) from None
     return block
 
 
-def _split(blocks: Iterator[bytes]) -> Generator[bytes, None, None]:
-    """The lines without their ends. Of one that is too long, only the beginning, as soon as it is too long."""
-    held = bytearray()
-    is_given = False  # of a line that is too long: the rest is dropped
+def _split_lines(blocks: Iterator[bytes]) -> Generator[bytes, None, None]:
+    """Splits blocks of bytes into lines without their ends.
+
+    Of a line that is too long, it yields only the beginning, as soon as the line is too long, and skips the rest.
+    """
+    buffer = bytearray()
+    is_skipping = False
     for block in blocks:
-        *ended, rest = block.split(b"\n")
-        for part in ended:
-            if not is_given:
-                held += part[: _HELD_BYTES - len(held)]
-                yield bytes(held.removesuffix(b"\r"))
-            held.clear()
-            is_given = False
-        if not is_given:
-            held += rest[: _HELD_BYTES - len(held)]
-            if len(held) == _HELD_BYTES:
-                yield bytes(held)
-                held.clear()
-                is_given = True
-    if held:
-        yield bytes(held)
+        *line_ends, rest = block.split(b"\n")
+        for part in line_ends:
+            if not is_skipping:
+                buffer += part[: _MAX_BUFFER_BYTES - len(buffer)]
+                yield bytes(buffer.removesuffix(b"\r"))
+            buffer.clear()
+            is_skipping = False
+        if not is_skipping:
+            buffer += rest[: _MAX_BUFFER_BYTES - len(buffer)]
+            if len(buffer) == _MAX_BUFFER_BYTES:
+                yield bytes(buffer)
+                buffer.clear()
+                is_skipping = True
+    if buffer:
+        yield bytes(buffer)
 
 
-def _decode(line: bytes) -> Line:
+def _decode_line(line: bytes) -> Line:
     message = f"longer than {MAX_LINE_BYTES >> 20} MiB, the most that a server takes"
     if len(line) <= MAX_LINE_BYTES:
         try:

@@ -1,5 +1,11 @@
-"""Attributions in files.
+"""File formats of attributions.
 
-save     Inseq's JSON, NumPy's npz, or a page: the suffix says which
-inseq    Inseq's file format
+files    save, check_path: the suffix chooses the format
+inseq    Inseq's JSON
+npz      NumPy's npz
 """
+
+from .files import check_path, save
+from .npz import build_npz_arrays
+
+__all__ = ["build_npz_arrays", "check_path", "save"]

@@ -1,10 +1,10 @@
 """Inseq's file format, written without Inseq.
 
-What `inseq.FeatureAttributionOutput.save` of Inseq 0.7.1 writes and its `load` reads: JSON in which objects carry their
-class and tensors are safetensors in base64.
+The format is what `inseq.FeatureAttributionOutput.save` of Inseq 0.7.1 writes and `load` reads: JSON in which each
+object carries its class, and tensors are safetensors in base64.
 """
 
-# NumPy's stubs leave some members partly unknown.
+# NumPy's stubs leave attention members partly unknown.
 # pyright: reportUnknownMemberType=false
 
 from __future__ import annotations
@@ -18,30 +18,33 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save as save_tensors
 
-from ..results import Attribution, Numbers, Token
+from ..results import Attribution, FloatArray, Token
 
-# Inseq's names, where they are others than ours.
+# Scores that have another name in Inseq.
 _SCORE_NAMES = {"cross_entropy": "crossentropy"}
 
 
-def inseq_json(attributions: Sequence[Attribution]) -> bytes:
-    """A FeatureAttributionOutput with one sequence for each attribution. Raises ValueError where one holds nothing."""
+def to_inseq_json(attributions: Sequence[Attribution]) -> bytes:
+    """Encodes a FeatureAttributionOutput with one sequence for each attribution.
+
+    Raises ValueError if an attribution has neither cross-attention nor decoder self-attention.
+    """
     for attribution in attributions:
         if attribution.cross is None and attribution.decoder_self is None:
             raise ValueError("Inseq's format needs cross or decoder_self attention, and none was captured")
-    output = _instance(
+    output = _build_instance(
         "inseq.data.attribution",
         "FeatureAttributionOutput",
         {
-            "info": _info(attributions),
-            "sequence_attributions": [_sequence(attribution) for attribution in attributions],
+            "info": _build_info(attributions),
+            "sequence_attributions": [_build_sequence(attribution) for attribution in attributions],
             "step_attributions": None,
         },
     )
     return json.dumps(output, indent=4).encode()
 
 
-def _info(attributions: Sequence[Attribution]) -> dict[str, Any]:
+def _build_info(attributions: Sequence[Attribution]) -> dict[str, Any]:
     first = attributions[0].started
     decoder_only = not first.is_encoder_decoder
     return {
@@ -66,42 +69,44 @@ def _info(attributions: Sequence[Attribution]) -> dict[str, Any]:
     }
 
 
-def _sequence(attribution: Attribution) -> dict[str, Any]:
-    """One sequence. Inseq's arrays are `[positions, steps, layers, heads]`, as ours are."""
+def _build_sequence(attribution: Attribution) -> dict[str, Any]:
+    """Builds one sequence. Inseq's arrays are `[positions, steps, layers, heads]`, as the arrays of Attribution are."""
     started = attribution.started
     scores: dict[str, NDArray[Any]] = {}
     if attribution.encoder_self is not None:
-        # Inseq has the positions first and the queries second.
+        # In Inseq, the first axis is positions and the second axis is queries.
         scores["encoder_self_attentions"] = attribution.encoder_self.swapaxes(0, 1)
-    some = attribution.cross if attribution.cross is not None else attribution.decoder_self
-    assert some is not None
+    attention = attribution.cross if attribution.cross is not None else attribution.decoder_self
+    assert attention is not None
     attributes: dict[str, Any] = {
-        "source": [_token(token) for token in started.source],
-        "target": [_token(token) for token in attribution.decoder_positions],
+        "source": [_build_token(token) for token in started.source],
+        "target": [_build_token(token) for token in attribution.decoder_positions],
         "attr_pos_start": len(attribution.context) + attribution.first_step,
         "attr_pos_end": len(attribution.decoder_positions),
-        "source_attributions": _tensor(attribution.cross),
-        "target_attributions": _tensor(attribution.decoder_self),
-        "step_scores": {_SCORE_NAMES.get(name, name): _tensor(values) for name, values in attribution.scores.items()},
-        "sequence_scores": {name: _tensor(values) for name, values in scores.items()},
-        # How many axes there are behind positions and steps: what Inseq takes the mean over by default.
-        "_num_dimensions": some.ndim - 2,
+        "source_attributions": _encode_tensor(attribution.cross),
+        "target_attributions": _encode_tensor(attribution.decoder_self),
+        "step_scores": {
+            _SCORE_NAMES.get(name, name): _encode_tensor(values) for name, values in attribution.scores.items()
+        },
+        "sequence_scores": {name: _encode_tensor(values) for name, values in scores.items()},
+        # The number of axes behind positions and steps. By default, Inseq takes the mean over these axes.
+        "_num_dimensions": attention.ndim - 2,
     }
-    # The class says how Inseq goes on by default: mean by mean, or with nothing, where nothing is left to reduce.
-    name = "MultiDimensional" if some.ndim > 2 else "Coarse"
-    return _instance("inseq.data.attribution", f"{name}FeatureAttributionSequenceOutput", attributes)
+    # The class decides what Inseq's default aggregation does: means over the remaining axes, or nothing if none remain.
+    name = "MultiDimensional" if attention.ndim > 2 else "Coarse"
+    return _build_instance("inseq.data.attribution", f"{name}FeatureAttributionSequenceOutput", attributes)
 
 
-def _token(token: Token) -> dict[str, Any]:
-    return _instance("inseq.utils.typing", "TokenWithId", {"token": token.piece, "id": token.id})
+def _build_token(token: Token) -> dict[str, Any]:
+    return _build_instance("inseq.utils.typing", "TokenWithId", {"token": token.piece, "id": token.id})
 
 
-def _tensor(values: Numbers | None) -> str | None:
+def _encode_tensor(values: FloatArray | None) -> str | None:
     if values is None:
         return None
     contiguous = np.ascontiguousarray(values, np.float32)
     return base64.b64encode(save_tensors({"attribution": contiguous})).decode("ascii")
 
 
-def _instance(module: str, name: str, attributes: Mapping[str, Any]) -> dict[str, Any]:
+def _build_instance(module: str, name: str, attributes: Mapping[str, Any]) -> dict[str, Any]:
     return {"__instance_type__": [module, name], "attributes": dict(attributes)}

@@ -1,7 +1,21 @@
-"""Attributions to look at.
+"""Views of attributions, for people.
 
-heatmap     in a terminal
-page        in a browser: one file, no network
-spans       tokens that stand for the same characters
-terminal    text on its way to people
+heatmap     Heatmap: in a terminal, a line for each step
+page        render_page: a page for the browser, in one file and without a network; page.html is its template
+words       which tokens a view shows as one word
+terminal    text for terminals and pipes: control characters escaped, no markup
 """
+
+from .heatmap import Heatmap
+from .page import render_page
+from .terminal import escape_controls, make_console, print_error, print_message, print_text
+
+__all__ = [
+    "Heatmap",
+    "escape_controls",
+    "make_console",
+    "print_error",
+    "print_message",
+    "print_text",
+    "render_page",
+]

@@ -1,6 +1,6 @@
-"""A page to look at attributions with: one file, no network.
+"""A page for the browser that shows attributions. The page is one file, and needs no network.
 
-The template is `page.html`; what is looked at is put in as JSON, with arrays as float16 in base64.
+The template is `page.html`. The attributions are in it as JSON, with arrays as float16 in base64.
 """
 
 # NumPy's stubs leave some members partly unknown.
@@ -16,40 +16,40 @@ from typing import Any
 
 import numpy as np
 
-from ..parameters import Kind
-from ..results import Attribution, Numbers, Token
-from .spans import group_by_character, joined_text
+from ..parameters import AttentionKind
+from ..results import Attribution, FloatArray, Token
 from .terminal import escape_controls
+from .words import group_by_character, join_text
 
-_PLACE = "/*ATTRIBUTIONS*/"
+_DATA_MARKER = "/*ATTRIBUTIONS*/"
 
-_TITLES: dict[Kind, str] = {
+_TITLES: dict[AttentionKind, str] = {
     "cross": "Cross-attention",
     "decoder_self": "Decoder self-attention",
     "encoder_self": "Encoder self-attention",
 }
 
 
-def page(attributions: Sequence[Attribution]) -> bytes:
-    """The page as UTF-8 HTML."""
+def render_page(attributions: Sequence[Attribution]) -> bytes:
+    """Renders the page of one or several attributions, as HTML in UTF-8."""
     template = importlib.resources.files("sidelight.client.views").joinpath("page.html").read_text(encoding="utf-8")
-    data = json.dumps([_sentence(attribution) for attribution in attributions], ensure_ascii=False)
-    # Inside a script element only these can end it or open a comment; as escapes they mean the same to JSON.
+    data = json.dumps([_attribution_data(attribution) for attribution in attributions], ensure_ascii=False)
+    # Only these characters can end a script element, or open a comment in it. In JSON, their escapes mean the same.
     data = data.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
     data = data.replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
-    return template.replace(_PLACE, data).encode()
+    return template.replace(_DATA_MARKER, data).encode()
 
 
-def _sentence(attribution: Attribution) -> dict[str, Any]:
+def _attribution_data(attribution: Attribution) -> dict[str, Any]:
     views: list[dict[str, Any]] = []
     source, steps = attribution.source, attribution.steps
     if attribution.cross is not None:
-        views.append(_view(attribution, "cross", attribution.cross, source, steps))
+        views.append(_view_data(attribution, "cross", attribution.cross, source, steps))
     if attribution.decoder_self is not None:
         positions = attribution.decoder_positions
-        views.append(_view(attribution, "decoder_self", attribution.decoder_self, positions, steps))
+        views.append(_view_data(attribution, "decoder_self", attribution.decoder_self, positions, steps))
     if attribution.encoder_self is not None:
-        views.append(_view(attribution, "encoder_self", attribution.encoder_self.swapaxes(0, 1), source, source))
+        views.append(_view_data(attribution, "encoder_self", attribution.encoder_self.swapaxes(0, 1), source, source))
     return {
         "source": attribution.started.source_text,
         "title": escape_controls(attribution.started.source_text),
@@ -57,7 +57,7 @@ def _sentence(attribution: Attribution) -> dict[str, Any]:
         "model": escape_controls(attribution.started.model),
         "row": attribution.started.row,
         "views": views,
-        # JSON knows no infinity, which a perplexity can be.
+        # JSON has no infinity; a perplexity can be infinite.
         "scores": {
             name: [float(value) if np.isfinite(value) else None for value in values]
             for name, values in attribution.scores.items()
@@ -65,41 +65,50 @@ def _sentence(attribution: Attribution) -> dict[str, Any]:
     }
 
 
-def _view(
-    attribution: Attribution, kind: Kind, numbers: Numbers, columns: Sequence[Token], rows: Sequence[Token]
+def _view_data(
+    attribution: Attribution,
+    kind: AttentionKind,
+    attention: FloatArray,
+    columns: Sequence[Token],
+    rows: Sequence[Token],
 ) -> dict[str, Any]:
-    """One kind's numbers `[columns, rows, ...]` and what stands along each side."""
+    """Returns one kind's attention, `[columns, rows, ...]`, with the labels of its columns and rows."""
     started = attribution.started
     layout = started.layouts[kind]
     boundary = len(started.source) if kind == "decoder_self" and not started.is_encoder_decoder else 0
     return {
         "kind": kind,
         "title": _TITLES[kind],
-        "columns": _labels(columns, boundary),
-        "rows": _labels(rows, 0),
+        "columns": _token_labels(columns, boundary),
+        "rows": _token_labels(rows, 0),
         "axes": layout.axes,
         "layers": layout.layers,
         "heads": layout.head_count,
         "pairs": layout.pairs,
-        "shape": numbers.shape,
-        "data": base64.b64encode(np.ascontiguousarray(numbers, "<f2").tobytes()).decode("ascii"),
+        "shape": attention.shape,
+        "data": base64.b64encode(np.ascontiguousarray(attention, "<f2").tobytes()).decode("ascii"),
     }
 
 
-def _labels(tokens: Sequence[Token], boundary: int) -> list[dict[str, Any]]:
-    """What to write for each token: in the table, and in the text, where tokens that share a character are one word.
+def _token_labels(tokens: Sequence[Token], boundary: int) -> list[dict[str, Any]]:
+    """Returns what the page shows for each token, in the table and in the text.
 
-    `word` counts these; `joined` says whether one stands against the one before without a space. In the table, tokens
-    that share a character are numbered: "한 1/3" is the first of three. At `boundary` another text begins.
+    In the text, tokens that share a character are one word. `word` is the index of the word; `joined` says whether the
+    word follows the word before it without a space. In the table, tokens that share a character are numbered: "한 1/3"
+    is the first token of three.
+
+    Args:
+        tokens: The tokens, in order.
+        boundary: The index where another text begins. Its spans count from 0 again.
     """
     labels: list[dict[str, Any]] = []
-    before: Token | None = None
+    previous: Token | None = None
     for word, group in enumerate(group_by_character(tokens, boundary)):
         members = [tokens[index] for index in group]
         first = members[0]
-        joined = before is not None and not first.special and not before.special and before.end == first.begin
+        joined = previous is not None and not first.special and not previous.special and previous.end == first.begin
         joined = joined and group[0] != boundary
-        text = (joined_text(members).strip() if len(members) > 1 else "") or first.label
+        text = (join_text(members).strip() if len(members) > 1 else "") or first.label
         for number, token in enumerate(members, 1):
             label = f"{text} {number}/{len(members)}" if len(members) > 1 else text
             labels.append(
@@ -111,5 +120,5 @@ def _labels(tokens: Sequence[Token], boundary: int) -> list[dict[str, Any]]:
                     "joined": joined,
                 }
             )
-        before = members[-1]
+        previous = members[-1]
     return labels

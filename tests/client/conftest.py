@@ -52,7 +52,7 @@ def shares(name: str, *shape: int) -> np.ndarray:
 def attention(
     values: np.ndarray, capture: attention_pb2.Capture | None = None, axis: int = 0
 ) -> attention_pb2.Attention:
-    """Numbers as they travel: float32, or as a capture asks for. The axis is that of positions."""
+    """FloatArray as they travel: float32, or as a capture asks for. The axis is that of positions."""
     capture = capture or attention_pb2.Capture()
     message = attention_pb2.Attention(encoding=capture.encoding or attention_pb2.ENCODING_FLOAT32)
     if capture.top_k:

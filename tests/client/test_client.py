@@ -208,7 +208,7 @@ def test_the_command_line_begins_before_what_takes_time_is_imported():
 
 def test_everything_public_can_be_imported_in_any_order():
     code = (
-        "import sidelight.client as c; assert set(c.__all__) <= set(dir(c)); c.errors.describe; c.save; c.Client;"
+        "import sidelight.client as c; assert set(c.__all__) <= set(dir(c)); c.errors.describe_error; c.save; c.Client;"
         "from sidelight.client import *; from sidelight.client import converters;"
         "from sidelight.client.views import heatmap; Capture(), Token;"
         "assert not hasattr(c, 'Clinet')"

@@ -13,7 +13,7 @@ from sidelight.client import (
     Sampling,
     converters,
 )
-from sidelight.client.results import Step, collect
+from sidelight.client.results import Step, build_attribution
 from sidelight.v1 import attention_pb2, attribution_service_pb2, model_pb2, text_pb2
 
 RNG = np.random.default_rng(7)
@@ -34,7 +34,7 @@ def packed(values: np.ndarray, **more: Any) -> attention_pb2.Attention:
 @pytest.mark.parametrize("shape", [(5, 2, 3), (5, 2), (5,), (0, 2), (1, 1, 1)])
 def test_floats_come_back_as_they_were(dtype: str, shape: tuple[int, ...]) -> None:
     values = RNG.random(shape).astype(dtype)
-    decoded = converters.numbers(packed(values), shape[0])
+    decoded = converters.parse_attention(packed(values), shape[0])
     assert decoded.dtype == values.dtype.newbyteorder("=")
     np.testing.assert_array_equal(decoded, values)
 
@@ -43,7 +43,7 @@ def test_floats_come_back_as_they_were(dtype: str, shape: tuple[int, ...]) -> No
 def test_bytes_times_the_scale_of_their_row(shape: tuple[int, ...]) -> None:
     values = RNG.integers(0, 256, shape).astype(np.uint8)
     scales = RNG.random(shape[1:]).astype("<f4")
-    decoded = converters.numbers(packed(values, scales=scales.tobytes()), shape[0])
+    decoded = converters.parse_attention(packed(values, scales=scales.tobytes()), shape[0])
     assert decoded.dtype == np.float32
     for index in np.ndindex(shape[1:]):
         np.testing.assert_allclose(
@@ -54,7 +54,7 @@ def test_bytes_times_the_scale_of_their_row(shape: tuple[int, ...]) -> None:
 def test_bytes_of_encoder_self_attention_have_a_scale_for_each_query() -> None:
     values = RNG.integers(0, 256, (4, 5, 2)).astype(np.uint8)
     scales = RNG.random((4, 2)).astype("<f4")
-    decoded = converters.numbers(packed(values, scales=scales.tobytes()), 5, axis=1)
+    decoded = converters.parse_attention(packed(values, scales=scales.tobytes()), 5, axis=1)
     np.testing.assert_allclose(decoded, values * scales[:, None, :])
 
 
@@ -64,7 +64,7 @@ def test_positions_left_out_are_zero(axis: int) -> None:
     order = np.argsort(-whole, axis=axis)
     kept = np.take(order, range(2), axis=axis)
     values = np.take_along_axis(whole, kept, axis)
-    decoded = converters.numbers(packed(values, positions=kept.astype("<u4").tobytes()), 6, axis=axis, top_k=2)
+    decoded = converters.parse_attention(packed(values, positions=kept.astype("<u4").tobytes()), 6, axis=axis, top_k=2)
     assert decoded.shape == whole.shape
     np.testing.assert_array_equal(np.take_along_axis(decoded, kept, axis), values)
     assert np.count_nonzero(decoded) == values.size
@@ -77,7 +77,7 @@ def bytes_of(*values: int) -> bytes:
 def test_a_step_of_bytes_computed_by_hand() -> None:
     # [positions, heads]; the second head looks nowhere, and has a scale of 0.
     values = np.array([[255, 0], [51, 0], [0, 0]], np.uint8)
-    decoded = converters.numbers(packed(values, scales=np.array([0.002, 0], "<f4").tobytes()), 3)
+    decoded = converters.parse_attention(packed(values, scales=np.array([0.002, 0], "<f4").tobytes()), 3)
     assert decoded.dtype == np.float32
     np.testing.assert_allclose(decoded, [[0.51, 0], [0.102, 0], [0, 0]], rtol=1e-6)
 
@@ -93,7 +93,7 @@ def test_parts_of_encoder_self_attention_in_bytes_computed_by_hand() -> None:
     for first, (values, scales) in zip((0, 1), parts, strict=True):
         attention = packed(values, scales=np.array(scales, "<f4").tobytes())
         message = attribution_service_pb2.EncoderSelf(first_query=first, attention=attention)
-        made.append(converters.encoder_self(message, converters.started(header)))
+        made.append(converters.parse_encoder_self(message, converters.parse_started(header)))
     expected = [
         [[1, 0.1], [0.5, 0.2], [0, 0.3]],
         [[0.5, 0], [1, 0], [1.5, 0]],
@@ -105,7 +105,7 @@ def test_parts_of_encoder_self_attention_in_bytes_computed_by_hand() -> None:
 def test_bytes_of_the_greatest_positions_computed_by_hand() -> None:
     values = np.array([[200, 100], [50, 0]], np.uint8)  # [positions kept, heads]
     scales = np.array([0.001, 0.002], "<f4").tobytes()
-    decoded = converters.numbers(packed(values, scales=scales, positions=bytes_of(3, 0, 1, 2)), 5, top_k=2)
+    decoded = converters.parse_attention(packed(values, scales=scales, positions=bytes_of(3, 0, 1, 2)), 5, top_k=2)
     expected = [[0, 0.2], [0.05, 0], [0, 0], [0.2, 0], [0, 0]]
     np.testing.assert_allclose(decoded, expected, rtol=1e-6)
 
@@ -113,7 +113,7 @@ def test_bytes_of_the_greatest_positions_computed_by_hand() -> None:
 def test_equal_shares_stay_where_they_were_sent() -> None:
     # Which of equal ones are kept is the server's choice: here the first of four quarters, and the third.
     values = np.full((2,), 0.25, "<f2")
-    decoded = converters.numbers(packed(values, positions=bytes_of(2, 0)), 4, top_k=2)
+    decoded = converters.parse_attention(packed(values, positions=bytes_of(2, 0)), 4, top_k=2)
     assert decoded.dtype == np.float16
     assert decoded.tolist() == [0.25, 0, 0.25, 0]
 
@@ -129,7 +129,7 @@ def test_steps_that_see_fewer_positions_than_top_k(row: str) -> None:
         ),
         layouts=[attention_pb2.AttentionLayout(kind=kind) for kind in (1, 2)],
     )
-    started = converters.started(header)
+    started = converters.parse_started(header)
     assert started.top_k == 2
     # Step 0 sees the prefix, and with "reading" itself; step 1 one more, step 2 two more.
     sent: list[tuple[list[float], list[int]]] = [([0.75, 0.25], [1, 0]), ([0.5, 0.375], [0, 2]), ([0.5, 0.5], [3, 1])]
@@ -144,9 +144,9 @@ def test_steps_that_see_fewer_positions_than_top_k(row: str) -> None:
         decoder_self = packed(np.array(values, "<f4"), positions=bytes_of(*positions))
         cross = packed(np.array([0.5, 0.25], "<f4"), positions=bytes_of(3, index))
         message = attribution_service_pb2.Step(index=index, cross=cross, decoder_self=decoder_self)
-        steps.append(converters.step(message, started))
-    ending = converters.ending(attribution_service_pb2.Finished(stop_reason=text_pb2.STOP_REASON_END_TOKEN))
-    result = collect(started, [], steps, ending)
+        steps.append(converters.parse_step(message, started))
+    ending = converters.parse_finished(attribution_service_pb2.Finished(stop_reason=text_pb2.STOP_REASON_END_TOKEN))
+    result = build_attribution(started, [], steps, ending)
     # NaN: not seen by the step. 0: seen, but not sent.
     np.testing.assert_array_equal(result.decoder_self[: len(rows[0])], np.array(rows).T)
     assert np.isnan(result.decoder_self[len(rows[0]) :]).all()
@@ -156,12 +156,14 @@ def test_steps_that_see_fewer_positions_than_top_k(row: str) -> None:
 def test_a_result_has_the_characters_of_which_a_step_was_the_first_bytes() -> None:
     texts = [(0, 1, ""), (0, 1, ""), (0, 1, "한"), (2, 3, ""), (2, 4, "국x"), (3, 5, "x"), (4, 5, ""), (5, 5, "")]
     steps: list[Step] = []
-    started = converters.started(attribution_service_pb2.Started(architecture=model_pb2.ARCHITECTURE_DECODER_ONLY))
+    started = converters.parse_started(
+        attribution_service_pb2.Started(architecture=model_pb2.ARCHITECTURE_DECODER_ONLY)
+    )
     for index, (begin, end, text) in enumerate(texts):
         token = text_pb2.Token(piece="Å", begin=begin, end=end, text=text, special=begin == end)
-        steps.append(converters.step(attribution_service_pb2.Step(index=index, token=token), started))
-    ending = converters.ending(attribution_service_pb2.Finished(text="한 국x\ufffd", stop_reason=1))
-    result = collect(started, [], steps, ending)
+        steps.append(converters.parse_step(attribution_service_pb2.Step(index=index, token=token), started))
+    ending = converters.parse_finished(attribution_service_pb2.Finished(text="한 국x\ufffd", stop_reason=1))
+    result = build_attribution(started, [], steps, ending)
     assert [token.text for token in result.steps] == ["한", "한", "한", "국", "국x", "x\ufffd", "\ufffd", ""]
     assert [token.label for token in result.steps] == ["한", "한", "한", "국", "국x", "x\ufffd", "\ufffd", "Å"]
     assert all(token.text == ending.text[token.begin : token.end] for token in result.steps)
@@ -196,20 +198,20 @@ ODD = [
 @pytest.mark.parametrize(("fields", "positions", "top_k", "message"), ODD)
 def test_numbers_that_do_not_fit_are_refused(fields: Any, positions: int, top_k: int, message: str) -> None:
     with pytest.raises((ValueError, KeyError), match=message):
-        converters.numbers(attention_pb2.Attention(**fields), positions, top_k=top_k)
+        converters.parse_attention(attention_pb2.Attention(**fields), positions, top_k=top_k)
 
 
 def test_sources() -> None:
-    assert converters.text_message("Hallo", "source") == text_pb2.Text(text="Hallo")
-    assert list(converters.text_message(np.array([3, 1]), "source").token_ids.ids) == [3, 1]  # type: ignore[arg-type]
-    chat = converters.text_message([{"role": "user", "content": "Hallo"}], "source").chat
+    assert converters.build_text("Hallo", "source") == text_pb2.Text(text="Hallo")
+    assert list(converters.build_text(np.array([3, 1]), "source").token_ids.ids) == [3, 1]  # type: ignore[arg-type]
+    chat = converters.build_text([{"role": "user", "content": "Hallo"}], "source").chat
     assert [(turn.role, turn.content) for turn in chat.messages] == [("user", "Hallo")]
 
 
 @pytest.mark.parametrize("source", [b"bytes", [-1], [2**40], ["a"], [{"role": "user"}], "\ud800", 7])
 def test_sources_that_are_none(source: Any) -> None:
     with pytest.raises(InvalidArgumentError) as caught:
-        converters.text_message(source, "source")
+        converters.build_text(source, "source")
     assert caught.value.field == "source"
 
 
@@ -222,7 +224,7 @@ def test_capture() -> None:
         encoding="float16",
         steps=(1, None),
     )
-    message = converters.capture_message(capture)
+    message = converters.build_capture(capture)
     assert list(message.kinds) == [attention_pb2.ATTENTION_KIND_CROSS, attention_pb2.ATTENTION_KIND_ENCODER_SELF]
     assert [(pair.layer, pair.head) for pair in message.heads.list.heads] == [(2, 3), (0, 1)]
     assert message.over_heads == attention_pb2.REDUCTION_L2
@@ -231,11 +233,11 @@ def test_capture() -> None:
     assert message.encoding == attention_pb2.ENCODING_FLOAT16
     assert message.steps.begin == 1
     assert not message.steps.HasField("end")
-    assert list(converters.capture_message(Capture(layers=[1, 0])).heads.layers.layers) == [1, 0]
+    assert list(converters.build_capture(Capture(layers=[1, 0])).heads.layers.layers) == [1, 0]
 
 
 def test_a_capture_of_little() -> None:
-    message = converters.capture_message(
+    message = converters.build_capture(
         Capture(heads=[(2, 3, 0.75), (0, 1), (1, 1, 0)], over_heads="mean", encoding="uint8", top_k=5)
     )
     assert message.encoding == attention_pb2.ENCODING_UINT8
@@ -252,15 +254,15 @@ def test_a_capture_of_little() -> None:
 def test_a_layout_has_a_weight_for_each_pair() -> None:
     heads = [attention_pb2.Head(layer=2, head=3, weight=0.75), attention_pb2.Head(layer=0, head=1)]
     layout = attention_pb2.AttentionLayout(kind=attention_pb2.ATTENTION_KIND_CROSS, pairs=heads)
-    header = converters.started(attribution_service_pb2.Started(layouts=[layout]))
+    header = converters.parse_started(attribution_service_pb2.Started(layouts=[layout]))
     assert header.layouts["cross"].pairs == ((2, 3), (0, 1))
     assert header.layouts["cross"].weights == (0.75, 1.0)
 
 
 def test_a_default_capture_sets_nothing() -> None:
     # "none" contradicts every other field, so defaults must not be on the wire.
-    assert converters.capture_message(Capture()) == attention_pb2.Capture()
-    assert converters.capture_message(Capture(none=True)) == attention_pb2.Capture(none=True)
+    assert converters.build_capture(Capture()) == attention_pb2.Capture()
+    assert converters.build_capture(Capture(none=True)) == attention_pb2.Capture(none=True)
 
 
 @pytest.mark.parametrize(
@@ -285,22 +287,22 @@ def test_a_default_capture_sets_nothing() -> None:
 )
 def test_captures_that_cannot_be_sent(capture: Capture, field: str) -> None:
     with pytest.raises(InvalidArgumentError) as caught:
-        converters.capture_message(capture)
+        converters.build_capture(capture)
     assert caught.value.field == field
 
 
 def test_decoding() -> None:
-    assert converters.decoding_message(Decoding()) == text_pb2.Decoding()
-    assert converters.decoding_message(Decoding(Greedy(), 5)).WhichOneof("strategy") == "greedy"
-    drawn = converters.decoding_message(Decoding(Sampling(temperature=0.5, seed=2**63), stop=["."], ignore_eos=True))
+    assert converters.build_decoding(Decoding()) == text_pb2.Decoding()
+    assert converters.build_decoding(Decoding(Greedy(), 5)).WhichOneof("strategy") == "greedy"
+    drawn = converters.build_decoding(Decoding(Sampling(temperature=0.5, seed=2**63), stop=["."], ignore_eos=True))
     assert drawn.sampling.seed == 2**63
     assert drawn.sampling.HasField("temperature")
     assert not drawn.sampling.HasField("top_k")
     assert list(drawn.stop) == ["."]
-    beam = converters.decoding_message(Decoding(Beam(4, hypotheses=2))).beam
+    beam = converters.build_decoding(Decoding(Beam(4, hypotheses=2))).beam
     assert (beam.width, beam.hypotheses, beam.HasField("length_penalty")) == (4, 2, False)
     with pytest.raises(InvalidArgumentError) as caught:
-        converters.decoding_message(Decoding(Sampling(top_k=-1)))
+        converters.build_decoding(Decoding(Sampling(top_k=-1)))
     assert caught.value.field == "decoding.sampling.top_k"
 
 
@@ -312,7 +314,7 @@ def test_an_ending_with_hypotheses() -> None:
         hypotheses=[attribution_service_pb2.Hypothesis(text="Ja", tokens=[token], score=-1.5)],
         usage=attribution_service_pb2.Usage(seed=0),
     )
-    ending = converters.ending(message)
+    ending = converters.parse_finished(message)
     assert (ending.text, ending.stop_reason, ending.usage.seed) == ("Ja", "length", 0)
     assert ending.hypotheses[0].tokens[0].piece == "▁Ja"
     assert ending.hypotheses[0].score == -1.5

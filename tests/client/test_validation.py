@@ -17,13 +17,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sidelight.client import (
     AsyncClient,
+    AttributeOptions,
     Beam,
     Capture,
     Client,
     Decoding,
     Greedy,
     InvalidArgumentError,
-    Options,
     Sampling,
     save,
 )
@@ -97,7 +97,7 @@ def members(declared: type, path: str) -> list[tuple[type, str, Any, str]]:
 
 
 FIELDS = [
-    *members(Options, ""),
+    *members(AttributeOptions, ""),
     *members(Capture, "capture."),
     *members(Decoding, "decoding."),
     *members(Sampling, "decoding.sampling."),
@@ -106,7 +106,7 @@ FIELDS = [
 
 
 def options_with(declared: type, name: str, value: Any) -> dict[str, Any]:
-    if declared is Options:
+    if declared is AttributeOptions:
         return {name: value}
     if declared is Capture:
         return {"capture": Capture(**{name: value})}
@@ -335,7 +335,7 @@ def test_what_cannot_be_saved(tmp_path, value):
 
 def test_every_public_call_is_tried_here():
     """A new option or argument must be among those above."""
-    assert {declared for declared, *_ in FIELDS} == {Options, Capture, Decoding, Sampling, Beam}
+    assert {declared for declared, *_ in FIELDS} == {AttributeOptions, Capture, Decoding, Sampling, Beam}
     assert all(not dataclasses.fields(strategy) for strategy in (Greedy,))
     for client in (Client, AsyncClient):
         assert set(inspect.signature(client).parameters) == {"address", "credentials", "options"}

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from sidelight.client.cli.attribute import _heads, _numbers
+from sidelight.client.cli.attribute_options import parse_heads, parse_layers
 from sidelight.client.cli.main import main
 
 COMMAND = str(Path(sys.executable).with_name("sidelight"))
@@ -114,9 +114,9 @@ def test_options_reach_the_server(bundled_server, tmp_path, capsys):
 
 
 def test_lists_of_numbers():
-    assert _numbers("0,2-4,7") == [0, 2, 3, 4, 7]
-    assert _heads("2.3,0.1") == [(2, 3), (0, 1)]
-    assert _heads("2.3:0.75,0.1,1.0:2,1.1:.5") == [(2, 3, 0.75), (0, 1), (1, 0, 2.0), (1, 1, 0.5)]
+    assert parse_layers("0,2-4,7") == [0, 2, 3, 4, 7]
+    assert parse_heads("2.3,0.1") == [(2, 3), (0, 1)]
+    assert parse_heads("2.3:0.75,0.1,1.0:2,1.1:.5") == [(2, 3, 0.75), (0, 1), (1, 0, 2.0), (1, 1, 0.5)]
 
 
 @pytest.mark.parametrize(

@@ -290,7 +290,7 @@ def test_lines_do_not_depend_on_how_their_bytes_come(monkeypatch, parts, size):
     expected = re.split(rb"\r?\n", data.removeprefix(b"\xef\xbb\xbf"))
     expected = expected if expected[-1] else expected[:-1]
     monkeypatch.setattr(lines_module, "MAX_LINE_BYTES", 7)
-    monkeypatch.setattr(lines_module, "_HELD_BYTES", 9)
+    monkeypatch.setattr(lines_module, "_MAX_BUFFER_BYTES", 9)
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(Slow(data)))
     got = read_lines("-")
     assert len(got) == len(expected)
@@ -339,7 +339,7 @@ def test_a_pipe_that_does_not_block_is_waited_for():
     ours, theirs = os.pipe()
     os.set_blocking(ours, False)
     with open(ours, "rb", buffering=0) as file, ThreadPoolExecutor(1) as pool:
-        reading = pool.submit(lambda: list(lines_module._read(file, "in")))
+        reading = pool.submit(lambda: list(lines_module._read_lines(file, "in")))
         os.write(theirs, b"one\ntw")
         os.write(theirs, b"o\n")
         os.close(theirs)

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
-from sidelight.client.results import Layout, Started, Step, Token
-from sidelight.client.views.heatmap import Heatmap, words
+from sidelight.client.results import AttentionLayout, Started, Step, Token
+from sidelight.client.views.heatmap import Heatmap
+from sidelight.client.views.words import find_words
 
 
 def tokens(*texts: str) -> tuple[Token, ...]:
@@ -34,15 +35,15 @@ def shown(source: tuple[Token, ...], shares: np.ndarray, width: int = 80, color:
     output = io.StringIO()
     system = "truecolor" if color else None
     console = Console(file=output, width=width, force_terminal=color, color_system=system, highlight=False)
-    layout = Layout(kind, (), (0,), 1, ())
+    layout = AttentionLayout(kind, (), (0,), 1, ())
     started = Started("r", "m", "", source, (), {kind: layout}, (), "predicting", kind == "cross")
     heatmap = Heatmap(console, started)
-    heatmap.header()
+    heatmap.print_header()
     for index, row in enumerate(shares):
         token = Token(index, f"▁w{index}", 0, 2, False, f"w{index}")
         cross = row if kind == "cross" else None
         own = row if kind == "decoder_self" else None
-        heatmap.step(Step(index, token, "", cross, own, {}), source)
+        heatmap.print_step(Step(index, token, "", cross, own, {}), source)
     return output.getvalue()
 
 
@@ -52,8 +53,8 @@ def rows(output: str, count: int) -> list[str]:
 
 
 def test_pieces_of_a_word_are_shown_as_one():
-    assert [word.label for word in words(SHORT)] == ["My", "grandmother", "is", "old", ".", "</s>"]
-    assert [word.positions for word in words(SHORT)] == [(0,), (1, 2), (3,), (4,), (5,), (6,)]
+    assert [word.label for word in find_words(SHORT)] == ["My", "grandmother", "is", "old", ".", "</s>"]
+    assert [word.positions for word in find_words(SHORT)] == [(0,), (1, 2), (3,), (4,), (5,), (6,)]
 
 
 def test_words_across_and_shades_below():
@@ -115,11 +116,11 @@ def test_longer_sources_stand_upright_below_each_other():
 
 
 def test_words_of_scripts_without_spaces_stay_apart():
-    assert [word.label for word in words(tokens("猫", "は", "いる"))] == ["猫", "は", "いる"]
-    assert [word.label for word in words(tokens("고양", "이", " 있다"))] == ["고양이", "있다"]
-    assert [word.label for word in words(tokens("हिन्", "दी"))] == ["हिन्दी"]
-    assert [word.label for word in words(tokens("ไทย", "ไทย"))] == ["ไทย", "ไทย"]
-    assert [word.label for word in words(tokens("don", "'", "t", "."))] == ["don", "'", "t", "."]
+    assert [word.label for word in find_words(tokens("猫", "は", "いる"))] == ["猫", "は", "いる"]
+    assert [word.label for word in find_words(tokens("고양", "이", " 있다"))] == ["고양이", "있다"]
+    assert [word.label for word in find_words(tokens("हिन्", "दी"))] == ["हिन्दी"]
+    assert [word.label for word in find_words(tokens("ไทย", "ไทย"))] == ["ไทย", "ไทย"]
+    assert [word.label for word in find_words(tokens("don", "'", "t", "."))] == ["don", "'", "t", "."]
 
 
 def spanned(*parts: tuple[int, int, str]) -> tuple[Token, ...]:
@@ -128,7 +129,7 @@ def spanned(*parts: tuple[int, int, str]) -> tuple[Token, ...]:
 
 
 def labels(*parts: tuple[int, int, str]) -> list[tuple[str, tuple[int, ...]]]:
-    return [(word.label, word.positions) for word in words(spanned(*parts))]
+    return [(word.label, word.positions) for word in find_words(spanned(*parts))]
 
 
 def test_bytes_of_one_character_are_one_word():
@@ -160,11 +161,11 @@ def test_bytes_are_shown_when_their_character_is_complete():
 
 def step_line(token: Token) -> str:
     output = io.StringIO()
-    layout = Layout("cross", (), (0,), 1, ())
+    layout = AttentionLayout("cross", (), (0,), 1, ())
     heatmap = Heatmap(
         Console(file=output, width=80), Started("r", "m", "", SHORT, (), {"cross": layout}, (), "predicting", True)
     )
-    heatmap.step(Step(0, token, "", np.eye(7)[0], None, {}), SHORT)
+    heatmap.print_step(Step(0, token, "", np.eye(7)[0], None, {}), SHORT)
     return output.getvalue()
 
 
@@ -172,20 +173,20 @@ def test_a_prompt_and_its_target_share_no_character():
     """Spans of the two count in texts of their own."""
     prompt = tokens("Once", " upon")[:1]
     target = tokens("On", "ce", " more")
-    assert [word.label for word in words((*prompt, *target), 1)] == ["Once", "Once", "more"]
+    assert [word.label for word in find_words((*prompt, *target), 1)] == ["Once", "Once", "more"]
     prompt, target = tokens("a", "b"), (Token(5, "c", 2, 3, False, "c"),)
-    assert [word.label for word in words((*prompt, *target), 2)] == ["ab", "c"]
+    assert [word.label for word in find_words((*prompt, *target), 2)] == ["ab", "c"]
     output = io.StringIO()
-    layout = Layout("decoder_self", (), (0,), 1, ())
+    layout = AttentionLayout("decoder_self", (), (0,), 1, ())
     started = Started("r", "m", "ab", prompt, (), {"decoder_self": layout}, (), "predicting", False)
     heatmap = Heatmap(Console(file=output, width=80), started)
-    heatmap.step(Step(1, target[0], "", None, np.array([0.5, 0.2, 0.3]), {}), (*prompt, *target))
+    heatmap.print_step(Step(1, target[0], "", None, np.array([0.5, 0.2, 0.3]), {}), (*prompt, *target))
     assert output.getvalue().split() == ["c", "ab", "70", "c", "30"]
 
 
 def test_white_space_has_a_picture_and_nothing_has_its_piece():
     white = Token(1, "Ċ", 3, 4, False, "\n"), Token(2, "Ġ", 4, 5, False, " "), Token(3, "▁", 5, 5, False, "")
-    assert [word.label for word in words(white)] == ["␊", "␣", "▁"]
+    assert [word.label for word in find_words(white)] == ["␊", "␣", "▁"]
     assert Token(0, "</s>", 5, 5, True, "").label == "</s>"
 
 
@@ -199,7 +200,7 @@ def test_words_hold_every_position_once_and_every_character(text, data):
         first, last = place_of[begin], place_of[end - 1] + 1
         made.append((first, last, text[first:last]))
         begin = end
-    shown = words(spanned(*made))
+    shown = find_words(spanned(*made))
     assert [position for word in shown for position in word.positions] == list(range(len(made)))
     visible = "".join(word.label for word in shown).translate({ord(c): None for c in " \n␣␊"})
     assert visible == text.translate({ord(c): None for c in " \n"})
@@ -215,18 +216,18 @@ def test_control_characters_do_not_reach_the_terminal():
 def test_every_palette_has_ink_that_differs_from_its_ground(system):
     output = io.StringIO()
     console = Console(file=output, width=80, force_terminal=True, color_system=system, highlight=False)
-    layout = Layout("cross", (), (0,), 1, ())
+    layout = AttentionLayout("cross", (), (0,), 1, ())
     heatmap = Heatmap(console, Started("r", "m", "", SHORT, (), {"cross": layout}, (), "predicting", True))
     for share in (0.02, 0.12, 0.3, 0.6, 1.0):
-        style = heatmap._tint(share)
+        style = heatmap._cell_style(share)
         assert style.bgcolor is None or style.color.get_truecolor() != style.bgcolor.get_truecolor()
 
 
 def test_a_terminal_that_knows_ascii_only_gets_ascii_shades():
     output = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     console = Console(file=output, width=80, highlight=False)
-    layout = Layout("cross", (), (0,), 1, ())
+    layout = AttentionLayout("cross", (), (0,), 1, ())
     heatmap = Heatmap(console, Started("r", "m", "", SHORT, (), {"cross": layout}, (), "predicting", True))
-    heatmap.step(Step(0, SHORT[0], "", np.array([1.0, 0, 0, 0.3, 0, 0, 0]), None, {}), SHORT)
+    heatmap.print_step(Step(0, SHORT[0], "", np.array([1.0, 0, 0, 0.3, 0, 0, 0]), None, {}), SHORT)
     output.flush()
     assert b"##" in output.buffer.getvalue()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sidelight.client import Attribution, Capture, Client, Layout, Started, Token, Usage, save
+from sidelight.client import AttentionLayout, Attribution, Capture, Client, Started, Token, Usage, save
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
@@ -92,7 +92,7 @@ def test_hovering_shows_words_and_numbers(results, tmp_path):
 def test_single_heads_reduced_layers_and_scores_without_end(results, tmp_path):
     first = results[0]
     started = first.started
-    pairs = Layout("cross", ("pair",), (), 0, ((0, 1), (1, 2)))
+    pairs = AttentionLayout("cross", ("pair",), (), 0, ((0, 1), (1, 2)))
     few = dataclasses.replace(
         first,
         started=dataclasses.replace(started, layouts={"cross": pairs}),
@@ -106,7 +106,7 @@ def test_single_heads_reduced_layers_and_scores_without_end(results, tmp_path):
     assert document.count(">–</td>") == 2
     flat = dataclasses.replace(
         few,
-        started=dataclasses.replace(started, layouts={"cross": Layout("cross", (), (0, 1), 3, ())}),
+        started=dataclasses.replace(started, layouts={"cross": AttentionLayout("cross", (), (0, 1), 3, ())}),
         cross=first.cross.mean((2, 3)),
     )
     document = opened([flat], tmp_path)
@@ -123,7 +123,7 @@ def test_nothing_captured_is_said(fake, tmp_path):
 def attribution(source: list[Token], text: str) -> Attribution:
     """Of one step that looks at each token of a source a little more than at the one before."""
     shares = np.arange(1, len(source) + 1, dtype=np.float32)[:, None]
-    layout = Layout("cross", (), (0,), 1, ())
+    layout = AttentionLayout("cross", (), (0,), 1, ())
     started = Started("r", "m", text, tuple(source), (), {"cross": layout}, (), "predicting", True)
     step = Token(9, "▁x", 0, 1, False, "x")
     usage = Usage(len(source), 1, 0, 0.0, 0.0, 0.0, None)
@@ -181,7 +181,7 @@ def test_tokens_that_share_a_character_with_both_neighbours(tmp_path):
 def test_a_prompt_and_its_target_are_two_texts(tmp_path):
     prompt = tokens_of("Once", [(0, 4)])
     result = attribution(prompt, "Once")
-    layout = Layout("decoder_self", (), (0,), 1, ())
+    layout = AttentionLayout("decoder_self", (), (0,), 1, ())
     started = dataclasses.replace(result.started, layouts={"decoder_self": layout}, is_encoder_decoder=False)
     steps = tuple(tokens_of("On a", [(0, 2), (3, 4)]))
     shares = np.array([[0.5, 0.25], [np.nan, 0.75], [np.nan, np.nan]], np.float32)

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 from sidelight.client import Client
-from sidelight.client.cli.attribute import show
+from sidelight.client.cli.attribute import print_attribution
 from sidelight.client.cli.main import main
 from sidelight.client.views.terminal import escape_controls, make_console, print_error, print_text
 
@@ -132,7 +132,7 @@ def test_show_prints_the_text_whatever_it_is(fake, text):
         output = io.StringIO()
         console = Console(file=output, force_terminal=forced, width=80)  # with rich's defaults
         with Client(fake.address) as client:
-            assert show(client, "one two", {"target": text}, console).text == text
+            assert print_attribution(client, "one two", {"target": text}, console).text == text
         if forced:
             printed = re.sub(r"\x1b\[[0-9;]*m", "", output.getvalue())
             assert is_harmless(printed)

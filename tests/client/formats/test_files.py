@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from model_zoo import build_model
 from sidelight.client import Attribution, Capture, Client, Decoding, Greedy, save
-from sidelight.client.formats.save import check_path
+from sidelight.client.formats import check_path
 
 SENTENCES = ["I don't want to be your friend.", "Where is </script><b> the 'station' & \u2028?"]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

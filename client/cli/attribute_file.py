@@ -1,0 +1,189 @@
+"""`sidelight attribute --file`: attributes the lines of a file, several at once, and prints the targets in order."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing
+from dataclasses import dataclass, field
+
+import grpc
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from ..client import AsyncClient
+from ..errors import SidelightError, describe_error
+from ..formats import save
+from ..request import AttributeOptions
+from ..results import Attribution
+from ..views import make_console, print_error, print_message, print_text
+from .attribute_options import capture_all_kinds
+from .lines import Line, count_lines, next_line
+
+# Enough requests to keep a server busy while responses travel.
+_MAX_CONCURRENT_REQUESTS = 8
+
+# Errors with these statuses are not about the text of a line: all other lines would fail too.
+_STATUSES_OF_ALL_LINES = (
+    grpc.StatusCode.CANCELLED,
+    grpc.StatusCode.NOT_FOUND,
+    grpc.StatusCode.PERMISSION_DENIED,
+    grpc.StatusCode.UNAUTHENTICATED,
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.UNIMPLEMENTED,
+)
+
+# The result of a line: its attribution, the error of a line that failed, or None for an empty line.
+LineResult = Attribution | SidelightError | None
+
+
+@dataclass
+class _Summary:
+    """Counts of the lines that are done, and their attributions if they are to be saved."""
+
+    num_lines: int = 0
+    num_failed: int = 0
+    num_tokens: int = 0
+    attributions: list[Attribution] = field(default_factory=list[Attribution])
+
+
+async def attribute_file(args: argparse.Namespace, options: AttributeOptions, lines: Iterator[Line]) -> int:
+    """Attributes all lines, several at once, and prints the targets in order. Returns the exit status.
+
+    A line that fails prints an empty line and a message, and the other lines go on. An error that all lines would have
+    ends the run, and so does a file that cannot be read further. The attributions so far are then saved all the same.
+
+    Raises:
+        SidelightError: An error that all lines would have.
+        OSError: The file cannot be read, or the output cannot be written.
+    """
+    summary = _Summary()
+    failure: SidelightError | OSError | None = None
+    began = time.monotonic()
+    async with AsyncClient(args.address) as client:
+        if args.save:
+            capture_all_kinds(options, list((await client.get_model(args.model, timeout=30)).attentions))
+        # Closed before the client is closed: if printing fails, the running requests must be cancelled and awaited.
+        async with aclosing(_attribute_lines(client, lines, options)) as results:
+            try:
+                await _print_results(args, results, summary)
+            except SidelightError as error:
+                failure = error
+            except OSError as error:
+                if error.filename != args.file:  # an error of the output
+                    raise
+                failure = error
+    if not args.quiet and not failure:
+        _print_summary(summary, time.monotonic() - began)
+    if args.save and (summary.attributions or not failure):
+        save(summary.attributions, args.save)
+        print_message(f"saved {args.save}")
+    if failure:
+        raise failure
+    return 1 if summary.num_failed else 0
+
+
+async def _print_results(
+    args: argparse.Namespace, results: AsyncGenerator[LineResult, None], summary: _Summary
+) -> None:
+    """Prints each line's result as it comes, beside a progress bar, and counts it."""
+    with _make_progress_bar(quiet=args.quiet) as progress:
+        console = _choose_console(progress)
+        task = progress.add_task("", total=None if progress.disable else count_lines(args.file))
+        async for result in results:
+            summary.num_lines += 1
+            progress.advance(task)
+            if isinstance(result, Attribution):
+                summary.num_tokens += len(result.steps)
+                print_text(console, result.text.replace("\n", " "))
+                if args.save:
+                    summary.attributions.append(result)
+                continue
+            print_text(console, "")
+            if result is not None:
+                summary.num_failed += 1
+                print_error(f"line {summary.num_lines}: {describe_error(result)}")
+
+
+def _print_summary(summary: _Summary, seconds: float) -> None:
+    rate = summary.num_tokens / seconds if seconds else 0.0
+    refused = f", {summary.num_failed} refused" if summary.num_failed else ""
+    print_message(
+        f"{summary.num_lines} texts{refused}, {summary.num_tokens} tokens in {seconds:.1f} s: {rate:.0f} tokens/s"
+    )
+
+
+async def _attribute_lines(
+    client: AsyncClient, lines: Iterator[Line], options: AttributeOptions
+) -> AsyncGenerator[LineResult, None]:
+    """Yields the results of lines, in the order of the lines, with several requests running at once.
+
+    Raises:
+        SidelightError: An error that all lines would have.
+        OSError: The lines cannot be read further. It comes after the results of all lines before.
+    """
+    # After the last line, this task stays: its result is None, or its error says why there are no more lines.
+    reading = asyncio.create_task(next_line(lines))
+    running: deque[asyncio.Task[LineResult]] = deque()
+    try:
+        while True:
+            line = reading.result() if reading.done() and not reading.exception() else None
+            if line is not None and len(running) < _MAX_CONCURRENT_REQUESTS:
+                running.append(asyncio.create_task(_attribute_line(client, line, options)))
+                reading = asyncio.create_task(next_line(lines))
+            elif running and running[0].done():
+                yield running.popleft().result()
+            elif running or not reading.done():
+                pending = {*([] if reading.done() else [reading]), *([running[0]] if running else [])}
+                await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+            else:
+                reading.result()
+                return
+    finally:
+        for task in (reading, *running):
+            task.cancel()
+        await asyncio.gather(reading, *running, return_exceptions=True)
+
+
+async def _attribute_line(client: AsyncClient, line: Line, options: AttributeOptions) -> LineResult:
+    if isinstance(line, SidelightError):
+        return line
+    if not line.strip():
+        return None
+    try:
+        return await client.attribute(line, **options).result()
+    except SidelightError as error:
+        if _is_line_error(error):
+            return error
+        raise
+
+
+def _is_line_error(error: SidelightError) -> bool:
+    """Whether only this line fails: because of its text, or of its time. Other errors are errors of all lines."""
+    if error.status is grpc.StatusCode.INVALID_ARGUMENT:
+        # How many tokens a target may have depends on how many tokens the source has.
+        token_limits = ("decoding.max_new_tokens", "decoding.min_new_tokens")
+        return error.field in token_limits or error.field.partition(".")[0] in ("", "source", "given", "prefix")
+    return error.status not in _STATUSES_OF_ALL_LINES
+
+
+def _choose_console(progress: Progress) -> Console:
+    """Returns the console for the texts, which go to stdout.
+
+    If stdout and the progress bar are both on a terminal, this is the bar's console: rich prints texts above the bar.
+    """
+    if sys.stdout.isatty() and not progress.disable:
+        return progress.console
+    return make_console(force_terminal=sys.stdout.isatty())
+
+
+def _make_progress_bar(*, quiet: bool) -> Progress:
+    """Makes a bar on stderr, since stdout is for the texts. Without a terminal, the bar is disabled."""
+    console = make_console(stderr=True)
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("texts"), TimeRemainingColumn())
+    disable = quiet or not console.is_terminal
+    return Progress(*columns, console=console, disable=disable, transient=True, redirect_stdout=False)

@@ -1,0 +1,201 @@
+"""The arguments of `sidelight attribute`, and the client's options made from them."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import re
+from collections.abc import Sequence
+from typing import get_args
+
+from ..client import DEFAULT_ADDRESS
+from ..errors import invalid_argument
+from ..parameters import (
+    AttentionKind,
+    Capture,
+    Decoding,
+    Encoding,
+    Head,
+    Reduction,
+    Row,
+    Sampling,
+    Score,
+    SpecialTokensInText,
+)
+from ..request import AttributeOptions
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `sidelight attribute` to a parser."""
+    _add_text_arguments(parser)
+    _add_capture_arguments(parser)
+    _add_decoding_arguments(parser)
+    output = parser.add_argument_group("output")
+    output.add_argument("--save", metavar="PATH", help="save in a file: .json for Inseq, .npz for NumPy, .html a page")
+    output.add_argument("--no-color", action="store_true", help="shades instead of colours")
+    output.add_argument("--quiet", action="store_true", help="print only the text")
+
+
+def build_options(args: argparse.Namespace) -> AttributeOptions:
+    """Builds the options of `Client.attribute` from parsed arguments. Raises InvalidArgumentError."""
+    options: AttributeOptions = {
+        "model": args.model,
+        "source_language": args.source_language,
+        "target_language": args.target_language,
+        "capture": _build_capture(args),
+        "scores": args.scores,
+        "timeout": args.timeout,
+    }
+    decoding = _build_decoding(args)
+    if args.target is None:
+        options["decoding"] = decoding
+    elif decoding == Decoding():
+        options["target"] = args.target
+    else:
+        raise invalid_argument("target", "a given target is not decoded: --target goes without decoding options")
+    if args.prefix is not None:
+        options["prefix"] = args.prefix
+    if args.special_tokens_in_text != "text":
+        options["special_tokens_in_text"] = args.special_tokens_in_text
+    if args.no_special_tokens:
+        options["add_special_tokens"] = False
+    return options
+
+
+def capture_all_kinds(options: AttributeOptions, kinds: Sequence[AttentionKind]) -> None:
+    """Adds all kinds of a model to the options, for a file. Options that name kinds stay as they are."""
+    capture = options.get("capture") or Capture()
+    if not capture.kinds:
+        options["capture"] = dataclasses.replace(capture, kinds=tuple(kinds))
+
+
+def parse_layers(text: str) -> list[int]:
+    """Parses numbers and ranges: "0,2-4" is 0, 2, 3, 4. Raises ArgumentTypeError."""
+    layers: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
+        if match is None or int(match[2] or match[1]) < int(match[1]):
+            raise argparse.ArgumentTypeError(f"invalid number or range: {part!r}")
+        layers += range(int(match[1]), int(match[2] or match[1]) + 1)
+    return layers
+
+
+def parse_heads(text: str) -> list[Head]:
+    """Parses heads, each with or without a weight: "2.3,0.1:0.5" is (2, 3), (0, 1, 0.5). Raises ArgumentTypeError."""
+    heads: list[Head] = []
+    for part in text.split(","):
+        if (match := re.fullmatch(r"(\d+)\.(\d+)(?::(\d+(?:\.\d*)?|\.\d+))?", part)) is None:
+            raise argparse.ArgumentTypeError(f"invalid LAYER.HEAD[:WEIGHT]: {part!r}")
+        layer, head = int(match[1]), int(match[2])
+        heads.append((layer, head) if match[3] is None else (layer, head, float(match[3])))
+    return heads
+
+
+# ---- arguments ------------------------------------------------------------------------------------------------------
+
+
+def _add_text_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("text", nargs="?", metavar="TEXT", help="the text to translate or to continue")
+    parser.add_argument(
+        "--file", metavar="FILE", help="a file with one text on each line; of a .tsv, the first column; - is stdin"
+    )
+    parser.add_argument("--address", default=DEFAULT_ADDRESS, metavar="HOST:PORT", help="the server")
+    parser.add_argument("--model", default="", metavar="NAME", help="a loaded model; otherwise the default model")
+    parser.add_argument("--target", metavar="TEXT", help="attribute this target instead of writing one")
+    parser.add_argument("--prefix", metavar="TEXT", help="the beginning of the target")
+    parser.add_argument("--source-language", default="", metavar="CODE", help="for models that need one")
+    parser.add_argument("--target-language", default="", metavar="CODE", help="for models that need one")
+    parser.add_argument(
+        "--special-tokens-in-text",
+        choices=get_args(SpecialTokensInText),
+        default="text",
+        help='read "</s>" and the like in TEXT as text, or as special tokens (parse), for rendered prompts',
+    )
+    parser.add_argument(
+        "--no-special-tokens",
+        action="store_true",
+        help="add no special tokens around TEXT, because it is a rendered prompt",
+    )
+    parser.add_argument("--timeout", type=float, metavar="SECONDS", help="the longest time for one text")
+
+
+def _add_capture_arguments(parser: argparse.ArgumentParser) -> None:
+    capture = parser.add_argument_group("what to capture")
+    kinds = ", ".join(get_args(AttentionKind))
+    capture.add_argument("--kinds", type=_parse_kinds, metavar="KINDS", help=f"of {kinds}, separated by commas")
+    capture.add_argument("--layers", type=parse_layers, metavar="LAYERS", help="such as 0,2-4; otherwise all layers")
+    capture.add_argument(
+        "--heads",
+        type=parse_heads,
+        metavar="L.H[:W],...",
+        help="single heads, such as 2.3,2.0; with weights 2.3:0.8,2.0:0.2",
+    )
+    capture.add_argument("--reduce", choices=get_args(Reduction), help="reduce heads to one, then layers to one")
+    capture.add_argument("--reduce-heads", choices=get_args(Reduction), help="reduce only heads to one")
+    capture.add_argument("--reduce-layers", choices=get_args(Reduction), help="then reduce layers to one")
+    capture.add_argument(
+        "--row", choices=get_args(Row), default="predicting", help="the query that predicts a token, or reads it"
+    )
+    capture.add_argument(
+        "--encoding", choices=get_args(Encoding), default="float32", help="the type of numbers on the wire"
+    )
+    # Its name is not --top-k: that is an option of sampling, and a user may want both.
+    capture.add_argument(
+        "--top-positions", type=int, default=0, metavar="K", help="only the K greatest positions of each row"
+    )
+    scores = ", ".join(get_args(Score))
+    capture.add_argument(
+        "--scores", type=_parse_scores, default=(), metavar="SCORES", help=f"of {scores}, separated by commas"
+    )
+
+
+def _add_decoding_arguments(parser: argparse.ArgumentParser) -> None:
+    decoding = parser.add_argument_group("how to decode")
+    decoding.add_argument("--max-new-tokens", type=int, metavar="N", help="the greatest number of tokens to write")
+    decoding.add_argument("--sample", action="store_true", help="draw tokens instead of taking the most likely")
+    decoding.add_argument("--temperature", type=float, metavar="T", help="with --sample")
+    decoding.add_argument("--top-k", type=int, metavar="K", help="with --sample")
+    decoding.add_argument("--top-p", type=float, metavar="P", help="with --sample")
+    decoding.add_argument("--seed", type=int, metavar="N", help="with --sample")
+
+
+def _parse_kinds(text: str) -> list[str]:
+    return _parse_words(text, get_args(AttentionKind))
+
+
+def _parse_scores(text: str) -> list[str]:
+    return _parse_words(text, get_args(Score))
+
+
+def _parse_words(text: str, known: Sequence[str]) -> list[str]:
+    words = text.split(",")
+    for word in words:
+        if word not in known:
+            raise argparse.ArgumentTypeError(f"{word!r} is none of {', '.join(known)}")
+    return words
+
+
+# ---- options --------------------------------------------------------------------------------------------------------
+
+
+def _build_capture(args: argparse.Namespace) -> Capture:
+    return Capture(
+        kinds=args.kinds or (),
+        layers=args.layers,
+        heads=args.heads,
+        over_heads=args.reduce_heads or args.reduce,
+        # A list of heads is one axis: after its reduction, no axis of layers remains.
+        over_layers=args.reduce_layers or (None if args.heads or args.reduce_heads else args.reduce),
+        row=args.row,
+        encoding=args.encoding,
+        top_k=args.top_positions,
+    )
+
+
+def _build_decoding(args: argparse.Namespace) -> Decoding:
+    sampling = {"temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p, "seed": args.seed}
+    if args.sample:
+        return Decoding(Sampling(**sampling), args.max_new_tokens)
+    if any(value is not None for value in sampling.values()):
+        raise invalid_argument("sample", "--temperature, --top-k, --top-p and --seed need --sample")
+    return Decoding(None, args.max_new_tokens)

@@ -1,0 +1,61 @@
+"""NumPy's npz format: the arrays of attributions, and a JSON text with everything else."""
+
+# NumPy's stubs leave some members partly unknown.
+# pyright: reportUnknownMemberType=false
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from ..results import Attribution
+
+
+def to_npz(attributions: Sequence[Attribution]) -> bytes:
+    """Encodes attributions as a compressed npz file. The array NAME of attribution number N has the name "N/NAME"."""
+    arrays: dict[str, Any] = {}
+    for number, attribution in enumerate(attributions):
+        arrays |= {f"{number}/{name}": array for name, array in build_npz_arrays(attribution).items()}
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    return buffer.getvalue()
+
+
+def build_npz_arrays(attribution: Attribution) -> dict[str, Any]:
+    """Builds the arrays that an npz file holds of one attribution.
+
+    - `cross`, `decoder_self`, `encoder_self`: the attention that was captured, shaped as `Attribution` says. If `top_k`
+      in `info` is above 0, a 0 in these arrays may be a position that was not sent.
+    - `score_NAME`: `[steps]`, for each score.
+    - `source_ids`, `source_pieces`, `source_spans` (`[tokens, 2]`), and the same for `prefix` and `steps`.
+    - `info`: a JSON text with everything else. NumPy's arrays of texts lose a NUL at the end of a text; `pieces` in
+      `info` holds the pieces of `source`, `prefix` and `steps` unchanged.
+    """
+    arrays: dict[str, Any] = {}
+    for kind in ("cross", "decoder_self", "encoder_self"):
+        if (array := getattr(attribution, kind)) is not None:
+            arrays[kind] = array
+    for name, values in attribution.scores.items():
+        arrays[f"score_{name}"] = values
+    token_lists = {"source": attribution.source, "prefix": attribution.started.prefix, "steps": attribution.steps}
+    for name, tokens in token_lists.items():
+        arrays[f"{name}_ids"] = np.array([token.id for token in tokens], np.int64)
+        arrays[f"{name}_pieces"] = np.array([token.piece for token in tokens], np.str_)
+        arrays[f"{name}_spans"] = np.array([(token.begin, token.end) for token in tokens], np.int64).reshape(-1, 2)
+    info = {
+        "model": attribution.started.model,
+        "source": attribution.started.source_text,
+        "text": attribution.text,
+        "stop_reason": attribution.stop_reason,
+        "row": attribution.started.row,
+        "top_k": attribution.started.top_k,
+        "pieces": {name: [token.piece for token in tokens] for name, tokens in token_lists.items()},
+        "layouts": [asdict(layout) for layout in attribution.started.layouts.values()],
+    }
+    arrays["info"] = np.array(json.dumps(info, ensure_ascii=False))
+    return arrays
