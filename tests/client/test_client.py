@@ -58,7 +58,7 @@ def test_steps_come_one_by_one_and_make_the_result(client):
     assert result.stop_reason == "end_token"
 
 
-def test_the_header_can_be_had_first_and_loses_no_step(client):
+def test_the_header_can_be_read_first_and_no_step_is_lost(client):
     with client.attribute(SENTENCE, timeout=60) as stream:
         assert [token.piece for token in stream.started.source][-1] == "</s>"
         assert stream.started.layouts["cross"].shape == (3, 4)
@@ -69,7 +69,7 @@ def test_result_without_iterating(client):
     assert client.attribute(SENTENCE, timeout=60).result().text == "Ich will nicht dein Freund sein."
 
 
-async def test_the_asyncio_client_is_the_same(client, bundled_server):
+async def test_the_asyncio_client_gives_the_same_results(client, bundled_server):
     options = {"capture": EVERYTHING, "scores": ["logit"], "timeout": 60}
     expected = client.attribute(SENTENCE, **options).result()
     async with AsyncClient(bundled_server) as other:
@@ -128,7 +128,7 @@ def test_models_are_described(client):
     assert model.default
 
 
-def test_errors_say_what_the_server_said(client):
+def test_errors_have_the_servers_details(client):
     with pytest.raises(InvalidArgumentError) as raised:
         client.attribute(SENTENCE, capture=Capture(layers=[7]), request_id="r-1").result()
     error = raised.value
@@ -156,7 +156,7 @@ def test_errors_say_what_the_server_said(client):
         ({"scores": ["luck"]}, "scores"),
     ],
 )
-def test_what_no_server_needs_to_see_is_refused_at_once(client, options, field):
+def test_invalid_options_are_refused_before_sending(client, options, field):
     with pytest.raises(InvalidArgumentError) as raised:
         client.attribute(SENTENCE, **options)
     assert raised.value.field == field
@@ -172,14 +172,14 @@ def test_a_retry_delay_is_passed_on(bundled):
         assert raised.value.retry_delay == 1.0
 
 
-def test_an_error_without_details_is_still_ours():
+def test_an_error_without_details_becomes_an_exception_of_this_package():
     error = grpc.aio.AioRpcError(grpc.StatusCode.UNIMPLEMENTED, grpc.aio.Metadata(), grpc.aio.Metadata(), "no")
     made = from_rpc_error(error)
     assert isinstance(made, UnimplementedError)
     assert str(made) == "no"
 
 
-def test_what_is_public_is_listed():
+def test_all_public_names_are_listed():
     module = importlib.import_module("sidelight.client")
     assert sorted(package.__all__) == package.__all__
     assert all(hasattr(module, name) for name in package.__all__)
@@ -197,7 +197,7 @@ def test_the_client_needs_no_torch():
     assert done.stdout.strip() == "[]"
 
 
-def test_the_command_line_begins_before_what_takes_time_is_imported():
+def test_the_command_line_starts_before_slow_imports():
     """Ctrl-C in the first half second would otherwise be a traceback."""
     code = (
         "import sys, sidelight.client.cli.main; print(sorted({'numpy', 'grpc', 'rich', 'google'} & set(sys.modules)))"

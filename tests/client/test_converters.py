@@ -32,7 +32,7 @@ def packed(values: np.ndarray, **more: Any) -> attention_pb2.Attention:
 
 @pytest.mark.parametrize("dtype", ["<f4", "<f2"])
 @pytest.mark.parametrize("shape", [(5, 2, 3), (5, 2), (5,), (0, 2), (1, 1, 1)])
-def test_floats_come_back_as_they_were(dtype: str, shape: tuple[int, ...]) -> None:
+def test_floats_are_parsed_unchanged(dtype: str, shape: tuple[int, ...]) -> None:
     values = RNG.random(shape).astype(dtype)
     decoded = converters.parse_attention(packed(values), shape[0])
     assert decoded.dtype == values.dtype.newbyteorder("=")
@@ -40,7 +40,7 @@ def test_floats_come_back_as_they_were(dtype: str, shape: tuple[int, ...]) -> No
 
 
 @pytest.mark.parametrize("shape", [(5, 2, 3), (5, 2), (5,)])
-def test_bytes_times_the_scale_of_their_row(shape: tuple[int, ...]) -> None:
+def test_uint8_values_are_multiplied_by_the_scale_of_their_row(shape: tuple[int, ...]) -> None:
     values = RNG.integers(0, 256, shape).astype(np.uint8)
     scales = RNG.random(shape[1:]).astype("<f4")
     decoded = converters.parse_attention(packed(values, scales=scales.tobytes()), shape[0])
@@ -59,7 +59,7 @@ def test_bytes_of_encoder_self_attention_have_a_scale_for_each_query() -> None:
 
 
 @pytest.mark.parametrize("axis", [0, 1])
-def test_positions_left_out_are_zero(axis: int) -> None:
+def test_positions_that_were_not_sent_are_zero(axis: int) -> None:
     whole = RNG.random((6, 6, 2, 3)).astype(np.float32)
     order = np.argsort(-whole, axis=axis)
     kept = np.take(order, range(2), axis=axis)
@@ -110,7 +110,7 @@ def test_bytes_of_the_greatest_positions_computed_by_hand() -> None:
     np.testing.assert_allclose(decoded, expected, rtol=1e-6)
 
 
-def test_equal_shares_stay_where_they_were_sent() -> None:
+def test_equal_values_keep_the_positions_that_were_sent() -> None:
     # Which of equal ones are kept is the server's choice: here the first of four quarters, and the third.
     values = np.full((2,), 0.25, "<f2")
     decoded = converters.parse_attention(packed(values, positions=bytes_of(2, 0)), 4, top_k=2)
@@ -196,12 +196,12 @@ ODD = [
 
 
 @pytest.mark.parametrize(("fields", "positions", "top_k", "message"), ODD)
-def test_numbers_that_do_not_fit_are_refused(fields: Any, positions: int, top_k: int, message: str) -> None:
+def test_attention_that_does_not_fit_is_refused(fields: Any, positions: int, top_k: int, message: str) -> None:
     with pytest.raises((ValueError, KeyError), match=message):
         converters.parse_attention(attention_pb2.Attention(**fields), positions, top_k=top_k)
 
 
-def test_sources() -> None:
+def test_build_text() -> None:
     assert converters.build_text("Hallo", "source") == text_pb2.Text(text="Hallo")
     assert list(converters.build_text(np.array([3, 1]), "source").token_ids.ids) == [3, 1]  # type: ignore[arg-type]
     chat = converters.build_text([{"role": "user", "content": "Hallo"}], "source").chat
@@ -209,13 +209,13 @@ def test_sources() -> None:
 
 
 @pytest.mark.parametrize("source", [b"bytes", [-1], [2**40], ["a"], [{"role": "user"}], "\ud800", 7])
-def test_sources_that_are_none(source: Any) -> None:
+def test_invalid_sources(source: Any) -> None:
     with pytest.raises(InvalidArgumentError) as caught:
         converters.build_text(source, "source")
     assert caught.value.field == "source"
 
 
-def test_capture() -> None:
+def test_build_capture() -> None:
     capture = Capture(
         kinds=("cross", "encoder_self"),
         heads=[(2, 3), (0, 1)],
@@ -236,7 +236,7 @@ def test_capture() -> None:
     assert list(converters.build_capture(Capture(layers=[1, 0])).heads.layers.layers) == [1, 0]
 
 
-def test_a_capture_of_little() -> None:
+def test_build_capture_with_weights_and_top_k() -> None:
     message = converters.build_capture(
         Capture(heads=[(2, 3, 0.75), (0, 1), (1, 1, 0)], over_heads="mean", encoding="uint8", top_k=5)
     )
@@ -285,13 +285,13 @@ def test_a_default_capture_sets_nothing() -> None:
         (Capture(steps=(-1, None)), "capture.steps"),
     ],
 )
-def test_captures_that_cannot_be_sent(capture: Capture, field: str) -> None:
+def test_invalid_captures(capture: Capture, field: str) -> None:
     with pytest.raises(InvalidArgumentError) as caught:
         converters.build_capture(capture)
     assert caught.value.field == field
 
 
-def test_decoding() -> None:
+def test_build_decoding() -> None:
     assert converters.build_decoding(Decoding()) == text_pb2.Decoding()
     assert converters.build_decoding(Decoding(Greedy(), 5)).WhichOneof("strategy") == "greedy"
     drawn = converters.build_decoding(Decoding(Sampling(temperature=0.5, seed=2**63), stop=["."], ignore_eos=True))
@@ -306,7 +306,7 @@ def test_decoding() -> None:
     assert caught.value.field == "decoding.sampling.top_k"
 
 
-def test_an_ending_with_hypotheses() -> None:
+def test_parse_finished_with_hypotheses() -> None:
     token = text_pb2.Token(id=4, piece="▁Ja", end=2, text="Ja")
     message = attribution_service_pb2.Finished(
         text="Ja",

@@ -12,6 +12,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from fake_server import expected_answer
 from sidelight.client import (
     AsyncClient,
     Attribution,
@@ -48,14 +49,14 @@ Attribute = Callable[[str, str, Any], Attribution]
 
 
 @both
-def test_a_result_holds_what_was_sent(fake, truth_of, attribute: Attribute):
+def test_a_result_holds_all_that_was_sent(fake, attribute: Attribute):
     options = {"capture": EVERYTHING, "scores": ["probability"], "request_id": "r-7", "timeout": 30}
     result = attribute(fake.address, TEXT, options)
-    truth = truth_of(TEXT)
-    np.testing.assert_array_equal(result.cross, truth.cross)
-    np.testing.assert_array_equal(result.decoder_self, truth.decoder_self)
-    np.testing.assert_array_equal(result.encoder_self, truth.encoder_self)
-    np.testing.assert_array_equal(result.scores["probability"], truth.probability)
+    answer = expected_answer(TEXT)
+    np.testing.assert_array_equal(result.cross, answer.cross)
+    np.testing.assert_array_equal(result.decoder_self, answer.decoder_self)
+    np.testing.assert_array_equal(result.encoder_self, answer.encoder_self)
+    np.testing.assert_array_equal(result.scores["probability"], answer.probability)
     assert [token.piece for token in result.source] == ["▁one", "▁two", "▁three", "</s>"]
     assert [token.piece for token in result.decoder_positions] == ["<pad>", "▁eno", "▁owt", "▁eerht", "</s>"]
     assert result.text == "eno owt eerht"
@@ -66,10 +67,10 @@ def test_a_result_holds_what_was_sent(fake, truth_of, attribute: Attribute):
 
 
 @both
-def test_a_decoder_only_result(fake, truth_of, attribute: Attribute):
+def test_a_decoder_only_result(fake, attribute: Attribute):
     result = attribute(fake.address, TEXT, {"model": "teller"})
     assert result.cross is None
-    np.testing.assert_array_equal(result.decoder_self, truth_of(TEXT, decoder_only=True).decoder_self)
+    np.testing.assert_array_equal(result.decoder_self, expected_answer(TEXT, decoder_only=True).decoder_self)
     assert result.started.first_position == 3
     assert [token.text for token in result.context] == ["one", "two", "three"]
 
@@ -83,13 +84,13 @@ def greatest(values: np.ndarray, count: int, axis: int) -> np.ndarray:
 @both
 @pytest.mark.parametrize("top_k", [0, 2])
 @pytest.mark.parametrize(("encoding", "tolerance"), [("float32", 0), ("float16", 1e-3), ("uint8", 1 / 500)])
-def test_numbers_are_whole_however_they_travel(fake, truth_of, attribute: Attribute, encoding, tolerance, top_k):
+def test_arrays_have_all_positions_in_every_encoding(fake, attribute: Attribute, encoding, tolerance, top_k):
     capture = dataclasses.replace(EVERYTHING, encoding=encoding, top_k=top_k)
     result = attribute(fake.address, TEXT, {"capture": capture, "timeout": 30})
-    truth = truth_of(TEXT)
+    answer = expected_answer(TEXT)
     assert fake.requests[0].capture.top_k == result.started.top_k == top_k
     for kind, axis in (("cross", 0), ("decoder_self", 0), ("encoder_self", 1)):
-        got, expected = getattr(result, kind), getattr(truth, kind)
+        got, expected = getattr(result, kind), getattr(answer, kind)
         assert got.dtype == ("float16" if encoding == "float16" else "float32")
         if top_k:
             expected = greatest(expected, top_k, axis)
@@ -109,17 +110,17 @@ def test_a_given_target_and_no_attention(fake, attribute: Attribute):
 
 
 @both
-def test_a_resumed_stream_knows_where_it_is(fake, truth_of, attribute: Attribute):
+def test_a_resumed_stream_knows_where_it_is(fake, attribute: Attribute):
     result = attribute(fake.address, TEXT, {"capture": EVERYTHING, "resume_at": 2})
-    truth = truth_of(TEXT)
+    answer = expected_answer(TEXT)
     assert result.first_step == 2
-    np.testing.assert_array_equal(result.cross, truth.cross[:, 2:])
-    np.testing.assert_array_equal(result.decoder_self, truth.decoder_self[:, 2:])
+    np.testing.assert_array_equal(result.cross, answer.cross[:, 2:])
+    np.testing.assert_array_equal(result.decoder_self, answer.decoder_self[:, 2:])
     assert [token.piece for token in result.decoder_positions] == ["<pad>", "…", "…", "▁eerht", "</s>"]
 
 
 @both
-def test_everything_asked_is_on_the_wire(fake, attribute: Attribute):
+def test_all_options_are_in_the_request(fake, attribute: Attribute):
     attribute(
         fake.address,
         TEXT,
@@ -141,7 +142,7 @@ def test_everything_asked_is_on_the_wire(fake, attribute: Attribute):
 
 
 @both
-def test_errors_carry_all_that_was_said(fake, attribute: Attribute):
+def test_errors_carry_all_details(fake, attribute: Attribute):
     with pytest.raises(InvalidArgumentError) as caught:
         attribute(fake.address, "fail now", {"request_id": "r-8"})
     error = caught.value
@@ -157,7 +158,7 @@ def test_errors_carry_all_that_was_said(fake, attribute: Attribute):
 
 
 @both
-def test_answers_that_do_not_fit_the_contract(fake, attribute: Attribute):
+def test_responses_that_do_not_fit_the_contract(fake, attribute: Attribute):
     with pytest.raises(InternalError, match="does not fit the contract"):
         attribute(fake.address, "broken now", {})
     with pytest.raises(InternalError, match="contract: position 4000000000 is out of range: there are 3"):
@@ -169,7 +170,7 @@ def test_answers_that_do_not_fit_the_contract(fake, attribute: Attribute):
 
 @both
 @pytest.mark.parametrize("timeout", [0, -1, float("nan"), float("inf")])
-def test_a_timeout_that_is_none_never_reaches_a_server(fake, attribute: Attribute, timeout: float):
+def test_an_invalid_timeout_is_refused_without_a_server(fake, attribute: Attribute, timeout: float):
     with pytest.raises(InvalidArgumentError) as caught:
         attribute(fake.address, TEXT, {"timeout": timeout})
     assert caught.value.field == "timeout"
@@ -230,7 +231,7 @@ async def test_closing_the_asyncio_client_ends_its_streams(fake):
         await client.get_model()
 
 
-async def test_cancelling_an_asyncio_stream_is_no_cancelled_task(fake):
+async def test_cancelling_an_asyncio_stream_does_not_cancel_its_task(fake):
     async with AsyncClient(fake.address) as client, client.attribute("hang on") as stream:
         await anext(stream)
         asyncio.get_running_loop().call_later(0.1, stream.cancel)
@@ -275,14 +276,14 @@ async def test_models_are_listed_over_all_pages_with_asyncio(fake):
             await client.get_model("nobody")
 
 
-def test_every_status_is_an_exception_of_ours():
+def test_every_status_becomes_an_exception_of_this_package():
     for code in grpc.StatusCode:
         made = errors.from_rpc_error(grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(), "no"))
         assert isinstance(made, SidelightError)
         assert made.status is code
 
 
-def test_details_that_are_garbage_do_no_harm():
+def test_details_that_cannot_be_parsed_are_left_out():
     trailers = grpc.aio.Metadata(("grpc-status-details-bin", b"\xff\xff"))
     made = errors.from_rpc_error(grpc.aio.AioRpcError(grpc.StatusCode.INTERNAL, grpc.aio.Metadata(), trailers, "no"))
     assert (type(made), made.field, str(made)) == (InternalError, "", "no")

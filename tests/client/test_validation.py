@@ -144,7 +144,7 @@ def test_a_wrong_type_is_refused_and_its_field_named(fake, declared, name, hint,
 
 
 @pytest.mark.parametrize(("declared", "name", "hint", "path"), FIELDS, ids=[field[3] for field in FIELDS])
-def test_what_is_declared_is_sent_or_named(fake, declared, name, hint, path):
+def test_a_value_of_the_declared_type_is_sent_or_its_field_is_named(fake, declared, name, hint, path):
     """A value of the right type is sent, unless it is out of the wire's range: then too its field is named."""
     head = path.partition(".")[0]
     with Client(fake.address) as client:
@@ -194,7 +194,7 @@ def test_generated_values_never_raise_anything_else(fake, data):
         ({"decoding": Decoding(Sampling(temperature=10**400))}, "decoding.sampling.temperature", ""),
     ],
 )
-def test_what_people_have_met(fake, options, field, says):
+def test_messages_for_common_mistakes(fake, options, field, says):
     with Client(fake.address) as client, pytest.raises(InvalidArgumentError) as raised:
         client.attribute("one two", **options)
     assert raised.value.field == field
@@ -222,7 +222,7 @@ def test_what_people_have_met(fake, options, field, says):
     ],
 )
 @pytest.mark.parametrize("code", [0xD800, 0xDBFF, 0xDC00, 0xDFFF])
-def test_a_lone_surrogate_is_called_so(fake, source, options, field, code):
+def test_a_lone_surrogate_is_named(fake, source, options, field, code):
     def fill(value: Any) -> Any:
         if isinstance(value, str):
             return value.replace("{}", chr(code))
@@ -281,7 +281,7 @@ async def test_the_asyncio_client_refuses_the_same(fake):
         (iter([1]), "source"),
     ],
 )
-def test_sources_that_are_none(fake, source, field):
+def test_invalid_sources(fake, source, field):
     with Client(fake.address) as client, pytest.raises(InvalidArgumentError) as raised:
         client.attribute(source)
     assert raised.value.field == field
@@ -303,7 +303,7 @@ def test_sources_that_are_none(fake, source, field):
         ({"options": "grpc"}, "options"),
     ],
 )
-async def test_clients_that_cannot_be_made(make, arguments, field):
+async def test_invalid_arguments_of_a_client(make, arguments, field):
     with pytest.raises(InvalidArgumentError) as raised:
         make(**arguments)
     assert raised.value.field == field
@@ -324,7 +324,7 @@ def test_names_and_timeouts_of_the_other_calls(fake):
 
 
 @pytest.mark.parametrize("value", ["text", None, 5, [None], {}, Capture()])
-def test_what_cannot_be_saved(tmp_path, value):
+def test_values_that_cannot_be_saved(tmp_path, value):
     with pytest.raises(InvalidArgumentError) as raised:
         save(value, tmp_path / "out.json")
     assert raised.value.field == "attributions"
@@ -333,7 +333,7 @@ def test_what_cannot_be_saved(tmp_path, value):
     assert raised.value.field == "path"
 
 
-def test_every_public_call_is_tried_here():
+def test_this_module_tests_every_public_call():
     """A new option or argument must be among those above."""
     assert {declared for declared, *_ in FIELDS} == {AttributeOptions, Capture, Decoding, Sampling, Beam}
     assert all(not dataclasses.fields(strategy) for strategy in (Greedy,))
@@ -344,7 +344,7 @@ def test_every_public_call_is_tried_here():
     assert set(inspect.signature(save).parameters) == {"attributions", "path"}
 
 
-def test_numbers_of_numpy_and_long_timeouts_are_understood(fake):
+def test_numbers_of_numpy_and_long_timeouts_are_accepted(fake):
     decoding = Decoding(Sampling(temperature=np.float32(0.5), top_k=np.int64(3), seed=np.uint64(2**63)))
     capture = Capture(layers=np.array([1, 0]), heads=None, steps=[0, None], top_k=np.int32(2))
     with Client(fake.address) as client:

@@ -6,29 +6,12 @@ import io
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from client_tokens import SHORT, spanned, tokens
 from rich.cells import cell_len
 from rich.console import Console
 from sidelight.client.results import AttentionLayout, Started, Step, Token
 from sidelight.client.views.heatmap import Heatmap
 from sidelight.client.views.words import find_words
-
-
-def tokens(*texts: str) -> tuple[Token, ...]:
-    """Tokens of a text; a leading space parts words."""
-    made, place = [], 0
-    for number, text in enumerate(texts):
-        place += len(text) - len(text.lstrip())
-        word = text.strip()
-        special = word.startswith("</")
-        end = place if special else place + len(word)
-        made.append(Token(number, word, place, end, special, "" if special else word))
-        place = end
-    return tuple(made)
-
-
-SHORT = tokens("My", " grand", "mother", " is", " old", ".", "</s>")
 
 
 def shown(source: tuple[Token, ...], shares: np.ndarray, width: int = 80, color: bool = False, kind="cross") -> str:
@@ -50,11 +33,6 @@ def shown(source: tuple[Token, ...], shares: np.ndarray, width: int = 80, color:
 def rows(output: str, count: int) -> list[str]:
     """The lines of the steps, behind the header."""
     return output.splitlines()[-count - 1 :]
-
-
-def test_pieces_of_a_word_are_shown_as_one():
-    assert [word.label for word in find_words(SHORT)] == ["My", "grandmother", "is", "old", ".", "</s>"]
-    assert [word.positions for word in find_words(SHORT)] == [(0,), (1, 2), (3,), (4,), (5,), (6,)]
 
 
 def test_words_across_and_shades_below():
@@ -98,13 +76,13 @@ def test_wide_characters_keep_the_columns_straight():
         assert column == cell_len(header[: header.index(source[place].label)])
 
 
-def test_without_a_source_the_most_seen_words_are_listed():
+def test_without_a_source_the_words_with_the_most_attention_are_listed():
     shares = np.array([[0.02, 0.6, 0.003, 0.3, 0.05, 0.02, 0.007]])
     (line,) = shown(SHORT, shares, kind="decoder_self").splitlines()
     assert line.split() == ["w0", "grandmother", "60", "is", "30", "old", "5", "My", "2", ".", "2"]
 
 
-def test_longer_sources_stand_upright_below_each_other():
+def test_letters_of_longer_sources_stand_below_each_other():
     source = tokens(*(f" {letter}-word" for letter in "abcdefghijklmnopqrst"), "</s>")
     lines = shown(source, np.eye(21)).splitlines()
     assert "abcdefghijklmnopqrst" in lines[0].replace(" ", "")
@@ -115,46 +93,8 @@ def test_longer_sources_stand_upright_below_each_other():
         assert "".join(row[column : column + 1].strip() for row in header) == (source[place].text or "</s>")
 
 
-def test_words_of_scripts_without_spaces_stay_apart():
-    assert [word.label for word in find_words(tokens("猫", "は", "いる"))] == ["猫", "は", "いる"]
-    assert [word.label for word in find_words(tokens("고양", "이", " 있다"))] == ["고양이", "있다"]
-    assert [word.label for word in find_words(tokens("हिन्", "दी"))] == ["हिन्दी"]
-    assert [word.label for word in find_words(tokens("ไทย", "ไทย"))] == ["ไทย", "ไทย"]
-    assert [word.label for word in find_words(tokens("don", "'", "t", "."))] == ["don", "'", "t", "."]
-
-
-def spanned(*parts: tuple[int, int, str]) -> tuple[Token, ...]:
-    """Tokens that are bytes: their pieces say nothing that people could read."""
-    return tuple(Token(n, f"<0x{0xE0 + n:02X}>", begin, end, False, text) for n, (begin, end, text) in enumerate(parts))
-
-
-def labels(*parts: tuple[int, int, str]) -> list[tuple[str, tuple[int, ...]]]:
-    return [(word.label, word.positions) for word in find_words(spanned(*parts))]
-
-
-def test_bytes_of_one_character_are_one_word():
-    korean = [(0, 1, "한")] * 3 + [(1, 2, "국")] * 3
-    assert labels(*korean) == [("한국", (0, 1, 2, 3, 4, 5))]
-    assert labels(*korean, (3, 4, "x")) == [("한국", (0, 1, 2, 3, 4, 5)), ("x", (6,))]
-    assert labels(*[(0, 1, "日")] * 3, *[(1, 2, "本")] * 3) == [("日", (0, 1, 2)), ("本", (3, 4, 5))]
-    assert labels(*[(0, 1, "😀")] * 4, *[(1, 2, "😀")] * 4) == [("😀", (0, 1, 2, 3)), ("😀", (4, 5, 6, 7))]
-    assert labels((0, 1, "é"), (0, 1, "é"), (1, 4, "tat")) == [("état", (0, 1, 2))]
-
-
-def test_a_token_that_ends_in_one_character_and_begins_in_another():
-    assert labels((0, 1, "한"), (0, 2, "한국"), (1, 2, "국")) == [("한국", (0, 1, 2))]
-    assert labels((0, 3, "a 한"), (2, 3, "한"), (2, 4, "한국"), (3, 4, "국")) == [("a 한국", (0, 1, 2, 3))]
-
-
 def test_bytes_are_shown_when_their_character_is_complete():
     streamed = [(0, 1, ""), (0, 1, ""), (0, 1, "한"), (1, 2, ""), (1, 2, "국")]
-    shown = [labels(*streamed[:count])[-1][0] for count in range(1, 6)]
-    assert shown == ["…", "…", "한", "…", "국"]
-    # A token that ends a word and begins a character has its text in part.
-    partly = [(0, 1, "a"), (1, 3, "b"), (2, 3, ""), (2, 3, "한")]
-    assert [labels(*partly[:count])[-1][0] for count in range(1, 5)] == ["a", "ab", "ab", "ab한"]
-    token = Token(5, "Å", 4, 5, False, "")
-    assert token.label == "…"
     lines = [step_line(token) for token in spanned(*streamed)]
     assert [line.split()[0] for line in lines] == ["…", "…", "한", "…", "국"]
 
@@ -184,28 +124,6 @@ def test_a_prompt_and_its_target_share_no_character():
     assert output.getvalue().split() == ["c", "ab", "70", "c", "30"]
 
 
-def test_white_space_has_a_picture_and_nothing_has_its_piece():
-    white = Token(1, "Ċ", 3, 4, False, "\n"), Token(2, "Ġ", 4, 5, False, " "), Token(3, "▁", 5, 5, False, "")
-    assert [word.label for word in find_words(white)] == ["␊", "␣", "▁"]
-    assert Token(0, "</s>", 5, 5, True, "").label == "</s>"
-
-
-@given(st.text(st.sampled_from("aé한日😀 \n"), max_size=12), st.data())
-def test_words_hold_every_position_once_and_every_character(text, data):
-    """Byte tokens of any lengths: a token stands for every character of which it has a byte."""
-    place_of = [place for place, character in enumerate(text) for _ in character.encode()]
-    made, begin = [], 0
-    while begin < len(place_of):
-        end = min(len(place_of), begin + data.draw(st.integers(1, 4)))
-        first, last = place_of[begin], place_of[end - 1] + 1
-        made.append((first, last, text[first:last]))
-        begin = end
-    shown = find_words(spanned(*made))
-    assert [position for word in shown for position in word.positions] == list(range(len(made)))
-    visible = "".join(word.label for word in shown).translate({ord(c): None for c in " \n␣␊"})
-    assert visible == text.translate({ord(c): None for c in " \n"})
-
-
 def test_control_characters_do_not_reach_the_terminal():
     source = (Token(0, "▁\x1b[31m", 0, 5, False, "\x1b[31m"), Token(1, "\n", 5, 6, False, "\n"))
     assert "\x1b" not in shown(source, np.eye(2))
@@ -213,7 +131,7 @@ def test_control_characters_do_not_reach_the_terminal():
 
 
 @pytest.mark.parametrize("system", ["standard", "256", "truecolor"])
-def test_every_palette_has_ink_that_differs_from_its_ground(system):
+def test_text_colors_differ_from_background_colors_in_every_palette(system):
     output = io.StringIO()
     console = Console(file=output, width=80, force_terminal=True, color_system=system, highlight=False)
     layout = AttentionLayout("cross", (), (0,), 1, ())
@@ -223,7 +141,7 @@ def test_every_palette_has_ink_that_differs_from_its_ground(system):
         assert style.bgcolor is None or style.color.get_truecolor() != style.bgcolor.get_truecolor()
 
 
-def test_a_terminal_that_knows_ascii_only_gets_ascii_shades():
+def test_an_ascii_terminal_gets_ascii_shades():
     output = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     console = Console(file=output, width=80, highlight=False)
     layout = AttentionLayout("cross", (), (0,), 1, ())

@@ -84,7 +84,7 @@ def piped(*arguments: str, stdin: bytes = b"", **environment: str) -> tuple[byte
 
 
 @given(st.text() | st.text(st.sampled_from([*CONTROLS, "a", "한", "["])))
-def test_controls_become_pictures_and_all_else_stays(text):
+def test_control_characters_become_pictures_and_others_stay(text):
     for keep_lines in (False, True):
         shown = escape_controls(text, keep_lines=keep_lines)
         assert len(shown) == len(text)
@@ -94,7 +94,7 @@ def test_controls_become_pictures_and_all_else_stays(text):
             assert before == after or before in CONTROLS
 
 
-def test_no_character_of_unicode_that_commands_is_forgotten():
+def test_every_control_character_of_unicode_is_escaped():
     for code in range(sys.maxunicode + 1):
         character = chr(code)
         category, direction = unicodedata.category(character), unicodedata.bidirectional(character)
@@ -105,7 +105,7 @@ def test_no_character_of_unicode_that_commands_is_forgotten():
 
 
 @pytest.mark.parametrize("text", [*MARKUP, *HOSTILE])
-def test_a_console_prints_strings_for_what_they_are(text):
+def test_a_console_prints_strings_unchanged(text):
     output = io.StringIO()
     terminal = Console(file=output, force_terminal=True, color_system="truecolor", width=80)
     print_text(terminal, text, style="bold")
@@ -117,7 +117,7 @@ def test_a_console_prints_strings_for_what_they_are(text):
     assert output.getvalue() == f"{text}\n"
 
 
-def test_our_consoles_have_no_markup():
+def test_consoles_read_no_markup():
     output = io.StringIO()
     console = make_console()
     console.file = output
@@ -126,7 +126,7 @@ def test_our_consoles_have_no_markup():
 
 
 @pytest.mark.parametrize("text", [*MARKUP, *HOSTILE])
-def test_show_prints_the_text_whatever_it_is(fake, text):
+def test_print_attribution_prints_any_text(fake, text):
     fake.text = text
     for forced in (False, True):
         output = io.StringIO()
