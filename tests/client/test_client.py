@@ -72,18 +72,18 @@ def test_result_without_iterating(client):
 async def test_the_asyncio_client_gives_the_same_results(client, bundled_server):
     options = {"capture": EVERYTHING, "scores": ["logit"], "timeout": 60}
     expected = client.attribute(SENTENCE, **options).result()
-    async with AsyncClient(bundled_server) as other:
-        async with other.attribute(SENTENCE, **options) as stream:
+    async with AsyncClient(bundled_server) as async_client:
+        async with async_client.attribute(SENTENCE, **options) as stream:
             assert (await stream.started()).source == expected.source
             steps = [step async for step in stream]
             result = await stream.result()
-        assert await other.list_models() == client.list_models()
-        assert await other.get_model() == client.get_model()
-        with pytest.raises(InvalidArgumentError) as raised:
-            await other.attribute(" ").result()
-        assert raised.value.field == "source.text"
+        assert await async_client.list_models() == client.list_models()
+        assert await async_client.get_model() == client.get_model()
+        with pytest.raises(InvalidArgumentError) as error_info:
+            await async_client.attribute(" ").result()
+        assert error_info.value.field == "source.text"
         with pytest.raises(NotFoundError):
-            await other.get_model("nothing")
+            await async_client.get_model("nothing")
     assert [step.token for step in steps] == list(expected.steps) == list(result.steps)
     np.testing.assert_array_equal(result.cross, expected.cross)
     np.testing.assert_array_equal(result.decoder_self, expected.decoder_self)
@@ -92,30 +92,30 @@ async def test_the_asyncio_client_gives_the_same_results(client, bundled_server)
 
 
 def test_ids_targets_prefixes_and_ways_of_decoding(client):
-    whole = client.attribute(SENTENCE, timeout=60).result()
-    by_ids = client.attribute([token.id for token in whole.source], timeout=60).result()
-    assert by_ids.steps == whole.steps
-    given = client.attribute(SENTENCE, target=whole.text, timeout=60).result()
+    result = client.attribute(SENTENCE, timeout=60).result()
+    from_ids = client.attribute([token.id for token in result.source], timeout=60).result()
+    assert from_ids.steps == result.steps
+    given = client.attribute(SENTENCE, target=result.text, timeout=60).result()
     assert given.stop_reason == "given"
-    np.testing.assert_allclose(given.cross, whole.cross, atol=1e-5)
-    rest = client.attribute(SENTENCE, prefix="Ich will", timeout=60).result()
-    assert rest.text == whole.text
-    assert len(rest.steps) == len(whole.steps) - 2
+    np.testing.assert_allclose(given.cross, result.cross, atol=1e-5)
+    continued = client.attribute(SENTENCE, prefix="Ich will", timeout=60).result()
+    assert continued.text == result.text
+    assert len(continued.steps) == len(result.steps) - 2
     short = client.attribute(SENTENCE, decoding=Decoding(Greedy(), max_new_tokens=3), timeout=60).result()
-    assert short.steps[:2] == whole.steps[:2]
-    drawn = Decoding(Sampling(temperature=3.0, top_k=0, seed=5))
-    once, again = (client.attribute(SENTENCE, decoding=drawn, timeout=60).result() for _ in range(2))
-    assert once.steps == again.steps != whole.steps
-    assert once.usage.seed == 5
+    assert short.steps[:2] == result.steps[:2]
+    sampling = Decoding(Sampling(temperature=3.0, top_k=0, seed=5))
+    first, second = (client.attribute(SENTENCE, decoding=sampling, timeout=60).result() for _ in range(2))
+    assert first.steps == second.steps != result.steps
+    assert first.usage.seed == 5
 
 
 def test_a_stream_left_early_is_cancelled(client):
     decoding = Decoding(Greedy(), max_new_tokens=200, ignore_eos=True)
     with client.attribute(SENTENCE, decoding=decoding, timeout=60) as stream:
         next(iter(stream))
-    with pytest.raises(SidelightError) as raised:
+    with pytest.raises(SidelightError) as error_info:
         stream.result()
-    assert raised.value.status == grpc.StatusCode.CANCELLED
+    assert error_info.value.status == grpc.StatusCode.CANCELLED
 
 
 def test_models_are_described(client):
@@ -129,9 +129,9 @@ def test_models_are_described(client):
 
 
 def test_errors_have_the_servers_details(client):
-    with pytest.raises(InvalidArgumentError) as raised:
+    with pytest.raises(InvalidArgumentError) as error_info:
         client.attribute(SENTENCE, capture=Capture(layers=[7]), request_id="r-1").result()
-    error = raised.value
+    error = error_info.value
     assert error.field == "capture.heads.layers.layers[0]"
     assert list(error.fields) == [error.field]
     assert error.reason == "LAYER_OUT_OF_RANGE"
@@ -139,8 +139,8 @@ def test_errors_have_the_servers_details(client):
     assert error.status == grpc.StatusCode.INVALID_ARGUMENT
     with pytest.raises(DeadlineExceededError):
         client.attribute(SENTENCE, timeout=1e-6).result()
-    with Client("127.0.0.1:1") as nobody, pytest.raises(UnavailableError):
-        nobody.list_models(timeout=5)
+    with Client("127.0.0.1:1") as client, pytest.raises(UnavailableError):
+        client.list_models(timeout=5)
 
 
 @pytest.mark.parametrize(
@@ -157,9 +157,9 @@ def test_errors_have_the_servers_details(client):
     ],
 )
 def test_invalid_options_are_refused_before_sending(client, options, field):
-    with pytest.raises(InvalidArgumentError) as raised:
+    with pytest.raises(InvalidArgumentError) as error_info:
         client.attribute(SENTENCE, **options)
-    assert raised.value.field == field
+    assert error_info.value.field == field
 
 
 def test_a_retry_delay_is_passed_on(bundled):
@@ -167,16 +167,16 @@ def test_a_retry_delay_is_passed_on(bundled):
     from sidelight.server.engine.engine import EngineConfig
 
     with serving(bundled, limits=EngineConfig(running=1, waiting=0)) as address, Client(address) as client:
-        with pytest.raises(ResourceExhaustedError) as raised:
+        with pytest.raises(ResourceExhaustedError) as error_info:
             client.attribute(SENTENCE, timeout=60).result()
-        assert raised.value.retry_delay == 1.0
+        assert error_info.value.retry_delay == 1.0
 
 
 def test_an_error_without_details_becomes_an_exception_of_this_package():
     error = grpc.aio.AioRpcError(grpc.StatusCode.UNIMPLEMENTED, grpc.aio.Metadata(), grpc.aio.Metadata(), "no")
-    made = from_rpc_error(error)
-    assert isinstance(made, UnimplementedError)
-    assert str(made) == "no"
+    exception = from_rpc_error(error)
+    assert isinstance(exception, UnimplementedError)
+    assert str(exception) == "no"
 
 
 def test_all_public_names_are_listed():
@@ -193,17 +193,26 @@ def test_the_client_needs_no_torch():
     code = (
         "import sys, sidelight.client.cli.main; print(sorted({'torch', 'transformers', 'triton'} & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="/")
-    assert done.stdout.strip() == "[]"
+    completed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="/")
+    assert completed.stdout.strip() == "[]"
 
 
 def test_the_command_line_starts_before_slow_imports():
-    """Ctrl-C in the first half second would otherwise be a traceback."""
+    """Otherwise Ctrl-C in the first half second would print a traceback."""
     code = (
         "import sys, sidelight.client.cli.main; print(sorted({'numpy', 'grpc', 'rich', 'google'} & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="/")
-    assert done.stdout.strip() == "[]"
+    completed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="/")
+    assert completed.stdout.strip() == "[]"
+
+
+def test_the_sdk_imports_neither_rich_nor_torch():
+    code = (
+        "import sys; from sidelight.client import AsyncClient, Capture, Client, Decoding, SidelightError, Token;"
+        "print(sorted({'rich', 'torch', 'transformers'} & set(sys.modules)))"
+    )
+    completed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="/")
+    assert completed.stdout.strip() == "[]"
 
 
 def test_everything_public_can_be_imported_in_any_order():

@@ -1,3 +1,5 @@
+"""Messages built for requests, and messages of responses parsed."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -19,14 +21,14 @@ from sidelight.v1 import attention_pb2, attribution_service_pb2, model_pb2, text
 RNG = np.random.default_rng(7)
 
 
-def packed(values: np.ndarray, **more: Any) -> attention_pb2.Attention:
+def build_attention(values: np.ndarray, **fields: Any) -> attention_pb2.Attention:
     encodings = {
         "<f4": attention_pb2.ENCODING_FLOAT32,
         "<f2": attention_pb2.ENCODING_FLOAT16,
         "|u1": attention_pb2.ENCODING_UINT8,
     }
     return attention_pb2.Attention(
-        shape=values.shape, encoding=encodings[values.dtype.str], values=values.tobytes(), **more
+        shape=values.shape, encoding=encodings[values.dtype.str], values=values.tobytes(), **fields
     )
 
 
@@ -34,7 +36,7 @@ def packed(values: np.ndarray, **more: Any) -> attention_pb2.Attention:
 @pytest.mark.parametrize("shape", [(5, 2, 3), (5, 2), (5,), (0, 2), (1, 1, 1)])
 def test_floats_are_parsed_unchanged(dtype: str, shape: tuple[int, ...]) -> None:
     values = RNG.random(shape).astype(dtype)
-    decoded = converters.parse_attention(packed(values), shape[0])
+    decoded = converters.parse_attention(build_attention(values), shape[0])
     assert decoded.dtype == values.dtype.newbyteorder("=")
     np.testing.assert_array_equal(decoded, values)
 
@@ -43,7 +45,7 @@ def test_floats_are_parsed_unchanged(dtype: str, shape: tuple[int, ...]) -> None
 def test_uint8_values_are_multiplied_by_the_scale_of_their_row(shape: tuple[int, ...]) -> None:
     values = RNG.integers(0, 256, shape).astype(np.uint8)
     scales = RNG.random(shape[1:]).astype("<f4")
-    decoded = converters.parse_attention(packed(values, scales=scales.tobytes()), shape[0])
+    decoded = converters.parse_attention(build_attention(values, scales=scales.tobytes()), shape[0])
     assert decoded.dtype == np.float32
     for index in np.ndindex(shape[1:]):
         np.testing.assert_allclose(
@@ -54,19 +56,21 @@ def test_uint8_values_are_multiplied_by_the_scale_of_their_row(shape: tuple[int,
 def test_bytes_of_encoder_self_attention_have_a_scale_for_each_query() -> None:
     values = RNG.integers(0, 256, (4, 5, 2)).astype(np.uint8)
     scales = RNG.random((4, 2)).astype("<f4")
-    decoded = converters.parse_attention(packed(values, scales=scales.tobytes()), 5, axis=1)
+    decoded = converters.parse_attention(build_attention(values, scales=scales.tobytes()), 5, axis=1)
     np.testing.assert_allclose(decoded, values * scales[:, None, :])
 
 
 @pytest.mark.parametrize("axis", [0, 1])
 def test_positions_that_were_not_sent_are_zero(axis: int) -> None:
-    whole = RNG.random((6, 6, 2, 3)).astype(np.float32)
-    order = np.argsort(-whole, axis=axis)
-    kept = np.take(order, range(2), axis=axis)
-    values = np.take_along_axis(whole, kept, axis)
-    decoded = converters.parse_attention(packed(values, positions=kept.astype("<u4").tobytes()), 6, axis=axis, top_k=2)
-    assert decoded.shape == whole.shape
-    np.testing.assert_array_equal(np.take_along_axis(decoded, kept, axis), values)
+    attention = RNG.random((6, 6, 2, 3)).astype(np.float32)
+    order = np.argsort(-attention, axis=axis)
+    indices = np.take(order, range(2), axis=axis)
+    values = np.take_along_axis(attention, indices, axis)
+    decoded = converters.parse_attention(
+        build_attention(values, positions=indices.astype("<u4").tobytes()), 6, axis=axis, top_k=2
+    )
+    assert decoded.shape == attention.shape
+    np.testing.assert_array_equal(np.take_along_axis(decoded, indices, axis), values)
     assert np.count_nonzero(decoded) == values.size
 
 
@@ -75,9 +79,9 @@ def bytes_of(*values: int) -> bytes:
 
 
 def test_a_step_of_bytes_computed_by_hand() -> None:
-    # [positions, heads]; the second head looks nowhere, and has a scale of 0.
+    # [positions, heads]. All numbers of the second head are 0, so its scale is 0.
     values = np.array([[255, 0], [51, 0], [0, 0]], np.uint8)
-    decoded = converters.parse_attention(packed(values, scales=np.array([0.002, 0], "<f4").tobytes()), 3)
+    decoded = converters.parse_attention(build_attention(values, scales=np.array([0.002, 0], "<f4").tobytes()), 3)
     assert decoded.dtype == np.float32
     np.testing.assert_allclose(decoded, [[0.51, 0], [0.102, 0], [0, 0]], rtol=1e-6)
 
@@ -89,31 +93,33 @@ def test_parts_of_encoder_self_attention_in_bytes_computed_by_hand() -> None:
         (np.array([[[100, 1], [50, 2], [0, 3]]], np.uint8), [[0.01, 0.1]]),
         (np.array([[[1, 0], [2, 0], [3, 0]], [[4, 9], [5, 8], [6, 7]]], np.uint8), [[0.5, 0], [1, 2]]),
     ]
-    made: list[np.ndarray] = []
+    parsed: list[np.ndarray] = []
     for first, (values, scales) in zip((0, 1), parts, strict=True):
-        attention = packed(values, scales=np.array(scales, "<f4").tobytes())
+        attention = build_attention(values, scales=np.array(scales, "<f4").tobytes())
         message = attribution_service_pb2.EncoderSelf(first_query=first, attention=attention)
-        made.append(converters.parse_encoder_self(message, converters.parse_started(header)))
+        parsed.append(converters.parse_encoder_self(message, converters.parse_started(header)))
     expected = [
         [[1, 0.1], [0.5, 0.2], [0, 0.3]],
         [[0.5, 0], [1, 0], [1.5, 0]],
         [[4, 18], [5, 16], [6, 14]],
     ]
-    np.testing.assert_allclose(np.concatenate(made), expected, rtol=1e-6)
+    np.testing.assert_allclose(np.concatenate(parsed), expected, rtol=1e-6)
 
 
 def test_bytes_of_the_greatest_positions_computed_by_hand() -> None:
-    values = np.array([[200, 100], [50, 0]], np.uint8)  # [positions kept, heads]
+    values = np.array([[200, 100], [50, 0]], np.uint8)  # [positions sent, heads]
     scales = np.array([0.001, 0.002], "<f4").tobytes()
-    decoded = converters.parse_attention(packed(values, scales=scales, positions=bytes_of(3, 0, 1, 2)), 5, top_k=2)
+    decoded = converters.parse_attention(
+        build_attention(values, scales=scales, positions=bytes_of(3, 0, 1, 2)), 5, top_k=2
+    )
     expected = [[0, 0.2], [0.05, 0], [0, 0], [0.2, 0], [0, 0]]
     np.testing.assert_allclose(decoded, expected, rtol=1e-6)
 
 
 def test_equal_values_keep_the_positions_that_were_sent() -> None:
-    # Which of equal ones are kept is the server's choice: here the first of four quarters, and the third.
+    # Among equal values, the server chooses which it sends: here the first and the third of four quarters.
     values = np.full((2,), 0.25, "<f2")
-    decoded = converters.parse_attention(packed(values, positions=bytes_of(2, 0)), 4, top_k=2)
+    decoded = converters.parse_attention(build_attention(values, positions=bytes_of(2, 0)), 4, top_k=2)
     assert decoded.dtype == np.float16
     assert decoded.tolist() == [0.25, 0, 0.25, 0]
 
@@ -131,7 +137,7 @@ def test_steps_that_see_fewer_positions_than_top_k(row: str) -> None:
     )
     started = converters.parse_started(header)
     assert started.top_k == 2
-    # Step 0 sees the prefix, and with "reading" itself; step 1 one more, step 2 two more.
+    # Step 0 sees the prefix, and with "reading" also itself. Each further step sees one position more.
     sent: list[tuple[list[float], list[int]]] = [([0.75, 0.25], [1, 0]), ([0.5, 0.375], [0, 2]), ([0.5, 0.5], [3, 1])]
     rows = [[0.25, 0.75, 0, 0], [0.5, 0, 0.375, 0], [0, 0.5, 0, 0.5]]
     if row == "predicting":
@@ -141,13 +147,13 @@ def test_steps_that_see_fewer_positions_than_top_k(row: str) -> None:
         rows[0][2:], rows[1][3:] = [np.nan, np.nan], [np.nan]
     steps: list[Step] = []
     for index, (values, positions) in enumerate(sent):
-        decoder_self = packed(np.array(values, "<f4"), positions=bytes_of(*positions))
-        cross = packed(np.array([0.5, 0.25], "<f4"), positions=bytes_of(3, index))
+        decoder_self = build_attention(np.array(values, "<f4"), positions=bytes_of(*positions))
+        cross = build_attention(np.array([0.5, 0.25], "<f4"), positions=bytes_of(3, index))
         message = attribution_service_pb2.Step(index=index, cross=cross, decoder_self=decoder_self)
         steps.append(converters.parse_step(message, started))
     ending = converters.parse_finished(attribution_service_pb2.Finished(stop_reason=text_pb2.STOP_REASON_END_TOKEN))
     result = build_attribution(started, [], steps, ending)
-    # NaN: not seen by the step. 0: seen, but not sent.
+    # NaN: the step has not seen the position. 0: the step has seen it, but it was not sent.
     np.testing.assert_array_equal(result.decoder_self[: len(rows[0])], np.array(rows).T)
     assert np.isnan(result.decoder_self[len(rows[0]) :]).all()
     np.testing.assert_array_equal(result.cross, np.array([[0.25, 0, 0, 0.5], [0, 0.25, 0, 0.5], [0, 0, 0.25, 0.5]]).T)
@@ -171,7 +177,7 @@ def test_a_result_has_the_characters_of_which_a_step_was_the_first_bytes() -> No
 
 FLOAT32, UINT8 = attention_pb2.ENCODING_FLOAT32, attention_pb2.ENCODING_UINT8
 ODD = [
-    # what is sent, how many positions there are, top_k, what is said
+    # the message's fields, the number of positions, top_k, the error
     ({"shape": [3], "encoding": FLOAT32, "values": b"1234"}, 3, 0, "4 bytes of values do not fill"),
     ({"shape": [1], "encoding": FLOAT32, "values": b"123"}, 1, 0, "3 bytes of values do not fill"),
     ({"shape": [1], "values": b"1234"}, 1, 0, "0"),
@@ -210,9 +216,9 @@ def test_build_text() -> None:
 
 @pytest.mark.parametrize("source", [b"bytes", [-1], [2**40], ["a"], [{"role": "user"}], "\ud800", 7])
 def test_invalid_sources(source: Any) -> None:
-    with pytest.raises(InvalidArgumentError) as caught:
+    with pytest.raises(InvalidArgumentError) as error_info:
         converters.build_text(source, "source")
-    assert caught.value.field == "source"
+    assert error_info.value.field == "source"
 
 
 def test_build_capture() -> None:
@@ -247,7 +253,7 @@ def test_build_capture_with_weights_and_top_k() -> None:
         (0, 1, 0),
         (1, 1, 0),
     ]
-    # A weight of 0 is none of the default, which is 1.
+    # A weight of 0 must not become the default, which is 1.
     assert [head.HasField("weight") for head in message.heads.list.heads] == [True, False, True]
 
 
@@ -260,7 +266,7 @@ def test_a_layout_has_a_weight_for_each_pair() -> None:
 
 
 def test_a_default_capture_sets_nothing() -> None:
-    # "none" contradicts every other field, so defaults must not be on the wire.
+    # "none" contradicts every other field that is set, so defaults must stay unset.
     assert converters.build_capture(Capture()) == attention_pb2.Capture()
     assert converters.build_capture(Capture(none=True)) == attention_pb2.Capture(none=True)
 
@@ -286,24 +292,24 @@ def test_a_default_capture_sets_nothing() -> None:
     ],
 )
 def test_invalid_captures(capture: Capture, field: str) -> None:
-    with pytest.raises(InvalidArgumentError) as caught:
+    with pytest.raises(InvalidArgumentError) as error_info:
         converters.build_capture(capture)
-    assert caught.value.field == field
+    assert error_info.value.field == field
 
 
 def test_build_decoding() -> None:
     assert converters.build_decoding(Decoding()) == text_pb2.Decoding()
     assert converters.build_decoding(Decoding(Greedy(), 5)).WhichOneof("strategy") == "greedy"
-    drawn = converters.build_decoding(Decoding(Sampling(temperature=0.5, seed=2**63), stop=["."], ignore_eos=True))
-    assert drawn.sampling.seed == 2**63
-    assert drawn.sampling.HasField("temperature")
-    assert not drawn.sampling.HasField("top_k")
-    assert list(drawn.stop) == ["."]
+    sampling = converters.build_decoding(Decoding(Sampling(temperature=0.5, seed=2**63), stop=["."], ignore_eos=True))
+    assert sampling.sampling.seed == 2**63
+    assert sampling.sampling.HasField("temperature")
+    assert not sampling.sampling.HasField("top_k")
+    assert list(sampling.stop) == ["."]
     beam = converters.build_decoding(Decoding(Beam(4, hypotheses=2))).beam
     assert (beam.width, beam.hypotheses, beam.HasField("length_penalty")) == (4, 2, False)
-    with pytest.raises(InvalidArgumentError) as caught:
+    with pytest.raises(InvalidArgumentError) as error_info:
         converters.build_decoding(Decoding(Sampling(top_k=-1)))
-    assert caught.value.field == "decoding.sampling.top_k"
+    assert error_info.value.field == "decoding.sampling.top_k"
 
 
 def test_parse_finished_with_hypotheses() -> None:

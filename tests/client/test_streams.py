@@ -1,4 +1,4 @@
-"""Streams and errors, against a server that does on purpose what a real one does seldom."""
+"""Streams and errors, against a fake server that can wait, fail and break the contract."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ TEXT = "one two three"
 EVERYTHING = Capture(kinds=("cross", "decoder_self", "encoder_self"))
 
 
-def synchronously(address: str, text: str, options: Any) -> Attribution:
+def attribute_sync(address: str, text: str, options: Any) -> Attribution:
     with Client(address) as client:
         return client.attribute(text, **options).result()
 
 
-def with_asyncio(address: str, text: str, options: Any) -> Attribution:
+def attribute_async(address: str, text: str, options: Any) -> Attribution:
     async def run() -> Attribution:
         async with AsyncClient(address) as client:
             return await client.attribute(text, **options).result()
@@ -44,11 +44,11 @@ def with_asyncio(address: str, text: str, options: Any) -> Attribution:
     return asyncio.run(run())
 
 
-both = pytest.mark.parametrize("attribute", [synchronously, with_asyncio])
+with_both_clients = pytest.mark.parametrize("attribute", [attribute_sync, attribute_async])
 Attribute = Callable[[str, str, Any], Attribution]
 
 
-@both
+@with_both_clients
 def test_a_result_holds_all_that_was_sent(fake, attribute: Attribute):
     options = {"capture": EVERYTHING, "scores": ["probability"], "request_id": "r-7", "timeout": 30}
     result = attribute(fake.address, TEXT, options)
@@ -66,7 +66,7 @@ def test_a_result_holds_all_that_was_sent(fake, attribute: Attribute):
     assert result.layouts["cross"].shape == (2, 3)
 
 
-@both
+@with_both_clients
 def test_a_decoder_only_result(fake, attribute: Attribute):
     result = attribute(fake.address, TEXT, {"model": "teller"})
     assert result.cross is None
@@ -75,13 +75,13 @@ def test_a_decoder_only_result(fake, attribute: Attribute):
     assert [token.text for token in result.context] == ["one", "two", "three"]
 
 
-def greatest(values: np.ndarray, count: int, axis: int) -> np.ndarray:
-    """The greatest of each row where they were, 0 elsewhere; NaN stays."""
-    least = -np.sort(-values, axis).take([count - 1], axis)  # NaN counts as the least of all
+def keep_top_k(values: np.ndarray, count: int, axis: int) -> np.ndarray:
+    """Keeps the greatest values of each row at their positions; all others become 0. NaN stays."""
+    least = -np.sort(-values, axis).take([count - 1], axis)  # sorting puts NaN behind all numbers
     return np.where(values < least, 0, values)
 
 
-@both
+@with_both_clients
 @pytest.mark.parametrize("top_k", [0, 2])
 @pytest.mark.parametrize(("encoding", "tolerance"), [("float32", 0), ("float16", 1e-3), ("uint8", 1 / 500)])
 def test_arrays_have_all_positions_in_every_encoding(fake, attribute: Attribute, encoding, tolerance, top_k):
@@ -90,15 +90,15 @@ def test_arrays_have_all_positions_in_every_encoding(fake, attribute: Attribute,
     answer = expected_answer(TEXT)
     assert fake.requests[0].capture.top_k == result.started.top_k == top_k
     for kind, axis in (("cross", 0), ("decoder_self", 0), ("encoder_self", 1)):
-        got, expected = getattr(result, kind), getattr(answer, kind)
-        assert got.dtype == ("float16" if encoding == "float16" else "float32")
+        actual, expected = getattr(result, kind), getattr(answer, kind)
+        assert actual.dtype == ("float16" if encoding == "float16" else "float32")
         if top_k:
-            expected = greatest(expected, top_k, axis)
-            np.testing.assert_array_equal(got == 0, expected == 0)
-        np.testing.assert_allclose(got, expected, atol=tolerance, rtol=0)
+            expected = keep_top_k(expected, top_k, axis)
+            np.testing.assert_array_equal(actual == 0, expected == 0)
+        np.testing.assert_allclose(actual, expected, atol=tolerance, rtol=0)
 
 
-@both
+@with_both_clients
 def test_a_given_target_and_no_attention(fake, attribute: Attribute):
     result = attribute(fake.address, TEXT, {"target": "ein zwei", "capture": Capture(none=True)})
     assert (result.cross, result.decoder_self, result.encoder_self) == (None, None, None)
@@ -109,7 +109,7 @@ def test_a_given_target_and_no_attention(fake, attribute: Attribute):
     assert request.capture.none
 
 
-@both
+@with_both_clients
 def test_a_resumed_stream_knows_where_it_is(fake, attribute: Attribute):
     result = attribute(fake.address, TEXT, {"capture": EVERYTHING, "resume_at": 2})
     answer = expected_answer(TEXT)
@@ -119,7 +119,7 @@ def test_a_resumed_stream_knows_where_it_is(fake, attribute: Attribute):
     assert [token.piece for token in result.decoder_positions] == ["<pad>", "…", "…", "▁eerht", "</s>"]
 
 
-@both
+@with_both_clients
 def test_all_options_are_in_the_request(fake, attribute: Attribute):
     attribute(
         fake.address,
@@ -141,39 +141,39 @@ def test_all_options_are_in_the_request(fake, attribute: Attribute):
     assert request.WhichOneof("target") is None
 
 
-@both
+@with_both_clients
 def test_errors_carry_all_details(fake, attribute: Attribute):
-    with pytest.raises(InvalidArgumentError) as caught:
+    with pytest.raises(InvalidArgumentError) as error_info:
         attribute(fake.address, "fail now", {"request_id": "r-8"})
-    error = caught.value
+    error = error_info.value
     assert error.status == grpc.StatusCode.INVALID_ARGUMENT
     assert error.fields == {"capture.kinds": "is odd", "source": "is dull; is long"}
     assert (error.field, error.reason, error.request_id) == ("capture.kinds", "ODD", "r-8")
     assert error.retry_delay is None
     assert str(error) == "odd request"
     assert len({error, error}) == 1  # hashable, as exceptions are
-    with pytest.raises(ResourceExhaustedError) as caught:
+    with pytest.raises(ResourceExhaustedError) as error_info:
         attribute(fake.address, "busy now", {})
-    assert caught.value.retry_delay == 1.5
+    assert error_info.value.retry_delay == 1.5
 
 
-@both
+@with_both_clients
 def test_responses_that_do_not_fit_the_contract(fake, attribute: Attribute):
     with pytest.raises(InternalError, match="does not fit the contract"):
         attribute(fake.address, "broken now", {})
     with pytest.raises(InternalError, match="contract: position 4000000000 is out of range: there are 3"):
         attribute(fake.address, "nowhere now", {"capture": Capture(top_k=2)})
-    with pytest.raises(SidelightError, match="cut off before its end") as caught:
+    with pytest.raises(SidelightError, match="cut off before its end") as error_info:
         attribute(fake.address, "cut off", {})
-    assert caught.value.status == grpc.StatusCode.DATA_LOSS
+    assert error_info.value.status == grpc.StatusCode.DATA_LOSS
 
 
-@both
+@with_both_clients
 @pytest.mark.parametrize("timeout", [0, -1, float("nan"), float("inf")])
 def test_an_invalid_timeout_is_refused_without_a_server(fake, attribute: Attribute, timeout: float):
-    with pytest.raises(InvalidArgumentError) as caught:
+    with pytest.raises(InvalidArgumentError) as error_info:
         attribute(fake.address, TEXT, {"timeout": timeout})
-    assert caught.value.field == "timeout"
+    assert error_info.value.field == "timeout"
     assert not fake.requests
 
 
@@ -181,7 +181,7 @@ def test_steps_arrive_before_the_rest_exists(fake):
     with Client(fake.address) as client, client.attribute("hang on") as stream:
         assert next(stream).token.text == "gnah"
         assert not fake.cancelled.is_set()
-    assert fake.cancelled.wait(10)  # leaving the block has cancelled the call
+    assert fake.cancelled.wait(10)  # the end of the block has cancelled the call
 
 
 def test_leaving_a_block_by_an_exception_cancels(fake):
@@ -246,7 +246,7 @@ async def test_cancelling_a_task_cancels_its_call(fake):
         task = asyncio.create_task(stream.result())
         while not fake.requests:
             await asyncio.sleep(0.01)
-        await asyncio.sleep(0.1)  # the first step is there, the second will not come
+        await asyncio.sleep(0.1)  # the first step has arrived, the second will not
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
@@ -264,9 +264,9 @@ def test_models_are_listed_over_all_pages(fake):
     with Client(fake.address) as client:
         assert [model.name for model in client.list_models()] == ["reverser", "teller"]
         assert not client.get_model("teller").is_encoder_decoder
-        with pytest.raises(NotFoundError) as caught:
+        with pytest.raises(NotFoundError) as error_info:
             client.get_model("nobody")
-    assert (caught.value.field, caught.value.reason) == ("name", "UNKNOWN_MODEL")
+    assert (error_info.value.field, error_info.value.reason) == ("name", "UNKNOWN_MODEL")
 
 
 async def test_models_are_listed_over_all_pages_with_asyncio(fake):
@@ -278,12 +278,14 @@ async def test_models_are_listed_over_all_pages_with_asyncio(fake):
 
 def test_every_status_becomes_an_exception_of_this_package():
     for code in grpc.StatusCode:
-        made = errors.from_rpc_error(grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(), "no"))
-        assert isinstance(made, SidelightError)
-        assert made.status is code
+        exception = errors.from_rpc_error(grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(), "no"))
+        assert isinstance(exception, SidelightError)
+        assert exception.status is code
 
 
 def test_details_that_cannot_be_parsed_are_left_out():
     trailers = grpc.aio.Metadata(("grpc-status-details-bin", b"\xff\xff"))
-    made = errors.from_rpc_error(grpc.aio.AioRpcError(grpc.StatusCode.INTERNAL, grpc.aio.Metadata(), trailers, "no"))
-    assert (type(made), made.field, str(made)) == (InternalError, "", "no")
+    exception = errors.from_rpc_error(
+        grpc.aio.AioRpcError(grpc.StatusCode.INTERNAL, grpc.aio.Metadata(), trailers, "no")
+    )
+    assert (type(exception), exception.field, str(exception)) == (InternalError, "", "no")

@@ -1,4 +1,4 @@
-"""What a client does not understand is refused before anything is sent, and named: all options of all public calls."""
+"""The client refuses wrong options before it sends anything, and names them: all options of all public calls."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from sidelight.client import (
     save,
 )
 
-# The contract's paths, where they are others than the names in Python.
+# Options that have another path in the contract than in Python.
 PATHS = {"capture.heads": "capture.heads.list", "capture.layers": "capture.heads.layers"}
 
 WRONG = [
@@ -73,7 +73,7 @@ WRONG = [
 
 
 def is_declared(value: Any, hint: Any) -> bool:
-    """Whether a value is of a declared type; written apart from the client's own answer."""
+    """Whether a value is of a declared type. This does not use the client's own check."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
         return any(is_declared(value, option) for option in arguments)
@@ -117,7 +117,7 @@ def options_with(declared: type, name: str, value: Any) -> dict[str, Any]:
 
 
 def refused_field(client: Client, options: dict[str, Any]) -> str | None:
-    """The field that a client refuses; None where the request is sent."""
+    """Returns the field that a client refuses; None if it sends the request."""
     try:
         client.attribute("one two", **options).cancel()
     except InvalidArgumentError as error:
@@ -132,12 +132,12 @@ def test_a_wrong_type_is_refused_and_its_field_named(fake, declared, name, hint,
         for value in WRONG:
             if is_declared(value, hint):
                 continue
-            with pytest.raises(InvalidArgumentError) as raised:
+            with pytest.raises(InvalidArgumentError) as error_info:
                 client.attribute("one two", **options_with(declared, name, value))
-            assert raised.value.field.startswith(PATHS.get(path, path)), value
-            assert raised.value.field in str(raised.value)
-            assert list(raised.value.fields) == [raised.value.field]
-            assert len(str(raised.value)) < 300
+            assert error_info.value.field.startswith(PATHS.get(path, path)), value
+            assert error_info.value.field in str(error_info.value)
+            assert list(error_info.value.fields) == [error_info.value.field]
+            assert len(str(error_info.value)) < 300
             refused += 1
     assert refused > 20
     assert fake.requests == []
@@ -145,7 +145,7 @@ def test_a_wrong_type_is_refused_and_its_field_named(fake, declared, name, hint,
 
 @pytest.mark.parametrize(("declared", "name", "hint", "path"), FIELDS, ids=[field[3] for field in FIELDS])
 def test_a_value_of_the_declared_type_is_sent_or_its_field_is_named(fake, declared, name, hint, path):
-    """A value of the right type is sent, unless it is out of the wire's range: then too its field is named."""
+    """A value of the right type may be out of the range of its field on the wire. The error then names the field."""
     head = path.partition(".")[0]
     with Client(fake.address) as client:
         for value in WRONG:
@@ -160,12 +160,12 @@ def test_generated_values_never_raise_anything_else(fake, data):
     declared, name, hint, path = data.draw(st.sampled_from(FIELDS))
     scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary()
     value = data.draw(st.recursive(scalars, lambda inner: st.lists(inner) | st.tuples(inner, inner), max_leaves=4))
-    sent = len(fake.requests)
+    num_sent = len(fake.requests)
     with Client(fake.address) as client:
         if refused_field(client, options_with(declared, name, value)) is None:
             assert is_declared(value, hint), path
         else:
-            assert len(fake.requests) == sent
+            assert len(fake.requests) == num_sent
 
 
 @pytest.mark.parametrize(
@@ -195,10 +195,10 @@ def test_generated_values_never_raise_anything_else(fake, data):
     ],
 )
 def test_messages_for_common_mistakes(fake, options, field, says):
-    with Client(fake.address) as client, pytest.raises(InvalidArgumentError) as raised:
+    with Client(fake.address) as client, pytest.raises(InvalidArgumentError) as error_info:
         client.attribute("one two", **options)
-    assert raised.value.field == field
-    assert says in str(raised.value)
+    assert error_info.value.field == field
+    assert says in str(error_info.value)
     assert fake.requests == []
 
 
@@ -232,11 +232,11 @@ def test_a_lone_surrogate_is_named(fake, source, options, field, code):
             return [fill(item) for item in value]
         return {name: fill(item) for name, item in value.items()}
 
-    with Client(fake.address) as client, pytest.raises(InvalidArgumentError) as raised:
+    with Client(fake.address) as client, pytest.raises(InvalidArgumentError) as error_info:
         client.attribute(fill(source), **fill(options))
-    said = f"has a lone surrogate, U+{code:04X} at index 3: no text may have one"
-    assert str(raised.value) == f"{field}: {said}"
-    assert raised.value.fields == {field: said}
+    message = f"has a lone surrogate, U+{code:04X} at index 3: no text may have one"
+    assert str(error_info.value) == f"{field}: {message}"
+    assert error_info.value.fields == {field: message}
     assert fake.requests == []
 
 
@@ -282,10 +282,10 @@ async def test_the_asyncio_client_refuses_the_same(fake):
     ],
 )
 def test_invalid_sources(fake, source, field):
-    with Client(fake.address) as client, pytest.raises(InvalidArgumentError) as raised:
+    with Client(fake.address) as client, pytest.raises(InvalidArgumentError) as error_info:
         client.attribute(source)
-    assert raised.value.field == field
-    assert field in str(raised.value)
+    assert error_info.value.field == field
+    assert field in str(error_info.value)
     assert fake.requests == []
 
 
@@ -304,37 +304,37 @@ def test_invalid_sources(fake, source, field):
     ],
 )
 async def test_invalid_arguments_of_a_client(make, arguments, field):
-    with pytest.raises(InvalidArgumentError) as raised:
+    with pytest.raises(InvalidArgumentError) as error_info:
         make(**arguments)
-    assert raised.value.field == field
+    assert error_info.value.field == field
 
 
 def test_names_and_timeouts_of_the_other_calls(fake):
     with Client(fake.address) as client:
         for value in WRONG:
             if not isinstance(value, str) or value == "\ud800":
-                with pytest.raises(InvalidArgumentError) as raised:
+                with pytest.raises(InvalidArgumentError) as error_info:
                     client.get_model(value)
-                assert raised.value.field == "name"
+                assert error_info.value.field == "name"
             if not is_declared(value, float | None):
                 for call in (client.get_model, client.list_models):
-                    with pytest.raises(InvalidArgumentError) as raised:
+                    with pytest.raises(InvalidArgumentError) as error_info:
                         call(timeout=value)
-                    assert raised.value.field == "timeout"
+                    assert error_info.value.field == "timeout"
 
 
 @pytest.mark.parametrize("value", ["text", None, 5, [None], {}, Capture()])
 def test_values_that_cannot_be_saved(tmp_path, value):
-    with pytest.raises(InvalidArgumentError) as raised:
+    with pytest.raises(InvalidArgumentError) as error_info:
         save(value, tmp_path / "out.json")
-    assert raised.value.field == "attributions"
-    with pytest.raises(InvalidArgumentError) as raised:
+    assert error_info.value.field == "attributions"
+    with pytest.raises(InvalidArgumentError) as error_info:
         save([], value if not isinstance(value, str) else b"out.json")
-    assert raised.value.field == "path"
+    assert error_info.value.field == "path"
 
 
 def test_this_module_tests_every_public_call():
-    """A new option or argument must be among those above."""
+    """A new option or argument must be added to the lists above."""
     assert {declared for declared, *_ in FIELDS} == {AttributeOptions, Capture, Decoding, Sampling, Beam}
     assert all(not dataclasses.fields(strategy) for strategy in (Greedy,))
     for client in (Client, AsyncClient):

@@ -6,20 +6,20 @@ from sidelight.client.results import Token
 
 
 def tokens(*texts: str) -> tuple[Token, ...]:
-    """Tokens of a text; a leading space parts words."""
-    made, place = [], 0
+    """Makes the tokens of a text. A leading space begins a new word."""
+    result, begin = [], 0
     for number, text in enumerate(texts):
-        place += len(text) - len(text.lstrip())
+        begin += len(text) - len(text.lstrip())
         word = text.strip()
         special = word.startswith("</")
-        end = place if special else place + len(word)
-        made.append(Token(number, word, place, end, special, "" if special else word))
-        place = end
-    return tuple(made)
+        end = begin if special else begin + len(word)
+        result.append(Token(number, word, begin, end, special, "" if special else word))
+        begin = end
+    return tuple(result)
 
 
-def spanned(*parts: tuple[int, int, str]) -> tuple[Token, ...]:
-    """Tokens that are bytes: their pieces say nothing that people could read."""
+def byte_tokens(*parts: tuple[int, int, str]) -> tuple[Token, ...]:
+    """Makes tokens of bytes from (begin, end, text). Their pieces are not readable."""
     return tuple(Token(n, f"<0x{0xE0 + n:02X}>", begin, end, False, text) for n, (begin, end, text) in enumerate(parts))
 
 

@@ -13,14 +13,14 @@ from sidelight.client.cli.main import main
 
 
 def test_a_text_is_shown_with_its_attention(bundled_server):
-    done = run("attribute", SENTENCE, "--address", bundled_server)
-    assert done.returncode == 0
-    lines = done.stdout.splitlines()
+    completed = run("attribute", SENTENCE, "--address", bundled_server)
+    assert completed.returncode == 0
+    lines = completed.stdout.splitlines()
     assert lines[0].split() == ["I", "don", "'", "t", "want", "to", "be", "your", "friend", ".", "</s>"]
     assert [line.split()[0] for line in lines[1:-1]] == ["Ich", "will", "nicht", "dein", "Freund", "sein", ".", "</s>"]
     assert lines[-1] == "Ich will nicht dein Freund sein."
-    assert "\x1b" not in done.stdout
-    assert done.stderr == ""
+    assert "\x1b" not in completed.stdout
+    assert completed.stderr == ""
 
 
 def test_steps_are_shown_as_they_arrive(fake):
@@ -101,9 +101,11 @@ def test_errors_of_a_real_server_are_one_line(bundled_server, capsys, arguments,
 def test_an_argument_that_is_not_utf8_is_named(fake):
     command = [COMMAND.encode(), b"attribute", b"caf\xe9", b"--address", fake.address.encode()]
     environment = {**os.environ, "LC_ALL": "C.UTF-8"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd="/", env=environment, check=False)
-    assert done.returncode == 1
-    assert done.stderr == "sidelight: source: has a lone surrogate, U+DCE9 at index 3: no text may have one\n"
+    completed = subprocess.run(
+        command, capture_output=True, text=True, timeout=60, cwd="/", env=environment, check=False
+    )
+    assert completed.returncode == 1
+    assert completed.stderr == "sidelight: source: has a lone surrogate, U+DCE9 at index 3: no text may have one\n"
 
 
 def test_colours_follow_options_and_environment(fake, monkeypatch, capsys):

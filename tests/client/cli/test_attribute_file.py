@@ -28,7 +28,7 @@ def test_a_file_keeps_its_order_with_several_requests_under_way(fake, tmp_path, 
     assert 1 < fake.most_running <= 8
     with np.load(path) as arrays:
         assert arrays["39/cross"].shape == (4, 4, 2, 3)
-        assert "39/decoder_self" in arrays  # every kind of the model, since nothing else was asked
+        assert "39/decoder_self" in arrays  # without --kinds, the file has every kind of the model
         assert "39/encoder_self" in arrays
 
 
@@ -51,16 +51,16 @@ def test_interrupting_a_file_cancels_what_is_under_way(fake):
 
 def test_texts_go_to_stdout_while_the_progress_bar_is_on_a_terminal(fake, tmp_path):
     (tmp_path / "in.txt").write_text("one two\nthree\n")
-    ours, theirs = pty.openpty()
+    controller, terminal = pty.openpty()
     try:
-        process = start("attribute", "--file", str(tmp_path / "in.txt"), "--address", fake.address, stderr=theirs)
+        process = start("attribute", "--file", str(tmp_path / "in.txt"), "--address", fake.address, stderr=terminal)
         out, _ = process.communicate(timeout=60)
         assert process.returncode == 0
         assert out == "eno owt\neerht\n"
-        assert b"2 texts" in os.read(ours, 65536)
+        assert b"2 texts" in os.read(controller, 65536)
     finally:
-        os.close(ours)
-        os.close(theirs)
+        os.close(controller)
+        os.close(terminal)
 
 
 def test_a_closed_output_ends_the_run_without_a_message(fake, tmp_path):
@@ -83,8 +83,8 @@ def test_files_that_cannot_be_read(fake, tmp_path, capsys):
     assert not (tmp_path / "o.html").exists()
 
 
-def attributed(fake, data: bytes, *arguments: str) -> subprocess.CompletedProcess[bytes]:
-    """What becomes of a file's bytes, on standard input."""
+def run_on_lines(fake, data: bytes, *arguments: str) -> subprocess.CompletedProcess[bytes]:
+    """Runs `sidelight attribute --file -` with these bytes on standard input."""
     command = [COMMAND, "attribute", "--file", "-", "--quiet", "--address", fake.address, *arguments]
     return subprocess.run(command, input=data, capture_output=True, timeout=120, cwd="/", check=False)
 
@@ -102,10 +102,10 @@ def test_bad_lines_fail_alone_and_are_named(fake, tmp_path):
         b"crash now",
     ]
     path = tmp_path / "out.npz"
-    done = attributed(fake, b"\n".join(lines), "--save", str(path), "--timeout", "5")
-    assert done.returncode == 1
-    assert done.stdout == b"eno owt\n\n\n\n\n\n\neerht\n\n"
-    messages = done.stderr.decode().splitlines()
+    completed = run_on_lines(fake, b"\n".join(lines), "--save", str(path), "--timeout", "5")
+    assert completed.returncode == 1
+    assert completed.stdout == b"eno owt\n\n\n\n\n\n\neerht\n\n"
+    messages = completed.stderr.decode().splitlines()
     assert messages[:-1] == [
         "sidelight: line 2: not UTF-8: unexpected end of data at byte 3",
         "sidelight: line 3: Deadline Exceeded",
@@ -123,10 +123,10 @@ def test_bad_lines_fail_alone_and_are_named(fake, tmp_path):
 def test_an_error_of_all_lines_ends_the_run_and_results_so_far_are_saved(fake, tmp_path):
     lines = ["one two", *["gone now"] * 20]
     path = tmp_path / "out.npz"
-    done = attributed(fake, "\n".join(lines).encode(), "--save", str(path))
-    assert done.returncode == 1
-    assert done.stdout == b"eno owt\n"
-    assert done.stderr.decode().splitlines() == [f"saved {path}", "sidelight: name: is wrong"]
+    completed = run_on_lines(fake, "\n".join(lines).encode(), "--save", str(path))
+    assert completed.returncode == 1
+    assert completed.stdout == b"eno owt\n"
+    assert completed.stderr.decode().splitlines() == [f"saved {path}", "sidelight: name: is wrong"]
     with np.load(path) as arrays:
         assert "0/cross" in arrays
         assert "1/cross" not in arrays
@@ -161,8 +161,8 @@ def test_a_run_that_ends_early_waits_for_no_line(fake):
 
 def test_if_a_file_cannot_be_read_further_results_so_far_are_saved(fake, tmp_path, monkeypatch, capsys):
     class Broken(io.BytesIO):
-        def read(self, most: int | None = None) -> bytes:
-            if data := super().read(most):
+        def read(self, size: int | None = None) -> bytes:
+            if data := super().read(size):
                 return data
             raise OSError(errno.EIO, os.strerror(errno.EIO))
 
@@ -177,13 +177,13 @@ def test_if_a_file_cannot_be_read_further_results_so_far_are_saved(fake, tmp_pat
 
 
 def test_lines_reach_the_server_as_they_are(fake):
-    done = attributed(fake, b"\xef\xbb\xbfone\rtwo\r\n\x1bthree\n")
-    assert done.returncode == 0, done.stderr
+    completed = run_on_lines(fake, b"\xef\xbb\xbfone\rtwo\r\n\x1bthree\n")
+    assert completed.returncode == 0, completed.stderr
     assert sorted(request.source.text for request in fake.requests) == ["\x1bthree", "one\rtwo"]
 
 
 def test_a_process_without_standard_input_reads_nothing(fake):
-    done = subprocess.run(
+    completed = subprocess.run(
         ["/bin/sh", "-c", f"exec {COMMAND} attribute --file - --quiet --address {fake.address} <&-"],
         capture_output=True,
         text=True,
@@ -191,42 +191,42 @@ def test_a_process_without_standard_input_reads_nothing(fake):
         cwd="/",
         check=False,
     )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert (completed.returncode, completed.stdout, completed.stderr) == (0, "", "")
 
 
 def test_a_file_is_translated_in_order_and_saved(bundled_server, tmp_path):
     sentences = [SENTENCE, "", "Where is the nearest train station?", "He is a good tennis player."] * 3
     (tmp_path / "in.tsv").write_text("".join(f"{s}\tx\ty\n" for s in sentences), encoding="utf-8")
     arguments = ["--file", str(tmp_path / "in.tsv"), "--address", bundled_server, "--reduce", "mean"]
-    done = run("attribute", *arguments, "--save", str(tmp_path / "out.json"))
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
+    completed = run("attribute", *arguments, "--save", str(tmp_path / "out.json"))
+    assert completed.returncode == 0, completed.stderr
+    lines = completed.stdout.splitlines()
     assert len(lines) == len(sentences)
     assert lines[0] == "Ich will nicht dein Freund sein."
     assert [line == "" for line in lines] == [sentence == "" for sentence in sentences]
     assert lines[:4] * 3 == lines
-    assert "12 texts" in done.stderr
-    assert "tokens/s" in done.stderr
+    assert "12 texts" in completed.stderr
+    assert "tokens/s" in completed.stderr
     saved = json.loads((tmp_path / "out.json").read_text())
     assert saved["attributes"]["info"]["generated_texts"] == [line for line in lines if line]
 
 
 def test_stdin_is_a_file_too(bundled_server):
-    done = run("attribute", "--file", "-", "--address", bundled_server, "--quiet", stdin=f"{SENTENCE}\n")
-    assert done.stdout == "Ich will nicht dein Freund sein.\n"
-    assert done.stderr == ""
+    completed = run("attribute", "--file", "-", "--address", bundled_server, "--quiet", stdin=f"{SENTENCE}\n")
+    assert completed.stdout == "Ich will nicht dein Freund sein.\n"
+    assert completed.stderr == ""
 
 
 def test_a_refused_line_is_named_and_other_lines_go_on(bundled_server, tmp_path):
     lines = [SENTENCE, "dog " * 300, SENTENCE]
     path = tmp_path / "out.json"
     arguments = ["--file", "-", "--address", bundled_server, "--save", str(path)]
-    done = run("attribute", *arguments, stdin="\n".join(lines))
-    assert done.returncode == 1
-    assert done.stdout.splitlines() == ["Ich will nicht dein Freund sein.", "", "Ich will nicht dein Freund sein."]
-    assert "line 2: source.text: has 301 tokens" in done.stderr
-    assert "3 texts, 1 refused" in done.stderr
-    assert "Traceback" not in done.stderr
+    completed = run("attribute", *arguments, stdin="\n".join(lines))
+    assert completed.returncode == 1
+    assert completed.stdout.splitlines() == ["Ich will nicht dein Freund sein.", "", "Ich will nicht dein Freund sein."]
+    assert "line 2: source.text: has 301 tokens" in completed.stderr
+    assert "3 texts, 1 refused" in completed.stderr
+    assert "Traceback" not in completed.stderr
     assert len(json.loads(path.read_text())["attributes"]["sequence_attributions"]) == 2
 
 
@@ -234,25 +234,27 @@ def test_bad_lines_of_every_kind_do_not_change_other_lines(bundled_server, tmp_p
     lines = [SENTENCE.encode(), b"x" * (5 << 20), b"caf\xe9", b"dog " * 300, SENTENCE.encode()]
     (tmp_path / "in.txt").write_bytes(b"\n".join(lines))
     path = tmp_path / "out.json"
-    done = run("attribute", "--file", str(tmp_path / "in.txt"), "--address", bundled_server, "--save", str(path))
-    assert done.returncode == 1
+    completed = run("attribute", "--file", str(tmp_path / "in.txt"), "--address", bundled_server, "--save", str(path))
+    assert completed.returncode == 1
     german = "Ich will nicht dein Freund sein."
-    assert done.stdout == f"{german}\n\n\n\n{german}\n"
-    named = [line.split(":")[1] for line in done.stderr.splitlines() if line.startswith("sidelight: ")]
+    assert completed.stdout == f"{german}\n\n\n\n{german}\n"
+    named = [line.split(":")[1] for line in completed.stderr.splitlines() if line.startswith("sidelight: ")]
     assert named == [" line 2", " line 3", " line 4"]
     assert len(json.loads(path.read_text())["attributes"]["sequence_attributions"]) == 2
 
 
 def test_a_line_that_takes_too_long_is_named(bundled_server):
     arguments = ["--file", "-", "--address", bundled_server, "--quiet", "--timeout", "0.000001"]
-    done = run("attribute", *arguments, stdin=f"{SENTENCE}\n" * 3)
-    assert done.returncode == 1
-    assert done.stdout == "\n\n\n"
-    assert [line[:17] for line in done.stderr.splitlines()] == [f"sidelight: line {n}" for n in "123"]
+    completed = run("attribute", *arguments, stdin=f"{SENTENCE}\n" * 3)
+    assert completed.returncode == 1
+    assert completed.stdout == "\n\n\n"
+    assert [line[:17] for line in completed.stderr.splitlines()] == [f"sidelight: line {n}" for n in "123"]
 
 
 def test_an_option_that_is_wrong_for_all_lines_ends_the_run(bundled_server):
-    done = run("attribute", "--file", "-", "--address", bundled_server, "--layers", "9", stdin=f"{SENTENCE}\n" * 50)
-    assert done.returncode == 1
-    assert done.stdout == ""
-    assert done.stderr.count("out of range") == 1
+    completed = run(
+        "attribute", "--file", "-", "--address", bundled_server, "--layers", "9", stdin=f"{SENTENCE}\n" * 50
+    )
+    assert completed.returncode == 1
+    assert completed.stdout == ""
+    assert completed.stderr.count("out of range") == 1

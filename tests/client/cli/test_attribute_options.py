@@ -20,9 +20,9 @@ def test_layers_and_heads_are_parsed():
 def test_capture_options_reach_the_server(fake, tmp_path):
     path = tmp_path / "out.npz"
     options = ["--heads", "1.2:0.75,0.0", "--reduce", "mean", "--encoding", "uint8", "--top-positions", "2"]
-    drawing = ["--sample", "--top-k", "7"]  # another top k
+    sampling = ["--sample", "--top-k", "7"]  # not the top_k of the capture
     base = ["attribute", "one two three", "--address", fake.address]
-    assert main([*base, *options, *drawing, "--save", str(path)]) == 0
+    assert main([*base, *options, *sampling, "--save", str(path)]) == 0
     (request,) = fake.requests
     assert request.capture.encoding == attention_pb2.ENCODING_UINT8
     assert request.capture.top_k == 2

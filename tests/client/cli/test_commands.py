@@ -27,8 +27,8 @@ def test_serve_says_when_it_is_ready_and_stops_at_sigterm():
         line = process.stdout.readline()
         assert line.startswith("sidelight: serving mine at 127.0.0.1:")
         address = line.split()[-1]
-        done = run("models", "--address", address)
-        assert done.stdout.startswith("mine  marian, float32 on cpu")
+        completed = run("models", "--address", address)
+        assert completed.stdout.startswith("mine  marian, float32 on cpu")
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
     finally:
@@ -37,10 +37,10 @@ def test_serve_says_when_it_is_ready_and_stops_at_sigterm():
 
 
 def test_serve_says_what_it_cannot_load(tmp_path):
-    done = run("serve", str(tmp_path))
-    assert done.returncode == 1
-    assert done.stderr.strip().splitlines()[-1].startswith(f"sidelight: cannot load {tmp_path}")
-    assert "Traceback" not in done.stderr
+    completed = run("serve", str(tmp_path))
+    assert completed.returncode == 1
+    assert completed.stderr.strip().splitlines()[-1].startswith(f"sidelight: cannot load {tmp_path}")
+    assert "Traceback" not in completed.stderr
 
 
 def test_pickled_weights_are_not_loaded(tmp_path):
@@ -51,6 +51,6 @@ def test_pickled_weights_are_not_loaded(tmp_path):
     shutil.copytree(bundled_model(), tmp_path / "model")
     (tmp_path / "model" / "model.safetensors").unlink()
     torch.save({}, tmp_path / "model" / "pytorch_model.bin")
-    done = run("serve", str(tmp_path / "model"))
-    assert done.returncode == 1
-    assert "safetensors" in done.stderr.strip().splitlines()[-1]
+    completed = run("serve", str(tmp_path / "model"))
+    assert completed.returncode == 1
+    assert "safetensors" in completed.stderr.strip().splitlines()[-1]

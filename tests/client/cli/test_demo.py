@@ -10,12 +10,12 @@ from sidelight.client.cli.main import main
 
 
 def test_the_demonstration_translates_and_stops_its_server():
-    done = run("demo", "A small dog.", "[/INST] :car:")
-    assert done.returncode == 0, done.stderr
-    assert "Ein kleiner Hund." in done.stdout
-    assert "\n[/INST] :car:\n" in done.stdout
-    address = next(word for word in done.stdout.split() if word.startswith("127.0.0.1:")).rstrip(":")
-    assert main(["models", "--address", address]) == 1  # nobody answers there any more
+    completed = run("demo", "A small dog.", "[/INST] :car:")
+    assert completed.returncode == 0, completed.stderr
+    assert "Ein kleiner Hund." in completed.stdout
+    assert "\n[/INST] :car:\n" in completed.stdout
+    address = next(word for word in completed.stdout.split() if word.startswith("127.0.0.1:")).rstrip(":")
+    assert main(["models", "--address", address]) == 1  # the server is gone
 
 
 def test_sigterm_ends_the_demonstration_and_its_server():

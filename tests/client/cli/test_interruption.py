@@ -12,7 +12,7 @@ from cli_process import COMMAND
 
 
 def test_nothing_slow_is_imported_before_ctrl_c_is_handled():
-    """Besides Python's own start-up, and the modules of Sidelight that handle it."""
+    """Exceptions are modules of Python's own start-up, and the modules of Sidelight that handle Ctrl-C."""
     script = """
 import builtins, signal, sys
 real = builtins.__import__
@@ -28,12 +28,12 @@ sys.argv = ["sidelight", "--version"]
 from sidelight.client.cli.main import main
 main()
 """
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, cwd="/", check=True
     )
-    *imported, version = done.stdout.split("\n")[:-1]
+    *imported, version = completed.stdout.split("\n")[:-1]
     assert version.startswith("sidelight ")
-    # Python itself has these, or has them without a file; __future__ has 150 lines.
+    # Python has imported these already, or has them without a file. __future__ has only 150 lines.
     assert set(imported) <= {"__future__", "_io", "_signal", "atexit", "io", "os", "sys"}
 
 
@@ -45,7 +45,7 @@ def test_ctrl_c_during_imports_prints_no_traceback(module):
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     )
     try:
-        # Each module is told when it is imported.
+        # Python prints the name of each module that it imports.
         for line in process.stderr:
             if line.split("|")[-1].strip() == module:
                 break
@@ -59,7 +59,7 @@ def test_ctrl_c_during_imports_prints_no_traceback(module):
 
 
 def test_an_ignored_sigint_stays_ignored(fake):
-    """As of what a shell runs in the background."""
+    """A shell ignores SIGINT for the commands that it runs in the background."""
     script = f"trap '' INT; echo ready; {COMMAND} attribute --file - --quiet --address {fake.address}"
     process = subprocess.Popen(
         ["/bin/sh", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True

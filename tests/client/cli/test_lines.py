@@ -26,12 +26,12 @@ def read_lines(name: str) -> list[Line]:
 @pytest.mark.parametrize(
     ("data", "texts"),
     [
-        (b"a\rb\nc\n", ["a\rb", "c"]),  # a lone carriage return ends nothing
+        (b"a\rb\nc\n", ["a\rb", "c"]),  # a lone carriage return ends no line
         (b"a\r\nb\r\n", ["a", "b"]),
         (b"a\r\r\nb", ["a\r", "b"]),
         (b"a\r", ["a\r"]),
         (b"\xef\xbb\xbfa\nb", ["a", "b"]),
-        (b"a\n\xef\xbb\xbfb", ["a", "\ufeffb"]),  # not at the start, it is text
+        (b"a\n\xef\xbb\xbfb", ["a", "\ufeffb"]),  # a byte order mark is text, unless it is at the start
         ("a\x0bb\x0cc\x1cd\x85e\u2028f\u2029g".encode(), ["a\x0bb\x0cc\x1cd\x85e\u2028f\u2029g"]),
         (b"a\x00b\n", ["a\x00b"]),
         (b"", []),
@@ -71,42 +71,42 @@ def test_the_first_column_of_a_table_is_read(tmp_path):
 @given(st.lists(st.binary(max_size=6), max_size=8), st.integers(1, 5))
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_lines_do_not_depend_on_how_their_bytes_come(monkeypatch, parts, size):
-    """Against the plain way: everything at once, split by a pattern."""
+    """Compares with a simple reading of everything at once, split by a pattern."""
 
     class Slow(io.BytesIO):
-        def read(self, _most: int | None = None) -> bytes:
+        def read(self, _size: int | None = None) -> bytes:
             return super().read(size)
 
     ends = (b"\n", b"\r\n", b"\r", b"", b"\xef\xbb\xbf")
-    data = b"".join(part + ends[place % len(ends)] for place, part in enumerate(parts))
+    data = b"".join(part + ends[index % len(ends)] for index, part in enumerate(parts))
     expected = re.split(rb"\r?\n", data.removeprefix(b"\xef\xbb\xbf"))
     expected = expected if expected[-1] else expected[:-1]
     monkeypatch.setattr(lines_module, "MAX_LINE_BYTES", 7)
     monkeypatch.setattr(lines_module, "_MAX_BUFFER_BYTES", 9)
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(Slow(data)))
-    got = read_lines("-")
-    assert len(got) == len(expected)
-    for line, whole in zip(got, expected, strict=True):
-        if len(whole) > 7:
+    lines = read_lines("-")
+    assert len(lines) == len(expected)
+    for line, expected_line in zip(lines, expected, strict=True):
+        if len(expected_line) > 7:
             assert str(line).startswith("longer than")
         elif isinstance(line, str):
-            assert line.encode() == whole
+            assert line.encode() == expected_line
         else:
             assert str(line).startswith("not UTF-8")
             with pytest.raises(UnicodeDecodeError):
-                whole.decode()
+                expected_line.decode()
 
 
 def test_a_line_that_is_too_long_is_named_before_its_end_and_never_in_memory(tmp_path):
     os.mkfifo(path := tmp_path / "in")
-    more = threading.Event()
+    may_write_more = threading.Event()
 
     def write() -> None:
         with path.open("wb", buffering=0) as pipe:
             pipe.write(b"one\n")
             for _ in range(16):
                 pipe.write(b"x" * (1 << 20))
-            assert more.wait(60)
+            assert may_write_more.wait(60)
             for _ in range(112):
                 pipe.write(b"x" * (1 << 20))
             pipe.write(b"\ntwo")
@@ -118,21 +118,21 @@ def test_a_line_that_is_too_long_is_named_before_its_end_and_never_in_memory(tmp
             try:
                 assert next(lines) == "one"
                 assert str(next(lines)) == TOO_LONG
-                more.set()
+                may_write_more.set()
                 assert list(lines) == ["two"]
                 assert tracemalloc.get_traced_memory()[1] < 32 << 20
             finally:
                 tracemalloc.stop()
-                more.set()
+                may_write_more.set()
         writing.result()
 
 
 def test_a_non_blocking_pipe_is_waited_for():
-    ours, theirs = os.pipe()
-    os.set_blocking(ours, False)
-    with open(ours, "rb", buffering=0) as file, ThreadPoolExecutor(1) as pool:
+    read_end, write_end = os.pipe()
+    os.set_blocking(read_end, False)
+    with open(read_end, "rb", buffering=0) as file, ThreadPoolExecutor(1) as pool:
         reading = pool.submit(lambda: list(lines_module._read_lines(file, "in")))
-        os.write(theirs, b"one\ntw")
-        os.write(theirs, b"o\n")
-        os.close(theirs)
+        os.write(write_end, b"one\ntw")
+        os.write(write_end, b"o\n")
+        os.close(write_end)
         assert reading.result(60) == ["one", "two"]

@@ -1,4 +1,4 @@
-"""Files: what Inseq, NumPy and a browser make of them."""
+"""Files: complete or not at all, with all positions, and a page that a browser shows."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 
 
 def page_data(path):
-    """The attributions in a page."""
+    """Returns the attributions in a page."""
     html = path.read_text(encoding="utf-8")
     start = html.index('id="data">') + len('id="data">')
     return json.loads(html[start : html.index("</script>", start)])
@@ -83,7 +83,7 @@ def test_an_empty_list_is_not_saved(tmp_path):
 
 
 class Page(HTMLParser):
-    """What a browser made of the page: cells, words, scripts."""
+    """The document of a page: its cells, tags and text."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -114,13 +114,13 @@ def test_a_browser_shows_the_page(results, tmp_path):
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
     options += ["--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}"]
     command = [CHROMIUM, *options, "--enable-logging=stderr", "--dump-dom", (tmp_path / "out.html").as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    assert "CONSOLE" not in done.stderr  # neither errors nor blocked requests
+    completed = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert "CONSOLE" not in completed.stderr  # neither errors nor blocked requests
     page = Page()
-    page.feed(done.stdout)
+    page.feed(completed.stdout)
     result = results[1]
     assert len(page.cells) == result.cross.shape[0] * result.cross.shape[1]
-    # The strongest cell is the strongest share of the mean over layers and heads.
+    # The strongest cell is the maximum of the mean over layers and heads.
     strengths = np.array([float(style.split(":")[1].strip(" ;")) for style in page.cells])
     means = result.cross.mean((2, 3)).T.ravel()
     np.testing.assert_allclose(strengths, means / means.max(), atol=2e-3)

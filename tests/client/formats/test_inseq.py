@@ -25,7 +25,7 @@ def test_inseq_reads_the_file(sentences, results, tmp_path):
         encoder = sequence.sequence_scores["encoder_self_attentions"].numpy()
         np.testing.assert_array_equal(encoder, result.encoder_self.swapaxes(0, 1))
         np.testing.assert_array_equal(sequence.step_scores["crossentropy"].numpy(), result.scores["cross_entropy"])
-    # Inseq's own tools work on it.
+    # Inseq's own tools accept the result.
     aggregated = output.aggregate(normalize=False).sequence_attributions[0]
     np.testing.assert_allclose(aggregated.source_attributions.numpy(), results[0].cross.mean((2, 3)), atol=1e-6)
 

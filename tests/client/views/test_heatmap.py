@@ -1,4 +1,4 @@
-"""What a terminal shows."""
+"""The heatmap in the terminal."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import io
 
 import numpy as np
 import pytest
-from client_tokens import SHORT, spanned, tokens
+from client_tokens import SHORT, byte_tokens, tokens
 from rich.cells import cell_len
 from rich.console import Console
 from sidelight.client.results import AttentionLayout, Started, Step, Token
@@ -14,7 +14,9 @@ from sidelight.client.views.heatmap import Heatmap
 from sidelight.client.views.words import find_words
 
 
-def shown(source: tuple[Token, ...], shares: np.ndarray, width: int = 80, color: bool = False, kind="cross") -> str:
+def print_heatmap(
+    source: tuple[Token, ...], weights: np.ndarray, width: int = 80, color: bool = False, kind="cross"
+) -> str:
     output = io.StringIO()
     system = "truecolor" if color else None
     console = Console(file=output, width=width, force_terminal=color, color_system=system, highlight=False)
@@ -22,29 +24,29 @@ def shown(source: tuple[Token, ...], shares: np.ndarray, width: int = 80, color:
     started = Started("r", "m", "", source, (), {kind: layout}, (), "predicting", kind == "cross")
     heatmap = Heatmap(console, started)
     heatmap.print_header()
-    for index, row in enumerate(shares):
+    for index, row in enumerate(weights):
         token = Token(index, f"▁w{index}", 0, 2, False, f"w{index}")
         cross = row if kind == "cross" else None
-        own = row if kind == "decoder_self" else None
-        heatmap.print_step(Step(index, token, "", cross, own, {}), source)
+        decoder_self = row if kind == "decoder_self" else None
+        heatmap.print_step(Step(index, token, "", cross, decoder_self, {}), source)
     return output.getvalue()
 
 
-def rows(output: str, count: int) -> list[str]:
-    """The lines of the steps, behind the header."""
+def step_lines(output: str, count: int) -> list[str]:
+    """Returns the lines of the steps, without the header."""
     return output.splitlines()[-count - 1 :]
 
 
 def test_words_across_and_shades_below():
-    shares = np.array([[1.0, 0, 0, 0, 0, 0, 0], [0, 0.5, 0.5, 0, 0, 0, 0]])
-    header, first, second = shown(SHORT, shares).splitlines()
+    weights = np.array([[1.0, 0, 0, 0, 0, 0, 0], [0, 0.5, 0.5, 0, 0, 0, 0]])
+    header, first, second = print_heatmap(SHORT, weights).splitlines()
     assert header.split() == ["My", "grandmot…", "is", "old", ".", "</s>"]
     assert first.split() == ["w0", "██"]
-    assert second.index("███") == header.index("grandmot…")  # both pieces' shares, added
+    assert second.index("███") == header.index("grandmot…")  # the sum of both pieces' attention
 
 
 def test_colours_carry_the_share_in_percent():
-    output = shown(SHORT, np.array([[0.25, 0.35, 0.4, 0, 0, 0, 0]]), color=True)
+    output = print_heatmap(SHORT, np.array([[0.25, 0.35, 0.4, 0, 0, 0, 0]]), color=True)
     assert "\x1b[" in output
     assert "25" in output
     assert "75" in output
@@ -55,47 +57,47 @@ def test_colours_carry_the_share_in_percent():
 @pytest.mark.parametrize("color", [False, True])
 def test_no_line_is_wider_than_the_terminal(count, width, color):
     source = tokens(*(f" word{number}" for number in range(count)), "</s>")
-    shares = np.eye(count + 1)
-    output = shown(source, shares, width=width, color=color)
+    weights = np.eye(count + 1)
+    output = print_heatmap(source, weights, width=width, color=color)
     plain = io.StringIO()
     for part in output.split("\x1b["):
         plain.write(part.partition("m")[2] if plain.tell() and color else part)
     assert all(cell_len(line) <= width for line in plain.getvalue().splitlines())
     if not color:
-        # Every word has its column, or is named where it is looked at.
+        # Every word has a column, or its name is in the line of the token that looks at it.
         assert all(
-            "█" in line or f"{source[place].label} 100" in line for place, line in enumerate(rows(output, count))
+            "█" in line or f"{source[index].label} 100" in line for index, line in enumerate(step_lines(output, count))
         )
 
 
 def test_wide_characters_keep_the_columns_straight():
     source = tokens("猫", " が", " いる", "</s>")
-    header, *lines = shown(source, np.eye(4)).splitlines()
-    for place, line in enumerate(lines):
+    header, *lines = print_heatmap(source, np.eye(4)).splitlines()
+    for index, line in enumerate(lines):
         column = cell_len(line[: line.index("█")])
-        assert column == cell_len(header[: header.index(source[place].label)])
+        assert column == cell_len(header[: header.index(source[index].label)])
 
 
 def test_without_a_source_the_words_with_the_most_attention_are_listed():
-    shares = np.array([[0.02, 0.6, 0.003, 0.3, 0.05, 0.02, 0.007]])
-    (line,) = shown(SHORT, shares, kind="decoder_self").splitlines()
+    weights = np.array([[0.02, 0.6, 0.003, 0.3, 0.05, 0.02, 0.007]])
+    (line,) = print_heatmap(SHORT, weights, kind="decoder_self").splitlines()
     assert line.split() == ["w0", "grandmother", "60", "is", "30", "old", "5", "My", "2", ".", "2"]
 
 
 def test_letters_of_longer_sources_stand_below_each_other():
     source = tokens(*(f" {letter}-word" for letter in "abcdefghijklmnopqrst"), "</s>")
-    lines = shown(source, np.eye(21)).splitlines()
+    lines = print_heatmap(source, np.eye(21)).splitlines()
     assert "abcdefghijklmnopqrst" in lines[0].replace(" ", "")
     header, steps = lines[:-21], lines[-21:]
     assert len(header) == len("a-word")
-    for place, line in enumerate(steps):
+    for index, line in enumerate(steps):
         column = line.index("█")
-        assert "".join(row[column : column + 1].strip() for row in header) == (source[place].text or "</s>")
+        assert "".join(row[column : column + 1].strip() for row in header) == (source[index].text or "</s>")
 
 
 def test_bytes_are_shown_when_their_character_is_complete():
     streamed = [(0, 1, ""), (0, 1, ""), (0, 1, "한"), (1, 2, ""), (1, 2, "국")]
-    lines = [step_line(token) for token in spanned(*streamed)]
+    lines = [step_line(token) for token in byte_tokens(*streamed)]
     assert [line.split()[0] for line in lines] == ["…", "…", "한", "…", "국"]
 
 
@@ -110,7 +112,7 @@ def step_line(token: Token) -> str:
 
 
 def test_a_prompt_and_its_target_share_no_character():
-    """Spans of the two count in texts of their own."""
+    """Their spans count in two different texts."""
     prompt = tokens("Once", " upon")[:1]
     target = tokens("On", "ce", " more")
     assert [word.label for word in find_words((*prompt, *target), 1)] == ["Once", "Once", "more"]
@@ -126,8 +128,8 @@ def test_a_prompt_and_its_target_share_no_character():
 
 def test_control_characters_do_not_reach_the_terminal():
     source = (Token(0, "▁\x1b[31m", 0, 5, False, "\x1b[31m"), Token(1, "\n", 5, 6, False, "\n"))
-    assert "\x1b" not in shown(source, np.eye(2))
-    assert "\x1b" not in shown(source, np.eye(2), kind="decoder_self")
+    assert "\x1b" not in print_heatmap(source, np.eye(2))
+    assert "\x1b" not in print_heatmap(source, np.eye(2), kind="decoder_self")
 
 
 @pytest.mark.parametrize("system", ["standard", "256", "truecolor"])

@@ -1,4 +1,4 @@
-"""The page, used in a real browser: what its pickers, pictures and keys do."""
+"""The page in a real browser: its pickers, pictures and keys."""
 
 from __future__ import annotations
 
@@ -26,53 +26,53 @@ def results(fake) -> list[Attribution]:
         return [client.attribute(text, capture=capture, scores=["perplexity"]).result() for text in TEXTS]
 
 
-def opened(results: list[Attribution], folder: Path, script: str = "") -> str:
-    """The page's document after a script has used it. Fails on any message in the browser's console."""
+def open_page(results: list[Attribution], folder: Path, script: str = "") -> str:
+    """Returns the page's document after a script has run in it. Fails on any message in the browser's console."""
     path = folder / "out.html"
     save(results, path)
     path.write_text(path.read_text("utf-8").replace("</body>", f"<script>{script}</script></body>"), "utf-8")
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
     options += ["--disable-component-update", "--disable-sync", f"--user-data-dir={folder / 'profile'}"]
     command = [CHROMIUM, *options, "--enable-logging=stderr", "--dump-dom", path.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    assert "CONSOLE" not in done.stderr
-    return done.stdout
+    completed = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert "CONSOLE" not in completed.stderr
+    return completed.stdout
 
 
 def strengths(document: str) -> np.ndarray:
-    """How hot each cell is, row by row."""
-    return np.array([float(found) for found in re.findall(r'class="cell" style="--v: ?([0-9.]+);"', document)])
+    """Returns the strength of each cell's colour, row by row."""
+    return np.array([float(match) for match in re.findall(r'class="cell" style="--v: ?([0-9.]+);"', document)])
 
 
 def check(document: str, expected: np.ndarray) -> None:
-    """Cells are `expected` `[columns, rows]`, scaled by the greatest; NaN has no cell."""
+    """Checks that the cells show `expected`, `[columns, rows]`, divided by its maximum. NaN has no cell."""
     flat = expected.T.ravel()
     flat = flat[~np.isnan(flat)]
     np.testing.assert_allclose(strengths(document), flat / flat.max(), atol=2e-3)
 
 
 def test_a_picture_picks_its_head(results, tmp_path):
-    document = opened(results, tmp_path, "document.querySelectorAll('#all button')[5].click()")
+    document = open_page(results, tmp_path, "document.querySelectorAll('#all button')[5].click()")
     check(document, results[0].cross[:, :, 1, 2])
     assert document.count("<canvas") == 6
 
 
 def test_pickers_leave_the_mean_over_the_rest(results, tmp_path):
     script = "const box = document.getElementById('pick-head'); box.value = '1'; box.onchange();"
-    check(opened(results, tmp_path, script), results[0].cross[:, :, :, 1].mean(2))
+    check(open_page(results, tmp_path, script), results[0].cross[:, :, :, 1].mean(2))
 
 
 @pytest.mark.parametrize("kind", ["decoder_self", "encoder_self"])
 def test_kinds(results, tmp_path, kind):
-    place = {"decoder_self": 1, "encoder_self": 2}[kind]
-    document = opened(results, tmp_path, f"document.querySelectorAll('.kinds button')[{place}].click()")
+    button = {"decoder_self": 1, "encoder_self": 2}[kind]
+    document = open_page(results, tmp_path, f"document.querySelectorAll('.kinds button')[{button}].click()")
     numbers = results[0].decoder_self if kind == "decoder_self" else results[0].encoder_self.swapaxes(0, 1)
     check(document, numbers.mean((2, 3)))
 
 
 def test_arrow_keys_turn_pages_and_markup_stays_text(results, tmp_path):
     key = "document.dispatchEvent(new KeyboardEvent('keydown', {key: 'ArrowRight'}));"
-    document = opened(results, tmp_path, key * 3)  # twice beyond the last one
+    document = open_page(results, tmp_path, key * 3)  # two more than there are pages
     check(document, results[1].cross.mean((2, 3)))
     assert "<img" not in document
     assert "&lt;img" in document
@@ -84,7 +84,7 @@ def test_hovering_shows_words_and_numbers(results, tmp_path):
     cell.parentElement.dispatchEvent(new MouseEvent('mouseenter'));
     cell.dispatchEvent(new MouseEvent('mousemove', {clientX: 5, clientY: 5}));
     """
-    document = opened(results, tmp_path, script)
+    document = open_page(results, tmp_path, script)
     assert f"<bdi>eno</bdi> ← <bdi>two</bdi>  {results[0].cross[1, 0].mean():.4f}" in document
     assert document.count('class="word here"') == 1
 
@@ -93,7 +93,7 @@ def test_single_heads_reduced_layers_and_scores_without_end(results, tmp_path):
     first = results[0]
     started = first.started
     pairs = AttentionLayout("cross", ("pair",), (), 0, ((0, 1), (1, 2)))
-    few = dataclasses.replace(
+    single_heads = dataclasses.replace(
         first,
         started=dataclasses.replace(started, layouts={"cross": pairs}),
         cross=np.stack([first.cross[:, :, 0, 1], first.cross[:, :, 1, 2]], 2),
@@ -101,15 +101,15 @@ def test_single_heads_reduced_layers_and_scores_without_end(results, tmp_path):
         encoder_self=None,
         scores={"perplexity": np.array([np.inf, np.nan, 1, 2], np.float32)},
     )
-    document = opened([few], tmp_path, "document.querySelectorAll('#all button')[1].click()")
+    document = open_page([single_heads], tmp_path, "document.querySelectorAll('#all button')[1].click()")
     check(document, first.cross[:, :, 1, 2])
     assert document.count(">–</td>") == 2
     flat = dataclasses.replace(
-        few,
+        single_heads,
         started=dataclasses.replace(started, layouts={"cross": AttentionLayout("cross", (), (0, 1), 3, ())}),
         cross=first.cross.mean((2, 3)),
     )
-    document = opened([flat], tmp_path)
+    document = open_page([flat], tmp_path)
     check(document, flat.cross)
     assert "<canvas" not in document
 
@@ -117,11 +117,11 @@ def test_single_heads_reduced_layers_and_scores_without_end(results, tmp_path):
 def test_nothing_captured_is_said(fake, tmp_path):
     with Client(fake.address) as client:
         result = client.attribute("one two", capture=Capture(none=True)).result()
-    assert "Nothing was captured." in opened([result], tmp_path)
+    assert "Nothing was captured." in open_page([result], tmp_path)
 
 
 def attribution(source: list[Token], text: str) -> Attribution:
-    """Of one step that looks at each token of a source a little more than at the one before."""
+    """Makes an attribution of one step, whose attention grows from token to token of the source."""
     shares = np.arange(1, len(source) + 1, dtype=np.float32)[:, None]
     layout = AttentionLayout("cross", (), (0,), 1, ())
     started = Started("r", "m", text, tuple(source), (), {"cross": layout}, (), "predicting", True)
@@ -134,21 +134,21 @@ def tokens_of(text: str, spans: list[tuple[int, int]]) -> list[Token]:
     return [Token(n, f"<0x{n:02X}>", begin, end, False, text[begin:end]) for n, (begin, end) in enumerate(spans)]
 
 
-def within(document: str, name: str) -> str:
-    """What stands in the element of this id, without markup."""
-    found = re.search(rf'id="{name}"[^>]*>(.*?)</bdi></p>', document, re.DOTALL)
-    return html.unescape(re.sub("<[^>]*>", "", found[1]))
+def text_of_element(document: str, name: str) -> str:
+    """Returns the text of the element with this id, without markup."""
+    match = re.search(rf'id="{name}"[^>]*>(.*?)</bdi></p>', document, re.DOTALL)
+    return html.unescape(re.sub("<[^>]*>", "", match[1]))
 
 
 def test_no_character_is_cut_in_half(tmp_path):
-    texts, shown = ["short"], ["short"]
+    texts, expected = ["short"], ["short"]
     for character in ("😀", "👨‍👩‍👧‍👦", "🇩🇪", "e\u0301", "각", "न्दी"):
         for before in (0, 57, 58, 59, 60):
             texts.append("a" * before + character * 80)
-            shown.append("a" * before + character * (60 - before) + "…")
-    document = opened([attribution(tokens_of("ab", [(0, 1)]), text) for text in texts], tmp_path)
+            expected.append("a" * before + character * (60 - before) + "…")
+    document = open_page([attribution(tokens_of("ab", [(0, 1)]), text) for text in texts], tmp_path)
     options = re.findall(r"<option value=\"\d+\">(.*?)</option>", document)
-    assert options == [f"{number}. \u2068{text}\u2069" for number, text in enumerate(shown, 1)]
+    assert options == [f"{number}. \u2068{text}\u2069" for number, text in enumerate(expected, 1)]
 
 
 def test_bytes_of_one_character_are_one_word(tmp_path):
@@ -156,14 +156,14 @@ def test_bytes_of_one_character_are_one_word(tmp_path):
     source = tokens_of(text, [(0, 1), (0, 1), (0, 1), (1, 2), (1, 2), (3, 4)])
     hover = "document.querySelectorAll('thead th')[2].onmouseenter()"
     result = attribution(source, text)
-    document = opened([result], tmp_path, hover)
-    assert within(document, "columns").split() == ["한국", "x"]
-    assert document.count('class="word"') + document.count('class="word here"') == 4  # with the target's
+    document = open_page([result], tmp_path, hover)
+    assert text_of_element(document, "columns").split() == ["한국", "x"]
+    assert document.count('class="word"') + document.count('class="word here"') == 4  # with the words of the target
     labels = re.findall(r"<div><bdi>(.*?)</bdi></div>", document)
     assert labels == ["한 1/3", "한 2/3", "한 3/3", "국 1/2", "국 2/2", "x"]
     check(document, result.cross[:, :])
-    # All of a word's tokens light it: their shares added.
-    row = opened([result], tmp_path, "document.querySelector('tbody tr').onmouseenter()")
+    # A word's background shows the sum of its tokens' attention.
+    row = open_page([result], tmp_path, "document.querySelector('tbody tr').onmouseenter()")
     tints = [
         float(tint) for tint in re.findall(r'class="word" style="background: rgba\(var\(--hot\), ([0-9.]+)\)', row)
     ]
@@ -172,8 +172,8 @@ def test_bytes_of_one_character_are_one_word(tmp_path):
 
 def test_tokens_that_share_a_character_with_both_neighbours(tmp_path):
     source = tokens_of("한국x", [(0, 1), (0, 2), (1, 2), (2, 3)])
-    document = opened([attribution(source, "한국x")], tmp_path)
-    assert within(document, "columns").split() == ["한국x"]
+    document = open_page([attribution(source, "한국x")], tmp_path)
+    assert text_of_element(document, "columns").split() == ["한국x"]
     labels = re.findall(r"<div><bdi>(.*?)</bdi></div>", document)
     assert labels == ["한국 1/3", "한국 2/3", "한국 3/3", "x"]
 
@@ -186,9 +186,9 @@ def test_a_prompt_and_its_target_are_two_texts(tmp_path):
     steps = tuple(tokens_of("On a", [(0, 2), (3, 4)]))
     shares = np.array([[0.5, 0.25], [np.nan, 0.75], [np.nan, np.nan]], np.float32)
     result = dataclasses.replace(result, started=started, steps=steps, cross=None, decoder_self=shares)
-    document = opened([result], tmp_path)
-    assert within(document, "columns").split() == ["Once", "On", "a"]
-    assert within(document, "rows").split() == ["On", "a"]
+    document = open_page([result], tmp_path)
+    assert text_of_element(document, "columns").split() == ["Once", "On", "a"]
+    assert text_of_element(document, "rows").split() == ["On", "a"]
 
 
 def test_marks_of_direction_and_controls_are_shown_and_texts_stand_apart(tmp_path):
@@ -197,11 +197,11 @@ def test_marks_of_direction_and_controls_are_shown_and_texts_stand_apart(tmp_pat
     result = attribution(source, text)
     result = dataclasses.replace(result, started=dataclasses.replace(result.started, model="m\u202e<b>"))
     script = "document.querySelector('td.cell').dispatchEvent(new MouseEvent('mousemove', {clientX: 5, clientY: 5}));"
-    document = opened([result, result], tmp_path, script)
+    document = open_page([result, result], tmp_path, script)
     body = document[: document.index('<script type="application/json"')]
     assert not set(body) & set("\u202e\u2066\x1b")
-    assert body.count("\u2068") == body.count("\u2069") == 2  # around the texts in the list of sentences
-    assert within(document, "columns").split() == ["\ufffdabc\ufffd", "␛\ufffd", "שלום"]
+    assert body.count("\u2068") == body.count("\u2069") == 2  # they surround the texts in the list of sentences
+    assert text_of_element(document, "columns").split() == ["\ufffdabc\ufffd", "␛\ufffd", "שלום"]
     assert "<bdi>m\ufffd&lt;b&gt;</bdi>" in body
     for label in ("\ufffdabc", "שלום"):
         assert f"<bdi>{label}</bdi>" in body

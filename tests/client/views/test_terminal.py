@@ -1,4 +1,4 @@
-"""Texts are printed as they are: into a pipe to the byte, on a terminal without what a terminal obeys."""
+"""Texts are printed unchanged into a pipe, and with their control characters escaped on a terminal."""
 
 from __future__ import annotations
 
@@ -48,50 +48,50 @@ def is_harmless(text: str) -> bool:
     return not set(text) & (set(CONTROLS) - set("\n\t"))
 
 
-def on_terminal(*arguments: str, stdin: bytes = b"", stderr: bool = True) -> tuple[str, int]:
-    """What a command writes on a terminal, without rich's own styles, and its exit status."""
-    ours, theirs = pty.openpty()
+def run_on_terminal(*arguments: str, stdin: bytes = b"", stderr: bool = True) -> tuple[str, int]:
+    """Runs a command on a terminal. Returns its output without rich's own styles, and its exit status."""
+    controller, terminal = pty.openpty()
     environment = {**os.environ, "COLUMNS": "80", "TERM": "xterm-256color"}
     try:
         process = subprocess.Popen(
             [COMMAND, *arguments],
             stdin=subprocess.PIPE,
-            stdout=theirs,
-            stderr=theirs if stderr else subprocess.DEVNULL,
+            stdout=terminal,
+            stderr=terminal if stderr else subprocess.DEVNULL,
             env=environment,
             cwd="/",
         )
-        os.close(theirs)
+        os.close(terminal)
         process.stdin.write(stdin)
         process.stdin.close()
         output = b""
-        with contextlib.suppress(OSError):  # raised when the other side is closed
+        with contextlib.suppress(OSError):  # raised when the other end is closed
             while True:
-                output += os.read(ours, 65536)
+                output += os.read(controller, 65536)
         status = process.wait(60)
     finally:
-        os.close(ours)
+        os.close(controller)
     text = output.decode().replace("\r\n", "\n")
-    # Styles, and what draws and removes the bar.
+    # Styles, and the sequences that draw and remove the progress bar.
     return re.sub(r"\x1b\[([0-9;]*m|\?25[hl]|[0-9]*[AK])|\r(?=\x1b|$)", "", text), status
 
 
-def piped(*arguments: str, stdin: bytes = b"", **environment: str) -> tuple[bytes, bytes, int]:
-    done = subprocess.run(
+def run_in_pipe(*arguments: str, stdin: bytes = b"", **environment: str) -> tuple[bytes, bytes, int]:
+    completed = subprocess.run(
         [COMMAND, *arguments], input=stdin, capture_output=True, timeout=60, env={**os.environ, **environment}, cwd="/"
     )
-    return done.stdout, done.stderr, done.returncode
+    return completed.stdout, completed.stderr, completed.returncode
 
 
 @given(st.text() | st.text(st.sampled_from([*CONTROLS, "a", "한", "["])))
 def test_control_characters_become_pictures_and_others_stay(text):
     for keep_lines in (False, True):
-        shown = escape_controls(text, keep_lines=keep_lines)
-        assert len(shown) == len(text)
-        assert is_harmless(shown)
-        assert keep_lines or not set(shown) & set("\n\t")
-        for before, after in zip(text, shown, strict=True):
-            assert before == after or before in CONTROLS
+        escaped = escape_controls(text, keep_lines=keep_lines)
+        assert len(escaped) == len(text)
+        assert is_harmless(escaped)
+        assert keep_lines or not set(escaped) & set("\n\t")
+        for character, replacement in zip(text, escaped, strict=True):
+            assert character == replacement or character in CONTROLS
 
 
 def test_every_control_character_of_unicode_is_escaped():
@@ -128,12 +128,12 @@ def test_consoles_read_no_markup():
 @pytest.mark.parametrize("text", [*MARKUP, *HOSTILE])
 def test_print_attribution_prints_any_text(fake, text):
     fake.text = text
-    for forced in (False, True):
+    for is_terminal in (False, True):
         output = io.StringIO()
-        console = Console(file=output, force_terminal=forced, width=80)  # with rich's defaults
+        console = Console(file=output, force_terminal=is_terminal, width=80)  # markup is on, as by default
         with Client(fake.address) as client:
             assert print_attribution(client, "one two", {"target": text}, console).text == text
-        if forced:
+        if is_terminal:
             printed = re.sub(r"\x1b\[[0-9;]*m", "", output.getvalue())
             assert is_harmless(printed)
             assert printed.expandtabs().endswith(escape_controls(text, keep_lines=True).expandtabs() + "\n")
@@ -147,14 +147,16 @@ ALL = " ".join([*MARKUP, *HOSTILE]).replace("\x00", "")  # no argument holds a N
 def test_a_pipe_gets_every_byte(fake, tmp_path):
     fake.text = ALL
     address = ["--address", fake.address]
-    for forced in ({}, {"FORCE_COLOR": "1", "TERM": "xterm-256color"}):
-        out, err, status = piped("attribute", "one", "--quiet", *address, **forced)
+    for environment in ({}, {"FORCE_COLOR": "1", "TERM": "xterm-256color"}):
+        out, err, status = run_in_pipe("attribute", "one", "--quiet", *address, **environment)
         assert (out, err, status) == (f"{ALL}\n".encode(), b"", 0)
-        # Of a file, a text is a line: only its line feeds are replaced.
+        # With --file, each text is one line: only line feeds are replaced.
         line = ALL.replace("\n", " ")
-        out, err, status = piped("attribute", "--file", "-", "--quiet", *address, stdin=b"one\ntwo\n", **forced)
+        out, err, status = run_in_pipe(
+            "attribute", "--file", "-", "--quiet", *address, stdin=b"one\ntwo\n", **environment
+        )
         assert (out, err, status) == (f"{line}\n{line}\n".encode(), b"", 0)
-    out, _, _ = piped("attribute", "one", "--target", ALL, *address, "--save", str(tmp_path / "out.json"))
+    out, _, _ = run_in_pipe("attribute", "one", "--target", ALL, *address, "--save", str(tmp_path / "out.json"))
     assert out.endswith(f"\n{ALL}\n".encode())
     assert (tmp_path / "out.json").exists()
 
@@ -162,26 +164,26 @@ def test_a_pipe_gets_every_byte(fake, tmp_path):
 def test_a_terminal_gets_no_controls(fake):
     fake.text = ALL
     address = ["--address", fake.address]
-    shown = escape_controls(ALL, keep_lines=True).expandtabs()
+    escaped = escape_controls(ALL, keep_lines=True).expandtabs()
     for arguments in (["one"], ["one", "--target", ALL], ["one", "--quiet"], [ALL, "--no-color"]):
-        output, status = on_terminal("attribute", *arguments, *address)
+        output, status = run_on_terminal("attribute", *arguments, *address)
         assert status == 0
         assert is_harmless(output)
-        assert output.expandtabs().endswith(f"{shown}\n")
-    shown = escape_controls(ALL.replace("\n", " "), keep_lines=True).expandtabs()
+        assert output.expandtabs().endswith(f"{escaped}\n")
+    escaped = escape_controls(ALL.replace("\n", " "), keep_lines=True).expandtabs()
     for options in ({"stderr": True}, {"stderr": False}):
-        output, status = on_terminal("attribute", "--file", "-", *address, stdin=b"one\ntwo\n", **options)
+        output, status = run_on_terminal("attribute", "--file", "-", *address, stdin=b"one\ntwo\n", **options)
         assert status == 0
         assert is_harmless(output)
-        assert output.expandtabs().count(shown) == 2
+        assert output.expandtabs().count(escaped) == 2
 
 
 def test_names_of_models(fake):
     fake.names = ["a[/x]", ":car: [b]x[/b]", "\x1b[2Jclear\u202e"]
-    out, _, status = piped("models", "--address", fake.address)
+    out, _, status = run_in_pipe("models", "--address", fake.address)
     assert status == 0
     assert [line.partition("  ")[0] for line in out.decode().splitlines()] == fake.names
-    output, status = on_terminal("models", "--address", fake.address)
+    output, status = run_on_terminal("models", "--address", fake.address)
     assert status == 0
     assert is_harmless(output)
     assert [line.partition("  ")[0] for line in output.splitlines()] == [escape_controls(name) for name in fake.names]
@@ -215,7 +217,7 @@ def test_errors_quote_without_controls(fake, capsys, arguments, says):
 def test_errors_on_a_terminal(fake):
     for arguments in (["wrong \x1b[31m now"], ["--file", "-"], ["x", "--\x1b[31m"]):
         stdin = "one\nwrong \x1b[31m[/x]\u202e\x07 now\n".encode()
-        output, status = on_terminal("attribute", *arguments, "--address", fake.address, stdin=stdin)
+        output, status = run_on_terminal("attribute", *arguments, "--address", fake.address, stdin=stdin)
         assert status in (1, 2)
         assert is_harmless(output)
         assert "␛[31m" in output
@@ -230,13 +232,13 @@ def test_a_real_server_and_a_target_like_markup(bundled_server, tmp_path):
     for text in ("Das ist [/INST] gut", "[b]rot[/b] :car:"):
         path = tmp_path / "out.json"
         arguments = ["attribute", "This is good", "--target", text, "--address", bundled_server, "--save", str(path)]
-        out, err, status = piped(*arguments)
+        out, err, status = run_in_pipe(*arguments)
         assert status == 0, err
         with Client(bundled_server) as client:
-            written = client.attribute("This is good", target=text).result().text
-        assert out.endswith(f"\n{written}\n".encode())
-        output, status = on_terminal(*arguments)
+            target = client.attribute("This is good", target=text).result().text
+        assert out.endswith(f"\n{target}\n".encode())
+        output, status = run_on_terminal(*arguments)
         assert status == 0
-        assert f"\n{written}\n" in output
+        assert f"\n{target}\n" in output
         assert path.exists()
         path.unlink()

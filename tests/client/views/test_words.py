@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from client_tokens import SHORT, spanned, tokens
+from client_tokens import SHORT, byte_tokens, tokens
 from hypothesis import given
 from hypothesis import strategies as st
 from sidelight.client.results import Token
@@ -23,7 +23,7 @@ def test_words_of_scripts_without_spaces_stay_apart():
 
 
 def labels(*parts: tuple[int, int, str]) -> list[tuple[str, tuple[int, ...]]]:
-    return [(word.label, word.positions) for word in find_words(spanned(*parts))]
+    return [(word.label, word.positions) for word in find_words(byte_tokens(*parts))]
 
 
 def test_bytes_of_one_character_are_one_word():
@@ -59,15 +59,15 @@ def test_white_space_is_shown_as_a_sign_and_an_empty_token_as_its_piece():
 
 @given(st.text(st.sampled_from("aé한日😀 \n"), max_size=12), st.data())
 def test_words_have_every_position_once_and_every_character(text, data):
-    """Byte tokens of any lengths: a token stands for every character of which it has a byte."""
-    place_of = [place for place, character in enumerate(text) for _ in character.encode()]
-    made, begin = [], 0
-    while begin < len(place_of):
-        end = min(len(place_of), begin + data.draw(st.integers(1, 4)))
-        first, last = place_of[begin], place_of[end - 1] + 1
-        made.append((first, last, text[first:last]))
+    """With byte tokens of any length. A token's span covers every character of which the token has a byte."""
+    index_of_byte = [index for index, character in enumerate(text) for _ in character.encode()]
+    parts, begin = [], 0
+    while begin < len(index_of_byte):
+        end = min(len(index_of_byte), begin + data.draw(st.integers(1, 4)))
+        first, last = index_of_byte[begin], index_of_byte[end - 1] + 1
+        parts.append((first, last, text[first:last]))
         begin = end
-    shown = find_words(spanned(*made))
-    assert [position for word in shown for position in word.positions] == list(range(len(made)))
-    visible = "".join(word.label for word in shown).translate({ord(c): None for c in " \n␣␊"})
+    words = find_words(byte_tokens(*parts))
+    assert [position for word in words for position in word.positions] == list(range(len(parts)))
+    visible = "".join(word.label for word in words).translate({ord(c): None for c in " \n␣␊"})
     assert visible == text.translate({ord(c): None for c in " \n"})
