@@ -17,8 +17,8 @@ from typing import Any, Literal, NoReturn
 import grpc
 from google.protobuf.message import Message
 
-from ..engine.admission import HeldBack
 from ..engine.output_queue import OutputQueue
+from ..engine.waiting_queue import HeldBack
 from ..errors import RequestError, internal, invalid, late, stalled
 from ..memory import give_back
 from .status import details, status_code

@@ -11,8 +11,8 @@ import grpc
 from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection
 
-from ..engine.admission import HeldBack
 from ..engine.engine import Engine, EngineConfig
+from ..engine.waiting_queue import HeldBack
 from ..models.loader import LoadedModel
 from ..runner.warmup import warm
 from .addresses import Address, AddressError

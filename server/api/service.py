@@ -85,7 +85,7 @@ class AttributionService:
                 await self._stream(call, call.outbox, job, engine, _Meter(job, arrived, ticket))
             finally:
                 # Also when the client has gone or its time is up: the engine then drops the job before its next step.
-                call.outbox.abandon()
+                call.outbox.cancel()
 
     async def _resolve(
         self, request: service_pb.AttributeRequest, size: int, loaded: LoadedModel, request_id: str
@@ -95,7 +95,7 @@ class AttributionService:
         return await self._turns.run(size, resolve, request, loaded, request_id)
 
     async def _stream(self, call: Call, outbox: OutputQueue, job: Request, engine: Engine, usage: _Meter) -> None:
-        while events := await outbox.take(_MESSAGE_BYTES):
+        while events := await outbox.get(_MESSAGE_BYTES):
             usage.count(events)
             for batch in _batches(events):
                 await call.write(_response(batch, job, engine, usage))
@@ -151,7 +151,7 @@ class _Meter:
 
     def message(self, finished: Finished) -> service_pb.Usage:
         """The sums."""
-        started = self._ticket.started or self._arrived
+        started = self._ticket.start_time or self._arrived
         usage = service_pb.Usage(
             source_tokens=len(self._job.source.tokens),
             target_tokens=finished.steps,

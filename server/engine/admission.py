@@ -1,150 +1,212 @@
-"""The requests that wait for the engine, and which of them the engine begins next.
+"""The requests that have arrived and not started: how many may wait, and which of them starts next.
 
-First come, first served, among requests whose readers read. A request whose reader has not taken its first event is
-begun when the engine has nothing else to do. Another reader may take the first events and then nothing, which shows
-only after the work: where many readers of a client do so, its requests come after those of other clients, the smallest
-and the oldest in turn. Knows clients as keys; knows neither gRPC nor models.
+Shared by the event loop, which submits, and the engine's thread, which starts requests. Knows no models.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Iterator, Mapping
-from typing import Generic, NamedTuple, TypeVar
+import threading
+import time
+from collections.abc import Hashable
 
-T = TypeVar("T", bound=Hashable)
+from ..errors import RequestError, broken, queue_full, stopped
+from .request_state import RequestState, RequestStatus
+from .waiting_queue import HeldBack, WaitingQueue
 
-# So many readers of a client may stall, and the client is as others are. A proxy has some stalled readers at any time.
-_FEW = 8
-
-# One of so many requests that begin is of a client that is held back, so that none waits for ever.
-_SHARE = 8
-
-
-class HeldBack:
-    """The requests that come after others, by what their readers take."""
-
-    def __init__(
-        self,
-        stalled: Collection[Hashable] = (),
-        stalled_of: Mapping[Hashable, int] | None = None,
-        reading_of: Mapping[Hashable, int] | None = None,
-    ) -> None:
-        """`stalled` are the requests whose readers take nothing.
-
-        Of each client, `stalled_of` says how many readers have stalled after their first event, and `reading_of` how
-        many read.
-        """
-        self.requests = frozenset(stalled)
-        every, reading = stalled_of or {}, reading_of or {}
-        self.clients = frozenset(client for client, count in every.items() if _mostly(count, reading.get(client, 0)))
-        # Stalled readers can also be spread over many clients: whether the other clients are like one held back.
-        rest = [sum(n for client, n in of.items() if client not in self.clients) for of in (every, reading)]
-        self.others = _mostly(*rest)
-
-    def __bool__(self) -> bool:
-        return bool(self.requests or self.clients or self.others)
+# The weight of one request in the average time of a request.
+_AVERAGE_WEIGHT = 0.1
 
 
-def _mostly(stalled: int, reading: int) -> bool:
-    return stalled > max(_FEW, reading)
+class Reservation:
+    """A place in an admission queue, until a request takes it or it is released; a context that releases it."""
+
+    def __init__(self, admission: AdmissionQueue, client: Hashable = None) -> None:
+        self.client = client
+        self._admission: AdmissionQueue | None = admission
+
+    def __enter__(self) -> Reservation:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Gives the place back, once."""
+        admission, self._admission = self._admission, None
+        if admission is not None:
+            admission.release()
 
 
-class _Entry(NamedTuple):
-    client: Hashable
-    size: int
+class AdmissionQueue:
+    """The waiting requests of one engine, and a register of all its requests that have not ended. For any thread."""
 
-
-class WaitingQueue(Generic[T]):
-    """Requests that wait, in the order in which they have come. For one thread at a time."""
-
-    def __init__(self) -> None:
-        self._entries: dict[T, _Entry] = {}
-        self._held_back = HeldBack()
-        self._others_begun = 0  # since a request began that comes after others
-        self._takes_oldest = False  # the next time that a request is chosen by its size or by its age
-        self._found: tuple[bool, bool, T | None] | None = None  # what `next` was asked, and what it found
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._lock = threading.Lock()
+        self._states: set[RequestState] = set()  # all that have not ended, wherever they are
+        self._waiting: WaitingQueue[RequestState] = WaitingQueue()
+        self._num_reserved = 0  # places of requests that are being validated
+        self._needs_announcing = False  # whether the readers of waiting requests were looked at since `late_requests`
+        self._is_draining = False
+        self._is_stopped = False
+        self._has_failed = False
+        self._average_seconds: float | None = None  # from the start of a request to its end, of late
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._waiting)
 
-    def __iter__(self) -> Iterator[T]:
-        return iter(self._entries)
+    # ---- requests come ----------------------------------------------------------------------------------------------
 
-    def add(self, request: T, client: Hashable, size: int) -> None:
-        """Adds a request behind the others. `size` is in tokens."""
-        self._entries[request] = _Entry(client, size)
-        self._found = None
+    def reserve(self, client: Hashable) -> Reservation:
+        """Takes a place for a client's request. Raises RequestError where none is free.
 
-    def remove(self, request: T) -> None:
-        """Takes a request out that is not begun."""
-        del self._entries[request]
-        self._found = None
-
-    def begin(self, request: T) -> None:
-        """Takes a request out that is begun."""
-        if self.is_held_back(request):
-            self._takes_oldest = not self._takes_oldest
-        self._others_begun = 0 if self._comes_after_others(request) else self._others_begun + 1
-        self.remove(request)
-
-    def clear(self) -> None:
-        """Takes all requests out."""
-        self._entries.clear()
-        self._found = None
-
-    def hold_back(self, held_back: HeldBack) -> None:
-        """Says which requests come after others from now on."""
-        self._held_back = held_back
-        self._found = None
-
-    def has_stalled(self, request: T) -> bool:
-        """Whether a request's reader takes nothing, as far as is known."""
-        return request in self._held_back.requests
-
-    def next(self, *, is_idle: bool, has_time: bool) -> T | None:
-        """The request to begin next.
-
-        `is_idle` says whether nothing is worked on for a reader that reads, `has_time` whether a request that is held
-        back may begin now. Without time, its share is put off, and nobody else waits for it.
+        Where no place is free, the newest request of a client that is held back is refused, as if it came now.
         """
-        if not self._held_back:
-            return next(iter(self._entries), None)
-        if self._found is None or self._found[:2] != (is_idle, has_time):
-            self._found = is_idle, has_time, self._find(is_idle=is_idle, has_time=has_time)
-        return self._found[2]
+        with self._lock:
+            self._check_open()
+            num_waiting = len(self._waiting) + self._num_reserved
+            evicted = None
+            if num_waiting >= self._capacity:
+                evicted = self._waiting.newest_held_back(client)
+                if evicted is None:
+                    raise queue_full(num_waiting)
+                self._waiting.remove(evicted)
+            self._num_reserved += 1
+        if evicted is not None:
+            self.close(evicted, queue_full(num_waiting))
+        return Reservation(self, client)
 
-    def is_held_back(self, request: T) -> bool:
-        """Whether a request that waits is not begun in the order in which requests have come."""
-        return self._held_back.others or self._comes_after_others(request)
+    def release(self) -> None:
+        """Gives a reserved place back."""
+        with self._lock:
+            self._num_reserved -= 1
 
-    def newest_held_back(self, newcomer: Hashable) -> T | None:
-        """The last request that comes after others, to give its place to a client whose requests do not."""
-        if newcomer in self._held_back.clients:
-            return None
-        return next((request for request in reversed(self._entries) if self._comes_after_others(request)), None)
+    def submit(self, state: RequestState, client: Hashable) -> None:
+        """Adds a request. Raises RequestError."""
+        with self._lock:
+            self._check_open()
+            self._states.add(state)
+            self._waiting.add(state, client, state.request.size)
 
-    def _comes_after_others(self, request: T) -> bool:
-        return self.has_stalled(request) or self._entries[request].client in self._held_back.clients
+    def _check_open(self) -> None:
+        if self._is_stopped or self._is_draining:
+            raise self.refusal()
 
-    def _find(self, *, is_idle: bool, has_time: bool) -> T | None:
-        reading = [request for request in self._entries if not self.has_stalled(request)]
-        others = [request for request in reading if not self._comes_after_others(request)]
-        last = [request for request in reading if self._comes_after_others(request)]
-        if last and has_time and (not others or self._others_begun >= _SHARE - 1):
-            return self._in_turn(last)
-        if others and not self._held_back.others:
-            return others[0]
-        if not has_time:
-            return None
-        if others:
-            return self._in_turn(others)
-        return next(iter(self._entries), None) if is_idle else None
+    def refusal(self) -> RequestError:
+        """What a request is told that comes too late."""
+        return broken() if self._has_failed else stopped()
 
-    def _in_turn(self, requests: list[T]) -> T:
-        """The oldest and the smallest in turn; the newest of several that are as small."""
-        if self._takes_oldest:
-            return requests[0]
-        return min(reversed(requests), key=self._size)
+    def hold_back(self, held_back: HeldBack) -> bool:
+        """Says which requests come after others. Returns whether any request waits."""
+        with self._lock:
+            self._waiting.hold_back(held_back)
+            self._needs_announcing = len(self._waiting) > 0
+            return self._needs_announcing
 
-    def _size(self, request: T) -> int:
-        return self._entries[request].size
+    # ---- requests go ------------------------------------------------------------------------------------------------
+
+    def next(self, *, is_idle: bool, has_time: bool) -> RequestState | None:
+        """The request to start next. See `WaitingQueue.next`."""
+        with self._lock:
+            return self._waiting.next(is_idle=is_idle, has_time=has_time)
+
+    def begin(self, state: RequestState, *, is_idle: bool, has_time: bool) -> bool | None:
+        """Takes a request out, to start it. Returns whether it was held back; None if it is not the next any more."""
+        with self._lock:
+            if self._waiting.next(is_idle=is_idle, has_time=has_time) is not state:
+                return None
+            is_held_back = self._waiting.is_held_back(state)
+            self._waiting.begin(state)
+            return is_held_back
+
+    def has_stalled(self, state: RequestState) -> bool:
+        """Whether the reader of a request takes nothing, as far as is known."""
+        with self._lock:
+            return self._waiting.has_stalled(state)
+
+    def pop_expired(self, now: float) -> list[RequestState]:
+        """Takes out the waiting requests that are cancelled or past their deadline."""
+        with self._lock:
+            expired = [state for state in self._waiting if state.is_expired(now)]
+            for state in expired:
+                self._waiting.remove(state)
+        return expired
+
+    def late_requests(self, now: float, seconds: float) -> list[RequestState]:
+        """The requests that have waited for so many seconds and have not got their first output."""
+        if not self._needs_announcing:
+            return []
+        with self._lock:
+            self._needs_announcing = False
+            return [state for state in self._waiting if not state.is_announced and now - state.arrival_time > seconds]
+
+    def announce_later(self) -> None:
+        """Makes `late_requests` look again."""
+        self._needs_announcing = True
+
+    def source_lengths(self) -> list[int]:
+        """The tokens of each waiting request's source."""
+        with self._lock:
+            return [len(state.request.source.tokens) for state in self._waiting]
+
+    def deadlines(self) -> list[float]:
+        """The deadlines of the waiting requests."""
+        with self._lock:
+            return [state.deadline for state in self._waiting if state.deadline is not None]
+
+    def close(self, state: RequestState, error: RequestError | None) -> None:
+        """Ends the queue of a request, and forgets it: the last that is done for it."""
+        state.status = RequestStatus.FINISHED
+        state.queue.end(error)
+        with self._lock:
+            self._states.discard(state)
+            if error is None and state.start_time is not None:
+                seconds = time.monotonic() - state.start_time
+                average = seconds if self._average_seconds is None else self._average_seconds
+                self._average_seconds = average + (seconds - average) * _AVERAGE_WEIGHT
+
+    # ---- the end ----------------------------------------------------------------------------------------------------
+
+    def drain(self, seconds: float, num_slots: int) -> list[RequestState]:
+        """Takes no more requests. Takes out the waiting ones that would not be done in so many seconds.
+
+        How many would be done follows from what other requests have taken, in so many slots.
+        """
+        with self._lock:
+            self._is_draining = True
+            num_turns = int(seconds / self._average_seconds) - 1 if self._average_seconds else 0  # running ones first
+            dropped = list(self._waiting)[max(0, num_turns) * num_slots :]
+            for state in dropped:
+                self._waiting.remove(state)
+        return dropped
+
+    def stop(self) -> None:
+        """Takes no more requests."""
+        with self._lock:  # a thread that submits has either been seen by now or sees this
+            self._is_stopped = True
+
+    def fail(self) -> None:
+        """Takes no more requests: the engine has ended without `stop`."""
+        with self._lock:
+            self._has_failed, self._is_stopped = not self._is_stopped, True
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether the engine has ended, or is to end."""
+        return self._is_stopped
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether the engine has ended without `stop`."""
+        return self._has_failed
+
+    def take_all(self) -> list[RequestState]:
+        """Takes out all waiting requests. Returns all requests that have not ended, started ones included."""
+        with self._lock:
+            self._waiting.clear()
+            return list(self._states)
+
+    def started(self) -> set[RequestState]:
+        """The requests that have started and not ended."""
+        with self._lock:
+            return self._states.difference(self._waiting)

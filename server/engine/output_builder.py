@@ -1,7 +1,6 @@
-"""One job from its source to its last step: reading, choosing tokens, and the attention of each.
+"""Builds a request's outputs from what the model gave: text, stop reasons, and the row that belongs to each step.
 
-The steps of a job are a generator that does at most one forward pass between two events, so that whoever drives it can
-stop, wait or turn to another job in between. Tokens are those of `generate`'s greedy search and sampling.
+Knows texts and requests; knows neither models nor queues.
 """
 
 from __future__ import annotations
@@ -10,111 +9,82 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-import torch
-
-from ..capture.arrays import AttentionArrays, are_finite, to_host
+from ..capture.arrays import AttentionArrays
 from ..errors import invalid, not_a_number
 from ..models.loader import LoadedModel
-from ..request import (
-    DecodingParams,
-    EncoderSelf,
-    Finished,
-    GivenTarget,
-    Output,
-    Request,
-    Started,
-    Step,
-    StopReason,
-)
-from ..runner.unbatched_runner import LAST_QUERY, NO_QUERIES, UnbatchedRunner
-from ..sampling.sampler import Sampler
-from ..sampling.step_scores import step_scores
+from ..request import DecodingParams, EncoderSelf, Finished, GivenTarget, Output, Request, Started, Step, StopReason
+from ..runner.sequence import StepOutput
+from ..runner.target_pass import TargetOutput, TargetPass
 from ..text.tokenizer import Detokenizer, Token
 
 # Encoder self-attention is cut into parts of about this size, a fraction of what is held for a slow reader.
 _PART_BYTES = 64 * 1024
 
 
-def attribute(loaded: LoadedModel, job: Request) -> Iterator[Output]:
-    """The events of a job, in order. Must be driven in torch's inference mode. Raises RequestError."""
-    detokenizer, started = begin(loaded, job)
-    reader = UnbatchedRunner(loaded, job.capture, job.source.ids, job.context_ids)
-    encoder_self = reader.read_source()
-    yield started
-    if encoder_self is not None:
-        yield from parts_of(encoder_self)
-        encoder_self = None  # its memory, while steps are made and wait
-    if isinstance(job.target, GivenTarget):
-        yield from _given(reader, job, job.target)
-    else:
-        yield from _decode(reader, loaded, job, job.target, detokenizer)
-
-
-def parts_of(attention: AttentionArrays) -> Iterator[EncoderSelf]:
-    """Encoder self-attention in parts of a size that messages can have. A part that waits keeps no other in memory."""
-    count = len(attention.values)
-    queries = max(1, _PART_BYTES // max(1, attention.nbytes // count))
-    for first in range(0, count, queries):
-        yield EncoderSelf(first, attention.copy_of(slice(first, first + queries)))
-
-
-def check_numbers(*numbers: AttentionArrays | None) -> None:
-    """Raises RequestError where any of the numbers is NaN or infinite."""
-    if not all(each is None or are_finite(each) for each in numbers):
-        raise not_a_number()
-
-
-def begin(loaded: LoadedModel, job: Request) -> tuple[Detokenizer, Started]:
-    """A detokenizer that has read what comes before step 0, and the first event."""
-    detokenizer = Detokenizer(loaded.tokenizer, () if loaded.is_encoder_decoder else job.source.ids, job.prefix)
-    if job.prefix is None:
-        added = [detokenizer.add(id_)[1] for id_ in job.context_ids]
+def start(loaded: LoadedModel, request: Request) -> tuple[Detokenizer, Started]:
+    """A detokenizer that has read the tokens before step 0, and the first output."""
+    detokenizer = Detokenizer(loaded.tokenizer, () if loaded.is_encoder_decoder else request.source.ids, request.prefix)
+    if request.prefix is None:
+        added = [detokenizer.add(id_)[1] for id_ in request.context_ids]
         # Tokens that are part of a character have its text, where its other tokens are here too.
         context = [replace(token, text=detokenizer.text[token.begin : token.end]) for token in added]
     else:
-        start = job.context_ids[: len(job.context_ids) - len(job.prefix.tokens)]
-        context = [replace(token, begin=0, end=0, text="") for token in loaded.tokenizer.detokenize(start).tokens]
-        context += job.prefix.tokens
-    return detokenizer, Started(tuple(context), job.target.seed if isinstance(job.target, DecodingParams) else None)
+        start_ids = request.context_ids[: len(request.context_ids) - len(request.prefix.tokens)]
+        tokens = loaded.tokenizer.detokenize(start_ids).tokens
+        context = [replace(token, begin=0, end=0, text="") for token in tokens]
+        context += request.prefix.tokens
+    seed = request.target.seed if isinstance(request.target, DecodingParams) else None
+    return detokenizer, Started(tuple(context), seed)
 
 
-def _given(reader: UnbatchedRunner, job: Request, target: GivenTarget) -> Iterator[Output]:
-    """All steps of a known target, from one forward pass."""
-    tokens, text = target.encoded.tokens, target.encoded.text
-    ids = target.encoded.ids
-    reads_last = job.capture.row == "reading"
-    # The query that predicts a token is the one before it; the query that reads it is its own.
-    first_query = len(reader.context) - (0 if reads_last else 1)
-    fed = [*reader.context, *ids] if reads_last else [*reader.context, *ids[:-1]]
-    queries = slice(first_query, None) if job.capture.kinds else NO_QUERIES
-    result = reader.read(reader.tensor(fed), queries, logits=len(ids) + (1 if reads_last else 0), last=True)
-    logits, targets = result.logits[: len(ids)], reader.tensor(ids)[0]
-    # The greatest of a row is NaN where any is.
-    greatest = logits.amax(-1).float()
-    scores, made, *arrays = to_host(
-        [step_scores(job.scores, logits, targets, job.score_top_p), greatest, *result.tensors]
-    )
-    cross, own = result.attention(arrays, job.capture)
-    check_numbers(AttentionArrays(made), AttentionArrays(scores), cross, own)
-    del result, logits, targets, greatest  # the logits' memory, while steps wait
-    for index, (token, added) in enumerate(zip(tokens, _added(text, tokens), strict=True)):
-        step = Step(index, token, added, scores[index].tolist())
-        if index < job.resume_at:
+def split_encoder_self(attention: AttentionArrays | None) -> Iterator[EncoderSelf]:
+    """Encoder self-attention in parts of a size that messages can have. A waiting part keeps no other in memory."""
+    if attention is None:
+        return
+    num_queries = len(attention.values)
+    size = max(1, _PART_BYTES // max(1, attention.nbytes // num_queries))
+    for first in range(0, num_queries, size):
+        yield EncoderSelf(first, attention.copy_of(slice(first, first + size)))
+
+
+def target_outputs(loaded: LoadedModel, request: Request, target_pass: TargetPass) -> Iterator[Output]:
+    """The outputs of a request whose target is given, in order. Raises RequestError.
+
+    Between two outputs the iterator runs at most one forward pass, so that the engine can stop, wait or turn to another
+    request in between. The passes run in the thread that takes the outputs.
+    """
+    _, started = start(loaded, request)
+    attention = target_pass.encode()
+    yield started
+    yield from split_encoder_self(attention)
+    del attention  # its memory, while steps are computed and wait
+    output = target_pass.decode()
+    del target_pass  # likewise
+    yield from _given_steps(request, output)
+
+
+def _given_steps(request: Request, output: TargetOutput) -> Iterator[Output]:
+    assert isinstance(request.target, GivenTarget)
+    tokens, text = request.target.encoded.tokens, request.target.encoded.text
+    for index, (token, added) in enumerate(zip(tokens, _added_texts(text, tokens), strict=True)):
+        step = Step(index, token, added, output.scores[index].tolist())
+        if index < request.resume_at:
             continue
-        if job.capture.covers(index):
-            seen = first_query + index + 1
+        if request.capture.covers(index):
+            num_visible = output.first_query + index + 1
+            cross, own = output.cross, output.decoder_self
             step = replace(
                 step,
                 cross=None if cross is None else cross.copy_of(index),
-                decoder_self=None if own is None else own.copy_of(index, seen),
+                decoder_self=None if own is None else own.copy_of(index, num_visible),
             )
         yield step
     yield Finished(text, "given", len(tokens))
 
 
-def _added(text: str, tokens: Sequence[Token]) -> Iterator[str]:
-    """What each token of a whole text adds to it. A character of several tokens comes with the last of them."""
-    limits: list[int] = []  # where the next token begins that is not special
+def _added_texts(text: str, tokens: Sequence[Token]) -> Iterator[str]:
+    """The text that each token of a whole text adds. A character of several tokens comes with the last of them."""
+    limits: list[int] = []  # for each token, where the next token begins that is not special
     limit = len(text)
     for token in reversed(tokens):
         limits.append(limit)
@@ -127,111 +97,72 @@ def _added(text: str, tokens: Sequence[Token]) -> Iterator[str]:
         written = until
 
 
-def _decode(
-    reader: UnbatchedRunner, loaded: LoadedModel, job: Request, decoding: DecodingParams, detokenizer: Detokenizer
-) -> Iterator[Output]:
-    """The steps of a target that the model writes, each as soon as its token and its row exist.
+class OutputBuilder:
+    """What one decoded request has written so far, and when it stops. Does not change what the model computes."""
 
-    What the model needs for its next step stays on its device; what the client gets is fetched together, once a step.
-    """
-    sampler = Sampler(loaded, 1, len(reader.context) + decoding.max_new_tokens)
-    sampler.add(0, decoding, reader.context, job.source.ids if loaded.is_encoder_decoder else None)
-    writer = Writer(job, decoding, detokenizer, sampler.end_ids(0))
-    pending = reader.tensor(reader.context)
-    while not writer.ended:
-        # This pass's last query predicts the token of this step and reads the token of the step before.
-        result = reader.read(pending, LAST_QUERY if writer.wants_row else NO_QUERIES, logits=1)
-        choice = sampler.sample(result.logits, (0,))
-        if sampler.failed:
-            raise sampler.failed[0]
-        scores = step_scores(job.scores, result.logits, choice.tokens, job.score_top_p)
-        is_left = torch.ones_like(choice.is_number) if choice.is_left is None else choice.is_left
-        id_, is_number, left, made, *rest = to_host([choice.tokens, choice.is_number, is_left, scores, *result.tensors])
-        cross, own = (rows if rows is None else rows.of(0) for rows in result.attention(rest, job.capture))
-        check_numbers(cross, own)
-        yield from writer.write(id_.item(), is_number.item(), left.item(), made[0].tolist(), (cross, own))
-        pending = choice.tokens[:, None]
-
-
-class Writer:
-    """What a request has written so far, and when it stops. Has no part in what the model computes."""
-
-    def __init__(
-        self, job: Request, decoding: DecodingParams, detokenizer: Detokenizer, end_ids: frozenset[int]
-    ) -> None:
-        self._job = job
-        self._decoding = decoding
+    def __init__(self, request: Request, detokenizer: Detokenizer) -> None:
+        """`detokenizer` has read the tokens before step 0: see `start`."""
+        assert isinstance(request.target, DecodingParams)
+        self._request = request
+        self._params = request.target
         self._detokenizer = detokenizer
-        self._end_ids = end_ids
-        # A stop text ends where the text ends: what was looked at before holds its beginning at most.
-        self._looked_at = self._prefix = len(detokenizer.text)
-        self._stop_overlap = max(map(len, decoding.stop), default=1) - 1
-        self._reads_last = job.capture.row == "reading"
-        self._index = 0  # of the step that the next token is
-        self._step: Step | None = None  # the last, which a row that reads it comes after
-        self._stop: StopReason | None = None
-        self.ended = False
+        # A stop text ends where the text ends: the text that was searched before holds its beginning at most.
+        self._searched = self._prefix_length = len(detokenizer.text)
+        self._stop_overlap = max(map(len, self._params.stop), default=1) - 1
+        self._reads_last = request.capture.row == "reading"
+        self._last_step: Step | None = None  # waits for the row that reads its token
+        self._stop_reason: StopReason | None = None
+        self.is_finished = False
 
-    @property
-    def wants_row(self) -> bool:
-        """Whether the attention of the next pass's last query is sent."""
-        row_of = self._index - 1 if self._reads_last else self._index
-        return row_of >= self._job.resume_at and self._job.capture.covers(row_of)
+    def add_token(self, output: StepOutput) -> list[Output]:
+        """Takes what a forward pass gave. Returns the outputs that are complete.
 
-    def write(
-        self,
-        id_: int,
-        is_number: bool,
-        is_left: bool,
-        scores: Sequence[float],
-        attention: tuple[AttentionArrays | None, AttentionArrays | None],
-    ) -> Iterator[Output]:
-        """Takes what a pass gave: the token that was chosen, its scores, and its last query's attention.
-
-        The attention is cross and decoder self, each of one query, and finite. Raises RequestError where a score is
-        not, where the token was chosen by scores that were not, or where no token was left to choose.
+        Raises RequestError where a logit or a score is NaN or infinite, and where no token was left to draw.
         """
-        if not is_left:
+        if not output.has_candidates:
             message = "leaves no token to draw at this step: all of the vocabulary are ruled out"
             raise invalid("decoding", "NO_TOKEN_LEFT", message)
-        if not (is_number and all(map(math.isfinite, scores))):
+        if not (output.is_finite and all(map(math.isfinite, output.scores))):
             raise not_a_number()
-        if self._reads_last and self._step is not None:
-            yield from self._sent(self._step, attention)
-            if self._stop is not None:
-                yield self._finished(self._stop)
-                return
-        text, token = self._detokenizer.add(id_)
-        self._stop = self._stop_reason(id_)
-        if self._stop is not None:
+        if not self._reads_last:
+            return self._complete(self._add(output), output)
+        outputs: list[Output] = []
+        if self._last_step is not None:
+            outputs = self._complete(self._last_step, output)
+        if not self.is_finished:
+            self._last_step = self._add(output)
+        return outputs
+
+    def _add(self, output: StepOutput) -> Step:
+        """Adds a token to the text, and looks whether the text stops there."""
+        text, token = self._detokenizer.add(output.token_id)
+        self._stop_reason = self._find_stop(output)
+        if self._stop_reason is not None:
             rest, token = self._detokenizer.finish(token)
             text += rest
-        self._step = Step(self._index, token, text, scores)
-        self._index += 1
-        if not self._reads_last:
-            yield from self._sent(self._step, attention)
-            if self._stop is not None:
-                yield self._finished(self._stop)
+        return Step(output.step, token, text, output.scores)
 
-    def _sent(self, step: Step, attention: tuple[AttentionArrays | None, AttentionArrays | None]) -> Iterator[Step]:
-        if step.index >= self._job.resume_at:
-            cross, own = attention
-            yield replace(step, cross=cross, decoder_self=own)
+    def _complete(self, step: Step, output: StepOutput) -> list[Output]:
+        """A step with the attention of the pass that gives its row, and the end if it is the last step."""
+        outputs: list[Output] = []
+        if step.index >= self._request.resume_at:
+            outputs.append(replace(step, cross=output.cross, decoder_self=output.decoder_self))
+        if self._stop_reason is not None:
+            self.is_finished = True
+            text = self._detokenizer.text
+            outputs.append(Finished(text, self._stop_reason, step.index + 1, self._params.seed))
+        return outputs
 
-    def _finished(self, stop: StopReason) -> Finished:
-        self.ended = True
-        return Finished(self._detokenizer.text, stop, self._index, self._decoding.seed)
-
-    def _stop_reason(self, id_: int) -> StopReason | None:
-        if id_ in self._end_ids and not self._decoding.ignore_eos:
+    def _find_stop(self, output: StepOutput) -> StopReason | None:
+        if output.is_end_token and not self._params.ignore_eos:
             return "end_token"
-        if self._decoding.stop and self._has_stop():
+        if self._params.stop and self._has_stop_text():
             return "stop_text"
-        return "length" if self._index + 1 >= self._decoding.max_new_tokens else None
+        return "length" if output.step + 1 >= self._params.max_new_tokens else None
 
-    def _has_stop(self) -> bool:
-        """Whether what has come since the last call completes a stop text."""
+    def _has_stop_text(self) -> bool:
+        """Whether the text that was added since the last call completes a stop text."""
         text = self._detokenizer.text
-        tail = text[max(self._prefix, self._looked_at - self._stop_overlap) :]
-        self._looked_at = len(text)
-        return any(stop in tail for stop in self._decoding.stop)
+        tail = text[max(self._prefix_length, self._searched - self._stop_overlap) :]
+        self._searched = len(text)
+        return any(stop in tail for stop in self._params.stop)

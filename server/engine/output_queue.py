@@ -1,7 +1,7 @@
-"""What the engine has made and a client has not yet taken: the one place where threads meet.
+"""The queue of one request's outputs, from the engine's thread to an asyncio task: the one place where threads meet.
 
-The engine's thread puts, an asyncio task takes. Bounded by bytes, so that a slow reader costs no more memory than that:
-the engine leaves its job alone until there is room again.
+Bounded by bytes, so that a slow reader costs no more memory than the bound: the engine leaves the request alone until
+there is room again.
 """
 
 from __future__ import annotations
@@ -15,151 +15,148 @@ from collections.abc import Callable, Iterable
 from ..errors import RequestError
 from ..request import EncoderSelf, Output, Step
 
-# Held for one reader at most, what is being sent to it included, but for the event that passes the limit.
+# Bytes held for one reader at most, with what is being sent. The output that passes the limit comes on top.
 CAPACITY = 256 * 1024
 
-# What an event takes beside its arrays: its texts, and Python's objects.
-_EVENT_BYTES = 512
+# Bytes of an output beside its arrays: its texts, and Python's objects.
+_OUTPUT_BYTES = 512
 
 
-def size_of(event: Output) -> int:
-    """About how many bytes an event holds: its arrays', and something for the rest."""
-    arrays = [event.attention] if isinstance(event, EncoderSelf) else []
-    if isinstance(event, Step):
-        arrays = [array for array in (event.cross, event.decoder_self) if array is not None]
-    return _EVENT_BYTES + sum(array.nbytes for array in arrays)
+def size_of(output: Output) -> int:
+    """About how many bytes an output holds."""
+    arrays = [output.attention] if isinstance(output, EncoderSelf) else []
+    if isinstance(output, Step):
+        arrays = [array for array in (output.cross, output.decoder_self) if array is not None]
+    return _OUTPUT_BYTES + sum(array.nbytes for array in arrays)
 
 
-def ring(outboxes: Iterable[OutputQueue]) -> None:
-    """Tells the tasks that take from some outboxes that there is something, by one call to each event loop.
+def notify(queues: Iterable[OutputQueue]) -> None:
+    """Wakes the tasks that wait for outputs of some queues, by one call to each event loop.
 
-    With a call for each, the loop's thread would run at the first, and the engine would wait for Python's lock at every
-    other: on 2 cores, a millisecond between two steps of 8 requests.
+    With a call for each queue, the loop's thread would run at the first call, and the engine would wait for Python's
+    lock at each of the others: on 2 cores, a millisecond between two steps of 8 requests.
     """
     by_loop: dict[asyncio.AbstractEventLoop, list[OutputQueue]] = {}
-    for outbox in outboxes:
-        by_loop.setdefault(outbox._loop, []).append(outbox)
-    for loop, some in by_loop.items():
-        _ring(loop, some)
+    for queue in queues:
+        by_loop.setdefault(queue._loop, []).append(queue)
+    for loop, group in by_loop.items():
+        _notify_loop(loop, group)
 
 
-def _ring(loop: asyncio.AbstractEventLoop, outboxes: list[OutputQueue]) -> None:
+def _notify_loop(loop: asyncio.AbstractEventLoop, queues: list[OutputQueue]) -> None:
     def set_ready() -> None:
-        for outbox in outboxes:
-            outbox._ready.set()
+        for queue in queues:
+            queue._ready.set()
 
-    ended = [outbox for outbox in outboxes if outbox._ended]  # before the call, which tells of these
+    ended = [queue for queue in queues if queue._is_ended]  # read before the call, which announces these ends
     try:
         loop.call_soon_threadsafe(set_ready)
-    except RuntimeError:  # the loop is closed: the server has stopped, nobody waits
-        for outbox in outboxes:
-            outbox._abandoned = True
-    for outbox in ended:
-        outbox._has_told_end = True
+    except RuntimeError:  # the loop is closed: the server has stopped, and no task waits
+        for queue in queues:
+            queue._is_cancelled = True
+    for queue in ended:
+        queue._is_end_announced = True
 
 
 class OutputQueue:
-    """A queue of events from the engine's thread to one asyncio task."""
+    """The outputs of one request. The engine's thread puts, one asyncio task gets."""
 
     def __init__(self, on_room: Callable[[], None]) -> None:
-        """Made in the event loop that takes. `on_room` is called when there is room again, or nobody takes any more."""
+        """Made in the event loop of the task that gets. `on_room` is called when there is room, or at `cancel`."""
         self._loop = asyncio.get_running_loop()
         self._ready = asyncio.Event()
         self._on_room = on_room
         self._lock = threading.Lock()
-        self._events: deque[tuple[Output, int]] = deque()  # each with its size
-        self._held = 0
+        self._outputs: deque[tuple[Output, int]] = deque()  # each with its size
+        self._held_bytes = 0
         self._full_since: float | None = None
-        self._taken = 0  # of what is held: taken, and not yet sent
+        self._sending_bytes = 0  # of the held bytes: the task has them, and they may not be sent yet
         self._error: RequestError | None = None
-        self._ended = False
-        self._has_told_end = False
-        self._abandoned = False
+        self._is_ended = False
+        self._is_end_announced = False
+        self._is_cancelled = False
 
     @property
-    def full(self) -> bool:
-        """Whether the engine should wait."""
+    def is_full(self) -> bool:
+        """Whether the engine should put nothing."""
         return self.full_since is not None
 
     @property
     def full_since(self) -> float | None:
-        """Since when the engine should wait, by `time.monotonic`; None where it need not."""
+        """Since when the queue is full, by `time.monotonic`; None where it is not."""
         with self._lock:
             return self._full_since
 
     @property
-    def abandoned(self) -> bool:
-        """Whether nobody will take any more."""
-        return self._abandoned
+    def is_cancelled(self) -> bool:
+        """Whether the task gets no more outputs."""
+        return self._is_cancelled
 
     @property
     def error(self) -> RequestError | None:
-        """Why the job has ended before its time, whether the reader has come so far or not."""
+        """Why the request has ended before its time, whether the reader has come to its end or not."""
         return self._error
 
-    def put(self, event: Output, *, ring: bool = True) -> None:
-        """Adds an event. For the engine's thread. `ring=False` leaves it to `ring` to tell the task."""
-        size = size_of(event)
+    def put(self, output: Output, *, notifies: bool = True) -> None:
+        """Adds an output. For the engine's thread. With `notifies=False`, the caller calls `notify` afterwards."""
+        size = size_of(output)
         with self._lock:
-            self._events.append((event, size))
-            self._held += size
-            if self._full_since is None and self._held >= CAPACITY:
+            self._outputs.append((output, size))
+            self._held_bytes += size
+            if self._full_since is None and self._held_bytes >= CAPACITY:
                 self._full_since = time.monotonic()
-        if ring:
-            self._wake()
+        if notifies:
+            notify([self])
 
-    def end(self, error: RequestError | None = None, *, ring: bool = True) -> None:
-        """Says that nothing more will come, and why. For any thread. `ring` as in `put`.
+    def end(self, error: RequestError | None = None, *, notifies: bool = True) -> None:
+        """Ends the queue, with an error or without. For any thread. `notifies` as in `put`.
 
-        The first call says why; a later one only tells the task, should the first have failed to.
+        The first call sets the error. A later call only wakes the task, should the first have failed to.
         """
         with self._lock:
-            if not self._ended:
-                self._ended, self._error = True, error
-        if ring and not self._has_told_end:
-            self._wake()
+            if not self._is_ended:
+                self._is_ended, self._error = True, error
+        if notifies and not self._is_end_announced:
+            notify([self])
 
-    async def take(self, most: int) -> list[Output]:
-        """The next events in order, of `most` bytes together or a single one; waits for something if nothing waits.
+    async def get(self, max_bytes: int) -> list[Output]:
+        """The next outputs in order: at most `max_bytes` together, or a single output. Waits where there is none.
 
-        What was taken before counts as sent. Empty at the end. Raises RequestError.
+        The outputs of the call before count as sent. Empty at the end. Raises RequestError.
         """
-        self._note_sent()
+        self._release_sent()
         while True:
             await self._ready.wait()
             with self._lock:
-                events: list[Output] = []
-                while self._events and (not events or self._taken + self._events[0][1] <= most):
-                    event, size = self._events.popleft()
-                    events.append(event)
-                    self._taken += size
-                if not self._events and not self._ended:
+                outputs: list[Output] = []
+                while self._outputs and (not outputs or self._sending_bytes + self._outputs[0][1] <= max_bytes):
+                    output, size = self._outputs.popleft()
+                    outputs.append(output)
+                    self._sending_bytes += size
+                if not self._outputs and not self._is_ended:
                     self._ready.clear()  # at the end it stays set, for a later call
-                if not events and self._ended:
+                if not outputs and self._is_ended:
                     if self._error is not None:
                         raise self._error
                     return []
-            if events:
-                return events
+            if outputs:
+                return outputs
 
-    def _note_sent(self) -> None:
+    def _release_sent(self) -> None:
         with self._lock:
-            self._held -= self._taken
-            self._taken = 0
-            has_room = self._full_since is not None and self._held < CAPACITY
+            self._held_bytes -= self._sending_bytes
+            self._sending_bytes = 0
+            has_room = self._full_since is not None and self._held_bytes < CAPACITY
             if has_room:
                 self._full_since = None
         if has_room:
             self._on_room()
 
-    def abandon(self) -> None:
-        """Says that the task takes no more events, and drops the waiting ones. For the taking task."""
-        self._abandoned = True
+    def cancel(self) -> None:
+        """Says that the task gets no more outputs, and drops the waiting ones. For the task that gets."""
+        self._is_cancelled = True
         with self._lock:
-            self._events.clear()
-            self._held = self._taken = 0
+            self._outputs.clear()
+            self._held_bytes = self._sending_bytes = 0
             self._full_since = None
         self._on_room()
-
-    def _wake(self) -> None:
-        ring([self])

@@ -78,6 +78,11 @@ class TransformersBackend:
         return self._length, self._source_length if self._is_encoder_decoder else 0
 
     @property
+    def writes_selected_rows(self) -> bool:
+        """Whether keeping some rows of a batch takes no longer than keeping all."""
+        return isinstance(self.decoder, ProgrammedDecoder)
+
+    @property
     def max_prefill_tokens(self) -> int:
         """Tokens of sources, padding included, that are read at once. More are read part by part."""
         return MOST_TOGETHER if self.sources is None else TOGETHER

@@ -10,19 +10,19 @@ from ..models.loader import LoadedModel
 log = logging.getLogger(__name__)
 
 
-def slots_that_fit(loaded: LoadedModel, most: int, fraction: float) -> int:
-    """The slots that a share of the free memory has room for, at most `most` and at least one.
+def slots_that_fit(loaded: LoadedModel, max_slots: int, fraction: float) -> int:
+    """How many slots have room in a share of the free memory: at least 1, at most `max_slots`.
 
-    0 where the model cannot be run in slots. A CPU's caches take memory only as far as they are used, so that there the
-    share is a bound, not a cost.
+    `max_slots` where the model cannot be run in slots. The caches of a CPU take memory only as far as they are used:
+    there, the share is a bound and not a cost.
     """
     if loaded.backend is None:
-        return 0
+        return max_slots
     room = int(free_bytes(loaded.model.device) * fraction)
-    slots = max(1, min(most, room // loaded.backend.bytes_per_slot))
-    if slots < most:
+    slots = max(1, min(max_slots, room // loaded.backend.bytes_per_slot))
+    if slots < max_slots:
         log.warning(
             "%s has %d slots instead of %d: caches of %.1f MB each, in %.0f%% of the free memory",
-            *(loaded.name, slots, most, loaded.backend.bytes_per_slot / 1e6, 100 * fraction),
+            *(loaded.name, slots, max_slots, loaded.backend.bytes_per_slot / 1e6, 100 * fraction),
         )
     return slots

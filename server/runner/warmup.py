@@ -19,7 +19,7 @@ from ...kernels.tools.prebuild_cli import UnknownModelError
 from ..capture.attention_function import AttentionKind
 from ..capture.plan import CapturePlan
 from ..models.loader import LoadedModel, ModelError, load
-from .unbatched_runner import LAST_QUERY, UnbatchedRunner
+from .unbatched_model import LAST_QUERY, UnbatchedModel
 
 log = logging.getLogger(__name__)
 
@@ -73,22 +73,22 @@ def launches(loaded: LoadedModel) -> list[Launch]:
 def _run(loaded: LoadedModel) -> None:
     for plan in common_captures(loaded):
         for source, target in _GIVEN:
-            reader = _reader(loaded, plan, source)
-            given = [*reader.context, *_ids(loaded, target - 1)]  # the last is predicted, not read
-            reader.read(reader.tensor(given), slice(-target, None), 1, last=True)
+            model = _encoded(loaded, plan, source)
+            given = [*model.prompt, *_ids(loaded, target - 1)]  # the last token is predicted, not read
+            model.forward(model.tensor(given), slice(-target, None), 1, is_last=True)
         for source in _DECODED:
-            reader = _reader(loaded, plan, source)
-            reader.read(reader.tensor(reader.context), LAST_QUERY, 1)
+            model = _encoded(loaded, plan, source)
+            model.forward(model.tensor(model.prompt), LAST_QUERY, 1)
             for _ in range(_STEPS):
-                reader.read(reader.tensor(_ids(loaded, 1)), LAST_QUERY, 1)
+                model.forward(model.tensor(_ids(loaded, 1)), LAST_QUERY, 1)
 
 
-def _reader(loaded: LoadedModel, plan: CapturePlan, source: int) -> UnbatchedRunner:
-    """A reader that has read a source."""
+def _encoded(loaded: LoadedModel, plan: CapturePlan, source: int) -> UnbatchedModel:
+    """A model whose encoder has read a source of so many tokens."""
     context = _ids(loaded, source) if loaded.is_encoder_decoder else ()
-    reader = UnbatchedRunner(loaded, plan, _ids(loaded, source), context)
-    reader.read_source(check=False)  # where launches are only recorded, nothing is computed
-    return reader
+    model = UnbatchedModel(loaded, plan, _ids(loaded, source), context)
+    model.encode(check=False)  # where launches are only recorded, nothing is computed
+    return model
 
 
 def _ids(loaded: LoadedModel, count: int) -> list[int]:

@@ -166,7 +166,7 @@ def test_a_retry_delay_is_passed_on(bundled):
     from harness import serving
     from sidelight.server.engine.engine import EngineConfig
 
-    with serving(bundled, limits=EngineConfig(running=1, waiting=0)) as address, Client(address) as client:
+    with serving(bundled, limits=EngineConfig(max_running=1, max_waiting=0)) as address, Client(address) as client:
         with pytest.raises(ResourceExhaustedError) as error_info:
             client.attribute(SENTENCE, timeout=60).result()
         assert error_info.value.retry_delay == 1.0

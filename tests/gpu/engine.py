@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import load_client
@@ -137,30 +138,30 @@ class Engine:
             return
         for count in self.streams:
             for what in ("off", "heads"):
-                batch, seats = self._batch(loaded, name, count, what)
-                step = seconds(lambda batch=batch, seats=seats: list(batch.step(seats)), report.device, times=STEPS)
+                runner, sequences = self._running(loaded, name, count, what)
+                step = seconds(partial(runner.decode, sequences), report.device, times=STEPS)
                 self._keep(name, count, f"step {what}", step * 1e3)
         count = min(PROFILED, max(self.streams))
         for what in ("heads", "off"):
-            batch, seats = self._batch(loaded, name, count, what)
-            profiled = _profile(lambda batch=batch, seats=seats: list(batch.step(seats)), report.device, STEPS)
+            runner, sequences = self._running(loaded, name, count, what)
+            profiled = _profile(partial(runner.decode, sequences), report.device, STEPS)
             report.add(f"{name}, {count} slots, {what}: a step", profiled)
             shown = ", ".join(f"{key} {value:,.2f}" for key, value in profiled.items() if not key.startswith("µs of"))
             if what == "heads":
                 report.add_note(f"A step of {name}, {count} slots, all cross-attention: {shown}")
 
-    def _batch(self, loaded: Any, name: str, count: int, what: str) -> tuple[Any, list[Any]]:
-        """A batch whose requests have taken a few steps."""
+    def _running(self, loaded: Any, name: str, count: int, what: str) -> tuple[Any, list[Any]]:
+        """A runner whose sequences have taken a few steps."""
         from sidelight.server.api.validation import resolve
         from sidelight.server.runner.model_runner import ModelRunner
 
         workload = self._workload(name, count)
         requests = [load_client.request_of(source, models.TOKENS, CAPTURES[what]) for source in workload.sources]
-        batch = ModelRunner(loaded, loaded.backend, count)
-        seats: list[Any] = batch.join([resolve(request, loaded, str(at)) for at, request in enumerate(requests)])
+        runner = ModelRunner(loaded, loaded.backend, count)
+        sequences: list[Any] = runner.add([resolve(request, loaded, str(at)) for at, request in enumerate(requests)])
         for _ in range(3):
-            list(batch.step(seats))
-        return batch, seats
+            runner.decode(sequences)
+        return runner, sequences
 
     # ---- generate ---------------------------------------------------------------------------------------------------
 

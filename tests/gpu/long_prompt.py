@@ -41,7 +41,7 @@ def main() -> int:
     size = f"{whole / 1e9:,.0f} GB" if whole > 1e9 else f"{whole / 1e6:.1f} MB"
     title = f"behind {prompt_tokens:,} tokens, whose attention matrices alone are {size}"
     report.begin_table(title, "extra memory", "seconds to the first step", "seconds")
-    with serving(loaded, limits=EngineConfig(running=2)) as address, Client(address) as client:
+    with serving(loaded, limits=EngineConfig(max_running=2)) as address, Client(address) as client:
 
         def ask(text: str, **options: Any) -> tuple[float, float, int]:
             """Seconds to the first step and to the end, and the bytes of memory that the request needed."""

@@ -46,7 +46,7 @@ class Outcome:
 
 async def soak(loaded: LoadedModel, count: int, seed: int = 0) -> Outcome:
     """Sends so many requests, of every kind, to a server of its own, and leaves them as clients do."""
-    server = Server([loaded], "127.0.0.1:0", EngineConfig(running=SLOTS, waiting=QUEUE))
+    server = Server([loaded], "127.0.0.1:0", EngineConfig(max_running=SLOTS, max_waiting=QUEUE))
     address = await server.start()
     (engine,) = server._engines
     random_ = random.Random(seed)
@@ -135,9 +135,10 @@ def _request(random_: random.Random) -> pb.AttributeRequest:
 async def _left(engine: Engine) -> Left:
     """What is there once all has come to rest, or has not within seconds."""
     for _ in range(200):
-        jobs = len(engine._running) + len(engine._parked) + len(engine._waiting)
-        assert engine._batch is not None
-        slots = engine.slots - engine._batch.room
+        core = engine._core
+        assert core is not None
+        jobs = len(list(core.requests)) + len(engine._admission)
+        slots = engine.num_slots - core.requests.runner.num_free_slots
         if not jobs and not slots:
             break
         await asyncio.sleep(0.05)

@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers as tf
-from batches import together
 from guard_pages import guard_programs
+from mixed_requests import together
 from odd_models import OddModel, build_odd_model, edge_jobs, random_model
 from sidelight.server.models.bart_cpu_backend import ProgrammedDecoder
 from sidelight.server.models.loader import LoadedModel, load

@@ -21,10 +21,9 @@ from raw_http2 import RawConnection
 from sidelight.server.api import calls as calls_module
 from sidelight.server.api import parsing as wire
 from sidelight.server.api import service as service_module
-from sidelight.server.engine import engine as engine_module
-from sidelight.server.engine import output_builder as decoding_module
-from sidelight.server.engine import output_queue as outbox_module
-from sidelight.server.engine.engine import Engine, EngineConfig
+from sidelight.server.engine import output_builder, output_queue, preemption
+from sidelight.server.engine.engine import EngineConfig
+from sidelight.server.engine.request_state import RequestState
 from sidelight.server.models.loader import load
 from sidelight.v1 import attribution_service_pb2 as pb
 from sidelight.v1 import attribution_service_pb2_grpc as services
@@ -271,7 +270,7 @@ async def test_two_thousand_at_once_are_served_or_refused_with_a_reason(bundled,
     monkeypatch.setattr(service_module, "resolve", lambda *args: resolved.append(1) or resolve(*args))
     ends: collections.Counter[str] = collections.Counter()
     message = request("A dog.", decoding=text.Decoding(max_new_tokens=1))
-    with serving(bundled, limits=EngineConfig(running=2, waiting=16)) as address:
+    with serving(bundled, limits=EngineConfig(max_running=2, max_waiting=16)) as address:
         async with grpc.aio.insecure_channel(address) as channel:
             service = services.AttributionServiceStub(channel)
 
@@ -337,18 +336,18 @@ async def test_short_texts_go_before_long_ones(bundled, monkeypatch):
 def test_stalled_readers_are_given_up_and_keep_nobody_out(bundled, engines, monkeypatch):
     """More of them than may wait, of every kind; their memory and their caches are given back."""
     monkeypatch.setattr(calls_module, "_STALLED", 3.0)
-    monkeypatch.setattr(engine_module, "_GIVE_BACK", 0.1)
+    monkeypatch.setattr(preemption, "_GIVE_BACK_SECONDS", 0.1)
     given_back = []
-    give_back = engine_module.give_back
-    monkeypatch.setattr(engine_module, "give_back", lambda: given_back.append(1) or give_back())
+    give_back = preemption.give_back
+    monkeypatch.setattr(preemption, "give_back", lambda: given_back.append(1) or give_back())
     messages = [
         long_request(kinds=[CROSS, DECODER_SELF]),
         request(SENTENCE, kinds=[ENCODER_SELF], decoding=text.Decoding(ignore_eos=True, max_new_tokens=250)),
         request(SENTENCE, kinds=[CROSS], given=text.Text(text="Meine Großmutter. " * 20)),
         request("A dog."),
     ]
-    monkeypatch.setattr(outbox_module, "CAPACITY", 8192)
-    limits = EngineConfig(running=4, waiting=8, stalled=16)
+    monkeypatch.setattr(output_queue, "CAPACITY", 8192)
+    limits = EngineConfig(max_running=4, max_waiting=8, max_preempted=16)
     with serving(bundled, limits=limits) as address, stub(address) as service, RawConnection(address) as raw:
         for number in range(60):
             raw.call(ATTRIBUTE, messages[number % 4].SerializeToString())
@@ -357,8 +356,8 @@ def test_stalled_readers_are_given_up_and_keep_nobody_out(bundled, engines, monk
         for _ in range(5):
             for message in (messages[3], messages[2]):
                 assert list(service.Attribute(message, timeout=60))[-1].HasField("finished")
-        wait_until(lambda: not engines[0]._tickets)
-        assert engines[0]._batch.room == 4
+        wait_until(lambda: not engines[0]._admission._states)
+        assert engines[0]._core.requests.runner.num_free_slots == 4
         wait_until(lambda: given_back)
         assert list(service.Attribute(messages[0], timeout=60))[-1].HasField("finished")
 
@@ -367,8 +366,8 @@ def test_a_reader_that_reads_on_too_late_is_told_so(bundled, engines, monkeypatc
     monkeypatch.setattr(calls_module, "_STALLED", 1.0)
     with serving(bundled) as address, RawConnection(address) as raw:
         stream = raw.call(ATTRIBUTE, long_request(kinds=[CROSS, DECODER_SELF]).SerializeToString())
-        wait_until(lambda: engines[0]._tickets)
-        wait_until(lambda: not engines[0]._tickets)
+        wait_until(lambda: engines[0]._admission._states)
+        wait_until(lambda: not engines[0]._admission._states)
         raw.open_window(stream, 1 << 24)
         received = raw.frames_until_closed(stream)
         assert b"grpc-status\x0210" in received  # ABORTED
@@ -380,7 +379,7 @@ async def test_a_stalled_reader_finds_out_why_it_was_given_up(bundled, engines, 
         async with grpc.aio.insecure_channel(address, options=NARROW) as channel:
             call = services.AttributionServiceStub(channel).Attribute(long_request(kinds=[CROSS, DECODER_SELF]))
             await call.read()
-            await asyncio.to_thread(wait_until, lambda: not engines[0]._tickets)
+            await asyncio.to_thread(wait_until, lambda: not engines[0]._admission._states)
 
             async def read_on() -> None:
                 while await call.read() is not grpc.aio.EOF:
@@ -394,18 +393,18 @@ async def test_a_stalled_reader_finds_out_why_it_was_given_up(bundled, engines, 
 def test_what_waits_for_slow_readers_has_one_bound(bundled, engines, monkeypatch):
     """Attention that is made at once, as encoder self-attention and of given targets, is made again when it is read."""
     long = " ".join(["grandmother"] * 60)
-    monkeypatch.setattr(outbox_module, "CAPACITY", 16 * 1024)
-    monkeypatch.setattr(engine_module, "_SLOW", 0.02)
-    monkeypatch.setattr(decoding_module, "_PART_BYTES", 16 * 1024)
+    monkeypatch.setattr(output_queue, "CAPACITY", 16 * 1024)
+    monkeypatch.setattr(RequestState.is_slow, "__defaults__", (0.02,))
+    monkeypatch.setattr(output_builder, "_PART_BYTES", 16 * 1024)
     messages = [
         request(long, kinds=[ENCODER_SELF], decoding=text.Decoding(max_new_tokens=30, ignore_eos=True), scores=[1]),
         request(long, kinds=[CROSS, DECODER_SELF], given=text.Text(text="Meine Großmutter. " * 25)),
         request(long, kinds=[ENCODER_SELF, CROSS], given=text.Text(text="Großmutter " * 20)),
     ]
-    with serving(bundled, limits=EngineConfig(running=16)) as address, stub(address) as service:
+    with serving(bundled, limits=EngineConfig(max_running=16)) as address, stub(address) as service:
         alone = [list(service.Attribute(message, timeout=60)) for message in messages]
         bound = 1024 * 1024
-        monkeypatch.setattr(engine_module, "_WHOLE_BYTES", bound)
+        monkeypatch.setattr(preemption, "_ATTENTION_BYTES", bound)
         with contextlib.ExitStack() as stack:
             calls = []
             for number in range(12):
@@ -414,11 +413,11 @@ def test_what_waits_for_slow_readers_has_one_bound(bundled, engines, monkeypatch
                 calls.append((number, call, [next(call)]))
             time.sleep(1)
             assert list(service.Attribute(messages[1], timeout=60))[-1].HasField("finished")
-            tickets = list(engines[0]._tickets)
-            largest = max(ticket.job.whole_bytes for ticket in tickets)
-            assert sum(ticket.job.whole_bytes for ticket in tickets) > 2 * bound
-            assert sum(ticket.whole_bytes for ticket in tickets) <= max(bound, largest)
-            assert any(ticket.is_dropped for ticket in tickets)
+            states = list(engines[0]._admission._states)
+            largest = max(state.request.whole_bytes for state in states)
+            assert sum(state.request.whole_bytes for state in states) > 2 * bound
+            assert sum(state.attention_bytes for state in states) <= max(bound, largest)
+            assert any(state.is_dropped for state in states)
             for number, call, begun in calls:
                 responses = [*begun, *call]
                 assert parts(responses) == parts(alone[number % 3])
@@ -428,21 +427,22 @@ def test_what_waits_for_slow_readers_has_one_bound(bundled, engines, monkeypatch
 
 def test_the_caches_of_stalled_readers_have_a_bound_of_bytes(bundled, monkeypatch):
     """Those that have waited longest give way, with their status; those that come are served."""
-    bound, limits = 4 * 1024**2, EngineConfig(running=4)
-    monkeypatch.setattr(engine_module, "_PARKED_BYTES", bound)
-    monkeypatch.setattr(engine_module, "_PARKED_SLOTS", 0)
-    monkeypatch.setattr(outbox_module, "CAPACITY", 16 * 1024)
+    bound, limits = 4 * 1024**2, EngineConfig(max_running=4)
+    monkeypatch.setattr(preemption, "_CACHE_BYTES", bound)
+    monkeypatch.setattr(preemption, "_CACHE_SLOTS", 0)
+    monkeypatch.setattr(output_queue, "CAPACITY", 16 * 1024)
     held: list[tuple[int, int]] = []
-    park = Engine._park
+    preempt = preemption.Preemption._preempt
 
-    def measuring(engine, ticket):
-        is_parked = park(engine, ticket)
-        seats = [each.seat for each in engine._parked]
-        kept = [tensor for seat in seats for layers in seat.parked.contents for pair in layers for tensor in pair]
-        held.append((sum(tensor.untyped_storage().nbytes() for tensor in kept), len(seats)))
-        return is_parked
+    def measuring(ours, state, resuming=None):
+        is_preempted = preempt(ours, state, resuming)
+        waiting = [other for other in ours._requests.preempted if other is not resuming]
+        caches = [other.sequence.swapped.cache for other in waiting]
+        kept = [tensor for cache in caches for layers in cache for pair in layers for tensor in pair]
+        held.append((sum(tensor.untyped_storage().nbytes() for tensor in kept), len(caches)))
+        return is_preempted
 
-    monkeypatch.setattr(Engine, "_park", measuring)
+    monkeypatch.setattr(preemption.Preemption, "_preempt", measuring)
     message = long_request(kinds=[CROSS, DECODER_SELF])
     message.source.text = "My grandmother is still vigorous. " * 20
     with serving(bundled, limits=limits) as address, stub(address) as service, RawConnection(address) as raw:

@@ -19,7 +19,7 @@ from harness import CROSS, DECODER_SELF, request
 from raw_http2 import RawConnection
 from sidelight.server.api import server as serving_module
 from sidelight.server.api.server import Server
-from sidelight.server.engine import output_queue as outbox_module
+from sidelight.server.engine import output_queue
 from sidelight.server.engine.engine import EngineConfig
 from sidelight.server.models.transformers_backend import TransformersBackend
 from sidelight.v1 import attribution_service_pb2_grpc as services
@@ -61,7 +61,7 @@ def retry_delay_of(error: grpc.aio.AioRpcError) -> float:
 
 async def test_nobody_who_only_listens_holds_up_the_end(bundled):
     """Watch, an idle reflection, a reader that has stalled; with a grace in which a test would not end."""
-    server = Server([bundled], "127.0.0.1:0", EngineConfig(running=2))
+    server = Server([bundled], "127.0.0.1:0", EngineConfig(max_running=2))
     address = await server.start()
     (engine,) = server._engines
     async with grpc.aio.insecure_channel(address) as channel:
@@ -72,7 +72,7 @@ async def test_nobody_who_only_listens_holds_up_the_end(bundled):
         await reflecting.read()
         with RawConnection(address) as raw:
             raw.call(ATTRIBUTE, long_request(kinds=[CROSS, DECODER_SELF]).SerializeToString())
-            await until(lambda: any(ticket.outbox.full for ticket in engine._tickets))
+            await until(lambda: any(state.queue.is_full for state in engine._admission._states))
             running = services.AttributionServiceStub(channel).Attribute(long_request())
             await running.read()
             await asyncio.wait_for(server.stop(300), 60)
@@ -91,7 +91,7 @@ async def test_what_cannot_be_served_in_time_is_refused_at_once(bundled, monkeyp
         return step(layout, *args)
 
     monkeypatch.setattr(TransformersBackend, "decode", slow)
-    server = Server([bundled], "127.0.0.1:0", EngineConfig(running=1))
+    server = Server([bundled], "127.0.0.1:0", EngineConfig(max_running=1))
     address = await server.start()
     (engine,) = server._engines
     async with grpc.aio.insecure_channel(address) as channel:
@@ -109,9 +109,9 @@ async def test_what_cannot_be_served_in_time_is_refused_at_once(bundled, monkeyp
             await one(-1)
             ended.clear()
         calls = [asyncio.create_task(one(0))]
-        await until(lambda: engine._running)
+        await until(lambda: engine._core.requests.running)
         calls += [asyncio.create_task(one(number)) for number in range(1, 40)]
-        await until(lambda: len(engine._tickets) == 40)
+        await until(lambda: len(engine._admission._states) == 40)
         await asyncio.wait_for(server.stop(8), 60)
         results = await asyncio.gather(*calls, return_exceptions=True)
     refused = [result for result in results if isinstance(result, grpc.aio.AioRpcError)]
@@ -130,16 +130,16 @@ async def test_what_cannot_be_served_in_time_is_refused_at_once(bundled, monkeyp
 async def test_a_slow_reader_finds_out_why_at_the_end(bundled, monkeypatch, grace):
     """Its status comes next, and not behind all that was made for it, which it would not read in time."""
     monkeypatch.setattr(serving_module, "_FAREWELL", 4.0)
-    monkeypatch.setattr(outbox_module, "CAPACITY", 1024**2)
+    monkeypatch.setattr(output_queue, "CAPACITY", 1024**2)
     server = Server([bundled], "127.0.0.1:0")
     address = await server.start()
     (engine,) = server._engines
     async with grpc.aio.insecure_channel(address, options=NARROW) as channel:
         call = services.AttributionServiceStub(channel).Attribute(long_request(kinds=[CROSS, DECODER_SELF]))
         await call.read()
-        await until(lambda: any(ticket.outbox.full for ticket in engine._tickets))
+        await until(lambda: any(state.queue.is_full for state in engine._admission._states))
         stopping = asyncio.create_task(server.stop(grace))
-        await until(lambda: not engine._tickets)
+        await until(lambda: not engine._admission._states)
         await asyncio.sleep(0.5)
         steps = 0
 

@@ -12,8 +12,10 @@ import grpc
 import numpy as np
 import pytest
 from harness import CROSS, DECODER_SELF, ENCODER_SELF, request, serving, steps_of, stub
-from sidelight.server.engine import output_queue as outbox_module
-from sidelight.server.engine.engine import Engine, EngineConfig
+from sidelight.server.engine import output_queue
+from sidelight.server.engine.engine import EngineConfig
+from sidelight.server.engine.engine_core import EngineCore
+from sidelight.server.engine.started_requests import StartedRequests
 from sidelight.server.models.transformers_backend import TransformersBackend
 from sidelight.v1 import attribution_service_pb2_grpc as services
 from sidelight.v1 import text_pb2 as text
@@ -69,13 +71,13 @@ def first_steps(call):
 def abandoned(monkeypatch) -> threading.Semaphore:
     """Counts the streams whose readers have gone."""
     count = threading.Semaphore(0)
-    abandon = outbox_module.OutputQueue.abandon
+    cancel = output_queue.OutputQueue.cancel
 
-    def counting(outbox):
-        abandon(outbox)
+    def counting(queue):
+        cancel(queue)
         count.release()
 
-    monkeypatch.setattr(outbox_module.OutputQueue, "abandon", counting)
+    monkeypatch.setattr(output_queue.OutputQueue, "cancel", counting)
     return count
 
 
@@ -100,7 +102,7 @@ def test_a_call_that_ends_early_stops_decoding_within_one_step(bundled, monkeypa
 
 
 def test_a_slow_reader_holds_up_nobody_and_loses_nothing(bundled, monkeypatch):
-    monkeypatch.setattr(outbox_module, "CAPACITY", 2048)
+    monkeypatch.setattr(output_queue, "CAPACITY", 2048)
     everything = {"kinds": [CROSS, DECODER_SELF]}
     with serving(bundled) as address, stub(address) as service:
         slow = service.Attribute(long_request(**everything), timeout=120)
@@ -114,17 +116,15 @@ def test_a_slow_reader_holds_up_nobody_and_loses_nothing(bundled, monkeypatch):
 @pytest.mark.parametrize("target", ["written", "given"])
 def test_slow_readers_give_their_places_to_those_that_wait(bundled, monkeypatch, target):
     """More of them than there are places, whatever the others ask for; and they lose nothing."""
-    monkeypatch.setattr(outbox_module, "CAPACITY", 2048)
-    parked = []
-    end = Engine._make_room
+    monkeypatch.setattr(output_queue, "CAPACITY", 2048)
+    preempted = []
+    preempt = StartedRequests.preempt
 
-    def counting(engine, **options):
-        before = len(engine._parked)
-        room = end(engine, **options)
-        parked.append(len(engine._parked) > before)
-        return room
+    def counting(requests, state):
+        preempted.append(state)
+        preempt(requests, state)
 
-    monkeypatch.setattr(Engine, "_make_room", counting)
+    monkeypatch.setattr(StartedRequests, "preempt", counting)
     messages = [long_request(kinds=[CROSS, DECODER_SELF], scores=[1]) for _ in range(5)]
     messages[1].decoding.sampling.seed = 3
     messages[2].decoding.repetition_penalty = 1.3
@@ -134,9 +134,9 @@ def test_slow_readers_give_their_places_to_those_that_wait(bundled, monkeypatch,
         given = " ".join(["Meine Großmutter ist mit 82 Jahren immer noch rüstig."] * 12)
         messages = [request(SENTENCE, [CROSS, DECODER_SELF], given=text.Text(text=given)) for _ in range(5)]
         quick.given.text = "Meine Großmutter"
-    with serving(bundled, limits=EngineConfig(running=2)) as address, stub(address) as service:
+    with serving(bundled, limits=EngineConfig(max_running=2)) as address, stub(address) as service:
         alone = [steps_of(list(service.Attribute(message, timeout=60))) for message in messages]
-        assert not any(parked)
+        assert not preempted
         slow = [(call, first_steps(call)) for call in (service.Attribute(each, timeout=120) for each in messages)]
         for _ in range(3):
             assert list(service.Attribute(quick, timeout=60))[-1].HasField("finished")
@@ -148,19 +148,19 @@ def test_slow_readers_give_their_places_to_those_that_wait(bundled, monkeypatch,
                 for kind in ("cross", "decoder_self"):
                     mine, other = (np.frombuffer(getattr(step, kind).values, "<f4") for step in (ours, theirs))
                     np.testing.assert_allclose(mine, other, atol=1e-5)
-        assert any(parked)
+        assert preempted
         assert list(service.Attribute(quick, timeout=60))[-1].HasField("finished")
 
 
 def test_a_fault_of_the_engine_ends_what_runs_and_nothing_else(bundled, monkeypatch):
-    step, faults = Engine._step, iter([True])
+    decode, faults = EngineCore._decode, iter([True])
 
-    def broken(engine):
-        if any(ticket.seat is not None for ticket in engine._running) and next(faults, False):
+    def broken(core):
+        if any(state.sequence is not None for state in core.requests.running) and next(faults, False):
             raise ZeroDivisionError("broken")
-        return step(engine)
+        return decode(core)
 
-    monkeypatch.setattr(Engine, "_step", broken)
+    monkeypatch.setattr(EngineCore, "_decode", broken)
     with serving(bundled) as address, stub(address) as service:
         with pytest.raises(grpc.RpcError) as caught:
             list(service.Attribute(request(SENTENCE), timeout=60))
@@ -252,7 +252,7 @@ def assert_same(contents, expected):
 
 def test_a_full_queue_refuses_with_a_delay(bundled, monkeypatch):
     gate = Gate(monkeypatch, 1)
-    with serving(bundled, limits=EngineConfig(running=1, waiting=1)) as address, stub(address) as service:
+    with serving(bundled, limits=EngineConfig(max_running=1, max_waiting=1)) as address, stub(address) as service:
         first = service.Attribute(request(SENTENCE), timeout=60)
         first_steps(first)
         # Whichever of them comes first waits.
@@ -269,7 +269,7 @@ def test_a_full_queue_refuses_with_a_delay(bundled, monkeypatch):
 
 def test_a_deadline_counts_in_the_queue_too(bundled, monkeypatch):
     gate = Gate(monkeypatch, 1)
-    with serving(bundled, limits=EngineConfig(running=1)) as address, stub(address) as service:
+    with serving(bundled, limits=EngineConfig(max_running=1)) as address, stub(address) as service:
         first = service.Attribute(request(SENTENCE), timeout=60)
         first_steps(first)
         with pytest.raises(grpc.RpcError) as raised:

@@ -214,14 +214,14 @@ def decoder_only(tmp_path_factory) -> LoadedModel:
 
 
 def test_a_fault_inside_tells_nothing_and_harms_nobody(bundled, monkeypatch):
-    import sidelight.server.runner.model_runner as batch_module
+    from sidelight.server.runner import decode_step
 
     def explode(*_: object) -> None:
         raise RuntimeError("secret path /etc/passwd")
 
     with serving(bundled) as address:
         with monkeypatch.context() as patch:
-            patch.setattr(batch_module, "step_scores", explode)
+            patch.setattr(decode_step, "step_scores", explode)
             error = refusal(address, request("A dog.", scores=[1]))
         assert error.code() == grpc.StatusCode.INTERNAL
         assert "secret" not in error.details()

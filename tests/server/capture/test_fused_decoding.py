@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 from harness import CROSS, DECODER_SELF, request, serving, steps_of, stub
+from mixed_requests import slots_run
 from model_zoo import FAMILIES, SOURCE, build_model
 from sidelight.server.api.validation import resolve
 from sidelight.server.capture import attention_function as attention_module
 from sidelight.server.models.loader import bundled_model, load
 from sidelight.server.request import Step
-from sidelight.server.runner.model_runner import ModelRunner
 from sidelight.v1 import attention_pb2 as attention
 from sidelight.v1 import text_pb2 as text
 
@@ -61,13 +61,13 @@ def test_a_batch_of_different_wishes(monkeypatch):
     """A hole among the slots, one who wants no row, and two plans: the kernel runs all the same."""
     loaded = load(bundled_model(), packed=False)
     captures = [{}, {}, {"none": True}, {"over_heads": attention.REDUCTION_MAX}, {}]
-    jobs = []
+    requests = []
     for number, capture in enumerate(captures):
         message = request(SOURCE, capture=attention.Capture(**({"kinds": [CROSS]} | capture)))
         message.decoding.CopyFrom(text.Decoding(max_new_tokens=4 + number, ignore_eos=True))
         if "none" in capture:
             message.capture.CopyFrom(attention.Capture(none=True))
-        jobs.append(resolve(message, loaded, str(number)))
+        requests.append(resolve(message, loaded, str(number)))
     calls = {"decode": 0, "rows": 0, "sdpa_attention_forward": 0, "attend_to": 0}
     counting = False
 
@@ -82,29 +82,24 @@ def test_a_batch_of_different_wishes(monkeypatch):
         counted(name, getattr(attention_module, name))
 
     @torch.inference_mode()
-    def run():
+    def steps():
         nonlocal counting
-        batch = ModelRunner(loaded, loaded.backend, len(jobs))
-        seats = batch.join(jobs)
-        batch.leave(seats[1])
-        live = [seats[0], *seats[2:]]
-        steps = {seat: [] for seat in live}
+        run = slots_run(loaded, len(requests))
+        sequences = run.add_all(requests)
+        run.remove(sequences[1])
         counting = True
-        while live:
-            for seat, events in list(batch.step(live)):
-                steps[seat] += [event for event in events if isinstance(event, Step)]
-                if seat.writer.ended:
-                    live.remove(seat)
-                    batch.leave(seat)
+        run.finish()
         counting = False
-        return list(steps.values())
+        assert not run.faults
+        stayed = [run.outputs[sequence] for sequence in (sequences[0], *sequences[2:])]
+        return [[output for output in outputs if isinstance(output, Step)] for outputs in stayed]
 
-    beside = run()
+    beside = steps()
     in_all = calls["attend_to"]
     assert calls == {"decode": 0, "rows": 0, "sdpa_attention_forward": 0, "attend_to": in_all}
     calls.update(dict.fromkeys(calls, 0))
     monkeypatch.setattr(attention_module, "select_impl", lambda _: "triton")
-    fused = run()
+    fused = steps()
     # Cross-attention's output comes from the kernel in every step, the decoder's own from SDPA; rows are made beside
     # the kernel for the other plan alone.
     assert calls["decode"] == calls["sdpa_attention_forward"] == in_all // 2

@@ -20,12 +20,25 @@ from harness import CROSS, DECODER_SELF, ENCODER_SELF, request, serving, stub, w
 from raw_http2 import RawConnection
 from sidelight.server.api.addresses import Address
 from sidelight.server.engine import engine as engine_module
-from sidelight.server.engine import output_queue as outbox_module
+from sidelight.server.engine import engine_core, output_queue
+from sidelight.server.engine.admission import AdmissionQueue
+from sidelight.server.engine.batching_delay import BatchingDelay
 from sidelight.server.engine.engine import Engine, EngineConfig
+from sidelight.server.engine.engine_core import EngineCore
+from sidelight.server.engine.output_builder import OutputBuilder
 from sidelight.server.engine.output_queue import OutputQueue
+from sidelight.server.engine.preemption import Preemption
+from sidelight.server.engine.scheduler import Scheduler
+from sidelight.server.engine.started_requests import StartedRequests
+from sidelight.server.engine.time_share import TimeShare
+from sidelight.server.engine.waiting_queue import WaitingQueue
 from sidelight.server.entrypoints import serve as command
-from sidelight.server.runner import model_runner as batch_module
+from sidelight.server.runner.decode_step import DecodeStep
 from sidelight.server.runner.model_runner import ModelRunner
+from sidelight.server.runner.prefill import Prefill
+from sidelight.server.runner.slot_allocator import SlotAllocator
+from sidelight.server.runner.step_recorder import StepRecorder
+from sidelight.server.runner.target_pass import TargetPass
 from sidelight.v1 import text_pb2 as text
 
 SENTENCE = "My grandmother is still vigorous at 82 years old."
@@ -45,21 +58,21 @@ def kill(thread: threading.Thread) -> None:
 @pytest.mark.parametrize("timeout", ["2562047H", "2562048H", "99999999H"])
 def test_a_deadline_beyond_all_clocks_harms_nobody(bundled, engines, monkeypatch, timeout):
     """2,562,048 hours are what grpc-go sends for its longest duration. The reader pauses, so that the engine waits."""
-    monkeypatch.setattr(outbox_module, "CAPACITY", 2048)
+    monkeypatch.setattr(output_queue, "CAPACITY", 2048)
     message = long_request(kinds=[CROSS, DECODER_SELF]).SerializeToString()
     with serving(bundled) as address, stub(address) as service, RawConnection(address) as raw:
         raw.call("/sidelight.v1.AttributionService/Attribute", message, timeout=timeout)
-        wait_until(lambda: any(ticket.outbox.full for ticket in engines[0]._tickets))
+        wait_until(lambda: any(state.queue.is_full for state in engines[0]._admission._states))
         time.sleep(0.3)  # until the engine has nothing more to do
         assert list(service.Attribute(request(SENTENCE), timeout=60))[-1].HasField("finished")
-        wait_until(lambda: [ticket.outbox.full for ticket in engines[0]._tickets] == [True])
+        wait_until(lambda: [state.queue.is_full for state in engines[0]._admission._states] == [True])
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize("when", ["at work", "idle"])
 def test_a_thread_that_ends_ends_all_that_waits(bundled, engines, when, monkeypatch):
-    monkeypatch.setattr(outbox_module, "CAPACITY", 2048)  # the one that runs is not done before its time
-    with serving(bundled, limits=EngineConfig(running=1)) as address, stub(address) as service:
+    monkeypatch.setattr(output_queue, "CAPACITY", 2048)  # the one that runs is not done before its time
+    with serving(bundled, limits=EngineConfig(max_running=1)) as address, stub(address) as service:
         with grpc.insecure_channel(address) as channel:
             health = health_pb2_grpc.HealthStub(channel)
             assert health.Check(health_pb2.HealthCheckRequest(), timeout=60).status == SERVING
@@ -68,7 +81,7 @@ def test_a_thread_that_ends_ends_all_that_waits(bundled, engines, when, monkeypa
             calls = []
             if when == "at work":
                 calls = [service.Attribute(long_request(kinds=[CROSS]), timeout=60) for _ in range(3)]
-                wait_until(lambda: len(engines[0]._tickets) == 3 and engines[0]._running)
+                wait_until(lambda: len(engines[0]._admission._states) == 3 and engines[0]._core.requests.running)
             kill(engines[0]._thread)
             engines[0].wake()
             for call in calls:
@@ -81,7 +94,7 @@ def test_a_thread_that_ends_ends_all_that_waits(bundled, engines, when, monkeypa
         with pytest.raises(grpc.RpcError) as raised:
             list(service.Attribute(request(SENTENCE), timeout=60))
         assert raised.value.code() == grpc.StatusCode.UNAVAILABLE
-        assert not engines[0]._tickets
+        assert not engines[0]._admission._states
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
@@ -90,7 +103,7 @@ async def test_a_process_whose_engine_has_ended_ends_with_a_code(bundled, engine
     args = argparse.Namespace(address="127.0.0.1:0", max_slots=2, max_waiting=8, memory_fraction=0.5)
 
     def kill_when_serving() -> None:
-        wait_until(lambda: engines and engines[0]._ready.is_set())
+        wait_until(lambda: engines and engines[0]._is_ready.is_set())
         time.sleep(0.2)
         kill(engines[0]._thread)
         engines[0].wake()
@@ -109,14 +122,14 @@ async def test_a_process_whose_engine_has_ended_ends_with_a_code(bundled, engine
 
 def test_a_waiting_request_that_makes_the_work_fail_each_time_is_ended(bundled, monkeypatch):
     """The engine looks at who waits before it begins anything, and would fail there for ever."""
-    make_memory = Engine._make_memory
+    make_memory = Preemption.make_memory
 
-    def failing(engine, needed):
-        if needed:
+    def failing(preemption, num_bytes):
+        if num_bytes:
             raise RuntimeError("planted")
-        return make_memory(engine, needed)
+        return make_memory(preemption, num_bytes)
 
-    monkeypatch.setattr(Engine, "_make_memory", failing)
+    monkeypatch.setattr(Preemption, "make_memory", failing)
     with serving(bundled) as address, stub(address) as service:
         with pytest.raises(grpc.RpcError) as raised:  # the only kind that asks for memory
             list(service.Attribute(request(SENTENCE, [ENCODER_SELF]), timeout=60))
@@ -133,25 +146,40 @@ def test_an_engine_that_cannot_begin_again_ends(bundled, engines, monkeypatch):
         raise MemoryError
 
     with serving(bundled) as address, stub(address) as service:
-        monkeypatch.setattr(Engine, "_make_batch", broken)
-        monkeypatch.setattr(Engine, "_round", lambda _: 1 / 0)
+        monkeypatch.setattr(Engine, "_make_core", broken)
+        monkeypatch.setattr(EngineCore, "run", lambda *_: 1 / 0)
         with pytest.raises(grpc.RpcError):
             list(service.Attribute(request(SENTENCE), timeout=60))
         engines[0]._thread.join(60)
-        assert len(attempts) == engine_module._ATTEMPTS
+        assert len(attempts) == engine_module._MAX_ATTEMPTS
         with pytest.raises(grpc.RpcError) as raised:
             list(service.Attribute(request(SENTENCE), timeout=60))
         assert raised.value.code() == grpc.StatusCode.UNAVAILABLE
 
 
-FAULTY = {
-    Engine: [name for name, value in vars(Engine).items() if callable(value) and name.startswith("_")],
-    ModelRunner: [name for name, value in vars(ModelRunner).items() if callable(value)],
-    OutputQueue: ["put", "end", "_wake"],
-    engine_module: ["attribute", "ring"],
-    batch_module: ["begin", "to_host", "parts_of"],
+OF_THE_THREAD = [EngineCore, Scheduler, StartedRequests, Preemption, TimeShare, BatchingDelay, OutputBuilder]
+FAULTY = {owner: [name for name, value in vars(owner).items() if callable(value)] for owner in OF_THE_THREAD}
+FAULTY |= {
+    Engine: ["_work", "_make_core", "_restart"],
+    AdmissionQueue: [
+        "next",
+        "begin",
+        "has_stalled",
+        "pop_expired",
+        "late_requests",
+        "source_lengths",
+        "deadlines",
+        "close",
+        "started",
+    ],
+    WaitingQueue: [name for name, value in vars(WaitingQueue).items() if callable(value)],
+    OutputQueue: ["put", "end"],
+    output_queue: ["_notify_loop"],
+    engine_core: ["target_outputs", "start", "split_encoder_self", "notify"],
 }
-NOT_FAULTY = {"__init__", "_run", "_watch_over", "_refusal", "_compile"}
+for owner in (ModelRunner, Prefill, DecodeStep, SlotAllocator, StepRecorder, TargetPass):
+    FAULTY[owner] = [name for name, value in vars(owner).items() if callable(value)]
+NOT_FAULTY = {"__init__", "__iter__", "__len__", "_compile"}
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -186,7 +214,7 @@ def test_faults_at_random_leave_no_request_without_its_end(bundled, monkeypatch,
         return message
 
     ends: Counter[str] = Counter()
-    with serving(bundled, limits=EngineConfig(running=4)) as address, stub(address) as service:
+    with serving(bundled, limits=EngineConfig(max_running=4)) as address, stub(address) as service:
 
         def one(number: int) -> str:
             try:
@@ -206,19 +234,17 @@ def test_faults_at_random_leave_no_request_without_its_end(bundled, monkeypatch,
 
 @pytest.mark.parametrize("kind", ["decoded", "given", "a long prompt"])
 def test_memory_that_does_not_do_is_told_alike(bundled, monkeypatch, kind):
-    from sidelight.server.runner.unbatched_runner import UnbatchedRunner
-
     def none(*_, **__):
         raise torch.OutOfMemoryError("out of memory")
 
     message = request(SENTENCE)
     if kind == "given":
-        monkeypatch.setattr(UnbatchedRunner, "read", none)
+        monkeypatch.setattr(TargetPass, "decode", none)
         message.given.text = "Meine Großmutter"
     elif kind == "decoded":
-        monkeypatch.setattr(ModelRunner, "_step", none)
+        monkeypatch.setattr(DecodeStep, "run", none)
     else:
-        monkeypatch.setattr(ModelRunner, "read", none)
+        monkeypatch.setattr(ModelRunner, "prefill", none)
         message.prefix.text = "Meine Großmutter ist"
     with serving(bundled) as address, stub(address) as service, pytest.raises(grpc.RpcError) as raised:
         list(service.Attribute(message, timeout=60))

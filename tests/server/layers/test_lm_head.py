@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from batches import IN_SLOTS, alone, assert_same, jobs_of, read_all, then_one_by_one, together
+from mixed_requests import IN_SLOTS, alone, assert_same, mixed_requests, slots_run, then_one_by_one, together
 from model_zoo import build_model
 from sidelight.server.layers import packed_linear as linears
 from sidelight.server.layers.lm_head import LMHead
 from sidelight.server.layers.screened_head import ScreenedHead
 from sidelight.server.models.loader import load
-from sidelight.server.runner.model_runner import ModelRunner, Seat
+from sidelight.server.runner.sequence import Sequence
 
 CAPPED = {"gemma2"}  # scores that are more than the last layer's
 OWN_WEIGHT = {"llama", "qwen3"}  # not the embedding's
@@ -52,7 +52,7 @@ def estimated(request, monkeypatch) -> list[int]:
 @pytest.mark.parametrize("name", IN_SLOTS)
 def test_estimates_change_no_token(name, folder, estimated):
     loaded = load(build_model(name, folder))
-    plain = [replace(job, scores=()) for job in jobs_of(loaded, name, 9) if not job.target.do_sample]
+    plain = [replace(job, scores=()) for job in mixed_requests(loaded, name, 9) if not job.target.do_sample]
     expected = alone(loaded, plain)
     estimated.clear()
     for number, events in together(loaded, plain, then_one_by_one([(3, -1, 1), (2, 1, -1)])).items():
@@ -65,9 +65,13 @@ def test_estimates_change_no_token(name, folder, estimated):
 
 def test_all_scores_where_somebody_looks_at_them(folder, estimated):
     loaded = load(build_model("marian", folder))
-    jobs = jobs_of(loaded, "marian", 8)
-    penalized = jobs[0].target.generation | {"repetition_penalty": 1.3}
-    for job in (jobs[1], jobs[2], replace(jobs[0], target=replace(jobs[0].target, generation=penalized))):
+    requests = mixed_requests(loaded, "marian", 8)
+    penalized = requests[0].target.generation | {"repetition_penalty": 1.3}
+    for job in (
+        requests[1],
+        requests[2],
+        replace(requests[0], target=replace(requests[0].target, generation=penalized)),
+    ):
         estimated.clear()
         expected = alone(loaded, [job])
         assert_same(together(loaded, [job], then_one_by_one([]))[0], expected[0])
@@ -83,16 +87,17 @@ def test_what_is_read_is_not_scored(folder, monkeypatch):
     layer = loaded.model.get_output_embeddings()
     seen: list[int] = []
     layer.register_forward_hook(lambda _layer, given, _made: seen.append(given[0].numel() // given[0].shape[-1]))
-    jobs = jobs_of(loaded, "gpt2", 2)
+    requests = mixed_requests(loaded, "gpt2", 2)
     with torch.inference_mode():
-        assert loaded.backend is not None
-        batch = ModelRunner(loaded, loaded.backend, 2)
-        seats = batch.join(jobs)
-        assert all(isinstance(seat, Seat) and seat.unread for seat in seats)
-        read_all(batch, seats)
+        run = slots_run(loaded, 2)
+        sequences = run.add(requests)
+        assert all(isinstance(sequence, Sequence) and sequence.is_prefilling for sequence in sequences)
+        for sequence in run.live:
+            while sequence.is_prefilling:
+                run.runner.prefill(sequence)
         assert not any(seen)
         assert not scored
-        list(batch.step(seats))
+        run.step()
     assert sum(seen) == 2
 
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from batches import jobs_of, then_one_by_one, together
+from mixed_requests import mixed_requests, then_one_by_one, together
 from model_zoo import build_model
 from sidelight.kernels.cpu import program as cpu_program
 from sidelight.server.capture.attention_function import record_to
@@ -52,7 +52,7 @@ def test_other_types_are_not(dtype):
 @pytest.mark.usefixtures("threads")
 def test_threads_change_nothing(bundled):
     """To the bit: who does which piece of the work decides no number."""
-    jobs = [replace(job, scores=()) for job in jobs_of(bundled, "marian", 10)]
+    jobs = [replace(job, scores=()) for job in mixed_requests(bundled, "marian", 10)]
     torch.set_num_threads(1)
     expected = together(bundled, jobs, then_one_by_one([(3, -1, -1)]))
     for count in (2, 3):
@@ -64,7 +64,7 @@ def test_threads_change_nothing(bundled):
 
 def test_neighbours_change_nothing(bundled):
     """To the bit as well, but for processors that torch runs on whole batches: here are none."""
-    jobs = [replace(job, scores=()) for job in jobs_of(bundled, "marian", 10)]
+    jobs = [replace(job, scores=()) for job in mixed_requests(bundled, "marian", 10)]
     by_itself = {number: together(bundled, [job], then_one_by_one([]))[0] for number, job in enumerate(jobs)}
     for number, events in together(bundled, jobs, then_one_by_one([(3, -1, -1), (1, -1, 2)])).items():
         assert_equal(events, by_itself[number])

@@ -7,12 +7,13 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from batches import BEGINNINGS, IN_SLOTS, alone, assert_same, jobs_of, then_one_by_one, together
 from harness import CROSS, DECODER_SELF, request, serving, steps_of, stub
 from hypothesis import Phase, given, settings
+from mixed_requests import BEGINNINGS, IN_SLOTS, alone, assert_same, mixed_requests, then_one_by_one, together
 from model_zoo import SOURCE, build_model
-from sidelight.server.engine.engine import Engine, EngineConfig
+from sidelight.server.engine.engine import EngineConfig
 from sidelight.server.models.loader import ModelError, load
+from sidelight.server.runner.model_runner import ModelRunner
 from sidelight.v1 import text_pb2 as text
 
 
@@ -25,7 +26,7 @@ def folder(tmp_path_factory):
 def test_one_graph_for_all(name, folder):
     """All that inductor would get is one graph; here it is run as it is, as to compile it takes minutes."""
     loaded = load(build_model(name, folder), max_length=64, packed=False)
-    jobs = jobs_of(loaded, name, 7)
+    jobs = mixed_requests(loaded, name, 7)
     expected = alone(loaded, jobs)
     assert loaded.backend is not None
     graphs = []
@@ -61,7 +62,7 @@ def test_a_server_compiles_its_steps(folder):
     answers = []
     for compiled in (False, True):
         loaded = load(path, max_length=64, compiled=compiled)
-        with serving(loaded, limits=EngineConfig(running=4)) as address, stub(address) as service:
+        with serving(loaded, limits=EngineConfig(max_running=4)) as address, stub(address) as service:
             answers.append(steps_of(list(service.Attribute(message, timeout=60))))
     assert len(answers[0]) == 9
     for one, other in zip(*answers, strict=True):
@@ -89,7 +90,11 @@ def test_what_cannot_be_compiled_is_said(folder, monkeypatch):
 def test_a_compiled_step_keeps_its_threads(folder):
     """With another number of them it would be compiled anew, while everybody waits."""
     loaded = load(build_model("marian", folder), max_length=64)
-    limits = EngineConfig(running=2, threads=(1, 2))
-    assert Engine(loaded, limits)._threads._numbers == (1, 2)
-    loaded.backend.compile()
-    assert Engine(loaded, limits)._threads._numbers == ()
+
+    def thread_counts() -> tuple[int, ...]:
+        with torch.inference_mode():
+            return ModelRunner(loaded, loaded.backend, 2, (1, 2))._threads._numbers
+
+    assert thread_counts() == (1, 2)
+    loaded.backend.is_compiled = True
+    assert thread_counts() == ()

@@ -19,15 +19,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from batches import jobs_of, then_one_by_one, together
 from guard_pages import GuardedMemory
+from mixed_requests import mixed_requests, outputs_alone, then_one_by_one, together
 from model_zoo import build_model
 from odd_models import OddModel, build_odd_model
 from sidelight.kernels import AttentionParams, attend_to
 from sidelight.kernels.cpu.program import is_supported
 from sidelight.server.api.validation import resolve
 from sidelight.server.capture import attention_function as attention
-from sidelight.server.engine.output_builder import attribute
 from sidelight.server.errors import ErrorCode, RequestError
 from sidelight.server.models.loader import load
 from sidelight.v1 import attribution_service_pb2 as pb
@@ -108,7 +107,7 @@ def test_neighbours_change_no_bit_in_int8(odd):
 @pytest.mark.parametrize("family", ["t5", "gemma2"])
 def test_neighbours_change_no_bit_of_other_families_in_int8(family, tmp_path):
     loaded = load(build_model(family, tmp_path), dtype="int8")
-    jobs = jobs_of(loaded, family, 8)
+    jobs = mixed_requests(loaded, family, 8)
     by_itself = [together(loaded, [job], then_one_by_one([]), slots=1)[0] for job in jobs]
     for number, events in together(loaded, jobs, then_one_by_one([(3, -1, -1), (0, -1, 2), (2, -1, 3)])).items():
         assert len(events) == len(by_itself[number])
@@ -149,7 +148,7 @@ def test_no_token_left_to_draw(tmp_path):
     request.decoding.sampling.seed = 3
     job = resolve(request, loaded, "r")
     with torch.inference_mode(), pytest.raises(RequestError) as alone:
-        list(attribute(loaded, job))
+        outputs_alone(loaded, job)
     assert (alone.value.code, alone.value.field) == (ErrorCode.INVALID_ARGUMENT, "decoding")
     with pytest.raises(AssertionError, match="no token to draw"):
         together(loaded, [job, greedy], then_one_by_one([(2, -1, -1)]))

@@ -15,12 +15,11 @@ from unittest.mock import patch
 import torch
 from sidelight.kernels import Launch, recorded
 from sidelight.kernels.tools.cross_compile import compiling_for
-from sidelight.server.engine import output_builder as decoding
-from sidelight.server.engine.output_builder import attribute
 from sidelight.server.models.loader import LoadedModel, load
 from sidelight.server.request import GivenTarget, Request
-from sidelight.server.runner import warmup
-from sidelight.server.runner.unbatched_runner import LAST_QUERY, UnbatchedRunner
+from sidelight.server.runner import target_pass, warmup
+from sidelight.server.runner.target_pass import TargetPass
+from sidelight.server.runner.unbatched_model import LAST_QUERY, UnbatchedModel
 
 
 def key(launch: Launch) -> str:
@@ -34,24 +33,27 @@ def key(launch: Launch) -> str:
 @torch.inference_mode()
 def requests(loaded: LoadedModel) -> list[Launch]:
     """The launches of requests of other lengths than those that are warmed."""
-    # Where launches are only recorded, memory holds anything: nobody looks whether it is finite.
-    unchecked = partialmethod(UnbatchedRunner.read_source, check=False)
+    # Where launches are only recorded, memory holds anything, and NaN too.
+    unchecked = partialmethod(UnbatchedModel.encode, check=False)
     with (
         recorded() as found,
-        patch.object(decoding, "check_numbers", lambda *_: None),
-        patch.object(UnbatchedRunner, "read_source", unchecked),
+        patch.object(target_pass, "are_finite", lambda *_: True),
+        patch.object(UnbatchedModel, "encode", unchecked),
     ):
         for plan in warmup.common_captures(loaded):
             for source, target, steps in ((3, 5, 40), (32, 48, 20), (25, 32, 1)):
                 ids: list[Any] = [7] * source
                 context = [5] if loaded.is_encoder_decoder else []
                 given = GivenTarget(loaded.tokenizer.detokenize([6] * target))
-                list(attribute(loaded, Request("", loaded.tokenizer.detokenize(ids), tuple(context), given, plan)))
-                reader = UnbatchedRunner(loaded, plan, ids, context)
-                reader.read_source()
-                reader.read(reader.tensor(reader.context), LAST_QUERY, 1)
+                request = Request("", loaded.tokenizer.detokenize(ids), tuple(context), given, plan)
+                passes = TargetPass(loaded, request)
+                passes.encode()
+                passes.decode()
+                model = UnbatchedModel(loaded, plan, ids, context)
+                model.encode()
+                model.forward(model.tensor(model.prompt), LAST_QUERY, 1)
                 for _ in range(steps):
-                    reader.read(reader.tensor([6]), LAST_QUERY, 1)
+                    model.forward(model.tensor([6]), LAST_QUERY, 1)
     return found
 
 

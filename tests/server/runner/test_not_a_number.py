@@ -13,6 +13,7 @@ import torch
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from harness import request, serving, steps_of, stub
+from mixed_requests import slots_run
 from model_zoo import build_model
 from safetensors.torch import load_file, save_file
 from sidelight.server.capture.arrays import AttentionArrays, are_finite
@@ -151,21 +152,16 @@ def test_weights_that_are_numbers_and_too_large(tmp_path, name, target):
 def test_a_fault_in_the_rows_of_one_leaves_its_neighbours(bundled):
     """Rows of several requests are looked at together."""
     from sidelight.server.api.validation import resolve
-    from sidelight.server.runner.model_runner import ModelRunner
 
+    kinds = [attention.ATTENTION_KIND_CROSS]
     with torch.inference_mode():
-        batch = ModelRunner(bundled, bundled.backend, 3)
-        jobs = [resolve(request(f"A dog {n}.", [attention.ATTENTION_KIND_CROSS]), bundled, str(n)) for n in range(3)]
-        seats = batch.join(jobs)
-        while any(seat.reads for seat in seats):
-            for seat in seats:
-                batch.read(seat)
-        for layer in batch._slots.source_layers:
-            layer.all_keys[seats[1].slot] = float("nan")
-        told = dict(batch.step(seats))
-    assert "finite" in str(told[seats[1]])
-    assert isinstance(told[seats[0]], list)
-    assert isinstance(told[seats[2]], list)
+        run = slots_run(bundled, 3)
+        sequences = run.add_all([resolve(request(f"A dog {n}.", kinds), bundled, str(n)) for n in range(3)])
+        for layer in run.runner._cache.source_layers:
+            layer.all_keys[sequences[1].slot] = float("nan")
+        run.step()
+    assert list(run.faults) == [sequences[1]]
+    assert "finite" in str(run.faults[sequences[1]])
 
 
 def weighted(weight: float, count: int, **fields) -> pb.AttributeRequest:

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 from harness import request, serving, stub
+from mixed_requests import slots_run
 from model_zoo import build_model
 from sidelight.server.api.validation import resolve
 from sidelight.server.engine.engine import EngineConfig
@@ -16,7 +17,6 @@ from sidelight.server.memory import free_bytes
 from sidelight.server.models.kv_cache import KVShape, bytes_per_slot, zeros
 from sidelight.server.models.loader import load
 from sidelight.server.runner import slot_budget
-from sidelight.server.runner.model_runner import ModelRunner
 from sidelight.server.runner.slot_budget import slots_that_fit
 
 
@@ -52,14 +52,11 @@ def test_slots_take_memory_as_they_are_used(bundled, name, tmp_path):
     count = slots_that_fit(loaded, 4_000_000_000 // loaded.backend.bytes_per_slot, 0.25)
     before = resident()
     with torch.inference_mode():
-        batch = ModelRunner(loaded, loaded.backend, count)
-        seats = batch.join([resolve(request("A dog."), loaded, str(number)) for number in range(3)])
-        assert all(seat.slot < 3 for seat in seats)
-        for seat in seats:
-            while seat.reads:
-                batch.read(seat)
-        told = dict(batch.step(seats))
-    assert all(isinstance(events, list) for events in told.values())
+        run = slots_run(loaded, count)
+        sequences = run.add_all([resolve(request("A dog."), loaded, str(number)) for number in range(3)])
+        assert all(sequence.slot < 3 for sequence in sequences)
+        run.step()
+    assert not run.faults
     assert resident() - before < 0.2 * count * loaded.backend.bytes_per_slot
 
 
@@ -74,8 +71,8 @@ def test_zeros_are_zeros(dtype, shape):
     assert torch.equal(made, torch.ones(shape, dtype=dtype))
 
 
-def test_no_slots_where_a_model_has_no_layout(bundled):
-    assert slots_that_fit(replace(bundled, backend=None), 32, 0.5) == 0
+def test_a_model_without_a_backend_runs_as_many_as_asked(bundled):
+    assert slots_that_fit(replace(bundled, backend=None), 32, 0.5) == 32
     assert free_bytes(bundled.model.device) > 0
 
 
@@ -86,6 +83,6 @@ def test_one_by_one_where_a_model_has_no_layout(bundled):
 
 
 def test_the_slots_are_told_at_start(bundled, caplog):
-    with caplog.at_level(logging.INFO), serving(bundled, limits=EngineConfig(running=3)):
+    with caplog.at_level(logging.INFO), serving(bundled, limits=EngineConfig(max_running=3)):
         pass
     assert f"3 slots of {bundled.max_source_tokens} source" in caplog.text

@@ -172,7 +172,7 @@ def test_a_server_takes_its_steps_so(bundled, monkeypatch):
     told: list[int] = []
     monkeypatch.setattr(ThreadTuner, "step", noted)
     monkeypatch.setattr(threads.torch, "set_num_threads", told.append)
-    with serving(bundled, limits=EngineConfig(threads=(1, 2))) as address, stub(address) as service:
+    with serving(bundled, limits=EngineConfig(thread_counts=(1, 2))) as address, stub(address) as service:
         steps = steps_of(list(service.Attribute(request("Where is the station?"))))
     assert work == [1] * len(steps)
     assert told[0] == 2

@@ -13,15 +13,14 @@ import numpy as np
 import pytest
 import torch
 from harness import CROSS, DECODER_SELF, request
+from mixed_requests import Run, slots_run
 from model_zoo import FAMILIES, SOURCE, build_model
 from sidelight.server.api.validation import resolve
 from sidelight.server.capture.arrays import join, split, to_host
-from sidelight.server.engine import output_builder as decoding_module
-from sidelight.server.engine.output_builder import attribute
 from sidelight.server.layers import screened_head as screening
 from sidelight.server.models.loader import bundled_model, load
-from sidelight.server.request import Step
-from sidelight.server.runner import model_runner as batch_module
+from sidelight.server.request import Request
+from sidelight.server.runner import decode_step, unbatched_runner
 from sidelight.v1 import attention_pb2 as attention
 from sidelight.v1 import text_pb2 as text
 from torch.overrides import TorchFunctionMode
@@ -131,21 +130,24 @@ def test_a_step_waits_once(loaded, capture, do_sample, monkeypatch):
     if do_sample:
         message.decoding.sampling.SetInParent()
     message.scores.extend([1, 2, 3, 4, 5, 6])
-    job = resolve(message, loaded, "waiting")
+    request_ = resolve(message, loaded, "waiting")
     watch, dispatch = Watch(), Dispatch()
-    fetches = count_fetches(monkeypatch, decoding_module, dispatch)
+    fetches = count_fetches(monkeypatch, unbatched_runner, dispatch)
     with torch.inference_mode():
-        events = attribute(loaded, job)
-        steps = 0
-        for _ in range(3):  # the prompt and the first step may look at what they like
-            next(events)
+        run = Run(loaded, unbatched_runner.UnbatchedRunner(loaded, 1))
+        run.add_all([request_])
+        for _ in range(2):  # the first steps may look at what they like
+            run.step()
         fetches.clear()
+        num_steps = 0
         with watch, dispatch:
-            for event in events:
-                steps += isinstance(event, Step)
-    assert steps >= 3
+            while run.live:
+                run.step()
+                num_steps += 1
+    assert not run.faults
+    assert num_steps >= 3
     assert dispatch.operations > 100
-    assert len(fetches) <= steps + 1  # the row that reads the last token takes one more pass
+    assert len(fetches) == num_steps
     assert watch.seen == []
     assert dispatch.seen == []
 
@@ -153,7 +155,7 @@ def test_a_step_waits_once(loaded, capture, do_sample, monkeypatch):
 @pytest.mark.parametrize("do_sample", [False, True], ids=["greedy", "sampling"])
 def test_a_step_of_a_batch_waits_once(loaded, do_sample, monkeypatch):
     """Different wishes side by side, a hole among the slots, and one who leaves."""
-    jobs = []
+    requests: list[Request] = []
     for number, capture in enumerate([*CAPTURES.values(), *CAPTURES.values(), attention.Capture(none=True)]):
         message = request(SOURCE, [] if capture.none else [NUMBERS[k] for k in loaded.kinds if k != "encoder_self"])
         message.capture.MergeFrom(capture)
@@ -161,36 +163,22 @@ def test_a_step_of_a_batch_waits_once(loaded, do_sample, monkeypatch):
         if do_sample:
             message.decoding.sampling.CopyFrom(text.Sampling(seed=number, top_k=5, temperature=0.7))
         message.scores.extend([1, 2, 3] if number % 2 else [4, 5, 6])
-        jobs.append(resolve(message, loaded, str(number)))
+        requests.append(resolve(message, loaded, str(number)))
     watch, dispatch = Watch(), Dispatch()
-    fetches = count_fetches(monkeypatch, batch_module, dispatch)
+    fetches = count_fetches(monkeypatch, decode_step, dispatch)
     with torch.inference_mode():
-        batch = batch_module.ModelRunner(loaded, loaded.backend, len(jobs))
-        seats = batch.join(jobs)
-        for seat in seats:
-            while seat.reads:
-                batch.read(seat)
-        batch.leave(seats[1])
-        live = [seats[0], *seats[2:]]
-        steps = 0
-
-        def step():
-            nonlocal steps
-            steps += 1
-            for seat, events in list(batch.step(live)):
-                assert isinstance(events, list), events
-                if seat.writer.ended:
-                    live.remove(seat)
-                    batch.leave(seat)
-
-        step()  # what is asked for again and again is sent once
+        run = slots_run(loaded, len(requests))
+        run.remove(run.add_all(requests)[1])
+        run.step()  # what is asked for again and again is sent once
         fetches.clear()
-        steps = 0
+        num_steps = 0
         with watch, dispatch:
-            while live:
-                step()
-    assert steps > 8
-    assert len(fetches) == steps
+            while run.live:
+                run.step()
+                num_steps += 1
+    assert not run.faults
+    assert num_steps > 8
+    assert len(fetches) == num_steps
     assert watch.seen == []
     assert dispatch.seen == []
 

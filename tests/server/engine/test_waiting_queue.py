@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from model_zoo import build_model
 from raw_http2 import RawConnection
 from sidelight.server.api import calls as calls_module
-from sidelight.server.engine import admission
-from sidelight.server.engine import engine as engine_module
-from sidelight.server.engine import output_queue as outbox_module
-from sidelight.server.engine.admission import HeldBack, WaitingQueue
-from sidelight.server.engine.engine import Engine, EngineConfig, RequestState
+from sidelight.server.engine import engine_core, output_queue, preemption, scheduler, waiting_queue
+from sidelight.server.engine.engine import Engine, EngineConfig
+from sidelight.server.engine.request_state import RequestState
+from sidelight.server.engine.waiting_queue import HeldBack, WaitingQueue
 from sidelight.server.models.loader import load
 from sidelight.server.request import DecodingParams
 from sidelight.server.runner.model_runner import ModelRunner
+from sidelight.server.runner.unbatched_runner import UnbatchedRunner
 from sidelight.v1 import text_pb2 as text
 
 SENTENCE = "My grandmother is still vigorous at 82 years old."
@@ -39,22 +39,24 @@ def written_request(**fields):
 
 @pytest.fixture
 def slow_engine(monkeypatch):
-    """Beginning takes a tenth of a second for each request, and an outbox is full after a step or two."""
-    attribute, join = engine_module.attribute, ModelRunner.join
+    """The start of a request takes a tenth of a second, and an output queue is full after a step or two."""
+    target_outputs, add = engine_core.target_outputs, ModelRunner.add
 
-    def slow_attribute(*args):
+    def slow_outputs(*args):
         time.sleep(0.1)
-        yield from attribute(*args)
+        yield from target_outputs(*args)
 
-    def slow_join(batch, jobs):
-        time.sleep(0.1 * len(jobs))
-        return join(batch, jobs)
+    def slow_add(runner, requests):
+        time.sleep(0.1 * len(requests))
+        return add(runner, requests)
 
-    monkeypatch.setattr(engine_module, "attribute", slow_attribute)
-    monkeypatch.setattr(ModelRunner, "join", slow_join)
-    monkeypatch.setattr(outbox_module, "CAPACITY", 8192)
-    for module in (engine_module, calls_module):
-        monkeypatch.setattr(module, "_SLOW", 0.05)
+    monkeypatch.setattr(engine_core, "target_outputs", slow_outputs)
+    monkeypatch.setattr(ModelRunner, "add", slow_add)
+    monkeypatch.setattr(output_queue, "CAPACITY", 8192)
+    monkeypatch.setattr(RequestState.is_slow, "__defaults__", (0.05,))
+    for module in (scheduler, preemption):
+        monkeypatch.setattr(module, "SLOW_SECONDS", 0.05)
+    monkeypatch.setattr(calls_module, "_SLOW", 0.05)
     monkeypatch.setattr(calls_module, "_INTERVAL", 0.05)
 
 
@@ -74,17 +76,17 @@ def test_a_request_does_not_wait_until_stalled_ones_have_begun(bundled, engines,
     """From the connection of the stalled readers, and from another one; of both kinds of targets."""
     small = [request("A dog.", decoding=text.Decoding(max_new_tokens=4)), request("A dog.")]
     small[1].given.text = "Ein Hund."
-    limits = EngineConfig(running=2)
+    limits = EngineConfig(max_running=2)
     with serving(bundled, limits=limits) as address, stub(address) as service, RawConnection(address, window) as raw:
         burst(raw, kind)
-        wait_until(lambda: len(engines[0]._tickets) == BURST)
+        wait_until(lambda: len(engines[0]._admission._states) == BURST)
         for message in small:
             finished = list(service.Attribute(message, timeout=60))[-1].finished
             stream = raw.call(ATTRIBUTE, message.SerializeToString())
             raw.open_window(stream, 1 << 20)
             assert finished.text.encode() in raw.frames_until_closed(stream)
         # In the order in which they came, all would have begun.
-        assert len(engines[0]._waiting) > BURST // 4
+        assert len(engines[0]._admission._waiting) > BURST // 4
 
 
 @pytest.mark.usefixtures("slow_engine")
@@ -93,11 +95,11 @@ def test_a_request_does_not_wait_until_stalled_ones_have_begun(bundled, engines,
 def test_held_back_requests_lose_nothing(bundled, engines, kind, window):
     """A reader that reads on gets what it would have got, its first event once."""
     message = given_request() if kind == "given" else written_request(max_new_tokens=30)
-    with serving(bundled, limits=EngineConfig(running=2)) as address, stub(address) as service:
+    with serving(bundled, limits=EngineConfig(max_running=2)) as address, stub(address) as service:
         alone = list(service.Attribute(message, timeout=60))
         with RawConnection(address, window) as raw, ThreadPoolExecutor(8) as pool:
             burst(raw, kind, 20)
-            wait_until(lambda: len(engines[0]._tickets) == 20)
+            wait_until(lambda: len(engines[0]._admission._states) == 20)
             calls = [pool.submit(lambda: list(service.Attribute(message, timeout=60))) for _ in range(8)]
             for call in calls:
                 responses = call.result()
@@ -105,83 +107,85 @@ def test_held_back_requests_lose_nothing(bundled, engines, kind, window):
                 assert responses[0].HasField("started")
                 assert [step.token for step in steps_of(responses)] == [step.token for step in steps_of(alone)]
             last = raw.call(ATTRIBUTE, message.SerializeToString())
-            wait_until(lambda: sum(ticket.is_announced for ticket in engines[0]._tickets) > 1)
+            wait_until(lambda: sum(state.is_announced for state in engines[0]._admission._states) > 1)
             raw.open_window(last, 1 << 22)
             assert alone[-1].finished.text.encode() in raw.frames_until_closed(last)
 
 
 @pytest.mark.usefixtures("slow_engine")
 def test_no_work_is_done_for_who_takes_nothing_while_others_read(bundled, engines):
-    limits = EngineConfig(running=2)
+    limits = EngineConfig(max_running=2)
     with serving(bundled, limits=limits) as address, stub(address) as service, RawConnection(address) as raw:
         burst(raw, "given")
-        wait_until(lambda: len(engines[0]._tickets) == BURST)
-        wait_until(lambda: all(map(engines[0]._waiting.has_stalled, list(engines[0]._waiting))))
-        before = len(engines[0]._waiting)
+        wait_until(lambda: len(engines[0]._admission._states) == BURST)
+        wait_until(lambda: all(map(engines[0]._admission._waiting.has_stalled, list(engines[0]._admission._waiting))))
+        before = len(engines[0]._admission._waiting)
         message = request(SENTENCE, decoding=text.Decoding(ignore_eos=True, max_new_tokens=250))
         steps = steps_of(list(service.Attribute(message, timeout=60)))
         assert len(steps) == 250
         # Some begin before the request arrives, and when it is done.
-        assert len(engines[0]._waiting) > before // 2
+        assert len(engines[0]._admission._waiting) > before // 2
 
 
 @pytest.mark.usefixtures("slow_engine")
 def test_a_queue_full_of_stalled_readers_keeps_nobody_out(bundled, engines):
     """The newest of them gives its place away, with the status of a request that comes too late."""
-    limits = EngineConfig(running=1, waiting=40)
+    limits = EngineConfig(max_running=1, max_waiting=40)
     with serving(bundled, limits=limits) as address, stub(address) as service, RawConnection(address) as raw:
         burst(raw, "given", 50)
-        wait_until(lambda: sum(map(engines[0]._waiting.has_stalled, list(engines[0]._waiting))) > 20)
+        wait_until(
+            lambda: sum(map(engines[0]._admission._waiting.has_stalled, list(engines[0]._admission._waiting))) > 20
+        )
         burst(raw, "given", 50)
-        wait_until(lambda: len(engines[0]._waiting) >= 39)
+        wait_until(lambda: len(engines[0]._admission._waiting) >= 39)
         for _ in range(5):
             assert list(service.Attribute(request("A dog."), timeout=60))[-1].HasField("finished")
 
 
 def test_given_targets_leave_half_of_the_time_to_what_is_written(bundled, engines, monkeypatch):
     """Many large ones whose readers read: each takes a tenth of a second, between two steps that take milliseconds."""
-    attribute, step = engine_module.attribute, ModelRunner.step
+    target_outputs, decode = engine_core.target_outputs, ModelRunner.decode
 
     def slow(*args):
         time.sleep(0.1)
-        yield from attribute(*args)
+        yield from target_outputs(*args)
 
-    def slow_step(*args):
+    def slow_decode(*args):
         time.sleep(0.005)
-        return step(*args)
+        return decode(*args)
 
-    monkeypatch.setattr(engine_module, "attribute", slow)
-    monkeypatch.setattr(ModelRunner, "step", slow_step)
-    with serving(bundled, limits=EngineConfig(running=16)) as address, stub(address) as service:
+    monkeypatch.setattr(engine_core, "target_outputs", slow)
+    monkeypatch.setattr(ModelRunner, "decode", slow_decode)
+    with serving(bundled, limits=EngineConfig(max_running=16)) as address, stub(address) as service:
         calls = [service.Attribute(given_request(1), timeout=120) for _ in range(200)]
-        wait_until(lambda: len(engines[0]._tickets) > 150)
-        monkeypatch.setattr(engines[0]._waiting, "next", lambda **_: first_written(engines[0]))
+        wait_until(lambda: len(engines[0]._admission._states) > 150)
+        monkeypatch.setattr(engines[0]._admission._waiting, "next", lambda **_: first_written(engines[0]))
         written = request("A dog.", decoding=text.Decoding(ignore_eos=True, max_new_tokens=250))
         assert list(service.Attribute(written, timeout=60))[-1].HasField("finished")
         # Some given targets between each two steps, and all would be done before.
-        assert len(engines[0]._tickets) > 30
+        assert len(engines[0]._admission._states) > 30
         for call in calls:
             call.cancel()
 
 
 def first_written(engine: Engine) -> RequestState | None:
     """What waits first, as if what is written had come before given targets."""
-    waiting = list(engine._waiting)
-    written = (ticket for ticket in waiting if isinstance(ticket.job.target, DecodingParams))
+    waiting = list(engine._admission._waiting)
+    written = (state for state in waiting if isinstance(state.request.target, DecodingParams))
     return next(written, waiting[0] if waiting else None)
 
 
-def test_jobs_outside_the_batch_take_turns(tmp_path, monkeypatch):
-    """A model that cannot be run in slots: each forward pass takes long, and no job waits for the end of another."""
+def test_sequences_of_a_model_without_slots_take_turns(tmp_path, monkeypatch):
+    """Each forward pass takes long, and no request waits for the end of another."""
     turns: list[str] = []
-    advance = Engine._advance
+    decode = UnbatchedRunner._decode
 
-    def slowly(engine, ticket):
-        turns.append(ticket.job.request_id)
+    def slowly(runner, sequence):
+        turns.append(sequence.request.request_id)
         time.sleep(0.03)
-        return advance(engine, ticket)
+        return decode(runner, sequence)
 
-    monkeypatch.setattr(Engine, "_advance", slowly)
+    monkeypatch.setattr(UnbatchedRunner, "_decode", slowly)
     decoding = text.Decoding(max_new_tokens=20, ignore_eos=True)
     with serving(load(build_model("fsmt", tmp_path))) as address, stub(address) as service:
         calls = [
@@ -195,7 +199,7 @@ def test_jobs_outside_the_batch_take_turns(tmp_path, monkeypatch):
 
 # ---- the rule --------------------------------------------------------------------------------------------------------
 
-FEW = admission._FEW
+FEW = waiting_queue._FEW
 
 
 def begin_all(queue: WaitingQueue[int], *, is_idle: bool = True) -> list[int]:
@@ -246,7 +250,7 @@ def test_a_client_that_is_held_back_has_a_share():
     queue: WaitingQueue[int] = WaitingQueue()
     queue.hold_back(HeldBack([], {"a": FEW + 1}))
     queue.add(-1, "a", 1)
-    for number in range(admission._SHARE + 1):
+    for number in range(waiting_queue._SHARE + 1):
         queue.add(number, "b", 1)
         request = queue.next(is_idle=False, has_time=True)
         assert request is not None
@@ -261,7 +265,7 @@ def test_nobody_waits_for_a_share_that_is_put_off():
     queue.hold_back(HeldBack([100], {"a": FEW + 1}))
     queue.add(-1, "a", 1)
     queue.add(100, "b", 1)
-    for number in range(3 * admission._SHARE):
+    for number in range(3 * waiting_queue._SHARE):
         queue.add(number, "b", 1)
         assert queue.next(is_idle=False, has_time=False) == number
         queue.begin(number)

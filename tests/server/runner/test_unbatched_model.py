@@ -1,4 +1,4 @@
-"""A reader of one sequence gives what is asked for, or says that it cannot."""
+"""A model over one sequence gives what is asked for, or says that it cannot."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from model_zoo import build_model
 from sidelight.server.capture.plan import CapturePlan
 from sidelight.server.models.loader import load
-from sidelight.server.runner.unbatched_runner import LAST_QUERY, UnbatchedRunner
+from sidelight.server.runner.unbatched_model import LAST_QUERY, UnbatchedModel
 
 
 @torch.inference_mode()
@@ -16,19 +16,19 @@ def test_a_model_without_rows_gives_the_last_token_or_all_at_the_end(tmp_path):
     plan = CapturePlan(("cross",), {"cross": (0,)}, {"cross": loaded.heads("cross")})
     target = [2, 7, 9]
 
-    def reader() -> UnbatchedRunner:
-        made = UnbatchedRunner(loaded, plan, [5, 6, 2], target)
-        made.read_source()
-        return made
+    def encoded() -> UnbatchedModel:
+        model = UnbatchedModel(loaded, plan, [5, 6, 2], target)
+        model.encode()
+        return model
 
-    for queries, logits in ((slice(None), 1), (LAST_QUERY, 2)):
-        one = reader()
-        with pytest.raises(ValueError, match=r"^queries, logits: "):
-            one.read(one.tensor(target), queries, logits)
-    one = reader()
-    step_by_step = one.read(one.tensor(target), LAST_QUERY, 1)
-    one = reader()
-    at_once = one.read(one.tensor(target), slice(None), 3, last=True)
+    for queries, num_logits in ((slice(None), 1), (LAST_QUERY, 2)):
+        model = encoded()
+        with pytest.raises(ValueError, match=r"^queries, num_logits: "):
+            model.forward(model.tensor(target), queries, num_logits)
+    model = encoded()
+    step_by_step = model.forward(model.tensor(target), LAST_QUERY, 1)
+    model = encoded()
+    at_once = model.forward(model.tensor(target), slice(None), 3, is_last=True)
     torch.testing.assert_close(step_by_step.logits[-1], at_once.logits[-1], atol=1e-4, rtol=1e-4)
     assert step_by_step.cross is not None
     assert at_once.cross is not None

@@ -1,0 +1,217 @@
+"""One iteration of the engine: schedule → run → deliver. All of it is the engine's thread's."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable
+
+from ..models.loader import LoadedModel
+from ..request import GivenTarget, Step
+from ..runner.runner import Runner
+from ..runner.sequence import Sequence, StepOutput
+from .admission import AdmissionQueue
+from .output_builder import OutputBuilder, split_encoder_self, start, target_outputs
+from .output_queue import OutputQueue, notify
+from .preemption import Preemption
+from .request_state import RequestState, RequestStatus
+from .scheduler import Scheduler
+from .started_requests import StartedRequests
+from .time_share import TimeShare
+
+# Seconds for which outputs that are computed already go to one reader, before the next request's turn.
+_DELIVERY_SECONDS = 0.002
+
+
+class EngineCore:
+    """The requests that one engine works on, and the runner that it works with. Made anew after a fault."""
+
+    def __init__(
+        self, loaded: LoadedModel, admission: AdmissionQueue, runner: Runner, max_running: int, max_preempted: int
+    ) -> None:
+        self._loaded = loaded
+        self._runner = runner
+        self._num_slots = max_running
+        self._time_share = TimeShare()
+        slot_bytes = 0 if loaded.backend is None else loaded.backend.bytes_per_slot
+        self.requests = StartedRequests(admission, runner, max_running)
+        self._preemption = Preemption(self.requests, max_preempted, slot_bytes)
+        self._scheduler = Scheduler(loaded, admission, self.requests, self._preemption, self._time_share)
+
+    def schedule(self) -> bool:
+        """Starts, resumes and ends requests. Returns whether some work was put off that needs another look."""
+        self._preemption.give_back_memory(time.monotonic())
+        self._scheduler.wait_for_burst(self._num_slots)
+        is_held_back = self._scheduler.schedule()
+        if self.requests.starting:
+            began = time.monotonic()
+            self._start_sequences()
+            if is_held_back:
+                self._time_share.add_work(time.monotonic() - began)
+        return self._scheduler.announce(time.monotonic())
+
+    @property
+    def patience(self) -> float:
+        """Seconds for which the engine may sleep where there is nothing to do."""
+        return self._scheduler.patience
+
+    def run(self, is_stopping: Callable[[], bool]) -> bool:
+        """Takes one step of each request that can: pending outputs first, as time allows, then a decode step.
+
+        Returns whether anything was done, or put off.
+        """
+        self._time_share.has_put_off = False
+        has_worked = self._scheduler.end_expired_running()
+        has_worked = self._put_pending(is_stopping) or has_worked
+        began = time.monotonic()
+        has_decoded = not is_stopping() and self._decode()
+        if has_decoded:
+            self._time_share.add_step(time.monotonic() - began)
+        else:
+            self._time_share.clear()
+        return has_decoded or has_worked
+
+    # ---- starts -----------------------------------------------------------------------------------------------------
+
+    def _start_sequences(self) -> None:
+        """Gives the starting requests their sequences, and puts their first outputs."""
+        states = self.requests.starting
+        self._scheduler.record_starts(states)
+        added = self._runner.add([state.request for state in states])
+        self.requests.starting = []
+        for state in states:
+            state.status = RequestStatus.RUNNING
+        self.requests.running.extend(states)
+        ready: list[OutputQueue] = []
+        for state, sequence in zip(states, added, strict=True):
+            if isinstance(sequence, Exception):
+                self.requests.fail(state, sequence)
+                continue
+            state.sequence = sequence
+            try:
+                self._put_started(state, sequence)
+            except Exception as error:
+                self.requests.fail(state, error)
+                continue
+            # A sequence that decodes next is notified with its first step: to wake its task for the first output alone
+            # would delay that step by a third.
+            if sequence.is_prefilling or state.attention_bytes:
+                ready.append(state.queue)
+        notify(ready)
+
+    def _put_started(self, state: RequestState, sequence: Sequence) -> None:
+        detokenizer, started = start(self._loaded, state.request)
+        state.builder = OutputBuilder(state.request, detokenizer)
+        if not state.is_announced:
+            state.queue.put(started, notifies=False)
+        state.num_put = 0
+        if state.attention_bytes:
+            state.pending_outputs = split_encoder_self(sequence.pop_source_attention())
+
+    # ---- outputs without a decode step ------------------------------------------------------------------------------
+
+    def _put_pending(self, is_stopping: Callable[[], bool]) -> bool:
+        """Puts the next pending output of each request that has any. Returns whether any was put, or put off."""
+        # Where no request can decode, a waiting request may start before the next long piece of work.
+        can_decode = self.requests.can_any_decode
+        has_worked = False
+        for state in [state for state in self.requests.running if state.has_pending_outputs]:
+            if is_stopping():
+                return True
+            if state.is_blocked:
+                continue
+            if not state.is_computed and not self._time_share.may_work(can_decode=can_decode):
+                self._time_share.has_put_off = has_worked = True
+                continue
+            began = time.monotonic()
+            has_worked = self._put_next(state) or has_worked
+            while (
+                state.is_computed
+                and state.pending_outputs is not None
+                and not state.is_blocked
+                and time.monotonic() - began < _DELIVERY_SECONDS
+            ):
+                self._put_next(state)
+            self._time_share.add_work(time.monotonic() - began)
+            self.requests.rotate(state)
+        return has_worked
+
+    def _put_next(self, state: RequestState) -> bool:
+        """Puts the next pending output of a request. Returns whether that could be done."""
+        try:
+            if state.pending_outputs is None and not self._compute_outputs(state):
+                return False
+            assert state.pending_outputs is not None
+            output = next(state.pending_outputs, None)
+        except Exception as error:  # one request's fault must not end the others
+            self.requests.fail(state, error)
+            return True
+        if output is not None:
+            state.num_put += 1
+            state.is_computed = state.is_computed or isinstance(output, Step)
+            state.queue.put(output)
+        elif state.has_given_target:
+            self.requests.finish(state, None)
+        else:  # the decode steps follow
+            state.pending_outputs, state.attention_bytes = None, 0
+        return True
+
+    def _compute_outputs(self, state: RequestState) -> bool:
+        """Makes the pending outputs that have not been put. Returns False where they need more memory than there is."""
+        request = state.request
+        if state.is_dropped:
+            if not self._preemption.make_memory(request.whole_bytes):
+                return False
+            state.attention_bytes, state.is_dropped = request.whole_bytes, False
+        if isinstance(request.target, GivenTarget):
+            outputs = target_outputs(self._loaded, request, self._runner.target_pass(request))
+        else:
+            outputs = split_encoder_self(self._runner.source_attention(request))
+        state.pending_outputs = itertools.islice(outputs, state.num_put, None)
+        return True
+
+    # ---- decode steps -----------------------------------------------------------------------------------------------
+
+    def _decode(self) -> bool:
+        """Takes a decode step of the requests that can. Returns whether there were any."""
+        ready = {state.sequence: state for state in self.requests.running if state.sequence and state.can_decode}
+        if not ready:
+            return False
+        self._preemption.preempt_slow(time.monotonic())
+        prefilling = next((sequence for sequence in ready if sequence.is_prefilling), None)
+        if prefilling is not None:  # a chunk of one long prompt at a time, so that no request waits for all of them
+            try:
+                self._runner.prefill(prefilling)
+            except Exception as error:
+                self.requests.fail(ready.pop(prefilling), error)
+        decoding = [sequence for sequence in ready if not sequence.is_prefilling]
+        batch = decoding[: self._runner.max_batch_size]
+        if batch:
+            self._deliver([(ready[sequence], output) for sequence, output in self._runner.decode(batch)])
+        if len(batch) < len(decoding):  # the others come first the next time
+            for sequence in batch:
+                self.requests.rotate(ready[sequence])
+        return True
+
+    def _deliver(self, outputs: list[tuple[RequestState, StepOutput | Exception]]) -> None:
+        """Puts what a decode step gave into the requests' queues, and ends the requests that are complete."""
+        queues: list[OutputQueue] = []
+        ended: list[RequestState] = []
+        for state, output in outputs:
+            assert state.builder is not None
+            try:
+                if isinstance(output, Exception):
+                    raise output
+                for complete in state.builder.add_token(output):
+                    state.queue.put(complete, notifies=False)
+            except Exception as error:  # one request's fault must not end the others
+                self.requests.fail(state, error)
+                continue
+            queues.append(state.queue)
+            if state.builder.is_finished:
+                state.queue.end(notifies=False)
+                ended.append(state)
+        notify(queues)
+        # To free slots takes a moment, in which the clients of the ended requests learn of their ends.
+        for state in ended:
+            self.requests.finish(state, None)

@@ -1,0 +1,84 @@
+"""One request in the engine: its status, its sequence, the outputs that wait, its times."""
+
+from __future__ import annotations
+
+import enum
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from ..request import GivenTarget, Output, Request
+from ..runner.sequence import Sequence
+from .output_builder import OutputBuilder
+from .output_queue import OutputQueue
+
+# Seconds for which a reader may take nothing while its queue is full, before its request counts as slow.
+SLOW_SECONDS = 0.25
+
+
+class RequestStatus(enum.Enum):
+    """Where a request is in the engine."""
+
+    WAITING = enum.auto()  # in the waiting queue; nothing has been computed
+    STARTING = enum.auto()  # about to get a sequence
+    RUNNING = enum.auto()  # takes steps, as far as its reader takes outputs
+    PREEMPTED = enum.auto()  # has started, and waits without a slot for its reader
+    FINISHED = enum.auto()  # its queue has ended
+
+
+@dataclass(eq=False)
+class RequestState:
+    """A request on its way through the engine. Times are in seconds of `time.monotonic`.
+
+    The engine's thread owns it from the start of the request on; until then, the admission queue does.
+    """
+
+    request: Request
+    queue: OutputQueue
+    deadline: float | None = None
+    arrival_time: float = field(default_factory=time.monotonic)
+    start_time: float | None = None
+    status: RequestStatus = RequestStatus.WAITING
+    is_announced: bool = False  # whether the first output was put before the start
+
+    # Of a decoded request, once it has started.
+    sequence: Sequence | None = None
+    builder: OutputBuilder | None = None
+
+    # Outputs that come without a decode step: all outputs of a given target; encoder self-attention.
+    pending_outputs: Iterator[Output] | None = None
+    num_put: int = 0  # how many of the pending outputs have been put
+    is_computed: bool = False  # whether the remaining pending outputs need no forward pass
+    attention_bytes: int = 0  # of attention that the pending outputs hold until all have been put
+    is_dropped: bool = False  # whether the pending outputs were dropped, and must be computed again
+
+    counted_cache: tuple[float | None, int] | None = None  # bytes of the cache, and since when the queue was full then
+
+    @property
+    def has_given_target(self) -> bool:
+        """Whether the target is given. Such a request has no sequence."""
+        return isinstance(self.request.target, GivenTarget)
+
+    @property
+    def is_blocked(self) -> bool:
+        """Whether the reader must take something before the request goes on."""
+        return self.queue.is_full
+
+    @property
+    def can_decode(self) -> bool:
+        """Whether the request can take a decode step, or a chunk of its prompt."""
+        return self.sequence is not None and not (self.attention_bytes or self.is_dropped or self.is_blocked)
+
+    @property
+    def has_pending_outputs(self) -> bool:
+        """Whether the next output comes without a decode step."""
+        return self.sequence is None or self.attention_bytes > 0 or self.is_dropped
+
+    def is_expired(self, now: float) -> bool:
+        """Whether nobody wants the outputs any more: cancelled, or past the deadline."""
+        return self.queue.is_cancelled or (self.deadline is not None and now >= self.deadline)
+
+    def is_slow(self, now: float, seconds: float = SLOW_SECONDS) -> bool:
+        """Whether the reader has taken nothing for so many seconds, in which the queue was full."""
+        since = self.queue.full_since
+        return since is not None and now - since > seconds

@@ -1,0 +1,82 @@
+"""The requests that the engine has started, by status, and the runner that they run on."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Iterator
+
+from ..errors import RequestError, internal
+from ..memory import is_out_of_memory, out_of_memory
+from ..runner.runner import Runner
+from .admission import AdmissionQueue
+from .request_state import RequestState, RequestStatus
+
+log = logging.getLogger(__name__)
+
+
+class StartedRequests:
+    """The started requests of one engine, and how they end. For the engine's thread."""
+
+    def __init__(self, admission: AdmissionQueue, runner: Runner, max_given: int) -> None:
+        """`max_given` bounds the requests with given targets, which take no slot of the runner."""
+        self.runner = runner
+        self.starting: list[RequestState] = []  # about to get a sequence
+        self.running: list[RequestState] = []  # in the order of their turns
+        self.preempted: list[RequestState] = []  # the one that waits longest comes first
+        self._admission = admission
+        self._max_given = max_given
+
+    def __iter__(self) -> Iterator[RequestState]:
+        return itertools.chain(self.running, self.preempted, self.starting)
+
+    @property
+    def can_any_decode(self) -> bool:
+        """Whether any request can take a decode step."""
+        return any(state.can_decode for state in self.running)
+
+    def has_room(self, *, for_sequence: bool) -> bool:
+        """Whether one more request can run: with a sequence, or with a given target."""
+        if for_sequence:
+            return self.runner.num_free_slots > len(self.starting)
+        return sum(state.has_given_target for state in self.running) < self._max_given
+
+    def rotate(self, state: RequestState) -> None:
+        """Puts a request that has had its turn behind the others, if it has not ended."""
+        if state.status is RequestStatus.RUNNING:
+            self.running.remove(state)
+            self.running.append(state)
+
+    def preempt(self, state: RequestState) -> None:
+        """Takes a running request out of its slot, until its reader reads on."""
+        if state.sequence is not None:
+            self.runner.preempt(state.sequence)
+        self.running.remove(state)
+        self.preempted.append(state)
+        state.status = RequestStatus.PREEMPTED
+
+    def resume(self, state: RequestState) -> None:
+        """Lets a preempted request run again. There must be room."""
+        if state.sequence is not None:
+            self.runner.resume(state.sequence)
+        self.preempted.remove(state)
+        self.running.append(state)
+        state.status = RequestStatus.RUNNING
+
+    def finish(self, state: RequestState, error: RequestError | None) -> None:
+        """Ends a request that runs or is preempted. A fault on the way is the engine's, and ends this request too."""
+        state.pending_outputs = None
+        if state.sequence is not None:
+            sequence, state.sequence = state.sequence, None
+            self.runner.remove(sequence)
+        (self.preempted if state.status is RequestStatus.PREEMPTED else self.running).remove(state)
+        self._admission.close(state, error)
+
+    def fail(self, state: RequestState, error: Exception) -> None:
+        """Ends a request with what went wrong, in words for its client."""
+        if is_out_of_memory(error):
+            error = out_of_memory()
+        elif not isinstance(error, RequestError):
+            log.error("request %s failed", state.request.request_id, exc_info=error)
+            error = internal()
+        self.finish(state, error)

@@ -1,0 +1,181 @@
+"""One decode step of the sequences in some slots: forward pass, next tokens, scores, attention rows."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..capture.arrays import to_host
+from ..capture.attention_function import AttentionKind, record_to
+from ..layers.lm_head import ArgmaxQuery
+from ..models.kv_cache import KVCache
+from ..models.transformers_backend import TransformersBackend
+from ..request import Score
+from ..sampling.sampler import Sampler, SamplerOutput
+from ..sampling.step_scores import step_scores
+from ..transfer import cached_index
+from .sequence import Sequence, StepOutput
+from .slot_allocator import SlotAllocator
+from .step_recorder import StepRecorder
+
+
+class _Step(NamedTuple):
+    """The slots that a decode step runs, and the longest target and source that it attends to."""
+
+    slots: slice
+    length: int
+    source_length: int
+    is_uniform: bool  # whether all sequences in these slots have these lengths: then no mask is needed
+
+
+class DecodeStep:
+    """Takes the decode steps of one runner, on the runner's own backend, cache, sampler, slots and tokens."""
+
+    def __init__(
+        self,
+        backend: TransformersBackend,
+        cache: KVCache,
+        sampler: Sampler,
+        slots: SlotAllocator,
+        tokens: Tensor,
+    ) -> None:
+        """`tokens` are the tokens that the decoder reads next, by slot, int64 `[slots, 1]`. Each step replaces them."""
+        self._backend = backend
+        self._cache = cache
+        self._sampler = sampler
+        self._slots = slots
+        self._tokens = tokens
+        self.has_sampled = False  # whether the step under way has chosen tokens
+
+    def run(self, batch: list[Sequence]) -> list[tuple[Sequence, StepOutput | Exception]]:
+        """Takes one step of some sequences, in the order of their slots: what it gave each, or what went wrong."""
+        self.has_sampled = False
+        step = self._plan_step(batch)
+        self._cache.begin_decode(step.slots, step.length, step.source_length, are_even=step.is_uniform)
+        tokens = self._tokens[step.slots]
+        positions: dict[AttentionKind, int] = {"cross": step.source_length, "decoder_self": step.length}
+        recorder = StepRecorder(
+            batch, step.slots, positions, tokens, writes_selected_rows=self._backend.writes_selected_rows
+        )
+        logits, chosen = self._forward(step, batch, tokens, recorder)
+        # A fault of a logits processor is its request's alone, and so is a fault of a score.
+        failed = self._sampler.failed
+        faults: dict[Sequence, Exception] = {
+            sequence: failed[sequence.slot] for sequence in batch if sequence.slot in failed
+        }
+        sound = [sequence for sequence in batch if sequence not in faults]
+        scored = [] if logits is None else _score(sound, logits, chosen.tokens, faults)
+        return self._collect(step, batch, chosen, scored, recorder, faults)
+
+    def _plan_step(self, batch: list[Sequence]) -> _Step:
+        """What a step of these sequences runs. `batch` is in the order of slots."""
+        if self._backend.is_compiled:  # for one shape
+            return _Step(slice(0, len(self._tokens)), *self._backend.lengths, is_uniform=False)
+        first, end = batch[0].slot, batch[-1].slot + 1
+        # The slots in between run as well: what they compute is not looked at.
+        present = [sequence for slot, sequence in self._slots.sequences.items() if first <= slot < end]
+        length = max(sequence.num_cached for sequence in present) + 1
+        source_length = max(sequence.source_length for sequence in present)
+        is_uniform = all(
+            sequence.num_cached + 1 == length and sequence.source_length == source_length for sequence in present
+        )
+        return _Step(slice(first, end), length, source_length, is_uniform)
+
+    def _forward(
+        self, step: _Step, batch: list[Sequence], tokens: Tensor, recorder: StepRecorder
+    ) -> tuple[Tensor | None, SamplerOutput]:
+        """Runs the model and chooses tokens. Returns logits by slot, `[end, vocabulary]`; None if nobody needs them."""
+        first, end = step.slots.start, step.slots.stop
+        active = [sequence.slot for sequence in batch]
+        keeps_logits = any(sequence.request.scores for sequence in batch)  # scores come from the model's own logits
+        query = None if keeps_logits else self._argmax_query(first, end, active)
+        with record_to(recorder, padded=False):
+            output = self._backend.decode(tokens, self._cache, query)
+        if query is not None:
+            found, best = (_by_slot(rows, first) for rows in query.search.found(end - first))
+            self.has_sampled = True
+            return None, self._sampler.accept_argmax(found, best, active)
+        lm_head = self._backend.lm_head
+        logits = _by_slot(output if lm_head is None else lm_head.logits(output), first)
+        self.has_sampled = True
+        return logits, self._sampler.sample(logits, active, keep=keeps_logits)
+
+    def _argmax_query(self, first: int, end: int, active: list[int]) -> ArgmaxQuery | None:
+        """How the tokens of a step are found without writing logits; None where sampling needs the logits."""
+        lm_head = self._backend.lm_head
+        if lm_head is None:
+            return None
+        banned = self._sampler.banned_tokens(active, end)
+        return None if banned is None else lm_head.argmax_query(end - first, banned, first)
+
+    def _collect(
+        self,
+        step: _Step,
+        batch: list[Sequence],
+        chosen: SamplerOutput,
+        scored: list[tuple[list[Sequence], Tensor]],
+        recorder: StepRecorder,
+        faults: dict[Sequence, Exception],
+    ) -> list[tuple[Sequence, StepOutput | Exception]]:
+        """Copies what a step gave to the host, in one wait, and hands the chosen tokens to the next step."""
+        slots = step.slots
+        # Contiguous slots are a view, without a copy.
+        is_contiguous = len(batch) == slots.stop - slots.start
+        slot_ids = tuple(sequence.slot for sequence in batch)
+        index = slots if is_contiguous else cached_index(slot_ids, self._tokens.device)
+        tokens = chosen.tokens[index]
+        candidates = [] if chosen.is_left is None else [chosen.is_left[index]]
+        ids, finite, *arrays = to_host(
+            [tokens, chosen.is_number[index], *candidates, *(scores for _, scores in scored), *recorder.tensors]
+        )
+        has_candidates, arrays = arrays[: len(candidates)], arrays[len(candidates) :]
+        self._tokens[index] = tokens[:, None]
+        self._cache.advance(index)
+        scores: dict[Sequence, list[float]] = {}
+        for (group, _), values in zip(scored, arrays, strict=False):
+            scores |= zip(group, values.tolist(), strict=True)
+        attention = recorder.attention(arrays[len(scored) :], faults)
+        outputs: list[tuple[Sequence, StepOutput | Exception]] = []
+        for row, sequence in enumerate(batch):
+            kinds = attention.get(sequence, {})
+            token = int(ids[row])
+            output = StepOutput(
+                sequence.num_steps,
+                token,
+                token in sequence.end_ids,
+                bool(finite[row]),
+                all(bool(column[row]) for column in has_candidates),
+                scores.get(sequence, []),
+                kinds.get("cross"),
+                kinds.get("decoder_self"),
+            )
+            sequence.num_cached += 1
+            sequence.num_steps += 1
+            outputs.append((sequence, faults.get(sequence, output)))
+        return outputs
+
+
+def _score(
+    sequences: list[Sequence], logits: Tensor, tokens: Tensor, faults: dict[Sequence, Exception]
+) -> list[tuple[list[Sequence], Tensor]]:
+    """The scores of a step, `[sequences, scores]` for sequences that ask for the same. Adds what fails to `faults`."""
+    groups: dict[tuple[tuple[Score, ...], float], list[Sequence]] = {}
+    for sequence in sequences:
+        request = sequence.request
+        if request.scores:
+            groups.setdefault((request.scores, request.score_top_p), []).append(sequence)
+    scored: list[tuple[list[Sequence], Tensor]] = []
+    for (names, top_p), group in groups.items():
+        rows = cached_index(tuple(sequence.slot for sequence in group), logits.device)
+        try:
+            scored.append((group, step_scores(names, logits[rows], tokens[rows], top_p)))
+        except Exception as error:
+            faults |= dict.fromkeys(group, error)
+    return scored
+
+
+def _by_slot(rows: Tensor, first: int) -> Tensor:
+    """Rows of the slots from `first` on, at the index of their slot, where the sampler looks for them."""
+    return torch.cat([rows.new_zeros(first, *rows.shape[1:]), rows]) if first else rows

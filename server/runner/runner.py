@@ -1,0 +1,78 @@
+"""What the engine asks of a runner, and which runner a model has."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from ..capture.arrays import AttentionArrays
+from ..models.loader import LoadedModel
+from ..request import Request
+from .model_runner import ModelRunner
+from .sequence import Sequence, StepOutput
+from .target_pass import TargetPass
+from .unbatched_runner import UnbatchedRunner
+
+
+class Runner(Protocol):
+    """Runs the sequences of one model. For the engine's thread, in torch's inference mode.
+
+    The order of calls for a decoded request: `add`; `prefill` while the sequence `is_prefilling`; `decode` again and
+    again; `remove`. Between two steps, `preempt` gives the sequence's slot to another request, and `resume` takes one
+    again. A request whose target is given has no sequence: its passes come from `target_pass`.
+    """
+
+    @property
+    def max_batch_size(self) -> int:
+        """The most sequences that `decode` takes at once."""
+        ...
+
+    @property
+    def num_free_slots(self) -> int:
+        """How many sequences can be added or resumed."""
+        ...
+
+    def add(self, requests: list[Request]) -> list[Sequence | Exception]:
+        """Gives each request a slot and reads its source, or says why not. There must be as many free slots."""
+        ...
+
+    def remove(self, sequence: Sequence) -> None:
+        """Frees everything that a sequence holds, preempted or not."""
+        ...
+
+    def preempt(self, sequence: Sequence) -> None:
+        """Frees the slot of a sequence that goes on later."""
+        ...
+
+    def resume(self, sequence: Sequence) -> None:
+        """Gives a preempted sequence a slot again. There must be a free slot."""
+        ...
+
+    def cache_bytes(self, sequence: Sequence) -> int:
+        """How many bytes of memory a sequence takes while it is preempted."""
+        ...
+
+    def prefill(self, sequence: Sequence) -> None:
+        """Reads the next chunk of a prompt."""
+        ...
+
+    def decode(self, sequences: list[Sequence]) -> list[tuple[Sequence, StepOutput | Exception]]:
+        """Takes one step of some sequences whose prompts have been read: what it gave each, or what went wrong."""
+        ...
+
+    def source_attention(self, request: Request) -> AttentionArrays | None:
+        """The encoder self-attention of a request, by a pass of its own. Raises RequestError."""
+        ...
+
+    def target_pass(self, request: Request) -> TargetPass:
+        """The forward passes of a request whose target is given."""
+        ...
+
+
+def make_runner(loaded: LoadedModel, max_sequences: int, thread_counts: tuple[int, ...] = ()) -> Runner:
+    """The runner of a model: in slots where the model has a backend for them. A compiled backend takes a minute.
+
+    `thread_counts` are the numbers of CPU threads that steps may use, from the least; none: as many as torch has.
+    """
+    if loaded.backend is None:
+        return UnbatchedRunner(loaded, max_sequences)
+    return ModelRunner(loaded, loaded.backend, max_sequences, thread_counts)

@@ -1,0 +1,79 @@
+"""A request that a runner decodes, and what each forward pass gives it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+from ..capture.arrays import AttentionArrays
+from ..capture.plan import CapturePlan
+from ..models.kv_cache import SwappedCache
+from ..request import DecodingParams, Request
+from ..sampling.sampler import SamplerState
+
+
+class StepOutput(NamedTuple):
+    """What one forward pass gave one sequence: the next token, and the attention of the pass's last query.
+
+    The attention is on the host, `[positions, layers, heads]` or fewer axes when reduced, and finite; None where the
+    step keeps none.
+    """
+
+    step: int  # from 0
+    token_id: int
+    is_end_token: bool  # one of the model's or the request's end-of-sequence tokens
+    is_finite: bool = True  # whether the logits that the token was chosen by are
+    has_candidates: bool = True  # whether sampling had left any token to draw
+    scores: list[float] | tuple[float, ...] = ()
+    cross: AttentionArrays | None = None
+    decoder_self: AttentionArrays | None = None
+
+
+class SwappedSequence(NamedTuple):
+    """What a sequence takes along when it leaves its slot, so that it can go on in another slot."""
+
+    cache: SwappedCache
+    sampler_state: SamplerState
+    token: Tensor  # the token that the decoder reads next, int64 `[1]`
+
+
+@dataclass(eq=False)
+class Sequence:
+    """A decoded request in a runner, from `add` to `remove`. For the engine's thread."""
+
+    request: Request
+    params: DecodingParams
+    plan: CapturePlan  # one object for all sequences of the runner whose plans are equal
+    source_length: int  # tokens of the source; 0 where there is no encoder
+    prompt: list[int]  # what the decoder reads before step 0
+    end_ids: frozenset[int] = frozenset()
+    slot: int = -1
+    num_cached: int = 0  # tokens whose keys and values the cache holds
+    num_steps: int = 0  # tokens that have been chosen
+    source_attention: AttentionArrays | None = None  # encoder self-attention, until `pop_source_attention`
+    is_preempted: bool = False
+    swapped: SwappedSequence | None = None  # while a preempted sequence has no slot
+
+    @property
+    def num_pending(self) -> int:
+        """Tokens of the prompt that must be read before the first step. The first step reads the last token."""
+        return max(0, len(self.prompt) - 1 - self.num_cached)
+
+    @property
+    def is_prefilling(self) -> bool:
+        """Whether some of the prompt must be read before the first step."""
+        return self.num_pending > 0
+
+    @property
+    def wants_row(self) -> bool:
+        """Whether the attention of the next pass's last query is sent."""
+        # The last query of a pass predicts the token of this step, and reads the token of the step before.
+        step = self.num_steps - 1 if self.plan.row == "reading" else self.num_steps
+        return step >= self.request.resume_at and self.plan.covers(step)
+
+    def pop_source_attention(self) -> AttentionArrays | None:
+        """The encoder self-attention, `[queries, positions, …]`, once: the sequence keeps no reference to it."""
+        attention, self.source_attention = self.source_attention, None
+        return attention

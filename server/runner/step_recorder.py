@@ -1,0 +1,120 @@
+"""The attention rows of one decode step of a batch: sequences with equal plans share their tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ...kernels import AttentionTensors
+from ..capture.arrays import AttentionArrays, are_finite, numbers_of
+from ..capture.attention_function import AttentionKind, LayerKey, RecordTarget, fuses
+from ..capture.plan import PassRecorder
+from ..errors import not_a_number
+from ..transfer import cached_index
+from .sequence import Sequence
+from .unbatched_model import LAST_QUERY
+
+
+class _Group(NamedTuple):
+    """The sequences that have the same plan, and where their rows are recorded."""
+
+    sequences: list[Sequence]
+    recorder: PassRecorder
+    rows: Tensor | None  # which rows of the recorder's tensors belong to the sequences; None: all, in their order
+
+
+class StepRecorder:
+    """Records the rows of one decode step. A `Recorder` of the capture package; made anew for each step."""
+
+    def __init__(
+        self,
+        sequences: list[Sequence],
+        slots: slice,
+        positions: Mapping[AttentionKind, int],
+        tokens: Tensor,
+        *,
+        writes_selected_rows: bool,
+    ) -> None:
+        """`slots` are the slots that the step runs on `tokens`; `positions` is the length of a row of each kind.
+
+        `writes_selected_rows` says that the backend writes some rows of a batch as fast as all rows.
+        """
+        groups: dict[int, list[Sequence]] = {}
+        for sequence in sequences:
+            if sequence.wants_row:
+                groups.setdefault(id(sequence.plan), []).append(sequence)
+        largest = max(map(len, groups.values()), default=0)
+        self._groups: list[_Group] = []
+        self._targets: dict[LayerKey, list[RecordTarget]] = {}
+        count = slots.stop - slots.start
+        for group in groups.values():
+            rows = tuple(sequence.slot - slots.start for sequence in group)
+            selected = None if rows == tuple(range(count)) else cached_index(rows, tokens.device)
+            # To select rows of a batch is to copy their keys. Recording all rows and keeping some costs less where the
+            # kept rows are many, or where the rows come from the kernel that reads the keys in any case.
+            records_all = 2 * len(rows) >= count or (fuses(tokens) and len(rows) == largest)
+            if writes_selected_rows:
+                records_all = selected is None
+            recorder = PassRecorder(
+                group[0].plan,
+                LAST_QUERY,
+                positions,
+                None if records_all else selected,
+                count if records_all else len(rows),
+            )
+            self._groups.append(_Group(group, recorder, selected if records_all else None))
+            for key, target in recorder.targets_of_step(tokens.device):
+                self._targets.setdefault(key, []).append(target)
+
+    def targets(
+        self,
+        site: LayerKey,
+        shape: tuple[int, int, int, int],  # noqa: ARG002
+        device: torch.device,  # noqa: ARG002
+    ) -> list[RecordTarget]:
+        """As `Recorder` has it."""
+        return self._targets.get(site, [])
+
+    def _results(self) -> Iterator[tuple[_Group, AttentionKind, AttentionTensors]]:
+        kinds: tuple[AttentionKind, ...] = ("cross", "decoder_self")
+        for group in self._groups:
+            for kind in kinds:
+                result = group.recorder.result(kind)
+                if result is not None:
+                    yield group, kind, result
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The tensors to copy to the host."""
+        return [
+            tensor if group.rows is None else tensor.index_select(0, group.rows)
+            for group, _, result in self._results()
+            for tensor in result[:3]
+            if tensor is not None
+        ]
+
+    def attention(
+        self, arrays: Iterable[NDArray[Any]], faults: dict[Sequence, Exception]
+    ) -> dict[Sequence, dict[AttentionKind, AttentionArrays]]:
+        """The attention of each sequence, from the copies of `tensors` on the host.
+
+        A sequence whose attention is NaN or infinite gets an entry in `faults`, unless it has one.
+        """
+        remaining = iter(arrays)
+        found: dict[Sequence, dict[AttentionKind, AttentionArrays]] = {}
+        for group, kind, result in self._results():
+            copies = [next(remaining)[:, 0] for tensor in result[:3] if tensor is not None]
+            batch = numbers_of(result, copies, group.sequences[0].plan.shape(kind))
+            assert batch is not None
+            is_all_finite = are_finite(batch)  # one look for all sequences, where all is well
+            for row, sequence in enumerate(group.sequences):
+                # Without the positions that only other sequences of the batch have.
+                length = sequence.source_length if kind == "cross" else sequence.num_cached + 1
+                attention = found.setdefault(sequence, {})[kind] = batch.copy_of(row, length)
+                if not is_all_finite and not are_finite(attention):
+                    faults.setdefault(sequence, not_a_number())
+        return found

@@ -1,0 +1,205 @@
+"""Requests that differ in everything, run in a batch and alone, and what they then have to say compared."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import torch
+from hypothesis import strategies as st
+from model_zoo import FAMILIES, SENTENCES
+from sidelight.server.api.validation import resolve
+from sidelight.server.engine.output_builder import OutputBuilder, split_encoder_self, start, target_outputs
+from sidelight.server.models.loader import LoadedModel
+from sidelight.server.request import EncoderSelf, Finished, GivenTarget, Output, Request, Started, Step
+from sidelight.server.runner.model_runner import ModelRunner
+from sidelight.server.runner.runner import Runner
+from sidelight.server.runner.sequence import Sequence
+from sidelight.server.runner.unbatched_runner import UnbatchedRunner
+from sidelight.v1 import attention_pb2 as attention
+from sidelight.v1 import attribution_service_pb2 as pb
+from sidelight.v1 import text_pb2 as text
+
+IN_SLOTS = [name for name, family in FAMILIES.items() if family.captures_rows]
+
+# For seven jobs: of each of the first rounds how many join, and who leaves and who pauses, if they are there.
+BEGINNINGS = st.lists(st.tuples(st.integers(0, 3), st.integers(-20, 6), st.integers(-6, 6)), min_size=1, max_size=12)
+
+
+def then_one_by_one(beginning: Iterable[tuple[int, int, int]]) -> Iterator[tuple[int, int, int]]:
+    """A schedule for `together` after whose beginning one joins each round, and all stay to the end."""
+    yield from beginning
+    while True:
+        yield 1, -1, -1
+
+
+def message(loaded: LoadedModel, family, number: int) -> pb.AttributeRequest:
+    """Requests that differ in everything: source, prefix, decoding, capture, scores."""
+    request = pb.AttributeRequest(source_language=family.source_language, target_language=family.target_language)
+    request.source.text = SENTENCES[number % len(SENTENCES)][: 20 + 7 * number]
+    if number % 4 == 1:
+        request.prefix.text = "Der Hund"
+    request.decoding.max_new_tokens = 3 + 5 * number % 14
+    if number % 3 == 2:
+        request.decoding.sampling.CopyFrom(text.Sampling(seed=number, temperature=1.5, top_k=20))
+    captures = [
+        attention.Capture(kinds=[attention.ATTENTION_KIND_DECODER_SELF], row=attention.ROW_READING),
+        attention.Capture(over_heads=attention.REDUCTION_MEAN, encoding=attention.ENCODING_FLOAT16),
+        attention.Capture(none=True),
+        attention.Capture(top_k=3),
+        attention.Capture(),
+    ]
+    request.capture.CopyFrom(captures[number % len(captures)])
+    if number % 5 == 4 and loaded.is_encoder_decoder:
+        kinds = [attention.ATTENTION_KIND_CROSS, attention.ATTENTION_KIND_ENCODER_SELF]
+        request.capture.CopyFrom(attention.Capture(kinds=kinds))
+    request.scores.extend([attention.SCORE_PROBABILITY] if number % 2 else [])
+    return request
+
+
+def mixed_requests(loaded: LoadedModel, name: str, count: int) -> list[Request]:
+    return [resolve(message(loaded, FAMILIES[name], number), loaded, f"r{number}") for number in range(count)]
+
+
+class Run:
+    """The sequences of a runner, and the outputs of each, built as the engine builds them."""
+
+    def __init__(self, loaded: LoadedModel, runner: Runner) -> None:
+        self.loaded = loaded
+        self.runner = runner
+        self.live: list[Sequence] = []  # added, and not finished
+        self.outputs: dict[Sequence, list[Output]] = {}
+        self.faults: dict[Sequence, Exception] = {}
+        self._builders: dict[Sequence, OutputBuilder] = {}
+
+    def add(self, requests: list[Request]) -> list[Sequence | Exception]:
+        added = self.runner.add(requests)
+        for request, sequence in zip(requests, added, strict=True):
+            if isinstance(sequence, Sequence):
+                detokenizer, started = start(self.loaded, request)
+                self._builders[sequence] = OutputBuilder(request, detokenizer)
+                self.outputs[sequence] = [started, *split_encoder_self(sequence.pop_source_attention())]
+                self.live.append(sequence)
+        return added
+
+    def add_all(self, requests: list[Request]) -> list[Sequence]:
+        """Adds requests that cannot fail, and reads their prompts."""
+        sequences = [sequence for sequence in self.add(requests) if isinstance(sequence, Sequence)]
+        assert len(sequences) == len(requests)
+        for sequence in sequences:
+            while sequence.is_prefilling:
+                self.runner.prefill(sequence)
+        return sequences
+
+    def remove(self, sequence: Sequence) -> None:
+        self.live.remove(sequence)
+        self.runner.remove(sequence)
+
+    def step(self, sequences: list[Sequence] | None = None) -> None:
+        """Takes a step of some sequences; None: of all that live. Finished and failed ones are removed."""
+        batch = list(self.live if sequences is None else sequences)
+        size = self.runner.max_batch_size
+        for first in range(0, len(batch), size):
+            for sequence, output in self.runner.decode(batch[first : first + size]):
+                try:
+                    if isinstance(output, Exception):
+                        raise output
+                    self.outputs[sequence] += self._builders[sequence].add_token(output)
+                except Exception as error:
+                    self.faults[sequence] = error
+                if sequence in self.faults or self._builders[sequence].is_finished:
+                    self.remove(sequence)
+
+    def finish(self, sequences: list[Sequence] | None = None) -> None:
+        """Takes steps of some sequences until all of them are finished; None: of all that live."""
+        batch = list(self.live if sequences is None else sequences)
+        while batch := [sequence for sequence in batch if sequence in self.live]:
+            self.step(batch)
+
+
+def slots_run(loaded: LoadedModel, num_slots: int) -> Run:
+    assert loaded.backend is not None
+    return Run(loaded, ModelRunner(loaded, loaded.backend, num_slots))
+
+
+@torch.inference_mode()
+def together(loaded: LoadedModel, requests: list[Request], schedule, slots: int = 4) -> dict[int, list[Output]]:
+    """The outputs of each request. `schedule` says of each round who joins, who leaves early and who pauses.
+
+    Of those that pause, the even ones give up their slots meanwhile.
+    """
+    run = slots_run(loaded, slots)
+    sequences: dict[int, Sequence] = {}
+    running: dict[int, Sequence] = {}
+    preempted: dict[int, Sequence] = {}
+    waiting = list(range(len(requests)))
+    while waiting or running or preempted:
+        joins, leaver, paused = next(schedule)
+        coming = waiting[: min(joins, run.runner.num_free_slots)]
+        del waiting[: len(coming)]
+        for number, sequence in zip(coming, run.add([requests[number] for number in coming]), strict=True):
+            assert isinstance(sequence, Sequence)
+            sequences[number] = running[number] = sequence
+        for number in list(preempted)[: run.runner.num_free_slots]:
+            running[number] = preempted.pop(number)
+            run.runner.resume(running[number])
+        if paused in running and not paused % 2:
+            preempted[paused] = running.pop(paused)
+            run.runner.preempt(preempted[paused])
+        if leaver in running:
+            run.remove(running.pop(leaver))
+            sequences.pop(leaver)
+        for sequence in running.values():
+            if sequence.is_prefilling:
+                run.runner.prefill(sequence)
+        run.step([s for number, s in running.items() if number != paused and not s.is_prefilling])
+        assert not run.faults, run.faults
+        running = {number: sequence for number, sequence in running.items() if sequence in run.live}
+    assert run.runner.num_free_slots == slots
+    return {number: run.outputs[sequence] for number, sequence in sequences.items()}
+
+
+def assert_same(ours: list, theirs: list) -> None:
+    assert [type(event) for event in ours] == [type(event) for event in theirs]
+    for mine, other in zip(ours, theirs, strict=True):
+        if isinstance(mine, (Started, Finished)):
+            assert mine == other
+        elif isinstance(mine, EncoderSelf):
+            assert_near(mine.attention, other.attention)
+        else:
+            assert isinstance(mine, Step)
+            assert (mine.index, mine.token, mine.text) == (other.index, other.token, other.text)
+            np.testing.assert_allclose(mine.scores, other.scores, atol=1e-5, rtol=1e-5)
+            assert_near(mine.cross, other.cross)
+            assert_near(mine.decoder_self, other.decoder_self)
+
+
+def assert_near(ours, theirs) -> None:
+    assert (ours is None) == (theirs is None)
+    if ours is None:
+        return
+    assert ours.values.shape == theirs.values.shape
+    half = 5e-4 if ours.values.dtype == np.float16 else 0
+    np.testing.assert_allclose(ours.values, theirs.values, atol=1e-5 + half)
+    if ours.positions is not None:
+        # Positions whose shares are equal, or nearly, may change places.
+        clear = np.abs(np.diff(theirs.values, axis=0)).min(0) > 1e-5
+        assert (ours.positions == theirs.positions)[:, clear].all()
+
+
+@torch.inference_mode()
+def alone(loaded: LoadedModel, requests: list[Request]) -> list[list[Output]]:
+    """The outputs of each request by the model's own modules, one by one, with a cache of its own."""
+    return [outputs_alone(loaded, request) for request in requests]
+
+
+def outputs_alone(loaded: LoadedModel, request: Request) -> list[Output]:
+    runner = UnbatchedRunner(loaded, 1)
+    if isinstance(request.target, GivenTarget):
+        return list(target_outputs(loaded, request, runner.target_pass(request)))
+    run = Run(loaded, runner)
+    (sequence,) = run.add_all([request])
+    run.finish()
+    if sequence in run.faults:
+        raise run.faults[sequence]
+    return run.outputs[sequence]
