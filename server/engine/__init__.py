@@ -1,8 +1,23 @@
-"""Who runs when, and who gets what: one thread for each model.
+"""Which request runs when, and what it gets: one thread for each model. No gRPC; no tensors.
 
-engine            the thread: admits jobs, steps them, delivers their events
-admission         the requests that wait, and which of them begins next
-output_queue      from the engine's thread to an asyncio task, bounded by bytes
-output_builder    one job from its source to its last step: the events that it is answered with
-batching_delay    a moment's wait when requests come in bursts
+engine              Engine: submits requests to its thread; start, drain, stop
+engine_core         one iteration of the thread: schedule → run → deliver
+scheduler           starts waiting requests, resumes preempted ones, ends expired ones
+preemption          which requests give way because their readers are slow
+time_share          how much time given targets may take beside the decode steps
+started_requests    the requests that have started, by status, and how they end
+request_state       one request in the engine: status, sequence, outputs that wait, times
+admission           the requests that have arrived and not started
+waiting_queue       the order of waiting requests, and which clients come after others
+batching_delay      a millisecond's wait when requests arrive in bursts
+output_builder      tokens and attention → outputs: text, stop reasons, which row belongs to which step
+output_queue        from the engine's thread to an asyncio task, bounded by bytes
 """
+
+from .admission import Reservation
+from .engine import Engine, EngineConfig
+from .output_queue import OutputQueue
+from .request_state import RequestState
+from .waiting_queue import HeldBack
+
+__all__ = ["Engine", "EngineConfig", "HeldBack", "OutputQueue", "RequestState", "Reservation"]

@@ -18,8 +18,7 @@ import torch
 from ..errors import internal
 from ..models.loader import LoadedModel, ModelError
 from ..request import Request
-from ..runner.runner import make_runner
-from ..runner.slot_budget import slots_that_fit
+from ..runner import make_runner, slots_that_fit
 from .admission import AdmissionQueue, Reservation
 from .engine_core import EngineCore
 from .output_queue import OutputQueue

@@ -8,8 +8,7 @@ from collections.abc import Callable
 
 from ..models.loader import LoadedModel
 from ..request import GivenTarget, Step
-from ..runner.runner import Runner
-from ..runner.sequence import Sequence, StepOutput
+from ..runner import Runner, Sequence, StepOutput
 from .admission import AdmissionQueue
 from .output_builder import OutputBuilder, split_encoder_self, start, target_outputs
 from .output_queue import OutputQueue, notify

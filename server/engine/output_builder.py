@@ -13,8 +13,7 @@ from ..capture.arrays import AttentionArrays
 from ..errors import invalid, not_a_number
 from ..models.loader import LoadedModel
 from ..request import DecodingParams, EncoderSelf, Finished, GivenTarget, Output, Request, Started, Step, StopReason
-from ..runner.sequence import StepOutput
-from ..runner.target_pass import TargetOutput, TargetPass
+from ..runner import StepOutput, TargetOutput, TargetPass
 from ..text.tokenizer import Detokenizer, Token
 
 # Encoder self-attention is cut into parts of about this size, a fraction of what is held for a slow reader.

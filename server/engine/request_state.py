@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from ..request import GivenTarget, Output, Request
-from ..runner.sequence import Sequence
+from ..runner import Sequence
 from .output_builder import OutputBuilder
 from .output_queue import OutputQueue
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from ..errors import RequestError, internal
 from ..memory import is_out_of_memory, out_of_memory
-from ..runner.runner import Runner
+from ..runner import Runner
 from .admission import AdmissionQueue
 from .request_state import RequestState, RequestStatus
 

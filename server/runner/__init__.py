@@ -1,8 +1,33 @@
-"""What runs: forward passes of sequences.
+"""What runs: forward passes of sequences. Tensors and captures; no queues, no texts.
 
-model_runner        sequences in slots: prefill and decoding, one step of all at a time
-unbatched_runner    a sequence with a cache of its own
+runner              Runner: what the engine asks of a runner; make_runner: which one a model has
+model_runner        ModelRunner: sequences in slots, all of them in one decode step
+decode_step         one such step: forward pass, next tokens, scores, attention rows
+prefill             sources and prompts into the KV cache
+slot_allocator      which sequence has which slot
+step_recorder       the attention rows of a decode step, equal plans together
+unbatched_runner    UnbatchedRunner: each sequence with a cache of its own, for models that cannot be run in slots
+unbatched_model     a model over one sequence, by the model's own modules
+target_pass         the forward passes of a given target
+sequence            Sequence: a decoded request in a runner; StepOutput: what a step gives it
 slot_budget         how many slots there is memory for
-thread_tuner        how many threads of a CPU a step uses
-warmup              kernels that are compiled before the server serves
+thread_tuner        how many CPU threads a step uses
+warmup              common captures run once before serving
 """
+
+from .runner import Runner, make_runner
+from .sequence import Sequence, StepOutput
+from .slot_budget import slots_that_fit
+from .target_pass import TargetOutput, TargetPass
+from .warmup import warm
+
+__all__ = [
+    "Runner",
+    "Sequence",
+    "StepOutput",
+    "TargetOutput",
+    "TargetPass",
+    "make_runner",
+    "slots_that_fit",
+    "warm",
+]
