@@ -1,9 +1,9 @@
-"""The requests that wait for the engine, and which of them the engine begins next.
+"""The order of waiting requests, and which clients come after others.
 
-First come, first served, among requests whose readers read. A request whose reader has not taken its first event is
-begun when the engine has nothing else to do. Another reader may take the first events and then nothing, which shows
-only after the work: where many readers of a client do so, its requests come after those of other clients, the smallest
-and the oldest in turn. Knows clients as keys; knows neither gRPC nor models.
+First come, first served, among requests whose readers take outputs. A request whose reader has not taken its first
+output starts when the engine has nothing else to do. Another reader may take the first outputs and then nothing, which
+shows only after the work is done. Where many readers of one client do so, the requests of this client come after the
+requests of other clients, the smallest and the oldest in turn. Knows clients as keys; knows neither gRPC nor models.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from typing import Generic, NamedTuple, TypeVar
 
 T = TypeVar("T", bound=Hashable)
 
-# So many readers of a client may stall, and the client is as others are. A proxy has some stalled readers at any time.
-_FEW = 8
+# Readers of a client that may stall before the client is held back. A proxy has some stalled readers at any time.
+_MAX_STALLED = 8
 
-# One of so many requests that begin is of a client that is held back, so that none waits for ever.
+# One request in this number of starts is of a client that is held back, so that no request waits for ever.
 _SHARE = 8
 
 
 class HeldBack:
-    """The requests that come after others, by what their readers take."""
+    """Which requests come after others, by what their readers take."""
 
     def __init__(
         self,
@@ -29,24 +29,29 @@ class HeldBack:
         stalled_of: Mapping[Hashable, int] | None = None,
         reading_of: Mapping[Hashable, int] | None = None,
     ) -> None:
-        """`stalled` are the requests whose readers take nothing.
+        """`stalled` holds the requests whose readers take nothing.
 
-        Of each client, `stalled_of` says how many readers have stalled after their first event, and `reading_of` how
-        many read.
+        `stalled_of` is the number of each client's readers that have stalled after their first output, and
+        `reading_of` the number of each client's readers that take outputs.
         """
         self.requests = frozenset(stalled)
-        every, reading = stalled_of or {}, reading_of or {}
-        self.clients = frozenset(client for client, count in every.items() if _mostly(count, reading.get(client, 0)))
-        # Stalled readers can also be spread over many clients: whether the other clients are like one held back.
-        rest = [sum(n for client, n in of.items() if client not in self.clients) for of in (every, reading)]
-        self.others = _mostly(*rest)
+        num_stalled, num_reading = stalled_of or {}, reading_of or {}
+        self.clients = frozenset(
+            client for client, count in num_stalled.items() if _are_mostly_stalled(count, num_reading.get(client, 0))
+        )
+        # Stalled readers can also be spread over many clients. Then all other clients together are held back.
+        stalled_rest, reading_rest = (
+            sum(count for client, count in counts.items() if client not in self.clients)
+            for counts in (num_stalled, num_reading)
+        )
+        self.others = _are_mostly_stalled(stalled_rest, reading_rest)
 
     def __bool__(self) -> bool:
         return bool(self.requests or self.clients or self.others)
 
 
-def _mostly(stalled: int, reading: int) -> bool:
-    return stalled > max(_FEW, reading)
+def _are_mostly_stalled(num_stalled: int, num_reading: int) -> bool:
+    return num_stalled > max(_MAX_STALLED, num_reading)
 
 
 class _Entry(NamedTuple):
@@ -55,14 +60,14 @@ class _Entry(NamedTuple):
 
 
 class WaitingQueue(Generic[T]):
-    """Requests that wait, in the order in which they have come. For one thread at a time."""
+    """The waiting requests, in the order of their arrival. For one thread at a time."""
 
     def __init__(self) -> None:
         self._entries: dict[T, _Entry] = {}
         self._held_back = HeldBack()
-        self._others_begun = 0  # since a request began that comes after others
-        self._takes_oldest = False  # the next time that a request is chosen by its size or by its age
-        self._found: tuple[bool, bool, T | None] | None = None  # what `next` was asked, and what it found
+        self._num_begun = 0  # requests that have started since one that comes after others
+        self._takes_oldest = False  # whether the next choice by size or age is by age
+        self._cached: tuple[bool, bool, T | None] | None = None  # the arguments of the last `next`, and its result
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -73,52 +78,56 @@ class WaitingQueue(Generic[T]):
     def add(self, request: T, client: Hashable, size: int) -> None:
         """Adds a request behind the others. `size` is in tokens."""
         self._entries[request] = _Entry(client, size)
-        self._found = None
+        self._cached = None
 
     def remove(self, request: T) -> None:
-        """Takes a request out that is not begun."""
+        """Takes out a request that does not start."""
         del self._entries[request]
-        self._found = None
+        self._cached = None
 
     def begin(self, request: T) -> None:
-        """Takes a request out that is begun."""
+        """Takes out a request that starts."""
         if self.is_held_back(request):
             self._takes_oldest = not self._takes_oldest
-        self._others_begun = 0 if self._comes_after_others(request) else self._others_begun + 1
+        self._num_begun = 0 if self._comes_after_others(request) else self._num_begun + 1
         self.remove(request)
 
     def clear(self) -> None:
-        """Takes all requests out."""
+        """Takes out all requests."""
         self._entries.clear()
-        self._found = None
+        self._cached = None
 
     def hold_back(self, held_back: HeldBack) -> None:
         """Says which requests come after others from now on."""
         self._held_back = held_back
-        self._found = None
+        self._cached = None
 
     def has_stalled(self, request: T) -> bool:
-        """Whether a request's reader takes nothing, as far as is known."""
+        """Whether the reader of a request takes nothing, as far as is known."""
         return request in self._held_back.requests
 
     def next(self, *, is_idle: bool, has_time: bool) -> T | None:
-        """The request to begin next.
+        """The request to start next; None where none may start.
 
-        `is_idle` says whether nothing is worked on for a reader that reads, `has_time` whether a request that is held
-        back may begin now. Without time, its share is put off, and nobody else waits for it.
+        `is_idle` says whether nothing is worked on for a reader that takes outputs. `has_time` says whether a request
+        that is held back may start now. Without time, the share of held-back clients is put off, and no other request
+        waits for it.
         """
         if not self._held_back:
             return next(iter(self._entries), None)
-        if self._found is None or self._found[:2] != (is_idle, has_time):
-            self._found = is_idle, has_time, self._find(is_idle=is_idle, has_time=has_time)
-        return self._found[2]
+        if self._cached is None or self._cached[:2] != (is_idle, has_time):
+            self._cached = is_idle, has_time, self._find(is_idle=is_idle, has_time=has_time)
+        return self._cached[2]
 
     def is_held_back(self, request: T) -> bool:
-        """Whether a request that waits is not begun in the order in which requests have come."""
+        """Whether a waiting request does not start in the order of arrival."""
         return self._held_back.others or self._comes_after_others(request)
 
     def newest_held_back(self, newcomer: Hashable) -> T | None:
-        """The last request that comes after others, to give its place to a client whose requests do not."""
+        """The newest request that comes after others, to give its place to the request of client `newcomer`.
+
+        None where the requests of this client come after others too.
+        """
         if newcomer in self._held_back.clients:
             return None
         return next((request for request in reversed(self._entries) if self._comes_after_others(request)), None)
@@ -128,20 +137,20 @@ class WaitingQueue(Generic[T]):
 
     def _find(self, *, is_idle: bool, has_time: bool) -> T | None:
         reading = [request for request in self._entries if not self.has_stalled(request)]
-        others = [request for request in reading if not self._comes_after_others(request)]
-        last = [request for request in reading if self._comes_after_others(request)]
-        if last and has_time and (not others or self._others_begun >= _SHARE - 1):
-            return self._in_turn(last)
-        if others and not self._held_back.others:
-            return others[0]
+        in_order = [request for request in reading if not self._comes_after_others(request)]
+        held_back = [request for request in reading if self._comes_after_others(request)]
+        if held_back and has_time and (not in_order or self._num_begun >= _SHARE - 1):
+            return self._in_turn(held_back)
+        if in_order and not self._held_back.others:
+            return in_order[0]
         if not has_time:
             return None
-        if others:
-            return self._in_turn(others)
+        if in_order:
+            return self._in_turn(in_order)
         return next(iter(self._entries), None) if is_idle else None
 
     def _in_turn(self, requests: list[T]) -> T:
-        """The oldest and the smallest in turn; the newest of several that are as small."""
+        """The oldest and the smallest request in turn; of several that are as small, the newest."""
         if self._takes_oldest:
             return requests[0]
         return min(reversed(requests), key=self._size)

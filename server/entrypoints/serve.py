@@ -122,9 +122,9 @@ def _load_and_serve(args: argparse.Namespace, address: Address) -> int:
     import torch
 
     from ..models.loader import ModelError, load
-    from ..runner.thread_tuner import numbers_to_try
+    from ..runner.thread_tuner import thread_counts
 
-    threads = (args.threads,) if args.threads else numbers_to_try()
+    threads = (args.threads,) if args.threads else thread_counts()
     if not args.threads and "OMP_NUM_THREADS" in os.environ:
         threads = (torch.get_num_threads(),)
     # To load with a single one has two reasons. Layers are timed meanwhile, and what else wants the cores disturbs that

@@ -1,8 +1,9 @@
-"""How many of the processor's threads compute: all of them, or fewer where others want its cores too.
+"""How many CPU threads a decode step uses: all cores, or fewer where other programs use the cores too.
 
-The threads of a parallel operation wait for one another. Where something else has one's core, all stand still, and a
-step with all cores takes several times as long as one with fewer; where nothing has, it is the faster one. Which of the
-two it is changes while a server runs, so it is tried now and then. Knows threads and clocks; knows nothing of models.
+The threads of a parallel operation wait for one another. Where another program has one of the cores, all threads stand
+still, and a step with all cores takes several times as long as a step with fewer; where no other program runs, the step
+with all cores is the faster one. Which of the two holds changes while a server runs, so that other numbers of threads
+are tried now and then. Knows threads and clocks; knows nothing of models.
 """
 
 from __future__ import annotations
@@ -19,20 +20,20 @@ import torch
 
 log = logging.getLogger(__name__)
 
-# Seconds between two trials, and until a number is tried again that was so much slower that many trials would be felt:
-# each time twice as long, up to the longest, while nothing changes.
+# Seconds between two trials, and until a number of threads is tried again that was much slower: so much that its trials
+# would be felt. This time doubles, up to the longest, while nothing changes.
 _TRIAL_EVERY, _TRIAL_AFTER_SLOW, _LONGEST = 0.25, 3.0, 60.0
 _MUCH_SLOWER = 1.5
-# Steps in a row, each that much slower than such a step was, that show that something has changed; and the weight of
-# one step in what such a step is known to take.
-_SLOWED, _FORGETTING = 3, 0.05
-# How many trials decide, and the share of a step's time below which another number is the better one.
-_TRIALS = 3
+# Steps in a row, each much slower than the average step, that show that something has changed; and the weight of one
+# step in this average.
+_NUM_SLOW, _AVERAGE_WEIGHT = 3, 0.05
+# How many trials decide, and the share of a step's time below which another number of threads is the better one.
+_NUM_TRIALS = 3
 _BETTER = 0.95
-# Seconds after which a step is the first after a pause. It finds caches cold and threads asleep, whatever their number.
+# Seconds after which a step is the first after a pause. It finds caches cold and threads asleep, with any number.
 _PAUSE = 0.02
-# Steps of equal work, without a pause, before one is compared with others.
-_WARM = 2
+# Steps of equal work without a pause, before a step is compared with others.
+_NUM_WARM = 2
 
 
 def cores() -> int:
@@ -40,50 +41,50 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def numbers_to_try() -> tuple[int, ...]:
-    """The numbers of threads worth trying here, from the least."""
-    most = cores()
-    return tuple(sorted({1, max(1, most // 2), max(1, most - 1), most}))
+def thread_counts() -> tuple[int, ...]:
+    """The numbers of threads that are worth trying on this machine, in ascending order."""
+    count = cores()
+    return tuple(sorted({1, max(1, count // 2), max(1, count - 1), count}))
 
 
 class _Trial(NamedTuple):
-    """A step with another number of threads between two as usual, for the same work."""
+    """A step with another number of threads between two steps with the usual number, for the same work."""
 
-    place: int  # of the other number
+    count_index: int  # of the other number
     seconds: list[float]  # of the steps so far
 
 
 class ThreadTuner:
-    """The number of threads that steps are taken with. For one thread, which takes all the steps."""
+    """Chooses the number of threads that decode steps use. For the thread that takes all steps."""
 
-    def __init__(self, numbers: Sequence[int]) -> None:
-        """`numbers` are those to choose from, from the least. With a single one nothing is ever tried."""
-        self._numbers = tuple(numbers)
-        self._place = len(self._numbers) - 1  # of the number in use
-        self._used = -1  # of the number that torch was last told
+    def __init__(self, counts: Sequence[int]) -> None:
+        """`counts` are the numbers of threads to choose from, in ascending order. With a single one, none is tried."""
+        self._counts = tuple(counts)
+        self._index = len(self._counts) - 1  # of the number in use
+        self._set_index = -1  # of the number that torch has
         self._work: Hashable = None  # of the last step
-        self._ended = 0.0  # when it ended
-        self._warm = 0  # steps of this work without a pause
+        self._ended_at = 0.0  # the end of the last step
+        self._num_warm = 0  # steps of this work without a pause
         self._trial: _Trial | None = None
-        self._last = 0.0  # seconds that the last step took
-        self._known: dict[Hashable, float] = {}  # seconds of a usual step, by its work
-        self._slowed = 0  # steps in a row that took much longer
-        self._next = time.monotonic() + _TRIAL_EVERY
-        self._begin_anew()
+        self._last_seconds = 0.0  # of the last step
+        self._average: dict[Hashable, float] = {}  # seconds of a step with the usual number, by its work
+        self._num_slow = 0  # steps in a row that took much longer than the average
+        self._next_trial = time.monotonic() + _TRIAL_EVERY
+        self._forget_trials()
 
-    def _begin_anew(self) -> None:
-        """Knows nothing of other numbers any more."""
-        count = len(self._numbers)
-        # By place: when it may be tried again, how long it waits if it is slow, and of a usual step's time, the shares
-        # that the last trials took.
+    def _forget_trials(self) -> None:
+        """Forgets what is known of other numbers of threads."""
+        count = len(self._counts)
+        # By index: when the number may be tried again, how long it waits if it is slow, and the time that the steps of
+        # its last trials took, as shares of the time of a usual step.
         self._due = [0.0] * count
         self._wait = [_TRIAL_AFTER_SLOW] * count
         self._shares: list[list[float]] = [[] for _ in range(count)]
 
     @contextmanager
     def step(self, work: Hashable) -> Iterator[None]:
-        """Within it a step is taken. Steps of equal `work` take about the same time."""
-        if len(self._numbers) < 2:
+        """A context for one step. Steps of equal `work` take about the same time."""
+        if len(self._counts) < 2:
             yield
             return
         self._use(self._begin(work))
@@ -92,33 +93,33 @@ class ThreadTuner:
             yield
             self._end(time.monotonic() - started)
         finally:
-            self._use(self._place)  # for what is not a step
+            self._use(self._index)  # for work that is not a step
 
     def _begin(self, work: Hashable) -> int:
-        """Which number the next step is taken with."""
+        """Returns the index of the number that the next step uses."""
         now = time.monotonic()
-        if work != self._work or now - self._ended > max(_PAUSE, 2 * self._last):
-            # What came before cannot be compared.
-            self._work, self._warm, self._slowed, self._trial = work, 0, 0, None
-        if self._trial is None and self._warm >= _WARM and now >= self._next:
-            # All in turns: one that is bad may be no worse than its neighbours.
-            others = [place for place in range(len(self._numbers)) if place != self._place]
-            place = min(others, key=lambda other: (self._due[other], -other))
-            if self._due[place] <= now:
-                self._trial = _Trial(place, [])
+        if work != self._work or now - self._ended_at > max(_PAUSE, 2 * self._last_seconds):
+            # Earlier steps cannot be compared with this one.
+            self._work, self._num_warm, self._num_slow, self._trial = work, 0, 0, None
+        if self._trial is None and self._num_warm >= _NUM_WARM and now >= self._next_trial:
+            # All numbers take turns: where one is bad, its neighbours need not be.
+            others = [index for index in range(len(self._counts)) if index != self._index]
+            index = min(others, key=lambda other: (self._due[other], -other))
+            if self._due[index] <= now:
+                self._trial = _Trial(index, [])
         if self._trial is None:
-            return self._place
-        return self._trial.place if len(self._trial.seconds) == 1 else self._place
+            return self._index
+        return self._trial.count_index if len(self._trial.seconds) == 1 else self._index
 
-    def _use(self, place: int) -> None:
-        if self._used != place:
-            torch.set_num_threads(self._numbers[place])
-            self._used = place
+    def _use(self, index: int) -> None:
+        if self._set_index != index:
+            torch.set_num_threads(self._counts[index])
+            self._set_index = index
 
     def _end(self, seconds: float) -> None:
         """Takes note of how long a step took."""
-        self._ended, self._last = time.monotonic(), seconds
-        self._warm += 1
+        self._ended_at, self._last_seconds = time.monotonic(), seconds
+        self._num_warm += 1
         if self._trial is None:
             self._compare(seconds)
             return
@@ -126,39 +127,39 @@ class ThreadTuner:
         times.append(seconds)
         if len(times) < 3:
             return
-        place, self._trial = self._trial.place, None
-        self._judge(place, 2 * times[1] / (times[0] + times[2]))
+        index, self._trial = self._trial.count_index, None
+        self._judge(index, 2 * times[1] / (times[0] + times[2]))
 
     def _compare(self, seconds: float) -> None:
-        """Notices when steps have become slow: other numbers may be better then, and do not wait."""
-        if self._warm <= _WARM:
+        """Notices when steps have become slow: then other numbers may be better, and are tried without a wait."""
+        if self._num_warm <= _NUM_WARM:
             return
-        known = self._known.setdefault(self._work, seconds)
-        if seconds <= _MUCH_SLOWER * known:
-            self._slowed = 0
-            self._known[self._work] = known + (seconds - known) * _FORGETTING  # longer texts take longer
+        average = self._average.setdefault(self._work, seconds)
+        if seconds <= _MUCH_SLOWER * average:
+            self._num_slow = 0
+            self._average[self._work] = average + (seconds - average) * _AVERAGE_WEIGHT  # longer texts take longer
             return
-        self._slowed += 1
-        if self._slowed >= _SLOWED:
-            self._slowed = 0
-            self._known.clear()
-            self._begin_anew()
+        self._num_slow += 1
+        if self._num_slow >= _NUM_SLOW:
+            self._num_slow = 0
+            self._average.clear()
+            self._forget_trials()
 
-    def _judge(self, place: int, share: float) -> None:
-        """Takes note of the share of a usual step's time that one with another number took."""
-        self._next = self._due[place] = self._ended + _TRIAL_EVERY
+    def _judge(self, index: int, share: float) -> None:
+        """Takes note of a trial: the time of its step, as a share of the time of a usual step."""
+        self._next_trial = self._due[index] = self._ended_at + _TRIAL_EVERY
         if share > _MUCH_SLOWER:
-            self._due[place] = self._ended + self._wait[place]
-            # With fewer threads than there are cores, nothing tells when the cores are free again.
-            is_most = self._place == len(self._numbers) - 1
-            self._wait[place] = min(2 * self._wait[place], _LONGEST) if is_most else _TRIAL_AFTER_SLOW
-        shares = self._shares[place]
+            self._due[index] = self._ended_at + self._wait[index]
+            # With fewer threads than cores, slow steps do not show when the cores are free again.
+            uses_all = self._index == len(self._counts) - 1
+            self._wait[index] = min(2 * self._wait[index], _LONGEST) if uses_all else _TRIAL_AFTER_SLOW
+        shares = self._shares[index]
         shares.append(share)
-        if len(shares) < _TRIALS:
+        if len(shares) < _NUM_TRIALS:
             return
         if statistics.median(shares) < _BETTER:
-            self._place = place
-            log.debug("steps are taken with %d threads", self._numbers[place])
-            self._known.clear()
-            self._begin_anew()
+            self._index = index
+            log.debug("steps use %d threads", self._counts[index])
+            self._average.clear()
+            self._forget_trials()
         shares.clear()

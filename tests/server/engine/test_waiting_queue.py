@@ -199,7 +199,7 @@ def test_sequences_of_a_model_without_slots_take_turns(tmp_path, monkeypatch):
 
 # ---- the rule --------------------------------------------------------------------------------------------------------
 
-FEW = waiting_queue._FEW
+FEW = waiting_queue._MAX_STALLED
 
 
 def begin_all(queue: WaitingQueue[int], *, is_idle: bool = True) -> list[int]:

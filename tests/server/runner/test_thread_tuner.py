@@ -8,7 +8,7 @@ import pytest
 from harness import request, serving, steps_of, stub
 from sidelight.server.engine.engine import EngineConfig
 from sidelight.server.runner import thread_tuner as threads
-from sidelight.server.runner.thread_tuner import ThreadTuner, cores, numbers_to_try
+from sidelight.server.runner.thread_tuner import ThreadTuner, cores, thread_counts
 
 
 class Machine:
@@ -153,10 +153,10 @@ def test_what_is_said_once_stays(machine, numbers):
     assert set(machine.steps(ThreadTuner(numbers), 50)) == {5}  # torch was told before
 
 
-def test_numbers_to_try(monkeypatch):
+def test_thread_counts(monkeypatch):
     for count, expected in ((1, (1,)), (2, (1, 2)), (4, (1, 2, 3, 4)), (8, (1, 4, 7, 8))):
         monkeypatch.setattr(threads, "cores", lambda count=count: count)
-        assert numbers_to_try() == expected
+        assert thread_counts() == expected
     assert cores() >= 1
 
 
