@@ -16,7 +16,7 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS = 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-lowest test-newest lint format proto bench pictures lock clean
+.PHONY: help demo test test-all test-lowest test-newest lint format proto bench pictures lock clean
 
 help: ## Show this list
 	@echo "Sidelight: streams, token by token, where a sequence model looks while it writes."
@@ -28,8 +28,13 @@ help: ## Show this list
 demo: $(VENV)/.server ## Translate a few sentences and show where the model looks
 	@$(BIN)/sidelight demo
 
-test: $(VENV)/.test ## Run the tests
-	@OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/pytest -n 2 --dist worksteal $(ARGS)
+test: $(VENV)/.test ## Run the tests, but for those marked slow (ARGS="-m slow" runs these alone)
+	@$(PYTEST) -m "not slow" $(ARGS)
+
+test-all: $(VENV)/.test ## Run all tests
+	@$(PYTEST) $(ARGS)
+
+PYTEST = OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/pytest -n 2 --dist worksteal
 
 # What users may have: the oldest and the newest versions of what Sidelight stands on, each in an environment of its own.
 test-lowest: $(VENV)-lowest/.test ## Run the tests of kernels, capture and parity with the oldest versions allowed

@@ -105,13 +105,18 @@ class Report:
         """Bytes of weight that one decoding step reads: no encoder, no keys and values of the source."""
         return sum(size for name, size in self.bytes.items() if _runs_each_step(name))
 
-    def __str__(self) -> str:
-        """One line, and one for each shape: which way from how many rows on, and its time."""
+    @property
+    def summary(self) -> str:
+        """One line: how many layers and bytes, and how long packing took."""
         layers = sum(measured.layers for measured in self.shapes.values())
-        lines = [
+        return (
             f"packed {layers} linear layers in {self.precision}: {sum(self.bytes.values()) / 1e6:.1f} MB of weights, "
             f"{self.step_bytes / 1e6:.1f} MB a decoding step, {self.seconds:.1f} s"
-        ]
+        )
+
+    def __str__(self) -> str:
+        """The summary, and one line for each shape: which way from how many rows on, and its time."""
+        lines = [self.summary]
         for shape, measured in self.shapes.items():
             ways = ", ".join(f"{r}: {way} {measured.times[r][way]:.0f} us" for r, way in measured.chosen.items())
             lines.append(f"  {shape.in_features}->{shape.out_features} x{measured.layers}: {ways}")

@@ -157,7 +157,8 @@ def load(
         if packing is not None:
             _prepare_programs()
             programmed = is_programmed(model)
-            log.info("%s", pack(model, packing, in_panels=lambda _: programmed))
+            report = pack(model, packing, in_panels=lambda _: programmed)
+            log.info("%s", report if log.isEnabledFor(logging.DEBUG) else report.summary)
         is_exact = model.dtype == torch.float32 and precision != "int8"
         is_invariant = packing == "int8"
         backend = select_backend(model, attention_layers, source, target, is_exact=is_exact, is_invariant=is_invariant)

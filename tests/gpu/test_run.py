@@ -28,6 +28,7 @@ def load_script(name: str) -> ModuleType:
     return module
 
 
+@pytest.mark.slow  # a minute and a half of processor time: it compiles the programs for CPUs anew
 @pytest.mark.timeout(900)
 def test_the_whole_script_runs_dry(tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "OMP_NUM_THREADS")}

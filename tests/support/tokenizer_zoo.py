@@ -16,12 +16,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import sentencepiece
+import tokenizers
 import transformers as tf
 from model_zoo import FAMILIES, SENTENCES
 from sentencepiece import sentencepiece_model_pb2
 from sidelight.server.models.loader import bundled_model
-from sidelight.server.text.tokenizer import Codec
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from sidelight.server.text.tokenizer import Tokenizer
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 _NAMES = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
 _SPECIAL = ["<pad>", "</s>", "<unk>", "<s>"]
@@ -74,7 +75,7 @@ def _multilingual_marian() -> Any:
 # ---- the tokenizers library ------------------------------------------------------------------------------------------
 
 
-def _fast(tokenizer: Tokenizer, template: str = "$A </s>", post: Any = None) -> Any:
+def _fast(tokenizer: tokenizers.Tokenizer, template: str = "$A </s>", post: Any = None) -> Any:
     tokens = [(token, tokenizer.token_to_id(token)) for token in ("<s>", "</s>")]
     template_of = processors.TemplateProcessing(single=template, special_tokens=tokens)
     tokenizer.post_processor = template_of if post is None else processors.Sequence([post, template_of])
@@ -93,7 +94,7 @@ def _unigram(scheme: str, *, normalized: bool = False, bytes_: bool = False) -> 
         pieces = [*((token, 0.0) for token in _SPECIAL), *((letter, -6.0) for letter in _LETTERS)]
         pieces += [(stretch, -4.0 - len(stretch) / 10) for stretch in sorted(stretches)]
         pieces += [(f"<0x{byte:02X}>", -12.0) for byte in range(256)] if bytes_ else []
-        tokenizer = Tokenizer(models.Unigram(pieces, 2, byte_fallback=bytes_))
+        tokenizer = tokenizers.Tokenizer(models.Unigram(pieces, 2, byte_fallback=bytes_))
         spaces = normalizers.Replace(Regex(" {2,}"), "▁")
         if normalized:  # as T5's and mBART's converters have it
             tokenizer.normalizer = normalizers.Sequence([normalizers.Precompiled(_charsmap()), spaces])
@@ -116,7 +117,7 @@ def _byte_fallback(*, prefix: bool) -> Callable[[], Any]:
         merges = sorted({(one, other) for word in _WORDS for one, other in itertools.pairwise(word)})[::3]
         vocabulary = {piece: id_ for id_, piece in enumerate(dict.fromkeys([*pieces, *map("".join, merges)]))}
         model = models.BPE(vocabulary, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
-        tokenizer = Tokenizer(model)
+        tokenizer = tokenizers.Tokenizer(model)
         chain: list[Any] = [normalizers.Replace(" ", "▁")]
         end: list[Any] = []
         if prefix:
@@ -135,7 +136,7 @@ def _byte_fallback(*, prefix: bool) -> Callable[[], Any]:
 
 def _byte_level(*, prefix: bool, trims: bool, normalizer: Any = None) -> Callable[[], Any]:
     def made() -> Any:
-        tokenizer = Tokenizer(models.BPE())
+        tokenizer = tokenizers.Tokenizer(models.BPE())
         if normalizer is not None:
             tokenizer.normalizer = normalizer
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix)
@@ -248,10 +249,10 @@ DECODER_ONLY = {"llama2", "gemma", "byte-level", "byte-level-prefix", "byte-leve
 
 
 @functools.cache
-def codec_of(name: str) -> Codec:
-    """The codec of a tokenizer of the zoo, as it is with a model."""
+def tokenizer_of(name: str) -> Tokenizer:
+    """The server's tokenizer around one of the zoo, as a model has it."""
     tokenizer = TOKENIZERS[name]()
     generation = SimpleNamespace(decoder_start_token_id=None, forced_bos_token_id=None)
     config = SimpleNamespace(is_encoder_decoder=name not in DECODER_ONLY, decoder_start_token_id=0, bos_token_id=0)
     model: Any = SimpleNamespace(config=config, generation_config=generation)
-    return Codec(tokenizer, model)
+    return Tokenizer(tokenizer, model)

@@ -33,7 +33,7 @@ SHAPES = [
     (2, 3, 1, 1, 37, 16),
     (1, 4, 4, 37, 1, 32),
     (2, 6, 2, 33, 65, 40),
-    (1, 8, 2, 70, 131, 64),
+    (1, 4, 2, 70, 131, 64),
     (1, 5, 5, 64, 64, 80),
     (1, 2, 1, 17, 40, 128),
     (1, 2, 2, 9, 50, 256),
@@ -287,29 +287,29 @@ def test_many_positions_are_sorted_some_queries_at_a_time(encoding, monkeypatch)
         LayerSpec(over_heads="l2", over_layers="max", first=False),
     ]
     random = torch.Generator().manual_seed(0)
-    bias = torch.randn(1, 4, 24, 70, generator=random)
-    mask = torch.rand(2, 1, 24, 70, generator=random) < 0.7
+    bias = torch.randn(1, 4, 12, 70, generator=random)
+    mask = torch.rand(2, 1, 12, 70, generator=random) < 0.7
     for rule in ({"bias": bias, "mask": mask}, {"causal": True, "first": 40, "window": 9, "bias": bias[:, :1]}):
-        layers = [make_layer(2, 4, 2, 24, 70, 16, seed=seed, **rule) for seed in range(2)]
+        layers = [make_layer(2, 4, 2, 12, 70, 16, seed=seed, **rule) for seed in range(2)]
         expected = truth.columns([layer.probabilities() for layer in layers], over_heads="l2", over_layers="max")
         apart = truth.columns([layers[0].probabilities()])
         with monkeypatch.context() as patch:
             patch.setattr(selection, "_FLOATS_BYTES", 4 * 2 * 70 * 4 * 5)  # five queries of four heads
-            folded = run(layers, made, 24, 70, 1, "triton", encoding=encoding, top_k=60)
+            folded = run(layers, made, 12, 70, 1, "triton", encoding=encoding, top_k=60)
             assert_is(folded, expected, 4e-6)
-            assert_is(run(layers[:1], [LayerSpec()], 24, 70, 4, "triton", encoding=encoding, top_k=60), apart, 1e-6)
+            assert_is(run(layers[:1], [LayerSpec()], 12, 70, 4, "triton", encoding=encoding, top_k=60), apart, 1e-6)
 
 
 def test_what_is_sorted_is_not_all_written(monkeypatch):
     monkeypatch.setattr(selection, "_FLOATS_BYTES", 4 * 600 * 8)
-    layer = make_layer(1, 2, 2, 64, 600, 16)
-    result = poisoned(1, 64, 600, 2, top_k=33)
+    layer = make_layer(1, 2, 2, 20, 600, 16)
+    result = poisoned(1, 20, 600, 2, top_k=33)
     with Largest() as largest:
         rows(layer.query, layer.key, layer.scoring, result, impl="triton")
     assert_is(result, truth.columns([layer.probabilities()]), 1e-6)
     assert largest.bytes <= 8 * 600 * 8  # the places of a slice, int64
-    layers = [torch.rand(1, 2, 64, 600) for _ in range(2)]
-    result = poisoned(1, 64, 600, 4, top_k=33)
+    layers = [torch.rand(1, 2, 20, 600) for _ in range(2)]
+    result = poisoned(1, 20, 600, 4, top_k=33)
     with Largest() as largest:
         layout_into(layers, result, impl="triton")
     assert_is(result, truth.columns([layer.double().numpy() for layer in layers]), 2e-6)

@@ -19,6 +19,7 @@ FEATURES = dict(llvm.get_host_cpu_features())
 TESTS = "test_products or test_attention or test_finds_the_greatest or test_more_threads or test_a_row_is_the_same"
 
 
+@pytest.mark.slow  # programs are compiled anew for each kind
 @pytest.mark.parametrize(
     ("kind", "needs"), [("avx2", "avx2"), ("avx512", "avx512vnni"), ("refused", "amx-int8")], ids=lambda each: each
 )

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 from sidelight.kernels import REDUCTIONS
 
-TARGETS = ["sm_80", "sm_90", "sm_100", "gfx942"]
 PROMPT = [4, 8, 512, 512, 8]  # B, H, Q, K, L: everything aligned, tiles at their largest
 SIX = [4, 6, 512, 512, 6]
 FIVE = [4, 5, 512, 512, 5]
@@ -37,8 +36,14 @@ EVERY_REDUCTION = [((PROMPT, over_heads, None, "float32", "float32"), 128, 128) 
 
 @pytest.mark.parametrize(
     ("target", "cases"),
-    [*((target, CASES) for target in TARGETS), ("sm_90", EVERY_REDUCTION)],
-    ids=[*TARGETS, "every reduction"],
+    [
+        pytest.param("sm_80", CASES, marks=pytest.mark.slow),
+        ("sm_90", CASES),
+        pytest.param("sm_100", CASES, marks=pytest.mark.slow),
+        ("gfx942", CASES),
+        pytest.param("sm_90", EVERY_REDUCTION, marks=pytest.mark.slow),
+    ],
+    ids=["sm_80", "sm_90", "sm_100", "gfx942", "every reduction"],
 )
 def test_compiles_without_spills_and_wide(target: str, cases: list[Any], tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}

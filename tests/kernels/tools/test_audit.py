@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sidelight.client.cli.main import main
 from sidelight.kernels.tools.disassembly import read_amd, read_nvidia
 from sidelight.kernels.tools.occupancy import LIMITS, resident_warps
 
@@ -128,6 +129,7 @@ def environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith("TRITON_")}
 
 
+@pytest.mark.slow
 def test_finds_planted_faults(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, Path(__file__).parent / "planted_audit.py", tmp_path],
@@ -178,13 +180,10 @@ def check_good(built: dict[str, Any], kind: str, most_warps: int) -> None:
     assert 4 <= built["resident_warps"] <= 16
 
 
-def run_cli(arguments: list[str], tmp_path: Path, before: str = "") -> subprocess.CompletedProcess[str]:
+def run_cli(arguments: list[str], tmp_path: Path, before: str) -> subprocess.CompletedProcess[str]:
     script = f"import sys\n{before}\nfrom sidelight.client.cli.main import main\nsys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", script, *arguments]
-    # Wide enough for no line to be broken, whatever the terminal.
-    return subprocess.run(
-        command, cwd=tmp_path, env={**environment(), "COLUMNS": "200"}, capture_output=True, text=True, check=False
-    )
+    return subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False)
 
 
 @pytest.mark.parametrize(
@@ -194,17 +193,22 @@ def run_cli(arguments: list[str], tmp_path: Path, before: str = "") -> subproces
         (["kernels", "audit", "--help"], "--markdown FILE"),
     ],
 )
-def test_kernels_commands_have_help(arguments: list[str], said: str, tmp_path: Path) -> None:
-    done = run_cli(arguments, tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("usage: sidelight kernels")
-    assert said in done.stdout
+def test_kernels_commands_have_help(
+    arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")  # wide enough for no line to be broken, whatever the terminal
+    with pytest.raises(SystemExit) as raised:
+        main(arguments)
+    assert not raised.value.code
+    written = capsys.readouterr().out
+    assert written.startswith("usage: sidelight kernels")
+    assert said in written
 
 
-def test_audit_refuses_unknown_targets(tmp_path: Path) -> None:
-    done = run_cli(["kernels", "audit", "--target", "sm_20"], tmp_path)
-    assert done.returncode == 1
-    assert done.stderr.startswith("sidelight: --target: must be one of sm_80, ")
+def test_audit_refuses_unknown_targets(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    assert main(["kernels", "audit", "--target", "sm_20"]) == 1
+    assert capsys.readouterr().err.startswith("sidelight: --target: must be one of sm_80, ")
 
 
 def test_kernels_command_says_that_torch_is_missing(tmp_path: Path) -> None:

@@ -63,6 +63,7 @@ def copied(cache: Path, tmp_path: Path) -> Path:
     return shutil.copytree(cache, tmp_path / "copied")
 
 
+@pytest.mark.slow
 def test_others_are_compiled(copied: Path) -> None:
     assert found("sm_90", "first", copied) == [True]
     assert found("sm_90", "unaligned", copied) == [False]
@@ -70,6 +71,7 @@ def test_others_are_compiled(copied: Path) -> None:
     assert found("sm_80", "first", copied) == [True]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variable", ["PTXAS_OPTIONS", "TRITON_DEBUG", "DISABLE_PTXAS_OPT"])
 def test_variables_are_in_the_key(variable: str, copied: Path) -> None:
     value = "--verbose" if variable == "PTXAS_OPTIONS" else "1"
@@ -77,6 +79,7 @@ def test_variables_are_in_the_key(variable: str, copied: Path) -> None:
     assert json.loads(looked_up) == [False]
 
 
+@pytest.mark.slow
 def test_a_moved_cache_is_found_empty(tmp_path: Path) -> None:
     # As the documentation says. Should Triton learn to keep relative paths, it must say so no more.
     script("build", "--cache", tmp_path / "before", "--target", "sm_90")
@@ -90,12 +93,14 @@ def test_builds_once(cache: Path) -> None:
     assert re.search(r"^sm_90  \d+ in all, 0 of them compiled now", told, re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_a_relative_path_becomes_whole(tmp_path: Path) -> None:
     relative = os.path.relpath(tmp_path / "cache", SCRIPT.parent)
     assert f"TRITON_CACHE_DIR={tmp_path / 'cache'} " in script("build", "--cache", relative, "--target", "sm_90")
     assert found("sm_90", "first", tmp_path / "cache") == [True]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (shutil.which("gcc") and shutil.which("nm")), reason="needs a C compiler and nm")
 @pytest.mark.skipif(not has_one_launcher(), reason="this Triton compiles a launcher for each kernel, on the server")
 def test_the_launcher_loads_without_a_compiler(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from combinations import pairwise
 from harness import CROSS, DECODER_SELF, ENCODER_SELF, request, serving, steps_of, stub
 from model_zoo import FAMILIES, SOURCE, build_model
 from sidelight.server.models.loader import bundled_model, load
@@ -94,10 +95,9 @@ def test_bytes_are_the_floats_within_half_a_scale(served, selection, given):
             assert array(got).max() == 255
 
 
-@pytest.mark.parametrize("encoding", TYPES, ids=["float32", "float16", "uint8"])
-@pytest.mark.parametrize("given", [False, True], ids=["decoded", "given"])
-@pytest.mark.parametrize("selection", SELECTIONS.values(), ids=SELECTIONS)
-def test_top_k_are_the_greatest(served, selection, given, encoding):
+@pytest.mark.parametrize(("selection", "encoding", "given"), pairwise(list(SELECTIONS), list(TYPES), [False, True]))
+def test_top_k_are_the_greatest(served, selection, encoding, given):
+    selection = SELECTIONS[selection]
     floats = ask(served, given, **selection)
     for k in (1, 4, 1000):
         packed = ask(served, given, encoding=encoding, top_k=k, **selection)

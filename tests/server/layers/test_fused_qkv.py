@@ -156,7 +156,7 @@ def test_packed_as_one(precision):
 
 @pytest.mark.parametrize("name", sorted(FAMILIES))
 def test_every_family(name, tmp_path):
-    loaded = load(build_model(name, tmp_path))
+    loaded = load(build_model(name, tmp_path), packed=False)
     attentions = [module for module in loaded.model.modules() if hasattr(module, "sidelight_site")]
     joined = [module for module in attentions if any(isinstance(child, FusedSlice) for child in module.children())]
     assert joined == (attentions if name in JOINED else [])

@@ -1,4 +1,6 @@
-"""Prints whether what requests launch is among what is warmed: by the keys that Triton's JIT looks kernels up by.
+"""Prints whether what requests launch is among what is warmed, by the keys that Triton's JIT looks kernels up by.
+
+For the bundled model, and for those whose folders are given.
 
 A script, run in a process of its own: where TRITON_INTERPRET is set there are no keys. Nothing is compiled.
 """
@@ -58,8 +60,10 @@ def requests(loaded: LoadedModel) -> list[Launch]:
 
 
 if __name__ == "__main__":
-    loaded = load(Path(sys.argv[1]) if len(sys.argv) > 1 else None)
-    with compiling_for("sm_90"):
-        warmed = {key(launch) for launch in warmup.launches(loaded)}
-        asked = {key(launch) for launch in requests(loaded)}
-    print(json.dumps({"warmed": len(warmed), "asked": len(asked), "missing": sorted(asked - warmed)}))
+    found = []
+    for loaded in [load(), *(load(Path(path)) for path in sys.argv[1:])]:
+        with compiling_for("sm_90"):
+            warmed = {key(launch) for launch in warmup.launches(loaded)}
+            asked = {key(launch) for launch in requests(loaded)}
+        found.append({"warmed": len(warmed), "asked": len(asked), "missing": sorted(asked - warmed)})
+    print(json.dumps(found))

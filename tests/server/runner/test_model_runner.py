@@ -32,13 +32,19 @@ def folder(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("zoo")
 
 
+# How many orders are tried: fewer of families that differ from another one in their modules, not in their caches.
+ORDERS = {"marian": 12, "t5": 12, "gpt2": 12, "gemma3": 12}
+
+
 @pytest.mark.parametrize("name", IN_SLOTS)
 def test_any_order_of_joining_and_leaving(name, folder):
     loaded = load(build_model(name, folder))
     requests = mixed_requests(loaded, name, 7)
     expected = alone(loaded, requests)
 
-    @settings(deadline=None, max_examples=12, derandomize=True, phases=[Phase.explicit, Phase.generate])
+    @settings(
+        deadline=None, max_examples=ORDERS.get(name, 4), derandomize=True, phases=[Phase.explicit, Phase.generate]
+    )
     @given(BEGINNINGS)
     def check(beginning):
         for number, outputs in together(loaded, requests, then_one_by_one(beginning)).items():

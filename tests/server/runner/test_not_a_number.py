@@ -10,6 +10,7 @@ import grpc
 import numpy as np
 import pytest
 import torch
+from combinations import pairwise
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from harness import request, serving, steps_of, stub
@@ -99,10 +100,8 @@ def all_kinds(loaded: LoadedModel, capture: attention.Capture) -> attention.Capt
     return wanted
 
 
-@pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("capture", CAPTURES)
-@pytest.mark.parametrize("where", ["first", "last"])
-def test_what_is_no_number_ends_with_a_status(served, where, capture, target):
+@pytest.mark.parametrize(("capture", "target", "where"), pairwise(list(CAPTURES), list(TARGETS), ["first", "last"]))
+def test_what_is_no_number_ends_with_a_status(served, capture, target, where):
     loaded, address = served
     for value in (float("inf"), float("nan")):
         with filled(norms(loaded)[where], value):

@@ -231,7 +231,7 @@ NAN_ROWS = ["all", "one", "none", "none"]
 
 
 @given(data=st.data())
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, *HealthCheck])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, *HealthCheck])
 @torch.inference_mode()
 def test_slots_are_as_if_alone(small, data):
     batch = Batch(small)
@@ -261,7 +261,7 @@ def test_slots_are_as_if_alone(small, data):
 
 @pytest.mark.parametrize("name", [*COMMON, *RARE])
 @given(data=st.data())
-@settings(max_examples=8, deadline=None, suppress_health_check=[*HealthCheck])
+@settings(max_examples=5, deadline=None, suppress_health_check=[*HealthCheck])
 @torch.inference_mode()
 def test_each_option_is_as_if_alone(small, name, data):
     """One option, alone and beside others, from the first step to the one at which the end is forced."""

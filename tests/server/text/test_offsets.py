@@ -97,7 +97,7 @@ def test_offsets_are_in_order_and_inside_whatever_the_text(bundled: LoadedModel,
 
 
 @settings(deadline=None, max_examples=200)
-@given(st.text(alphabet=st.characters(tokenizer="utf-8", exclude_categories=["Cs"]), max_size=60))
+@given(st.text(alphabet=st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=60))
 def test_text_that_grows_is_the_text_decoded_at_once(bundled: LoadedModel, text):
     tokenizer = bundled.tokenizer
     ids = tokenizer.encode_target(text).ids
@@ -129,7 +129,7 @@ def test_the_text_of_most_tokens_is_known(bundled: LoadedModel):
 
 
 class _Asking:
-    """A codec that knows the text of no token, and decodes each beside the one before it."""
+    """A tokenizer that knows the text of no token, and decodes each beside the one before it."""
 
     def __init__(self, tokenizer):
         self._tokenizer = tokenizer

@@ -9,7 +9,7 @@ import pytest
 import transformers
 from harness import serving, steps_of, stub
 from model_zoo import FAMILIES, SOURCE, build_model
-from sidelight.client import Client, DecodingParams, Greedy, InvalidArgumentError
+from sidelight.client import Client, Decoding, Greedy, InvalidArgumentError
 from sidelight.server.models.loader import LoadedModel, ModelError, load
 from sidelight.server.text.tokenizer import Detokenizer
 from sidelight.v1 import attribution_service_pb2 as pb
@@ -34,8 +34,8 @@ def zoo(tmp_path_factory):
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("sentence", [SOURCE, STRANGE, " x ", "a"])
 def test_tokens_stand_where_they_say(zoo, name, sentence):
-    codec = zoo(name).tokenizer
-    tokens = codec.encode_source(sentence).tokens
+    tokenizer = zoo(name).tokenizer
+    tokens = tokenizer.encode_source(sentence).tokens
     for token in tokens:
         assert 0 <= token.begin <= token.end <= len(sentence)
         assert token.text == sentence[token.begin : token.end]
@@ -49,21 +49,21 @@ def test_tokens_stand_where_they_say(zoo, name, sentence):
 @pytest.mark.parametrize("name", [name for name in FAMILIES if name != "fsmt"])
 @pytest.mark.parametrize("sentence", [SOURCE, STRANGE])
 def test_text_that_grows_is_the_text_decoded_at_once(zoo, name, sentence):
-    codec = zoo(name).tokenizer
-    ids = [id_ for id_ in codec.encode_source(sentence).ids if not codec.is_special(id_)]
-    detokenizer = Detokenizer(codec)
+    tokenizer = zoo(name).tokenizer
+    ids = [id_ for id_ in tokenizer.encode_source(sentence).ids if not tokenizer.is_special(id_)]
+    detokenizer = Detokenizer(tokenizer)
     deltas, tokens = zip(*(detokenizer.add(id_) for id_ in ids), strict=True)
     whole = "".join(deltas) + detokenizer.flush()
-    assert whole == codec.decode(ids)
+    assert whole == tokenizer.decode(ids)
     ends = [token.end for token in tokens]
     assert ends == sorted(ends)
 
 
 def test_a_character_of_several_tokens_is_in_each_of_them(zoo):
     """Byte-level BPE cuts a robot in four: each token covers it, and the text grows when the last one is there."""
-    codec = zoo("gpt2").tokenizer
-    ids = codec.encode_source("a 🤖!").ids
-    detokenizer = Detokenizer(codec)
+    tokenizer = zoo("gpt2").tokenizer
+    ids = tokenizer.encode_source("a 🤖!").ids
+    detokenizer = Detokenizer(tokenizer)
     grown = [detokenizer.add(id_) for id_ in ids]
     robots = [token for _, token in grown if (token.begin, token.end) == (2, 3)]
     assert len(robots) >= 2
@@ -73,14 +73,14 @@ def test_a_character_of_several_tokens_is_in_each_of_them(zoo):
 
 
 def test_a_continuation_is_tokenized_with_its_prompt(zoo):
-    codec = zoo("llama").tokenizer
-    prompt = codec.encode_source("The lazy dog")
-    continuation = codec.encode_continuation(prompt, " does not want")
-    assert [*prompt.ids, *continuation.ids] == codec.encode_source("The lazy dog does not want").ids
+    tokenizer = zoo("llama").tokenizer
+    prompt = tokenizer.encode_source("The lazy dog")
+    continuation = tokenizer.encode_continuation(prompt, " does not want")
+    assert [*prompt.ids, *continuation.ids] == tokenizer.encode_source("The lazy dog does not want").ids
     assert next(token.text for token in continuation.tokens if token.text) == "does"
     # Here the seam would fall inside a token; the prompt keeps its own.
-    inside = codec.encode_continuation(codec.encode_source("The la"), "zy dog")
-    assert codec.decode(inside.ids) == "zy dog"
+    inside = tokenizer.encode_continuation(tokenizer.encode_source("The la"), "zy dog")
+    assert tokenizer.decode(inside.ids) == "zy dog"
 
 
 @pytest.mark.parametrize("name", ["mbart", "m2m100", "nllb"])
@@ -89,7 +89,7 @@ def test_languages_choose_the_codes(zoo, name):
     codes = (family.source_language, family.target_language)
     assert set(codes) <= set(loaded.tokenizer.languages)
     with serving(loaded) as address, Client(address) as client:
-        options = {"decoding": DecodingParams(Greedy(), max_new_tokens=4), "timeout": 60}
+        options = {"decoding": Decoding(Greedy(), max_new_tokens=4), "timeout": 60}
         for source, target in (codes, codes[::-1]):
             result = client.attribute(SOURCE, source_language=source, target_language=target, **options).result()
             assert any(source in token.piece for token in result.source if token.special)
@@ -142,7 +142,7 @@ def test_a_prefix_and_a_given_text_are_the_same_tokens(zoo):
     """Decoder-only: what continues a prompt is tokenized with it, whether it is read or attributed."""
     loaded = zoo("llama")
     with serving(loaded) as address, Client(address) as client:
-        decoding = DecodingParams(Greedy(), max_new_tokens=2)
+        decoding = Decoding(Greedy(), max_new_tokens=2)
         prefixed = client.attribute("The lazy", prefix=" dog", decoding=decoding, timeout=60).result()
         given = client.attribute("The lazy", target=" dog", timeout=60).result()
         assert [token.id for token in prefixed.started.prefix] == [token.id for token in given.steps]
@@ -156,7 +156,7 @@ def test_the_configurations_length_counts_the_prompt(zoo, monkeypatch):
     loaded = zoo("gpt2")
     monkeypatch.setattr(loaded.model.generation_config, "max_length", 20)
     with serving(loaded) as address, Client(address) as client:
-        result = client.attribute("The lazy dog", decoding=DecodingParams(ignore_eos=True), timeout=60).result()
+        result = client.attribute("The lazy dog", decoding=Decoding(ignore_eos=True), timeout=60).result()
     assert len(result.source) + len(result.steps) == 20
 
 
@@ -186,7 +186,7 @@ def test_a_chat_is_rendered_by_the_models_template(tmp_path):
     tokenizer.save_pretrained(path)
     turns = [{"role": "user", "content": "Where is the dog?"}]
     with serving(load(path)) as address, Client(address) as client:
-        result = client.attribute(turns, decoding=DecodingParams(Greedy(), max_new_tokens=3), timeout=60).result()
+        result = client.attribute(turns, decoding=Decoding(Greedy(), max_new_tokens=3), timeout=60).result()
         assert result.started.source_text == "<s>user: Where is the dog?</s><s>assistant:"
         assert [token.id for token in result.source] == tokenizer(result.started.source_text).input_ids
         with pytest.raises(InvalidArgumentError) as raised:
@@ -213,7 +213,7 @@ def test_a_real_llama_tells_a_story(bundled):
     if not path.exists():
         pytest.skip("../shared is not here")
     with serving(load(path), bundled) as address, Client(address) as client:
-        decoding = DecodingParams(Greedy(), max_new_tokens=60)
+        decoding = Decoding(Greedy(), max_new_tokens=60)
         result = client.attribute("Once upon a time", decoding=decoding, timeout=120).result()
         assert result.text.startswith(", there was a little girl named Lily.")
         assert result.decoder_self.shape == (5 + 60, 60, 5, 8)
@@ -271,7 +271,7 @@ def stories():
 
 
 def test_a_prompt_may_end_in_the_middle_of_a_run_of_bytes(stories):
-    decoding = DecodingParams(Greedy(), max_new_tokens=3)
+    decoding = Decoding(Greedy(), max_new_tokens=3)
     result = stories.attribute("日本語日本語日本", prefix="😀語 okay", decoding=decoding, timeout=60).result()
     assert result.text.startswith("😀語 okay")
     prefix = [(token.begin, token.end, token.text) for token in result.started.prefix]
@@ -308,13 +308,13 @@ def test_what_somebody_types_is_text(zoo):
         "fsmt": "</s>",
     }
     for name, sentence in typed.items():
-        codec = zoo(name).tokenizer
-        plain = [token.id for token in codec.encode_source("a b").tokens if token.special]
-        encoded = codec.encode_source(sentence)
+        tokenizer = zoo(name).tokenizer
+        plain = [token.id for token in tokenizer.encode_source("a b").tokens if token.special]
+        encoded = tokenizer.encode_source(sentence)
         assert [token.id for token in encoded.tokens if token.special] == plain
         assert all(token.begin <= token.end for token in encoded.tokens)
     with serving(zoo("bart")) as address, Client(address) as client:
-        options = {"decoding": DecodingParams(Greedy(), max_new_tokens=1), "timeout": 60}
+        options = {"decoding": Decoding(Greedy(), max_new_tokens=1), "timeout": 60}
         tokenizer = zoo("bart").tokenizer._tokenizer
         for ways, ids in (
             ({}, tokenizer("a </s> b", split_special_tokens=True).input_ids),
@@ -358,7 +358,7 @@ def test_nobody_ends_a_turn_from_inside_a_message(tmp_path):
     harmless = loaded.tokenizer.render_chat([{"role": "user", "content": "hi there"}])
     assert harmless.ids == tokenizer("<turn><s>user\nhi there</s>").input_ids
     with serving(loaded) as address, Client(address) as client:
-        options = {"decoding": DecodingParams(Greedy(), max_new_tokens=1), "timeout": 60}
+        options = {"decoding": Decoding(Greedy(), max_new_tokens=1), "timeout": 60}
         turns = [{"role": "user", "content": attack}]
         parsed = client.attribute(turns, special_tokens_in_text="parse", **options).result()
         assert [token.id for token in parsed.source].count(turn) == 2
@@ -367,11 +367,11 @@ def test_nobody_ends_a_turn_from_inside_a_message(tmp_path):
 
 def test_tokens_around_a_header_are_special():
     """Llama 3's are, though no attribute of its tokenizer names them."""
-    from tokenizer_zoo import codec_of
+    from tokenizer_zoo import tokenizer_of
 
-    codec = codec_of("byte-level")
-    assert codec.is_special(codec._tokenizer.convert_tokens_to_ids("<|start_header_id|>"))
-    assert not codec.is_special(codec._tokenizer.convert_tokens_to_ids("<think>"))
+    tokenizer = tokenizer_of("byte-level")
+    assert tokenizer.is_special(tokenizer._tokenizer.convert_tokens_to_ids("<|start_header_id|>"))
+    assert not tokenizer.is_special(tokenizer._tokenizer.convert_tokens_to_ids("<think>"))
 
 
 # ---- empty and partial ----------------------------------------------------------------------------------------------
@@ -392,7 +392,7 @@ def test_a_source_that_comes_to_nothing_is_refused(bundled_server):
 @pytest.mark.parametrize("prefix", ["Der", "Der faule", "東京", "Der,"])
 def test_a_prefix_may_end_with_the_space_of_the_next_word(bundled_server, prefix):
     with Client(bundled_server) as client:
-        options = {"decoding": DecodingParams(max_new_tokens=4), "timeout": 60}
+        options = {"decoding": Decoding(max_new_tokens=4), "timeout": 60}
         text = client.attribute("The lazy dog sleeps.", prefix=prefix, **options).result().text
         assert text[len(prefix)] == " "
         for space in (" ", "\n", "  "):
@@ -406,7 +406,7 @@ def test_a_prefix_may_end_with_the_space_of_the_next_word(bundled_server, prefix
 
 def test_a_prefix_keeps_its_last_unknown_token(bundled, bundled_server):
     with Client(bundled_server) as client:
-        options = {"decoding": DecodingParams(Greedy(), max_new_tokens=2), "timeout": 60}
+        options = {"decoding": Decoding(Greedy(), max_new_tokens=2), "timeout": 60}
         result = client.attribute("I like Tokyo.", prefix="Ich mag 東京", **options).result()
         assert result.started.prefix[-1].id == bundled.tokenizer._tokenizer.unk_token_id
 
@@ -414,7 +414,7 @@ def test_a_prefix_keeps_its_last_unknown_token(bundled, bundled_server):
 @pytest.mark.parametrize("prefix", ["Ich mag 東京", "a </s>", "😀語", "東京", "Ich  mag", "Ich mag ﬁ", "Ich"])
 def test_a_target_starts_with_its_prefix_whatever_is_unknown_in_it(bundled_server, prefix):
     with Client(bundled_server) as client:
-        options = {"decoding": DecodingParams(Greedy(), max_new_tokens=4), "timeout": 60}
+        options = {"decoding": Decoding(Greedy(), max_new_tokens=4), "timeout": 60}
         result = client.attribute("I like Tokyo.", prefix=prefix, **options).result()
         assert result.text.startswith(prefix)
         steps = list(client.attribute("I like Tokyo.", prefix=prefix, **options))
@@ -434,7 +434,7 @@ def test_a_target_starts_with_its_prefix_whatever_is_unknown_in_it(bundled_serve
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
 def test_what_a_language_model_goes_on_from_starts_its_text(zoo, name):
     with serving(zoo(name)) as address, Client(address) as client:
-        options = {"decoding": DecodingParams(Greedy(), max_new_tokens=2), "timeout": 60}
+        options = {"decoding": Decoding(Greedy(), max_new_tokens=2), "timeout": 60}
         for prefix in (" dog 東京", " a </s>", "\n\n", " 😀語 "):
             result = client.attribute("The lazy", prefix=prefix, **options).result()
             steps = list(client.attribute("The lazy", prefix=prefix, **options))
@@ -448,7 +448,7 @@ def test_what_a_language_model_goes_on_from_starts_its_text(zoo, name):
 
 def test_a_line_break_is_a_token_of_a_language_model(zoo):
     with serving(zoo("gpt2")) as address, Client(address) as client:
-        options = {"decoding": DecodingParams(Greedy(), max_new_tokens=2), "timeout": 60}
+        options = {"decoding": Decoding(Greedy(), max_new_tokens=2), "timeout": 60}
         assert client.attribute("a", target="\n", timeout=60).result().text == "\n"
         assert client.attribute("a", prefix="\n", **options).result().text.startswith("\n")
         assert client.attribute("\n", **options).result().source[-1].text == "\n"
@@ -460,7 +460,7 @@ def test_what_source_ids_leave_unheard_is_refused(zoo):
         with pytest.raises(InvalidArgumentError) as raised:
             client.attribute(ids, source_language="eng_Latn", target_language="deu_Latn", timeout=60).result()
         assert raised.value.field == "source_language"
-        decoding = DecodingParams(Greedy(), max_new_tokens=2)
+        decoding = Decoding(Greedy(), max_new_tokens=2)
         assert client.attribute(ids, target_language="deu_Latn", decoding=decoding, timeout=60).result().steps
         padding = zoo("nllb").tokenizer.padding_id
         with pytest.raises(InvalidArgumentError) as raised:
@@ -475,5 +475,5 @@ def test_a_prompt_longer_than_the_configurations_length_is_said(zoo, monkeypatch
         with pytest.raises(InvalidArgumentError) as raised:
             client.attribute("The lazy dog does not want to", timeout=60).result()
         assert raised.value.field == "decoding.max_new_tokens"
-        decoding = DecodingParams(max_new_tokens=2, ignore_eos=True)
+        decoding = Decoding(max_new_tokens=2, ignore_eos=True)
         assert len(client.attribute("The lazy dog does not", decoding=decoding, timeout=60).result().steps) == 2

@@ -8,7 +8,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import example, given, settings
 from sidelight.server.text.tokenizer import Detokenizer, TextOptions, Token, Tokenizer
-from tokenizer_zoo import TOKENIZERS, codec_of
+from tokenizer_zoo import TOKENIZERS, tokenizer_of
 
 # Texts of public reports, and others that a tokenizer makes something else of.
 STRETCHES = [
@@ -153,7 +153,7 @@ def grown(codec: Tokenizer, ids: list[int], context: tuple[int, ...] = ()) -> tu
 @example(text=">>fra<< Hello")
 @example(text="a\ufffdb \ufffd\ufffd c\ufffd")
 def test_tokens_stand_where_the_rule_says(name, text):
-    codec = codec_of(name)
+    codec = tokenizer_of(name)
     encoded = codec.encode_source(text)
     check_spans(text, encoded.tokens)
     # Nothing that somebody types is a control token.
@@ -182,7 +182,7 @@ def test_tokens_stand_where_the_rule_says(name, text):
 @example(text="日本語日本語日本😀語 okay", cut=4)
 @example(text="a\ufffdb \ufffd\ufffd c\ufffd", cut=0)
 def test_text_that_grows_is_the_text_decoded_at_once(name, text, cut):
-    codec = codec_of(name)
+    codec = tokenizer_of(name)
     ids = [id_ for id_ in codec.encode_source(text).ids if not codec.is_special(id_)]
     whole, tokens = grown(codec, ids)
     assert whole == codec.decode(ids)
@@ -224,7 +224,7 @@ def test_text_that_grows_is_the_text_decoded_at_once(name, text, cut):
 @example(prefix="\x08", later="the")
 @example(prefix="\x08 ", later="a")
 def test_a_target_starts_with_its_prefix_as_it_was_given(name, prefix, later):
-    codec = codec_of(name)
+    codec = tokenizer_of(name)
     encoded = codec.encode_prefix(codec.encode_source("the"), prefix, codec.languages_of("", ""))
     assert encoded.text == prefix
     check_spans(prefix, encoded.tokens)
@@ -276,7 +276,7 @@ WITHOUT_SPACES = {"bpe-python-verbatim", "gemma", "byte-level", "byte-level-untr
 @pytest.mark.parametrize("prefix", ["東京", "東京 語", "the 東京", "東", "漢字漢字 , 語"])
 def test_a_word_behind_unknown_characters_is_apart(name, prefix):
     """A text leaves out the unknown token: what follows would begin the text, without a space."""
-    codec = codec_of(name)
+    codec = tokenizer_of(name)
     encoded = codec.encode_prefix(codec.encode_source("the"), prefix, codec.languages_of("", ""))
     detokenizer = Detokenizer(codec, prefix=encoded)
     for token in codec.encode_source("the dog").tokens:
@@ -291,7 +291,7 @@ def test_a_word_behind_unknown_characters_is_apart(name, prefix):
 @given(data=st.data())
 def test_broken_characters_are_the_same_however_they_come(name, data):
     """Bytes that are no character, half a surrogate at the end, and tokens without text between bytes."""
-    codec = codec_of(name)
+    codec = tokenizer_of(name)
     if codec.byte_vocabulary is None:
         return
     pieces = codec._pieces
