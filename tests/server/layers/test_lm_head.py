@@ -101,13 +101,6 @@ def test_what_is_read_is_not_scored(folder, monkeypatch):
     assert sum(seen) == 2
 
 
-def test_a_compiled_step_has_its_last_layer(folder):
-    loaded = load(build_model("marian", folder), compiled=True)
-    assert loaded.backend is not None
-    assert loaded.backend.lm_head is None
-    assert not loaded.model.get_output_embeddings()._forward_pre_hooks
-
-
 def test_the_model_alone_is_as_it_was(folder):
     """Whoever calls it gets all its scores, before and after a pass that left them out."""
     loaded = load(build_model("bart", folder))
