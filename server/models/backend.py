@@ -13,7 +13,7 @@ from typing import ClassVar, NamedTuple, Protocol
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..layers.lm_head import ArgmaxQuery, LMHead
+from ..layers import ArgmaxQuery, LMHead
 from .kv_cache import KVCache
 
 

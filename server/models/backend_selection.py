@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from ..capture.attention_function import record_to
 from ..capture.attention_layers import AttentionLayers, first_token
-from ..layers.lm_head import LMHead, find_lm_head
+from ..layers import LMHead, find_lm_head
 from .backend import Backend, BackendConfig, BackendType, UnsupportedModelError
 from .bart_backend import BartBackend
 from .bart_cpu_backend import BartCpuBackend

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..layers.lm_head import LMHead
+from ..layers import LMHead
 from .backend import BackendConfig
 from .bart_modules import (
     BartEncoder,

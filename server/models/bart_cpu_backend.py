@@ -13,7 +13,7 @@ from typing import ClassVar
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..layers.lm_head import ArgmaxQuery, LMHead
+from ..layers import ArgmaxQuery, LMHead
 from .backend import BackendConfig, UnsupportedModelError
 from .bart_cpu_programs import MAX_PROGRAM_TOKENS, DecoderProgram, EncoderProgram, check_stack
 from .bart_modules import BartEncoder, check_lm_head, is_bart_style

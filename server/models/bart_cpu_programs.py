@@ -27,9 +27,7 @@ from ...kernels.cpu.program import (
     keep,
 )
 from ..capture.attention_function import LayerKey, RecordTarget, targets_of_step, write_step
-from ..layers.fused_qkv import FusedSlice
-from ..layers.lm_head import ArgmaxQuery
-from ..layers.packed_linear import PackedLinear
+from ..layers import ArgmaxQuery, FusedSlice, PackedLinear
 from .backend import UnsupportedModelError
 from .bart_modules import Embedding, heads_of, is_pre_norm
 from .kv_cache import KVCache
@@ -340,7 +338,7 @@ def _panels(layer: Any) -> PackedWeight:
 def _fused_panels(layer: Any) -> PackedWeight:
     if not isinstance(layer, FusedSlice):
         raise UnsupportedModelError("projections that are not fused")
-    return _panels(layer.joined.linear)
+    return _panels(layer.fused.linear)
 
 
 def _normalize(program: Program, norm: nn.LayerNorm, x: Tensor, out: Tensor) -> None:

@@ -31,8 +31,7 @@ from transformers.models.pegasus.modeling_pegasus import (
 )
 
 from ..capture.attention_function import attend
-from ..layers.fused_qkv import FusedSlice
-from ..layers.lm_head import LMHead
+from ..layers import FusedSlice, LMHead
 from .backend import UnsupportedModelError
 
 # Maps [..., in] to [..., out].
@@ -151,7 +150,7 @@ def self_attention_of(layer: Any) -> AttentionBlock:
     module = layer.self_attn
     if not isinstance(module.q_proj, FusedSlice):
         raise UnsupportedModelError("projections that are not fused")
-    return AttentionBlock(before, module, module.q_proj.joined.linear.forward, module.out_proj.forward, after)
+    return AttentionBlock(before, module, module.q_proj.fused.linear.forward, module.out_proj.forward, after)
 
 
 def cross_attention_of(layer: Any) -> AttentionBlock:

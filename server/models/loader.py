@@ -26,9 +26,7 @@ from ..checkpoint.generation_config import check_generation_config
 from ..checkpoint.model_config import class_for, model_error, read_config, read_generation_config
 from ..checkpoint.tokenizer_files import load_tokenizer, tokenizer_error
 from ..checkpoint.weights import TooLargeError, check_finite, load_weights
-from ..layers.fused_qkv import fuse_projections
-from ..layers.lm_head import shared_weight
-from ..layers.packed_linear import Precision, pack
+from ..layers import Precision, fuse_projections, pack, shared_weight
 from ..memory import is_out_of_memory
 from ..text.tokenizer import Tokenizer
 from .backend import Backend, BackendConfig

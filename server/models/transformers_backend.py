@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from ..capture.attention_function import record_to, separating
 from ..capture.attention_layers import first_token
-from ..layers.lm_head import ArgmaxQuery, LMHead
+from ..layers import ArgmaxQuery, LMHead
 from ..transfer import int_tensor
 from ..transformers_versions import cache_argument, cache_of
 from .backend import BackendConfig, UnsupportedModelError

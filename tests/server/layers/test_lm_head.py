@@ -9,7 +9,7 @@ import pytest
 import torch
 from mixed_requests import IN_SLOTS, alone, assert_same, mixed_requests, slots_run, then_one_by_one, together
 from model_zoo import build_model
-from sidelight.server.layers import packed_linear as linears
+from sidelight.server.layers import linear_kernels
 from sidelight.server.layers.lm_head import LMHead
 from sidelight.server.layers.screened_head import ScreenedHead
 from sidelight.server.models.loader import load
@@ -125,7 +125,7 @@ def test_no_copy_is_kept_that_saves_no_time(folder, monkeypatch):
 
 
 def test_a_machine_without_int8_has_all_scores(folder, monkeypatch):
-    monkeypatch.setattr(linears, "_is_exact", lambda _name, _width: False)
+    monkeypatch.setattr(linear_kernels, "_is_exact", lambda _name, _width: False)
     backend = load(build_model("bart", folder)).backend
     assert backend is not None
     assert backend.lm_head is not None

@@ -16,7 +16,7 @@ from model_zoo import build_model
 from sidelight.kernels.cpu import program as cpu_program
 from sidelight.server.capture.attention_function import record_to
 from sidelight.server.capture.attention_layers import _Everything
-from sidelight.server.layers import packed_linear as linears
+from sidelight.server.layers import linear_kernels
 from sidelight.server.models import bart_cpu_programs as programs
 from sidelight.server.models.bart_backend import BartBackend
 from sidelight.server.models.bart_cpu_backend import BartCpuBackend
@@ -134,7 +134,7 @@ def test_rows_of_all_sites_are_recorded(bundled):
 
 def test_a_machine_without_programs(monkeypatch):
     monkeypatch.setattr(programs, "is_supported", lambda **_: False)
-    monkeypatch.setattr(linears, "is_supported", lambda **_: False)
+    monkeypatch.setattr(linear_kernels, "is_supported", lambda **_: False)
     backend = load(bundled_model()).backend
     assert type(backend) is BartBackend
 
