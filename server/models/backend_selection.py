@@ -23,7 +23,7 @@ from .bart_backend import BartBackend
 from .bart_cpu_backend import BartCpuBackend
 from .batch_invariance import separate_activations
 from .compiled_backend import CompiledBackend
-from .row_positions import take_rows
+from .row_positions import accept_row_positions
 from .transformers_backend import TransformersBackend
 
 log = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ def select_backend(
     """
     if not attention_layers.captures_rows:
         return None
-    take_rows(model)
+    accept_row_positions(model)
     if config.is_batch_invariant:
         separate_activations(model)
     verification = LogitsVerification(model)
