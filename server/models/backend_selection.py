@@ -101,7 +101,7 @@ def _first_verified(
                 log.debug("%s is run by %s", family, backend_type.__name__)
                 return backend
         log.warning("%s is not run by %s: %s", family, backend_type.__name__, problem)
-    log.warning("requests of %s are worked on one by one: %s", family, problem)
+    log.warning("requests of %s run one by one: %s", family, problem)
     return None
 
 
@@ -114,7 +114,7 @@ def _verified_lm_head(model: PreTrainedModel, verification: LogitsVerification) 
     problem = verification.problem(functools.partial(verification.projected, lm_head), tolerance)
     if problem is None:
         return lm_head
-    log.info("the last layer of %s is not run apart: %s", model.config.model_type, problem)
+    log.info("the LM head of %s does not run apart from the model: %s", model.config.model_type, problem)
     lm_head.detach()
     return None
 

@@ -241,6 +241,7 @@ class EncoderProgram:
 # ---- layers ---------------------------------------------------------------------------------------------------------
 #
 # The classes below collect the weights of a layer. They raise UnsupportedModelError for a part that no program has.
+# `find_attention_layers` has set the `LayerKey` of each attention module as the module's attribute `sidelight_site`.
 
 
 class _FeedForward:

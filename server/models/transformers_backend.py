@@ -227,7 +227,10 @@ def _shapes_of(cache: Any) -> list[KVShape]:
 
 
 def _source_projections(model: nn.Module) -> list[_Projection]:
-    """The projections of keys and values in the cross-attention of each decoder layer."""
+    """The projections of keys and values in the cross-attention of each decoder layer.
+
+    `find_attention_layers` has set the `LayerKey` of each attention module as the module's attribute `sidelight_site`.
+    """
     modules: dict[int, nn.Module] = {}
     for module in model.modules():
         key = getattr(module, "sidelight_site", None)

@@ -151,7 +151,7 @@ def test_a_backend_for_other_models_is_passed_over_in_silence(other, model, capl
 def test_without_a_backend_requests_run_one_by_one(backends, reason, model, caplog):
     before = hooks_of(model[0])
     assert select_backend(*model, CONFIG, backends=backends) is None
-    assert f"requests of marian are worked on one by one: {reason}" in caplog.text
+    assert f"requests of marian run one by one: {reason}" in caplog.text
     assert hooks_of(model[0]) == before
 
 
@@ -167,13 +167,13 @@ def test_logits_that_a_model_caps_are_not_those_of_its_last_layer(dtype, tmp_pat
         backend = load(build_model("gemma2", tmp_path), dtype=dtype).backend
     assert type(backend) is TransformersBackend
     assert backend.lm_head is None
-    assert "the last layer of gemma2 is not run apart: its logits are " in caplog.text
+    assert "the LM head of gemma2 does not run apart from the model: its logits are " in caplog.text
 
 
 def test_a_model_whose_own_forward_pass_fails_has_no_backend(model, monkeypatch, caplog):
     monkeypatch.setattr(LogitsVerification, "_own_logits", lambda *_: [][0])
     assert select_backend(*model, CONFIG) is None
-    assert "requests of marian are worked on one by one: list index out of range" in caplog.text
+    assert "requests of marian run one by one: list index out of range" in caplog.text
 
 
 def test_the_loader_asks_every_backend_for_panels(monkeypatch, tmp_path):

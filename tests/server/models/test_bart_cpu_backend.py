@@ -17,7 +17,7 @@ from sidelight.kernels.cpu import program as cpu_program
 from sidelight.server.capture.attention_function import record_to
 from sidelight.server.capture.attention_layers import _Everything
 from sidelight.server.layers import linear_kernels
-from sidelight.server.models import bart_cpu_programs as programs
+from sidelight.server.models import bart_cpu_programs
 from sidelight.server.models.bart_backend import BartBackend
 from sidelight.server.models.bart_cpu_backend import BartCpuBackend
 from sidelight.server.models.loader import LoadedModel, bundled_model, load
@@ -133,21 +133,21 @@ def test_rows_of_all_sites_are_recorded(bundled):
 
 
 def test_a_machine_without_programs(monkeypatch):
-    monkeypatch.setattr(programs, "is_supported", lambda **_: False)
+    monkeypatch.setattr(bart_cpu_programs, "is_supported", lambda **_: False)
     monkeypatch.setattr(linear_kernels, "is_supported", lambda **_: False)
     backend = load(bundled_model()).backend
     assert type(backend) is BartBackend
 
 
 def test_an_activation_that_no_program_has(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(programs, "_ACTIVATIONS", {})
+    monkeypatch.setattr(bart_cpu_programs, "_ACTIVATIONS", {})
     backend = load(build_model("bart", tmp_path)).backend
     assert type(backend) is BartBackend
     assert "is not run by" not in caplog.text  # no fault
 
 
 def test_programs_that_differ_are_not_used(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(programs, "_ACTIVATIONS", dict.fromkeys(programs._ACTIVATIONS, "silu"))
+    monkeypatch.setattr(bart_cpu_programs, "_ACTIVATIONS", dict.fromkeys(bart_cpu_programs._ACTIVATIONS, "silu"))
     backend = load(build_model("mbart", tmp_path)).backend
     assert type(backend) is BartBackend
     assert "is not run by BartCpuBackend: its logits are " in caplog.text
