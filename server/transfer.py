@@ -1,4 +1,4 @@
-"""Numbers on their way to the device, without waiting for what it is doing."""
+"""Copies of numbers from the host to the device that do not wait for the device."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from torch import Tensor
 
 
 def to_device(values: np.ndarray, device: torch.device) -> Tensor:
-    """Numbers on the device, behind what it has been told to do."""
+    """Copy an array to the device, in the order of the device's other work."""
     tensor = torch.from_numpy(values)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def int_tensor(values: Sequence[int] | Sequence[Sequence[int]], device: torch.device) -> Tensor:
-    """Tokens, rows, slots or places, on the device: int64, `[n]` or `[n, m]`."""
+    """Token ids, rows, slots or positions on the device: int64 `[n]` or `[n, m]`."""
     return to_device(np.array(values, np.int64), device)
 
 
 @lru_cache(maxsize=256)
 def cached_index(rows: tuple[int, ...], device: torch.device) -> Tensor:
-    """The numbers of some rows, on the device: int64 `[n]`. Steps ask for the same ones again and again: sent once."""
+    """Indices of rows on the device: int64 `[n]`. Copied once, since steps ask for the same rows again and again."""
     return int_tensor(rows, device)

@@ -1,8 +1,8 @@
-"""What differs between the versions of transformers that Sidelight runs with, decided in this one place.
+"""The differences between the versions of transformers that Sidelight runs with, all in one place.
 
 The lowest version that is tested is 5.17, the newest 5.24 (`make test-lowest`, `make test-newest`).
 
-Since 5.24 a model's cache is called `cache`, as an argument of `forward` and in what it returns; before, it was called
+Since 5.24 a model's cache is called `cache`, as an argument and as a result of `forward`. Before, it was called
 `past_key_values`, which 5.24 still takes with a warning.
 """
 
@@ -19,7 +19,7 @@ _VERSION = tuple(int(part) for part in transformers.__version__.split(".")[:2])
 
 
 def cache_argument(model: Any) -> str:
-    """The name by which a model's `forward` takes the keys and values of earlier tokens."""
+    """The name of the argument by which a model's `forward` takes the keys and values of earlier tokens."""
     return _cache_argument(type(model))
 
 
@@ -29,12 +29,12 @@ def _cache_argument(model: type[Any]) -> str:
 
 
 def cache_of(output: Any) -> Any:
-    """The cache that a forward pass has returned; None where it kept none."""
+    """The cache that a forward pass has returned; None if the pass kept none."""
     return output["cache"] if "cache" in output else output.get("past_key_values")
 
 
 def set_attention(model: PreTrainedModel, name: str) -> None:
-    """Has all parts of a model use an attention implementation.
+    """Make all parts of a model use an attention implementation.
 
     Before 5.20 transformers leaves out parts whose configuration is another object of the model's own class, such as
     the encoder and the decoder of T5.
@@ -46,8 +46,8 @@ def set_attention(model: PreTrainedModel, name: str) -> None:
 
 
 def takes_whole_target(model: Any) -> bool:
-    """Whether a decoder that keeps a cache wants all tokens of the target again, and reads only the last of them.
+    """Whether a decoder with a cache takes all tokens of the target again, and reads only the last of them.
 
-    FSMT's did so before 5.18.
+    The decoder of FSMT did so before 5.18.
     """
     return model.config.model_type == "fsmt" and _VERSION < (5, 18)

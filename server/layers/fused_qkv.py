@@ -1,9 +1,8 @@
-"""Makes one linear layer of those of an attention that read the same input: queries, keys and values.
+"""FusedLinear: the projections of an attention that read the same input (queries, keys and values) as one linear layer.
 
-One call then does what three did: it reads its input once, and in int8 it quantizes it once. Many families have these
-layers under one of a few names, and call them one after another; what their code calls stays where it was, and takes
-its part of the one result. Other families stay as they are. A model so changed is for one thread at a time. Knows
-attention modules by their sites; knows nothing of kernels, requests or slots.
+One call reads the input once, and in int8 quantizes it once. Many families have these projections under one of a few
+names, and call them one after another. What their code calls stays in place as a `FusedSlice`. Other families stay as
+they are. A model with fused projections is for one thread at a time.
 """
 
 from __future__ import annotations
@@ -14,15 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# What families call the layers of queries, keys and values.
+# The names of the projections of queries, keys and values in different families.
 _NAMES = (("q_proj", "k_proj", "v_proj"), ("q", "k", "v"), ("query", "key", "value"))
 
 
 class FusedLinear(nn.Module):
-    """Linear layers of one input as one: [..., in] to [..., all of out]."""
+    """Linear layers of one input as one: [..., in] to [..., sum of all out]."""
 
     def __init__(self, layers: Sequence[nn.Linear]) -> None:
-        """The layers' inputs and types are the same, and either all have a bias or none."""
+        """The layers have the same input size and type, and either all have a bias or none has."""
         super().__init__()
         first = layers[0]
         self.sizes = [layer.out_features for layer in layers]
@@ -30,55 +29,61 @@ class FusedLinear(nn.Module):
         self.linear.weight = nn.Parameter(torch.cat([layer.weight for layer in layers]), requires_grad=False)
         if first.bias is not None:
             self.linear.bias = nn.Parameter(torch.cat([layer.bias for layer in layers]), requires_grad=False)
-        self._given: Tensor | None = None  # what the last result is of
-        self._left: dict[int, Tensor] = {}  # parts of it that nobody has taken yet
+        self._input: Tensor | None = None  # of the last call
+        self._slices: dict[int, Tensor] = {}  # of its result, those that `slice_of` has not returned yet
 
-    def part(self, x: Tensor, place: int) -> Tensor:
-        """One layer's result. Those who ask for the others' of the same tensor get theirs from the same call."""
-        if self._given is not x or place not in self._left:
-            self._given, self._left = None, {}  # should the call fail, nothing is left of another
-            self._left = dict(enumerate(self.linear(x).split(self.sizes, -1)))
-            self._given = x
-        made = self._left.pop(place)
-        if not self._left:
-            self._given = None  # its memory may go
-        return made
+    def slice_of(self, x: Tensor, index: int) -> Tensor:
+        """The result `[..., out]` of one of the layers. The results of all layers for `x` come from one call.
+
+        The cache knows its input by object identity: a call with another tensor, or for a slice that was returned
+        before, computes anew. It would be wrong if code changed `x` in place between the projections. No family does,
+        and the backend's verification at load would show it.
+        """
+        if self._input is not x or index not in self._slices:
+            self._input, self._slices = None, {}  # if the call raises, no result of another input stays
+            self._slices = dict(enumerate(self.linear(x).split(self.sizes, -1)))
+            self._input = x
+        result = self._slices.pop(index)
+        if not self._slices:
+            self._input = None  # frees its memory
+        return result
 
 
 class FusedSlice(nn.Module):
-    """One of the layers that became a JoinedLinear, to whoever calls it."""
+    """Stands where one of the layers of a FusedLinear stood."""
 
-    def __init__(self, joined: FusedLinear, place: int) -> None:
+    def __init__(self, fused: FusedLinear, index: int) -> None:
         super().__init__()
-        self.joined = joined
-        self._place = place
+        self.fused = fused
+        self._index = index
 
     def forward(self, x: Tensor) -> Tensor:
-        """As the layer had it."""
-        return self.joined.part(x, self._place)
+        """The result of the layer, [..., in] to [..., out]."""
+        return self.fused.slice_of(x, self._index)
 
 
 def fuse_projections(model: nn.Module) -> None:
-    """Replaces in place the layers of each attention that has a site: three by one; of a cross-attention, two by one.
+    """Replace in place the projections of each attention that has a `LayerKey`: three by one; in cross-attention two.
 
-    Those stay as they are that are no plain linear layers or do not fit together.
+    In cross-attention, keys and values read the source, and queries the target. Projections that are no plain linear
+    layers, or that do not fit together, stay as they are.
     """
     for module in model.modules():
-        site = getattr(module, "sidelight_site", None)
-        if site is None:
+        key = getattr(module, "sidelight_site", None)
+        if key is None:
             continue
         for names in _NAMES:
-            read_together = names[1:] if site.kind == "cross" else names
-            layers: list[Any] = [getattr(module, name, None) for name in read_together]
-            if _fit(layers):
-                joined = FusedLinear(layers)
-                for place, name in enumerate(read_together):
-                    setattr(module, name, FusedSlice(joined, place))
+            same_input = names[1:] if key.kind == "cross" else names
+            layers: list[Any] = [getattr(module, name, None) for name in same_input]
+            if _fit_together(layers):
+                fused = FusedLinear(layers)
+                for index, name in enumerate(same_input):
+                    setattr(module, name, FusedSlice(fused, index))
                 break
 
 
-def _fit(layers: Sequence[Any]) -> bool:
-    # Not subclasses: what they add to a linear layer nobody knows.
+def _fit_together(layers: Sequence[Any]) -> bool:
+    # Subclasses stay: they may add to a linear layer.
     if any(type(layer) is not nn.Linear for layer in layers):
         return False
     return len({(layer.in_features, layer.bias is None, layer.weight.dtype) for layer in layers}) == 1

@@ -17,8 +17,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ...kernels.cpu.argmax import LinearArgmax, MaskedColumns, out_of_the_question
-from ..capture.attention_function import record_to
-from ..capture.attention_layers import first_token
 from .packed_linear import PackedLinear
 from .screened_head import Estimates, ScreenedHead
 
@@ -133,38 +131,12 @@ def shared_weight(model: PreTrainedModel) -> Tensor | None:
 
 
 def find_lm_head(model: PreTrainedModel) -> LMHead | None:
-    """The last layer of a model; None where more is done to its scores than to add the model's own bias to them."""
+    """The output projection of a model, with the bias that the model adds to its logits; None if there is none.
+
+    A model may do more to its logits. `models.backend_selection` verifies that the logits are the model's own.
+    """
     layer = model.get_output_embeddings()
     if layer is None:
         return None
     bias: Any = getattr(model, "final_logits_bias", None)
-    vocabulary = LMHead(layer, bias[0] if bias is not None and bool(bias.any()) else None)
-    try:
-        problem = _difference(model, vocabulary)
-    except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        problem = str(error) or type(error).__name__
-    if problem is None:
-        return vocabulary
-    log.info("the last layer of %s is not run apart: %s", model.config.model_type, problem)
-    vocabulary.detach()
-    return None
-
-
-@torch.inference_mode()
-def _difference(model: Any, vocabulary: LMHead) -> str | None:
-    """What is different between a model's scores and those of its last layer apart; None if nothing."""
-    token = first_token(model)
-    ids = torch.tensor([[token, token + 1, token + 2]], device=model.device)
-    inputs = {"input_ids": ids, "use_cache": False}
-    if model.config.is_encoder_decoder:
-        inputs["decoder_input_ids"] = ids
-    with record_to(None, padded=False):
-        expected = model(**inputs).logits[0]
-        with vocabulary.skipping():
-            rest = model(**inputs).logits
-    if len(rest):
-        return "its scores do not come from there alone"
-    apart = float((vocabulary.logits(vocabulary.pop_hidden()[0]) - expected).abs().max())
-    # The same layer on the same numbers: what is left is another order of additions.
-    tolerance = (1e-5 if model.dtype == torch.float32 else 1e-2) * max(1.0, float(expected.abs().max()))
-    return None if apart <= tolerance else f"its scores are {apart:.1e} from the model's"
+    return LMHead(layer, bias[0] if bias is not None and bool(bias.any()) else None)

@@ -1,10 +1,36 @@
 """A model ready to run, and the ways to run it.
 
-loader                   loads a model, and says what it is
-transformers_backend     any family in slots, by its own modules
-bart_backend             BART and its kin, layer by layer, without the modules' overhead
-bart_cpu_backend         BART and its kin on a CPU, as one compiled program
+loader                   loads a model: checkpoint, packing, backend
+loaded_model             LoadedModel: what does not change with requests
+backend                  the Backend protocol: encode, prefill, decode
+backend_selection        the registry of backends; the first whose logits are the model's own
+transformers_backend     any family, by transformers' modules
+compiled_backend         the same as one graph of torch.compile
+bart_backend             BART-style models, layer by layer
+bart_cpu_backend         BART-style models on a CPU, a step as one compiled program
+bart_cpu_programs        lays out these programs
+bart_modules             what BART-style models are made of
 kv_cache                 keys and values of all slots
-row_positions            a position for each row, where families expect one for all
-batch_invariance         int8 where torch computes it: no row changes another's numbers
+row_positions            a position for each row, in families that expect one for all
+batch_invariance         int8 where torch computes it: no row changes another row's numbers
 """
+
+from .backend import Backend, BackendConfig, UnsupportedModelError
+from .kv_cache import KVCache, SwappedCache
+from .loaded_model import LoadedModel
+from .loader import BUNDLED_NAME, ModelError, bundled_model, load
+from .transformers_backend import MAX_PREFILL_TOKENS
+
+__all__ = [
+    "BUNDLED_NAME",
+    "MAX_PREFILL_TOKENS",
+    "Backend",
+    "BackendConfig",
+    "KVCache",
+    "LoadedModel",
+    "ModelError",
+    "SwappedCache",
+    "UnsupportedModelError",
+    "bundled_model",
+    "load",
+]

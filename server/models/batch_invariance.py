@@ -1,10 +1,10 @@
-"""Keeps a row's numbers apart from those of its neighbours where torch computes a batch, to the bit.
+"""Batch invariance in int8: no row of a batch changes a bit of another row, where torch computes the batch.
 
-In int8 the linear layers of all rows are exact, whatever the other rows are. The float32 parts between them are not:
-torch adds up products of a padded batch in another order than those of a row alone, and some activations round the
-numbers at the end of a vector otherwise than those within one. Rounding to int8 then makes a hundredth of a last bit.
-So attention of a step is computed for each row with the positions that the row has (see `attention_function.attend`),
-and these activations for each sequence alone. Programs need none of this. Knows modules; knows nothing of requests.
+In int8, linear layers are exact for every row, whatever the other rows are. The float32 parts between them are not.
+torch sums the products of a padded batch in another order than the products of one row, and some activations round the
+numbers at the end of a vector in another way than the numbers within. The rounding to int8 then turns a last bit into
+a hundredth. So the attention of a step is computed for each row over the row's own positions (see
+`attention_function.attend`), and these activations for each sequence alone. CPU programs need none of this.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ import torch
 from torch import Tensor, nn
 from transformers.activations import LinearActivation, NewGELUActivation
 
-# Where families have their activations from.
-_ACTIVATIONS = ("torch.nn.modules.activation", "transformers.activations")
-# What torch computes of each number as if it were alone: comparisons, powers and tanh.
-_ARE_INVARIANT = (nn.ReLU, nn.LeakyReLU, nn.ReLU6, nn.Tanh, NewGELUActivation, LinearActivation, nn.MultiheadAttention)
+# The modules in which torch and transformers define activations.
+_ACTIVATION_MODULES = ("torch.nn.modules.activation", "transformers.activations")
+# What torch computes for each number as if the number were alone: comparisons, powers and tanh.
+_INVARIANT = (nn.ReLU, nn.LeakyReLU, nn.ReLU6, nn.Tanh, NewGELUActivation, LinearActivation, nn.MultiheadAttention)
 
 
 def separate_activations(model: nn.Module) -> None:
-    """Has the activations of a model, `[B, ..., width]`, computed for each of B alone."""
+    """Make the activations of a model, `[B, ..., width]`, compute each of B alone."""
     for module in model.modules():
-        if type(module).__module__ in _ACTIVATIONS and not isinstance(module, _ARE_INVARIANT):
-            separated: Any = module
-            separated.forward = _separated(module.forward)
+        if type(module).__module__ in _ACTIVATION_MODULES and not isinstance(module, _INVARIANT):
+            activation: Any = module
+            activation.forward = _row_by_row(module.forward)
 
 
-def _separated(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    def forward_apart(x: Tensor) -> Tensor:
-        return forward(x) if len(x) == 1 else torch.cat([forward(row) for row in x.split(1)])
+def _row_by_row(original: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    def forward(x: Tensor) -> Tensor:
+        return original(x) if len(x) == 1 else torch.cat([original(row) for row in x.split(1)])
 
-    return forward_apart
+    return forward

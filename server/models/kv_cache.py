@@ -1,17 +1,17 @@
-"""Slots: one cache for many sequences at once, each at a length of its own.
+"""The KV cache: keys and values of many sequences at once, each at a length of its own.
 
-A slot is one line of a running batch. Its keys and values have a place in tensors that are made once, so a sequence
-that comes or goes copies nothing of the others. Knows models and their caches; knows neither requests nor texts.
+A slot is the place of one sequence. Its keys and values are a part of tensors that are made once, so a sequence that
+comes or goes copies nothing of the others. Knows models and their caches; knows neither requests nor texts.
 
-A batched step runs slots that lie side by side, in use or not: they are a view of the tensors, not a copy. What an idle
-one computes is thrown away.
+A step runs slots that lie side by side, used or idle: they are a view of the tensors, not a copy. What the step
+computes for an idle slot is thrown away.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -20,8 +20,12 @@ from transformers.cache_utils import Cache, CacheLayerMixin, EncoderDecoderCache
 
 from ..capture.attention_function import AttentionKind
 
-# Bytes of a line of the processor's cache, at which torch begins the memory of a tensor.
+# Bytes of a line of the processor's cache. torch begins the memory of a tensor at a line.
 _LINE = 64
+
+# How the numbers of one slot stand in memory: all positions of a head side by side, as torch multiplies them; or all
+# heads of a position side by side, as CPU programs read them.
+KVLayout = Literal["head_major", "position_major"]
 
 
 class KVShape(NamedTuple):
@@ -33,97 +37,94 @@ class KVShape(NamedTuple):
 
 
 def zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Zeros that take memory on a CPU only as far as they are written to: torch's own take all of it at once."""
+    """Zeros that take memory on a CPU only as far as they are written to. torch's own zeros take all of it at once."""
     if device.type != "cpu":
         return torch.zeros(*shape, dtype=dtype, device=device)
     size = math.prod(shape) * dtype.itemsize
-    held = np.zeros(size + _LINE, np.uint8)
-    begin = -held.ctypes.data % _LINE
-    return torch.from_numpy(held[begin : begin + size]).view(dtype).view(*shape)
+    buffer = np.zeros(size + _LINE, np.uint8)
+    begin = -buffer.ctypes.data % _LINE
+    return torch.from_numpy(buffer[begin : begin + size]).view(dtype).view(*shape)
 
 
 class KVCacheLayer(CacheLayerMixin):
     """Keys and values of one layer, of all slots: `[slots, heads, length, width]`.
 
-    What transformers sees of it is set by the cache that it is a part of: views of some slots and positions.
+    The cache that holds the layer sets `keys` and `values`, which transformers reads: views of slots and positions.
     """
 
     is_sliding = False  # windows are in the masks
     is_compileable = False
 
     def __init__(
-        self, slots: int, length: int, shape: KVShape, dtype: torch.dtype, device: torch.device, *, heads_together: bool
+        self, slots: int, length: int, shape: KVShape, dtype: torch.dtype, device: torch.device, layout: KVLayout
     ) -> None:
-        """`heads_together` says that all heads of a position stand side by side: as programs read them.
-
-        Otherwise all positions of a head do, as torch multiplies them.
-        """
+        """Zeros for `slots` slots of `length` positions."""
         super().__init__()
 
-        def room(width: int) -> Tensor:
+        def slots_of(width: int) -> Tensor:
             # Each slot begins at a line of the cache, as tensors do: the bits of torch's products depend on that.
             size = shape.heads * length * width
-            rooms = zeros((slots, size + -size % (_LINE // dtype.itemsize)), dtype, device)
-            if heads_together:
-                return rooms[:, :size].unflatten(1, (length, shape.heads, width)).transpose(1, 2)
-            return rooms[:, :size].unflatten(1, (shape.heads, length, width))
+            flat = zeros((slots, size + -size % (_LINE // dtype.itemsize)), dtype, device)
+            if layout == "position_major":
+                return flat[:, :size].unflatten(1, (length, shape.heads, width)).transpose(1, 2)
+            return flat[:, :size].unflatten(1, (shape.heads, length, width))
 
-        self.all_keys, self.all_values = room(shape.key_width), room(shape.value_width)
+        self.all_keys, self.all_values = slots_of(shape.key_width), slots_of(shape.value_width)
         self.heads = torch.arange(shape.heads, device=device)[None]
         self.is_initialized = True
 
-    def show(self, slots: slice, length: int) -> None:
-        """Makes some slots and their first positions what a forward pass sees."""
+    def bind_views(self, slots: slice, length: int) -> None:
+        """Make some slots and their first positions what a forward pass sees."""
         self.keys = self.all_keys[slots, :, :length]
         self.values = self.all_values[slots, :, :length]
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Nothing is left to do."""
+        """The constructor has made the tensors."""
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Is the cache's business, which knows where slots stand."""
+        """`DecoderSelfCache.update` does the work, since it knows the lengths of the slots."""
         raise NotImplementedError
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:  # noqa: ARG002
-        """How many keys a forward pass sees, and how many were before them."""
+        """The number of keys that a forward pass sees, and the index of the first."""
         return self.keys.shape[2], 0  # pyright: ignore[reportOptionalMemberAccess]
 
     def get_seq_length(self) -> int:
-        """How many keys a forward pass sees."""
+        """The number of keys that a forward pass sees."""
         return self.keys.shape[2]  # pyright: ignore[reportOptionalMemberAccess]
 
     def get_max_length(self) -> int:
-        """How many there is room for."""
+        """The number of positions of a slot."""
         return self.all_keys.shape[2]
 
 
 class DecoderSelfCache(Cache):
-    """The decoder's keys and values of what it has read and written itself.
+    """The decoder's keys and values of the tokens that it has read and written.
 
-    Two kinds of forward pass use it: a step of one token for each of the first slots, and the reading of several tokens
-    for one slot.
+    Two kinds of forward pass use it: a step of one token for each of some slots, and the prefill of several tokens of
+    one slot.
     """
 
     def __init__(self, layers: Sequence[KVCacheLayer], slots: int, device: torch.device) -> None:
         super().__init__(layers=list(layers))
         self.slot_layers = list(layers)
-        self.lengths = torch.zeros(slots, 1, dtype=torch.int64, device=device)  # where each slot's next token goes
+        self.lengths = torch.zeros(slots, 1, dtype=torch.int64, device=device)  # the position of each slot's next token
         self._rows = torch.arange(slots, device=device)[:, None]
-        self._step: Tensor | None = None  # the lengths of the slots that step, [n, 1]
-        self._begin = 0
+        self._step_lengths: Tensor | None = None  # the lengths of the slots of the step, [n, 1]; None in a prefill
+        self._begin = 0  # the first position of the prefill
 
     def begin_decode(self, slots: slice, length: int) -> None:
-        """The next forward pass is a step of some slots, side by side, which sees so many positions at most."""
-        self._step = self.lengths[slots]
+        """The next forward pass is a step of some slots, side by side, which sees at most `length` positions."""
+        self._step_lengths = self.lengths[slots]
         for layer in self.slot_layers:
-            layer.show(slots, length)
+            layer.bind_views(slots, length)
 
     def begin_prefill(self, slot: int, begin: int, count: int) -> None:
-        """The next forward pass reads so many tokens of one slot, from position `begin` on."""
-        self._step = None
+        """The next forward pass reads `count` tokens of one slot, from position `begin` on."""
+        self._step_lengths = None
         self._begin = begin
         for layer in self.slot_layers:
-            layer.show(slice(slot, slot + 1), begin + count)
+            layer.bind_views(slice(slot, slot + 1), begin + count)
 
     def update(
         self,
@@ -133,29 +134,29 @@ class DecoderSelfCache(Cache):
         *args: Any,  # noqa: ARG002
         **kwargs: Any,  # noqa: ARG002
     ) -> tuple[Tensor, Tensor]:
-        """Keeps what a layer has computed, `[B, heads, T, width]`, and returns all that the pass sees."""
+        """Store the keys and values `[B, heads, T, width]` of a layer, and return all that the forward pass sees."""
         layer: Any = self.slot_layers[layer_idx]
-        if self._step is None:
+        if self._step_lengths is None:
             end = self._begin + key_states.shape[2]
             layer.keys[:, :, self._begin : end] = key_states
             layer.values[:, :, self._begin : end] = value_states
         else:
-            place = (self._rows[: len(self._step)], layer.heads, self._step)
-            layer.keys.index_put_(place, key_states[:, :, 0])
-            layer.values.index_put_(place, value_states[:, :, 0])
+            index = (self._rows[: len(self._step_lengths)], layer.heads, self._step_lengths)
+            layer.keys.index_put_(index, key_states[:, :, 0])
+            layer.values.index_put_(index, value_states[:, :, 0])
         return layer.keys, layer.values
 
     def get_seq_length(self, layer_idx: int = 0) -> Any:  # noqa: ARG002
-        """How far the pass's sequences are: `[n, 1]` in a step, a number in a reading."""
-        return self._begin if self._step is None else self._step
+        """The position of the first query: `[n, 1]` in a step, a number in a prefill."""
+        return self._begin if self._step_lengths is None else self._step_lengths
 
     def get_query_offset(self, layer_idx: int = 0) -> Any:
-        """Where its first query stands."""
+        """The position of the first query, under the name that transformers' masks use."""
         return self.get_seq_length(layer_idx)
 
 
 class EncoderDecoderKVCache(EncoderDecoderCache):
-    """The decoder's own cache beside the keys and values of the source, which are there before it runs."""
+    """The decoder's self-attention cache beside the keys and values of the source, which are stored before it runs."""
 
     def __init__(self, own: DecoderSelfCache, source: Cache) -> None:
         self.self_attention_cache = own
@@ -164,14 +165,19 @@ class EncoderDecoderKVCache(EncoderDecoderCache):
 
 
 class SwappedCache(NamedTuple):
-    """What a slot holds, moved out of it: keys and values `[heads, positions, width]` of each layer."""
+    """The contents of a slot in the host's memory: keys and values `[heads, positions, width]` of each layer."""
 
     own: list[tuple[Tensor, Tensor]]
     source: list[tuple[Tensor, Tensor]]
 
 
 class KVCache:
-    """The caches of a number of slots, and how far each of them is."""
+    """The keys and values of all slots, and the lengths of the slots. One model runner owns it, in one thread.
+
+    The methods are a protocol in time. `begin_decode` or `begin_prefill` names the slots and positions of the next
+    forward pass, and the backend reads them from here. A step ends with `advance`, which the runner calls once the
+    tokens are chosen; a prefill ends with `end_prefill`, which the backend calls.
+    """
 
     def __init__(
         self,
@@ -183,137 +189,144 @@ class KVCache:
         dtype: torch.dtype,
         device: torch.device,
         *,
-        heads_together: bool = False,
+        layout: KVLayout = "head_major",
     ) -> None:
-        """`own` and `source` say what each decoder layer keeps of target and source; `source` is empty without one.
+        """`own` and `source` say what each decoder layer keeps of target and source.
 
-        `heads_together` is as in `KVCacheLayer`.
+        `source` is empty for a model without an encoder.
         """
 
         def layers(shapes: Sequence[KVShape], length: int) -> list[KVCacheLayer]:
-            return [
-                KVCacheLayer(count, length, shape, dtype, device, heads_together=heads_together) for shape in shapes
-            ]
+            return [KVCacheLayer(count, length, shape, dtype, device, layout) for shape in shapes]
 
         self.own = DecoderSelfCache(layers(own, length), count, device)
-        # At least 1, so that every query sees something: an idle slot must not fill its own cache with NaN.
+        # At least 1, so that every query sees a key: an idle slot must not fill its own cache with NaN.
         self.source_lengths = torch.ones(count, 1, dtype=torch.int64, device=device)
-        self._source_layers = layers(source, source_length)
-        self.cache: Cache = self.own
+        self.source_layers: Sequence[KVCacheLayer] = layers(source, source_length)
+        self.cache: Cache = self.own  # as transformers takes it
         if source:
-            self.cache = EncoderDecoderKVCache(self.own, Cache(layers=list(self._source_layers)))
+            self.cache = EncoderDecoderKVCache(self.own, Cache(layers=list(self.source_layers)))
         self._positions = torch.arange(max(length, source_length), device=device)
-        self._stepping = slice(0, count)
-        self._length = 0
-        self._are_even = False
+        self._slots = slice(0, count)  # of the next forward pass
+        self._length = 0  # how many positions of targets a step sees
+        self._is_uniform = False
+        self._prefill_end = 0
         self.source_length = 0  # how many positions of sources the next forward pass sees
 
-    def begin_decode(self, slots: slice, length: int, source_length: int, *, are_even: bool = False) -> None:
-        """The next forward pass is a step of some slots, with so many positions of target and source at most.
+    # ---- forward passes ---------------------------------------------------------------------------------------------
 
-        `are_even` says that this is how many each has that is in use. Programs look at `stepping`; before anything
-        else runs, `bind_views`.
+    def begin_decode(self, slots: slice, length: int, source_length: int, *, is_uniform: bool = False) -> None:
+        """The next forward pass is a step of some slots, which sees at most so many positions of target and source.
+
+        `is_uniform` promises that every slot in use has exactly so many. CPU programs read `stepping`; everything else
+        needs `bind_views` first.
         """
-        self._stepping, self._length, self._are_even = slots, length, are_even
+        self._slots, self._length, self._is_uniform = slots, length, is_uniform
         self.source_length = source_length
 
     def bind_views(self) -> None:
-        """Lets the model's own code, and torch's functions, see what belongs to the step that has begun."""
-        self.own.begin_decode(self._stepping, self._length)
-        self._show_sources(self._stepping, self.source_length)
+        """Show the slots and positions of the step to transformers' modules and to torch's functions."""
+        self.own.begin_decode(self._slots, self._length)
+        self._bind_sources(self._slots, self.source_length)
 
     def begin_prefill(self, slot: int, begin: int, count: int, source_length: int) -> None:
-        """The next forward pass reads so many tokens of one slot, from position `begin` on."""
+        """The next forward pass reads `count` tokens of one slot, from position `begin` on."""
+        self._slots, self._prefill_end = slice(slot, slot + 1), begin + count
         self.own.begin_prefill(slot, begin, count)
-        self._show_sources(slice(slot, slot + 1), source_length)
+        self._bind_sources(self._slots, source_length)
 
-    def _show_sources(self, slots: slice, length: int) -> None:
+    def end_prefill(self) -> None:
+        """The slot of the prefill now holds the tokens that were read."""
+        self.own.lengths[self._slots.start] = self._prefill_end
+
+    def advance(self, slots: slice | Tensor) -> None:
+        """Add one position to some slots: a slice of slots side by side, or int64 `[n]`."""
+        if isinstance(slots, slice):
+            self.own.lengths[slots].add_(1)
+        else:
+            self.own.lengths[slots] += 1
+
+    def _bind_sources(self, slots: slice, length: int) -> None:
         self.source_length = length
-        for layer in self._source_layers:
-            layer.show(slots, length)
+        for layer in self.source_layers:
+            layer.bind_views(slots, length)
 
     @property
     def stepping(self) -> tuple[int, int, int, int]:
-        """Of the step: its first slot, how many it has, and how many positions of target and source it shows."""
-        return self._stepping.start, self._stepping.stop - self._stepping.start, self._length, self.source_length
-
-    @property
-    def source_layers(self) -> Sequence[KVCacheLayer]:
-        """The layers of what is kept of sources."""
-        return self._source_layers
+        """The first slot of the step, its number of slots, and the positions of target and source that it sees."""
+        return self._slots.start, self._slots.stop - self._slots.start, self._length, self.source_length
 
     def own_mask(self, window: int | None = None) -> Tensor:
-        """Which positions the queries of the step see, themselves included: bool `[n, 1, 1, length]`."""
-        ends, positions = self.own.lengths[self._stepping], self._positions[: self._length]
-        seen = positions <= ends
+        """The positions that the queries of the step see, their own included: bool `[n, 1, 1, length]`."""
+        ends, positions = self.own.lengths[self._slots], self._positions[: self._length]
+        visible = positions <= ends
         if window is not None:
-            seen &= positions > ends - window
-        return seen[:, None, None]
+            visible &= positions > ends - window
+        return visible[:, None, None]
 
     def source_mask(self) -> Tensor:
-        """Which positions of the step's sources there are: bool `[n, 1, 1, source length]`."""
-        return (self._positions[: self.source_length] < self.source_lengths[self._stepping])[:, None, None]
+        """The positions of the sources of the step that are no padding: bool `[n, 1, 1, source length]`."""
+        return (self._positions[: self.source_length] < self.source_lengths[self._slots])[:, None, None]
 
     def step_lengths(self) -> dict[AttentionKind, Tensor]:
-        """How many positions each of the step's slots sees, of those that are shown: int64 `[n]`."""
-        own, source = self.own.lengths[self._stepping, 0] + 1, self.source_lengths[self._stepping, 0]
+        """How many positions each slot of the step sees: int64 `[n]` for each kind of attention."""
+        own, source = self.own.lengths[self._slots, 0] + 1, self.source_lengths[self._slots, 0]
         return {"decoder_self": own.clamp_(max=self._length), "cross": source.clamp(max=max(1, self.source_length))}
 
     def step_masks(self) -> tuple[Tensor | None, Tensor | None]:
-        """The step's masks of target and source; None where they would hide nothing from anybody."""
-        return (None, None) if self._are_even else (self.own_mask(), self.source_mask())
+        """The masks of the step for target and source; None if they would hide nothing."""
+        return (None, None) if self._is_uniform else (self.own_mask(), self.source_mask())
 
     def source(self, layer: int) -> tuple[Tensor, Tensor]:
         """A layer's keys and values of the sources that the next forward pass sees."""
-        shown: Any = self._source_layers[layer]
-        return shown.keys, shown.values
+        bound: Any = self.source_layers[layer]
+        return bound.keys, bound.values
+
+    # ---- contents of slots ------------------------------------------------------------------------------------------
 
     def write_source(self, slot: int, layer: int, keys: Tensor, values: Tensor) -> None:
-        """Keeps a source's keys and values, `[heads, S, width]`."""
-        self._source_layers[layer].all_keys[slot, :, : keys.shape[1]] = keys
-        self._source_layers[layer].all_values[slot, :, : values.shape[1]] = values
+        """Store the keys and values `[heads, S, width]` of a source."""
+        self.source_layers[layer].all_keys[slot, :, : keys.shape[1]] = keys
+        self.source_layers[layer].all_values[slot, :, : values.shape[1]] = values
 
     def move(self, slot: int, to: int) -> None:
-        """Copies what one slot holds to another."""
-        for layer in (*self.own.slot_layers, *self._source_layers):
+        """Copy the contents of one slot to another."""
+        for layer in (*self.own.slot_layers, *self.source_layers):
             layer.all_keys[to] = layer.all_keys[slot]
             layer.all_values[to] = layer.all_values[slot]
         self.own.lengths[to] = self.own.lengths[slot]
         self.source_lengths[to] = self.source_lengths[slot]
 
     def swap_out(self, slot: int, length: int, source_length: int) -> SwappedCache:
-        """A copy of what a slot holds, in the host's memory."""
+        """A copy of the contents of a slot, in the host's memory."""
 
-        def copied(layers: Sequence[KVCacheLayer], count: int) -> list[tuple[Tensor, Tensor]]:
-            places = [(layer.all_keys[slot, :, :count], layer.all_values[slot, :, :count]) for layer in layers]
-            return [(keys.to("cpu", copy=True), values.to("cpu", copy=True)) for keys, values in places]
+        def copies(layers: Sequence[KVCacheLayer], count: int) -> list[tuple[Tensor, Tensor]]:
+            views = [(layer.all_keys[slot, :, :count], layer.all_values[slot, :, :count]) for layer in layers]
+            return [(keys.to("cpu", copy=True), values.to("cpu", copy=True)) for keys, values in views]
 
-        return SwappedCache(copied(self.own.slot_layers, length), copied(self._source_layers, source_length))
+        return SwappedCache(copies(self.own.slot_layers, length), copies(self.source_layers, source_length))
 
     def swap_in(self, slot: int, contents: SwappedCache) -> None:
-        """Fills a slot with what was taken out of one."""
-        for layers, held in ((self.own.slot_layers, contents.own), (self._source_layers, contents.source)):
-            for layer, (keys, values) in zip(layers, held, strict=True):
+        """Fill a slot with contents that were swapped out."""
+        for layers, copies in ((self.own.slot_layers, contents.own), (self.source_layers, contents.source)):
+            for layer, (keys, values) in zip(layers, copies, strict=True):
                 layer.all_keys[slot, :, : keys.shape[1]] = keys.to(layer.all_keys.device)
                 layer.all_values[slot, :, : values.shape[1]] = values.to(layer.all_values.device)
         if contents.source:
             self.source_lengths[slot] = contents.source[0][0].shape[1]
         self.own.lengths[slot] = contents.own[0][0].shape[1]
 
-    def advance(self, slots: slice | Tensor) -> None:
-        """Some have one more position, slots side by side or int64 `[n]`."""
-        if isinstance(slots, slice):
-            self.own.lengths[slots].add_(1)
-        else:
-            self.own.lengths[slots] += 1
-
     def clear(self, slot: int, length: int, source_length: int) -> None:
-        """Forgets what a slot holds, and its lengths. It may be NaN, and a product with a share of 0 would be, too."""
-        for layers, count in ((self.own.slot_layers, length), (self._source_layers, source_length)):
+        """Set the contents and the lengths of a slot to zero.
+
+        The contents may be NaN, and the product of NaN with a probability of 0 would be NaN, too.
+        """
+        for layers, count in ((self.own.slot_layers, length), (self.source_layers, source_length)):
             for layer in layers:
                 layer.all_keys[slot, :, :count] = 0
                 layer.all_values[slot, :, :count] = 0
-        # For who comes next; and while the slot is idle, a step may see fewer positions than this one had.
+        # For the next sequence of the slot. And while the slot is idle, a step may see fewer positions than this
+        # sequence had.
         self.own.lengths[slot] = 0
         self.source_lengths[slot] = 1
 
@@ -321,7 +334,7 @@ class KVCache:
 def bytes_per_slot(
     own: Sequence[KVShape], length: int, source: Sequence[KVShape], source_length: int, dtype: torch.dtype
 ) -> int:
-    """How much memory the keys and values of so many positions take."""
+    """The size of the keys and values of `length` target and `source_length` source positions."""
     numbers = sum(length * shape.heads * (shape.key_width + shape.value_width) for shape in own)
     numbers += sum(source_length * shape.heads * (shape.key_width + shape.value_width) for shape in source)
     return numbers * dtype.itemsize

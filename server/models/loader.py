@@ -1,48 +1,49 @@
-"""Loads models and says what they are: safetensors only, never code from a checkpoint."""
+"""Loads models: reads and checks a checkpoint, packs its linear layers, and chooses a backend.
+
+Weights come from safetensors files only, and no code of a checkpoint ever runs.
+"""
 
 from __future__ import annotations
 
-import inspect
 import json
 import logging
 import re
 import time
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from ...kernels.cpu.program import is_supported
-from ..capture.attention_function import AttentionKind, register
+from ..capture.attention_function import register
 from ..capture.attention_layers import AttentionLayers, find_attention_layers
 from ..checkpoint.files import CONFIG, Checkpoint, CheckpointError, open_checkpoint
 from ..checkpoint.generation_config import check_generation_config
 from ..checkpoint.model_config import class_for, model_error, read_config, read_generation_config
 from ..checkpoint.tokenizer_files import load_tokenizer, tokenizer_error
 from ..checkpoint.weights import TooLargeError, check_finite, load_weights
-from ..layers.fused_qkv import fuse_projections
-from ..layers.lm_head import shared_weight
-from ..layers.packed_linear import Precision, pack
+from ..layers import Precision, fuse_projections, pack, shared_weight
 from ..memory import is_out_of_memory
 from ..text.tokenizer import Tokenizer
-from .bart_cpu_backend import is_programmed
-from .transformers_backend import TransformersBackend, select_backend
+from .backend import Backend, BackendConfig
+from .backend_selection import BACKENDS, select_backend
+from .loaded_model import LoadedModel, generation_config_of, vocabulary_size_of
 
 log = logging.getLogger(__name__)
 
 BUNDLED_NAME = "tatoeba-en-de"
 
-# Seconds that are worth a word.
+# Seconds of compilation from which on the log mentions it.
 _LONG = 5.0
 
-# Devices that models run on. Of CPUs there is one.
+# The devices that models run on. Of CPUs there is one.
 _DEVICE = re.compile(r"cpu(:0)?|cuda(:(0|[1-9]\d{0,2}))?", re.ASCII)
 
-# For models whose positions have no end of their own, such as T5's relative ones.
+# The length limit of models whose positions have no limit of their own, such as T5's relative ones.
 _DEFAULT_LENGTH = 4096
 
 
@@ -50,53 +51,15 @@ class ModelError(Exception):
     """A model that cannot be served. The message is for the person who starts the server."""
 
 
-@dataclass(frozen=True)
-class LoadedModel:
-    """A model ready to run. Everything about it that does not change with requests."""
+class _Options(NamedTuple):
+    """How `load` was asked to run a model."""
 
-    name: str
-    model: PreTrainedModel
-    tokenizer: Tokenizer
-    attention_layers: AttentionLayers
-    max_source_tokens: int
-    max_target_tokens: int
-    precision: str  # of its linear layers: int8, or a type of torch's by name
-    backend: TransformersBackend | None  # how it is run in slots; None: its requests are worked on one by one
-
-    @property
-    def is_encoder_decoder(self) -> bool:
-        """Whether an encoder reads the source apart."""
-        return bool(self.model.config.is_encoder_decoder)
-
-    @property
-    def family(self) -> str:
-        """The model type that transformers gives it, such as "marian"."""
-        return str(self.model.config.model_type)
-
-    @cached_property
-    def vocabulary_size(self) -> int:
-        """Token ids are below this."""
-        return _vocabulary_size(self.model)
-
-    @cached_property
-    def takes_logits_to_keep(self) -> bool:
-        """Whether a forward pass can be told for how many positions logits are wanted."""
-        return "logits_to_keep" in inspect.signature(self.model.forward).parameters
-
-    @cached_property
-    def generation_config(self) -> GenerationConfig:
-        """The model's own, as `generate` completes it: to be copied, not changed."""
-        return _generation_config(self.model)
-
-    @property
-    def kinds(self) -> tuple[AttentionKind, ...]:
-        """The kinds of attention it has; the first is what a request gets that names none."""
-        order: tuple[AttentionKind, ...] = ("cross", "decoder_self", "encoder_self")
-        return tuple(kind for kind in order if self.attention_layers.layers(kind))
-
-    def heads(self, kind: AttentionKind) -> int:
-        """How many query heads the layers of a kind have."""
-        return self.attention_layers.heads[kind][0]
+    device: torch.device
+    dtype: torch.dtype | str  # that the weights are loaded in
+    precision: Precision | None  # of the linear layers on a CPU; None: they stay as they are
+    packing: Precision | None  # likewise, but None too if the caller wants no packing
+    is_compiled: bool
+    max_length: int | None
 
 
 def bundled_model() -> Path:
@@ -114,110 +77,150 @@ def load(
     packed: bool = True,
     compiled: bool = False,
 ) -> LoadedModel:
-    """Loads a model from a directory or by its id on the Hugging Face hub; None: the bundled one.
+    """Load a model from a directory or by its id on the Hugging Face hub; None: the bundled one.
 
     `dtype="auto"` is float32 on a CPU and the checkpoint's own type elsewhere; "int8" is for CPUs alone. `max_length`
-    lowers the number of positions that requests may use. On a CPU linear layers are packed for it, unless `packed` is
-    False. `compiled` has torch.compile make one graph of a step of the batch, with linear layers as they are. Raises
-    ModelError with a message for people.
+    lowers the number of positions that requests may use. On a CPU linear layers are packed for the CPU, unless `packed`
+    is False. With `compiled`, torch.compile makes one graph of a step of the batch, with linear layers as they are.
+    Raises ModelError with a message for people.
     """
     register()
     if not str(path).strip():
         raise ModelError("the model's name is empty: give a directory, or an id on the Hugging Face hub")
     where = bundled_model() if path is None else path
-    chosen_device = _device(device)
-    chosen_dtype = _dtype(dtype, chosen_device)
-    precision = _precision(dtype, chosen_device)
-    if compiled and precision == "int8":
-        raise ModelError("int8 cannot be compiled: its layers are packed for kernels that the compiler does not know")
-    try:
-        checkpoint = open_checkpoint(where)
-    except CheckpointError as error:
-        log.debug("loading failed", exc_info=True)
-        raise ModelError(f"cannot load {where}: {error}") from error
-    name = name or (BUNDLED_NAME if path is None else _name(path))
-    try:
-        check_generation_config(checkpoint.generation_config, checkpoint)  # before transformers makes something of it
-        read_generation_config(checkpoint)
-        config = read_config(checkpoint)
-        pretrained = load_tokenizer(checkpoint, config)
-        _check_vocabularies(config, pretrained)
-        model = load_weights(class_for(config), checkpoint, chosen_dtype)
-        nn.Module.to(model.eval().requires_grad_(False), chosen_device)
-        check_finite(model, checkpoint)
-        _check_generation(model, checkpoint)
+    options = _options(device, dtype, max_length, is_packed=packed, is_compiled=compiled)
+    checkpoint = _open(where)
+    with _errors_for_people(where, checkpoint, options.device):
+        config, pretrained = _read_files(checkpoint)
+        model = _load_model(checkpoint, config, options)
         tokenizer = _make_tokenizer(pretrained, model, checkpoint, config)
         source, target = _lengths(config, max_length)
         _check_lengths(tokenizer, config, source, target, max_length)
         attention_layers = find_attention_layers(model)
-        weight = shared_weight(model)  # of the layers as they are
-        packing = precision if packed and not compiled else None
-        if not compiled:  # what one layer makes of another is not for the compiler
-            fuse_projections(model)
-        if packing is not None:
-            _prepare_programs()
-            programmed = is_programmed(model)
-            report = pack(model, packing, in_panels=lambda _: programmed)
-            log.info("%s", report if log.isEnabledFor(logging.DEBUG) else report.summary)
-        is_exact = model.dtype == torch.float32 and precision != "int8"
-        is_invariant = packing == "int8"
-        backend = select_backend(model, attention_layers, source, target, is_exact=is_exact, is_invariant=is_invariant)
-        if backend is not None:
-            if backend.lm_head is not None and packing is not None:
-                backend.lm_head.search()
-            if backend.lm_head is not None and packing == "float32" and weight is not None:
-                backend.lm_head.screen(weight)
-            if compiled:
-                backend.compile()
+        backend = _make_backend(model, attention_layers, options, source, target)
+    _check_heads(attention_layers, where)
+    precision = "int8" if options.precision == "int8" else str(model.dtype).removeprefix("torch.")
+    name = name or (BUNDLED_NAME if path is None else _name(path))
+    return LoadedModel(name, model, tokenizer, attention_layers, source, target, precision, backend)
+
+
+# ---- steps of load --------------------------------------------------------------------------------------------------
+
+
+def _options(device: str, dtype: str, max_length: int | None, *, is_packed: bool, is_compiled: bool) -> _Options:
+    """Check the arguments of `load` that need no model."""
+    chosen = _device(device)
+    torch_dtype = _dtype(dtype, chosen)
+    precision = _precision(dtype, chosen)
+    if is_compiled and precision == "int8":
+        raise ModelError("int8 cannot be compiled: its layers are packed for kernels that the compiler does not know")
+    packing = precision if is_packed and not is_compiled else None
+    return _Options(chosen, torch_dtype, precision, packing, is_compiled, max_length)
+
+
+def _open(where: str | Path) -> Checkpoint:
+    try:
+        return open_checkpoint(where)
+    except CheckpointError as error:
+        log.debug("loading failed", exc_info=True)
+        raise ModelError(f"cannot load {where}: {error}") from error
+
+
+@contextmanager
+def _errors_for_people(where: str | Path, checkpoint: Checkpoint, device: torch.device) -> Iterator[None]:
+    """Turn whatever an unusual checkpoint makes its libraries raise into a ModelError."""
+    try:
+        yield
     except TooLargeError as error:
         raise ModelError(f"cannot load {where}: {model_error(checkpoint, error)}") from error
     except CheckpointError as error:
         log.debug("loading failed", exc_info=True)
         raise ModelError(f"cannot load {where}: {error}") from error
-    except Exception as error:  # whatever an unusual checkpoint makes its libraries raise
+    except Exception as error:
         log.debug("loading failed", exc_info=True)
         if is_out_of_memory(error):
-            problem: object = f"it needs more memory than there is on {chosen_device}"
+            problem: object = f"it needs more memory than there is on {device}"
         else:
             problem = model_error(checkpoint, error)
         raise ModelError(f"cannot load {where}: {problem}") from error
-    if not attention_layers.heads:
-        raise ModelError(f"cannot serve {where}: the model reports no attention")
-    for kind, heads in attention_layers.heads.items():
-        if len(set(heads)) > 1:
-            raise ModelError(f"cannot serve {where}: its layers differ in the number of {kind} heads: {heads}")
-    shown = "int8" if precision == "int8" else str(model.dtype).removeprefix("torch.")
-    return LoadedModel(name, model, tokenizer, attention_layers, source, target, shown, backend)
 
 
-def _prepare_programs() -> None:
-    """Compiles the CPU's kernels, where that has not been done here before."""
+def _read_files(checkpoint: Checkpoint) -> tuple[PreTrainedConfig, Any]:
+    """The config of a model, and transformers' tokenizer."""
+    check_generation_config(checkpoint.generation_config, checkpoint)  # before transformers reads it
+    read_generation_config(checkpoint)
+    config = read_config(checkpoint)
+    pretrained = load_tokenizer(checkpoint, config)
+    _check_vocabularies(config, pretrained)
+    return config, pretrained
+
+
+def _load_model(checkpoint: Checkpoint, config: PreTrainedConfig, options: _Options) -> PreTrainedModel:
+    """The model on its device, with weights that are finite and a generation config that requests can use."""
+    model = load_weights(class_for(config), checkpoint, options.dtype)
+    nn.Module.to(model.eval().requires_grad_(False), options.device)
+    check_finite(model, checkpoint)
+    _check_generation(model, checkpoint)
+    return model
+
+
+def _make_backend(
+    model: PreTrainedModel, attention_layers: AttentionLayers, options: _Options, source: int, target: int
+) -> Backend | None:
+    """Fuse and pack the linear layers of a model, and choose its backend."""
+    weight = shared_weight(model)  # before the layers are packed
+    if not options.is_compiled:  # the compiler does not know the cache within a FusedLinear
+        fuse_projections(model)
+    if options.packing is not None:
+        _compile_cpu_kernels()
+        wants_panels = any(backend.reads_panels(model) for backend in BACKENDS)
+        report = pack(model, options.packing, in_panels=lambda _: wants_panels)
+        log.info("%s", report if log.isEnabledFor(logging.DEBUG) else report.summary)
+    backend = select_backend(
+        model,
+        attention_layers,
+        BackendConfig(source, target, is_batch_invariant=options.packing == "int8"),
+        is_exact=model.dtype == torch.float32 and options.precision != "int8",
+        is_compiled=options.is_compiled,
+    )
+    if backend is not None and backend.lm_head is not None and options.packing is not None:
+        backend.lm_head.search()
+        if options.packing == "float32" and weight is not None:
+            backend.lm_head.screen(weight)
+    return backend
+
+
+def _compile_cpu_kernels() -> None:
+    """Compile the kernels of the CPU, unless an earlier run has done so."""
     began = time.monotonic()
     if is_supported() and (seconds := time.monotonic() - began) > _LONG:
         log.info("kernels for this CPU took %.0f s to compile; they are kept for the next time", seconds)
 
 
+# ---- checks ---------------------------------------------------------------------------------------------------------
+
+
+def _check_heads(attention_layers: AttentionLayers, where: str | Path) -> None:
+    """Refuse models without attention, or whose layers of a kind differ in the number of heads."""
+    if not attention_layers.heads:
+        raise ModelError(f"cannot serve {where}: the model reports no attention")
+    for kind, heads in attention_layers.heads.items():
+        if len(set(heads)) > 1:
+            raise ModelError(f"cannot serve {where}: its layers differ in the number of {kind} heads: {heads}")
+
+
 def _check_vocabularies(config: PreTrainedConfig, pretrained: Any) -> None:
-    """Refuses models whose source and target have vocabularies of their own: a token's id would not say which."""
+    """Refuse models whose source and target have vocabularies of their own: the id of a token would be ambiguous."""
     source, target = (getattr(config, f"{side}_vocab_size", 0) for side in ("src", "tgt"))
     if source != target or getattr(pretrained, "separate_vocabs", False):
         raise CheckpointError("models with separate source and target vocabularies are not supported")
 
 
 def _check_generation(model: Any, checkpoint: Checkpoint) -> None:
-    """Refuses tokens and numbers of the generation config that every request would fail by."""
-    vocabulary = _vocabulary_size(model)
+    """Refuse tokens and numbers of the generation config with which every request would fail."""
+    vocabulary = vocabulary_size_of(model)
     scored = int(getattr(model.get_output_embeddings(), "out_features", vocabulary))
-    check_generation_config(_generation_config(model).to_dict(), checkpoint, min(vocabulary, scored))
-
-
-def _vocabulary_size(model: Any) -> int:
-    return int(model.get_input_embeddings().weight.shape[0])
-
-
-def _generation_config(model: Any) -> GenerationConfig:
-    """A model's own generation config, as `generate` completes it."""
-    return model._prepare_generation_config(None)[0]
+    check_generation_config(generation_config_of(model).to_dict(), checkpoint, min(vocabulary, scored))
 
 
 def _make_tokenizer(
@@ -232,7 +235,7 @@ def _make_tokenizer(
         tokenizer = make(pretrained)
     except Exception as error:  # as in `load_tokenizer`
         raise tokenizer_error(checkpoint, config, error, make) from error
-    vocabulary = _vocabulary_size(model)
+    vocabulary = vocabulary_size_of(model)
     tokens = {"decoder_start_token_id": next(iter(tokenizer.start_ids(tokenizer.languages_of("", ""))), None)}
     if config.is_encoder_decoder:
         tokens["pad_token_id"] = config.pad_token_id
@@ -248,7 +251,7 @@ def _make_tokenizer(
 def _check_lengths(
     tokenizer: Tokenizer, config: PreTrainedConfig, source: int, target: int, max_length: int | None
 ) -> None:
-    """Refuses limits that leave no room for a text: special tokens around it, and one token of its own."""
+    """Refuse limits that leave no room for a text: the special tokens around a text, and one token of the text."""
     languages = tokenizer.languages_of("", "")
     context, around = len(tokenizer.start_ids(languages)), len(tokenizer.encode_source("", languages).ids)
     if config.is_encoder_decoder:
@@ -262,12 +265,16 @@ def _check_lengths(
         raise CheckpointError(f"{what} too few for any text: this model needs at least {needed}")
 
 
+# ---- arguments of load ----------------------------------------------------------------------------------------------
+
+
 def _name(path: str | Path) -> str:
-    """A directory's last component; a hub id as it is."""
+    """The name of a model: the last component of a directory, or a hub id as it is."""
     return Path(path).resolve().name if Path(path).exists() else str(path)
 
 
 def _device(name: str) -> torch.device:
+    """The device of a name. Raises ModelError for a device that is not there or does not work."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if _DEVICE.fullmatch(name) is None:
@@ -278,14 +285,10 @@ def _device(name: str) -> torch.device:
             raise ModelError(f"cannot use device {name}: the torch that is installed is made for CPUs alone")
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (device.index or 0) >= count:
-            there = (
-                "no GPU that it can use"
-                if not count
-                else "cuda:0 alone"
-                if count == 1
-                else f"cuda:0 to cuda:{count - 1}"
+            found = (
+                f"cuda:0 to cuda:{count - 1}" if count > 1 else "cuda:0 alone" if count else "no GPU that it can use"
             )
-            raise ModelError(f"cannot use device {name}: torch finds {there}")
+            raise ModelError(f"cannot use device {name}: torch finds {found}")
         try:
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError) as error:
@@ -295,7 +298,7 @@ def _device(name: str) -> torch.device:
 
 
 def _dtype(name: str, device: torch.device) -> torch.dtype | str:
-    """The type that the weights are loaded in."""
+    """The type that the weights are loaded in. Raises ModelError for an unknown type."""
     if name == "auto":
         return torch.float32 if device.type == "cpu" else "auto"
     known = {name: getattr(torch, name) for name in ("float32", "float16", "bfloat16")} | {"int8": torch.float32}
@@ -307,7 +310,7 @@ def _dtype(name: str, device: torch.device) -> torch.dtype | str:
 
 
 def _precision(dtype: str, device: torch.device) -> Precision | None:
-    """How linear layers are packed; None where they are left as they are."""
+    """The precision that linear layers are packed in; None: they stay as they are."""
     if device.type != "cpu":
         return None
     precisions: dict[str, Precision] = {"auto": "float32", "float32": "float32", "bfloat16": "bfloat16", "int8": "int8"}
@@ -318,7 +321,7 @@ def _lengths(config: Any, max_length: int | None) -> tuple[int, int]:
     """The most source tokens and target tokens, by the model's position tables and `max_length`."""
     text = config.get_text_config()
     positions = getattr(text, "max_position_embeddings", None) or _DEFAULT_LENGTH
-    # FSMT and its like give encoder and decoder tables of their own.
+    # FSMT and similar families give the encoder and the decoder each a table.
     source = getattr(config, "max_source_positions", None) or positions
     target = getattr(config, "max_target_positions", None) or positions
     limit = max_length or max(source, target)

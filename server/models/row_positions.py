@@ -1,7 +1,8 @@
-"""Positions of its own for each row of a batch, in families whose code expects one for all.
+"""Positions for each row of a batch, in families whose code expects one position for all rows.
 
-In a step of slots at different lengths, a cache's length is a tensor `[rows, 1]`. Marian and Pegasus take it as it is,
-decoder-only models are given `position_ids`; BART, mBART, M2M100 and T5 with their kin need the methods below.
+In a step, slots are at different lengths, so the length of the cache is a tensor `[rows, 1]`. Marian and Pegasus take
+the tensor as it is, and decoder-only models take `position_ids`. BART, mBART, M2M100 and the families of T5 need the
+replacements below.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from transformers.models.t5.modeling_t5 import T5Attention
 from transformers.models.umt5.modeling_umt5 import UMT5Attention
 
 
-def take_rows(model: nn.Module) -> None:
-    """Makes the modules of a model take positions for each row. What they do otherwise stays as it is."""
+def accept_row_positions(model: nn.Module) -> None:
+    """Make the modules of a model accept a position for each row. All other calls give what they gave before."""
     for module in model.modules():
         if isinstance(module, (BartLearnedPositionalEmbedding, MBartLearnedPositionalEmbedding)):
             module.forward = _learned(module)
@@ -31,40 +32,41 @@ def take_rows(model: nn.Module) -> None:
 
 
 def _learned(module: nn.Module) -> Callable[..., Tensor]:
-    """BART's table, called with ids `[T]` or, by us, `[rows, 1]`."""
-    forward: Callable[..., Tensor] = module.forward
+    """BART's table of positions. The model calls it with position ids `[T]`, a backend with `[rows, 1]`."""
+    original: Callable[..., Tensor] = module.forward
 
-    def rows(input_ids: Tensor, past_key_values_length: Any = 0, position_ids: Tensor | None = None) -> Tensor:
-        made = forward(input_ids, past_key_values_length, position_ids=position_ids)
-        return made[0] if position_ids is not None and position_ids.dim() == 2 else made
+    def forward(input_ids: Tensor, past_key_values_length: Any = 0, position_ids: Tensor | None = None) -> Tensor:
+        embedded = original(input_ids, past_key_values_length, position_ids=position_ids)
+        return embedded[0] if position_ids is not None and position_ids.dim() == 2 else embedded
 
-    return rows
+    return forward
 
 
 def _sinusoidal(module: Any) -> Callable[..., Tensor]:
-    """M2M100's table, which looks whether it is long enough; requests are not let in that are longer."""
-    forward: Callable[..., Tensor] = module.forward
-    # It grows with longer texts where it begins late, behind the padding's place: ours cannot, in a step.
+    """M2M100's table of positions, without a check of its length: requests that are longer are refused before."""
+    original: Callable[..., Tensor] = module.forward
+    # Positions begin behind the place of the padding. If they begin late, the original grows the table for longer
+    # texts, which a step cannot do. So the table grows here.
     if (late := module.padding_idx + 1 - module.offset) > 0:
         module.make_weights(module.weights.size(0) + late, module.embedding_dim, module.padding_idx)
 
-    def rows(input_ids: Tensor, inputs_embeds: Tensor | None = None, past_key_values_length: Any = 0) -> Tensor:
+    def forward(input_ids: Tensor, inputs_embeds: Tensor | None = None, past_key_values_length: Any = 0) -> Tensor:
         if not isinstance(past_key_values_length, Tensor):
-            return forward(input_ids, inputs_embeds, past_key_values_length)
+            return original(input_ids, inputs_embeds, past_key_values_length)
         ids = module.create_position_ids_from_input_ids(input_ids, module.padding_idx, past_key_values_length)
         return module.weights[ids]
 
-    return rows
+    return forward
 
 
 def _relative(module: Any) -> Callable[..., Tensor]:
-    """T5's biases `[1, H, T, S]`, for rows `[rows, H, 1, S]`: laid along queries, since each stands elsewhere."""
-    compute: Callable[..., Tensor] = module.compute_bias
+    """T5's biases `[1, H, T, S]`. For rows they are `[rows, H, 1, S]`: each row is at another query position."""
+    original: Callable[..., Tensor] = module.compute_bias
 
-    def rows(
+    def compute_bias(
         query_length: int, key_length: int, device: torch.device | None = None, past_seen_tokens: Any = 0
     ) -> Tensor:
-        made = compute(query_length, key_length, device=device, past_seen_tokens=past_seen_tokens)
-        return made.permute(2, 1, 0, 3) if isinstance(past_seen_tokens, Tensor) else made
+        bias = original(query_length, key_length, device=device, past_seen_tokens=past_seen_tokens)
+        return bias.permute(2, 1, 0, 3) if isinstance(past_seen_tokens, Tensor) else bias
 
-    return rows
+    return compute_bias

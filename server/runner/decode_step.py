@@ -10,8 +10,8 @@ from torch import Tensor
 from ..capture.arrays import to_host
 from ..capture.attention_function import AttentionKind, record_to
 from ..layers.lm_head import ArgmaxQuery
+from ..models.backend import Backend
 from ..models.kv_cache import KVCache
-from ..models.transformers_backend import TransformersBackend
 from ..request import Score
 from ..sampling.sampler import Sampler, SamplerOutput
 from ..sampling.step_scores import step_scores
@@ -35,7 +35,7 @@ class DecodeStep:
 
     def __init__(
         self,
-        backend: TransformersBackend,
+        backend: Backend,
         cache: KVCache,
         sampler: Sampler,
         slots: SlotAllocator,
@@ -53,7 +53,7 @@ class DecodeStep:
         """Takes one step of some sequences, in the order of their slots: what it gave each, or what went wrong."""
         self.has_sampled = False
         step = self._plan_step(batch)
-        self._cache.begin_decode(step.slots, step.length, step.source_length, are_even=step.is_uniform)
+        self._cache.begin_decode(step.slots, step.length, step.source_length, is_uniform=step.is_uniform)
         tokens = self._tokens[step.slots]
         positions: dict[AttentionKind, int] = {"cross": step.source_length, "decoder_self": step.length}
         recorder = StepRecorder(

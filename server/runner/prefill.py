@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from ..capture.arrays import AttentionArrays
 from ..capture.attention_function import record_to
 from ..memory import is_out_of_memory, out_of_memory
+from ..models.backend import Backend
 from ..models.kv_cache import KVCache
 from ..models.loader import LoadedModel
-from ..models.transformers_backend import MOST_TOGETHER, TransformersBackend
+from ..models.transformers_backend import MAX_PREFILL_TOKENS
 from ..request import Request
 from ..transfer import int_tensor
 from .sequence import Sequence
@@ -22,7 +23,7 @@ _CHUNK = 256
 class Prefill:
     """Fills the KV cache of one runner."""
 
-    def __init__(self, loaded: LoadedModel, backend: TransformersBackend, cache: KVCache) -> None:
+    def __init__(self, loaded: LoadedModel, backend: Backend, cache: KVCache) -> None:
         self._loaded = loaded
         self._backend = backend
         self._cache = cache
@@ -87,7 +88,6 @@ class Prefill:
         with record_to(None, padded=False):
             self._backend.prefill(int_tensor([ids], self._device), self._cache)
         sequence.num_cached += len(ids)
-        self._cache.own.lengths[sequence.slot] = sequence.num_cached
 
 
 def _captures_source(sequence: Sequence) -> bool:
@@ -98,7 +98,7 @@ def _by_length(sequences: list[Sequence]) -> Iterator[list[Sequence]]:
     """Groups of sequences with sources of similar length, each of a bounded number of tokens with its padding."""
     group: list[Sequence] = []
     for sequence in sorted(sequences, key=lambda sequence: sequence.source_length):
-        if group and (len(group) + 1) * sequence.source_length > MOST_TOGETHER:
+        if group and (len(group) + 1) * sequence.source_length > MAX_PREFILL_TOKENS:
             yield group
             group = []
         group.append(sequence)

@@ -29,7 +29,7 @@ _MODULES = (
     "kernels.cpu.argmax",
     "kernels.common.attention_tensors",
     "server.runner.model_runner",
-    "server.models.bart_cpu_backend",
+    "server.models.bart_cpu_programs",
     "server.models.kv_cache",
 )
 _libc = ctypes.CDLL(None, use_errno=True)

@@ -23,7 +23,7 @@ import transformers as tf
 from guard_pages import guard_programs
 from mixed_requests import together
 from odd_models import OddModel, build_odd_model, edge_jobs, random_model
-from sidelight.server.models.bart_cpu_backend import ProgrammedDecoder
+from sidelight.server.models.bart_cpu_backend import BartCpuBackend
 from sidelight.server.models.loader import LoadedModel, load
 from sidelight.server.request import Request
 
@@ -36,7 +36,7 @@ def sweep(odd: OddModel) -> str:
         with tempfile.TemporaryDirectory() as folder, guard_programs(odd.seed) as memory:
             loaded = load(build_odd_model(odd, Path(folder)), dtype=odd.precision)
             assert loaded.backend is not None
-            is_programmed = isinstance(loaded.backend.decoder, ProgrammedDecoder)
+            is_programmed = isinstance(loaded.backend, BartCpuBackend)
             compare(loaded, edge_jobs(odd, loaded), odd, to_the_bit=is_programmed or odd.precision == "int8")
             del loaded
             assert not memory.check(), memory.faults

@@ -21,7 +21,6 @@ from sidelight.server.api import server as serving_module
 from sidelight.server.api.server import Server
 from sidelight.server.engine import output_queue
 from sidelight.server.engine.engine import EngineConfig
-from sidelight.server.models.transformers_backend import TransformersBackend
 from sidelight.v1 import attribution_service_pb2_grpc as services
 from sidelight.v1 import text_pb2 as text
 
@@ -84,13 +83,13 @@ async def test_nobody_who_only_listens_holds_up_the_end(bundled):
 @pytest.mark.parametrize("known", [True, False], ids=["by what others took", "where nothing is known"])
 async def test_what_cannot_be_served_in_time_is_refused_at_once(bundled, monkeypatch, known):
     """Those in the queue that would not be done before the end are told where to go while others still run."""
-    step = TransformersBackend.decode
+    step = type(bundled.backend).decode
 
     def slow(layout, *args):
         time.sleep(0.02)
         return step(layout, *args)
 
-    monkeypatch.setattr(TransformersBackend, "decode", slow)
+    monkeypatch.setattr(type(bundled.backend), "decode", slow)
     server = Server([bundled], "127.0.0.1:0", EngineConfig(max_running=1))
     address = await server.start()
     (engine,) = server._engines

@@ -16,7 +16,7 @@ from sidelight.server.engine import output_queue
 from sidelight.server.engine.engine import EngineConfig
 from sidelight.server.engine.engine_core import EngineCore
 from sidelight.server.engine.started_requests import StartedRequests
-from sidelight.server.models.transformers_backend import TransformersBackend
+from sidelight.server.models.loaded_model import LoadedModel
 from sidelight.v1 import attribution_service_pb2_grpc as services
 from sidelight.v1 import text_pb2 as text
 
@@ -26,17 +26,17 @@ SENTENCE = "My grandmother is still vigorous at 82 years old."
 class Gate:
     """Lets the model do only so many forward passes until it is opened further."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, passes: int) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, loaded: LoadedModel, passes: int) -> None:
         self._allowed = threading.Semaphore(passes)
         self.passed = 0
-        step = TransformersBackend.decode
+        step = type(loaded.backend).decode
 
         def gated(layout, *args):
             assert self._allowed.acquire(timeout=60)
             self.passed += 1
             return step(layout, *args)
 
-        monkeypatch.setattr(TransformersBackend, "decode", gated)
+        monkeypatch.setattr(type(loaded.backend), "decode", gated)
 
     def allow(self, passes: int) -> None:
         self._allowed.release(passes)
@@ -44,7 +44,7 @@ class Gate:
 
 def test_each_step_arrives_before_the_next_is_decoded(bundled, monkeypatch):
     """By order, not by time: the next forward pass is forbidden until the client has the step before it."""
-    gate = Gate(monkeypatch, 1)
+    gate = Gate(monkeypatch, bundled, 1)
     with serving(bundled) as address, stub(address) as service:
         seen = 0
         for response in service.Attribute(request(SENTENCE), timeout=60):
@@ -83,7 +83,7 @@ def abandoned(monkeypatch) -> threading.Semaphore:
 
 @pytest.mark.parametrize("how", ["cancel", "deadline"])
 def test_a_call_that_ends_early_stops_decoding_within_one_step(bundled, monkeypatch, abandoned, how):
-    gate = Gate(monkeypatch, 1)
+    gate = Gate(monkeypatch, bundled, 1)
     with serving(bundled) as address, stub(address) as service:
         call = service.Attribute(long_request(), timeout=2 if how == "deadline" else 60)
         first_steps(call)
@@ -251,7 +251,7 @@ def assert_same(contents, expected):
 
 
 def test_a_full_queue_refuses_with_a_delay(bundled, monkeypatch):
-    gate = Gate(monkeypatch, 1)
+    gate = Gate(monkeypatch, bundled, 1)
     with serving(bundled, limits=EngineConfig(max_running=1, max_waiting=1)) as address, stub(address) as service:
         first = service.Attribute(request(SENTENCE), timeout=60)
         first_steps(first)
@@ -268,7 +268,7 @@ def test_a_full_queue_refuses_with_a_delay(bundled, monkeypatch):
 
 
 def test_a_deadline_counts_in_the_queue_too(bundled, monkeypatch):
-    gate = Gate(monkeypatch, 1)
+    gate = Gate(monkeypatch, bundled, 1)
     with serving(bundled, limits=EngineConfig(max_running=1)) as address, stub(address) as service:
         first = service.Attribute(request(SENTENCE), timeout=60)
         first_steps(first)

@@ -230,9 +230,7 @@ def test_a_fault_inside_tells_nothing_and_harms_nobody(bundled, monkeypatch):
 
 
 def test_numbers_that_are_not_finite_end_the_request_with_a_status(bundled, monkeypatch):
-    from sidelight.server.models.transformers_backend import TransformersBackend
-
-    step = TransformersBackend.decode
+    step = type(bundled.backend).decode
 
     def broken(layout, tokens, slots, sought=None):
         made = step(layout, tokens, slots).fill_(np.nan)
@@ -242,7 +240,7 @@ def test_numbers_that_are_not_finite_end_the_request_with_a_status(bundled, monk
 
     with serving(bundled) as address:
         with monkeypatch.context() as patch:
-            patch.setattr(TransformersBackend, "decode", broken)
+            patch.setattr(type(bundled.backend), "decode", broken)
             error = refusal(address, request("A dog."))
         with stub(address) as service:
             assert list(service.Attribute(request("A dog."), timeout=60))[-1].HasField("finished")

@@ -278,7 +278,7 @@ def test_memory_that_does_not_do_is_told(copied, monkeypatch):
     def fail(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
 
-    monkeypatch.setattr("sidelight.server.models.loader.find_sites", fail)
+    monkeypatch.setattr("sidelight.server.models.loader.find_attention_layers", fail)
     monkeypatch.delattr("sidelight.server.models.loader.model_error")  # no field is looked for
     assert refusal(copied("gpt2")) == "it needs more memory than there is on cpu"
 

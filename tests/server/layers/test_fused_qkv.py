@@ -1,4 +1,4 @@
-"""Linear layers joined into one: the same numbers, from one call, whoever asks for them in whatever order."""
+"""Fused projections give the numbers of the projections that they replace, from one call, in any order of calls."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sidelight.server.models.loader import load
 from torch import nn
 
 NAMES = ("q_proj", "k_proj", "v_proj")
-JOINED = {
+FUSED = {
     "bart",
     "gemma2",
     "gemma3",
@@ -32,7 +32,7 @@ JOINED = {
 
 
 class Attention(nn.Module):
-    """What families have in common. Keys and values have half as many heads."""
+    """The projections of most families. Keys and values have half as many heads."""
 
     def __init__(self, *, bias: bool = True) -> None:
         super().__init__()
@@ -42,20 +42,20 @@ class Attention(nn.Module):
 
 @pytest.fixture
 def calls(monkeypatch) -> list[int]:
-    """Grows with each call of a linear layer, by the size of what it gives."""
-    made: list[int] = []
+    """The output size of each call of a linear layer."""
+    sizes: list[int] = []
     forward = nn.Linear.forward
 
     def counted(layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
-        made.append(layer.out_features)
+        sizes.append(layer.out_features)
         return forward(layer, x)
 
     monkeypatch.setattr(nn.Linear, "forward", counted)
-    return made
+    return sizes
 
 
 def attention(kind="decoder_self", **options) -> tuple[nn.Module, dict[str, torch.Tensor], torch.Tensor]:
-    """An attention whose layers are joined, what they gave before, and of what."""
+    """An attention whose projections are fused, their results before, and the input of these."""
     module = Attention(**options).requires_grad_(False)
     place(module, LayerKey(kind, 0))
     x = torch.randn(2, 3, 8)
@@ -66,7 +66,7 @@ def attention(kind="decoder_self", **options) -> tuple[nn.Module, dict[str, torc
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("order", list(permutations(NAMES)))
-def test_one_call_gives_what_three_gave(order, bias, calls):
+def test_one_call_gives_the_results_of_three(order, bias, calls):
     module, before, x = attention(bias=bias)
     calls.clear()
     for name in order:
@@ -74,8 +74,8 @@ def test_one_call_gives_what_three_gave(order, bias, calls):
     assert calls == [24]
 
 
-def test_each_tensor_has_its_own():
-    """Code that projects two inputs in turns, or asks twice, gets what it asks for."""
+def test_each_input_has_its_own_results():
+    """Code may project two inputs in turns, or project one input twice."""
     module = Attention().requires_grad_(False)
     inputs = [torch.randn(2, 8), torch.randn(2, 8)]
     before = [{name: getattr(module, name)(x) for name in NAMES} for x in inputs]
@@ -85,17 +85,17 @@ def test_each_tensor_has_its_own():
         torch.testing.assert_close(getattr(module, name)(inputs[which]), before[which][name])
 
 
-def test_nothing_is_kept_of_what_all_have_taken():
+def test_no_result_is_kept_that_all_projections_have_returned():
     module, _, x = attention()
-    joined = module.q_proj.joined
+    fused = module.q_proj.fused
     for name in NAMES:
-        assert joined._given is (None if name == "q_proj" else x)
+        assert fused._input is (None if name == "q_proj" else x)
         getattr(module, name)(x)
-    assert joined._given is None
-    assert not joined._left
+    assert fused._input is None
+    assert not fused._slices
 
 
-def test_a_call_that_fails_leaves_nothing(monkeypatch):
+def test_a_call_that_raises_leaves_no_result(monkeypatch):
     module, before, x = attention()
     module.q_proj(torch.randn(2, 3, 8))
     with monkeypatch.context() as patch:
@@ -106,7 +106,7 @@ def test_a_call_that_fails_leaves_nothing(monkeypatch):
         torch.testing.assert_close(getattr(module, name)(x), before[name])
 
 
-def test_queries_of_a_cross_attention_read_something_else(calls):
+def test_queries_of_a_cross_attention_stay_apart(calls):
     module, before, x = attention("cross")
     assert type(module.q_proj) is nn.Linear
     calls.clear()
@@ -115,9 +115,9 @@ def test_queries_of_a_cross_attention_read_something_else(calls):
     assert calls == [12, 12]
 
 
-def test_those_that_do_not_fit_stay_as_they_are():
+def test_projections_that_do_not_fit_together_stay_as_they_are():
     class Special(nn.Linear):
-        """Does what nobody knows."""
+        """A subclass, which may add to a linear layer."""
 
     for odd in (nn.Linear(8, 6, bias=False), nn.Linear(8, 6).half(), nn.Linear(4, 6), Special(8, 6), None):
         module = Attention()
@@ -126,14 +126,14 @@ def test_those_that_do_not_fit_stay_as_they_are():
         fuse_projections(module)
         assert module.k_proj is odd
         assert type(module.q_proj) is nn.Linear
-    without_site = Attention()
-    fuse_projections(without_site)
-    assert type(without_site.q_proj) is nn.Linear
+    without_key = Attention()
+    fuse_projections(without_key)
+    assert type(without_key.q_proj) is nn.Linear
 
 
 @pytest.mark.parametrize("precision", ["float32", "int8"])
-def test_packed_as_one(precision):
-    """What reads less at once is still the same; and what a step reads is still known."""
+def test_fused_projections_are_packed_as_one(precision):
+    """The results stay the same, and the report still knows the bytes that a step reads."""
     torch.manual_seed(0)
     models = []
     for _ in range(2):
@@ -144,9 +144,9 @@ def test_packed_as_one(precision):
         place(encoder_attn, LayerKey("cross", 0))
     models[1].load_state_dict(models[0].state_dict())
     fuse_projections(models[1])
-    apart, joined = (pack(model, precision) for model in models)
-    assert joined.step_bytes == apart.step_bytes
-    assert sum(joined.bytes.values()) == sum(apart.bytes.values())
+    apart, fused = (pack(model, precision) for model in models)
+    assert fused.step_bytes == apart.step_bytes
+    assert sum(fused.bytes.values()) == sum(apart.bytes.values())
     x = torch.randn(5, 8)
     for name in NAMES:
         for find in (lambda model: model.decoder, lambda model: model.decoder.encoder_attn):
@@ -158,5 +158,5 @@ def test_packed_as_one(precision):
 def test_every_family(name, tmp_path):
     loaded = load(build_model(name, tmp_path), packed=False)
     attentions = [module for module in loaded.model.modules() if hasattr(module, "sidelight_site")]
-    joined = [module for module in attentions if any(isinstance(child, FusedSlice) for child in module.children())]
-    assert joined == (attentions if name in JOINED else [])
+    fused = [module for module in attentions if any(isinstance(child, FusedSlice) for child in module.children())]
+    assert fused == (attentions if name in FUSED else [])

@@ -9,7 +9,7 @@ import pytest
 import torch
 from mixed_requests import IN_SLOTS, alone, assert_same, mixed_requests, slots_run, then_one_by_one, together
 from model_zoo import build_model
-from sidelight.server.layers import packed_linear as linears
+from sidelight.server.layers import linear_kernels
 from sidelight.server.layers.lm_head import LMHead
 from sidelight.server.layers.screened_head import ScreenedHead
 from sidelight.server.models.loader import load
@@ -106,13 +106,6 @@ def test_what_is_read_is_not_scored(folder, monkeypatch):
     assert sum(seen) == 2
 
 
-def test_a_compiled_step_has_its_last_layer(folder):
-    loaded = load(build_model("marian", folder), compiled=True)
-    assert loaded.backend is not None
-    assert loaded.backend.lm_head is None
-    assert not loaded.model.get_output_embeddings()._forward_pre_hooks
-
-
 def test_the_model_alone_is_as_it_was(folder):
     """Whoever calls it gets all its scores, before and after a pass that left them out."""
     loaded = load(build_model("bart", folder))
@@ -137,7 +130,7 @@ def test_no_copy_is_kept_that_saves_no_time(folder, monkeypatch):
 
 
 def test_a_machine_without_int8_has_all_scores(folder, monkeypatch):
-    monkeypatch.setattr(linears, "_is_exact", lambda _name, _width: False)
+    monkeypatch.setattr(linear_kernels, "_is_exact", lambda _name, _width: False)
     backend = load(build_model("bart", folder)).backend
     assert backend is not None
     assert backend.lm_head is not None

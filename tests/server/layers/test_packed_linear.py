@@ -1,4 +1,4 @@
-"""Packed layers compute what the layers they replace do; in int8, a row's result is its own."""
+"""Packed layers compute the results of the layers that they replace."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import weakref
 import pytest
 import torch
 from model_zoo import FAMILIES, SOURCE, build_model
-from sidelight.server.layers import packed_linear as linears
-from sidelight.server.layers.packed_linear import PackedLinear, pack
+from sidelight.server.layers import PackedLinear, Precision, pack
 from sidelight.server.models.loader import load
 from torch import nn
 from transformers.pytorch_utils import Conv1D
@@ -26,7 +25,7 @@ def layer(in_features: int, out_features: int, bias: bool = True) -> nn.Linear:
     return nn.Linear(in_features, out_features, bias).requires_grad_(False)
 
 
-def packed(module: nn.Module, precision: linears.Precision) -> nn.Module:
+def packed(module: nn.Module, precision: Precision) -> nn.Module:
     model = nn.Sequential(copy.deepcopy(module))
     pack(model, precision, ROWS)
     assert isinstance(model[0], PackedLinear)
@@ -95,67 +94,6 @@ def test_conv1d(precision):
     assert error(packed(original, precision)(x), original(x)) < TOLERANCE[precision]
 
 
-# ---- int8 -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("size", [(64, 64), (512, 512), (33, 7), (2048, 67), (96, 5801)])
-@pytest.mark.parametrize("kernel", ["as chosen", *linears._INT8])
-def test_a_row_is_the_same_whatever_its_neighbours(monkeypatch, kernel, size, bias):
-    if kernel != "as chosen":
-        if not linears._is_exact(kernel, size[0]):
-            pytest.skip(f"{kernel} is not exact on this machine")
-        monkeypatch.setattr(linears, "_INT8", {kernel: linears._INT8[kernel]})
-    ours = packed(layer(*size, bias), "int8")
-    row = torch.randn(1, size[0])
-    alone = ours(row)
-    for count in (1, 2, 3, 8, 33):
-        for scale in (1e-3, 1.0, 1e4):
-            for place in {0, count // 2, count - 1}:
-                x = torch.randn(count, size[0]) * scale
-                x[place] = row
-                assert torch.equal(ours(x)[place], alone[0])
-                assert torch.equal(ours(x[:, None])[place], alone)
-
-
-@pytest.mark.parametrize("strides", ["contiguous", "transposed", "every other", "expanded"])
-def test_kernels_give_the_same_bits(monkeypatch, strides):
-    x = {
-        "contiguous": torch.randn(5, 512),
-        "transposed": torch.randn(5, 3, 512).transpose(0, 1),
-        "every other": torch.randn(10, 1024)[::2, ::2],
-        "expanded": torch.randn(1, 512).expand(5, 512),
-    }[strides]
-    results = []
-    for kernel in [name for name in linears._INT8 if linears._is_exact(name, 512)]:
-        with monkeypatch.context() as patch:
-            patch.setattr(linears, "_INT8", {kernel: linears._INT8[kernel]})
-            results.append(packed(layer(512, 300), "int8")(x))
-    assert all(torch.equal(result, results[0]) for result in results)
-    assert error(results[0], layer(512, 300)(x)) < TOLERANCE["int8"]
-
-
-@pytest.mark.parametrize("kernel", linears._INT8)
-def test_a_row_of_zeros_is_the_bias(monkeypatch, kernel):
-    if not linears._is_exact(kernel, 64):
-        pytest.skip(f"{kernel} is not exact on this machine")
-    monkeypatch.setattr(linears, "_INT8", {kernel: linears._INT8[kernel]})
-    original = layer(64, 48)
-    x = torch.randn(3, 64)
-    x[1] = 0
-    result = packed(original, "int8")(x)
-    assert torch.equal(result[1], original.bias)
-    assert result.isfinite().all()
-
-
-def test_a_channel_of_zeros():
-    original = layer(64, 48, bias=False)
-    original.weight[5] = 0
-    result = packed(original, "int8")(torch.randn(3, 64))
-    assert (result[:, 5] == 0).all()
-    assert result.isfinite().all()
-
-
 # ---- models ---------------------------------------------------------------------------------------------------------
 
 
@@ -209,7 +147,7 @@ def test_generate_writes_the_same(bundled):
     assert torch.equal(model.generate(ids, attention_mask=torch.ones_like(ids)), expected)
 
 
-# ---- what pack does -------------------------------------------------------------------------------------------------
+# ---- pack -----------------------------------------------------------------------------------------------------------
 
 
 def test_weights_not_used_are_freed():
@@ -265,9 +203,3 @@ def test_report(bundled, precision, size):
 def test_rows_must_be_positive(rows):
     with pytest.raises(ValueError, match="rows"):
         pack(nn.Sequential(layer(8, 8)), "float32", rows)
-
-
-def test_the_quantization_engine_is_left_as_it_was():
-    engine = torch.backends.quantized.engine
-    packed(layer(64, 32), "int8")
-    assert torch.backends.quantized.engine == engine

@@ -1,6 +1,8 @@
-"""Sources and steps without transformers' modules: the same numbers as the model's own code, for every such family."""
+"""BART-style backends compute the numbers of transformers' modules: logits, attention rows and encoder outputs."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -8,25 +10,25 @@ from model_zoo import FAMILIES, build_model
 from sidelight.kernels.cpu.program import is_supported
 from sidelight.server.capture.attention_function import record_to
 from sidelight.server.capture.attention_layers import _Everything
-from sidelight.server.models import bart_backend as direct
-from sidelight.server.models.bart_backend import DirectDecoder
-from sidelight.server.models.bart_cpu_backend import ProgrammedDecoder
+from sidelight.server.models import bart_modules
+from sidelight.server.models.backend import Backend, BackendConfig
+from sidelight.server.models.bart_backend import BartBackend
+from sidelight.server.models.bart_cpu_backend import BartCpuBackend
 from sidelight.server.models.loader import LoadedModel, load
+from sidelight.server.models.transformers_backend import TransformersBackend
 from transformers import AutoModelForSeq2SeqLM
 
-KIN = ("marian", "bart", "mbart", "m2m100", "nllb", "pegasus")
-SOURCES = {0: 5, 2: 4, 3: 5}  # by slot; 1 is idle
+BART_STYLE = ("marian", "bart", "mbart", "m2m100", "nllb", "pegasus")
+SOURCE_LENGTHS = {0: 5, 2: 4, 3: 5}  # by slot; slot 1 is idle
 
 
-@pytest.fixture(scope="module", params=["programs", "modules"])
-def families(request, tmp_path_factory) -> dict[str, LoadedModel]:
-    """Models whose norms and biases are neither ones nor zeros, so that none can stand for another.
-
-    Run as programs, and layer by layer.
-    """
-    folder = tmp_path_factory.mktemp("kin")
+@pytest.fixture(scope="module", params=["programs", "layers"])
+def models(request, tmp_path_factory) -> dict[str, LoadedModel]:
+    """Models whose norms and biases are neither ones nor zeros, so that no norm or bias can stand for another."""
+    folder = tmp_path_factory.mktemp("bart-style")
+    expected = BartCpuBackend if request.param == "programs" and is_supported() else BartBackend
     loaded = {}
-    for name in KIN:
+    for name in BART_STYLE:
         path = build_model(name, folder)
         model = AutoModelForSeq2SeqLM.from_pretrained(path)
         torch.manual_seed(1)
@@ -36,101 +38,91 @@ def families(request, tmp_path_factory) -> dict[str, LoadedModel]:
                     weight.add_(torch.randn_like(weight), alpha=0.3)
         model.save_pretrained(path)
         loaded[name] = load(path, packed=request.param == "programs")
-        decoder = ProgrammedDecoder if request.param == "programs" and is_supported() else DirectDecoder
-        assert type(loaded[name].backend.decoder) is decoder
+        assert type(loaded[name].backend) is expected
     return loaded
 
 
-def steps(loaded: LoadedModel, *, directly: bool, are_even: bool):
-    """What three steps give, and the rows of each: for slots at different lengths, with an idle one among them."""
-    backend = loaded.backend
+def by_modules(loaded: LoadedModel) -> TransformersBackend:
+    """The backend of the same model that calls transformers' modules."""
+    assert loaded.backend is not None
+    return TransformersBackend(loaded.model, BackendConfig(64, 64), loaded.backend.lm_head)
+
+
+def steps(
+    loaded: LoadedModel, backend: Backend, *, is_uniform: bool
+) -> Iterator[tuple[torch.Tensor, dict[object, torch.Tensor]]]:
+    """The hidden states and the attention rows of three steps: slots at different lengths, and an idle slot."""
+    lengths = dict.fromkeys(SOURCE_LENGTHS, 5) if is_uniform else SOURCE_LENGTHS
+    used = [*SOURCE_LENGTHS]
+    with torch.inference_mode():
+        cache = backend.new_kv_cache(4, 12)
+        torch.manual_seed(0)
+        backend.store_sources(torch.randn(3, 5, loaded.model.config.hidden_size), lengths, cache)
+        longest = 0
+        if not is_uniform:
+            longest = 2
+            with record_to(None, padded=False):
+                cache.begin_prefill(2, 0, 2, 4)
+                backend.prefill(torch.tensor([[7, 8]]), cache)
+            assert cache.own.lengths[:, 0].tolist() == [0, 0, 2, 0]
+        for step in range(3):
+            recorder = _Everything()
+            cache.begin_decode(slice(0, 4), longest + step + 1, 5, is_uniform=is_uniform)
+            # The padding token, too: M2M100 gives it no position.
+            tokens = torch.tensor([[9 + step], [4], [loaded.model.config.pad_token_id], [30 * step + 5]])
+            with record_to(recorder, padded=False):
+                hidden = backend.decode(tokens, cache)
+            cache.advance(torch.tensor(used))
+            yield hidden[used], {key: result.values[used] for key, result in recorder.results.items()}
+
+
+@pytest.mark.parametrize("is_uniform", [False, True])
+@pytest.mark.parametrize("name", BART_STYLE)
+def test_a_step_is_the_models_own(name, is_uniform, models):
+    loaded = models[name]
+    ours, theirs = (steps(loaded, backend, is_uniform=is_uniform) for backend in (loaded.backend, by_modules(loaded)))
+    for (hidden, rows), (expected_hidden, expected_rows) in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(hidden, expected_hidden, atol=1e-5, rtol=1e-5)
+        assert len(rows) == 6
+        assert rows.keys() == expected_rows.keys()
+        for key, values in rows.items():
+            torch.testing.assert_close(values, expected_rows[key], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("name", BART_STYLE)
+def test_an_encoder_is_the_models_own(name, models):
+    """For sources alone and padded, whatever token stands at the padding."""
+    backend, encoder = models[name].backend, models[name].model.get_encoder()
     assert backend is not None
-    decoder, lengths = backend.decoder, dict.fromkeys(SOURCES, 5) if are_even else SOURCES
-    assert decoder is not None
-    backend.decoder = decoder if directly else None
-    try:
-        with torch.inference_mode():
-            slots = backend.new_kv_cache(4, 12)
-            torch.manual_seed(0)
-            backend.store_sources(torch.randn(3, 5, loaded.model.config.hidden_size), lengths, slots)
-            longest = 0
-            if not are_even:
-                longest = 2
-                with record_to(None, padded=False):
-                    slots.begin_prefill(2, 0, 2, 4)
-                    backend.prefill(torch.tensor([[7, 8]]), slots)
-                slots.own.lengths[2] = 2
-            for step in range(3):
-                everything = _Everything()
-                slots.begin_decode(slice(0, 4), longest + step + 1, 5, are_even=are_even)
-                # The padding, too: M2M100 gives it no position.
-                tokens = torch.tensor([[9 + step], [4], [loaded.model.config.pad_token_id], [30 * step + 5]])
-                with record_to(everything, padded=False):
-                    made = backend.decode(tokens, slots)
-                slots.own.lengths[[0, 2, 3]] += 1
-                used = [0, 2, 3]
-                yield made[used], {site: result.values[used] for site, result in everything.results.items()}
-    finally:
-        backend.decoder = decoder
-
-
-@pytest.mark.parametrize("are_even", [False, True])
-@pytest.mark.parametrize("name", KIN)
-def test_a_step_is_the_models_own(name, are_even, families):
-    for directly, by_model in zip(
-        *(steps(families[name], directly=how, are_even=are_even) for how in (True, False)), strict=True
-    ):
-        torch.testing.assert_close(directly[0], by_model[0], atol=1e-5, rtol=1e-5)
-        assert len(directly[1]) == 6
-        assert directly[1].keys() == by_model[1].keys()
-        for site, rows in directly[1].items():
-            torch.testing.assert_close(rows, by_model[1][site], atol=1e-6, rtol=0)
-
-
-@pytest.mark.parametrize("name", KIN)
-def test_sources_are_read_as_by_the_model(name, families):
-    """Alone and padded, whatever stands there for padding."""
-    backend, encoder = families[name].backend, families[name].model.get_encoder()
-    assert backend is not None
-    assert backend.encoder is not None
     sources = [[5, 9, 7, 30, 2], [11], [8, 4, 21]]
     with torch.inference_mode():
         expected = [encoder(input_ids=torch.tensor([source])).last_hidden_state[0] for source in sources]
         for source, alone in zip(sources, expected, strict=True):
-            made = backend.encode(torch.tensor([source]), [len(source)])
-            torch.testing.assert_close(made[0], alone, atol=1e-5, rtol=1e-5)
+            hidden = backend.encode(torch.tensor([source]), [len(source)])
+            torch.testing.assert_close(hidden[0], alone, atol=1e-5, rtol=1e-5)
         padded = torch.tensor([[*source, *[1] * (5 - len(source))] for source in sources])
-        for made, alone in zip(backend.encode(padded, [*map(len, sources)]), expected, strict=True):
-            torch.testing.assert_close(made[: len(alone)], alone, atol=1e-5, rtol=1e-5)
+        for hidden, alone in zip(backend.encode(padded, [*map(len, sources)]), expected, strict=True):
+            torch.testing.assert_close(hidden[: len(alone)], alone, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", sorted(FAMILIES))
-def test_who_is_run_directly(name, tmp_path, caplog):
-    backend = load(build_model(name, tmp_path)).backend
-    assert "run by its own code" not in caplog.text  # no fault: a family that is not known here
-    for part in ("encoder", "decoder"):
-        assert (backend is not None and getattr(backend, part) is not None) == (name in KIN)
+def test_the_backend_of_each_family(name, tmp_path, caplog):
+    backend = load(build_model(name, tmp_path), packed=False).backend
+    assert "is not run by" not in caplog.text  # a family that a backend does not know is no fault
+    assert isinstance(backend, BartBackend) == (name in BART_STYLE)
 
 
 @pytest.mark.parametrize("name", ["marian", "m2m100"])
-def test_what_differs_is_not_used(name, tmp_path, monkeypatch, caplog):
-    output, input_ = direct._NORMALIZES_OUTPUT, direct._NORMALIZES_INPUT
-    monkeypatch.setattr(direct, "_NORMALIZES_OUTPUT", input_)
-    monkeypatch.setattr(direct, "_NORMALIZES_INPUT", output)
+def test_a_backend_with_other_logits_is_not_taken(name, tmp_path, monkeypatch, caplog):
+    pre_norm, post_norm = bart_modules._PRE_NORM, bart_modules._POST_NORM
+    monkeypatch.setattr(bart_modules, "_PRE_NORM", post_norm)
+    monkeypatch.setattr(bart_modules, "_POST_NORM", pre_norm)
     backend = load(build_model(name, tmp_path)).backend
-    assert backend is not None
-    assert backend.encoder is None
-    assert backend.decoder is None
-    assert "run by its own code" in caplog.text
+    assert type(backend) is TransformersBackend
+    assert "is not run by BartBackend: its logits are " in caplog.text
 
 
-def test_a_clamped_encoder_is_the_models_own(tmp_path):
-    """In float16, transformers looks for numbers that are too great."""
+def test_an_encoder_in_float16_is_run_by_its_own_code(tmp_path):
+    """There transformers clamps numbers that are too great."""
     backend = load(build_model("bart", tmp_path), dtype="float16").backend
-    assert backend is None or backend.encoder is None
-
-
-def test_a_compiled_step_is_the_models_own(tmp_path):
-    backend = load(build_model("marian", tmp_path), compiled=True).backend
-    assert backend is not None
-    assert backend.decoder is None
+    assert type(backend) is TransformersBackend

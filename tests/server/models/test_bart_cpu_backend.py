@@ -1,6 +1,6 @@
-"""Steps and sources as programs: what is run so, whatever is captured, with any number of threads, and where it is not.
+"""Steps and sources as CPU programs: which models run so, whatever is captured, with any number of threads.
 
-That their numbers are the model's own, `test_direct` shows, and the tests of batches.
+`test_bart_backend` and the tests of the model runner show that the numbers are the model's own.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from model_zoo import build_model
 from sidelight.kernels.cpu import program as cpu_program
 from sidelight.server.capture.attention_function import record_to
 from sidelight.server.capture.attention_layers import _Everything
-from sidelight.server.layers import packed_linear as linears
-from sidelight.server.models import bart_cpu_backend as programs
-from sidelight.server.models.bart_backend import DirectDecoder
-from sidelight.server.models.bart_cpu_backend import ProgrammedDecoder, ProgrammedSources
+from sidelight.server.layers import linear_kernels
+from sidelight.server.models import bart_cpu_programs
+from sidelight.server.models.bart_backend import BartBackend
+from sidelight.server.models.bart_cpu_backend import BartCpuBackend
 from sidelight.server.models.loader import LoadedModel, bundled_model, load
 
 pytestmark = pytest.mark.skipif(not cpu_program.is_supported(of_bytes=True), reason="no programs on this machine")
@@ -37,21 +37,20 @@ def threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def test_it_is_run_so(bundled):
-    assert isinstance(bundled.backend.decoder, ProgrammedDecoder)
-    assert isinstance(bundled.backend.sources, ProgrammedSources)
+def test_the_bundled_model_runs_as_programs(bundled):
+    assert type(bundled.backend) is BartCpuBackend
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_other_types_are_not(dtype):
+def test_half_precision_does_not_run_as_programs(dtype):
     backend = load(bundled_model(), dtype=dtype).backend
-    assert backend.sources is None
-    assert not isinstance(backend.decoder, ProgrammedDecoder)
+    assert backend is not None
+    assert type(backend) is not BartCpuBackend
 
 
 @pytest.mark.usefixtures("threads")
 def test_threads_change_nothing(bundled):
-    """To the bit: who does which piece of the work decides no number."""
+    """To the bit: no number depends on the thread that computes it."""
     jobs = [replace(job, scores=()) for job in mixed_requests(bundled, "marian", 10)]
     torch.set_num_threads(1)
     expected = together(bundled, jobs, then_one_by_one([(3, -1, -1)]))
@@ -63,7 +62,7 @@ def test_threads_change_nothing(bundled):
 
 
 def test_neighbours_change_nothing(bundled):
-    """To the bit as well, but for processors that torch runs on whole batches: here are none."""
+    """To the bit as well, without logits processors, which torch runs on whole batches."""
     jobs = [replace(job, scores=()) for job in mixed_requests(bundled, "marian", 10)]
     by_itself = {number: together(bundled, [job], then_one_by_one([]))[0] for number, job in enumerate(jobs)}
     for number, events in together(bundled, jobs, then_one_by_one([(3, -1, -1), (1, -1, 2)])).items():
@@ -83,7 +82,7 @@ def assert_equal(ours: list, theirs: list) -> None:
 
 
 def test_int8_is_near_float32():
-    """A step's numbers, of which bytes are but a rounding."""
+    """The hidden states of a step differ by the rounding to int8 alone."""
     made = []
     for dtype in ("float32", "int8"):
         backend = load(bundled_model(), dtype=dtype).backend
@@ -100,7 +99,7 @@ def test_int8_is_near_float32():
 
 @pytest.mark.parametrize("length", [1, 64, 65, 128, 129, 200])
 def test_sources_of_any_length(bundled, length):
-    """Beyond 128 tokens by torch, and the same keys and values."""
+    """Sources of more than 128 tokens run by torch, and give the same keys and values."""
     backend = bundled.backend
     ids = torch.randint(5, 3000, (3, length), generator=torch.Generator().manual_seed(length))
     lengths = {2: length, 0: max(1, length // 2), 3: max(1, length - 1)}
@@ -133,24 +132,22 @@ def test_rows_of_all_sites_are_recorded(bundled):
         torch.testing.assert_close(result.values.sum(2), torch.ones(3, 1, result.values.shape[3]))
 
 
-def test_a_machine_without_them(monkeypatch):
-    monkeypatch.setattr(programs, "is_supported", lambda **_: False)
-    monkeypatch.setattr(linears, "is_supported", lambda **_: False)
+def test_a_machine_without_programs(monkeypatch):
+    monkeypatch.setattr(bart_cpu_programs, "is_supported", lambda **_: False)
+    monkeypatch.setattr(linear_kernels, "is_supported", lambda **_: False)
     backend = load(bundled_model()).backend
-    assert isinstance(backend.decoder, DirectDecoder)
-    assert backend.sources is None
+    assert type(backend) is BartBackend
 
 
-def test_what_no_program_has_is_run_by_modules(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(programs, "_ACTIVATIONS", {})
+def test_an_activation_that_no_program_has(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(bart_cpu_programs, "_ACTIVATIONS", {})
     backend = load(build_model("bart", tmp_path)).backend
-    assert isinstance(backend.decoder, DirectDecoder)
-    assert backend.sources is None
-    assert "not run as programs" not in caplog.text  # no fault
+    assert type(backend) is BartBackend
+    assert "is not run by" not in caplog.text  # no fault
 
 
 def test_programs_that_differ_are_not_used(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(programs, "_ACTIVATIONS", dict.fromkeys(programs._ACTIVATIONS, "silu"))
+    monkeypatch.setattr(bart_cpu_programs, "_ACTIVATIONS", dict.fromkeys(bart_cpu_programs._ACTIVATIONS, "silu"))
     backend = load(build_model("mbart", tmp_path)).backend
-    assert isinstance(backend.decoder, DirectDecoder)
-    assert "not run as programs" in caplog.text
+    assert type(backend) is BartBackend
+    assert "is not run by BartCpuBackend: its logits are " in caplog.text

@@ -1,7 +1,7 @@
-"""Models of odd sizes: what their programs read and write stays in its buffers, and neighbours change no bit.
+"""Models of odd sizes: CPU programs read and write within their buffers alone, and neighbours change no bit.
 
-`SIDELIGHT_SWEEP=300 pytest tests/server/models/test_odd_sizes.py` tries so many models; `tests/support/sweep.py` does
-so by hand.
+`SIDELIGHT_SWEEP=300 pytest tests/server/models/test_odd_sizes.py` runs 300 models; `tests/support/sweep.py` does so
+by hand.
 """
 
 from __future__ import annotations

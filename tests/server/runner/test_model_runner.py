@@ -22,7 +22,6 @@ from model_zoo import FAMILIES, SENTENCES, build_model
 from sidelight.server.api.validation import resolve
 from sidelight.server.errors import RequestError
 from sidelight.server.models.loader import load
-from sidelight.server.models.transformers_backend import TransformersBackend
 from sidelight.server.runner import prefill
 from sidelight.server.sampling import sampler
 
@@ -88,14 +87,14 @@ def test_long_prompts_are_read_in_parts(folder, monkeypatch):
 def test_out_of_memory_is_met_by_halves(bundled, monkeypatch):
     requests = mixed_requests(bundled, "marian", 6)
     expected = alone(bundled, requests)
-    step = TransformersBackend.decode
+    step = type(bundled.backend).decode
 
     def small(backend, tokens, *args):
         if len(tokens) > 2:
             raise torch.OutOfMemoryError("out of memory")
         return step(backend, tokens, *args)
 
-    monkeypatch.setattr(TransformersBackend, "decode", small)
+    monkeypatch.setattr(type(bundled.backend), "decode", small)
     events = together(bundled, requests, iter([(6, -1, -1)] * 200), slots=6)
     for number, theirs in enumerate(expected):
         assert_same(events[number], theirs)
@@ -105,7 +104,7 @@ def test_out_of_memory_alone_ends_the_request(bundled, monkeypatch):
     def none(*_):
         raise torch.OutOfMemoryError("out of memory")
 
-    monkeypatch.setattr(TransformersBackend, "decode", none)
+    monkeypatch.setattr(type(bundled.backend), "decode", none)
     with torch.inference_mode():
         run = slots_run(bundled, 2)
         (sequence,) = run.add_all(mixed_requests(bundled, "marian", 1))

@@ -24,7 +24,7 @@ def test_a_slot_takes_what_its_layers_keep(bundled):
     own, source = [KVShape(4, 16, 8)] * 2, [KVShape(4, 16, 16)] * 3
     assert bytes_per_slot(own, 10, source, 7, torch.float32) == 4 * (2 * 10 * 4 * 24 + 3 * 7 * 4 * 32)
     slots = bundled.backend.new_kv_cache(3)
-    kept = [each for layer in (*slots.own.layers, *slots._source_layers) for each in (layer.all_keys, layer.all_values)]
+    kept = [each for layer in (*slots.own.layers, *slots.source_layers) for each in (layer.all_keys, layer.all_values)]
     assert sum(each.nbytes for each in kept) == 3 * bundled.backend.bytes_per_slot
 
 

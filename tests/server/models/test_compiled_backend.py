@@ -1,8 +1,9 @@
-"""A compiled step: one graph, whoever comes and goes, and what comes out is what comes out without it."""
+"""A step compiled by torch.compile: one graph for all requests, with the numbers of a step that is not compiled."""
 
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,10 @@ from hypothesis import Phase, given, settings
 from mixed_requests import BEGINNINGS, IN_SLOTS, alone, assert_same, mixed_requests, then_one_by_one, together
 from model_zoo import SOURCE, build_model
 from sidelight.server.engine.engine import EngineConfig
-from sidelight.server.models.loader import ModelError, load
+from sidelight.server.models.backend import BackendConfig
+from sidelight.server.models.compiled_backend import CompiledBackend
+from sidelight.server.models.loader import LoadedModel, ModelError, load
+from sidelight.server.models.transformers_backend import TransformersBackend
 from sidelight.server.runner.model_runner import ModelRunner
 from sidelight.v1 import text_pb2 as text
 
@@ -23,22 +27,26 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("zoo")
 
 
+def compiled_by(loaded: LoadedModel, compiler) -> LoadedModel:
+    """The same model, compiled by another compiler than inductor."""
+    return replace(loaded, backend=CompiledBackend(loaded.model, BackendConfig(64, 64), compiler))
+
+
 # One of each architecture, one whose layers have windows.
 @pytest.mark.parametrize("name", slow_except(IN_SLOTS, {"marian", "t5", "gpt2", "gemma3"}))
-def test_one_graph_for_all(name, folder):
-    """All that inductor would get is one graph; here it is run as it is, as to compile it takes minutes."""
-    loaded = load(build_model(name, folder), max_length=64, packed=False)
+def test_one_graph_for_all_requests(name, folder):
+    """Inductor would take minutes. The compiler here runs the graph as it is, and counts the graphs."""
+    loaded = load(build_model(name, folder), max_length=64, compiled=True)
     jobs = mixed_requests(loaded, name, 7)
     expected = alone(loaded, jobs)
-    assert loaded.backend is not None
     graphs = []
 
-    def backend(graph, _):
+    def keep_graph(graph, _):
         graphs.append(graph)
         return graph.forward
 
     torch._dynamo.reset()
-    loaded.backend.compile(backend)
+    loaded = compiled_by(loaded, keep_graph)
 
     @settings(deadline=None, max_examples=3, derandomize=True, phases=[Phase.generate])
     @given(BEGINNINGS)
@@ -58,7 +66,7 @@ def test_one_graph_for_all(name, folder):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # inductor's own
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
 def test_a_server_compiles_its_steps(folder):
-    """With inductor itself, before the server says that it serves."""
+    """By inductor, before the server says that it serves."""
     torch._dynamo.reset()
     path = build_model("marian", folder)
     message = request(SOURCE, [CROSS, DECODER_SELF], decoding=text.Decoding(max_new_tokens=9, ignore_eos=True))
@@ -83,21 +91,25 @@ def test_what_cannot_be_compiled_is_said(folder, monkeypatch):
     def broken(*_):
         raise RuntimeError("no compiler")
 
-    loaded = load(path, max_length=64)
-    loaded.backend.compile()
-    monkeypatch.setattr(loaded.backend, "_forward", broken)
+    loaded = load(path, max_length=64, compiled=True)
+    monkeypatch.setattr(loaded.backend, "_graph", broken)
     with pytest.raises(ModelError, match=r"cannot run .*: no compiler$"), serving(loaded):
         pass
 
 
+def test_a_compiled_step_has_the_last_layer_in_its_graph(folder):
+    loaded = load(build_model("marian", folder), compiled=True)
+    assert type(loaded.backend) is CompiledBackend
+    assert loaded.backend.lm_head is None
+    assert not loaded.model.get_output_embeddings()._forward_pre_hooks
+
+
 def test_a_compiled_step_keeps_its_threads(folder):
-    """With another number of them it would be compiled anew, while everybody waits."""
-    loaded = load(build_model("marian", folder), max_length=64)
-
-    def thread_counts() -> tuple[int, ...]:
-        with torch.inference_mode():
-            return ModelRunner(loaded, loaded.backend, 2, (1, 2))._threads._numbers
-
-    assert thread_counts() == (1, 2)
-    loaded.backend.is_compiled = True
-    assert thread_counts() == ()
+    """With another number of threads torch would compile the step again, while all requests wait."""
+    loaded = load(build_model("marian", folder), max_length=64, compiled=True)
+    modules = TransformersBackend(loaded.model, BackendConfig(64, 64), None)
+    compiled = CompiledBackend(loaded.model, BackendConfig(64, 64), lambda graph, _: graph.forward)
+    torch._dynamo.reset()
+    with torch.inference_mode():
+        assert ModelRunner(loaded, modules, 2, (1, 2))._threads._numbers == (1, 2)
+        assert ModelRunner(loaded, compiled, 2, (1, 2))._threads._numbers == ()

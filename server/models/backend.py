@@ -1,0 +1,125 @@
+"""The Backend protocol: one way to run the forward passes of a model over the slots of a KV cache.
+
+A backend knows the model and the KV cache. It knows neither requests nor texts. `backend_selection` chooses the backend
+of a model at load. A new way to run models is one class with the members of `BackendType` and `Backend`, in one new
+file, and one line in `backend_selection.BACKENDS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, NamedTuple, Protocol
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ..layers import ArgmaxQuery, LMHead
+from .kv_cache import KVCache
+
+
+class UnsupportedModelError(Exception):
+    """A backend cannot run a model. The message names the part of the model that the backend does not know."""
+
+
+class BackendConfig(NamedTuple):
+    """What a backend is made for, besides the model."""
+
+    max_source_tokens: int
+    max_target_tokens: int
+    # Whether no row of a batch may change a bit of another row's numbers, not even where torch computes the batch.
+    is_batch_invariant: bool = False
+
+
+class BackendType(Protocol):
+    """The class of a backend, as `BACKENDS` holds it and the loader uses it."""
+
+    __name__: str
+
+    def __call__(self, model: PreTrainedModel, config: BackendConfig, lm_head: LMHead | None) -> Backend:
+        """Prepare to run `model`.
+
+        `lm_head` is the model's output projection; None if the model does more to its logits than `LMHead` knows.
+        Raises UnsupportedModelError for a part that the backend does not know.
+        """
+        ...
+
+    def supports(self, model: PreTrainedModel) -> bool:
+        """Whether the backend is written for models of this family, type and device. Runs no forward pass."""
+        ...
+
+    def reads_panels(self, model: PreTrainedModel) -> bool:
+        """Whether the backend reads the weights of linear layers in panels. The loader then packs each layer so."""
+        ...
+
+
+class Backend(Protocol):
+    """One way to run a model. For one thread, in torch's inference mode.
+
+    The model runner calls the methods in this order:
+
+    1. `new_kv_cache`, once.
+    2. For each request of an encoder-decoder model `prefill_sources`, or `store_sources` if the runner has run the
+       encoder itself because the encoder's attention is recorded.
+    3. For all tokens before the first new one, but for the last, in chunks: `KVCache.begin_prefill`, then `prefill`.
+    4. For each step of all slots: `KVCache.begin_decode`, then `decode`, then `KVCache.advance`.
+    """
+
+    # Whether steps must have one shape: all slots, and as many positions as `lengths` says.
+    is_compiled: ClassVar[bool]
+    # Whether a step that records the rows of some slots takes no longer than one that records the rows of all.
+    writes_selected_rows: ClassVar[bool]
+
+    @property
+    def lm_head(self) -> LMHead | None:
+        """The output projection that `decode` leaves out; None if `decode` returns logits."""
+        ...
+
+    @property
+    def lengths(self) -> tuple[int, int]:
+        """The number of positions of a slot for the target and for the source; 0 for a model without an encoder."""
+        ...
+
+    @property
+    def max_prefill_tokens(self) -> int:
+        """How many source tokens, padding included, are encoded at once. `prefill_sources` takes more, in parts."""
+        ...
+
+    @property
+    def bytes_per_slot(self) -> int:
+        """The size of one slot of the KV cache."""
+        ...
+
+    def cache_bytes(self, length: int, source_length: int) -> int:
+        """The size of the keys and values of a sequence with `length` target and `source_length` source positions."""
+        ...
+
+    def new_kv_cache(self, count: int, length: int | None = None) -> KVCache:
+        """A KV cache of `count` slots with `length` positions of target and source; None: as many as `lengths`."""
+        ...
+
+    def encode(self, ids: Tensor, lengths: Sequence[int]) -> Tensor:
+        """The encoder's output `[B, S, width]` for source tokens `[B, S]`; `lengths[row]` tokens are no padding."""
+        ...
+
+    def prefill_sources(self, ids: Tensor, lengths: Mapping[int, int], cache: KVCache) -> None:
+        """Encode source tokens `[B, S]` and store the keys and values of cross-attention.
+
+        `lengths` maps the slot of each row, in the order of the rows, to the number of tokens that are no padding.
+        """
+        ...
+
+    def store_sources(self, hidden: Tensor, lengths: Mapping[int, int], cache: KVCache) -> None:
+        """Store the keys and values of cross-attention for the encoder's output `[B, S, width]`. `lengths` as above."""
+        ...
+
+    def prefill(self, ids: Tensor, cache: KVCache) -> None:
+        """Read tokens `[1, count]` into the slot, and at the positions, that `KVCache.begin_prefill` named."""
+        ...
+
+    def decode(self, tokens: Tensor, cache: KVCache, query: ArgmaxQuery | None = None) -> Tensor:
+        """Run one token `[n, 1]` for each slot that `KVCache.begin_decode` named.
+
+        Returns the input of `lm_head`, `[n, width]`, or, without an `lm_head`, logits `[n, vocabulary]`. The tensor
+        stays as it is until the next step. With a `query`, the argmax of each row has been found on return.
+        """
+        ...

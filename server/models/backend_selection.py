@@ -1,0 +1,199 @@
+"""Chooses the backend of a model: the first of an ordered registry whose logits are the model's own.
+
+A backend replaces code of the model, so nothing is taken on trust: each backend runs a few tokens at load, and its
+logits are compared with the logits of the model's own forward pass.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ..capture.attention_function import record_to
+from ..capture.attention_layers import AttentionLayers, first_token
+from ..layers import LMHead, find_lm_head
+from .backend import Backend, BackendConfig, BackendType, UnsupportedModelError
+from .bart_backend import BartBackend
+from .bart_cpu_backend import BartCpuBackend
+from .batch_invariance import separate_activations
+from .compiled_backend import CompiledBackend
+from .row_positions import accept_row_positions
+from .transformers_backend import TransformersBackend
+
+log = logging.getLogger(__name__)
+
+# Every backend, the fastest first. `select_backend` takes the first that supports a model and passes the verification.
+BACKENDS: tuple[BackendType, ...] = (BartCpuBackend, BartBackend, TransformersBackend)
+
+# The errors of code that runs a model for which it was not written.
+_FAULTS = (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+
+# How far the logits of a backend may be from the model's own, as a share of the largest logit (of 1, if that is less):
+# in float32; and in half precision or int8, which round more than another order of additions does.
+_FLOAT32_TOLERANCE, _ROUNDED_TOLERANCE = 1e-4, 5e-2
+# Likewise for the LM head alone, in float32 and in half precision. It is the same layer on the same numbers: only the
+# order of additions may differ.
+_LM_HEAD_TOLERANCE, _HALF_LM_HEAD_TOLERANCE = 1e-5, 1e-2
+
+
+def select_backend(
+    model: PreTrainedModel,
+    attention_layers: AttentionLayers,
+    config: BackendConfig,
+    *,
+    is_exact: bool = True,
+    is_compiled: bool = False,
+    backends: Sequence[BackendType] = BACKENDS,
+) -> Backend | None:
+    """The first of `backends` that runs `model` as the model runs itself; None if there is none.
+
+    Without a backend, the requests of the model run one by one. `is_exact` says that two ways to the same logits differ
+    by no more than float32 does. `is_compiled` asks for steps compiled by torch.compile.
+    """
+    if not attention_layers.captures_rows:
+        return None
+    accept_row_positions(model)
+    if config.is_batch_invariant:
+        separate_activations(model)
+    verification = LogitsVerification(model)
+    if is_compiled:
+        # To compile takes a minute, so the verification runs the code that the graph is made of.
+        verified = _first_verified(model, config, None, verification, is_exact, (TransformersBackend,))
+        return None if verified is None else CompiledBackend(model, config)
+    lm_head = _verified_lm_head(model, verification)
+    backend = _first_verified(model, config, lm_head, verification, is_exact, backends)
+    if backend is None and lm_head is not None:
+        lm_head.detach()
+    return backend
+
+
+def _first_verified(
+    model: PreTrainedModel,
+    config: BackendConfig,
+    lm_head: LMHead | None,
+    verification: LogitsVerification,
+    is_exact: bool,
+    backends: Sequence[BackendType],
+) -> Backend | None:
+    """The first backend that passes the verification. Logs why another one did not."""
+    family, tolerance = model.config.model_type, _FLOAT32_TOLERANCE if is_exact else _ROUNDED_TOLERANCE
+    problem: str | None = "no backend supports it"
+    for backend_type in backends:
+        try:
+            if not backend_type.supports(model):
+                continue
+            backend = backend_type(model, config, lm_head)
+        except UnsupportedModelError as error:
+            problem = str(error)
+            log.debug("%s does not support %s: %s", backend_type.__name__, family, problem)
+            continue
+        except _FAULTS as error:
+            problem = _described(error)
+        else:
+            problem = verification.problem(functools.partial(verification.decoded, backend), tolerance)
+            if problem is None:
+                log.debug("%s is run by %s", family, backend_type.__name__)
+                return backend
+        log.warning("%s is not run by %s: %s", family, backend_type.__name__, problem)
+    log.warning("requests of %s run one by one: %s", family, problem)
+    return None
+
+
+def _verified_lm_head(model: PreTrainedModel, verification: LogitsVerification) -> LMHead | None:
+    """The output projection of a model; None if the model does more to its logits than to add its own bias."""
+    lm_head = find_lm_head(model)
+    if lm_head is None:
+        return None
+    tolerance = _LM_HEAD_TOLERANCE if model.dtype == torch.float32 else _HALF_LM_HEAD_TOLERANCE
+    problem = verification.problem(functools.partial(verification.projected, lm_head), tolerance)
+    if problem is None:
+        return lm_head
+    log.info("the LM head of %s does not run apart from the model: %s", model.config.model_type, problem)
+    lm_head.detach()
+    return None
+
+
+class LogitsVerification:
+    """A few tokens, the model's own logits for them, and the comparison of other logits with these.
+
+    The tokens are two sequences of different lengths, so that a step of both needs masks. Holds the logits while
+    `select_backend` runs.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._model: Any = model
+        self._is_encoder_decoder = bool(model.config.is_encoder_decoder)
+        token = first_token(model)
+        self._padding = token
+        self._targets = [[token, token + 1, token + 2], [token + 1]]
+        self._sources = [[token, token + 3], [token + 2, token + 1, token, token + 3]]
+
+    @torch.inference_mode()
+    def problem(self, logits: Callable[[], Tensor], tolerance: float) -> str | None:
+        """What is wrong with logits `[2, vocabulary]` that `logits` computes; None if they are the model's own.
+
+        `tolerance` is a share of the largest logit.
+        """
+        try:
+            computed = logits()
+            if computed.shape != self._expected.shape:
+                return f"logits have the shape {tuple(computed.shape)} instead of {tuple(self._expected.shape)}"
+            difference = float((computed - self._expected).abs().max())
+            largest = max(1.0, float(self._expected.abs().max()))
+        except (UnsupportedModelError, *_FAULTS) as error:
+            return _described(error)
+        if difference <= tolerance * largest:  # NaN is not
+            return None
+        return f"its logits are {difference:.1e} from the model's own"
+
+    def decoded(self, backend: Backend) -> Tensor:
+        """The logits of a backend: of one step of both sequences, after the prefill of what stands before."""
+        device = self._model.device
+        longest = max(map(len, self._sources)) if self._is_encoder_decoder else 0
+        cache = backend.new_kv_cache(2, 8)
+        with record_to(None, padded=False):
+            if self._is_encoder_decoder:
+                padded = [[*source, *[self._padding] * (longest - len(source))] for source in self._sources]
+                lengths = dict(enumerate(map(len, self._sources)))
+                backend.prefill_sources(torch.tensor(padded, device=device), lengths, cache)
+            for slot, (target, source) in enumerate(zip(self._targets, self._sources, strict=True)):
+                if len(target) > 1:
+                    cache.begin_prefill(slot, 0, len(target) - 1, len(source) if self._is_encoder_decoder else 0)
+                    backend.prefill(torch.tensor([target[:-1]], device=device), cache)
+            cache.begin_decode(slice(0, 2), max(map(len, self._targets)), longest)
+            output = backend.decode(torch.tensor([target[-1:] for target in self._targets], device=device), cache)
+            return output if backend.lm_head is None else backend.lm_head.logits(output)
+
+    def projected(self, lm_head: LMHead) -> Tensor:
+        """The logits of an LM head for the hidden states of the model's own forward passes."""
+        rows: list[Tensor] = []
+        for sequence in range(len(self._targets)):
+            with lm_head.skipping():
+                logits = self._own_logits(sequence)
+            if len(logits):
+                raise UnsupportedModelError("its logits do not come from its last layer alone")
+            rows.append(lm_head.logits(lm_head.pop_hidden()[0, -1:]))
+        return torch.cat(rows)
+
+    @functools.cached_property
+    def _expected(self) -> Tensor:
+        return torch.stack([self._own_logits(sequence)[0, -1] for sequence in range(len(self._targets))])
+
+    def _own_logits(self, sequence: int) -> Tensor:
+        """The logits `[1, T, vocabulary]` of the model's own forward pass, without a cache."""
+        inputs = {"input_ids": self._targets[sequence]}
+        if self._is_encoder_decoder:
+            inputs = {"input_ids": self._sources[sequence], "decoder_input_ids": self._targets[sequence]}
+        tensors = {name: torch.tensor([ids], device=self._model.device) for name, ids in inputs.items()}
+        with record_to(None, padded=False):
+            return self._model(**tensors, use_cache=False).logits
+
+
+def _described(error: Exception) -> str:
+    return str(error) or type(error).__name__

@@ -1,0 +1,74 @@
+"""LoadedModel: a model ready to run, and everything about it that does not change with requests."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from transformers import GenerationConfig, PreTrainedModel
+
+from ..capture.attention_function import AttentionKind
+from ..capture.attention_layers import AttentionLayers
+from ..text.tokenizer import Tokenizer
+from .backend import Backend
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model with its tokenizer and its backend. All threads may read it; the engine's thread alone runs it."""
+
+    name: str
+    model: PreTrainedModel
+    tokenizer: Tokenizer
+    attention_layers: AttentionLayers
+    max_source_tokens: int
+    max_target_tokens: int
+    precision: str  # of the linear layers: int8, or the name of a torch type
+    backend: Backend | None  # runs the model over slots; None: the requests of the model run one by one
+
+    @property
+    def is_encoder_decoder(self) -> bool:
+        """Whether an encoder reads the source apart from the target."""
+        return bool(self.model.config.is_encoder_decoder)
+
+    @property
+    def family(self) -> str:
+        """The model type of transformers, such as "marian"."""
+        return str(self.model.config.model_type)
+
+    @cached_property
+    def vocabulary_size(self) -> int:
+        """Token ids are below this number."""
+        return vocabulary_size_of(self.model)
+
+    @cached_property
+    def takes_logits_to_keep(self) -> bool:
+        """Whether a forward pass takes the number of positions for which it computes logits."""
+        return "logits_to_keep" in inspect.signature(self.model.forward).parameters
+
+    @cached_property
+    def generation_config(self) -> GenerationConfig:
+        """The model's own generation config, as `generate` completes it. Copy it; do not change it."""
+        return generation_config_of(self.model)
+
+    @property
+    def kinds(self) -> tuple[AttentionKind, ...]:
+        """The kinds of attention of the model. A request that names no kind gets the first."""
+        order: tuple[AttentionKind, ...] = ("cross", "decoder_self", "encoder_self")
+        return tuple(kind for kind in order if self.attention_layers.layers(kind))
+
+    def heads(self, kind: AttentionKind) -> int:
+        """The number of query heads in each layer of a kind."""
+        return self.attention_layers.heads[kind][0]
+
+
+def vocabulary_size_of(model: Any) -> int:
+    """The number of rows of the input embedding."""
+    return int(model.get_input_embeddings().weight.shape[0])
+
+
+def generation_config_of(model: Any) -> GenerationConfig:
+    """A model's own generation config, as `generate` completes it."""
+    return model._prepare_generation_config(None)[0]
