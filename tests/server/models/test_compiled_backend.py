@@ -111,5 +111,5 @@ def test_a_compiled_step_keeps_its_threads(folder):
     compiled = CompiledBackend(loaded.model, BackendConfig(64, 64), lambda graph, _: graph.forward)
     torch._dynamo.reset()
     with torch.inference_mode():
-        assert ModelRunner(loaded, modules, 2, (1, 2))._threads._numbers == (1, 2)
-        assert ModelRunner(loaded, compiled, 2, (1, 2))._threads._numbers == ()
+        assert ModelRunner(loaded, modules, 2, (1, 2))._threads._counts == (1, 2)
+        assert ModelRunner(loaded, compiled, 2, (1, 2))._threads._counts == ()
