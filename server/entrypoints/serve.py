@@ -121,7 +121,7 @@ def _load_and_serve(args: argparse.Namespace, address: Address) -> int:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     import torch
 
-    from ..models.loader import ModelError, load
+    from ..models import ModelError, load
     from ..runner.thread_tuner import numbers_to_try
 
     threads = (args.threads,) if args.threads else numbers_to_try()
@@ -151,7 +151,7 @@ async def _serve(loaded: object, args: argparse.Namespace, threads: tuple[int, .
     """Returns the exit status."""
     from ..api.server import Server
     from ..engine.engine import EngineConfig
-    from ..models.loader import LoadedModel
+    from ..models import LoadedModel
 
     assert isinstance(loaded, LoadedModel)
     stopping = asyncio.Event()
