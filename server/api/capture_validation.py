@@ -15,7 +15,7 @@ from ...kernels import Encoding, Reduction
 from ..capture.attention_function import AttentionKind
 from ..capture.plan import CapturePlan, Pair
 from ..errors import ErrorCode, RequestError, invalid, unimplemented
-from ..models.loader import LoadedModel
+from ..models import LoadedModel
 from .converters import ENCODINGS, KINDS, REDUCTIONS, ROWS
 
 # A step larger than this could hardly be received; gRPC's usual limit at the receiver is 4 MiB.

@@ -18,7 +18,7 @@ from ...kernels import Encoding, Reduction
 from ..capture.arrays import AttentionArrays
 from ..capture.attention_function import AttentionKind
 from ..capture.plan import CapturePlan, Row
-from ..models.loader import LoadedModel
+from ..models import LoadedModel
 from ..request import EncoderSelf, Request, Score, Started, Step, StopReason
 from ..text.tokenizer import Token
 

@@ -13,7 +13,7 @@ from grpc_reflection.v1alpha import reflection
 
 from ..engine.engine import Engine, EngineConfig
 from ..engine.waiting_queue import HeldBack
-from ..models.loader import LoadedModel
+from ..models import LoadedModel
 from ..runner.warmup import warm
 from .addresses import Address, AddressError
 from .calls import Calls

@@ -16,7 +16,7 @@ from sidelight.v1 import attribution_service_pb2 as service_pb
 from ..engine.engine import Engine, RequestState
 from ..engine.output_queue import OutputQueue
 from ..errors import invalid, unimplemented
-from ..models.loader import LoadedModel
+from ..models import LoadedModel
 from ..request import EncoderSelf, Finished, Output, Request, Started, Step
 from . import converters
 from .calls import EOF, Call, Calls

@@ -17,7 +17,7 @@ from sidelight.v1 import model_pb2, text_pb2
 from ..capture.attention_function import AttentionKind
 from ..capture.plan import CapturePlan
 from ..errors import invalid, not_found, unimplemented
-from ..models.loader import LoadedModel
+from ..models import LoadedModel
 from ..request import DecodingParams, GivenTarget, Request, Score
 from ..text.languages import Languages
 from ..text.tokenizer import TextOptions, TokenizedText

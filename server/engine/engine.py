@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 
 from ..errors import internal
-from ..models.loader import LoadedModel, ModelError
+from ..models import LoadedModel, ModelError
 from ..request import Request
 from ..runner import make_runner, slots_that_fit
 from .admission import AdmissionQueue, Reservation

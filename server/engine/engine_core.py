@@ -6,7 +6,7 @@ import itertools
 import time
 from collections.abc import Callable
 
-from ..models.loader import LoadedModel
+from ..models import LoadedModel
 from ..request import GivenTarget, Step
 from ..runner import Runner, Sequence, StepOutput
 from .admission import AdmissionQueue

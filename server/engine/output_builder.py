@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from ..capture.arrays import AttentionArrays
 from ..errors import invalid, not_a_number
-from ..models.loader import LoadedModel
+from ..models import LoadedModel
 from ..request import DecodingParams, EncoderSelf, Finished, GivenTarget, Output, Request, Started, Step, StopReason
 from ..runner import StepOutput, TargetOutput, TargetPass
 from ..text.tokenizer import Detokenizer, Token

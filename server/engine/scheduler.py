@@ -11,7 +11,7 @@ import itertools
 import time
 
 from ..errors import expired
-from ..models.loader import LoadedModel
+from ..models import LoadedModel
 from .admission import AdmissionQueue
 from .batching_delay import BatchingDelay
 from .output_builder import start

@@ -166,7 +166,7 @@ def _load_and_serve(args: argparse.Namespace, address: Address) -> int:
         import torch
 
         from ..api.server import Server  # noqa: F401  (used by _serve)
-        from ..models.loader import ModelError, load
+        from ..models import ModelError, load
         from ..runner.thread_tuner import thread_counts
 
     threads = (args.threads,) if args.threads else thread_counts()
@@ -198,7 +198,7 @@ async def _serve(loaded: object, args: argparse.Namespace, threads: tuple[int, .
     """Returns the exit status."""
     from ..api.server import Server
     from ..engine.engine import EngineConfig
-    from ..models.loader import LoadedModel
+    from ..models import LoadedModel
 
     assert isinstance(loaded, LoadedModel)
     stopping = asyncio.Event()

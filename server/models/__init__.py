@@ -13,6 +13,8 @@ bart_modules             what BART-style models are made of
 kv_cache                 keys and values of all slots
 row_positions            a position for each row, in families that expect one for all
 batch_invariance         int8 where torch computes it: no row changes another row's numbers
+
+A new way to run models is one file with a class like `Backend`, and one line in `backend_selection.BACKENDS`.
 """
 
 from .backend import Backend, BackendConfig, UnsupportedModelError

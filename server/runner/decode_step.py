@@ -9,9 +9,8 @@ from torch import Tensor
 
 from ..capture.arrays import to_host
 from ..capture.attention_function import AttentionKind, record_to
-from ..layers.lm_head import ArgmaxQuery
-from ..models.backend import Backend
-from ..models.kv_cache import KVCache
+from ..layers import ArgmaxQuery
+from ..models import Backend, KVCache
 from ..request import Score
 from ..sampling.sampler import Sampler, SamplerOutput
 from ..sampling.step_scores import step_scores

@@ -11,9 +11,7 @@ import torch
 from ..capture.arrays import AttentionArrays
 from ..capture.attention_function import record_to
 from ..memory import is_out_of_memory, out_of_memory
-from ..models.backend import Backend
-from ..models.kv_cache import KVCache
-from ..models.loader import LoadedModel
+from ..models import Backend, KVCache, LoadedModel
 from ..request import DecodingParams, Request
 from ..sampling.sampler import Sampler
 from .decode_step import DecodeStep

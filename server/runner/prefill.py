@@ -7,10 +7,7 @@ from collections.abc import Iterator
 from ..capture.arrays import AttentionArrays
 from ..capture.attention_function import record_to
 from ..memory import is_out_of_memory, out_of_memory
-from ..models.backend import Backend
-from ..models.kv_cache import KVCache
-from ..models.loader import LoadedModel
-from ..models.transformers_backend import MAX_PREFILL_TOKENS
+from ..models import MAX_PREFILL_TOKENS, Backend, KVCache, LoadedModel
 from ..request import Request
 from ..transfer import int_tensor
 from .sequence import Sequence

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from ..capture.arrays import AttentionArrays
-from ..models.loader import LoadedModel
+from ..models import LoadedModel
 from ..request import Request
 from .model_runner import ModelRunner
 from .sequence import Sequence, StepOutput

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..capture.arrays import AttentionArrays
 from ..capture.plan import CapturePlan
-from ..models.kv_cache import SwappedCache
+from ..models import SwappedCache
 from ..request import DecodingParams, Request
 from ..sampling.sampler import SamplerState
 

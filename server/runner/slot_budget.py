@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from ..memory import free_bytes
-from ..models.loader import LoadedModel
+from ..models import LoadedModel
 
 log = logging.getLogger(__name__)
 

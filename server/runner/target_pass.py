@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from ..capture.arrays import AttentionArrays, are_finite, to_host
 from ..errors import not_a_number
-from ..models.loader import LoadedModel
+from ..models import LoadedModel
 from ..request import GivenTarget, Request
 from ..sampling.step_scores import step_scores
 from .unbatched_model import NO_QUERIES, UnbatchedModel

@@ -19,7 +19,7 @@ from ..capture.attention_function import AttentionKind, record_to
 from ..capture.attention_layers import matrices_of
 from ..capture.plan import CapturePlan, PassRecorder
 from ..errors import not_a_number
-from ..models.loader import LoadedModel
+from ..models import LoadedModel
 from ..transformers_versions import cache_argument, cache_of, takes_whole_target
 
 NO_QUERIES = slice(0, 0)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..capture.arrays import AttentionArrays, are_finite, to_host
 from ..errors import not_a_number
-from ..models.loader import LoadedModel
+from ..models import LoadedModel
 from ..request import DecodingParams, Request
 from ..sampling.sampler import Sampler
 from ..sampling.step_scores import step_scores

@@ -18,7 +18,7 @@ from ...kernels import Launch, recorded
 from ...kernels.tools.prebuild_cli import UnknownModelError
 from ..capture.attention_function import AttentionKind
 from ..capture.plan import CapturePlan
-from ..models.loader import LoadedModel, ModelError, load
+from ..models import LoadedModel, ModelError, load
 from .unbatched_model import LAST_QUERY, UnbatchedModel
 
 log = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ import torch
 import transformers as tf
 from transformers import GenerationConfig, LogitsProcessorList
 
-from ..models.loader import LoadedModel
+from ..models import LoadedModel
 from ..request import DecodingParams
 
 # Longer n-grams are left to transformers' own processor: theirs are found by as many comparisons as they have tokens.

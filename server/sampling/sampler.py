@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..layers import screened_head as screening
-from ..models.loader import LoadedModel
+from ..models import LoadedModel
 from ..request import DecodingParams
 from ..transfer import int_tensor
 from . import logits_ops as changes

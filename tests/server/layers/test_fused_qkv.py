@@ -8,9 +8,8 @@ import pytest
 import torch
 from model_zoo import FAMILIES, build_model
 from sidelight.server.capture.attention_function import LayerKey, place
-from sidelight.server.layers.fused_qkv import FusedSlice, fuse_projections
-from sidelight.server.layers.packed_linear import pack
-from sidelight.server.models.loader import load
+from sidelight.server.layers import FusedSlice, fuse_projections, pack
+from sidelight.server.models import load
 from torch import nn
 
 NAMES = ("q_proj", "k_proj", "v_proj")

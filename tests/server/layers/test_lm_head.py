@@ -9,10 +9,9 @@ import pytest
 import torch
 from mixed_requests import IN_SLOTS, alone, assert_same, mixed_requests, slots_run, then_one_by_one, together
 from model_zoo import build_model
-from sidelight.server.layers import linear_kernels
-from sidelight.server.layers.lm_head import LMHead
+from sidelight.server.layers import LMHead, linear_kernels
 from sidelight.server.layers.screened_head import ScreenedHead
-from sidelight.server.models.loader import load
+from sidelight.server.models import load
 from sidelight.server.runner.sequence import Sequence
 
 CAPPED = {"gemma2"}  # scores that are more than the last layer's

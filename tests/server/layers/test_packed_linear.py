@@ -10,7 +10,7 @@ import pytest
 import torch
 from model_zoo import FAMILIES, SOURCE, build_model
 from sidelight.server.layers import PackedLinear, Precision, pack
-from sidelight.server.models.loader import load
+from sidelight.server.models import load
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -159,7 +159,7 @@ def test_weights_not_used_are_freed():
     assert not list(model.parameters())
 
 
-def test_what_is_skipped_stays():
+def test_a_skipped_layer_stays():
     model = nn.ModuleDict({"kept": layer(8, 8), "packed": layer(8, 8)})
     report = pack(model, "float32", ROWS, skip=lambda name, _module: name == "kept")
     assert type(model["kept"]) is nn.Linear

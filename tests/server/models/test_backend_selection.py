@@ -9,10 +9,8 @@ import pytest
 import torch
 from model_zoo import build_model
 from sidelight.server.capture.attention_layers import AttentionLayers
-from sidelight.server.models import loader
-from sidelight.server.models.backend import BackendConfig, UnsupportedModelError
+from sidelight.server.models import BackendConfig, UnsupportedModelError, load, loader
 from sidelight.server.models.backend_selection import BACKENDS, LogitsVerification, select_backend
-from sidelight.server.models.loader import load
 from sidelight.server.models.transformers_backend import TransformersBackend
 from transformers import PreTrainedModel
 

@@ -10,11 +10,9 @@ from model_zoo import FAMILIES, build_model
 from sidelight.kernels.cpu.program import is_supported
 from sidelight.server.capture.attention_function import record_to
 from sidelight.server.capture.attention_layers import _Everything
-from sidelight.server.models import bart_modules
-from sidelight.server.models.backend import Backend, BackendConfig
+from sidelight.server.models import Backend, BackendConfig, LoadedModel, bart_modules, load
 from sidelight.server.models.bart_backend import BartBackend
 from sidelight.server.models.bart_cpu_backend import BartCpuBackend
-from sidelight.server.models.loader import LoadedModel, load
 from sidelight.server.models.transformers_backend import TransformersBackend
 from transformers import AutoModelForSeq2SeqLM
 

@@ -17,10 +17,9 @@ from sidelight.kernels.cpu import program as cpu_program
 from sidelight.server.capture.attention_function import record_to
 from sidelight.server.capture.attention_layers import _Everything
 from sidelight.server.layers import linear_kernels
-from sidelight.server.models import bart_cpu_programs
+from sidelight.server.models import LoadedModel, bart_cpu_programs, bundled_model, load
 from sidelight.server.models.bart_backend import BartBackend
 from sidelight.server.models.bart_cpu_backend import BartCpuBackend
-from sidelight.server.models.loader import LoadedModel, bundled_model, load
 
 pytestmark = pytest.mark.skipif(not cpu_program.is_supported(of_bytes=True), reason="no programs on this machine")
 
@@ -117,7 +116,7 @@ def test_sources_of_any_length(bundled, length):
     assert not ours.source_layers[0].all_keys[1].any()
 
 
-def test_rows_of_all_sites_are_recorded(bundled):
+def test_rows_of_all_layers_are_recorded(bundled):
     backend = bundled.backend
     with torch.inference_mode():
         slots = backend.new_kv_cache(3)

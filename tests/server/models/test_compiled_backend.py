@@ -14,9 +14,8 @@ from hypothesis import Phase, given, settings
 from mixed_requests import BEGINNINGS, IN_SLOTS, alone, assert_same, mixed_requests, then_one_by_one, together
 from model_zoo import SOURCE, build_model
 from sidelight.server.engine.engine import EngineConfig
-from sidelight.server.models.backend import BackendConfig
+from sidelight.server.models import BackendConfig, LoadedModel, ModelError, load
 from sidelight.server.models.compiled_backend import CompiledBackend
-from sidelight.server.models.loader import LoadedModel, ModelError, load
 from sidelight.server.models.transformers_backend import TransformersBackend
 from sidelight.server.runner.model_runner import ModelRunner
 from sidelight.v1 import text_pb2 as text

@@ -28,7 +28,7 @@ from sidelight.kernels.cpu.program import is_supported
 from sidelight.server.api.validation import resolve
 from sidelight.server.capture import attention_function as attention
 from sidelight.server.errors import ErrorCode, RequestError
-from sidelight.server.models.loader import load
+from sidelight.server.models import load
 from sidelight.v1 import attribution_service_pb2 as pb
 from sidelight.v1 import text_pb2
 from sweep import assert_equal, sweep
@@ -36,7 +36,7 @@ from sweep import assert_equal, sweep
 SWEEP = Path(__file__).parents[2] / "support" / "sweep.py"
 needs_programs = pytest.mark.skipif(not is_supported(of_bytes=True), reason="no programs on this machine")
 
-# The sizes at which int8 models were run by torch, and requests changed one another's numbers.
+# Sizes at which torch ran int8 models, and requests changed one another's numbers.
 MARIAN = OddModel(
     family="marian",
     seed=1,
@@ -62,7 +62,7 @@ PEGASUS = replace(
 
 @needs_programs
 @pytest.mark.timeout(60 + 20 * int(os.environ.get("SIDELIGHT_SWEEP", "3")))
-def test_a_seeded_few_between_guard_pages():
+def test_random_models_stay_between_guard_pages():
     """In a process of its own, since a guard page ends it."""
     count = os.environ.get("SIDELIGHT_SWEEP", "3")
     command = [sys.executable, str(SWEEP), "--models", count, "--seed", "1000"]
@@ -74,36 +74,36 @@ def test_a_seeded_few_between_guard_pages():
 
 @pytest.mark.parametrize("offset", [-1, mmap.PAGESIZE])
 def test_guard_pages_end_a_process(offset):
-    """Or the sweep would prove nothing."""
-    made = GuardedMemory(0).empty(mmap.PAGESIZE // 4)  # both of its ends are guard pages
+    """Otherwise the sweep would prove nothing."""
+    buffer = GuardedMemory(0).empty(mmap.PAGESIZE // 4)  # both of its ends are guard pages
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of threads, which the child does without
+        warnings.simplefilter("ignore")  # of threads, which the child does not have
         child = os.fork()
     if not child:
         faulthandler.disable()
-        ctypes.memset(made.data_ptr() + offset, 1, 1)
+        ctypes.memset(buffer.data_ptr() + offset, 1, 1)
         os._exit(0)
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGSEGV
 
 
-def test_what_is_written_beside_a_buffer_is_found():
+def test_a_write_beside_a_buffer_is_found():
     memory = GuardedMemory(0)
     for _ in range(5):
-        made = memory.empty(10)
-        is_first = made.data_ptr() % mmap.PAGESIZE == 0
-        ctypes.memset(made.data_ptr() + (40 if is_first else -1), 1, 1)
-        del made
+        buffer = memory.empty(10)
+        is_first = buffer.data_ptr() % mmap.PAGESIZE == 0
+        ctypes.memset(buffer.data_ptr() + (40 if is_first else -1), 1, 1)
+        del buffer
         assert memory.faults.pop() == "written beside a buffer"
 
 
 @pytest.mark.parametrize("odd", [MARIAN, MBART, replace(MBART, activation="gelu_new", positions=64)])
 def test_neighbours_change_no_bit_in_int8(odd):
-    """Whether programs or layers of torch run it."""
+    """Whether CPU programs or layers of torch run the model."""
     has_program = is_supported(of_bytes=True) and odd.activation == "relu"
     assert sweep(odd) == f"int8, {'programs' if has_program else 'layers of torch'}"
 
 
-# With a bias; with a cap, windows and heads that share keys.
+# T5 has a bias; Gemma 2 has a cap, windows, and heads that share keys.
 @pytest.mark.parametrize("family", ["t5", "gemma2"])
 def test_neighbours_change_no_bit_of_other_families_in_int8(family, tmp_path):
     loaded = load(build_model(family, tmp_path), dtype="int8")
@@ -116,7 +116,7 @@ def test_neighbours_change_no_bit_of_other_families_in_int8(family, tmp_path):
 
 
 @pytest.mark.parametrize("options", [{}, {"bias": True}, {"softcap": 2.0}, {"window": 3}, {"group": 2}])
-def test_rows_attend_apart_as_torch_has_it(options, monkeypatch):
+def test_attention_row_by_row_is_the_attention_of_the_batch(options, monkeypatch):
     torch.manual_seed(0)
     heads, size, lengths = 4, 37, torch.tensor([1, 37, 16, 20])
     query, key = torch.randn(4, heads, 1, 10), torch.randn(4, heads // options.get("group", 1), 50, 10)[:, :, :size]
@@ -138,7 +138,7 @@ def test_rows_attend_apart_as_torch_has_it(options, monkeypatch):
 
 
 def test_no_token_left_to_draw(tmp_path):
-    """Neither the model is to blame nor the slot: all 13 tokens have been there, and none may come again."""
+    """Neither the model nor the slot is at fault: the text has all 13 tokens, and no token may come again."""
     loaded = load(build_odd_model(PEGASUS, tmp_path))
     request = pb.AttributeRequest()
     request.source.token_ids.ids.extend([5, 6, 7, 1])
