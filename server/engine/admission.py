@@ -93,7 +93,7 @@ class AdmissionQueue:
             raise self.refusal()
 
     def refusal(self) -> RequestError:
-        """What a request is told that comes too late."""
+        """The error of a request that comes too late."""
         return broken() if self._has_failed else stopped()
 
     def hold_back(self, held_back: HeldBack) -> bool:

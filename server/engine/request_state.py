@@ -75,7 +75,7 @@ class RequestState:
         return self.sequence is None or self.attention_bytes > 0 or self.is_dropped
 
     def is_expired(self, now: float) -> bool:
-        """Whether nobody wants the outputs any more: cancelled, or past the deadline."""
+        """Whether the outputs are not wanted any more: the call is cancelled, or past its deadline."""
         return self.queue.is_cancelled or (self.deadline is not None and now >= self.deadline)
 
     def is_slow(self, now: float, seconds: float = SLOW_SECONDS) -> bool:

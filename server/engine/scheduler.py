@@ -129,14 +129,14 @@ class Scheduler:
         return is_cut_short
 
     def _end_expired(self, now: float) -> None:
-        """Ends requests without a slot that nobody wants any more. Running ones end before their next step."""
+        """Ends waiting and preempted requests that are cancelled or past their deadline."""
         for state in self._admission.pop_expired(now):
             self._admission.close(state, expired())
         for state in [state for state in self._requests.preempted if state.is_expired(now)]:
             self._requests.finish(state, expired())
 
     def end_expired_running(self) -> bool:
-        """Ends running requests that nobody wants any more. Returns whether there were any."""
+        """Ends running requests that are cancelled or past their deadline. Returns whether there were any."""
         now = time.monotonic()
         ended = [state for state in self._requests.running if state.is_expired(now)]
         for state in ended:

@@ -41,7 +41,7 @@ class Clock:
 
 @pytest.fixture
 def wait_for(monkeypatch):
-    """How many have come, and when, after a wait for those who come at some times."""
+    """How many requests have arrived, and when, after a wait. They arrive at set times."""
 
     def wait(delay: BatchingDelay, arrivals: list[float], enough: int = 32) -> tuple[int, float]:
         clock = Clock(arrivals)
@@ -53,9 +53,9 @@ def wait_for(monkeypatch):
 
 
 def expecting() -> BatchingDelay:
-    made = BatchingDelay()
-    made.record([0.0, 0.001], was_idle=True)
-    return made
+    delay = BatchingDelay()
+    delay.record([0.0, 0.001], was_idle=True)
+    return delay
 
 
 def test_nobody_waits_where_requests_come_alone(wait_for):
@@ -130,20 +130,20 @@ def test_sources_of_a_burst_are_read_together(tmp_path, monkeypatch):
 
 def test_a_wait_ends_where_more_sources_would_not_be_read_faster(tmp_path):
     loaded = load(build_model("marian", tmp_path))
-    (job,) = mixed_requests(loaded, "marian", 1)
-    long = replace(job, source=TokenizedText("", (Token(5, "", 0, 0, False, ""),) * 200))
+    (short,) = mixed_requests(loaded, "marian", 1)
+    long = replace(short, source=TokenizedText("", (Token(5, "", 0, 0, False, ""),) * 200))
 
-    async def come(job: Request, count: int, slots: int) -> list[bool]:
-        """Whether they are enough after each. The engine has not started: those who come wait."""
+    async def arrive(request: Request, count: int, slots: int) -> list[bool]:
+        """After each arrival, whether the waiting requests fill a batch. The engine has not started."""
         engine, enough = Engine(loaded, EngineConfig(max_running=slots)), list[bool]()
         scheduler = engine._make_core()._scheduler
         for _ in range(count):
-            engine.submit(job, OutputQueue(engine.wake))
+            engine.submit(request, OutputQueue(engine.wake))
             enough.append(scheduler._fills_batch(slots))
         return enough
 
-    assert asyncio.run(come(long, 4, 32)) == [False, False, True, True]
-    assert asyncio.run(come(job, 4, 3)) == [False, False, True, True]
+    assert asyncio.run(arrive(long, 4, 32)) == [False, False, True, True]
+    assert asyncio.run(arrive(short, 4, 3)) == [False, False, True, True]
 
 
 async def _texts(address: str, count: int) -> list[str]:

@@ -121,7 +121,7 @@ async def test_a_process_whose_engine_has_ended_ends_with_a_code(bundled, engine
 
 
 def test_a_waiting_request_that_makes_the_work_fail_each_time_is_ended(bundled, monkeypatch):
-    """The engine looks at who waits before it begins anything, and would fail there for ever."""
+    """The engine looks at waiting requests before it starts anything, and would fail there for ever."""
     make_memory = Preemption.make_memory
 
     def failing(preemption, num_bytes):
@@ -193,10 +193,10 @@ def test_faults_at_random_leave_no_request_without_its_end(bundled, monkeypatch,
         def perhaps(*args, **kwargs):
             if is_on.is_set() and threading.current_thread().name.startswith("engine") and draw.random() < 0.01:
                 raise RuntimeError("at random")
-            made = function(*args, **kwargs)
+            result = function(*args, **kwargs)
             if is_on.is_set() and threading.current_thread().name.startswith("engine") and draw.random() < 0.002:
                 raise RuntimeError("at random, behind")
-            return made
+            return result
 
         return perhaps
 

@@ -240,7 +240,7 @@ def test_all_are_begun_and_none_waits_for_ever(entries, stalled, clients, are_ma
     last = [number for number in begun if entries[number][0] in clients]
     if not are_many:
         assert [n for n in begun if n not in last] == sorted(set(begun) - set(last))
-    # Of those that come after others, the oldest is begun second at the latest, and so on.
+    # Of the requests that come after others, the oldest starts second at the latest, and so on.
     for place, number in enumerate(last):
         assert place <= 2 * sum(other <= number for other in last)
 

@@ -217,8 +217,8 @@ def test_weights_of_heads_that_numbers_can_hold_are_taken(bundled_server, weight
 def test_scores_of_what_is_most_unlikely_are_numbers(gap):
     """A given target may be as unlikely as it likes."""
     names = ["probability", "logit", "entropy", "cross_entropy", "perplexity", "top_p_size"]
-    made = step_scores(names, torch.tensor([[gap, 0.0, -1.0]]), torch.tensor([2]), 0.9)
-    assert made.isfinite().all()
+    scores = step_scores(names, torch.tensor([[gap, 0.0, -1.0]]), torch.tensor([2]), 0.9)
+    assert scores.isfinite().all()
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])

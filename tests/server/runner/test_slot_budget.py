@@ -63,12 +63,12 @@ def test_slots_take_memory_as_they_are_used(bundled, name, tmp_path):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.int64])
 @pytest.mark.parametrize("shape", [(3, 5, 7), (1,), (0, 4)])
 def test_zeros_are_zeros(dtype, shape):
-    made = zeros(shape, dtype, torch.device("cpu"))
-    assert torch.equal(made, torch.zeros(shape, dtype=dtype))
-    assert made.is_contiguous()
-    assert made.data_ptr() % 64 == 0 or not made.numel()
-    made += 1
-    assert torch.equal(made, torch.ones(shape, dtype=dtype))
+    tensor = zeros(shape, dtype, torch.device("cpu"))
+    assert torch.equal(tensor, torch.zeros(shape, dtype=dtype))
+    assert tensor.is_contiguous()
+    assert tensor.data_ptr() % 64 == 0 or not tensor.numel()
+    tensor += 1
+    assert torch.equal(tensor, torch.ones(shape, dtype=dtype))
 
 
 def test_a_model_without_a_backend_runs_as_many_as_asked(bundled):

@@ -7,12 +7,12 @@ from collections.abc import Callable
 import pytest
 from harness import request, serving, steps_of, stub
 from sidelight.server.engine.engine import EngineConfig
-from sidelight.server.runner import thread_tuner as threads
+from sidelight.server.runner import thread_tuner
 from sidelight.server.runner.thread_tuner import ThreadTuner, cores, thread_counts
 
 
 class Machine:
-    """A clock, and how long a step takes with the threads that torch is told to use."""
+    """A clock, and how long a step takes with the threads that torch uses."""
 
     def __init__(self, seconds: Callable[[int], float]) -> None:
         self.now = 0.0
@@ -38,10 +38,10 @@ class Machine:
 
 @pytest.fixture
 def machine(monkeypatch) -> Machine:
-    made = Machine(lambda number: 0.01 / number)
-    monkeypatch.setattr(threads, "time", made)
-    monkeypatch.setattr(threads.torch, "set_num_threads", made.set_num_threads)
-    return made
+    machine = Machine(lambda number: 0.01 / number)
+    monkeypatch.setattr(thread_tuner, "time", machine)
+    monkeypatch.setattr(thread_tuner.torch, "set_num_threads", machine.set_num_threads)
+    return machine
 
 
 def test_all_cores_where_nobody_else_wants_them(machine):
@@ -103,7 +103,7 @@ def test_any_number_of_cores_may_be_taken(machine, free):
 
 @pytest.mark.parametrize("pause", [0.001, 0.025])
 def test_long_steps_may_have_long_pauses(machine, pause):
-    """Such as for the sources of those who come."""
+    """Such as the sources of new requests."""
     chosen = ThreadTuner((1, 2))
     machine.seconds = lambda number: {1: 0.02, 2: 0.12}[number]
     for _ in range(1000):
@@ -150,18 +150,18 @@ def test_what_fails_is_not_a_time(machine):
 @pytest.mark.parametrize("numbers", [(), (3,)])
 def test_what_is_said_once_stays(machine, numbers):
     machine.number = 5
-    assert set(machine.steps(ThreadTuner(numbers), 50)) == {5}  # torch was told before
+    assert set(machine.steps(ThreadTuner(numbers), 50)) == {5}  # torch has this number already
 
 
 def test_thread_counts(monkeypatch):
     for count, expected in ((1, (1,)), (2, (1, 2)), (4, (1, 2, 3, 4)), (8, (1, 4, 7, 8))):
-        monkeypatch.setattr(threads, "cores", lambda count=count: count)
+        monkeypatch.setattr(thread_tuner, "cores", lambda count=count: count)
         assert thread_counts() == expected
     assert cores() >= 1
 
 
 def test_a_server_takes_its_steps_so(bundled, monkeypatch):
-    """With the number in use, the greatest at first, and by the number of those that step."""
+    """With the number in use, the greatest at first; the work of a step is its number of sequences."""
     work: list[int] = []
     step = ThreadTuner.step
 
@@ -169,10 +169,10 @@ def test_a_server_takes_its_steps_so(bundled, monkeypatch):
         work.append(many)
         return step(chosen, many)
 
-    told: list[int] = []
+    counts: list[int] = []
     monkeypatch.setattr(ThreadTuner, "step", noted)
-    monkeypatch.setattr(threads.torch, "set_num_threads", told.append)
+    monkeypatch.setattr(thread_tuner.torch, "set_num_threads", counts.append)
     with serving(bundled, limits=EngineConfig(thread_counts=(1, 2))) as address, stub(address) as service:
         steps = steps_of(list(service.Attribute(request("Where is the station?"))))
     assert work == [1] * len(steps)
-    assert told[0] == 2
+    assert counts[0] == 2

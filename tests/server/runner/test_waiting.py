@@ -154,7 +154,7 @@ def test_a_step_waits_once(loaded, capture, do_sample, monkeypatch):
 
 @pytest.mark.parametrize("do_sample", [False, True], ids=["greedy", "sampling"])
 def test_a_step_of_a_batch_waits_once(loaded, do_sample, monkeypatch):
-    """Different wishes side by side, a hole among the slots, and one who leaves."""
+    """Different captures and scores side by side, an idle slot among others, and sequences that finish early."""
     requests: list[Request] = []
     for number, capture in enumerate([*CAPTURES.values(), *CAPTURES.values(), attention.Capture(none=True)]):
         message = request(SOURCE, [] if capture.none else [NUMBERS[k] for k in loaded.kinds if k != "encoder_self"])
