@@ -113,7 +113,7 @@ def started_message(job: Request, loaded: LoadedModel, event: Started) -> servic
     )
     for token in job.source.tokens:
         _fill_token(message.source.add(), token)
-    for token in event.context:
+    for token in event.decoder_prompt:
         _fill_token(message.prefix.add(), token)
     return message
 

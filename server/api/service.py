@@ -22,7 +22,7 @@ from . import converters
 from .calls import EOF, Call, Calls
 from .parsing import parse
 from .turns import Turns
-from .validation import find_model, limits_of, request_id_of, resolve
+from .validation import find_model, limits_of, request_id_of, validate_request
 
 SERVICE = service_pb.DESCRIPTOR.services_by_name["AttributionService"]
 
@@ -91,8 +91,8 @@ class AttributionService:
         self, request: service_pb.AttributeRequest, size: int, loaded: LoadedModel, request_id: str
     ) -> Request:
         if size <= _SHORT and not loaded.tokenizer.is_busy:
-            return resolve(request, loaded, request_id)
-        return await self._turns.run(size, resolve, request, loaded, request_id)
+            return validate_request(request, loaded, request_id)
+        return await self._turns.run(size, validate_request, request, loaded, request_id)
 
     async def _stream(self, call: Call, outbox: OutputQueue, job: Request, engine: Engine, usage: _Meter) -> None:
         while events := await outbox.get(_MESSAGE_BYTES):
@@ -154,7 +154,7 @@ class _Meter:
         started = self._ticket.start_time or self._arrived
         usage = service_pb.Usage(
             source_tokens=len(self._job.source.tokens),
-            target_tokens=finished.steps,
+            target_tokens=finished.num_steps,
             attention_bytes=self._bytes,
             queue_time=converters.duration(started - self._arrived),
             time_to_first_step=converters.duration((self._first or self._last) - self._arrived),

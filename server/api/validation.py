@@ -57,8 +57,8 @@ def limits_of(loaded: LoadedModel) -> model_pb2.RequestLimits:
     """What is looked at before any work is done for a request of a model."""
     return model_pb2.RequestLimits(
         max_request_bytes=MAX_REQUEST_BYTES,
-        max_source_bytes=loaded.tokenizer.most_bytes(loaded.max_source_tokens),
-        max_target_bytes=loaded.tokenizer.most_bytes(loaded.max_target_tokens),
+        max_source_bytes=loaded.tokenizer.max_bytes(loaded.max_source_tokens),
+        max_target_bytes=loaded.tokenizer.max_bytes(loaded.max_target_tokens),
         max_chat_messages=loaded.max_source_tokens,
         max_stop_texts=MAX_STOPS,
         max_stop_bytes=MAX_STOP_BYTES,
@@ -74,7 +74,7 @@ def find_model(models: dict[str, LoadedModel], name: str, field: str = "model") 
     return models[name]
 
 
-def resolve(request: service_pb.AttributeRequest, loaded: LoadedModel, request_id: str) -> Request:
+def validate_request(request: service_pb.AttributeRequest, loaded: LoadedModel, request_id: str) -> Request:
     """The job that a request asks of a model. Raises RequestError. Tokenizes, so not for an event loop."""
     languages = _languages(request, loaded)
     options = _text_options(request, loaded)
@@ -87,7 +87,7 @@ def resolve(request: service_pb.AttributeRequest, loaded: LoadedModel, request_i
         raise invalid(field, "TEXT_TOO_LONG", f"leaves no room for a target: {_limit(loaded)}")
     if request.WhichOneof("target") == "given":
         target: DecodingParams | GivenTarget = _given(request, loaded, languages, source, options, room)
-        steps = at_once = len(target.encoded.tokens)
+        steps = at_once = len(target.text.tokens)
     else:
         target = _decoding(request.decoding, loaded, languages, read, room)
         if target.do_sample and request.resume_at and not request.decoding.sampling.HasField("seed"):
@@ -102,7 +102,7 @@ def resolve(request: service_pb.AttributeRequest, loaded: LoadedModel, request_i
     return Request(
         request_id=request_id,
         source=source,
-        context_ids=tuple(context),
+        decoder_prompt_ids=tuple(context),
         target=target,
         capture=capture,
         scores=_scores(request),
@@ -128,7 +128,7 @@ def _languages(request: service_pb.AttributeRequest, loaded: LoadedModel) -> Lan
             raise invalid("source_language", "CONTRADICTION", message)
         if request.target_language and loaded.tokenizer.puts_target_in_source:
             raise invalid("target_language", "CONTRADICTION", message)
-    return loaded.tokenizer.languages_of(request.source_language, request.target_language)
+    return loaded.tokenizer.resolve_languages(request.source_language, request.target_language)
 
 
 # ---- texts ----------------------------------------------------------------------------------------------------------
@@ -258,7 +258,7 @@ def _check_text(text: str, field: str, most: int, loaded: LoadedModel) -> None:
 
 def _check_size(text: str, field: str, most: int, loaded: LoadedModel) -> None:
     """Refuses a text before anyone tokenizes it that could not be within so many tokens."""
-    limit = loaded.tokenizer.most_bytes(most)
+    limit = loaded.tokenizer.max_bytes(most)
     size = len(text.encode())
     if size > limit:
         raise invalid(field, "TEXT_TOO_LONG", f"is {size:,} bytes long; at most {limit:,} are read")

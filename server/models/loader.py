@@ -236,7 +236,7 @@ def _make_tokenizer(
     except Exception as error:  # as in `load_tokenizer`
         raise tokenizer_error(checkpoint, config, error, make) from error
     vocabulary = vocabulary_size_of(model)
-    tokens = {"decoder_start_token_id": next(iter(tokenizer.start_ids(tokenizer.languages_of("", ""))), None)}
+    tokens = {"decoder_start_token_id": next(iter(tokenizer.start_ids(tokenizer.resolve_languages("", ""))), None)}
     if config.is_encoder_decoder:
         tokens["pad_token_id"] = config.pad_token_id
     for name, token in tokens.items():
@@ -252,7 +252,7 @@ def _check_lengths(
     tokenizer: Tokenizer, config: PreTrainedConfig, source: int, target: int, max_length: int | None
 ) -> None:
     """Refuse limits that leave no room for a text: the special tokens around a text, and one token of the text."""
-    languages = tokenizer.languages_of("", "")
+    languages = tokenizer.resolve_languages("", "")
     context, around = len(tokenizer.start_ids(languages)), len(tokenizer.encode_source("", languages).ids)
     if config.is_encoder_decoder:
         room, needed = min(source, target), max(around, context) + 1

@@ -90,9 +90,9 @@ class Tokenizer:
         """Codes that requests may name; empty where the model needs none."""
         return tuple(sorted(self._codes.ids))
 
-    def most_bytes(self, tokens: int) -> int:
-        """Bytes of UTF-8 beyond which a text is not tokenized, as it would have more than so many tokens."""
-        return tokens * self._token_bytes
+    def max_bytes(self, num_tokens: int) -> int:
+        """Returns the most bytes of UTF-8 that a text of `num_tokens` tokens can have."""
+        return num_tokens * self._token_bytes
 
     @property
     def is_busy(self) -> bool:
@@ -108,7 +108,7 @@ class Tokenizer:
         """What is wrong with the source and the target language, each None if nothing is."""
         return self._codes.problem_with_source(source), self._codes.problem_with_target(target)
 
-    def languages_of(self, source: str, target: str) -> Languages:
+    def resolve_languages(self, source: str, target: str) -> Languages:
         """The languages of a request, with the model's defaults where it names none."""
         return self._codes.resolve(source, target)
 
@@ -141,7 +141,7 @@ class Tokenizer:
         self, text: str, languages: Languages | None = None, options: TextOptions = _PLAIN
     ) -> TokenizedText:
         """Tokens of what the model reads, special tokens included."""
-        languages = languages or self.languages_of("", "")
+        languages = languages or self.resolve_languages("", "")
         with self._lock:
             self._codes.apply(languages)
             part = self._encode(text, _Way(languages, options))
@@ -154,7 +154,7 @@ class Tokenizer:
         self, text: str, languages: Languages | None = None, options: TextOptions = _PLAIN
     ) -> TokenizedText:
         """Tokens of a whole target as an encoder-decoder writes it: without the start token, with the end token."""
-        languages = languages or self.languages_of("", "")
+        languages = languages or self.resolve_languages("", "")
         with self._lock:
             self._codes.apply(languages)
             part = self._encode(text, _Way(languages, options, as_target=True))
@@ -384,7 +384,7 @@ class Tokenizer:
 
     def _frame(self, way: _Way) -> tuple[list[int], list[int]]:
         """What a tokenizer in Python puts before and behind a text."""
-        key = (way.languages or self.languages_of("", ""), way.as_target)
+        key = (way.languages or self.resolve_languages("", ""), way.as_target)
         if key not in self._frames:
             text = {"text_target" if way.as_target else "text": _PROBE}
             whole: list[int] = self._tokenizer(**text).input_ids

@@ -236,7 +236,7 @@ def test_every_text_that_fits_the_model_is_within_the_limits(name, bundled, tmp_
     pieces = sorted(tokenizer.get_vocab(), key=lambda piece: len(piece.encode()))[-20:]
     for piece in pieces:
         letters = tokenizer.convert_tokens_to_string([piece])
-        assert len((letters * loaded.max_source_tokens).encode()) <= loaded.tokenizer.most_bytes(
+        assert len((letters * loaded.max_source_tokens).encode()) <= loaded.tokenizer.max_bytes(
             loaded.max_source_tokens
         )
 
@@ -266,8 +266,8 @@ def test_values_are_cut_where_they_are_told(tmp_path_factory, length):
 async def test_two_thousand_at_once_are_served_or_refused_with_a_reason(bundled, monkeypatch):
     """gRPC itself cancels some of them without a word, above a thousand that it has not handed over."""
     resolved = []
-    resolve = service_module.resolve
-    monkeypatch.setattr(service_module, "resolve", lambda *args: resolved.append(1) or resolve(*args))
+    validate_request = service_module.validate_request
+    monkeypatch.setattr(service_module, "validate_request", lambda *args: resolved.append(1) or validate_request(*args))
     ends: collections.Counter[str] = collections.Counter()
     message = request("A dog.", decoding=text.Decoding(max_new_tokens=1))
     with serving(bundled, limits=EngineConfig(max_running=2, max_waiting=16)) as address:
@@ -300,16 +300,16 @@ async def test_short_texts_go_before_long_ones(bundled, monkeypatch):
     """Texts that are resolved in threads, a few at a time."""
     monkeypatch.setattr(service_module, "_SHORT", 0)
     started, ended = [], []
-    resolve = service_module.resolve
+    validate_request = service_module.validate_request
 
     def slow(message, *args):
         started.append(len(message.source.text))
         time.sleep(0.05)
         ended.append(len(message.source.text))
         assert len(started) - len(ended) < 2
-        return resolve(message, *args)
+        return validate_request(message, *args)
 
-    monkeypatch.setattr(service_module, "resolve", slow)
+    monkeypatch.setattr(service_module, "validate_request", slow)
     texts = ["dog " * 200] * 12 + ["A dog."] * 4
     with serving(bundled) as address:
         async with grpc.aio.insecure_channel(address) as channel:
@@ -414,8 +414,8 @@ def test_what_waits_for_slow_readers_has_one_bound(bundled, engines, monkeypatch
             time.sleep(1)
             assert list(service.Attribute(messages[1], timeout=60))[-1].HasField("finished")
             states = list(engines[0]._admission._states)
-            largest = max(state.request.whole_bytes for state in states)
-            assert sum(state.request.whole_bytes for state in states) > 2 * bound
+            largest = max(state.request.single_pass_bytes for state in states)
+            assert sum(state.request.single_pass_bytes for state in states) > 2 * bound
             assert sum(state.attention_bytes for state in states) <= max(bound, largest)
             assert any(state.is_dropped for state in states)
             for number, call, begun in calls:

@@ -131,7 +131,7 @@ def test_a_multilingual_marian_takes_its_language_in_the_source(tmp_path):
     (tmp_path / "many" / "vocab.json").write_text(json.dumps(replaced), encoding="utf-8")
     loaded = load(tmp_path / "many")
     assert loaded.tokenizer.languages == ("deu",)
-    encoded = loaded.tokenizer.encode_source("A dog.", loaded.tokenizer.languages_of("", "deu"))
+    encoded = loaded.tokenizer.encode_source("A dog.", loaded.tokenizer.resolve_languages("", "deu"))
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "many")
     assert encoded.ids == tokenizer(">>deu<< A dog.").input_ids
     assert encoded.text == "A dog."
@@ -367,9 +367,9 @@ def test_nobody_ends_a_turn_from_inside_a_message(tmp_path):
 
 def test_tokens_around_a_header_are_special():
     """Llama 3's are, though no attribute of its tokenizer names them."""
-    from tokenizer_zoo import tokenizer_of
+    from tokenizer_zoo import zoo_tokenizer
 
-    tokenizer = tokenizer_of("byte-level")
+    tokenizer = zoo_tokenizer("byte-level")
     assert tokenizer.is_special(tokenizer._tokenizer.convert_tokens_to_ids("<|start_header_id|>"))
     assert not tokenizer.is_special(tokenizer._tokenizer.convert_tokens_to_ids("<think>"))
 
