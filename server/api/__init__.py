@@ -10,5 +10,4 @@ parsing              strict protobuf parsing
 validation           an AttributeRequest becomes a job
 capture_validation   a Capture becomes a plan
 converters           events become messages
-turns                threads that tokenize long texts
 """

@@ -18,10 +18,10 @@ from ..engine.output_queue import OutputQueue
 from ..errors import invalid, unimplemented
 from ..models import LoadedModel
 from ..request import EncoderSelf, Finished, Output, Request, Started, Step
+from ..text.tokenizer_pool import TokenizerPool
 from . import converters
 from .calls import EOF, Call, Calls
 from .parsing import parse
-from .turns import Turns
 from .validation import find_model, limits_of, request_id_of, validate_request
 
 SERVICE = service_pb.DESCRIPTOR.services_by_name["AttributionService"]
@@ -48,7 +48,7 @@ class AttributionService:
         self._engines = {engine.loaded.name: engine for engine in engines}
         self._models = {name: engine.loaded for name, engine in self._engines.items()}
         self._calls = calls
-        self._turns = Turns()
+        self._tokenizer_pool = TokenizerPool()
 
     def handler(self) -> grpc.GenericRpcHandler:
         """The handlers of all methods. Requests come as bytes: parsing them is ours (see `parsing`)."""
@@ -66,7 +66,7 @@ class AttributionService:
 
     def close(self) -> None:
         """Ends its threads."""
-        self._turns.close()
+        self._tokenizer_pool.close()
 
     async def _attribute(self, call: Call) -> None:
         data = await call.read()
@@ -92,7 +92,7 @@ class AttributionService:
     ) -> Request:
         if size <= _SHORT and not loaded.tokenizer.is_busy:
             return validate_request(request, loaded, request_id)
-        return await self._turns.run(size, validate_request, request, loaded, request_id)
+        return await self._tokenizer_pool.run(size, validate_request, request, loaded, request_id)
 
     async def _stream(self, call: Call, outbox: OutputQueue, job: Request, engine: Engine, usage: _Meter) -> None:
         while events := await outbox.get(_MESSAGE_BYTES):

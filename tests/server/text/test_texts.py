@@ -50,11 +50,11 @@ def test_tokens_stand_where_they_say(zoo, name, sentence):
 @pytest.mark.parametrize("sentence", [SOURCE, STRANGE])
 def test_text_that_grows_is_the_text_decoded_at_once(zoo, name, sentence):
     tokenizer = zoo(name).tokenizer
-    ids = [id_ for id_ in tokenizer.encode_source(sentence).ids if not tokenizer.is_special(id_)]
+    ids = [id_ for id_ in tokenizer.encode_source(sentence).ids if not tokenizer.vocabulary.is_special(id_)]
     detokenizer = Detokenizer(tokenizer)
     deltas, tokens = zip(*(detokenizer.add(id_) for id_ in ids), strict=True)
     whole = "".join(deltas) + detokenizer.flush()
-    assert whole == tokenizer.decode(ids)
+    assert whole == tokenizer.vocabulary.decode(ids)
     ends = [token.end for token in tokens]
     assert ends == sorted(ends)
 
@@ -80,7 +80,7 @@ def test_a_continuation_is_tokenized_with_its_prompt(zoo):
     assert next(token.text for token in continuation.tokens if token.text) == "does"
     # Here the seam would fall inside a token; the prompt keeps its own.
     inside = tokenizer.encode_continuation(tokenizer.encode_source("The la"), "zy dog")
-    assert tokenizer.decode(inside.ids) == "zy dog"
+    assert tokenizer.vocabulary.decode(inside.ids) == "zy dog"
 
 
 @pytest.mark.parametrize("name", ["mbart", "m2m100", "nllb"])
@@ -370,8 +370,8 @@ def test_tokens_around_a_header_are_special():
     from tokenizer_zoo import zoo_tokenizer
 
     tokenizer = zoo_tokenizer("byte-level")
-    assert tokenizer.is_special(tokenizer._tokenizer.convert_tokens_to_ids("<|start_header_id|>"))
-    assert not tokenizer.is_special(tokenizer._tokenizer.convert_tokens_to_ids("<think>"))
+    assert tokenizer.vocabulary.is_special(tokenizer._tokenizer.convert_tokens_to_ids("<|start_header_id|>"))
+    assert not tokenizer.vocabulary.is_special(tokenizer._tokenizer.convert_tokens_to_ids("<think>"))
 
 
 # ---- empty and partial ----------------------------------------------------------------------------------------------

@@ -166,7 +166,7 @@ def test_tokens_stand_where_the_rule_says(name, text):
     ids = encoded.ids
     decoded = tokenizer.detokenize(ids)
     assert decoded.ids == ids
-    assert decoded.text == tokenizer.decode(ids)
+    assert decoded.text == tokenizer.vocabulary.decode(ids)
     check_spans(decoded.text, decoded.tokens)
     # Parsed, it is what the tokenizer itself makes of it.
     parsed = tokenizer.encode_source(text, options=TextOptions(parses_special=True))
@@ -183,9 +183,10 @@ def test_tokens_stand_where_the_rule_says(name, text):
 @example(text="a\ufffdb \ufffd\ufffd c\ufffd", cut=0)
 def test_text_that_grows_is_the_text_decoded_at_once(name, text, cut):
     tokenizer = zoo_tokenizer(name)
-    ids = [id_ for id_ in tokenizer.encode_source(text).ids if not tokenizer.is_special(id_)]
+    vocabulary = tokenizer.vocabulary
+    ids = [id_ for id_ in tokenizer.encode_source(text).ids if not vocabulary.is_special(id_)]
     whole, tokens = grown(tokenizer, ids)
-    assert whole == tokenizer.decode(ids)
+    assert whole == vocabulary.decode(ids)
     assert whole == tokenizer._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     last = 0
     for token in tokens:
@@ -194,13 +195,13 @@ def test_text_that_grows_is_the_text_decoded_at_once(name, text, cut):
             token.text
         )
         last = token.begin
-    if tokenizer.growing_text.__name__ in ("TextOfBytes", "TextOfWindows"):
+    if tokenizer.decoder_class.__name__ in ("ByteDecoder", "WindowDecoder"):
         known = tuple(
             Token(token.id, token.piece, token.begin, token.end, token.special, whole[token.begin : token.end])
             for token in tokens
         )
         check_spans(whole, known)
-    if tokenizer.growing_text.__name__ not in ("TextOfBytes", "TextOfWindows") or cut >= len(ids):
+    if tokenizer.decoder_class.__name__ not in ("ByteDecoder", "WindowDecoder") or cut >= len(ids):
         return
     # A text that continues another, from inside a character too, is what the other lacks of both.
     begun = grown(tokenizer, ids[:cut])[0]
@@ -225,10 +226,11 @@ def test_text_that_grows_is_the_text_decoded_at_once(name, text, cut):
 @example(prefix="\x08 ", later="a")
 def test_a_target_starts_with_its_prefix_as_it_was_given(name, prefix, later):
     tokenizer = zoo_tokenizer(name)
+    vocabulary = tokenizer.vocabulary
     encoded = tokenizer.encode_prefix(tokenizer.encode_source("the"), prefix, tokenizer.resolve_languages("", ""))
     assert encoded.text == prefix
     check_spans(prefix, encoded.tokens)
-    ids = [id_ for id_ in tokenizer.encode_source(later).ids if not tokenizer.is_special(id_)]
+    ids = [id_ for id_ in tokenizer.encode_source(later).ids if not vocabulary.is_special(id_)]
     detokenizer = Detokenizer(tokenizer, prefix=encoded)
     assert detokenizer.text == prefix
     deltas, tokens = [], []
@@ -242,20 +244,20 @@ def test_a_target_starts_with_its_prefix_as_it_was_given(name, prefix, later):
     added = "".join(deltas)
     assert detokenizer.text == prefix + added
     if not added.strip():
-        assert not tokenizer.decode(ids).strip()
+        assert not vocabulary.decode(ids).strip()
         return
     # What comes behind it is what the decoder makes of both, but for what it makes of the prefix.
-    known = [tokenizer.stand_in(id_) for id_ in encoded.ids if not tokenizer.is_special(id_)]
-    whole, before = tokenizer.decode([*known, *ids]), tokenizer.decode(known)
+    known = [vocabulary.replace_unknown(id_) for id_ in encoded.ids if not vocabulary.is_special(id_)]
+    whole, before = vocabulary.decode([*known, *ids]), vocabulary.decode(known)
     assert whole.endswith(added)
     begun = whole[: len(whole) - len(added)]
-    shown = [id_ for id_ in known if not tokenizer.is_silent(id_)]
-    mark = "@@" if shown and tokenizer.piece(shown[-1]).endswith("@@") else ""  # of a word that goes on
+    shown = [id_ for id_ in known if not vocabulary.is_skipped(id_)]
+    mark = "@@" if shown and vocabulary.piece(shown[-1]).endswith("@@") else ""  # of a word that goes on
     assert "".join(begun.split()) == "".join(before.removesuffix(mark).split())
     # A space that separates words is kept, and one that is the prefix's own is not written again.
     expected = before
-    if shown and tokenizer.role(shown[-1]) == "space" and (letters := tokenizer._pieces._letters) is not None:
-        expected = tokenizer.decode([*known, letters]).removesuffix(tokenizer.piece(letters))
+    if shown and vocabulary.role(shown[-1]) == "space" and (letters := vocabulary._letter_token) is not None:
+        expected = vocabulary.decode([*known, letters]).removesuffix(vocabulary.piece(letters))
         assert whole.startswith(expected)
     if whole.startswith(expected) and not mark:
         # The space that the prefix ends with, and that its tokens may lack, is not written again either.
@@ -292,24 +294,24 @@ def test_a_word_behind_unknown_characters_is_apart(name, prefix):
 def test_broken_characters_are_the_same_however_they_come(name, data):
     """Bytes that are no character, half a surrogate at the end, and tokens without text between bytes."""
     tokenizer = zoo_tokenizer(name)
-    if tokenizer.byte_vocabulary is None:
+    vocabulary = tokenizer.vocabulary
+    if vocabulary.byte_encoding is None:
         return
-    pieces = tokenizer._pieces
-    single = {own: id_ for id_ in range(len(tokenizer._tokenizer)) if len(own := tokenizer.bytes_of(id_) or b"") == 1}
+    single = {own: id_ for id_ in range(len(tokenizer._tokenizer)) if len(own := vocabulary.bytes_of(id_) or b"") == 1}
     byte = {own[0]: id_ for own, id_ in single.items()}
     fixed = [[0xED, 0xA8], [0x41, 0xED, 0xA8], [0xED, 0xA8, 0x41], [0xDE, -1, 0x90], [0xDE, -1, 0x90, 0x85]]
     fixed += [[0xF4, 0xF0, 0x90, -2], [0xF0, -2, 0xED, -2], [0xDE, 0x90, 0xDE, -2], [0x41, 0xF0, 0x9F, 0x98, 0xF0, -2]]
     drawn = st.lists(st.sampled_from([0x41, 0x20, 0xDE, 0x90, 0x85, 0xED, 0xA8, 0xF0, 0x9F, 0x98, -1, -2]), max_size=9)
     special = tokenizer._tokenizer.eos_token_id
     for marks in (*fixed, data.draw(drawn)):
-        if pieces.unknown is None and -1 in marks:
+        if vocabulary.unknown_id is None and -1 in marks:
             continue
-        ids = [{-1: pieces.unknown, -2: special}.get(mark, byte.get(mark)) for mark in marks]
+        ids = [{-1: vocabulary.unknown_id, -2: special}.get(mark, byte.get(mark)) for mark in marks]
         whole, tokens = grown(tokenizer, ids)
-        assert whole == tokenizer.decode(ids)
+        assert whole == vocabulary.decode(ids)
         # As Unicode has it, and Python: one U+FFFD for each part of a character that cannot go on to be one.
         expected = bytes(mark for mark in marks if mark >= 0).decode("utf-8", "replace")
-        if tokenizer.byte_vocabulary == "byte_fallback":  # of which some decoders strip a space
+        if vocabulary.byte_encoding == "byte_fallback":  # of which some decoders strip a space
             assert whole in (expected, expected.removeprefix(" "))
         else:
             assert whole == expected
@@ -323,6 +325,6 @@ def test_broken_characters_are_the_same_however_they_come(name, data):
         decoded = tokenizer.detokenize(ids)
         assert decoded.text == whole
         for cut in range(len(ids)):
-            begun, rest = tokenizer.decode(ids[:cut]), grown(tokenizer, ids[cut:], tuple(ids[:cut]))[0]
+            begun, rest = vocabulary.decode(ids[:cut]), grown(tokenizer, ids[cut:], tuple(ids[:cut]))[0]
             if "\ufffd" not in begun:
-                assert begun + rest == whole or tokenizer.byte_vocabulary == "byte_fallback"
+                assert begun + rest == whole or vocabulary.byte_encoding == "byte_fallback"
