@@ -18,9 +18,9 @@ from grpc_status import rpc_status
 from harness import CROSS, DECODER_SELF, ENCODER_SELF, request, serving, steps_of, stub, wait_until
 from model_zoo import build_model
 from raw_http2 import RawConnection
+from sidelight.server.api import attribute as attribute_module
 from sidelight.server.api import calls as calls_module
-from sidelight.server.api import parsing as wire
-from sidelight.server.api import service as service_module
+from sidelight.server.api import parsing
 from sidelight.server.engine import output_builder, output_queue, preemption
 from sidelight.server.engine.engine import EngineConfig
 from sidelight.server.engine.request_state import RequestState
@@ -75,8 +75,8 @@ MILLIONS = {
 def test_a_bad_last_field_is_named_without_a_walk_over_the_others(bundled_server, fields, monkeypatch):
     """4 KB on the wire, by gzip, in which everybody else would wait for 13 seconds."""
     looked_at = []
-    is_utf8 = wire._is_utf8
-    monkeypatch.setattr(wire, "_is_utf8", lambda data: looked_at.append(1) or is_utf8(data))
+    is_utf8 = parsing._is_utf8
+    monkeypatch.setattr(parsing, "_is_utf8", lambda data: looked_at.append(1) or is_utf8(data))
     data = fields + delimited(0x12, b"\xff\xfe")
     assert len(gzip.compress(data)) < 8192
     with grpc.insecure_channel(bundled_server) as channel:
@@ -85,7 +85,7 @@ def test_a_bad_last_field_is_named_without_a_walk_over_the_others(bundled_server
             list(call(data, timeout=60, compression=grpc.Compression.Gzip))
     assert raised.value.code() == INVALID
     assert raised.value.details() == "model: is not valid UTF-8"
-    assert len(looked_at) <= wire._LOOKED_AT + 1
+    assert len(looked_at) <= parsing._MAX_CHECKED + 1
 
 
 @pytest.mark.parametrize("depth", ["in a chat", "among many stop texts"])
@@ -265,9 +265,11 @@ def test_values_are_cut_where_they_are_told(tmp_path_factory, length):
 
 async def test_two_thousand_at_once_are_served_or_refused_with_a_reason(bundled, monkeypatch):
     """gRPC itself cancels some of them without a word, above a thousand that it has not handed over."""
-    resolved = []
-    validate_request = service_module.validate_request
-    monkeypatch.setattr(service_module, "validate_request", lambda *args: resolved.append(1) or validate_request(*args))
+    validated = []
+    validate_request = attribute_module.validate_request
+    monkeypatch.setattr(
+        attribute_module, "validate_request", lambda *args: validated.append(1) or validate_request(*args)
+    )
     ends: collections.Counter[str] = collections.Counter()
     message = request("A dog.", decoding=text.Decoding(max_new_tokens=1))
     with serving(bundled, limits=EngineConfig(max_running=2, max_waiting=16)) as address:
@@ -285,7 +287,7 @@ async def test_two_thousand_at_once_are_served_or_refused_with_a_reason(bundled,
 
             await asyncio.gather(*(one() for _ in range(2000)))
     assert set(ends) == {"served", "RESOURCE_EXHAUSTED QUEUE_FULL"}, ends
-    assert len(resolved) == ends["served"]  # the queue is looked at before any text
+    assert len(validated) == ends["served"]  # the queue is looked at before any text
 
 
 def reason_of_aio(error: grpc.aio.AioRpcError) -> str:
@@ -297,10 +299,10 @@ def reason_of_aio(error: grpc.aio.AioRpcError) -> str:
 
 
 async def test_short_texts_go_before_long_ones(bundled, monkeypatch):
-    """Texts that are resolved in threads, a few at a time."""
-    monkeypatch.setattr(service_module, "_SHORT", 0)
+    """Texts that are validated in threads, a few at a time."""
+    monkeypatch.setattr(attribute_module, "_SHORT_BYTES", 0)
     started, ended = [], []
-    validate_request = service_module.validate_request
+    validate_request = attribute_module.validate_request
 
     def slow(message, *args):
         started.append(len(message.source.text))
@@ -309,7 +311,7 @@ async def test_short_texts_go_before_long_ones(bundled, monkeypatch):
         assert len(started) - len(ended) < 2
         return validate_request(message, *args)
 
-    monkeypatch.setattr(service_module, "validate_request", slow)
+    monkeypatch.setattr(attribute_module, "validate_request", slow)
     texts = ["dog " * 200] * 12 + ["A dog."] * 4
     with serving(bundled) as address:
         async with grpc.aio.insecure_channel(address) as channel:
@@ -335,7 +337,7 @@ async def test_short_texts_go_before_long_ones(bundled, monkeypatch):
 
 def test_stalled_readers_are_given_up_and_keep_nobody_out(bundled, engines, monkeypatch):
     """More of them than may wait, of every kind; their memory and their caches are given back."""
-    monkeypatch.setattr(calls_module, "_STALLED", 3.0)
+    monkeypatch.setattr(calls_module, "_MAX_STALL_SECONDS", 3.0)
     monkeypatch.setattr(preemption, "_GIVE_BACK_SECONDS", 0.1)
     given_back = []
     give_back = preemption.give_back
@@ -363,7 +365,7 @@ def test_stalled_readers_are_given_up_and_keep_nobody_out(bundled, engines, monk
 
 
 def test_a_reader_that_reads_on_too_late_is_told_so(bundled, engines, monkeypatch):
-    monkeypatch.setattr(calls_module, "_STALLED", 1.0)
+    monkeypatch.setattr(calls_module, "_MAX_STALL_SECONDS", 1.0)
     with serving(bundled) as address, RawConnection(address) as raw:
         stream = raw.call(ATTRIBUTE, long_request(kinds=[CROSS, DECODER_SELF]).SerializeToString())
         wait_until(lambda: engines[0]._admission._states)
@@ -374,7 +376,7 @@ def test_a_reader_that_reads_on_too_late_is_told_so(bundled, engines, monkeypatc
 
 
 async def test_a_stalled_reader_finds_out_why_it_was_given_up(bundled, engines, monkeypatch):
-    monkeypatch.setattr(calls_module, "_STALLED", 1.0)
+    monkeypatch.setattr(calls_module, "_MAX_STALL_SECONDS", 1.0)
     with serving(bundled) as address:
         async with grpc.aio.insecure_channel(address, options=NARROW) as channel:
             call = services.AttributionServiceStub(channel).Attribute(long_request(kinds=[CROSS, DECODER_SELF]))
@@ -469,7 +471,7 @@ def test_a_stream_of_requests_that_stops_in_the_middle_of_one_has_an_end(bundled
     """Reflection's: a whole request, and half of the next."""
     from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
 
-    monkeypatch.setattr(calls_module, "_ARRIVAL", 1.0)
+    monkeypatch.setattr(calls_module, "_MAX_ARRIVAL_SECONDS", 1.0)
     whole = ServerReflectionRequest(list_services="").SerializeToString()
     with serving(bundled) as address, RawConnection(address, window=1 << 20) as raw:
         second = b"\x00" + (1000).to_bytes(4, "big") + b"\x12" * 10
@@ -480,7 +482,7 @@ def test_a_stream_of_requests_that_stops_in_the_middle_of_one_has_an_end(bundled
 
 
 def test_half_a_request_is_not_held_for_ever(bundled, monkeypatch):
-    monkeypatch.setattr(calls_module, "_ARRIVAL", 1.0)
+    monkeypatch.setattr(calls_module, "_MAX_ARRIVAL_SECONDS", 1.0)
     with serving(bundled) as address, contextlib.ExitStack() as stack, stub(address) as service:
         ours, health = "/sidelight.v1.AttributionService", "/grpc.health.v1.Health"
         methods = [f"{ours}/{name}" for name in ("Attribute", "GetModel", "ListModels")]

@@ -17,7 +17,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from harness import CROSS, DECODER_SELF, request
 from raw_http2 import RawConnection
-from sidelight.server.api import server as serving_module
+from sidelight.server.api import server as server_module
 from sidelight.server.api.server import Server
 from sidelight.server.engine import output_queue
 from sidelight.server.engine.engine import EngineConfig
@@ -128,7 +128,7 @@ async def test_what_cannot_be_served_in_time_is_refused_at_once(bundled, monkeyp
 @pytest.mark.parametrize("grace", [0, 1])
 async def test_a_slow_reader_finds_out_why_at_the_end(bundled, monkeypatch, grace):
     """Its status comes next, and not behind all that was made for it, which it would not read in time."""
-    monkeypatch.setattr(serving_module, "_FAREWELL", 4.0)
+    monkeypatch.setattr(server_module, "_LAST_STATUS_SECONDS", 4.0)
     monkeypatch.setattr(output_queue, "CAPACITY", 1024**2)
     server = Server([bundled], "127.0.0.1:0")
     address = await server.start()
