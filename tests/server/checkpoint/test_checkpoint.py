@@ -205,7 +205,7 @@ def test_a_failure_that_is_not_the_files_blames_no_field(copied, monkeypatch, ca
 
 
 def test_a_trial_stops_at_the_size_of_the_files_and_in_time(copied, monkeypatch):
-    monkeypatch.setattr(checkpoint_fields, "_PATIENCE", 1.0)
+    monkeypatch.setattr(checkpoint_fields, "_MAX_SEARCH_SECONDS", 1.0)
     path = copied("t5")
     edit(path / "config.json", model_type="switch_transformers", architectures=None, d_model=-1, num_experts=10**6)
     began = time.monotonic()
@@ -224,7 +224,7 @@ def test_the_search_for_a_field_ends_in_time_for_all_files_together(copied, monk
 
     path = copied("fsmt")
     monkeypatch.setattr(tokenizer_files, "_make", fail)
-    monkeypatch.setattr(checkpoint_fields, "_PATIENCE", 0.3)
+    monkeypatch.setattr(checkpoint_fields, "_MAX_SEARCH_SECONDS", 0.3)
     assert refusal(path).endswith("no tokenizer can be made of what is there: it cannot be made")
     assert trials <= 1 + 4
 
