@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from .capture.arrays import AttentionArrays
 from .capture.plan import CapturePlan
-from .text.tokenizer import Token, TokenizedText
+from .text import Token, TokenizedText
 
 StopReason = Literal["end_token", "length", "stop_text", "given"]
 Score = Literal["probability", "logit", "entropy", "cross_entropy", "perplexity", "top_p_size"]

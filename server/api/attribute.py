@@ -10,9 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from sidelight.v1 import attribution_service_pb2 as service_pb
 
-from ..engine.engine import Engine
-from ..engine.output_queue import OutputQueue
-from ..engine.request_state import RequestState
+from ..engine import Engine, OutputQueue, RequestState
 from ..models import LoadedModel
 from ..request import EncoderSelf, Finished, Output, Request, Started, Step
 from ..text import TokenizerPool

@@ -17,9 +17,7 @@ from typing import Any, Literal, NoReturn
 import grpc
 from google.protobuf.message import Message
 
-from ..engine.output_queue import OutputQueue
-from ..engine.request_state import RequestState
-from ..engine.waiting_queue import HeldBack
+from ..engine import HeldBack, OutputQueue, RequestState
 from ..errors import RequestError, internal, invalid, late, stalled
 from ..memory import give_back
 from . import status

@@ -11,10 +11,9 @@ import grpc
 from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection
 
-from ..engine.engine import Engine, EngineConfig
-from ..engine.waiting_queue import HeldBack
+from ..engine import Engine, EngineConfig, HeldBack
 from ..models import LoadedModel
-from ..runner.warmup import warm
+from ..runner import warm
 from .addresses import Address, AddressError
 from .calls import Calls
 from .service import SERVICE, AttributionService

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import grpc
 from sidelight.v1 import attribution_service_pb2 as service_pb
 
-from ..engine.engine import Engine
+from ..engine import Engine
 from ..errors import unimplemented
 from .attribute import AttributeMethod
 from .calls import EOF, Call, Calls

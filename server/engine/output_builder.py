@@ -14,7 +14,7 @@ from ..errors import invalid, not_a_number
 from ..models import LoadedModel
 from ..request import DecodingParams, EncoderSelf, Finished, GivenTarget, Output, Request, Started, Step, StopReason
 from ..runner import StepOutput, TargetOutput, TargetPass
-from ..text.tokenizer import Detokenizer, Token
+from ..text import Detokenizer, Token
 
 # Encoder self-attention is cut into parts of about this size, a fraction of what is held for a slow reader.
 _PART_BYTES = 64 * 1024

@@ -110,7 +110,7 @@ def _fraction(text: str) -> float:
 def run(args: argparse.Namespace) -> int:
     """Serves until SIGINT or SIGTERM. Returns the exit status."""
     _configure_log(getattr(logging, args.log_level.upper()))
-    from ..api.addresses import Address, AddressError
+    from ..api import Address, AddressError
 
     try:
         with Address(args.address) as address:  # before anything that takes its time
@@ -197,7 +197,7 @@ def _load_and_serve(args: argparse.Namespace, address: Address) -> int:
 async def _serve(loaded: object, args: argparse.Namespace, threads: tuple[int, ...], held: Address) -> int:
     """Serves until a signal, or until the engine fails. Returns the exit status."""
     from ..api import Server
-    from ..engine.engine import EngineConfig
+    from ..engine import EngineConfig
     from ..models import LoadedModel
 
     assert isinstance(loaded, LoadedModel)

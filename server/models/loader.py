@@ -21,14 +21,25 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from ...kernels.cpu.program import is_supported
 from ..capture.attention_function import register
 from ..capture.attention_layers import AttentionLayers, find_attention_layers
-from ..checkpoint.files import CONFIG, Checkpoint, CheckpointError, open_checkpoint
-from ..checkpoint.generation_config import check_generation_config
-from ..checkpoint.model_config import class_for, model_error, read_config, read_generation_config
-from ..checkpoint.tokenizer_files import load_tokenizer, tokenizer_error
-from ..checkpoint.weights import TooLargeError, check_finite, load_weights
+from ..checkpoint import (
+    CONFIG,
+    Checkpoint,
+    CheckpointError,
+    TooLargeError,
+    check_finite,
+    check_generation_config,
+    class_for,
+    load_tokenizer,
+    load_weights,
+    model_error,
+    open_checkpoint,
+    read_config,
+    read_generation_config,
+    tokenizer_error,
+)
 from ..layers import Precision, fuse_projections, pack, shared_weight
 from ..memory import is_out_of_memory
-from ..text.tokenizer import Tokenizer
+from ..text import Tokenizer
 from .backend import Backend, BackendConfig
 from .backend_selection import BACKENDS, select_backend
 from .loaded_model import LoadedModel, generation_config_of, vocabulary_size_of
