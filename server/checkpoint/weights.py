@@ -112,8 +112,7 @@ def limit_size(checkpoint: Checkpoint, *, limits_elements: bool = True, end: flo
 
     Args:
         checkpoint: The model's files.
-        limits_elements: Whether the tensors' sizes are limited. A model that is never filled may have tensors of any
-            size.
+        limits_elements: Whether sizes of tensors are limited. Tensors that are never filled may have any size.
         end: The time, by the monotonic clock, after which making or running a model raises TimeoutError.
     """
     factor = _MAX_FACTOR_QUANTIZED if "quantization_config" in checkpoint.config else _MAX_FACTOR
@@ -142,8 +141,8 @@ def limit_size(checkpoint: Checkpoint, *, limits_elements: bool = True, end: flo
         check_time()
         if num_tensors > max_tensors or num_elements > max_elements or num_modules > _MODULES_PER_TENSOR * max_tensors:
             contents = f"{len(checkpoint.shapes):,} tensors of {checkpoint.num_elements:,} numbers"
-            name = checkpoint.weights_file
-            raise TooLargeError(f"{CONFIG} describes a model far larger than {name}, which has {contents}")
+            files = f"{checkpoint.weights_file}, which has {contents}"
+            raise TooLargeError(f"{CONFIG} describes a model far larger than {files}")
 
     hooks = [
         register_module_parameter_registration_hook(count_tensor),

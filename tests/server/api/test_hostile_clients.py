@@ -120,7 +120,7 @@ async def test_malformed_bytes_are_refused_alike_everywhere(bundled_server, meth
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
-async def test_health_and_reflection_are_those_of_grpc(bundled_server):
+async def test_health_and_reflection_answer_as_grpcs_own_services(bundled_server):
     async with grpc.aio.insecure_channel(bundled_server) as channel:
         health = health_pb2_grpc.HealthStub(channel)
         for name in ("", "sidelight.v1.AttributionService"):
@@ -242,7 +242,7 @@ def test_every_text_that_fits_the_model_is_within_the_limits(name, bundled, tmp_
 
 
 @pytest.mark.parametrize("length", [3000, 1_000_000])
-def test_values_are_cut_where_they_are_told(tmp_path_factory, length):
+def test_values_are_cut_in_messages(tmp_path_factory, length):
     """gRPC's clients refuse trailers above 8 KiB, by lot or always: the status would be another."""
     loaded = load(build_model("nllb", tmp_path_factory.mktemp("zoo")))
     letters = {"ascii": "x", "percent-encoded": "字", "astral": "😀", "a control": "\n"}
@@ -264,7 +264,7 @@ def test_values_are_cut_where_they_are_told(tmp_path_factory, length):
 
 
 async def test_two_thousand_at_once_are_served_or_refused_with_a_reason(bundled, monkeypatch):
-    """gRPC itself cancels some of them without a word, above a thousand that it has not handed over."""
+    """gRPC itself cancels some requests without a status if more than a thousand wait for a handler."""
     validated = []
     validate_request = attribute_module.validate_request
     monkeypatch.setattr(
@@ -287,7 +287,7 @@ async def test_two_thousand_at_once_are_served_or_refused_with_a_reason(bundled,
 
             await asyncio.gather(*(one() for _ in range(2000)))
     assert set(ends) == {"served", "RESOURCE_EXHAUSTED QUEUE_FULL"}, ends
-    assert len(validated) == ends["served"]  # the queue is looked at before any text
+    assert len(validated) == ends["served"]  # the queue is checked before any text
 
 
 def reason_of_aio(error: grpc.aio.AioRpcError) -> str:
@@ -364,7 +364,7 @@ def test_stalled_readers_are_given_up_and_keep_nobody_out(bundled, engines, monk
         assert list(service.Attribute(messages[0], timeout=60))[-1].HasField("finished")
 
 
-def test_a_reader_that_reads_on_too_late_is_told_so(bundled, engines, monkeypatch):
+def test_a_reader_that_reads_on_too_late_gets_the_reason(bundled, engines, monkeypatch):
     monkeypatch.setattr(calls_module, "_MAX_STALL_SECONDS", 1.0)
     with serving(bundled) as address, RawConnection(address) as raw:
         stream = raw.call(ATTRIBUTE, long_request(kinds=[CROSS, DECODER_SELF]).SerializeToString())
@@ -393,7 +393,7 @@ async def test_a_stalled_reader_finds_out_why_it_was_given_up(bundled, engines, 
 
 
 def test_what_waits_for_slow_readers_has_one_bound(bundled, engines, monkeypatch):
-    """Attention that is made at once, as encoder self-attention and of given targets, is made again when it is read."""
+    """Attention of a single pass (encoder self-attention, given targets) is computed again when it is read."""
     long = " ".join(["grandmother"] * 60)
     monkeypatch.setattr(output_queue, "CAPACITY", 16 * 1024)
     monkeypatch.setattr(RequestState.is_slow, "__defaults__", (0.02,))
@@ -428,7 +428,7 @@ def test_what_waits_for_slow_readers_has_one_bound(bundled, engines, monkeypatch
 
 
 def test_the_caches_of_stalled_readers_have_a_bound_of_bytes(bundled, monkeypatch):
-    """Those that have waited longest give way, with their status; those that come are served."""
+    """The requests that have waited longest give way, with a status. New requests are served."""
     bound, limits = 4 * 1024**2, EngineConfig(max_running=4)
     monkeypatch.setattr(preemption, "_CACHE_BYTES", bound)
     monkeypatch.setattr(preemption, "_CACHE_SLOTS", 0)

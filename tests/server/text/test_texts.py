@@ -21,12 +21,12 @@ STRANGE = "Schön: ﬁne 漢字, naïve 🤖🏽 and  two\tspaces…"
 @pytest.fixture(scope="module")
 def zoo(tmp_path_factory):
     folder = tmp_path_factory.mktemp("zoo")
-    made: dict[str, LoadedModel] = {}
+    loaded: dict[str, LoadedModel] = {}
 
     def get(name: str) -> LoadedModel:
-        if name not in made:
-            made[name] = load(build_model(name, folder))
-        return made[name]
+        if name not in loaded:
+            loaded[name] = load(build_model(name, folder))
+        return loaded[name]
 
     return get
 
