@@ -1,7 +1,7 @@
-"""What a request can be told when it fails: a code, a reason for programs, the field that is to blame.
+"""The errors that a request can end with: a code, a reason for programs, a message, and the field that is to blame.
 
-Every error that reaches a client is made here. Texts name fields and limits, never classes, paths or traces; what they
-quote of a request is cut here, so that all trailers of a call stay below 4 KiB: clients refuse more than 8.
+Every error that reaches a client is made here. A message names fields and limits, never classes, paths or traces. A
+long message is cut here, so that all trailers of a call stay below 4 KiB: clients refuse more than 8 KiB.
 """
 
 from __future__ import annotations
@@ -9,14 +9,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import IntEnum
 
-# Bytes of a message and of a field's path. A message is sent three times, in ways that take up to six times its bytes.
-_MESSAGE_BYTES, _FIELD_BYTES = 480, 160
-# Characters of a value that a message quotes.
-_QUOTED = 60
+# The most bytes of a message and of a field's path. A message is sent three times, and encoded it takes up to six times
+# its bytes.
+_MAX_MESSAGE_BYTES, _MAX_FIELD_BYTES = 480, 160
+# How many characters of a value a message quotes.
+_MAX_QUOTED = 60
 
 
 class ErrorCode(IntEnum):
-    """The codes of google.rpc.Code that requests end with, which are gRPC's: api.status knows these."""
+    """The codes of google.rpc.Code that requests end with. gRPC's status codes have the same names and numbers."""
 
     INVALID_ARGUMENT = 3
     DEADLINE_EXCEEDED = 4
@@ -30,10 +31,14 @@ class ErrorCode(IntEnum):
 
 @dataclass
 class RequestError(Exception):
-    """A request that cannot be done.
+    """A request cannot be served.
 
-    `field` is a path in the request, such as "capture.heads.list.heads[2].layer"; empty when no field is to blame.
-    `reason` is stable and for programs. `retry_after` is in seconds.
+    Attributes:
+        code: The status code.
+        reason: A stable word for programs, such as "TEXT_TOO_LONG".
+        message: What is wrong, for people.
+        field: A path in the request, such as "capture.heads.list.heads[2].layer"; empty if no field is to blame.
+        retry_after: Seconds after which another try may succeed.
     """
 
     code: ErrorCode
@@ -43,82 +48,82 @@ class RequestError(Exception):
     retry_after: float | None = None
 
     def __post_init__(self) -> None:
-        self.message = _cut(self.message, _MESSAGE_BYTES)
-        self.field = _cut(self.field, _FIELD_BYTES)
+        self.message = _cut(self.message, _MAX_MESSAGE_BYTES)
+        self.field = _cut(self.field, _MAX_FIELD_BYTES)
 
     def __str__(self) -> str:
         return f"{self.field}: {self.message}" if self.field else self.message
 
 
 def quote(value: str) -> str:
-    """A value of a request as messages show it: its beginning, without line breaks and the like."""
-    shown = value if len(value) <= _QUOTED else f"{value[:_QUOTED]}…"
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in shown)
+    """Returns the beginning of a request's value for a message, without line breaks and other control characters."""
+    quoted = value if len(value) <= _MAX_QUOTED else f"{value[:_MAX_QUOTED]}…"
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in quoted)
 
 
-def _cut(text: str, most: int) -> str:
-    """A text's beginning of at most so many bytes."""
+def _cut(text: str, max_bytes: int) -> str:
+    """Returns the beginning of a text, of at most `max_bytes` bytes of UTF-8."""
     encoded = text.encode("utf-8", "replace")
-    return text if len(encoded) <= most else f"{encoded[: most - 3].decode('utf-8', 'ignore')}…"
+    return text if len(encoded) <= max_bytes else f"{encoded[: max_bytes - 3].decode('utf-8', 'ignore')}…"
 
 
 def invalid(field: str, reason: str, message: str) -> RequestError:
-    """INVALID_ARGUMENT: wrong whatever the state of the server."""
+    """Returns INVALID_ARGUMENT: the request is wrong in every state of the server."""
     return RequestError(ErrorCode.INVALID_ARGUMENT, reason, message, field)
 
 
 def unimplemented(field: str, message: str = "this server does not do that yet") -> RequestError:
-    """UNIMPLEMENTED: in the contract, not in this server."""
+    """Returns UNIMPLEMENTED: the contract has it, and this server does not."""
     return RequestError(ErrorCode.UNIMPLEMENTED, "NOT_IMPLEMENTED", message, field)
 
 
 def not_found(field: str, reason: str, message: str) -> RequestError:
-    """NOT_FOUND: a name that stands for nothing here."""
+    """Returns NOT_FOUND: the server has nothing of that name."""
     return RequestError(ErrorCode.NOT_FOUND, reason, message, field)
 
 
 def internal(
     reason: str = "INTERNAL", message: str = "internal error; the server's log has the details"
 ) -> RequestError:
-    """INTERNAL: the server's own fault."""
+    """Returns INTERNAL: the server has an error of its own."""
     return RequestError(ErrorCode.INTERNAL, reason, message)
 
 
 def expired() -> RequestError:
-    """DEADLINE_EXCEEDED: the request's own time is up."""
+    """Returns DEADLINE_EXCEEDED: the request's own deadline has passed."""
     return RequestError(ErrorCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", "the deadline has passed")
 
 
 def stopped() -> RequestError:
-    """UNAVAILABLE: the server ends; another one may serve the request."""
+    """Returns UNAVAILABLE: the server ends, and another server may serve the request."""
     message = "the server is shutting down"
     return RequestError(ErrorCode.UNAVAILABLE, "SHUTTING_DOWN", message, retry_after=1.0)
 
 
 def broken() -> RequestError:
-    """UNAVAILABLE: the server has failed as a whole, and ends."""
+    """Returns UNAVAILABLE: the engine of the model has failed, and the server ends."""
     message = "the model's engine has failed; the server's log has the details"
     return RequestError(ErrorCode.UNAVAILABLE, "ENGINE_FAILED", message, retry_after=1.0)
 
 
-def queue_full(waiting: int) -> RequestError:
-    """RESOURCE_EXHAUSTED: no more requests may wait."""
-    message = f"{waiting:,} requests are waiting already"
+def queue_full(num_waiting: int) -> RequestError:
+    """Returns RESOURCE_EXHAUSTED: no more requests may wait."""
+    message = f"{num_waiting:,} requests are waiting already"
     return RequestError(ErrorCode.RESOURCE_EXHAUSTED, "QUEUE_FULL", message, retry_after=1.0)
 
 
 def late(seconds: float) -> RequestError:
-    """DEADLINE_EXCEEDED: a request that does not arrive, though its call has begun."""
+    """Returns DEADLINE_EXCEEDED: a call has begun, and its request has not arrived."""
     message = f"the request has not arrived within {seconds:.0f} seconds"
     return RequestError(ErrorCode.DEADLINE_EXCEEDED, "REQUEST_LATE", message)
 
 
 def stalled() -> RequestError:
-    """ABORTED: a stream whose reader has taken nothing for too long."""
+    """Returns ABORTED: the reader of a stream has taken no message for too long."""
     message = "the stream's reader has taken nothing for too long"
     return RequestError(ErrorCode.ABORTED, "READER_STALLED", message)
 
 
 def not_a_number() -> RequestError:
-    """INTERNAL: the model has computed NaN or infinity."""
+    """Returns INTERNAL: the model has computed NaN or infinity."""
     return internal("NOT_A_NUMBER", "the model computed numbers that are not finite; a wider dtype may help")

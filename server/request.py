@@ -1,7 +1,7 @@
-"""What the engine is asked for, and what it answers: the domain's own types, free of protobuf.
+"""A request, and the outputs that answer it: plain data, without protobuf.
 
-A `Request` is a request that has been checked; its events come back in order: one Started, perhaps one EncoderSelf,
-Steps, one Finished.
+A `Request` has been validated. Its outputs come in this order: one Started, any number of EncoderSelf, the Steps, one
+Finished.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from .capture.arrays import AttentionArrays
 from .capture.plan import CapturePlan
-from .text.tokenizer import Token, TokenizedText
+from .text import Token, TokenizedText
 
 StopReason = Literal["end_token", "length", "stop_text", "given"]
 Score = Literal["probability", "logit", "entropy", "cross_entropy", "perplexity", "top_p_size"]
@@ -20,7 +20,7 @@ Score = Literal["probability", "logit", "entropy", "cross_entropy", "perplexity"
 
 @dataclass(frozen=True)
 class DecodingParams:
-    """A target that the model writes. `generation` overrides the model's generation config, by its field names."""
+    """How the model generates a target. `generation` overrides the model's generation config, by its field names."""
 
     max_new_tokens: int
     do_sample: bool
@@ -32,56 +32,81 @@ class DecodingParams:
 
 @dataclass(frozen=True)
 class GivenTarget:
-    """A target that is known. Every token is a step."""
+    """A target that the client gives. Every token of its text is a step."""
 
-    encoded: TokenizedText
+    text: TokenizedText
 
 
 @dataclass(frozen=True)
 class Request:
-    """A request, checked and resolved against its model."""
+    """A validated request to one model.
+
+    Attributes:
+        request_id: For logs and for the client.
+        source: What the model reads.
+        decoder_prompt_ids: The tokens that the decoder reads between the source and step 0: the start token and the
+            prefix.
+        target: How the model generates the target, or the target itself.
+        capture: Which attention is captured.
+        scores: The scores of each step, in the client's order.
+        score_top_p: The probability mass for the score "top_p_size".
+        resume_at: The first step that the client wants; earlier steps are computed and not sent.
+        prefix: The prefix as a text, which the last of `decoder_prompt_ids` are the tokens of. None if the client
+            gave no prefix, or gave token ids.
+    """
 
     request_id: str
     source: TokenizedText
-    context_ids: tuple[int, ...]  # what the decoder reads between source and step 0: start token and prefix
+    decoder_prompt_ids: tuple[int, ...]
     target: DecodingParams | GivenTarget
     capture: CapturePlan
     scores: tuple[Score, ...] = ()
     score_top_p: float = 0.9
     resume_at: int = 0
-    prefix: TokenizedText | None = None  # the text of the last of `context_ids`; None where none was given as a text
+    prefix: TokenizedText | None = None
 
     @property
-    def size(self) -> int:
-        """Tokens of source and target, at most."""
-        target = len(self.target.encoded.tokens) if isinstance(self.target, GivenTarget) else self.target.max_new_tokens
-        return len(self.source.tokens) + len(self.context_ids) + target
+    def max_num_tokens(self) -> int:
+        """The most tokens that source and target can have together."""
+        target = len(self.target.text.tokens) if isinstance(self.target, GivenTarget) else self.target.max_new_tokens
+        return len(self.source.tokens) + len(self.decoder_prompt_ids) + target
 
     @property
-    def whole_bytes(self) -> int:
-        """The most bytes of attention that are made of it at once and sent in parts; 0 where all comes step by step."""
+    def single_pass_bytes(self) -> int:
+        """The most bytes of attention that one forward pass computes and several messages carry.
+
+        These are encoder self-attention and all steps of a given target. 0 if all attention is computed step by step.
+        """
         source = len(self.source.tokens)
-        whole = self.capture.row_bytes("encoder_self", source) * source if "encoder_self" in self.capture.kinds else 0
+        num_bytes = 0
+        if "encoder_self" in self.capture.kinds:
+            num_bytes = self.capture.row_bytes("encoder_self", source) * source
         if isinstance(self.target, GivenTarget):
-            count = len(self.target.encoded.tokens)
-            # Of a decoder-only model, decoder self-attention sees the source too.
-            positions = {"cross": source, "decoder_self": source + len(self.context_ids) + count}
+            num_steps = len(self.target.text.tokens)
+            # In a decoder-only model, decoder self-attention covers the source too.
+            positions = {"cross": source, "decoder_self": source + len(self.decoder_prompt_ids) + num_steps}
             rows = [self.capture.row_bytes(kind, positions[kind]) for kind in self.capture.kinds if kind in positions]
-            whole += sum(rows) * count
-        return whole
+            num_bytes += sum(rows) * num_steps
+        return num_bytes
 
 
 @dataclass(frozen=True)
 class Started:
-    """What comes before all work. `context` are the tokens of `Request.context_ids`; `seed` is the one of sampling."""
+    """The first output, sent before the model runs.
 
-    context: tuple[Token, ...]
+    `decoder_prompt` holds the tokens of `Request.decoder_prompt_ids`. `seed` is the seed of sampling.
+    """
+
+    decoder_prompt: tuple[Token, ...]
     seed: int | None = None
 
 
 @dataclass(frozen=True)
 class EncoderSelf:
-    """Some queries of encoder self-attention, `[queries, positions, layers, heads]` or fewer axes when reduced."""
+    """Encoder self-attention of some consecutive queries: `[queries, positions, layers, heads]`.
+
+    Reduced attention has fewer axes.
+    """
 
     first_query: int
     attention: AttentionArrays
@@ -89,7 +114,7 @@ class EncoderSelf:
 
 @dataclass(frozen=True)
 class Step:
-    """A token and its attention, `[positions, layers, heads]` or fewer axes when reduced."""
+    """A token and its attention: `[positions, layers, heads]`. Reduced attention has fewer axes."""
 
     index: int
     token: Token
@@ -101,11 +126,11 @@ class Step:
 
 @dataclass(frozen=True)
 class Finished:
-    """The whole text and why it ends. `seed` is the one that sampling used."""
+    """The last output: the whole text, and why it ends. `seed` is the seed of sampling."""
 
     text: str
     stop_reason: StopReason
-    steps: int
+    num_steps: int
     seed: int | None = None
 
 

@@ -1,14 +1,40 @@
-"""gRPC and protobuf: the only package of the server that knows them.
+"""gRPC and protobuf. No other package of the server knows them.
 
-server               a grpc.aio server with its engines, started and stopped in order
-addresses            where the server listens: checked and held before models load
-service              AttributionService: the RPCs
-standard_services    gRPC's health and reflection services
-calls                the calls under way, and what each waits for
-status               an error becomes a status with details
-parsing              strict protobuf parsing
-validation           an AttributeRequest becomes a job
-capture_validation   a Capture becomes a plan
-converters           events become messages
-turns                threads that tokenize long texts
+server                 Server: a grpc.aio server with its engines, started and stopped in order
+addresses              Address: where the server listens; checked and held before models are loaded
+service                AttributionService: which method answers which RPC
+attribute              the Attribute RPC: streams outputs, several steps in one message; usage
+model_catalog          GetModel, ListModels, and finding a model by its name
+validation             an AttributeRequest becomes a Request
+decoding_validation    a Decoding becomes DecodingParams
+capture_validation     a Capture becomes a CapturePlan
+parsing                bytes become a protobuf message, or an error that names the field
+converters             outputs and models become messages
+enums                  the numbers of enums, and the domain's words for them
+status                 a RequestError becomes a status with details
+calls                  the open calls, and what each call waits for
+standard_services      gRPC's health and reflection services
 """
+
+from typing import TYPE_CHECKING
+
+from .addresses import Address, AddressError
+
+if TYPE_CHECKING:
+    from .server import Server
+    from .validation import validate_request
+
+__all__ = ["Address", "AddressError", "Server", "validate_request"]
+
+
+def __getattr__(name: str) -> object:
+    """Imports the modules that need torch when they are first used: `sidelight serve` holds its address before that."""
+    if name == "Server":
+        from .server import Server
+
+        return Server
+    if name == "validate_request":
+        from .validation import validate_request
+
+        return validate_request
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

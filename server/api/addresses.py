@@ -1,8 +1,7 @@
-"""Where a server listens: addresses that are checked, and held for a server while its model is loaded.
+"""Where a server listens: addresses that are checked, and held while the server's model is loaded.
 
-A taken address is an error at once, not after the model has been loaded. Until the server is ready the address refuses
-connections, so that a probe of readiness finds that the server is not ready. Knows sockets; knows neither gRPC nor
-models.
+An address that is in use is an error at once, not after the model has been loaded. Until the server is ready, the
+address refuses connections, so that a readiness probe finds that the server is not ready.
 """
 
 from __future__ import annotations
@@ -17,22 +16,26 @@ from typing import NoReturn
 
 _FORMS = "HOST:PORT, [IPv6]:PORT or unix:PATH"
 _TCP = re.compile(r"(?P<host>\[[^\[\]]+\]|[^\[\]:/\s]+):(?P<port>[0-9]+)")
-_MOST_PORT = 65535
+_MAX_PORT = 65535
 
-# Bytes of a path that the address of a unix socket has room for.
-_MOST_PATH = 107
+# The most bytes of a unix socket's path.
+_MAX_PATH_BYTES = 107
 
 
 class AddressError(Exception):
-    """The address cannot be listened on. The message is for the person who starts the server."""
+    """A server cannot listen on an address. The message is for the person who starts the server."""
 
 
 class Address:
-    """An address that is held for a server: no other process listens there, and no other Sidelight server will."""
+    """An address that is held for a server: no other process listens there, and no other Sidelight server can.
+
+    Attributes:
+        name: The address as gRPC takes it.
+    """
 
     def __init__(self, name: str) -> None:
         """Holds an address. Raises AddressError."""
-        self.name = name  # as gRPC takes it
+        self.name = name
         self._sockets: list[socket.socket] = []
         self._lock: _Lock | None = None
         try:
@@ -55,18 +58,18 @@ class Address:
 
     @property
     def is_unix(self) -> bool:
-        """Whether it is a path or a name of this machine, without a port."""
+        """Whether the address is a unix socket, which has no port."""
         return self.name.startswith("unix")
 
     def release(self) -> None:
-        """Lets a server of this process listen there, at once. Raises AddressError where another process does."""
+        """Lets a server of this process listen there, at once. Raises AddressError if another process listens there."""
         while self._sockets:
             self._sockets.pop().close()
         if self._lock is not None:
             self._check_socket()
 
     def close(self) -> None:
-        """Lets other processes listen there. Calling it again changes nothing."""
+        """Lets other processes listen there. A second call does nothing."""
         while self._sockets:
             self._sockets.pop().close()
         if self._lock is not None:
@@ -81,14 +84,14 @@ class Address:
 
     def _hold_port(self) -> None:
         host, port = self._parse()
-        if port == 0:  # a free one is found when the server listens
+        if port == 0:  # the server finds a free port when it listens
             return
         try:
-            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+            infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         except (OSError, UnicodeError):
             self.refuse("there is no such host")
-        errors = [self._bind(family, address) for family, _, _, _, address in found]
-        # A host may have addresses of a kind that this machine has not.
+        errors = [self._bind(family, address) for family, _, _, _, address in infos]
+        # A host may have addresses of a family that this machine does not have: one good address is enough.
         if None not in errors:
             self.refuse(str(errors[0]))
 
@@ -97,21 +100,21 @@ class Address:
         if match is None:
             self.refuse(f"must be {_FORMS}")
         port = int(match["port"][:9])
-        if port > _MOST_PORT:
-            self.refuse(f"ports are from 0 to {_MOST_PORT}")
+        if port > _MAX_PORT:
+            self.refuse(f"ports are from 0 to {_MAX_PORT}")
         return match["host"].strip("[]"), port
 
     def _bind(self, family: int, address: object) -> str | None:
-        """Keeps others from an address. Returns what is wrong with it, where that may be right for others of a host."""
+        """Keeps other processes from an address. Returns what is wrong if another address of the host may be right."""
         try:
-            made = socket.socket(family, socket.SOCK_STREAM)
+            holder = socket.socket(family, socket.SOCK_STREAM)
         except OSError as error:
             return error.strerror or "there are no such sockets here"
-        self._sockets.append(made)
+        self._sockets.append(holder)
         if family != socket.AF_UNIX:  # connections of a server that has ended may linger
-            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            made.bind(address)  # pyright: ignore[reportArgumentType]
+            holder.bind(address)  # pyright: ignore[reportArgumentType]
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
                 self.refuse("another server listens there")
@@ -128,8 +131,8 @@ class Address:
         path = self._path
         if not path or "\0" in path:
             self.refuse(f"must be {_FORMS}")
-        if len(os.fsencode(path)) > _MOST_PATH:
-            self.refuse(f"a socket's path has at most {_MOST_PATH} bytes")
+        if len(os.fsencode(path)) > _MAX_PATH_BYTES:
+            self.refuse(f"a socket's path has at most {_MAX_PATH_BYTES} bytes")
         try:
             self._lock = _Lock(f"{path}.lock")
         except BlockingIOError:
@@ -139,7 +142,7 @@ class Address:
         self._check_socket()
 
     def _check_socket(self) -> None:
-        """Refuses a path where a process listens, or where no socket is. Takes over the socket of a dead server."""
+        """Refuses a path where a process listens, or where something else is. The socket of a dead server is free."""
         try:
             mode = os.stat(self._path).st_mode
         except FileNotFoundError:
@@ -152,18 +155,18 @@ class Address:
             probe.setblocking(False)
             try:
                 probe.connect(self._path)
-            except (ConnectionRefusedError, FileNotFoundError):  # the process that made it is dead
+            except (ConnectionRefusedError, FileNotFoundError):  # the socket's process is dead
                 return
-            except OSError:  # a process that is too busy, or a socket of another kind
+            except OSError:  # the process is too busy, or the socket is of another kind
                 pass
         self.refuse("another server listens there")
 
 
 class _Lock:
-    """A file beside a socket that one server at a time has locked, as long as it lives."""
+    """A lock file beside a socket. One server at a time holds the lock, for as long as the server lives."""
 
     def __init__(self, path: str) -> None:
-        """Raises BlockingIOError where another has it, and OSError where there can be no such file."""
+        """Raises BlockingIOError if another server holds the lock, and OSError if the file cannot be made."""
         self._path = path
         while True:
             self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -174,7 +177,7 @@ class _Lock:
             except BaseException:
                 os.close(self._file)
                 raise
-            os.close(self._file)  # a server that has ended has removed it meanwhile
+            os.close(self._file)  # a server that has ended has removed the file meanwhile
 
     def _is_there(self) -> bool:
         try:

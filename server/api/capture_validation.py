@@ -1,6 +1,6 @@
-"""From a protobuf capture to a plan: which layers and heads, how they are reduced, and whether that makes sense.
+"""A Capture message becomes a CapturePlan: which layers and heads are captured, and how they are reduced.
 
-Knows the sizes of a model's attention, not its tokens.
+A layer or a head that the model does not have is refused here. Raises RequestError with the path of the field.
 """
 
 from __future__ import annotations
@@ -16,148 +16,152 @@ from ..capture.attention_function import AttentionKind
 from ..capture.plan import CapturePlan, Pair
 from ..errors import ErrorCode, RequestError, invalid, unimplemented
 from ..models import LoadedModel
-from .converters import ENCODINGS, KINDS, REDUCTIONS, ROWS
+from .enums import ATTENTION_KINDS, ENCODINGS, REDUCTIONS, ROWS
 
-# A step larger than this could hardly be received; gRPC's usual limit at the receiver is 4 MiB.
+# The most bytes of one step. A client could hardly receive more: gRPC's usual limit at the receiver is 4 MiB.
 MAX_STEP_BYTES = 64 * 1024**2
-# Encoder self-attention, and the steps of a given target, are sent in parts but made as a whole.
-MAX_WHOLE_BYTES = 1024**3
+# The most bytes of encoder self-attention, or of all steps of a given target: one forward pass computes them, several
+# messages carry them.
+MAX_PASS_BYTES = 1024**3
 
-# What the weights of a list of heads may come to, for sums in float32 and in float16; and for means, which are divided
-# by it: none of what is computed with them is then infinite, or divided by 0 where small numbers count as 0.
-_GREATEST_SUM, _GREATEST_HALF_SUM = 3.4e38, 6.5e4
-_LEAST_SUM = 2e-38
+# The greatest sum of the weights of a list of heads, in float32 and in float16: no result is then infinite. The least
+# sum for a mean, which is divided by the sum: no result is then divided by 0 where small numbers count as 0.
+_MAX_SUM, _MAX_HALF_SUM = 3.4e38, 6.5e4
+_MIN_SUM = 2e-38
 
 
-def plan_capture(
-    capture: attention_pb2.Capture, loaded: LoadedModel, positions: Mapping[AttentionKind, int], at_once: int
+def validate_capture(
+    message: attention_pb2.Capture,
+    loaded: LoadedModel,
+    max_positions: Mapping[AttentionKind, int],
+    steps_per_pass: int,
 ) -> CapturePlan:
-    """The plan of a capture. Raises RequestError.
+    """Returns the plan of a capture. Raises RequestError.
 
     Args:
-        capture: What is asked.
-        loaded: Of this model.
-        positions: The greatest number of positions that a row of each kind can have.
-        at_once: How many steps are made in one forward pass: 1 when decoding, all of them for a given target.
+        message: What the client asks for.
+        loaded: The model.
+        max_positions: For each kind, the most positions that a row can have.
+        steps_per_pass: How many steps one forward pass computes: 1 for decoding, all steps for a given target.
     """
-    if capture.none:
-        others = [field.name for field, _ in capture.ListFields() if field.name != "none"]
+    if message.none:
+        others = [field.name for field, _ in message.ListFields() if field.name != "none"]
         if others:
             raise invalid(f"capture.{others[0]}", "CONTRADICTION", "contradicts capture.none")
         return CapturePlan(kinds=(), layers={})
-    _refuse_unimplemented(capture)
-    kinds = _kinds(capture, loaded)
-    over_heads = _choice(capture, "over_heads", REDUCTIONS)
-    encoding: Encoding = _choice(capture, "encoding", ENCODINGS) or "float32"
-    pairs = _pairs(capture, loaded, kinds, over_heads, encoding)
-    over_layers = _choice(capture, "over_layers", REDUCTIONS)
+    _refuse_unimplemented(message)
+    kinds = _validate_kinds(message, loaded)
+    over_heads = _validate_word(message, "over_heads", REDUCTIONS)
+    encoding: Encoding = _validate_word(message, "encoding", ENCODINGS) or "float32"
+    pairs = _validate_heads(message, loaded, kinds, over_heads, encoding)
+    over_layers = _validate_word(message, "over_layers", REDUCTIONS)
     if over_layers and not over_heads:
         raise invalid("capture.over_layers", "CONTRADICTION", "needs over_heads: heads are reduced before layers")
     if over_layers and pairs:
         raise invalid("capture.over_layers", "CONTRADICTION", "a list of heads has no layers to reduce")
-    first, end = _steps(capture)
+    first_step, end_step = _validate_steps(message)
     plan = CapturePlan(
         kinds=kinds,
-        layers={} if pairs else _layers(capture, loaded, kinds),
+        layers={} if pairs else _validate_layers(message, loaded, kinds),
         heads={kind: loaded.heads(kind) for kind in kinds},
         pairs=pairs,
         over_heads=over_heads,
         over_layers=over_layers,
-        row=_choice(capture, "row", ROWS) or "predicting",
+        row=_validate_word(message, "row", ROWS) or "predicting",
         encoding=encoding,
-        top_k=capture.top_k,
-        first_step=first,
-        end_step=end,
+        top_k=message.top_k,
+        first_step=first_step,
+        end_step=end_step,
     )
-    _check_size(plan, positions, at_once)
+    _check_size(plan, max_positions, steps_per_pass)
     return plan
 
 
-def _refuse_unimplemented(capture: attention_pb2.Capture) -> None:
-    if capture.special_tokens not in (
+def _refuse_unimplemented(message: attention_pb2.Capture) -> None:
+    if message.special_tokens not in (
         attention_pb2.SPECIAL_TOKENS_UNSPECIFIED,
         attention_pb2.SPECIAL_TOKENS_KEEP,
     ):
         raise unimplemented("capture.special_tokens")
-    if capture.grouping not in (attention_pb2.GROUPING_UNSPECIFIED, attention_pb2.GROUPING_TOKEN):
+    if message.grouping not in (attention_pb2.GROUPING_UNSPECIFIED, attention_pb2.GROUPING_TOKEN):
         raise unimplemented("capture.grouping")
-    if capture.method not in (attention_pb2.METHOD_UNSPECIFIED, attention_pb2.METHOD_WEIGHTS):
+    if message.method not in (attention_pb2.METHOD_UNSPECIFIED, attention_pb2.METHOD_WEIGHTS):
         raise unimplemented("capture.method")
 
 
-def _choice(capture: attention_pb2.Capture, field: str, values: Mapping[int, Any]) -> Any:
-    """The domain's word for an enum field; None if it is unspecified."""
-    value = getattr(capture, field)
+def _validate_word(message: attention_pb2.Capture, field: str, words: Mapping[int, Any]) -> Any:
+    """Returns the domain's word for an enum field; None if the field is unspecified."""
+    value = getattr(message, field)
     if value == 0:
         return None
-    if value not in values:
+    if value not in words:
         raise invalid(f"capture.{field}", "UNKNOWN_VALUE", f"{value} has no meaning here")
-    return values[value]
+    return words[value]
 
 
-def _kinds(capture: attention_pb2.Capture, loaded: LoadedModel) -> tuple[AttentionKind, ...]:
-    if not capture.kinds:
+def _validate_kinds(message: attention_pb2.Capture, loaded: LoadedModel) -> tuple[AttentionKind, ...]:
+    if not message.kinds:
         return loaded.kinds[:1]
     kinds: list[AttentionKind] = []
-    for place, value in enumerate(capture.kinds):
-        field = f"capture.kinds[{place}]"
-        if value not in KINDS:
+    for index, value in enumerate(message.kinds):
+        field = f"capture.kinds[{index}]"
+        if value not in ATTENTION_KINDS:
             raise invalid(field, "UNKNOWN_VALUE", "is no kind of attention")
-        kind = KINDS[value]
+        kind = ATTENTION_KINDS[value]
         if kind not in loaded.kinds:
-            message = f"this model has no {kind.replace('_', ' ')} attention; it has {', '.join(loaded.kinds)}"
-            raise invalid(field, "NO_SUCH_ATTENTION", message)
+            problem = f"this model has no {kind.replace('_', ' ')} attention; it has {', '.join(loaded.kinds)}"
+            raise invalid(field, "NO_SUCH_ATTENTION", problem)
         if kind in kinds:
             raise invalid(field, "DUPLICATE", "is asked for twice")
         kinds.append(kind)
     return tuple(kinds)
 
 
-def _layers(
-    capture: attention_pb2.Capture, loaded: LoadedModel, kinds: tuple[AttentionKind, ...]
+def _validate_layers(
+    message: attention_pb2.Capture, loaded: LoadedModel, kinds: tuple[AttentionKind, ...]
 ) -> dict[AttentionKind, tuple[int, ...]]:
-    selection = capture.heads.WhichOneof("selection")
+    selection = message.heads.WhichOneof("selection")
     if selection is None:
-        if capture.HasField("heads"):
+        if message.HasField("heads"):
             raise invalid("capture.heads", "REQUIRED", "one of list, layers and preset must be set")
         return {kind: tuple(range(loaded.attention_layers.layers(kind))) for kind in kinds}
     if selection == "preset":
         raise invalid("capture.heads.preset", "UNKNOWN_PRESET", "this model has no presets")
-    layers = list(capture.heads.layers.layers)
+    layers = list(message.heads.layers.layers)
     path = "capture.heads.layers.layers"
     if not layers:
         raise invalid(path, "EMPTY", "must not be empty")
-    for place, layer in enumerate(layers):
-        _check_layer(layer, f"{path}[{place}]", loaded, kinds)
-        if layer in layers[:place]:
-            raise invalid(f"{path}[{place}]", "DUPLICATE", "is asked for twice")
+    for index, layer in enumerate(layers):
+        _check_layer(layer, f"{path}[{index}]", loaded, kinds)
+        if layer in layers[:index]:
+            raise invalid(f"{path}[{index}]", "DUPLICATE", "is asked for twice")
     return {kind: tuple(layers) for kind in kinds}
 
 
-def _pairs(
-    capture: attention_pb2.Capture,
+def _validate_heads(
+    message: attention_pb2.Capture,
     loaded: LoadedModel,
     kinds: tuple[AttentionKind, ...],
     over_heads: Reduction | None,
     encoding: Encoding,
 ) -> tuple[Pair, ...]:
-    if capture.heads.WhichOneof("selection") != "list":
+    if message.heads.WhichOneof("selection") != "list":
         return ()
     path = "capture.heads.list.heads"
-    if not capture.heads.list.heads:
+    if not message.heads.list.heads:
         raise invalid(path, "EMPTY", "must not be empty")
     pairs: list[Pair] = []
     seen: set[tuple[int, int]] = set()
-    for place, head in enumerate(capture.heads.list.heads):
-        field = f"{path}[{place}]"
+    for index, head in enumerate(message.heads.list.heads):
+        field = f"{path}[{index}]"
         weight = head.weight if head.HasField("weight") else None
         if weight is not None:
             _check_weight(weight, f"{field}.weight", over_heads)
         _check_layer(head.layer, f"{field}.layer", loaded, kinds)
         for kind in kinds:
             if head.head >= loaded.heads(kind):
-                message = f"{head.head} is out of range: {kind} has heads 0 to {loaded.heads(kind) - 1}"
-                raise invalid(f"{field}.head", "HEAD_OUT_OF_RANGE", message)
+                problem = f"{head.head} is out of range: {kind} has heads 0 to {loaded.heads(kind) - 1}"
+                raise invalid(f"{field}.head", "HEAD_OUT_OF_RANGE", problem)
         if (head.layer, head.head) in seen:
             raise invalid(field, "DUPLICATE", "is asked for twice")
         seen.add((head.layer, head.head))
@@ -166,16 +170,18 @@ def _pairs(
     return tuple(pairs)
 
 
-def _check_sum(weights: float, path: str, over_heads: Reduction | None, encoding: Encoding) -> None:
-    """Refuses weights whose sum, or what it is made of, is more than numbers can hold, or too little to divide by."""
-    if over_heads == "mean" and not weights:
+def _check_sum(weight_sum: float, path: str, over_heads: Reduction | None, encoding: Encoding) -> None:
+    """Refuses weights whose sum is too great for the numbers that carry it, or too small to divide by."""
+    if over_heads == "mean" and not weight_sum:
         raise invalid(path, "OUT_OF_RANGE", "a mean needs a weight above 0")
-    if over_heads == "mean" and weights < _LEAST_SUM:
-        raise invalid(path, "OUT_OF_RANGE", f"a mean needs weights whose sum is at least {_LEAST_SUM:.0e}")
+    if over_heads == "mean" and weight_sum < _MIN_SUM:
+        raise invalid(path, "OUT_OF_RANGE", f"a mean needs weights whose sum is at least {_MIN_SUM:.0e}")
     is_half = over_heads == "sum" and encoding == "float16"  # a mean is at most 1 whatever its weights
-    most = _GREATEST_HALF_SUM if is_half else _GREATEST_SUM
-    if over_heads in ("mean", "sum") and weights > most:
-        raise invalid(path, "OUT_OF_RANGE", f"weights of a {over_heads} in {encoding} may come to at most {most:.1e}")
+    max_sum = _MAX_HALF_SUM if is_half else _MAX_SUM
+    if over_heads in ("mean", "sum") and weight_sum > max_sum:
+        raise invalid(
+            path, "OUT_OF_RANGE", f"weights of a {over_heads} in {encoding} may come to at most {max_sum:.1e}"
+        )
 
 
 def _check_weight(weight: float, field: str, over_heads: Reduction | None) -> None:
@@ -188,32 +194,32 @@ def _check_weight(weight: float, field: str, over_heads: Reduction | None) -> No
 def _check_layer(layer: int, field: str, loaded: LoadedModel, kinds: tuple[AttentionKind, ...]) -> None:
     for kind in kinds:
         if layer >= loaded.attention_layers.layers(kind):
-            message = f"{layer} is out of range: {kind} has layers 0 to {loaded.attention_layers.layers(kind) - 1}"
-            raise invalid(field, "LAYER_OUT_OF_RANGE", message)
+            problem = f"{layer} is out of range: {kind} has layers 0 to {loaded.attention_layers.layers(kind) - 1}"
+            raise invalid(field, "LAYER_OUT_OF_RANGE", problem)
 
 
-def _steps(capture: attention_pb2.Capture) -> tuple[int, int | None]:
-    if not capture.HasField("steps"):
+def _validate_steps(message: attention_pb2.Capture) -> tuple[int, int | None]:
+    if not message.HasField("steps"):
         return 0, None
-    end = capture.steps.end if capture.steps.HasField("end") else None
-    if end is not None and end <= capture.steps.begin:
+    end = message.steps.end if message.steps.HasField("end") else None
+    if end is not None and end <= message.steps.begin:
         raise invalid("capture.steps.end", "OUT_OF_RANGE", "must be after begin")
-    return capture.steps.begin, end
+    return message.steps.begin, end
 
 
-def _check_size(plan: CapturePlan, positions: Mapping[AttentionKind, int], at_once: int) -> None:
-    bytes_of = {kind: plan.row_bytes(kind, positions[kind]) for kind in plan.kinds}
-    step = sum(size for kind, size in bytes_of.items() if kind != "encoder_self")
-    encoder = bytes_of.get("encoder_self", 0) * positions["encoder_self"]
+def _check_size(plan: CapturePlan, max_positions: Mapping[AttentionKind, int], steps_per_pass: int) -> None:
+    row_bytes = {kind: plan.row_bytes(kind, max_positions[kind]) for kind in plan.kinds}
+    step_bytes = sum(num_bytes for kind, num_bytes in row_bytes.items() if kind != "encoder_self")
+    encoder_bytes = row_bytes.get("encoder_self", 0) * max_positions["encoder_self"]
     sizes = (
-        ("a step", step, MAX_STEP_BYTES),
-        ("the given target", step * at_once, MAX_WHOLE_BYTES),
-        ("encoder_self", encoder, MAX_WHOLE_BYTES),
+        ("a step", step_bytes, MAX_STEP_BYTES),
+        ("the given target", step_bytes * steps_per_pass, MAX_PASS_BYTES),
+        ("encoder_self", encoder_bytes, MAX_PASS_BYTES),
     )
-    for what, size, most in sizes:
-        if size > most:
-            message = (
-                f"{what} could carry {size / 1024**2:,.0f} MiB, more than {most // 1024**2:,}: "
+    for subject, num_bytes, max_bytes in sizes:
+        if num_bytes > max_bytes:
+            problem = (
+                f"{subject} could carry {num_bytes / 1024**2:,.0f} MiB, more than {max_bytes // 1024**2:,}: "
                 "ask for fewer layers or heads, a reduction, or a smaller encoding"
             )
-            raise RequestError(ErrorCode.RESOURCE_EXHAUSTED, "CAPTURE_TOO_LARGE", message, "capture")
+            raise RequestError(ErrorCode.RESOURCE_EXHAUSTED, "CAPTURE_TOO_LARGE", problem, "capture")

@@ -1,7 +1,4 @@
-"""Between the domain and protobuf: the one module that knows how events look on the wire.
-
-Pure functions; no engine, no gRPC.
-"""
+"""The domain's outputs and models as protobuf messages. Pure functions."""
 
 from __future__ import annotations
 
@@ -14,64 +11,16 @@ from numpy.typing import NDArray
 from sidelight.v1 import attention_pb2, model_pb2, text_pb2
 from sidelight.v1 import attribution_service_pb2 as service_pb
 
-from ...kernels import Encoding, Reduction
 from ..capture.arrays import AttentionArrays
 from ..capture.attention_function import AttentionKind
-from ..capture.plan import CapturePlan, Row
+from ..capture.plan import CapturePlan
 from ..models import LoadedModel
-from ..request import EncoderSelf, Request, Score, Started, Step, StopReason
-from ..text.tokenizer import Token
+from ..request import EncoderSelf, Finished, Request, Started, Step
+from ..text import Token
+from .enums import ATTENTION_KINDS, ENCODING_OF_DTYPE, ENCODINGS, REDUCTIONS, ROWS, SCORES, STOP_REASONS, number_of
 
-KINDS: dict[int, AttentionKind] = {
-    attention_pb2.ATTENTION_KIND_CROSS: "cross",
-    attention_pb2.ATTENTION_KIND_DECODER_SELF: "decoder_self",
-    attention_pb2.ATTENTION_KIND_ENCODER_SELF: "encoder_self",
-}
-ROWS: dict[int, Row] = {
-    attention_pb2.ROW_PREDICTING: "predicting",
-    attention_pb2.ROW_READING: "reading",
-}
-REDUCTIONS: dict[int, Reduction] = {
-    attention_pb2.REDUCTION_MEAN: "mean",
-    attention_pb2.REDUCTION_MAX: "max",
-    attention_pb2.REDUCTION_MIN: "min",
-    attention_pb2.REDUCTION_SUM: "sum",
-    attention_pb2.REDUCTION_PROD: "prod",
-    attention_pb2.REDUCTION_ABSMAX: "absmax",
-    attention_pb2.REDUCTION_L2: "l2",
-}
-ENCODINGS: dict[int, Encoding] = {
-    attention_pb2.ENCODING_FLOAT32: "float32",
-    attention_pb2.ENCODING_FLOAT16: "float16",
-    attention_pb2.ENCODING_UINT8: "uint8",
-}
-SCORES: dict[int, Score] = {
-    attention_pb2.SCORE_PROBABILITY: "probability",
-    attention_pb2.SCORE_LOGIT: "logit",
-    attention_pb2.SCORE_ENTROPY: "entropy",
-    attention_pb2.SCORE_CROSS_ENTROPY: "cross_entropy",
-    attention_pb2.SCORE_PERPLEXITY: "perplexity",
-    attention_pb2.SCORE_TOP_P_SIZE: "top_p_size",
-}
-STOP_REASONS: dict[StopReason, text_pb2.StopReason.ValueType] = {
-    "end_token": text_pb2.STOP_REASON_END_TOKEN,
-    "length": text_pb2.STOP_REASON_LENGTH,
-    "stop_text": text_pb2.STOP_REASON_STOP_TEXT,
-    "given": text_pb2.STOP_REASON_GIVEN,
-}
-
-
-# By type: NumPy takes as long to name one as the rest of a message takes.
-_ENCODING_OF: dict[np.dtype[Any], Any] = {np.dtype(name): number for number, name in ENCODINGS.items()}
-
-
-def _number(values: dict[int, Any], word: object) -> Any:
-    """The enum number of a domain word; 0 for None."""
-    return next((number for number, known in values.items() if known == word), 0)
-
-
-# Messages within messages are filled where they stand: protobuf copies what a constructor is given, and what is sent
-# with each token is mostly such.
+# A message inside a message is filled in its place: protobuf copies what a constructor gets, and most of what is sent
+# with each token is such a message.
 
 
 def _fill_token(message: text_pb2.Token, token: Token) -> None:
@@ -83,106 +32,103 @@ def _fill_token(message: text_pb2.Token, token: Token) -> None:
     message.text = token.text
 
 
-def _fill_attention(message: attention_pb2.Attention, numbers: AttentionArrays) -> None:
-    """Little-endian, last axis fastest."""
-    values, scales, positions = numbers
+def _fill_attention(message: attention_pb2.Attention, attention: AttentionArrays) -> None:
+    """Writes arrays as little-endian bytes, last axis fastest."""
+    values, scales, positions = attention
     message.shape.extend(values.shape)
-    message.encoding = _ENCODING_OF[values.dtype]
-    message.values = _little(values)
+    message.encoding = ENCODING_OF_DTYPE[values.dtype]
+    message.values = _little_endian(values)
     if scales is not None:
-        message.scales = _little(scales)
+        message.scales = _little_endian(scales)
     if positions is not None:
-        message.positions = _little(positions.view(np.uint32))
+        message.positions = _little_endian(positions.view(np.uint32))
 
 
-def _little(array: NDArray[Any]) -> bytes:
+def _little_endian(array: NDArray[Any]) -> bytes:
     return array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes(order="C")
 
 
-def started_message(job: Request, loaded: LoadedModel, event: Started) -> service_pb.Started:
-    """The header of a stream."""
+# ---- outputs --------------------------------------------------------------------------------------------------------
+
+
+def started_message(request: Request, loaded: LoadedModel, started: Started) -> service_pb.Started:
+    """Returns the header of a stream."""
     message = service_pb.Started(
-        request_id=job.request_id,
+        request_id=request.request_id,
         model=loaded.name,
-        source_text=job.source.text,
-        capture=capture_message(job.capture),
-        layouts=[_layout(kind, job.capture, loaded) for kind in job.capture.kinds],
-        scores=[_number(SCORES, name) for name in job.scores],
+        source_text=request.source.text,
+        capture=capture_message(request.capture),
+        layouts=[_layout_message(kind, request.capture, loaded) for kind in request.capture.kinds],
+        scores=[number_of(SCORES, score) for score in request.scores],
         architecture=_architecture(loaded),
-        seed=event.seed,
+        seed=started.seed,
     )
-    for token in job.source.tokens:
+    for token in request.source.tokens:
         _fill_token(message.source.add(), token)
-    for token in event.context:
+    for token in started.decoder_prompt:
         _fill_token(message.prefix.add(), token)
     return message
 
 
-def _architecture(loaded: LoadedModel) -> model_pb2.Architecture.ValueType:
-    if loaded.is_encoder_decoder:
-        return model_pb2.ARCHITECTURE_ENCODER_DECODER
-    return model_pb2.ARCHITECTURE_DECODER_ONLY
-
-
 def capture_message(plan: CapturePlan) -> attention_pb2.Capture:
-    """A plan in the contract's words: the request's capture with its defaults filled in."""
+    """Returns a plan in the contract's words: the request's capture with its defaults filled in."""
     if not plan.kinds:
         return attention_pb2.Capture(none=True)
-    capture = attention_pb2.Capture(
-        kinds=[_number(KINDS, kind) for kind in plan.kinds],
-        over_heads=_number(REDUCTIONS, plan.over_heads),
-        over_layers=_number(REDUCTIONS, plan.over_layers),
-        row=_number(ROWS, plan.row),
+    message = attention_pb2.Capture(
+        kinds=[number_of(ATTENTION_KINDS, kind) for kind in plan.kinds],
+        over_heads=number_of(REDUCTIONS, plan.over_heads),
+        over_layers=number_of(REDUCTIONS, plan.over_layers),
+        row=number_of(ROWS, plan.row),
         special_tokens=attention_pb2.SPECIAL_TOKENS_KEEP,
         grouping=attention_pb2.GROUPING_TOKEN,
-        encoding=_number(ENCODINGS, plan.encoding),
+        encoding=number_of(ENCODINGS, plan.encoding),
         top_k=plan.top_k,
         method=attention_pb2.METHOD_WEIGHTS,
     )
     if plan.pairs:
-        capture.heads.list.heads.extend(_pairs(plan))
+        message.heads.list.heads.extend(_head_messages(plan))
     elif len(set(plan.layers.values())) == 1:
-        # Kinds with different numbers of layers have no one list of them; the layouts say which are sent.
-        capture.heads.layers.layers.extend(next(iter(plan.layers.values())))
+        # Kinds with different numbers of layers have no common list of layers. The layouts say which layers are sent.
+        message.heads.layers.layers.extend(next(iter(plan.layers.values())))
     if plan.first_step or plan.end_step is not None:
-        capture.steps.begin = plan.first_step
+        message.steps.begin = plan.first_step
         if plan.end_step is not None:
-            capture.steps.end = plan.end_step
-    return capture
+            message.steps.end = plan.end_step
+    return message
 
 
-def _pairs(plan: CapturePlan) -> list[attention_pb2.Head]:
-    return [attention_pb2.Head(layer=pair.layer, head=pair.head, weight=pair.weight) for pair in plan.pairs]
+def _head_messages(plan: CapturePlan) -> list[attention_pb2.Head]:
+    return [attention_pb2.Head(layer=head.layer, head=head.head, weight=head.weight) for head in plan.pairs]
 
 
-def _layout(kind: AttentionKind, plan: CapturePlan, loaded: LoadedModel) -> attention_pb2.AttentionLayout:
+def _layout_message(kind: AttentionKind, plan: CapturePlan, loaded: LoadedModel) -> attention_pb2.AttentionLayout:
     axes: list[attention_pb2.Axis.ValueType] = []
     if plan.pairs:
         axes = [] if plan.over_heads else [attention_pb2.AXIS_PAIR]
     elif not plan.over_layers:
         axes = [attention_pb2.AXIS_LAYER] if plan.over_heads else [attention_pb2.AXIS_LAYER, attention_pb2.AXIS_HEAD]
     return attention_pb2.AttentionLayout(
-        kind=_number(KINDS, kind),
+        kind=number_of(ATTENTION_KINDS, kind),
         axes=axes,
         layers=plan.layers.get(kind, ()),
         head_count=0 if plan.pairs else loaded.heads(kind),
-        pairs=_pairs(plan),
+        pairs=_head_messages(plan),
     )
 
 
 def encoder_self_message(part: EncoderSelf) -> service_pb.EncoderSelf:
-    """A part of the encoder's self-attention."""
+    """Returns a part of the encoder's self-attention."""
     message = service_pb.EncoderSelf(first_query=part.first_query)
     _fill_attention(message.attention, part.attention)
     return message
 
 
 def steps_response(steps: Iterable[Step]) -> service_pb.AttributeResponse:
-    """Steps that are sent together."""
-    response = service_pb.AttributeResponse()
+    """Returns one message with several steps."""
+    message = service_pb.AttributeResponse()
     for step in steps:
-        _fill_step(response.steps.steps.add(), step)
-    return response
+        _fill_step(message.steps.steps.add(), step)
+    return message
 
 
 def _fill_step(message: service_pb.Step, step: Step) -> None:
@@ -197,22 +143,33 @@ def _fill_step(message: service_pb.Step, step: Step) -> None:
         _fill_attention(message.decoder_self, step.decoder_self)
 
 
-def duration(seconds: float) -> Duration:
-    """A span of time."""
+def finished_message(finished: Finished, usage: service_pb.Usage) -> service_pb.Finished:
+    """Returns the end of a stream."""
+    stop_reason = number_of(STOP_REASONS, finished.stop_reason)
+    return service_pb.Finished(text=finished.text, stop_reason=stop_reason, usage=usage)
+
+
+def duration_message(seconds: float) -> Duration:
+    """Returns a span of time."""
     message = Duration()
     message.FromNanoseconds(max(0, round(seconds * 1e9)))
     return message
 
 
+# ---- models ---------------------------------------------------------------------------------------------------------
+
+
 def model_message(loaded: LoadedModel, limits: model_pb2.RequestLimits, *, default: bool) -> model_pb2.Model:
-    """A model, described."""
+    """Returns the description of a model."""
     return model_pb2.Model(
         name=loaded.name,
         family=loaded.family,
         architecture=_architecture(loaded),
         attentions=[
             model_pb2.ModelAttention(
-                kind=_number(KINDS, kind), layers=loaded.attention_layers.layers(kind), heads=loaded.heads(kind)
+                kind=number_of(ATTENTION_KINDS, kind),
+                layers=loaded.attention_layers.layers(kind),
+                heads=loaded.heads(kind),
             )
             for kind in loaded.kinds
         ],
@@ -228,3 +185,9 @@ def model_message(loaded: LoadedModel, limits: model_pb2.RequestLimits, *, defau
         else model_pb2.CAPTURE_PATH_MATRICES,
         limits=limits,
     )
+
+
+def _architecture(loaded: LoadedModel) -> model_pb2.Architecture.ValueType:
+    if loaded.is_encoder_decoder:
+        return model_pb2.ARCHITECTURE_ENCODER_DECODER
+    return model_pb2.ARCHITECTURE_DECODER_ONLY

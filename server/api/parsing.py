@@ -1,6 +1,6 @@
-"""Parses requests so that malformed ones get a status which names the field.
+"""Parses the bytes of a request. If they are malformed, the error names the field.
 
-gRPC's own way answers a message that does not parse with UNKNOWN and the name of a Python class.
+gRPC itself answers a message that does not parse with UNKNOWN and the name of a Python class.
 """
 
 from __future__ import annotations
@@ -20,49 +20,49 @@ from ..errors import RequestError, invalid
 
 M = TypeVar("M", bound=Message)
 
-# How many entries of a repeated field are looked at for one that is not UTF-8: more than any request may have.
-_LOOKED_AT = 1024
+# How many entries of a repeated field are checked for UTF-8: more than any request may have.
+_MAX_CHECKED = 1024
 
 
 def parse(cls: type[M], data: bytes) -> M:
-    """The message that `data` holds. Raises RequestError."""
+    """Returns the message that `data` holds. Raises RequestError."""
     message = cls()
     try:
         message.ParseFromString(data)
     except DecodeError as error:
-        raise _fault(cls, data) from error
+        raise _parse_error(cls, data) from error
     return message
 
 
-def _fault(cls: type[Message], data: bytes) -> RequestError:
-    """What is wrong with data that is no message, in time that does not depend on how many fields it has.
+def _parse_error(cls: type[Message], data: bytes) -> RequestError:
+    """Returns what is wrong with malformed data, in a time that does not depend on the number of fields.
 
-    protobuf's parser does not say which string is not UTF-8. It parses the data again with bytes in place of strings,
-    after which only the strings that the message knows are left to be looked at.
+    protobuf's parser does not say which string is not UTF-8. The parser reads the data again as a message with bytes in
+    place of strings. Only the strings of that message are checked.
     """
     lenient = _with_bytes_for_strings(cls)()
     try:
         lenient.ParseFromString(data)
     except DecodeError:
         return invalid("", "MALFORMED", "the request is not a valid protobuf message")
-    field = next(_not_utf8(lenient, cls.DESCRIPTOR), None)
+    field = next(_invalid_strings(lenient, cls.DESCRIPTOR), None)
     if field is None:
         return invalid("", "NOT_UTF8", "a text of the request is not valid UTF-8")
     return invalid(field, "NOT_UTF8", "is not valid UTF-8")
 
 
-def _not_utf8(message: Message, descriptor: Any) -> Iterator[str]:
-    """The paths of the strings that are not UTF-8, among those looked at."""
+def _invalid_strings(message: Message, descriptor: Any) -> Iterator[str]:
+    """Yields the paths of the strings that are not UTF-8."""
     for lenient, value in message.ListFields():
         field = descriptor.fields_by_number[lenient.number]
         if field.type not in (FieldDescriptor.TYPE_STRING, FieldDescriptor.TYPE_MESSAGE):
             continue
         values: Sequence[Any] = value if field.is_repeated else (value,)
-        for place, one in enumerate(itertools.islice(values, _LOOKED_AT)):
-            name = f"{field.name}[{place}]" if field.is_repeated else field.name
+        for index, entry in enumerate(itertools.islice(values, _MAX_CHECKED)):
+            name = f"{field.name}[{index}]" if field.is_repeated else field.name
             if field.type == FieldDescriptor.TYPE_MESSAGE:
-                yield from (f"{name}.{inner}" for inner in _not_utf8(one, field.message_type))
-            elif not _is_utf8(one):
+                yield from (f"{name}.{inner}" for inner in _invalid_strings(entry, field.message_type))
+            elif not _is_utf8(entry):
                 yield name
 
 
@@ -76,31 +76,31 @@ def _is_utf8(data: bytes) -> bool:
 
 @functools.cache
 def _with_bytes_for_strings(cls: type[Message]) -> type[Message]:
-    """The class of a message that is the same on the wire, but for strings, which need not be UTF-8."""
+    """Returns a message class with the same form on the wire, in which strings are bytes and need not be UTF-8."""
     pool = DescriptorPool()
-    for file in _files(cls.DESCRIPTOR.file, set()):
+    for file in _files_of(cls.DESCRIPTOR.file, set()):
         proto = FileDescriptorProto()
         file.CopyToProto(proto)
         for message in proto.message_type:
-            _put_bytes(message)
+            _replace_strings(message)
         pool.Add(proto)
     return GetMessageClass(pool.FindMessageTypeByName(cls.DESCRIPTOR.full_name))
 
 
-def _files(file: Any, seen: set[str]) -> Iterator[Any]:
-    """A file and all that it imports, imported ones first."""
+def _files_of(file: Any, seen: set[str]) -> Iterator[Any]:
+    """Yields a file and all files that it imports, imported files first."""
     if file.name not in seen:
         seen.add(file.name)
         for imported in file.dependencies:
-            yield from _files(imported, seen)
+            yield from _files_of(imported, seen)
         yield file
 
 
-def _put_bytes(message: DescriptorProto) -> None:
+def _replace_strings(message: DescriptorProto) -> None:
     for field in message.field:
-        if message.options.map_entry and field.name == "key":  # which bytes cannot be
+        if message.options.map_entry and field.name == "key":  # a key cannot be bytes
             continue
         if field.type == FieldDescriptorProto.TYPE_STRING:
             field.type = FieldDescriptorProto.TYPE_BYTES
     for nested in message.nested_type:
-        _put_bytes(nested)
+        _replace_strings(nested)

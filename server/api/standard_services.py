@@ -1,4 +1,4 @@
-"""gRPC's own services, health and reflection, with requests that are parsed as ours are.
+"""gRPC's standard services, health and reflection, with this server's parsing and statuses.
 
 In gRPC's own implementation, a request that does not parse gets a status with the name of a Python class and leaves a
 traceback in the log, and a stream of Watch never ends.
@@ -23,31 +23,31 @@ _NOT_SERVING = health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckRespo
 
 
 class Health:
-    """Whether services serve. For one event loop."""
+    """The health service: which services serve. For one event loop."""
 
     def __init__(self, calls: Calls) -> None:
         self._calls = calls
         self._servicer: Any = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue]
-        self._watching: set[asyncio.Task[None]] = set()
-        self._is_over = False
+        self._watches: set[asyncio.Task[None]] = set()
+        self._has_ended = False
 
     def handler(self) -> grpc.GenericRpcHandler:
-        """The handlers of its methods."""
+        """Returns the handlers of the service's methods."""
         methods = {"Check": self._check, "List": _list, "Watch": self._watch}
-        handlers = {name: self._calls.answering(method) for name, method in methods.items()}
+        handlers = {name: self._calls.make_handler(method) for name, method in methods.items()}
         return grpc.method_handlers_generic_handler(health.SERVICE_NAME, handlers)
 
     async def set_serving(self, name: str) -> None:
-        """Says that a service serves."""
+        """Sets a service to SERVING."""
         await self._servicer.set(name, health_pb2.HealthCheckResponse.SERVING)
 
     async def end(self) -> None:
-        """Says that none serves any more, and ends all that watch with it."""
-        self._is_over = True
-        if self._watching:
-            for watching in self._watching:
-                watching.cancel()
-            await asyncio.wait(self._watching)
+        """Sets all services to NOT_SERVING for good, and ends all streams of Watch with that."""
+        self._has_ended = True
+        if self._watches:
+            for watch in self._watches:
+                watch.cancel()
+            await asyncio.wait(self._watches)
         await self._servicer.enter_graceful_shutdown()
 
     async def _check(self, call: Call) -> None:
@@ -56,17 +56,17 @@ class Health:
 
     async def _watch(self, call: Call) -> None:
         request = parse(health_pb2.HealthCheckRequest, await call.read())
-        await call.begin()
-        if not self._is_over:
-            watching = asyncio.create_task(self._servicer.Watch(request, call.context))
-            self._watching.add(watching)
+        await call.send_headers()
+        if not self._has_ended:
+            watch = asyncio.create_task(self._servicer.Watch(request, call.context))
+            self._watches.add(watch)
             try:
-                await asyncio.wait([watching])
+                await asyncio.wait([watch])
             finally:
-                self._watching.discard(watching)
-                watching.cancel()
+                self._watches.discard(watch)
+                watch.cancel()
                 with contextlib.suppress(asyncio.CancelledError, grpc.aio.InternalError):
-                    await watching
+                    await watch
         await call.write(_NOT_SERVING)
 
 
@@ -76,16 +76,16 @@ async def _list(call: Call) -> None:
 
 
 def reflection_handler(calls: Calls, services: Sequence[str]) -> grpc.GenericRpcHandler:
-    """The handler of reflection over some services."""
+    """Returns the handler of the reflection service for the named services."""
     servicer: Any = reflection.aio.ReflectionServicer(services)
 
     async def reflect(call: Call) -> None:
         async def requests() -> AsyncIterator[reflection_pb2.ServerReflectionRequest]:
-            while (data := await call.receive()) is not EOF:
+            while (data := await call.read_next()) is not EOF:
                 yield parse(reflection_pb2.ServerReflectionRequest, data)
 
         async for response in servicer.ServerReflectionInfo(requests(), call.context):
             await call.write(response)
 
-    handlers = {"ServerReflectionInfo": calls.answering(reflect)}
+    handlers = {"ServerReflectionInfo": calls.make_handler(reflect)}
     return grpc.method_handlers_generic_handler(reflection.SERVICE_NAME, handlers)

@@ -1,6 +1,12 @@
-"""A RequestError as gRPC tells it: a status code, and google.rpc.Status with details for programs."""
+"""A RequestError becomes a gRPC status here, and nowhere else.
+
+A status has a code, a message, and a google.rpc.Status with details for programs.
+"""
 
 from __future__ import annotations
+
+import asyncio
+from typing import Any, NoReturn
 
 import grpc
 from google.protobuf.any_pb2 import Any as AnyMessage
@@ -13,28 +19,36 @@ from ..errors import RequestError
 DOMAIN = "sidelight"
 
 
-def status_code(error: RequestError) -> grpc.StatusCode:
-    """The error's code as gRPC has it."""
-    return grpc.StatusCode[error.code.name]
+async def abort(context: grpc.aio.ServicerContext[Any, Any], error: RequestError, request_id: str) -> NoReturn:
+    """Ends a call with an error. A client that reads slowly gets the status after the messages sent before.
+
+    Raises CancelledError if the client has gone.
+    """
+    trailers = (("grpc-status-details-bin", _details(error, request_id)),)
+    try:
+        await context.abort(grpc.StatusCode[error.code.name], str(error), trailers)
+    except grpc.aio.InternalError:
+        raise asyncio.CancelledError from None
+    raise AssertionError("abort does not return")
 
 
-def details(error: RequestError, request_id: str) -> bytes:
-    """The error as a serialized google.rpc.Status, for the trailer `grpc-status-details-bin`."""
-    parts: list[Message] = [error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN)]
+def _details(error: RequestError, request_id: str) -> bytes:
+    """Returns the error as a serialized google.rpc.Status, for the trailer `grpc-status-details-bin`."""
+    details: list[Message] = [error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN)]
     if error.field:
         violation = error_details_pb2.BadRequest.FieldViolation(
             field=error.field, description=error.message, reason=error.reason
         )
-        parts.append(error_details_pb2.BadRequest(field_violations=[violation]))
+        details.append(error_details_pb2.BadRequest(field_violations=[violation]))
     if request_id:
-        parts.append(error_details_pb2.RequestInfo(request_id=request_id))
+        details.append(error_details_pb2.RequestInfo(request_id=request_id))
     if error.retry_after is not None:
         delay = Duration()
         delay.FromMilliseconds(round(error.retry_after * 1000))
-        parts.append(error_details_pb2.RetryInfo(retry_delay=delay))
+        details.append(error_details_pb2.RetryInfo(retry_delay=delay))
     status = status_pb2.Status(code=error.code.value, message=str(error))
-    for part in parts:
+    for detail in details:
         packed = AnyMessage()
-        packed.Pack(part)
+        packed.Pack(detail)
         status.details.append(packed)
     return status.SerializeToString()

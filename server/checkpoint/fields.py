@@ -1,6 +1,6 @@
-"""Which field of a model's file is to blame, and how that is said: in the file's words, not in those of a library.
+"""Which field of a model's file is to blame for an error, in the words of the file, not of a library.
 
-Knows JSON; knows neither models nor tokenizers, which it has made again without one field after another.
+To find the field, the caller makes the model or the tokenizer again, without one field after another.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ import transformers
 
 from .files import CheckpointError
 
-# Seconds after which no other field is tried, of all files of a model together.
-_PATIENCE = 10.0
+# Seconds after which no other field is tried, for all files of a model together.
+_MAX_SEARCH_SECONDS = 10.0
 
-# A number that is no layer, width or token of any model.
+# A number that no model has as its number of layers, its width or its vocabulary.
 _ABSURD = 10**6
 
-# Where the families' code is.
+# The folder of the model families' code.
 _LIBRARY = str(Path(transformers.__file__).parent)
 
-# Numbers that go together with many others, as a model's widths and its heads must.
-_NUMBERS = (1, 64)
+# Numbers that go together with many other numbers, as a model's widths and heads must.
+_REPLACEMENTS = (1, 64)
 
-# Characters of a value, and of what a library says, that a message quotes.
-_SHOWN, _SAID = 60, 200
+# How many characters of a value, and of a library's message, an error message quotes.
+_MAX_VALUE, _MAX_REASON = 60, 200
 
-# What a text has that is for programmers: words of Python, names of classes and of functions.
+# What only a text for programmers contains: words of Python, names of classes and functions.
 _CODE = re.compile(
     r"error|exception|traceback|object|class\b|None|True|False|__|[a-z_]\.[a-z_]|\w\(\)|torch|"
     r"\b(str|dict|tuple|int|bool|float|list)\b|instance|argument|tensor|power|_idx|\bhub\b|/",
@@ -48,16 +48,16 @@ _VALIDATOR = re.compile(r"^Class validation error for validator '\w+': ValueErro
 
 
 def wrong_field(file: str, name: str, value: object, must_be: str | None = None, why: str = "") -> CheckpointError:
-    """The error for a field that is not what it must be, or cannot be what it is."""
-    shown = json.dumps(value, ensure_ascii=False, default=lambda _: "...")
-    shown = shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}..."
-    problem = f"cannot be {shown}" if must_be is None else f"must be {must_be}, not {shown}"
+    """Returns the error for a field with a wrong value. `must_be` says which values are right."""
+    quoted = json.dumps(value, ensure_ascii=False, default=lambda _: "...")
+    quoted = quoted if len(quoted) <= _MAX_VALUE else f"{quoted[:_MAX_VALUE]}..."
+    problem = f"cannot be {quoted}" if must_be is None else f"must be {must_be}, not {quoted}"
     return CheckpointError(f"{file}: {name} {problem}{why and f': {why}'}")
 
 
 def deadline() -> float:
-    """When the search for a field to blame ends, by the monotonic clock, if it begins now."""
-    return time.monotonic() + _PATIENCE
+    """Returns the time at which a search for the field to blame must end if it begins now, by the monotonic clock."""
+    return time.monotonic() + _MAX_SEARCH_SECONDS
 
 
 def field_to_blame(
@@ -66,13 +66,19 @@ def field_to_blame(
     failure: Callable[[Mapping[str, Any]], Exception | None],
     end: float,
 ) -> str | None:
-    """The first field without which, or with another number or an empty list in which, a trial works; None: no such.
+    """Returns the field that causes an error; None if no field is found.
 
-    `failure` is a trial with other fields: what it raises, or None. A field is blamed only where a trial with the
-    fields as they are fails as the model did, with `error`. No trial begins after `end`.
+    A field is to blame if a trial works without it, or with another number or an empty list in it.
+
+    Args:
+        fields: The fields of the file.
+        error: The error that the model or the tokenizer raised.
+        failure: Runs a trial with other fields. Returns what the trial raises, or None. A trial with the fields as they
+            are must raise the same error: otherwise no field is to blame.
+        end: No trial begins after this time.
     """
     try:
-        if time.monotonic() > end or not _is_same(failure(fields), error):  # it is not seen here, or not in the fields
+        if time.monotonic() > end or not _is_same(failure(fields), error):  # the trial does not show the error
             return None
         for name, changed in _changes(fields):
             if time.monotonic() > end:
@@ -84,32 +90,32 @@ def field_to_blame(
     return None
 
 
-def _is_same(tried: Exception | None, error: Exception) -> bool:
-    """Whether a trial failed as the model did: with the same words, or at the same place of a family's code.
+def _is_same(trial_error: Exception | None, error: Exception) -> bool:
+    """Whether a trial fails like the model: with the same message, or in the same line of a model family's code.
 
-    Numbers of a message differ with the lengths of what is run, and all of it with the device.
+    Numbers in a message differ by the lengths of the inputs. The whole message differs by the device.
     """
-    if tried is None or type(tried) is not type(error):
+    if trial_error is None or type(trial_error) is not type(error):
         return False
     place = _place(error)
-    return str(tried) == str(error) or (place is not None and place == _place(tried))
+    return str(trial_error) == str(error) or (place is not None and place == _place(trial_error))
 
 
 def _place(error: Exception) -> tuple[str, int | None] | None:
-    """The innermost line of transformers that an error came through."""
+    """Returns the innermost line of transformers that raised an error or passed it on."""
     frames = reversed(traceback.extract_tb(error.__traceback__))
     return next(((frame.filename, frame.lineno) for frame in frames if frame.filename.startswith(_LIBRARY)), None)
 
 
 def _changes(fields: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The fields with one changed, by its name: what is odd comes first."""
+    """Yields the fields with one field changed, and the name of that field. Odd values come first."""
     names = sorted(fields, key=lambda name: not _is_odd(fields[name]))
     for name in names:
         yield name, {other: value for other, value in fields.items() if other != name}
-    for number, name in itertools.product(_NUMBERS, names):  # a default may go together with the others no better
+    for number, name in itertools.product(_REPLACEMENTS, names):  # the default of a missing field may be wrong too
         if isinstance(fields[name], int) and not isinstance(fields[name], bool):
             yield name, {**fields, name: number}
-    for name in names:  # some must be there
+    for name in names:  # some lists must be there
         if isinstance(fields[name], list):
             yield name, {**fields, name: []}
 
@@ -119,30 +125,30 @@ def _is_odd(value: object) -> bool:
 
 
 def plain_words(error: BaseException) -> str:
-    """What a library says of a value, where that is for people; otherwise nothing."""
+    """Returns what a library says about a value if people can read it; otherwise an empty text."""
     line = _VALIDATOR.sub("", " ".join(str(error).split())).rstrip(".")
     if not isinstance(error, ValueError) and not str(error).startswith("Class validation error"):
         return ""
-    return "" if len(line) > _SAID or _CODE.search(line) or _NAMES.search(line) else line
+    return "" if len(line) > _MAX_REASON or _CODE.search(line) or _NAMES.search(line) else line
 
 
 def declared_types(cls: type) -> Mapping[str, Any]:
-    """The types that a class declares its fields with; empty where they cannot be found."""
+    """Returns the types that a class declares for its fields; empty if they cannot be found."""
     try:
         return typing.get_type_hints(cls, localns={"torch": torch})
-    except Exception:  # names that are not there when the program runs
+    except Exception:  # a type may use a name that only type checkers know
         return {}
 
 
 def words_of_type(declared: Any, value: object) -> str | None:
-    """What a field of a declared type must be; None where the value is that, or where the type does not say."""
+    """Returns what a field of a declared type must be; None if the value is right, or if the type does not say."""
     words: list[str] = []
     kinds = _kinds(declared)
     for kind in kinds:
-        found = _words(kind, value, takes_whole=int in kinds)
-        if found is None:  # it is that
+        kind_words = _words(kind, value, takes_int=int in kinds)
+        if kind_words is None:  # the value is of this type
             return None
-        words += [found] * (bool(found) and found not in words)
+        words += [kind_words] * (bool(kind_words) and kind_words not in words)
     if int in kinds and float in kinds:
         words.remove("a whole number")
     return " or ".join(filter(None, [", ".join(words[:-1]), *words[-1:]])) or None
@@ -150,12 +156,12 @@ def words_of_type(declared: Any, value: object) -> str | None:
 
 def _kinds(declared: Any) -> list[Any]:
     if typing.get_origin(declared) in (typing.Union, types.UnionType):
-        return [kind for each in typing.get_args(declared) for kind in _kinds(each)]
+        return [kind for member in typing.get_args(declared) for kind in _kinds(member)]
     return [declared]
 
 
-def _words(kind: Any, value: object, *, takes_whole: bool) -> str | None:
-    """The words for one type, empty where there are none; None where the value is of it."""
+def _words(kind: Any, value: object, *, takes_int: bool) -> str | None:
+    """Returns the words for one type, empty if there are none; None if the value is of this type."""
     origin = typing.get_origin(kind) or kind
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if origin is Literal:
@@ -164,7 +170,7 @@ def _words(kind: Any, value: object, *, takes_whole: bool) -> str | None:
     if origin is int:
         return None if is_number and isinstance(value, int) else "a whole number"
     if origin is float:
-        if is_number and isinstance(value, int) and not takes_whole:
+        if is_number and isinstance(value, int) and not takes_int:
             return "a number with a decimal point"
         return None if is_number else "a number"
     simple: dict[Any, tuple[type[Any] | tuple[type[Any], ...], str]] = {

@@ -1,7 +1,7 @@
-"""A model's files, checked before anything is made of them: JSON of the right form, and weights in safetensors alone.
+"""The files of a model: which files there are, JSON of the right form, and weights in safetensors only.
 
-Every file of weights that is opened is a safetensors file in the model's folder; a snapshot of the Hugging Face hub may
-link into its own cache. Knows files, names and shapes; knows neither tensors' numbers nor what a model does with them.
+Every file of weights that is opened is a safetensors file in the model's folder. A snapshot of the Hugging Face hub may
+link into the hub's own cache. Only names and shapes of tensors are read here, no numbers.
 """
 
 from __future__ import annotations
@@ -24,52 +24,62 @@ CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _ADAPTER = "adapter_config.json"
 
-# What git leaves in the place of a file that Git LFS has not fetched.
-_POINTER = b"version https://git-lfs"
+# How a file begins that Git LFS has not fetched yet.
+_LFS_POINTER = b"version https://git-lfs"
 
-# A field of a configuration that counts layers, and how many layers are built whatever the weights have. More than a
-# model has tensors cannot be right.
+# The name of a field that counts layers, and how many layers are always allowed. More layers are an error if the model
+# has fewer tensors than layers.
 _LAYERS = re.compile(r"(^|_)n?_?layers?$")
-_FEW_LAYERS = 1000
+_ALLOWED_LAYERS = 1000
 
-# How a quantization is said without its quant_method.
-_BITS = ("load_in_8bit", "load_in_4bit")
+# The fields of a quantization without quant_method.
+_BIT_FIELDS = ("load_in_8bit", "load_in_4bit")
 
-# Labels, which a model that writes text has no use for: transformers writes a name for each.
-_MANY_LABELS = 10**6
+# The most labels. A model that generates text needs none, and transformers makes a name for each label.
+_MAX_LABELS = 10**6
 
-# What torch's distributed checkpoints are called, which transformers loads before it looks at anything else.
+# The names of torch's distributed checkpoints, which transformers loads before all other files.
 _DISTRIBUTED = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
 
 
 class CheckpointError(Exception):
-    """Something is wrong with a file of a model. The message names the file, and is one line for people."""
+    """A file of a model is wrong. The message names the file, in one line for people."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Where a model's files are, and what they say."""
+    """Where the files of a model are, and what they contain.
 
-    name: str  # what transformers loads it by: its folder, or its id on the hub
-    revision: str  # of the hub; "main" for a folder, where it says nothing
+    Attributes:
+        name: How transformers finds the model: its folder, or its id on the hub.
+        revision: The revision on the hub. For a folder it is "main", and has no meaning.
+        folder: The folder of the files.
+        config: The fields of config.json.
+        generation_config: The fields of generation_config.json; empty if there is no such file.
+        weights_file: The name of the file with the weights, or of the index that lists the files.
+        shapes: The shapes of all tensors, by their names in the files.
+    """
+
+    name: str
+    revision: str
     folder: Path
     config: Mapping[str, Any]
-    generation_config: Mapping[str, Any]  # empty where there is no such file
-    weights: str  # the name of the file that has the weights or lists the files that have
-    shapes: Mapping[str, tuple[int, ...]]  # of all tensors, by the names that they have in the files
+    generation_config: Mapping[str, Any]
+    weights_file: str
+    shapes: Mapping[str, tuple[int, ...]]
 
     @property
-    def numbers(self) -> int:
-        """How many numbers the tensors have."""
+    def num_elements(self) -> int:
+        """How many numbers all tensors have together."""
         return sum(math.prod(shape) for shape in self.shapes.values())
 
 
-def open_checkpoint(where: str | Path) -> Checkpoint:
+def open_checkpoint(source: str | Path) -> Checkpoint:
     """Checks the files of a folder, or of an id on the Hugging Face hub. Raises CheckpointError.
 
-    Files of the hub are fetched as far as they are looked at here; those of the tokenizer are not.
+    The files that are checked here are fetched from the hub. The tokenizer's files are not.
     """
-    name, revision, folder = str(where), "main", Path(where)
+    name, revision, folder = str(source), "main", Path(source)
     try:
         if folder.exists() and not folder.is_dir():
             raise CheckpointError("is a file, where a model's folder should be")
@@ -85,7 +95,7 @@ def open_checkpoint(where: str | Path) -> Checkpoint:
         revision = folder.name
     config = read_object(folder, CONFIG)
     _check_config(config)
-    _refuse_others(folder)
+    _refuse_other_files(folder)
     weights, files = _find_weights(folder, config)
     if revision != "main":
         _fetch(name, revision, *files)
@@ -94,12 +104,12 @@ def open_checkpoint(where: str | Path) -> Checkpoint:
         shapes |= _read_shapes(folder, file, weights)
     if not shapes:
         raise CheckpointError(f"{weights} has no tensors")
-    for field, last, count in _whole_numbers(config):
+    for field, last, count in _integers(config):
         if not _LAYERS.search(last):
             continue
         if count < 0:
             raise CheckpointError(f"{CONFIG}: {field} must be 0 or above, not {count}")
-        if count > max(_FEW_LAYERS, len(shapes)):
+        if count > max(_ALLOWED_LAYERS, len(shapes)):
             raise CheckpointError(
                 f"{CONFIG}: {field} is {count:,}, and {weights} has no more than {len(shapes):,} tensors"
             )
@@ -108,20 +118,20 @@ def open_checkpoint(where: str | Path) -> Checkpoint:
 
 
 def check_file(folder: Path, name: str) -> Path:
-    """The path of a file of a model. Raises CheckpointError where it is missing, elsewhere, or stands for another."""
+    """Returns the path of a model's file. Raises CheckpointError if it is missing, elsewhere, or a Git LFS pointer."""
     path = _contained(folder, name)
     try:
         with path.open("rb") as file:
-            begin = file.read(len(_POINTER))
+            begin = file.read(len(_LFS_POINTER))
     except OSError as error:
         raise CheckpointError(f"{name} cannot be read: {error.strerror}") from error
-    if begin == _POINTER:
+    if begin == _LFS_POINTER:
         raise CheckpointError(f"{name} is a pointer of Git LFS, not the file itself: git lfs pull fetches it")
     return path
 
 
 def read_text(folder: Path, name: str, *, may_be_empty: bool = False) -> str:
-    """A file of a model, in UTF-8. Raises CheckpointError."""
+    """Returns the text of a model's file, in UTF-8. Raises CheckpointError."""
     data = check_file(folder, name).read_bytes()
     if not data.strip() and not may_be_empty:
         raise CheckpointError(f"{name} is empty")
@@ -132,7 +142,7 @@ def read_text(folder: Path, name: str, *, may_be_empty: bool = False) -> str:
 
 
 def read_object(folder: Path, name: str) -> Mapping[str, Any]:
-    """The fields of a file of a model in JSON. Raises CheckpointError."""
+    """Returns the fields of a model's JSON file. Raises CheckpointError."""
     try:
         value = json.loads(read_text(folder, name))
     except json.JSONDecodeError as error:
@@ -145,7 +155,7 @@ def read_object(folder: Path, name: str) -> Mapping[str, Any]:
 
 
 def has_file(folder: Path, name: str) -> bool:
-    """Whether a folder has a file, or something in its place."""
+    """Whether a folder has a file of this name, or a broken link."""
     return (folder / name).exists() or (folder / name).is_symlink()
 
 
@@ -155,19 +165,19 @@ def _kind_of(value: object) -> str:
 
 
 def _contained(folder: Path, name: str) -> Path:
-    """The path of a file in a folder. Raises CheckpointError where it is somewhere else, or no file."""
+    """Returns the path of a file in a folder. Raises CheckpointError if it is elsewhere, or is no file."""
     root = folder.resolve()
     path = (folder / name).resolve()
-    # A snapshot's files are links to the blobs beside its folder.
+    # The files of a snapshot are links to the blobs beside the snapshot's folder.
     is_snapshot = root.parent.name == "snapshots" and (root.parent.parent / "blobs").is_dir()
     roots = [root, root.parent.parent / "blobs"] if is_snapshot else [root]
-    if not any(path.is_relative_to(each) for each in roots):
+    if not any(path.is_relative_to(parent) for parent in roots):
         raise CheckpointError(f"{name} is outside the model's folder")
     try:
         mode = path.stat().st_mode
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{name} is missing") from error
-    if not stat.S_ISREG(mode):  # a pipe would be waited for
+    if not stat.S_ISREG(mode):  # reading a pipe would wait for ever
         raise CheckpointError(f"{name} is not a file")
     return path
 
@@ -181,18 +191,18 @@ def _check_config(config: Mapping[str, Any]) -> None:
         raise CheckpointError(f"{CONFIG} does not say a model_type")
     if family not in CONFIG_MAPPING:
         raise CheckpointError(f"{CONFIG}: model_type {family[:100]!r} is none that transformers knows")
-    for field, last, labels in _whole_numbers(config):
-        if last == "num_labels" and labels > _MANY_LABELS:
-            raise CheckpointError(f"{CONFIG}: {field} must be at most {_MANY_LABELS:,}, not {labels:,}")
+    for field, last, labels in _integers(config):
+        if last == "num_labels" and labels > _MAX_LABELS:
+            raise CheckpointError(f"{CONFIG}: {field} must be at most {_MAX_LABELS:,}, not {labels:,}")
     quantization: Any = config.get("quantization_config")
     if quantization is not None and not (
-        isinstance(quantization, dict) and ("quant_method" in quantization or any(map(quantization.get, _BITS)))
+        isinstance(quantization, dict) and ("quant_method" in quantization or any(map(quantization.get, _BIT_FIELDS)))
     ):
         raise CheckpointError(f"{CONFIG}: quantization_config must be an object with quant_method")
 
 
-def _whole_numbers(config: Mapping[str, Any]) -> Iterator[tuple[str, str, int]]:
-    """The fields that are whole numbers, those of parts of the model too: where each is, its name, and the number."""
+def _integers(config: Mapping[str, Any]) -> Iterator[tuple[str, str, int]]:
+    """Yields the fields that are whole numbers, with fields of sub-configurations: path, name and number."""
     parts = [("", config)]
     while parts:
         path, part = parts.pop(0)
@@ -206,8 +216,8 @@ def _whole_numbers(config: Mapping[str, Any]) -> Iterator[tuple[str, str, int]]:
 # ---- weights --------------------------------------------------------------------------------------------------------
 
 
-def _refuse_others(folder: Path) -> None:
-    """Refuses what transformers would open besides, or instead of, the files that are checked here."""
+def _refuse_other_files(folder: Path) -> None:
+    """Refuses files that transformers would open together with, or instead of, the files that are checked here."""
     if has_file(folder, _ADAPTER):
         raise CheckpointError(f"{_ADAPTER}: adapters are not served; merge them into the model")
     for path in folder.iterdir():
@@ -216,7 +226,7 @@ def _refuse_others(folder: Path) -> None:
 
 
 def _find_weights(folder: Path, config: Mapping[str, Any]) -> tuple[str, list[str]]:
-    """The file that transformers loads, and those of weights that this is or lists."""
+    """Returns the file that transformers loads, and the files of weights: that file, or the files that it lists."""
     chosen = config.get("transformers_weights")
     if chosen is not None and not (isinstance(chosen, str) and chosen.endswith((".safetensors", _INDEX[5:]))):
         raise CheckpointError(f"{CONFIG}: transformers_weights must name a safetensors file")
@@ -230,7 +240,7 @@ def _find_weights(folder: Path, config: Mapping[str, Any]) -> tuple[str, list[st
 
 
 def _list_shards(folder: Path, index: str) -> list[str]:
-    """The files that an index names."""
+    """Returns the files that an index names."""
     fields = read_object(folder, index)
     names: Any = fields.get("weight_map")
     if not isinstance(names, dict) or not names:
@@ -246,7 +256,7 @@ def _list_shards(folder: Path, index: str) -> list[str]:
 
 
 def _read_shapes(folder: Path, name: str, listed_by: str) -> dict[str, tuple[int, ...]]:
-    """The shapes of a file's tensors, by name, from its header."""
+    """Returns the shapes of a file's tensors, by name, from the file's header."""
     try:
         path = check_file(folder, name)
     except CheckpointError as error:
@@ -266,7 +276,10 @@ def _read_shapes(folder: Path, name: str, listed_by: str) -> dict[str, tuple[int
 
 
 def _fetch(name: str, revision: str, *files: str) -> Path:
-    """Has files of an id on the hub in its cache; without any, those that say what others there are."""
+    """Fetches files of an id on the hub into the hub's cache: without `files`, those that say which others there are.
+
+    Returns the folder of the files.
+    """
     wanted = list(files) or [CONFIG, GENERATION_CONFIG, _ADAPTER, _INDEX]
     try:
         folder = _snapshot(name, revision, wanted)
@@ -278,32 +291,32 @@ def _fetch(name: str, revision: str, *files: str) -> Path:
         raise CheckpointError("is not a folder, and the Hugging Face hub cannot be asked for it") from error
     except HfHubHTTPError as error:
         status = error.response.status_code
-        why = {401: "has none that may be read without a login", 403: "does not let us read it", 404: "has none"}
-        said = why.get(status, f"answers with status {status}")
-        raise CheckpointError(f"is not a folder, and the Hugging Face hub {said}") from error
+        reasons = {401: "has none that may be read without a login", 403: "does not let us read it", 404: "has none"}
+        reason = reasons.get(status, f"answers with status {status}")
+        raise CheckpointError(f"is not a folder, and the Hugging Face hub {reason}") from error
     except (OSError, ValueError) as error:
         raise CheckpointError("is not a folder, and the files that the Hugging Face hub has cannot be kept") from error
     return folder
 
 
 def _snapshot(name: str, revision: str, files: list[str]) -> Path:
-    """The folder of an id in the hub's cache, with files of these names as far as there are such."""
+    """Returns the folder of an id in the hub's cache, with those of the named files that exist."""
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=files))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError):
         raise
-    except Exception:  # whatever a network that is not there makes it raise: what the cache has may do
+    except Exception:  # a missing network raises errors of any type: the cache may have the files
         return Path(snapshot_download(name, revision=revision, local_files_only=True))
 
 
 def _fetch_converted(name: str) -> Path:
-    """The files of an id without safetensors, as the hub's own converter has offered them."""
+    """Returns the files that the hub's own converter offers for an id without safetensors."""
     from transformers.safetensors_conversion import auto_conversion
 
-    convert: Any = auto_conversion  # its declared type is not what it gives
+    convert: Any = auto_conversion  # its declared type is wrong
     try:
         revision = convert(name)[1]
-    except Exception as error:  # whatever a service that is not there makes it raise
+    except Exception as error:  # a missing service raises errors of any type
         raise CheckpointError(f"{_WEIGHTS} is missing, and the hub has not converted it") from error
     if revision is None:
         raise CheckpointError(f"{_WEIGHTS} is missing")

@@ -1,6 +1,6 @@
-"""A model's own generation config, checked at load: what every request is decoded by must make sense for the model.
+"""Checks a model's generation config at load: the defaults of decoding must make sense for the model.
 
-Fields are named as transformers has them. Knows the numbers and the tokens of a configuration; knows no requests.
+Fields have transformers' names.
 """
 
 from __future__ import annotations
@@ -15,27 +15,27 @@ from .files import CONFIG, GENERATION_CONFIG, Checkpoint, CheckpointError
 
 
 class _Rule(NamedTuple):
-    """What a field may be, where it is set."""
+    """Which values a field may have if it is set."""
 
     holds: Callable[[float], bool]
     words: str
-    is_whole: bool = False
+    is_integer: bool = False
 
 
 _POSITIVE = _Rule(lambda x: x > 0, "a number above 0")
-_SHARE = _Rule(lambda x: 0 < x <= 1, "above 0 and at most 1")
-_PROPER_SHARE = _Rule(lambda x: 0 <= x < 1, "at least 0 and below 1")
-_COUNT = _Rule(lambda x: x >= 0, "a whole number, 0 or above", is_whole=True)
-_LENGTH = _Rule(lambda x: x >= 1, "a whole number, 1 or above", is_whole=True)
+_FRACTION = _Rule(lambda x: 0 < x <= 1, "above 0 and at most 1")
+_BELOW_ONE = _Rule(lambda x: 0 <= x < 1, "at least 0 and below 1")
+_COUNT = _Rule(lambda x: x >= 0, "a whole number, 0 or above", is_integer=True)
+_LENGTH = _Rule(lambda x: x >= 1, "a whole number, 1 or above", is_integer=True)
 
 _RULES: dict[str, _Rule] = {
     "temperature": _POSITIVE,
     "top_k": _COUNT,
-    "top_p": _SHARE,
+    "top_p": _FRACTION,
     "min_p": _Rule(lambda x: 0 <= x <= 1, "from 0 to 1"),
-    "typical_p": _SHARE,
-    "epsilon_cutoff": _PROPER_SHARE,
-    "eta_cutoff": _PROPER_SHARE,
+    "typical_p": _FRACTION,
+    "epsilon_cutoff": _BELOW_ONE,
+    "eta_cutoff": _BELOW_ONE,
     "repetition_penalty": _POSITIVE,
     "encoder_repetition_penalty": _POSITIVE,
     "no_repeat_ngram_size": _COUNT,
@@ -46,7 +46,7 @@ _RULES: dict[str, _Rule] = {
     "max_new_tokens": _LENGTH,
 }
 
-# Fields that hold a token, and those that hold one or a list.
+# Fields that hold one token, and fields that hold one token or a list of tokens.
 _TOKEN = ("bos_token_id", "pad_token_id", "decoder_start_token_id", "forced_bos_token_id")
 _TOKENS = (
     *_TOKEN,
@@ -57,33 +57,35 @@ _TOKENS = (
 )
 
 
-def check_generation_config(config: Mapping[str, Any], checkpoint: Checkpoint, vocabulary: int = sys.maxsize) -> None:
-    """Raises CheckpointError unless the fields of a generation config make sense for a model of so many tokens."""
+def check_generation_config(
+    config: Mapping[str, Any], checkpoint: Checkpoint, vocabulary_size: int = sys.maxsize
+) -> None:
+    """Raises CheckpointError unless the fields of a generation config make sense for a vocabulary of this size."""
     for name, rule in _RULES.items():
         value: Any = config.get(name)
         if value is None:
             continue
-        kinds = int if rule.is_whole else (int, float)
+        kinds = int if rule.is_integer else (int, float)
         if not isinstance(value, kinds) or isinstance(value, bool) or not math.isfinite(value) or not rule.holds(value):
             raise _wrong(checkpoint, name, rule.words, value)
     for name in _TOKENS:
         value = config.get(name)
         is_list = isinstance(value, (list, tuple)) and name not in _TOKEN
         for token in value if is_list else [] if value is None else [value]:
-            _check_token(token, name, checkpoint, vocabulary)
-    for name, words in _words_of(config, checkpoint):
+            _check_token(token, name, checkpoint, vocabulary_size)
+    for name, words in _token_lists(config, checkpoint):
         if not isinstance(words, (list, tuple)) or not words:
             raise _wrong(checkpoint, name, "lists of tokens, none of them empty", words)
         for token in words:
-            _check_token(token, name, checkpoint, vocabulary)
+            _check_token(token, name, checkpoint, vocabulary_size)
     stops: Any = config.get("stop_strings")
     texts = stops if isinstance(stops, (list, tuple)) else [stops]
     if stops is not None and not all(isinstance(text, str) and text for text in texts):
         raise _wrong(checkpoint, "stop_strings", "texts", stops)
 
 
-def _words_of(config: Mapping[str, Any], checkpoint: Checkpoint) -> Iterator[tuple[str, Any]]:
-    """Fields that hold words of several tokens, and each of the words."""
+def _token_lists(config: Mapping[str, Any], checkpoint: Checkpoint) -> Iterator[tuple[str, Any]]:
+    """Yields the fields that hold words of several tokens, with each word's tokens."""
     banned: Any = config.get("bad_words_ids")
     if banned is not None:
         if not isinstance(banned, (list, tuple)) or not banned:
@@ -104,16 +106,16 @@ def _is_bias(pair: Any) -> bool:
     return isinstance(bias, (int, float)) and not isinstance(bias, bool) and not math.isnan(bias)
 
 
-def _check_token(token: Any, name: str, checkpoint: Checkpoint, vocabulary: int) -> None:
+def _check_token(token: Any, name: str, checkpoint: Checkpoint, vocabulary_size: int) -> None:
     if not isinstance(token, int) or isinstance(token, bool):
         raise _wrong(checkpoint, name, "a token's number", token)
-    # Some that have no padding say so by -1.
-    least = -1 if name == "pad_token_id" else 0
-    if token < least:
-        raise _wrong(checkpoint, name, f"{least} or above", token)
-    if token >= vocabulary:
+    # Some models have -1 if they have no padding.
+    min_id = -1 if name == "pad_token_id" else 0
+    if token < min_id:
+        raise _wrong(checkpoint, name, f"{min_id} or above", token)
+    if token >= vocabulary_size:
         raise CheckpointError(
-            f"{_file_of(name, checkpoint)}: {name} {token} is outside the vocabulary of {vocabulary:,} tokens"
+            f"{_file_of(name, checkpoint)}: {name} {token} is outside the vocabulary of {vocabulary_size:,} tokens"
         )
 
 
@@ -122,6 +124,6 @@ def _wrong(checkpoint: Checkpoint, name: str, words: str, value: object) -> Chec
 
 
 def _file_of(name: str, checkpoint: Checkpoint) -> str:
-    """Which of a model's files says a field."""
+    """Returns the file of a model that holds a field."""
     is_own = name in checkpoint.generation_config or name not in checkpoint.config
     return GENERATION_CONFIG if is_own else CONFIG

@@ -1,7 +1,7 @@
-"""A model's configuration as transformers reads it, and which of its fields is to blame where no model comes of it.
+"""A model's configuration as transformers reads it, and the field that is to blame if no model can be made.
 
-The libraries say of a wrong field what went wrong in their code. Here the model is made again, without memory for its
-tensors, with one field after another left out. Knows configurations and modules; knows no requests.
+For a wrong field, the libraries say what went wrong in their code. To find the field, the model is made again, without
+memory for its tensors, and without one field after another.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ from transformers import (
 
 from .fields import deadline, declared_types, field_to_blame, plain_words, words_of_type, wrong_field
 from .files import CONFIG, GENERATION_CONFIG, Checkpoint, CheckpointError
-from .weights import TooLargeError, bounded, silent
+from .weights import TooLargeError, limit_size, silence_transformers
 
 log = logging.getLogger(__name__)
 
-# Tokens of a model that is tried.
-_TRIED = 4
+# How many tokens a trial of a model reads.
+_NUM_TOKENS = 4
 
-# What torch says where a family looks at the numbers of a tensor that has no memory.
+# What torch says if a family's code looks at the numbers of a tensor without memory.
 _NO_NUMBERS = re.compile(r"\bmeta\b", re.IGNORECASE)
 
 
 def read_config(checkpoint: Checkpoint) -> PreTrainedConfig:
-    """The configuration, with transformers' defaults. Raises CheckpointError that names a field."""
+    """Returns the configuration, with transformers' defaults. Raises CheckpointError that names the field."""
     try:
-        with silent():
+        with silence_transformers():
             return AutoConfig.from_pretrained(checkpoint.name, revision=checkpoint.revision, trust_remote_code=False)
-    except Exception as error:  # values of any type, in fields that each family reads as it likes
+    except Exception as error:  # families read their fields in many ways, and values may have any type
         family = CONFIG_MAPPING[checkpoint.config["model_type"]]
         types = declared_types(family)
         for name, value in checkpoint.config.items():
@@ -60,7 +60,7 @@ def read_config(checkpoint: Checkpoint) -> PreTrainedConfig:
 
 
 def class_for(config: PreTrainedConfig) -> Any:
-    """Transformers' class for a model that writes text. Raises CheckpointError where a family has none."""
+    """Returns transformers' class for a model that generates text. Raises CheckpointError if the family has none."""
     if config.is_encoder_decoder:
         kind, auto, known = "an encoder-decoder", AutoModelForSeq2SeqLM, MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING
     else:
@@ -71,17 +71,17 @@ def class_for(config: PreTrainedConfig) -> Any:
 
 
 def model_error(checkpoint: Checkpoint, error: Exception) -> CheckpointError:
-    """Why a model cannot be made, or cannot be run: names the field of config.json that is to blame.
+    """Returns why a model cannot be made or run, with the field of config.json that is to blame.
 
-    Where none is, and the error is not one for people, the log has it.
+    If no field is to blame, and people cannot read the error, the error goes to the log.
     """
     why, end = plain_words(error), deadline()
     for runs in (False, True):
         trial = functools.partial(_making_failure, checkpoint, error, runs, end)
         field = field_to_blame(checkpoint.config, error, trial, end)
         if field is not None:
-            said = str(error) if isinstance(error, CheckpointError) else why
-            return wrong_field(CONFIG, field, checkpoint.config[field], why=said)
+            reason = str(error) if isinstance(error, CheckpointError) else why
+            return wrong_field(CONFIG, field, checkpoint.config[field], why=reason)
     if isinstance(error, CheckpointError):
         return error
     log.warning("the model cannot be run", exc_info=error)
@@ -89,7 +89,7 @@ def model_error(checkpoint: Checkpoint, error: Exception) -> CheckpointError:
 
 
 def read_generation_config(checkpoint: Checkpoint) -> None:
-    """Raises CheckpointError that names a field, unless transformers can read the generation config."""
+    """Raises CheckpointError that names the field, unless transformers can read the generation config."""
     try:
         _make_generation_config(checkpoint.generation_config)
     except Exception as error:  # values of any type
@@ -105,7 +105,7 @@ def _reading_failure(fields: Mapping[str, Any]) -> Exception | None:
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / CONFIG).write_text(json.dumps(fields), encoding="utf-8")
         try:
-            with silent():
+            with silence_transformers():
                 AutoConfig.from_pretrained(folder, trust_remote_code=False)
         except Exception as error:  # as in `read_config`
             return error
@@ -114,28 +114,29 @@ def _reading_failure(fields: Mapping[str, Any]) -> Exception | None:
 
 @torch.inference_mode()
 def _making_failure(
-    checkpoint: Checkpoint, found: Exception, runs: bool, end: float, fields: Mapping[str, Any]
+    checkpoint: Checkpoint, error: Exception, runs: bool, end: float, fields: Mapping[str, Any]
 ) -> Exception | None:
-    """What is raised while a model is made of a configuration, within bounds, and run, if that is asked.
+    """Returns what is raised while a model of limited size is made of a configuration, and run if `runs`.
 
-    In float32, since families look at numbers of half precision, and nothing without memory has numbers.
+    The model is float32: some families look at numbers of half precision, and tensors without memory have none.
     """
     try:
-        with silent(), bounded(checkpoint, numbers_too=isinstance(found, TooLargeError), end=end):
+        with silence_transformers(), limit_size(checkpoint, limits_elements=isinstance(error, TooLargeError), end=end):
             config = CONFIG_MAPPING[fields["model_type"]].from_dict(copy.deepcopy(dict(fields)))
             with torch.device("meta"):
                 auto = class_for(config)
                 model: Any = auto.from_config(config, dtype=torch.float32, attn_implementation="eager").eval()
             if runs:
-                ids = torch.zeros(1, _TRIED, dtype=torch.int64, device="meta")
+                ids = torch.zeros(1, _NUM_TOKENS, dtype=torch.int64, device="meta")
                 model(input_ids=ids, **({"decoder_input_ids": ids} if config.is_encoder_decoder else {}))
-    except Exception as error:  # as in `read_config`
-        return None if _NO_NUMBERS.search(str(error)) else error  # whether it works is not seen
+    except Exception as trial_error:  # as in `read_config`
+        # An error about missing numbers does not show whether the model works.
+        return None if _NO_NUMBERS.search(str(trial_error)) else trial_error
     return None
 
 
 def _make_generation_config(fields: Mapping[str, Any]) -> None:
-    with silent():
+    with silence_transformers():
         GenerationConfig.from_dict(copy.deepcopy(dict(fields))).validate()
 
 

@@ -1,7 +1,6 @@
-"""A model's tokenizer from its files, and which of the files is to blame where it cannot be made.
+"""Makes a model's tokenizer of its files, and finds the file that is to blame if that fails.
 
-The tokenizers' own libraries say of a damaged file what went wrong in their code. Knows files; what tokens are is in
-`text.tokenizer`.
+For a damaged file, the tokenizers' own libraries say what went wrong in their code.
 """
 
 from __future__ import annotations
@@ -27,35 +26,35 @@ from .files import (
     read_object,
     read_text,
 )
-from .weights import silent
+from .weights import silence_transformers
 
 _CONFIG = "tokenizer_config.json"
-# Small, and read by every tokenizer where they are there. What is wrong with some of them is ignored in silence.
+# Small files that every tokenizer reads if they exist. The libraries silently ignore what is wrong in some of them.
 _COMMON = (_CONFIG, "special_tokens_map.json", "added_tokens.json")
-_WHOLE = "tokenizer.json"  # the tokenizers library's, which checks it
+_TOKENIZER = "tokenizer.json"  # the tokenizers library checks it
 _TEMPLATE = "chat_template.jinja"
 
-# Bytes of a vocabulary below which it is looked at before anything is made of it.
-_SMALL = 1000
+# A vocabulary of fewer bytes is read before anything is made of it.
+_SMALL_BYTES = 1000
 
-# So many of the first tokens must have some text together.
-_TRIED = 1000
+# How many of the first tokens must have some text together.
+_NUM_TRIED = 1000
 
-# Fields of tokenizer.json that must be there.
+# The fields that tokenizer.json must have.
 _TOKENIZER_FIELDS: dict[str, tuple[type, str]] = {
     "added_tokens": (list, "a list"),
     "model": (dict, "an object with fields"),
 }
 
-# Fields of a tokenizer's class that are no files of its vocabulary, or need not be there.
+# Fields of a tokenizer's class for files that are no vocabulary, or that need not exist.
 _OTHER_FILES = {"tokenizer_config_file", "target_vocab_file"}
 
-# Fields of a tokenizer's class for files that say the number of each token. Other files have words, sounds or signs.
+# Fields of a tokenizer's class for files with the id of each token. Other files have words, sounds or signs.
 _VOCABULARIES = {"vocab_file", "vocab", "src_vocab_file", "tgt_vocab_file"}
 
 
 def load_tokenizer(checkpoint: Checkpoint, config: PreTrainedConfig) -> Any:
-    """Makes the tokenizer of a model. Raises CheckpointError that names the file to blame."""
+    """Makes the tokenizer of a model. Raises CheckpointError with the file to blame."""
     folder = checkpoint.folder
     for name in _COMMON:
         fields = read_object(folder, name) if has_file(folder, name) else {}
@@ -64,25 +63,25 @@ def load_tokenizer(checkpoint: Checkpoint, config: PreTrainedConfig) -> Any:
     if has_file(folder, _TEMPLATE):
         read_text(folder, _TEMPLATE)
     for name, field in _files_of(checkpoint, config).items():
-        # Some take whatever they find for a vocabulary.
-        if has_file(folder, name) and name.endswith(".json") and name != _WHOLE:
+        # Some tokenizers accept every JSON file as a vocabulary.
+        if has_file(folder, name) and name.endswith(".json") and name != _TOKENIZER:
             _check_vocabulary(folder, name, field)
         elif has_file(folder, name):
-            is_small = check_file(folder, name).stat().st_size < _SMALL
-            if name == _WHOLE and is_small and not read_object(folder, name):
+            is_small = check_file(folder, name).stat().st_size < _SMALL_BYTES
+            if name == _TOKENIZER and is_small and not read_object(folder, name):
                 raise CheckpointError(f"{name} has no tokens")
     try:
         return _make(checkpoint.name, checkpoint.revision)
-    except Exception as error:  # whatever a damaged file makes a tokenizer raise
+    except Exception as error:  # a damaged file may raise errors of any type
         raise tokenizer_error(checkpoint, config, error) from error
 
 
 def _make(name: str, revision: str = "main") -> Any:
-    """The tokenizer of a folder or an id on the hub."""
-    with silent():
+    """Returns the tokenizer of a folder or of an id on the hub."""
+    with silence_transformers():
         tokenizer: Any = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
-    ids = list(range(min(tokenizer.vocab_size, _TRIED)))
-    if not tokenizer.decode(ids, skip_special_tokens=True).strip():  # what some make of files that are not there
+    ids = list(range(min(tokenizer.vocab_size, _NUM_TRIED)))
+    if not tokenizer.decode(ids, skip_special_tokens=True).strip():  # some tokenizers are made without their files
         raise ValueError("none of its tokens has a text")
     return tokenizer
 
@@ -93,9 +92,9 @@ def tokenizer_error(
     error: Exception,
     use: Callable[[Any], object] = lambda _: None,
 ) -> CheckpointError:
-    """Why a tokenizer cannot be made or used: names the damaged or missing file, and the field, where they are known.
+    """Returns why a tokenizer cannot be made or used, with the damaged or missing file, and the field if it is known.
 
-    `use` is what it was made for: it raises where that fails.
+    `use` uses the tokenizer, and raises an error if that fails.
     """
     folder, names = checkpoint.folder, _files_of(checkpoint, config)
     present = [name for name in names if has_file(folder, name)]
@@ -105,11 +104,11 @@ def tokenizer_error(
     except CheckpointError as damaged:
         return damaged
     missing = [name for name in names if name not in present]
-    if missing and (not present or (len(present) + len(missing) > 1 and _WHOLE not in present)):
+    if missing and (not present or (len(present) + len(missing) > 1 and _TOKENIZER not in present)):
         verb, it = ("is", "it") if len(missing) == 1 else ("are", "them")
         return CheckpointError(f"{', '.join(missing)} {verb} missing, and the tokenizer cannot be made without {it}")
     why, end = plain_words(error), deadline()
-    for name in dict.fromkeys((*_COMMON, _WHOLE, CONFIG)):
+    for name in dict.fromkeys((*_COMMON, _TOKENIZER, CONFIG)):
         if not has_file(folder, name):
             continue
         fields = read_object(folder, name)
@@ -121,36 +120,36 @@ def tokenizer_error(
 
 
 def _failure(folder: Path, name: str, use: Callable[[Any], object], fields: Mapping[str, Any]) -> Exception | None:
-    """What is raised while a tokenizer is made and used with other fields in one of its files."""
-    with tempfile.TemporaryDirectory() as copied:
+    """Returns what is raised while a tokenizer is made and used with other fields in one of its files."""
+    with tempfile.TemporaryDirectory() as copy:
         for path in folder.iterdir():
             if path.name != name:
-                (Path(copied) / path.name).symlink_to(path.resolve())
-        (Path(copied) / name).write_text(json.dumps(fields), encoding="utf-8")
+                (Path(copy) / path.name).symlink_to(path.resolve())
+        (Path(copy) / name).write_text(json.dumps(fields), encoding="utf-8")
         try:
-            use(_make(copied))
+            use(_make(copy))
         except Exception as error:  # as in `load_tokenizer`
             return error
     return None
 
 
 def _files_of(checkpoint: Checkpoint, config: PreTrainedConfig) -> dict[str, str]:
-    """The files of the vocabulary of a model's tokenizer, each with the field of the tokenizer's class for it."""
+    """Returns the vocabulary files of a model's tokenizer, each with its field in the tokenizer's class."""
     folder = checkpoint.folder
     name: Any = read_object(folder, _CONFIG).get("tokenizer_class") if has_file(folder, _CONFIG) else None
-    found: Any = getattr(transformers, name, None) if isinstance(name, str) else None
-    if found is None:
+    tokenizer_class: Any = getattr(transformers, name, None) if isinstance(name, str) else None
+    if tokenizer_class is None:
         try:
-            found = transformers.TOKENIZER_MAPPING[type(config)]
+            tokenizer_class = transformers.TOKENIZER_MAPPING[type(config)]
         except KeyError:
-            found = transformers.PreTrainedTokenizerFast
-    found = found[-1] if isinstance(found, tuple) else found
-    files: dict[str, str] = getattr(found, "vocab_files_names", {})
+            tokenizer_class = transformers.PreTrainedTokenizerFast
+    tokenizer_class = tokenizer_class[-1] if isinstance(tokenizer_class, tuple) else tokenizer_class
+    files: dict[str, str] = getattr(tokenizer_class, "vocab_files_names", {})
     return {file: field for field, file in files.items() if field not in _OTHER_FILES}
 
 
 def _check_vocabulary(folder: Path, name: str, field: str) -> None:
-    """Raises CheckpointError where a file of a vocabulary is damaged."""
+    """Raises CheckpointError if a vocabulary file is damaged."""
     if name.endswith((".model", ".spm")):
         try:
             sentencepiece.SentencePieceProcessor(model_file=str(folder / name))
@@ -158,7 +157,7 @@ def _check_vocabulary(folder: Path, name: str, field: str) -> None:
             raise CheckpointError(f"{name} is not a model of SentencePiece") from error
     elif not name.endswith(".json"):
         read_text(folder, name, may_be_empty=True)
-    elif name == _WHOLE:
+    elif name == _TOKENIZER:
         fields = read_object(folder, name)
         for needed, (kind, words) in _TOKENIZER_FIELDS.items():
             if not isinstance(fields.get(needed), kind):

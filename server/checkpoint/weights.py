@@ -1,7 +1,6 @@
-"""A model from its checkpoint: every tensor there, of the right shape, and finite.
+"""Makes a model of its checkpoint: every tensor must be there, have the right shape, and be finite.
 
-transformers fills what is missing with random numbers, and says so in a table; here that is an error. Knows modules and
-their tensors; knows neither attention nor requests.
+transformers fills missing tensors with random numbers, and prints a table of them. Here a missing tensor is an error.
 """
 
 from __future__ import annotations
@@ -31,30 +30,30 @@ log = logging.getLogger(__name__)
 
 
 class TooLargeError(CheckpointError):
-    """A configuration describes a model that is far larger than its files."""
+    """A configuration describes a model that is far larger than the model's files."""
 
 
-# How much more a model may have, while it is made, than its files: tensors that are shared stand in several places, and
-# tables of positions in none. Numbers of a quantized file stand for several.
-_TIMES, _TIMES_QUANTIZED = 4, 32
-_MORE_NUMBERS = 1 << 26
-_MORE_TENSORS = 4096
-_MODULES_PER_TENSOR = 4  # some have none: activations, dropout
+# How much more a model may have than its files while it is made. A shared tensor is in several places of the model. A
+# table of positions may be in no file. One number of a quantized file stands for several numbers.
+_MAX_FACTOR, _MAX_FACTOR_QUANTIZED = 4, 32
+_EXTRA_ELEMENTS = 1 << 26
+_EXTRA_TENSORS = 4096
+_MODULES_PER_TENSOR = 4  # activations and dropout have no tensor
 
-# Of names that are listed, so many are said.
-_SAID = 3
+# How many names an error lists.
+_MAX_NAMES = 3
 
 
 def load_weights(auto: Any, checkpoint: Checkpoint, dtype: torch.dtype | str) -> PreTrainedModel:
-    """Makes the model of a checkpoint, with numbers of a type. `auto` is transformers' class for its kind.
+    """Makes the model of a checkpoint, with weights of a dtype. `auto` is transformers' class for the kind of model.
 
-    Raises CheckpointError where tensors are missing, are not used, or have other shapes than the configuration says;
-    TooLargeError before it takes the memory, where that would be far more than the files hold; and whatever the
-    family's own code raises, which does arithmetic with a configuration's values.
+    Raises CheckpointError if tensors are missing, are not used, or have other shapes than the configuration says.
+    Raises TooLargeError, before any memory is used, if the model would be far larger than the files. Raises errors of
+    any type from the family's own code, which computes with the configuration's values.
     """
-    name = checkpoint.weights
-    with bounded(checkpoint), silent():
-        model, found = auto.from_pretrained(
+    name = checkpoint.weights_file
+    with limit_size(checkpoint), silence_transformers():
+        model, report = auto.from_pretrained(
             checkpoint.name,
             revision=checkpoint.revision,
             dtype=dtype,
@@ -63,87 +62,91 @@ def load_weights(auto: Any, checkpoint: Checkpoint, dtype: torch.dtype | str) ->
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # the error below names them, with their shapes
         )
-    for tensor, stored, expected in sorted(found["mismatched_keys"], key=str):
+    for tensor, stored, expected in sorted(report["mismatched_keys"], key=str):
         sizes = f"is {_sizes(stored)}, and {_sizes(expected)} by {CONFIG}"
         raise CheckpointError(f"{name}: the tensor {tensor} {sizes}")
-    if missing := found["missing_keys"]:
+    if missing := report["missing_keys"]:
         raise CheckpointError(f"{name} lacks {_listed(missing)}")
-    unused = found["unexpected_keys"]
+    unused = report["unexpected_keys"]
     if more := [tensor for tensor in unused if _is_of_another_layer(model, tensor)]:
         raise CheckpointError(f"{name} has more layers than {CONFIG} says: {_listed(more)}")
-    if unused:  # of another use, such as a classifier's
+    if unused:  # tensors for another task, such as a classifier's
         log.info("%s: not used: %s", name, _listed(unused))
-    if found["error_msgs"]:
+    if report["error_msgs"]:
         raise CheckpointError(f"{name} is not of the model that {CONFIG} describes")
     return model
 
 
 @torch.inference_mode()
 def check_finite(model: nn.Module, checkpoint: Checkpoint) -> None:
-    """Raises CheckpointError where a tensor of the model has NaN or infinity."""
+    """Raises CheckpointError if a tensor of the model has NaN or infinity."""
     tensors: dict[str, Tensor] = {}
     seen: set[tuple[int, torch.Size]] = set()
-    # Of a tensor that stands in several places, the name that the files have comes first.
+    # A tensor in several places has several names: the name in the files comes first.
     for name, tensor in sorted(model.state_dict().items(), key=lambda item: item[0] not in checkpoint.shapes):
-        place = tensor.data_ptr(), tensor.shape
-        if tensor.is_floating_point() and tensor.numel() and place not in seen:
+        key = tensor.data_ptr(), tensor.shape
+        if tensor.is_floating_point() and tensor.numel() and key not in seen:
             tensors[name] = tensor
-            seen.add(place)
+            seen.add(key)
     names = list(tensors)
-    # NaN is both the least and the greatest number where there is one. A single look, without a copy.
-    ends = [end for name in names for end in _native(tensors[name]).aminmax()]
-    if not ends:
+    # If a tensor has NaN, its minimum and its maximum are NaN. This reads each tensor once, without a copy.
+    extremes = [extreme for name in names for extreme in _comparable(tensors[name]).aminmax()]
+    if not extremes:
         return
-    finite = torch.stack([end.float() for end in ends]).isfinite().view(-1, 2).all(1).tolist()
-    if bad := [name for name, is_finite in zip(names, finite, strict=True) if not is_finite]:
-        kind = str(tensors[bad[0]].dtype).removeprefix("torch.")
-        raise CheckpointError(f"{checkpoint.weights}: NaN or infinity, as {kind}, in {_listed(bad)}")
+    finite = torch.stack([extreme.float() for extreme in extremes]).isfinite().view(-1, 2).all(1).tolist()
+    if not_finite := [name for name, is_finite in zip(names, finite, strict=True) if not is_finite]:
+        dtype = str(tensors[not_finite[0]].dtype).removeprefix("torch.")
+        raise CheckpointError(f"{checkpoint.weights_file}: NaN or infinity, as {dtype}, in {_listed(not_finite)}")
 
 
-def _native(tensor: Tensor) -> Tensor:
-    """A tensor of a type that can be compared."""
+def _comparable(tensor: Tensor) -> Tensor:
+    """Returns the tensor in a dtype that torch can compare."""
     return tensor if tensor.dtype.itemsize > 1 else tensor.float()
 
 
 @contextmanager
-def bounded(checkpoint: Checkpoint, *, numbers_too: bool = True, end: float = math.inf) -> Iterator[None]:
-    """Raises TooLargeError as soon as a model is made that is far larger than its files.
+def limit_size(checkpoint: Checkpoint, *, limits_elements: bool = True, end: float = math.inf) -> Iterator[None]:
+    """Raises TooLargeError as soon as a model that is made inside is far larger than its files.
 
-    It is made without memory at first ("meta"), and filled afterwards. `numbers_too` is False for models that are not
-    filled: they may have few tensors of any size. Raises TimeoutError where a model is made, or run, after `end` by the
-    monotonic clock.
+    A model is made without memory first (on torch's device "meta"), and filled afterwards.
+
+    Args:
+        checkpoint: The model's files.
+        limits_elements: Whether sizes of tensors are limited. Tensors that are never filled may have any size.
+        end: The time, by the monotonic clock, after which making or running a model raises TimeoutError.
     """
-    times = _TIMES_QUANTIZED if "quantization_config" in checkpoint.config else _TIMES
-    most_tensors = times * len(checkpoint.shapes) + _MORE_TENSORS
-    most_numbers = times * checkpoint.numbers + _MORE_NUMBERS if numbers_too else math.inf
-    tensors = numbers = modules = 0
+    factor = _MAX_FACTOR_QUANTIZED if "quantization_config" in checkpoint.config else _MAX_FACTOR
+    max_tensors = factor * len(checkpoint.shapes) + _EXTRA_TENSORS
+    max_elements = factor * checkpoint.num_elements + _EXTRA_ELEMENTS if limits_elements else math.inf
+    num_tensors = num_elements = num_modules = 0
 
     def check_time(*_: object) -> None:
         if time.monotonic() > end:
             raise TimeoutError("the model is not made in time")
 
     def count_module(_module: nn.Module, _name: str, _submodule: nn.Module | None) -> None:
-        nonlocal modules
-        modules += 1
+        nonlocal num_modules
+        num_modules += 1
         check()
 
-    def count(_module: nn.Module, _name: str, tensor: Tensor | None) -> None:
-        nonlocal tensors, numbers
+    def count_tensor(_module: nn.Module, _name: str, tensor: Tensor | None) -> None:
+        nonlocal num_tensors, num_elements
         if tensor is None or not tensor.is_meta:
             return
-        tensors += 1
-        numbers += tensor.numel()
+        num_tensors += 1
+        num_elements += tensor.numel()
         check()
 
     def check() -> None:
         check_time()
-        if tensors > most_tensors or numbers > most_numbers or modules > _MODULES_PER_TENSOR * most_tensors:
-            held = f"{len(checkpoint.shapes):,} tensors of {checkpoint.numbers:,} numbers"
-            raise TooLargeError(f"{CONFIG} describes a model far larger than {checkpoint.weights}, which has {held}")
+        if num_tensors > max_tensors or num_elements > max_elements or num_modules > _MODULES_PER_TENSOR * max_tensors:
+            contents = f"{len(checkpoint.shapes):,} tensors of {checkpoint.num_elements:,} numbers"
+            files = f"{checkpoint.weights_file}, which has {contents}"
+            raise TooLargeError(f"{CONFIG} describes a model far larger than {files}")
 
     hooks = [
-        register_module_parameter_registration_hook(count),
-        register_module_buffer_registration_hook(count),
+        register_module_parameter_registration_hook(count_tensor),
+        register_module_buffer_registration_hook(count_tensor),
         register_module_module_registration_hook(count_module),
         register_module_forward_pre_hook(check_time),
     ]
@@ -155,18 +158,18 @@ def bounded(checkpoint: Checkpoint, *, numbers_too: bool = True, end: float = ma
 
 
 @contextmanager
-def silent() -> Iterator[None]:
-    """Keeps transformers from printing its table of missing tensors: an error names them in a line."""
-    before = transformers_logging.get_verbosity()
+def silence_transformers() -> Iterator[None]:
+    """Keeps transformers from printing its table of missing tensors. An error names them in one line."""
+    verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:
         yield
     finally:
-        transformers_logging.set_verbosity(before)
+        transformers_logging.set_verbosity(verbosity)
 
 
 def _is_of_another_layer(model: nn.Module, tensor: str) -> bool:
-    """Whether a tensor belongs to a layer beyond those that a model has."""
+    """Whether a tensor belongs to a layer after the model's last layer."""
     for number in re.finditer(r"\.(\d+)\.", tensor):
         try:
             layers = model.get_submodule(tensor[: number.start()])
@@ -181,9 +184,9 @@ def _listed(tensors: Collection[str]) -> str:
     names = sorted(
         tensors, key=lambda name: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
     )
-    said = ", ".join(names[:_SAID])
-    what = "the tensor" if len(names) == 1 else f"{len(names):,} tensors:"
-    return f"{what} {said}{', ...' if len(names) > _SAID else ''}"
+    shown = ", ".join(names[:_MAX_NAMES])
+    label = "the tensor" if len(names) == 1 else f"{len(names):,} tensors:"
+    return f"{label} {shown}{', ...' if len(names) > _MAX_NAMES else ''}"
 
 
 def _sizes(shape: Any) -> str:

@@ -86,7 +86,7 @@ class AdmissionQueue:
         with self._lock:
             self._check_open()
             self._states.add(state)
-            self._waiting.add(state, client, state.request.size)
+            self._waiting.add(state, client, state.request.max_num_tokens)
 
     def _check_open(self) -> None:
         if self._is_stopped or self._is_draining:

@@ -159,9 +159,9 @@ class EngineCore:
         """Makes the pending outputs that have not been put. Returns False where they need more memory than there is."""
         request = state.request
         if state.is_dropped:
-            if not self._preemption.make_memory(request.whole_bytes):
+            if not self._preemption.make_memory(request.single_pass_bytes):
                 return False
-            state.attention_bytes, state.is_dropped = request.whole_bytes, False
+            state.attention_bytes, state.is_dropped = request.single_pass_bytes, False
         if isinstance(request.target, GivenTarget):
             outputs = target_outputs(self._loaded, request, self._runner.target_pass(request))
         else:

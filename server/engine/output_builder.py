@@ -14,7 +14,7 @@ from ..errors import invalid, not_a_number
 from ..models import LoadedModel
 from ..request import DecodingParams, EncoderSelf, Finished, GivenTarget, Output, Request, Started, Step, StopReason
 from ..runner import StepOutput, TargetOutput, TargetPass
-from ..text.tokenizer import Detokenizer, Token
+from ..text import Detokenizer, Token
 
 # Encoder self-attention is cut into parts of about this size, a fraction of what is held for a slow reader.
 _PART_BYTES = 64 * 1024
@@ -24,11 +24,11 @@ def start(loaded: LoadedModel, request: Request) -> tuple[Detokenizer, Started]:
     """A detokenizer that has read the tokens before step 0, and the first output."""
     detokenizer = Detokenizer(loaded.tokenizer, () if loaded.is_encoder_decoder else request.source.ids, request.prefix)
     if request.prefix is None:
-        added = [detokenizer.add(id_)[1] for id_ in request.context_ids]
+        added = [detokenizer.add(id_)[1] for id_ in request.decoder_prompt_ids]
         # Tokens that are part of a character have its text, where its other tokens are here too.
         context = [replace(token, text=detokenizer.text[token.begin : token.end]) for token in added]
     else:
-        start_ids = request.context_ids[: len(request.context_ids) - len(request.prefix.tokens)]
+        start_ids = request.decoder_prompt_ids[: len(request.decoder_prompt_ids) - len(request.prefix.tokens)]
         tokens = loaded.tokenizer.detokenize(start_ids).tokens
         context = [replace(token, begin=0, end=0, text="") for token in tokens]
         context += request.prefix.tokens
@@ -64,7 +64,7 @@ def target_outputs(loaded: LoadedModel, request: Request, target_pass: TargetPas
 
 def _given_steps(request: Request, output: TargetOutput) -> Iterator[Output]:
     assert isinstance(request.target, GivenTarget)
-    tokens, text = request.target.encoded.tokens, request.target.encoded.text
+    tokens, text = request.target.text.tokens, request.target.text.text
     for index, (token, added) in enumerate(zip(tokens, _added_texts(text, tokens), strict=True)):
         step = Step(index, token, added, output.scores[index].tolist())
         if index < request.resume_at:

@@ -73,7 +73,7 @@ class Scheduler:
             state = self._admission.next(is_idle=self._is_idle, has_time=has_time)
             if state is None:
                 break
-            num_bytes = state.request.whole_bytes
+            num_bytes = state.request.single_pass_bytes
             has_room = self._preemption.make_room(for_sequence=not state.has_given_target)
             if not has_room or not self._preemption.make_memory(num_bytes):
                 break

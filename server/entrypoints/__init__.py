@@ -1,4 +1,4 @@
-"""Commands of the command line that the server has.
+"""The commands that start the server's code.
 
 serve      `sidelight serve`
 kernels    `sidelight kernels`

@@ -1,4 +1,4 @@
-"""`sidelight kernels`: the kernels' own commands, told what a server of a model would launch."""
+"""`sidelight kernels`: the commands of the kernels, with the launches that a server of a model would make."""
 
 from __future__ import annotations
 

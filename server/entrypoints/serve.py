@@ -1,6 +1,6 @@
-"""`sidelight serve`: its options, and a server's life from start to signal.
+"""`sidelight serve`: its options, and the server from its start to a signal.
 
-Imported by the command line whatever is installed, so torch comes in only when the command runs.
+The command line imports this module in every installation. So torch is imported only when the command runs.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ..api.addresses import Address
+    from ..api import Address
 
 # Numbers above these are no wish, but a slip.
 _MOST, _MOST_THREADS = 10**9, 1024
 
-# How long running requests may go on after a signal, in seconds: containers are killed after 10.
-_GRACE = 7.0
+# Seconds for which running requests may go on after a signal: containers are killed after 10 seconds.
+_GRACE_SECONDS = 7.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -110,7 +110,7 @@ def _fraction(text: str) -> float:
 def run(args: argparse.Namespace) -> int:
     """Serves until SIGINT or SIGTERM. Returns the exit status."""
     _configure_log(getattr(logging, args.log_level.upper()))
-    from ..api.addresses import Address, AddressError
+    from ..api import Address, AddressError
 
     try:
         with Address(args.address) as address:  # before anything that takes its time
@@ -118,7 +118,7 @@ def run(args: argparse.Namespace) -> int:
     except AddressError as error:
         print(f"sidelight: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:  # before the signal handlers were in place
+    except KeyboardInterrupt:  # Ctrl-C before the signal handlers are set
         return 130
 
 
@@ -172,9 +172,9 @@ def _load_and_serve(args: argparse.Namespace, address: Address) -> int:
     threads = (args.threads,) if args.threads else thread_counts()
     if not args.threads and "OMP_NUM_THREADS" in os.environ:
         threads = (torch.get_num_threads(),)
-    # To load with a single one has two reasons. Layers are timed meanwhile, and what else wants the cores disturbs that
-    # least. And OpenMP would keep a pool of threads for this thread beside the engine's: with more of them than cores,
-    # all fall asleep between two operations, and a step on 2 cores takes twice the time.
+    # One thread loads the model, for two reasons. Layers are timed during loading, and other processes disturb the
+    # timing least if one thread runs. And OpenMP would keep a pool of threads for this thread besides the engine's
+    # pool: with more threads than cores, all sleep between two operations, and a step on 2 cores takes twice the time.
     torch.set_num_threads(1)
     if args.log_level != "debug":
         _hide_loading_bar()
@@ -195,9 +195,9 @@ def _load_and_serve(args: argparse.Namespace, address: Address) -> int:
 
 
 async def _serve(loaded: object, args: argparse.Namespace, threads: tuple[int, ...], held: Address) -> int:
-    """Returns the exit status."""
-    from ..api.server import Server
-    from ..engine.engine import EngineConfig
+    """Serves until a signal, or until the engine fails. Returns the exit status."""
+    from ..api import Server
+    from ..engine import EngineConfig
     from ..models import LoadedModel
 
     assert isinstance(loaded, LoadedModel)
@@ -207,15 +207,15 @@ async def _serve(loaded: object, args: argparse.Namespace, threads: tuple[int, .
         loop.add_signal_handler(number, stopping.set)
     server = Server([loaded], held, EngineConfig(args.max_slots, args.max_waiting, args.memory_fraction, threads))
     address = await server.start()
-    # One line on stdout for whoever started this and waits for it; everything else goes to the log.
+    # One line on stdout for a program that has started the server and waits for it. All else goes to the log.
     print(f"sidelight: serving {loaded.name} at {address}", flush=True)
-    ends = [asyncio.ensure_future(event.wait()) for event in (stopping, server.failed)]
-    await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-    for number in (signal.SIGINT, signal.SIGTERM):  # a second one ends the process at once
+    waits = [asyncio.ensure_future(event.wait()) for event in (stopping, server.failed)]
+    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    for number in (signal.SIGINT, signal.SIGTERM):  # a second signal ends the process at once
         loop.remove_signal_handler(number)
         signal.signal(number, signal.SIG_DFL)
     logging.getLogger(__name__).info("stopping")
-    await server.stop(_GRACE)
+    await server.stop(_GRACE_SECONDS)
     if server.failed.is_set():
         print(f"sidelight: the engine of {loaded.name} has failed; the log says why", file=sys.stderr)
         return 1

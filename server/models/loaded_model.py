@@ -11,7 +11,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from ..capture.attention_function import AttentionKind
 from ..capture.attention_layers import AttentionLayers
-from ..text.tokenizer import Tokenizer
+from ..text import Tokenizer
 from .backend import Backend
 
 

@@ -21,14 +21,25 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from ...kernels.cpu.program import is_supported
 from ..capture.attention_function import register
 from ..capture.attention_layers import AttentionLayers, find_attention_layers
-from ..checkpoint.files import CONFIG, Checkpoint, CheckpointError, open_checkpoint
-from ..checkpoint.generation_config import check_generation_config
-from ..checkpoint.model_config import class_for, model_error, read_config, read_generation_config
-from ..checkpoint.tokenizer_files import load_tokenizer, tokenizer_error
-from ..checkpoint.weights import TooLargeError, check_finite, load_weights
+from ..checkpoint import (
+    CONFIG,
+    Checkpoint,
+    CheckpointError,
+    TooLargeError,
+    check_finite,
+    check_generation_config,
+    class_for,
+    load_tokenizer,
+    load_weights,
+    model_error,
+    open_checkpoint,
+    read_config,
+    read_generation_config,
+    tokenizer_error,
+)
 from ..layers import Precision, fuse_projections, pack, shared_weight
 from ..memory import is_out_of_memory
-from ..text.tokenizer import Tokenizer
+from ..text import Tokenizer
 from .backend import Backend, BackendConfig
 from .backend_selection import BACKENDS, select_backend
 from .loaded_model import LoadedModel, generation_config_of, vocabulary_size_of
@@ -236,7 +247,7 @@ def _make_tokenizer(
     except Exception as error:  # as in `load_tokenizer`
         raise tokenizer_error(checkpoint, config, error, make) from error
     vocabulary = vocabulary_size_of(model)
-    tokens = {"decoder_start_token_id": next(iter(tokenizer.start_ids(tokenizer.languages_of("", ""))), None)}
+    tokens = {"decoder_start_token_id": next(iter(tokenizer.start_ids(tokenizer.resolve_languages("", ""))), None)}
     if config.is_encoder_decoder:
         tokens["pad_token_id"] = config.pad_token_id
     for name, token in tokens.items():
@@ -252,7 +263,7 @@ def _check_lengths(
     tokenizer: Tokenizer, config: PreTrainedConfig, source: int, target: int, max_length: int | None
 ) -> None:
     """Refuse limits that leave no room for a text: the special tokens around a text, and one token of the text."""
-    languages = tokenizer.languages_of("", "")
+    languages = tokenizer.resolve_languages("", "")
     context, around = len(tokenizer.start_ids(languages)), len(tokenizer.encode_source("", languages).ids)
     if config.is_encoder_decoder:
         room, needed = min(source, target), max(around, context) + 1

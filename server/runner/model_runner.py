@@ -86,7 +86,7 @@ class ModelRunner:
         params = request.target
         assert isinstance(params, DecodingParams)
         source = request.source.ids if self._loaded.is_encoder_decoder else None
-        prompt = [*(request.source.ids if source is None else ()), *request.context_ids]
+        prompt = [*(request.source.ids if source is None else ()), *request.decoder_prompt_ids]
         slot = self._slots.next_slot
         self._sampler.add(slot, params, prompt, source)
         plans = (sequence.plan for sequence in self._slots.sequences.values())

@@ -75,7 +75,7 @@ class Prefill:
         return self._model_of(request).encode()
 
     def _model_of(self, request: Request) -> UnbatchedModel:
-        return UnbatchedModel(self._loaded, request.capture, request.source.ids, request.context_ids)
+        return UnbatchedModel(self._loaded, request.capture, request.source.ids, request.decoder_prompt_ids)
 
     def read_prompt(self, sequence: Sequence) -> None:
         """Reads the next chunk of a prompt."""

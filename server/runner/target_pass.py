@@ -28,7 +28,7 @@ class TargetPass:
 
     def __init__(self, loaded: LoadedModel, request: Request) -> None:
         self._request = request
-        self._model = UnbatchedModel(loaded, request.capture, request.source.ids, request.context_ids)
+        self._model = UnbatchedModel(loaded, request.capture, request.source.ids, request.decoder_prompt_ids)
 
     def encode(self) -> AttentionArrays | None:
         """Runs the encoder, if there is one. Returns its self-attention, if captured. Raises RequestError."""
@@ -38,7 +38,7 @@ class TargetPass:
         """Runs the decoder over the whole target. Raises RequestError where a number is NaN or infinite."""
         request, model = self._request, self._model
         assert isinstance(request.target, GivenTarget)
-        ids = request.target.encoded.ids
+        ids = request.target.text.ids
         reads_last = request.capture.row == "reading"
         # The query that predicts a token is the query before it; the query that reads a token is its own.
         first_query = len(model.prompt) - (0 if reads_last else 1)

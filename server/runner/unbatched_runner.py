@@ -60,7 +60,7 @@ class UnbatchedRunner:
     def _add(self, request: Request) -> Sequence:
         params = request.target
         assert isinstance(params, DecodingParams)
-        model = UnbatchedModel(self._loaded, request.capture, request.source.ids, request.context_ids)
+        model = UnbatchedModel(self._loaded, request.capture, request.source.ids, request.decoder_prompt_ids)
         attention = model.encode()
         source = request.source.ids if self._loaded.is_encoder_decoder else None
         sampler = Sampler(self._loaded, 1, len(model.prompt) + params.max_new_tokens)
@@ -97,7 +97,7 @@ class UnbatchedRunner:
 
     def source_attention(self, request: Request) -> AttentionArrays | None:
         """The encoder self-attention of a request once more, by another pass of its source. Raises RequestError."""
-        return UnbatchedModel(self._loaded, request.capture, request.source.ids, request.context_ids).encode()
+        return UnbatchedModel(self._loaded, request.capture, request.source.ids, request.decoder_prompt_ids).encode()
 
     def target_pass(self, request: Request) -> TargetPass:
         """The forward passes of a request whose target is given."""

@@ -1,11 +1,32 @@
-"""Between texts and tokens.
+"""Texts to tokens, and tokens to texts.
 
-tokenizer          texts, chats and languages to token ids, with offsets
-detokenizer        token ids to a text that grows
-tokens             tokens, and texts with their tokens: plain data
-languages          language codes, and how families want them
-offsets            where tokens stand in a text, by one rule for every tokenizer
-pieces             what the tokens of a vocabulary stand for
-sentencepieces     offsets that SentencePiece itself gives
-chats              control tokens that a user typed into a chat
+tokenizer               Tokenizer: texts, chats and languages to token ids with offsets; ids to texts
+encoding                EncodedText, and the protocol of the two encoders
+fast_encoder            encodes with a tokenizer of the tokenizers library
+slow_encoder            encodes with a tokenizer in Python
+sentencepieces          pieces with the offsets that SentencePiece gives
+offsets                 where tokens stand in a text: one rule for every tokenizer
+chats                   control tokens that a user typed into a chat
+languages               language codes, and the places where model families take them
+detokenizer             Detokenizer: a text that grows token by token
+incremental_decoders    which text is certain after each token, by kind of vocabulary
+vocabulary              what single tokens stand for
+tokens                  Token, TokenizedText, TextOptions: plain data
+tokenizer_pool          threads that tokenize long texts, short texts first
 """
+
+from .detokenizer import Detokenizer
+from .languages import Languages
+from .tokenizer import Tokenizer
+from .tokenizer_pool import TokenizerPool
+from .tokens import TextOptions, Token, TokenizedText
+
+__all__ = [
+    "Detokenizer",
+    "Languages",
+    "TextOptions",
+    "Token",
+    "TokenizedText",
+    "Tokenizer",
+    "TokenizerPool",
+]

@@ -1,14 +1,14 @@
-"""Where tokens stand in a text: character offsets, and the rule that holds for every tokenizer.
+"""Where tokens stand in a text: character offsets, and one rule for every tokenizer.
 
-Offsets count Unicode code points of the exact text, half-open. The rule, which is the contract's:
+Offsets count Unicode code points of the exact text. A span is half-open. The rule, which is the contract's:
 
-- spans lie in the text, and their begins do not decrease;
-- every character that is no white space belongs to at least one token;
-- white space around a word belongs to no token, but for tokens that are nothing else, such as a line break;
-- tokens that are nothing but spaces, and special tokens, cover nothing, and stand where the token before them ends.
+- Spans lie in the text, and their begins do not decrease.
+- Every character that is not white space belongs to at least one token.
+- White space around a word belongs to no token, unless the token is only white space, such as a line break.
+- A token that is only spaces, and a special token, cover nothing. Their place is the end of the token before.
 
-Tokenizers say where their tokens come from, each in its own way; `settle` makes the rule of it. `align` is for the few
-tokenizers that say nothing. Knows strings only: no tokenizer, no model.
+Tokenizers give spans, each in its own way. `normalize_spans` applies the rule. `align_pieces` finds spans for the few
+tokenizers that give none.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ from typing import Literal
 Span = tuple[int, int]
 
 Role = Literal["word", "space", "special"]
-"""What a token stands for: characters, nothing but spaces (in vocabularies often a mark of its own), or no text."""
+"""What a token stands for: characters, only spaces (in many vocabularies a mark of its own), or no text."""
 
 # SentencePiece's mark for a space.
 SPACE = "▁"
 
-# Marks of subword vocabularies at the end of a piece, for the end of a word or for a word that goes on.
+# Marks at the end of a piece, for the end of a word or for a word that continues.
 _END_MARKS = ("</w>", "@@")
 
-# A mark at the beginning of a piece, for a word that goes on.
+# A mark at the beginning of a piece, for a word that continues.
 _BEGIN_MARK = "##"
 
-# What Moses writes for characters that mean something to it.
+# What Moses writes for characters that have a meaning in its own syntax.
 _ENTITY = re.compile(r"&(?:amp|lt|gt|quot|apos|#91|#93|#124);")
 
-# Characters that are compared at once where a text and its pieces differ.
+# How many characters are compared at once where a text and its pieces differ.
 _WINDOW = 24
 
 
-def trim(text: str, span: Span) -> Span:
-    """`span` without the white space at its ends, unless there is nothing else in it."""
+def trim_span(text: str, span: Span) -> Span:
+    """Returns a span without the white space at its ends. A span that is only white space stays as it is."""
     begin, end = span
     if begin < end and not text[begin].isspace() and not text[end - 1].isspace():
         return span
@@ -55,152 +55,164 @@ def trim(text: str, span: Span) -> Span:
 # ---- the rule -------------------------------------------------------------------------------------------------------
 
 
-def settle(text: str, spans: Sequence[Span], roles: Sequence[Role]) -> list[Span]:
-    """The spans of a text's tokens as the rule has them.
+def normalize_spans(text: str, spans: Sequence[Span], roles: Sequence[Role]) -> list[Span]:
+    """Returns the spans of a text's tokens by the rule.
 
-    `spans` are the tokenizer's own, in the tokens' order. The characters of special tokens that stand in the text
+    `spans` are the tokenizer's own, in the tokens' order. Characters of special tokens that are written in the text
     belong to no token.
     """
-    settled: list[Span] = []
-    free = bytearray(b"\1") * len(text)  # whether a character belongs to no token
-    first = 0  # the begin of the token before
-    for (start, stop), role in zip(spans, roles, strict=True):
-        begin = min(max(start, 0), len(text))
-        span = begin, min(max(stop, begin), len(text))
+    normalized: list[Span] = []
+    is_free = bytearray(b"\1") * len(text)  # 1 for each character that belongs to no token
+    last_begin = 0
+    for (given_begin, given_end), role in zip(spans, roles, strict=True):
+        begin = min(max(given_begin, 0), len(text))
+        span = begin, min(max(given_end, begin), len(text))
         if role == "word":
-            span = trim(text, span)
-            first = max(span[0], first)
-            span = first, max(first, span[1])
-            settled.append(span)
+            span = trim_span(text, span)
+            last_begin = max(span[0], last_begin)
+            span = last_begin, max(last_begin, span[1])
+            normalized.append(span)
         else:
-            settled.append((first, first))
+            normalized.append((last_begin, last_begin))
         if role != "space":
-            free[span[0] : span[1]] = bytes(span[1] - span[0])
-    _give_out(text, free, settled, roles)
-    _place_empty(settled, roles)
-    return settled
+            is_free[span[0] : span[1]] = bytes(span[1] - span[0])
+    _assign_free_characters(text, is_free, normalized, roles)
+    _place_empty_spans(normalized, roles)
+    return normalized
 
 
-def _give_out(text: str, free: bytearray, spans: list[Span], roles: Sequence[Role]) -> None:
-    """Gives characters that a tokenizer has dropped, or has not accounted for, to the tokens where they stand."""
+def _assign_free_characters(text: str, is_free: bytearray, spans: list[Span], roles: Sequence[Role]) -> None:
+    """Gives characters without a token to the tokens at their place: the tokenizer has dropped or not counted them."""
     words = [index for index, role in enumerate(roles) if role == "word"]
-    if not words:  # a mark of a space that stands in the text is one
+    if not words:  # a mark of a space that is written in the text is a word
         words = [index for index, role in enumerate(roles) if role == "space"]
-    following: list[int | None] = [None] * (len(words) + 1)  # for each word: the next that covers something
-    for place in range(len(words) - 1, -1, -1):
-        covers = spans[words[place]][0] < spans[words[place]][1]
-        following[place] = place if covers else following[place + 1]
+    following = _find_following(spans, words)
     before: int | None = None
     place = 0
-    for begin, end in _unaccounted(text, free):
+    for begin, end in _free_runs(text, is_free):
         while place < len(words) and spans[words[place]][0] < begin:
             if spans[words[place]][0] < spans[words[place]][1]:
                 before = place
             place += 1
         after = following[place]
-        here: list[int] = []  # tokens that cover nothing else stand for them
-        near = place
-        while near < len(words) and spans[words[near]][0] <= end:
-            if spans[words[near]][0] == spans[words[near]][1]:
-                here.append(words[near])
-            near += 1
-        if before is None and after is None and not here and words:  # all cover nothing: the next, or the last
+        empty = _find_empty_words(spans, words, place, end)
+        if before is None and after is None and not empty and words:  # no word covers anything: the next, or the last
             after = place if place < len(words) else None
             before = len(words) - 1 if after is None else None
-        if here:
-            for word in here:
+        if empty:
+            for word in empty:
                 spans[word] = begin, end
         elif before is not None and (
             after is None or spans[words[before]][1] == begin or spans[words[after]][0] != end
         ):
             begin = spans[words[before]][0]
-            _widen(spans, words, before, trim(text, (begin, end)))
+            _set_span(spans, words, before, trim_span(text, (begin, end)))
         elif after is not None:
             end = max(spans[words[after]][1], end)
-            _widen(spans, words, after, trim(text, (begin, end)))
+            _set_span(spans, words, after, trim_span(text, (begin, end)))
             for word in words[place:after]:
                 spans[word] = begin, begin
-        free[begin:end] = bytes(end - begin)
+        is_free[begin:end] = bytes(end - begin)
 
 
-def _unaccounted(text: str, free: bytearray) -> Iterator[Span]:
-    """Runs of characters that are no white space and belong to no token; `free` may change meanwhile."""
-    begin = free.find(1)
+def _find_following(spans: Sequence[Span], words: Sequence[int]) -> list[int | None]:
+    """Returns for each word the place in `words` of the first word from there on that covers something."""
+    following: list[int | None] = [None] * (len(words) + 1)
+    for place in range(len(words) - 1, -1, -1):
+        covers = spans[words[place]][0] < spans[words[place]][1]
+        following[place] = place if covers else following[place + 1]
+    return following
+
+
+def _find_empty_words(spans: Sequence[Span], words: Sequence[int], place: int, end: int) -> list[int]:
+    """Returns the words from a place on that begin by `end` and cover nothing."""
+    empty: list[int] = []
+    while place < len(words) and spans[words[place]][0] <= end:
+        if spans[words[place]][0] == spans[words[place]][1]:
+            empty.append(words[place])
+        place += 1
+    return empty
+
+
+def _free_runs(text: str, is_free: bytearray) -> Iterator[Span]:
+    """Yields runs of characters that are not white space and belong to no token. `is_free` may change meanwhile."""
+    begin = is_free.find(1)
     while begin >= 0:
         end = begin
-        while end < len(text) and free[end] and not text[end].isspace():
+        while end < len(text) and is_free[end] and not text[end].isspace():
             end += 1
         if end > begin:
             yield begin, end
-        begin = free.find(1, max(end, begin + 1))
+        begin = is_free.find(1, max(end, begin + 1))
 
 
-def _widen(spans: list[Span], words: Sequence[int], place: int, span: Span) -> None:
-    """Gives a token another span, and the tokens beside it that share its characters."""
+def _set_span(spans: list[Span], words: Sequence[int], place: int, span: Span) -> None:
+    """Gives a new span to a word, and to the words beside it that share its characters."""
     old = spans[words[place]]
     spans[words[place]] = span
-    for step in (-1, 1):
-        other = place + step
+    for direction in (-1, 1):
+        other = place + direction
         while 0 <= other < len(words) and spans[words[other]] == old and old[0] < old[1]:
             spans[words[other]] = span
-            other += step
+            other += direction
 
 
-def _place_empty(spans: list[Span], roles: Sequence[Role]) -> None:
-    """Spaces and special tokens cover nothing, and stand where the token before them ends."""
-    following: list[int | None] = []  # for each token: where the next word begins
-    after: int | None = None
+def _place_empty_spans(spans: list[Span], roles: Sequence[Role]) -> None:
+    """Puts the spans of spaces and special tokens, which cover nothing, at the end of the token before."""
+    following: list[int | None] = []  # for each token from the last one: where the next word begins
+    next_begin: int | None = None
     for span, role in zip(reversed(spans), reversed(roles), strict=True):
-        after = span[0] if role == "word" or span[0] < span[1] else after
-        following.append(after)
-    end = 0
-    for index, after in enumerate(reversed(following)):
-        begin, stop = spans[index]
-        if roles[index] == "word" or begin < stop:
-            end = stop
+        next_begin = span[0] if role == "word" or span[0] < span[1] else next_begin
+        following.append(next_begin)
+    last_end = 0
+    for index, next_begin in enumerate(reversed(following)):
+        begin, end = spans[index]
+        if roles[index] == "word" or begin < end:
+            last_end = end
         else:
-            place = end if after is None else min(end, after)
+            place = last_end if next_begin is None else min(last_end, next_begin)
             spans[index] = place, place
 
 
-# ---- tokenizers that say nothing ------------------------------------------------------------------------------------
+# ---- tokenizers that give no spans ----------------------------------------------------------------------------------
 
 
-def align(text: str, pieces: Sequence[str]) -> list[Span]:
-    """The span of each piece in the text that it was made from, for tokenizers that do not tell.
+def align_pieces(text: str, pieces: Sequence[str]) -> list[Span]:
+    """Returns the span of each piece in the text that the pieces were made from.
 
     Pieces are compared with the text in order, modulo case and compatibility decomposition (NFKD), since tokenizers
-    normalise, and where both differ the fewest edits decide. A ligature in two pieces is in both. A piece that has
-    nothing in common with the text is empty, such as "" for an unknown token: `settle` gives it what is left over.
+    normalize. Where text and pieces differ, the fewest edits decide. A ligature in two pieces belongs to both. A piece
+    without a character in common with the text has an empty span, such as "" for an unknown token: `normalize_spans`
+    gives it the characters that are left over.
     """
-    characters, places = _folded(text)
+    characters, places = _fold_text(text)
     spans: list[Span | None] = [None] * len(pieces)
-    known, owners = _surfaces(pieces)
-    for left, right in _matches(characters, known):
-        begin = places[left]
-        first, last = owners[right]
+    surface, owners = _fold_pieces(pieces)
+    for text_index, surface_index in _match_characters(characters, surface):
+        begin = places[text_index]
+        first, last = owners[surface_index]
         for piece in range(first, last + 1):
             span = spans[piece]
             spans[piece] = (begin, begin + 1) if span is None else (span[0], max(span[1], begin + 1))
     end = 0
-    settled: list[Span] = []
+    aligned: list[Span] = []
     for span in spans:
-        if span is None:  # it stands for what comes next, if for anything
+        if span is None:  # the piece stands for the next characters, if for any
             while end < len(text) and text[end].isspace():
                 end += 1
             span = end, end
-        settled.append(span)
+        aligned.append(span)
         end = span[1]
-    return settled
+    return aligned
 
 
-def _folded(text: str) -> tuple[str, list[int]]:
-    """The text without white space, decomposed and case-folded, and each character's place in the original."""
+def _fold_text(text: str) -> tuple[str, list[int]]:
+    """Returns the text without white space, decomposed and case-folded, and each character's place in the original."""
     characters: list[str] = []
     places: list[int] = []
     for place, character in enumerate(text):
-        for part in _fold(character):
-            characters.append(part)
+        for folded in _fold(character):
+            characters.append(folded)
             places.append(place)
     return "".join(characters), places
 
@@ -210,65 +222,66 @@ def _fold(text: str) -> str:
     return "".join(folded.split())
 
 
-def _surfaces(pieces: Sequence[str]) -> tuple[str, list[tuple[int, int]]]:
-    """What the pieces stand for, folded, and for each character the first and the last piece that it is of."""
-    surface: list[str] = []
-    owner: list[int] = []
+def _fold_pieces(pieces: Sequence[str]) -> tuple[str, list[tuple[int, int]]]:
+    """Returns what the pieces stand for, folded, and for each character its first and its last piece."""
+    surfaces: list[str] = []
+    piece_of: list[int] = []
     for index, piece in enumerate(pieces):
-        shown = piece.replace(SPACE, " ")
+        surface = piece.replace(SPACE, " ")
         for mark in _END_MARKS:
-            shown = shown.removesuffix(mark)
-        shown = shown.removeprefix(_BEGIN_MARK) or shown
-        surface.append(shown)
-        owner += [index] * len(shown)
-    whole = "".join(surface)
+            surface = surface.removesuffix(mark)
+        surface = surface.removeprefix(_BEGIN_MARK) or surface
+        surfaces.append(surface)
+        piece_of += [index] * len(surface)
+    joined = "".join(surfaces)
     characters: list[str] = []
     owners: list[tuple[int, int]] = []
-    at = 0
-    for match in (*_ENTITY.finditer(whole), None):
-        begin = len(whole) if match is None else match.start()
-        for place in range(at, begin):
-            for part in _fold(whole[place]):
-                characters.append(part)
-                owners.append((owner[place], owner[place]))
+    start = 0
+    for match in (*_ENTITY.finditer(joined), None):
+        end = len(joined) if match is None else match.start()
+        for place in range(start, end):
+            for folded in _fold(joined[place]):
+                characters.append(folded)
+                owners.append((piece_of[place], piece_of[place]))
         if match is not None:
             characters.append(html.unescape(match.group()))
-            owners.append((owner[begin], owner[match.end() - 1]))
-            at = match.end()
+            owners.append((piece_of[end], piece_of[match.end() - 1]))
+            start = match.end()
     return "".join(characters), owners
 
 
-def _matches(one: str, other: str) -> Iterator[tuple[int, int]]:
-    """Places of two strings that belong together, in order; equal stretches at once, others a window at a time."""
+def _match_characters(one: str, other: str) -> Iterator[tuple[int, int]]:
+    """Yields places of two strings that belong together, in order. Unequal stretches are compared window by window."""
     i = j = 0
     while i < len(one) and j < len(other):
         if one[i] == other[j]:
             yield i, j
             i, j = i + 1, j + 1
             continue
-        left, right = one[i : i + _WINDOW], other[j : j + _WINDOW]
-        # What the edits are at a window's end depends on what follows it: half of them are taken.
-        last = i + _WINDOW >= len(one) and j + _WINDOW >= len(other)
+        one_window, other_window = one[i : i + _WINDOW], other[j : j + _WINDOW]
+        # The edits at a window's end depend on what follows the window: only the first half of the edits is taken.
+        is_last = i + _WINDOW >= len(one) and j + _WINDOW >= len(other)
         di = dj = 0
-        for di, dj, together in _edits(left, right, whole=last):
-            if together:
+        for di, dj, is_match in _find_edits(one_window, other_window, whole=is_last):
+            if is_match:
                 yield i + di - 1, j + dj - 1
-            if not last and max(di, dj) >= _WINDOW // 2:
+            if not is_last and max(di, dj) >= _WINDOW // 2:
                 break
         i, j = i + di, j + dj
 
 
-def _edits(one: str, other: str, *, whole: bool) -> list[tuple[int, int, bool]]:
-    """The fewest edits between two strings: how far each leads in both, and whether it puts characters together.
+def _find_edits(one: str, other: str, *, whole: bool) -> list[tuple[int, int, bool]]:
+    """Returns the fewest edits between two strings (Levenshtein).
 
-    Without `whole` either string may go on where the other ends.
+    Each edit is the place in both strings after it, and whether it puts two characters together. Without `whole`,
+    either string may continue after the other's end.
     """
     costs = [[*range(len(other) + 1)]]
     for i, character in enumerate(one):
         row = [i + 1]
         for j, candidate in enumerate(other):
-            together = costs[i][j] + (character != candidate)
-            row.append(min(together, costs[i][j + 1] + 1, row[j] + 1))
+            match = costs[i][j] + (character != candidate)
+            row.append(min(match, costs[i][j + 1] + 1, row[j] + 1))
         costs.append(row)
     i, j = len(one), len(other)
     if not whole:

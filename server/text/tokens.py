@@ -1,4 +1,4 @@
-"""Tokens, and texts with their tokens. Plain data."""
+"""Tokens, and texts with their tokens: plain data."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Token:
-    """A token and where it stands: `text[begin:end]` of the exact text. Special tokens cover nothing."""
+    """A token, and its place: it covers `text[begin:end]` of the exact text. A special token covers nothing."""
 
     id: int
     piece: str
@@ -19,12 +19,12 @@ class Token:
 
 @dataclass(frozen=True)
 class TextOptions:
-    """How texts become tokens.
+    """How a text becomes tokens.
 
     Attributes:
-        parses_special: Control tokens that are written out in a text, such as "</s>", become control tokens instead of
-            text.
-        adds_special: The tokenizer's own special tokens are put around a text.
+        parses_special: A control token that is written out in a text, such as "</s>", becomes a control token instead
+            of text.
+        adds_special: The tokenizer puts its own special tokens around the text.
     """
 
     parses_special: bool = False
@@ -33,7 +33,11 @@ class TextOptions:
 
 @dataclass(frozen=True)
 class TokenizedText:
-    """A text and its tokens. `options` are how the text became these tokens; None where it did not, or not as one."""
+    """A text and its tokens.
+
+    `options` say how the text became these tokens. They are None if the tokens were given, or if the text was not
+    tokenized by itself.
+    """
 
     text: str
     tokens: tuple[Token, ...]
@@ -41,5 +45,5 @@ class TokenizedText:
 
     @property
     def ids(self) -> list[int]:
-        """The tokens' ids."""
+        """The ids of the tokens."""
         return [token.id for token in self.tokens]

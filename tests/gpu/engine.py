@@ -152,13 +152,15 @@ class Engine:
 
     def _running(self, loaded: Any, name: str, count: int, what: str) -> tuple[Any, list[Any]]:
         """A runner whose sequences have taken a few steps."""
-        from sidelight.server.api.validation import resolve
+        from sidelight.server.api.validation import validate_request
         from sidelight.server.runner.model_runner import ModelRunner
 
         workload = self._workload(name, count)
         requests = [load_client.request_of(source, models.TOKENS, CAPTURES[what]) for source in workload.sources]
         runner = ModelRunner(loaded, loaded.backend, count)
-        sequences: list[Any] = runner.add([resolve(request, loaded, str(at)) for at, request in enumerate(requests)])
+        sequences: list[Any] = runner.add(
+            [validate_request(request, loaded, str(at)) for at, request in enumerate(requests)]
+        )
         for _ in range(3):
             runner.decode(sequences)
         return runner, sequences

@@ -40,8 +40,8 @@ class Served:
     @property
     def first_id(self) -> int | None:
         """The language token that decoding must write first."""
-        codec, family = self.loaded.tokenizer, self.family
-        return codec.forced_first_id(codec.languages_of(family.source_language, family.target_language))
+        tokenizer, family = self.loaded.tokenizer, self.family
+        return tokenizer.forced_first_id(tokenizer.resolve_languages(family.source_language, family.target_language))
 
     def attribute(self, target: str | list[int] | None = None, **options) -> Attribution:
         if target is None:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from hypothesis import strategies as st
 from model_zoo import FAMILIES, SENTENCES
-from sidelight.server.api.validation import resolve
+from sidelight.server.api.validation import validate_request
 from sidelight.server.engine.output_builder import OutputBuilder, split_encoder_self, start, target_outputs
 from sidelight.server.models.loader import LoadedModel
 from sidelight.server.request import EncoderSelf, Finished, GivenTarget, Output, Request, Started, Step
@@ -58,7 +58,7 @@ def message(loaded: LoadedModel, family, number: int) -> pb.AttributeRequest:
 
 
 def mixed_requests(loaded: LoadedModel, name: str, count: int) -> list[Request]:
-    return [resolve(message(loaded, FAMILIES[name], number), loaded, f"r{number}") for number in range(count)]
+    return [validate_request(message(loaded, FAMILIES[name], number), loaded, f"r{number}") for number in range(count)]
 
 
 class Run:

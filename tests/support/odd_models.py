@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import transformers as tf
-from sidelight.server.api.validation import resolve
+from sidelight.server.api.validation import validate_request
 from sidelight.server.models.loader import LoadedModel
 from sidelight.server.request import Request
 from sidelight.v1 import attention_pb2 as attention
@@ -130,7 +130,7 @@ def edge_jobs(odd: OddModel, loaded: LoadedModel, count: int = 7) -> list[Reques
     """Requests whose sources, prefixes and targets have the lengths at which kernels change their ways."""
     chance = random.Random(odd.seed + 1)
     lengths = [length for length in _EDGES if length < odd.positions] + [odd.positions - 1, odd.positions]
-    return [resolve(_request(chance, odd, lengths, number), loaded, f"r{number}") for number in range(count)]
+    return [validate_request(_request(chance, odd, lengths, number), loaded, f"r{number}") for number in range(count)]
 
 
 def _request(chance: random.Random, odd: OddModel, lengths: list[int], number: int) -> pb.AttributeRequest:

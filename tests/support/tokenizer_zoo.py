@@ -249,10 +249,9 @@ DECODER_ONLY = {"llama2", "gemma", "byte-level", "byte-level-prefix", "byte-leve
 
 
 @functools.cache
-def tokenizer_of(name: str) -> Tokenizer:
-    """The server's tokenizer around one of the zoo, as a model has it."""
-    tokenizer = TOKENIZERS[name]()
+def zoo_tokenizer(name: str) -> Tokenizer:
+    """The server's tokenizer over a tokenizer of the zoo, as it is with a model."""
     generation = SimpleNamespace(decoder_start_token_id=None, forced_bos_token_id=None)
     config = SimpleNamespace(is_encoder_decoder=name not in DECODER_ONLY, decoder_start_token_id=0, bos_token_id=0)
     model: Any = SimpleNamespace(config=config, generation_config=generation)
-    return Tokenizer(tokenizer, model)
+    return Tokenizer(TOKENIZERS[name](), model)

@@ -1,4 +1,4 @@
-"""Addresses: what is none is refused, what is taken is refused at once, and a socket's path has one server."""
+"""Addresses: a wrong address is refused, an address in use is refused at once, and a socket's path has one server."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_what_is_no_address_is_refused(address):
 
 
 @pytest.mark.parametrize("kind", ["no folder", "a file in between", "a folder that may not be written to"])
-def test_a_path_that_cannot_be_is_told_by_the_address_alone(tmp_path, kind):
+def test_the_error_of_an_impossible_path_names_only_the_address(tmp_path, kind):
     folder = tmp_path / "folder"
     if kind == "a file in between":
         folder.touch()
@@ -90,7 +90,7 @@ def test_a_path_that_cannot_be_is_told_by_the_address_alone(tmp_path, kind):
         *(("--memory-fraction", value, "must be a number above 0 and at most 1") for value in ("x", "nan", "0", "2")),
     ],
 )
-def test_a_bad_option_is_told_by_what_it_must_be(capsys, option, value, said):
+def test_the_error_of_a_bad_option_says_what_the_option_must_be(capsys, option, value, said):
     with pytest.raises(SystemExit) as raised:
         main(["serve", f"{option}={value}"])
     assert raised.value.code == 2
@@ -268,7 +268,7 @@ def test_numbers_that_are_a_slip_are_refused(option, value, capsys):
     assert f"argument {option}: " in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_a_model_that_cannot_be_served_is_told_in_a_line(tmp_path):
+def test_the_error_of_a_model_that_cannot_be_served_is_one_line(tmp_path):
     (tmp_path / "config.json").write_text("[]")
     ended = serve(str(tmp_path), "--address", f"unix:{tmp_path}/socket")
     assert ended.returncode == 1

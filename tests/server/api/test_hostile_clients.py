@@ -18,9 +18,9 @@ from grpc_status import rpc_status
 from harness import CROSS, DECODER_SELF, ENCODER_SELF, request, serving, steps_of, stub, wait_until
 from model_zoo import build_model
 from raw_http2 import RawConnection
+from sidelight.server.api import attribute as attribute_module
 from sidelight.server.api import calls as calls_module
-from sidelight.server.api import parsing as wire
-from sidelight.server.api import service as service_module
+from sidelight.server.api import parsing
 from sidelight.server.engine import output_builder, output_queue, preemption
 from sidelight.server.engine.engine import EngineConfig
 from sidelight.server.engine.request_state import RequestState
@@ -75,8 +75,8 @@ MILLIONS = {
 def test_a_bad_last_field_is_named_without_a_walk_over_the_others(bundled_server, fields, monkeypatch):
     """4 KB on the wire, by gzip, in which everybody else would wait for 13 seconds."""
     looked_at = []
-    is_utf8 = wire._is_utf8
-    monkeypatch.setattr(wire, "_is_utf8", lambda data: looked_at.append(1) or is_utf8(data))
+    is_utf8 = parsing._is_utf8
+    monkeypatch.setattr(parsing, "_is_utf8", lambda data: looked_at.append(1) or is_utf8(data))
     data = fields + delimited(0x12, b"\xff\xfe")
     assert len(gzip.compress(data)) < 8192
     with grpc.insecure_channel(bundled_server) as channel:
@@ -85,7 +85,7 @@ def test_a_bad_last_field_is_named_without_a_walk_over_the_others(bundled_server
             list(call(data, timeout=60, compression=grpc.Compression.Gzip))
     assert raised.value.code() == INVALID
     assert raised.value.details() == "model: is not valid UTF-8"
-    assert len(looked_at) <= wire._LOOKED_AT + 1
+    assert len(looked_at) <= parsing._MAX_CHECKED + 1
 
 
 @pytest.mark.parametrize("depth", ["in a chat", "among many stop texts"])
@@ -120,7 +120,7 @@ async def test_malformed_bytes_are_refused_alike_everywhere(bundled_server, meth
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
-async def test_health_and_reflection_are_those_of_grpc(bundled_server):
+async def test_health_and_reflection_answer_as_grpcs_own_services(bundled_server):
     async with grpc.aio.insecure_channel(bundled_server) as channel:
         health = health_pb2_grpc.HealthStub(channel)
         for name in ("", "sidelight.v1.AttributionService"):
@@ -236,13 +236,13 @@ def test_every_text_that_fits_the_model_is_within_the_limits(name, bundled, tmp_
     pieces = sorted(tokenizer.get_vocab(), key=lambda piece: len(piece.encode()))[-20:]
     for piece in pieces:
         letters = tokenizer.convert_tokens_to_string([piece])
-        assert len((letters * loaded.max_source_tokens).encode()) <= loaded.tokenizer.most_bytes(
+        assert len((letters * loaded.max_source_tokens).encode()) <= loaded.tokenizer.max_bytes(
             loaded.max_source_tokens
         )
 
 
 @pytest.mark.parametrize("length", [3000, 1_000_000])
-def test_values_are_cut_where_they_are_told(tmp_path_factory, length):
+def test_values_are_cut_in_messages(tmp_path_factory, length):
     """gRPC's clients refuse trailers above 8 KiB, by lot or always: the status would be another."""
     loaded = load(build_model("nllb", tmp_path_factory.mktemp("zoo")))
     letters = {"ascii": "x", "percent-encoded": "字", "astral": "😀", "a control": "\n"}
@@ -264,10 +264,12 @@ def test_values_are_cut_where_they_are_told(tmp_path_factory, length):
 
 
 async def test_two_thousand_at_once_are_served_or_refused_with_a_reason(bundled, monkeypatch):
-    """gRPC itself cancels some of them without a word, above a thousand that it has not handed over."""
-    resolved = []
-    resolve = service_module.resolve
-    monkeypatch.setattr(service_module, "resolve", lambda *args: resolved.append(1) or resolve(*args))
+    """gRPC itself cancels some requests without a status if more than a thousand wait for a handler."""
+    validated = []
+    validate_request = attribute_module.validate_request
+    monkeypatch.setattr(
+        attribute_module, "validate_request", lambda *args: validated.append(1) or validate_request(*args)
+    )
     ends: collections.Counter[str] = collections.Counter()
     message = request("A dog.", decoding=text.Decoding(max_new_tokens=1))
     with serving(bundled, limits=EngineConfig(max_running=2, max_waiting=16)) as address:
@@ -285,7 +287,7 @@ async def test_two_thousand_at_once_are_served_or_refused_with_a_reason(bundled,
 
             await asyncio.gather(*(one() for _ in range(2000)))
     assert set(ends) == {"served", "RESOURCE_EXHAUSTED QUEUE_FULL"}, ends
-    assert len(resolved) == ends["served"]  # the queue is looked at before any text
+    assert len(validated) == ends["served"]  # the queue is checked before any text
 
 
 def reason_of_aio(error: grpc.aio.AioRpcError) -> str:
@@ -297,19 +299,19 @@ def reason_of_aio(error: grpc.aio.AioRpcError) -> str:
 
 
 async def test_short_texts_go_before_long_ones(bundled, monkeypatch):
-    """Texts that are resolved in threads, a few at a time."""
-    monkeypatch.setattr(service_module, "_SHORT", 0)
+    """Texts that are validated in threads, a few at a time."""
+    monkeypatch.setattr(attribute_module, "_SHORT_BYTES", 0)
     started, ended = [], []
-    resolve = service_module.resolve
+    validate_request = attribute_module.validate_request
 
     def slow(message, *args):
         started.append(len(message.source.text))
         time.sleep(0.05)
         ended.append(len(message.source.text))
         assert len(started) - len(ended) < 2
-        return resolve(message, *args)
+        return validate_request(message, *args)
 
-    monkeypatch.setattr(service_module, "resolve", slow)
+    monkeypatch.setattr(attribute_module, "validate_request", slow)
     texts = ["dog " * 200] * 12 + ["A dog."] * 4
     with serving(bundled) as address:
         async with grpc.aio.insecure_channel(address) as channel:
@@ -335,7 +337,7 @@ async def test_short_texts_go_before_long_ones(bundled, monkeypatch):
 
 def test_stalled_readers_are_given_up_and_keep_nobody_out(bundled, engines, monkeypatch):
     """More of them than may wait, of every kind; their memory and their caches are given back."""
-    monkeypatch.setattr(calls_module, "_STALLED", 3.0)
+    monkeypatch.setattr(calls_module, "_MAX_STALL_SECONDS", 3.0)
     monkeypatch.setattr(preemption, "_GIVE_BACK_SECONDS", 0.1)
     given_back = []
     give_back = preemption.give_back
@@ -362,8 +364,8 @@ def test_stalled_readers_are_given_up_and_keep_nobody_out(bundled, engines, monk
         assert list(service.Attribute(messages[0], timeout=60))[-1].HasField("finished")
 
 
-def test_a_reader_that_reads_on_too_late_is_told_so(bundled, engines, monkeypatch):
-    monkeypatch.setattr(calls_module, "_STALLED", 1.0)
+def test_a_reader_that_reads_on_too_late_gets_the_reason(bundled, engines, monkeypatch):
+    monkeypatch.setattr(calls_module, "_MAX_STALL_SECONDS", 1.0)
     with serving(bundled) as address, RawConnection(address) as raw:
         stream = raw.call(ATTRIBUTE, long_request(kinds=[CROSS, DECODER_SELF]).SerializeToString())
         wait_until(lambda: engines[0]._admission._states)
@@ -374,7 +376,7 @@ def test_a_reader_that_reads_on_too_late_is_told_so(bundled, engines, monkeypatc
 
 
 async def test_a_stalled_reader_finds_out_why_it_was_given_up(bundled, engines, monkeypatch):
-    monkeypatch.setattr(calls_module, "_STALLED", 1.0)
+    monkeypatch.setattr(calls_module, "_MAX_STALL_SECONDS", 1.0)
     with serving(bundled) as address:
         async with grpc.aio.insecure_channel(address, options=NARROW) as channel:
             call = services.AttributionServiceStub(channel).Attribute(long_request(kinds=[CROSS, DECODER_SELF]))
@@ -391,7 +393,7 @@ async def test_a_stalled_reader_finds_out_why_it_was_given_up(bundled, engines, 
 
 
 def test_what_waits_for_slow_readers_has_one_bound(bundled, engines, monkeypatch):
-    """Attention that is made at once, as encoder self-attention and of given targets, is made again when it is read."""
+    """Attention of a single pass (encoder self-attention, given targets) is computed again when it is read."""
     long = " ".join(["grandmother"] * 60)
     monkeypatch.setattr(output_queue, "CAPACITY", 16 * 1024)
     monkeypatch.setattr(RequestState.is_slow, "__defaults__", (0.02,))
@@ -414,8 +416,8 @@ def test_what_waits_for_slow_readers_has_one_bound(bundled, engines, monkeypatch
             time.sleep(1)
             assert list(service.Attribute(messages[1], timeout=60))[-1].HasField("finished")
             states = list(engines[0]._admission._states)
-            largest = max(state.request.whole_bytes for state in states)
-            assert sum(state.request.whole_bytes for state in states) > 2 * bound
+            largest = max(state.request.single_pass_bytes for state in states)
+            assert sum(state.request.single_pass_bytes for state in states) > 2 * bound
             assert sum(state.attention_bytes for state in states) <= max(bound, largest)
             assert any(state.is_dropped for state in states)
             for number, call, begun in calls:
@@ -426,7 +428,7 @@ def test_what_waits_for_slow_readers_has_one_bound(bundled, engines, monkeypatch
 
 
 def test_the_caches_of_stalled_readers_have_a_bound_of_bytes(bundled, monkeypatch):
-    """Those that have waited longest give way, with their status; those that come are served."""
+    """The requests that have waited longest give way, with a status. New requests are served."""
     bound, limits = 4 * 1024**2, EngineConfig(max_running=4)
     monkeypatch.setattr(preemption, "_CACHE_BYTES", bound)
     monkeypatch.setattr(preemption, "_CACHE_SLOTS", 0)
@@ -469,7 +471,7 @@ def test_a_stream_of_requests_that_stops_in_the_middle_of_one_has_an_end(bundled
     """Reflection's: a whole request, and half of the next."""
     from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
 
-    monkeypatch.setattr(calls_module, "_ARRIVAL", 1.0)
+    monkeypatch.setattr(calls_module, "_MAX_ARRIVAL_SECONDS", 1.0)
     whole = ServerReflectionRequest(list_services="").SerializeToString()
     with serving(bundled) as address, RawConnection(address, window=1 << 20) as raw:
         second = b"\x00" + (1000).to_bytes(4, "big") + b"\x12" * 10
@@ -480,7 +482,7 @@ def test_a_stream_of_requests_that_stops_in_the_middle_of_one_has_an_end(bundled
 
 
 def test_half_a_request_is_not_held_for_ever(bundled, monkeypatch):
-    monkeypatch.setattr(calls_module, "_ARRIVAL", 1.0)
+    monkeypatch.setattr(calls_module, "_MAX_ARRIVAL_SECONDS", 1.0)
     with serving(bundled) as address, contextlib.ExitStack() as stack, stub(address) as service:
         ours, health = "/sidelight.v1.AttributionService", "/grpc.health.v1.Health"
         methods = [f"{ours}/{name}" for name in ("Attribute", "GetModel", "ListModels")]

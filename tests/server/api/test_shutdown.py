@@ -1,4 +1,4 @@
-"""A server that is told to end does so in its time, whoever still listens, and tells everybody why."""
+"""A server that is stopped ends in time, whichever clients still read, and every client gets the reason."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from harness import CROSS, DECODER_SELF, request
 from raw_http2 import RawConnection
-from sidelight.server.api import server as serving_module
+from sidelight.server.api import server as server_module
 from sidelight.server.api.server import Server
 from sidelight.server.engine import output_queue
 from sidelight.server.engine.engine import EngineConfig
@@ -82,7 +82,7 @@ async def test_nobody_who_only_listens_holds_up_the_end(bundled):
 
 @pytest.mark.parametrize("known", [True, False], ids=["by what others took", "where nothing is known"])
 async def test_what_cannot_be_served_in_time_is_refused_at_once(bundled, monkeypatch, known):
-    """Those in the queue that would not be done before the end are told where to go while others still run."""
+    """Waiting requests that would not finish in time are refused at once, while other requests still run."""
     step = type(bundled.backend).decode
 
     def slow(layout, *args):
@@ -127,8 +127,8 @@ async def test_what_cannot_be_served_in_time_is_refused_at_once(bundled, monkeyp
 
 @pytest.mark.parametrize("grace", [0, 1])
 async def test_a_slow_reader_finds_out_why_at_the_end(bundled, monkeypatch, grace):
-    """Its status comes next, and not behind all that was made for it, which it would not read in time."""
-    monkeypatch.setattr(serving_module, "_FAREWELL", 4.0)
+    """The status comes next, before the outputs that wait: the reader would not read all of them in time."""
+    monkeypatch.setattr(server_module, "_LAST_STATUS_SECONDS", 4.0)
     monkeypatch.setattr(output_queue, "CAPACITY", 1024**2)
     server = Server([bundled], "127.0.0.1:0")
     address = await server.start()
@@ -153,7 +153,7 @@ async def test_a_slow_reader_finds_out_why_at_the_end(bundled, monkeypatch, grac
         await asyncio.wait_for(stopping, 60)
     assert (raised.value.code(), raised.value.details()) == (UNAVAILABLE, "the server is shutting down")
     assert retry_delay_of(raised.value) > 0
-    assert steps < 100  # of the 150 and more that were made
+    assert steps < 100  # of 150 and more that were computed
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")

@@ -114,7 +114,7 @@ def test_a_slow_reader_holds_up_nobody_and_loses_nothing(bundled, monkeypatch):
 
 
 @pytest.mark.parametrize("target", ["written", "given"])
-def test_slow_readers_give_their_places_to_those_that_wait(bundled, monkeypatch, target):
+def test_slow_readers_give_their_slots_to_waiting_requests(bundled, monkeypatch, target):
     """More of them than there are places, whatever the others ask for; and they lose nothing."""
     monkeypatch.setattr(output_queue, "CAPACITY", 2048)
     preempted = []
@@ -190,8 +190,8 @@ SENTENCES = [
 ]
 
 
-async def test_calls_at_once_are_those_alone(bundled_server):
-    """Many calls side by side, some of them cancelled: each that stays gets what it gets alone."""
+async def test_simultaneous_calls_get_what_each_gets_alone(bundled_server):
+    """Many calls at once, some of them cancelled: every other call gets what it gets alone."""
     draw = random.Random(7)
     kinds = [CROSS, DECODER_SELF, ENCODER_SELF]
 

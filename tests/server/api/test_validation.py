@@ -1,4 +1,4 @@
-"""Whatever is wrong with a request is told by a status that names the field, over a real socket."""
+"""A wrong request ends with a status that names the field, over a real socket."""
 
 from __future__ import annotations
 

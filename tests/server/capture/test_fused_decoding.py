@@ -11,7 +11,7 @@ import torch
 from harness import CROSS, DECODER_SELF, request, serving, steps_of, stub
 from mixed_requests import slots_run
 from model_zoo import FAMILIES, SOURCE, build_model
-from sidelight.server.api.validation import resolve
+from sidelight.server.api.validation import validate_request
 from sidelight.server.capture import attention_function as attention_module
 from sidelight.server.models.loader import bundled_model, load
 from sidelight.server.request import Step
@@ -67,7 +67,7 @@ def test_a_batch_of_different_wishes(monkeypatch):
         message.decoding.CopyFrom(text.Decoding(max_new_tokens=4 + number, ignore_eos=True))
         if "none" in capture:
             message.capture.CopyFrom(attention.Capture(none=True))
-        requests.append(resolve(message, loaded, str(number)))
+        requests.append(validate_request(message, loaded, str(number)))
     calls = {"decode": 0, "rows": 0, "sdpa_attention_forward": 0, "attend_to": 0}
     counting = False
 

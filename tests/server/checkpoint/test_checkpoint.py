@@ -138,10 +138,10 @@ def test_a_wrong_field_is_named_in_plain_words_or_does_no_harm(copied, name, fil
             assert "\n" not in line
             assert len(line) < 500
             assert BY_TENSORS.match(line) or not CODE.search(line.replace(json.dumps(value), "")), line
-            is_told_by_its_use = line.startswith("its tokenizer has") or "separate source and target" in line
+            names_its_use = line.startswith("its tokenizer has") or "separate source and target" in line
             if field == "langs":  # without which FSMT's tokenizer cannot be made either, so that it is not found
-                is_told_by_its_use |= file in line
-            assert (file in line and field in line) or BY_TENSORS.match(line) or is_told_by_its_use, (
+                names_its_use |= file in line
+            assert (file in line and field in line) or BY_TENSORS.match(line) or names_its_use, (
                 field,
                 value,
                 line,
@@ -172,7 +172,7 @@ def test_a_wrong_field_is_named_in_plain_words_or_does_no_harm(copied, name, fil
         ("marian", "vocab.json", "</s>", "x", 'the number of the token "</s>" must be a whole number, not "x"'),
     ],
 )
-def test_a_wrong_field_is_told_by_what_it_must_be(copied, name, file, field, value, said):
+def test_the_error_of_a_wrong_field_says_what_the_field_must_be(copied, name, file, field, value, said):
     path = copied(name)
     fields = json.loads((path / file).read_text(encoding="utf-8"))
     (path / file).write_text(json.dumps(fields | {field: value}), encoding="utf-8")
@@ -205,7 +205,7 @@ def test_a_failure_that_is_not_the_files_blames_no_field(copied, monkeypatch, ca
 
 
 def test_a_trial_stops_at_the_size_of_the_files_and_in_time(copied, monkeypatch):
-    monkeypatch.setattr(checkpoint_fields, "_PATIENCE", 1.0)
+    monkeypatch.setattr(checkpoint_fields, "_MAX_SEARCH_SECONDS", 1.0)
     path = copied("t5")
     edit(path / "config.json", model_type="switch_transformers", architectures=None, d_model=-1, num_experts=10**6)
     began = time.monotonic()
@@ -224,12 +224,12 @@ def test_the_search_for_a_field_ends_in_time_for_all_files_together(copied, monk
 
     path = copied("fsmt")
     monkeypatch.setattr(tokenizer_files, "_make", fail)
-    monkeypatch.setattr(checkpoint_fields, "_PATIENCE", 0.3)
+    monkeypatch.setattr(checkpoint_fields, "_MAX_SEARCH_SECONDS", 0.3)
     assert refusal(path).endswith("no tokenizer can be made of what is there: it cannot be made")
     assert trials <= 1 + 4
 
 
-def test_files_that_are_missing_are_told_without_a_class(copied):
+def test_missing_files_are_named_without_a_tokenizer_class(copied):
     path = copied("marian")
     (path / "source.spm").unlink()
     assert refusal(path) == "source.spm is missing, and the tokenizer cannot be made without it"
@@ -255,13 +255,13 @@ def test_files_that_are_missing_are_told_without_a_class(copied):
         "mps",
     ],
 )
-def test_a_device_that_is_none_is_told_by_those_that_are(device):
+def test_the_error_of_an_unknown_device_lists_the_devices(device):
     with pytest.raises(ModelError) as raised:
         load(device=device)
     assert str(raised.value) == f'cannot use device "{device}": it must be auto, cpu, cuda, or a GPU such as cuda:1'
 
 
-def test_a_gpu_that_is_not_there_is_told(monkeypatch):
+def test_a_missing_gpu_is_an_error(monkeypatch):
     with pytest.raises(ModelError, match=r"^cannot use device cuda:99: "):
         load(device="cuda:99")
     monkeypatch.setattr(torch.version, "cuda", "13.0")
@@ -274,7 +274,7 @@ def test_a_gpu_that_is_not_there_is_told(monkeypatch):
         load(device="cuda")
 
 
-def test_memory_that_does_not_do_is_told(copied, monkeypatch):
+def test_too_little_memory_is_an_error(copied, monkeypatch):
     def fail(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
 
@@ -321,7 +321,7 @@ def test_labels_of_a_part_of_a_model_are_counted(copied, path):
 
 
 @pytest.mark.parametrize("fields", [{"load_in_8bit": True}, {"load_in_4bit": True}, {"quant_method": "bitsandbytes"}])
-def test_a_quantization_is_told_by_its_method_or_its_bits(copied, fields):
+def test_a_quantization_needs_its_method_or_its_bits(copied, fields):
     path = copied("gpt2")
     edit(path / "config.json", quantization_config=fields)
     assert open_checkpoint(path).config["quantization_config"] == fields
@@ -332,7 +332,7 @@ def test_a_quantization_is_told_by_its_method_or_its_bits(copied, fields):
 
 
 @pytest.mark.parametrize("name", ["", " "])
-def test_an_empty_name_is_told(name):
+def test_an_empty_name_is_an_error(name):
     with pytest.raises(ModelError, match=r"^the model's name is empty: "):
         load(name)
 
@@ -424,7 +424,7 @@ def test_tensors_of_another_use_are_left(copied):
     load(path, packed=False)
 
 
-def test_a_shape_that_is_another_is_told(copied):
+def test_another_shape_is_an_error(copied):
     path = copied("marian")
     with weights(path) as tensors:
         name = "model.decoder.layers.1.fc1.weight"
@@ -502,7 +502,7 @@ def test_a_generation_config_that_makes_no_sense_is_refused(copied, field, value
     ("field", "value"),
     [("forced_bos_token_id", -3), ("eos_token_id", [0, -1]), ("bad_words_ids", [[5, -2]]), ("pad_token_id", -2)],
 )
-def test_a_negative_token_is_told_by_what_it_must_be(copied, field, value):
+def test_the_error_of_a_negative_token_says_what_the_token_must_be(copied, field, value):
     path = copied("bundled")
     edit(path / "generation_config.json", **{field: value})
     least = -1 if field == "pad_token_id" else 0

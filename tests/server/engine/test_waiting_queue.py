@@ -56,8 +56,8 @@ def slow_engine(monkeypatch):
     monkeypatch.setattr(RequestState.is_slow, "__defaults__", (0.05,))
     for module in (scheduler, preemption):
         monkeypatch.setattr(module, "SLOW_SECONDS", 0.05)
-    monkeypatch.setattr(calls_module, "_SLOW", 0.05)
-    monkeypatch.setattr(calls_module, "_INTERVAL", 0.05)
+    monkeypatch.setattr(calls_module, "_SLOW_READER_SECONDS", 0.05)
+    monkeypatch.setattr(calls_module, "_CHECK_INTERVAL", 0.05)
 
 
 def burst(raw: RawConnection, kind: str, count: int = BURST) -> None:

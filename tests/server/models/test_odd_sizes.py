@@ -25,7 +25,7 @@ from model_zoo import build_model
 from odd_models import OddModel, build_odd_model
 from sidelight.kernels import AttentionParams, attend_to
 from sidelight.kernels.cpu.program import is_supported
-from sidelight.server.api.validation import resolve
+from sidelight.server.api.validation import validate_request
 from sidelight.server.capture import attention_function as attention
 from sidelight.server.errors import ErrorCode, RequestError
 from sidelight.server.models import load
@@ -143,10 +143,10 @@ def test_no_token_left_to_draw(tmp_path):
     request = pb.AttributeRequest()
     request.source.token_ids.ids.extend([5, 6, 7, 1])
     request.decoding.CopyFrom(text_pb2.Decoding(max_new_tokens=40, no_repeat_ngram_size=1, ignore_eos=True))
-    greedy = resolve(request, loaded, "r")  # goes on with the first token, as `generate` does
+    greedy = validate_request(request, loaded, "r")  # goes on with the first token, as `generate` does
     assert len(together(loaded, [greedy], then_one_by_one([]))[0]) == 42
     request.decoding.sampling.seed = 3
-    job = resolve(request, loaded, "r")
+    job = validate_request(request, loaded, "r")
     with torch.inference_mode(), pytest.raises(RequestError) as alone:
         outputs_alone(loaded, job)
     assert (alone.value.code, alone.value.field) == (ErrorCode.INVALID_ARGUMENT, "decoding")

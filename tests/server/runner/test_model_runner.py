@@ -19,7 +19,7 @@ from mixed_requests import (
     together,
 )
 from model_zoo import FAMILIES, SENTENCES, build_model
-from sidelight.server.api.validation import resolve
+from sidelight.server.api.validation import validate_request
 from sidelight.server.errors import RequestError
 from sidelight.server.models.loader import load
 from sidelight.server.runner import prefill
@@ -77,7 +77,7 @@ def test_long_prompts_are_read_in_parts(folder, monkeypatch):
         loaded = load(build_model(name, folder))
         messages = [message(loaded, FAMILIES[name], number) for number in (0, 3, 5)]
         messages[1].source.text = " ".join(SENTENCES[:3])
-        requests = [resolve(each, loaded, "") for each in messages]
+        requests = [validate_request(each, loaded, "") for each in messages]
         assert len(requests[1].source.ids) > 20
         events = together(loaded, requests, iter([(3, -1, -1)] * 200))
         for number, theirs in enumerate(alone(loaded, requests)):

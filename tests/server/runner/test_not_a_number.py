@@ -150,12 +150,12 @@ def test_weights_that_are_numbers_and_too_large(tmp_path, name, target):
 
 def test_a_fault_in_the_rows_of_one_leaves_its_neighbours(bundled):
     """Rows of several requests are looked at together."""
-    from sidelight.server.api.validation import resolve
+    from sidelight.server.api.validation import validate_request
 
     kinds = [attention.ATTENTION_KIND_CROSS]
     with torch.inference_mode():
         run = slots_run(bundled, 3)
-        sequences = run.add_all([resolve(request(f"A dog {n}.", kinds), bundled, str(n)) for n in range(3)])
+        sequences = run.add_all([validate_request(request(f"A dog {n}.", kinds), bundled, str(n)) for n in range(3)])
         for layer in run.runner._cache.source_layers:
             layer.all_keys[sequences[1].slot] = float("nan")
         run.step()

@@ -11,7 +11,7 @@ import torch
 from harness import request, serving, stub
 from mixed_requests import slots_run
 from model_zoo import build_model
-from sidelight.server.api.validation import resolve
+from sidelight.server.api.validation import validate_request
 from sidelight.server.engine.engine import EngineConfig
 from sidelight.server.memory import free_bytes
 from sidelight.server.models.kv_cache import KVShape, bytes_per_slot, zeros
@@ -53,7 +53,7 @@ def test_slots_take_memory_as_they_are_used(bundled, name, tmp_path):
     before = resident()
     with torch.inference_mode():
         run = slots_run(loaded, count)
-        sequences = run.add_all([resolve(request("A dog."), loaded, str(number)) for number in range(3)])
+        sequences = run.add_all([validate_request(request("A dog."), loaded, str(number)) for number in range(3)])
         assert all(sequence.slot < 3 for sequence in sequences)
         run.step()
     assert not run.faults

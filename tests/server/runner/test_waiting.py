@@ -15,7 +15,7 @@ import torch
 from harness import CROSS, DECODER_SELF, request
 from mixed_requests import Run, slots_run
 from model_zoo import FAMILIES, SOURCE, build_model
-from sidelight.server.api.validation import resolve
+from sidelight.server.api.validation import validate_request
 from sidelight.server.capture.arrays import join, split, to_host
 from sidelight.server.layers import screened_head as screening
 from sidelight.server.models.loader import bundled_model, load
@@ -130,7 +130,7 @@ def test_a_step_waits_once(loaded, capture, do_sample, monkeypatch):
     if do_sample:
         message.decoding.sampling.SetInParent()
     message.scores.extend([1, 2, 3, 4, 5, 6])
-    request_ = resolve(message, loaded, "waiting")
+    request_ = validate_request(message, loaded, "waiting")
     watch, dispatch = Watch(), Dispatch()
     fetches = count_fetches(monkeypatch, unbatched_runner, dispatch)
     with torch.inference_mode():
@@ -163,7 +163,7 @@ def test_a_step_of_a_batch_waits_once(loaded, do_sample, monkeypatch):
         if do_sample:
             message.decoding.sampling.CopyFrom(text.Sampling(seed=number, top_k=5, temperature=0.7))
         message.scores.extend([1, 2, 3] if number % 2 else [4, 5, 6])
-        requests.append(resolve(message, loaded, str(number)))
+        requests.append(validate_request(message, loaded, str(number)))
     watch, dispatch = Watch(), Dispatch()
     fetches = count_fetches(monkeypatch, decode_step, dispatch)
     with torch.inference_mode():

@@ -11,7 +11,7 @@ from pathlib import Path
 from harness import serving, stub
 from model_zoo import build_model
 from sidelight.kernels import recorded
-from sidelight.server.api import server as serving_module
+from sidelight.server.api import server as server_module
 from sidelight.server.models.loader import load
 from sidelight.server.runner import warmup
 
@@ -63,7 +63,7 @@ def test_models_that_give_whole_matrices(tmp_path):
 
 def test_a_server_is_warm_before_it_serves(bundled, monkeypatch):
     warmed = []
-    monkeypatch.setattr(serving_module, "warm", lambda loaded: warmed.append(loaded))
+    monkeypatch.setattr(server_module, "warm", lambda loaded: warmed.append(loaded))
     with serving(bundled) as address:
         assert warmed == [bundled]
         with stub(address):

@@ -462,7 +462,7 @@ def test_tokens_are_those_of_generate(name, folder):
             if waiting:
                 number = running[slot] = waiting.pop(0)
                 source, wish = requests[number]
-                context = [*loaded.tokenizer.start_ids(loaded.tokenizer.languages_of("", ""))]
+                context = [*loaded.tokenizer.start_ids(loaded.tokenizer.resolve_languages("", ""))]
                 fed[slot] = context if loaded.is_encoder_decoder else [*source]
                 generation = forced | {option: value for option, value in wish.items() if option != "seed"}
                 decoding = DecodingParams(count, "seed" in wish, wish.get("seed"), generation=generation)

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import inspect
+from types import SimpleNamespace
 
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 from sentencepiece import SentencePieceProcessor
 from sidelight.server.models.loader import LoadedModel
-from sidelight.server.text.offsets import align, settle, trim
+from sidelight.server.text.offsets import align_pieces, normalize_spans, trim_span
 from sidelight.server.text.tokenizer import Detokenizer
 
 TEXTS = [
@@ -47,7 +48,7 @@ TEXTS = [
     ],
 )
 def test_pieces_are_found_in_their_text(text, pieces, spans):
-    assert settle(text, align(text, pieces), ["word"] * len(pieces)) == spans
+    assert normalize_spans(text, align_pieces(text, pieces), ["word"] * len(pieces)) == spans
 
 
 @pytest.mark.parametrize(
@@ -80,7 +81,7 @@ def test_sentencepiece_itself_says_the_same(bundled: LoadedModel):
         tokens = [token for token in bundled.tokenizer.encode_source(text).tokens if not token.special]
         assert len(tokens) == len(pieces)
         for token, piece in zip(tokens, pieces, strict=True):
-            begin, end = trim(text, (len(raw[: piece.begin].decode()), len(raw[: piece.end].decode())))
+            begin, end = trim_span(text, (len(raw[: piece.begin].decode()), len(raw[: piece.end].decode())))
             if text[begin:end].strip():
                 assert (token.begin, token.end) == (begin, end), token
 
@@ -104,7 +105,7 @@ def test_text_that_grows_is_the_text_decoded_at_once(bundled: LoadedModel, text)
     detokenizer = Detokenizer(tokenizer)
     deltas, tokens = zip(*(detokenizer.add(id_) for id_ in ids), strict=True)
     whole = "".join(deltas) + detokenizer.flush()
-    assert whole == detokenizer.text == tokenizer.decode(ids)
+    assert whole == detokenizer.text == tokenizer.vocabulary.decode(ids)
     for token in tokens:
         assert token.text == whole[token.begin : token.end]
 
@@ -116,26 +117,29 @@ def test_text_grows_as_it_does_where_nothing_is_known_of_tokens(bundled: LoadedM
     tokenizer = bundled.tokenizer
     lone = [tokenizer._tokenizer.convert_tokens_to_ids(piece) for piece in ("▁", "<unk>", "</s>", ",")]
     ids = data.draw(st.lists(st.sampled_from(lone) | st.integers(0, bundled.vocabulary_size - 1), max_size=20))
-    knowing, asking = Detokenizer(tokenizer), Detokenizer(_Asking(tokenizer))
+    unknowing = SimpleNamespace(
+        vocabulary=_WithoutFixedTexts(tokenizer.vocabulary), decoder_class=tokenizer.decoder_class
+    )
+    knowing, asking = Detokenizer(tokenizer), Detokenizer(unknowing)
     assert [knowing.add(id_) for id_ in ids] == [asking.add(id_) for id_ in ids]
     assert knowing.flush() == asking.flush()
-    assert knowing.text == asking.text == tokenizer.decode(ids)
+    assert knowing.text == asking.text == tokenizer.vocabulary.decode(ids)
 
 
 def test_the_text_of_most_tokens_is_known(bundled: LoadedModel):
     tokenizer = bundled.tokenizer
-    known = [id_ for id_ in range(bundled.vocabulary_size) if tokenizer.text_behind_others(id_) is not None]
+    known = [id_ for id_ in range(bundled.vocabulary_size) if tokenizer.vocabulary.fixed_text(id_) is not None]
     assert len(known) > 0.9 * bundled.vocabulary_size
 
 
-class _Asking:
-    """A tokenizer that knows the text of no token, and decodes each beside the one before it."""
+class _WithoutFixedTexts:
+    """A vocabulary that knows the text of no token alone, so that each token is decoded with the tokens before it."""
 
-    def __init__(self, tokenizer):
-        self._tokenizer = tokenizer
+    def __init__(self, vocabulary):
+        self._vocabulary = vocabulary
 
     def __getattr__(self, name):
-        return getattr(self._tokenizer, name)
+        return getattr(self._vocabulary, name)
 
-    def text_behind_others(self, id_):  # noqa: ARG002
+    def fixed_text(self, id_):  # noqa: ARG002
         return None

@@ -21,12 +21,12 @@ STRANGE = "Schön: ﬁne 漢字, naïve 🤖🏽 and  two\tspaces…"
 @pytest.fixture(scope="module")
 def zoo(tmp_path_factory):
     folder = tmp_path_factory.mktemp("zoo")
-    made: dict[str, LoadedModel] = {}
+    loaded: dict[str, LoadedModel] = {}
 
     def get(name: str) -> LoadedModel:
-        if name not in made:
-            made[name] = load(build_model(name, folder))
-        return made[name]
+        if name not in loaded:
+            loaded[name] = load(build_model(name, folder))
+        return loaded[name]
 
     return get
 
@@ -50,11 +50,11 @@ def test_tokens_stand_where_they_say(zoo, name, sentence):
 @pytest.mark.parametrize("sentence", [SOURCE, STRANGE])
 def test_text_that_grows_is_the_text_decoded_at_once(zoo, name, sentence):
     tokenizer = zoo(name).tokenizer
-    ids = [id_ for id_ in tokenizer.encode_source(sentence).ids if not tokenizer.is_special(id_)]
+    ids = [id_ for id_ in tokenizer.encode_source(sentence).ids if not tokenizer.vocabulary.is_special(id_)]
     detokenizer = Detokenizer(tokenizer)
     deltas, tokens = zip(*(detokenizer.add(id_) for id_ in ids), strict=True)
     whole = "".join(deltas) + detokenizer.flush()
-    assert whole == tokenizer.decode(ids)
+    assert whole == tokenizer.vocabulary.decode(ids)
     ends = [token.end for token in tokens]
     assert ends == sorted(ends)
 
@@ -80,7 +80,7 @@ def test_a_continuation_is_tokenized_with_its_prompt(zoo):
     assert next(token.text for token in continuation.tokens if token.text) == "does"
     # Here the seam would fall inside a token; the prompt keeps its own.
     inside = tokenizer.encode_continuation(tokenizer.encode_source("The la"), "zy dog")
-    assert tokenizer.decode(inside.ids) == "zy dog"
+    assert tokenizer.vocabulary.decode(inside.ids) == "zy dog"
 
 
 @pytest.mark.parametrize("name", ["mbart", "m2m100", "nllb"])
@@ -131,7 +131,7 @@ def test_a_multilingual_marian_takes_its_language_in_the_source(tmp_path):
     (tmp_path / "many" / "vocab.json").write_text(json.dumps(replaced), encoding="utf-8")
     loaded = load(tmp_path / "many")
     assert loaded.tokenizer.languages == ("deu",)
-    encoded = loaded.tokenizer.encode_source("A dog.", loaded.tokenizer.languages_of("", "deu"))
+    encoded = loaded.tokenizer.encode_source("A dog.", loaded.tokenizer.resolve_languages("", "deu"))
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "many")
     assert encoded.ids == tokenizer(">>deu<< A dog.").input_ids
     assert encoded.text == "A dog."
@@ -367,11 +367,11 @@ def test_nobody_ends_a_turn_from_inside_a_message(tmp_path):
 
 def test_tokens_around_a_header_are_special():
     """Llama 3's are, though no attribute of its tokenizer names them."""
-    from tokenizer_zoo import tokenizer_of
+    from tokenizer_zoo import zoo_tokenizer
 
-    tokenizer = tokenizer_of("byte-level")
-    assert tokenizer.is_special(tokenizer._tokenizer.convert_tokens_to_ids("<|start_header_id|>"))
-    assert not tokenizer.is_special(tokenizer._tokenizer.convert_tokens_to_ids("<think>"))
+    tokenizer = zoo_tokenizer("byte-level")
+    assert tokenizer.vocabulary.is_special(tokenizer._tokenizer.convert_tokens_to_ids("<|start_header_id|>"))
+    assert not tokenizer.vocabulary.is_special(tokenizer._tokenizer.convert_tokens_to_ids("<think>"))
 
 
 # ---- empty and partial ----------------------------------------------------------------------------------------------

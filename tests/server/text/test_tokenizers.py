@@ -8,7 +8,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import example, given, settings
 from sidelight.server.text.tokenizer import Detokenizer, TextOptions, Token, Tokenizer
-from tokenizer_zoo import TOKENIZERS, tokenizer_of
+from tokenizer_zoo import TOKENIZERS, zoo_tokenizer
 
 # Texts of public reports, and others that a tokenizer makes something else of.
 STRETCHES = [
@@ -127,8 +127,8 @@ def check_spans(text: str, tokens: tuple[Token, ...]) -> None:
         assert not missing, (missing, tokens)
 
 
-def grown(codec: Tokenizer, ids: list[int], context: tuple[int, ...] = ()) -> tuple[str, list[Token]]:
-    detokenizer = Detokenizer(codec, context)
+def grown(tokenizer: Tokenizer, ids: list[int], context: tuple[int, ...] = ()) -> tuple[str, list[Token]]:
+    detokenizer = Detokenizer(tokenizer, context)
     deltas, tokens = [], []
     for id_ in ids:
         delta, token = detokenizer.add(id_)
@@ -153,25 +153,25 @@ def grown(codec: Tokenizer, ids: list[int], context: tuple[int, ...] = ()) -> tu
 @example(text=">>fra<< Hello")
 @example(text="a\ufffdb \ufffd\ufffd c\ufffd")
 def test_tokens_stand_where_the_rule_says(name, text):
-    codec = tokenizer_of(name)
-    encoded = codec.encode_source(text)
+    tokenizer = zoo_tokenizer(name)
+    encoded = tokenizer.encode_source(text)
     check_spans(text, encoded.tokens)
     # Nothing that somebody types is a control token.
-    framing = codec.encode_source("the dog")
+    framing = tokenizer.encode_source("the dog")
     assert [token.id for token in encoded.tokens if token.special] == [
         token.id for token in framing.tokens if token.special
     ]
-    check_spans(text, codec.encode_target(text).tokens)
+    check_spans(text, tokenizer.encode_target(text).tokens)
     # The ids alone are that text as the tokenizer decodes it, and their tokens stand in it by the same rule.
     ids = encoded.ids
-    decoded = codec.detokenize(ids)
+    decoded = tokenizer.detokenize(ids)
     assert decoded.ids == ids
-    assert decoded.text == codec.decode(ids)
+    assert decoded.text == tokenizer.vocabulary.decode(ids)
     check_spans(decoded.text, decoded.tokens)
     # Parsed, it is what the tokenizer itself makes of it.
-    parsed = codec.encode_source(text, options=TextOptions(parses_special=True))
+    parsed = tokenizer.encode_source(text, options=TextOptions(parses_special=True))
     if name != "bytes":  # ByT5's warns of an end token that is there already, and does not add another
-        assert parsed.ids == codec._tokenizer(text).input_ids
+        assert parsed.ids == tokenizer._tokenizer(text).input_ids
     assert all(one.begin <= two.begin <= two.end <= len(text) for one, two in itertools.pairwise(parsed.tokens))
 
 
@@ -182,11 +182,12 @@ def test_tokens_stand_where_the_rule_says(name, text):
 @example(text="日本語日本語日本😀語 okay", cut=4)
 @example(text="a\ufffdb \ufffd\ufffd c\ufffd", cut=0)
 def test_text_that_grows_is_the_text_decoded_at_once(name, text, cut):
-    codec = tokenizer_of(name)
-    ids = [id_ for id_ in codec.encode_source(text).ids if not codec.is_special(id_)]
-    whole, tokens = grown(codec, ids)
-    assert whole == codec.decode(ids)
-    assert whole == codec._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    tokenizer = zoo_tokenizer(name)
+    vocabulary = tokenizer.vocabulary
+    ids = [id_ for id_ in tokenizer.encode_source(text).ids if not vocabulary.is_special(id_)]
+    whole, tokens = grown(tokenizer, ids)
+    assert whole == vocabulary.decode(ids)
+    assert whole == tokenizer._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     last = 0
     for token in tokens:
         assert last <= token.begin <= token.end <= len(whole)
@@ -194,17 +195,17 @@ def test_text_that_grows_is_the_text_decoded_at_once(name, text, cut):
             token.text
         )
         last = token.begin
-    if codec.growing_text.__name__ in ("TextOfBytes", "TextOfWindows"):
+    if tokenizer.decoder_class.__name__ in ("ByteDecoder", "WindowDecoder"):
         known = tuple(
             Token(token.id, token.piece, token.begin, token.end, token.special, whole[token.begin : token.end])
             for token in tokens
         )
         check_spans(whole, known)
-    if codec.growing_text.__name__ not in ("TextOfBytes", "TextOfWindows") or cut >= len(ids):
+    if tokenizer.decoder_class.__name__ not in ("ByteDecoder", "WindowDecoder") or cut >= len(ids):
         return
     # A text that continues another, from inside a character too, is what the other lacks of both.
-    begun = grown(codec, ids[:cut])[0]
-    going_on, _ = grown(codec, ids[cut:], tuple(ids[:cut]))
+    begun = grown(tokenizer, ids[:cut])[0]
+    going_on, _ = grown(tokenizer, ids[cut:], tuple(ids[:cut]))
     if name == "blenderbot-small" and begun + going_on != whole:  # a word that goes on is marked at a text's end
         begun = begun.removesuffix("@@")
     assert begun + going_on == whole or "\ufffd" in begun
@@ -224,12 +225,13 @@ def test_text_that_grows_is_the_text_decoded_at_once(name, text, cut):
 @example(prefix="\x08", later="the")
 @example(prefix="\x08 ", later="a")
 def test_a_target_starts_with_its_prefix_as_it_was_given(name, prefix, later):
-    codec = tokenizer_of(name)
-    encoded = codec.encode_prefix(codec.encode_source("the"), prefix, codec.languages_of("", ""))
+    tokenizer = zoo_tokenizer(name)
+    vocabulary = tokenizer.vocabulary
+    encoded = tokenizer.encode_prefix(tokenizer.encode_source("the"), prefix, tokenizer.resolve_languages("", ""))
     assert encoded.text == prefix
     check_spans(prefix, encoded.tokens)
-    ids = [id_ for id_ in codec.encode_source(later).ids if not codec.is_special(id_)]
-    detokenizer = Detokenizer(codec, prefix=encoded)
+    ids = [id_ for id_ in tokenizer.encode_source(later).ids if not vocabulary.is_special(id_)]
+    detokenizer = Detokenizer(tokenizer, prefix=encoded)
     assert detokenizer.text == prefix
     deltas, tokens = [], []
     for id_ in ids:
@@ -242,20 +244,20 @@ def test_a_target_starts_with_its_prefix_as_it_was_given(name, prefix, later):
     added = "".join(deltas)
     assert detokenizer.text == prefix + added
     if not added.strip():
-        assert not codec.decode(ids).strip()
+        assert not vocabulary.decode(ids).strip()
         return
     # What comes behind it is what the decoder makes of both, but for what it makes of the prefix.
-    known = [codec.stand_in(id_) for id_ in encoded.ids if not codec.is_special(id_)]
-    whole, before = codec.decode([*known, *ids]), codec.decode(known)
+    known = [vocabulary.replace_unknown(id_) for id_ in encoded.ids if not vocabulary.is_special(id_)]
+    whole, before = vocabulary.decode([*known, *ids]), vocabulary.decode(known)
     assert whole.endswith(added)
     begun = whole[: len(whole) - len(added)]
-    shown = [id_ for id_ in known if not codec.is_silent(id_)]
-    mark = "@@" if shown and codec.piece(shown[-1]).endswith("@@") else ""  # of a word that goes on
+    shown = [id_ for id_ in known if not vocabulary.is_skipped(id_)]
+    mark = "@@" if shown and vocabulary.piece(shown[-1]).endswith("@@") else ""  # of a word that goes on
     assert "".join(begun.split()) == "".join(before.removesuffix(mark).split())
     # A space that separates words is kept, and one that is the prefix's own is not written again.
     expected = before
-    if shown and codec.role(shown[-1]) == "space" and (letters := codec._pieces._letters) is not None:
-        expected = codec.decode([*known, letters]).removesuffix(codec.piece(letters))
+    if shown and vocabulary.role(shown[-1]) == "space" and (letters := vocabulary._letter_token) is not None:
+        expected = vocabulary.decode([*known, letters]).removesuffix(vocabulary.piece(letters))
         assert whole.startswith(expected)
     if whole.startswith(expected) and not mark:
         # The space that the prefix ends with, and that its tokens may lack, is not written again either.
@@ -276,10 +278,10 @@ WITHOUT_SPACES = {"bpe-python-verbatim", "gemma", "byte-level", "byte-level-untr
 @pytest.mark.parametrize("prefix", ["東京", "東京 語", "the 東京", "東", "漢字漢字 , 語"])
 def test_a_word_behind_unknown_characters_is_apart(name, prefix):
     """A text leaves out the unknown token: what follows would begin the text, without a space."""
-    codec = tokenizer_of(name)
-    encoded = codec.encode_prefix(codec.encode_source("the"), prefix, codec.languages_of("", ""))
-    detokenizer = Detokenizer(codec, prefix=encoded)
-    for token in codec.encode_source("the dog").tokens:
+    tokenizer = zoo_tokenizer(name)
+    encoded = tokenizer.encode_prefix(tokenizer.encode_source("the"), prefix, tokenizer.resolve_languages("", ""))
+    detokenizer = Detokenizer(tokenizer, prefix=encoded)
+    for token in tokenizer.encode_source("the dog").tokens:
         if not token.special:
             detokenizer.add(token.id)
     detokenizer.flush()
@@ -291,25 +293,25 @@ def test_a_word_behind_unknown_characters_is_apart(name, prefix):
 @given(data=st.data())
 def test_broken_characters_are_the_same_however_they_come(name, data):
     """Bytes that are no character, half a surrogate at the end, and tokens without text between bytes."""
-    codec = tokenizer_of(name)
-    if codec.byte_vocabulary is None:
+    tokenizer = zoo_tokenizer(name)
+    vocabulary = tokenizer.vocabulary
+    if vocabulary.byte_encoding is None:
         return
-    pieces = codec._pieces
-    single = {own: id_ for id_ in range(len(codec._tokenizer)) if len(own := codec.bytes_of(id_) or b"") == 1}
+    single = {own: id_ for id_ in range(len(tokenizer._tokenizer)) if len(own := vocabulary.bytes_of(id_) or b"") == 1}
     byte = {own[0]: id_ for own, id_ in single.items()}
     fixed = [[0xED, 0xA8], [0x41, 0xED, 0xA8], [0xED, 0xA8, 0x41], [0xDE, -1, 0x90], [0xDE, -1, 0x90, 0x85]]
     fixed += [[0xF4, 0xF0, 0x90, -2], [0xF0, -2, 0xED, -2], [0xDE, 0x90, 0xDE, -2], [0x41, 0xF0, 0x9F, 0x98, 0xF0, -2]]
     drawn = st.lists(st.sampled_from([0x41, 0x20, 0xDE, 0x90, 0x85, 0xED, 0xA8, 0xF0, 0x9F, 0x98, -1, -2]), max_size=9)
-    special = codec._tokenizer.eos_token_id
+    special = tokenizer._tokenizer.eos_token_id
     for marks in (*fixed, data.draw(drawn)):
-        if pieces.unknown is None and -1 in marks:
+        if vocabulary.unknown_id is None and -1 in marks:
             continue
-        ids = [{-1: pieces.unknown, -2: special}.get(mark, byte.get(mark)) for mark in marks]
-        whole, tokens = grown(codec, ids)
-        assert whole == codec.decode(ids)
+        ids = [{-1: vocabulary.unknown_id, -2: special}.get(mark, byte.get(mark)) for mark in marks]
+        whole, tokens = grown(tokenizer, ids)
+        assert whole == vocabulary.decode(ids)
         # As Unicode has it, and Python: one U+FFFD for each part of a character that cannot go on to be one.
         expected = bytes(mark for mark in marks if mark >= 0).decode("utf-8", "replace")
-        if codec.byte_vocabulary == "byte_fallback":  # of which some decoders strip a space
+        if vocabulary.byte_encoding == "byte_fallback":  # of which some decoders strip a space
             assert whole in (expected, expected.removeprefix(" "))
         else:
             assert whole == expected
@@ -320,9 +322,9 @@ def test_broken_characters_are_the_same_however_they_come(name, data):
         assert covered >= {place for place, character in enumerate(whole) if not character.isspace()}
         if marks and marks[-1] == -2:
             assert len(whole.rstrip()) <= begins[-1] <= len(whole)
-        decoded = codec.detokenize(ids)
+        decoded = tokenizer.detokenize(ids)
         assert decoded.text == whole
         for cut in range(len(ids)):
-            begun, rest = codec.decode(ids[:cut]), grown(codec, ids[cut:], tuple(ids[:cut]))[0]
+            begun, rest = vocabulary.decode(ids[:cut]), grown(tokenizer, ids[cut:], tuple(ids[:cut]))[0]
             if "\ufffd" not in begun:
-                assert begun + rest == whole or codec.byte_vocabulary == "byte_fallback"
+                assert begun + rest == whole or vocabulary.byte_encoding == "byte_fallback"

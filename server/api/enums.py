@@ -1,0 +1,40 @@
+"""The numbers of the contract's enums, and the domain's words for them.
+
+A table has the words of a domain type. The contract's names are the same words: ATTENTION_KIND_CROSS is "cross". A word
+without a name in the contract is an error when this module is imported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, get_args
+
+import numpy as np
+from sidelight.v1 import attention_pb2, text_pb2
+
+from ...kernels import Encoding, Reduction
+from ..capture.attention_function import AttentionKind
+from ..capture.plan import Row
+from ..request import Score, StopReason
+
+
+def _words(enum: Any, prefix: str, literal: Any) -> dict[Any, Any]:
+    """Returns the word for each of an enum's numbers, for the words of a literal type."""
+    return {enum.Value(f"{prefix}{word.upper()}"): word for word in get_args(literal)}
+
+
+ATTENTION_KINDS: dict[int, AttentionKind] = _words(attention_pb2.AttentionKind, "ATTENTION_KIND_", AttentionKind)
+ROWS: dict[int, Row] = _words(attention_pb2.Row, "ROW_", Row)
+REDUCTIONS: dict[int, Reduction] = _words(attention_pb2.Reduction, "REDUCTION_", Reduction)
+ENCODINGS: dict[int, Encoding] = _words(attention_pb2.Encoding, "ENCODING_", Encoding)
+SCORES: dict[int, Score] = _words(attention_pb2.Score, "SCORE_", Score)
+STOP_REASONS: dict[int, StopReason] = _words(text_pb2.StopReason, "STOP_REASON_", StopReason)
+
+# The encoding of numbers by their type. By name it would be slow: NumPy takes as long to name a type as all the rest of
+# a message takes.
+ENCODING_OF_DTYPE: dict[np.dtype[Any], Any] = {np.dtype(word): number for number, word in ENCODINGS.items()}
+
+
+def number_of(words: Mapping[int, object], word: object) -> Any:
+    """Returns the enum number of a word; 0, which means unspecified, for None."""
+    return next((number for number, known in words.items() if known == word), 0)

@@ -1,0 +1,72 @@
+"""The loaded models by name, and the RPCs GetModel and ListModels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sidelight.v1 import attribution_service_pb2 as service_pb
+from sidelight.v1 import model_pb2
+
+from ..errors import invalid, not_found
+from ..models import LoadedModel
+from . import converters
+from .calls import Call
+from .decoding_validation import MAX_STOP_BYTES, MAX_STOPS
+from .parsing import parse
+from .validation import MAX_REQUEST_BYTES
+
+_MAX_PAGE_SIZE = 1000
+
+
+class ModelCatalog:
+    """The models that a server serves. The first model is the default."""
+
+    def __init__(self, models: Sequence[LoadedModel]) -> None:
+        self._models = {loaded.name: loaded for loaded in models}
+        self._default = models[0].name
+
+    def find(self, name: str, field: str = "model") -> LoadedModel:
+        """Returns the model of a name; the default model for an empty name. Raises RequestError with the field."""
+        if not name:
+            return self._models[self._default]
+        if name not in self._models:
+            loaded = ", ".join(self._models)
+            raise not_found(field, "UNKNOWN_MODEL", f"no model of that name is loaded; there is {loaded}")
+        return self._models[name]
+
+    async def get_model(self, call: Call) -> None:
+        """Answers GetModel."""
+        request = parse(service_pb.GetModelRequest, await call.read())
+        model = self._describe(self.find(request.name, "name"))
+        await call.write(service_pb.GetModelResponse(model=model))
+
+    async def list_models(self, call: Call) -> None:
+        """Answers ListModels: a page of models, in the order of their names."""
+        request = parse(service_pb.ListModelsRequest, await call.read())
+        names = sorted(self._models)
+        first = 0
+        if request.page_token:  # the last name of the page before
+            first = sum(name <= request.page_token for name in names)
+            if request.page_token not in names:
+                raise invalid("page_token", "UNKNOWN_PAGE", "is not one that this server gave")
+        page = names[first : first + min(request.page_size or _MAX_PAGE_SIZE, _MAX_PAGE_SIZE)]
+        response = service_pb.ListModelsResponse(
+            models=[self._describe(self._models[name]) for name in page],
+            next_page_token=page[-1] if page and page[-1] != names[-1] else "",
+        )
+        await call.write(response)
+
+    def _describe(self, loaded: LoadedModel) -> model_pb2.Model:
+        return converters.model_message(loaded, _request_limits(loaded), default=loaded.name == self._default)
+
+
+def _request_limits(loaded: LoadedModel) -> model_pb2.RequestLimits:
+    """Returns the limits that are checked before any work is done for a request."""
+    return model_pb2.RequestLimits(
+        max_request_bytes=MAX_REQUEST_BYTES,
+        max_source_bytes=loaded.tokenizer.max_bytes(loaded.max_source_tokens),
+        max_target_bytes=loaded.tokenizer.max_bytes(loaded.max_target_tokens),
+        max_chat_messages=loaded.max_source_tokens,
+        max_stop_texts=MAX_STOPS,
+        max_stop_bytes=MAX_STOP_BYTES,
+    )
