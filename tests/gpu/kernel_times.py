@@ -51,7 +51,7 @@ def measure(report: PartReport, cases: list[bench.KernelCase], timer: bench.Time
         try:
             timings.append(bench.measure(case, report.device, timer))
         except Exception as error:
-            report.fail_with(f"{case.kernel}, {case.case}", error)
+            report.fail_with(f"{case.kernel}, {case.name}", error)
             continue
         bench.write(report.out / "bench.json", machine, timings)
         add_row(report, timings[-1])
