@@ -5,14 +5,12 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..common.attention_params import AttentionParams
-from ..common.attention_reference import probabilities, tiles
+from ..common.attention_reference import probabilities, query_tiles
 from ..common.attention_tensors import AttentionTensors, LayerSpec
-from ..common.write_reference import write
+from ..common.write_reference import write_heads
 
 
-def rows_reference(
-    query: Tensor, key: Tensor, scoring: AttentionParams, result: AttentionTensors, part: LayerSpec
-) -> None:
-    """As `rows` has it, on what `rows` has checked."""
-    for tile in tiles(query, key):
-        write(probabilities(query, key, scoring, tile, part.heads), result, part, tile)
+def rows_reference(query: Tensor, key: Tensor, params: AttentionParams, out: AttentionTensors, spec: LayerSpec) -> None:
+    """Does what `rows` does, with arguments that `rows` has checked."""
+    for tile in query_tiles(query, key):
+        write_heads(probabilities(query, key, params, tile, spec.heads), out, spec, tile)

@@ -1,28 +1,26 @@
-"""`rows` in Triton: a softmax over keys that come in tiles, folded over heads without a matrix of them in memory.
+"""`rows` in Triton: a softmax over tiles of keys, reduced over heads without an attention matrix in memory.
 
-Knows tiles, pointers and strides; the numbers to be equal to are those of the reference.
+**Two launches.** `denominator_kernel` reads the keys once for each head and keeps two numbers for each row: the softmax
+denominator, as the greatest score and the sum of exponentials relative to it (a running softmax, Milakov and Gimelshein
+2018, arXiv:1805.02867). With the denominator, any tile of probabilities can be computed by itself: `rows_kernel`
+computes a tile of one head after another and reduces the heads in registers, in float32, always in the same order; only
+the result is written. Both kernels use tiles of one size, so that they compute the same scores to the last bit: the
+exponential of a large score would show a difference.
 
-**Two launches.** `denominator_kernel` sweeps the keys once for each head and keeps two numbers for each row: the
-softmax's denominator, as the greatest score and the sum of powers below it (a running softmax, Milakov and Gimelshein
-2018, arXiv:1805.02867). With that, any tile of probabilities can be made by itself: `rows_kernel` makes a tile of one
-head after another and folds them in registers, float32, in one order always; only the result is written. Both take
-tiles of one size, so that they make the same scores to the last bit: the exponential of a large one shows it.
+**Bytes moved.** The result is written once. Queries are read again for each tile of keys, and keys for each tile of
+queries and each query head, in both launches, mostly from L2: any tiled matrix product does this. It is not the limit:
+at D = 64 with eight heads, one number of a reduced result takes 2,048 floating-point operations, for the 4 bytes that
+are written.
 
-**Bytes moved.** The result once. Queries are read again for each tile of keys, and keys for each tile of queries and
-each query head, in both launches, mostly from L2: what any tiled matrix product does. It does not bind: at D = 64 and
-eight heads, a number of a reduced result takes 2,048 floating point operations, for the 4 bytes it is written as.
+**Heads apart.** Where heads are not reduced, a program computes up to four heads and writes them side by side, in the
+layout of a message: 128 bits a thread.
 
-**Apart.** With heads kept apart, a program makes up to four heads and writes them side by side, as a message has them:
-128 bits a thread.
-
-**Packing.** A byte's scale, and which positions are a row's greatest, need the whole row: `packed_rows_kernel` owns
-some queries and sweeps the keys, once more for bytes, since their scale must be known first.
+**Encoded rows.** The scale of bytes, and the greatest positions, need the whole row: `packed_rows_kernel` owns some
+queries and reads all keys, for bytes once more, since their scale must be known first.
 """
-# Triton's language is untyped: what the kernel's body does is checked by tests, not by pyright.
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
-# pyright: reportUnknownParameterType=false, reportMissingParameterType=false, reportUntypedFunctionDecorator=false
-# pyright: reportIndexIssue=false, reportMissingTypeStubs=false, reportCallIssue=false, reportArgumentType=false
-# pyright: reportGeneralTypeIssues=false, reportUnnecessaryComparison=false
+# Triton's language is untyped: tests check the kernels' bodies.
+# pyright: basic, reportIndexIssue=false, reportMissingTypeStubs=false, reportCallIssue=false, reportArgumentType=false
+# pyright: reportGeneralTypeIssues=false
 
 from typing import NamedTuple
 
@@ -35,62 +33,68 @@ from ..common.attention_params import AttentionParams
 from ..common.attention_tensors import AttentionTensors, LayerSpec
 from ..common.launch import Launch
 from ..common.triton_output import (
-    as_floats,
-    by_sorting,
-    columns_of,
-    folding,
-    head_of,
-    padded_top_k,
+    STAGING_BYTES,
+    heads_per_program,
+    load_head,
+    locate_heads,
+    locate_packed_head,
+    new_float_tensors,
+    pack_float_tensors,
+    packed_arguments,
     query_slices,
-    selected,
-    side_by_side,
-    sort_into,
+    reduction_arguments,
+    store_packed,
+    to_kernel_spec,
+    uses_sort,
 )
 from ..common.triton_reduce import (
-    NO_RANK,
-    best,
-    byte_of,
+    MIN_SORT_KEY,
+    byte_scale,
     fold,
     fold_layers,
-    neutral,
-    rank,
-    ranked_number,
-    ranked_position,
-    scale_of,
+    merge_top_k,
+    neutral_element,
+    sort_key,
+    to_byte,
 )
-from ..common.triton_scores import finite, inverse, precision, rule_of, scored, strided
+from ..common.triton_scores import (
+    dot_precision,
+    finite_max,
+    inverse_sum,
+    masked_scores,
+    to_kernel_params,
+    to_strided,
+)
 
-_SHARED_BY_MANY = 2048  # numbers of a tile of scores, and of queries, above which eight warps make it
-_STAGED = 48 * 1024  # bytes of shared memory for tiles on their way; MI300 has 64 KiB in all
+_LARGE_TILE = 2048  # numbers of a tile of scores, and of a tile of queries, above which eight warps compute it
 
 
 class Sizes(NamedTuple):
-    """How long the axes are."""
+    """The lengths of the axes."""
 
     heads: int  # H
     groups: int  # H / Hkv
     queries: int  # T
     keys: int  # S of the keys
     length: int  # positions of the result; the keys are the last of them
-    missing: int  # the positions before them: 0 is known as a multiple of 16, a difference of lengths would not be
+    missing: int  # the positions before the keys: Triton knows a 0 as a multiple of 16, but not a difference of lengths
 
 
 @triton.jit
-def _sweep(rule, sizes, begin_t, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr):
-    """From which to which key the queries of a tile see anything; the first is a multiple of BLOCK_S."""
-    begin = 0
+def _num_visible_keys(score_params, sizes, begin_t, BLOCK_T: tl.constexpr):
+    """How many keys, from the first, the queries of a tile may see by causality."""
     end = sizes.keys
-    if rule.first is not None:
+    if score_params.first_position is not None:
         end_t = tl.minimum(begin_t + BLOCK_T, sizes.queries)
-        end = tl.maximum(tl.minimum(end, rule.first + end_t), 0)
-        if rule.window is not None:
-            begin = tl.maximum(rule.first + begin_t - rule.window + 1, 0) // BLOCK_S * BLOCK_S
-    return begin, end
+        end = tl.maximum(tl.minimum(end, score_params.first_position + end_t), 0)
+    return end
 
 
 @triton.jit
-def _scores(query, key, rule, sizes, b, h, t, k, D: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr):
-    """A tile of scores of one head, queries t and keys k: float32 `[t, k]`."""
+def _scores(
+    query, key, score_params, sizes, b, h, t, k, D: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr
+):
+    """A tile of scores of one head, for queries t and keys k: float32 `[t, k]`."""
     is_query = t < sizes.queries
     is_key = (k >= 0) & (k < sizes.keys)
     t = t.to(tl.int64)
@@ -103,63 +107,73 @@ def _scores(query, key, rule, sizes, b, h, t, k, D: tl.constexpr, BLOCK_D: tl.co
         q = tl.load(queries + d * query.d, mask=is_query[:, None] & (d < D), other=0.0)
         kt = tl.trans(tl.load(keys + d * key.d, mask=is_key[:, None] & (d < D), other=0.0))
         scores = tl.dot(q, kt, scores, input_precision=PRECISION)
-    return scored(rule, scores, b, h, t[:, None], k[None, :], is_query[:, None] & is_key[None, :])
+    return masked_scores(score_params, scores, b, h, t[:, None], k[None, :], is_query[:, None] & is_key[None, :])
 
 
 @triton.jit
 def denominator_kernel(
-    query,  # Strided [B, H, T, D]
-    key,  # Strided [B, Hkv, S, D]
-    rule,
+    query,  # StridedTensor [B, H, T, D]
+    key,  # StridedTensor [B, Hkv, S, D]
+    score_params,
     sizes,
-    out,  # [B, H, T, 2], see tiles
+    out,  # [B, H, T, 2], see triton_scores
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_S: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """The softmax denominators of some queries of one head."""
+    """Computes the softmax denominators of some queries of one head."""
     b = (tl.program_id(1) // sizes.heads).to(tl.int64)
     h = (tl.program_id(1) % sizes.heads).to(tl.int64)
     t = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
-    greatest = tl.full((BLOCK_T,), float("-inf"), tl.float32)
-    total = tl.zeros((BLOCK_T,), tl.float32)
-    begin, end = _sweep(rule, sizes, tl.program_id(0) * BLOCK_T, BLOCK_T, BLOCK_S)
-    for begin_k in range(begin, end, BLOCK_S):
+    row_max = tl.full((BLOCK_T,), float("-inf"), tl.float32)
+    exp_sum = tl.zeros((BLOCK_T,), tl.float32)
+    for begin_k in range(0, _num_visible_keys(score_params, sizes, tl.program_id(0) * BLOCK_T, BLOCK_T), BLOCK_S):
         k = begin_k + tl.arange(0, BLOCK_S)
-        scores = _scores(query, key, rule, sizes, b, h, t, k, D, BLOCK_D, PRECISION)
-        now = tl.maximum(greatest, tl.max(scores, 1))
-        base = finite(now)
-        total = total * tl.exp(greatest - base) + tl.sum(tl.exp(scores - base[:, None]), 1)
-        greatest = now
+        scores = _scores(query, key, score_params, sizes, b, h, t, k, D, BLOCK_D, PRECISION)
+        new_max = tl.maximum(row_max, tl.max(scores, 1))
+        base = finite_max(new_max)
+        exp_sum = exp_sum * tl.exp(row_max - base) + tl.sum(tl.exp(scores - base[:, None]), 1)
+        row_max = new_max
     row = out + ((b * sizes.heads + h) * sizes.queries + t) * 2
-    tl.store(row, finite(greatest), mask=t < sizes.queries)
-    tl.store(row + 1, inverse(total), mask=t < sizes.queries)
+    tl.store(row, finite_max(row_max), mask=t < sizes.queries)
+    tl.store(row + 1, inverse_sum(exp_sum), mask=t < sizes.queries)
 
 
 @triton.jit
 def _probabilities(
-    query, key, rule, sizes, denominator, b, h, t, s, D: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr
+    query,
+    key,
+    score_params,
+    sizes,
+    denominator,
+    b,
+    h,
+    t,
+    s,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):
-    """A tile of one head's probabilities, of queries t and positions s: float32 `[t, s]`."""
+    """A tile of probabilities of one head, for queries t and positions s: float32 `[t, s]`."""
     k = s - sizes.missing
-    scores = _scores(query, key, rule, sizes, b, h, t, k, D, BLOCK_D, PRECISION)
+    scores = _scores(query, key, score_params, sizes, b, h, t, k, D, BLOCK_D, PRECISION)
     row = denominator + ((b * sizes.heads + h) * sizes.queries + t) * 2
-    greatest = tl.load(row, mask=t < sizes.queries, other=0.0)
+    row_max = tl.load(row, mask=t < sizes.queries, other=0.0)
     reciprocal = tl.load(row + 1, mask=t < sizes.queries, other=0.0)
-    return tl.exp(scores - greatest[:, None]) * reciprocal[:, None]
+    return tl.exp(scores - row_max[:, None]) * reciprocal[:, None]
 
 
 @triton.jit
-def _folded(
+def _reduced(
     query,
     key,
-    rule,
+    score_params,
     sizes,
-    part,
+    spec,
     denominator,
-    total,
+    accumulator,
     b,
     t,
     s,
@@ -168,35 +182,37 @@ def _folded(
     PRECISION: tl.constexpr,
     OVER_HEADS: tl.constexpr,
     OVER_LAYERS: tl.constexpr,
-    AS_ONE: tl.constexpr,
+    POOLS_ALL_HEADS: tl.constexpr,
     FIRST: tl.constexpr,
     LAST: tl.constexpr,
 ):
-    """A tile of a layer with its heads folded, and the layers before it: float32 `[t, s]`."""
-    value = tl.full((t.shape[0], s.shape[0]), neutral(OVER_HEADS), tl.float32)
-    for i in range(part.count):
-        x = _probabilities(query, key, rule, sizes, denominator, b, head_of(part, i), t, s, D, BLOCK_D, PRECISION)
-        if part.weights is not None:
-            x *= tl.load(part.weights + i)
+    """A tile of a layer, reduced over its heads and over the layers before it: float32 `[t, s]`."""
+    value = tl.full((t.shape[0], s.shape[0]), neutral_element(OVER_HEADS), tl.float32)
+    for i in range(spec.num_heads):
+        x = _probabilities(
+            query, key, score_params, sizes, denominator, b, load_head(spec, i), t, s, D, BLOCK_D, PRECISION
+        )
+        if spec.weights is not None:
+            x *= tl.load(spec.weights + i)
         value = fold(OVER_HEADS, value, x)
-    before = value
+    row = (b * sizes.queries + t) * sizes.length
+    before = accumulator
     if not FIRST:
-        inside = (t < sizes.queries)[:, None] & (s < sizes.length)[None, :]
-        row = (b * sizes.queries + t) * sizes.length
-        before = tl.load(total + row[:, None] + s[None, :], mask=inside, other=0.0)
-    return fold_layers(OVER_HEADS, OVER_LAYERS, AS_ONE, FIRST, LAST, value, before, part.divisor, part.layers)
+        before = accumulator + row[:, None] + s[None, :]
+    inside = (t < sizes.queries)[:, None] & (s < sizes.length)[None, :]
+    return fold_layers(OVER_HEADS, OVER_LAYERS, POOLS_ALL_HEADS, FIRST, LAST, spec, value, before, inside)
 
 
-@triton.jit(do_not_specialize=["column"])  # layers have columns of their own, and one kernel
+@triton.jit(do_not_specialize=["column"])  # layers have different columns, and share one kernel
 def rows_kernel(
-    query,  # Strided [B, H, T, D]
-    key,  # Strided [B, Hkv, S, D]
-    rule,
+    query,  # StridedTensor [B, H, T, D]
+    key,  # StridedTensor [B, Hkv, S, D]
+    score_params,
     sizes,
-    part,
+    spec,
     denominator,  # [B, H, T, 2]
-    total,  # [B, T, S], what the layers before have become
-    out,  # [B, T, S, columns], or total if more layers are to come
+    accumulator,  # [B, T, S], the reduction of the layers before
+    out,  # [B, T, S, columns], or the accumulator if more layers are to come
     columns,
     column,  # the first that is written
     D: tl.constexpr,
@@ -205,61 +221,56 @@ def rows_kernel(
     BLOCK_S: tl.constexpr,
     BLOCK_C: tl.constexpr,  # heads side by side: 1, 2 or 4
     PRECISION: tl.constexpr,
-    OVER_HEADS: tl.constexpr,  # a reduction, or "" to keep heads apart
+    OVER_HEADS: tl.constexpr,  # a reduction, or "" for a column for each head
     OVER_LAYERS: tl.constexpr,
-    AS_ONE: tl.constexpr,
+    POOLS_ALL_HEADS: tl.constexpr,
     FIRST: tl.constexpr,
     LAST: tl.constexpr,
 ):
-    """Writes one tile of the result: BLOCK_T queries by BLOCK_S positions, of BLOCK_C heads or of all in one."""
+    """Writes one tile of the result: BLOCK_T queries by BLOCK_S positions, of BLOCK_C heads or of all heads reduced."""
     s = tl.program_id(0) * BLOCK_S + tl.arange(0, BLOCK_S)
     t = tl.program_id(1) * BLOCK_T + tl.arange(0, BLOCK_T)
-    programs = part.count // BLOCK_C if OVER_HEADS == "" else 1  # along heads
-    b = (tl.program_id(2) // programs).to(tl.int64)
-    begin = tl.program_id(2) % programs * BLOCK_C
-    # Divided and multiplied, so that the compiler knows that the places of heads side by side are aligned.
-    columns = columns // BLOCK_C * BLOCK_C
-    column = column // BLOCK_C * BLOCK_C + begin
-    places = out + ((b * sizes.queries + t.to(tl.int64)[:, None]) * sizes.length + s[None, :]) * columns
+    b, begin, columns, column = locate_heads(spec, tl.program_id(2), columns, column, BLOCK_C, OVER_HEADS)
+    to = out + ((b * sizes.queries + t.to(tl.int64)[:, None]) * sizes.length + s[None, :]) * columns
     inside = (t < sizes.queries)[:, None] & (s < sizes.length)[None, :]
     if OVER_HEADS != "":
-        value = _folded(
-            query, key, rule, sizes, part, denominator, total, b, t, s,
-            D, BLOCK_D, PRECISION, OVER_HEADS, OVER_LAYERS, AS_ONE, FIRST, LAST,
+        value = _reduced(
+            query, key, score_params, sizes, spec, denominator, accumulator, b, t, s,
+            D, BLOCK_D, PRECISION, OVER_HEADS, OVER_LAYERS, POOLS_ALL_HEADS, FIRST, LAST,
         )  # fmt: skip
-        tl.store(places + column, value, mask=inside)
+        tl.store(to + column, value, mask=inside)
     elif BLOCK_C == 1:
-        h = head_of(part, begin)
-        value = _probabilities(query, key, rule, sizes, denominator, b, h, t, s, D, BLOCK_D, PRECISION)
-        if part.columns is not None:
-            column = tl.load(part.columns + begin)
-        tl.store(places + column, value, mask=inside)
+        h = load_head(spec, begin)
+        value = _probabilities(query, key, score_params, sizes, denominator, b, h, t, s, D, BLOCK_D, PRECISION)
+        if spec.columns is not None:
+            column = tl.load(spec.columns + begin)
+        tl.store(to + column, value, mask=inside)
     else:
-        # One head after another into a tile that has them side by side, in the order of memory.
+        # One head after another into a tile that has the heads side by side, in the order of memory.
         c = tl.arange(0, BLOCK_C)[None, None, :]
         values = tl.zeros((BLOCK_T, BLOCK_S, BLOCK_C), tl.float32)
         for i in range(BLOCK_C):
-            h = head_of(part, begin + i)
-            value = _probabilities(query, key, rule, sizes, denominator, b, h, t, s, D, BLOCK_D, PRECISION)
+            h = load_head(spec, begin + i)
+            value = _probabilities(query, key, score_params, sizes, denominator, b, h, t, s, D, BLOCK_D, PRECISION)
             values = tl.where(c == i, value[:, :, None], values)
-        tl.store(places[:, :, None] + (column + c), values, mask=inside[:, :, None])
+        tl.store(to[:, :, None] + (column + c), values, mask=inside[:, :, None])
 
 
-@triton.jit(do_not_specialize=["column"])  # layers have columns of their own, and one kernel
+@triton.jit(do_not_specialize=["column"])  # layers have different columns, and share one kernel
 def packed_rows_kernel(
     query,
     key,
-    rule,
+    score_params,
     sizes,
-    part,
+    spec,
     denominator,
-    total,
+    accumulator,
     out,  # [B, T, S or k, columns]
     scales,  # [B, T, columns]; None: the numbers are floats
     positions,  # int32 [B, T, k, columns]; None: all positions are kept
     columns,
     column,  # the first that is written
-    kept,  # k, or S
+    num_kept,  # k, or S
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_T: tl.constexpr,
@@ -268,148 +279,94 @@ def packed_rows_kernel(
     PRECISION: tl.constexpr,
     OVER_HEADS: tl.constexpr,
     OVER_LAYERS: tl.constexpr,
-    AS_ONE: tl.constexpr,
+    POOLS_ALL_HEADS: tl.constexpr,
     FIRST: tl.constexpr,
 ):
-    """Writes the packed rows of BLOCK_T queries: of one head, or of all in one."""
+    """Writes the encoded rows of BLOCK_T queries: of one head, or of all heads reduced."""
     t = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
-    programs = part.count if OVER_HEADS == "" else 1
-    b = (tl.program_id(1) // programs).to(tl.int64)
-    i = tl.program_id(1) % programs
-    if OVER_HEADS == "":
-        column += i
-        if part.columns is not None:
-            column = tl.load(part.columns + i)
+    b, i, column = locate_packed_head(spec, tl.program_id(1), column, OVER_HEADS)
     rows = b * sizes.queries + t.to(tl.int64)
-    is_query = (t < sizes.queries)[:, None]
-    greatest = tl.full((BLOCK_T,), float("-inf"), tl.float32)
-    ranks = tl.full((BLOCK_T, TOP_K if TOP_K > 0 else 1), NO_RANK, tl.int64)
+    is_query = t < sizes.queries
+    row_max = tl.full((BLOCK_T,), float("-inf"), tl.float32)
+    sort_keys = tl.full((BLOCK_T, TOP_K if TOP_K > 0 else 1), MIN_SORT_KEY, tl.int64)
     for sweep in tl.static_range(2 if TOP_K == 0 else 1):
-        scale = scale_of(greatest)
+        scale = byte_scale(row_max)
         for begin_s in range(0, sizes.length, BLOCK_S):
             s = begin_s + tl.arange(0, BLOCK_S)
             if OVER_HEADS == "":
-                h = head_of(part, i)
-                value = _probabilities(query, key, rule, sizes, denominator, b, h, t, s, D, BLOCK_D, PRECISION)
+                h = load_head(spec, i)
+                value = _probabilities(query, key, score_params, sizes, denominator, b, h, t, s, D, BLOCK_D, PRECISION)
             else:
-                value = _folded(
-                    query, key, rule, sizes, part, denominator, total, b, t, s,
-                    D, BLOCK_D, PRECISION, OVER_HEADS, OVER_LAYERS, AS_ONE, FIRST, True,
+                value = _reduced(
+                    query, key, score_params, sizes, spec, denominator, accumulator, b, t, s,
+                    D, BLOCK_D, PRECISION, OVER_HEADS, OVER_LAYERS, POOLS_ALL_HEADS, FIRST, True,
                 )  # fmt: skip
             is_position = (s < sizes.length)[None, :]
             if TOP_K > 0:
-                ranks = best(ranks, tl.where(is_position, rank(value, s[None, :]), NO_RANK), BLOCK_T, TOP_K)
+                tile = tl.where(is_position, sort_key(value, s[None, :]), MIN_SORT_KEY)
+                sort_keys = merge_top_k(sort_keys, tile, BLOCK_T, TOP_K)
             elif sweep == 0:
-                greatest = tl.maximum(greatest, tl.max(tl.where(is_position, value, float("-inf")), 1))
+                row_max = tl.maximum(row_max, tl.max(tl.where(is_position, value, float("-inf")), 1))
             else:
-                places = out + (rows[:, None] * kept + s[None, :]) * columns + column
-                tl.store(places, byte_of(value, scale[:, None]), mask=is_query & is_position)
-    if TOP_K > 0:
-        j = tl.arange(0, TOP_K)[None, :]
-        value = tl.where(j < kept, ranked_number(ranks), float("-inf"))  # ranks are padded to a power of two
-        places = (rows[:, None] * kept + j) * columns + column
-        inside = is_query & (j < kept)
-        tl.store(positions + places, ranked_position(ranks), mask=inside)
-        if scales is not None:
-            greatest = tl.max(value, 1)
-            tl.store(out + places, byte_of(value, scale_of(greatest)[:, None]), mask=inside)
-        else:
-            tl.store(out + places, value, mask=inside)
-    if scales is not None:
-        tl.store(scales + rows * columns + column, scale_of(greatest), mask=t < sizes.queries)
+                to = out + (rows[:, None] * num_kept + s[None, :]) * columns + column
+                tl.store(to, to_byte(value, scale[:, None]), mask=is_query[:, None] & is_position)
+    store_packed(out, scales, positions, rows, is_query, columns, column, num_kept, sort_keys, row_max, TOP_K)
 
 
-def rows_triton(
-    query: Tensor, key: Tensor, scoring: AttentionParams, result: AttentionTensors, part: LayerSpec
-) -> None:
-    """As `rows` has it, on what `rows` has checked."""
-    if not by_sorting(result, part):
-        for launch in plan(query, key, scoring, result, part):
+def rows_triton(query: Tensor, key: Tensor, params: AttentionParams, out: AttentionTensors, spec: LayerSpec) -> None:
+    """Does what `rows` does, with arguments that `rows` has checked."""
+    if not uses_sort(out, spec):
+        for launch in plan(query, key, params, out, spec):
             launch.run()
         return
-    for queries in query_slices(result, columns_of(part, query.shape[1])):
-        floats, share = as_floats(result, part, query.shape[1], queries)
-        for launch in plan(query[:, :, queries], key, scoring.of_queries(queries), floats, share):
+    for queries in query_slices(out, spec.num_columns(query.shape[1])):
+        floats, float_spec = new_float_tensors(out, spec, query.shape[1], queries)
+        for launch in plan(query[:, :, queries], key, params.for_queries(queries), floats, float_spec):
             launch.run()
-        sort_into(result, part, floats, queries)
+        pack_float_tensors(out, spec, floats, queries)
 
 
-def plan(
-    query: Tensor, key: Tensor, scoring: AttentionParams, result: AttentionTensors, part: LayerSpec
-) -> list[Launch]:
-    """The launches that write a layer into a result."""
+def plan(query: Tensor, key: Tensor, params: AttentionParams, out: AttentionTensors, spec: LayerSpec) -> list[Launch]:
+    """Returns the launches that write a layer."""
     batch, heads, queries, width = query.shape
-    sizes = Sizes(heads, heads // key.shape[1], queries, key.shape[2], result.length, result.length - key.shape[2])
-    product = precision(query.dtype)
-    apart = part.over_heads is None
-    columns = result.values.shape[3]
-    is_packed = part.last and not result.is_dense_float
-    block_c = 1 if is_packed else side_by_side(part, heads, columns, 4)  # four float32: what a thread stores at once
-    tile = _tile(query, product, 16 if is_packed else 64 // block_c)
+    assert out.values.is_contiguous()
+    columns = out.values.shape[3]
+    is_packed = spec.is_last and not out.is_dense_float
+    block_c = (
+        1 if is_packed else heads_per_program(spec, heads, columns, 4)
+    )  # four float32: what a thread stores at once
+    precision = dot_precision(query.dtype)
+    tile = _choose_tile(query, precision, 16 if is_packed else 64 // block_c)
+    options = {"num_warps": tile.warps, "num_stages": tile.stages}
     common = {
-        "query": strided(query),
-        "key": strided(key),
-        "rule": rule_of(scoring),
-        "sizes": sizes,
+        "query": to_strided(query),
+        "key": to_strided(key),
+        "score_params": to_kernel_params(params),
+        "sizes": Sizes(heads, heads // key.shape[1], queries, key.shape[2], out.length, out.length - key.shape[2]),
         "D": width,
         "BLOCK_D": tile.block_d,
         "BLOCK_T": tile.block_t,
         "BLOCK_S": tile.block_s,
-        "PRECISION": product,
+        "PRECISION": precision,
     }
     denominator = torch.empty(batch, heads, queries, 2, device=query.device)
-    launches = [
-        Launch(
-            denominator_kernel,
-            (triton.cdiv(queries, tile.block_t), batch * heads),
-            {**common, "out": denominator},
-            num_warps=tile.warps,
-            num_stages=tile.stages,
-        )
-    ]
-    assert result.values.is_contiguous()
-    chosen = selected(part, heads, query.device)
-    arguments = {**common, "part": chosen, "denominator": denominator, **folding(part, result)}
-    if not is_packed:
-        out = result.values if part.last else result.total
-        assert out is not None
-        grid = (triton.cdiv(result.length, tile.block_s), triton.cdiv(queries, tile.block_t))
-        launches.append(
-            Launch(
-                rows_kernel,
-                (*grid, batch * (chosen.count // block_c if apart else 1)),
-                {
-                    **arguments,
-                    "out": out,
-                    "columns": columns if part.last else 1,
-                    "column": part.column,
-                    "BLOCK_C": block_c,
-                    "LAST": part.last,
-                },
-                num_warps=tile.warps,
-                num_stages=tile.stages,
-            )
-        )
-        return launches
-    launches.append(
-        Launch(
-            packed_rows_kernel,
-            (triton.cdiv(queries, tile.block_t), batch * (chosen.count if apart else 1)),
-            {
-                **arguments,
-                "out": result.values,
-                "scales": result.scales,
-                "positions": result.positions,
-                "columns": columns,
-                "column": part.column,
-                "kept": result.values.shape[2],
-                "TOP_K": padded_top_k(result),
-            },
-            num_warps=tile.warps,
-            num_stages=tile.stages,
-        )
-    )
-    return launches
+    query_blocks = triton.cdiv(queries, tile.block_t)
+    first = Launch(denominator_kernel, (query_blocks, batch * heads), {**common, "out": denominator}, **options)
+    kernel_spec = to_kernel_spec(spec, heads, query.device)
+    programs = kernel_spec.num_heads // block_c if spec.over_heads is None else 1  # along heads
+    arguments = {**common, "spec": kernel_spec, "denominator": denominator, **reduction_arguments(spec, out)}
+    if is_packed:
+        arguments |= packed_arguments(spec, out)
+        return [first, Launch(packed_rows_kernel, (query_blocks, batch * programs), arguments, **options)]
+    arguments |= {
+        "out": out.values if spec.is_last else out.accumulator,
+        "columns": columns if spec.is_last else 1,
+        "column": spec.column,
+        "BLOCK_C": block_c,
+        "LAST": spec.is_last,
+    }
+    grid = (triton.cdiv(out.length, tile.block_s), query_blocks, batch * programs)
+    return [first, Launch(rows_kernel, grid, arguments, **options)]
 
 
 class _Tile(NamedTuple):
@@ -420,22 +377,22 @@ class _Tile(NamedTuple):
     warps: int
 
 
-def _tile(query: Tensor, product: str, most_t: int) -> _Tile:
-    """How many queries (at most `most_t`), keys and numbers of a head's width at a time.
+def _choose_tile(query: Tensor, precision: str, max_t: int) -> _Tile:
+    """Chooses how many queries (at most `max_t`), keys and numbers of a head a tile has.
 
-    Chosen with `sidelight kernels audit`: the largest that spill nowhere. Float32 that is split into parts of tf32
-    takes three times the registers.
+    Chosen with `sidelight kernels audit`: the largest tiles that spill nowhere. Float32 that is split into parts of
+    tf32 takes three times the registers.
     """
     width = query.shape[3]
-    half = query.dtype != torch.float32
-    # The same for few queries: a kernel more to compile would cost more than idle rows.
-    block_t = min(most_t, 64 if half else 32)
-    block_s = 64 if half and width <= 128 else 32
-    most_d = 64 if half else 16 if product == "tf32x3" else 32
-    block_d = min(most_d, max(16, triton.next_power_of_2(width)))
-    bytes_a_stage = (block_t + block_s) * triton.cdiv(width, block_d) * block_d * query.element_size()
-    stages = max(1, min(3 if half else 2, _STAGED // bytes_a_stage))
+    is_half = query.dtype != torch.float32
+    # The same for few queries: one more kernel to compile would cost more than idle rows.
+    block_t = min(max_t, 64 if is_half else 32)
+    block_s = 64 if is_half and width <= 128 else 32
+    max_d = 64 if is_half else 16 if precision == "tf32x3" else 32
+    block_d = min(max_d, max(16, triton.next_power_of_2(width)))
+    stage_bytes = (block_t + block_s) * triton.cdiv(width, block_d) * block_d * query.element_size()
+    stages = max(1, min(3 if is_half else 2, STAGING_BYTES // stage_bytes))
     # Four warps spill with Triton 3.8 where a head is one piece (the audit's case of 64), eight with 3.6 where it is
-    # two (128). Of a smaller tile, eight make narrower loads where a warp has 64 lanes.
-    warps = 8 if width <= block_d and block_t * min(block_s, block_d) > _SHARED_BY_MANY else 4
+    # two (128). With a smaller tile, eight warps make narrower loads where a warp has 64 lanes.
+    warps = 8 if width <= block_d and block_t * min(block_s, block_d) > _LARGE_TILE else 4
     return _Tile(block_t, block_s, block_d, stages, warps)

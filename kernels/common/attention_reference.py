@@ -1,7 +1,7 @@
-"""Attention in plain torch: probabilities of some queries, and the output where torch's fused attention has none.
+"""Attention in plain torch: probabilities of a slice of queries, and the output with a soft cap.
 
-Queries are taken a tile at a time, so that memory stays bounded whatever the prompt: the scores of a tile are at most
-about `_TILE_BYTES`, or one query's where that is more.
+Queries are processed in tiles, so that memory stays bounded however long the prompt is: the scores of a tile take at
+most about `_TILE_BYTES`, or the scores of one query where these take more.
 """
 
 from __future__ import annotations
@@ -9,87 +9,81 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .attention_params import AttentionParams, queries_of
-from .attention_tensors import constant
+from .attention_params import AttentionParams, select_queries
+from .attention_tensors import device_constant
 
 _TILE_BYTES = 32 * 1024**2
 
 
-def tiles(query: Tensor, key: Tensor) -> list[slice]:
-    """The queries, in tiles whose scores are bounded in memory."""
+def query_tiles(query: Tensor, key: Tensor) -> list[slice]:
+    """Returns slices of the queries whose scores are bounded in memory."""
     batch, heads, length, _ = query.shape
     step = max(1, _TILE_BYTES // (4 * batch * heads * key.shape[2]))
     return [slice(begin, min(begin + step, length)) for begin in range(0, length, step)]
 
 
 def probabilities(
-    query: Tensor,
-    key: Tensor,
-    scoring: AttentionParams,
-    queries: slice,
-    heads: tuple[int, ...] | None = None,
-    seen: Tensor | None = None,
+    query: Tensor, key: Tensor, params: AttentionParams, queries: slice, heads: tuple[int, ...] | None = None
 ) -> Tensor:
-    """The probabilities of some queries (a slice with begin and end): float32 `[B, heads, queries, S]`.
+    """Returns the probabilities of a slice of queries, which has begin and end: float32 `[B, heads, queries, S]`.
 
-    `seen`, bool and of a shape that broadcasts to the same, hides more keys than the scoring. Grouped query heads share
-    a key head without a copy of it.
+    `heads` selects query heads, in order; None: all. Query heads of a group share a key head without a copy of it.
     """
     groups = query.shape[1] // key.shape[1]
     if queries.start or queries.stop < query.shape[2]:
         query = query[:, :, queries]
-    bias, mask = queries_of(scoring.bias, queries), queries_of(scoring.mask, queries)
+    bias, mask = select_queries(params.bias, queries), select_queries(params.mask, queries)
     if heads is not None:
-        index = constant(heads, torch.int32, query.device)
+        index = device_constant(heads, torch.int32, query.device)
         query, key, groups = query[:, index], key[:, index // groups], 1
-        bias, mask = _heads_of(bias, index), _heads_of(mask, index)
-    batch, head_count, length, width = query.shape
+        bias, mask = _select_heads(bias, index), _select_heads(mask, index)
+    batch, num_heads, length, width = query.shape
     query = query.float().reshape(batch * key.shape[1], groups * length, width)
-    # Flat: a decoding step makes a hundred such products, and torch takes longer to make out what @ means than to
-    # count.
-    scores = torch.bmm(query, key.float().flatten(0, 1).mT).view(batch, head_count, length, key.shape[2])
-    scores = scores.mul_(scoring.scale)
+    # bmm rather than @: a decode step makes a hundred such products, and torch takes longer to find out what @ means
+    # than to multiply.
+    scores = torch.bmm(query, key.float().flatten(0, 1).mT).view(batch, num_heads, length, key.shape[2])
+    scores = scores.mul_(params.scale)
     if bias is not None:
         scores = scores.add_(bias)
-    if scoring.softcap is not None:
-        scores = scores.div_(scoring.softcap).tanh_().mul_(scoring.softcap)
+    if params.softcap is not None:
+        scores = scores.div_(params.softcap).tanh_().mul_(params.softcap)
     if mask is not None and mask.dtype != torch.bool:
         scores = scores.add_(mask)
-    for more in (visible(scoring, queries, key), mask if mask is not None and mask.dtype == torch.bool else None):
-        if more is not None:
-            seen = more if seen is None else seen & more
-    if seen is not None:
-        scores = scores.masked_fill_(~seen, float("-inf"))
-    made = scores.softmax(-1)
-    # A row that sees nothing is zeros, not the NaN of 0 / 0. Without masks and biases every row sees something.
-    if scoring.no_empty_rows or (seen is None and mask is None and bias is None):
-        return made
-    return made.masked_fill_((scores == float("-inf")).all(-1, keepdim=True), 0.0)
+    visible = causal_mask(params, queries, key)
+    if mask is not None and mask.dtype == torch.bool:
+        visible = mask if visible is None else visible & mask
+    if visible is not None:
+        scores = scores.masked_fill_(~visible, float("-inf"))
+    result = scores.softmax(-1)
+    # A row that sees no key is zeros, not the NaN of 0 / 0. Without masks and biases every row sees a key.
+    if params.no_empty_rows or (visible is None and mask is None and bias is None):
+        return result
+    return result.masked_fill_((scores == float("-inf")).all(-1, keepdim=True), 0.0)
 
 
-def visible(scoring: AttentionParams, queries: slice, key: Tensor) -> Tensor | None:
-    """True where the queries may see a key by causality and window, `[queries, S]`; None where they see all."""
-    if not scoring.causal:
+def causal_mask(params: AttentionParams, queries: slice, key: Tensor) -> Tensor | None:
+    """Returns where causality lets queries see a key, bool `[queries, S]`; None where queries see all keys."""
+    if not params.causal:
         return None
-    last = torch.arange(scoring.first + queries.start, scoring.first + queries.stop, device=key.device)[:, None]
-    keys = torch.arange(key.shape[2], device=key.device)
-    return keys <= last if scoring.window is None else (keys <= last) & (keys > last - scoring.window)
+    first = params.first_position
+    last = torch.arange(first + queries.start, first + queries.stop, device=key.device)[:, None]
+    return torch.arange(key.shape[2], device=key.device) <= last
 
 
-def _heads_of(tensor: Tensor | None, index: Tensor) -> Tensor | None:
+def _select_heads(tensor: Tensor | None, index: Tensor) -> Tensor | None:
     return tensor if tensor is None or tensor.shape[1] == 1 else tensor[:, index]
 
 
-def capped_attention(query: Tensor, key: Tensor, value: Tensor, scoring: AttentionParams) -> Tensor:
-    """The attention output `[B, H, T, D]` where torch's own fused attention has none: with a soft cap.
+def capped_attention(query: Tensor, key: Tensor, value: Tensor, params: AttentionParams) -> Tensor:
+    """Returns the attention output `[B, H, T, D]` with a soft cap, which torch's fused attention does not have.
 
-    Takes query `[B, H, T, D]`, key and value `[B, Hkv, S, D]`. A tile of queries at a time, on any device.
+    Takes query `[B, H, T, D]`, key and value `[B, Hkv, S, D]`, on any device. Queries are processed in tiles.
     """
     groups = query.shape[1] // value.shape[1]
     out = query.new_empty(*query.shape[:3], value.shape[3])
-    for tile in tiles(query, key):
-        made = probabilities(query, key, scoring, tile).to(value.dtype)
-        batch, heads, length, keys = made.shape
-        mixed = made.view(batch, heads // groups, groups * length, keys) @ value
-        out[:, :, tile] = mixed.view(batch, heads, length, value.shape[3])
+    for tile in query_tiles(query, key):
+        attention = probabilities(query, key, params, tile).to(value.dtype)
+        batch, heads, length, keys = attention.shape
+        output = attention.view(batch, heads // groups, groups * length, keys) @ value
+        out[:, :, tile] = output.view(batch, heads, length, value.shape[3])
     return out

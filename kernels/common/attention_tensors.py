@@ -1,10 +1,7 @@
-"""What the kernels write: reduced attention in the order and encoding of a message, filled by one launch a layer.
+"""`AttentionTensors`: what kernels write, in the order and encoding of a message; `LayerSpec`: what one layer writes.
 
-Knows shapes, encodings and how heads and layers become columns; does no arithmetic on attention.
-
-A result is `[B, T, S, C]`: batch, queries, positions and columns. A column is what a message carries apart from others:
-one head of one layer, one layer with its heads reduced, or everything in one. Which layer gives what, its `LayerSpec`
-says.
+The tensors are `[B, T, S, C]`: batch, queries, positions and columns. A column is what a message carries separately:
+one head of one layer, one layer with its heads reduced, or everything in one. One launch a layer fills the tensors.
 """
 
 from __future__ import annotations
@@ -22,54 +19,61 @@ ENCODINGS: dict[str, torch.dtype] = {"float32": torch.float32, "float16": torch.
 
 
 class LayerSpec(NamedTuple):
-    """What one layer gives to a result.
+    """What one layer writes into `AttentionTensors`.
 
-    Without `over_heads` its heads stay apart, in columns from `column` on, or in `columns` where they are out of order.
-    With it they become one: column `column`, or, with `over_layers`, a share of the only column, in the result's
-    `total` until the last layer has come.
+    Without `over_heads` each head has a column: from `column` on, or those in `columns`. With `over_heads` the heads
+    are reduced into column `column`. With `over_layers` layers are reduced, too, into the only column; the
+    `accumulator` holds the result until the last layer has been written.
     """
 
-    heads: tuple[int, ...] | None = None  # query heads, in order; None: all of them
+    heads: tuple[int, ...] | None = None  # query heads, in order; None: all
     column: int = 0
     columns: tuple[int, ...] | None = None
     over_heads: Reduction | None = None
     over_layers: Reduction | None = None
-    weights: tuple[float, ...] | None = None  # for each head, in a mean or sum
-    # What a mean over heads is divided by; None: the number of heads, or the sum of their weights.
-    count: float | None = None  # pyright: ignore[reportIncompatibleMethodOverride]
-    layer_count: int = 1  # what a mean over layers is divided by
-    first: bool = True  # whether no layer came before; of use only with over_layers
-    last: bool = True
-    as_one: bool = False  # heads of all layers are folded as if of one: over_layers is over_heads, divided once, last
+    weights: tuple[float, ...] | None = None  # one for each head, in a mean or sum
+    divisor: float | None = None  # of a mean over heads; None: the number of heads, or the sum of their weights
+    num_layers: int = 1  # the divisor of a mean over layers
+    is_first: bool = True  # whether this is the first layer; matters only with over_layers
+    is_last: bool = True
+    # Whether the heads of all layers are reduced as if they were heads of one layer: over_layers is over_heads, and a
+    # mean is divided once, after the last layer.
+    pools_all_heads: bool = False
 
-    def divisor_of(self, heads: int) -> float:
-        """What a mean over the heads of a layer that has so many is divided by."""
-        if self.count is not None:
-            return self.count
+    def mean_divisor(self, heads: int) -> float:
+        """Returns what a mean over the heads of a layer with so many heads is divided by."""
+        if self.divisor is not None:
+            return self.divisor
         if self.weights is not None:
             return sum(self.weights)
         return float(heads if self.heads is None else len(self.heads))
 
+    def num_columns(self, heads: int) -> int:
+        """Returns how many columns a layer with so many heads writes."""
+        if self.over_heads is not None:
+            return 1
+        return heads if self.heads is None else len(self.heads)
+
     @property
     def pools_layers(self) -> bool:
-        """Whether the layers become one."""
+        """Whether layers are reduced."""
         return self.over_layers is not None
 
 
-EVERYTHING = LayerSpec()  # all heads of one layer, apart
+ALL_HEADS = LayerSpec()  # all heads of one layer, a column each
 
 
 class AttentionTensors(NamedTuple):
-    """Tensors to be filled.
+    """Tensors that kernels fill.
 
     Dense: `values` `[B, T, S, C]` in float32, float16 or uint8. With top-k: `[B, T, k, C]`, greatest first, and
-    `positions` int32 of the same shape. uint8 has `scales` float32 `[B, T, C]`: a number is byte * scale.
+    `positions` int32 of the same shape. With uint8: `scales` float32 `[B, T, C]`; a number is byte * scale.
     """
 
     values: Tensor
     scales: Tensor | None
     positions: Tensor | None
-    total: Tensor | None  # float32 [B, T, S]: what layers have become so far, where they are folded
+    accumulator: Tensor | None  # float32 [B, T, S]: the reduction of the layers so far, where layers are reduced
     length: int  # S
 
     @property
@@ -79,7 +83,7 @@ class AttentionTensors(NamedTuple):
 
     @property
     def is_dense_float(self) -> bool:
-        """Whether a number can be written without knowing the rest of its row."""
+        """Whether a number can be written before the rest of its row is known."""
         return self.positions is None and self.scales is None
 
 
@@ -94,17 +98,17 @@ def new_attention_tensors(
     pools_layers: bool = False,
     device: torch.device | str = "cpu",
 ) -> AttentionTensors:
-    """Room for a result; what is in it is arbitrary until it is written.
+    """Allocates tensors for kernels to fill. Their content is arbitrary until it is written.
 
     Args:
         batch: B.
         queries: T.
-        length: S, the positions that a row has.
+        length: S, the positions of a row.
         columns: C.
         encoding: The type of the numbers.
         top_k: Keep only so many positions of each row, the greatest; 0 keeps all.
-        pools_layers: Whether layers will be folded into one column.
-        device: Where.
+        pools_layers: Whether layers will be reduced into one column.
+        device: The device of the tensors.
 
     Raises:
         ValueError: The message begins with the argument's name.
@@ -113,54 +117,58 @@ def new_attention_tensors(
         raise ValueError(f"encoding: must be one of {', '.join(ENCODINGS)}, not {encoding!r}")
     if top_k < 0:
         raise ValueError(f"top_k: must not be negative, not {top_k}")
-    kept = min(top_k, length) if top_k else length
-    shape = (batch, queries, kept, columns)
+    num_kept = min(top_k, length) if top_k else length
+    shape = (batch, queries, num_kept, columns)
     values = torch.empty(shape, dtype=ENCODINGS[encoding], device=device)
     scales = torch.empty(batch, queries, columns, device=device) if encoding == "uint8" else None
     positions = torch.empty(shape, dtype=torch.int32, device=device) if top_k else None
-    total = torch.empty(batch, queries, length, device=device) if pools_layers else None
-    return AttentionTensors(values, scales, positions, total, length)
+    accumulator = torch.empty(batch, queries, length, device=device) if pools_layers else None
+    return AttentionTensors(values, scales, positions, accumulator, length)
 
 
-def check_layer_spec(part: LayerSpec, heads: int, result: AttentionTensors) -> None:
-    """Raises ValueError, beginning with `part` and the field, unless a layer of so many heads can give this part."""
+def check_layer_spec(spec: LayerSpec, heads: int, out: AttentionTensors) -> None:
+    """Raises ValueError unless a layer with so many heads can write this. The message begins with the field."""
+    _check_reductions(spec, out)
+    if spec.heads is not None and (not spec.heads or not all(0 <= head < heads for head in spec.heads)):
+        raise ValueError(f"spec.heads: must be some of 0 to {heads - 1}, not {spec.heads}")
+    num_heads = heads if spec.heads is None else len(spec.heads)
+    if spec.weights is not None and (len(spec.weights) != num_heads or spec.over_heads not in ("mean", "sum")):
+        raise ValueError("spec.weights: must be one for each head, in a mean or sum over heads")
+    if spec.weights is not None and min(spec.weights) < 0:
+        raise ValueError("spec.weights: must not be negative")
+    if spec.over_heads == "mean":
+        if spec.pools_all_heads and spec.divisor is None and not (spec.is_first and spec.is_last):
+            raise ValueError("spec.divisor: must be given, as a mean over heads of several layers is divided once")
+        if not spec.mean_divisor(heads):
+            raise ValueError(f"spec.{'weights' if spec.divisor is None else 'divisor'}: a mean cannot be divided by 0")
+    if spec.columns is not None and (len(spec.columns) != num_heads or spec.over_heads is not None):
+        raise ValueError("spec.columns: must be one for each head, and heads must not be reduced")
+    if spec.columns is not None and len(set(spec.columns)) < num_heads:
+        raise ValueError(f"spec.columns: must differ, not {spec.columns}")
+    name = "column" if spec.columns is None else "columns"
+    columns = spec.columns or range(spec.column, spec.column + spec.num_columns(heads))
+    if min(columns) < 0 or max(columns) >= out.values.shape[3]:
+        named = f"{min(columns)} to {max(columns)}"
+        raise ValueError(f"spec.{name}: must be within 0 to {out.values.shape[3] - 1}, not {named}")
+
+
+def _check_reductions(spec: LayerSpec, out: AttentionTensors) -> None:
     for name in ("over_heads", "over_layers"):
-        reduction = getattr(part, name)
+        reduction = getattr(spec, name)
         if reduction is not None and reduction not in REDUCTIONS:
-            raise ValueError(f"part.{name}: must be one of {', '.join(REDUCTIONS)}, not {reduction!r}")
-    if part.over_layers is not None and part.over_heads is None:
-        raise ValueError("part.over_layers: needs over_heads, since heads are reduced before layers")
-    if part.as_one and part.over_layers != part.over_heads:
-        raise ValueError("part.as_one: over_layers must be over_heads")
-    if part.pools_layers != (result.total is not None):
-        raise ValueError("part.over_layers: the result must have been made for it, with pools_layers")
-    if part.heads is not None and (not part.heads or not all(0 <= head < heads for head in part.heads)):
-        raise ValueError(f"part.heads: must be some of 0 to {heads - 1}, not {part.heads}")
-    count = heads if part.heads is None else len(part.heads)
-    if part.weights is not None and (len(part.weights) != count or part.over_heads not in ("mean", "sum")):
-        raise ValueError("part.weights: must be one for each head, in a mean or sum over heads")
-    if part.weights is not None and min(part.weights) < 0:
-        raise ValueError("part.weights: must not be negative")
-    if part.over_heads == "mean":
-        if part.as_one and part.count is None and not (part.first and part.last):
-            raise ValueError("part.count: must be given, as a mean over heads of several layers is divided once")
-        if not part.divisor_of(heads):
-            raise ValueError(f"part.{'weights' if part.count is None else 'count'}: a mean cannot be divided by 0")
-    if part.columns is not None and (len(part.columns) != count or part.over_heads is not None):
-        raise ValueError("part.columns: must be one for each head, and heads must stay apart")
-    if part.columns is not None and len(set(part.columns)) < count:
-        raise ValueError(f"part.columns: must differ, not {part.columns}")
-    name = "column" if part.columns is None else "columns"
-    columns = part.columns or range(part.column, part.column + (count if part.over_heads is None else 1))
-    if min(columns) < 0 or max(columns) >= result.values.shape[3]:
-        given = f"{min(columns)} to {max(columns)}"
-        raise ValueError(f"part.{name}: must be within 0 to {result.values.shape[3] - 1}, not {given}")
+            raise ValueError(f"spec.{name}: must be one of {', '.join(REDUCTIONS)}, not {reduction!r}")
+    if spec.over_layers is not None and spec.over_heads is None:
+        raise ValueError("spec.over_layers: needs over_heads, since heads are reduced before layers")
+    if spec.pools_all_heads and spec.over_layers != spec.over_heads:
+        raise ValueError("spec.pools_all_heads: over_layers must be over_heads")
+    if spec.pools_layers != (out.accumulator is not None):
+        raise ValueError("spec.over_layers: the tensors must have been allocated for it, with pools_layers")
 
 
 @lru_cache(maxsize=256)
-def constant(numbers: tuple[int, ...] | tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A part's numbers as a tensor: copied to the device once, not at every step.
+def device_constant(numbers: tuple[int, ...] | tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Returns numbers as a tensor on a device. They are copied once, not at every step.
 
-    The type is in the key, and not told from the numbers: to a cache, 1 and 1.0 are the same.
+    The dtype is a part of the cache's key and not derived from the numbers: for a cache, 1 and 1.0 are the same.
     """
     return torch.tensor(numbers, dtype=dtype, device=device)

@@ -1,4 +1,4 @@
-"""Which implementation runs: the one place that decides."""
+"""Chooses between Triton kernels and torch references. No other module decides this."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from .launch import is_recorded
+from .launch import is_recording
 
 Impl = Literal["triton", "reference"]
 
@@ -15,12 +15,12 @@ _HAS_TRITON = find_spec("triton") is not None  # not on macOS, nor with every bu
 
 
 def select_impl(tensor: Tensor, impl: Impl | None = None) -> Impl:
-    """Triton for a tensor on a GPU, CUDA's or ROCm's, where it is installed, and wherever launches are only recorded.
+    """Returns "triton" for a tensor on a GPU, CUDA or ROCm, where Triton is installed, and while launches are recorded.
 
-    The torch reference elsewhere. `impl` forces one; ValueError if it is neither.
+    Elsewhere returns "reference", the torch reference. `impl` forces one of them; ValueError if it is neither.
     """
     if impl is None:
-        return "triton" if _HAS_TRITON and (tensor.is_cuda or is_recorded()) else "reference"
+        return "triton" if _HAS_TRITON and (tensor.is_cuda or is_recording()) else "reference"
     if impl not in ("triton", "reference"):
         raise ValueError(f"impl: must be triton or reference, not {impl!r}")
     return impl

@@ -1,6 +1,6 @@
-"""One launch of a Triton kernel, as a value: apart from launching, so that it can be compiled, audited and counted.
+"""`Launch`: a launch of a Triton kernel as a value, which can be run, compiled ahead of time, audited and recorded.
 
-Knows nothing of what a kernel does. Each kernel's module makes launches by functions named `plan`.
+The module of each kernel makes launches in functions named `plan`.
 """
 
 from __future__ import annotations
@@ -13,47 +13,48 @@ from typing import Any, NamedTuple
 import torch
 
 
-class _Records(threading.local):
-    """Where this thread's launches go instead of a GPU, if anywhere."""
+class _Recording(threading.local):
+    """The launches that this thread records instead of running them; None while it runs them."""
 
     launches: list[Launch] | None = None
 
 
-_records = _Records()
+_recording = _Recording()
 
 
 @contextmanager
-def recorded() -> Generator[list[Launch]]:
-    """Keeps this thread's launches and runs none, on any device: what a program would launch, known without a GPU.
+def record_launches() -> Generator[list[Launch]]:
+    """Records this thread's launches and runs none of them, on any device.
 
-    What they would have written stays as it is, so nothing should be made of it.
+    So it is known without a GPU what a program launches. The tensors that launches would write keep their content:
+    their numbers mean nothing.
     """
-    before, _records.launches = _records.launches, []
+    before, _recording.launches = _recording.launches, []
     try:
-        yield _records.launches
+        yield _recording.launches
     finally:
-        _records.launches = before
+        _recording.launches = before
 
 
-def is_recorded() -> bool:
-    """Whether this thread is within `recorded`."""
-    return _records.launches is not None
+def is_recording() -> bool:
+    """Returns whether this thread is inside `record_launches`."""
+    return _recording.launches is not None
 
 
 class Launch(NamedTuple):
-    """All that one launch is given."""
+    """Everything that one launch needs."""
 
-    kernel: Any  # what triton.jit made: a JITFunction, or the interpreter's
+    kernel: Any  # what triton.jit returns: a JITFunction, or an interpreted function
     grid: tuple[int, ...]  # programs along each axis
     arguments: Mapping[str, Any]  # by parameter: tensors, tuples of tensors, numbers, constexprs
     num_warps: int = 4
     num_stages: int = 3
 
     def run(self) -> None:
-        """Launches on the current stream of the device where the tensors are. Nothing waits for it."""
-        if _records.launches is not None:
-            _records.launches.append(self)
+        """Launches the kernel on the current stream of the device of the tensors, without waiting for it."""
+        if _recording.launches is not None:
+            _recording.launches.append(self)
             return
-        out = self.arguments["out"]  # as every kernel calls what it writes
+        out = self.arguments["out"]  # every kernel writes to a parameter of this name
         with torch.cuda.device_of(out):  # Triton launches on the current device
             self.kernel[self.grid](**self.arguments, num_warps=self.num_warps, num_stages=self.num_stages)

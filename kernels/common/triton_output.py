@@ -1,9 +1,7 @@
-"""`LayerSpec` and `AttentionTensors` as Triton kernels see them: which heads, and where their numbers go."""
-# Triton's language is untyped: what the kernel's body does is checked by tests, not by pyright.
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
-# pyright: reportUnknownParameterType=false, reportMissingParameterType=false, reportUntypedFunctionDecorator=false
-# pyright: reportIndexIssue=false, reportMissingTypeStubs=false, reportCallIssue=false, reportArgumentType=false
-# pyright: reportGeneralTypeIssues=false, reportUnnecessaryComparison=false
+"""The output of Triton kernels: `LayerSpec` as kernels see it, where numbers go, and how encoded rows are stored."""
+# Triton's language is untyped: tests check the kernels' bodies.
+# pyright: basic, reportIndexIssue=false, reportMissingTypeStubs=false, reportCallIssue=false, reportArgumentType=false
+# pyright: reportGeneralTypeIssues=false
 
 from typing import NamedTuple
 
@@ -12,121 +10,195 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .attention_tensors import AttentionTensors, LayerSpec, constant, new_attention_tensors
+from .attention_tensors import AttentionTensors, LayerSpec, device_constant, new_attention_tensors
 from .encoding_reference import pack
+from .triton_reduce import byte_scale, sort_key_position, sort_key_value, to_byte
 
-MAX_TOP_K = 32  # more would take long to compile, and registers
-_FLOATS_BYTES = 32 * 1024**2  # of rows that are written as floats at once, to be sorted
-_MULTIPLE = 16  # of queries in a slice: where a multiple begins, Triton needs no kernel but that of the first
+MAX_TOP_K = 32  # a larger k would take long to compile, and many registers
+MIN_PROGRAMS = 256  # enough to fill a GPU: an H100 has 132 multiprocessors, an MI300X 304
+STAGING_BYTES = 48 * 1024  # of shared memory for tiles that are being loaded; MI300 has 64 KiB in all
+_FLOAT_BYTES = 32 * 1024**2  # of rows that are written as floats at once, to be sorted
+_SLICE_MULTIPLE = 16  # queries of a slice: a slice that begins at a multiple needs no other kernel than the first
 
 
-class Selected(NamedTuple):
+# ---- on the host ----------------------------------------------------------------------------------------------------
+
+
+class KernelSpec(NamedTuple):
     """`LayerSpec` as a kernel sees it."""
 
-    count: int  # heads  # pyright: ignore[reportIncompatibleMethodOverride]
-    heads: Tensor | None  # int32; None: all in order
+    num_heads: int
+    heads: Tensor | None  # int32; None: all, in order
     columns: Tensor | None
     weights: Tensor | None
     divisor: float
-    layers: float
+    num_layers: float
 
 
-def selected(part: LayerSpec, heads: int, device: torch.device) -> Selected:
-    """What a kernel is told of a part of a layer with so many heads."""
-    return Selected(
-        heads if part.heads is None else len(part.heads),
-        None if part.heads is None else constant(part.heads, torch.int32, device),
-        None if part.columns is None else constant(part.columns, torch.int32, device),
-        None if part.weights is None else constant(part.weights, torch.float32, device),
-        part.divisor_of(heads),
-        float(part.layer_count),
+def to_kernel_spec(spec: LayerSpec, heads: int, device: torch.device) -> KernelSpec:
+    """Returns the spec of a layer with so many heads for a kernel."""
+    return KernelSpec(
+        heads if spec.heads is None else len(spec.heads),
+        None if spec.heads is None else device_constant(spec.heads, torch.int32, device),
+        None if spec.columns is None else device_constant(spec.columns, torch.int32, device),
+        None if spec.weights is None else device_constant(spec.weights, torch.float32, device),
+        spec.mean_divisor(heads),
+        float(spec.num_layers),
     )
 
 
-def folding(part: LayerSpec, result: AttentionTensors) -> dict[str, object]:
-    """The arguments that all kernels take for what becomes of heads and layers."""
+def reduction_arguments(spec: LayerSpec, out: AttentionTensors) -> dict[str, object]:
+    """Returns the arguments that all kernels take for the reduction of heads and layers."""
     return {
-        "total": result.total,
-        "OVER_HEADS": part.over_heads or "",
-        "OVER_LAYERS": part.over_layers or "",
-        "AS_ONE": part.as_one,
-        "FIRST": part.first,
+        "accumulator": out.accumulator,
+        "OVER_HEADS": spec.over_heads or "",
+        "OVER_LAYERS": spec.over_layers or "",
+        "POOLS_ALL_HEADS": spec.pools_all_heads,
+        "FIRST": spec.is_first,
     }
 
 
-def side_by_side(part: LayerSpec, heads: int, columns: int, most: int) -> int:
-    """How many heads one program may write side by side, at most `most`, a power of two.
+def packed_arguments(spec: LayerSpec, out: AttentionTensors) -> dict[str, object]:
+    """Returns the arguments that kernels take for encoded rows."""
+    return {
+        "out": out.values,
+        "scales": out.scales,
+        "positions": out.positions,
+        "columns": out.values.shape[3],
+        "column": spec.column,
+        "num_kept": out.values.shape[2],
+        "TOP_K": padded_top_k(out),
+    }
 
-    A store is aligned if the places before it, too, are multiples of their number.
+
+def heads_per_program(spec: LayerSpec, heads: int, columns: int, max_heads: int) -> int:
+    """Returns how many heads one program may write side by side: a power of two, at most `max_heads`.
+
+    A store is aligned if the columns before it, too, are multiples of this number.
     """
-    if part.over_heads is not None or part.heads is not None or part.columns is not None:
+    if spec.over_heads is not None or spec.heads is not None or spec.columns is not None:
         return 1
-    block = most
-    while heads % block or columns % block or part.column % block:
+    block = max_heads
+    while heads % block or columns % block or spec.column % block:
         block //= 2
     return block
 
 
-@triton.jit
-def head_of(part, i):
-    """The query head that is i-th in a part, int64."""
-    head = i
-    if part.heads is not None:
-        head = tl.load(part.heads + i)
-    return tl.cast(head, tl.int64)
+def padded_top_k(out: AttentionTensors) -> int:
+    """Returns how many positions a kernel selects: a power of two, at least two, as tl.topk needs it; 0 for all."""
+    return max(2, 1 << (out.top_k - 1).bit_length()) if out.top_k else 0
 
 
-def padded_top_k(result: AttentionTensors) -> int:
-    """How many positions of a row a kernel picks: a power of two, at least two, as Triton picks them; 0 for all."""
-    return max(2, 1 << (result.top_k - 1).bit_length()) if result.top_k else 0
+def uses_sort(out: AttentionTensors, spec: LayerSpec) -> bool:
+    """Returns whether the layer is written as floats first and sorted then, a slice of queries at a time.
 
-
-def by_sorting(result: AttentionTensors, part: LayerSpec) -> bool:
-    """Whether the layer is written as floats first and sorted then, some queries at a time.
-
-    A top-k of hundreds is close to everything: nothing is saved by never writing the rest.
+    A top-k of hundreds is close to all positions: a kernel that never writes the rest would save nothing.
     """
-    return result.top_k > MAX_TOP_K and part.last
+    return out.top_k > MAX_TOP_K and spec.is_last
 
 
-def query_slices(result: AttentionTensors, columns: int) -> list[slice]:
-    """The queries of a result, in slices whose floats, of so many columns, are bounded in memory."""
-    batch, queries = result.values.shape[:2]
-    step = max(1, _FLOATS_BYTES // (4 * batch * result.length * columns))
-    if step > _MULTIPLE:
-        step -= step % _MULTIPLE
+def query_slices(out: AttentionTensors, columns: int) -> list[slice]:
+    """Returns slices of the queries whose floats, with so many columns, are bounded in memory."""
+    batch, queries = out.values.shape[:2]
+    step = max(1, _FLOAT_BYTES // (4 * batch * out.length * columns))
+    if step > _SLICE_MULTIPLE:
+        step -= step % _SLICE_MULTIPLE
     return [slice(begin, min(begin + step, queries)) for begin in range(0, queries, step)]
 
 
-def columns_of(part: LayerSpec, heads: int) -> int:
-    """How many columns a part of a layer with so many heads has."""
-    if part.over_heads is not None:
-        return 1
-    return heads if part.heads is None else len(part.heads)
-
-
-def as_floats(
-    result: AttentionTensors, part: LayerSpec, heads: int, queries: slice
+def new_float_tensors(
+    out: AttentionTensors, spec: LayerSpec, heads: int, queries: slice
 ) -> tuple[AttentionTensors, LayerSpec]:
-    """A dense result for some queries of this layer alone, and the part that writes into it."""
+    """Allocates dense tensors for a slice of queries of this layer alone. Returns them and the spec for them."""
     count = queries.stop - queries.start
-    shape = (result.values.shape[0], count, result.length, columns_of(part, heads))
-    # Kernels take what the layers before have become as it was made: without gaps.
-    total = None if result.total is None else result.total[:, queries].contiguous()
-    floats = new_attention_tensors(*shape, device=result.values.device)
-    return floats._replace(total=total), part._replace(column=0, columns=None)
+    shape = (out.values.shape[0], count, out.length, spec.num_columns(heads))
+    # Kernels read the accumulator without strides: it must be contiguous.
+    accumulator = None if out.accumulator is None else out.accumulator[:, queries].contiguous()
+    floats = new_attention_tensors(*shape, device=out.values.device)
+    return floats._replace(accumulator=accumulator), spec._replace(column=0, columns=None)
 
 
-def sort_into(result: AttentionTensors, part: LayerSpec, floats: AttentionTensors, queries: slice) -> None:
-    """Packs what `as_floats` was filled with, on the device."""
-    place = slice(part.column, part.column + floats.values.shape[3])
-    columns = place if part.columns is None else constant(part.columns, torch.int32, result.values.device)
-    sort_all(result, floats.values, queries, columns)
+def pack_float_tensors(out: AttentionTensors, spec: LayerSpec, floats: AttentionTensors, queries: slice) -> None:
+    """Encodes the rows of `new_float_tensors` into `out`, on the device."""
+    columns: slice | Tensor = slice(spec.column, spec.column + floats.values.shape[3])
+    if spec.columns is not None:
+        columns = device_constant(spec.columns, torch.int32, out.values.device)
+    pack_rows(out, floats.values, queries, columns)
 
 
-def sort_all(result: AttentionTensors, rows: Tensor, queries: slice, columns: slice | Tensor = slice(None)) -> None:
-    """Packs rows, float32 `[B, queries, S, C]`, into some columns of a result, or all."""
-    packed = pack(rows, result.values.dtype, result.top_k)
-    for to, made in zip((result.values, result.scales, result.positions), packed, strict=True):
+def pack_rows(out: AttentionTensors, rows: Tensor, queries: slice, columns: slice | Tensor = slice(None)) -> None:
+    """Encodes rows, float32 `[B, queries, S, C]`, into some columns of `out`, or all."""
+    packed = pack(rows, out.values.dtype, out.top_k)
+    for to, source in zip((out.values, out.scales, out.positions), packed, strict=True):
         if to is not None:
-            to[:, queries][..., columns] = made
+            to[:, queries][..., columns] = source
+
+
+# ---- in kernels -----------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def load_head(spec, i):
+    """The i-th query head of a spec, int64."""
+    head = i
+    if spec.heads is not None:
+        head = tl.load(spec.heads + i)
+    return tl.cast(head, tl.int64)
+
+
+@triton.jit
+def locate_heads(spec, program, columns, column, BLOCK_C: tl.constexpr, OVER_HEADS: tl.constexpr):
+    """The batch row of a program, its first head, the number of columns, and the column of the first head.
+
+    The number of columns and the column are divided and multiplied by BLOCK_C, so that the compiler knows that the
+    addresses of heads side by side are aligned.
+    """
+    programs = spec.num_heads // BLOCK_C if OVER_HEADS == "" else 1  # along heads
+    begin = program % programs * BLOCK_C
+    columns = columns // BLOCK_C * BLOCK_C
+    column = column // BLOCK_C * BLOCK_C + begin
+    return (program // programs).to(tl.int64), begin, columns, column
+
+
+@triton.jit
+def locate_packed_head(spec, program, column, OVER_HEADS: tl.constexpr):
+    """The batch row of a program that stores encoded rows, its head, and the column of the head."""
+    programs = spec.num_heads if OVER_HEADS == "" else 1
+    i = program % programs
+    if OVER_HEADS == "":
+        column += i
+        if spec.columns is not None:
+            column = tl.load(spec.columns + i)
+    return (program // programs).to(tl.int64), i, column
+
+
+@triton.jit
+def store_packed(
+    out,  # [rows, S or k, columns]
+    scales,  # [rows, columns]; None: the numbers are floats
+    positions,  # int32 [rows, k, columns]; None: all positions are kept, and written already
+    rows,  # int64 [R]
+    is_row,  # bool [R]: whether there is such a row; None: all
+    columns,
+    column,
+    num_kept,  # k
+    sort_keys,  # [R, TOP_K], greatest first; see sort_key
+    row_max,  # [R]: without top-k, the greatest number of each row
+    TOP_K: tl.constexpr,  # a power of two, at least k; 0: all positions are kept
+):
+    """Stores what remains of encoded rows once all their numbers are known: the top k, and the scales of bytes."""
+    if TOP_K > 0:
+        j = tl.arange(0, TOP_K)[None, :]
+        value = tl.where(j < num_kept, sort_key_value(sort_keys), float("-inf"))  # k is padded to a power of two
+        offsets = (rows[:, None] * num_kept + j) * columns + column
+        inside = j < num_kept
+        if is_row is not None:
+            inside = inside & is_row[:, None]
+        tl.store(positions + offsets, sort_key_position(sort_keys), mask=inside)
+        if scales is not None:
+            row_max = tl.max(value, 1)
+            tl.store(out + offsets, to_byte(value, byte_scale(row_max)[:, None]), mask=inside)
+        else:
+            tl.store(out + offsets, value, mask=inside)
+    if scales is not None:
+        tl.store(scales + rows * columns + column, byte_scale(row_max), mask=is_row)

@@ -1,24 +1,21 @@
-"""Folding and packing in Triton, shared by the kernels: how numbers become one, and how rows are encoded.
+"""Reductions and encodings in Triton, on tiles in registers: folds over heads and layers, bytes, top-k.
 
-What the reductions mean, `reductions` says; what packing means, `encoding_reference`. Knows tiles in registers, and no
-pointers.
+`reductions` says what a reduction means, and `encoding_reference` what an encoding means.
 """
-# Triton's language is untyped: what the kernel's body does is checked by tests, not by pyright.
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
-# pyright: reportUnknownParameterType=false, reportMissingParameterType=false, reportUntypedFunctionDecorator=false
-# pyright: reportIndexIssue=false, reportMissingTypeStubs=false, reportCallIssue=false, reportArgumentType=false
-# pyright: reportGeneralTypeIssues=false, reportUnnecessaryComparison=false
+# Triton's language is untyped: tests check the kernels' bodies.
+# pyright: basic, reportIndexIssue=false, reportMissingTypeStubs=false, reportCallIssue=false, reportArgumentType=false
+# pyright: reportGeneralTypeIssues=false
 
 import triton
 import triton.language as tl
 
-# Below the rank of any number.
-NO_RANK = tl.constexpr(-(2**63))
+# Below the sort key of any number.
+MIN_SORT_KEY = tl.constexpr(-(2**63))
 
 
 @triton.jit
-def neutral(REDUCTION: tl.constexpr):
-    """The number that a fold of probabilities may start with: it changes nothing."""
+def neutral_element(REDUCTION: tl.constexpr):
+    """The number with which a fold of probabilities may start: it changes nothing."""
     if REDUCTION == "prod":
         number = 1.0
     elif REDUCTION == "max":
@@ -31,8 +28,8 @@ def neutral(REDUCTION: tl.constexpr):
 
 
 @triton.jit
-def first(REDUCTION: tl.constexpr, x):
-    """What a fold starts with where it starts with a number."""
+def init_fold(REDUCTION: tl.constexpr, x):
+    """Starts a fold with its first number."""
     if REDUCTION == "l2":
         x = x * x
     return x
@@ -40,7 +37,7 @@ def first(REDUCTION: tl.constexpr, x):
 
 @triton.jit
 def fold(REDUCTION: tl.constexpr, value, x):
-    """One more number."""
+    """Adds one more number to a fold."""
     if REDUCTION == "mean" or REDUCTION == "sum":
         value += x
     elif REDUCTION == "l2":
@@ -59,8 +56,8 @@ def fold(REDUCTION: tl.constexpr, value, x):
 
 
 @triton.jit
-def last(REDUCTION: tl.constexpr, value, count):
-    """What is left to do once all numbers are in."""
+def finish_fold(REDUCTION: tl.constexpr, value, count):
+    """Finishes a fold, once all numbers are in it."""
     if REDUCTION == "mean":
         value = value / count
     elif REDUCTION == "l2":
@@ -72,73 +69,76 @@ def last(REDUCTION: tl.constexpr, value, count):
 def fold_layers(
     OVER_HEADS: tl.constexpr,
     OVER_LAYERS: tl.constexpr,
-    AS_ONE: tl.constexpr,
+    POOLS_ALL_HEADS: tl.constexpr,
     FIRST: tl.constexpr,
     LAST: tl.constexpr,
-    value,  # the heads of a layer, folded but not finished
-    total,  # what the layers before have become; not looked at if this is the first
-    heads,  # what a mean over heads is divided by
-    layers,  # what a mean over layers is divided by
+    spec,
+    value,  # the fold of a layer's heads, not finished
+    accumulator,  # addresses of the fold of the layers before; not read in the first layer
+    inside,  # where there are such addresses
 ):
-    """Finishes a layer's heads and folds them into what the layers before have become."""
-    if AS_ONE:  # two lots of one fold, neither finished: sums of squares are added, not squared again
+    """Finishes the fold of a layer's heads, and adds it to the fold of the layers before."""
+    before = value
+    if not FIRST:
+        before = tl.load(accumulator, mask=inside, other=0.0)
+    if POOLS_ALL_HEADS:  # two parts of one fold, neither finished: sums of squares are added, not squared again
         if not FIRST:
-            value = fold("sum" if OVER_HEADS == "l2" else OVER_HEADS, total, value)
+            value = fold("sum" if OVER_HEADS == "l2" else OVER_HEADS, before, value)
         if LAST:
-            value = last(OVER_HEADS, value, heads)
+            value = finish_fold(OVER_HEADS, value, spec.divisor)
     else:
-        value = last(OVER_HEADS, value, heads)
+        value = finish_fold(OVER_HEADS, value, spec.divisor)
         if OVER_LAYERS != "":
-            value = first(OVER_LAYERS, value) if FIRST else fold(OVER_LAYERS, total, value)
+            value = init_fold(OVER_LAYERS, value) if FIRST else fold(OVER_LAYERS, before, value)
             if LAST:
-                value = last(OVER_LAYERS, value, layers)
+                value = finish_fold(OVER_LAYERS, value, spec.num_layers)
     return value
 
 
 @triton.jit
-def byte_of(x, scale):
-    """A number as a byte of a row whose scale is known; 0 for what is below 0."""
+def to_byte(x, scale):
+    """A number as a byte of a row with a known scale; 0 for numbers below 0."""
     scale = tl.where(scale > 0, scale, 1.0)
     return tl.maximum(tl.minimum(tl.floor(tl.div_rn(x, scale) + 0.5), 255.0), 0.0).to(tl.uint8)
 
 
 @triton.jit
-def scale_of(greatest):
-    """A row's scale, by its greatest number."""
-    return tl.div_rn(greatest, 255.0)
+def byte_scale(row_max):
+    """The scale of a row, from its greatest number."""
+    return tl.div_rn(row_max, 255.0)
 
 
 @triton.jit
-def rank(x, position):
-    """A number and its position as one integer, so that greater numbers, and of equals lower positions, are greater.
+def sort_key(x, position):
+    """A number and its position as one integer: greater for greater numbers, and of equal numbers for lower positions.
 
-    Float32 in the upper half. Its bits, as an integer, order as numbers do from 0 up; below, the other way round.
-    NaN is above all numbers, or below them, by its sign bit.
+    The upper half is the float32. Its bits, as an integer, have the order of numbers from 0 up; below 0 they have the
+    opposite order. NaN is above all numbers, or below them, by its sign bit.
     """
-    bits = _ordered((x + 0.0).to(tl.int32, bitcast=True)).to(tl.int64)  # -0 becomes 0, which it equals
+    bits = _ordered_bits((x + 0.0).to(tl.int32, bitcast=True)).to(tl.int64)  # -0 becomes 0, which it equals
     return (bits << 32) | (0x7FFFFFFF - position).to(tl.int64)
 
 
 @triton.jit
-def _ordered(bits):
-    """The bits of float32 so that they order as the numbers do; and back, for it is its own inverse."""
+def _ordered_bits(bits):
+    """Maps the bits of float32 to integers with the order of the numbers, and back: it is its own inverse."""
     return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
 
 @triton.jit
-def ranked_number(ranks):
-    """The number of a rank."""
-    return _ordered((ranks >> 32).to(tl.int32)).to(tl.float32, bitcast=True)
+def sort_key_value(sort_keys):
+    """The number of a sort key."""
+    return _ordered_bits((sort_keys >> 32).to(tl.int32)).to(tl.float32, bitcast=True)
 
 
 @triton.jit
-def ranked_position(ranks):
-    """The position of a rank, int32."""
-    return 0x7FFFFFFF - (ranks & 0x7FFFFFFF).to(tl.int32)
+def sort_key_position(sort_keys):
+    """The position of a sort key, int32."""
+    return 0x7FFFFFFF - (sort_keys & 0x7FFFFFFF).to(tl.int32)
 
 
 @triton.jit
-def best(ranks, tile, ROWS: tl.constexpr, K: tl.constexpr):
-    """The K greatest of `ranks`, `[ROWS, K]`, and of a tile of more, `[ROWS, at least K]`, greatest first."""
-    both = tl.join(ranks, tl.topk(tile, K))
+def merge_top_k(sort_keys, tile, ROWS: tl.constexpr, K: tl.constexpr):
+    """The K greatest of `sort_keys`, `[ROWS, K]`, and of the keys of a tile, `[ROWS, at least K]`, greatest first."""
+    both = tl.join(sort_keys, tl.topk(tile, K))
     return tl.topk(tl.reshape(both, (ROWS, 2 * K)), K)

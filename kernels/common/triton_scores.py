@@ -1,16 +1,15 @@
-"""Tiles of scores in Triton, shared by `rows` and `decode`: what `AttentionParams` says, on a tile in registers.
+"""Tiles of attention scores in Triton, for `rows` and `decode`: what `AttentionParams` means for a tile in registers.
 
-Kernels take what belongs together as one named tuple; None in it is known when compiling, and costs nothing.
+Kernels take parameters that belong together as one named tuple. None in a tuple is known at compile time and costs
+nothing.
 
-A softmax's denominator is two numbers side by side: the greatest score of the row, and 1 / the sum of exp(score -
-greatest); both are 0 where nothing is seen. They are kept apart, as one logarithm of both would be rounded at the size
-of the scores: rows with large ones would not add up to 1.
+A softmax denominator is two numbers side by side: the greatest score of the row, and 1 / the sum of exp(score -
+greatest); both are 0 where a query sees no key. They are kept apart: one logarithm of both would be rounded in
+proportion to the scores, and rows with large scores would not sum to 1.
 """
-# Triton's language is untyped: what the kernel's body does is checked by tests, not by pyright.
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
-# pyright: reportUnknownParameterType=false, reportMissingParameterType=false, reportUntypedFunctionDecorator=false
-# pyright: reportIndexIssue=false, reportMissingTypeStubs=false, reportCallIssue=false, reportArgumentType=false
-# pyright: reportGeneralTypeIssues=false, reportUnnecessaryComparison=false
+# Triton's language is untyped: tests check the kernels' bodies.
+# pyright: basic, reportIndexIssue=false, reportMissingTypeStubs=false, reportCallIssue=false, reportArgumentType=false
+# pyright: reportGeneralTypeIssues=false
 
 from typing import Any, NamedTuple
 
@@ -22,8 +21,8 @@ from torch import Tensor
 from .attention_params import AttentionParams
 
 
-class Strided(NamedTuple):
-    """A tensor of four axes as a kernel sees it: `[B, H, T, D]`, or with S for D."""
+class StridedTensor(NamedTuple):
+    """A tensor of four axes as a kernel sees it: `[B, H, T, D]`, or with S instead of T or D."""
 
     address: Tensor
     b: int
@@ -32,42 +31,43 @@ class Strided(NamedTuple):
     d: int
 
 
-class Rule(NamedTuple):
-    """`AttentionParams` as a kernel sees it. None: there is no such thing."""
+class KernelParams(NamedTuple):
+    """`AttentionParams` as a kernel sees them. None: there is no such thing.
+
+    Kernels name it `score_params`: Triton's launcher overwrites an argument named `params`.
+    """
 
     scale: float
     softcap: float | None
-    bias: Strided | None
-    mask: Strided | None  # bytes (not 0: may see) or additive
-    first: int | None  # None: not causal
-    window: int | None
+    bias: StridedTensor | None
+    mask: StridedTensor | None  # bytes (not 0: may see) or additive
+    first_position: int | None  # None: not causal
 
 
-def strided(tensor: Tensor) -> Strided:
-    """Strides, 0 for an axis of size 1: it has one for all, or walks nowhere."""
+def to_strided(tensor: Tensor) -> StridedTensor:
+    """Returns a tensor with its strides, 0 for an axis of size 1: such an axis is broadcast, or never walked."""
     b, h, t, d = (0 if size == 1 else stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    return Strided(tensor, b, h, t, 1 if tensor.shape[3] == 1 else d)
+    return StridedTensor(tensor, b, h, t, 1 if tensor.shape[3] == 1 else d)
 
 
-def rule_of(scoring: AttentionParams) -> Rule:
-    """What a kernel is told of a scoring."""
-    mask = scoring.mask
+def to_kernel_params(params: AttentionParams) -> KernelParams:
+    """Returns the parameters for a kernel."""
+    mask = params.mask
     if mask is not None and mask.dtype == torch.bool:
         mask = mask.view(torch.uint8)
-    return Rule(
-        float(scoring.scale),
-        scoring.softcap if scoring.softcap is None else float(scoring.softcap),
-        None if scoring.bias is None else strided(scoring.bias),
-        None if mask is None else strided(mask),
-        scoring.first if scoring.causal else None,
-        scoring.window,
+    return KernelParams(
+        float(params.scale),
+        params.softcap if params.softcap is None else float(params.softcap),
+        None if params.bias is None else to_strided(params.bias),
+        None if mask is None else to_strided(mask),
+        params.first_position if params.causal else None,
     )
 
 
-def precision(dtype: torch.dtype) -> str:
-    """How matrix products are made: float32 as three of tf32, exact to about 2^-21, where tensor cores know no better.
+def dot_precision(dtype: torch.dtype) -> str:
+    """Returns the input precision of matrix products: three products of tf32 for float32, exact to about 2^-21.
 
-    AMD's multiply float32 as it is. Halves have no choice to make.
+    NVIDIA's tensor cores have nothing better for float32. AMD's multiply float32 itself. Halves leave no choice.
     """
     try:
         driver: Any = triton.runtime.driver.active
@@ -79,7 +79,7 @@ def precision(dtype: torch.dtype) -> str:
 
 @triton.jit
 def tanh(x):
-    """The hyperbolic tangent, in the language itself, since the interpreter has no libdevice."""
+    """The hyperbolic tangent, in Triton itself: the interpreter has no libdevice."""
     square = x * x
     # Taylor's series to x^9: below 1/4 the next term is a hundred-millionth of the sum.
     series = x * (1 + square * (-1 / 3 + square * (2 / 15 + square * (-17 / 315 + square * (62 / 2835)))))
@@ -89,25 +89,35 @@ def tanh(x):
 
 
 @triton.jit
-def scored(rule, scores, b, h, t, k, inside):
-    """Scores as the softmax takes them, float32 `[rows, keys]`: -inf where a query may not see a key.
+def masked_scores(score_params, scores, b, h, t, k, inside):
+    """Turns dot products into the scores of a softmax, float32 `[rows, keys]`: -inf where a query may not see a key.
 
-    Of batch b; h, t and k are heads, queries and keys, each `[rows, 1]` or `[1, keys]` or a number; `inside` is whether
-    there is such a query and such a key at all.
+    The batch row is b; h, t and k are heads, queries and keys, each `[rows, 1]` or `[1, keys]` or a number. `inside` is
+    true where there is such a query and such a key.
     """
-    scores = scores * rule.scale
-    if rule.bias is not None:
-        bias = rule.bias.address + b * rule.bias.b + h * rule.bias.h + t * rule.bias.t + k * rule.bias.d
+    scores = scores * score_params.scale
+    if score_params.bias is not None:
+        bias = (
+            score_params.bias.address
+            + b * score_params.bias.b
+            + h * score_params.bias.h
+            + t * score_params.bias.t
+            + k * score_params.bias.d
+        )
         scores += tl.load(bias, mask=inside, other=0.0).to(tl.float32)
-    if rule.softcap is not None:
-        scores = rule.softcap * tanh(scores / rule.softcap)
-    if rule.first is not None:
-        inside = inside & (k <= rule.first + t)
-        if rule.window is not None:
-            inside = inside & (k > rule.first + t - rule.window)
-    if rule.mask is not None:
-        mask = rule.mask.address + b * rule.mask.b + h * rule.mask.h + t * rule.mask.t + k * rule.mask.d
-        if rule.mask.address.dtype.element_ty == tl.uint8:
+    if score_params.softcap is not None:
+        scores = score_params.softcap * tanh(scores / score_params.softcap)
+    if score_params.first_position is not None:
+        inside = inside & (k <= score_params.first_position + t)
+    if score_params.mask is not None:
+        mask = (
+            score_params.mask.address
+            + b * score_params.mask.b
+            + h * score_params.mask.h
+            + t * score_params.mask.t
+            + k * score_params.mask.d
+        )
+        if score_params.mask.address.dtype.element_ty == tl.uint8:
             inside = inside & (tl.load(mask, mask=inside, other=0) != 0)
         else:
             scores += tl.load(mask, mask=inside, other=0.0).to(tl.float32)
@@ -115,12 +125,12 @@ def scored(rule, scores, b, h, t, k, inside):
 
 
 @triton.jit
-def finite(greatest):
-    """The greatest score, or 0 where nothing is seen: exp(-inf - 0) is 0, not NaN."""
-    return tl.where(greatest == float("-inf"), 0.0, greatest)
+def finite_max(row_max):
+    """The greatest score of rows, or 0 where a query sees no key: exp(-inf - 0) is 0, not NaN."""
+    return tl.where(row_max == float("-inf"), 0.0, row_max)
 
 
 @triton.jit
-def inverse(total):
-    """1 / total, or 0 where nothing is seen."""
-    return tl.where(total == 0.0, 0.0, 1.0 / total)
+def inverse_sum(exp_sum):
+    """1 / the sum of exponentials of rows, or 0 where a query sees no key."""
+    return tl.where(exp_sum == 0.0, 0.0, 1.0 / exp_sum)

@@ -1,73 +1,76 @@
-"""Writes probabilities into a result, in plain torch: heads folded, then layers, then packed."""
+"""Writes probabilities into `AttentionTensors` in plain torch: reduces heads, reduces layers, encodes."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from .attention_tensors import AttentionTensors, LayerSpec, constant
+from .attention_tensors import AttentionTensors, LayerSpec, device_constant
 from .encoding_reference import pack
-from .reduction_reference import combine, finish, partial
+from .reduction_reference import combine_partials, finish_reduction, reduce_partial
 
 
-def write_heads(attention: Tensor, result: AttentionTensors, part: LayerSpec, queries: slice) -> None:
-    """As `write`, from the probabilities of all heads, `[B, H, queries, S]`."""
-    if part.heads is not None:
-        attention = attention[:, constant(part.heads, torch.int32, attention.device)]
-    write(attention, result, part, queries)
+def write_probabilities(attention: Tensor, out: AttentionTensors, spec: LayerSpec, queries: slice) -> None:
+    """Does what `write_heads` does, from the probabilities of all heads, `[B, H, queries, S]`."""
+    if spec.heads is not None:
+        attention = attention[:, device_constant(spec.heads, torch.int32, attention.device)]
+    write_heads(attention, out, spec, queries)
 
 
-def write(attention: Tensor, result: AttentionTensors, part: LayerSpec, queries: slice) -> None:
-    """Folds and writes probabilities, float32 `[B, heads of the part, queries, S]`, into the queries of a result."""
-    missing = result.length - attention.shape[3]
+def write_heads(attention: Tensor, out: AttentionTensors, spec: LayerSpec, queries: slice) -> None:
+    """Writes a slice of queries, from the probabilities of the heads of `spec`, float32 `[B, heads, queries, S]`."""
+    missing = out.length - attention.shape[3]
     if missing:
         attention = torch.nn.functional.pad(attention, (missing, 0))
-    if part.over_heads is None:
+    index: slice | Tensor
+    if spec.over_heads is None:
         columns = attention.permute(0, 2, 3, 1)
-        if part.columns is None:
-            place: slice | Tensor = slice(part.column, part.column + columns.shape[3])
+        if spec.columns is None:
+            index = slice(spec.column, spec.column + columns.shape[3])
         else:
-            place = constant(part.columns, torch.int32, attention.device)
+            index = device_constant(spec.columns, torch.int32, attention.device)
     else:
-        folded = _fold(attention, result, part, queries)
-        if folded is None:
+        reduced = _reduce(attention, out, spec, queries)
+        if reduced is None:
             return
-        columns, place = folded.unsqueeze(-1), slice(part.column, part.column + 1)
-    if result.is_dense_float:
-        result.values[:, queries, :, place] = columns.to(result.values.dtype)
+        columns, index = reduced.unsqueeze(-1), slice(spec.column, spec.column + 1)
+    if out.is_dense_float:
+        out.values[:, queries, :, index] = columns.to(out.values.dtype)
         return
-    packed = pack(columns, result.values.dtype, result.top_k)
-    result.values[:, queries, :, place] = packed.values
-    if result.scales is not None:
+    packed = pack(columns, out.values.dtype, out.top_k)
+    out.values[:, queries, :, index] = packed.values
+    if out.scales is not None:
         assert packed.scales is not None
-        result.scales[:, queries, place] = packed.scales
-    if result.positions is not None:
+        out.scales[:, queries, index] = packed.scales
+    if out.positions is not None:
         assert packed.positions is not None
-        result.positions[:, queries, :, place] = packed.positions
+        out.positions[:, queries, :, index] = packed.positions
 
 
-def _fold(attention: Tensor, result: AttentionTensors, part: LayerSpec, queries: slice) -> Tensor | None:
-    """Heads, then layers, become one: `[B, queries, S]`; None as long as layers are to come."""
-    assert part.over_heads is not None
-    if part.weights is not None:
-        attention = attention * constant(part.weights, torch.float32, attention.device)[:, None, None]
-    # Of a step, heads side by side: torch adds up columns in another order at the end of a row, and how long rows are
-    # depends on the others of the batch.
+def _reduce(attention: Tensor, out: AttentionTensors, spec: LayerSpec, queries: slice) -> Tensor | None:
+    """Reduces heads, then layers: `[B, queries, S]`; None while more layers are to come."""
+    assert spec.over_heads is not None
+    if spec.weights is not None:
+        attention = attention * device_constant(spec.weights, torch.float32, attention.device)[:, None, None]
+    # In a decode step, heads are made contiguous: torch adds columns in another order at the end of a row, and the
+    # length of rows depends on the other sequences of the batch.
     if attention.shape[2] == 1 and not attention.is_cuda:
-        value = partial(attention.transpose(1, 3).contiguous(), part.over_heads, 3).transpose(1, 2)
+        value = reduce_partial(attention.transpose(1, 3).contiguous(), spec.over_heads, 3).transpose(1, 2)
     else:
-        value = partial(attention, part.over_heads, 1)
-    if not part.as_one:
-        value = finish(value, part.over_heads, part.divisor_of(attention.shape[1]))
-    if part.over_layers is None:
+        value = reduce_partial(attention, spec.over_heads, 1)
+    divisor = spec.mean_divisor(attention.shape[1])
+    if not spec.pools_all_heads:
+        value = finish_reduction(value, spec.over_heads, divisor)
+    if spec.over_layers is None:
         return value
-    assert result.total is not None
-    total = result.total[:, queries]
-    if not part.as_one:
-        value = partial(value.unsqueeze(1), part.over_layers, 1)
-    if not part.first:
-        value = combine(total, value, part.over_layers)
-    if not part.last:
-        total.copy_(value)
+    assert out.accumulator is not None
+    accumulator = out.accumulator[:, queries]
+    if not spec.pools_all_heads:
+        value = reduce_partial(value.unsqueeze(1), spec.over_layers, 1)
+        divisor = spec.num_layers
+    if not spec.is_first:
+        value = combine_partials(accumulator, value, spec.over_layers)
+    if not spec.is_last:
+        accumulator.copy_(value)
         return None
-    return finish(value, part.over_layers, part.divisor_of(attention.shape[1]) if part.as_one else part.layer_count)
+    return finish_reduction(value, spec.over_layers, divisor)

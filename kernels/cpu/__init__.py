@@ -1,9 +1,38 @@
-"""Programs for CPUs: a decoder's step, an encoder, an output projection, compiled by Numba.
+"""CPU programs: a decoder step, an encoder or an output projection as one list of operations, compiled by Numba.
 
-Importing this package compiles nothing and does not import Numba.
+This package is what the server imports. Importing it compiles nothing, and does not import Numba.
 
-program         what a program is made of, and running it
-argmax          the greatest score of each row without all scores
-decode_step     the attention of one step over slots, apart from any program
-jit             what Numba compiles
+program          `Program`, a list of operations on fixed tensors; `PackedMatmul`
+argmax           the greatest score of each row of a linear layer
+decode_step      the attention of one step over slots, outside of any program
+packed_weights   weights in panels
+operations       operations as rows of numbers, and running a table of them
+support          whether programs run on this machine
+jit              what Numba compiles
 """
+
+from .argmax import ErrorBounds, LinearArgmax, MaskedColumns, mask_columns
+from .decode_step import attend_slots
+from .jit.opcodes import MAX_HEAD_WIDTH, MAX_POSITIONS
+from .operations import store_rows
+from .packed_weights import PackedWeight, pack_weight
+from .program import Activation, Attention, PackedMatmul, Program
+from .support import is_supported
+
+__all__ = [
+    "MAX_HEAD_WIDTH",
+    "MAX_POSITIONS",
+    "Activation",
+    "Attention",
+    "ErrorBounds",
+    "LinearArgmax",
+    "MaskedColumns",
+    "PackedMatmul",
+    "PackedWeight",
+    "Program",
+    "attend_slots",
+    "is_supported",
+    "mask_columns",
+    "pack_weight",
+    "store_rows",
+]

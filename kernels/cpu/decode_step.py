@@ -1,8 +1,8 @@
-"""One step of attention over slots on a CPU, apart from any program: of each row as if it were alone, to the bit.
+"""One attention step over slots on a CPU, outside of any program: each row as if it were alone, to the bit.
 
-What torch makes of a batch depends on how far the longest of it is, and on where in memory each of them stands. This is
-the attention of programs, one operation by itself, with what other families than theirs have: keys that heads share,
-biases, caps and windows. Needs what programs need.
+What torch computes for a row of a batch depends on the length of the longest row, and on where in memory each row
+stands. This module runs the attention of programs as one operation, with what model families outside of programs have:
+grouped key heads, biases, soft caps and windows. It needs what programs need.
 """
 
 from __future__ import annotations
@@ -12,48 +12,53 @@ from torch import Tensor
 
 from ..common.attention_params import AttentionParams
 from .jit import opcodes as op
-from .program import bits_of, run_table
+from .operations import float_bits, run_operations, set_keys_and_values
 
 
-def attend_apart(
-    query: Tensor, key: Tensor, value: Tensor, scoring: AttentionParams, lengths: Tensor
+def attend_slots(
+    query: Tensor, key: Tensor, value: Tensor, params: AttentionParams, lengths: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The attention output `[B, H, 1, D]` of one query for each slot, and the probabilities, float32 `[B, H, 1, S]`.
+    """Attends with one query for each slot, each slot over its first keys alone.
 
-    Takes query `[B, H, 1, D]`, key and value `[B, Hkv, S, D]`, values of any width, all float32. A row sees its first
-    keys, as many as `lengths` says, int64 `[B]`, 1 to S each, whatever the others are. Of these, a bool mask may hide
-    some at the beginning: what it says of others is not looked at.
+    Args:
+        query: float32 `[B, H, 1, D]`.
+        key: float32 `[B, Hkv, S, D]`.
+        value: float32 `[B, Hkv, S, V]`.
+        params: A bool mask may hide the first keys of a slot. What the mask says of other keys is ignored.
+        lengths: int64 `[B]`: how many keys each slot sees, 1 to S.
+
+    Returns:
+        The attention output `[B, H, 1, V]`, and the probabilities, float32 `[B, H, 1, S]`.
     """
     batch, heads, _, width = query.shape
     query = query.transpose(1, 2).reshape(batch, heads * width)
-    key, value = (each if each.stride(3) == 1 else each.contiguous() for each in (key, value))
+    key, value = (tensor if tensor.stride(3) == 1 else tensor.contiguous() for tensor in (key, value))
     out = query.new_empty(batch, heads, 1, value.shape[3])
-    shares = query.new_empty(batch, heads, 1, key.shape[2])
-    fields = np.zeros((1, op.FIELDS), np.int64)
-    made = fields[0]
-    made[op.KIND], made[op.SIZE] = op.ATTEND, width
-    made[op.X], made[op.X_STRIDE] = query.data_ptr(), 4 * query.stride(0)
-    made[op.OUT], made[op.OUT_STRIDE] = out.data_ptr(), 4 * out.stride(0)
-    for tensor, first in ((key, op.KEYS), (value, op.VALUES)):
-        made[first : first + 4] = tensor.data_ptr(), *(4 * stride for stride in tensor.stride()[:3])
-    made[op.HEADS], made[op.GROUP], made[op.VALUE_WIDTH] = heads, heads // key.shape[1], value.shape[3]
-    made[op.LENGTHS], made[op.SCALE] = lengths.data_ptr(), bits_of(scoring.scale)
-    made[op.SHARES], made[op.SHARES_STRIDE], made[op.SHARES_HEAD] = (
-        shares.data_ptr(),
-        *(4 * stride for stride in shares.stride()[:2]),
+    probabilities = query.new_empty(batch, heads, 1, key.shape[2])
+    table = np.zeros((1, op.NUM_FIELDS), np.int64)
+    fields = table[0]
+    fields[op.KIND], fields[op.SIZE] = op.ATTEND, width
+    fields[op.X], fields[op.X_STRIDE] = query.data_ptr(), 4 * query.stride(0)
+    fields[op.OUT], fields[op.OUT_STRIDE] = out.data_ptr(), 4 * out.stride(0)
+    set_keys_and_values(fields, key, value)
+    fields[op.HEADS], fields[op.GROUP_SIZE] = heads, heads // key.shape[1]
+    fields[op.LENGTHS], fields[op.SCALE] = lengths.data_ptr(), float_bits(params.scale)
+    fields[op.PROBABILITIES] = probabilities.data_ptr()
+    fields[op.PROBABILITIES_STRIDE], fields[op.PROBABILITIES_HEAD] = (
+        4 * stride for stride in probabilities.stride()[:2]
     )
-    begins: Tensor | None = None
-    if scoring.mask is not None:
-        # Of equal numbers, argmax gives the first.
-        begins = scoring.mask[:, 0, 0].byte().argmax(-1).expand(batch).contiguous()
-        made[op.BEGINS] = begins.data_ptr()
-    bias = scoring.bias
+    first_keys: Tensor | None = None
+    if params.mask is not None:
+        # Of equal numbers, argmax returns the first.
+        first_keys = params.mask[:, 0, 0].byte().argmax(-1).expand(batch).contiguous()
+        fields[op.FIRST_KEYS] = first_keys.data_ptr()
+    bias = params.bias
     if bias is not None:
         bias = bias.float().expand(batch, heads, 1, key.shape[2])
         bias = bias if bias.stride(3) == 1 else bias.contiguous()
-        made[op.SCORE_BIAS] = bias.data_ptr()
-        made[op.SCORE_BIAS_STRIDE], made[op.SCORE_BIAS_HEAD] = (4 * stride for stride in bias.stride()[:2])
-    if scoring.softcap is not None:
-        made[op.CAP] = bits_of(scoring.softcap)
-    run_table(fields, batch, shown_source=key.shape[2])
-    return out, shares
+        fields[op.SCORE_BIAS] = bias.data_ptr()
+        fields[op.SCORE_BIAS_STRIDE], fields[op.SCORE_BIAS_HEAD] = (4 * stride for stride in bias.stride()[:2])
+    if params.softcap is not None:
+        fields[op.SOFTCAP] = float_bits(params.softcap)
+    run_operations(table, batch, num_cross_positions=key.shape[2])
+    return out, probabilities

@@ -1,6 +1,10 @@
-"""`layout_into`: whole attention matrices of a model, reduced and laid out as a message has them.
+"""`layout_into`: whole attention matrices of a model, reduced and in the layout of a message.
 
-op                the public functions: check their arguments, choose an implementation
-reference         in torch: the definition of right
-triton_kernel     in Triton
+op              the public function: checks arguments, chooses an implementation
+reference       in torch: the definition of right
+triton_kernel   in Triton
 """
+
+from .op import layout_into
+
+__all__ = ["layout_into"]

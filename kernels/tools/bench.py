@@ -1,8 +1,8 @@
-"""Times kernels on a GPU, against what torch would take for the same and against copying as many bytes.
+"""Times kernels on a GPU, and compares them with torch and with a copy of as many bytes.
 
-Knows variants and how to time; prints nothing. How times are taken is a parameter, so that all else runs without a GPU.
-A kernel that only moves numbers about can be no faster than a copy: the share of a copy's bandwidth says how much is
-left to gain. What a variant calls its least bytes is counted as moved, whatever a kernel moves in fact.
+The timer is a parameter, so that everything else runs without a GPU. A kernel that only moves numbers can be no faster
+than a copy: its fraction of a copy's bandwidth says how much there is to gain. The least bytes of a case count as
+moved, whatever a kernel really moves.
 """
 # Triton comes without types.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportMissingTypeStubs=false
@@ -25,11 +25,11 @@ from triton.testing import do_bench
 from .cases import KernelCase
 
 Timer = Callable[[Callable[[], object]], float]
-"""Runs something often and says how many seconds one run takes."""
+"""Runs a function often, and returns the seconds of one run."""
 
 
 class Timing(NamedTuple):
-    """How long a variant and what it is compared with take, in seconds."""
+    """The times of a case and of its baselines, in seconds."""
 
     kernel: str
     case: str
@@ -37,36 +37,36 @@ class Timing(NamedTuple):
     flops: int
     seconds: float
     copy: float  # a copy that reads half of the bytes, and writes half
-    eager: float | None  # the same result by torch's operations, one after the other
-    sdpa: float | None  # attention without its probabilities, by torch's fused kernel
-    two_passes: float | None = None  # the same attention, and then the rows from a second read of queries and keys
+    eager: float | None  # the same result by torch's operations, one after another
+    sdpa: float | None  # attention without probabilities, by torch's fused kernel
+    two_passes: float | None = None  # the same attention, then the rows from a second read of queries and keys
 
     @property
     def bytes_per_second(self) -> float:
-        """The least bytes by the time taken; less than the GPU's traffic where a kernel moves more."""
+        """The least bytes divided by the time; less than the GPU's traffic where a kernel moves more."""
         return self.least_bytes / self.seconds
 
     @property
     def of_copy(self) -> float:
-        """The share of a copy's bandwidth."""
+        """The fraction of a copy's bandwidth."""
         return self.copy / self.seconds
 
 
-def median(thunk: Callable[[], object]) -> float:
-    """The median over about 100 ms, with an L2 cache that holds none of the inputs.
+def median_time(thunk: Callable[[], object]) -> float:
+    """Returns the median over about 100 ms, with an L2 cache that holds none of the inputs.
 
-    What runs is a CUDA graph of the launches, where they can be made one: Python takes longer to launch two or three
-    kernels than a small case takes to run, and longer than the 256 MB take that are written to clear the cache.
+    Runs a CUDA graph of the launches, where they can be captured: Python takes longer to launch two or three kernels
+    than a small case takes to run, and longer than writing the 256 MB that clear the cache.
     """
     milliseconds: Any = do_bench(as_graph(thunk), return_mode="median")
     return milliseconds / 1000
 
 
 def as_graph(thunk: Callable[[], object]) -> Callable[[], object]:
-    """The same launches in one call of a CUDA graph; the thunk itself where there is no GPU, or no graph of it."""
+    """Returns the launches as a CUDA graph; the thunk itself where there is no GPU, or no graph."""
     if not torch.cuda.is_available():
         return thunk
-    thunk()  # compiles, and allocates once what is allocated once
+    thunk()  # compiles, and makes one-time allocations
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     try:
@@ -78,57 +78,57 @@ def as_graph(thunk: Callable[[], object]) -> Callable[[], object]:
     return graph.replay
 
 
-def measure(variant: KernelCase, device: str, timer: Timer) -> Timing:
-    """Times a variant and its baselines, each on tensors of its own."""
+def measure(case: KernelCase, device: str, timer: Timer) -> Timing:
+    """Times a case and its baselines, each on tensors of its own."""
 
     def seconds_of(make: Callable[[str], Callable[[], object]] | None) -> float | None:
         return timer(make(device)) if make else None
 
     return Timing(
-        variant.kernel,
-        variant.case,
-        variant.least_bytes,
-        variant.flops,
-        timer(_launching(variant, device)),
-        timer(_copying(variant.least_bytes, device)),
-        seconds_of(variant.eager),
-        seconds_of(variant.sdpa),
-        seconds_of(variant.two_passes),
+        case.kernel,
+        case.name,
+        case.least_bytes,
+        case.flops,
+        timer(_make_launches(case, device)),
+        timer(_make_copy(case.least_bytes, device)),
+        seconds_of(case.eager),
+        seconds_of(case.sdpa),
+        seconds_of(case.two_passes),
     )
 
 
-def _launching(variant: KernelCase, device: str) -> Callable[[], object]:
-    launches = variant.launches(device)
+def _make_launches(case: KernelCase, device: str) -> Callable[[], object]:
+    launches = case.launches(device)
 
-    def launch() -> None:
-        for each in launches:
-            each.run()
+    def run() -> None:
+        for launch in launches:
+            launch.run()
 
-    return launch
+    return run
 
 
-def _copying(total: int, device: str) -> Callable[[], object]:
-    read = torch.zeros(total // 2, dtype=torch.uint8, device=device)
-    written = torch.empty_like(read)
-    return lambda: written.copy_(read)
+def _make_copy(total: int, device: str) -> Callable[[], object]:
+    source = torch.zeros(total // 2, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return lambda: target.copy_(source)
 
 
 def machine(device: str) -> dict[str, str]:
-    """What times depend on, by name, for people: the GPU, its driver and clocks, and versions."""
-    found = {"python": platform.python_version(), "torch": str(torch.__version__), "triton": triton.__version__}
+    """Returns what times depend on, by name: the GPU, its driver and clocks, and versions."""
+    facts = {"python": platform.python_version(), "torch": str(torch.__version__), "triton": triton.__version__}
     if torch.device(device).type != "cuda":
-        return {"device": device, **found}
+        return {"device": device, **facts}
     gpu: Any = torch.cuda.get_device_properties(device)
-    found = {"device": gpu.name, "multiprocessors": f"{gpu.multi_processor_count}", **found}
+    facts = {"device": gpu.name, "multiprocessors": f"{gpu.multi_processor_count}", **facts}
     versions: Mapping[str, Any] = vars(torch.version)
     for name, version in (("CUDA", versions["cuda"]), ("ROCm", versions["hip"])):
         if version:
-            found[name] = str(version)
-    return {**found, **_nvidia_smi(f"GPU-{gpu.uuid}")}
+            facts[name] = str(version)
+    return {**facts, **_nvidia_smi(f"GPU-{gpu.uuid}")}
 
 
 def _nvidia_smi(gpu: str) -> dict[str, str]:
-    """The driver and the clocks; nothing where there is no nvidia-smi, or it does not know."""
+    """Returns the driver and the clocks; nothing where nvidia-smi is missing or fails."""
     fields = {
         "driver": "driver_version",
         "multiprocessor clock": "clocks.sm",
@@ -154,14 +154,14 @@ def _nvidia_smi(gpu: str) -> dict[str, str]:
 
 
 def table(timings: Sequence[Timing]) -> Table:
-    """What people read: a line for each variant."""
-    made = Table(box=None, pad_edge=False, header_style="bold")
-    made.add_column("kernel", no_wrap=True)
-    made.add_column("case", no_wrap=True)
+    """Returns a table with a line for each case."""
+    rows = Table(box=None, pad_edge=False, header_style="bold")
+    rows.add_column("kernel", no_wrap=True)
+    rows.add_column("case", no_wrap=True)
     for name in ("MB", "µs", "GB/s", "of copy", "TFLOP/s", "copy µs", "eager µs", "SDPA µs", "SDPA + rows µs"):
-        made.add_column(name, justify="right", no_wrap=True)
+        rows.add_column(name, justify="right", no_wrap=True)
     for timing in timings:
-        made.add_row(
+        rows.add_row(
             timing.kernel,
             timing.case,
             f"{timing.least_bytes / 1e6:,.1f}",
@@ -174,24 +174,24 @@ def table(timings: Sequence[Timing]) -> Table:
             _compared(timing.sdpa, timing.seconds),
             _compared(timing.two_passes, timing.seconds),
         )
-    return made
+    return rows
 
 
 def _compared(baseline: float | None, seconds: float) -> str:
-    """A baseline's time, and how many times the kernel's it is."""
+    """A baseline's time, and its ratio to the kernel's time."""
     return "–" if baseline is None else f"{baseline * 1e6:,.1f} ({baseline / seconds:.2f}x)"
 
 
-def write(file: Path, found: Mapping[str, str], timings: Sequence[Timing]) -> None:
-    """Writes what programs read, in JSON. Raises OSError."""
-    text = json.dumps(as_json(found, timings), indent=2, ensure_ascii=False)
+def write(file: Path, facts: Mapping[str, str], timings: Sequence[Timing]) -> None:
+    """Writes the times as JSON. Raises OSError."""
+    text = json.dumps(as_json(facts, timings), indent=2, ensure_ascii=False)
     file.write_text(text + "\n", encoding="utf-8")
 
 
-def as_json(found: Mapping[str, str], timings: Sequence[Timing]) -> dict[str, Any]:
-    """What programs read. Times are in seconds."""
+def as_json(facts: Mapping[str, str], timings: Sequence[Timing]) -> dict[str, Any]:
+    """Returns the times for JSON, in seconds."""
     return {
-        "machine": dict(found),
+        "machine": dict(facts),
         "variants": [
             {**timing._asdict(), "bytes_per_second": timing.bytes_per_second, "of_copy": timing.of_copy}
             for timing in timings

@@ -1,7 +1,7 @@
-"""`sidelight kernels bench`: how fast the kernels are on this machine's GPU.
+"""`sidelight kernels bench`: times the kernels on this machine's GPU.
 
-Knows the options and what is printed; how it is timed is in `bench`. Imported whatever is installed, so torch and
-Triton come in only when the command runs.
+The module has the options and the output; `bench` takes the times. torch and Triton are imported only when the command
+runs.
 """
 # Triton comes without types.
 # pyright: reportMissingTypeStubs=false
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .bench import Timer, Timing
     from .cases import KernelCase
 
-_WIDTH = 160  # of the table where nobody's screen says how wide
+_WIDTH = 160  # of the table where the output is no terminal
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Times all variants on the current GPU. Returns the exit status."""
+    """Times all cases on the current GPU. Returns the exit status."""
     import torch
 
     if not torch.cuda.is_available():
@@ -40,32 +40,32 @@ def run(args: argparse.Namespace) -> int:
     if knobs.runtime.interpret:
         print("sidelight: TRITON_INTERPRET is set: times would be the interpreter's", file=sys.stderr)
         return 1
-    from .bench import median
-    from .cases import variants
+    from .bench import median_time
+    from .cases import all_cases
 
-    return report(variants(large=True), "cuda", median, args.json)
+    return report(all_cases(large=True), "cuda", median_time, args.json)
 
 
-def report(variants: Iterable[KernelCase], device: str, timer: Timer, file: Path | None) -> int:
-    """Times variants, and prints and writes what was found. Returns the exit status."""
+def report(cases: Iterable[KernelCase], device: str, timer: Timer, file: Path | None) -> int:
+    """Times cases, and prints and writes the times. Returns the exit status."""
     from .bench import machine, measure, table, write
 
     try:
         if file:
-            file.write_text("")  # better to fail now than after minutes of timing
-        console = Console(highlight=False, markup=False, emoji=False)  # names are what they are
+            file.write_text("")  # fails now rather than after minutes of timing
+        console = Console(highlight=False, markup=False, emoji=False)  # names may have brackets
         if not console.is_terminal:
             console.width = _WIDTH
-        found = machine(device)
-        for name, value in found.items():
+        facts = machine(device)
+        for name, value in facts.items():
             console.print(f"{name}: {value}")
         timings: list[Timing] = []
         with console.status("") as status:
-            for variant in variants:
-                status.update(f"{variant.kernel}, {variant.case}")
-                timings.append(measure(variant, device, timer))
-                if file:  # after each variant: what is measured stays, whatever ends this
-                    write(file, found, timings)
+            for case in cases:
+                status.update(f"{case.kernel}, {case.name}")
+                timings.append(measure(case, device, timer))
+                if file:  # after each case, so that the times so far stay, whatever ends the command
+                    write(file, facts, timings)
         console.print()
         console.print(table(timings))
         console.print("\nIn parentheses how many times the kernel's own time that is.")

@@ -1,7 +1,6 @@
-"""The kernels as they are used in practice: what the audit compiles and counts, and what the bench runs.
+"""Typical calls of the kernels: what the audit compiles and counts, and what the bench times.
 
-Each case is one call of a kernel, with the shapes of real models; small ones for the interpreter, large ones for a GPU.
-Knows shapes and launches; does not run anything.
+Each case is one call of a kernel, with the shapes of real models: small ones for the interpreter, large ones for a GPU.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from ..common.launch import Launch
 from ..common.reductions import Reduction
 from ..decode_attention import triton_kernel as decode_triton
 from ..message_layout import triton_kernel as layout_triton
-from ..message_layout.reference import layout_reference
+from ..message_layout.reference import layout_floats
 
 Device = str
 Run = Callable[[], object]
@@ -30,22 +29,22 @@ class KernelCase(NamedTuple):
     """One call of a kernel."""
 
     kernel: str  # "layout", "rows" or "decode"
-    case: str  # what is special about it, for people: a few words
-    launches: Callable[[Device], list[Launch]]  # from a device, "meta" or "cpu" or "cuda", to launches on new tensors
-    least_bytes: int  # what must at least be read and written: every input once, every result once
-    flops: int = 0  # of the matrix products, 2 for each multiplication and addition; 0 where there are none
-    moved_at_most: float = 1.05  # how many times the least bytes it may move; where it is more, it is said why
+    name: str  # what is special about the case, in a few words
+    launches: Callable[[Device], list[Launch]]  # from a device ("meta", "cpu" or "cuda") to launches on new tensors
+    least_bytes: int  # the least that must be read and written: each input once, each out once
+    flops: int = 0  # of matrix products, 2 for each multiplication and addition; 0 without matrix products
+    moved_at_most: float = 1.05  # how many times the least bytes it may move; a greater number has a reason beside it
     load_bits: int = 128  # the widest global load that the shapes allow
-    is_half: bool = False  # whether they are of half precision
-    second_pass_bytes: int = 0  # for what one kernel does at once: the least bytes of attention, and then of rows
-    tensor_cores: bool = False  # whether tensor-core instructions are to be found
-    eager: Callable[[Device], Run] | None = None  # the same by torch: probabilities, permute, reduction; on new tensors
-    sdpa: Callable[[Device], Run] | None = None  # the attention output alone, without any row
-    two_passes: Callable[[Device], Run] | None = None  # the attention output by SDPA, and then the rows by `rows`
+    is_half: bool = False  # whether the inputs are of half precision
+    second_pass_bytes: int = 0  # for `decode`: the least bytes of attention and then rows, in two passes
+    tensor_cores: bool = False  # whether it must have tensor-core instructions
+    eager: Callable[[Device], Run] | None = None  # the same by torch's operations, on new tensors
+    sdpa: Callable[[Device], Run] | None = None  # the attention output alone, without rows
+    two_passes: Callable[[Device], Run] | None = None  # the attention output by SDPA, then the rows by `rows`
 
 
-def variants(*, large: bool = False) -> Iterator[KernelCase]:
-    """All cases, in the order of the audit's table; with `large`, at the sizes that a GPU is measured with."""
+def all_cases(*, large: bool = False) -> Iterator[KernelCase]:
+    """Yields all cases, in the order of the audit's table; with `large`, at the sizes of the bench."""
     yield from (_layout(case, 512 if large else case.small) for case in LAYOUTS)
     yield from (_rows(case, 2048 if large else 128) for case in ROWS)
     yield from (_decode(case, 32 if large else 2, 1024 if large else 128) for case in DECODES)
@@ -53,10 +52,10 @@ def variants(*, large: bool = False) -> Iterator[KernelCase]:
 
 
 class LayoutCase(NamedTuple):
-    """Whole matrices of some layers, and what is wanted of them."""
+    """Whole matrices of some layers, and what is computed from them."""
 
-    case: str
-    small: int  # queries, and keys but for packed rows: as few as make tiles with 128 bits for each thread
+    name: str
+    small: int  # queries, and keys except for encoded rows: the fewest that make tiles with 128 bits for each thread
     heads: int
     layers: int
     over_heads: Reduction | None
@@ -77,34 +76,34 @@ LAYOUTS = [
 
 
 def _layout(case: LayoutCase, length: int) -> KernelCase:
-    queries, keys = length, max(length, 512)  # packed rows are a program each: few of them, but long for wide loads
+    queries, keys = length, max(length, 512)  # each encoded row is a program: few rows, but long ones for wide loads
     shape = (1, case.heads, queries, keys)
     columns = 1 if case.over_layers else case.layers if case.over_heads else case.layers * case.heads
 
-    def made(device: Device) -> list[Tensor]:
+    def inputs(device: Device) -> list[Tensor]:
         return [torch.rand(shape, device=device).to(case.dtype) for _ in range(case.layers)]
 
-    def result(device: Device) -> AttentionTensors:
+    def outputs(device: Device) -> AttentionTensors:
         return new_attention_tensors(1, queries, keys, columns, encoding=case.encoding, top_k=case.top_k, device=device)
 
     def launches(device: Device) -> list[Launch]:
-        into = result(device)
-        if into.is_dense_float:
-            return [layout_triton.plan(made(device), into.values, case.over_heads, case.over_layers)]
-        return [layout_triton.plan_packed(made(device), into, case.over_heads, case.over_layers)]
+        out = outputs(device)
+        if out.is_dense_float:
+            return [layout_triton.plan(inputs(device), out.values, case.over_heads, case.over_layers)]
+        return [layout_triton.plan_packed(inputs(device), out, case.over_heads, case.over_layers)]
 
     def eager(device: Device) -> Run:
-        layers = made(device)
-        return lambda: layout_reference(layers, case.over_heads, case.over_layers, torch.float32)
+        layers = inputs(device)
+        return lambda: layout_floats(layers, case.over_heads, case.over_layers)
 
     read = case.layers * torch.Size(shape).numel() * case.dtype.itemsize
-    return KernelCase("layout", case.case, launches, read + _written(result("meta")), eager=eager)
+    return KernelCase("layout", case.name, launches, read + _written(outputs("meta")), eager=eager)
 
 
 class AttentionCase(NamedTuple):
-    """A layer of a model, and what is wanted of it."""
+    """A layer of a model, and what is computed from it."""
 
-    case: str
+    name: str
     dtype: torch.dtype
     heads: int
     key_heads: int
@@ -135,8 +134,9 @@ DECODES = [
     AttentionCase("mean, 16 heads of 64", _HALF, 16, 16, 64, "mean"),
     AttentionCase("mean, 16 heads of 64, float32", torch.float32, 16, 16, 64, "mean"),
     AttentionCase("max, grouped heads (2) of 128", _HALF, 16, 8, 128, "max"),
-    # Eight bytes a score, of four heads, beside 512 of a key and a value: what the scores' stay in L2 costs, see
-    # decode_attention. Other ways cost more: keys read again half as much again, scores in half precision the sum.
+    # Eight bytes for each score of four heads, beside 512 bytes of a key and a value: scores are written and read back,
+    # see decode_attention. Other ways cost more: reading keys again half as much again, and with scores in half
+    # precision rows would not sum to 1.
     AttentionCase("mean, grouped heads (4) of 128", _HALF, 32, 8, 128, "mean", moved_at_most=1.07),
     AttentionCase("mean, grouped heads (2) of 256", _HALF, 8, 4, 256, "mean"),
     AttentionCase("mean, 8 heads of 256, float32", torch.float32, 8, 8, 256, "mean"),
@@ -148,27 +148,27 @@ LONG = AttentionCase("mean, one slot, long", _HALF, 16, 8, 128, "mean")
 
 
 class Inputs(NamedTuple):
-    """What a call of `rows` or `decode` is given."""
+    """The arguments of `rows` or `decode`."""
 
     query: Tensor
     key: Tensor
     value: Tensor
-    scoring: AttentionParams
-    result: AttentionTensors
+    params: AttentionParams
+    out: AttentionTensors
 
 
 def make_inputs(case: AttentionCase, device: Device, batch: int, queries: int, keys: int) -> Inputs:
-    """Random inputs of a case on a device, and room for its result, which holds arbitrary numbers."""
+    """Makes random inputs of a case on a device, and tensors for the result, with arbitrary content."""
 
-    def made(heads: int, length: int) -> Tensor:
+    def draw(heads: int, length: int) -> Tensor:
         return torch.randn(batch, heads, length, case.width, device=device).to(case.dtype)
 
     columns = 1 if case.over_heads else case.heads
     bias = torch.randn(1, case.heads, queries, keys, device=device).to(case.dtype) if case.has_bias else None
     return Inputs(
-        made(case.heads, queries),
-        made(case.key_heads, keys),
-        made(case.key_heads, keys),
+        draw(case.heads, queries),
+        draw(case.key_heads, keys),
+        draw(case.key_heads, keys),
         AttentionParams(case.width**-0.5, bias=bias, causal=case.causal),
         new_attention_tensors(batch, queries, keys, columns, encoding=case.encoding, top_k=case.top_k, device=device),
     )
@@ -178,38 +178,38 @@ def _bytes(*tensors: Tensor | None) -> int:
     return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
 
-def _written(result: AttentionTensors) -> int:
-    return _bytes(result.values, result.scales, result.positions)
+def _written(out: AttentionTensors) -> int:
+    return _bytes(out.values, out.scales, out.positions)
 
 
 def _rows(case: AttentionCase, length: int) -> KernelCase:
-    part = LayerSpec(over_heads=case.over_heads)
+    spec = LayerSpec(over_heads=case.over_heads)
 
     def launches(device: Device) -> list[Launch]:
-        query, key, _, scoring, result = make_inputs(case, device, 1, length, length)
-        return rows_triton.plan(query, key, scoring, result, part)
+        query, key, _, params, out = make_inputs(case, device, 1, length, length)
+        return rows_triton.plan(query, key, params, out, spec)
 
     def eager(device: Device) -> Run:
-        query, key, _, scoring, _ = make_inputs(case, device, 1, length, length)
-        return lambda: _eager(query, key, scoring, case)
+        query, key, _, params, _ = make_inputs(case, device, 1, length, length)
+        return lambda: _eager(query, key, params, case)
 
     def sdpa(device: Device) -> Run:
         return _sdpa(make_inputs(case, device, 1, length, length))
 
     def two_passes(device: Device) -> Run:
-        return _two_passes(make_inputs(case, device, 1, length, length), part)
+        return _two_passes(make_inputs(case, device, 1, length, length), spec)
 
-    query, key, _, scoring, result = make_inputs(case, "meta", 1, length, length)
+    query, key, _, params, out = make_inputs(case, "meta", 1, length, length)
     products = case.heads * length * length * case.width * 2
     sweeps = 3 if case.encoding == "uint8" and not case.top_k else 2  # denominators, rows, and for bytes rows again
     return KernelCase(
         "rows",
-        case.case,
+        case.name,
         launches,
-        _bytes(query, key, scoring.bias) + _written(result),
+        _bytes(query, key, params.bias) + _written(out),
         flops=sweeps * products // (2 if case.causal else 1),
         is_half=case.dtype != torch.float32,
-        # Its tiles read keys and queries again: stated in the table, and justified in attention_rows.triton_kernel.
+        # Tiles read keys and queries again: the table shows it, and attention_rows.triton_kernel says why.
         moved_at_most=float("inf"),
         tensor_cores=True,
         eager=eager,
@@ -219,18 +219,18 @@ def _rows(case: AttentionCase, length: int) -> KernelCase:
 
 
 def _decode(case: AttentionCase, slots: int, length: int) -> KernelCase:
-    part = LayerSpec(over_heads=case.over_heads)
+    spec = LayerSpec(over_heads=case.over_heads)
 
     def launches(device: Device) -> list[Launch]:
-        query, key, value, scoring, result = make_inputs(case, device, slots, 1, length)
-        return decode_triton.plan(query, key, value, scoring, result, part, torch.empty_like(query))
+        query, key, value, params, out = make_inputs(case, device, slots, 1, length)
+        return decode_triton.plan(query, key, value, params, out, spec, torch.empty_like(query))
 
     def eager(device: Device) -> Run:
-        query, key, value, scoring, _ = make_inputs(case, device, slots, 1, length)
+        query, key, value, params, _ = make_inputs(case, device, slots, 1, length)
 
         def run() -> object:
-            row = _eager(query, key, scoring, case)
-            return row, _output(query, key, value, scoring)
+            row = _eager(query, key, params, case)
+            return row, _output(query, key, value, params)
 
         return run
 
@@ -238,13 +238,13 @@ def _decode(case: AttentionCase, slots: int, length: int) -> KernelCase:
         return _sdpa(make_inputs(case, device, slots, 1, length))
 
     def two_passes(device: Device) -> Run:
-        return _two_passes(make_inputs(case, device, slots, 1, length), part)
+        return _two_passes(make_inputs(case, device, slots, 1, length), spec)
 
-    query, key, value, scoring, result = make_inputs(case, "meta", slots, 1, length)
-    least = _bytes(query, key, value, scoring.bias, query) + _written(result)
+    query, key, value, params, out = make_inputs(case, "meta", slots, 1, length)
+    least = _bytes(query, key, value, params.bias, query) + _written(out)
     return KernelCase(
         "decode",
-        case.case,
+        case.name,
         launches,
         least,
         flops=4 * slots * case.heads * length * case.width,
@@ -259,13 +259,13 @@ def _decode(case: AttentionCase, slots: int, length: int) -> KernelCase:
     )
 
 
-def _eager(query: Tensor, key: Tensor, scoring: AttentionParams, case: AttentionCase) -> object:
-    """What a model's eager attention and a permutation give, in the model's precision."""
+def _eager(query: Tensor, key: Tensor, params: AttentionParams, case: AttentionCase) -> object:
+    """Eager attention of a model, then a permutation and a reduction, in the model's precision."""
     key = key.repeat_interleave(query.shape[1] // key.shape[1], 1)
-    scores = query @ key.transpose(2, 3) * scoring.scale
-    if scoring.bias is not None:
-        scores = scores + scoring.bias
-    if scoring.causal:
+    scores = query @ key.transpose(2, 3) * params.scale
+    if params.bias is not None:
+        scores = scores + params.bias
+    if params.causal:
         hidden = torch.ones(scores.shape[2:], dtype=torch.bool, device=query.device).triu(1)
         scores = scores.masked_fill(hidden, float("-inf"))
     probabilities = scores.softmax(-1, dtype=torch.float32).permute(0, 2, 3, 1)
@@ -279,30 +279,30 @@ def _eager(query: Tensor, key: Tensor, scoring: AttentionParams, case: Attention
 
 
 def _sdpa(inputs: Inputs) -> Run:
-    query, key, value, scoring, _ = inputs
-    return lambda: _output(query, key, value, scoring)
+    query, key, value, params, _ = inputs
+    return lambda: _output(query, key, value, params)
 
 
-def _two_passes(inputs: Inputs, part: LayerSpec) -> Run:
-    """Fused attention without probabilities, and then queries and keys once more for the rows."""
-    query, key, value, scoring, result = inputs
-    launches = rows_triton.plan(query, key, scoring, result, part)
+def _two_passes(inputs: Inputs, spec: LayerSpec) -> Run:
+    """Fused attention without probabilities, then queries and keys once more for the rows."""
+    query, key, value, params, out = inputs
+    launches = rows_triton.plan(query, key, params, out, spec)
 
     def run() -> None:
-        _output(query, key, value, scoring)
+        _output(query, key, value, params)
         for launch in launches:
             launch.run()
 
     return run
 
 
-def _output(query: Tensor, key: Tensor, value: Tensor, scoring: AttentionParams) -> Tensor:
+def _output(query: Tensor, key: Tensor, value: Tensor, params: AttentionParams) -> Tensor:
     return functional.scaled_dot_product_attention(
         query,
         key,
         value,
-        attn_mask=scoring.bias,
-        is_causal=scoring.causal,
-        scale=scoring.scale,
+        attn_mask=params.bias,
+        is_causal=params.causal,
+        scale=params.scale,
         enable_gqa=query.shape[1] != key.shape[1],
     )

@@ -1,9 +1,8 @@
 """Compiles launches for GPUs that need not be there.
 
-The way is Triton's own: its JIT specialises arguments and looks into its cache, and only the driver, which would ask
-the GPU what it is, is stood in for. So what is compiled here is what a server on that GPU would compile, under the keys
-that it would look up. Tensors may be torch's meta tensors: they count as aligned to 16 bytes, as torch's allocations
-are.
+Triton's own JIT specialises arguments and looks into its cache; only the driver, which would ask the GPU what it is, is
+replaced. So the kernels are those that a server on this GPU would compile, under the keys that it would look up.
+Tensors may be torch's meta tensors: they count as aligned to 16 bytes, as torch's allocations are.
 """
 # Triton comes without types.
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
@@ -32,7 +31,7 @@ TARGETS = {
 
 
 class _Driver:
-    """Answers what the JIT asks a driver before it compiles; nothing can be launched with it."""
+    """Answers the JIT's questions about a GPU before it compiles. It cannot launch anything."""
 
     def __init__(self, target: GPUTarget) -> None:
         self._target = target
@@ -41,7 +40,7 @@ class _Driver:
         return self._target
 
     def get_current_device(self) -> str:
-        # The JIT keeps what it has compiled by device; each target is one.
+        # The JIT caches kernels by device; each target counts as a device.
         return f"{self._target.backend}:{self._target.arch}"
 
     def get_current_stream(self, device: str) -> None: ...
@@ -49,7 +48,7 @@ class _Driver:
 
 @contextmanager
 def compiling_for(target: str) -> Generator[None]:
-    """Makes Triton's JIT believe that the machine has a GPU of this target. Not for threads that launch meanwhile."""
+    """Makes Triton's JIT compile for a GPU of this target. No other thread may launch kernels meanwhile."""
     config: Any = triton.runtime.driver
     before = config._active
     config.set_active(_Driver(TARGETS[target]))
@@ -59,8 +58,8 @@ def compiling_for(target: str) -> Generator[None]:
         config._active = before
 
 
-def compiled(launch: Launch) -> Any:
-    """The CompiledKernel of a launch, within `compiling_for`; from Triton's cache if it is there."""
+def compile_launch(launch: Launch) -> Any:
+    """Returns the CompiledKernel of a launch, inside `compiling_for`; from Triton's cache if it is there."""
     if not isinstance(launch.kernel, JITFunction):
         raise RuntimeError("TRITON_INTERPRET is set: there is nothing to compile")
     return launch.kernel.warmup(

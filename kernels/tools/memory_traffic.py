@@ -1,10 +1,8 @@
-"""Counts the bytes that kernels read and write, by running them in Triton's interpreter and watching its accesses.
+"""Counts the bytes that kernels read and write: runs them in Triton's interpreter and counts its memory accesses.
 
-Knows the interpreter; which kernels run, and how much would be least, whoever calls knows.
-
-Counted is what a program asks global memory for: each lane whose mask is true, at the size of one number. Lanes of one
-access that share an address count once, as hardware reads it once for them; two accesses count twice, also where the
-second finds the bytes in a cache.
+Each lane of an access whose mask is true counts with the size of one number. Lanes of one access that share an address
+count once, since hardware reads the address once for them. Two accesses count twice, also where the second finds the
+bytes in a cache.
 """
 # Triton comes without types.
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
@@ -27,9 +25,10 @@ class Traffic(NamedTuple):
 
 
 def count(run: Callable[[], object]) -> Traffic:
-    """Calls `run`, and counts what the kernels that it launches move. They must be interpreted (TRITON_INTERPRET=1).
+    """Calls `run`, and counts what the kernels that it launches read and write.
 
-    They do what they would do uncounted. Not for threads that run other kernels meanwhile.
+    Kernels must be interpreted (TRITON_INTERPRET=1). Counting does not change what they do. No other thread may run
+    kernels meanwhile.
     """
     loaded = 0
     stored = 0
@@ -42,13 +41,13 @@ def count(run: Callable[[], object]) -> Traffic:
         nonlocal stored
         stored += _bytes(pointers, mask)
 
-    with _watched(load, store):
+    with _on_access(load, store):
         run()
     return Traffic(loaded, stored)
 
 
 def _bytes(pointers: Any, mask: Any) -> int:
-    """The bytes of one access, a tile of pointers of which a mask, if any, lets some through."""
+    """The bytes of one access: a tile of pointers, and a mask or None."""
     addresses = pointers.data
     if mask is not None:
         addresses = addresses[np.broadcast_to(mask.data, addresses.shape)]
@@ -57,8 +56,8 @@ def _bytes(pointers: Any, mask: Any) -> int:
 
 
 @contextmanager
-def _watched(load: Callable[[Any, Any], None], store: Callable[[Any, Any], None]) -> Generator[None, None, None]:
-    """Tells of every access. All of the interpreter's go through these four methods, block pointers' too."""
+def _on_access(load: Callable[[Any, Any], None], store: Callable[[Any, Any], None]) -> Generator[None, None, None]:
+    """Calls functions at every access. All accesses of the interpreter use these four methods, block pointers too."""
     builder: Any = interpreter.InterpreterBuilder
     names = ("create_masked_load", "create_masked_store", "create_atomic_rmw", "create_atomic_cas")
     before = {name: getattr(builder, name) for name in names}
@@ -82,8 +81,8 @@ def _watched(load: Callable[[Any, Any], None], store: Callable[[Any, Any], None]
         return before["create_atomic_cas"](self, pointers, *rest)
 
     try:
-        for name, watching in zip(names, (masked_load, masked_store, atomic_rmw, atomic_cas), strict=True):
-            setattr(builder, name, watching)
+        for name, method in zip(names, (masked_load, masked_store, atomic_rmw, atomic_cas), strict=True):
+            setattr(builder, name, method)
         yield
     finally:
         for name, original in before.items():

@@ -1,7 +1,7 @@
-"""Fills Triton's cache for GPUs that are not there, so that a server finds its kernels compiled when it starts.
+"""Fills Triton's cache for GPUs that need not be there, so that a server finds its kernels compiled when it starts.
 
-Knows Triton's cache; which launches a server makes, the caller says. Kernels are compiled by `cross_compile`, in the
-JIT's own way. What Triton 3.7.1 looks a kernel up by is a hash (`triton.runtime.cache.get_cache_key`) of
+The caller says which launches a server makes. `cross_compile` compiles their kernels as the JIT does. The key of a
+kernel in the cache of Triton 3.7.1 is a hash (`triton.runtime.cache.get_cache_key`) of
 
 - Triton itself: its version and every byte of its compiler, libtriton.so among them. So wheels for another Python or
   another processor have other keys;
@@ -15,10 +15,10 @@ JIT's own way. What Triton 3.7.1 looks a kernel up by is a hash (`triton.runtime
 - some thirty environment variables (`get_cache_invalidating_env_vars`), such as DISABLE_PTXAS_OPT or
   TRITON_F32_DEFAULT, as far as they are set to something true.
 
-Neither the NVIDIA driver's version, nor torch's, nor the model of a GPU within its architecture is in it. But the index
-that leads to the files of a kernel holds their whole paths: a cache that is moved is found empty.
+The versions of the NVIDIA driver and of torch, and the model of a GPU within its architecture, are not in the hash. But
+the index that leads to the files of a kernel holds absolute paths: after a move, a cache is empty for Triton.
 
-Besides kernels, Triton needs a module of its own, in C, to load and launch them. It compiles that on a server's first
+Besides kernels, Triton needs a module in C that loads and launches them. Triton compiles the module on a server's first
 launch, with a C compiler and Python's headers, and keeps it in the same cache. `build_launcher` puts it there.
 """
 # Triton comes without types, and has no public way to its cache.
@@ -48,10 +48,10 @@ from ..common.triton_versions import (
     launcher_depends_on_driver_folder,
     launcher_entries,
 )
-from .cross_compile import TARGETS, compiled, compiling_for
+from .cross_compile import TARGETS, compile_launch, compiling_for
 
 
-class Built(NamedTuple):
+class CacheEntry(NamedTuple):
     """One entry of the cache."""
 
     target: str
@@ -59,18 +59,21 @@ class Built(NamedTuple):
     hash: str  # the key, in hexadecimal digits; Triton names the folder by it in base 32
     seconds: float
     bytes: int  # of all its files
-    was_there: bool  # whether nothing had to be compiled
+    was_there: bool  # whether nothing was compiled
 
 
 def build(
-    launches: Callable[[], Iterable[Launch]], target: str, cache: Path, tell: Callable[[Built], object] = lambda _: None
-) -> list[Built]:
-    """Puts the kernels of all launches into the cache, each once however many launches share it.
+    launches: Callable[[], Iterable[Launch]],
+    target: str,
+    cache: Path,
+    on_entry: Callable[[CacheEntry], object] = lambda _: None,
+) -> list[CacheEntry]:
+    """Puts the kernels of all launches into the cache, each kernel once.
 
-    `launches` is asked as if on a machine with the target's GPU. Tells of each kernel as soon as it is there. Not for
-    threads that launch meanwhile.
+    `launches` is called as if on a machine with the target's GPU. `on_entry` is called as soon as a kernel is in the
+    cache. No other thread may launch kernels meanwhile.
     """
-    built: dict[str, Built] = {}
+    entries: dict[str, CacheEntry] = {}
     seen: set[int] = set()
     hits: list[bool] = []
 
@@ -81,35 +84,36 @@ def build(
         knobs.compilation.listener = listen
         for launch in launches():
             if id(launch.kernel) not in seen:
-                # What this process has compiled before would be taken from its memory, and never reach the cache.
+                # A kernel that this process has compiled before would come from memory, and never reach the cache.
                 launch.kernel.device_caches.clear()
                 seen.add(id(launch.kernel))
             hits.clear()
             start = time.perf_counter()
-            kernel = compiled(launch)
+            kernel = compile_launch(launch)
             seconds = time.perf_counter() - start
-            if kernel.hash in built:
+            if kernel.hash in entries:
                 continue
             folder = _folder(kernel.hash)
-            entry = Built(target, kernel.name, kernel.hash, seconds, _size(folder), all(hits))
-            built[kernel.hash] = entry
-            tell(entry)
-    return list(built.values())
+            entry = CacheEntry(target, kernel.name, kernel.hash, seconds, _size(folder), all(hits))
+            entries[kernel.hash] = entry
+            on_entry(entry)
+    return list(entries.values())
 
 
-def build_launcher(target: str, cache: Path) -> Built | None:
-    """Puts the module by which Triton loads and launches kernels into the cache; None where that cannot be done ahead.
+def build_launcher(target: str, cache: Path) -> CacheEntry | None:
+    """Puts the module by which Triton loads and launches kernels into the cache; None where it cannot be built ahead.
 
-    For AMD GPUs it has the path of a library in it that is only on machines with such a GPU; and see `triton_versions`.
+    For AMD GPUs the module holds the path of a library that is only on machines with such a GPU. See also
+    `triton_versions`.
 
     Raises:
         RuntimeError: There is no C compiler.
-        subprocess.CalledProcessError: It failed, most likely for want of Python's headers.
+        subprocess.CalledProcessError: The compiler failed, most likely without Python's headers.
     """
     if TARGETS[target].backend != "cuda" or not has_one_launcher():
         return None
-    # As CudaUtils in triton/backends/nvidia/driver.py does it, except that the module is not loaded, and that it is
-    # linked with a library that only bears the name of the driver's.
+    # As CudaUtils in triton/backends/nvidia/driver.py, except that the module is not loaded, and that it is linked with
+    # a stub that has the name of the driver's library.
     start = time.perf_counter()
     source = (Path(nvidia.__file__).parent / "driver.c").read_text()
     filename = f"cuda_utils{sysconfig.get_config_var('EXT_SUFFIX')}"
@@ -119,35 +123,35 @@ def build_launcher(target: str, cache: Path) -> Built | None:
         if not was_there:
             source_path = Path(folder, "cuda_utils.c")
             source_path.write_text(source)
-            made = triton_build._build(
+            built = triton_build._build(
                 "cuda_utils",
                 str(source_path),
                 folder,
-                [_driver_library(folder)],
+                [_stub_driver_library(folder)],
                 nvidia.include_dirs,
                 nvidia.libraries,
                 [],
             )
             for entry in entries:
-                entry.put(Path(made).read_bytes(), filename)
+                entry.put(Path(built).read_bytes(), filename)
         size = sum(_size(Path(entry.cache_dir)) for entry in entries)
-        return Built(target, "cuda_utils", entries[0].key, time.perf_counter() - start, size, was_there)
+        return CacheEntry(target, "cuda_utils", entries[0].key, time.perf_counter() - start, size, was_there)
 
 
-def _driver_library(folder: str) -> str:
-    """A folder with a libcuda.so.1 to link with. Where it is loaded, the real one takes its place."""
+def _stub_driver_library(folder: str) -> str:
+    """Makes a folder with a stub of libcuda.so.1 to link with. A server has the real library."""
     name = "libcuda.so.1"
     source = Path(folder, "driver_library.c")
-    source.write_text("int cuGetErrorString(void) { return 0; }\n")  # a linker leaves out libraries that nothing needs
+    source.write_text("int cuGetErrorString(void) { return 0; }\n")  # a linker drops libraries that nothing needs
     libraries = Path(folder, "libraries")
     libraries.mkdir()
-    made = triton_build._build("driver_library", str(source), folder, [], [], [], [f"-Wl,-soname,{name}"])
-    return str(Path(made).rename(libraries / name).parent)
+    built = triton_build._build("driver_library", str(source), folder, [], [], [], [f"-Wl,-soname,{name}"])
+    return str(Path(built).rename(libraries / name).parent)
 
 
 @contextmanager
 def _caching_in(cache: Path) -> Generator[None]:
-    """Makes a folder Triton's cache. Its whole path goes into the cache, so that a relative one would not be found."""
+    """Makes a folder Triton's cache. Triton stores absolute paths, so it would not find a relative path again."""
     with knobs.cache.scope():
         knobs.cache.dir = str(cache.resolve())
         yield
@@ -163,7 +167,7 @@ def _size(folder: Path) -> int:
 
 
 def requirements(target: str, cache: Path) -> list[str]:
-    """What must be the same where the cache is used, in words."""
+    """Returns what must be the same where the cache is used, for people."""
     lines = [
         f"the path {cache.resolve()}, since Triton notes down whole paths",
         f"Sidelight, and Triton {triton.__version__} from the same wheel",

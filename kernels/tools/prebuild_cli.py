@@ -1,8 +1,7 @@
 """`sidelight kernels build`: compiles what a server will launch, on a machine without its GPU.
 
-For images of containers and for machines without a C compiler. Knows the options and what people read; how it is done,
-and what a compiled kernel is found by, is in `prebuild`. Imported whatever is installed, so torch and Triton come in
-only when the command runs.
+This is for container images, and for machines without a C compiler. The module has the options and the output; the
+server's command says what is launched. torch and Triton are imported only when the command runs.
 """
 # Triton comes without types.
 # pyright: reportMissingTypeStubs=false
@@ -18,23 +17,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ..common.launch import Launch
-    from .prebuild import Built
+    from .prebuild import CacheEntry
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of `sidelight kernels build`."""
-    parser.add_argument(
-        "model",
-        nargs="?",
-        metavar="MODEL",
-        help="the model that will be served, as `sidelight serve` takes it; without one, the bundled one",
-    )
-    parser.add_argument(
-        "--dtype",
-        default="bfloat16",
-        choices=("float32", "float16", "bfloat16"),
-        help="the type that it will be served in; without it, bfloat16",
-    )
+    """Adds the options that say for which GPUs kernels are compiled, and where they are kept."""
     parser.add_argument(
         "--target",
         action="append",
@@ -47,19 +34,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-class UnknownModelError(Exception):
-    """There is no such model, or it cannot be served. The message is for the person who builds."""
+def run(args: argparse.Namespace, launches: Callable[[], Iterable[Launch]]) -> int:
+    """Builds the kernels of `launches` for each target in turn. Returns the exit status.
 
-
-# From the command's arguments to what is to be built. Asked once for each target, as if on a machine that has it.
-Plan = Callable[[argparse.Namespace], Iterable["Launch"]]
-
-
-def run(args: argparse.Namespace, plan: Plan) -> int:
-    """Builds for each target in turn. Returns the exit status."""
+    `launches` is called once for each target, as if on a machine that has the target's GPU.
+    """
     from triton import knobs
 
-    from . import prebuild as build
+    from . import prebuild
     from .cross_compile import TARGETS
 
     targets: list[str] = list(dict.fromkeys(args.target))
@@ -73,22 +55,22 @@ def run(args: argparse.Namespace, plan: Plan) -> int:
     try:
         args.cache.mkdir(parents=True, exist_ok=True)
         for target in targets:
-            built = build.build(lambda: plan(args), target, args.cache, _tell)
+            entries = prebuild.build(launches, target, args.cache, _print_entry)
             launcher = _build_launcher(target, args.cache)
-            _tell_total(target, [*built, launcher] if launcher else built)
-    except (OSError, UnknownModelError) as error:
+            _print_total(target, [*entries, launcher] if launcher else entries)
+    except OSError as error:
         print(f"sidelight: {error}", file=sys.stderr)
         return 1
     print(f"\nServe with them: TRITON_CACHE_DIR={args.cache.resolve()} sidelight serve ...")
     for target in targets:
         print(f"\nWhat {target} finds there is found as long as these are the same:")
-        for line in build.requirements(target, args.cache):
+        for line in prebuild.requirements(target, args.cache):
             print(f"- {line}")
     print("\nA GPU's driver must be new enough to load them; its version need not be the same.")
     return 0
 
 
-def _build_launcher(target: str, cache: Path) -> Built | None:
+def _build_launcher(target: str, cache: Path) -> CacheEntry | None:
     from .prebuild import build_launcher
 
     try:
@@ -97,23 +79,25 @@ def _build_launcher(target: str, cache: Path) -> Built | None:
         print(f"sidelight: {error}", file=sys.stderr)
         launcher = None
     if launcher:
-        _tell(launcher)
+        _print_entry(launcher)
     else:
         print(f"{target}  not built: Triton's own launcher. Servers need a C compiler and Python's headers", flush=True)
     return launcher
 
 
-def _tell(built: Built) -> None:
-    """A line for what has just been built."""
-    how = "was there" if built.was_there else f"{built.seconds:.2f} s"
-    print(f"{built.target}  {built.name}  {built.hash[:16]}  {how}  {_kibibytes(built.bytes)}", flush=True)
+def _print_entry(entry: CacheEntry) -> None:
+    """Prints a line for an entry as soon as it is in the cache."""
+    state = "was there" if entry.was_there else f"{entry.seconds:.2f} s"
+    print(f"{entry.target}  {entry.name}  {entry.hash[:16]}  {state}  {_kibibytes(entry.bytes)}", flush=True)
 
 
-def _tell_total(target: str, built: list[Built]) -> None:
-    compiled = [each for each in built if not each.was_there]
-    seconds = sum(each.seconds for each in compiled)
-    size = _kibibytes(sum(each.bytes for each in built))
-    print(f"{target}  {len(built)} in all, {len(compiled)} of them compiled now in {seconds:.2f} s; {size}", flush=True)
+def _print_total(target: str, entries: list[CacheEntry]) -> None:
+    compiled = [entry for entry in entries if not entry.was_there]
+    seconds = sum(entry.seconds for entry in compiled)
+    size = _kibibytes(sum(entry.bytes for entry in entries))
+    print(
+        f"{target}  {len(entries)} in all, {len(compiled)} of them compiled now in {seconds:.2f} s; {size}", flush=True
+    )
 
 
 def _kibibytes(size: int) -> str:

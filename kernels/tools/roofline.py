@@ -1,6 +1,6 @@
-"""How long each kernel must take on a GPU, on paper: by the bytes it moves at least, and by its arithmetic.
+"""The least time of each kernel on a GPU, computed from the bytes it must move and from its arithmetic.
 
-The roofline of Williams, Waterman and Patterson 2009 (Communications of the ACM 52(4)). Knows variants; runs nothing.
+This is the roofline model of Williams, Waterman and Patterson 2009 (Communications of the ACM 52(4)).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from .cases import KernelCase
 
 
 class Gpu(NamedTuple):
-    """What a GPU can do at most, in a second."""
+    """The greatest rates of a GPU, in a second."""
 
     name: str
     bytes: float
@@ -25,25 +25,25 @@ H100 = Gpu("H100 SXM", 3.35e12, 989.5e12, 494.5e12 / 3)
 
 
 class Roofline(NamedTuple):
-    """One kernel's."""
+    """The least times of one case."""
 
-    variant: KernelCase
+    case: KernelCase
     memory_seconds: float
     arithmetic_seconds: float
 
     @property
     def bound(self) -> str:
-        """What takes longer."""
+        """Which of the two takes longer."""
         return "arithmetic" if self.arithmetic_seconds > self.memory_seconds else "memory"
 
 
-def rooflines(variants: Iterable[KernelCase], gpu: Gpu = H100) -> list[Roofline]:
-    """Those of some variants."""
+def rooflines(cases: Iterable[KernelCase], gpu: Gpu = H100) -> list[Roofline]:
+    """Returns the least times of some cases."""
     return [
         Roofline(
-            variant,
-            variant.least_bytes / gpu.bytes,
-            variant.flops / (gpu.half_flops if variant.is_half else gpu.float_flops),
+            case,
+            case.least_bytes / gpu.bytes,
+            case.flops / (gpu.half_flops if case.is_half else gpu.float_flops),
         )
-        for variant in variants
+        for case in cases
     ]

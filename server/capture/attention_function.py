@@ -36,8 +36,7 @@ from ...kernels import (
     select_impl,
     write_probabilities,
 )
-from ...kernels.cpu.decode_step import attend_apart
-from ...kernels.cpu.program import is_supported
+from ...kernels.cpu import attend_slots, is_supported
 
 NAME = "sidelight"
 
@@ -178,7 +177,7 @@ def attend(
         marked: Any = module
         number: int = marked.sidelight_number
         return _opaque(query, key, value, attention_mask, position_bias, scaling, softcap, number), None
-    scoring = AttentionParams(
+    params = AttentionParams(
         scale=scaling if scaling is not None else query.shape[3] ** -0.5,
         softcap=softcap,
         bias=position_bias,
@@ -195,9 +194,9 @@ def attend(
         site: LayerKey | None = getattr(module, "sidelight_site", None)
         lengths = None if _active.lengths is None or site is None else _active.lengths.get(site.kind)
         if lengths is None:
-            output, attention = attend_to(query, key, value, scoring)
+            output, attention = attend_to(query, key, value, params)
         else:
-            output, attention = _attend_by_rows(query, key, value, scoring, lengths)
+            output, attention = _attend_by_rows(query, key, value, params, lengths)
         write_step(targets, attention)
         return output.transpose(1, 2), None
     # Values of another width than keys are not the kernel's business.
@@ -205,12 +204,12 @@ def attend(
     whole = next((target for target in targets if target.rows is None), None) if is_fused else None
     for target in targets:
         if target is not whole:
-            _record(target, query, key, scoring)
+            _record(target, query, key, params)
     if whole is not None:
-        output = decode(query, key, value, scoring, whole.result, whole.part)
+        output = decode(query, key, value, params, whole.result, whole.part)
         return output.transpose(1, 2).contiguous(), None
     if softcap is not None:  # SDPA has none (Gemma 2)
-        return capped_attention(query, key, value, scoring).transpose(1, 2).contiguous(), None
+        return capped_attention(query, key, value, params).transpose(1, 2).contiguous(), None
     return sdpa_attention_forward(
         module,
         query,
@@ -226,17 +225,17 @@ def attend(
 
 
 def _attend_by_rows(
-    query: Tensor, key: Tensor, value: Tensor, scoring: AttentionParams, lengths: Tensor
+    query: Tensor, key: Tensor, value: Tensor, params: AttentionParams, lengths: Tensor
 ) -> tuple[Tensor, Tensor]:
     """As `attend_to`, each row over its first positions alone, as many as `lengths` says. The others' share is 0."""
-    if is_supported() and (scoring.mask is None or scoring.mask.dtype == torch.bool):
-        return attend_apart(query, key, value, scoring, lengths)
+    if is_supported() and (params.mask is None or params.mask.dtype == torch.bool):
+        return attend_slots(query, key, value, params, lengths)
     output = query.new_empty(*query.shape[:3], value.shape[3])
     attention = query.new_zeros(*query.shape[:3], key.shape[2])
     for row, length in enumerate(lengths.tolist()):
         one = slice(row, row + 1)
         output[one], attention[one, :, :, :length] = attend_to(
-            query[one], key[one, :, :length], value[one, :, :length], scoring.of_row(row, length)
+            query[one], key[one, :, :length], value[one, :, :length], params.for_row(row, length)
         )
     return output, attention
 
@@ -310,13 +309,13 @@ def targets_of_step(site: LayerKey, shape: tuple[int, int, int, int], device: to
     return () if _active.recorder is None else _active.recorder.targets(site, shape, device)
 
 
-def _record(target: RecordTarget, query: Tensor, key: Tensor, scoring: AttentionParams) -> None:
+def _record(target: RecordTarget, query: Tensor, key: Tensor, params: AttentionParams) -> None:
     if target.rows is not None:
         bias, mask = (
             tensor if tensor is None or tensor.shape[0] == 1 else tensor[target.rows]
-            for tensor in (scoring.bias, scoring.mask)
+            for tensor in (params.bias, params.mask)
         )
-        query, key, scoring = query[target.rows], key[target.rows], scoring._replace(bias=bias, mask=mask)
+        query, key, params = query[target.rows], key[target.rows], params._replace(bias=bias, mask=mask)
     # Where they are causal, query 0 sees key 0, as SDPA's `is_causal` has it.
     wanted = target.queries
-    rows(query[:, :, wanted], key, scoring.of_queries(wanted), target.result, target.part)
+    rows(query[:, :, wanted], key, params.for_queries(wanted), target.result, target.part)

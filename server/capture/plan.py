@@ -99,9 +99,9 @@ class CapturePlan:
     def _parts_of_layers(self, kind: AttentionKind) -> dict[int, LayerSpec]:
         layers = self.layers[kind]
         if self.over_layers:
-            fold = LayerSpec(over_heads=self.over_heads, over_layers=self.over_layers, layer_count=len(layers))
+            fold = LayerSpec(over_heads=self.over_heads, over_layers=self.over_layers, num_layers=len(layers))
             first, last = min(layers), max(layers)  # they come as the model runs them
-            return {layer: fold._replace(first=layer == first, last=layer == last) for layer in layers}
+            return {layer: fold._replace(is_first=layer == first, is_last=layer == last) for layer in layers}
         width = 1 if self.over_heads else self.heads[kind]
         return {layer: LayerSpec(over_heads=self.over_heads, column=i * width) for i, layer in enumerate(layers)}
 
@@ -119,10 +119,10 @@ class CapturePlan:
             over_heads=self.over_heads,
             over_layers=self.over_heads,
             weights=None if weights is None else tuple(weights[place] for place in places),
-            count=float(len(self.pairs)) if weights is None else sum(weights),
-            first=layer == layers[0],
-            last=layer == layers[-1],
-            as_one=True,
+            divisor=float(len(self.pairs)) if weights is None else sum(weights),
+            is_first=layer == layers[0],
+            is_last=layer == layers[-1],
+            pools_all_heads=True,
         )
 
 

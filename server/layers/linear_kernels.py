@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...kernels.cpu.program import PackedMatmul, is_supported, pack_weight
+from ...kernels.cpu import PackedMatmul, is_supported, pack_weight
 
 Precision = Literal["float32", "bfloat16", "int8"]
 
@@ -169,7 +169,7 @@ _INT8[PANELS] = _panels  # gives the bits of the others, and quantizes its input
 def _is_exact(name: str, in_features: int) -> bool:
     """Whether a kernel exists here and sums exactly. On processors without VNNI, some kernels saturate at 16 bits."""
     if name == PANELS:  # exact by construction, and by its tests
-        return is_supported(of_bytes=True)
+        return is_supported(int8=True)
     generator = torch.Generator().manual_seed(0)
     weight = torch.randint(-127, 128, (67, in_features), generator=generator, dtype=torch.int8)
     weight[:2] = torch.tensor([[127], [-127]])

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ...kernels.cpu.argmax import LinearArgmax, MaskedColumns, out_of_the_question
+from ...kernels.cpu import LinearArgmax, MaskedColumns, mask_columns
 from .packed_linear import PackedLinear
 from .screened_head import Estimates, ScreenedHead
 
@@ -72,7 +72,7 @@ class LMHead:
         if panels is None:
             return
         if self._bias is not None:
-            more = torch.nn.functional.pad(self._bias.float(), (0, len(panels.bias) - panels.size))
+            more = torch.nn.functional.pad(self._bias.float(), (0, len(panels.bias) - panels.out_features))
             panels = panels._replace(bias=panels.bias + more)
         self._search = LinearArgmax(panels)
 
@@ -108,8 +108,8 @@ class LMHead:
         if search is None:
             return None
         if self._excluded is None or self._excluded[0] is not excluded or self._excluded[1] != first:
-            size = search.size
-            made = out_of_the_question(excluded // size - first, excluded % size, size)
+            size = search.out_features
+            made = mask_columns(excluded // size - first, excluded % size, size)
             self._excluded = excluded, first, made
         return ArgmaxQuery(search, self._excluded[2])
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from ...kernels.cpu.program import PackedMatmul, PackedWeight
+from ...kernels.cpu import PackedMatmul, PackedWeight
 from .linear_kernels import PANELS, LinearKernel, LinearKernelFactory, Precision, linear_kernels, quantize
 
 _ITEM_BYTES: dict[Precision, int] = {"float32": 4, "bfloat16": 2, "int8": 1}
@@ -201,7 +201,7 @@ def _packed(
     packed = PackedLinear(source[0].shape[1], source[0].shape[0], weight, source[2])
     packed.train(module.training)
     packed._dtype = dtype
-    packed.panels = next((kernel.panels for kernel in kernels.values() if isinstance(kernel, PackedMatmul)), None)
+    packed.panels = next((kernel.weight for kernel in kernels.values() if isinstance(kernel, PackedMatmul)), None)
     for count, name in measured.chosen.items():
         packed._kernels += [kernels[name]] * (count + 1 - len(packed._kernels))
     return packed

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ...kernels.cpu.argmax import ErrorBounds, LinearArgmax
+from ...kernels.cpu import ErrorBounds, LinearArgmax
 from .packed_linear import pack, quantize
 
 log = logging.getLogger(__name__)

@@ -1,6 +1,6 @@
 """A backend for BART-style encoder-decoders on a CPU: a step of all slots is one compiled program.
 
-It serves float32 and int8 on x86 processors with AVX2 (see `kernels.cpu.program`). No Python runs between the
+It serves float32 and int8 on x86 processors with AVX2 (see `kernels.cpu`). No Python runs between the
 operations of a program, so the other threads of the server go on meanwhile. Prompts run by transformers' modules, and
 sources that are too long for a program by `BartEncoder`.
 """

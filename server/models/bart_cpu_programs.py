@@ -16,15 +16,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers.activations import GELUActivation, SiLUActivation
 
-from ...kernels.cpu.program import (
-    MOST_POSITIONS,
-    MOST_WIDTH,
+from ...kernels.cpu import (
+    MAX_HEAD_WIDTH,
+    MAX_POSITIONS,
     Activation,
     Attention,
     PackedWeight,
     Program,
     is_supported,
-    keep,
+    store_rows,
 )
 from ..capture.attention_function import LayerKey, RecordTarget, targets_of_step, write_step
 from ..layers import ArgmaxQuery, FusedSlice, PackedLinear
@@ -48,7 +48,7 @@ def check_stack(stack: Any) -> None:
     if getattr(stack, "dtype", None) != torch.float32 or stack.device.type != "cpu" or not is_supported():
         raise UnsupportedModelError("programs are for CPUs with AVX2, and for float32 and int8")
     heads, _ = heads_of(stack)
-    if stack.config.d_model // heads > MOST_WIDTH:
+    if stack.config.d_model // heads > MAX_HEAD_WIDTH:
         raise UnsupportedModelError("heads too wide for programs")
 
 
@@ -89,8 +89,8 @@ class DecoderProgram:
             visible = source_length if key.kind == "cross" else length
             for target in targets_of_step(key, (count, self._heads, 1, visible), tokens.device):
                 if _is_stored_as_computed(target, visible):
-                    column, is_source = target.part.column, key.kind == "cross"
-                    operation = keep(probabilities, target.result.values, column, target.rows, is_source=is_source)
+                    column, is_cross = target.part.column, key.kind == "cross"
+                    operation = store_rows(probabilities, target.result.values, column, target.rows, is_cross=is_cross)
                     epilogue.append(operation[None])
                 else:
                     other_targets.append((target, probabilities[:count, :, None, :visible]))
@@ -100,10 +100,10 @@ class DecoderProgram:
         step.program.run(
             count,
             x=tokens,
-            first=first,
-            shown_own=length,
-            shown_source=source_length,
-            then=np.concatenate(epilogue) if epilogue else None,
+            first_slot=first,
+            num_self_positions=length,
+            num_cross_positions=source_length,
+            epilogue=np.concatenate(epilogue) if epilogue else None,
         )
         for target, probabilities in other_targets:
             write_step([target], probabilities)
@@ -115,7 +115,7 @@ class DecoderProgram:
         program = Program(count)
         builder = _StackBuilder(program, self._decoder)
         self._build_embedding(program, cache, builder.hidden)
-        projected = program.room(3 * builder.width)
+        projected = program.buffer(3 * builder.width)
         all_probabilities: list[tuple[LayerKey, Tensor]] = []
 
         def attend(query: Tensor, attention: Attention, key: LayerKey) -> None:
@@ -125,12 +125,12 @@ class DecoderProgram:
 
         for index, layer in enumerate(self._layers):
             own, source = cache.own.slot_layers[index], cache.source_layers[index]
-            program.product(builder.input_of(layer.own_norm), layer.project, projected)
+            program.matmul(builder.input_of(layer.own_norm), layer.project, projected)
             query, *new = projected.split(builder.width, 1)
             attention = Attention(own.all_keys, own.all_values, cache.own.lengths, self._scaling, (new[0], new[1]))
             attend(query, attention, layer.own_key)
             builder.add_attention(layer.own_norm, layer.own_output)
-            program.product(builder.input_of(layer.source_norm), layer.source_query, query)
+            program.matmul(builder.input_of(layer.source_norm), layer.source_query, query)
             attention = Attention(source.all_keys, source.all_values, cache.source_lengths, self._scaling)
             attend(query, attention, layer.source_key)
             builder.add_attention(layer.source_norm, layer.source_output)
@@ -152,7 +152,7 @@ class DecoderProgram:
         # The tables of some families multiply what they return.
         scale = float(getattr(table, "embed_scale", 1.0)) * embedding.scale
         ids = torch.zeros(len(cache.own.lengths), 1, dtype=torch.int64)  # a placeholder for the tokens of a step
-        program.embed(ids, table.weight.detach(), scale, positions, cache.own.lengths, out, other=other)
+        program.embed(ids, table.weight.detach(), scale, positions, cache.own.lengths, out, special=other)
         if embedding.norm is not None:
             _normalize(program, embedding.norm, out, out)
 
@@ -196,7 +196,7 @@ class EncoderProgram:
 
     def takes(self, length: int) -> bool:
         """Whether the program reads sources of so many tokens. For longer ones, torch's attention is faster."""
-        return length <= MOST_POSITIONS
+        return length <= MAX_POSITIONS
 
     def run(self, ids: Tensor, lengths: Mapping[int, int], cache: KVCache) -> None:
         """Encode source tokens `[B, S]` and store the keys and values of cross-attention.
@@ -215,26 +215,26 @@ class EncoderProgram:
             prefill.hidden[: len(rows)] = rows
             prefill.slots[: len(slots[part])] = torch.tensor(slots[part])
             prefill.lengths[: len(slots[part])] = torch.tensor(counts[part])
-            prefill.program.run(len(rows), sequence=size)
+            prefill.program.run(len(rows), sequence_rows=size)
         cache.source_lengths[slots] = torch.tensor(counts)[:, None]
 
     def _build(self, cache: KVCache) -> _PrefillProgram:
         """Lay out the reading of sources for the slots of a cache."""
         program = Program(MAX_PROGRAM_TOKENS)
         builder = _StackBuilder(program, self._encoder)
-        projected = program.room(3 * builder.width)
+        projected = program.buffer(3 * builder.width)
         slots, lengths = (torch.ones(MAX_PROGRAM_TOKENS, dtype=torch.int64) for _ in range(2))
         prefill = _PrefillProgram(program, builder.hidden, slots, lengths)
         for layer in self._layers:
-            program.product(builder.input_of(layer.own_norm), layer.project, projected)
-            program.attend_within(projected, self._heads, lengths, self._scaling, builder.attended)
+            program.matmul(builder.input_of(layer.own_norm), layer.project, projected)
+            program.attend_sequences(projected, self._heads, lengths, self._scaling, builder.attended)
             builder.add_attention(layer.own_norm, layer.own_output)
             builder.add_feed_forward(layer.feed_forward)
         encoded = builder.end()
         for panels, layer in zip(self._projections, cache.source_layers, strict=True):
-            keys_and_values = projected[:, : panels.size]
-            program.product(encoded, panels, keys_and_values)
-            program.spread(keys_and_values, layer.all_keys, layer.all_values, slots, lengths)
+            keys_and_values = projected[:, : panels.out_features]
+            program.matmul(encoded, panels, keys_and_values)
+            program.scatter_kv(keys_and_values, layer.all_keys, layer.all_values, slots, lengths)
         return prefill
 
 
@@ -286,9 +286,9 @@ class _StackBuilder:
         self._is_pre_norm = is_pre_norm(stack.layers[0])
         self._final_norm: nn.LayerNorm | None = getattr(stack, "layer_norm", None)
         self.width = int(stack.config.d_model)
-        self.hidden, self.attended = program.room(self.width), program.room(self.width)
-        self._next, self._normalized = program.room(self.width), program.room(self.width)
-        self._wide = program.room(max(layer.fc1.out_features for layer in stack.layers))
+        self.hidden, self.attended = program.buffer(self.width), program.buffer(self.width)
+        self._next, self._normalized = program.buffer(self.width), program.buffer(self.width)
+        self._wide = program.buffer(max(layer.fc1.out_features for layer in stack.layers))
 
     def input_of(self, norm: nn.LayerNorm) -> Tensor:
         """The buffer that the next part of a layer reads."""
@@ -303,9 +303,9 @@ class _StackBuilder:
 
     def add_feed_forward(self, feed_forward: _FeedForward) -> None:
         """Run the feed-forward part, and add its output to the hidden state."""
-        wide = self._wide[:, : feed_forward.widen.size]
+        wide = self._wide[:, : feed_forward.widen.out_features]
         hidden = self.input_of(feed_forward.norm)
-        self._program.product(hidden, feed_forward.widen, wide, activation=feed_forward.activation)
+        self._program.matmul(hidden, feed_forward.widen, wide, activation=feed_forward.activation)
         self._add(feed_forward.norm, wide, feed_forward.narrow)
 
     def end(self) -> Tensor:
@@ -316,7 +316,7 @@ class _StackBuilder:
         return self._normalized
 
     def _add(self, norm: nn.LayerNorm, x: Tensor, weight: PackedWeight) -> None:
-        self._program.product(x, weight, self._next, added=self.hidden)
+        self._program.matmul(x, weight, self._next, added=self.hidden)
         if self._is_pre_norm:
             self.hidden, self._next = self._next, self.hidden
         else:
@@ -343,4 +343,4 @@ def _fused_panels(layer: Any) -> PackedWeight:
 
 
 def _normalize(program: Program, norm: nn.LayerNorm, x: Tensor, out: Tensor) -> None:
-    program.normalize(x, norm.weight.detach(), norm.bias.detach(), norm.eps, out)
+    program.layer_norm(x, norm.weight.detach(), norm.bias.detach(), norm.eps, out)

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from ...kernels.cpu.program import is_supported
+from ...kernels.cpu import is_supported
 from ..capture.attention_function import register
 from ..capture.attention_layers import AttentionLayers, find_attention_layers
 from ..checkpoint import (

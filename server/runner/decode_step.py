@@ -93,7 +93,7 @@ class DecodeStep:
         with record_to(recorder, padded=False):
             output = self._backend.decode(tokens, self._cache, query)
         if query is not None:
-            found, best = (_by_slot(rows, first) for rows in query.search.found(end - first))
+            found, best = (_by_slot(rows, first) for rows in query.search.results(end - first))
             self.has_sampled = True
             return None, self._sampler.accept_argmax(found, best, active)
         lm_head = self._backend.lm_head

@@ -6,7 +6,6 @@ and plans; which kernels there are, only the kernels know.
 
 from __future__ import annotations
 
-import argparse
 import logging
 import time
 from collections.abc import Iterator
@@ -14,11 +13,10 @@ from dataclasses import replace
 
 import torch
 
-from ...kernels import Launch, recorded
-from ...kernels.tools.prebuild_cli import UnknownModelError
+from ...kernels import Launch, record_launches
 from ..capture.attention_function import AttentionKind
 from ..capture.plan import CapturePlan
-from ..models import LoadedModel, ModelError, load
+from ..models import LoadedModel
 from .unbatched_model import LAST_QUERY, UnbatchedModel
 
 log = logging.getLogger(__name__)
@@ -54,17 +52,9 @@ def warm(loaded: LoadedModel) -> None:
     log.info("the kernels of %s are ready after %.1f s", loaded.name, time.monotonic() - started)
 
 
-def planned(args: argparse.Namespace) -> list[Launch]:
-    """What a server of the model and the dtype of `sidelight kernels build` launches."""
-    try:
-        return launches(load(args.model, device="cpu", dtype=args.dtype, packed=False))
-    except ModelError as error:
-        raise UnknownModelError(error) from error
-
-
 def launches(loaded: LoadedModel) -> list[Launch]:
     """What `warm` launches, found without a GPU: for a model on any device."""
-    with recorded() as found:
+    with record_launches() as found:
         _run(loaded)
     return found
 

@@ -26,15 +26,23 @@ import attention_truth as truth
 import numpy as np
 import torch
 from report import PartReport
-from sidelight.kernels import AttentionTensors, Encoding, LayerSpec, decode, layout_into, new_attention_tensors, rows
-from sidelight.kernels.common.attention_params import AttentionParams
+from sidelight.kernels import (
+    AttentionParams,
+    AttentionTensors,
+    Encoding,
+    LayerSpec,
+    decode,
+    layout_into,
+    new_attention_tensors,
+    rows,
+)
 from sidelight.kernels.tools import cases
 
 # How far a row may be from float64, for each unit of its greatest number and each layer that is folded. The kernels
 # count in float32; the truth is computed from the inputs as they are rounded.
 TOLERANCE = 2e-6
 # An attention output is rounded to its type, and so are the probabilities that it is made of.
-ROUNDED = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}
+ROUNDING = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 # A served model's rows beside transformers' on a CPU, in float32: every layer adds its own rounding.
 SERVED_TOLERANCE = 5e-5
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -58,15 +66,15 @@ class Check(NamedTuple):
     batch: int
     queries: int
     keys: int
-    rule: tuple[tuple[str, Any], ...] = ()  # more of the scoring: numbers, or the shape that a bias or a mask has
+    params: tuple[tuple[str, Any], ...] = ()  # of `AttentionParams`: numbers, or the shape of a bias or a mask
     seed: int = 0
 
     @property
     def name(self) -> str:
         case = self.case
-        what = f"{self.kernel}, {case.case}, {str(case.dtype).removeprefix('torch.')} to {case.encoding}"
+        what = f"{self.kernel}, {case.name}, {str(case.dtype).removeprefix('torch.')} to {case.encoding}"
         top = f", top {case.top_k}" if case.top_k else ""
-        return f"{what}{top}, {self.batch} × {self.queries} × {self.keys}{self.rule or ''}"
+        return f"{what}{top}, {self.batch} × {self.queries} × {self.keys}{self.params or ''}"
 
 
 class Found(NamedTuple):
@@ -108,7 +116,7 @@ def checks(*, is_dry: bool) -> Iterator[Check]:
 
 
 def odd_checks(count: int) -> Iterator[Check]:
-    """Odd shapes, with random masks, biases, windows and soft caps; the same at every run."""
+    """Yields odd shapes, with random masks, biases and soft caps; the same at every run."""
     draw = random.Random(0)
     for number in range(count):
         kernel: Kernel = draw.choice(["rows", "decode"])
@@ -127,17 +135,15 @@ def odd_checks(count: int) -> Iterator[Check]:
             encoding,
             min(top_k, keys),
         )
-        rule: dict[str, Any] = {}
+        params: dict[str, Any] = {}
         if draw.random() < 0.6:
-            rule |= {"causal": True, "first": draw.randrange(keys + 1)}
-            if draw.random() < 0.5:
-                rule["window"] = draw.randrange(1, keys + 2)
+            params |= {"causal": True, "first_position": draw.randrange(keys + 1)}
         if draw.random() < 0.4:
-            rule["softcap"] = draw.choice([0.5, 50.0])
+            params["softcap"] = draw.choice([0.5, 50.0])
         for name in ("bias", "mask"):
             if draw.random() < 0.4:
-                rule[name] = (draw.choice([1, batch]), draw.choice([1, heads]), draw.choice([1, queries]), keys)
-        yield Check(kernel, case, batch, queries, keys, tuple(rule.items()), number)
+                params[name] = (draw.choice([1, batch]), draw.choice([1, heads]), draw.choice([1, queries]), keys)
+        yield Check(kernel, case, batch, queries, keys, tuple(params.items()), number)
 
 
 # ---- one check ------------------------------------------------------------------------------------------------------
@@ -187,19 +193,21 @@ def _check_layout(check: Check, device: str) -> tuple[float, float, bool]:
 def _check_attention(check: Check, device: str) -> tuple[float, float, bool]:
     case = check.case
     inputs = cases.make_inputs(case, device, check.batch, check.queries, check.keys)
-    scoring = _scoring(inputs.scoring, dict(check.rule), check, device)
-    part = LayerSpec(over_heads=case.over_heads)
+    params = _params(inputs.params, dict(check.params), check, device)
+    spec = LayerSpec(over_heads=case.over_heads)
     columns = 1 if case.over_heads else case.heads
     results = [_new_result(check, columns, device) for _ in range(2)]
     outputs: list[torch.Tensor] = []
     for result in results:
         if check.kernel == "rows":
-            rows(inputs.query, inputs.key, scoring, result, part, impl="triton")
+            rows(inputs.query, inputs.key, params, result, spec, impl="triton")
         else:
-            outputs.append(decode(inputs.query, inputs.key, inputs.value, scoring, result, part, impl="triton"))
-    rule = {name: _numpy(each) if isinstance(each, torch.Tensor) else each for name, each in scoring._asdict().items()}
-    rule.pop("no_empty_rows")
-    probabilities = truth.softmax(truth.scores(_numpy(inputs.query), _numpy(inputs.key), **rule))
+            outputs.append(decode(inputs.query, inputs.key, inputs.value, params, result, spec, impl="triton"))
+    options = {
+        name: _numpy(value) if isinstance(value, torch.Tensor) else value for name, value in params._asdict().items()
+    }
+    options.pop("no_empty_rows")
+    probabilities = truth.softmax(truth.scores(_numpy(inputs.query), _numpy(inputs.key), **options))
     expected = truth.columns([probabilities], over_heads=case.over_heads)
     error, allowed = excess(results[0], expected), TOLERANCE * max(1.0, float(np.abs(expected).max()))
     same = _same(*results)
@@ -207,20 +215,20 @@ def _check_attention(check: Check, device: str) -> tuple[float, float, bool]:
         value = _numpy(inputs.value)
         apart = float(np.abs(_numpy(outputs[0]) - truth.output(probabilities, value)).max())
         # One figure for both: the output's is scaled to the rows' tolerance.
-        error = max(error, apart / (ROUNDED[case.dtype] * max(1.0, float(np.abs(value).max()))) * allowed)
+        error = max(error, apart / (ROUNDING[case.dtype] * max(1.0, float(np.abs(value).max()))) * allowed)
         same = same and torch.equal(*outputs)
     return error, allowed, same
 
 
-def _scoring(scoring: AttentionParams, rule: dict[str, Any], check: Check, device: str) -> AttentionParams:
+def _params(params: AttentionParams, options: dict[str, Any], check: Check, device: str) -> AttentionParams:
     for name in ("bias", "mask"):
-        if name not in rule:
+        if name not in options:
             continue
-        made = torch.randn(rule[name], device=device)
+        tensor = torch.randn(options[name], device=device)
         if name == "mask":
-            made = made > 0 if check.seed % 2 else torch.zeros_like(made).masked_fill(made > 1, float("-inf"))
-        rule[name] = made
-    return scoring._replace(**rule)
+            tensor = tensor > 0 if check.seed % 2 else torch.zeros_like(tensor).masked_fill(tensor > 1, float("-inf"))
+        options[name] = tensor
+    return params._replace(**options)
 
 
 def _new_result(check: Check, columns: int, device: str) -> AttentionTensors:
@@ -287,10 +295,10 @@ def run_large(place: int, device: str) -> Found:
 
     Also has it compiled before the bench times it.
     """
-    variant = list(cases.variants(large=True))[place]
-    name = f"{variant.kernel}, {variant.case}, at the bench's size"
+    case = list(cases.all_cases(large=True))[place]
+    name = f"{case.kernel}, {case.name}, at the bench's size"
     try:
-        launches = variant.launches(device)
+        launches = case.launches(device)
         written: list[list[torch.Tensor]] = []
         for _ in range(2):
             for launch in launches:
@@ -300,13 +308,13 @@ def run_large(place: int, device: str) -> Found:
             ]
             written.append([tensor.clone(memory_format=torch.contiguous_format) for tensor in tensors])
         same = all(torch.equal(a.view(torch.uint8), b.view(torch.uint8)) for a, b in zip(*written, strict=True))
-        if variant.two_passes is not None:
-            variant.two_passes(device)()
+        if case.two_passes is not None:
+            case.two_passes(device)()
         torch.cuda.synchronize()
-        return Found(variant.kernel, name, 0.0, 0.0, same)
+        return Found(case.kernel, name, 0.0, 0.0, same)
     except Exception as fault:
         traceback.print_exc()
-        return Found(variant.kernel, name, float("inf"), 0.0, False, f"{type(fault).__name__}: {fault}"[:200])
+        return Found(case.kernel, name, float("inf"), 0.0, False, f"{type(fault).__name__}: {fault}"[:200])
 
 
 # ---- all of them ----------------------------------------------------------------------------------------------------
@@ -338,7 +346,7 @@ class Checks:
         workers = max(1, min(12, (os.cpu_count() or 2) - 3))
         with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
             # The bench's own sizes first: they matter most, and the bench then finds its kernels compiled.
-            futures = [pool.submit(run_large, place, device) for place in range(len(list(cases.variants(large=True))))]
+            futures = [pool.submit(run_large, place, device) for place in range(len(list(cases.all_cases(large=True))))]
             futures += [pool.submit(run_check, check, device) for check in planned]
             for future in as_completed(futures):
                 error = future.exception()

@@ -15,7 +15,7 @@ import numpy as np
 from report import PartReport
 from sidelight.kernels.tools import bench
 from sidelight.kernels.tools.bench import Timing
-from sidelight.kernels.tools.cases import variants
+from sidelight.kernels.tools.cases import all_cases
 
 MIN_COPY_SHARE = 0.8  # of a copy's bandwidth, for kernels that only move numbers: layout and decode
 MIN_TORCH_RATIO = 1.0  # of the time that torch's eager operations take
@@ -35,11 +35,11 @@ def main() -> int:
         import interpreter_fixes
 
         # One case of each kernel. The interpreter takes seconds for a large one.
-        of_kernels = itertools.groupby(variants(), lambda variant: variant.kernel)
+        of_kernels = itertools.groupby(all_cases(), lambda case: case.kernel)
         with interpreter_fixes.fixed_interpreter(), np.errstate(all="ignore"):
             measure(report, [next(of_kernel) for _, of_kernel in of_kernels], time_once)
     else:
-        measure(report, list(variants(large=True)), bench.median)
+        measure(report, list(all_cases(large=True)), bench.median_time)
     return 0
 
 
@@ -51,7 +51,7 @@ def measure(report: PartReport, cases: list[bench.KernelCase], timer: bench.Time
         try:
             timings.append(bench.measure(case, report.device, timer))
         except Exception as error:
-            report.fail_with(f"{case.kernel}, {case.case}", error)
+            report.fail_with(f"{case.kernel}, {case.name}", error)
             continue
         bench.write(report.out / "bench.json", machine, timings)
         add_row(report, timings[-1])

@@ -1,8 +1,9 @@
-"""Plants faults in a copy of the kernels, one after another, and says which test catches each. Run by hand: minutes.
+"""Plants faults in a copy of the kernels, one after another, and prints which test catches each. Takes minutes.
 
-    python tests/kernels/mutants.py
+    python tests/kernels/mutants.py [WORDS]
 
-Ends with 1 if a fault is not caught, or if its place is no longer there.
+With WORDS, plants only the faults whose names have them. The exit status is 1 if no test catches a fault, or if the
+code of a fault no longer exists.
 """
 
 from __future__ import annotations
@@ -47,8 +48,18 @@ MUTANTS = [
         "h // sizes.groups",
         "h % (sizes.heads // sizes.groups)",
     ),
-    Mutant("rows: causal mask missing", "common/triton_scores.py", "inside & (k <= rule.first + t)", "inside"),
-    Mutant("decode: lengths missing", "decode_attention/triton_kernel.py", "tl.load(span.lengths + b)", "sizes.keys"),
+    Mutant(
+        "rows: causal mask missing",
+        "common/triton_scores.py",
+        "inside & (k <= score_params.first_position + t)",
+        "inside",
+    ),
+    Mutant(
+        "decode: causal mask missing",
+        "decode_attention/triton_kernel.py",
+        "end = sizes.visible_keys",
+        "end = sizes.keys",
+    ),
     Mutant(
         "rows: denominator of the row before",
         "attention_rows/triton_kernel.py",
@@ -64,14 +75,14 @@ MUTANTS = [
     Mutant(
         "rows: float16 accumulation",
         "attention_rows/triton_kernel.py",
-        "PRECISION)\n    return scored(",
-        "PRECISION)\n    scores = scores.to(tl.float16).to(tl.float32)\n    return scored(",
+        "PRECISION)\n    return masked_scores(",
+        "PRECISION)\n    scores = scores.to(tl.float16).to(tl.float32)\n    return masked_scores(",
     ),
     Mutant(
         "decode: float16 accumulation",
         "decode_attention/triton_kernel.py",
-        "        greatest = now\n\n",
-        "        greatest = now\n        mixed = mixed.to(tl.float16).to(tl.float32)\n\n",
+        "        row_max = new_max\n\n",
+        "        row_max = new_max\n        output = output.to(tl.float16).to(tl.float32)\n\n",
     ),
     Mutant(
         "rows: tiles of two sizes",
@@ -82,12 +93,12 @@ MUTANTS = [
     Mutant(
         "a weight taken for a head",
         "common/triton_output.py",
-        "constant(part.weights, torch.float32",
-        "constant(part.weights, torch.int32",
+        "device_constant(spec.weights, torch.float32",
+        "device_constant(spec.weights, torch.int32",
     ),
-    Mutant("columns not looked at", "common/triton_output.py", " or part.columns is not None", ""),
+    Mutant("columns not looked at", "common/triton_output.py", " or spec.columns is not None", ""),
     Mutant(
-        "decode: not a number hidden by other shares",
+        "decode: NaN hidden by other splits",
         "decode_attention/triton_kernel.py",
         "tl.where(reciprocal != 0.0",
         "tl.where(reciprocal > 0.0",
@@ -95,20 +106,20 @@ MUTANTS = [
     Mutant(
         "a slice of queries begins at the first",
         "common/attention_params.py",
-        "first=self.first + queries.start",
-        "first=self.first",
+        "first_position=self.first_position + queries.start",
+        "first_position=self.first_position",
     ),
     Mutant(
-        "reference: window too wide",
+        "reference: causal mask too narrow",
         "common/attention_reference.py",
-        "keys > last - scoring.window",
-        "keys >= last - scoring.window",
+        "device=key.device) <= last",
+        "device=key.device) < last",
     ),
 ]
 
 
 def caught(mutant: Mutant) -> str:
-    """The first test that fails; nothing if none does, or if there is no such place."""
+    """Returns the first test that fails; nothing if no test fails, or if the code does not exist."""
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder, "sidelight")
         package.mkdir()
@@ -140,11 +151,13 @@ def caught(mutant: Mutant) -> str:
 
 if __name__ == "__main__":
     assert not caught(Mutant("none", "common/triton_reduce.py", "import triton", "import triton")), (
-        "the tests fail as it is"
+        "the tests fail without a fault"
     )
     escaped = False
     for mutant in MUTANTS:
-        by = caught(mutant)
-        escaped |= not by
-        print(f"{mutant.fault}: {by or 'NOT CAUGHT'}", flush=True)
+        if " ".join(sys.argv[1:]) not in mutant.fault:
+            continue
+        test = caught(mutant)
+        escaped |= not test
+        print(f"{mutant.fault}: {test or 'NOT CAUGHT'}", flush=True)
     sys.exit(escaped)

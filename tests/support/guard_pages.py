@@ -16,8 +16,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from sidelight.kernels.cpu import argmax as cpu_search
-from sidelight.kernels.cpu import program as cpu_program
+from sidelight.kernels.cpu import LinearArgmax, Program, mask_columns, pack_weight, store_rows
 from sidelight.server.models.kv_cache import zeros
 from torch import Tensor
 
@@ -26,6 +25,7 @@ _NO_ACCESS, _PATTERN = 0, 0xFF  # PROT_NONE; four of the pattern's bytes are NaN
 # Modules whose `torch.zeros` and the like make what programs work on.
 _MODULES = (
     "kernels.cpu.program",
+    "kernels.cpu.operations",
     "kernels.cpu.argmax",
     "kernels.common.attention_tensors",
     "server.runner.model_runner",
@@ -130,7 +130,7 @@ def guard_programs(seed: int) -> Iterator[GuardedMemory]:
     What stands on other memory and is given to a program is taken for something that is only read, and copied; `check`
     finds what was not.
     """
-    from sidelight.kernels.cpu.jit import thread_pool as cpu_team
+    from sidelight.kernels.cpu.jit import thread_pool
 
     memory = GuardedMemory(seed)
     undo: list[Callable[[], None]] = []
@@ -146,23 +146,22 @@ def guard_programs(seed: int) -> Iterator[GuardedMemory]:
                 if each is function:
                     replace(module, name, value)
 
-    pack_weight, out_of_the_question, keep = cpu_program.pack_weight, cpu_search.out_of_the_question, cpu_program.keep
-    bounded, address_of = cpu_search.LinearArgmax.__init__, cpu_program.Program._address
+    init_argmax, address_of = LinearArgmax.__init__, Program._address
     kept: list[Tensor | None] = []
 
     def guarded(each: Any) -> Any:
         # Panels are read a vector at a time, and stand at one.
         return memory.copy(each, align=64) if isinstance(each, Tensor) else each
 
-    def keep_guarded(shares: Tensor, values: Tensor, column: int, rows: Tensor | None, **options: Any) -> Any:
+    def store_guarded(probabilities: Tensor, values: Tensor, column: int, rows: Tensor | None, **options: Any) -> Any:
         kept.append(None if rows is None else memory.empty(rows.shape, dtype=rows.dtype).copy_(rows))
         del kept[:-1000]  # those of the last step, at least
-        return keep(shares, values, column, kept[-1], **options)
+        return store_rows(probabilities, values, column, kept[-1], **options)
 
-    def make_search(search: Any, panels: Any, bounds: Any = None) -> None:
-        bounded(
+    def init_guarded(search: Any, weight: Any, bounds: Any = None) -> None:
+        init_argmax(
             search,
-            panels,
+            weight,
             None
             if bounds is None
             else bounds._replace(
@@ -185,15 +184,13 @@ def guard_programs(seed: int) -> Iterator[GuardedMemory]:
         for name in _MODULES:
             replace(sys.modules[f"sidelight.{name}"], "torch", _Torch(memory))
         replace_everywhere(pack_weight, lambda *given: type(made := pack_weight(*given))(*map(guarded, made)))
-        replace_everywhere(
-            out_of_the_question, lambda *given: type(made := out_of_the_question(*given))(*map(guarded, made))
-        )
-        replace_everywhere(keep, keep_guarded)
+        replace_everywhere(mask_columns, lambda *given: type(made := mask_columns(*given))(*map(guarded, made)))
+        replace_everywhere(store_rows, store_guarded)
         replace_everywhere(zeros, lambda shape, dtype, _: memory.empty(shape, dtype=dtype, align=64).zero_())
-        replace(cpu_search.LinearArgmax, "__init__", make_search)
-        replace(cpu_program.Program, "_address", address)
-        replace(cpu_team, "_lines", lines)
-        replace(cpu_team, "team", cpu_team.ThreadPool())  # with scratch and shared numbers of its own
+        replace(LinearArgmax, "__init__", init_guarded)
+        replace(Program, "_address", address)
+        replace(thread_pool, "_cache_lines", lines)
+        replace(thread_pool, "thread_pool", thread_pool.ThreadPool())  # with scratch and shared numbers of its own
         yield memory
     finally:
         while undo:

@@ -1,141 +1,140 @@
-"""Finds the greatest score that a last layer gives each row: of the layer itself, or by estimates and bounds.
+"""The greatest score of each row of a linear layer, from scores themselves or from estimates with error bounds.
 
-The layer's panels are multiplied with all rows, and while their scores are at hand, the greatest of each row and panel
-is noted, so that few scores are ever looked at again. With bounds, the panels hold a copy of the weights in int8, and
-what they give are estimates: no score is further from its estimate than its bound. So the greatest is one of few, in
-few panels, and the scores of these alone are made from the weights themselves.
+All rows are multiplied with one panel after another. While the scores of a panel are in the cache, the greatest score
+of each row is written down, so that few scores are read again. With error bounds the panels hold an int8 copy of the
+weights, and their results are estimates: no score is further from its estimate than its bound. So few columns in few
+panels can have the greatest score, and only their scores are computed from the float32 weights.
 
-Of equal numbers the first is found, and NaN is above all, as argmax has it. Operations as in `interpreter`, in
-their order: the maxima of panels, then what is the greatest of each row.
+Of equal scores the first is returned, and NaN counts as the greatest, as in torch.argmax.
 """
-# Numba and llvmlite are untyped: what is compiled is checked by tests, not by pyright.
-# pyright: basic, reportCallIssue=false, reportArgumentType=false, reportAttributeAccessIssue=false
-# pyright: reportPossiblyUnboundVariable=false
 
 from __future__ import annotations
 
 import numpy as np
 
-from .isa import COLUMNS, LANES, compiled, float_of, floats, longs, max_of_vectors
-from .matmul import layer_of, multiply, panels_of
+from .isa import LANES, PANEL_WIDTH, compiled
+from .llvm import bits_to_float, float32_at, int64_at, max_of_vectors
+from .matmul import multiply, num_panels, panel_inputs
 from .opcodes import (
-    CHANNELS,
+    CHANNEL_SCALES,
     ERRORS,
     HIDDEN,
-    INNER,
-    MAXIMA_OF_PANELS,
-    MOST,
-    MOST_ERROR,
-    MOST_NORM,
+    IN_FEATURES,
+    MASK_BEGIN,
+    MASK_COLUMNS,
+    MASK_ROWS,
+    MAX_ERROR,
+    MAX_NORM,
     NORMS,
-    NUMBERS,
-    OUT_BEGIN,
-    OUT_COLUMNS,
-    OUT_ROWS,
+    PANEL_MAXIMA,
     ROUNDING,
+    ROW_ARGMAX,
+    ROW_MAX,
     SCALES,
+    SCORES,
     SIZE,
     SLACK,
-    TOKENS,
     WEIGHTS,
     WEIGHTS_BIAS,
     X_STRIDE,
     X,
 )
-from .primitives import NONE, distance_from_bytes, dot, length_of
+from .primitives import NONE, dot, l2_norm, quantization_error
 
-_NEVER, _ZERO = np.float32(-np.inf), np.float32(0)
-
-
-@compiled
-def _numbers(operation, count, row, panel):
-    """Where the numbers of a row and panel are."""
-    return operation[NUMBERS] + 4 * COLUMNS * (panel * count + row)
+_MASKED, _ZERO = np.float32(-np.inf), np.float32(0)
 
 
 @compiled
-def maxima_of_panel(operation, count, panel, scratch, ahead):
-    """The numbers of a panel for each row, minus infinity what is out of the question, and the greatest of them."""
-    panels = panels_of(operation)
-    maxima = floats(operation[MAXIMA_OF_PANELS], count * panels)
-    to = _numbers(operation, count, 0, panel)
-    of_bytes, layer = operation[CHANNELS] != 0, layer_of(operation, panel)
-    multiply(of_bytes, count, layer, 0, 0, to, 4 * COLUMNS, COLUMNS, NONE, scratch, ahead)
-    numbers = floats(to, count * COLUMNS)
-    for column in range(operation[SIZE] - panel * COLUMNS, COLUMNS):  # beyond the last
-        for i in range(count):
-            numbers[i * COLUMNS + column] = _NEVER
-    if operation[OUT_BEGIN] != 0:
-        begin = longs(operation[OUT_BEGIN], panel + 2)
+def _scores_address(operation, rows, row, panel):
+    """The address of the scores of a row and panel."""
+    return operation[SCORES] + 4 * PANEL_WIDTH * (panel * rows + row)
+
+
+@compiled
+def maxima_of_panel(operation, rows, panel, scratch, ahead):
+    """Writes the scores of one panel for all rows, minus infinity where masked, and the greatest score of each row."""
+    panels = num_panels(operation)
+    maxima = float32_at(operation[PANEL_MAXIMA], rows * panels)
+    to = _scores_address(operation, rows, 0, panel)
+    is_int8, inputs = operation[CHANNEL_SCALES] != 0, panel_inputs(operation, panel)
+    multiply(is_int8, rows, inputs, 0, 0, to, 4 * PANEL_WIDTH, PANEL_WIDTH, NONE, scratch, ahead)
+    scores = float32_at(to, rows * PANEL_WIDTH)
+    for column in range(operation[SIZE] - panel * PANEL_WIDTH, PANEL_WIDTH):  # the padding of the last panel
+        for i in range(rows):
+            scores[i * PANEL_WIDTH + column] = _MASKED
+    if operation[MASK_BEGIN] != 0:
+        begin = int64_at(operation[MASK_BEGIN], panel + 2)
         end = begin[panel + 1]
-        out_rows, out_columns = longs(operation[OUT_ROWS], end), longs(operation[OUT_COLUMNS], end)
+        mask_rows, mask_columns = int64_at(operation[MASK_ROWS], end), int64_at(operation[MASK_COLUMNS], end)
         for i in range(begin[panel], end):
-            if 0 <= out_rows[i] < count:
-                numbers[out_rows[i] * COLUMNS + out_columns[i]] = _NEVER
-    for i in range(count):
-        maxima[i * panels + panel] = max_of_vectors(to + 4 * COLUMNS * i, COLUMNS // LANES)
+            if 0 <= mask_rows[i] < rows:
+                scores[mask_rows[i] * PANEL_WIDTH + mask_columns[i]] = _MASKED
+    for i in range(rows):
+        maxima[i * panels + panel] = max_of_vectors(to + 4 * PANEL_WIDTH * i, PANEL_WIDTH // LANES)
 
 
 @compiled
-def greatest_of_row(operation, count, row):
-    """Where the greatest number of a row is; with bounds, where the greatest score is."""
-    panels = panels_of(operation)
-    maxima = floats(operation[MAXIMA_OF_PANELS] + 4 * row * panels, panels)
-    panel, most = 0, maxima[0]
+def argmax_of_row(operation, rows, row):
+    """Writes the column of the greatest score of a row, and the greatest number that `maxima_of_panel` found in it."""
+    panels = num_panels(operation)
+    maxima = float32_at(operation[PANEL_MAXIMA] + 4 * row * panels, panels)
+    panel, maximum = 0, maxima[0]
     for i in range(1, panels):
-        if most == most and not (maxima[i] <= most):
-            panel, most = i, maxima[i]
-    numbers = floats(_numbers(operation, count, row, panel), COLUMNS)
+        if maximum == maximum and not (maxima[i] <= maximum):
+            panel, maximum = i, maxima[i]
+    scores = float32_at(_scores_address(operation, rows, row, panel), PANEL_WIDTH)
     column = 0
-    while column < COLUMNS - 1 and not (numbers[column] == most or numbers[column] != numbers[column]):
+    while column < PANEL_WIDTH - 1 and not (scores[column] == maximum or scores[column] != scores[column]):
         column += 1
-    token = panel * COLUMNS + column
-    floats(operation[MOST], row + 1)[row] = most
+    argmax = panel * PANEL_WIDTH + column
+    float32_at(operation[ROW_MAX], row + 1)[row] = maximum
     if operation[WEIGHTS] != 0:
-        token = _best(operation, count, row, token, most)
-    longs(operation[TOKENS], row + 1)[row] = token
+        argmax = _exact_argmax(operation, rows, row, argmax, maximum)
+    int64_at(operation[ROW_ARGMAX], row + 1)[row] = argmax
 
 
 @compiled
-def _best(operation, count, row, token, most):
-    """Where the greatest score of a row is, whose greatest estimate is that of a token."""
-    panels, inner = panels_of(operation), operation[INNER]
-    maxima = floats(operation[MAXIMA_OF_PANELS] + 4 * row * panels, panels)
-    hidden, bytes_ = operation[HIDDEN] + 4 * inner * row, operation[X] + row * operation[X_STRIDE]
-    length = length_of(hidden, inner)
-    off = distance_from_bytes(hidden, bytes_, floats(operation[SCALES], row + 1)[row], inner)
-    off += float_of(np.int32(operation[ROUNDING])) * length
-    # No score that may be the greatest is below `least`, and no estimate of one below `floor`.
-    least = most - _bound(operation, token, off, length)
-    reach = float_of(np.int32(operation[MOST_NORM])) * off + float_of(np.int32(operation[MOST_ERROR])) * length
-    floor = least - (reach + float_of(np.int32(operation[SLACK])))
-    best, best_token = _NEVER, np.int64(-1)
+def _exact_argmax(operation, rows, row, argmax, maximum):
+    """The column of the greatest score of a row, given the column of its greatest estimate, and this estimate."""
+    panels, in_features = num_panels(operation), operation[IN_FEATURES]
+    maxima = float32_at(operation[PANEL_MAXIMA] + 4 * row * panels, panels)
+    hidden, quantized = operation[HIDDEN] + 4 * in_features * row, operation[X] + row * operation[X_STRIDE]
+    length = l2_norm(hidden, in_features)
+    error = quantization_error(hidden, quantized, float32_at(operation[SCALES], row + 1)[row], in_features)
+    error += bits_to_float(np.int32(operation[ROUNDING])) * length
+    # The greatest score is at least `min_score`, and its estimate at least `min_estimate`.
+    min_score = maximum - _bound(operation, argmax, error, length)
+    max_bound = bits_to_float(np.int32(operation[MAX_NORM])) * error
+    max_bound += bits_to_float(np.int32(operation[MAX_ERROR])) * length
+    min_estimate = min_score - (max_bound + bits_to_float(np.int32(operation[SLACK])))
+    best_score, best_column = _MASKED, np.int64(-1)
     for panel in range(panels):
-        # Where a number is none, no comparison is true. What is out of the question never is the best.
-        if not (maxima[panel] >= floor and maxima[panel] > _NEVER):
+        # Comparisons with NaN are false. A masked score is never the greatest.
+        if not (maxima[panel] >= min_estimate and maxima[panel] > _MASKED):
             continue
-        numbers = floats(_numbers(operation, count, row, panel), COLUMNS)
-        for column in range(COLUMNS):
-            estimate, candidate = numbers[column], panel * COLUMNS + column
-            if not (estimate >= floor and estimate > _NEVER):
+        estimates = float32_at(_scores_address(operation, rows, row, panel), PANEL_WIDTH)
+        for i in range(PANEL_WIDTH):
+            estimate, column = estimates[i], panel * PANEL_WIDTH + i
+            if not (estimate >= min_estimate and estimate > _MASKED):
                 continue
-            if estimate + _bound(operation, candidate, off, length) >= least:
-                score = _score(operation, row, candidate)
-                if score > best or best_token < 0:
-                    best, best_token = score, np.int64(candidate)
-    return best_token if best_token >= 0 else np.int64(token)
+            if estimate + _bound(operation, column, error, length) >= min_score:
+                score = _score(operation, row, column)
+                if score > best_score or best_column < 0:
+                    best_score, best_column = score, np.int64(column)
+    return best_column if best_column >= 0 else np.int64(argmax)
 
 
 @compiled
-def _bound(operation, token, off, length):
-    """How far a score may be from its estimate."""
-    norm, error = floats(operation[NORMS], token + 1)[token], floats(operation[ERRORS], token + 1)[token]
-    return norm * off + error * length + float_of(np.int32(operation[SLACK]))
+def _bound(operation, column, error, length):
+    """The greatest possible distance of a score from its estimate."""
+    norms, errors = float32_at(operation[NORMS], column + 1), float32_at(operation[ERRORS], column + 1)
+    return norms[column] * error + errors[column] * length + bits_to_float(np.int32(operation[SLACK]))
 
 
 @compiled
-def _score(operation, row, token):
-    """The score itself."""
-    inner = operation[INNER]
-    score = dot(operation[HIDDEN] + 4 * inner * row, operation[WEIGHTS] + 4 * inner * token, inner)
-    return score + (floats(operation[WEIGHTS_BIAS], token + 1)[token] if operation[WEIGHTS_BIAS] != 0 else _ZERO)
+def _score(operation, row, column):
+    """A score, from the float32 weights."""
+    width = operation[IN_FEATURES]
+    score = dot(operation[HIDDEN] + 4 * width * row, operation[WEIGHTS] + 4 * width * column, width)
+    bias = operation[WEIGHTS_BIAS]
+    return score + (float32_at(bias, column + 1)[column] if bias != 0 else _ZERO)

@@ -1,11 +1,8 @@
-"""One query over the keys and values of its sequence; and rows of scores, which become shares.
+"""Attention of one query over the keys and values of its sequence, and the softmax of a row.
 
-Short rows, and many of them: so loops are written in vectors, the last of which may be a part of one. Every row's
-numbers come from that row alone, in one order.
+Rows are short and many. Loops therefore run over vectors, of which the last may be filled in part. The numbers of a row
+depend on this row alone, and are added in one order.
 """
-# Numba and llvmlite are untyped: what is compiled is checked by tests, not by pyright.
-# pyright: basic, reportCallIssue=false, reportArgumentType=false, reportAttributeAccessIssue=false
-# pyright: reportPossiblyUnboundVariable=false
 
 from __future__ import annotations
 
@@ -19,27 +16,29 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .isa import (
+from .isa import LANES, compiled
+from .llvm import (
     F32,
     FLOATS,
     I32,
     I64,
     INTS,
-    LANES,
-    broadcast,
-    compiled,
-    constant,
+    const_int64,
+    const_vector,
+    emit_broadcast,
+    emit_fma,
     emit_loop,
+    emit_maximum,
+    emit_pointer,
     emit_prefetch,
-    floats,
-    fused,
-    pointer,
-    vector_of,
+    emit_reduce_maximum,
+    emit_reduce_sum,
+    float32_at,
 )
-from .primitives import dot, emit_power
+from .primitives import dot, emit_exp
 
-_BOOLEANS = ir.VectorType(ir.IntType(1), LANES)
-# Keys whose scores are made at once.
+_BOOLS = ir.VectorType(ir.IntType(1), LANES)
+# Keys whose scores are computed at once.
 _KEYS = 4
 
 
@@ -47,52 +46,53 @@ _KEYS = 4
 
 
 @intrinsic
-def _scores(typingctx, query, keys, step, vectors, count, out, ahead):  # noqa: ARG001
-    """The product of a query, of so many vectors, with each of `count` keys, at least one, `step` bytes apart.
+def _scores(typingctx, query, keys, step, vectors, count, out, ahead):
+    """Writes the dot products of a query of `vectors` vectors with `count` keys, at least one, `step` bytes apart.
 
-    To `out`. What stands `ahead` bytes behind each key is fetched.
+    The memory `ahead` bytes after each key is prefetched.
     """
 
-    def codegen(context, builder, signature, arguments):  # noqa: ARG001
+    def codegen(context, builder, signature, arguments):
         query, keys, step, vectors, count, out, ahead = arguments
-        last = builder.sub(count, constant(1))
+        last = builder.sub(count, const_int64(1))
 
-        def some_keys(number: Any) -> list[Any]:
-            first = builder.mul(number, constant(_KEYS))
-            places = [builder.add(first, constant(i)) for i in range(_KEYS)]
-            # Behind the last one, it again.
-            places = [builder.select(builder.icmp_signed("<", place, count), place, last) for place in places]
-            keys_at = [builder.add(keys, builder.mul(step, place)) for place in places]
+        def score_keys(number: Any) -> list[Any]:
+            first = builder.mul(number, const_int64(_KEYS))
+            indices = [builder.add(first, const_int64(i)) for i in range(_KEYS)]
+            # Beyond the last key, the last key is scored again.
+            indices = [builder.select(builder.icmp_signed("<", index, count), index, last) for index in indices]
+            addresses = [builder.add(keys, builder.mul(step, index)) for index in indices]
 
-            def a_vector(number: Any, *sums: Any) -> list[Any]:
-                offset = builder.mul(number, constant(4 * LANES))
-                part = builder.load(pointer(builder, builder.add(query, offset), FLOATS), align=4)
-                made: list[Any] = []
-                for key, sum_ in zip(keys_at, sums, strict=True):
-                    at = builder.add(key, offset)
-                    made.append(fused(builder, part, builder.load(pointer(builder, at, FLOATS), align=4), sum_))
+            def add_vector(number: Any, *sums: Any) -> list[Any]:
+                offset = builder.mul(number, const_int64(4 * LANES))
+                q = builder.load(emit_pointer(builder, builder.add(query, offset), FLOATS), align=4)
+                results: list[Any] = []
+                for address, sum_ in zip(addresses, sums, strict=True):
+                    at = builder.add(address, offset)
+                    k = builder.load(emit_pointer(builder, at, FLOATS), align=4)
+                    results.append(emit_fma(builder, q, k, sum_))
                     emit_prefetch(builder, builder.add(at, ahead), 1)
-                return made
+                return results
 
-            sums = emit_loop(builder, vectors, [(vector_of(0), FLOATS)] * _KEYS, a_vector)
-            made = _sums_of(builder, sums)
-            for i, place in enumerate(places):
-                to = builder.add(out, builder.mul(place, constant(4)))
-                value = builder.extract_element(made, ir.Constant(I32, i))
-                builder.store(value, pointer(builder, to, F32), align=4)
+            sums = emit_loop(builder, vectors, [(const_vector(0), FLOATS)] * _KEYS, add_vector)
+            scores = _emit_sums(builder, sums)
+            for i, index in enumerate(indices):
+                to = builder.add(out, builder.mul(index, const_int64(4)))
+                score = builder.extract_element(scores, ir.Constant(I32, i))
+                builder.store(score, emit_pointer(builder, to, F32), align=4)
             return []
 
-        rounds = builder.sdiv(builder.add(count, constant(_KEYS - 1)), constant(_KEYS))
-        emit_loop(builder, rounds, [], some_keys)
+        rounds = builder.sdiv(builder.add(count, const_int64(_KEYS - 1)), const_int64(_KEYS))
+        emit_loop(builder, rounds, [], score_keys)
         return context.get_dummy_value()
 
     return types.void(*[types.intp] * 7), codegen
 
 
-def _sums_of(builder: ir.IRBuilder, vectors: list[Any]) -> Any:
-    """The sum of each of four vectors, side by side: neighbours are added, of two vectors at once."""
+def _emit_sums(builder: ir.IRBuilder, vectors: list[Any]) -> Any:
+    """Emits the sums of four vectors, side by side: neighbours are added, of two vectors at once."""
     while len(vectors) > 1 or vectors[0].type.count > _KEYS:
-        made: list[Any] = []
+        results: list[Any] = []
         for left, right in zip(vectors[::2], vectors[1::2] or vectors[::2], strict=True):
             both = left.type.count * (2 if len(vectors) > 1 else 1)
             even, odd = (
@@ -101,79 +101,71 @@ def _sums_of(builder: ir.IRBuilder, vectors: list[Any]) -> Any:
                 )
                 for first in (0, 1)
             )
-            made.append(builder.fadd(even, odd))
-        vectors = made
+            results.append(builder.fadd(even, odd))
+        vectors = results
     return vectors[0]
 
 
-# ---- shares ---------------------------------------------------------------------------------------------------------
+# ---- probabilities --------------------------------------------------------------------------------------------------
 
 
-def _masked(builder: ir.IRBuilder, name: str, kind: ir.FunctionType, given: list[Any]) -> Any:
-    """A call of an intrinsic that takes a mask, `given` without the alignment that there was before LLVM 22."""
+def _emit_masked(builder: ir.IRBuilder, name: str, type_: ir.FunctionType, arguments: list[Any]) -> Any:
+    """Emits a call of llvm.masked.load or llvm.masked.store. Before LLVM 22 these also take an alignment."""
     if llvm.llvm_version_info[0] < 22:
-        place = len(given) - (1 if name.endswith("store") else 2)
-        given = [*given[:place], ir.Constant(I32, 4), *given[place:]]
-        taken = [*kind.args[:place], I32, *kind.args[place:]]
-        kind = ir.FunctionType(kind.return_type, taken)
-    function = cgutils.get_or_insert_function(builder.module, kind, f"llvm.masked.{name}.v{LANES}f32.p0")
-    return builder.call(function, given)
+        index = len(arguments) - (1 if name.endswith("store") else 2)
+        arguments = [*arguments[:index], ir.Constant(I32, 4), *arguments[index:]]
+        type_ = ir.FunctionType(type_.return_type, [*type_.args[:index], I32, *type_.args[index:]])
+    function = cgutils.get_or_insert_function(builder.module, type_, f"llvm.masked.{name}.v{LANES}f32.p0")
+    return builder.call(function, arguments)
 
 
-def _place_of(builder: ir.IRBuilder, address: Any, count: Any, number: Any) -> tuple[Any, Any]:
-    """Where a vector of a row stands, and which of its numbers the row has."""
-    first = builder.mul(number, constant(LANES))
+def _emit_vector_of_row(builder: ir.IRBuilder, address: Any, count: Any, number: Any) -> tuple[Any, Any]:
+    """Emits a pointer to a vector of a row, and the mask of the numbers that belong to the row."""
+    first = builder.mul(number, const_int64(LANES))
     left = builder.trunc(builder.sub(count, first), I32)
-    places = ir.Constant(INTS, [*range(LANES)])
-    mask = builder.icmp_signed("<", places, broadcast(builder, left, INTS))
-    return pointer(builder, builder.add(address, builder.mul(first, constant(4))), FLOATS), mask
+    mask = builder.icmp_signed("<", ir.Constant(INTS, [*range(LANES)]), emit_broadcast(builder, left, INTS))
+    return emit_pointer(builder, builder.add(address, builder.mul(first, const_int64(4))), FLOATS), mask
 
 
 @intrinsic
-def share_out(typingctx, address, count, scale):  # noqa: ARG001
-    """Scores, at least one, times a scale become shares, where they stand: their softmax."""
+def softmax_row(typingctx, address, count, scale):
+    """Replaces `count` scores, at least one, by the softmax of the scores times a scale."""
 
-    def codegen(context, builder, signature, arguments):  # noqa: ARG001
+    def codegen(context, builder, signature, arguments):
         address, count, scale = arguments
-        vectors = builder.sdiv(builder.add(count, constant(LANES - 1)), constant(LANES))
-        scales = broadcast(builder, scale, FLOATS)
-        of_two = ir.FunctionType(FLOATS, [FLOATS, FLOATS])
-        maximum = cgutils.get_or_insert_function(builder.module, of_two, f"llvm.maximum.v{LANES}f32")
+        vectors = builder.sdiv(builder.add(count, const_int64(LANES - 1)), const_int64(LANES))
+        scales = emit_broadcast(builder, scale, FLOATS)
 
         def load(at: Any, mask: Any) -> Any:
-            kind = ir.FunctionType(FLOATS, [at.type, _BOOLEANS, FLOATS])
-            return _masked(builder, "load", kind, [at, mask, vector_of(0)])
+            type_ = ir.FunctionType(FLOATS, [at.type, _BOOLS, FLOATS])
+            return _emit_masked(builder, "load", type_, [at, mask, const_vector(0)])
 
         def store(value: Any, at: Any, mask: Any) -> None:
-            _masked(builder, "store", ir.FunctionType(ir.VoidType(), [FLOATS, at.type, _BOOLEANS]), [value, at, mask])
+            type_ = ir.FunctionType(ir.VoidType(), [FLOATS, at.type, _BOOLS])
+            _emit_masked(builder, "store", type_, [value, at, mask])
 
-        def compare(number: Any, most: Any) -> list[Any]:
-            at, mask = _place_of(builder, address, count, number)
-            # Scaled first: a scale may be below 0.
+        def compare(number: Any, maximum: Any) -> list[Any]:
+            at, mask = _emit_vector_of_row(builder, address, count, number)
+            # Scaled before they are compared: a scale may be negative.
             value = builder.fmul(load(at, mask), scales)
-            return [builder.call(maximum, [most, builder.select(mask, value, vector_of(-np.inf))])]
+            return [emit_maximum(builder, maximum, builder.select(mask, value, const_vector(-np.inf)))]
 
-        (most,) = emit_loop(builder, vectors, [(vector_of(-np.inf), FLOATS)], compare)
-        of_one = ir.FunctionType(F32, [FLOATS])
-        name = f"llvm.vector.reduce.fmaximum.v{LANES}f32"
-        most = builder.call(cgutils.get_or_insert_function(builder.module, of_one, name), [most])
-        most = broadcast(builder, most, FLOATS)
+        (maximum,) = emit_loop(builder, vectors, [(const_vector(-np.inf), FLOATS)], compare)
+        maximum = emit_broadcast(builder, emit_reduce_maximum(builder, maximum), FLOATS)
 
-        def to_powers(number: Any, total: Any) -> list[Any]:
-            at, mask = _place_of(builder, address, count, number)
-            value = builder.fsub(builder.fmul(load(at, mask), scales), most)
-            value = builder.select(mask, emit_power(builder, value), vector_of(0))
+        def exponentiate(number: Any, total: Any) -> list[Any]:
+            at, mask = _emit_vector_of_row(builder, address, count, number)
+            value = builder.fsub(builder.fmul(load(at, mask), scales), maximum)
+            value = builder.select(mask, emit_exp(builder, value), const_vector(0))
             store(value, at, mask)
             return [builder.fadd(total, value)]
 
-        (total,) = emit_loop(builder, vectors, [(vector_of(0), FLOATS)], to_powers)
-        kind = ir.FunctionType(F32, [F32, FLOATS])
-        sum_ = cgutils.get_or_insert_function(builder.module, kind, f"llvm.vector.reduce.fadd.v{LANES}f32")
-        total = builder.call(sum_, [ir.Constant(F32, -0.0), total], fastmath=("reassoc",))
-        inverse = broadcast(builder, builder.fdiv(ir.Constant(F32, 1.0), total), FLOATS)
+        (total,) = emit_loop(builder, vectors, [(const_vector(0), FLOATS)], exponentiate)
+        total = emit_reduce_sum(builder, total)
+        inverse = emit_broadcast(builder, builder.fdiv(ir.Constant(F32, 1.0), total), FLOATS)
 
         def divide(number: Any) -> list[Any]:
-            at, mask = _place_of(builder, address, count, number)
+            at, mask = _emit_vector_of_row(builder, address, count, number)
             store(builder.fmul(load(at, mask), inverse), at, mask)
             return []
 
@@ -187,24 +179,27 @@ def share_out(typingctx, address, count, scale):  # noqa: ARG001
 
 
 def _mix_intrinsic(vectors: int) -> Any:
+    """Makes an intrinsic that sums `count` values, at least one, each `vectors` vectors times its probability."""
+
     @intrinsic
-    def mix(typingctx, shares, values, stride, count, out):  # noqa: ARG001
-        def codegen(context, builder, signature, arguments):  # noqa: ARG001
-            shares, values, stride, count, out = arguments
+    def mix(typingctx, probabilities, values, stride, count, out):
+        def codegen(context, builder, signature, arguments):
+            probabilities, values, stride, count, out = arguments
 
             def add(number: Any, at: Any, *sums: Any) -> list[Any]:
-                share = pointer(builder, builder.add(shares, builder.shl(number, constant(2))), F32)
-                share = broadcast(builder, builder.load(share, align=4), FLOATS)
-                made = [
-                    fused(builder, share, builder.load(pointer(builder, at, FLOATS, 4 * LANES * i), align=4), sums[i])
-                    for i in range(vectors)
+                address = builder.add(probabilities, builder.shl(number, const_int64(2)))
+                probability = builder.load(emit_pointer(builder, address, F32), align=4)
+                probability = emit_broadcast(builder, probability, FLOATS)
+                loaded = [
+                    builder.load(emit_pointer(builder, at, FLOATS, 4 * LANES * i), align=4) for i in range(vectors)
                 ]
-                return [builder.add(at, stride), *made]
+                results = [emit_fma(builder, probability, value, sums[i]) for i, value in enumerate(loaded)]
+                return [builder.add(at, stride), *results]
 
             carried = [(values, I64), *[(ir.Constant(FLOATS, None), FLOATS)] * vectors]
             _, *sums = emit_loop(builder, count, carried, add)
             for i in range(vectors):
-                builder.store(sums[i], pointer(builder, out, FLOATS, 4 * LANES * i), align=4)
+                builder.store(sums[i], emit_pointer(builder, out, FLOATS, 4 * LANES * i), align=4)
             return context.get_dummy_value()
 
         return types.void(*[types.intp] * 5), codegen
@@ -212,63 +207,75 @@ def _mix_intrinsic(vectors: int) -> Any:
     return mix
 
 
-# The sum of `count` (at least one) vectors at `values`, `stride` bytes apart, each times its share; to `out`.
-_mix_of_four, _mix_of_one = _mix_intrinsic(4), _mix_intrinsic(1)
+_mix_four_vectors, _mix_one_vector = _mix_intrinsic(4), _mix_intrinsic(1)
 
 
 @compiled
-def _mix(shares, values, stride, count, width, out):
-    """The sum of `count` rows, each times its share."""
+def _mix_values(probabilities, values, stride, count, width, out):
+    """Writes the sum of `count` values, `stride` bytes apart, each times its probability."""
     done = 0
     while done + 4 * LANES <= width:
-        _mix_of_four(shares, values + 4 * done, stride, count, out + 4 * done)
+        _mix_four_vectors(probabilities, values + 4 * done, stride, count, out + 4 * done)
         done += 4 * LANES
     while done + LANES <= width:
-        _mix_of_one(shares, values + 4 * done, stride, count, out + 4 * done)
+        _mix_one_vector(probabilities, values + 4 * done, stride, count, out + 4 * done)
         done += LANES
-    share, to = floats(shares, count), floats(out, width)
+    probability, to = float32_at(probabilities, count), float32_at(out, width)
     for i in range(done, width):
         total = np.float32(0)
-        for place in range(count):
-            total += share[place] * floats(values + place * stride, width)[i]
+        for position in range(count):
+            total += probability[position] * float32_at(values + position * stride, width)[i]
         to[i] = total
 
 
 @compiled
-def _change_scores(score, count, scale, bias, cap):
-    """Scales the scores of a query, adds a bias to each and caps them (see `attend_row`)."""
-    for place in range(count):
-        score[place] *= scale
+def _adjust_scores(score, count, scale, bias, softcap):
+    """Scales the scores of a query, adds the bias and applies the soft cap (see `attend_row`)."""
+    for position in range(count):
+        score[position] *= scale
     if bias != 0:
-        more = floats(bias, count)
-        for place in range(count):
-            score[place] += more[place]
-    if cap != 0:
-        for place in range(count):
-            score[place] = cap * math.tanh(score[place] / cap)
+        biases = float32_at(bias, count)
+        for position in range(count):
+            score[position] += biases[position]
+    if softcap != 0:
+        for position in range(count):
+            score[position] = softcap * math.tanh(score[position] / softcap)
 
 
 @compiled
 def attend_row(
-    query, keys, keys_step, width, values, values_step, value_width, count, shown, scale, bias, cap, shares, out
+    query,
+    keys,
+    keys_step,
+    width,
+    values,
+    values_step,
+    value_width,
+    count,
+    num_positions,
+    scale,
+    bias,
+    softcap,
+    probabilities,
+    out,
 ):
-    """One query over `count` keys, at least one: `width` float32 numbers, `keys_step` bytes from one to the next.
+    """Attends with one query over `count` keys, at least one: `width` float32 numbers, `keys_step` bytes apart.
 
-    Scores are the products times `scale`, plus what stands at `bias` unless that is 0, capped unless `cap` is 0. Their
-    shares are written, zeros up to `shown` behind them, and the sum of values by shares.
+    Scores are dot products times `scale`, plus the numbers at `bias` unless `bias` is 0, with a soft cap unless it is
+    0. Writes the probabilities, zeros after them up to `num_positions`, and the sum of values times probabilities.
     """
-    score = floats(shares, shown)
+    score = float32_at(probabilities, num_positions)
     if width % LANES == 0:
-        # Values are fetched meanwhile, where they stand as keys do: the processor does not foresee them.
+        # Values are prefetched meanwhile where they stand as keys do: the processor does not foresee these reads.
         ahead = values - keys if keys_step == values_step else 0
-        _scores(query, keys, keys_step, width // LANES, count, shares, ahead)
+        _scores(query, keys, keys_step, width // LANES, count, probabilities, ahead)
     else:
-        for place in range(count):
-            score[place] = dot(query, keys + keys_step * place, width)
-    if bias != 0 or cap != 0:
-        _change_scores(score, count, scale, bias, cap)
+        for position in range(count):
+            score[position] = dot(query, keys + keys_step * position, width)
+    if bias != 0 or softcap != 0:
+        _adjust_scores(score, count, scale, bias, softcap)
         scale = np.float32(1)
-    share_out(shares, count, scale)
-    _mix(shares, values, values_step, count, value_width, out)
-    for place in range(count, shown):
-        score[place] = np.float32(0)
+    softmax_row(probabilities, count, scale)
+    _mix_values(probabilities, values, values_step, count, value_width, out)
+    for position in range(count, num_positions):
+        score[position] = np.float32(0)

@@ -1,84 +1,82 @@
-"""The operations of a program on a CPU: what pieces each has, and how a piece is done.
+"""Runs the operations of CPU programs: how many tasks an operation has, and how one task is computed.
 
-An operation is a row of fields (see `opcodes`). Knows tensors by their addresses alone; whoever makes a program
-keeps them.
+An operation is a row of fields (see `opcodes`). The interpreter knows tensors by their addresses; who makes a program
+keeps the tensors alive.
 """
-# Numba and llvmlite are untyped: what is compiled is checked by tests, not by pyright.
-# pyright: basic, reportCallIssue=false, reportArgumentType=false, reportAttributeAccessIssue=false
-# pyright: reportPossiblyUnboundVariable=false
 
 from __future__ import annotations
 
 import numpy as np
 
-from .argmax_ops import greatest_of_row, maxima_of_panel
-from .attention import attend_row, share_out
-from .isa import COLUMNS, ROWS, compiled, float_of, floats, longs
-from .matmul import PRODUCT_SCRATCH, layer_of, multiply, panel_of, panels_of
-from .matmul_vector import NO_FLOOR, tile_of_floats, zeros_in
+from .argmax_ops import argmax_of_row, maxima_of_panel
+from .attention import attend_row, softmax_row
+from .isa import PANEL_WIDTH, TILE_ROWS, compiled
+from .llvm import bits_to_float, float32_at, int64_at
+from .matmul import MATMUL_SCRATCH, multiply, num_panels, panel_address, panel_inputs
+from .matmul_vector import NO_FLOOR, tile_float32, zeros_in
 from .opcodes import (
     ACTIVATION,
     ADDED,
     ADDED_STRIDE,
-    ARE_SOME,
     ATTEND,
-    ATTEND_WITHIN,
-    BEGINS,
+    ATTEND_SEQUENCES,
     BIAS,
-    CAP,
-    CHANNELS,
-    COUNT,
+    CHANNEL_SCALES,
     EMBED,
     EPSILON,
-    FIRST,
-    GREATEST,
-    GROUP,
+    FIND_ARGMAX,
+    FIND_MAXIMA,
+    FIRST_KEYS,
+    FIRST_SLOT,
+    GROUP_SIZE,
+    HAS_NEW_KV,
+    HAS_ROW_INDEX,
     HEADS,
-    IS_OWN,
-    IS_SOURCE,
-    KEEP,
-    KEPT_HEADS,
-    KEPT_ROWS,
+    IS_CROSS,
     KEYS,
     KEYS_HEAD,
     KEYS_STEP,
     KEYS_STRIDE,
     KIND,
+    LAYER_NORM,
     LENGTHS,
-    MAXIMA,
-    MOST_POSITIONS,
-    MOST_WIDTH,
+    MATMUL,
+    MAX_HEAD_WIDTH,
+    MAX_POSITIONS,
     NEW_KEY,
-    NEW_STRIDE,
+    NEW_KEY_STRIDE,
     NEW_VALUE,
     NEW_VALUE_STRIDE,
-    NORMALIZE,
-    OTHER_ID,
-    OTHER_POSITIONS,
+    NUM_CROSS_POSITIONS,
+    NUM_ROWS,
+    NUM_SELF_POSITIONS,
     OUT,
     OUT_STEP,
     OUT_STRIDE,
+    PANELS_PER_TASK,
     POSITIONS,
-    PRODUCT,
+    PROBABILITIES,
+    PROBABILITIES_HEAD,
+    PROBABILITIES_STRIDE,
     QUANTIZE,
+    ROW_INDEX,
     SCALE,
     SCALES,
+    SCATTER_KV,
     SCORE_BIAS,
     SCORE_BIAS_HEAD,
     SCORE_BIAS_STRIDE,
-    SEQUENCE,
-    SHARES,
-    SHARES_HEAD,
-    SHARES_STRIDE,
-    SHOWN_OWN,
-    SHOWN_SOURCE,
+    SEQUENCE_ROWS,
     SIZE,
     SLOTS,
-    SPREAD,
+    SOFTCAP,
+    SPECIAL_ID,
+    SPECIAL_POSITIONS,
+    STORE_ROWS,
+    STORED_HEADS,
     TABLE,
     TABLE_ROWS,
     TABLE_SCALE,
-    TOGETHER,
     VALUE_WIDTH,
     VALUES,
     VALUES_HEAD,
@@ -89,117 +87,121 @@ from .opcodes import (
     X_STRIDE,
     X,
 )
-from .primitives import normalize_row, quantize_row
+from .primitives import layer_norm_row, quantize_row
 
-# Rows that are one piece of work where each is done alone, and queries of heads.
-_ROWS_TOGETHER, _HEADS_TOGETHER = 4, 8
+# The rows of one task where each row is computed by itself, and the most heads of queries of one task.
+_ROWS_PER_TASK, _HEADS_PER_TASK = 4, 8
 
 
 @compiled
-def pieces_of(operation, now):
-    """How many pieces an operation has, fields and what changes given as arrays."""
-    count = now[COUNT]
+def num_tasks(operation, run_fields):
+    """Returns how many tasks an operation has. Takes the fields of the operation and of the run as arrays."""
+    rows = run_fields[NUM_ROWS]
     kind = operation[KIND]
-    if kind in (PRODUCT, MAXIMA):
-        return (panels_of(operation) + operation[TOGETHER] - 1) // operation[TOGETHER]
-    if kind == GREATEST:
-        return count
+    if kind in (MATMUL, FIND_MAXIMA):
+        return (num_panels(operation) + operation[PANELS_PER_TASK] - 1) // operation[PANELS_PER_TASK]
+    if kind == FIND_ARGMAX:
+        return rows
     if kind == ATTEND:
-        return (count * operation[HEADS] + _together(operation, now) - 1) // _together(operation, now)
-    if kind == ATTEND_WITHIN:
-        return (count // now[SEQUENCE]) * operation[HEADS]
-    if kind == KEEP and operation[ARE_SOME] != 0:
-        count = operation[SIZE]
-    return (count + _ROWS_TOGETHER - 1) // _ROWS_TOGETHER
+        heads = _heads_per_task(operation, run_fields)
+        return (rows * operation[HEADS] + heads - 1) // heads
+    if kind == ATTEND_SEQUENCES:
+        return (rows // run_fields[SEQUENCE_ROWS]) * operation[HEADS]
+    if kind == STORE_ROWS and operation[HAS_ROW_INDEX] != 0:
+        rows = operation[SIZE]
+    return (rows + _ROWS_PER_TASK - 1) // _ROWS_PER_TASK
 
 
 @compiled
-def _together(operation, now):
-    """Heads of queries that are one piece."""
-    return max(1, min(_HEADS_TOGETHER, now[COUNT] * operation[HEADS] // 8))
+def _heads_per_task(operation, run_fields):
+    """How many heads of queries one task has."""
+    return max(1, min(_HEADS_PER_TASK, run_fields[NUM_ROWS] * operation[HEADS] // 8))
 
 
 @compiled
-def weights_of(operation, piece):
-    """Where the weights are that a piece reads first; 0 where it reads none."""
-    if operation[KIND] not in (PRODUCT, MAXIMA):
+def task_weights(operation, task):
+    """Returns the address of the weights that a task reads first; 0 where it reads none."""
+    if operation[KIND] not in (MATMUL, FIND_MAXIMA):
         return 0
-    return panel_of(operation, piece * operation[TOGETHER])
+    return panel_address(operation, task * operation[PANELS_PER_TASK])
 
 
 @compiled
-def do_piece(operation, now, piece, scratch, following):
-    """Does a piece of an operation.
+def run_task(operation, run_fields, task, scratch, next_weights):
+    """Computes a task of an operation.
 
-    `scratch` is the address of SCRATCH numbers of this thread's own, `following` of the weights that it reads next, 0
-    where that is not known.
+    `scratch` is the address of SCRATCH numbers that only this thread uses. `next_weights` is the address of the weights
+    that this thread reads after the task; 0 where unknown.
     """
     kind = operation[KIND]
-    if kind in (PRODUCT, MAXIMA):
-        first = piece * operation[TOGETHER]
-        end = min(first + operation[TOGETHER], panels_of(operation))
+    if kind in (MATMUL, FIND_MAXIMA):
+        first = task * operation[PANELS_PER_TASK]
+        end = min(first + operation[PANELS_PER_TASK], num_panels(operation))
         for panel in range(first, end):
-            ahead = panel_of(operation, panel + 1) if panel + 1 < end else following
-            if kind == MAXIMA:
-                maxima_of_panel(operation, now[COUNT], panel, scratch, ahead)
+            ahead = panel_address(operation, panel + 1) if panel + 1 < end else next_weights
+            if kind == FIND_MAXIMA:
+                maxima_of_panel(operation, run_fields[NUM_ROWS], panel, scratch, ahead)
             else:
-                _multiply(operation, now[COUNT], panel, scratch, ahead)
-    elif kind == GREATEST:
-        greatest_of_row(operation, now[COUNT], piece)
+                _multiply(operation, run_fields[NUM_ROWS], panel, scratch, ahead)
+    elif kind == FIND_ARGMAX:
+        argmax_of_row(operation, run_fields[NUM_ROWS], task)
     elif kind == ATTEND:
-        first = piece * _together(operation, now)
-        for place in range(first, min(first + _together(operation, now), now[COUNT] * operation[HEADS])):
-            _attend(operation, now, place // operation[HEADS], place % operation[HEADS])
-    elif kind == ATTEND_WITHIN:
-        _attend_within(operation, now, piece // operation[HEADS], piece % operation[HEADS], scratch)
+        heads = _heads_per_task(operation, run_fields)
+        first = task * heads
+        for index in range(first, min(first + heads, run_fields[NUM_ROWS] * operation[HEADS])):
+            _attend(operation, run_fields, index // operation[HEADS], index % operation[HEADS])
+    elif kind == ATTEND_SEQUENCES:
+        _attend_sequence(operation, run_fields, task // operation[HEADS], task % operation[HEADS], scratch)
     else:
-        first = piece * _ROWS_TOGETHER
-        last = operation[SIZE] if kind == KEEP and operation[ARE_SOME] != 0 else now[COUNT]
-        for row in range(first, min(first + _ROWS_TOGETHER, last)):
-            _do_row(operation, now, row)
+        first = task * _ROWS_PER_TASK
+        is_indexed = kind == STORE_ROWS and operation[HAS_ROW_INDEX] != 0
+        end = operation[SIZE] if is_indexed else run_fields[NUM_ROWS]
+        for row in range(first, min(first + _ROWS_PER_TASK, end)):
+            _compute_row(operation, run_fields, row)
 
 
 @compiled
-def _do_row(operation, now, row):
-    """What is done to each row by itself."""
+def _compute_row(operation, run_fields, row):
+    """Computes one row of an operation that takes row after row."""
     kind = operation[KIND]
     x, out = operation[X] + row * operation[X_STRIDE], operation[OUT] + row * operation[OUT_STRIDE]
-    if kind == NORMALIZE:
-        epsilon = float_of(np.int32(operation[EPSILON]))
-        normalize_row(x, operation[SIZE], operation[WEIGHT], operation[BIAS], epsilon, out)
+    if kind == LAYER_NORM:
+        epsilon = bits_to_float(np.int32(operation[EPSILON]))
+        layer_norm_row(x, operation[SIZE], operation[WEIGHT], operation[BIAS], epsilon, out)
     elif kind == QUANTIZE:
         quantize_row(x, operation[SIZE], out, operation[SCALES] + 4 * row)
     elif kind == EMBED:
-        _embed(operation, now, row, longs(x, 1)[0], out)
-    elif kind == SPREAD:
-        _spread(operation, now, row, x)
+        _embed(operation, run_fields, row, int64_at(x, 1)[0], out)
+    elif kind == SCATTER_KV:
+        _scatter_kv(operation, run_fields, row, x)
     else:
-        _keep_shares(operation, now, row)
+        _store_row(operation, run_fields, row)
 
 
 @compiled
-def _embed(operation, now, row, token, out):
-    """A token's row of the table, scaled, and the row of its position; NaN for one that the table does not have."""
+def _embed(operation, run_fields, row, token, out):
+    """Writes the embedding of a token plus the embedding of its position; NaN for a token outside the table."""
     width = operation[SIZE]
     if not 0 <= token < operation[TABLE_ROWS]:
         _fill(out, width, np.float32(np.nan))
         return
-    position = longs(operation[LENGTHS], now[FIRST] + row + 1)[now[FIRST] + row]
-    positions = operation[OTHER_POSITIONS] if token == operation[OTHER_ID] else operation[POSITIONS]
-    of_token = floats(operation[TABLE] + 4 * width * token, width)
-    of_position, to = floats(positions + 4 * width * position, width), floats(out, width)
-    scale = float_of(np.int32(operation[TABLE_SCALE]))
+    slot = run_fields[FIRST_SLOT] + row
+    position = int64_at(operation[LENGTHS], slot + 1)[slot]
+    positions = operation[SPECIAL_POSITIONS] if token == operation[SPECIAL_ID] else operation[POSITIONS]
+    token_row = float32_at(operation[TABLE] + 4 * width * token, width)
+    position_row, to = float32_at(positions + 4 * width * position, width), float32_at(out, width)
+    scale = bits_to_float(np.int32(operation[TABLE_SCALE]))
     for i in range(width):
-        to[i] = of_token[i] * scale + of_position[i]
+        to[i] = token_row[i] * scale + position_row[i]
 
 
 @compiled
-def _spread(operation, now, row, x):
-    """A row of keys and values of all heads, to the slot and position where they stay."""
-    sequence, position = row // now[SEQUENCE], row % now[SEQUENCE]
-    if position >= longs(operation[LENGTHS], sequence + 1)[sequence]:
+def _scatter_kv(operation, run_fields, row, x):
+    """Copies the keys and values of all heads of a row to their slot and position."""
+    sequence, position = row // run_fields[SEQUENCE_ROWS], row % run_fields[SEQUENCE_ROWS]
+    if position >= int64_at(operation[LENGTHS], sequence + 1)[sequence]:
         return
-    slot = longs(operation[SLOTS], sequence + 1)[sequence]
+    slot = int64_at(operation[SLOTS], sequence + 1)[sequence]
     heads, width, value_width = operation[HEADS], operation[SIZE], operation[VALUE_WIDTH]
     keys = operation[KEYS] + slot * operation[KEYS_STRIDE] + position * operation[KEYS_STEP]
     values = operation[VALUES] + slot * operation[VALUES_STRIDE] + position * operation[VALUES_STEP]
@@ -210,35 +212,37 @@ def _spread(operation, now, row, x):
 
 
 @compiled
-def _keep_shares(operation, now, kept):
-    """The shares of a row as a message has them: positions, then heads."""
-    row = kept
-    if operation[ARE_SOME] != 0:
-        row = longs(operation[KEPT_ROWS], kept + 1)[kept]
-    shown, heads = now[SHOWN_SOURCE] if operation[IS_SOURCE] != 0 else now[SHOWN_OWN], operation[KEPT_HEADS]
-    out = operation[OUT] + kept * operation[OUT_STRIDE]
+def _store_row(operation, run_fields, stored):
+    """Writes the probabilities of a row in the layout of a message: positions, then heads."""
+    row = stored
+    if operation[HAS_ROW_INDEX] != 0:
+        row = int64_at(operation[ROW_INDEX], stored + 1)[stored]
+    num_positions = run_fields[NUM_CROSS_POSITIONS] if operation[IS_CROSS] != 0 else run_fields[NUM_SELF_POSITIONS]
+    heads = operation[STORED_HEADS]
+    out = operation[OUT] + stored * operation[OUT_STRIDE]
     for head in range(heads):
-        shares = floats(operation[X] + row * operation[X_STRIDE] + head * operation[X_HEAD], shown)
-        for position in range(shown):
-            floats(out + position * operation[OUT_STEP], heads)[head] = shares[position]
+        x = operation[X] + row * operation[X_STRIDE] + head * operation[X_HEAD]
+        probabilities = float32_at(x, num_positions)
+        for position in range(num_positions):
+            float32_at(out + position * operation[OUT_STEP], heads)[head] = probabilities[position]
 
 
-# What a thread has for itself: what products need, and room for the keys and values of a head, and for the scores of a
-# tile of rows.
-SCRATCH = PRODUCT_SCRATCH + MOST_POSITIONS * (2 * MOST_WIDTH + ROWS)
-_ROOM = 4 * PRODUCT_SCRATCH
+# The scratch memory of a thread, in numbers: what matrix products need, then the keys and values of one head in panels,
+# and the scores of a tile of rows.
+SCRATCH = MATMUL_SCRATCH + MAX_POSITIONS * (2 * MAX_HEAD_WIDTH + TILE_ROWS)
+_KEY_PANELS = 4 * MATMUL_SCRATCH  # the offset in bytes
 
 
 @compiled
-def _multiply(operation, count, panel, scratch, ahead):
-    """All rows by one panel of weights."""
-    offset = 4 * COLUMNS * panel
+def _multiply(operation, rows, panel, scratch, ahead):
+    """Multiplies all rows by one panel of weights."""
+    offset = 4 * PANEL_WIDTH * panel
     added = 0 if operation[ADDED] == 0 else operation[ADDED] + offset
-    width = min(COLUMNS, operation[SIZE] - panel * COLUMNS)
+    width = min(PANEL_WIDTH, operation[SIZE] - panel * PANEL_WIDTH)
     multiply(
-        operation[CHANNELS] != 0,
-        count,
-        layer_of(operation, panel),
+        operation[CHANNEL_SCALES] != 0,
+        rows,
+        panel_inputs(operation, panel),
         *(added, operation[ADDED_STRIDE]),
         *(operation[OUT] + offset, operation[OUT_STRIDE], width),
         *(operation[ACTIVATION], scratch, ahead),
@@ -246,98 +250,105 @@ def _multiply(operation, count, panel, scratch, ahead):
 
 
 @compiled
-def _attend(operation, now, row, head):
-    """One query of one head. With a key and value of its own, it keeps them first, behind those that are there."""
-    slot = now[FIRST] + row
+def _attend(operation, run_fields, row, head):
+    """Attends with the query of one row and head. Where the row has a key and value of its own, appends them first."""
+    slot = run_fields[FIRST_SLOT] + row
     width, value_width = operation[SIZE], operation[VALUE_WIDTH]
-    shared = head // max(1, operation[GROUP])
-    keys = operation[KEYS] + slot * operation[KEYS_STRIDE] + shared * operation[KEYS_HEAD]
-    values = operation[VALUES] + slot * operation[VALUES_STRIDE] + shared * operation[VALUES_HEAD]
-    count = longs(operation[LENGTHS], slot + 1)[slot]
-    shown = now[SHOWN_SOURCE]
-    if operation[IS_OWN] != 0:
-        shown = now[SHOWN_OWN]
-        new_key = operation[NEW_KEY] + row * operation[NEW_STRIDE] + 4 * head * width
+    key_head = head // max(1, operation[GROUP_SIZE])
+    keys = operation[KEYS] + slot * operation[KEYS_STRIDE] + key_head * operation[KEYS_HEAD]
+    values = operation[VALUES] + slot * operation[VALUES_STRIDE] + key_head * operation[VALUES_HEAD]
+    count = int64_at(operation[LENGTHS], slot + 1)[slot]
+    num_positions = run_fields[NUM_CROSS_POSITIONS]
+    if operation[HAS_NEW_KV] != 0:
+        num_positions = run_fields[NUM_SELF_POSITIONS]
+        new_key = operation[NEW_KEY] + row * operation[NEW_KEY_STRIDE] + 4 * head * width
         new_value = operation[NEW_VALUE] + row * operation[NEW_VALUE_STRIDE] + 4 * head * value_width
         _copy(new_key, keys + count * operation[KEYS_STEP], width)
         _copy(new_value, values + count * operation[VALUES_STEP], value_width)
         count += 1
     query = operation[X] + row * operation[X_STRIDE] + 4 * head * width
     out = operation[OUT] + row * operation[OUT_STRIDE] + 4 * head * value_width
-    shares = operation[SHARES] + row * operation[SHARES_STRIDE] + head * operation[SHARES_HEAD]
+    probabilities = operation[PROBABILITIES] + row * operation[PROBABILITIES_STRIDE]
+    probabilities += head * operation[PROBABILITIES_HEAD]
     begin, bias = 0, operation[SCORE_BIAS]
-    if operation[BEGINS] != 0:
-        begin = longs(operation[BEGINS], row + 1)[row]
-        _fill(shares, begin, np.float32(0))
+    if operation[FIRST_KEYS] != 0:
+        begin = int64_at(operation[FIRST_KEYS], row + 1)[row]
+        _fill(probabilities, begin, np.float32(0))
     if bias != 0:
         bias += row * operation[SCORE_BIAS_STRIDE] + head * operation[SCORE_BIAS_HEAD] + 4 * begin
     attend_row(
         query,
         *(keys + begin * operation[KEYS_STEP], operation[KEYS_STEP], width),
         *(values + begin * operation[VALUES_STEP], operation[VALUES_STEP], value_width),
-        *(count - begin, shown - begin, float_of(np.int32(operation[SCALE]))),
-        *(bias, float_of(np.int32(operation[CAP])), shares + 4 * begin, out),
+        *(count - begin, num_positions - begin, bits_to_float(np.int32(operation[SCALE]))),
+        *(bias, bits_to_float(np.int32(operation[SOFTCAP])), probabilities + 4 * begin, out),
     )
 
 
 @compiled
-def _attend_within(operation, now, sequence, head, scratch):
-    """Each row of a sequence over all of that, for one head: as two products, with its keys and values in panels."""
-    count, first = longs(operation[LENGTHS], sequence + 1)[sequence], sequence * now[SEQUENCE]
+def _attend_sequence(operation, run_fields, sequence, head, scratch):
+    """Attends with each row of a sequence over all rows of the sequence, for one head.
+
+    Scores and outputs are matrix products, for which the head's keys and values are copied into panels.
+    """
+    count = int64_at(operation[LENGTHS], sequence + 1)[sequence]
+    first = sequence * run_fields[SEQUENCE_ROWS]
     width, value_width = operation[SIZE], operation[VALUE_WIDTH]
     keys = operation[KEYS] + first * operation[KEYS_STEP] + head * operation[KEYS_HEAD]
     values = operation[VALUES] + first * operation[VALUES_STEP] + head * operation[VALUES_HEAD]
-    # Panels of keys: for each number of a head, those of all positions; of values, for each position all numbers.
-    key_panels, value_panels = (count + COLUMNS - 1) // COLUMNS, (value_width + COLUMNS - 1) // COLUMNS
-    in_panels = scratch + _ROOM
-    values_in_panels = in_panels + 4 * COLUMNS * key_panels * width
-    scores = values_in_panels + 4 * COLUMNS * value_panels * count
-    scores_stride = 4 * COLUMNS * key_panels
-    laid_out = floats(in_panels, COLUMNS * key_panels * width)
+    # A panel of keys has, for each number of a head, the numbers of all positions. A panel of values has, for each
+    # position, all numbers of the head.
+    num_key_panels = (count + PANEL_WIDTH - 1) // PANEL_WIDTH
+    num_value_panels = (value_width + PANEL_WIDTH - 1) // PANEL_WIDTH
+    key_panels = scratch + _KEY_PANELS
+    value_panels = key_panels + 4 * PANEL_WIDTH * num_key_panels * width
+    scores = value_panels + 4 * PANEL_WIDTH * num_value_panels * count
+    scores_stride = 4 * PANEL_WIDTH * num_key_panels
+    packed_keys = float32_at(key_panels, PANEL_WIDTH * num_key_panels * width)
     for position in range(count):
-        key = floats(keys + position * operation[KEYS_STEP], width)
-        begin = (position // COLUMNS) * COLUMNS * width + position % COLUMNS
+        key = float32_at(keys + position * operation[KEYS_STEP], width)
+        begin = (position // PANEL_WIDTH) * PANEL_WIDTH * width + position % PANEL_WIDTH
         for i in range(width):
-            laid_out[begin + i * COLUMNS] = key[i]
-    for panel in range(value_panels):
-        size = min(COLUMNS, value_width - panel * COLUMNS)
+            packed_keys[begin + i * PANEL_WIDTH] = key[i]
+    for panel in range(num_value_panels):
+        size = min(PANEL_WIDTH, value_width - panel * PANEL_WIDTH)
         for position in range(count):
-            from_ = values + position * operation[VALUES_STEP] + 4 * COLUMNS * panel
-            _copy(from_, values_in_panels + 4 * COLUMNS * (panel * count + position), size)
-    zeros, scale = zeros_in(scratch), float_of(np.int32(operation[SCALE]))
-    for row in range(0, count, ROWS):
-        rows = min(ROWS, count - row)
+            from_ = values + position * operation[VALUES_STEP] + 4 * PANEL_WIDTH * panel
+            _copy(from_, value_panels + 4 * PANEL_WIDTH * (panel * count + position), size)
+    zeros, scale = zeros_in(scratch), bits_to_float(np.int32(operation[SCALE]))
+    for row in range(0, count, TILE_ROWS):
+        rows = min(TILE_ROWS, count - row)
         query = operation[X] + (first + row) * operation[X_STRIDE] + 4 * head * width
         out = operation[OUT] + (first + row) * operation[OUT_STRIDE] + 4 * head * value_width
-        for panel in range(key_panels):
-            tile_of_floats(
+        for panel in range(num_key_panels):
+            tile_float32(
                 rows,
-                *(query, operation[X_STRIDE], in_panels + 4 * COLUMNS * panel * width, width),
+                *(query, operation[X_STRIDE], key_panels + 4 * PANEL_WIDTH * panel * width, width),
                 *(zeros, zeros, zeros, zeros, NO_FLOOR, zeros, 0),
-                *(scores + 4 * COLUMNS * panel, scores_stride, in_panels, 0),
+                *(scores + 4 * PANEL_WIDTH * panel, scores_stride, key_panels, 0),
             )
         for i in range(rows):
-            share_out(scores + i * scores_stride, count, scale)
-        for panel in range(value_panels):
-            size = min(COLUMNS, value_width - panel * COLUMNS)
-            tile_of_floats(
+            softmax_row(scores + i * scores_stride, count, scale)
+        for panel in range(num_value_panels):
+            size = min(PANEL_WIDTH, value_width - panel * PANEL_WIDTH)
+            tile_float32(
                 rows,
-                *(scores, scores_stride, values_in_panels + 4 * COLUMNS * panel * count, count),
-                *(zeros, zeros, zeros, zeros, NO_FLOOR, zeros, 0, scratch, 4 * COLUMNS, in_panels, 0),
+                *(scores, scores_stride, value_panels + 4 * PANEL_WIDTH * panel * count, count),
+                *(zeros, zeros, zeros, zeros, NO_FLOOR, zeros, 0, scratch, 4 * PANEL_WIDTH, key_panels, 0),
             )
             for i in range(rows):
-                _copy(scratch + 4 * COLUMNS * i, out + i * operation[OUT_STRIDE] + 4 * COLUMNS * panel, size)
+                _copy(scratch + 4 * PANEL_WIDTH * i, out + i * operation[OUT_STRIDE] + 4 * PANEL_WIDTH * panel, size)
 
 
 @compiled
 def _fill(to, width, number):
-    target = floats(to, width)
+    target = float32_at(to, width)
     for i in range(width):
         target[i] = number
 
 
 @compiled
 def _copy(from_, to, width):
-    source, target = floats(from_, width), floats(to, width)
+    source, target = float32_at(from_, width), float32_at(to, width)
     for i in range(width):
         target[i] = source[i]

@@ -1,53 +1,50 @@
-"""Products of an operation's rows with panels of its weights, in the way that is fastest for them.
+"""Chooses how the rows of an operation are multiplied with a panel of weights: by vectors, or by AMX.
 
-Knows the fields of operations; which way it is, changes no bit.
+Both ways give the same bits.
 """
-# Numba and llvmlite are untyped: what is compiled is checked by tests, not by pyright.
-# pyright: basic, reportCallIssue=false, reportArgumentType=false, reportAttributeAccessIssue=false
-# pyright: reportPossiblyUnboundVariable=false
 
 from __future__ import annotations
 
-from .isa import COLUMNS, HAS_MATRICES, compiled
-from .matmul_vector import TILE_SCRATCH, multiply_in_tiles
-from .opcodes import BIAS, CHANNELS, CORRECTIONS, PLACES, SCALES, SIZE, WEIGHT, X_STRIDE, X
+from .isa import HAS_AMX, PANEL_WIDTH, compiled
+from .matmul_vector import TILE_SCRATCH, multiply_vector
+from .opcodes import BIAS, CHANNEL_SCALES, CORRECTIONS, DEPTH, SCALES, SIZE, WEIGHT, X_STRIDE, X
 
-if HAS_MATRICES:
-    # Elsewhere there are no such instructions to compile to.
-    from .matmul_amx import MATRIX_SCRATCH, multiply_as_matrices, takes_matrices
+if HAS_AMX:
+    # Elsewhere the compiler has no such instructions.
+    from .matmul_amx import AMX_SCRATCH, can_use_amx, multiply_amx
 
-    PRODUCT_SCRATCH = TILE_SCRATCH + MATRIX_SCRATCH
+    MATMUL_SCRATCH = TILE_SCRATCH + AMX_SCRATCH
 
     @compiled
-    def multiply(of_bytes, count, layer, *rest):
-        """As `multiply_in_tiles`; `scratch` has PRODUCT_SCRATCH numbers."""
-        if of_bytes and takes_matrices(count, layer[3]):
-            multiply_as_matrices(count, layer, *rest)
+    def multiply(is_int8, rows, inputs, *rest):
+        """Does what `multiply_vector` does. `scratch` has MATMUL_SCRATCH numbers."""
+        if is_int8 and can_use_amx(rows, inputs[3]):
+            multiply_amx(rows, inputs, *rest)
         else:
-            multiply_in_tiles(of_bytes, count, layer, *rest)
+            multiply_vector(is_int8, rows, inputs, *rest)
 
 else:
-    PRODUCT_SCRATCH = TILE_SCRATCH
-    multiply = multiply_in_tiles
+    MATMUL_SCRATCH = TILE_SCRATCH
+    multiply = multiply_vector
 
 
 @compiled
-def panels_of(operation):
-    """How many panels the weights of an operation have, its fields given as an array."""
-    return (operation[SIZE] + COLUMNS - 1) // COLUMNS
+def num_panels(operation):
+    """Returns how many panels the weights of an operation have. Takes the fields of the operation as an array."""
+    return (operation[SIZE] + PANEL_WIDTH - 1) // PANEL_WIDTH
 
 
 @compiled
-def panel_of(operation, panel):
-    """Where a panel stands."""
-    return operation[WEIGHT] + panel * operation[PLACES] * 4 * COLUMNS
+def panel_address(operation, panel):
+    """Returns the address of a panel."""
+    return operation[WEIGHT] + panel * operation[DEPTH] * 4 * PANEL_WIDTH
 
 
 @compiled
-def layer_of(operation, panel):
-    """What `multiply` is told of an operation's rows, and of a panel."""
-    offset = 4 * COLUMNS * panel
+def panel_inputs(operation, panel):
+    """Returns the `inputs` of `multiply`, for the rows of an operation and one panel."""
+    offset = 4 * PANEL_WIDTH * panel
     return (
-        *(operation[X], operation[X_STRIDE], panel_of(operation, panel), operation[PLACES], operation[SCALES]),
-        *(operation[CHANNELS] + offset, operation[CORRECTIONS] + offset, operation[BIAS] + offset),
+        *(operation[X], operation[X_STRIDE], panel_address(operation, panel), operation[DEPTH], operation[SCALES]),
+        *(operation[CHANNEL_SCALES] + offset, operation[CORRECTIONS] + offset, operation[BIAS] + offset),
     )

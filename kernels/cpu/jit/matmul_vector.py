@@ -1,18 +1,15 @@
-"""Products of rows with a panel of weights, tile by tile, in LLVM's own instructions.
+"""Matrix products of rows with a panel of weights, tile by tile, in LLVM's vector instructions.
 
-A tile is some rows by the columns of a panel, all of whose sums stay in registers. A panel has, for each place of the
-inner axis (for bytes: for four of them), the weights of all its columns side by side. Each sum is made in the order of
-the inner axis, by one addition a place, however many rows a tile has: so a row's numbers do not depend on its
-neighbours. What follows is multiplied and added one by one, since a fused multiply-add might be used for some numbers
-and not for others.
+A tile is some rows by the columns of a panel; all its sums stay in registers. For each index of the inner axis (for
+int8: for each four), a panel holds the weights of all its columns side by side. A sum is computed in the order of the
+inner axis, with one addition an index, however many rows a tile has: so the numbers of a row do not depend on its
+neighbours. After the sums, multiplications and additions stay separate, since a fused multiply-add might be used for
+some numbers and not for others.
 
-Weights come from memory, which is slower than the sums. So while the tiles of one panel are made, those of a single row
-apart, they fetch what is read next, evenly, into the core's second cache: on 2 cores, 88 MB of weights for 8 rows take
-3.5 ms instead of 5.1.
+Weights come from memory, which is slower than the arithmetic. While the tiles of a panel are computed, they prefetch
+what is read next into the core's second-level cache, evenly; tiles of one row do not. On 2 cores, 88 MB of weights for
+8 rows take 3.5 ms instead of 5.1.
 """
-# Numba and llvmlite are untyped: what is compiled is checked by tests, not by pyright.
-# pyright: basic, reportCallIssue=false, reportArgumentType=false, reportAttributeAccessIssue=false
-# pyright: reportPossiblyUnboundVariable=false
 
 from __future__ import annotations
 
@@ -25,130 +22,131 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .isa import (
-    COLUMNS,
+from .isa import HAS_VNNI, LANES, PANEL_WIDTH, TILE_ROWS, VECTORS, compiled
+from .llvm import (
     F32,
     FLOATS,
-    HAS_BYTES,
     I8,
     I32,
     I64,
     INTS,
-    LANES,
-    ROWS,
-    VECTORS,
-    broadcast,
-    compiled,
-    constant,
+    const_int64,
+    emit_broadcast,
+    emit_fma,
     emit_loop,
+    emit_pointer,
     emit_prefetch,
-    floats,
-    fused,
-    pointer,
+    float32_at,
 )
 from .primitives import NONE, RELU, activate
 
-# How often a tile fetches for each place it reads. Processors fetch two lines of the cache together: so it is enough
-# for the four that a place has.
-_FETCHES = 2
+# How many prefetches a tile makes for each index of the inner axis. Processors fetch two cache lines together, so this
+# is enough for the four lines of an index.
+_PREFETCHES = 2
 
 
-def _bytes_added(builder: ir.IRBuilder, sums: Any, unsigned: Any, signed: Any) -> Any:
-    """To each of the sums, four products of bytes."""
-    taken = INTS if llvm.llvm_version_info[0] < 22 else ir.VectorType(I8, 4 * LANES)
+def _emit_dot_int8(builder: ir.IRBuilder, sums: Any, unsigned: Any, signed: Any) -> Any:
+    """Emits the addition of four products of bytes to each sum."""
+    type_ = INTS if llvm.llvm_version_info[0] < 22 else ir.VectorType(I8, 4 * LANES)
     name = f"llvm.x86.avx512.vpdpbusd.{LANES * 32}"
-    function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(INTS, [INTS, taken, taken]), name)
-    return builder.call(function, [sums, builder.bitcast(unsigned, taken), builder.bitcast(signed, taken)])
+    function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(INTS, [INTS, type_, type_]), name)
+    return builder.call(function, [sums, builder.bitcast(unsigned, type_), builder.bitcast(signed, type_)])
 
 
-def _vectors_at(builder: ir.IRBuilder, address: Any, type_: ir.VectorType, align: int = 4) -> list[Any]:
-    """The numbers of all columns."""
+def _emit_load_columns(builder: ir.IRBuilder, address: Any, type_: ir.VectorType, align: int = 4) -> list[Any]:
+    """Emits loads of the vectors of all columns of a panel."""
     return [
-        builder.load(pointer(builder, address, type_, 4 * LANES * column), align=align) for column in range(VECTORS)
+        builder.load(emit_pointer(builder, address, type_, 4 * LANES * column), align=align)
+        for column in range(VECTORS)
     ]
 
 
-def _floats_of(builder: ir.IRBuilder, sums: list[Any], scale: Any, channels: Any, corrections: Any) -> list[Any]:
-    """What sums of bytes stand for."""
-    scale = broadcast(builder, builder.load(pointer(builder, scale, F32), align=4), FLOATS)
-    by_channel, too_much = _vectors_at(builder, channels, FLOATS), _vectors_at(builder, corrections, INTS)
-    whole = [builder.sitofp(builder.sub(sum_, much), FLOATS) for sum_, much in zip(sums, too_much, strict=True)]
+def _emit_dequantize(
+    builder: ir.IRBuilder, sums: list[Any], scale: Any, channel_scales: Any, corrections: Any
+) -> list[Any]:
+    """Emits the float32 numbers that the int32 sums of a row stand for."""
+    scale = emit_broadcast(builder, builder.load(emit_pointer(builder, scale, F32), align=4), FLOATS)
+    scales = _emit_load_columns(builder, channel_scales, FLOATS)
+    offsets = _emit_load_columns(builder, corrections, INTS)
+    exact = [builder.sitofp(builder.sub(sum_, offset), FLOATS) for sum_, offset in zip(sums, offsets, strict=True)]
     return [
-        builder.fmul(builder.fmul(number, channel), scale) for number, channel in zip(whole, by_channel, strict=True)
+        builder.fmul(builder.fmul(number, channel_scale), scale)
+        for number, channel_scale in zip(exact, scales, strict=True)
     ]
 
 
-def _finish(builder: ir.IRBuilder, numbers: list[Any], bias: Any, floor: Any, added: Any, out: Any) -> None:
-    """Adds to the numbers of a row what is to be added, raises them to a floor in between, and writes them."""
-    biases, more = _vectors_at(builder, bias, FLOATS), _vectors_at(builder, added, FLOATS)
-    floor = broadcast(builder, builder.bitcast(builder.trunc(floor, I32), F32), FLOATS)
+def _emit_store_row(builder: ir.IRBuilder, numbers: list[Any], bias: Any, floor: Any, added: Any, out: Any) -> None:
+    """Emits max(numbers + bias, floor) + added, written to `out`."""
+    biases, addends = _emit_load_columns(builder, bias, FLOATS), _emit_load_columns(builder, added, FLOATS)
+    floor = emit_broadcast(builder, builder.bitcast(builder.trunc(floor, I32), F32), FLOATS)
     for column in range(VECTORS):
         value = builder.fadd(numbers[column], biases[column])
-        value = builder.select(builder.fcmp_ordered("<", value, floor), floor, value)  # NaN stays
-        value = builder.fadd(value, more[column])
-        builder.store(value, pointer(builder, out, FLOATS, 4 * LANES * column), align=4)
+        value = builder.select(builder.fcmp_ordered("<", value, floor), floor, value)  # NaN stays NaN
+        value = builder.fadd(value, addends[column])
+        builder.store(value, emit_pointer(builder, out, FLOATS, 4 * LANES * column), align=4)
 
 
-def _tile_intrinsic(rows: int, *, of_bytes: bool) -> Any:
-    vector = INTS if of_bytes else FLOATS
-    # A row alone waits for nothing but memory, and reads it in order: there the processor needs no word.
-    fetched = _FETCHES if rows > 1 else 0
-    each = [(row, column) for row in range(rows) for column in range(VECTORS)]
+def _tile_intrinsic(num_rows: int, *, is_int8: bool) -> Any:
+    """Makes an intrinsic that computes a tile of `num_rows` rows. `tile_float32` says what the arguments mean."""
+    vector = INTS if is_int8 else FLOATS
+    # A tile of one row waits for nothing but memory, and reads memory in order: the processor prefetches by itself.
+    prefetches = _PREFETCHES if num_rows > 1 else 0
 
     @intrinsic
     def tile(
-        typingctx,  # noqa: ARG001
-        x,  # noqa: ARG001
-        x_stride,  # noqa: ARG001
-        panel,  # noqa: ARG001
-        places,  # noqa: ARG001
-        scales,  # noqa: ARG001
-        channels,  # noqa: ARG001
-        corrections,  # noqa: ARG001
-        bias,  # noqa: ARG001
-        floor,  # noqa: ARG001
-        added,  # noqa: ARG001
-        added_stride,  # noqa: ARG001
-        out,  # noqa: ARG001
-        out_stride,  # noqa: ARG001
-        ahead,  # noqa: ARG001
-        pace,  # noqa: ARG001
+        typingctx,
+        x,
+        x_stride,
+        panel,
+        depth,
+        scales,
+        channel_scales,
+        corrections,
+        bias,
+        floor,
+        added,
+        added_stride,
+        out,
+        out_stride,
+        ahead,
+        pace,
     ):
-        def codegen(context, builder, signature, arguments):  # noqa: ARG001
-            (x, x_stride, panel, places, scales, channels, corrections, bias, floor) = arguments[:9]
+        def codegen(context, builder, signature, arguments):
+            (x, x_stride, panel, depth, scales, channel_scales, corrections, bias, floor) = arguments[:9]
             (added, added_stride, out, out_stride, ahead, pace) = arguments[9:]
-            rows_at = [builder.add(x, builder.mul(x_stride, constant(row))) for row in range(rows)]
+            row_addresses = [builder.add(x, builder.mul(x_stride, const_int64(row))) for row in range(num_rows)]
 
-            def place(number: Any, weights_at: Any, ahead_at: Any, *sums: Any) -> list[Any]:
-                weights = _vectors_at(builder, weights_at, vector, 4 * LANES)
-                for _ in range(fetched):
+            def add_products(number: Any, weights_at: Any, ahead_at: Any, *sums: Any) -> list[Any]:
+                weights = _emit_load_columns(builder, weights_at, vector, 4 * LANES)
+                for _ in range(prefetches):
                     emit_prefetch(builder, ahead_at, 2)
                     ahead_at = builder.add(ahead_at, pace)
-                offset = builder.shl(number, constant(2))
-                made: list[Any] = []
-                for row in range(rows):
-                    value = builder.load(pointer(builder, builder.add(rows_at[row], offset), vector.element), align=4)
-                    value = broadcast(builder, value, vector)
+                offset = builder.shl(number, const_int64(2))
+                results: list[Any] = []
+                for row in range(num_rows):
+                    at = builder.add(row_addresses[row], offset)
+                    value = builder.load(emit_pointer(builder, at, vector.element), align=4)
+                    value = emit_broadcast(builder, value, vector)
                     for column in range(VECTORS):
                         sum_ = sums[row * VECTORS + column]
-                        made.append(
-                            _bytes_added(builder, sum_, value, weights[column])
-                            if of_bytes
-                            else fused(builder, value, weights[column], sum_)
+                        results.append(
+                            _emit_dot_int8(builder, sum_, value, weights[column])
+                            if is_int8
+                            else emit_fma(builder, value, weights[column], sum_)
                         )
-                return [builder.add(weights_at, constant(4 * COLUMNS)), ahead_at, *made]
+                return [builder.add(weights_at, const_int64(4 * PANEL_WIDTH)), ahead_at, *results]
 
-            carried = [(panel, I64), (ahead, I64), *((ir.Constant(vector, None), vector) for _ in each)]
-            _, _, *sums = emit_loop(builder, places, carried, place)
+            zeros = [(ir.Constant(vector, None), vector)] * (num_rows * VECTORS)
+            _, _, *sums = emit_loop(builder, depth, [(panel, I64), (ahead, I64), *zeros], add_products)
 
-            for row in range(rows):
-                to = builder.add(out, builder.mul(out_stride, constant(row)))
-                more = builder.add(added, builder.mul(added_stride, constant(row)))
-                made = sums[row * VECTORS : (row + 1) * VECTORS]
-                if of_bytes:
-                    scale = builder.add(scales, constant(4 * row))
-                    made = _floats_of(builder, made, scale, channels, corrections)
-                _finish(builder, made, bias, floor, more, to)
+            for row in range(num_rows):
+                numbers = sums[row * VECTORS : (row + 1) * VECTORS]
+                if is_int8:
+                    scale = builder.add(scales, const_int64(4 * row))
+                    numbers = _emit_dequantize(builder, numbers, scale, channel_scales, corrections)
+                to = builder.add(out, builder.mul(out_stride, const_int64(row)))
+                added_at = builder.add(added, builder.mul(added_stride, const_int64(row)))
+                _emit_store_row(builder, numbers, bias, floor, added_at, to)
             return context.get_dummy_value()
 
         return types.void(*[types.intp] * 15), codegen
@@ -156,140 +154,142 @@ def _tile_intrinsic(rows: int, *, of_bytes: bool) -> Any:
     return tile
 
 
-def _tile_function(rows: int, *, of_bytes: bool) -> Any:
-    """Products of up to so many rows, each number of rows with code of its own."""
-    tile = _tile_intrinsic(rows, of_bytes=of_bytes)
-    if rows == 1:
+def _tile_function(max_rows: int, *, is_int8: bool) -> Any:
+    """Makes a function that computes a tile of at most `max_rows` rows. Each number of rows has its own code."""
+    tile = _tile_intrinsic(max_rows, is_int8=is_int8)
+    if max_rows == 1:
 
         @compiled
-        def one(count, *arguments):  # noqa: ARG001
+        def tile_of_one(rows, *arguments):
             tile(*arguments)
 
-        return one
-    fewer = _tile_function(rows - 1, of_bytes=of_bytes)
+        return tile_of_one
+    smaller_tile = _tile_function(max_rows - 1, is_int8=is_int8)
 
     @compiled
-    def some(count, *arguments):
-        if count == rows:
+    def tile_of_any(rows, *arguments):
+        if rows == max_rows:
             tile(*arguments)
         else:
-            fewer(count, *arguments)
+            smaller_tile(rows, *arguments)
 
-    return some
+    return tile_of_any
 
 
-# The columns of a panel for `count` rows at x: their sums, of bytes without `corrections`, times `channels` and a
-# row's scale; plus `bias`, raised to a `floor`, a float32's bits; plus what is `added`, COLUMNS numbers for each row;
-# to `out`. Bytes are unsigned in x and signed in weights, and their `places` are of four. `ahead` is what to fetch,
-# `pace` bytes at a time, twice a place.
-tile_of_floats = _tile_function(ROWS, of_bytes=False)
-_tile_of_bytes = _tile_function(ROWS, of_bytes=True) if HAS_BYTES else tile_of_floats
+# A tile of `rows` rows by the columns of a panel: out = max(sums * scales + bias, floor) + added.
+# - The sums are those of float32 numbers, without scales; or of bytes, unsigned in x and signed in the panel, minus
+#   `corrections`, times `channel_scales` and the scale of the row. For bytes `depth` counts groups of four.
+# - `floor` is the bits of a float32. `added` and `out` have PANEL_WIDTH numbers for each row.
+# - Memory from `ahead` on is prefetched, _PREFETCHES times an index of the inner axis, `pace` bytes apart.
+tile_float32 = _tile_function(TILE_ROWS, is_int8=False)
+_tile_int8 = _tile_function(TILE_ROWS, is_int8=True) if HAS_VNNI else tile_float32
 
 
 @intrinsic
-def finish_row(typingctx, sums, scale, channels, corrections, bias, floor, added, out):  # noqa: ARG001
-    """What becomes of a row's sums of bytes, int32; `out` may be `sums`."""
+def finish_row(typingctx, sums, scale, channel_scales, corrections, bias, floor, added, out):
+    """Writes the results of a row from its int32 sums, as `_tile_int8` does; `out` may be `sums`."""
 
-    def codegen(context, builder, signature, arguments):  # noqa: ARG001
-        sums, scale, channels, corrections, bias, floor, added, out = arguments
-        made = _floats_of(builder, _vectors_at(builder, sums, INTS), scale, channels, corrections)
-        _finish(builder, made, bias, floor, added, out)
+    def codegen(context, builder, signature, arguments):
+        sums, scale, channel_scales, corrections, bias, floor, added, out = arguments
+        numbers = _emit_load_columns(builder, sums, INTS)
+        numbers = _emit_dequantize(builder, numbers, scale, channel_scales, corrections)
+        _emit_store_row(builder, numbers, bias, floor, added, out)
         return context.get_dummy_value()
 
     return types.void(*[types.intp] * 8), codegen
 
 
-# What a thread needs of its own for tiles, in numbers of 32 bits: a tile, and a row of zeros.
-TILE_SCRATCH = (ROWS + 1) * COLUMNS
+# The scratch memory of a thread for tiles, in numbers of 32 bits: a tile, and a row of zeros.
+TILE_SCRATCH = (TILE_ROWS + 1) * PANEL_WIDTH
 
 
 @compiled
 def zeros_in(scratch):
-    """Where COLUMNS zeros stand."""
-    return scratch + 4 * ROWS * COLUMNS
+    """Returns the address of PANEL_WIDTH zeros."""
+    return scratch + 4 * TILE_ROWS * PANEL_WIDTH
 
 
-# Bits of float32 numbers: what no number is below, and 0.
+# The bits of float32 numbers: minus infinity, and 0.
 NO_FLOOR, _ZERO = int(np.float32(-np.inf).view(np.int32)), 0
 
 
 @compiled
-def way_out(width, activation):
-    """Whether numbers can be written where they belong at once, and the bits of what they are raised to."""
+def store_options(width, activation):
+    """Returns whether a tile may write its results directly, and the bits of the floor of the results."""
     floor = _ZERO if activation == RELU else NO_FLOOR
-    return width == COLUMNS and activation in (NONE, RELU), floor
+    return width == PANEL_WIDTH and activation in (NONE, RELU), floor
 
 
 @compiled
-def multiply_in_tiles(of_bytes, count, layer, added, added_stride, out, out_stride, width, activation, scratch, ahead):
-    """All rows by one panel of weights: a tile of rows at a time, in tiles about equal.
+def multiply_vector(is_int8, count, inputs, added, added_stride, out, out_stride, width, activation, scratch, ahead):
+    """Multiplies all rows with one panel of weights, in tiles of about equal size.
 
     Args:
-        of_bytes: Whether these are bytes.
+        is_int8: Whether rows and weights are bytes.
         count: How many rows.
-        layer: Addresses and numbers: x and its stride, the panel and how many places it has, the scales of rows, and
-            the panel's channels, corrections and bias.
-        added: What is added after the activation, which is not `out`; 0: nothing.
-        added_stride: Bytes from one row of that to the next.
-        out: Where columns go.
-        out_stride: Likewise.
-        width: How many of the columns.
-        activation: As `primitives` numbers them.
-        scratch: The address of TILE_SCRATCH numbers of this thread's own, zeros at first.
-        ahead: What is read next, as much as the panel; 0: not known.
+        inputs: Addresses and numbers: x and its stride, the panel and its depth, the scales of rows, and the channel
+            scales, corrections and bias of the panel.
+        added: The address of what is added after the activation, which is not `out`; 0: nothing.
+        added_stride: Bytes from one row of `added` to the next.
+        out: The address of the result.
+        out_stride: Bytes from one row of `out` to the next.
+        width: How many columns are written.
+        activation: The number of the activation (see `primitives`).
+        scratch: The address of TILE_SCRATCH numbers that only this thread uses, zeros at first.
+        ahead: The address of what is read next, as long as the panel; 0 where unknown.
     """
-    x, x_stride, weights, places, scales, channels, corrections, bias = layer
-    is_plain, floor = way_out(width, activation)
+    x, x_stride, panel, depth, scales, channel_scales, corrections, bias = inputs
+    is_direct, floor = store_options(width, activation)
     zeros = zeros_in(scratch)
-    tiles = (count + ROWS - 1) // ROWS
-    pace = 4 * COLUMNS // _FETCHES // tiles
-    if ahead == 0:  # then what is there already is asked for again
-        ahead, pace = weights, 0
+    tiles = (count + TILE_ROWS - 1) // TILE_ROWS
+    pace = 4 * PANEL_WIDTH // _PREFETCHES // tiles
+    if ahead == 0:  # prefetches memory that is in the cache already
+        ahead, pace = panel, 0
     row = 0
     for tile in range(tiles):
         rows = (count - row + tiles - tile - 1) // (tiles - tile)
-        to, to_stride, more, more_stride = scratch, 4 * COLUMNS, zeros, 0
-        if is_plain:
+        to, to_stride, addend, addend_stride = scratch, 4 * PANEL_WIDTH, zeros, 0
+        if is_direct:
             to, to_stride = out + row * out_stride, out_stride
             if added != 0:
-                more, more_stride = added + row * added_stride, added_stride
+                addend, addend_stride = added + row * added_stride, added_stride
         arguments = (
-            *(x + row * x_stride, x_stride, weights, places, scales + 4 * row, channels, corrections, bias),
-            *(floor, more, more_stride, to, to_stride, ahead, pace),
+            *(x + row * x_stride, x_stride, panel, depth, scales + 4 * row, channel_scales, corrections, bias),
+            *(floor, addend, addend_stride, to, to_stride, ahead, pace),
         )
-        if of_bytes:
-            _tile_of_bytes(rows, *arguments)
+        if is_int8:
+            _tile_int8(rows, *arguments)
         else:
-            tile_of_floats(rows, *arguments)
-        if not is_plain:
-            activate(scratch, rows * COLUMNS, activation)
+            tile_float32(rows, *arguments)
+        if not is_direct:
+            activate(scratch, rows * PANEL_WIDTH, activation)
             for i in range(row, row + rows):
-                more = zeros if added == 0 else added + i * added_stride
-                write_row(scratch + 4 * COLUMNS * (i - row), more, out + i * out_stride, width)
-        ahead += places * _FETCHES * pace
+                addend = zeros if added == 0 else added + i * added_stride
+                write_row(scratch + 4 * PANEL_WIDTH * (i - row), addend, out + i * out_stride, width)
+        ahead += depth * _PREFETCHES * pace
         row += rows
 
 
 @compiled
 def write_row(tile, added, to, width):
-    """Adds what is to be added to a row of a tile, and writes it to where it belongs."""
-    if width == COLUMNS:
+    """Adds `added` to a row of a tile, and writes its first `width` columns."""
+    if width == PANEL_WIDTH:
         _add_columns(tile, added, to)
     else:
-        numbers, more, out = floats(tile, width), floats(added, width), floats(to, width)
+        numbers, addends, out = float32_at(tile, width), float32_at(added, width), float32_at(to, width)
         for j in range(width):
-            out[j] = numbers[j] + more[j]
+            out[j] = numbers[j] + addends[j]
 
 
 @intrinsic
-def _add_columns(typingctx, a, b, out):  # noqa: ARG001
-    """Adds COLUMNS float32 numbers to as many others."""
+def _add_columns(typingctx, a, b, out):
+    """Writes the sums of PANEL_WIDTH pairs of float32 numbers."""
 
-    def codegen(context, builder, signature, arguments):  # noqa: ARG001
-        left, right = (_vectors_at(builder, address, FLOATS) for address in arguments[:2])
+    def codegen(context, builder, signature, arguments):
+        left, right = (_emit_load_columns(builder, address, FLOATS) for address in arguments[:2])
         for column in range(VECTORS):
             sum_ = builder.fadd(left[column], right[column])
-            builder.store(sum_, pointer(builder, arguments[2], FLOATS, 4 * LANES * column), align=4)
+            builder.store(sum_, emit_pointer(builder, arguments[2], FLOATS, 4 * LANES * column), align=4)
         return context.get_dummy_value()
 
     return types.void(*[types.intp] * 3), codegen

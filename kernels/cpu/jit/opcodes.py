@@ -1,58 +1,65 @@
-"""The fields of a program's operations on a CPU, by number: how `cpu.program` tells the `interpreter` what to do.
+"""Operations of CPU programs and their fields, by number: what `kernels.cpu` writes and the `interpreter` reads.
 
-An operation is a row of int64 numbers: addresses, strides in bytes, sizes. What changes from one run to the next is in
-a row of its own.
+An operation is a row of NUM_FIELDS int64 numbers: addresses, strides in bytes, sizes, and the bits of float32 numbers.
+Several kinds of operations use the same field for different things. What changes from run to run is in another row.
 """
 
 from __future__ import annotations
 
-# Numbers of an operation.
-FIELDS = 40
+NUM_FIELDS = 40
 
-# The most positions of a sequence, and numbers of a head, for attention within sequences. Threads have room for them,
-# of which only as much is ever touched as there is.
-MOST_POSITIONS, MOST_WIDTH = 128, 2048
+# Limits of ATTEND_SEQUENCES: positions of a sequence, and numbers of a head. Each thread has memory for them, of which
+# the operating system provides only what is touched.
+MAX_POSITIONS, MAX_HEAD_WIDTH = 128, 2048
 
 # Kinds of operations.
-PRODUCT, NORMALIZE, QUANTIZE, ATTEND, ATTEND_WITHIN, EMBED, SPREAD, KEEP = range(8)
-# Those of a search (see `argmax_ops`): the maxima of panels, and the greatest of each row.
-MAXIMA, GREATEST = range(8, 10)
+MATMUL, LAYER_NORM, QUANTIZE, ATTEND, ATTEND_SEQUENCES, EMBED, SCATTER_KV, STORE_ROWS = range(8)
+# A search (see `argmax_ops`) is two operations: the maxima of panels, then the argmax of each row.
+FIND_MAXIMA, FIND_ARGMAX = range(8, 10)
 
-# Fields of all: kind, where rows come from and go to. Strides are from one row to the next.
+# Fields of all operations: the kind, the input and the output. Strides are from one row to the next.
 KIND, X, X_STRIDE, OUT, OUT_STRIDE = range(5)
-# Of those that take a row at a time, and of products: how long a row is, or what comes of it.
+# Of operations that take row after row: the numbers of a row. Of matrix products: the output features. Of attention:
+# the width of a head.
 SIZE = 5
-# Of products, and of the layer that a search is among. CHANNELS is 0 where weights are no bytes.
-WEIGHT, PLACES, BIAS, ACTIVATION, ADDED, ADDED_STRIDE, SCALES, CHANNELS, CORRECTIONS, TOGETHER = range(6, 16)
-# Of norms: WEIGHT and BIAS as above, and a float32's bits.
+# Of matrix products, and of the layer of a search. CHANNEL_SCALES is 0 where weights are float32. ADDED is 0 for
+# nothing.
+WEIGHT, DEPTH, BIAS, ACTIVATION, ADDED, ADDED_STRIDE, SCALES, CHANNEL_SCALES, CORRECTIONS, PANELS_PER_TASK = range(
+    6, 16
+)
+# Of LAYER_NORM: WEIGHT and BIAS as above, and the bits of a float32.
 EPSILON = 7
-# Of attention. Keys and values are those of a slot, a head and a position; `STEP` is from one position to the next.
+# Of attention. X_STRIDE, X_HEAD and X_STEP are the bytes to the next slot, head and position of keys or values.
 KEYS, KEYS_STRIDE, KEYS_HEAD, KEYS_STEP, VALUES, VALUES_STRIDE, VALUES_HEAD, VALUES_STEP = range(6, 14)
-HEADS, VALUE_WIDTH, LENGTHS, NEW_KEY, NEW_VALUE, NEW_STRIDE, SHARES, SHARES_STRIDE, SHARES_HEAD, SCALE = range(14, 24)
-IS_OWN, NEW_VALUE_STRIDE = 24, 25
-# Heads of queries that share one of keys and values, 0 as 1. Where they are no 0: the position from which each row sees
-# its own, int64; what is added to each score, strides of rows and heads; and the bits of what scores are capped with.
-GROUP, BEGINS, SCORE_BIAS, SCORE_BIAS_STRIDE, SCORE_BIAS_HEAD, CAP = range(26, 32)
-# Of attention within sequences, whose rows stand one after another: fields as above.
-# Of embeddings: X is of token ids, int64. The table of tokens and what it is multiplied by, as bits; the table of
-# positions, and another one for tokens of one id.
-TABLE, TABLE_SCALE, POSITIONS, OTHER_ID, OTHER_POSITIONS, TABLE_ROWS = range(6, 12)
-# Of what spreads rows of keys and values over slots: the slot of each sequence, int64. KEYS to LENGTHS as above.
+HEADS, VALUE_WIDTH, LENGTHS, NEW_KEY, NEW_VALUE, NEW_KEY_STRIDE = range(14, 20)
+PROBABILITIES, PROBABILITIES_STRIDE, PROBABILITIES_HEAD, SCALE = range(20, 24)
+HAS_NEW_KV, NEW_VALUE_STRIDE = 24, 25
+# Also of ATTEND, each 0 where there is none. GROUP_SIZE: the query heads that share one key head, 0 as 1. FIRST_KEYS:
+# the first key that each row sees, int64. SCORE_BIAS: what is added to each score, with strides of rows and heads.
+# SOFTCAP: the bits of the cap of scores.
+GROUP_SIZE, FIRST_KEYS, SCORE_BIAS, SCORE_BIAS_STRIDE, SCORE_BIAS_HEAD, SOFTCAP = range(26, 32)
+# Of ATTEND_SEQUENCES, where the rows of a sequence follow one another: fields as above.
+# Of EMBED, where X holds token ids, int64: the table of tokens and the bits of its factor, the table of positions, and
+# another table of positions for the tokens of one id.
+TABLE, TABLE_SCALE, POSITIONS, SPECIAL_ID, SPECIAL_POSITIONS, TABLE_ROWS = range(6, 12)
+# Of SCATTER_KV: the slot of each sequence, int64. KEYS to LENGTHS as above.
 SLOTS = 17
-# Of what keeps shares: which rows, int64, where they are some, and of how many heads; shares are at X, a row X_STRIDE
-# apart, a head X_HEAD. Of one position, they go to as many columns side by side, each OUT_STEP behind the one before.
-KEPT_ROWS, KEPT_HEADS, X_HEAD, OUT_STEP, IS_SOURCE, ARE_SOME = range(6, 12)
+# Of STORE_ROWS. ROW_INDEX: which rows are stored, int64, where HAS_ROW_INDEX is 1. X holds probabilities, with X_STRIDE
+# from row to row and X_HEAD from head to head. The heads of one position are written side by side, OUT_STEP after the
+# position before.
+ROW_INDEX, STORED_HEADS, X_HEAD, OUT_STEP, IS_CROSS, HAS_ROW_INDEX = range(6, 12)
 
-# Of a search: of each panel and row, the numbers; of each row and panel, the greatest number; of each row, that and its
-# place.
-NUMBERS, MAXIMA_OF_PANELS, MOST, TOKENS = range(16, 20)
-# What is out of the question, by panels: where each panel's begin, and row and column of each.
-OUT_BEGIN, OUT_ROWS, OUT_COLUMNS = range(20, 23)
-# With bounds, what scores are made of; of each weight, how long its copy is, and how far it is from that; and, as bits,
-# how long and how far any is, what is added to all bounds, and the share of a row's length that rounding adds.
-HIDDEN, INNER, WEIGHTS, WEIGHTS_BIAS, NORMS, ERRORS, MOST_NORM, MOST_ERROR, SLACK, ROUNDING = range(23, 33)
+# Of a search, what it writes: all scores, by panel and row; the greatest score of each panel, by row and panel; of each
+# row the greatest score, and its column.
+SCORES, PANEL_MAXIMA, ROW_MAX, ROW_ARGMAX = range(16, 20)
+# Masked scores, ordered by panel: where the scores of each panel begin, and the row and the column of each score.
+MASK_BEGIN, MASK_ROWS, MASK_COLUMNS = range(20, 23)
+# With error bounds: what scores are computed from; for each weight the length of its int8 copy and the distance from
+# it; and as bits the greatest length, the greatest distance, the slack of all bounds, and what rounding adds as a part
+# of a row's length.
+HIDDEN, IN_FEATURES, WEIGHTS, WEIGHTS_BIAS, NORMS, ERRORS, MAX_NORM, MAX_ERROR, SLACK, ROUNDING = range(23, 33)
 
-# What changes from run to run: how many rows there are, the slot of the first, how many positions of each kind of
-# attention are shown, and how many rows make a sequence, 1 where each has a slot of its own.
-NOW = 5
-COUNT, FIRST, SHOWN_OWN, SHOWN_SOURCE, SEQUENCE = range(NOW)
+# What changes from run to run: how many rows there are, the slot of the first row, how many positions of self-attention
+# and of cross-attention are written, and how many rows form a sequence, 1 where each row has a slot of its own.
+NUM_RUN_FIELDS = 5
+NUM_ROWS, FIRST_SLOT, NUM_SELF_POSITIONS, NUM_CROSS_POSITIONS, SEQUENCE_ROWS = range(NUM_RUN_FIELDS)

@@ -1,17 +1,13 @@
-"""Threads that share the work of a program, piece by piece, on cores that others may use as well.
+"""A work-stealing thread pool that runs the operations of CPU programs.
 
-A program is operations in order, each of some pieces that do not depend on one another. Each thread has a part of an
-operation's pieces, side by side, so that it knows which weights it reads next; who has done its own takes of the
-others', from their ends. An operation has ended when all its pieces have: so a thread that has lost its core holds up
-nobody, unless it has lost it in the middle of a piece. There is one team in a process; a program that meets it at work
-runs alone.
+An operation is a number of tasks that do not depend on one another. Each thread owns a range of the tasks, so that it
+knows which weights it reads next; a thread that has finished its own range steals from the ends of other ranges. An
+operation has ended when all its tasks have ended. So a thread that loses its core to another process delays nobody,
+unless it loses the core in the middle of a task.
 
-The caller's thread begins at once. The others wait awake for a moment, in which most often the next program comes, and
-then sleep.
+A process has one pool. A program that finds the pool busy runs in its caller's thread alone. The caller's thread begins
+at once; workers spin for a moment, in which the next program usually comes, and then sleep.
 """
-# Numba and llvmlite are untyped: what is compiled is checked by tests, not by pyright.
-# pyright: basic, reportCallIssue=false, reportArgumentType=false, reportAttributeAccessIssue=false
-# pyright: reportPossiblyUnboundVariable=false
 
 from __future__ import annotations
 
@@ -24,293 +20,291 @@ import numpy as np
 from numba import njit, types
 from numpy.typing import NDArray
 
-from .interpreter import SCRATCH, do_piece, pieces_of, weights_of
-from .isa import (
-    HAS_MATRICES,
-    add_shared,
-    compiled,
-    exchange_shared,
-    load_shared,
-    longs,
-    pause,
-    replace_shared,
-    store_shared,
-)
-from .opcodes import COUNT, FIELDS, NOW
+from .atomics import add_shared, compare_and_swap, exchange_shared, load_shared, pause, store_shared
+from .interpreter import SCRATCH, num_tasks, run_task, task_weights
+from .isa import HAS_AMX, compiled
+from .llvm import int64_at
+from .opcodes import NUM_FIELDS, NUM_ROWS, NUM_RUN_FIELDS
 
 _sem_init = types.ExternalFunction("sem_init", types.int32(types.intp, types.int32, types.uint32))
 _sem_post = types.ExternalFunction("sem_post", types.int32(types.intp))
 _sem_wait = types.ExternalFunction("sem_wait", types.int32(types.intp))
 _yield = types.ExternalFunction("sched_yield", types.int32())
 
-# The most operations of a program; and the most rows that threads share, so that their pieces can be counted.
-MOST_OPERATIONS, _MOST_ROWS = 4096, 1 << 13
+# Limits of programs that threads share: operations of a program, and rows, so that tasks fit their counters.
+MAX_OPERATIONS, _MAX_ROWS = 4096, 1 << 13
 
-# The most threads beside a caller's.
-_MOST_HELPERS = 255
+# The most threads besides the caller's.
+_MAX_WORKERS = 255
 
-# Shared numbers, each on a cache line of its own: the run's number, its operations, how many these are, what changes,
-# and how many helpers it wants.
+# Offsets in the shared memory, each number on a cache line of its own: the number of the run, the address of its
+# operations, how many operations there are, the address of the run's own fields, and how many workers take part.
 _LINE = 64
-_RUN, _OPERATIONS, _LENGTH, _NOW, _WANTED = (line * _LINE for line in range(5))
-# Threads beyond these share their parts.
-_MOST_PARTS = 8
-# For each operation, what is to be taken of each part, all on one line; and what is done, and how much there is to do.
-# For each helper, whether it sleeps, and its semaphore.
-_TAKEN = 8 * _LINE
-_DONE = _TAKEN + MOST_OPERATIONS * _LINE
-_PIECES = _DONE + 8
-_SLEEPS = _DONE + MOST_OPERATIONS * _LINE
-_SEMAPHORE = _SLEEPS + _MOST_HELPERS * _LINE
-_SIZE = _SEMAPHORE + _MOST_HELPERS * _LINE
+_RUN, _OPERATIONS, _NUM_OPERATIONS, _RUN_FIELDS, _NUM_WORKERS = (line * _LINE for line in range(5))
+# More threads than ranges share ranges.
+_MAX_RANGES = 8
+# For each operation: the remaining tasks of each range, all ranges on one line; then, on another line, how many tasks
+# are done and how many there are. For each worker: whether it sleeps, and its semaphore.
+_REMAINING = 8 * _LINE
+_DONE = _REMAINING + MAX_OPERATIONS * _LINE
+_TASKS = _DONE + 8
+_SLEEPS = _DONE + MAX_OPERATIONS * _LINE
+_SEMAPHORE = _SLEEPS + _MAX_WORKERS * _LINE
+_SIZE = _SEMAPHORE + _MAX_WORKERS * _LINE
 
-# What is to be taken of a part: the run, where its pieces end, and the next of them.
+# The remaining tasks of a range are one int64: the run, the end of the range, and the next task.
 _BITS = 20
 _MASK = (1 << _BITS) - 1
 _RUNS = (1 << 22) - 1
 
-# Rounds of waiting, each some tens of nanoseconds: before a thread lets others run, and before a helper sleeps.
-_PATIENCE, _AWAKE = 2_000, 2_000
+# Rounds of spinning, each some tens of nanoseconds: before a thread yields its core, and before a worker sleeps.
+_SPINS_BEFORE_YIELD, _SPINS_BEFORE_SLEEP = 2_000, 2_000
+
+# What `_take_task` returns instead of a task: the range is empty, or another run has begun.
+_EMPTY, _OUTDATED = -1, -2
 
 
 @compiled
 def _operation(operations, i):
-    return longs(operations + i * 8 * FIELDS, FIELDS)
+    return int64_at(operations + i * 8 * NUM_FIELDS, NUM_FIELDS)
 
 
 @compiled
-def _parts_for(helpers):
-    """How many parts an operation has."""
-    return min(helpers + 1, _MOST_PARTS)
+def _num_ranges(num_workers):
+    """How many ranges the tasks of an operation are divided into."""
+    return min(num_workers + 1, _MAX_RANGES)
 
 
 @compiled
-def _begin_of(part, parts, pieces):
-    """The first piece of a part."""
-    return part * pieces // parts
+def _range_begin(index, ranges, tasks):
+    """The first task of a range."""
+    return index * tasks // ranges
 
 
 @compiled
-def _reset(shared, run, operations, length, now, helpers):
-    """Lays out the pieces of a run. Nobody of an earlier one can take any of them."""
-    parts = _parts_for(helpers)
-    for i in range(length):
-        pieces = pieces_of(_operation(operations, i), longs(now, NOW))
+def _publish_run(shared, run, operations, num_operations, run_fields, num_workers):
+    """Writes the tasks of a run to shared memory. Workers of an earlier run cannot take any of them."""
+    ranges = _num_ranges(num_workers)
+    for i in range(num_operations):
+        tasks = num_tasks(_operation(operations, i), int64_at(run_fields, NUM_RUN_FIELDS))
         store_shared(shared + _DONE + i * _LINE, 0)
-        store_shared(shared + _PIECES + i * _LINE, pieces)
-        for part in range(parts):
-            begin, end = _begin_of(part, parts, pieces), _begin_of(part + 1, parts, pieces)
-            store_shared(shared + _TAKEN + i * _LINE + 8 * part, (run << (2 * _BITS)) | (end << _BITS) | begin)
+        store_shared(shared + _TASKS + i * _LINE, tasks)
+        for index in range(ranges):
+            begin, end = _range_begin(index, ranges, tasks), _range_begin(index + 1, ranges, tasks)
+            remaining = (run << (2 * _BITS)) | (end << _BITS) | begin
+            store_shared(shared + _REMAINING + i * _LINE + 8 * index, remaining)
     store_shared(shared + _OPERATIONS, operations)
-    store_shared(shared + _LENGTH, length)
-    store_shared(shared + _NOW, now)
-    store_shared(shared + _WANTED, helpers)
+    store_shared(shared + _NUM_OPERATIONS, num_operations)
+    store_shared(shared + _RUN_FIELDS, run_fields)
+    store_shared(shared + _NUM_WORKERS, num_workers)
 
 
 @compiled
-def _take(place, run, is_own):
-    """The next piece of a part, or the last of another's; -1 where all are taken, -2 where the run is over."""
+def _take_task(address, run, is_own):
+    """Takes the next task of the thread's own range, or the last task of another range; or _EMPTY or _OUTDATED."""
     while True:
-        word = load_shared(place)
-        if word >> (2 * _BITS) != run:
-            return -2
-        piece, end = word & _MASK, (word >> _BITS) & _MASK
-        if piece >= end:
-            return -1
+        remaining = load_shared(address)
+        if remaining >> (2 * _BITS) != run:
+            return _OUTDATED
+        task, end = remaining & _MASK, (remaining >> _BITS) & _MASK
+        if task >= end:
+            return _EMPTY
         if is_own:
-            if replace_shared(place, word, word + 1):
-                return piece
-        elif replace_shared(place, word, word - (1 << _BITS)):
+            if compare_and_swap(address, remaining, remaining + 1):
+                return task
+        elif compare_and_swap(address, remaining, remaining - (1 << _BITS)):
             return end - 1
 
 
 @compiled
-def _following(operations, length, now, i, piece, part, parts):
-    """Where the weights are that a thread reads after a piece of its own part; 0 where that is not known."""
+def _next_weights(operations, num_operations, run_fields, i, task, index, ranges):
+    """The address of the weights that a thread reads after a task of its own range; 0 where unknown."""
     operation = _operation(operations, i)
-    if weights_of(operation, piece) == 0:
+    if task_weights(operation, task) == 0:
         return 0
-    if piece + 1 < _begin_of(part + 1, parts, pieces_of(operation, now)):
-        return weights_of(operation, piece + 1)
-    for j in range(i + 1, length):
+    if task + 1 < _range_begin(index + 1, ranges, num_tasks(operation, run_fields)):
+        return task_weights(operation, task + 1)
+    for j in range(i + 1, num_operations):
         other = _operation(operations, j)
-        weights = weights_of(other, _begin_of(part, parts, pieces_of(other, now)))
+        weights = task_weights(other, _range_begin(index, ranges, num_tasks(other, run_fields)))
         if weights != 0:
             return weights
     return 0
 
 
 @compiled
-def _share(shared, run, operations, length, now, helpers, number, scratch):
-    """Takes part in a run until all of it is done, or, as a helper may find, another one has begun."""
-    parts, changing = _parts_for(helpers), longs(now, NOW)
-    part = number % parts
-    for i in range(length):
-        done, pieces = shared + _DONE + i * _LINE, shared + _PIECES + i * _LINE
-        for turn in range(parts):
-            place = shared + _TAKEN + i * _LINE + 8 * ((part + turn) % parts)
+def _work(shared, run, operations, num_operations, run_fields, num_workers, number, scratch):
+    """Takes part in a run until all operations are done, or until a worker finds that another run has begun."""
+    ranges, fields = _num_ranges(num_workers), int64_at(run_fields, NUM_RUN_FIELDS)
+    own = number % ranges
+    for i in range(num_operations):
+        done, tasks = shared + _DONE + i * _LINE, shared + _TASKS + i * _LINE
+        for turn in range(ranges):
+            address = shared + _REMAINING + i * _LINE + 8 * ((own + turn) % ranges)
             while True:
-                piece = _take(place, run, turn == 0)
-                if piece < 0:
+                task = _take_task(address, run, turn == 0)
+                if task < 0:
                     break
-                following = 0
+                next_weights = 0
                 if turn == 0:
-                    following = _following(operations, length, changing, i, piece, part, parts)
-                do_piece(_operation(operations, i), changing, piece, scratch, following)
+                    next_weights = _next_weights(operations, num_operations, fields, i, task, own, ranges)
+                run_task(_operation(operations, i), fields, task, scratch, next_weights)
                 add_shared(done, 1)
-            if piece == -2:
+            if task == _OUTDATED:
                 return
-        # What comes next needs all of this. A helper may find that the run is over.
-        rounds = 0
+        # The next operation needs all results of this one. A worker may find that the run is over.
+        spins = 0
         while True:
-            if load_shared(shared + _TAKEN + i * _LINE) >> (2 * _BITS) != run:
+            if load_shared(shared + _REMAINING + i * _LINE) >> (2 * _BITS) != run:
                 return
-            if load_shared(done) == load_shared(pieces):
+            if load_shared(done) == load_shared(tasks):
                 break
-            rounds += 1
-            if rounds < _PATIENCE:
+            spins += 1
+            if spins < _SPINS_BEFORE_YIELD:
                 pause()
             else:
                 _yield()
 
 
 @compiled
-def _run_alone(operations, length, now, scratch):
-    changing = longs(now, NOW)
-    for i in range(length):
+def _run_alone(operations, num_operations, run_fields, scratch):
+    fields = int64_at(run_fields, NUM_RUN_FIELDS)
+    for i in range(num_operations):
         operation = _operation(operations, i)
-        for piece in range(pieces_of(operation, changing)):
-            following = _following(operations, length, changing, i, piece, 0, 1)
-            do_piece(operation, changing, piece, scratch, following)
+        for task in range(num_tasks(operation, fields)):
+            next_weights = _next_weights(operations, num_operations, fields, i, task, 0, 1)
+            run_task(operation, fields, task, scratch, next_weights)
 
 
 @compiled
-def _run_together(shared, run, operations, length, now, helpers, scratch):
-    _reset(shared, run, operations, length, now, helpers)
+def _run_with_workers(shared, run, operations, num_operations, run_fields, num_workers, scratch):
+    _publish_run(shared, run, operations, num_operations, run_fields, num_workers)
     store_shared(shared + _RUN, run)
-    for helper in range(helpers):
-        if exchange_shared(shared + _SLEEPS + helper * _LINE, 0) == 1:
-            _sem_post(shared + _SEMAPHORE + helper * _LINE)
-    _share(shared, run, operations, length, now, helpers, 0, scratch)
+    for worker in range(num_workers):
+        if exchange_shared(shared + _SLEEPS + worker * _LINE, 0) == 1:
+            _sem_post(shared + _SEMAPHORE + worker * _LINE)
+    _work(shared, run, operations, num_operations, run_fields, num_workers, 0, scratch)
 
 
 @compiled
-def _help(shared, helper, scratch):
-    """What a helper does all its life."""
-    sleeps, semaphore = shared + _SLEEPS + helper * _LINE, shared + _SEMAPHORE + helper * _LINE
+def _work_forever(shared, worker, scratch):
+    """The loop of a worker."""
+    sleeps, semaphore = shared + _SLEEPS + worker * _LINE, shared + _SEMAPHORE + worker * _LINE
     _sem_init(semaphore, 0, 0)
-    known = 0
+    last_run = 0
     while True:
-        rounds = 0
-        while load_shared(shared + _RUN) == known:
-            rounds += 1
-            if rounds < _AWAKE:
+        spins = 0
+        while load_shared(shared + _RUN) == last_run:
+            spins += 1
+            if spins < _SPINS_BEFORE_SLEEP:
                 pause()
                 continue
             exchange_shared(sleeps, 1)
-            # A run that has just begun may have seen that, or not: then somebody wakes it once too often, no more.
-            if load_shared(shared + _RUN) == known:
+            # A run that begins just now may or may not have seen the flag: at worst the worker is woken once too often.
+            if load_shared(shared + _RUN) == last_run:
                 _sem_wait(semaphore)
-            rounds = 0
-        known = load_shared(shared + _RUN)
-        # Of another run than `known`, perhaps. Then there is nothing to be taken.
-        helpers = load_shared(shared + _WANTED)
-        if helper < helpers:
-            operations, length = load_shared(shared + _OPERATIONS), load_shared(shared + _LENGTH)
-            _share(shared, known, operations, length, load_shared(shared + _NOW), helpers, helper + 1, scratch)
+            spins = 0
+        last_run = load_shared(shared + _RUN)
+        # The fields may be those of a later run than `last_run`: then there is no task to take.
+        num_workers = load_shared(shared + _NUM_WORKERS)
+        if worker < num_workers:
+            operations, num_operations = load_shared(shared + _OPERATIONS), load_shared(shared + _NUM_OPERATIONS)
+            run_fields = load_shared(shared + _RUN_FIELDS)
+            _work(shared, last_run, operations, num_operations, run_fields, num_workers, worker + 1, scratch)
 
 
 def _digest() -> str:
-    """Of all that is compiled, and of what it may use."""
+    """A digest of all that is compiled, and of the instructions that it may use."""
     files = sorted(Path(__file__).parent.glob("*.py"))
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest() + str(HAS_MATRICES)
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest() + str(HAS_AMX)
 
 
-# What a thread does that enters: a run by itself, a run with helpers, or helping.
-_ALONE, _TOGETHER, _HELPS = range(3)
+# What a thread does in `enter`: runs a program alone, runs a program with workers, or works forever.
+_ALONE, _WITH_WORKERS, _WORKER = range(3)
 
 
-def _compiled(digest: str):
-    """What Python calls: one function, so that all of it is compiled once. It is kept on disk, by Numba.
+def _compile(digest: str):
+    """Compiles the one function that Python calls, so that everything is compiled once. Numba keeps it on disk.
 
-    Numba looks for changes in this file, and in what a function holds: so this one holds a digest of the other files.
+    Numba looks for changes in this file, and in the values that a function holds. Therefore the function holds the
+    digest of all files of this folder.
     """
     arguments = [types.intp] * 8
 
-    def enter(role, scratch, shared, run, operations, length, now, helpers):
-        """Runs alone, or with so many `helpers`; or helps, as the one of this number."""
+    def enter(role, scratch, shared, run, operations, num_operations, run_fields, num_workers):
+        """Runs a program alone or with `num_workers` workers; or is the worker of this number."""
         if role == _ALONE and digest:
-            _run_alone(operations, length, now, scratch)
-        elif role == _TOGETHER:
-            _run_together(shared, run, operations, length, now, helpers, scratch)
-        elif role == _HELPS:
-            _help(shared, helpers, scratch)
+            _run_alone(operations, num_operations, run_fields, scratch)
+        elif role == _WITH_WORKERS:
+            _run_with_workers(shared, run, operations, num_operations, run_fields, num_workers, scratch)
+        elif role == _WORKER:
+            _work_forever(shared, num_workers, scratch)
 
     options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
     try:
         return njit(types.void(*arguments), cache=True, **options)(enter)
-    except RuntimeError:  # there is nowhere to keep it
+    except RuntimeError:  # there is no folder that Numba may write to
         return njit(types.void(*arguments), **options)(enter)
 
 
-_enter = _compiled(_digest())
+_enter = _compile(_digest())
 
 
-def _lines(size: int) -> tuple[NDArray[np.uint8], int]:
-    """So many bytes, zeros, and where they begin: at a cache line. They are there as long as the array is."""
-    room = np.zeros(size + _LINE, np.uint8)
-    return room, room.ctypes.data + -room.ctypes.data % _LINE
+def _cache_lines(size: int) -> tuple[NDArray[np.uint8], int]:
+    """Allocates `size` bytes of zeros. Returns the array that owns them, and their address, at a cache line."""
+    array = np.zeros(size + _LINE, np.uint8)
+    return array, array.ctypes.data + -array.ctypes.data % _LINE
 
 
 class _Scratch(threading.local):
-    """What each thread has for itself."""
+    """The scratch memory of each thread."""
 
     def __init__(self) -> None:
-        self.room, self.address = _lines(4 * SCRATCH)
+        self.array, self.address = _cache_lines(4 * SCRATCH)
 
 
 class ThreadPool:
-    """This process's threads for programs."""
+    """The process's threads for CPU programs. Any thread may run a program; one run at a time has the workers."""
 
     def __init__(self) -> None:
-        self._room, self._shared = _lines(_SIZE)
+        self._array, self._shared = _cache_lines(_SIZE)
         self._scratch = _Scratch()
-        self._lock = threading.Lock()  # held during a run
-        self._helpers = 0
+        self._lock = threading.Lock()  # held during a run with workers
+        self._num_workers = 0
         self._run = 0
 
-    def run(self, operations: NDArray[np.int64], now: NDArray[np.int64], threads: int) -> None:
-        """Does operations `[n, FIELDS]` in their order, with so many threads, the caller's among them."""
-        length, scratch = len(operations), self._scratch.address
-        addresses = operations.ctypes.data, length, now.ctypes.data
-        is_small = length <= MOST_OPERATIONS and now[COUNT] <= _MOST_ROWS
-        if threads < 2 or not is_small or not self._lock.acquire(blocking=False):
+    def run(self, operations: NDArray[np.int64], run_fields: NDArray[np.int64], num_threads: int) -> None:
+        """Runs operations `[n, NUM_FIELDS]` in order, with `num_threads` threads, the caller's among them."""
+        num_operations, scratch = len(operations), self._scratch.address
+        addresses = operations.ctypes.data, num_operations, run_fields.ctypes.data
+        fits = num_operations <= MAX_OPERATIONS and run_fields[NUM_ROWS] <= _MAX_ROWS
+        if num_threads < 2 or not fits or not self._lock.acquire(blocking=False):
             _enter(_ALONE, scratch, 0, 0, *addresses, 0)
             return
         try:
-            wanted = self._start(min(threads - 1, _MOST_HELPERS))
+            num_workers = self._start_workers(min(num_threads - 1, _MAX_WORKERS))
             self._run = self._run % _RUNS + 1
-            _enter(_TOGETHER, scratch, self._shared, self._run, *addresses, wanted)
+            _enter(_WITH_WORKERS, scratch, self._shared, self._run, *addresses, num_workers)
         finally:
             self._lock.release()
 
-    def _start(self, wanted: int) -> int:
-        """Makes up for helpers that there are not yet. They stay for good, asleep while nothing runs.
+    def _start_workers(self, wanted: int) -> int:
+        """Starts workers until there are `wanted`. Workers stay, asleep while nothing runs.
 
-        Returns how many there are of those that are wanted.
+        Returns how many of the wanted workers exist.
         """
-        while self._helpers < wanted:
-            number = self._helpers
-            helper = threading.Thread(target=self._help, args=(number,), name=f"cpu {number + 1}", daemon=True)
+        while self._num_workers < wanted:
+            number = self._num_workers
+            worker = threading.Thread(target=self._work, args=(number,), name=f"cpu {number + 1}", daemon=True)
             try:
-                helper.start()
-            except RuntimeError:  # no more threads are to be had
+                worker.start()
+            except RuntimeError:  # the system allows no more threads
                 return number
-            self._helpers += 1
+            self._num_workers += 1
         return wanted
 
-    def _help(self, number: int) -> None:
-        _enter(_HELPS, self._scratch.address, self._shared, 0, 0, 0, 0, number)
+    def _work(self, number: int) -> None:
+        _enter(_WORKER, self._scratch.address, self._shared, 0, 0, 0, 0, number)
 
 
-team = ThreadPool()
+thread_pool = ThreadPool()

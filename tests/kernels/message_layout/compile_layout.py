@@ -1,7 +1,7 @@
-"""Compiles `layout_kernel` for GPUs that need not be there, and prints what came out, one JSON object a line.
+"""Compiles `layout_kernel` for GPUs that need not be there, and prints the figures, one JSON object a line.
 
-A script, run in a process of its own: where TRITON_INTERPRET is set there is nothing to compile. It is given the JSON
-of a list of cases: target, shape `[B, H, Q, K, L]`, over_heads, over_layers, dtype, out_dtype.
+A script for a process of its own: where TRITON_INTERPRET is set nothing is compiled. Its argument is the JSON of a list
+of cases: target, shape `[B, H, Q, K, L]`, over_heads, over_layers, dtype, out_dtype.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 
 
 def source(shape: list[int], over_heads: str | None, over_layers: str | None, dtype: str, out_dtype: str) -> ASTSource:
-    """What the JIT would compile for these arguments: 1 becomes a constant, multiples of 16 are marked."""
+    """Returns what the JIT would compile for these arguments: 1 becomes a constant, multiples of 16 are marked."""
     *axes, count = shape
     batch, heads, queries, keys = axes
     layers = [torch.empty(axes, dtype=getattr(torch, dtype), device="meta") for _ in range(count)]
@@ -55,7 +55,7 @@ def source(shape: list[int], over_heads: str | None, over_layers: str | None, dt
 
 
 def widest(instruction: str, ptx: str) -> int:
-    """The widest of an instruction's accesses, in bits: `ld.global.L1::no_allocate.v4.b32` is one of 128."""
+    """Returns the widest access of an instruction in bits: `ld.global.L1::no_allocate.v4.b32` has 128."""
     found = re.findall(rf"\b{instruction}(?:\.[a-zL]\w*(?:::\w+)?)*?(?:\.v(\d))?\.b(\d+)\b", ptx)
     return max(int(words or 1) * int(bits) for words, bits in found)
 
@@ -98,5 +98,5 @@ def measure(target: str, *case: Any) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    for each in json.loads(sys.argv[1]):
-        print(json.dumps(measure(*each)))
+    for case in json.loads(sys.argv[1]):
+        print(json.dumps(measure(*case)))

@@ -1,4 +1,4 @@
-"""A small kernel for audits: the product of two matrices. Imported by `planted_audit.py` only."""
+"""A small kernel for audits: the product of two matrices. Only `planted_audit.py` imports it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sidelight.kernels.common.launch import Launch
 
 @triton.jit
 def product_kernel(a, b, out, K, M: tl.constexpr, N: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr):  # noqa: N803
-    """The product of `a`, [M, K], and `b`, [N, K] turned round, in float32."""
+    """The product of `a`, [M, K], and the transpose of `b`, [N, K], in float32."""
     row, column = tl.arange(0, M)[:, None], tl.arange(0, N)[None, :]
     sums = tl.zeros((M, N), tl.float32)
     for start in range(0, K, BLOCK_K):

@@ -1,12 +1,12 @@
 """Builds kernels, and looks for them as a server on a GPU would: by launching them.
 
-A script, run in processes of its own: where TRITON_INTERPRET is set there is nothing to compile.
+A script for processes of its own: where TRITON_INTERPRET is set nothing is compiled.
 
-    cached_kernels.py build OPTIONS          as `sidelight kernels build`
-    cached_kernels.py launch TARGET CASE     launches on tensors with memory, in TRITON_CACHE_DIR; prints for each one
-                                             whether its kernel was in the cache, as a JSON list
+    cached_kernels.py build OPTIONS          as `sidelight kernels build`, for a case of each kernel
+    cached_kernels.py launch TARGET CASE     launches on tensors with memory, with TRITON_CACHE_DIR; prints for each
+                                             launch whether its kernel was in the cache, as a JSON list
     cached_kernels.py launcher TARGET CACHE  builds Triton's launcher alone
-    cached_kernels.py load                   has Triton make and load its launcher
+    cached_kernels.py load                   makes Triton build and load its launcher
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 from sidelight.kernels.common.launch import Launch
-from sidelight.kernels.tools import prebuild_cli as build_command
-from sidelight.kernels.tools.cases import KernelCase, variants
+from sidelight.kernels.tools import prebuild_cli
+from sidelight.kernels.tools.cases import KernelCase, all_cases
 from sidelight.kernels.tools.prebuild import build_launcher
 from triton import knobs, runtime
 from triton.backends.amd.driver import HIPDriver
@@ -28,13 +28,13 @@ from triton.backends.nvidia.driver import CudaDriver, CudaUtils
 
 
 class Utils:
-    """What the drivers' modules in C do once a kernel is compiled."""
+    """Replaces the drivers' modules in C, which run once a kernel is compiled."""
 
     def get_device_properties(self, _device: int) -> dict[str, Any]:
         return {"max_shared_mem": 2**20, "arch": "gfx942:sramecc+:xnack-", "warpSize": 64}
 
     def load_binary(self, *_: Any) -> tuple[Any, ...]:
-        return object(), object(), 0, 0, 1024  # module, function, registers, spills, the most threads
+        return object(), object(), 0, 0, 1024  # module, function, registers, spills, maximum of threads
 
 
 class Launcher:
@@ -47,7 +47,7 @@ class Launcher:
 
 
 class Driver:
-    """Triton's driver, apart from what needs the GPU's own; what the GPU is, Triton's code still finds out."""
+    """Triton's driver without the parts that need a GPU. Triton's own code still finds out which GPU there is."""
 
     def __init__(self) -> None:
         self.utils = Utils()
@@ -73,19 +73,19 @@ def unaligned(value: Any) -> Any:
     return value
 
 
-def planned(device: str) -> list[Launch]:
-    """The launches of the first variant of each kernel: all of them would take minutes."""
+def first_cases(device: str) -> list[Launch]:
+    """Returns the launches of the first case of each kernel: all cases would take minutes."""
     chosen: dict[str, KernelCase] = {}
-    for variant in variants():
-        chosen.setdefault(variant.kernel, variant)
-    return [launch for variant in chosen.values() for launch in variant.launches(device)]
+    for case in all_cases():
+        chosen.setdefault(case.kernel, case)
+    return [launch for case in chosen.values() for launch in case.launches(device)]
 
 
-def launches(case: str) -> list[Launch]:
-    every = planned("cpu")
+def select_launches(case: str) -> list[Launch]:
+    launches = first_cases("cpu")
     if case == "every":
-        return every
-    first = every[0]
+        return launches
+    first = launches[0]
     if case == "unaligned":
         arguments = {name: unaligned(value) for name, value in first.arguments.items()}
         return [first._replace(arguments=arguments)]
@@ -95,21 +95,21 @@ def launches(case: str) -> list[Launch]:
 
 def launch(target: str, case: str) -> None:
     runtime.driver.set_active(FakeHip() if target == "gfx942" else FakeCuda(target))
-    found: list[bool] = []
-    knobs.compilation.listener = lambda *, cache_hit, **_: found.append(cache_hit)
-    asked = launches(case)
-    for each in asked:
-        each.run()
-    assert Launcher.launched == len(asked)
-    print(json.dumps(found))
+    hits: list[bool] = []
+    knobs.compilation.listener = lambda *, cache_hit, **_: hits.append(cache_hit)
+    launches = select_launches(case)
+    for item in launches:
+        item.run()
+    assert Launcher.launched == len(launches)
+    print(json.dumps(hits))
 
 
 if __name__ == "__main__":
     action, *rest = sys.argv[1:]
     if action == "build":
         parser = argparse.ArgumentParser()
-        build_command.add_arguments(parser)
-        sys.exit(build_command.run(parser.parse_args(rest), lambda _: planned("meta")))
+        prebuild_cli.add_arguments(parser)
+        sys.exit(prebuild_cli.run(parser.parse_args(rest), lambda: first_cases("meta")))
     elif action == "launch":
         launch(*rest)
     elif action == "launcher":

@@ -1,7 +1,7 @@
-"""Audits a kernel that is as it should be, and the same with faults planted; reports as `sidelight kernels audit` does.
+"""Audits a good kernel and the same kernel with planted faults, and reports as `sidelight kernels audit` does.
 
-A script, run in a process of its own: spawned processes import it again, under a name by which they find `planted`. It
-is given a folder, and exits as the command does.
+A script for a process of its own: spawned processes import it again, under a name by which they find `planted`. Its
+argument is a folder, and its exit status is that of the command.
 """
 
 from __future__ import annotations
@@ -17,40 +17,40 @@ if TYPE_CHECKING:
 
 
 def planted() -> Iterator[KernelCase]:
-    # Not before a process has said whether kernels are interpreted.
+    # Imported only after a process has chosen whether kernels are interpreted.
     import torch
     from audit_kernels import product
     from sidelight.kernels.tools.cases import KernelCase
 
-    def uneven(_device: str) -> list[Launch]:
+    def failing(_device: str) -> list[Launch]:
         raise ValueError("no [such] tile")
 
     least = (128 * 256 + 64 * 256) * 2 + 128 * 64 * 4
     good = KernelCase("product", "good", product, least, tensor_cores=True)
     yield good
-    yield good._replace(case="too wide", load_bits=1024)
-    yield good._replace(case="too few bytes", least_bytes=least // 2)
-    yield good._replace(case="too many bytes", least_bytes=least + 1)
-    # Two launches: one is as it should be, and one has too few threads for its numbers.
+    yield good._replace(name="too wide", load_bits=1024)
+    yield good._replace(name="too few bytes", least_bytes=least // 2)
+    yield good._replace(name="too many bytes", least_bytes=least + 1)
+    # Two launches: a good one, and one with too few threads for its numbers.
     yield good._replace(
-        case="spills", launches=lambda device: product(device) + product(device, warps=1), least_bytes=2 * least
+        name="spills", launches=lambda device: product(device) + product(device, warps=1), least_bytes=2 * least
     )
     yield good._replace(
-        case="no tensor cores",  # NVIDIA's have none for float32; AMD's do
+        name="no tensor cores",  # NVIDIA's GPUs have none for float32; AMD's have
         launches=lambda device: product(device, torch.float32, block_k=16, warps=8),
         least_bytes=(128 * 256 + 64 * 256) * 4 + 128 * 64 * 4,
     )
-    yield good._replace(case="raises", launches=uneven)
+    yield good._replace(name="raises", launches=failing)
 
 
 def main(folder: Path) -> int:
     from rich.console import Console
     from sidelight.kernels.tools.audit import TARGETS, audit
-    from sidelight.kernels.tools.audit_cli import report
+    from sidelight.kernels.tools.audit_report import report
 
-    audited = audit(planted, TARGETS, folder / "cache", 2)
+    audits = audit(planted, TARGETS, folder / "cache", 2)
     console = Console(highlight=False, markup=False, width=200)
-    return report(audited, console, 0.0, folder / "audit.json", folder / "audit.md")
+    return report(audits, console, 0.0, folder / "audit.json", folder / "audit.md")
 
 
 if __name__ == "__main__":

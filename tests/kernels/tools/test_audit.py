@@ -1,4 +1,4 @@
-"""The audit: what it reads from assembly, how it reckons warps, and that it fails where a fault is planted."""
+"""The audit: figures of assembly, occupancy, and planted faults, which it must find."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ amdhsa.kernels:
 """
 
 
-def test_reads_what_cuobjdump_prints() -> None:
+def test_reads_the_output_of_cuobjdump() -> None:
     code = read_nvidia(NVIDIA)
     assert code.registers == 168
     assert code.spilled == 24
@@ -93,7 +93,7 @@ def test_reads_amd_assembly() -> None:
 @pytest.mark.parametrize(
     ("target", "warps", "registers", "shared", "expected"),
     [
-        ("sm_80", 4, 32, 0, 64),  # all that there are
+        ("sm_80", 4, 32, 0, 64),  # all
         ("sm_80", 1, 32, 0, 32),  # 32 blocks at most
         ("sm_80", 4, 33, 0, 48),  # 40 registers with rounding: 12 of 512 for each of 4 partitions
         ("sm_90", 4, 128, 0, 16),
@@ -101,7 +101,7 @@ def test_reads_amd_assembly() -> None:
         ("sm_90", 4, 255, 0, 8),
         ("sm_80", 4, 32, 48 * 1024, 12),  # 3 blocks of 49 KiB in 164
         ("sm_90", 4, 32, 48 * 1024, 16),  # 4 in 228
-        ("sm_80", 4, 32, 163 * 1024, 4),  # 1 KiB is the system's
+        ("sm_80", 4, 32, 163 * 1024, 4),  # 1 KiB belongs to the system
         ("sm_80", 4, 32, 163 * 1024 + 1, 0),
         ("sm_86", 4, 32, 0, 48),
         ("sm_86", 1, 32, 0, 16),
@@ -115,12 +115,12 @@ def test_reads_amd_assembly() -> None:
         ("gfx90a", 4, 512, 64 * 1024 + 1, 0),
     ],
 )
-def test_reckons_warps(target: str, warps: int, registers: int, shared: int, expected: int) -> None:
+def test_resident_warps(target: str, warps: int, registers: int, shared: int, expected: int) -> None:
     assert resident_warps(target, warps, registers, shared) == expected
     assert expected <= LIMITS[target].warps
 
 
-def test_reckons_with_tensor_memory() -> None:
+def test_resident_warps_with_tensor_memory() -> None:
     assert resident_warps("sm_100", 4, 32, 0, tensor_memory=0) == 64
     assert resident_warps("sm_100", 4, 32, 0, tensor_memory=128) == 16
 
@@ -139,7 +139,7 @@ def test_finds_planted_faults(tmp_path: Path) -> None:
         text=True,
         check=False,
     )
-    print(done.stdout)  # pytest shows it where the test fails
+    print(done.stdout)  # for failures
     assert done.returncode == 1, done.stderr
     written = json.loads((tmp_path / "audit.json").read_text())
     targets = ["sm_80", "sm_90", "sm_100", "gfx942"]
@@ -187,22 +187,22 @@ def run_cli(arguments: list[str], tmp_path: Path, before: str) -> subprocess.Com
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "text"),
     [
         (["kernels", "--help"], "audit"),
         (["kernels", "audit", "--help"], "--markdown FILE"),
     ],
 )
 def test_kernels_commands_have_help(
-    arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "200")  # wide enough for no line to be broken, whatever the terminal
+    monkeypatch.setenv("COLUMNS", "200")  # wide enough for every line
     with pytest.raises(SystemExit) as raised:
         main(arguments)
     assert not raised.value.code
     written = capsys.readouterr().out
     assert written.startswith("usage: sidelight kernels")
-    assert said in written
+    assert text in written
 
 
 def test_audit_refuses_unknown_targets(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""The bench without a GPU: it says so; and all that it does but timing."""
+"""The bench without a GPU: the error message, and everything but the timing."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
-from sidelight.kernels.tools import bench
-from sidelight.kernels.tools import bench_cli as bench_command
+from sidelight.kernels.tools import bench, bench_cli
 from sidelight.kernels.tools.bench import Timing
-from sidelight.kernels.tools.cases import KernelCase, variants
+from sidelight.kernels.tools.cases import KernelCase, all_cases
 
 MOVING = Timing("layout", "heads mean", 30_000_000, 0, 20e-6, 15e-6, 60e-6, None)
 MULTIPLYING = Timing("rows", "prompt", 2_000_000, 4 * 10**9, 100e-6, 1e-6, 250e-6, 80e-6, 190e-6)
@@ -25,16 +24,16 @@ MULTIPLYING = Timing("rows", "prompt", 2_000_000, 4 * 10**9, 100e-6, 1e-6, 250e-
 
 def run(*arguments: str) -> int:
     parser = argparse.ArgumentParser()
-    bench_command.add_arguments(parser)
-    return bench_command.run(parser.parse_args(arguments))
+    bench_cli.add_arguments(parser)
+    return bench_cli.run(parser.parse_args(arguments))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_says_that_there_is_no_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--json", str(tmp_path / "times.json")) == 1
-    told = capsys.readouterr()
-    assert told.out == ""
-    assert told.err == "sidelight: torch finds no GPU on this machine: there is nothing to time\n"
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err == "sidelight: torch finds no GPU on this machine: there is nothing to time\n"
     assert not (tmp_path / "times.json").exists()
 
 
@@ -71,32 +70,30 @@ def lines(text: StringIO) -> list[str]:
 
 
 class WithBaselines:
-    """A variant that has what to compare with."""
+    """A case with baselines."""
 
-    def __init__(self, variant: KernelCase, made: list[str]) -> None:
-        self._variant = variant
-        self._made = made
+    def __init__(self, case: KernelCase, calls: list[str]) -> None:
+        self._case = case
+        self._calls = calls
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._variant, name)
+        return getattr(self._case, name)
 
     def eager(self, device: str) -> Callable[[], object]:
-        return lambda: self._made.append(f"eager on {device}")
+        return lambda: self._calls.append(f"eager on {device}")
 
     def sdpa(self, device: str) -> Callable[[], object]:
-        return lambda: self._made.append(f"sdpa on {device}")
+        return lambda: self._calls.append(f"sdpa on {device}")
 
     def two_passes(self, device: str) -> Callable[[], object]:
-        return lambda: self._made.append(f"two passes on {device}")
+        return lambda: self._calls.append(f"two passes on {device}")
 
 
-def test_reports_all_variants(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    first = next(variants())
+def test_reports_all_cases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    first = next(all_cases())
     launches = first.launches("cpu")
-    made: list[str] = []
-    variant: Any = WithBaselines(first._replace(launches=lambda _: launches), made)
+    calls: list[str] = []
+    case: Any = WithBaselines(first._replace(launches=lambda _: launches), calls)
     seconds = iter([4e-6, 2e-6, 8e-6, 3e-6, 7e-6])  # the kernel's, the copy's, the baselines'
 
     def timer(thunk: Callable[[], object]) -> float:
@@ -104,15 +101,15 @@ def test_reports_all_variants(
         return next(seconds)
 
     monkeypatch.setattr(bench.shutil, "which", lambda _: None)
-    assert bench_command.report([variant], "cpu", timer, tmp_path / "times.json") == 0
-    assert made == ["eager on cpu", "sdpa on cpu", "two passes on cpu"]
+    assert bench_cli.report([case], "cpu", timer, tmp_path / "times.json") == 0
+    assert calls == ["eager on cpu", "sdpa on cpu", "two passes on cpu"]
     assert not launches[-1].arguments["out"].isnan().any()  # the kernel ran
 
-    told = capsys.readouterr().out
-    print(told)
-    assert f"torch: {torch.__version__}" in told
-    assert first.case in told
-    assert "8.0 (2.00x)" in told
+    output = capsys.readouterr().out
+    print(output)
+    assert f"torch: {torch.__version__}" in output
+    assert first.name in output
+    assert "8.0 (2.00x)" in output
     written = json.loads((tmp_path / "times.json").read_text())
     assert written["machine"]["device"] == "cpu"
     (timing,) = written["variants"]
@@ -122,31 +119,31 @@ def test_reports_all_variants(
     assert timing["of_copy"] == 0.5
 
 
-def test_variants_without_baselines() -> None:
-    variant = next(variants())
-    if hasattr(variant, "eager"):
-        variant = variant._replace(eager=None, sdpa=None, two_passes=None)
-    timing = bench.measure(variant, "cpu", lambda _: 1e-6)
+def test_cases_without_baselines() -> None:
+    case = next(all_cases())
+    if hasattr(case, "eager"):
+        case = case._replace(eager=None, sdpa=None, two_passes=None)
+    timing = bench.measure(case, "cpu", lambda _: 1e-6)
     assert timing.eager is None
     assert timing.sdpa is None
     assert timing.two_passes is None
 
 
 def test_copies_the_bytes_of_the_kernel() -> None:
-    written = bench._copying(1000, "cpu")()
+    written = bench._make_copy(1000, "cpu")()
     assert isinstance(written, torch.Tensor)
     assert written.nbytes == 500  # and as many read
 
 
-def test_tells_of_a_file_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def never(_: Callable[[], object]) -> float:
         raise AssertionError("timed although the file cannot be written")
 
-    assert bench_command.report(variants(), "cpu", never, tmp_path / "missing" / "times.json") == 1
+    assert bench_cli.report(all_cases(), "cpu", never, tmp_path / "missing" / "times.json") == 1
     assert "missing/times.json" in capsys.readouterr().err
 
 
-def test_asks_nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = tmp_path / "asked"
     program = tmp_path / "nvidia-smi"
     program.write_text(f'#!/bin/sh\necho "$@" > {asked}\necho "580.95, 1980 MHz, 1980 MHz, 2619 MHz, 700.00 W"\n')
@@ -164,17 +161,17 @@ def test_asks_nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert bench._nvidia_smi("GPU-1") == {}
 
 
-def test_tells_of_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     properties = SimpleNamespace(name="NVIDIA H100", multi_processor_count=132, uuid="01-02")
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(bench, "_nvidia_smi", lambda gpu: {"asked for": gpu})
-    found = bench.machine("cuda")
-    assert found["device"] == "NVIDIA H100"
-    assert found["multiprocessors"] == "132"
-    assert found["CUDA"] == "13.0"
-    assert found["asked for"] == "GPU-01-02"
-    assert found.keys() >= {"torch", "triton"}
+    facts = bench.machine("cuda")
+    assert facts["device"] == "NVIDIA H100"
+    assert facts["multiprocessors"] == "132"
+    assert facts["CUDA"] == "13.0"
+    assert facts["asked for"] == "GPU-01-02"
+    assert facts.keys() >= {"torch", "triton"}
 
 
 def test_times_in_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,13 +182,13 @@ def test_times_in_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
         return 2.5  # milliseconds
 
     monkeypatch.setattr(bench, "do_bench", do_bench)
-    assert bench.median(lambda: None) == 0.0025
+    assert bench.median_time(lambda: None) == 0.0025
     assert asked == {"return_mode": "median"}
 
 
-def test_writes_each_variant_as_soon_as_it_is_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that what was measured is there, whatever ends the bench."""
-    first, second, *_ = (variant._replace(eager=None) for variant in variants())
+def test_writes_each_case_as_soon_as_it_is_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The times so far stay, whatever ends the bench."""
+    first, second, *_ = (case._replace(eager=None) for case in all_cases())
     monkeypatch.setattr(bench.shutil, "which", lambda _: None)
     calls = iter(range(4))
 
@@ -201,14 +198,14 @@ def test_writes_each_variant_as_soon_as_it_is_timed(tmp_path: Path, monkeypatch:
         return 1e-6
 
     with pytest.raises(KeyboardInterrupt):
-        bench_command.report([first, second], "cpu", timer, tmp_path / "times.json")
+        bench_cli.report([first, second], "cpu", timer, tmp_path / "times.json")
     (timing,) = json.loads((tmp_path / "times.json").read_text())["variants"]
-    assert timing["case"] == first.case
+    assert timing["case"] == first.name
 
 
 @pytest.mark.parametrize("can_capture", [True, False])
 def test_times_a_graph_where_there_is_a_gpu(monkeypatch: pytest.MonkeyPatch, can_capture: bool) -> None:
-    """Python's launches are not timed; what cannot be made a graph is timed as it is."""
+    """Python's launches are not timed; launches that cannot be captured are timed as they are."""
     calls: list[str] = []
 
     class Graph:

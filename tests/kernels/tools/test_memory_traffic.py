@@ -1,4 +1,4 @@
-"""Bytes are counted as memory sees them: masked lanes not at all, shared addresses once."""
+"""Bytes are counted as memory sees them: masked lanes do not count, shared addresses count once."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from model_zoo import FAMILIES, build_model
-from sidelight.kernels.cpu.program import is_supported
+from sidelight.kernels.cpu import is_supported
 from sidelight.server.capture.attention_function import record_to
 from sidelight.server.capture.attention_layers import _Everything
 from sidelight.server.models import Backend, BackendConfig, LoadedModel, bart_modules, load

@@ -13,7 +13,7 @@ import pytest
 import torch
 from mixed_requests import mixed_requests, then_one_by_one, together
 from model_zoo import build_model
-from sidelight.kernels.cpu import program as cpu_program
+from sidelight.kernels.cpu import is_supported
 from sidelight.server.capture.attention_function import record_to
 from sidelight.server.capture.attention_layers import _Everything
 from sidelight.server.layers import linear_kernels
@@ -21,7 +21,7 @@ from sidelight.server.models import LoadedModel, bart_cpu_programs, bundled_mode
 from sidelight.server.models.bart_backend import BartBackend
 from sidelight.server.models.bart_cpu_backend import BartCpuBackend
 
-pytestmark = pytest.mark.skipif(not cpu_program.is_supported(of_bytes=True), reason="no programs on this machine")
+pytestmark = pytest.mark.skipif(not is_supported(int8=True), reason="no programs on this machine")
 
 
 @pytest.fixture(scope="module", params=["float32", "int8"])

@@ -24,7 +24,7 @@ from mixed_requests import mixed_requests, outputs_alone, then_one_by_one, toget
 from model_zoo import build_model
 from odd_models import OddModel, build_odd_model
 from sidelight.kernels import AttentionParams, attend_to
-from sidelight.kernels.cpu.program import is_supported
+from sidelight.kernels.cpu import is_supported
 from sidelight.server.api.validation import validate_request
 from sidelight.server.capture import attention_function as attention
 from sidelight.server.errors import ErrorCode, RequestError
@@ -34,7 +34,7 @@ from sidelight.v1 import text_pb2
 from sweep import assert_equal, sweep
 
 SWEEP = Path(__file__).parents[2] / "support" / "sweep.py"
-needs_programs = pytest.mark.skipif(not is_supported(of_bytes=True), reason="no programs on this machine")
+needs_programs = pytest.mark.skipif(not is_supported(int8=True), reason="no programs on this machine")
 
 # Sizes at which torch ran int8 models, and requests changed one another's numbers.
 MARIAN = OddModel(
@@ -99,7 +99,7 @@ def test_a_write_beside_a_buffer_is_found():
 @pytest.mark.parametrize("odd", [MARIAN, MBART, replace(MBART, activation="gelu_new", positions=64)])
 def test_neighbours_change_no_bit_in_int8(odd):
     """Whether CPU programs or layers of torch run the model."""
-    has_program = is_supported(of_bytes=True) and odd.activation == "relu"
+    has_program = is_supported(int8=True) and odd.activation == "relu"
     assert sweep(odd) == f"int8, {'programs' if has_program else 'layers of torch'}"
 
 
@@ -125,14 +125,14 @@ def test_attention_row_by_row_is_the_attention_of_the_batch(options, monkeypatch
     if "window" in options:
         seen &= places >= lengths[:, None] - options["window"]
     bias = torch.randn(1, heads, 1, size) if "bias" in options else None
-    scoring = AttentionParams(0.3, options.get("softcap"), bias, seen[:, None, None])
-    expected = attend_to(query, key, value, scoring)
+    params = AttentionParams(0.3, options.get("softcap"), bias, seen[:, None, None])
+    expected = attend_to(query, key, value, params)
     for is_there in (True, False):
         if is_there and not is_supported():
             continue
         with monkeypatch.context() as patch:
             patch.setattr(attention, "is_supported", lambda is_there=is_there: is_there)
-            made = attention._attend_by_rows(query, key, value, scoring, lengths)
+            made = attention._attend_by_rows(query, key, value, params, lengths)
         for ours, theirs in zip(made, expected, strict=True):
             torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
 

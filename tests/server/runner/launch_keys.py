@@ -15,7 +15,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from sidelight.kernels import Launch, recorded
+from sidelight.kernels import Launch, record_launches
 from sidelight.kernels.tools.cross_compile import compiling_for
 from sidelight.server.models.loader import LoadedModel, load
 from sidelight.server.request import GivenTarget, Request
@@ -38,7 +38,7 @@ def requests(loaded: LoadedModel) -> list[Launch]:
     # Where launches are only recorded, memory holds anything, and NaN too.
     unchecked = partialmethod(UnbatchedModel.encode, check=False)
     with (
-        recorded() as found,
+        record_launches() as found,
         patch.object(target_pass, "are_finite", lambda *_: True),
         patch.object(UnbatchedModel, "encode", unchecked),
     ):

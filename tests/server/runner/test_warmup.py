@@ -10,7 +10,7 @@ from pathlib import Path
 
 from harness import serving, stub
 from model_zoo import build_model
-from sidelight.kernels import recorded
+from sidelight.kernels import record_launches
 from sidelight.server.api import server as server_module
 from sidelight.server.models.loader import load
 from sidelight.server.runner import warmup
@@ -71,6 +71,6 @@ def test_a_server_is_warm_before_it_serves(bundled, monkeypatch):
 
 
 def test_nothing_is_launched_on_a_cpu(bundled):
-    with recorded() as launches:
+    with record_launches() as launches:
         warmup.warm(bundled)
     assert launches == []

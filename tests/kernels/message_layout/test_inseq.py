@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from sidelight.kernels import REDUCTIONS, Reduction, layout
+from layouts import layout
+from sidelight.kernels import REDUCTIONS, Reduction
 
 # Without the whole of inseq, which is slow to import and loads plotting.
 pytest.importorskip("inseq")

@@ -1,4 +1,4 @@
-"""What the compiler makes of the kernel for real GPUs, without one: no spills, and accesses as wide as can be."""
+"""`layout_kernel`, compiled for GPUs that need not be there: no spills, and memory accesses as wide as possible."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SIX = [4, 6, 512, 512, 6]
 FIVE = [4, 5, 512, 512, 5]
 STEP = [1, 8, 1, 30, 6]
 
-# shape, over_heads, over_layers, dtype, out_dtype; the widest load and store to be found, in bits
+# shape, over_heads, over_layers, dtype, out_dtype; the widest load and store, in bits
 CASES = [
     ((PROMPT, None, None, "float32", "float32"), 128, 128),
     ((PROMPT, "absmax", None, "float32", "float32"), 128, 128),
@@ -27,7 +27,7 @@ CASES = [
     # A run of six numbers starts at a multiple of 8 bytes, of five at one of 4: nothing wider can be aligned.
     ((SIX, None, None, "float32", "float32"), 128, 64),
     ((FIVE, None, None, "float32", "float32"), 128, 32),
-    # 30 keys: the rows of heads start anywhere. And there is but a number or two for each thread.
+    # 30 keys: the rows of heads start at any offset. And each thread has only a number or two.
     ((STEP, None, None, "float32", "float32"), 32, 32),
     ((STEP, "mean", "max", "float32", "float32"), 32, 32),
 ]
@@ -57,13 +57,13 @@ def test_compiles_without_spills_and_wide(target: str, cases: list[Any], tmp_pat
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    found = [json.loads(line) for line in done.stdout.splitlines()]
-    for (case, load, store), made in zip(cases, found, strict=True):
-        print(target, *case, made)  # pytest shows it with -s, or where the test fails
-        assert made["spilled"] == 0, case
-        assert made["registers"] <= 128, case
-        assert made["load"] >= load, (case, made)
-        assert made["store"] >= store, (case, made)
-        if case[1] in ("max", "min"):  # the interpreter cannot tell: NumPy's maximum always keeps NaN
-            assert case[1] in made["keeps_nan"]
-            assert not made["loses_nan"]
+    results = [json.loads(line) for line in done.stdout.splitlines()]
+    for (case, load, store), result in zip(cases, results, strict=True):
+        print(target, *case, result)  # for pytest -s, and for failures
+        assert result["spilled"] == 0, case
+        assert result["registers"] <= 128, case
+        assert result["load"] >= load, (case, result)
+        assert result["store"] >= store, (case, result)
+        if case[1] in ("max", "min"):  # not tested in the interpreter: NumPy's maximum always keeps NaN
+            assert case[1] in result["keeps_nan"]
+            assert not result["loses_nan"]

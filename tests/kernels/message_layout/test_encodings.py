@@ -1,4 +1,4 @@
-"""`layout_into`, kernel and reference: every encoding, against float64."""
+"""Every encoding of `layout_into`, Triton and reference, against float64."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 from attention_cases import DTYPES, IMPLS, TOLERANCE, assert_is, poisoned
 from sidelight.kernels import layout_into, new_attention_tensors
-from sidelight.kernels.common import triton_output as selection
+from sidelight.kernels.common import triton_output
 
 # Batch, heads, queries, keys, layers.
 SHAPES = [(1, 1, 1, 1, 1), (2, 3, 2, 37, 2), (1, 4, 1, 130, 3)]
@@ -54,7 +54,7 @@ def test_halves(dtype, impl):
 @pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("top_k", [0, 3, 12, 40])
 def test_numbers_below_zero(top_k, impl):
-    """As raw scores are. In bytes there is none below 0."""
+    """Raw scores may be below 0. Bytes may not."""
     random = torch.Generator().manual_seed(0)
     layers = [torch.randn(1, 2, 3, 37, generator=random), -torch.rand(1, 2, 3, 37, generator=random)]
     layers[0][..., ::5], layers[0][..., 1::5] = 0.0, -0.0
@@ -62,39 +62,39 @@ def test_numbers_below_zero(top_k, impl):
         ours, expected = (poisoned(1, 3, 37, 4, encoding=encoding, top_k=top_k) for _ in range(2))
         layout_into(layers, ours, impl=impl)
         layout_into(layers, expected, impl="reference")
-        for mine, theirs in zip(ours[:3], expected[:3], strict=True):
-            assert (mine is None) == (theirs is None)
-            if mine is not None:
-                torch.testing.assert_close(mine, theirs, rtol=0, atol=0)
-    # And the reference has them in order.
-    kept = poisoned(1, 3, 37, 4, top_k=5)
-    layout_into(layers, kept, impl="reference")
-    np.testing.assert_array_equal(kept.values[0, 0, :, 2], -np.sort(-layers[1][0, 0, 0].numpy())[:5])
+        for tensor, reference in zip(ours[:3], expected[:3], strict=True):
+            assert (tensor is None) == (reference is None)
+            if tensor is not None:
+                torch.testing.assert_close(tensor, reference, rtol=0, atol=0)
+    # The reference is sorted.
+    sorted_ = poisoned(1, 3, 37, 4, top_k=5)
+    layout_into(layers, sorted_, impl="reference")
+    np.testing.assert_array_equal(sorted_.values[0, 0, :, 2], -np.sort(-layers[1][0, 0, 0].numpy())[:5])
 
 
 @pytest.mark.parametrize(("over_heads", "over_layers"), REDUCED)
 @pytest.mark.parametrize("encoding", ["float32", "uint8"])
-def test_many_positions_are_sorted_some_queries_at_a_time(encoding, over_heads, over_layers, monkeypatch):
+def test_many_positions_are_sorted_in_slices_of_queries(encoding, over_heads, over_layers, monkeypatch):
     random = torch.Generator().manual_seed(0)
     layers = [torch.rand(2, 19, 3, 41, generator=random).transpose(1, 2) for _ in range(2)]
     expected = truth.columns(
         [layer.double().numpy() for layer in layers], over_heads=over_heads, over_layers=over_layers
     )
     columns = expected.shape[3]
-    monkeypatch.setattr(selection, "_FLOATS_BYTES", 4 * 2 * 41 * columns * 7)  # seven queries
+    monkeypatch.setattr(triton_output, "_FLOAT_BYTES", 4 * 2 * 41 * columns * 7)  # seven queries
     result = poisoned(2, 19, 41, columns, encoding=encoding, top_k=36)
     layout_into(layers, result, over_heads=over_heads, over_layers=over_layers, impl="triton")
     assert_is(result, expected, 2e-6)
 
 
-def test_what_does_not_fit_is_named():
-    with pytest.raises(ValueError, match=r"^result: must be for .* \[1, 3, 5, 4\]"):
+def test_errors_name_the_argument():
+    with pytest.raises(ValueError, match=r"^out: must be for .* \[1, 3, 5, 4\]"):
         layout_into([torch.zeros(1, 4, 3, 5)], new_attention_tensors(1, 3, 5, 3))
     with pytest.raises(ValueError, match=r"^layers:"):
         layout_into([], new_attention_tensors(1, 3, 5, 3))
 
 
-def test_a_row_that_is_zeros_stays_so():
+def test_rows_of_zeros():
     for impl in IMPLS:
         result = poisoned(1, 2, 9, 1, encoding="uint8")
         layout_into([torch.zeros(1, 1, 2, 9)], result, impl=impl)
