@@ -12,8 +12,7 @@ from typing import Any
 from sidelight.v1 import attention_pb2
 
 from ...kernels import Encoding, Reduction
-from ..capture.attention_function import AttentionKind
-from ..capture.plan import CapturePlan, Pair
+from ..capture import AttentionKind, CapturePlan, Head
 from ..errors import ErrorCode, RequestError, invalid, unimplemented
 from ..models import LoadedModel
 from .converters import ENCODINGS, KINDS, REDUCTIONS, ROWS
@@ -59,7 +58,7 @@ def plan_capture(
     plan = CapturePlan(
         kinds=kinds,
         layers={} if pairs else _layers(capture, loaded, kinds),
-        heads={kind: loaded.heads(kind) for kind in kinds},
+        num_heads={kind: loaded.heads(kind) for kind in kinds},
         pairs=pairs,
         over_heads=over_heads,
         over_layers=over_layers,
@@ -140,13 +139,13 @@ def _pairs(
     kinds: tuple[AttentionKind, ...],
     over_heads: Reduction | None,
     encoding: Encoding,
-) -> tuple[Pair, ...]:
+) -> tuple[Head, ...]:
     if capture.heads.WhichOneof("selection") != "list":
         return ()
     path = "capture.heads.list.heads"
     if not capture.heads.list.heads:
         raise invalid(path, "EMPTY", "must not be empty")
-    pairs: list[Pair] = []
+    pairs: list[Head] = []
     seen: set[tuple[int, int]] = set()
     for place, head in enumerate(capture.heads.list.heads):
         field = f"{path}[{place}]"
@@ -161,7 +160,7 @@ def _pairs(
         if (head.layer, head.head) in seen:
             raise invalid(field, "DUPLICATE", "is asked for twice")
         seen.add((head.layer, head.head))
-        pairs.append(Pair(head.layer, head.head, weight))
+        pairs.append(Head(head.layer, head.head, weight))
     _check_sum(sum(1.0 if pair.weight is None else pair.weight for pair in pairs), path, over_heads, encoding)
     return tuple(pairs)
 

@@ -15,9 +15,7 @@ from sidelight.v1 import attention_pb2, model_pb2, text_pb2
 from sidelight.v1 import attribution_service_pb2 as service_pb
 
 from ...kernels import Encoding, Reduction
-from ..capture.arrays import AttentionArrays
-from ..capture.attention_function import AttentionKind
-from ..capture.plan import CapturePlan, Row
+from ..capture import AttentionArrays, AttentionKind, CapturePlan, Row
 from ..models import LoadedModel
 from ..request import EncoderSelf, Request, Score, Started, Step, StopReason
 from ..text.tokenizer import Token

@@ -14,8 +14,7 @@ from typing import Any
 from sidelight.v1 import attribution_service_pb2 as service_pb
 from sidelight.v1 import model_pb2, text_pb2
 
-from ..capture.attention_function import AttentionKind
-from ..capture.plan import CapturePlan
+from ..capture import AttentionKind, CapturePlan
 from ..errors import invalid, not_found, unimplemented
 from ..models import LoadedModel
 from ..request import DecodingParams, GivenTarget, Request, Score

@@ -9,8 +9,7 @@ from typing import Any
 
 from transformers import GenerationConfig, PreTrainedModel
 
-from ..capture.attention_function import AttentionKind
-from ..capture.attention_layers import AttentionLayers
+from ..capture import AttentionKind, AttentionLayers
 from ..text.tokenizer import Tokenizer
 from .backend import Backend
 

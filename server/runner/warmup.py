@@ -16,8 +16,7 @@ import torch
 
 from ...kernels import Launch, recorded
 from ...kernels.tools.prebuild_cli import UnknownModelError
-from ..capture.attention_function import AttentionKind
-from ..capture.plan import CapturePlan
+from ..capture import AttentionKind, CapturePlan
 from ..models import LoadedModel, ModelError, load
 from .unbatched_model import LAST_QUERY, UnbatchedModel
 

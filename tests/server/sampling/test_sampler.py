@@ -15,11 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from model_zoo import FAMILIES, SENTENCES, build_model
 from peers import generate_ids
-from sidelight.server.layers import screened_head as screening
 from sidelight.server.models.loader import LoadedModel, load
 from sidelight.server.request import DecodingParams
-from sidelight.server.sampling import logits_ops as changes
-from sidelight.server.sampling.sampler import Sampler, SamplerOutput
+from sidelight.server.sampling import Sampler, SamplerOutput, logits_ops
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -86,14 +84,14 @@ class Alone:
 def watching() -> Iterator[list[Tensor]]:
     """Keeps the scores that tokens are chosen by."""
     seen: list[Tensor] = []
-    greatest = screening.greatest
+    argmax = logits_ops.argmax
 
     def watched(scores: Tensor) -> Tensor:
         seen.append(scores.clone())
-        return greatest(scores)
+        return argmax(scores)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(screening, "greatest", watched)
+        patch.setattr(logits_ops, "argmax", watched)
         yield seen
 
 
@@ -122,9 +120,9 @@ class Batch:
         before = logits.clone()
         with watching() as chosen_by:
             choice = self.sampler.sample(logits, active)
-        failed = dict(self.sampler.failed)
+        failed = dict(self.sampler.errors)
         torch.testing.assert_close(logits, before, rtol=0, atol=0, equal_nan=True)
-        assert choice.tokens.shape == choice.is_number.shape == (len(logits),)
+        assert choice.tokens.shape == choice.is_finite.shape == (len(logits),)
         assert choice.tokens.dtype == torch.int64
         # Greedy slots are chosen from all rows, sampling ones from theirs, in the order of the slots.
         drawn = [slot for slot in sorted(active) if self.sampling[slot]]
@@ -137,7 +135,7 @@ class Batch:
             by, token = self.alone[slot].step(logits[slot])
             seen = chosen_by[-1][drawn.index(slot)] if self.sampling[slot] else chosen_by[0][slot]
             torch.testing.assert_close(seen.float(), by[0], rtol=0, atol=0, equal_nan=True)
-            assert choice.is_number[slot].item() == (token is not None)
+            assert choice.is_finite[slot].item() == (token is not None)
             if token is not None:
                 assert choice.tokens[slot].item() == token.item()
             self.alone[slot].append(choice.tokens[slot])
@@ -275,7 +273,7 @@ def test_each_option_is_as_if_alone(small, name, data):
         batch.step(data.draw(batch_logits(3, small.vocabulary_size)), [0, 1, 2])
 
 
-@pytest.mark.parametrize("drop", [changes.drop_in_order, changes.drop_below_threshold])
+@pytest.mark.parametrize("drop", [logits_ops.drop_in_order, logits_ops.drop_below_threshold])
 @pytest.mark.parametrize("kind", ["apart", "tied", "few", "infinite", "not numbers"])
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.9, 0.999])
 def test_the_likeliest_tokens_of_a_real_vocabulary(drop, kind, share):
@@ -295,6 +293,12 @@ def test_the_likeliest_tokens_of_a_real_vocabulary(drop, kind, share):
     )
     drop(scores, torch.tensor([[1 - p] for p in shares]))
     torch.testing.assert_close(scores, expected, rtol=0, atol=0, equal_nan=True)
+
+
+def test_argmax_of_ties_nan_and_infinities():
+    logits = torch.tensor([[1.0, 3.0, 3.0], [float("nan"), 1.0, 2.0], [-math.inf, -math.inf, -math.inf]])
+    for dtype in (torch.float32, torch.bfloat16):
+        assert logits_ops.argmax(logits.to(dtype)).tolist() == [1, 0, 0]
 
 
 # ---- what stays and what goes ----------------------------------------------------------------------------------------
@@ -384,8 +388,8 @@ def test_a_processor_that_fails_fails_its_own_slot(small):
         logits = torch.randn(3, small.vocabulary_size)
         with torch.inference_mode():
             choice = batch.sampler.sample(logits, [0, 1, 2])
-        assert list(batch.sampler.failed) == [1]
-        assert isinstance(batch.sampler.failed[1], ValueError)
+        assert list(batch.sampler.errors) == [1]
+        assert isinstance(batch.sampler.errors[1], ValueError)
         for slot in (0, 2):
             token = batch.alone[slot].step(logits[slot])[1]
             assert token is not None
@@ -537,14 +541,14 @@ def operations(small: LoadedModel, decodings: list[DecodingParams], steps: int) 
         logits = torch.randn(len(decodings), small.vocabulary_size)
         # On a CPU NumPy finds the greatest; on a device, where to ask is to wait, torch does.
         with torch.inference_mode(), pytest.MonkeyPatch.context() as patch, Asking(), Waiting() as waiting:
-            patch.setattr(screening, "greatest", lambda scores: scores.argmax(-1))
+            patch.setattr(logits_ops, "argmax", lambda scores: scores.argmax(-1))
             sampler.sample(logits, range(len(decodings)))
         done.append(waiting.operations)
     return done
 
 
 def test_a_step_never_waits(small, monkeypatch):
-    monkeypatch.setattr(changes, "drop_below_threshold", changes.drop_in_order)  # as on a GPU
+    monkeypatch.setattr(logits_ops, "drop_below_threshold", logits_ops.drop_in_order)  # as on a GPU
     sampling = {"temperature": 0.7, "top_k": 20, "top_p": 0.9}
     for count in (1, 2):  # slots of each
         greedy = [DecodingParams(6, False, generation=EVERYTHING)] * count
