@@ -119,7 +119,7 @@ def _layers(
     if selection is None:
         if capture.HasField("heads"):
             raise invalid("capture.heads", "REQUIRED", "one of list, layers and preset must be set")
-        return {kind: tuple(range(loaded.attention_layers.layers(kind))) for kind in kinds}
+        return {kind: tuple(range(loaded.attention_layers.num_layers(kind))) for kind in kinds}
     if selection == "preset":
         raise invalid("capture.heads.preset", "UNKNOWN_PRESET", "this model has no presets")
     layers = list(capture.heads.layers.layers)
@@ -186,8 +186,8 @@ def _check_weight(weight: float, field: str, over_heads: Reduction | None) -> No
 
 def _check_layer(layer: int, field: str, loaded: LoadedModel, kinds: tuple[AttentionKind, ...]) -> None:
     for kind in kinds:
-        if layer >= loaded.attention_layers.layers(kind):
-            message = f"{layer} is out of range: {kind} has layers 0 to {loaded.attention_layers.layers(kind) - 1}"
+        if layer >= loaded.attention_layers.num_layers(kind):
+            message = f"{layer} is out of range: {kind} has layers 0 to {loaded.attention_layers.num_layers(kind) - 1}"
             raise invalid(field, "LAYER_OUT_OF_RANGE", message)
 
 

@@ -210,7 +210,7 @@ def model_message(loaded: LoadedModel, limits: model_pb2.RequestLimits, *, defau
         architecture=_architecture(loaded),
         attentions=[
             model_pb2.ModelAttention(
-                kind=_number(KINDS, kind), layers=loaded.attention_layers.layers(kind), heads=loaded.heads(kind)
+                kind=_number(KINDS, kind), layers=loaded.attention_layers.num_layers(kind), heads=loaded.heads(kind)
             )
             for kind in loaded.kinds
         ],

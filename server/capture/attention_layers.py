@@ -40,7 +40,7 @@ class AttentionLayers:
     heads: dict[AttentionKind, tuple[int, ...]]  # for each kind: the number of query heads of each layer
     captures_rows: bool  # whether `attend` records rows; otherwise the model gives whole matrices
 
-    def layers(self, kind: AttentionKind) -> int:
+    def num_layers(self, kind: AttentionKind) -> int:
         """Returns how many layers have this kind of attention."""
         return len(self.heads.get(kind, ()))
 

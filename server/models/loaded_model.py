@@ -56,7 +56,7 @@ class LoadedModel:
     def kinds(self) -> tuple[AttentionKind, ...]:
         """The kinds of attention of the model. A request that names no kind gets the first."""
         order: tuple[AttentionKind, ...] = ("cross", "decoder_self", "encoder_self")
-        return tuple(kind for kind in order if self.attention_layers.layers(kind))
+        return tuple(kind for kind in order if self.attention_layers.num_layers(kind))
 
     def heads(self, kind: AttentionKind) -> int:
         """The number of query heads in each layer of a kind."""

@@ -102,18 +102,10 @@ class Sampler:
         None if the next step needs `sample`: a slot draws, an option depends on logits, or nothing faster than full
         logits exists.
         """
-        banned = None if lm_head is None else self.banned_tokens(active, end)
+        banned = self._plan_for(active, (end, self._vocabulary)).banned
         if lm_head is None or banned is None:
             return None
         return lm_head.argmax_query(end - first, banned, first)
-
-    def banned_tokens(self, active: Sequence[int], num_rows: int) -> Tensor | None:
-        """Returns the tokens that the next step may not choose, as flat indices int64 `[m]` into `[rows, vocabulary]`.
-
-        None if `sample` must see logits.
-        """
-        plan = self._plan_for(active, (num_rows, self._vocabulary))
-        return plan.banned if plan.drawing is None else None
 
     def accept_argmax(self, query: ArgmaxQuery, active: Sequence[int]) -> SamplerOutput:
         """Takes the tokens that the query's search has found as the next tokens of the active slots.
@@ -147,8 +139,8 @@ class Sampler:
         for op in plan.ops:
             op(logits)
         output = _greedy(logits) if plan.has_greedy else None
-        if plan.drawing is not None:
-            output = plan.drawing.draw(logits, output)
+        if plan.random_sampling is not None:
+            output = plan.random_sampling.draw(logits, output)
         assert output is not None
         self._finish_step(plan, output)
         return output

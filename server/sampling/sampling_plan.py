@@ -52,33 +52,35 @@ class SlotRequest:
 
 @dataclass
 class SamplingPlan:
-    """What is done to the logits of a batch for the next `steps_left` steps."""
+    """What is done to the logits of a batch for the next `steps_left` steps. Owned by the sampler."""
 
     active: tuple[int, ...]
     shape: tuple[int, int]  # of the logits
     steps_left: int
     slots: list[int]  # the active ones, in order
     ops: list[LogitsOp]  # on all logits, in order
-    # Flat indices, int64 [m], of the tokens that may not be chosen; None if the ops do more than ban and force tokens.
+    # Flat indices, int64 [m], of the tokens that may not be chosen. None if a slot draws its token, or if the ops do
+    # more than ban and force tokens: then the tokens cannot be chosen without logits.
     banned: Tensor | None
     forced: dict[int, int]  # by slot: the token that an argmax of the changed logits finds, whatever the logits are
     history_rows: Tensor | None  # the slots whose tokens are kept
     custom: dict[int, CustomProcessors]  # by slot
-    drawing: Drawing | None  # None: all slots are greedy
+    random_sampling: RandomSampling | None  # None: all slots are greedy
 
     @property
     def has_greedy(self) -> bool:
         """Whether any slot is greedy."""
-        return self.drawing is None or len(self.drawing.generators) < len(self.slots)
+        return self.random_sampling is None or len(self.random_sampling.generators) < len(self.slots)
 
     @property
     def changes_logits(self) -> bool:
         """Whether the plan writes to the logits."""
-        return bool(self.ops) or (self.drawing is not None and self.drawing.rows is None and bool(self.drawing.ops))
+        drawn = self.random_sampling
+        return bool(self.ops) or (drawn is not None and drawn.rows is None and bool(drawn.ops))
 
 
 @dataclass
-class Drawing:
+class RandomSampling:
     """The rows whose tokens are drawn at random."""
 
     rows: Tensor | None  # row numbers; None: all rows
@@ -145,11 +147,11 @@ def build_plan(
         steps_left=min((count for count in steps if count > 0), default=sys.maxsize),
         slots=list(active_requests),
         ops=[*history_ops, *bans.ops, *last_ops],
-        banned=None if history_ops or last_ops else bans.indices(),
+        banned=None if history_ops or last_ops or generators else bans.indices(),
         forced=bans.forced,
         history_rows=int_tensor(history_slots, device) if history_slots else None,
         custom=custom,
-        drawing=_drawing(generators, params, num_rows, device) if generators else None,
+        random_sampling=_build_random_sampling(generators, params, num_rows, device) if generators else None,
     )
 
 
@@ -214,12 +216,13 @@ def _custom_op(slot: int, custom: CustomProcessors, errors: dict[int, Exception]
     return apply
 
 
-def _drawing(
+def _build_random_sampling(
     generators: Mapping[int, torch.Generator],
     params: Mapping[int, SamplingParams],
     num_rows: int,
     device: torch.device,
-) -> Drawing:
+) -> RandomSampling:
+    """Builds the draws of the slots that have a generator."""
     drawn = [params[slot] for slot in generators]
 
     def ops_for(
@@ -239,7 +242,7 @@ def _drawing(
         *ops_for(lambda p: p.top_p if p.top_p < 1.0 else None, lambda shares: logits_ops.top_p(shares, device)),
         *ops_for(lambda p: p.renormalize or None, lambda _: logits_ops.log_softmax),
     ]
-    return Drawing(_row_index(list(generators), num_rows, device), list(generators.values()), ops)
+    return RandomSampling(_row_index(list(generators), num_rows, device), list(generators.values()), ops)
 
 
 def _row_index(rows: Sequence[int], num_rows: int, device: torch.device) -> Tensor | None:
