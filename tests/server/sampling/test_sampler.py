@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -368,6 +369,44 @@ def test_both_minimal_lengths_count(small):
     logits[:, 5] = 50
     for _ in range(7):
         batch.step(logits, [0, 1])
+
+
+class SearchedLogits:
+    """An LM head whose queries find the largest logits of rows that are not banned."""
+
+    def __init__(self, logits: Tensor) -> None:
+        self.logits = logits
+
+    def argmax_query(self, num_rows: int, banned: Tensor, first_row: int) -> Any:
+        assert num_rows == len(self.logits)
+        masked = self.logits.clone()
+        masked.view(-1)[banned - first_row * masked.shape[1]] = -math.inf
+        return SimpleNamespace(first_row=first_row, found=lambda: (masked.argmax(-1), masked.amax(-1)))
+
+
+@torch.inference_mode()
+def test_an_accepted_argmax_is_what_sample_chooses(small):
+    """Bans and forced tokens, also of a token that is banned at the same time, and NaN in a row with a forced token."""
+    options = [
+        {"forced_bos_token_id": 6},
+        {"forced_eos_token_id": [8, 7]},
+        {"forced_bos_token_id": 6, "suppress_tokens": [6]},
+        {"forced_eos_token_id": [8, 7], "suppress_tokens": [7], "bad_words_ids": [[5]], "min_new_tokens": 3},
+    ]
+    searching, sampling = Sampler(small, 5, LENGTH), Sampler(small, 5, LENGTH)
+    for sampler in (searching, sampling):
+        for slot, generation in enumerate(options, 1):
+            sampler.add(slot, DecodingParams(4, False, generation=PLAIN | generation), [3], [4])
+    active = [1, 2, 3, 4]
+    for _ in range(4):
+        logits = torch.randn(4, small.vocabulary_size)
+        logits[1:, 5] = 9
+        logits[0, 11] = math.nan
+        query = searching.argmax_query(SearchedLogits(logits), 1, 5, active)  # pyright: ignore[reportArgumentType]
+        assert query is not None
+        found, expected = searching.accept_argmax(query, active), sampling.sample(logits, active, first=1)
+        assert found.tokens[active].tolist() == expected.tokens[active].tolist()
+        assert found.is_finite[active].tolist() == expected.is_finite[active].tolist()
 
 
 def test_end_ids(small):
