@@ -91,12 +91,14 @@ def test_all_logits_where_a_request_looks_at_them(folder, num_searches):
 def test_a_prompt_has_no_logits(folder, monkeypatch):
     """No request needs the logits of a prompt's positions."""
     loaded = load(build_model("gpt2", folder))
-    scored: list[int] = []
+    calls: list[int] = []
     logits = LMHead.logits
-    monkeypatch.setattr(LMHead, "logits", lambda self, hidden: scored.append(len(hidden)) or logits(self, hidden))
+    monkeypatch.setattr(LMHead, "logits", lambda self, hidden: calls.append(len(hidden)) or logits(self, hidden))
     layer = loaded.model.get_output_embeddings()
-    seen: list[int] = []
-    layer.register_forward_hook(lambda _layer, given, _made: seen.append(given[0].numel() // given[0].shape[-1]))
+    num_rows: list[int] = []
+    layer.register_forward_hook(
+        lambda _layer, inputs, _output: num_rows.append(inputs[0].numel() // inputs[0].shape[-1])
+    )
     requests = mixed_requests(loaded, "gpt2", 2)
     with torch.inference_mode():
         run = slots_run(loaded, 2)
@@ -105,10 +107,10 @@ def test_a_prompt_has_no_logits(folder, monkeypatch):
         for sequence in run.live:
             while sequence.is_prefilling:
                 run.runner.prefill(sequence)
-        assert not any(seen)
-        assert not scored
+        assert not any(num_rows)
+        assert not calls
         run.step()
-    assert sum(seen) == 2
+    assert sum(num_rows) == 2
 
 
 def test_the_model_alone_is_as_it_was(folder):
