@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from .capture.arrays import AttentionArrays
-from .capture.plan import CapturePlan
+from .capture import AttentionArrays, CapturePlan
 from .text import Token, TokenizedText
 
 StopReason = Literal["end_token", "length", "stop_text", "given"]

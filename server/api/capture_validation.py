@@ -12,8 +12,7 @@ from typing import Any
 from sidelight.v1 import attention_pb2
 
 from ...kernels import Encoding, Reduction
-from ..capture.attention_function import AttentionKind
-from ..capture.plan import CapturePlan, Pair
+from ..capture import AttentionKind, CapturePlan, Head
 from ..errors import ErrorCode, RequestError, invalid, unimplemented
 from ..models import LoadedModel
 from .enums import ATTENTION_KINDS, ENCODINGS, REDUCTIONS, ROWS
@@ -63,7 +62,7 @@ def validate_capture(
     plan = CapturePlan(
         kinds=kinds,
         layers={} if pairs else _validate_layers(message, loaded, kinds),
-        heads={kind: loaded.heads(kind) for kind in kinds},
+        num_heads={kind: loaded.heads(kind) for kind in kinds},
         pairs=pairs,
         over_heads=over_heads,
         over_layers=over_layers,
@@ -124,7 +123,7 @@ def _validate_layers(
     if selection is None:
         if message.HasField("heads"):
             raise invalid("capture.heads", "REQUIRED", "one of list, layers and preset must be set")
-        return {kind: tuple(range(loaded.attention_layers.layers(kind))) for kind in kinds}
+        return {kind: tuple(range(loaded.attention_layers.num_layers(kind))) for kind in kinds}
     if selection == "preset":
         raise invalid("capture.heads.preset", "UNKNOWN_PRESET", "this model has no presets")
     layers = list(message.heads.layers.layers)
@@ -144,13 +143,13 @@ def _validate_heads(
     kinds: tuple[AttentionKind, ...],
     over_heads: Reduction | None,
     encoding: Encoding,
-) -> tuple[Pair, ...]:
+) -> tuple[Head, ...]:
     if message.heads.WhichOneof("selection") != "list":
         return ()
     path = "capture.heads.list.heads"
     if not message.heads.list.heads:
         raise invalid(path, "EMPTY", "must not be empty")
-    pairs: list[Pair] = []
+    pairs: list[Head] = []
     seen: set[tuple[int, int]] = set()
     for index, head in enumerate(message.heads.list.heads):
         field = f"{path}[{index}]"
@@ -165,7 +164,7 @@ def _validate_heads(
         if (head.layer, head.head) in seen:
             raise invalid(field, "DUPLICATE", "is asked for twice")
         seen.add((head.layer, head.head))
-        pairs.append(Pair(head.layer, head.head, weight))
+        pairs.append(Head(head.layer, head.head, weight))
     _check_sum(sum(1.0 if pair.weight is None else pair.weight for pair in pairs), path, over_heads, encoding)
     return tuple(pairs)
 
@@ -193,8 +192,9 @@ def _check_weight(weight: float, field: str, over_heads: Reduction | None) -> No
 
 def _check_layer(layer: int, field: str, loaded: LoadedModel, kinds: tuple[AttentionKind, ...]) -> None:
     for kind in kinds:
-        if layer >= loaded.attention_layers.layers(kind):
-            problem = f"{layer} is out of range: {kind} has layers 0 to {loaded.attention_layers.layers(kind) - 1}"
+        num_layers = loaded.attention_layers.num_layers(kind)
+        if layer >= num_layers:
+            problem = f"{layer} is out of range: {kind} has layers 0 to {num_layers - 1}"
             raise invalid(field, "LAYER_OUT_OF_RANGE", problem)
 
 

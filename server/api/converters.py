@@ -11,9 +11,7 @@ from numpy.typing import NDArray
 from sidelight.v1 import attention_pb2, model_pb2, text_pb2
 from sidelight.v1 import attribution_service_pb2 as service_pb
 
-from ..capture.arrays import AttentionArrays
-from ..capture.attention_function import AttentionKind
-from ..capture.plan import CapturePlan
+from ..capture import AttentionArrays, AttentionKind, CapturePlan
 from ..models import LoadedModel
 from ..request import EncoderSelf, Finished, Request, Started, Step
 from ..text import Token
@@ -168,7 +166,7 @@ def model_message(loaded: LoadedModel, limits: model_pb2.RequestLimits, *, defau
         attentions=[
             model_pb2.ModelAttention(
                 kind=number_of(ATTENTION_KINDS, kind),
-                layers=loaded.attention_layers.layers(kind),
+                layers=loaded.attention_layers.num_layers(kind),
                 heads=loaded.heads(kind),
             )
             for kind in loaded.kinds

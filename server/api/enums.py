@@ -13,8 +13,7 @@ import numpy as np
 from sidelight.v1 import attention_pb2, text_pb2
 
 from ...kernels import Encoding, Reduction
-from ..capture.attention_function import AttentionKind
-from ..capture.plan import Row
+from ..capture import AttentionKind, Row
 from ..request import Score, StopReason
 
 

@@ -12,7 +12,7 @@ import uuid
 from sidelight.v1 import attribution_service_pb2 as service_pb
 from sidelight.v1 import text_pb2
 
-from ..capture.attention_function import AttentionKind
+from ..capture import AttentionKind
 from ..errors import invalid
 from ..models import LoadedModel
 from ..request import DecodingParams, GivenTarget, Request, Score

@@ -1,4 +1,4 @@
-"""Attention on the host: plain arrays, as a message carries them, and their way there from the device."""
+"""AttentionArrays: attention on the host, as a message carries it, and the way from the kernels' tensors to it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -14,10 +13,10 @@ from ...kernels import AttentionTensors
 
 
 class AttentionArrays(NamedTuple):
-    """Attention of some queries, `[queries, positions, ...]`, or of one, `[positions, ...]`.
+    """Attention of several queries, `[queries, positions, ...]`, or of one query, `[positions, ...]`.
 
-    `values` is float32, float16 or uint8. uint8 has `scales`, float32, without the axis of positions; with top-k there
-    are `positions`, int32, in the shape of values, and their axis is shorter.
+    `values` is float32, float16 or uint8. uint8 values have `scales`, float32, without the axis of positions. With
+    top-k there are `positions`, int32, of the shape of `values`, and the axis of positions is shorter.
     """
 
     values: NDArray[Any]
@@ -26,89 +25,66 @@ class AttentionArrays(NamedTuple):
 
     @property
     def nbytes(self) -> int:
-        """Bytes in all."""
+        """Bytes of all arrays."""
         return sum(array.nbytes for array in self if array is not None)
 
-    def of(self, query: int) -> AttentionArrays:
-        """One of the queries."""
+    def query(self, query: int) -> AttentionArrays:
+        """Returns one query as a view."""
         return AttentionArrays(*(None if array is None else array[query] for array in self))  # pyright: ignore[reportArgumentType]
 
-    def copy_of(self, query: int | slice, count: int | None = None) -> AttentionArrays:
-        """One of the queries, or its first positions; or some queries. A copy keeps no other queries in memory.
+    def copy_query(self, query: int, num_positions: int | None = None) -> AttentionArrays:
+        """Copies one query, or its first positions, so that the copy keeps no other query in memory.
 
-        Rows are ordered by share under top-k, so that what a query cannot see, which has none, comes last.
+        With top-k a row is sorted by share: the positions that the query cannot see have no share and come last.
         """
-        where = query if isinstance(query, slice) else (query, slice(count))
+        return self._copy((query, slice(num_positions)), query)
+
+    def copy_queries(self, queries: slice) -> AttentionArrays:
+        """Copies several queries, so that the copy keeps no other query in memory."""
+        return self._copy(queries, queries)
+
+    def _copy(self, index: slice | tuple[int, slice], scale_index: slice | int) -> AttentionArrays:
         return AttentionArrays(
-            self.values[where].copy(),
-            None if self.scales is None else self.scales[query].copy(),
-            None if self.positions is None else self.positions[where].copy(),
+            self.values[index].copy(),
+            None if self.scales is None else self.scales[scale_index].copy(),
+            None if self.positions is None else self.positions[index].copy(),
         )
 
-
-def are_finite(numbers: AttentionArrays) -> bool:
-    """Whether there is neither an infinity nor a NaN among the numbers, nor among their scales."""
-    return all(_is_finite(array) for array in (numbers.values, numbers.scales) if array is not None)
+    def is_finite(self) -> bool:
+        """Whether neither the values nor the scales hold an infinity or a NaN."""
+        return all(_is_finite(array) for array in (self.values, self.scales) if array is not None)
 
 
 def _is_finite(array: NDArray[Any]) -> bool:
     if array.dtype.kind != "f":
         return True
     with np.errstate(over="ignore", invalid="ignore"):
-        # A finite sum has finite terms, and is made without a copy. Many great terms may have an infinite one.
+        # If the sum is finite, so is each term, and a sum needs no copy. Many large terms may have an infinite sum.
         return bool(np.isfinite(array.sum(dtype=np.float32)) or np.isfinite(array).all())
 
 
-def to_host(tensors: Sequence[Tensor]) -> list[NDArray[Any]]:
-    """Tensors as arrays, by one copy from their device to the host, however many: the only wait in a step."""
-    if not tensors:
+def list_tensors(tensors: AttentionTensors | None) -> list[Tensor]:
+    """Lists the tensors that go to the host, without the batch axis. The batch must be of one sequence."""
+    if tensors is None:
         return []
-    device = tensors[0].device
-    if device.type == "cpu":
-        return [tensor.numpy() for tensor in tensors]
-    joined = join(tensors)
-    host = torch.empty(joined.shape, dtype=torch.uint8, pin_memory=True)
-    host.copy_(joined, non_blocking=True)
-    torch.cuda.current_stream(device).synchronize()
-    return split(host.numpy(), tensors)
+    return [tensor[0] for tensor in (tensors.values, tensors.scales, tensors.positions) if tensor is not None]
 
 
-def join(tensors: Sequence[Tensor]) -> Tensor:
-    """All bytes of some tensors, one after another, each from a multiple of 8 on, so that NumPy may look at them."""
-    flat = [tensor.contiguous().view(-1).view(torch.uint8) for tensor in tensors]
-    return torch.cat([torch.nn.functional.pad(each, (0, -len(each) % 8)) for each in flat])
-
-
-def split(joined: NDArray[np.uint8], tensors: Sequence[Tensor]) -> list[NDArray[Any]]:
-    """What `join` joined, as arrays that share its memory."""
-    arrays: list[NDArray[Any]] = []
-    begin = 0
-    for tensor in tensors:
-        dtype = torch.empty(0, dtype=tensor.dtype).numpy().dtype
-        arrays.append(joined[begin : begin + tensor.nbytes].view(dtype).reshape(tuple(tensor.shape)))
-        begin += tensor.nbytes + -tensor.nbytes % 8
-    return arrays
-
-
-def tensors_of(result: AttentionTensors | None) -> list[Tensor]:
-    """What is to be fetched of a result, batch of one."""
-    if result is None:
-        return []
-    return [tensor[0] for tensor in (result.values, result.scales, result.positions) if tensor is not None]
-
-
-def numbers_of(
-    result: AttentionTensors | None, arrays: Sequence[NDArray[Any]], shape: tuple[int, ...]
+def build_arrays(
+    tensors: AttentionTensors | None, arrays: Sequence[NDArray[Any]], shape: tuple[int, ...]
 ) -> AttentionArrays | None:
-    """The arrays of `tensors_of`, their columns as axes of `shape`."""
-    if result is None:
-        return None
-    left = iter(arrays)
+    """Builds AttentionArrays from the arrays on the host, in the order of `list_tensors`.
 
-    def take(wanted: bool) -> NDArray[Any] | None:
-        array = next(left) if wanted else None
+    The axis of columns becomes the axes of `shape`. None without tensors.
+    """
+    if tensors is None:
+        return None
+    remaining = iter(arrays)
+
+    def next_array(is_present: bool) -> NDArray[Any] | None:
+        array = next(remaining) if is_present else None
         return None if array is None else array.reshape(*array.shape[:-1], *shape)
 
-    values = take(True)
+    values = next_array(True)
     assert values is not None
-    return AttentionArrays(values, take(result.scales is not None), take(result.positions is not None))
+    return AttentionArrays(values, next_array(tensors.scales is not None), next_array(tensors.positions is not None))

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from ..capture.arrays import AttentionArrays
+from ..capture import AttentionArrays
 from ..errors import invalid, not_a_number
 from ..models import LoadedModel
 from ..request import DecodingParams, EncoderSelf, Finished, GivenTarget, Output, Request, Started, Step, StopReason
@@ -43,7 +43,7 @@ def split_encoder_self(attention: AttentionArrays | None) -> Iterator[EncoderSel
     num_queries = len(attention.values)
     size = max(1, _PART_BYTES // max(1, attention.nbytes // num_queries))
     for first in range(0, num_queries, size):
-        yield EncoderSelf(first, attention.copy_of(slice(first, first + size)))
+        yield EncoderSelf(first, attention.copy_queries(slice(first, first + size)))
 
 
 def target_outputs(loaded: LoadedModel, request: Request, target_pass: TargetPass) -> Iterator[Output]:
@@ -69,13 +69,13 @@ def _given_steps(request: Request, output: TargetOutput) -> Iterator[Output]:
         step = Step(index, token, added, output.scores[index].tolist())
         if index < request.resume_at:
             continue
-        if request.capture.covers(index):
+        if request.capture.captures_step(index):
             num_visible = output.first_query + index + 1
             cross, own = output.cross, output.decoder_self
             step = replace(
                 step,
-                cross=None if cross is None else cross.copy_of(index),
-                decoder_self=None if own is None else own.copy_of(index, num_visible),
+                cross=None if cross is None else cross.copy_query(index),
+                decoder_self=None if own is None else own.copy_query(index, num_visible),
             )
         yield step
     yield Finished(text, "given", len(tokens))

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..capture import layer_key_of
+
 # The names of the projections of queries, keys and values in different families.
 _NAMES = (("q_proj", "k_proj", "v_proj"), ("q", "k", "v"), ("query", "key", "value"))
 
@@ -69,7 +71,7 @@ def fuse_projections(model: nn.Module) -> None:
     layers, or that do not fit together, stay as they are.
     """
     for module in model.modules():
-        key = getattr(module, "sidelight_site", None)
+        key = layer_key_of(module)
         if key is None:
             continue
         for names in _NAMES:

@@ -1,8 +1,8 @@
-"""The last layer of a model, apart from the rest: from what it has made of a position to the scores of all tokens.
+"""LMHead: the output projection of a model, apart from the rest of the model.
 
-A forward pass can leave this layer out, so that whoever has taken the pass asks for what it needs: no scores while a
-prompt is read, all of them where somebody looks at them, and else only the greatest of each row (see `screened_head`).
-Knows models; knows nothing of requests or slots.
+A forward pass can skip this layer. The caller of the pass then asks for what it needs: no logits while a prompt is
+read, all logits where a request looks at them, and else only the largest logit of each row (see `screened_head`). This
+module knows models; it knows nothing of requests or slots.
 """
 
 from __future__ import annotations
@@ -18,116 +18,128 @@ from transformers import PreTrainedModel
 
 from ...kernels.cpu import LinearArgmax, MaskedColumns, mask_columns
 from .packed_linear import PackedLinear
-from .screened_head import Estimates, ScreenedHead
+from .screened_head import ScreenedHead
 
 log = logging.getLogger(__name__)
 
 
 class ArgmaxQuery(NamedTuple):
-    """The greatest score of each row, about to be found without writing all."""
+    """How a forward pass finds the largest logit of each row without writing all logits."""
 
     search: LinearArgmax
-    excluded: MaskedColumns
+    masked: MaskedColumns  # the logits that no row may choose
+    first_row: int  # the number of the pass's first row, as banned tokens count rows
+    num_rows: int
+
+    def found(self) -> tuple[Tensor, Tensor]:
+        """Returns the token of each row, int64 `[n]`, and its logit, float32 `[n]`, once the search has run.
+
+        The logit may be an estimate; it is NaN where any logit of the row is. The next search overwrites both tensors.
+        """
+        return self.search.results(self.num_rows)
 
 
 class LMHead:
-    """The scores of all tokens, from what a model's last layer is given."""
+    """The logits of all tokens, from the hidden states that a model gives its output projection.
+
+    Owned by a backend, for one thread.
+    """
 
     def __init__(self, layer: nn.Module, bias: Tensor | None = None) -> None:
-        """`bias`, `[vocabulary]`, is what the model adds to what the layer makes."""
+        """`bias`, `[vocabulary]`, is what the model adds to the output of the layer."""
         self._layer = layer
         self._bias = bias
-        self._screen: ScreenedHead | None = None
-        self._search: LinearArgmax | None = None  # among the layer's own scores
-        self._excluded: tuple[Tensor, int, MaskedColumns] | None = None  # the last, and as a search has them
-        self._is_held = False
+        self._screened: ScreenedHead | None = None
+        self._search: LinearArgmax | None = None  # over the layer's own weights
+        self._masked: tuple[Tensor, int, MaskedColumns] | None = None  # the last banned tokens, and their masks
+        self._is_skipping = False
         self._hidden: Tensor | None = None
-        self._hook = layer.register_forward_pre_hook(self._hold)
+        self._hook = layer.register_forward_pre_hook(self._intercept)
 
-    def _hold(self, _layer: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-        if not self._is_held:
+    def _intercept(self, _layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        if not self._is_skipping:
             return None
-        self._hidden = given[0]
-        return (given[0][:0],)  # so that what comes after the layer has nothing to do either
+        self._hidden = inputs[0]
+        return (inputs[0][:0],)  # no rows, so that nothing after the layer has work to do either
 
     def detach(self) -> None:
-        """Leaves the model as it was."""
+        """Removes the hook: the model is as it was before."""
         self._hook.remove()
 
-    def screen(self, weight: Tensor) -> None:
-        """Has the greatest scores found by estimates, where that takes less time. `weight` is the layer's, unpacked."""
-        bias = getattr(self._layer, "bias", None)
-        if self._bias is not None:
-            bias = self._bias if bias is None else bias + self._bias
-        try:
-            screen = ScreenedHead(weight, bias, self.logits, self._search)
-        except RuntimeError as error:  # such as no exact int8 kernel on this machine
-            log.info("all scores are computed in full: %s", error)
-            return
-        self._screen = screen if screen.is_ever_worth else None  # without it, its copy goes
-
-    def search(self) -> None:
-        """Has the greatest scores found without writing all, where the layer is in panels."""
+    def enable_search(self) -> None:
+        """Finds argmaxes without writing logits, where the layer's weights are packed for programs."""
         panels = self._layer.panels if isinstance(self._layer, PackedLinear) else None
         if panels is None:
             return
         if self._bias is not None:
-            more = torch.nn.functional.pad(self._bias.float(), (0, len(panels.bias) - panels.out_features))
-            panels = panels._replace(bias=panels.bias + more)
+            padded_bias = torch.nn.functional.pad(self._bias.float(), (0, len(panels.bias) - panels.out_features))
+            panels = panels._replace(bias=panels.bias + padded_bias)
         self._search = LinearArgmax(panels)
+
+    def enable_screening(self, weight: Tensor) -> None:
+        """Finds argmaxes by an int8 copy of the weights, where that takes less time.
+
+        `weight` is the layer's weight before packing, `[vocabulary, width]`.
+        """
+        bias = getattr(self._layer, "bias", None)
+        if self._bias is not None:
+            bias = self._bias if bias is None else bias + self._bias
+        try:
+            screened = ScreenedHead(weight, bias, self._search or self._argmax)
+        except RuntimeError as error:  # such as no compiled search on this machine
+            log.info("all logits are computed in full: %s", error)
+            return
+        self._screened = screened if screened.is_ever_faster else None  # an unused copy is freed
+
+    def _argmax(self, hidden: Tensor) -> Tensor:
+        return self.logits(hidden).argmax(-1)
 
     @contextmanager
     def skipping(self) -> Iterator[None]:
-        """Leaves the layer out of the forward passes within: their logits have no rows. `pop_hidden` has its input."""
-        self._is_held, self._hidden = True, None
+        """Skips the layer in the forward passes within: their logits have no rows. `pop_hidden` returns its input."""
+        self._is_skipping, self._hidden = True, None
         try:
             yield
         finally:
-            self._is_held = False
+            self._is_skipping = False
 
     def pop_hidden(self) -> Tensor:
-        """What the layer would have been given in the last pass that was held, `[B, T, width]`."""
+        """Returns the hidden states that the last skipping pass gave the layer, `[B, T, width]`."""
         hidden, self._hidden = self._hidden, None
         assert hidden is not None
         return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """The scores of all tokens, `[n, vocabulary]`, from `[n, width]`."""
+        """Returns the logits of all tokens, `[n, vocabulary]`, from hidden states `[n, width]`."""
         logits = self._layer(hidden)
         return logits if self._bias is None else logits + self._bias
 
-    def argmax_query(self, rows: int, excluded: Tensor, first: int) -> ArgmaxQuery | None:
-        """How the greatest scores of so many rows are found; None where scores must be written to be searched.
+    def argmax_query(self, num_rows: int, banned: Tensor, first_row: int) -> ArgmaxQuery | None:
+        """Returns how the largest logits of so many rows are found; None where logits must be written.
 
-        Scores that are `excluded`, int64 `[m]`, are no row's: each is a row, from `first` on, times the size
-        of the vocabulary, and a token.
+        `banned`, int64 `[m]`, are flat indices, row * vocabulary + token, of logits that no row may choose. They count
+        rows such that the pass's first row is `first_row`.
         """
-        search, screen = self._search, self._screen
-        if screen is not None and screen.is_worth(rows, searching=True):
-            search = screen.search or search
+        search, screened = self._search, self._screened
+        if screened is not None and screened.is_faster(num_rows):
+            search = screened.search
         if search is None:
             return None
-        if self._excluded is None or self._excluded[0] is not excluded or self._excluded[1] != first:
+        if self._masked is None or self._masked[0] is not banned or self._masked[1] != first_row:
             size = search.out_features
-            made = mask_columns(excluded // size - first, excluded % size, size)
-            self._excluded = excluded, first, made
-        return ArgmaxQuery(search, self._excluded[2])
-
-    def estimates(self, hidden: Tensor) -> Estimates | None:
-        """What the greatest scores are found by, from `[n, width]`; None where all scores take no longer."""
-        if self._screen is None or not self._screen.is_worth(len(hidden)):
-            return None
-        return self._screen.estimate(hidden)
+            masked = mask_columns(banned // size - first_row, banned % size, size)
+            self._masked = banned, first_row, masked
+        return ArgmaxQuery(search, self._masked[2], first_row, num_rows)
 
 
 def shared_weight(model: PreTrainedModel) -> Tensor | None:
-    """The last layer's weight `[vocabulary, width]` where it is the input embedding's too; None where it is its own."""
-    last, first = (
+    """Returns the output projection's weight `[vocabulary, width]` if it is the input embedding's too; else None."""
+    output, embedding = (
         getattr(layer, "weight", None) for layer in (model.get_output_embeddings(), model.get_input_embeddings())
     )
-    if not (isinstance(last, Tensor) and isinstance(first, Tensor)):
+    if not (isinstance(output, Tensor) and isinstance(embedding, Tensor)):
         return None
-    return first.detach() if last.data_ptr() == first.data_ptr() and last.shape == first.shape else None
+    return embedding.detach() if output.data_ptr() == embedding.data_ptr() and output.shape == embedding.shape else None
 
 
 def find_lm_head(model: PreTrainedModel) -> LMHead | None:

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..capture.attention_function import record_to
-from ..capture.attention_layers import AttentionLayers, first_token
+from ..capture import AttentionLayers, first_token, record_to
 from ..layers import LMHead, find_lm_head
 from .backend import Backend, BackendConfig, BackendType, UnsupportedModelError
 from .bart_backend import BartBackend

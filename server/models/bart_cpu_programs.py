@@ -26,7 +26,7 @@ from ...kernels.cpu import (
     is_supported,
     store_rows,
 )
-from ..capture.attention_function import LayerKey, RecordTarget, targets_of_step, write_step
+from ..capture import LayerKey, RecordTarget, layer_key_of, record_targets, write_step_rows
 from ..layers import ArgmaxQuery, FusedSlice, PackedLinear
 from .backend import UnsupportedModelError
 from .bart_modules import Embedding, heads_of, is_pre_norm
@@ -87,16 +87,16 @@ class DecoderProgram:
         other_targets: list[tuple[RecordTarget, Tensor]] = []
         for key, probabilities in step.probabilities:
             visible = source_length if key.kind == "cross" else length
-            for target in targets_of_step(key, (count, self._heads, 1, visible), tokens.device):
+            for target in record_targets(key, (count, self._heads, 1, visible), tokens.device):
                 if _is_stored_as_computed(target, visible):
-                    column, is_cross = target.part.column, key.kind == "cross"
-                    operation = store_rows(probabilities, target.result.values, column, target.rows, is_cross=is_cross)
+                    column, is_cross = target.layer_spec.column, key.kind == "cross"
+                    operation = store_rows(probabilities, target.tensors.values, column, target.rows, is_cross=is_cross)
                     epilogue.append(operation[None])
                 else:
                     other_targets.append((target, probabilities[:count, :, None, :visible]))
         output = step.output[:count]
         if query is not None:
-            epilogue.append(query.search.prepare(output, query.excluded))
+            epilogue.append(query.search.prepare(output, query.masked))
         step.program.run(
             count,
             x=tokens,
@@ -106,7 +106,7 @@ class DecoderProgram:
             epilogue=np.concatenate(epilogue) if epilogue else None,
         )
         for target, probabilities in other_targets:
-            write_step([target], probabilities)
+            write_step_rows([target], probabilities)
         return output
 
     def _build(self, cache: KVCache) -> _StepProgram:
@@ -159,7 +159,7 @@ class DecoderProgram:
 
 def _is_stored_as_computed(target: RecordTarget, visible: int) -> bool:
     """Whether a target takes `visible` positions of all heads side by side, in float32."""
-    result, part = target.result, target.part
+    result, part = target.tensors, target.layer_spec
     return (
         result.is_dense_float
         and result.values.dtype == torch.float32
@@ -241,7 +241,14 @@ class EncoderProgram:
 # ---- layers ---------------------------------------------------------------------------------------------------------
 #
 # The classes below collect the weights of a layer. They raise UnsupportedModelError for a part that no program has.
-# `find_attention_layers` has set the `LayerKey` of each attention module as the module's attribute `sidelight_site`.
+# `find_attention_layers` has given each attention module its `LayerKey`.
+
+
+def _layer_key(module: nn.Module) -> LayerKey:
+    layer_key = layer_key_of(module)
+    if layer_key is None:
+        raise UnsupportedModelError("attention without a layer key")
+    return layer_key
 
 
 class _FeedForward:
@@ -262,7 +269,7 @@ class _EncoderLayer:
     def __init__(self, layer: Any) -> None:
         self.own_norm = _layer_norm(layer.self_attn_layer_norm)
         self.project, self.own_output = _fused_panels(layer.self_attn.q_proj), _panels(layer.self_attn.out_proj)
-        self.own_key: LayerKey = layer.self_attn.sidelight_site
+        self.own_key = _layer_key(layer.self_attn)
         self.feed_forward = _FeedForward(layer)
 
 
@@ -274,7 +281,7 @@ class _DecoderLayer(_EncoderLayer):
         self.source_norm = _layer_norm(layer.encoder_attn_layer_norm)
         self.source_query = _panels(layer.encoder_attn.q_proj)
         self.source_output = _panels(layer.encoder_attn.out_proj)
-        self.source_key: LayerKey = layer.encoder_attn.sidelight_site
+        self.source_key = _layer_key(layer.encoder_attn)
 
 
 class _StackBuilder:

@@ -30,7 +30,7 @@ from transformers.models.pegasus.modeling_pegasus import (
     PegasusSinusoidalPositionalEmbedding,
 )
 
-from ..capture.attention_function import attend
+from ..capture import attend
 from ..layers import FusedSlice, LMHead
 from .backend import UnsupportedModelError
 

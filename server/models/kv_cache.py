@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin, EncoderDecoderCache
 
-from ..capture.attention_function import AttentionKind
+from ..capture import AttentionKind
 
 # Bytes of a line of the processor's cache. torch begins the memory of a tensor at a line.
 _LINE = 64

@@ -9,8 +9,7 @@ from typing import Any
 
 from transformers import GenerationConfig, PreTrainedModel
 
-from ..capture.attention_function import AttentionKind
-from ..capture.attention_layers import AttentionLayers
+from ..capture import AttentionKind, AttentionLayers
 from ..text import Tokenizer
 from .backend import Backend
 
@@ -57,7 +56,7 @@ class LoadedModel:
     def kinds(self) -> tuple[AttentionKind, ...]:
         """The kinds of attention of the model. A request that names no kind gets the first."""
         order: tuple[AttentionKind, ...] = ("cross", "decoder_self", "encoder_self")
-        return tuple(kind for kind in order if self.attention_layers.layers(kind))
+        return tuple(kind for kind in order if self.attention_layers.num_layers(kind))
 
     def heads(self, kind: AttentionKind) -> int:
         """The number of query heads in each layer of a kind."""

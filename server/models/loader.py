@@ -19,8 +19,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ...kernels.cpu import is_supported
-from ..capture.attention_function import register
-from ..capture.attention_layers import AttentionLayers, find_attention_layers
+from ..capture import AttentionLayers, find_attention_layers, register
 from ..checkpoint import (
     CONFIG,
     Checkpoint,
@@ -195,9 +194,9 @@ def _make_backend(
         is_compiled=options.is_compiled,
     )
     if backend is not None and backend.lm_head is not None and options.packing is not None:
-        backend.lm_head.search()
+        backend.lm_head.enable_search()
         if options.packing == "float32" and weight is not None:
-            backend.lm_head.screen(weight)
+            backend.lm_head.enable_screening(weight)
     return backend
 
 

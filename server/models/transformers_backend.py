@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..capture.attention_function import record_to, separating
-from ..capture.attention_layers import first_token
+from ..capture import attend_per_row, first_token, layer_key_of, record_to
 from ..layers import ArgmaxQuery, LMHead
 from ..transfer import int_tensor
 from ..transformers_versions import cache_argument, cache_of
@@ -164,7 +163,7 @@ class TransformersBackend:
         with self._isolated_rows(cache):
             output = self._decode(tokens, cache)
         if query is not None:
-            query.search(output, query.excluded)
+            query.search(output, query.masked)
         return output
 
     def _decode(self, tokens: Tensor, cache: KVCache) -> Tensor:
@@ -177,7 +176,7 @@ class TransformersBackend:
 
     def _isolated_rows(self, cache: KVCache) -> AbstractContextManager[None]:
         """Keep the rows of a step apart if the config asks for batch invariance (see `batch_invariance`)."""
-        return separating(cache.step_lengths()) if self._config.is_batch_invariant else nullcontext()
+        return attend_per_row(cache.step_lengths()) if self._config.is_batch_invariant else nullcontext()
 
     def _forward(self, tokens: Tensor, cache: KVCache) -> Tensor:
         """The logits `[n, vocabulary]` of the model's own forward pass."""
@@ -229,11 +228,11 @@ def _shapes_of(cache: Any) -> list[KVShape]:
 def _source_projections(model: nn.Module) -> list[_Projection]:
     """The projections of keys and values in the cross-attention of each decoder layer.
 
-    `find_attention_layers` has set the `LayerKey` of each attention module as the module's attribute `sidelight_site`.
+    `find_attention_layers` has given each attention module its `LayerKey`.
     """
     modules: dict[int, nn.Module] = {}
     for module in model.modules():
-        key = getattr(module, "sidelight_site", None)
+        key = layer_key_of(module)
         if key is not None and key.kind == "cross":
             modules[key.layer] = module
     return [_projection(module) for _, module in sorted(modules.items())]

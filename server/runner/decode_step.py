@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
-from ..capture.arrays import to_host
-from ..capture.attention_function import AttentionKind, record_to
-from ..layers import ArgmaxQuery
+from ..capture import AttentionKind, record_to
 from ..models import Backend, KVCache
 from ..request import Score
-from ..sampling.sampler import Sampler, SamplerOutput
-from ..sampling.step_scores import step_scores
-from ..transfer import cached_index
+from ..sampling import Sampler, SamplerOutput, step_scores
+from ..transfer import cached_index, to_host
 from .sequence import Sequence, StepOutput
 from .slot_allocator import SlotAllocator
 from .step_recorder import StepRecorder
@@ -60,12 +56,12 @@ class DecodeStep:
         )
         logits, chosen = self._forward(step, batch, tokens, recorder)
         # A fault of a logits processor is its request's alone, and so is a fault of a score.
-        failed = self._sampler.failed
+        failed = self._sampler.errors
         faults: dict[Sequence, Exception] = {
             sequence: failed[sequence.slot] for sequence in batch if sequence.slot in failed
         }
         sound = [sequence for sequence in batch if sequence not in faults]
-        scored = [] if logits is None else _score(sound, logits, chosen.tokens, faults)
+        scored = [] if logits is None else _score(sound, logits, step.slots.start, chosen.tokens, faults)
         return self._collect(step, batch, chosen, scored, recorder, faults)
 
     def _plan_step(self, batch: list[Sequence]) -> _Step:
@@ -85,29 +81,20 @@ class DecodeStep:
     def _forward(
         self, step: _Step, batch: list[Sequence], tokens: Tensor, recorder: StepRecorder
     ) -> tuple[Tensor | None, SamplerOutput]:
-        """Runs the model and chooses tokens. Returns logits by slot, `[end, vocabulary]`; None if not needed."""
+        """Runs the model and chooses tokens. Returns the logits of the step's slots; None if nobody needs them."""
         first, end = step.slots.start, step.slots.stop
         active = [sequence.slot for sequence in batch]
         keeps_logits = any(sequence.request.scores for sequence in batch)  # scores come from the model's own logits
-        query = None if keeps_logits else self._argmax_query(first, end, active)
+        lm_head = self._backend.lm_head
+        query = None if keeps_logits else self._sampler.argmax_query(lm_head, first, end, active)
         with record_to(recorder, padded=False):
             output = self._backend.decode(tokens, self._cache, query)
         if query is not None:
-            found, best = (_by_slot(rows, first) for rows in query.search.results(end - first))
             self.has_sampled = True
-            return None, self._sampler.accept_argmax(found, best, active)
-        lm_head = self._backend.lm_head
-        logits = _by_slot(output if lm_head is None else lm_head.logits(output), first)
+            return None, self._sampler.accept_argmax(query, active)
+        logits = output if lm_head is None else lm_head.logits(output)
         self.has_sampled = True
-        return logits, self._sampler.sample(logits, active, keep=keeps_logits)
-
-    def _argmax_query(self, first: int, end: int, active: list[int]) -> ArgmaxQuery | None:
-        """How the tokens of a step are found without writing logits; None where sampling needs the logits."""
-        lm_head = self._backend.lm_head
-        if lm_head is None:
-            return None
-        banned = self._sampler.banned_tokens(active, end)
-        return None if banned is None else lm_head.argmax_query(end - first, banned, first)
+        return logits, self._sampler.sample(logits, active, first=first, keep_logits=keeps_logits)
 
     def _collect(
         self,
@@ -125,9 +112,9 @@ class DecodeStep:
         slot_ids = tuple(sequence.slot for sequence in batch)
         index = slots if is_contiguous else cached_index(slot_ids, self._tokens.device)
         tokens = chosen.tokens[index]
-        candidates = [] if chosen.is_left is None else [chosen.is_left[index]]
+        candidates = [] if chosen.has_candidates is None else [chosen.has_candidates[index]]
         ids, finite, *arrays = to_host(
-            [tokens, chosen.is_number[index], *candidates, *(scores for _, scores in scored), *recorder.tensors]
+            [tokens, chosen.is_finite[index], *candidates, *(scores for _, scores in scored), *recorder.tensors]
         )
         has_candidates, arrays = arrays[: len(candidates)], arrays[len(candidates) :]
         self._tokens[index] = tokens[:, None]
@@ -157,9 +144,12 @@ class DecodeStep:
 
 
 def _score(
-    sequences: list[Sequence], logits: Tensor, tokens: Tensor, faults: dict[Sequence, Exception]
+    sequences: list[Sequence], logits: Tensor, first: int, tokens: Tensor, faults: dict[Sequence, Exception]
 ) -> list[tuple[list[Sequence], Tensor]]:
-    """The scores of a step, `[sequences, scores]` for sequences that ask for the same. Adds what fails to `faults`."""
+    """The scores of a step, `[sequences, scores]` for sequences that ask for the same. Adds what fails to `faults`.
+
+    `logits` are those of the slots from `first` on; `tokens` are by slot.
+    """
     groups: dict[tuple[tuple[Score, ...], float], list[Sequence]] = {}
     for sequence in sequences:
         request = sequence.request
@@ -167,14 +157,10 @@ def _score(
             groups.setdefault((request.scores, request.score_top_p), []).append(sequence)
     scored: list[tuple[list[Sequence], Tensor]] = []
     for (names, top_p), group in groups.items():
-        rows = cached_index(tuple(sequence.slot for sequence in group), logits.device)
+        slots = cached_index(tuple(sequence.slot for sequence in group), logits.device)
+        rows = cached_index(tuple(sequence.slot - first for sequence in group), logits.device)
         try:
-            scored.append((group, step_scores(names, logits[rows], tokens[rows], top_p)))
+            scored.append((group, step_scores(names, logits[rows], tokens[slots], top_p)))
         except Exception as error:
             faults |= dict.fromkeys(group, error)
     return scored
-
-
-def _by_slot(rows: Tensor, first: int) -> Tensor:
-    """Rows of the slots from `first` on, at the index of their slot, where the sampler looks for them."""
-    return torch.cat([rows.new_zeros(first, *rows.shape[1:]), rows]) if first else rows

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import torch
 
-from ..capture.arrays import AttentionArrays
-from ..capture.attention_function import record_to
+from ..capture import AttentionArrays, record_to
 from ..memory import is_out_of_memory, out_of_memory
 from ..models import Backend, KVCache, LoadedModel
 from ..request import DecodingParams, Request
-from ..sampling.sampler import Sampler
+from ..sampling import Sampler
 from .decode_step import DecodeStep
 from .prefill import Prefill
 from .sequence import Sequence, StepOutput, SwappedSequence

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..capture.arrays import AttentionArrays
-from ..capture.attention_function import record_to
+from ..capture import AttentionArrays, record_to
 from ..memory import is_out_of_memory, out_of_memory
 from ..models import MAX_PREFILL_TOKENS, Backend, KVCache, LoadedModel
 from ..request import Request

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from ..capture.arrays import AttentionArrays
+from ..capture import AttentionArrays
 from ..models import LoadedModel
 from ..request import Request
 from .model_runner import ModelRunner

@@ -7,11 +7,10 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from ..capture.arrays import AttentionArrays
-from ..capture.plan import CapturePlan
+from ..capture import AttentionArrays, CapturePlan
 from ..models import SwappedCache
 from ..request import DecodingParams, Request
-from ..sampling.sampler import SamplerState
+from ..sampling import SamplerState
 
 
 class StepOutput(NamedTuple):
@@ -71,7 +70,7 @@ class Sequence:
         """Whether the attention of the next pass's last query is sent."""
         # The last query of a pass predicts the token of this step, and reads the token of the step before.
         step = self.num_steps - 1 if self.plan.row == "reading" else self.num_steps
-        return step >= self.request.resume_at and self.plan.covers(step)
+        return step >= self.request.resume_at and self.plan.captures_step(step)
 
     def pop_source_attention(self) -> AttentionArrays | None:
         """The encoder self-attention, `[queries, positions, …]`, once: the sequence keeps no reference to it."""

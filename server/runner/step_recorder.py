@@ -10,9 +10,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...kernels import AttentionTensors
-from ..capture.arrays import AttentionArrays, are_finite, numbers_of
-from ..capture.attention_function import AttentionKind, LayerKey, RecordTarget, fuses
-from ..capture.plan import PassRecorder
+from ..capture import (
+    AttentionArrays,
+    AttentionKind,
+    LayerKey,
+    PassRecorder,
+    RecordTarget,
+    build_arrays,
+    has_fused_decode,
+)
 from ..errors import not_a_number
 from ..transfer import cached_index
 from .sequence import Sequence
@@ -56,7 +62,7 @@ class StepRecorder:
             selected = None if rows == tuple(range(count)) else cached_index(rows, tokens.device)
             # To select rows of a batch is to copy their keys. Recording all rows and keeping some costs less where the
             # kept rows are many, or where the rows come from the kernel that reads the keys in any case.
-            records_all = 2 * len(rows) >= count or (fuses(tokens) and len(rows) == largest)
+            records_all = 2 * len(rows) >= count or (has_fused_decode(tokens) and len(rows) == largest)
             if writes_selected_rows:
                 records_all = selected is None
             recorder = PassRecorder(
@@ -67,17 +73,17 @@ class StepRecorder:
                 count if records_all else len(rows),
             )
             self._groups.append(_Group(group, recorder, selected if records_all else None))
-            for key, target in recorder.targets_of_step(tokens.device):
+            for key, target in recorder.step_targets(tokens.device):
                 self._targets.setdefault(key, []).append(target)
 
     def targets(
         self,
-        site: LayerKey,
+        layer_key: LayerKey,
         shape: tuple[int, int, int, int],  # noqa: ARG002
         device: torch.device,  # noqa: ARG002
     ) -> list[RecordTarget]:
         """As `Recorder` has it."""
-        return self._targets.get(site, [])
+        return self._targets.get(layer_key, [])
 
     def _results(self) -> Iterator[tuple[_Group, AttentionKind, AttentionTensors]]:
         kinds: tuple[AttentionKind, ...] = ("cross", "decoder_self")
@@ -108,13 +114,13 @@ class StepRecorder:
         found: dict[Sequence, dict[AttentionKind, AttentionArrays]] = {}
         for group, kind, result in self._results():
             copies = [next(remaining)[:, 0] for tensor in result[:3] if tensor is not None]
-            batch = numbers_of(result, copies, group.sequences[0].plan.shape(kind))
+            batch = build_arrays(result, copies, group.sequences[0].plan.shape(kind))
             assert batch is not None
-            is_all_finite = are_finite(batch)  # one look for all sequences, where all is well
+            is_all_finite = batch.is_finite()  # one look for all sequences, where all is well
             for row, sequence in enumerate(group.sequences):
                 # Without the positions that only other sequences of the batch have.
                 length = sequence.source_length if kind == "cross" else sequence.num_cached + 1
-                attention = found.setdefault(sequence, {})[kind] = batch.copy_of(row, length)
-                if not is_all_finite and not are_finite(attention):
+                attention = found.setdefault(sequence, {})[kind] = batch.copy_query(row, length)
+                if not is_all_finite and not attention.is_finite():
                     faults.setdefault(sequence, not_a_number())
         return found

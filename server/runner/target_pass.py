@@ -6,11 +6,12 @@ from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
-from ..capture.arrays import AttentionArrays, are_finite, to_host
+from ..capture import AttentionArrays
 from ..errors import not_a_number
 from ..models import LoadedModel
 from ..request import GivenTarget, Request
-from ..sampling.step_scores import step_scores
+from ..sampling import step_scores
+from ..transfer import to_host
 from .unbatched_model import NO_QUERIES, UnbatchedModel
 
 
@@ -52,6 +53,6 @@ class TargetPass:
         scores, maxima, *arrays = to_host([computed, logits.amax(-1).float(), *output.tensors])
         cross, decoder_self = output.attention(arrays, request.capture)
         numbers = [AttentionArrays(maxima), AttentionArrays(scores), cross, decoder_self]
-        if not all(array is None or are_finite(array) for array in numbers):
+        if not all(array is None or array.is_finite() for array in numbers):
             raise not_a_number()
         return TargetOutput(scores, cross, decoder_self, first_query)

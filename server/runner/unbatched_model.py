@@ -14,12 +14,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...kernels import AttentionTensors
-from ..capture.arrays import AttentionArrays, are_finite, numbers_of, tensors_of, to_host
-from ..capture.attention_function import AttentionKind, record_to
-from ..capture.attention_layers import matrices_of
-from ..capture.plan import CapturePlan, PassRecorder
+from ..capture import (
+    AttentionArrays,
+    AttentionKind,
+    CapturePlan,
+    PassRecorder,
+    build_arrays,
+    list_tensors,
+    matrices_of,
+    record_to,
+)
 from ..errors import not_a_number
 from ..models import LoadedModel
+from ..transfer import to_host
 from ..transformers_versions import cache_argument, cache_of, takes_whole_target
 
 NO_QUERIES = slice(0, 0)
@@ -40,15 +47,15 @@ class ForwardOutput:
     @property
     def tensors(self) -> list[Tensor]:
         """The attentions' tensors, to copy to the host."""
-        return [*tensors_of(self.cross), *tensors_of(self.decoder_self)]
+        return [*list_tensors(self.cross), *list_tensors(self.decoder_self)]
 
     def attention(
         self, arrays: Sequence[NDArray[Any]], plan: CapturePlan
     ) -> tuple[AttentionArrays | None, AttentionArrays | None]:
         """The attentions, from the copies of `tensors` on the host: cross and decoder self, of all queries kept."""
-        count = len(tensors_of(self.cross))
-        cross = numbers_of(self.cross, arrays[:count], plan.shape("cross")) if self.cross else None
-        own = numbers_of(self.decoder_self, arrays[count:], plan.shape("decoder_self")) if self.decoder_self else None
+        count = len(list_tensors(self.cross))
+        cross = build_arrays(self.cross, arrays[:count], plan.shape("cross")) if self.cross else None
+        own = build_arrays(self.decoder_self, arrays[count:], plan.shape("decoder_self")) if self.decoder_self else None
         return cross, own
 
 
@@ -96,9 +103,9 @@ class UnbatchedModel:
         if result is None:
             return None
         # Where attention is NaN, so are the encoder's states; the rows' encoding may hide it.
-        finite, *arrays = to_host([self.encoded.isfinite().all()[None], *tensors_of(result)])
-        attention = numbers_of(result, arrays, self._plan.shape("encoder_self"))
-        if check and (not finite[0] or (attention is not None and not are_finite(attention))):
+        finite, *arrays = to_host([self.encoded.isfinite().all()[None], *list_tensors(result)])
+        attention = build_arrays(result, arrays, self._plan.shape("encoder_self"))
+        if check and (not finite[0] or (attention is not None and not attention.is_finite())):
             raise not_a_number()
         return attention
 

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..capture.arrays import AttentionArrays, are_finite, to_host
+from ..capture import AttentionArrays
 from ..errors import not_a_number
 from ..models import LoadedModel
 from ..request import DecodingParams, Request
-from ..sampling.sampler import Sampler
-from ..sampling.step_scores import step_scores
+from ..sampling import Sampler, step_scores
+from ..transfer import to_host
 from .sequence import Sequence, StepOutput
 from .target_pass import TargetPass
 from .unbatched_model import LAST_QUERY, NO_QUERIES, UnbatchedModel
@@ -118,16 +118,16 @@ class UnbatchedRunner:
         queries = LAST_QUERY if sequence.wants_row else NO_QUERIES
         output = state.model.forward(state.pending, queries, num_logits=1)
         chosen = state.sampler.sample(output.logits, (0,))
-        if state.sampler.failed:
-            raise state.sampler.failed[0]
+        if state.sampler.errors:
+            raise state.sampler.errors[0]
         scores = step_scores(request.scores, output.logits, chosen.tokens, request.score_top_p)
-        candidates = torch.ones_like(chosen.is_number) if chosen.is_left is None else chosen.is_left
+        candidates = torch.ones_like(chosen.is_finite) if chosen.has_candidates is None else chosen.has_candidates
         # What the model needs for its next step stays on its device; the rest is copied in one wait.
         token, finite, left, values, *arrays = to_host(
-            [chosen.tokens, chosen.is_number, candidates, scores, *output.tensors]
+            [chosen.tokens, chosen.is_finite, candidates, scores, *output.tensors]
         )
-        attention = [None if rows is None else rows.of(0) for rows in output.attention(arrays, request.capture)]
-        if not all(array is None or are_finite(array) for array in attention):
+        attention = [None if rows is None else rows.query(0) for rows in output.attention(arrays, request.capture)]
+        if not all(array is None or array.is_finite() for array in attention):
             raise not_a_number()
         state.pending = chosen.tokens[:, None]
         index, sequence.num_steps = sequence.num_steps, sequence.num_steps + 1

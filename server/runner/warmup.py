@@ -14,8 +14,7 @@ from dataclasses import replace
 import torch
 
 from ...kernels import Launch, record_launches
-from ..capture.attention_function import AttentionKind
-from ..capture.plan import CapturePlan
+from ..capture import AttentionKind, CapturePlan
 from ..models import LoadedModel
 from .unbatched_model import LAST_QUERY, UnbatchedModel
 
@@ -32,7 +31,7 @@ _STEPS = 17
 def common_captures(loaded: LoadedModel) -> Iterator[CapturePlan]:
     """The captures that are warmed: everything in each encoding, heads reduced, and heads and layers reduced."""
     layers: dict[AttentionKind, tuple[int, ...]] = {
-        kind: tuple(range(loaded.attention_layers.layers(kind))) for kind in loaded.kinds
+        kind: tuple(range(loaded.attention_layers.num_layers(kind))) for kind in loaded.kinds
     }
     everything = CapturePlan(loaded.kinds, layers, {kind: loaded.heads(kind) for kind in loaded.kinds})
     yield everything

@@ -1,7 +1,17 @@
-"""The next tokens of all slots.
+"""The next tokens of all slots, greedy or drawn, and the scores of each step.
 
-sampler              greedy and sampled tokens of all slots at once
-logits_processors    transformers' processors of a request, read as numbers
+sampler              Sampler: the next tokens of all slots at once; SamplerState: a request between two slots
+sampling_plan        SamplingPlan: what is done to a batch's logits while the batch stays the same; SamplerOutput
+params               SamplingParams: what one request's logits processors do, as plain numbers
+logits_processors    transformers' processors of a request, read as SamplingParams
 logits_ops           penalties, bans, temperature, top-k and top-p over many rows
-step_scores          probability, entropy and others of each step
+token_history        TokenHistory: the tokens and the length of each slot
+step_scores          step_scores(): probability, entropy and others of each step
 """
+
+from .params import SamplingParams
+from .sampler import Sampler, SamplerState
+from .sampling_plan import SamplerOutput
+from .step_scores import step_scores
+
+__all__ = ["Sampler", "SamplerOutput", "SamplerState", "SamplingParams", "step_scores"]

@@ -1,8 +1,8 @@
-"""What logits processors do to scores, for many rows at once.
+"""What logits processors do to logits, for many rows at once: penalties, bans, temperature, top-k and top-p.
 
-A change acts in place on scores, float32 `[rows, vocabulary]` and contiguous, with the operations of transformers' own
-processors, so that each row gets the numbers that it would get alone. Knows tensors; knows nothing of requests. Nothing
-here waits for the device: what a change needs is sent there when it is made.
+A LogitsOp changes logits, float32 `[rows, vocabulary]` and contiguous, in place. It uses the operations of
+transformers' own processors, so that each row gets the numbers that the row gets alone. This module knows tensors; it
+knows nothing of requests. No op waits for the device: what an op needs is sent there when the op is built.
 """
 
 from __future__ import annotations
@@ -14,195 +14,166 @@ import torch
 from torch import Tensor
 
 from ..transfer import int_tensor, to_device
+from .token_history import TokenHistory
 
-Change = Callable[[Tensor], object]
+LogitsOp = Callable[[Tensor], object]
 
-_NEVER = -float("inf")
+_BANNED = -float("inf")
 
 
-class History:
-    """The tokens that slots have read and written, on the device."""
-
-    def __init__(self, slots: int, length: int, device: torch.device) -> None:
-        """`length` is the most tokens that a slot can have; what comes after is forgotten."""
-        self._device = device
-        self._length = length
-        # The last column takes the tokens that are forgotten.
-        self._ids = torch.zeros(slots, length + 1, dtype=torch.int64, device=device)
-        self._lengths = torch.zeros(slots, dtype=torch.int64, device=device)
-        self._known = np.zeros(slots, np.int64)  # the same lengths, on the host
-
-    def start(self, slot: int, ids: Sequence[int]) -> None:
-        """Begins a slot anew with some tokens, at least one and at most `length`."""
-        # Places not written yet repeat a token that is there, for which a penalty comes out the same.
-        row = np.full(self._ids.shape[1], ids[0], np.int64)
-        row[: len(ids)] = ids
-        self._ids[slot] = to_device(row, self._device)
-        self._lengths[slot] = self._known[slot] = len(ids)
-
-    def take(self, slot: int) -> Tensor:
-        """A slot's tokens, to be put into another."""
-        return self._ids[slot, : min(int(self._known[slot]), self._length)].clone()
-
-    def put(self, slot: int, ids: Tensor) -> None:
-        """Begins a slot anew with what was taken out of one."""
-        self._ids[slot] = ids[0]
-        self._ids[slot, : len(ids)] = ids
-        self._lengths[slot] = self._known[slot] = len(ids)
-
-    def append(self, slots: Sequence[int], rows: Tensor, tokens: Tensor) -> None:
-        """Adds a token to each of some slots: those of `tokens`, `[n]`, in the rows of the slots."""
-        lengths = self._lengths.index_select(0, rows)
-        self._ids[rows, lengths.clamp(max=self._length)] = tokens.index_select(0, rows)
-        self._lengths.index_copy_(0, rows, lengths + 1)
-        self._known[slots] += 1
-
-    def read(self, slots: Sequence[int], rows: Tensor) -> tuple[Tensor, Tensor]:
-        """The tokens of some slots, `[slots, longest]`, and how many each has, `[slots, 1]`."""
-        longest = min(int(self._known[slots].max()), self._length)
-        return self._ids[:, :longest].index_select(0, rows), self._lengths.index_select(0, rows)[:, None]
+def argmax(logits: Tensor) -> Tensor:
+    """Returns the index of the largest number of each row, int64 `[n]`; of a NaN, in a row with NaN."""
+    # On a CPU reading the numbers is no wait, and NumPy, which knows no bfloat16, takes a tenth of torch's time.
+    if logits.device.type == "cpu" and logits.dtype == torch.float32:
+        return torch.from_numpy(logits.numpy().argmax(-1))
+    return logits.argmax(-1)
 
 
 def _column(values: Iterable[float], dtype: type, device: torch.device) -> Tensor:
-    """One number for each row, on the device: `[rows, 1]`."""
+    """Sends one number for each row to the device: `[rows, 1]`."""
     return to_device(np.array(list(values), dtype)[:, None], device)
 
 
-def on_rows(rows: Tensor | None, change: Change) -> Change:
-    """A change to some rows only, given by their numbers; None: to all."""
+def select_rows(rows: Tensor | None, op: LogitsOp) -> LogitsOp:
+    """Restricts an op to some rows, given by their numbers; None: to all rows."""
     if rows is None:
-        return change
+        return op
 
-    def changed(scores: Tensor) -> None:
-        part = scores.index_select(0, rows)
-        change(part)
-        scores.index_copy_(0, rows, part)
+    def apply(logits: Tensor) -> None:
+        selected = logits.index_select(0, rows)
+        op(selected)
+        logits.index_copy_(0, rows, selected)
 
-    return changed
-
-
-def flat_places(ids: Mapping[int, Iterable[int]], vocabulary: int, device: torch.device) -> Tensor:
-    """Where the scores of some tokens of some rows are, counted through all rows."""
-    return int_tensor([row * vocabulary + id_ for row, some in ids.items() for id_ in some], device)
+    return apply
 
 
-def penalize(penalties: Mapping[int, float], history: History, vocabulary: int, device: torch.device) -> Change:
-    """The repetition penalty of some rows, on the scores of all tokens so far. Rows are slots."""
+def flat_indices(ids: Mapping[int, Iterable[int]], vocabulary: int, device: torch.device) -> Tensor:
+    """Returns where the logits of tokens of rows are, counted through all rows: int64 `[m]`."""
+    return int_tensor([row * vocabulary + id_ for row, row_ids in ids.items() for id_ in row_ids], device)
+
+
+def repetition_penalty(
+    penalties: Mapping[int, float], history: TokenHistory, vocabulary: int, device: torch.device
+) -> LogitsOp:
+    """Penalizes the tokens so far of rows, each by the penalty of its row. Rows are slots."""
     slots = list(penalties)
     rows = int_tensor(slots, device)
     penalty = _column(penalties.values(), np.float32, device)
-    first = rows[:, None] * vocabulary
+    row_starts = rows[:, None] * vocabulary
 
-    def change(scores: Tensor) -> None:
-        flat = scores.view(-1)
-        places = history.read(slots, rows)[0] + first
-        before = flat.take(places)
-        # A token that is there twice is written twice, the same.
-        flat.put_(places, torch.where(before < 0, before * penalty, _divided(before, penalty)))
+    def apply(logits: Tensor) -> None:
+        flat = logits.view(-1)
+        indices = history.read(slots, rows)[0] + row_starts
+        before = flat.take(indices)
+        # A token that occurs twice is written twice, with the same value.
+        flat.put_(indices, torch.where(before < 0, before * penalty, _divided(before, penalty)))
 
-    return change
+    return apply
 
 
-def ban_repeated_ngrams(sizes: Mapping[int, int], history: History, vocabulary: int, device: torch.device) -> Change:
-    """Takes from some rows each token that would complete an n-gram, of the row's own size, that was there before."""
+def ban_repeated_ngrams(
+    sizes: Mapping[int, int], history: TokenHistory, vocabulary: int, device: torch.device
+) -> LogitsOp:
+    """Bans each token that would complete an n-gram that occurred before, in rows with n-gram sizes of their own."""
     slots = list(sizes)
     rows = int_tensor(slots, device)
     size = _column(sizes.values(), np.int64, device)
-    first = rows[:, None] * vocabulary
+    row_starts = rows[:, None] * vocabulary
 
-    def change(scores: Tensor) -> None:
+    def apply(logits: Tensor) -> None:
         ids, lengths = history.read(slots, rows)
-        places = torch.arange(ids.shape[1], device=device)
-        banned = (places >= size - 1) & (places < lengths)  # whether the n-gram that ends here is one to avoid
-        for back in range(1, max(sizes.values())):
-            last = ids.gather(1, (lengths - back).clamp(0, ids.shape[1] - 1))
-            banned &= (ids.roll(back, 1) == last) | (size <= back)
-        # Each place of a row writes to a token that is banned, so that none writes over another: to its own, or to that
-        # of the first place that bans. A row that bans nothing writes what is there.
-        some = ids.gather(1, banned.byte().argmax(1, keepdim=True))
-        flat = scores.view(-1)
-        kept = flat.take(some + first)
-        value = torch.where(banned.any(1, keepdim=True), _NEVER, kept)
-        flat.put_(torch.where(banned, ids, some) + first, value.expand_as(ids))
+        positions = torch.arange(ids.shape[1], device=device)
+        # Whether the n-gram that ends at a position is the n-gram that the next token would complete.
+        banned = (positions >= size - 1) & (positions < lengths)
+        for offset in range(1, max(sizes.values())):
+            recent = ids.gather(1, (lengths - offset).clamp(0, ids.shape[1] - 1))
+            banned &= (ids.roll(offset, 1) == recent) | (size <= offset)
+        # Each position of a row writes to a banned token, so that no position overwrites another: to its own token, or
+        # to the token of the row's first banning position. A row without a ban writes the value that is there.
+        first_banned = ids.gather(1, banned.byte().argmax(1, keepdim=True))
+        flat = logits.view(-1)
+        present = flat.take(first_banned + row_starts)
+        value = torch.where(banned.any(1, keepdim=True), _BANNED, present)
+        flat.put_(torch.where(banned, ids, first_banned) + row_starts, value.expand_as(ids))
 
-    return change
-
-
-def subtract_all(places: Tensor) -> Change:
-    """Adds minus infinity at flat places: what transformers does for bad words."""
-    minus = torch.full(places.shape, _NEVER, device=places.device)
-    return lambda scores: scores.view(-1).index_add_(0, places, minus)
+    return apply
 
 
-def suppress(places: Tensor) -> Change:
-    """Writes minus infinity at flat places."""
-    return lambda scores: scores.view(-1).index_fill_(0, places, _NEVER)
+def add_bans(indices: Tensor) -> LogitsOp:
+    """Adds minus infinity at flat indices: transformers' arithmetic for bad words."""
+    infinities = torch.full(indices.shape, _BANNED, device=indices.device)
+    return lambda logits: logits.view(-1).index_add_(0, indices, infinities)
 
 
-def force(rows: Tensor, places: Tensor) -> Change:
-    """Leaves to some rows only the tokens at some flat places."""
-
-    def change(scores: Tensor) -> None:
-        scores.index_fill_(0, rows, _NEVER)
-        scores.view(-1).index_fill_(0, places, 0)
-
-    return change
+def ban_tokens(indices: Tensor) -> LogitsOp:
+    """Writes minus infinity at flat indices."""
+    return lambda logits: logits.view(-1).index_fill_(0, indices, _BANNED)
 
 
-def cool(temperatures: Sequence[float], device: torch.device) -> Change:
+def force_tokens(rows: Tensor, indices: Tensor) -> LogitsOp:
+    """Bans all tokens of rows but the tokens at flat indices."""
+
+    def apply(logits: Tensor) -> None:
+        logits.index_fill_(0, rows, _BANNED)
+        logits.view(-1).index_fill_(0, indices, 0)
+
+    return apply
+
+
+def temperature(temperatures: Sequence[float], device: torch.device) -> LogitsOp:
     """Divides each row by a temperature of its own."""
     divisor = _column(temperatures, np.float32, device)
-    return lambda scores: scores.copy_(_divided(scores, divisor))
+    return lambda logits: logits.copy_(_divided(logits, divisor))
 
 
-def keep_top_k(counts: Sequence[int], device: torch.device) -> Change:
-    """Keeps the greatest scores of each row, as many as its count says, and all that equal the least of them."""
+def top_k(counts: Sequence[int], device: torch.device) -> LogitsOp:
+    """Keeps the `counts[row]` largest logits of each row, and all that equal the smallest of these."""
     last = _column([count - 1 for count in counts], np.int64, device)
-    most = max(counts)
+    max_count = max(counts)
 
-    def change(scores: Tensor) -> None:
-        least = scores.topk(most).values.gather(1, last)
-        scores.masked_fill_(scores < least, _NEVER)
+    def apply(logits: Tensor) -> None:
+        smallest = logits.topk(max_count).values.gather(1, last)
+        logits.masked_fill_(logits < smallest, _BANNED)
 
-    return change
+    return apply
 
 
-def keep_top_p(shares: Sequence[float], device: torch.device) -> Change:
-    """Keeps the likeliest tokens of each row that together have at least its share of the probability."""
+def top_p(shares: Sequence[float], device: torch.device) -> LogitsOp:
+    """Keeps the likeliest tokens of each row that together have at least the row's share of the probability."""
     rest = _column([1 - share for share in shares], np.float32, device)
-    # Sorting is most of the work, and NumPy sorts numbers alone many times faster than torch does with their places.
+    # Sorting is most of the work. NumPy sorts values alone, many times faster than torch sorts values with indices.
     drop = drop_below_threshold if device.type == "cpu" else drop_in_order
-    return lambda scores: drop(scores, rest)
+    return lambda logits: drop(logits, rest)
 
 
-def drop_in_order(scores: Tensor, rest: Tensor) -> None:
-    """Drops the least likely tokens of each row, which have at most `rest`, `[rows, 1]`, of the probability."""
-    ascending, order = scores.sort()
+def drop_in_order(logits: Tensor, rest: Tensor) -> None:
+    """Bans the least likely tokens of each row, which together have at most `rest`, `[rows, 1]`, of the probability."""
+    ascending, order = logits.sort()
     dropped = ascending.softmax(-1).cumsum(-1) <= rest
-    dropped[:, -1:] = False  # the likeliest always stays
-    scores.masked_fill_(dropped.scatter(1, order, dropped), _NEVER)
+    dropped[:, -1:] = False  # the likeliest token always stays
+    logits.masked_fill_(dropped.scatter(1, order, dropped), _BANNED)
 
 
-def drop_below_threshold(scores: Tensor, rest: Tensor) -> None:
-    """What `drop_in_order` does, on a CPU. Looks at the numbers, so a GPU would have to be waited for."""
-    ascending = torch.from_numpy(np.sort(scores.numpy()))
+def drop_below_threshold(logits: Tensor, rest: Tensor) -> None:
+    """Does what `drop_in_order` does, on a CPU. It reads values, for which a GPU would have to be waited for."""
+    ascending = torch.from_numpy(np.sort(logits.numpy()))
     count = (ascending.softmax(-1).cumsum(-1)[:, :-1] <= rest).sum(-1, keepdim=True)
-    least = ascending.gather(1, count)  # that stays
-    greatest = ascending.gather(1, (count - 1).clamp(min=0))  # that goes, if any does
-    # Which of equal scores go depends on the order in which torch has sorted them.
-    tied = ((count > 0) & (greatest == least) & (least > _NEVER)).nonzero()[:, 0]
-    by_order = scores.index_select(0, tied)
-    scores.masked_fill_(scores < least, _NEVER)
+    smallest_kept = ascending.gather(1, count)
+    largest_dropped = ascending.gather(1, (count - 1).clamp(min=0))  # if any token is dropped
+    # Of equal logits, the order in which torch sorts them decides which are dropped.
+    tied = ((count > 0) & (largest_dropped == smallest_kept) & (smallest_kept > _BANNED)).nonzero()[:, 0]
+    tied_logits = logits.index_select(0, tied)
+    logits.masked_fill_(logits < smallest_kept, _BANNED)
     if len(tied):
-        drop_in_order(by_order, rest.index_select(0, tied))
-        scores.index_copy_(0, tied, by_order)
+        drop_in_order(tied_logits, rest.index_select(0, tied))
+        logits.index_copy_(0, tied, tied_logits)
 
 
-def normalize(scores: Tensor) -> None:
-    """Makes logarithms of probabilities of scores."""
-    scores.copy_(scores.log_softmax(-1))
+def log_softmax(logits: Tensor) -> None:
+    """Replaces logits by logarithms of probabilities."""
+    logits.copy_(logits.log_softmax(-1))
 
 
-def _divided(scores: Tensor, divisor: Tensor) -> Tensor:
-    """Scores divided as torch divides them by a Python number: on a GPU it multiplies by the inverse."""
-    return scores * divisor.reciprocal() if scores.is_cuda else scores / divisor
+def _divided(logits: Tensor, divisor: Tensor) -> Tensor:
+    """Divides as torch divides by a Python number: on a GPU, torch multiplies by the inverse."""
+    return logits * divisor.reciprocal() if logits.is_cuda else logits / divisor

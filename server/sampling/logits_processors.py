@@ -1,14 +1,15 @@
-"""What a request's logits processors do, as numbers that many requests can be decoded by at once.
+"""transformers' logits processors of a request, read as SamplingParams, by which many requests decode at once.
 
-transformers makes the processors, from a model's generation config and a request's wishes, so that what applies, and in
-which order, is its own word. Here they are read; the arithmetic is in `logits_ops`. Nothing here touches the device.
+transformers makes the processors, from a model's generation config and a request's options. So transformers decides
+which processors apply and in which order. This module reads them; the arithmetic is in `logits_ops`. Nothing here
+touches the device.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,50 +18,22 @@ from transformers import GenerationConfig, LogitsProcessorList
 
 from ..models import LoadedModel
 from ..request import DecodingParams
+from .params import SamplingParams
 
-# Longer n-grams are left to transformers' own processor: theirs are found by as many comparisons as they have tokens.
-_LONGEST_NGRAM = 8
-
-
-@dataclass(frozen=True)
-class SamplingParams:
-    """What is done to the scores of one request, in the order of the fields. Lengths count the context's tokens."""
-
-    repetition_penalty: float = 1.0
-    ngram_size: int = 0  # 0: n-grams may come again
-    bad_words: tuple[int, ...] = ()
-    min_length: int = 0  # `ends` may not come before
-    ends: tuple[int, ...] = ()
-    forced: dict[int, tuple[int, ...]] = field(default_factory=dict[int, tuple[int, ...]])  # by the length so far
-    suppressed: tuple[int, ...] = ()
-    begin: int = 0  # the length at which `begin_suppressed` may not come
-    begin_suppressed: tuple[int, ...] = ()
-    temperature: float = 1.0
-    top_k: int = 0  # 0: all
-    top_p: float = 1.0
-    renormalize: bool = False
-
-    @property
-    def needs_history(self) -> bool:
-        """Whether the tokens so far matter."""
-        return self.repetition_penalty != 1.0 or self.ngram_size > 0
-
-    def changes(self) -> tuple[int, ...]:
-        """The lengths at which something begins or ends to apply."""
-        forced = [length for at in self.forced for length in (at, at + 1)]
-        begin = [self.begin, self.begin + 1] if self.begin_suppressed else []
-        return (*forced, *begin, *([self.min_length] if self.ends else []))
+# Longer n-grams are left to transformers' own processor: `ban_repeated_ngrams` needs one comparison for each token of
+# an n-gram.
+_MAX_NGRAM_SIZE = 8
 
 
 def generation_config(loaded: LoadedModel, decoding: DecodingParams, context: int) -> GenerationConfig:
-    """The model's generation config with a request's wishes over it, for a context of so many tokens."""
-    config = copy.copy(loaded.generation_config)  # its lists are looked at, and never changed
+    """Returns the model's generation config with a request's options over it, for a context of so many tokens."""
+    config = copy.copy(loaded.generation_config)  # a shallow copy: its lists are read and never changed
     for name, value in decoding.generation.items():
         setattr(config, name, value)
     config.do_sample = decoding.do_sample
     config.num_beams = 1
     config.max_new_tokens = decoding.max_new_tokens
-    # What `generate` makes of max_new_tokens; the processors for forced and minimal lengths count from here.
+    # `generate` computes max_length in this way. The processors for forced and minimal lengths use it.
     config.max_length = context + decoding.max_new_tokens
     if decoding.ignore_eos:
         config.forced_eos_token_id = None
@@ -68,19 +41,19 @@ def generation_config(loaded: LoadedModel, decoding: DecodingParams, context: in
 
 
 def end_ids(config: GenerationConfig) -> frozenset[int]:
-    """The tokens that end a target."""
+    """Returns the tokens that end a target."""
     ids: Any = config.eos_token_id
     return frozenset(ids if isinstance(ids, list) else [] if ids is None else [ids])
 
 
-def processors_of(
+def make_processors(
     loaded: LoadedModel,
     config: GenerationConfig,
     context: Sequence[int],
     source: Sequence[int] | None,
     device: torch.device,
 ) -> LogitsProcessorList:
-    """The processors that `generate` would use, in its order. Raises ValueError where the config makes no sense."""
+    """Makes the processors that `generate` would use, in its order. Raises ValueError for contradictory options."""
     model: Any = loaded.model
     model._prepare_special_tokens(config, True, device=device)
     return model._get_logits_processor(
@@ -93,101 +66,101 @@ def processors_of(
     )
 
 
-def read_options(processors: LogitsProcessorList, vocabulary: int) -> SamplingParams | None:
-    """The options that do what processors do; None where they do more than options can say.
+def read_params(processors: LogitsProcessorList, vocabulary: int) -> SamplingParams | None:
+    """Reads processors as SamplingParams; None where the processors do more than SamplingParams can express.
 
-    `vocabulary` is how many tokens have scores. Processors must be on the CPU.
+    `vocabulary` is the number of tokens that have logits. Processors must be on the CPU.
     """
-    places = [_PLACES.get(type(processor)) for processor in processors]
-    known = [place for place in places if place is not None]
-    if len(known) < len(places) or known != sorted(set(known)):
+    ranks = [_RANKS.get(type(processor)) for processor in processors]
+    known = [rank for rank in ranks if rank is not None]
+    if len(known) < len(ranks) or known != sorted(set(known)):
         return None
-    options: SamplingParams | None = SamplingParams()
+    params: SamplingParams | None = SamplingParams()
     for processor in processors:
-        options = _READERS[type(processor)](processor, options, vocabulary)
-        if options is None:
+        params = _READERS[type(processor)](processor, params, vocabulary)
+        if params is None:
             return None
-    return options
+    return params
 
 
-_Read = Callable[[Any, SamplingParams, int], SamplingParams | None]
+_Reader = Callable[[Any, SamplingParams, int], SamplingParams | None]
 
 
-def _repetition_penalty(processor: Any, options: SamplingParams, _: int) -> SamplingParams:
-    return replace(options, repetition_penalty=processor.penalty)
+def _repetition_penalty(processor: Any, params: SamplingParams, _: int) -> SamplingParams:
+    return replace(params, repetition_penalty=processor.penalty)
 
 
-def _ngrams(processor: Any, options: SamplingParams, _: int) -> SamplingParams | None:
-    return replace(options, ngram_size=processor.ngram_size) if processor.ngram_size <= _LONGEST_NGRAM else None
+def _ngrams(processor: Any, params: SamplingParams, _: int) -> SamplingParams | None:
+    return replace(params, ngram_size=processor.ngram_size) if processor.ngram_size <= _MAX_NGRAM_SIZE else None
 
 
-def _bad_words(processor: Any, options: SamplingParams, vocabulary: int) -> SamplingParams | None:
-    """Words of one token; a word that the vocabulary lacks is an error, which is the processor's to raise."""
+def _bad_words(processor: Any, params: SamplingParams, vocabulary: int) -> SamplingParams | None:
+    """Reads words of one token. A token outside the vocabulary is an error, which the processor itself raises."""
     words = list(processor.sequence_bias)
     if any(len(ids) > 1 or ids[0] >= vocabulary for ids in words):
         return None
-    return replace(options, bad_words=tuple(ids[0] for ids in words))
+    return replace(params, bad_words=tuple(ids[0] for ids in words))
 
 
-def _min_length(processor: Any, options: SamplingParams, vocabulary: int) -> SamplingParams:
-    ends = _within(processor.eos_token_id, vocabulary)
-    return replace(options, min_length=max(options.min_length, processor.min_length), ends=ends)
+def _min_length(processor: Any, params: SamplingParams, vocabulary: int) -> SamplingParams:
+    ids = _within(processor.eos_token_id, vocabulary)
+    return replace(params, min_length=max(params.min_length, processor.min_length), end_ids=ids)
 
 
-def _min_new_tokens(processor: Any, options: SamplingParams, vocabulary: int) -> SamplingParams:
+def _min_new_tokens(processor: Any, params: SamplingParams, vocabulary: int) -> SamplingParams:
     length = processor.prompt_length_to_skip + processor.min_new_tokens
-    ends = _within(processor.eos_token_id, vocabulary)
-    return replace(options, min_length=max(options.min_length, length), ends=ends)
+    ids = _within(processor.eos_token_id, vocabulary)
+    return replace(params, min_length=max(params.min_length, length), end_ids=ids)
 
 
-def _forced_first(processor: Any, options: SamplingParams, vocabulary: int) -> SamplingParams | None:
-    return _forced(options, 1, (int(processor.bos_token_id),), vocabulary)
+def _forced_first(processor: Any, params: SamplingParams, vocabulary: int) -> SamplingParams | None:
+    return _forced(params, 1, (int(processor.bos_token_id),), vocabulary)
 
 
-def _forced_last(processor: Any, options: SamplingParams, vocabulary: int) -> SamplingParams | None:
+def _forced_last(processor: Any, params: SamplingParams, vocabulary: int) -> SamplingParams | None:
     ids: Any = processor.eos_token_id.reshape(-1).tolist()
-    return _forced(options, processor.max_length - 1, tuple(ids), vocabulary)
+    return _forced(params, processor.max_length - 1, tuple(ids), vocabulary)
 
 
-def _forced(options: SamplingParams, length: int, ids: tuple[int, ...], vocabulary: int) -> SamplingParams | None:
-    """Where two tokens are forced at one length the later processor wins."""
+def _forced(params: SamplingParams, length: int, ids: tuple[int, ...], vocabulary: int) -> SamplingParams | None:
+    """Adds tokens that are forced at a length. If two processors force tokens at one length, the later one wins."""
     if any(not 0 <= id_ < vocabulary for id_ in ids):
         return None
-    return replace(options, forced=options.forced | {length: ids})
+    return replace(params, forced=params.forced | {length: ids})
 
 
-def _suppressed(processor: Any, options: SamplingParams, vocabulary: int) -> SamplingParams:
-    return replace(options, suppressed=_within(processor.suppress_tokens, vocabulary))
+def _suppressed(processor: Any, params: SamplingParams, vocabulary: int) -> SamplingParams:
+    return replace(params, suppressed=_within(processor.suppress_tokens, vocabulary))
 
 
-def _begin_suppressed(processor: Any, options: SamplingParams, vocabulary: int) -> SamplingParams:
+def _begin_suppressed(processor: Any, params: SamplingParams, vocabulary: int) -> SamplingParams:
     ids = _within(processor.begin_suppress_tokens, vocabulary)
-    return replace(options, begin=processor.begin_index, begin_suppressed=ids)
+    return replace(params, begin_length=processor.begin_index, begin_suppressed=ids)
 
 
-def _temperature(processor: Any, options: SamplingParams, _: int) -> SamplingParams:
-    return replace(options, temperature=processor.temperature)
+def _temperature(processor: Any, params: SamplingParams, _: int) -> SamplingParams:
+    return replace(params, temperature=processor.temperature)
 
 
-def _top_k(processor: Any, options: SamplingParams, vocabulary: int) -> SamplingParams:
-    return replace(options, top_k=min(processor.top_k, vocabulary))
+def _top_k(processor: Any, params: SamplingParams, vocabulary: int) -> SamplingParams:
+    return replace(params, top_k=min(processor.top_k, vocabulary))
 
 
-def _top_p(processor: Any, options: SamplingParams, _: int) -> SamplingParams:
-    return replace(options, top_p=processor.top_p)
+def _top_p(processor: Any, params: SamplingParams, _: int) -> SamplingParams:
+    return replace(params, top_p=processor.top_p)
 
 
-def _renormalize(_processor: Any, options: SamplingParams, _: int) -> SamplingParams:
-    return replace(options, renormalize=True)
+def _renormalize(_processor: Any, params: SamplingParams, _: int) -> SamplingParams:
+    return replace(params, renormalize=True)
 
 
 def _within(ids: torch.Tensor, vocabulary: int) -> tuple[int, ...]:
-    """Those of some ids that have scores; the others are left alone by transformers too."""
+    """Returns the ids that have logits. transformers ignores the others too."""
     return tuple(int(id_) for id_ in ids.reshape(-1).tolist() if 0 <= id_ < vocabulary)
 
 
-# In the order in which `generate` applies them, which is the order of the fields of Options.
-_READERS: dict[type, _Read] = {
+# In the order in which `generate` applies the processors, which is the order of the fields of SamplingParams.
+_READERS: dict[type, _Reader] = {
     tf.RepetitionPenaltyLogitsProcessor: _repetition_penalty,
     tf.NoRepeatNGramLogitsProcessor: _ngrams,
     tf.NoBadWordsLogitsProcessor: _bad_words,
@@ -202,4 +175,4 @@ _READERS: dict[type, _Read] = {
     tf.TopPLogitsWarper: _top_p,
     tf.LogitNormalization: _renormalize,
 }
-_PLACES = {kind: place for place, kind in enumerate(_READERS)}
+_RANKS = {processor_type: rank for rank, processor_type in enumerate(_READERS)}

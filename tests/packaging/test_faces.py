@@ -13,7 +13,7 @@ SERVER = Path(__file__).parents[2] / "server"
 PACKAGES = {path.parent.name for path in SERVER.glob("*/__init__.py")}
 
 # Packages without a face yet: their modules are imported one by one.
-WITHOUT_FACE = {"bundled", "capture", "layers", "models", "sampling"}
+WITHOUT_FACE = {"bundled"}
 # The commands import single modules when they need them, so that `--help` and a taken address need no torch.
 EXEMPT_IMPORTERS = {"entrypoints"}
 FACES = sorted(PACKAGES - WITHOUT_FACE - EXEMPT_IMPORTERS)

@@ -184,7 +184,7 @@ def test_reductions_are_inseqs(served, name):
 def test_layers_and_pairs_are_parts_of_the_whole(served):
     whole = served.attribute()
     kinds = served.loaded.kinds
-    count = min(served.loaded.attention_layers.layers(kind) for kind in kinds)
+    count = min(served.loaded.attention_layers.num_layers(kind) for kind in kinds)
     layers = list(range(count))[::-1]
     some = served.attribute(capture=Capture(kinds=kinds, layers=layers))
     pairs = [(count - 1, 1), (0, 0), (count - 1, 0)]

@@ -10,7 +10,7 @@ import torch
 from inseq.attr import step_functions
 from sidelight.client import Client, Decoding, Sampling
 from sidelight.server.models.loader import LoadedModel
-from sidelight.server.sampling.step_scores import step_scores
+from sidelight.server.sampling import step_scores
 
 SENTENCE = "My grandmother is still vigorous at 82 years old."
 NAMES = ["probability", "logit", "entropy", "cross_entropy", "perplexity", "top_p_size"]

@@ -235,7 +235,7 @@ def test_numbers_that_are_not_finite_end_the_request_with_a_status(bundled, monk
     def broken(layout, tokens, slots, sought=None):
         made = step(layout, tokens, slots).fill_(np.nan)
         if sought is not None:
-            sought.search(made, sought.excluded)
+            sought.search(made, sought.masked)
         return made
 
     with serving(bundled) as address:

@@ -1,4 +1,4 @@
-"""What a model's attention is compared with at load: sharp models in half precision pass, planted faults do not."""
+"""The comparison of attention rows at load: sharp models in half precision pass, planted faults do not."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 import torch
 from model_zoo import FAMILIES, build_model
-from sidelight.server.capture import attention_function as attention
-from sidelight.server.capture import attention_layers as attention_layers
+from sidelight.server.capture import attention_function, attention_layers
 from sidelight.server.models.loader import load
 from transformers import AutoModelForCausalLM
 
@@ -24,7 +23,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("factor", [2, 8])
 def test_a_sharp_model_in_bfloat16_is_captured_by_rows(tmp_path: Path, factor: int):
-    """Its own probabilities are rounded so coarsely that single numbers differ by more than 0.03."""
+    """The model rounds its own probabilities so coarsely that single numbers differ by more than 0.03."""
     path = build_model("llama", tmp_path)
     model: Any = AutoModelForCausalLM.from_pretrained(path)
     with torch.no_grad():
@@ -41,16 +40,16 @@ def test_a_sharp_model_in_bfloat16_is_captured_by_rows(tmp_path: Path, factor: i
     ("name", "dtype"), [(name, ("bfloat16", "float16")[place % 2]) for place, name in enumerate(BY_ROWS)]
 )
 def test_another_scale_is_found_in_half_precision(name: str, dtype: str, folder: Path, monkeypatch: pytest.MonkeyPatch):
-    scoring = attention.AttentionParams
-    monkeypatch.setattr(attention, "AttentionParams", lambda *, scale, **rule: scoring(scale=scale / 2, **rule))
+    params = attention_function.AttentionParams
+    monkeypatch.setattr(attention_function, "AttentionParams", lambda *, scale, **rest: params(scale=scale / 2, **rest))
     assert not load(build_model(name, folder), dtype=dtype, packed=False).attention_layers.captures_rows
 
 
 @pytest.mark.parametrize("name", BY_ROWS)
 def test_another_order_of_heads_is_found_in_half_precision(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch):
-    def reverse(difference: Any, model: Any, marked: Any, matrices: Any) -> str | None:
+    def reverse(difference: Any, model: Any, modules: Any, matrices: Any) -> str | None:
         return difference(
-            model, marked, {kind: [layer.flip(1) for layer in layers] for kind, layers in matrices.items()}
+            model, modules, {kind: [layer.flip(1) for layer in layers] for kind, layers in matrices.items()}
         )
 
     monkeypatch.setattr(attention_layers, "_difference", partial(reverse, attention_layers._difference))

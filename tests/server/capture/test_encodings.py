@@ -1,4 +1,4 @@
-"""Encodings, top-k and weights: what a client in any language gets is what the float32 numbers say it must be."""
+"""Encodings, top-k and weights: a client in any language gets what the float32 numbers say."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TYPES = {
 }
 
 
-# One that is captured beside fused attention, one by its own matrices, grouped heads with sliding windows.
+# A model whose rows are captured beside fused attention; one that gives whole matrices; grouped heads with windows.
 @pytest.fixture(scope="module", params=["bundled", "fsmt", "gemma3"])
 def served(request, tmp_path_factory):
     path = bundled_model() if request.param == "bundled" else build_model(request.param, tmp_path_factory.mktemp("zoo"))
@@ -29,7 +29,7 @@ def served(request, tmp_path_factory):
 
 
 def ask(served, given=False, **capture) -> dict[str, list[attention.Attention]]:
-    """The attentions of each kind: one for each step, or the encoder's, whose parts are joined."""
+    """Returns the attentions of each kind: one for each step, or the encoder's, whose parts are joined."""
     loaded, service, _ = served
     message = request(SOURCE, [KINDS[kind] for kind in loaded.kinds])
     message.capture.MergeFrom(attention.Capture(**capture))
@@ -40,12 +40,12 @@ def ask(served, given=False, **capture) -> dict[str, list[attention.Attention]]:
     responses = list(service.Attribute(message, timeout=60))
     found = {kind: [getattr(step, kind) for step in steps_of(responses)] for kind in loaded.kinds if "enc" not in kind}
     if "encoder_self" in loaded.kinds:
-        found["encoder_self"] = [joined([r.encoder_self.attention for r in responses if r.HasField("encoder_self")])]
+        found["encoder_self"] = [join([r.encoder_self.attention for r in responses if r.HasField("encoder_self")])]
     return found
 
 
-def joined(parts: list[attention.Attention]) -> attention.Attention:
-    """Parts of some queries each, one after another: queries are the slowest axis."""
+def join(parts: list[attention.Attention]) -> attention.Attention:
+    """Joins parts, each of several queries, one after another: queries are the slowest axis."""
     whole, *rest = parts
     for part in rest:
         whole.shape[0] += part.shape[0]
@@ -60,7 +60,7 @@ def array(message: attention.Attention) -> np.ndarray:
 
 
 def scales(message: attention.Attention, axis: int) -> np.ndarray:
-    shape = [size for place, size in enumerate(message.shape) if place != axis]
+    shape = [size for i, size in enumerate(message.shape) if i != axis]
     return np.expand_dims(np.frombuffer(message.scales, "<f4").reshape(shape), axis)
 
 
@@ -96,7 +96,7 @@ def test_bytes_are_the_floats_within_half_a_scale(served, selection, given):
 
 
 @pytest.mark.parametrize(("selection", "encoding", "given"), pairwise(list(SELECTIONS), list(TYPES), [False, True]))
-def test_top_k_are_the_greatest(served, selection, encoding, given):
+def test_top_k_are_the_largest(served, selection, encoding, given):
     selection = SELECTIONS[selection]
     floats = ask(served, given, **selection)
     for k in (1, 4, 1000):
@@ -113,7 +113,7 @@ def test_top_k_are_the_greatest(served, selection, encoding, given):
                 tolerance = {"<f4": 1e-6, "<f2": 1e-3, "u1": 1 / 255}[TYPES[encoding]] * max(1, whole.max())
                 np.testing.assert_allclose(values, expected, atol=tolerance)
                 np.testing.assert_allclose(np.take_along_axis(whole, positions, axis), expected, atol=1e-6)
-                ordered = np.sort(positions, axis)  # each position once
+                ordered = np.sort(positions, axis)  # each position occurs once
                 assert (np.diff(ordered, axis=axis) > 0).all()
 
 
@@ -129,7 +129,7 @@ def test_weights(served, reduction):
             np.testing.assert_allclose(array(got), expected, atol=1e-6)
 
 
-def test_the_header_says_what_was_asked(served):
+def test_the_header_repeats_the_request(served):
     loaded, service, _ = served
     message = request(SOURCE, [KINDS[loaded.kinds[0]]])
     message.capture.MergeFrom(

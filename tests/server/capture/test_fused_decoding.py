@@ -1,6 +1,6 @@
-"""Where one kernel makes output and row, as on a GPU, tokens and rows are those of fused attention and rows beside it.
+"""One kernel makes output and rows, as on a GPU: tokens and rows are those of two separate kernels.
 
-There is no GPU here: what runs is the kernel's reference, in the kernel's place, and no programs for CPUs.
+There is no GPU here: the kernel's reference runs in the kernel's place, without programs for CPUs.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from harness import CROSS, DECODER_SELF, request, serving, steps_of, stub
 from mixed_requests import slots_run
 from model_zoo import FAMILIES, SOURCE, build_model
 from sidelight.server.api.validation import validate_request
-from sidelight.server.capture import attention_function as attention_module
-from sidelight.server.models.loader import bundled_model, load
-from sidelight.server.request import Step
+from sidelight.server.capture import attention_function
+from sidelight.server.models.loader import LoadedModel, bundled_model, load
+from sidelight.server.request import Request, Step
 from sidelight.v1 import attention_pb2 as attention
 from sidelight.v1 import text_pb2 as text
 
@@ -26,14 +26,14 @@ def test_tokens_and_rows_are_the_same(name, tmp_path, monkeypatch):
     loaded = load(bundled_model() if name == "bundled" else build_model(name, tmp_path), packed=False)
     kinds = [{"cross": CROSS, "decoder_self": DECODER_SELF}[kind] for kind in loaded.kinds if kind != "encoder_self"]
     decoded = 0
-    decode = attention_module.decode
+    decode = attention_function.decode
 
     def counted(*arguments):
         nonlocal decoded
         decoded += 1
         return decode(*arguments)
 
-    monkeypatch.setattr(attention_module, "decode", counted)
+    monkeypatch.setattr(attention_function, "decode", counted)
     for capture in (
         attention.Capture(kinds=kinds),
         attention.Capture(kinds=kinds, over_heads=attention.REDUCTION_MEAN, over_layers=attention.REDUCTION_L2),
@@ -43,7 +43,7 @@ def test_tokens_and_rows_are_the_same(name, tmp_path, monkeypatch):
             beside = steps_of(list(service.Attribute(message, timeout=60)))
             assert not decoded
             with monkeypatch.context() as patch:
-                patch.setattr(attention_module, "select_impl", lambda _: "triton")
+                patch.setattr(attention_function, "select_impl", lambda _: "triton")
                 fused = steps_of(list(service.Attribute(message, timeout=60)))
         assert decoded > 11
         decoded = 0
@@ -57,8 +57,39 @@ def test_tokens_and_rows_are_the_same(name, tmp_path, monkeypatch):
                 )
 
 
-def test_a_batch_of_different_wishes(monkeypatch):
-    """A hole among the slots, one who wants no row, and two plans: the kernel runs all the same."""
+class CallCounter:
+    """Counts the calls of attention functions, while it is on."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+        self.calls = dict.fromkeys(names, 0)
+        self.is_on = False
+        for name in names:
+            monkeypatch.setattr(attention_function, name, self._counted(name, getattr(attention_function, name)))
+
+    def _counted(self, name: str, function):
+        def call(*arguments, **keywords):
+            self.calls[name] += self.is_on
+            return function(*arguments, **keywords)
+
+        return call
+
+
+@torch.inference_mode()
+def decode_all(loaded: LoadedModel, requests: list[Request], counter: CallCounter) -> list[list[Step]]:
+    """The steps of all requests but the second, which is removed at once: its slot is free between the others'."""
+    run = slots_run(loaded, len(requests))
+    sequences = run.add_all(requests)
+    run.remove(sequences[1])
+    counter.is_on = True
+    run.finish()
+    counter.is_on = False
+    assert not run.faults
+    outputs = [run.outputs[sequence] for sequence in (sequences[0], *sequences[2:])]
+    return [[output for output in of_sequence if isinstance(output, Step)] for of_sequence in outputs]
+
+
+def test_a_batch_of_different_captures(monkeypatch):
+    """A free slot between others, a request without rows, and two plans: the kernel runs all the same."""
     loaded = load(bundled_model(), packed=False)
     captures = [{}, {}, {"none": True}, {"over_heads": attention.REDUCTION_MAX}, {}]
     requests = []
@@ -68,41 +99,17 @@ def test_a_batch_of_different_wishes(monkeypatch):
         if "none" in capture:
             message.capture.CopyFrom(attention.Capture(none=True))
         requests.append(validate_request(message, loaded, str(number)))
-    calls = {"decode": 0, "rows": 0, "sdpa_attention_forward": 0, "attend_to": 0}
-    counting = False
-
-    def counted(name, function):
-        def call(*arguments, **keywords):
-            calls[name] += counting
-            return function(*arguments, **keywords)
-
-        monkeypatch.setattr(attention_module, name, call)
-
-    for name in calls:
-        counted(name, getattr(attention_module, name))
-
-    @torch.inference_mode()
-    def steps():
-        nonlocal counting
-        run = slots_run(loaded, len(requests))
-        sequences = run.add_all(requests)
-        run.remove(sequences[1])
-        counting = True
-        run.finish()
-        counting = False
-        assert not run.faults
-        stayed = [run.outputs[sequence] for sequence in (sequences[0], *sequences[2:])]
-        return [[output for output in outputs if isinstance(output, Step)] for outputs in stayed]
-
-    beside = steps()
-    in_all = calls["attend_to"]
-    assert calls == {"decode": 0, "rows": 0, "sdpa_attention_forward": 0, "attend_to": in_all}
+    counter = CallCounter(monkeypatch, "decode", "rows", "sdpa_attention_forward", "attend_to")
+    calls = counter.calls
+    beside = decode_all(loaded, requests, counter)
+    num_attentions = calls["attend_to"]
+    assert calls == {"decode": 0, "rows": 0, "sdpa_attention_forward": 0, "attend_to": num_attentions}
     calls.update(dict.fromkeys(calls, 0))
-    monkeypatch.setattr(attention_module, "select_impl", lambda _: "triton")
-    fused = steps()
-    # Cross-attention's output comes from the kernel in every step, the decoder's own from SDPA; rows are made beside
-    # the kernel for the other plan alone.
-    assert calls["decode"] == calls["sdpa_attention_forward"] == in_all // 2
+    monkeypatch.setattr(attention_function, "select_impl", lambda _: "triton")
+    fused = decode_all(loaded, requests, counter)
+    # Cross-attention's output comes from the kernel in every step, and decoder self-attention's from SDPA. Only the
+    # rows of the second plan come from a further kernel.
+    assert calls["decode"] == calls["sdpa_attention_forward"] == num_attentions // 2
     assert 0 < calls["rows"] < calls["decode"]
     for ours, theirs in zip(fused, beside, strict=True):
         assert [step.token.id for step in ours] == [step.token.id for step in theirs]

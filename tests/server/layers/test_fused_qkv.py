@@ -7,7 +7,7 @@ from itertools import permutations
 import pytest
 import torch
 from model_zoo import FAMILIES, build_model
-from sidelight.server.capture.attention_function import LayerKey, place
+from sidelight.server.capture import LayerKey, layer_key_of, mark_attention
 from sidelight.server.layers import FusedSlice, fuse_projections, pack
 from sidelight.server.models import load
 from torch import nn
@@ -56,7 +56,7 @@ def calls(monkeypatch) -> list[int]:
 def attention(kind="decoder_self", **options) -> tuple[nn.Module, dict[str, torch.Tensor], torch.Tensor]:
     """An attention whose projections are fused, their results before, and the input of these."""
     module = Attention(**options).requires_grad_(False)
-    place(module, LayerKey(kind, 0))
+    mark_attention(module, LayerKey(kind, 0))
     x = torch.randn(2, 3, 8)
     before = {name: getattr(module, name)(x) for name in NAMES}
     fuse_projections(module)
@@ -78,7 +78,7 @@ def test_each_input_has_its_own_results():
     module = Attention().requires_grad_(False)
     inputs = [torch.randn(2, 8), torch.randn(2, 8)]
     before = [{name: getattr(module, name)(x) for name in NAMES} for x in inputs]
-    place(module, LayerKey("decoder_self", 0))
+    mark_attention(module, LayerKey("decoder_self", 0))
     fuse_projections(module)
     for name, which in (("q_proj", 0), ("k_proj", 1), ("v_proj", 0), ("v_proj", 0), ("q_proj", 1), ("v_proj", 1)):
         torch.testing.assert_close(getattr(module, name)(inputs[which]), before[which][name])
@@ -121,7 +121,7 @@ def test_projections_that_do_not_fit_together_stay_as_they_are():
     for odd in (nn.Linear(8, 6, bias=False), nn.Linear(8, 6).half(), nn.Linear(4, 6), Special(8, 6), None):
         module = Attention()
         module.k_proj = odd
-        place(module, LayerKey("decoder_self", 0))
+        mark_attention(module, LayerKey("decoder_self", 0))
         fuse_projections(module)
         assert module.k_proj is odd
         assert type(module.q_proj) is nn.Linear
@@ -139,8 +139,8 @@ def test_fused_projections_are_packed_as_one(precision):
         decoder, encoder_attn = Attention(), Attention()
         decoder.encoder_attn = encoder_attn
         models.append(nn.ModuleDict({"decoder": decoder}).requires_grad_(False))
-        place(decoder, LayerKey("decoder_self", 0))
-        place(encoder_attn, LayerKey("cross", 0))
+        mark_attention(decoder, LayerKey("decoder_self", 0))
+        mark_attention(encoder_attn, LayerKey("cross", 0))
     models[1].load_state_dict(models[0].state_dict())
     fuse_projections(models[1])
     apart, fused = (pack(model, precision) for model in models)
@@ -156,6 +156,6 @@ def test_fused_projections_are_packed_as_one(precision):
 @pytest.mark.parametrize("name", sorted(FAMILIES))
 def test_every_family(name, tmp_path):
     loaded = load(build_model(name, tmp_path), packed=False)
-    attentions = [module for module in loaded.model.modules() if hasattr(module, "sidelight_site")]
+    attentions = [module for module in loaded.model.modules() if layer_key_of(module) is not None]
     fused = [module for module in attentions if any(isinstance(child, FusedSlice) for child in module.children())]
     assert fused == (attentions if name in FUSED else [])

@@ -8,8 +8,7 @@ import pytest
 import torch
 from model_zoo import FAMILIES, build_model
 from sidelight.kernels.cpu import is_supported
-from sidelight.server.capture.attention_function import record_to
-from sidelight.server.capture.attention_layers import _Everything
+from sidelight.server.capture import FullRecorder, record_to
 from sidelight.server.models import Backend, BackendConfig, LoadedModel, bart_modules, load
 from sidelight.server.models.bart_backend import BartBackend
 from sidelight.server.models.bart_cpu_backend import BartCpuBackend
@@ -64,7 +63,7 @@ def steps(
                 backend.prefill(torch.tensor([[7, 8]]), cache)
             assert cache.own.lengths[:, 0].tolist() == [0, 0, 2, 0]
         for step in range(3):
-            recorder = _Everything()
+            recorder = FullRecorder()
             cache.begin_decode(slice(0, 4), longest + step + 1, 5, is_uniform=is_uniform)
             # The padding token, too: M2M100 gives it no position.
             tokens = torch.tensor([[9 + step], [4], [loaded.model.config.pad_token_id], [30 * step + 5]])

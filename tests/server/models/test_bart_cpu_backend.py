@@ -14,8 +14,7 @@ import torch
 from mixed_requests import mixed_requests, then_one_by_one, together
 from model_zoo import build_model
 from sidelight.kernels.cpu import is_supported
-from sidelight.server.capture.attention_function import record_to
-from sidelight.server.capture.attention_layers import _Everything
+from sidelight.server.capture import FullRecorder, record_to
 from sidelight.server.layers import linear_kernels
 from sidelight.server.models import LoadedModel, bart_cpu_programs, bundled_model, load
 from sidelight.server.models.bart_backend import BartBackend
@@ -121,13 +120,13 @@ def test_rows_of_all_layers_are_recorded(bundled):
     with torch.inference_mode():
         slots = backend.new_kv_cache(3)
         backend.prefill_sources(torch.tensor([[5, 9, 7, 30, 2]]), {1: 5}, slots)
-        everything = _Everything()
+        recorder = FullRecorder()
         slots.begin_decode(slice(0, 3), 1, 5)
-        with record_to(everything, padded=False):
+        with record_to(recorder, padded=False):
             backend.decode(torch.tensor([[4], [5], [6]]), slots)
-    kinds = [site.kind for site in everything.results]
-    assert kinds.count("cross") == kinds.count("decoder_self") == bundled.attention_layers.layers("cross")
-    for result in everything.results.values():
+    kinds = [site.kind for site in recorder.results]
+    assert kinds.count("cross") == kinds.count("decoder_self") == bundled.attention_layers.num_layers("cross")
+    for result in recorder.results.values():
         torch.testing.assert_close(result.values.sum(2), torch.ones(3, 1, result.values.shape[3]))
 
 

@@ -57,7 +57,7 @@ def test_one_graph_for_all_requests(name, folder):
     assert len(graphs) == 1
     names = [str(node.target) for node in graphs[0].graph.nodes if node.op == "call_function"]
     assert sum("sidelight.attend" in name for name in names) == sum(
-        loaded.attention_layers.layers(kind) for kind in loaded.kinds if kind != "encoder_self"
+        loaded.attention_layers.num_layers(kind) for kind in loaded.kinds if kind != "encoder_self"
     )
 
 

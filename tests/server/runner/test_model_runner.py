@@ -23,7 +23,7 @@ from sidelight.server.api.validation import validate_request
 from sidelight.server.errors import RequestError
 from sidelight.server.models.loader import load
 from sidelight.server.runner import prefill
-from sidelight.server.sampling import sampler
+from sidelight.server.sampling.sampling_plan import CustomProcessors
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +167,7 @@ def test_a_fault_is_its_requests_alone(fault, bundled):
         sequences = run.add_all(requests)
         if fault == "a processor":
             broken = torch.zeros(1, 1, dtype=torch.int64)
-            run.runner._sampler._slots[sequences[1].slot].alone = sampler._Alone(lambda *_: 1 / 0, broken)
+            run.runner._sampler._requests[sequences[1].slot].custom = CustomProcessors(lambda *_: 1 / 0, broken)
         else:
             for layer in run.runner._cache.source_layers:
                 layer.all_values[sequences[1].slot] = float("nan")

@@ -17,9 +17,9 @@ from harness import request, serving, steps_of, stub
 from mixed_requests import slots_run
 from model_zoo import build_model
 from safetensors.torch import load_file, save_file
-from sidelight.server.capture.arrays import AttentionArrays, are_finite
+from sidelight.server.capture import AttentionArrays
 from sidelight.server.models.loader import LoadedModel, bundled_model, load
-from sidelight.server.sampling.step_scores import step_scores
+from sidelight.server.sampling import step_scores
 from sidelight.v1 import attention_pb2 as attention
 from sidelight.v1 import attribution_service_pb2 as pb
 from sidelight.v1 import text_pb2 as text
@@ -225,10 +225,10 @@ def test_scores_of_what_is_most_unlikely_are_numbers(gap):
 @pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
 def test_finite_is_what_has_no_infinity_and_no_nan(dtype, bad):
     good = np.full((3, 50), np.finfo(dtype).max, dtype)  # whose sum is infinite
-    assert are_finite(AttentionArrays(good))
-    assert are_finite(AttentionArrays(np.zeros((0, 3), dtype)))
-    assert are_finite(AttentionArrays(np.ones(3, np.uint8), np.ones(2, np.float32), np.ones(3, np.int32)))
-    assert not are_finite(AttentionArrays(np.ones(3, np.uint8), np.array([1, bad], np.float32)))
+    assert AttentionArrays(good).is_finite()
+    assert AttentionArrays(np.zeros((0, 3), dtype)).is_finite()
+    assert AttentionArrays(np.ones(3, np.uint8), np.ones(2, np.float32), np.ones(3, np.int32)).is_finite()
+    assert not AttentionArrays(np.ones(3, np.uint8), np.array([1, bad], np.float32)).is_finite()
     good[2, 7] = bad
-    assert not are_finite(AttentionArrays(good))
-    assert not are_finite(AttentionArrays(np.array([np.inf, -np.inf], dtype)))
+    assert not AttentionArrays(good).is_finite()
+    assert not AttentionArrays(np.array([np.inf, -np.inf], dtype)).is_finite()

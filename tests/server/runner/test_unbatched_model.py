@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from model_zoo import build_model
-from sidelight.server.capture.plan import CapturePlan
+from sidelight.server.capture import CapturePlan
 from sidelight.server.models.loader import load
 from sidelight.server.runner.unbatched_model import LAST_QUERY, UnbatchedModel
 

@@ -16,11 +16,12 @@ from harness import CROSS, DECODER_SELF, request
 from mixed_requests import Run, slots_run
 from model_zoo import FAMILIES, SOURCE, build_model
 from sidelight.server.api.validation import validate_request
-from sidelight.server.capture.arrays import join, split, to_host
-from sidelight.server.layers import screened_head as screening
+from sidelight.server.layers.lm_head import LMHead
 from sidelight.server.models.loader import bundled_model, load
 from sidelight.server.request import Request
 from sidelight.server.runner import decode_step, unbatched_runner
+from sidelight.server.sampling import logits_ops
+from sidelight.server.transfer import pack_bytes, to_host, unpack_bytes
 from sidelight.v1 import attention_pb2 as attention
 from sidelight.v1 import text_pb2 as text
 from torch.overrides import TorchFunctionMode
@@ -101,9 +102,9 @@ def count_fetches(monkeypatch, module, dispatch: Dispatch) -> list[int]:
 
 @pytest.fixture(autouse=True)
 def as_on_a_gpu(monkeypatch):
-    """On a CPU, where to look at numbers is not to wait, NumPy finds the greatest, and the last layer is screened."""
-    monkeypatch.setattr(screening, "greatest", lambda scores: scores.argmax(-1))
-    monkeypatch.setattr(screening.ScreenedHead, "is_worth", lambda _screen, _rows: False)
+    """On a CPU, where to look at numbers is not to wait, NumPy finds an argmax, or a search that writes no logits."""
+    monkeypatch.setattr(logits_ops, "argmax", lambda logits: logits.argmax(-1))
+    monkeypatch.setattr(LMHead, "argmax_query", lambda *_: None)
 
 
 @pytest.fixture(
@@ -214,7 +215,7 @@ def test_what_is_joined_for_the_copy_comes_apart_again():
         torch.arange(6, dtype=torch.uint8).view(2, 3).T,
         torch.rand(5, 3)[:, 1:],
     ]
-    arrays = split(join(tensors).numpy(), tensors)
+    arrays = unpack_bytes(pack_bytes(tensors).numpy(), tensors)
     for tensor, array in zip(tensors, arrays, strict=True):
         assert array.shape == tuple(tensor.shape)
         np.testing.assert_array_equal(array, tensor.numpy())

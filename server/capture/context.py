@@ -1,0 +1,135 @@
+"""Which recorder receives the attention rows of this thread's forward pass, and the types that both sides share.
+
+An attention layer asks the recorder for targets and writes its rows into them. The recorder and the other settings of
+a forward pass are thread-local, so several engines in one process do not disturb each other. This module knows
+attention layers and tensors; it does not know requests or tokens.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ...kernels import AttentionTensors, LayerSpec
+
+AttentionKind = Literal["cross", "decoder_self", "encoder_self"]
+
+
+class LayerKey(NamedTuple):
+    """The position of an attention layer in a model.
+
+    `layer` counts from 0 among the layers of the same kind, from the input upwards.
+    """
+
+    kind: AttentionKind
+    layer: int
+
+
+class RecordTarget(NamedTuple):
+    """Where the rows of one attention call are written."""
+
+    tensors: AttentionTensors  # for the recorded queries
+    layer_spec: LayerSpec  # which columns of the tensors this layer fills
+    queries: slice  # the recorded queries, with start and stop
+    rows: Tensor | None = None  # the recorded rows of the batch, in order; None: all
+
+
+class Recorder(Protocol):
+    """Receives attention rows while a model runs.
+
+    There are three recorders: `PassRecorder` keeps the rows of one plan, the runner's `StepRecorder` keeps the rows of
+    all plans of a batch, and `FullRecorder` keeps all rows of a model at load.
+    """
+
+    def targets(
+        self, layer_key: LayerKey, shape: tuple[int, int, int, int], device: torch.device
+    ) -> Sequence[RecordTarget]:
+        """Returns the targets of a layer whose attention matrix would have the shape `[B, H, T, S]`."""
+        ...
+
+
+class Observer(Protocol):
+    """Sees every attention call of a model: this is how `attention_layers` finds a model's attention layers."""
+
+    def observe(self, module: nn.Module, query: Tensor, key: Tensor) -> None:
+        """Takes the calling module, and its queries and keys `[batch, heads, length, head width]`."""
+        ...
+
+
+class _Context(threading.local):
+    """The settings of this thread's forward pass."""
+
+    recorder: Recorder | None = None
+    observer: Observer | None = None
+    padded: bool = True  # whether a batch may have padding
+    lengths: Mapping[AttentionKind, Tensor] | None = None  # see `attend_per_row`
+
+
+context = _Context()
+
+
+@contextmanager
+def record_to(recorder: Recorder | None, *, padded: bool = True) -> Iterator[None]:
+    """Sends the attention rows of this thread's forward passes to `recorder`.
+
+    `padded=False` promises that no batch has padding. Then masks are made without reading the padding mask, and each
+    query is known to see at least one key.
+    """
+    before = context.recorder, context.padded
+    context.recorder, context.padded = recorder, padded
+    try:
+        yield
+    finally:
+        context.recorder, context.padded = before
+
+
+@contextmanager
+def attend_per_row(lengths: Mapping[AttentionKind, Tensor]) -> Iterator[None]:
+    """Makes decode steps on a CPU attend row by row: row i over its first `lengths[kind][i]` positions.
+
+    `lengths` is int64 `[rows]` for each kind. Each row then has exactly the numbers, to the bit, that the row has when
+    its request runs alone (see `batch_invariance`).
+    """
+    before, context.lengths = context.lengths, lengths
+    try:
+        yield
+    finally:
+        context.lengths = before
+
+
+@contextmanager
+def observe_with(observer: Observer) -> Iterator[None]:
+    """Shows the attention calls of this thread's forward passes to `observer`."""
+    before, context.observer = context.observer, observer
+    try:
+        yield
+    finally:
+        context.observer = before
+
+
+def record_targets(
+    layer_key: LayerKey | None, shape: tuple[int, int, int, int], device: torch.device
+) -> Sequence[RecordTarget]:
+    """Returns this thread's targets for a layer whose attention matrix would have the shape `[B, H, T, S]`.
+
+    Code that computes the probabilities without `attend` calls this function, and then `write_step_rows`.
+    """
+    if context.recorder is None or layer_key is None:
+        return ()
+    return context.recorder.targets(layer_key, shape, device)
+
+
+def set_layer_key(module: nn.Module, layer_key: LayerKey | None) -> None:
+    """Marks a module as the attention layer of this key; None removes the mark."""
+    marked: Any = module
+    marked.sidelight_layer_key = layer_key
+
+
+def layer_key_of(module: nn.Module) -> LayerKey | None:
+    """Returns the key of an attention layer; None for a module without a key."""
+    return getattr(module, "sidelight_layer_key", None)
