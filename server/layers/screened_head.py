@@ -42,7 +42,7 @@ class ScreenedHead:
         `other` finds the largest logits of hidden states `[n, width]` in the way that would be used instead. Raises
         RuntimeError where weights are not finite, or programs with int8 weights do not run on this machine.
         """
-        if not is_supported(of_bytes=True):
+        if not is_supported(int8=True):
             raise RuntimeError("programs with int8 weights do not run on this machine")
         norms, errors = (torch.cat(parts) for parts in zip(*map(_norms, weight.split(_CHUNK_ROWS)), strict=True))
         if not bool(torch.isfinite(norms.max() + errors.max())):

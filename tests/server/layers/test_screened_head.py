@@ -13,7 +13,7 @@ from sidelight.server.layers import screened_head
 from sidelight.server.layers.packed_linear import quantize
 from sidelight.server.layers.screened_head import ScreenedHead
 
-pytestmark = pytest.mark.skipif(not is_supported(of_bytes=True), reason="no programs with int8 weights here")
+pytestmark = pytest.mark.skipif(not is_supported(int8=True), reason="no programs with int8 weights here")
 
 NEVER = -float("inf")
 seeds = st.integers(0, 2**31 - 1)
