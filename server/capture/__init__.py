@@ -16,11 +16,13 @@ How to add a capture method (another number than the probability for each query,
 
 1. Write its kernel in a folder of `kernels`, with a torch reference: it fills an AttentionTensors as a LayerSpec says.
 2. Write one module here, with a function like `attention_function._record`: it takes a RecordTarget and the tensors of
-   the call (query, key, value, params) and calls the kernel. A method that needs all layers at once (rollout) is a
-   `Recorder` of its own, which combines its layers after the pass.
-3. Add a field with the method's name to CapturePlan, pass it on in RecordTarget, and choose the function by it in
-   `attention_function._attend_and_record` and `write_step_rows`.
-4. Read the field of the request in `server/api/capture_validation.py`.
+   the call (query, key, params, and value where the method needs it) and calls the kernel. A method that needs all
+   layers at once (rollout) is a `Recorder` of its own, which combines its layers after the pass.
+3. Add a field with the method's name to CapturePlan, pass it on in RecordTarget, and choose the function by it wherever
+   rows are written: `attention_function._attend_and_record`, `write_step_rows`, `PassRecorder.record_matrices`, and
+   `models/bart_cpu_programs.DecoderProgram.run`, which has probabilities and no values.
+4. Read the field of the request in `server/api/capture_validation.py`, and answer it in `server/api/converters.py`; the
+   words are in `server/api/enums.py`.
 5. Compare the method with the model's own numbers at load (`attention_layers._difference`), or give the method up.
 """
 

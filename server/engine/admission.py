@@ -1,4 +1,4 @@
-"""The requests that have arrived and not started: how many may wait, and which of them starts next.
+"""All requests of an engine that have not ended, the waiting ones in a bounded queue. `waiting_queue` has the order.
 
 Shared by the event loop, which submits, and the engine's thread, which starts requests. Knows no models.
 """
@@ -46,7 +46,7 @@ class AdmissionQueue:
         self._states: set[RequestState] = set()  # all that have not ended, wherever they are
         self._waiting: WaitingQueue[RequestState] = WaitingQueue()
         self._num_reserved = 0  # places of requests that are being validated
-        self._needs_announcing = False  # whether the readers of waiting requests were looked at since `late_requests`
+        self._needs_announcing = False  # from `hold_back` or `announce_later` until `late_requests`
         self._is_draining = False
         self._is_stopped = False
         self._has_failed = False
@@ -60,7 +60,8 @@ class AdmissionQueue:
     def reserve(self, client: Hashable) -> Reservation:
         """Takes a place for a client's request. Raises RequestError where none is free.
 
-        Where no place is free, the newest request of a client that is held back is refused, as if it came now.
+        Where the queue is full, the newest waiting request of a held-back client ends with QUEUE_FULL and gives its
+        place.
         """
         with self._lock:
             self._check_open()

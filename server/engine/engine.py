@@ -18,7 +18,7 @@ import torch
 from ..errors import internal
 from ..models import LoadedModel, ModelError
 from ..request import Request
-from ..runner import make_runner, slots_that_fit
+from ..runner import caches_that_fit, make_runner, slots_that_fit
 from .admission import AdmissionQueue, Reservation
 from .engine_core import EngineCore
 from .output_queue import OutputQueue
@@ -58,10 +58,10 @@ class Engine:
         self._startup_error: Exception | None = None
         fraction = self._config.memory_fraction
         self.num_slots = slots_that_fit(loaded, self._config.max_running, fraction)
-        # Preempted requests have left the slots' memory, and take their own.
+        # The caches of preempted requests are in the host's memory, beside the slots.
         self._max_preempted = 1  # of a model without slots: its caches stay where they are
         if loaded.backend is not None:
-            self._max_preempted = slots_that_fit(loaded, self._config.max_preempted, fraction / 2)
+            self._max_preempted = caches_that_fit(loaded, self._config.max_preempted, fraction / 2)
         self._core: EngineCore | None = None  # the thread's
         self._thread = threading.Thread(target=self._run, name=f"engine {loaded.name}", daemon=True)
         self._watcher = threading.Thread(target=self._watch, name=f"watch of {loaded.name}", daemon=True)
@@ -107,7 +107,8 @@ class Engine:
     def reserve(self, client: Hashable = None) -> Reservation:
         """Takes a place in the queue for a client's request, before any work is done for it. Raises RequestError.
 
-        Where no place is free, the newest request of a client that is held back is refused, as if it came now.
+        Where the queue is full, the newest waiting request of a held-back client ends with QUEUE_FULL and gives its
+        place.
         """
         return self._admission.reserve(client)
 
@@ -122,10 +123,9 @@ class Engine:
 
         `deadline` is of `time.monotonic`. Raises RequestError.
         """
-        reservation = reservation or self.reserve()
         state = RequestState(request, queue, deadline)
-        self._admission.submit(state, reservation.client)
-        reservation.release()
+        with reservation or self.reserve() as place:
+            self._admission.submit(state, place.client)
         self.wake()
         return state
 
@@ -178,7 +178,8 @@ class Engine:
 
     def _make_core(self) -> EngineCore:
         runner = make_runner(self.loaded, self.num_slots, self._config.thread_counts)
-        return EngineCore(self.loaded, self._admission, runner, self._config.max_running, self._max_preempted)
+        max_given = self._config.max_running
+        return EngineCore(self.loaded, self._admission, runner, self.num_slots, max_given, self._max_preempted)
 
     def _restart(self, *, ends_waiting: bool) -> None:
         """Ends started requests with INTERNAL, as their state is unknown; with `ends_waiting`, waiting ones too."""

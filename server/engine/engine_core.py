@@ -10,7 +10,8 @@ from ..models import LoadedModel
 from ..request import GivenTarget, Step
 from ..runner import Runner, Sequence, StepOutput
 from .admission import AdmissionQueue
-from .output_builder import OutputBuilder, split_encoder_self, start, target_outputs
+from .given_target import target_outputs
+from .output_builder import OutputBuilder, make_started, split_encoder_self
 from .output_queue import OutputQueue, notify
 from .preemption import Preemption
 from .request_state import RequestState, RequestStatus
@@ -26,14 +27,21 @@ class EngineCore:
     """The requests that one engine works on, and the runner that it works with. Made anew after a fault."""
 
     def __init__(
-        self, loaded: LoadedModel, admission: AdmissionQueue, runner: Runner, max_running: int, max_preempted: int
+        self,
+        loaded: LoadedModel,
+        admission: AdmissionQueue,
+        runner: Runner,
+        num_slots: int,
+        max_given: int,
+        max_preempted: int,
     ) -> None:
+        """`max_given` bounds the running requests with given targets; `max_preempted` those without a slot."""
         self._loaded = loaded
         self._runner = runner
-        self._num_slots = max_running
+        self._num_slots = num_slots
         self._time_share = TimeShare()
         slot_bytes = 0 if loaded.backend is None else loaded.backend.bytes_per_slot
-        self.requests = StartedRequests(admission, runner, max_running)
+        self.requests = StartedRequests(admission, runner, max_given)
         self._preemption = Preemption(self.requests, max_preempted, slot_bytes)
         self._scheduler = Scheduler(loaded, admission, self.requests, self._preemption, self._time_share)
 
@@ -99,13 +107,14 @@ class EngineCore:
         notify(ready)
 
     def _put_started(self, state: RequestState, sequence: Sequence) -> None:
-        detokenizer, started = start(self._loaded, state.request)
+        detokenizer, started = make_started(self._loaded, state.request)
         state.builder = OutputBuilder(state.request, detokenizer)
         if not state.is_announced:
             state.queue.put(started, notifies=False)
-        state.num_put = 0
+        state.num_pending_put = 0
         if state.attention_bytes:
             state.pending_outputs = split_encoder_self(sequence.pop_source_attention())
+            state.is_pending_computed = True
 
     # ---- outputs without a decode step ------------------------------------------------------------------------------
 
@@ -119,13 +128,13 @@ class EngineCore:
                 return True
             if state.is_blocked:
                 continue
-            if not state.is_computed and not self._time_share.may_work(can_decode=can_decode):
+            if not state.is_pending_computed and not self._time_share.may_work(can_decode=can_decode):
                 self._time_share.has_put_off = has_worked = True
                 continue
             began = time.monotonic()
             has_worked = self._put_next(state) or has_worked
             while (
-                state.is_computed
+                state.is_pending_computed
                 and state.pending_outputs is not None
                 and not state.is_blocked
                 and time.monotonic() - began < _DELIVERY_SECONDS
@@ -146,8 +155,8 @@ class EngineCore:
             self.requests.fail(state, error)
             return True
         if output is not None:
-            state.num_put += 1
-            state.is_computed = state.is_computed or isinstance(output, Step)
+            state.num_pending_put += 1
+            state.is_pending_computed = state.is_pending_computed or isinstance(output, Step)
             state.queue.put(output)
         elif state.has_given_target:
             self.requests.finish(state, None)
@@ -158,15 +167,16 @@ class EngineCore:
     def _compute_outputs(self, state: RequestState) -> bool:
         """Makes the pending outputs that have not been put. Returns False where they need more memory than there is."""
         request = state.request
-        if state.is_dropped:
+        if state.must_recompute:
             if not self._preemption.make_memory(request.single_pass_bytes):
                 return False
-            state.attention_bytes, state.is_dropped = request.single_pass_bytes, False
+            state.attention_bytes, state.must_recompute = request.single_pass_bytes, False
         if isinstance(request.target, GivenTarget):
             outputs = target_outputs(self._loaded, request, self._runner.target_pass(request))
         else:
             outputs = split_encoder_self(self._runner.source_attention(request))
-        state.pending_outputs = itertools.islice(outputs, state.num_put, None)
+            state.is_pending_computed = True
+        state.pending_outputs = itertools.islice(outputs, state.num_pending_put, None)
         return True
 
     # ---- decode steps -----------------------------------------------------------------------------------------------

@@ -1,26 +1,26 @@
 """Builds a request's outputs from what the model gave: text, stop reasons, and the row that belongs to each step.
 
-Knows texts and requests; knows neither models nor queues.
+Knows texts and requests; runs no forward pass, and knows no queues.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 
 from ..capture import AttentionArrays
 from ..errors import invalid, not_a_number
 from ..models import LoadedModel
-from ..request import DecodingParams, EncoderSelf, Finished, GivenTarget, Output, Request, Started, Step, StopReason
-from ..runner import StepOutput, TargetOutput, TargetPass
-from ..text import Detokenizer, Token
+from ..request import DecodingParams, EncoderSelf, Finished, Output, Request, Started, Step, StopReason
+from ..runner import StepOutput
+from ..text import Detokenizer
 
 # Encoder self-attention is cut into parts of about this size, a fraction of what is held for a slow reader.
 _PART_BYTES = 64 * 1024
 
 
-def start(loaded: LoadedModel, request: Request) -> tuple[Detokenizer, Started]:
+def make_started(loaded: LoadedModel, request: Request) -> tuple[Detokenizer, Started]:
     """A detokenizer that has read the tokens before step 0, and the first output."""
     detokenizer = Detokenizer(loaded.tokenizer, () if loaded.is_encoder_decoder else request.source.ids, request.prefix)
     if request.prefix is None:
@@ -46,66 +46,16 @@ def split_encoder_self(attention: AttentionArrays | None) -> Iterator[EncoderSel
         yield EncoderSelf(first, attention.copy_queries(slice(first, first + size)))
 
 
-def target_outputs(loaded: LoadedModel, request: Request, target_pass: TargetPass) -> Iterator[Output]:
-    """The outputs of a request whose target is given, in order. Raises RequestError.
-
-    Between two outputs the iterator runs at most one forward pass, so that the engine can stop, wait or turn to another
-    request in between. The passes run in the thread that takes the outputs.
-    """
-    _, started = start(loaded, request)
-    attention = target_pass.encode()
-    yield started
-    yield from split_encoder_self(attention)
-    del attention  # its memory, while steps are computed and wait
-    output = target_pass.decode()
-    del target_pass  # likewise
-    yield from _given_steps(request, output)
-
-
-def _given_steps(request: Request, output: TargetOutput) -> Iterator[Output]:
-    assert isinstance(request.target, GivenTarget)
-    tokens, text = request.target.text.tokens, request.target.text.text
-    for index, (token, added) in enumerate(zip(tokens, _added_texts(text, tokens), strict=True)):
-        step = Step(index, token, added, output.scores[index].tolist())
-        if index < request.resume_at:
-            continue
-        if request.capture.captures_step(index):
-            num_visible = output.first_query + index + 1
-            cross, own = output.cross, output.decoder_self
-            step = replace(
-                step,
-                cross=None if cross is None else cross.copy_query(index),
-                decoder_self=None if own is None else own.copy_query(index, num_visible),
-            )
-        yield step
-    yield Finished(text, "given", len(tokens))
-
-
-def _added_texts(text: str, tokens: Sequence[Token]) -> Iterator[str]:
-    """The text that each token of a whole text adds. A character of several tokens comes with the last of them."""
-    limits: list[int] = []  # for each token, where the next token begins that is not special
-    limit = len(text)
-    for token in reversed(tokens):
-        limits.append(limit)
-        limit = limit if token.special else token.begin
-    written = end = 0
-    for index, (token, limit) in enumerate(zip(tokens, reversed(limits), strict=True)):
-        end = max(end, token.end)
-        until = len(text) if index == len(tokens) - 1 else max(written, min(end, limit))
-        yield text[written:until]
-        written = until
-
-
 class OutputBuilder:
     """What one decoded request has written so far, and when it stops. Does not change what the model computes."""
 
     def __init__(self, request: Request, detokenizer: Detokenizer) -> None:
-        """`detokenizer` has read the tokens before step 0: see `start`."""
+        """`detokenizer` has read the tokens before step 0: see `make_started`."""
         assert isinstance(request.target, DecodingParams)
         self._request = request
         self._params = request.target
         self._detokenizer = detokenizer
-        # A stop text ends where the text ends: the text that was searched before holds its beginning at most.
+        # A stop text may begin in text that was searched before: the search goes back by its length less one.
         self._searched = self._prefix_length = len(detokenizer.text)
         self._stop_overlap = max(map(len, self._params.stop), default=1) - 1
         self._reads_last = request.capture.row == "reading"
@@ -118,11 +68,8 @@ class OutputBuilder:
 
         Raises RequestError where a logit or a score is NaN or infinite, and where no token was left to draw.
         """
-        if not output.has_candidates:
-            message = "leaves no token to draw at this step: all of the vocabulary are ruled out"
-            raise invalid("decoding", "NO_TOKEN_LEFT", message)
-        if not (output.is_finite and all(map(math.isfinite, output.scores))):
-            raise not_a_number()
+        if self._stop_reason is None:  # else the pass has only read the last token, and its own token is not sent
+            _check(output)
         if not self._reads_last:
             return self._complete(self._add(output), output)
         outputs: list[Output] = []
@@ -165,3 +112,12 @@ class OutputBuilder:
         tail = text[max(self._prefix_length, self._searched - self._stop_overlap) :]
         self._searched = len(text)
         return any(stop in tail for stop in self._params.stop)
+
+
+def _check(output: StepOutput) -> None:
+    """Raises RequestError where the token of a step cannot be sent."""
+    if not output.has_candidates:
+        message = "leaves no token to draw at this step: all of the vocabulary are ruled out"
+        raise invalid("decoding", "NO_TOKEN_LEFT", message)
+    if not (output.is_finite and all(map(math.isfinite, output.scores))):
+        raise not_a_number()

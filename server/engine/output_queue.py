@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from ..errors import RequestError
 from ..request import EncoderSelf, Output, Step
 
-# Bytes held for one reader at most, with what is being sent. The output that passes the limit comes on top.
+# Bytes held for one reader at most, with what is being sent. The limit is checked after a put.
 CAPACITY = 256 * 1024
 
 # Bytes of an output beside its arrays: its texts, and Python's objects.

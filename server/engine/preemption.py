@@ -17,8 +17,8 @@ from .started_requests import StartedRequests
 # each step of the other requests.
 _LONG_SLOW_SECONDS = 5.25
 
-# Bytes of attention computed at once that are held for all readers together. What slow readers have not read beyond
-# that is computed again.
+# Bytes of attention computed at once that are held for all readers together. Beyond it, the attention of slow readers
+# is dropped, and computed again when they read on.
 _ATTENTION_BYTES = 128 * 1024**2
 
 # Bytes of the caches of all preempted requests together; or this number of whole slots where these take more.
@@ -53,7 +53,7 @@ class Preemption:
     def make_room(self, *, for_sequence: bool, resuming: RequestState | None = None) -> bool:
         """Whether one more request can run. A request of the same kind whose reader is slow gives way.
 
-        `resuming` is the preempted request that is about to run: it does not count beside the request that gives way.
+        `resuming` is a preempted request that is about to run: its cache leaves the preempted ones, and does not count.
         """
         requests = self._requests
         if requests.has_room(for_sequence=for_sequence):
@@ -124,7 +124,7 @@ class Preemption:
             if state.is_slow(now):
                 held -= state.attention_bytes
                 state.pending_outputs, state.attention_bytes = None, 0
-                state.is_dropped, state.is_computed = True, False
+                state.must_recompute, state.is_pending_computed = True, False
         return not held or held + num_bytes <= _ATTENTION_BYTES
 
     def give_back_memory(self, now: float) -> None:
@@ -141,6 +141,6 @@ class Preemption:
         """Seconds after which the engine must look again, whatever happens; None where nothing changes by itself."""
         requests = self._requests
         has_ready = any(not state.is_blocked for state in requests.preempted)
-        if has_ready or any(state.is_dropped for state in requests):
+        if has_ready or any(state.must_recompute for state in requests):
             return SLOW_SECONDS
         return None if self._held_at is None else _GIVE_BACK_SECONDS

@@ -47,12 +47,13 @@ class RequestState:
 
     # Outputs that come without a decode step: all outputs of a given target; encoder self-attention.
     pending_outputs: Iterator[Output] | None = None
-    num_put: int = 0  # how many of the pending outputs have been put
-    is_computed: bool = False  # whether the remaining pending outputs need no forward pass
+    num_pending_put: int = 0  # how many of the pending outputs have been put
+    is_pending_computed: bool = False  # whether the remaining pending outputs need no forward pass
     attention_bytes: int = 0  # of attention that the pending outputs hold until all have been put
-    is_dropped: bool = False  # whether the pending outputs were dropped, and must be computed again
+    must_recompute: bool = False  # whether the pending outputs were dropped, and must be computed again
 
-    counted_cache: tuple[float | None, int] | None = None  # bytes of the cache, and since when the queue was full then
+    # Since when the queue was full, and the bytes of the cache then.
+    counted_cache: tuple[float | None, int] | None = None
 
     @property
     def has_given_target(self) -> bool:
@@ -67,12 +68,12 @@ class RequestState:
     @property
     def can_decode(self) -> bool:
         """Whether the request can take a decode step, or a chunk of its prompt."""
-        return self.sequence is not None and not (self.attention_bytes or self.is_dropped or self.is_blocked)
+        return self.sequence is not None and not (self.attention_bytes or self.must_recompute or self.is_blocked)
 
     @property
     def has_pending_outputs(self) -> bool:
         """Whether the next output comes without a decode step."""
-        return self.sequence is None or self.attention_bytes > 0 or self.is_dropped
+        return self.sequence is None or self.attention_bytes > 0 or self.must_recompute
 
     def is_expired(self, now: float) -> bool:
         """Whether the outputs are not wanted any more: the call is cancelled, or past its deadline."""

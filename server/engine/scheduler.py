@@ -14,7 +14,7 @@ from ..errors import expired
 from ..models import LoadedModel
 from .admission import AdmissionQueue
 from .batching_delay import BatchingDelay
-from .output_builder import start
+from .output_builder import make_started
 from .output_queue import OutputQueue, notify
 from .preemption import Preemption
 from .request_state import SLOW_SECONDS, RequestState, RequestStatus
@@ -86,7 +86,7 @@ class Scheduler:
     def _begin(self, state: RequestState, num_bytes: int) -> None:
         state.start_time = time.monotonic()
         state.attention_bytes = num_bytes
-        state.num_put = int(state.is_announced)
+        state.num_pending_put = int(state.is_announced)
         if state.has_given_target:
             state.status = RequestStatus.RUNNING
             self._requests.running.append(state)
@@ -119,7 +119,7 @@ class Scheduler:
                 self._admission.announce_later()
                 break
             try:
-                _, started = start(self._loaded, state.request)
+                _, started = make_started(self._loaded, state.request)
             except Exception:  # the request fails with the same error when its turn comes
                 continue
             state.is_announced = True

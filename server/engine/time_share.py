@@ -5,7 +5,7 @@ Given targets and the starts of requests that are held back are such work. Knows
 
 from __future__ import annotations
 
-# Seconds of such work between two looks at the waiting requests, where no decode step could be taken instead.
+# Without decode steps: seconds of other work before the engine looks at waiting requests again.
 _TURN_SECONDS = 0.02
 
 
@@ -13,7 +13,7 @@ class TimeShare:
     """The balance between decode steps and other work. For the engine's thread."""
 
     def __init__(self) -> None:
-        self._debt = 0.0  # seconds of steps before other work may go on; below 0, other work may go on for so long
+        self._debt = 0.0  # seconds of other work less seconds of steps: other work may go on while it is at most 0
         self.has_put_off = False  # whether other work was put off since the last step
 
     @property

@@ -65,8 +65,8 @@ class WaitingQueue(Generic[T]):
     def __init__(self) -> None:
         self._entries: dict[T, _Entry] = {}
         self._held_back = HeldBack()
-        self._num_begun = 0  # requests that have started since one that comes after others
-        self._takes_oldest = False  # whether the next choice by size or age is by age
+        self._num_begun = 0  # requests that have started since the last held-back one
+        self._takes_oldest = False  # the next held-back request is the oldest; otherwise the smallest
         self._cached: tuple[bool, bool, T | None] | None = None  # the arguments of the last `next`, and its result
 
     def __len__(self) -> int:

@@ -7,7 +7,7 @@ file, and one line in `backend_selection.BACKENDS`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import ClassVar, NamedTuple, Protocol
 
 from torch import Tensor
@@ -26,7 +26,7 @@ class BackendConfig(NamedTuple):
 
     max_source_tokens: int
     max_target_tokens: int
-    # Whether no row of a batch may change a bit of another row's numbers, not even where torch computes the batch.
+    # Whether each row of a batch must have the bits that it has when it is computed alone.
     is_batch_invariant: bool = False
 
 
@@ -58,8 +58,7 @@ class Backend(Protocol):
     The model runner calls the methods in this order:
 
     1. `new_kv_cache`, once.
-    2. For each request of an encoder-decoder model `prefill_sources`, or `store_sources` if the runner has run the
-       encoder itself because the encoder's attention is recorded.
+    2. For each request of an encoder-decoder model `prefill_sources`.
     3. For all tokens before the first new one, but for the last, in chunks: `KVCache.begin_prefill`, then `prefill`.
     4. For each step of all slots: `KVCache.begin_decode`, then `decode`, then `KVCache.advance`.
     """
@@ -81,7 +80,7 @@ class Backend(Protocol):
 
     @property
     def max_prefill_tokens(self) -> int:
-        """How many source tokens, padding included, are encoded at once. `prefill_sources` takes more, in parts."""
+        """How many source tokens, padding included, fill a pass of the encoder: more together are no faster."""
         ...
 
     @property
@@ -97,10 +96,6 @@ class Backend(Protocol):
         """A KV cache of `count` slots with `length` positions of target and source; None: as many as `lengths`."""
         ...
 
-    def encode(self, ids: Tensor, lengths: Sequence[int]) -> Tensor:
-        """The encoder's output `[B, S, width]` for source tokens `[B, S]`; `lengths[row]` tokens are no padding."""
-        ...
-
     def prefill_sources(self, ids: Tensor, lengths: Mapping[int, int], cache: KVCache) -> None:
         """Encode source tokens `[B, S]` and store the keys and values of cross-attention.
 
@@ -108,16 +103,15 @@ class Backend(Protocol):
         """
         ...
 
-    def store_sources(self, hidden: Tensor, lengths: Mapping[int, int], cache: KVCache) -> None:
-        """Store the keys and values of cross-attention for the encoder's output `[B, S, width]`. `lengths` as above."""
-        ...
-
     def prefill(self, ids: Tensor, cache: KVCache) -> None:
         """Read tokens `[1, count]` into the slot, and at the positions, that `KVCache.begin_prefill` named."""
         ...
 
     def decode(self, tokens: Tensor, cache: KVCache, query: ArgmaxQuery | None = None) -> Tensor:
-        """Run one token `[n, 1]` for each slot that `KVCache.begin_decode` named.
+        """Run one token `[n, 1]` for each slot that `KVCache.begin_decode` named, and record its attention rows.
+
+        The rows go where `capture.record_targets` says: `capture.attend` writes them, and so does
+        `capture.write_step_rows` for a backend that computes probabilities itself.
 
         Returns the input of `lm_head`, `[n, width]`, or, without an `lm_head`, logits `[n, vocabulary]`. The tensor
         stays as it is until the next step. With a `query`, the argmax of each row has been found on return.

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from ..capture import AttentionLayers, first_token, record_to
 from ..layers import LMHead, find_lm_head
+from ..memory import is_out_of_memory
 from .backend import Backend, BackendConfig, BackendType, UnsupportedModelError
 from .bart_backend import BartBackend
 from .bart_cpu_backend import BartCpuBackend
@@ -52,8 +53,8 @@ def select_backend(
 ) -> Backend | None:
     """The first of `backends` that runs `model` as the model runs itself; None if there is none.
 
-    Without a backend, the requests of the model run one by one. `is_exact` says that two ways to the same logits differ
-    by no more than float32 does. `is_compiled` asks for steps compiled by torch.compile.
+    Without a backend, the requests of the model run one by one. `is_exact` asks for the tolerance of float32 instead of
+    the one of half precision and int8. `is_compiled` asks for steps compiled by torch.compile.
     """
     if not attention_layers.captures_rows:
         return None
@@ -93,6 +94,8 @@ def _first_verified(
             log.debug("%s does not support %s: %s", backend_type.__name__, family, problem)
             continue
         except _FAULTS as error:
+            if is_out_of_memory(error):
+                raise
             problem = _described(error)
         else:
             problem = verification.problem(functools.partial(verification.decoded, backend), tolerance)
@@ -146,6 +149,8 @@ class LogitsVerification:
             difference = float((computed - self._expected).abs().max())
             largest = max(1.0, float(self._expected.abs().max()))
         except (UnsupportedModelError, *_FAULTS) as error:
+            if is_out_of_memory(error):
+                raise
             return _described(error)
         if difference <= tolerance * largest:  # NaN is not
             return None

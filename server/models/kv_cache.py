@@ -325,8 +325,7 @@ class KVCache:
             for layer in layers:
                 layer.all_keys[slot, :, :count] = 0
                 layer.all_values[slot, :, :count] = 0
-        # For the next sequence of the slot. And while the slot is idle, a step may see fewer positions than this
-        # sequence had.
+        # An idle slot inside a step must not point beyond the positions that the step sees.
         self.own.lengths[slot] = 0
         self.source_lengths[slot] = 1
 

@@ -69,7 +69,6 @@ class _Options(NamedTuple):
     precision: Precision | None  # of the linear layers on a CPU; None: they stay as they are
     packing: Precision | None  # likewise, but None too if the caller wants no packing
     is_compiled: bool
-    max_length: int | None
 
 
 def bundled_model() -> Path:
@@ -98,7 +97,7 @@ def load(
     if not str(path).strip():
         raise ModelError("the model's name is empty: give a directory, or an id on the Hugging Face hub")
     where = bundled_model() if path is None else path
-    options = _options(device, dtype, max_length, is_packed=packed, is_compiled=compiled)
+    options = _options(device, dtype, is_packed=packed, is_compiled=compiled)
     checkpoint = _open(where)
     with _errors_for_people(where, checkpoint, options.device):
         config, pretrained = _read_files(checkpoint)
@@ -117,7 +116,7 @@ def load(
 # ---- steps of load --------------------------------------------------------------------------------------------------
 
 
-def _options(device: str, dtype: str, max_length: int | None, *, is_packed: bool, is_compiled: bool) -> _Options:
+def _options(device: str, dtype: str, *, is_packed: bool, is_compiled: bool) -> _Options:
     """Check the arguments of `load` that need no model."""
     chosen = _device(device)
     torch_dtype = _dtype(dtype, chosen)
@@ -125,7 +124,7 @@ def _options(device: str, dtype: str, max_length: int | None, *, is_packed: bool
     if is_compiled and precision == "int8":
         raise ModelError("int8 cannot be compiled: its layers are packed for kernels that the compiler does not know")
     packing = precision if is_packed and not is_compiled else None
-    return _Options(chosen, torch_dtype, precision, packing, is_compiled, max_length)
+    return _Options(chosen, torch_dtype, precision, packing, is_compiled)
 
 
 def _open(where: str | Path) -> Checkpoint:

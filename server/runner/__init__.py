@@ -7,7 +7,7 @@ prefill             sources and prompts into the KV cache
 slot_allocator      which sequence has which slot
 step_recorder       the attention rows of a decode step, equal plans together
 unbatched_runner    UnbatchedRunner: each sequence with a cache of its own, for models that cannot be run in slots
-unbatched_model     a model over one sequence, by the model's own modules
+single_sequence     a model over one sequence, by the model's own modules: given targets, encoder self-attention
 target_pass         the forward passes of a given target
 sequence            Sequence: a decoded request in a runner; StepOutput: what a step gives it
 slot_budget         how many slots there is memory for
@@ -17,7 +17,7 @@ warmup              common captures run once before serving
 
 from .runner import Runner, make_runner
 from .sequence import Sequence, StepOutput
-from .slot_budget import slots_that_fit
+from .slot_budget import caches_that_fit, slots_that_fit
 from .target_pass import TargetOutput, TargetPass
 from .warmup import warm
 
@@ -27,6 +27,7 @@ __all__ = [
     "StepOutput",
     "TargetOutput",
     "TargetPass",
+    "caches_that_fit",
     "make_runner",
     "slots_that_fit",
     "warm",

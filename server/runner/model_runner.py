@@ -42,7 +42,7 @@ class ModelRunner:
         # A compiled step is compiled for its number of threads, and a GPU takes as long with any number.
         is_tunable = loaded.model.device.type == "cpu" and not backend.is_compiled
         self._threads = ThreadTuner(thread_counts if is_tunable else ())
-        self._max_batch_size = num_slots  # smaller after memory did not suffice
+        self._safe_batch_size = num_slots  # sequences of a step for which memory suffices
         self._tokens = torch.zeros(num_slots, 1, dtype=torch.int64, device=loaded.model.device)  # read next, by slot
         self._step = DecodeStep(backend, self._cache, self._sampler, self._slots, self._tokens)
         if backend.is_compiled:
@@ -101,7 +101,7 @@ class ModelRunner:
             self._sampler.remove(sequence.slot)
             self._release(sequence)
         sequence.swapped, sequence.is_preempted = None, False
-        self._max_batch_size = min(2 * self._max_batch_size, self._num_slots)  # there is memory again
+        self._safe_batch_size = min(2 * self._safe_batch_size, self._num_slots)  # there is memory again
 
     def preempt(self, sequence: Sequence) -> None:
         """Frees the slot of a sequence that goes on later: its cache moves to the host."""
@@ -128,8 +128,7 @@ class ModelRunner:
     def _release(self, sequence: Sequence) -> None:
         self._slots.release(sequence.slot)
         # The cache may hold NaN, and 0 times NaN is NaN: it is zeroed, the position of the next token included.
-        used = max(sequence.num_cached, len(sequence.prompt) - 1) + 1
-        self._cache.clear(sequence.slot, used, sequence.source_length)
+        self._cache.clear(sequence.slot, sequence.num_written, sequence.source_length)
 
     # ---- forward passes ---------------------------------------------------------------------------------------------
 
@@ -156,13 +155,13 @@ class ModelRunner:
             outputs: list[tuple[Sequence, StepOutput | Exception]] = []
             remaining = sorted(sequences, key=lambda sequence: sequence.slot)
             while remaining:
-                batch = remaining[: self._max_batch_size]
+                batch = remaining[: self._safe_batch_size]
                 try:
                     outputs += self._step.run(batch)
                 except Exception as error:
                     # Once tokens are chosen, another attempt would draw them again and count them twice.
                     if is_out_of_memory(error) and len(batch) > 1 and not self._step.has_sampled:
-                        self._max_batch_size = len(batch) // 2
+                        self._safe_batch_size = len(batch) // 2
                         continue
                     fault = out_of_memory() if is_out_of_memory(error) else error
                     outputs += [(sequence, fault) for sequence in batch]
@@ -171,6 +170,8 @@ class ModelRunner:
 
     def _compact(self) -> None:
         """Moves the last sequence to the first free slot while more than half of the slots in between are idle."""
+        if self._backend.is_compiled:  # each step runs all slots
+            return
         while (last := self._slots.sparse_slot()) is not None:
             sequence = self._slots.sequences[last]
             slot = self._slots.allocate(sequence)
@@ -178,5 +179,4 @@ class ModelRunner:
             self._sampler.swap_in(slot, self._sampler.swap_out(last))
             self._tokens[slot] = self._tokens[last]
             self._slots.release(last)
-            used = max(sequence.num_cached, len(sequence.prompt) - 1) + 1
-            self._cache.clear(last, used, sequence.source_length)
+            self._cache.clear(last, sequence.num_written, sequence.source_length)

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ..capture import AttentionArrays, record_to
-from ..memory import is_out_of_memory, out_of_memory
 from ..models import MAX_PREFILL_TOKENS, Backend, KVCache, LoadedModel
 from ..request import Request
 from ..transfer import int_tensor
 from .sequence import Sequence
-from .unbatched_model import UnbatchedModel
+from .single_sequence import SingleSequenceModel
 
 # Tokens of a prompt that are read between two steps of the other sequences.
 _CHUNK = 256
@@ -29,52 +28,44 @@ class Prefill:
     def read_sources(self, sequences: list[Sequence]) -> dict[Sequence, Exception]:
         """Runs the encoder over the sources of some sequences, and keeps their keys and values for cross-attention.
 
-        Sources of similar length are read in one pass; a source whose encoder self-attention is captured is read
-        alone. Returns the sequences whose source could not be read, each with the reason.
+        Sources of similar length are read in one pass. Where encoder self-attention is captured, a pass of its own
+        computes it, so that a capture changes no bit of what the decoder reads. Returns the sequences whose source
+        could not be read, each with the reason.
         """
-        alone = [sequence for sequence in sequences if _captures_source(sequence)]
-        batched = [sequence for sequence in sequences if not _captures_source(sequence)]
         faults: dict[Sequence, Exception] = {}
-        for group in (*_by_length(batched), *([sequence] for sequence in alone)):
+        for group in _by_length(sequences):
             faults |= self._read_group(group)
+        for sequence in sequences:
+            if sequence not in faults and "encoder_self" in sequence.plan.kinds:
+                try:
+                    sequence.source_attention = self.source_attention(sequence.request)
+                except Exception as error:
+                    faults[sequence] = error
         return faults
 
     def _read_group(self, group: list[Sequence]) -> dict[Sequence, Exception]:
         """Reads sources in one pass, and one by one where the pass fails."""
         try:
-            if _captures_source(group[0]):
-                self._read_captured(group[0])
-            else:
-                self._read_padded(group)
+            longest = max(sequence.source_length for sequence in group)
+            ids = [
+                [*sequence.request.source.ids, *([self._padding] * (longest - sequence.source_length))]
+                for sequence in group
+            ]
+            lengths = {sequence.slot: sequence.source_length for sequence in group}
+            self._backend.prefill_sources(int_tensor(ids, self._device), lengths, self._cache)
         except Exception as error:
             if len(group) == 1:
-                return {group[0]: out_of_memory() if is_out_of_memory(error) else error}
+                return {group[0]: error}
             faults: dict[Sequence, Exception] = {}
             for sequence in group:
                 faults |= self._read_group([sequence])
             return faults
         return {}
 
-    def _read_padded(self, group: list[Sequence]) -> None:
-        longest = max(sequence.source_length for sequence in group)
-        ids = [
-            [*sequence.request.source.ids, *([self._padding] * (longest - sequence.source_length))]
-            for sequence in group
-        ]
-        lengths = {sequence.slot: sequence.source_length for sequence in group}
-        self._backend.prefill_sources(int_tensor(ids, self._device), lengths, self._cache)
-
-    def _read_captured(self, sequence: Sequence) -> None:
-        model = self._model_of(sequence.request)
-        sequence.source_attention = model.encode()
-        self._backend.store_sources(model.encoded, {sequence.slot: sequence.source_length}, self._cache)
-
     def source_attention(self, request: Request) -> AttentionArrays | None:
         """The encoder self-attention of a request, from a pass of its own. Raises RequestError."""
-        return self._model_of(request).encode()
-
-    def _model_of(self, request: Request) -> UnbatchedModel:
-        return UnbatchedModel(self._loaded, request.capture, request.source.ids, request.decoder_prompt_ids)
+        model = SingleSequenceModel(self._loaded, request.capture, request.source.ids, request.decoder_prompt_ids)
+        return model.encode()
 
     def read_prompt(self, sequence: Sequence) -> None:
         """Reads the next chunk of a prompt."""
@@ -84,10 +75,6 @@ class Prefill:
         with record_to(None, padded=False):
             self._backend.prefill(int_tensor([ids], self._device), self._cache)
         sequence.num_cached += len(ids)
-
-
-def _captures_source(sequence: Sequence) -> bool:
-    return "encoder_self" in sequence.plan.kinds
 
 
 def _by_length(sequences: list[Sequence]) -> Iterator[list[Sequence]]:

@@ -61,6 +61,11 @@ class Sequence:
         return max(0, len(self.prompt) - 1 - self.num_cached)
 
     @property
+    def num_written(self) -> int:
+        """Positions of the cache that may hold numbers: of the prompt, of the tokens read, of the next token."""
+        return max(self.num_cached, len(self.prompt) - 1) + 1
+
+    @property
     def is_prefilling(self) -> bool:
         """Whether some of the prompt must be read before the first step."""
         return self.num_pending > 0

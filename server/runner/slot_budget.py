@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import logging
 
+import torch
+
 from ..memory import free_bytes
 from ..models import LoadedModel
 
 log = logging.getLogger(__name__)
+
+
+def caches_that_fit(loaded: LoadedModel, max_caches: int, fraction: float) -> int:
+    """How many whole slots' caches have room in a share of the host's free memory: at least 1, at most `max_caches`."""
+    assert loaded.backend is not None
+    room = int(free_bytes(torch.device("cpu")) * fraction)
+    return max(1, min(max_caches, room // loaded.backend.bytes_per_slot))
 
 
 def slots_that_fit(loaded: LoadedModel, max_slots: int, fraction: float) -> int:

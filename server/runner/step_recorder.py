@@ -22,7 +22,7 @@ from ..capture import (
 from ..errors import not_a_number
 from ..transfer import cached_index
 from .sequence import Sequence
-from .unbatched_model import LAST_QUERY
+from .single_sequence import LAST_QUERY
 
 
 class _Group(NamedTuple):

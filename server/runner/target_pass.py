@@ -12,7 +12,7 @@ from ..models import LoadedModel
 from ..request import GivenTarget, Request
 from ..sampling import step_scores
 from ..transfer import to_host
-from .unbatched_model import NO_QUERIES, UnbatchedModel
+from .single_sequence import NO_QUERIES, SingleSequenceModel
 
 
 class TargetOutput(NamedTuple):
@@ -29,7 +29,7 @@ class TargetPass:
 
     def __init__(self, loaded: LoadedModel, request: Request) -> None:
         self._request = request
-        self._model = UnbatchedModel(loaded, request.capture, request.source.ids, request.decoder_prompt_ids)
+        self._model = SingleSequenceModel(loaded, request.capture, request.source.ids, request.decoder_prompt_ids)
 
     def encode(self) -> AttentionArrays | None:
         """Runs the encoder, if there is one. Returns its self-attention, if captured. Raises RequestError."""

@@ -20,8 +20,10 @@ import torch
 
 log = logging.getLogger(__name__)
 
-# Seconds between two trials, and until a number of threads is tried again that was much slower: so much that its trials
-# would be felt. This time doubles, up to the longest, while nothing changes.
+# Seconds between two trials.
+# Seconds until a number of threads is tried again that was much slower. They double at each trial, while nothing
+# changes.
+# The longest such wait.
 _TRIAL_EVERY, _TRIAL_AFTER_SLOW, _LONGEST = 0.25, 3.0, 60.0
 _MUCH_SLOWER = 1.5
 # Steps in a row, each much slower than the average step, that show that something has changed; and the weight of one

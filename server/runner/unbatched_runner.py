@@ -1,7 +1,7 @@
 """Runs the sequences of a model that cannot be run in slots: each with a cache of its own, one at a time.
 
 Such a model's cache is of a kind that `models.kv_cache` does not know, or the model gives attention only as whole
-matrices. Has the interface of `ModelRunner`.
+matrices, or no backend has the model's own logits. Has the interface of `ModelRunner`.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from ..request import DecodingParams, Request
 from ..sampling import Sampler, step_scores
 from ..transfer import to_host
 from .sequence import Sequence, StepOutput
+from .single_sequence import LAST_QUERY, NO_QUERIES, SingleSequenceModel
 from .target_pass import TargetPass
-from .unbatched_model import LAST_QUERY, NO_QUERIES, UnbatchedModel
 
 
 @dataclass(eq=False)
 class _State:
     """What a sequence keeps between its steps."""
 
-    model: UnbatchedModel
+    model: SingleSequenceModel
     sampler: Sampler  # for this sequence alone, in slot 0
     pending: Tensor  # tokens that the decoder reads next, int64 `[1, count]`: the prompt, then one token
 
@@ -60,7 +60,7 @@ class UnbatchedRunner:
     def _add(self, request: Request) -> Sequence:
         params = request.target
         assert isinstance(params, DecodingParams)
-        model = UnbatchedModel(self._loaded, request.capture, request.source.ids, request.decoder_prompt_ids)
+        model = self._model_of(request)
         attention = model.encode()
         source = request.source.ids if self._loaded.is_encoder_decoder else None
         sampler = Sampler(self._loaded, 1, len(model.prompt) + params.max_new_tokens)
@@ -97,7 +97,10 @@ class UnbatchedRunner:
 
     def source_attention(self, request: Request) -> AttentionArrays | None:
         """The encoder self-attention of a request once more, by another pass of its source. Raises RequestError."""
-        return UnbatchedModel(self._loaded, request.capture, request.source.ids, request.decoder_prompt_ids).encode()
+        return self._model_of(request).encode()
+
+    def _model_of(self, request: Request) -> SingleSequenceModel:
+        return SingleSequenceModel(self._loaded, request.capture, request.source.ids, request.decoder_prompt_ids)
 
     def target_pass(self, request: Request) -> TargetPass:
         """The forward passes of a request whose target is given."""

@@ -16,13 +16,13 @@ import torch
 from ...kernels import Launch, record_launches
 from ..capture import AttentionKind, CapturePlan
 from ..models import LoadedModel
-from .unbatched_model import LAST_QUERY, UnbatchedModel
+from .single_sequence import LAST_QUERY, SingleSequenceModel
 
 log = logging.getLogger(__name__)
 
-# Triton tells lengths that are 1 or multiples of 16 from others. Of source, or context, and given target: so that each
-# of queries, keys and the first query's place is such a multiple where it can be. And of source and context to go on
-# from, token after token.
+# Triton compiles a variant of a kernel for lengths of 1, of multiples of 16, and of all other lengths.
+# `_GIVEN`: lengths of source (or prompt) and given target that reach each variant. `_DECODED`: lengths of source and
+# prompt, from which `_STEPS` tokens are decoded.
 _GIVEN = ((17, 16), (17, 15), (16, 16), (16, 17), (15, 15))
 _DECODED = (1, 16, 17)
 _STEPS = 17
@@ -72,10 +72,10 @@ def _run(loaded: LoadedModel) -> None:
                 model.forward(model.tensor(_ids(loaded, 1)), LAST_QUERY, 1)
 
 
-def _encoded(loaded: LoadedModel, plan: CapturePlan, source: int) -> UnbatchedModel:
+def _encoded(loaded: LoadedModel, plan: CapturePlan, source: int) -> SingleSequenceModel:
     """A model whose encoder has read a source of so many tokens."""
     context = _ids(loaded, source) if loaded.is_encoder_decoder else ()
-    model = UnbatchedModel(loaded, plan, _ids(loaded, source), context)
+    model = SingleSequenceModel(loaded, plan, _ids(loaded, source), context)
     model.encode(check=False)  # where launches are only recorded, nothing is computed
     return model
 

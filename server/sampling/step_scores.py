@@ -21,7 +21,7 @@ def step_scores(names: Sequence[Score], logits: Tensor, targets: Tensor, top_p: 
     for `top_p_size`.
     """
     if not names:
-        return torch.empty(len(targets), 0)
+        return logits.new_empty(len(targets), 0, dtype=torch.float32)
     logits = logits.float()
     log_probabilities = logits.log_softmax(-1)
     index = targets[:, None]

@@ -9,7 +9,8 @@ import torch
 from hypothesis import strategies as st
 from model_zoo import FAMILIES, SENTENCES
 from sidelight.server.api.validation import validate_request
-from sidelight.server.engine.output_builder import OutputBuilder, split_encoder_self, start, target_outputs
+from sidelight.server.engine.given_target import target_outputs
+from sidelight.server.engine.output_builder import OutputBuilder, make_started, split_encoder_self
 from sidelight.server.models.loader import LoadedModel
 from sidelight.server.request import EncoderSelf, Finished, GivenTarget, Output, Request, Started, Step
 from sidelight.server.runner.model_runner import ModelRunner
@@ -76,7 +77,7 @@ class Run:
         added = self.runner.add(requests)
         for request, sequence in zip(requests, added, strict=True):
             if isinstance(sequence, Sequence):
-                detokenizer, started = start(self.loaded, request)
+                detokenizer, started = make_started(self.loaded, request)
                 self._builders[sequence] = OutputBuilder(request, detokenizer)
                 self.outputs[sequence] = [started, *split_encoder_self(sequence.pop_source_attention())]
                 self.live.append(sequence)

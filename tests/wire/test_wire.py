@@ -53,9 +53,10 @@ def assert_alike(mine: Message, theirs: Message, factor: float = 1.0) -> None:
     """
     if isinstance(mine, attention.Attention) and isinstance(theirs, attention.Attention):
         assert (mine.shape, mine.encoding, mine.positions) == (theirs.shape, theirs.encoding, theirs.positions)
-        # A number between two bytes may become either.
+        # A number between two bytes, or between two of float16, may become either.
         step = 1 if mine.encoding == attention.ENCODING_UINT8 else 2e-5 * factor
-        np.testing.assert_allclose(numbers(mine), numbers(theirs), rtol=1e-3 * factor, atol=step)
+        relative = 1e-3 if mine.encoding == attention.ENCODING_FLOAT16 else 1e-3 * factor
+        np.testing.assert_allclose(numbers(mine), numbers(theirs), rtol=relative, atol=step)
         scales = (np.frombuffer(message.scales, "<f4") for message in (mine, theirs))
         np.testing.assert_allclose(*scales, rtol=1e-3 * factor, atol=1e-7)
         return

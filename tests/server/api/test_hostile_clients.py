@@ -420,7 +420,7 @@ def test_what_waits_for_slow_readers_has_one_bound(bundled, engines, monkeypatch
             largest = max(state.request.single_pass_bytes for state in states)
             assert sum(state.request.single_pass_bytes for state in states) > 2 * bound
             assert sum(state.attention_bytes for state in states) <= max(bound, largest)
-            assert any(state.is_dropped for state in states)
+            assert any(state.must_recompute for state in states)
             for number, call, begun in calls:
                 responses = [*begun, *call]
                 assert parts(responses) == parts(alone[number % 3])

@@ -175,7 +175,7 @@ FAULTY |= {
     WaitingQueue: [name for name, value in vars(WaitingQueue).items() if callable(value)],
     OutputQueue: ["put", "end"],
     output_queue: ["_notify_loop"],
-    engine_core: ["target_outputs", "start", "split_encoder_self", "notify"],
+    engine_core: ["target_outputs", "make_started", "split_encoder_self", "notify"],
 }
 for owner in (ModelRunner, Prefill, DecodeStep, SlotAllocator, StepRecorder, TargetPass):
     FAULTY[owner] = [name for name, value in vars(owner).items() if callable(value)]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sidelight.kernels.cpu.argmax import MaskedColumns, out_of_the_question
+from sidelight.kernels.cpu import MaskedColumns, mask_columns
 from sidelight.kernels.cpu.program import PackedMatmul, is_supported
 from sidelight.server.layers import screened_head
 from sidelight.server.layers.packed_linear import quantize
@@ -37,7 +37,7 @@ def make(seed: int, vocabulary: int, width: int, rows: int, *, wild: bool) -> tu
 def mask(banned: range, rows: int, vocabulary: int) -> MaskedColumns:
     """The same banned tokens for all rows."""
     tokens = torch.tensor(banned, dtype=torch.int64)
-    return out_of_the_question(torch.arange(rows).repeat_interleave(len(tokens)), tokens.repeat(rows), vocabulary)
+    return mask_columns(torch.arange(rows).repeat_interleave(len(tokens)), tokens.repeat(rows), vocabulary)
 
 
 def find(head: ScreenedHead, hidden: torch.Tensor, masked: MaskedColumns | None = None) -> torch.Tensor:
@@ -77,14 +77,15 @@ def test_finds_the_largest_logit(seed, vocabulary, width, rows, wild, biased):
 def test_no_estimate_is_farther_off_than_its_bound(seed, wild):
     """The bound itself: near ties that luck decides right would not show that a bound is too small."""
     weight, bias, hidden = make(seed, 200, 48, 5, wild=wild)
-    panels, bounds = make_head(weight, bias).search._kept
+    search = make_head(weight, bias).search
+    packed, bounds = search._weight, search._bounds
     assert bounds is not None
     length = hidden.norm(dim=1)
     levels, scale = quantize(hidden)
     off = (levels * scale[:, None] - hidden).norm(dim=1) + bounds.rounding * length
     margin = (torch.outer(off, bounds.norms) + torch.outer(length, bounds.errors) + bounds.slack).numpy()
     exact = (hidden.double() @ weight.double().T + bias.double()).numpy()
-    estimates = PackedMatmul(panels)(hidden).numpy()
+    estimates = PackedMatmul(packed)(hidden).numpy()
     assert (np.abs(estimates - exact) <= margin).all()
     assert margin.max() < 0.1 * torch.outer(length, bounds.norms).max()  # nor is the bound too large to say anything
 

@@ -91,7 +91,7 @@ def model(tmp_path_factory) -> tuple[PreTrainedModel, AttentionLayers]:
 
 @pytest.fixture
 def debug_log(caplog) -> Iterator[pytest.LogCaptureFixture]:
-    with caplog.at_level(logging.DEBUG):
+    with caplog.at_level(logging.DEBUG, logger="sidelight"):
         yield caplog
 
 

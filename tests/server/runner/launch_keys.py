@@ -17,11 +17,12 @@ from unittest.mock import patch
 import torch
 from sidelight.kernels import Launch, record_launches
 from sidelight.kernels.tools.cross_compile import compiling_for
+from sidelight.server.capture import AttentionArrays
 from sidelight.server.models.loader import LoadedModel, load
 from sidelight.server.request import GivenTarget, Request
-from sidelight.server.runner import target_pass, warmup
+from sidelight.server.runner import warmup
+from sidelight.server.runner.single_sequence import LAST_QUERY, SingleSequenceModel
 from sidelight.server.runner.target_pass import TargetPass
-from sidelight.server.runner.unbatched_model import LAST_QUERY, UnbatchedModel
 
 
 def key(launch: Launch) -> str:
@@ -36,11 +37,11 @@ def key(launch: Launch) -> str:
 def requests(loaded: LoadedModel) -> list[Launch]:
     """The launches of requests of other lengths than those that are warmed."""
     # Where launches are only recorded, memory holds anything, and NaN too.
-    unchecked = partialmethod(UnbatchedModel.encode, check=False)
+    unchecked = partialmethod(SingleSequenceModel.encode, check=False)
     with (
         record_launches() as found,
-        patch.object(target_pass, "are_finite", lambda *_: True),
-        patch.object(UnbatchedModel, "encode", unchecked),
+        patch.object(AttentionArrays, "is_finite", lambda _: True),
+        patch.object(SingleSequenceModel, "encode", unchecked),
     ):
         for plan in warmup.common_captures(loaded):
             for source, target, steps in ((3, 5, 40), (32, 48, 20), (25, 32, 1)):
@@ -51,7 +52,7 @@ def requests(loaded: LoadedModel) -> list[Launch]:
                 passes = TargetPass(loaded, request)
                 passes.encode()
                 passes.decode()
-                model = UnbatchedModel(loaded, plan, ids, context)
+                model = SingleSequenceModel(loaded, plan, ids, context)
                 model.encode()
                 model.forward(model.tensor(model.prompt), LAST_QUERY, 1)
                 for _ in range(steps):

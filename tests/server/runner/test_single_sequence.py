@@ -7,7 +7,7 @@ import torch
 from model_zoo import build_model
 from sidelight.server.capture import CapturePlan
 from sidelight.server.models.loader import load
-from sidelight.server.runner.unbatched_model import LAST_QUERY, UnbatchedModel
+from sidelight.server.runner.single_sequence import LAST_QUERY, SingleSequenceModel
 
 
 @torch.inference_mode()
@@ -16,8 +16,8 @@ def test_a_model_without_rows_gives_the_last_token_or_all_at_the_end(tmp_path):
     plan = CapturePlan(("cross",), {"cross": (0,)}, {"cross": loaded.heads("cross")})
     target = [2, 7, 9]
 
-    def encoded() -> UnbatchedModel:
-        model = UnbatchedModel(loaded, plan, [5, 6, 2], target)
+    def encoded() -> SingleSequenceModel:
+        model = SingleSequenceModel(loaded, plan, [5, 6, 2], target)
         model.encode()
         return model
 

@@ -59,7 +59,7 @@ class ForwardOutput:
         return cross, own
 
 
-class UnbatchedModel:
+class SingleSequenceModel:
     """One sequence of a model: its encoder's output, its cache, and how many tokens it has read."""
 
     def __init__(
@@ -118,8 +118,8 @@ class UnbatchedModel:
             num_logits: For how many of these tokens, counted from the last, logits are wanted.
             is_last: Whether no tokens will be read after these.
 
-        Raises ValueError where a model gives whole matrices instead of rows, these tokens are not the last, and more
-        is wanted than the attention and the logits of the last token: such a model reads tokens one by one.
+        A model that gives whole matrices instead of rows reads tokens one by one. Unless `is_last`, it can give only
+        the attention and the logits of the last token. Raises ValueError where more is asked of it.
         """
         if not self._captures_rows and not is_last:
             if queries not in (LAST_QUERY, NO_QUERIES) or num_logits > 1:
