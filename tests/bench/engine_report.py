@@ -14,7 +14,8 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-from contenders import LABELS, Outcome
+from contender import Outcome
+from contenders import LABELS
 from rich.console import Console
 from rich.table import Table
 
