@@ -31,6 +31,7 @@ SENTENCES = [
 ]
 SOURCE = "The lazy dog does not want to be your friend, and I don't care where the train is."
 TARGET = "Der faule Hund will nicht dein Freund sein."
+UNUSUAL_TEXT = "Schön: ﬁne 漢字, naïve 🤖🏽 and  two\tspaces…"
 
 _WIDTH, _FEED_FORWARD = 32, 64
 
