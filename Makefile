@@ -50,6 +50,7 @@ lint: $(VENV)/.lint ## Check style, types and the contract
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-logo
+	$(BIN)/python tests/packaging/sizes.py
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/buf lint proto
 	$(BIN)/buf format proto --diff --exit-code

@@ -14,7 +14,7 @@ from .given_target import target_outputs
 from .output_builder import OutputBuilder, make_started, split_encoder_self
 from .output_queue import OutputQueue, notify
 from .preemption import Preemption
-from .request_state import RequestState, RequestStatus
+from .request_state import RequestState
 from .scheduler import Scheduler
 from .started_requests import StartedRequests
 from .time_share import TimeShare
@@ -85,10 +85,7 @@ class EngineCore:
         states = self.requests.starting
         self._scheduler.record_starts(states)
         added = self._runner.add([state.request for state in states])
-        self.requests.starting = []
-        for state in states:
-            state.status = RequestStatus.RUNNING
-        self.requests.running.extend(states)
+        self.requests.run_starting()
         ready: list[OutputQueue] = []
         for state, sequence in zip(states, added, strict=True):
             if isinstance(sequence, Exception):

@@ -41,6 +41,13 @@ class StartedRequests:
             return self.runner.num_free_slots > len(self.starting)
         return sum(state.has_given_target for state in self.running) < self._max_given
 
+    def run_starting(self) -> None:
+        """Lets the starting requests run."""
+        for state in self.starting:
+            state.status = RequestStatus.RUNNING
+        self.running.extend(self.starting)
+        self.starting = []
+
     def rotate(self, state: RequestState) -> None:
         """Puts a request that has had its turn behind the others, if it has not ended."""
         if state.status is RequestStatus.RUNNING:

@@ -28,6 +28,18 @@ _GRACE_SECONDS = 7.0
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `sidelight serve`."""
+    _add_model_arguments(parser)
+    _add_limits(parser)
+    parser.add_argument(
+        "--log-level",
+        default="info",
+        choices=("debug", "info", "warning", "error"),
+        help="the least serious lines that the log has; debug says too how each layer runs, and how loading proceeds",
+    )
+
+
+def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds what is served, where, and how the model runs."""
     parser.add_argument(
         "model",
         nargs="?",
@@ -59,6 +71,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="have torch.compile make one graph of a step; for GPUs, as a step is then of all slots and --max-length",
     )
+
+
+def _add_limits(parser: argparse.ArgumentParser) -> None:
+    """Adds how much the server takes on."""
     parser.add_argument("--max-length", type=_positive, metavar="N", help="the most tokens of a source or a target")
     parser.add_argument(
         "--max-slots", type=_positive, default=32, metavar="N", help="the most requests worked on at once"
@@ -71,12 +87,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the share of the free memory that the slots' caches may take; fewer slots where it does not do",
     )
     parser.add_argument("--max-waiting", type=_positive, default=1024, metavar="N", help="requests queued at most")
-    parser.add_argument(
-        "--log-level",
-        default="info",
-        choices=("debug", "info", "warning", "error"),
-        help="the least serious lines that the log has; debug says too how each layer runs, and how loading proceeds",
-    )
 
 
 def _whole_number(text: str, most: int) -> int:

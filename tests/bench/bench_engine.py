@@ -24,7 +24,7 @@ import contenders
 import engine_report
 import torch
 import workloads
-from contenders import Contender
+from contender import Contender
 from engine_report import Figures, Report
 from rich.console import Console
 
@@ -110,7 +110,7 @@ def measure_bandwidth() -> float:
 def _measure(workload: workloads.Workload, options: argparse.Namespace, scratch: Path, bandwidth: float) -> Report:
     size = workloads.measure_size(workload.folder)
     names = [name for name in contenders.LABELS if name in options.contenders]
-    with contenders.contending(names, workload, size, scratch, options.serve) as (ready, refused):
+    with contenders.start_contenders(names, workload, size, scratch, options.serve) as (ready, refused):
         report = Report(workload.name, workload.title, options.rounds, bandwidth, size.step_weights, refused)
         crosses = {name: cross for name, contender in ready.items() if (cross := contender.cross()) is not None}
         if {"sidelight", "attentions"} <= crosses.keys():

@@ -1,9 +1,9 @@
-"""A server under clients as they are: ten thousand requests that mostly end early, and readers that stall.
+"""A server with the clients of real life: ten thousand requests that mostly end early, and readers that stall.
 
 Run by `make bench`, or by itself: `python tests/bench/bench_soak.py [--requests 10000] [--stalled 256] [--rounds 3]`.
-First, whether anything of so many requests stays behind: slots, jobs, tasks, threads, memory. Then how long healthy
-requests take beside readers that have stopped reading, each with a stream that has more to say than is held for it,
-against the same requests without them; in turns, so that a noisy machine treats both alike.
+First: which slots, requests, tasks, threads and memory are still in use after so many requests. Then: how long healthy
+requests take, with and without readers that have stopped reading. The stream of a stalled reader is longer than what
+the server holds for a reader. Both take turns, so that a noisy machine treats both alike.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from sidelight.v1 import attribution_service_pb2_grpc as services
 from soak import Outcome, soak
 
 HEALTHY = 16
-REQUESTS = 640  # healthy ones in a round
-# A stalled reader's client takes in so much and then no more: connections of its own, and small windows.
+REQUESTS = 640  # healthy requests in a round
+# Options of a stalled reader: a connection of its own with a small window, so that the client soon receives no more.
 WINDOW = [("grpc.http2.lookahead_bytes", 16384), ("grpc.http2.bdp_probe", 0), ("grpc.use_local_subchannel_pool", 1)]
 STREAMS_A_CHANNEL = 16
 
@@ -53,36 +53,41 @@ def main() -> int:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     torch.set_num_threads(max(1, (os.cpu_count() or 2) - 1))
     console = Console(width=120, highlight=False)
-    sound = True
+    is_sound = True
     if options.requests:
         began = time.perf_counter()
         outcome = asyncio.run(soak(load(bundled_model()), options.requests))
-        sound = _show(console, outcome, time.perf_counter() - began)
+        is_sound = _show(console, outcome, time.perf_counter() - began)
     if options.stalled:
-        sound &= _stall(console, options.stalled, options.rounds)
-    return 0 if sound else 1
+        is_sound &= _stall(console, options.stalled, options.rounds)
+    return 0 if is_sound else 1
 
 
 def _show(console: Console, outcome: Outcome, seconds: float) -> bool:
     ends = ", ".join(f"{count:,} {end}" for end, count in outcome.ends.most_common())
     console.print(f"{sum(outcome.ends.values()):,} requests in {seconds:.0f} s: {ends}")
     table = Table("", "before", "after")
-    for name in ("slots", "jobs", "tasks", "threads"):
-        table.add_row(f"{name} in use", *(str(getattr(left, name)) for left in (outcome.before, outcome.after)))
-    table.add_row("memory, MB", *(f"{left.memory / 1e6:.1f}" for left in (outcome.before, outcome.after)))
+    for name in ("slots", "requests", "tasks", "threads"):
+        table.add_row(f"{name} in use", *(str(getattr(usage, name)) for usage in (outcome.before, outcome.after)))
+    table.add_row("memory, MB", *(f"{usage.memory / 1e6:.1f}" for usage in (outcome.before, outcome.after)))
     console.print(table)
     after = outcome.after
-    return not after.slots and not after.jobs and after.tasks <= outcome.before.tasks and "INTERNAL" not in outcome.ends
+    return (
+        not after.slots
+        and not after.requests
+        and after.tasks <= outcome.before.tasks
+        and "INTERNAL" not in outcome.ends
+    )
 
 
 def _stall(console: Console, count: int, rounds: int) -> bool:
-    """Whether healthy requests take no more than half as long again beside readers that stall."""
+    """Whether stalled readers make the 99th percentile of healthy requests at most 1.5 times as long."""
     with tempfile.TemporaryDirectory(), serve(bundled_model(), "bundled", []) as address:
         times = asyncio.run(_rounds(address, count, rounds))
     table = Table("16 healthy streams", "p50, ms", "p99, ms", title=f"{rounds} rounds of {REQUESTS} requests")
     ratios = {}
     for share in (50, 99):
-        quantile = {name: [_quantile(each, share) for each in runs] for name, runs in times.items()}
+        quantile = {name: [_quantile(seconds, share) for seconds in runs] for name, runs in times.items()}
         ratios[share] = statistics.median(b / a for a, b in zip(quantile["alone"], quantile["beside"], strict=True))
         times[f"{share}"] = [[statistics.median(runs) for runs in quantile.values()]]
     for place, name in enumerate(("alone", f"beside {count} stalled readers")):
@@ -97,7 +102,7 @@ def _quantile(times: list[float], share: int) -> float:
 
 
 async def _rounds(address: str, count: int, rounds: int) -> dict[str, list[list[float]]]:
-    """Seconds of each healthy request, alone and beside stalled readers, round after round."""
+    """The seconds of each healthy request in each round, alone and beside stalled readers."""
     times: dict[str, list[list[float]]] = {"alone": [], "beside": []}
     await _healthy(address, HEALTHY)
     for _ in range(rounds):
@@ -130,7 +135,7 @@ async def _healthy(address: str, requests: int) -> list[float]:
 
 @contextlib.asynccontextmanager
 async def _stalled(address: str, count: int) -> AsyncIterator[None]:
-    """So many streams that are begun and no longer read, once the server has no more to do for them."""
+    """Begins `count` streams and stops reading them. Enters when the server can do no more for these streams."""
     request = pb.AttributeRequest()
     request.source.text = "My grandmother is still vigorous at 82 years old. " * 4
     request.decoding.max_new_tokens = 250
@@ -148,8 +153,8 @@ async def _stalled(address: str, count: int) -> AsyncIterator[None]:
                 pass
 
         await asyncio.gather(*(begin_reading(call) for call in calls))
-        await asyncio.sleep(20)  # they write until what is held for them is full
-        assert not any(call.done() for call in calls), "a stalled stream ended: it had not enough to say"
+        await asyncio.sleep(20)  # the streams continue until what the server holds for them is full
+        assert not any(call.done() for call in calls), "a stalled stream ended: it was too short"
         yield
         for call in calls:
             call.cancel()

@@ -1,4 +1,4 @@
-"""200 sentences with all their attention, through `sidelight attribute --file` and through Inseq, side by side.
+"""Translates 200 sentences with all their attention by `sidelight attribute --file` and by Inseq.
 
 Run by `make bench`. Prints BLEU, tokens per second and how far the two results are apart. Rounds alternate, so that a
 noisy machine treats both alike; times are medians. Both write Inseq's JSON with cross-attention, decoder and encoder
@@ -72,15 +72,15 @@ def _inseq() -> Any:
 
     warnings.simplefilter("ignore")
     logging.disable(logging.ERROR)
-    # As Sidelight serves it: float32.
+    # Sidelight serves the model in float32, too.
     return inseq.load_model(str(bundled_model()), "attention", model_kwargs={"dtype": torch.float32})
 
 
 def _run_inseq(model: Any, sources: list[str], out: Path) -> list[str]:
     from inseq.data import merge_attributions
 
-    # One by one: Inseq attributes encoder-decoders so anyway, and what it generates for a padded batch is not what it
-    # generates for the sentences alone (BLEU 5 instead of 47 on these).
+    # One sentence at a time: Inseq attributes encoder-decoders so in any case, and for a padded batch it generates
+    # other texts than for the sentences alone (BLEU 5 instead of 47 on these sentences).
     outputs = [model.attribute(source, attribute_target=True, show_progress=False) for source in sources]
     output = merge_attributions(outputs)
     output.save(out, overwrite=True)
@@ -114,7 +114,7 @@ def _report(
 
 
 def _compare(here: Path, model: Any, sources: list[str]) -> None:
-    """How far the attentions are apart, where both wrote the same tokens."""
+    """Prints the greatest difference of the attentions, for sentences with the same tokens."""
     ours = _load(here / "sidelight.json")
     print(f"greatest difference to Inseq as it is:                {_difference(ours, _load(here / 'inseq.json'))}")
     inseq_peer.unscale_targets(model)

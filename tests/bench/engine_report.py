@@ -1,6 +1,6 @@
-"""What `bench_engine.py` found: figures, tables, the targets and whether they are met, a plot, JSON.
+"""The figures of `bench_engine.py`: tables, targets and whether they are met, a plot, JSON.
 
-It knows runs' outcomes; it runs nothing.
+This module knows the outcomes of runs. It runs nothing.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-from contenders import LABELS, Outcome
+from contender import Outcome
+from contenders import LABELS
 from rich.console import Console
 from rich.table import Table
 
@@ -23,8 +24,8 @@ import matplotlib.pyplot as plt
 
 SIDELIGHT = {"sidelight": 4, "off": 4, "sidelight-int8": 1}  # bytes of a weight
 CLOSE = 1e-5
-# The share of the cores that others may use. Two threads that wait for each other at every layer take a multiple of
-# their time where one of them has to share its core.
+# The share of the cores that other programs may use. Two threads that wait for each other at every layer take a
+# multiple of their time if one of them shares its core.
 QUIET = 0.05
 
 
@@ -33,9 +34,9 @@ class Figures:
     """All runs of one contender at one concurrency.
 
     Attributes:
-        sentences: How many a whole run has.
-        seconds: For a whole run; shorter runs count as if they had gone on.
-        tokens: Written in a whole run, likewise.
+        sentences: The number of sentences of a whole run.
+        seconds: The seconds of each whole run. A shorter run is extrapolated.
+        tokens: The number of tokens of a whole run, extrapolated likewise.
         targets: The token ids of the first run.
         first, between, latency, admitted: Seconds of every stream: until its first step, between two steps, until its
             end, and from admission to its first step by the server's own count. For servers only.
@@ -76,18 +77,18 @@ class Figures:
 
 @dataclass
 class Report:
-    """What came of one model.
+    """The results of one model.
 
     Attributes:
-        model: Its name among the benchmark's.
-        title: What people are told.
-        rounds: How many there were.
-        bandwidth: Of the memory, bytes per second.
-        step_weights: Numbers that one decoding step reads.
+        model: The name of the workload.
+        title: The title of the workload.
+        rounds: The number of rounds.
+        bandwidth: The bandwidth of the memory, bytes per second.
+        step_weights: The number of weights that one decoding step reads.
         refused: Why contenders did not run, by name.
         figures: By contender, then by concurrency.
         cross_difference: The greatest difference of Sidelight's cross-attention to transformers' own, on one sentence.
-        busy: In each pause, the share of the machine's cores that worked though nothing here did.
+        busy: The share of the machine's cores that other programs used in each pause.
     """
 
     model: str
@@ -178,7 +179,7 @@ def _streams(report: Report) -> Table:
 
 
 def _show_correctness(report: Report, console: Console) -> None:
-    """Beside speed: the same tokens, the same attention. Loud where not."""
+    """Prints whether tokens and attention are the same. A difference is printed in red."""
     for name, figures in report.figures.items():
         for level, ours in figures.items():
             if name == "generate" or level not in report.figures.get("generate", {}):
@@ -206,7 +207,7 @@ def _show_correctness(report: Report, console: Console) -> None:
 
 @dataclass(frozen=True)
 class Target:
-    """One thing that was asked for. `ratio` is None where it was not measured."""
+    """A limit of a ratio. `ratio` is None if it was not measured."""
 
     text: str
     limit: float
@@ -215,7 +216,7 @@ class Target:
 
     @property
     def met(self) -> bool | None:
-        """Whether it is reached; None where it was not measured."""
+        """Whether the target is met; None if the ratio was not measured."""
         if self.ratio is None:
             return None
         return self.ratio <= self.limit if self.at_most else self.ratio >= self.limit
@@ -225,7 +226,7 @@ FLOAT32, INT8 = ("ct2", "ct2-sorted"), ("ct2-int8", "ct2-int8-sorted")
 
 
 def targets(report: Report) -> list[Target]:
-    """All targets, with what was measured. Of CTranslate2's two ways to batch, the faster one counts."""
+    """All targets with the measured ratios. The faster of CTranslate2's two ways to batch counts."""
 
     def time(level: int, name: str, *others: str) -> float | None:
         ours, theirs = report.rate(level, name), report.rate(level, *others)
@@ -257,7 +258,7 @@ def targets(report: Report) -> list[Target]:
 
 
 def _capture(report: Report, level: int) -> float | None:
-    """By pairs from the same round: the few percent in question are less than what a machine drifts by."""
+    """The median ratio of two runs of the same round: a machine drifts by more than the few percent in question."""
     on, off = (report.figures.get(name, {}).get(level) for name in ("sidelight", "off"))
     if on is None or off is None:
         return None

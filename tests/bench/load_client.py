@@ -1,4 +1,4 @@
-"""A `sidelight serve` process, and a light client that keeps a number of requests in flight at it.
+"""A `sidelight serve` process, and a light client that keeps a number of requests in flight.
 
 The client shares the cores with the server. So it uses the bare stubs, parses every message, counts the steps and
 checks the shape of their attention, and makes no arrays.
@@ -30,26 +30,26 @@ from workloads import Source, Workload
 if TYPE_CHECKING:
     from sidelight.v1.attribution_service_pb2_grpc import AttributionServiceAsyncStub
 
-# This Python's own command, or else the first one on the path.
+# The command of this Python, or else the first command on the path.
 _BIN = str(Path(sys.executable).parent)
 COMMAND = shutil.which("sidelight", path=os.pathsep.join([_BIN, os.environ.get("PATH", "")])) or "sidelight"
 
-# What requests ask for: cross-attention of every layer and head, or no attention at all.
+# The captures of requests: cross-attention of every layer and head, or no attention.
 EVERY_HEAD = attention_pb2.Capture(kinds=[attention_pb2.ATTENTION_KIND_CROSS])
 NOTHING = attention_pb2.Capture(none=True)
 
 
 @dataclass
 class Stream:
-    """One request and what came of it. Times are of `time.perf_counter`, in seconds."""
+    """One request and its answer. Times are of `time.perf_counter`, in seconds."""
 
     sent: float
     first: float = 0.0  # the first step's message
-    last: float = 0.0  # the last step's
+    last: float = 0.0  # the last step's message
     ended: float = 0.0
     target: list[int] = field(default_factory=list)
-    admission_to_first: float = 0.0  # by the server's own count, seconds
-    steps: list[attribution_service_pb2.Step] = field(default_factory=list)  # only where asked
+    admission_to_first: float = 0.0  # seconds, as the server counts them
+    steps: list[attribution_service_pb2.Step] = field(default_factory=list)  # only with `keep`
 
     @property
     def between_steps(self) -> float | None:
@@ -60,7 +60,7 @@ class Stream:
 @contextlib.contextmanager
 def serve(folder: Path, name: str, options: Sequence[str]) -> Iterator[str]:
     """Serves a model in a process of its own; gives the address. Raises ServerError."""
-    # The threads are the server's own choice.
+    # The server chooses its threads itself.
     environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
     command = [COMMAND, "serve", str(folder), "--address", "127.0.0.1:0", "--name", name, *options]
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
@@ -81,14 +81,14 @@ def run(
     axes: Sequence[int] = (),
     keep: bool = False,
 ) -> tuple[float, list[Stream]]:
-    """Sends a workload's sentences, the next one as one ends. Raises RuntimeError where an answer is not as asked.
+    """Sends a workload's sentences, the next as soon as one ends. Raises RuntimeError if an answer is wrong.
 
     Args:
-        address: Where the server is.
-        workload: Whose sentences.
-        concurrency: How many are in flight at any time.
-        capture: What is asked for: cross-attention, or nothing.
-        axes: The shape of a step's attention after its source positions, which each answer is checked against.
+        address: The address of the server.
+        workload: The workload.
+        concurrency: The number of requests in flight.
+        capture: `EVERY_HEAD` or `NOTHING`.
+        axes: The expected shape of a step's attention, without the axis of source positions.
         keep: Whether to keep the first sentence's steps.
 
     Returns:
@@ -104,7 +104,7 @@ async def _run(
     streams: dict[int, Stream] = {}
     waiting = iter(enumerate(requests))
     async with grpc.aio.insecure_channel(address) as channel:
-        # The stubs know the two kinds apart only in their type hints.
+        # Stubs for asyncio differ from other stubs only in their type hints.
         stub: Any = attribution_service_pb2_grpc.AttributionServiceStub(channel)
         await channel.channel_ready()
 
@@ -121,7 +121,7 @@ async def _run(
 def request_of(
     source: Source, new_tokens: int | None, capture: attention_pb2.Capture
 ) -> attribution_service_pb2.AttributeRequest:
-    """A greedy request for a source; with `new_tokens`, for so many tokens."""
+    """Makes a greedy request for a source. `new_tokens` forces the number of tokens."""
     request = attribution_service_pb2.AttributeRequest()
     if isinstance(source, str):
         request.source.text = source

@@ -1,6 +1,6 @@
-"""The models that `bench_engine.py` measures on, and what they are given to read.
+"""The models that `bench_engine.py` measures, and their source sentences.
 
-It knows folders of models, texts and token ids; nothing of who reads them.
+This module knows folders of models, texts and token ids. It does not know the programs that run the models.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from transformers import AutoModelForSeq2SeqLM, GenerationConfig, MarianConfig, 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "tatoeba-en-de.dev.tsv"
 
 VOCABULARY, POSITIONS, LENGTH = 58_101, 512, 30
-BUNDLED_PADDING = 6000  # the bundled model's padding token, its last
+BUNDLED_PADDING = 6000  # the bundled model's padding token, its last token
 
 Source = str | list[int]
 
@@ -28,13 +28,13 @@ class Workload:
     """A model and its sentences.
 
     Attributes:
-        name: A word for options and results.
-        title: What people are told.
-        folder: The model's.
-        sources: Texts, or token ids with the end token. In order.
-        new_tokens: How many tokens every target has, by force; None: as many as the model writes.
-        all_at_once: Whether a round has as many sentences as are in flight; otherwise it has them all.
-        turns: How often each contender runs in a round at every concurrency: where runs are short, more often.
+        name: The name of the workload in options and results.
+        title: The name of the workload in tables.
+        folder: The folder of the model.
+        sources: Texts, or token ids with the end token, in order.
+        new_tokens: The forced number of tokens of every target; None: the model decides.
+        all_at_once: Whether a run has as many sentences as the concurrency; otherwise a run has all sentences.
+        turns: How often each contender runs in a round at every concurrency: more often if runs are short.
     """
 
     name: str
@@ -46,21 +46,21 @@ class Workload:
     turns: int = 1
 
     def sentences(self, concurrency: int) -> Sequence[Source]:
-        """What a run at this concurrency reads."""
+        """The sentences of a run at this concurrency."""
         return self.sources[:concurrency] if self.all_at_once else self.sources
 
 
 @dataclass(frozen=True)
 class Size:
-    """What decoding with a model reads and gives."""
+    """The sizes of a model's decoder."""
 
     layers: int
     heads: int
-    step_weights: int  # numbers that one decoding step reads
+    step_weights: int  # the number of weights that one decoding step reads
 
 
 def bundled_workload(sentences: int) -> Workload | None:
-    """The bundled model on the first real sentences; None where they are not here."""
+    """The bundled model with the first real sentences; None if the file of sentences is not on this machine."""
     if not DATA.exists():
         return None
     rows = DATA.read_text(encoding="utf-8").splitlines()[:sentences]
@@ -72,31 +72,34 @@ def opus_workload(folder: Path, sentences: int) -> Workload:
     """A random model of opus-mt's size, written to a folder, and random sources of 30 tokens."""
     write_opus_model(folder)
     generator = torch.Generator().manual_seed(1)
-    # Real pieces and the end token. The made-up ones have no text.
+    # Real pieces and the end token: the made-up pieces have no text.
     ids = torch.randint(2, 6000, (sentences, LENGTH - 1), generator=generator).tolist()
     title = f"random Marian of opus-mt's size, {LENGTH} source and {LENGTH} target tokens"
     return Workload("opus", title, folder, [[*row, 0] for row in ids], LENGTH, all_at_once=True, turns=3)
 
 
 def measure_size(folder: Path) -> Size:
-    """What a step reads: all of the decoder's layers but cross keys and values, which stand already, and the output."""
+    """Counts the weights that a step reads: the output projection, and the decoder without cross keys and values.
+
+    The keys and values of cross-attention are computed once, before the steps.
+    """
     model = AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=torch.float32)
     config = model.config
-    numbers = model.get_output_embeddings().weight.numel()
+    step_weights = model.get_output_embeddings().weight.numel()
     for name, weight in model.get_decoder().layers.named_parameters():
         if "encoder_attn.k_proj" not in name and "encoder_attn.v_proj" not in name:
-            numbers += weight.numel()
-    return Size(config.decoder_layers, config.decoder_attention_heads, numbers)
+            step_weights += weight.numel()
+    return Size(config.decoder_layers, config.decoder_attention_heads, step_weights)
 
 
 def write_opus_model(folder: Path, *, sharpness: float = 0.08, tiny: bool = False) -> None:
     """Writes a random Marian of opus-mt's size with a tokenizer.
 
     Args:
-        folder: Where.
+        folder: The folder of the model.
         sharpness: The standard deviation of the weights of queries and keys. With 0.08 the model's own probabilities in
-            bfloat16 are too rough to compare with.
-        tiny: Makes it 2 layers and 32 numbers wide, for dry runs.
+            bfloat16 are too rough for comparisons.
+        tiny: Whether the model has 2 layers and a width of 32, for dry runs.
     """
     torch.manual_seed(0)
     vocabulary, width, layers = (6_100, 32, 2) if tiny else (VOCABULARY, 512, 6)
@@ -121,17 +124,8 @@ def write_opus_model(folder: Path, *, sharpness: float = 0.08, tiny: bool = Fals
         forced_eos_token_id=None,
     )
     model = MarianMTModel(config).float().eval()
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            # Large enough that rows of attention are far from uniform, and that a layer's output outweighs what it
-            # read: otherwise the likeliest token is the last one again, and a target is one token 30 times.
-            if name.endswith(("q_proj.weight", "k_proj.weight")):
-                weight.normal_(0, sharpness)
-            elif weight.ndim == 2 and "embed" not in name:
-                weight.normal_(0, 0.06)
-        # As opus-mt's. The padding token starts targets.
-        model.model.shared.weight[vocabulary - 1] = 0
-    # Likewise: the padding token is never written.
+    _draw_weights(model, sharpness)
+    # As in opus-mt, the padding token is never generated.
     model.generation_config = GenerationConfig(
         bad_words_ids=[[vocabulary - 1]],
         decoder_start_token_id=vocabulary - 1,
@@ -143,10 +137,26 @@ def write_opus_model(folder: Path, *, sharpness: float = 0.08, tiny: bool = Fals
     write_tokenizer(folder, vocabulary, vocabulary - 1)
 
 
-def write_tokenizer(folder: Path, size: int, padding: int) -> None:
-    """Writes the bundled model's pieces, made-up ones up to `size`, and the padding token where a model has it.
+@torch.no_grad()
+def _draw_weights(model: MarianMTModel, sharpness: float) -> None:
+    """Draws weights that make attention rows far from uniform, and a layer's output larger than its input.
 
-    A piece that has the padding token's place takes the place that the padding token has in the bundled model.
+    Otherwise the likeliest token is always the last token again, and a target is one token 30 times.
+    """
+    for name, weight in model.named_parameters():
+        if name.endswith(("q_proj.weight", "k_proj.weight")):
+            weight.normal_(0, sharpness)
+        elif weight.ndim == 2 and "embed" not in name:
+            weight.normal_(0, 0.06)
+    # As in opus-mt, the embedding of the padding token, which starts targets, is zeros.
+    model.model.shared.weight[model.config.pad_token_id] = 0
+
+
+def write_tokenizer(folder: Path, size: int, padding: int) -> None:
+    """Writes a tokenizer of `size` pieces: the bundled model's pieces, and made-up pieces.
+
+    The padding token has the id `padding`. The bundled model's piece with this id takes the id that the padding token
+    has in the bundled model.
     """
     for file in ("source.spm", "target.spm"):
         shutil.copy(bundled_model() / file, folder)

@@ -1,4 +1,4 @@
-"""Tokens are those of transformers' `generate`; every way to a target gives the same steps."""
+"""The tokens are the tokens of transformers' `generate`. Generated and given targets have the same steps."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ def test_sampling_is_generate_with_the_same_seed(bundled, bundled_server, senten
     options = {"temperature": 1.3, "top_k": 40, "top_p": 0.95}
     message = request(sentence, decoding=text.Decoding(sampling=text.Sampling(seed=seed, **options)))
     torch.manual_seed(seed)
-    # The message carries float32; generate gets the same numbers.
+    # The message has float32 numbers. `generate` gets the same numbers.
     rounded = {name: float(np.float32(value)) if name != "top_k" else value for name, value in options.items()}
     assert ids_of(attribute(bundled_server, message)) == generated(bundled, sentence, do_sample=True, **rounded)
 
 
-def test_a_seed_not_given_is_told_and_draws_the_same_again(bundled_server):
+def test_a_seed_of_the_server_is_in_the_answer_and_draws_the_same_again(bundled_server):
     sampling = text.Sampling(temperature=2.0)
     first = attribute(bundled_server, request(SENTENCES[0], decoding=text.Decoding(sampling=sampling)))
     sampling.seed = first[-1].finished.usage.seed
@@ -59,7 +59,7 @@ def test_a_seed_not_given_is_told_and_draws_the_same_again(bundled_server):
 
 
 @pytest.mark.parametrize(
-    ("wish", "option"),
+    ("fields", "options"),
     [
         ({"max_new_tokens": 3}, {"max_new_tokens": 3}),
         ({"min_new_tokens": 15}, {"min_new_tokens": 15}),
@@ -67,22 +67,22 @@ def test_a_seed_not_given_is_told_and_draws_the_same_again(bundled_server):
         ({"no_repeat_ngram_size": 1, "max_new_tokens": 40}, {"no_repeat_ngram_size": 1, "max_new_tokens": 40}),
     ],
 )
-def test_wishes_are_those_of_generate(bundled, bundled_server, wish, option):
-    responses = attribute(bundled_server, request(SENTENCES[1], decoding=text.Decoding(**wish)))
-    assert ids_of(responses) == generated(bundled, SENTENCES[1], **option)
+def test_decoding_fields_are_options_of_generate(bundled, bundled_server, fields, options):
+    responses = attribute(bundled_server, request(SENTENCES[1], decoding=text.Decoding(**fields)))
+    assert ids_of(responses) == generated(bundled, SENTENCES[1], **options)
 
 
 def test_stop_reasons(bundled_server):
-    def stop(**wish):
-        responses = attribute(bundled_server, request(SENTENCES[0], decoding=text.Decoding(**wish)))
+    def stop(**fields):
+        responses = attribute(bundled_server, request(SENTENCES[0], decoding=text.Decoding(**fields)))
         return responses[-1].finished.stop_reason, responses[-1].finished.text
 
     assert stop() == (text.STOP_REASON_END_TOKEN, "Ich will nicht dein Freund sein.")
-    # The model's config forces the end token at the last position, as `generate` does.
+    # The model's config forces the end token at the last position, for `generate` too.
     assert stop(max_new_tokens=3) == (text.STOP_REASON_END_TOKEN, "Ich will")
     assert stop(max_new_tokens=2, ignore_eos=True) == (text.STOP_REASON_LENGTH, "Ich will")
     assert stop(stop=["nicht", "Freund"]) == (text.STOP_REASON_STOP_TEXT, "Ich will nicht")
-    # A prefix is not what the steps have written.
+    # A stop text in the prefix does not count.
     prefixed = request(SENTENCES[0], decoding=text.Decoding(stop=["Ich"]), prefix=text.Text(text="Ich will"))
     assert attribute(bundled_server, prefixed)[-1].finished.stop_reason == text.STOP_REASON_END_TOKEN
     reason, _ = stop(ignore_eos=True, max_new_tokens=20)
@@ -103,8 +103,8 @@ def test_offsets_and_texts_of_steps_make_the_text(bundled_server):
 
 
 def numbers(message: attention.Attention) -> np.ndarray:
-    kind = {attention.ENCODING_FLOAT32: "<f4", attention.ENCODING_FLOAT16: "<f2"}[message.encoding]
-    return np.frombuffer(message.values, kind).reshape(message.shape)
+    dtype = {attention.ENCODING_FLOAT32: "<f4", attention.ENCODING_FLOAT16: "<f2"}[message.encoding]
+    return np.frombuffer(message.values, dtype).reshape(message.shape)
 
 
 def assert_same_steps(left: list[pb.Step], right: list[pb.Step]) -> None:
@@ -117,17 +117,17 @@ def assert_same_steps(left: list[pb.Step], right: list[pb.Step]) -> None:
 
 @pytest.mark.parametrize("row", [attention.ROW_PREDICTING, attention.ROW_READING])
 @pytest.mark.parametrize("sentence", SENTENCES)
-def test_a_given_target_gets_the_attention_it_had_when_it_was_written(bundled_server, sentence, row):
-    """One forward pass over all tokens, and one token after the other over a cache: the same rows and scores."""
+def test_a_given_target_has_the_attention_of_its_generation(bundled_server, sentence, row):
+    """One forward pass over all tokens gives the same rows and scores as one token after the other with a cache."""
     capture = attention.Capture(kinds=[CROSS, DECODER_SELF], row=row)
     fields = {"capture": capture, "scores": range(1, 7)}
-    written = attribute(bundled_server, request(sentence, **fields))
-    by_text = attribute(bundled_server, request(sentence, given=text.Text(text=written[-1].finished.text), **fields))
-    ids = text.Text(token_ids=text.TokenIds(ids=ids_of(written)))
+    responses = attribute(bundled_server, request(sentence, **fields))
+    by_text = attribute(bundled_server, request(sentence, given=text.Text(text=responses[-1].finished.text), **fields))
+    ids = text.Text(token_ids=text.TokenIds(ids=ids_of(responses)))
     by_ids = attribute(bundled_server, request(sentence, given=ids, **fields))
-    assert_same_steps(steps_of(written), steps_of(by_ids))
-    assert_same_steps(steps_of(written), steps_of(by_text))
-    assert by_text[-1].finished.text == by_ids[-1].finished.text == written[-1].finished.text
+    assert_same_steps(steps_of(responses), steps_of(by_ids))
+    assert_same_steps(steps_of(responses), steps_of(by_text))
+    assert by_text[-1].finished.text == by_ids[-1].finished.text == responses[-1].finished.text
     assert by_text[-1].finished.stop_reason == text.STOP_REASON_GIVEN
 
 
@@ -144,7 +144,7 @@ def test_the_row_that_reads_a_token_predicts_the_next(bundled_server):
     assert [step.decoder_self.shape[0] for step in reading] == [index + 2 for index in range(len(reading))]
 
 
-def test_a_prefix_is_read_and_not_written(bundled_server):
+def test_a_prefix_is_context_and_has_no_steps(bundled_server):
     whole = attribute(bundled_server, request(SENTENCES[0]))
     rest = attribute(bundled_server, request(SENTENCES[0], prefix=text.Text(text="Ich will nicht")))
     assert [token.text for token in rest[0].started.prefix] == ["", "Ich", "will", "nicht"]
@@ -164,7 +164,7 @@ def test_a_stream_can_be_resumed(bundled_server):
 
 @pytest.mark.parametrize("row", [attention.ROW_PREDICTING, attention.ROW_READING])
 @pytest.mark.parametrize("given", [False, True])
-def test_only_the_steps_asked_for_carry_attention(bundled_server, row, given):
+def test_only_the_captured_steps_have_attention(bundled_server, row, given):
     capture = attention.Capture(steps=attention.StepSpan(begin=2, end=4), row=row)
     target = {"given": text.Text(text="Ich will nicht dein Freund sein.")} if given else {}
     steps = steps_of(attribute(bundled_server, request(SENTENCES[0], capture=capture, scores=[1], **target)))
@@ -172,7 +172,7 @@ def test_only_the_steps_asked_for_carry_attention(bundled_server, row, given):
     assert all(len(step.scores) == 1 for step in steps)
 
 
-def test_nothing_is_captured_when_nothing_is_asked(bundled_server):
+def test_capture_none_gives_no_attention(bundled_server):
     responses = attribute(bundled_server, request(SENTENCES[0], capture=attention.Capture(none=True)))
     assert not any(step.HasField("cross") or step.HasField("decoder_self") for step in steps_of(responses))
     assert responses[-1].finished.usage.attention_bytes == 0

@@ -1,4 +1,4 @@
-"""Equal to Inseq, and to the models' own matrices, for every family, through the server and the client."""
+"""Attention equals Inseq's, and the models' own matrices, for every family, through the server and the client."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NEW_TOKENS = 10
 
 @dataclass(frozen=True)
 class Served:
-    """A model, where it lies and where it is served."""
+    """A model, its folder, and a client of its server."""
 
     family: Family
     path: Path
@@ -39,7 +39,7 @@ class Served:
 
     @property
     def first_id(self) -> int | None:
-        """The language token that decoding must write first."""
+        """The language token that decoding must generate first."""
         tokenizer, family = self.loaded.tokenizer, self.family
         return tokenizer.forced_first_id(tokenizer.resolve_languages(family.source_language, family.target_language))
 
@@ -66,7 +66,7 @@ def continuation(served: Served) -> str:
     return TARGET if served.loaded.is_encoder_decoder else " " + TARGET
 
 
-def test_it_is_captured_the_way_it_should_be(served):
+def test_rows_are_captured_by_the_expected_method(served):
     assert served.loaded.attention_layers.captures_rows == served.family.captures_rows
     implementation = served.loaded.model.config._attn_implementation
     assert implementation == (NAME if served.family.captures_rows else "eager")
@@ -93,31 +93,31 @@ def compare(ours: Attribution, theirs: inseq_peer.Truth, served: Served) -> None
         np.testing.assert_allclose(ours.encoder_self.swapaxes(0, 1), theirs.encoder, atol=1e-5)
     assert [token.id for token in ours.decoder_positions] == theirs.target_ids
     assert len(ours.context) == theirs.first_step
-    # Inseq pads with NaN what a step has not seen; so do we, and assert_allclose takes NaN for equal to NaN.
+    # Positions that a step has not seen are NaN in both arrays, and for assert_allclose NaN equals NaN.
     np.testing.assert_allclose(ours.decoder_self, theirs.target, atol=1e-5)
 
 
 @pytest.mark.parametrize("given", [False, True], ids=["decoded", "given"])
 @pytest.mark.parametrize("row", ["predicting", "reading"])
 def test_equal_to_the_models_own_matrices(served, row, given):
-    """The second truth, for all families: one eager forward pass with `output_attentions=True`."""
+    """The expected rows come from one eager forward pass with `output_attentions=True`, for all families."""
     target = continuation(served) if given else None
     ours = served.attribute(target, capture=Capture(kinds=served.loaded.kinds, row=row))
     context = [token.id for token in ours.context]
     ids = [token.id for token in ours.steps]
-    # A decoder-only model's context begins with its prompt.
+    # The context of a decoder-only model begins with the prompt.
     source = [token.id for token in ours.source] if served.loaded.is_encoder_decoder else []
     matrices = peers.eager_attention(served.path, source, [*context, *ids])
     first = len(context) - (row == "predicting")
     for kind in served.loaded.kinds:
         queries, keys = (slice(None),) * 2 if kind == "encoder_self" else (slice(first, first + len(ids)), slice(None))
         expected = getattr(matrices, kind)[:, :, queries, keys].transpose(2, 3, 0, 1)
-        got = getattr(ours, kind)
+        rows = getattr(ours, kind)
         if kind == "encoder_self":
-            np.testing.assert_allclose(got, expected, atol=1e-5)
+            np.testing.assert_allclose(rows, expected, atol=1e-5)
             continue
         for step in range(len(ids)):
-            column = got[:, step]
+            column = rows[:, step]
             seen = ~np.isnan(column).any(axis=(1, 2))
             count = first + step + 1 if kind == "decoder_self" else len(column)
             assert seen.tolist() == [True] * count + [False] * (len(column) - count)
@@ -129,7 +129,7 @@ def test_the_tokens_are_those_of_generate(served):
     if takes_whole_target(served.loaded.model):
         pytest.skip("this transformers generates other tokens with FSMT than its forward pass gives")
     ours = served.attribute()
-    # Eager: SDPA of old versions leaves out Gemma 2's soft caps.
+    # Eager attention, since SDPA of old versions omits the soft caps of Gemma 2.
     reference = type(served.loaded.model).from_pretrained(served.path, attn_implementation="eager").eval()
     ids = torch.tensor([[token.id for token in ours.source]])
     options = {"max_new_tokens": NEW_TOKENS, "do_sample": False, "num_beams": 1}
@@ -143,16 +143,16 @@ def test_the_tokens_are_those_of_generate(served):
 def test_rows_sum_to_one_and_are_not_uniform(served):
     ours = served.attribute()
     for kind in served.loaded.kinds:
-        numbers = getattr(ours, kind)
+        rows = getattr(ours, kind)
         positions = 1 if kind == "encoder_self" else 0
-        np.testing.assert_allclose(np.nansum(numbers, axis=positions), 1, atol=1e-5)
-    # A model whose rows were all alike would make the tests above easy to pass.
+        np.testing.assert_allclose(np.nansum(rows, axis=positions), 1, atol=1e-5)
+    # If all rows were alike, wrong rows could pass the tests above.
     assert np.nanmax(ours.decoder_self[:, -1], axis=0).mean() > 2 / ours.decoder_self.shape[0]
 
 
 @pytest.mark.parametrize("name", ["mean", "max", "min", "sum", "prod", "absmax", "l2"])
 def test_reductions_are_inseqs(served, name):
-    """Heads first, then layers, by Inseq's own aggregation functions over the unreduced result."""
+    """Inseq's aggregation functions reduce Inseq's whole attribution: over heads first, then over layers."""
     if not served.family.inseq:
         pytest.skip("Inseq does not attribute this family")
     aggregate = {
@@ -176,9 +176,9 @@ def test_reductions_are_inseqs(served, name):
         over_heads = aggregate(torch.from_numpy(whole), dim=3)
         over_layers = aggregate(over_heads, dim=2)
         for attribution, expected in ((heads, over_heads), (both, over_layers)):
-            got = getattr(attribution, kind)
-            got = got.swapaxes(0, 1) if kind == "encoder_self" else got
-            np.testing.assert_allclose(got[seen], expected.numpy()[seen], atol=1e-5)
+            rows = getattr(attribution, kind)
+            rows = rows.swapaxes(0, 1) if kind == "encoder_self" else rows
+            np.testing.assert_allclose(rows[seen], expected.numpy()[seen], atol=1e-5)
 
 
 def test_layers_and_pairs_are_parts_of_the_whole(served):
@@ -186,13 +186,13 @@ def test_layers_and_pairs_are_parts_of_the_whole(served):
     kinds = served.loaded.kinds
     count = min(served.loaded.attention_layers.num_layers(kind) for kind in kinds)
     layers = list(range(count))[::-1]
-    some = served.attribute(capture=Capture(kinds=kinds, layers=layers))
+    reversed_layers = served.attribute(capture=Capture(kinds=kinds, layers=layers))
     pairs = [(count - 1, 1), (0, 0), (count - 1, 0)]
     single = served.attribute(capture=Capture(kinds=kinds, heads=pairs))
     reduced = served.attribute(capture=Capture(kinds=kinds, heads=pairs, over_heads="max"))
     for kind in kinds:
         full = getattr(whole, kind)
-        np.testing.assert_allclose(getattr(some, kind), full[:, :, layers], atol=1e-6)
-        picked = np.stack([full[:, :, layer, head] for layer, head in pairs], axis=2)
-        np.testing.assert_allclose(getattr(single, kind), picked, atol=1e-6)
-        np.testing.assert_allclose(getattr(reduced, kind), picked.max(axis=2), atol=1e-6)
+        np.testing.assert_allclose(getattr(reversed_layers, kind), full[:, :, layers], atol=1e-6)
+        expected = np.stack([full[:, :, layer, head] for layer, head in pairs], axis=2)
+        np.testing.assert_allclose(getattr(single, kind), expected, atol=1e-6)
+        np.testing.assert_allclose(getattr(reduced, kind), expected.max(axis=2), atol=1e-6)

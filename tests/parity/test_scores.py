@@ -1,4 +1,4 @@
-"""Step scores are Inseq's own formulas, on the model's raw logits."""
+"""Step scores are the scores that Inseq's formulas give for the model's raw logits."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ SENTENCE = "My grandmother is still vigorous at 82 years old."
 NAMES = ["probability", "logit", "entropy", "cross_entropy", "perplexity", "top_p_size"]
 
 
-def by_inseq(name: str, logits: torch.Tensor, target: torch.Tensor, top_p: float) -> float:
-    """One score of one step, computed by Inseq's function for it."""
+def inseq_score(name: str, logits: torch.Tensor, target: torch.Tensor, top_p: float) -> float:
+    """Computes one score of one step with Inseq's function."""
     arguments = SimpleNamespace(
         attribution_model=SimpleNamespace(output2logits=lambda output: output.logits),
         forward_output=SimpleNamespace(logits=logits[None]),
@@ -41,18 +41,18 @@ def test_formulas_are_inseqs(scale, top_p):
     generator = torch.Generator().manual_seed(1)
     logits = torch.randn(5, 503, generator=generator) * scale
     targets = torch.tensor([0, 502, 7, 99, int(logits[4].argmax())])
-    got = step_scores(NAMES, logits, targets, top_p)
+    scores = step_scores(NAMES, logits, targets, top_p)
     for row, (line, target) in enumerate(zip(logits, targets, strict=True)):
-        # Where Inseq's perplexity is infinite, float32's greatest number stands for it.
-        expected = [min(by_inseq(name, line, target, top_p), np.finfo(np.float32).max) for name in NAMES]
-        np.testing.assert_allclose(got[row].numpy(), expected, rtol=2e-5, atol=1e-5)
+        # Where Inseq's perplexity is infinite, the score is the greatest float32.
+        expected = [min(inseq_score(name, line, target, top_p), np.finfo(np.float32).max) for name in NAMES]
+        np.testing.assert_allclose(scores[row].numpy(), expected, rtol=2e-5, atol=1e-5)
 
 
-def test_forbidden_tokens_count_for_nothing():
+def test_banned_tokens_do_not_count():
     logits = torch.tensor([[0.0, float("-inf"), 1.0]])
-    got = step_scores(["entropy", "probability"], logits, torch.tensor([1]), 0.9)
-    chances = np.exp([0.0, 1.0]) / np.exp([0.0, 1.0]).sum()
-    np.testing.assert_allclose(got.numpy(), [[-(chances * np.log(chances)).sum(), 0.0]], atol=1e-6)
+    scores = step_scores(["entropy", "probability"], logits, torch.tensor([1]), 0.9)
+    probabilities = np.exp([0.0, 1.0]) / np.exp([0.0, 1.0]).sum()
+    np.testing.assert_allclose(scores.numpy(), [[-(probabilities * np.log(probabilities)).sum(), 0.0]], atol=1e-6)
 
 
 def test_half_precision_logits_are_scored_in_float32():
@@ -63,8 +63,8 @@ def test_half_precision_logits_are_scored_in_float32():
     )
 
 
-def test_scores_are_those_of_the_model_not_of_decoding(bundled: LoadedModel, bundled_server):
-    """Sampling at a high temperature changes what is drawn, not what the model thinks of it."""
+def test_scores_use_the_models_logits_and_not_those_of_sampling(bundled: LoadedModel, bundled_server):
+    """A high temperature changes the drawn tokens, but not their scores."""
     with Client(bundled_server) as client:
         decoding = Decoding(Sampling(temperature=3.0, top_k=10, seed=4), repetition_penalty=2.0, max_new_tokens=12)
         result = client.attribute(SENTENCE, decoding=decoding, scores=NAMES, score_top_p=0.5, timeout=60).result()
@@ -73,6 +73,6 @@ def test_scores_are_those_of_the_model_not_of_decoding(bundled: LoadedModel, bun
     with torch.inference_mode():
         logits = bundled.model(input_ids=source, decoder_input_ids=torch.tensor([ids[:-1]])).logits[0]
     for step, target in enumerate(ids[1:]):
-        expected = [by_inseq(name, logits[step], torch.tensor(target), 0.5) for name in NAMES]
-        got = [float(result.scores[name][step]) for name in NAMES]
-        np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
+        expected = [inseq_score(name, logits[step], torch.tensor(target), 0.5) for name in NAMES]
+        scores = [float(result.scores[name][step]) for name in NAMES]
+        np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-4)

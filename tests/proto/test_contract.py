@@ -1,4 +1,4 @@
-"""What the contract promises beyond what `buf lint` and `buf breaking` can see."""
+"""The contract keeps promises that `buf lint` and `buf breaking` cannot check."""
 
 import re
 from importlib.metadata import requires
@@ -30,7 +30,7 @@ def comments() -> str:
     return " ".join(line.removeprefix("//").strip() for line in lines if line.startswith("//"))
 
 
-def test_each_file_of_the_contract_is_looked_at():
+def test_each_file_of_the_contract_is_tested():
     assert sorted(file.name for file in FILES) == sorted(
         f"sidelight/v1/{path.name}" for path in CONTRACT.glob("*.proto")
     )
@@ -63,18 +63,20 @@ def test_fields_as_in_attribute_request_are_of_its_types():
     def fields(message: type[Message]) -> dict[str, FieldDescriptor]:
         return {field.name: field for field in message.DESCRIPTOR.fields}
 
-    def kind(field: FieldDescriptor) -> tuple[object, ...]:
+    def type_of(field: FieldDescriptor) -> tuple[object, ...]:
         return field.type, field.is_repeated, field.has_presence, field.message_type, field.enum_type
 
     model = fields(attribution_service_pb2.AttributeRequest)
     for message in (attribution_service_pb2.FollowStart, attribution_service_pb2.AlignRequest):
         shared = model.keys() & fields(message).keys()
         assert {"request_id", "model", "source_language", "target_language"} <= shared
-        assert {name: kind(fields(message)[name]) for name in shared} == {name: kind(model[name]) for name in shared}
+        assert {name: type_of(fields(message)[name]) for name in shared} == {
+            name: type_of(model[name]) for name in shared
+        }
 
 
 def test_comments_name_only_what_exists():
-    """A constant such as ROW_PREDICTING, or a field such as Finished.text, outlives no renaming."""
+    """Comments name constants, such as ROW_PREDICTING, and fields, such as Finished.text: each must exist."""
     text = comments()
     values = {value.name for enum in enums() for value in enum.values}
     prefixes = tuple(name.removesuffix("UNSPECIFIED") for name in values if name.endswith("_UNSPECIFIED"))
@@ -96,10 +98,10 @@ def test_comments_name_only_what_exists():
         ("protobuf", r"Protobuf Python Version: ([\d.]+)"),
     ],
 )
-def test_every_version_that_we_admit_runs_the_generated_code(package: str, marker: str):
+def test_the_lowest_version_runs_the_generated_code(package: str, marker: str):
     """Generated code refuses a runtime older than its generator."""
     code = "".join(path.read_text(encoding="utf-8") for path in CONTRACT.glob("*_pb2*.py"))
-    generators = {Version(found) for found in re.findall(marker, code)}
+    generators = {Version(version) for version in re.findall(marker, code)}
     (needed,) = [r for r in map(Requirement, requires("sidelight") or []) if r.name == package and r.marker is None]
     (lowest,) = [Version(bound.version) for bound in needed.specifier if bound.operator == ">="]
     assert generators

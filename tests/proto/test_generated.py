@@ -1,4 +1,4 @@
-"""What stands beside the contract (Python, stubs, README.md) is what the generator makes of the contract today."""
+"""The generated files beside the contract (Python, stubs, README.md) are the files that the generator makes today."""
 
 from __future__ import annotations
 

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
+from model_zoo import build_model
 from sidelight.server.engine.engine import Engine
+from sidelight.server.models.loader import LoadedModel, bundled_model, load
 
 
 @pytest.fixture
@@ -18,3 +24,35 @@ def engines(monkeypatch) -> list[Engine]:
 
     monkeypatch.setattr(Engine, "start", noting)
     return started
+
+
+@pytest.fixture(scope="session")
+def zoo_folder(tmp_path_factory) -> Path:
+    """The folder of all models of the zoo that these tests build. Shared: tests leave the models as they are."""
+    return tmp_path_factory.mktemp("zoo")
+
+
+@pytest.fixture
+def copy_model(zoo_folder, tmp_path) -> Callable[[str], Path]:
+    """Copies the folder of a model by its name, for tests that damage it. The next copy replaces the copy before."""
+
+    def copy(name: str) -> Path:
+        source = bundled_model() if name == "bundled" else build_model(name, zoo_folder)
+        target = tmp_path / "model"
+        shutil.rmtree(target, ignore_errors=True)
+        return Path(shutil.copytree(source, target))
+
+    return copy
+
+
+@pytest.fixture(scope="session")
+def zoo(zoo_folder) -> Callable[[str], LoadedModel]:
+    """Loads a model of the zoo by the name of its family, once. Shared: tests leave the models as they are."""
+    loaded: dict[str, LoadedModel] = {}
+
+    def get(name: str) -> LoadedModel:
+        if name not in loaded:
+            loaded[name] = load(build_model(name, zoo_folder))
+        return loaded[name]
+
+    return get

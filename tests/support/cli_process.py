@@ -13,7 +13,7 @@ SENTENCE = "I don't want to be your friend."
 
 
 def start(*arguments: str, **options: Any) -> subprocess.Popen[str]:
-    """Starts a command, with pipes for its output. `options` are those of Popen."""
+    """Starts a command, with pipes for its output. `options` go to Popen."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
     environment = {**os.environ, "COLUMNS": "80", "PYTHONUNBUFFERED": "1"}
     return subprocess.Popen([COMMAND, *arguments], text=True, env=environment, cwd="/", **pipes)

@@ -1,4 +1,4 @@
-"""Which combinations of parameters a test runs: fewer than all, chosen so that each pair of values still meets."""
+"""Chooses which combinations of parameters a test runs: few, but each pair of values occurs."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import pytest
 
 
 def pairwise(*axes: Sequence[Any]) -> list[tuple[Any, ...]]:
-    """Combinations of one value an axis, in which each two values of two axes meet at least once.
+    """Chooses combinations of one value of each axis. Each two values of two axes are in at least one combination.
 
-    Most faults need one value or two to show. The choice is greedy, and the same in every run: a combination takes the
-    first pair that is missing, and then of each other axis the value that adds the most missing pairs.
+    Most faults show with one or two values. The choice is greedy, and the same in every run: a combination takes the
+    first missing pair, and then the value of each other axis that adds the most missing pairs.
     """
     sizes = [range(len(axis)) for axis in axes]
     missing = {
@@ -39,5 +39,5 @@ def pairwise(*axes: Sequence[Any]) -> list[tuple[Any, ...]]:
 
 
 def slow_except(values: Iterable[Any], fast: Collection[Any]) -> list[Any]:
-    """Parameters of a test of which only the `fast` ones run in `make test`: the others are marked slow."""
+    """Marks the values that are not `fast` as slow. `make test` runs the fast values only."""
     return [value if value in fast else pytest.param(value, marks=pytest.mark.slow) for value in values]

@@ -1,8 +1,8 @@
-"""Memory between pages that nobody may touch, for what compiled CPU programs read and write.
+"""Memory between guard pages, for the buffers that compiled CPU programs read and write.
 
-A compiled program knows addresses, and nothing checks them: what it reads or writes beyond a buffer is somebody else's
-memory, most often without a trace. Here each buffer ends at a page, or begins at one, that ends the process when it is
-touched; the rest of the buffer's own pages holds a pattern that must be there at the end.
+A compiled program knows addresses, and nothing checks the addresses: an access beyond a buffer goes to other memory,
+most often without a trace. Here each buffer ends or begins at a guard page, and an access to a guard page ends the
+process. The rest of the buffer's own pages holds a pattern, which must be there at the end.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import random
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -21,8 +22,8 @@ from sidelight.server.models.kv_cache import zeros
 from torch import Tensor
 
 _PAGE = mmap.PAGESIZE
-_NO_ACCESS, _PATTERN = 0, 0xFF  # PROT_NONE; four of the pattern's bytes are NaN
-# Modules whose `torch.zeros` and the like make what programs work on.
+_NO_ACCESS, _PATTERN = 0, 0xFF  # PROT_NONE; four bytes of the pattern are NaN as a float32
+# Modules that allocate the memory of programs by `torch.zeros`, `torch.ones` and `torch.empty`.
 _MODULES = (
     "kernels.cpu.program",
     "kernels.cpu.operations",
@@ -43,7 +44,7 @@ class _Pages(mmap.mmap):
     unused: list[tuple[int, int]]  # ranges of bytes that hold the pattern
 
     def is_untouched(self) -> bool:
-        """Whether the bytes around the buffer are as they were."""
+        """Whether the bytes around the buffer still hold the pattern."""
         return all(self[begin:end] == bytes([_PATTERN]) * (end - begin) for begin, end in self.unused)
 
     def __del__(self) -> None:
@@ -52,16 +53,17 @@ class _Pages(mmap.mmap):
 
 
 class GuardedMemory:
-    """Tensors between guard pages, and what was found wrong."""
+    """Tensors between guard pages, and the faults that were found."""
 
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed)
-        self._ranges: dict[int, int] = {}  # where buffers are, from their first byte to behind their last
-        self._copies: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}  # of what is only read
+        self._ranges: dict[int, int] = {}  # address of a buffer → address behind it
+        # Tensors that programs only read, and their copies.
+        self._copies: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}
         self.faults: list[str] = []
 
     def empty(self, *shape: Any, dtype: torch.dtype = torch.float32, align: int = 4, **_: Any) -> Tensor:
-        """A tensor whose numbers are the pattern's. One of its ends, at random, is a guard page's."""
+        """Makes a tensor filled with the pattern. A guard page is at its begin or at its end, at random."""
         size = torch.Size(shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape)
         count = size.numel()
         if not count:
@@ -71,7 +73,7 @@ class GuardedMemory:
         memory = _Pages(-1, pages + 2 * _PAGE)
         address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
         begin = _PAGE
-        if self._random.random() < 0.75:  # most faults are beyond the end
+        if self._random.random() < 0.75:  # at the end: most faults are beyond the end
             begin += (pages - length) // max(align, dtype.itemsize) * max(align, dtype.itemsize)
         memory.faults, memory.unused = self.faults, [(_PAGE, begin), (begin + length, pages + _PAGE)]
         for first, end in memory.unused:
@@ -84,27 +86,27 @@ class GuardedMemory:
         return torch.frombuffer(memory, dtype=dtype, count=count, offset=begin).view(size)
 
     def copy(self, tensor: Tensor, align: int = 4) -> Tensor:
-        """A copy of what is only read, of the same shape and strides; what has been copied before is not again."""
+        """Copies a tensor that programs only read. The same tensor is copied once."""
         if tensor.untyped_storage().data_ptr() in self._ranges:
             return tensor
         key = tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
         if key not in self._copies:
-            made = self.empty(tensor.shape, dtype=tensor.dtype, align=align).copy_(tensor)
+            copy = self.empty(tensor.shape, dtype=tensor.dtype, align=align).copy_(tensor)
             if not tensor.is_contiguous():
-                raise ValueError(f"a part of a tensor, {tuple(tensor.shape)}, that stands on no guarded memory")
-            self._copies[key] = tensor, made
+                raise ValueError(f"a part of a tensor, {tuple(tensor.shape)}, is not in guarded memory")
+            self._copies[key] = tensor, copy
         return self._copies[key][1]
 
     def check(self) -> list[str]:
-        """What was found wrong, copies that have become others than their originals among it."""
-        for tensor, made in self._copies.values():
-            if not torch.equal(tensor.view(torch.uint8).flatten(), made.view(torch.uint8).flatten()):
-                self.faults.append(f"a copy of {tuple(tensor.shape)} has changed, or what it was made of")
+        """Returns the faults that were found. A copy that differs from its original is a fault."""
+        for tensor, copy in self._copies.values():
+            if not torch.equal(tensor.view(torch.uint8).flatten(), copy.view(torch.uint8).flatten()):
+                self.faults.append(f"a copy of {tuple(tensor.shape)} has changed, or its original")
         return self.faults
 
 
 class _Torch:
-    """torch, but for the functions that make tensors."""
+    """torch, with other functions that make tensors."""
 
     def __init__(self, memory: GuardedMemory) -> None:
         self._memory = memory
@@ -113,7 +115,8 @@ class _Torch:
         return getattr(torch, name)
 
     def empty(self, *shape: Any, dtype: torch.dtype = torch.float32, **_: Any) -> Tensor:
-        # These are read by torch as well, whose sums depend on where memory begins: at a line of the cache, as its own.
+        # torch reads these tensors too, and its sums depend on the alignment of memory. Like torch's own memory, this
+        # memory begins at a cache line.
         return self._memory.empty(*shape, dtype=dtype, align=64)
 
     def zeros(self, *shape: Any, dtype: torch.dtype = torch.float32, **_: Any) -> Tensor:
@@ -123,75 +126,97 @@ class _Torch:
         return self._memory.empty(*shape, dtype=dtype).fill_(1)
 
 
-@contextmanager
-def guard_programs(seed: int) -> Iterator[GuardedMemory]:
-    """Models loaded and run within have all that their programs read and write between guard pages.
+class _Replacements:
+    """Attributes of modules and classes that have other values for a time."""
 
-    What stands on other memory and is given to a program is taken for something that is only read, and copied; `check`
-    finds what was not.
-    """
-    from sidelight.kernels.cpu.jit import thread_pool
+    def __init__(self) -> None:
+        self._undo: list[Callable[[], None]] = []
 
-    memory = GuardedMemory(seed)
-    undo: list[Callable[[], None]] = []
-
-    def replace(owner: Any, name: str, value: Any) -> None:
+    def replace(self, owner: Any, name: str, value: Any) -> None:
         before = getattr(owner, name)
-        undo.append(lambda: setattr(owner, name, before))
+        self._undo.append(lambda: setattr(owner, name, before))
         setattr(owner, name, value)
 
-    def replace_everywhere(function: Any, value: Any) -> None:
-        for module in [each for name, each in sys.modules.items() if name.startswith("sidelight.")]:
-            for name, each in [*vars(module).items()]:
-                if each is function:
-                    replace(module, name, value)
+    def replace_everywhere(self, function: Any, value: Any) -> None:
+        """Replaces a function in every module of Sidelight that has imported it."""
+        for module in [module for name, module in sys.modules.items() if name.startswith("sidelight.")]:
+            for name in [name for name, attribute in vars(module).items() if attribute is function]:
+                self.replace(module, name, value)
 
-    init_argmax, address_of = LinearArgmax.__init__, Program._address
-    kept: list[Tensor | None] = []
+    def undo(self) -> None:
+        while self._undo:
+            self._undo.pop()()
 
-    def guarded(each: Any) -> Any:
-        # Panels are read a vector at a time, and stand at one.
-        return memory.copy(each, align=64) if isinstance(each, Tensor) else each
 
-    def store_guarded(probabilities: Tensor, values: Tensor, column: int, rows: Tensor | None, **options: Any) -> Any:
-        kept.append(None if rows is None else memory.empty(rows.shape, dtype=rows.dtype).copy_(rows))
-        del kept[:-1000]  # those of the last step, at least
-        return store_rows(probabilities, values, column, kept[-1], **options)
+@contextmanager
+def guard_programs(seed: int) -> Iterator[GuardedMemory]:
+    """Places all memory that programs read and write between guard pages, for models that are loaded and run inside.
+
+    Memory that a program gets from elsewhere is taken for memory that programs only read, and is copied. `check` finds
+    memory for which this is wrong.
+    """
+    # Imported here: tests import this file on machines without Numba, too.
+    from sidelight.kernels.cpu.jit import thread_pool
+
+    memory, replacements = GuardedMemory(seed), _Replacements()
+    try:
+        for name in _MODULES:
+            replacements.replace(sys.modules[f"sidelight.{name}"], "torch", _Torch(memory))
+        replacements.replace_everywhere(
+            zeros, lambda shape, dtype, _: memory.empty(shape, dtype=dtype, align=64).zero_()
+        )
+        _guard_weights(memory, replacements)
+        _guard_operands(memory, replacements)
+        _guard_threads(thread_pool, memory, replacements)
+        yield memory
+    finally:
+        replacements.undo()
+
+
+def _guard_weights(memory: GuardedMemory, replacements: _Replacements) -> None:
+    """Copies packed weights, masked columns, and the bounds of an argmax."""
+    init_argmax = LinearArgmax.__init__
+
+    def guard_fields(value: Any) -> Any:
+        # Programs read panels a vector at a time. A panel begins at a whole vector.
+        copies = (memory.copy(field, align=64) if isinstance(field, Tensor) else field for field in value)
+        return type(value)(*copies)
 
     def init_guarded(search: Any, weight: Any, bounds: Any = None) -> None:
-        init_argmax(
-            search,
-            weight,
-            None
-            if bounds is None
-            else bounds._replace(
-                **{
-                    name: memory.copy(getattr(bounds, name))
-                    for name in ("weights", "bias", "norms", "errors")
-                    if getattr(bounds, name) is not None
-                }
-            ),
-        )
+        if bounds is not None:
+            tensors = {name: getattr(bounds, name) for name in ("weights", "bias", "norms", "errors")}
+            copies = {name: memory.copy(tensor) for name, tensor in tensors.items() if tensor is not None}
+            bounds = bounds._replace(**copies)
+        init_argmax(search, weight, bounds)
+
+    replacements.replace_everywhere(pack_weight, lambda *arguments: guard_fields(pack_weight(*arguments)))
+    replacements.replace_everywhere(mask_columns, lambda *arguments: guard_fields(mask_columns(*arguments)))
+    replacements.replace(LinearArgmax, "__init__", init_guarded)
+
+
+def _guard_operands(memory: GuardedMemory, replacements: _Replacements) -> None:
+    """Copies the tensors whose addresses are written into a program, and the row numbers of stored rows."""
+    address_of = Program._address
+    row_copies: list[Tensor | None] = []
 
     def address(program: Any, tensor: Tensor | None) -> int:
         return address_of(program, tensor if tensor is None else memory.copy(tensor))
 
-    def lines(size: int) -> tuple[Any, int]:
-        made = memory.empty(size, dtype=torch.uint8, align=64).zero_()
-        return made, made.data_ptr()
+    def store_guarded(probabilities: Tensor, values: Tensor, column: int, rows: Tensor | None, **options: Any) -> Any:
+        row_copies.append(None if rows is None else memory.empty(rows.shape, dtype=rows.dtype).copy_(rows))
+        del row_copies[:-1000]  # keeps at least the copies of the last step
+        return store_rows(probabilities, values, column, row_copies[-1], **options)
 
-    try:
-        for name in _MODULES:
-            replace(sys.modules[f"sidelight.{name}"], "torch", _Torch(memory))
-        replace_everywhere(pack_weight, lambda *given: type(made := pack_weight(*given))(*map(guarded, made)))
-        replace_everywhere(mask_columns, lambda *given: type(made := mask_columns(*given))(*map(guarded, made)))
-        replace_everywhere(store_rows, store_guarded)
-        replace_everywhere(zeros, lambda shape, dtype, _: memory.empty(shape, dtype=dtype, align=64).zero_())
-        replace(LinearArgmax, "__init__", init_guarded)
-        replace(Program, "_address", address)
-        replace(thread_pool, "_cache_lines", lines)
-        replace(thread_pool, "thread_pool", thread_pool.ThreadPool())  # with scratch and shared numbers of its own
-        yield memory
-    finally:
-        while undo:
-            undo.pop()()
+    replacements.replace(Program, "_address", address)
+    replacements.replace_everywhere(store_rows, store_guarded)
+
+
+def _guard_threads(thread_pool: ModuleType, memory: GuardedMemory, replacements: _Replacements) -> None:
+    """Makes a thread pool whose scratch and shared numbers are guarded."""
+
+    def cache_lines(size: int) -> tuple[Any, int]:
+        lines = memory.empty(size, dtype=torch.uint8, align=64).zero_()
+        return lines, lines.data_ptr()
+
+    replacements.replace(thread_pool, "_cache_lines", cache_lines)
+    replacements.replace(thread_pool, "thread_pool", thread_pool.ThreadPool())

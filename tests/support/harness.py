@@ -1,4 +1,4 @@
-"""Real servers on real sockets, for tests: one event loop in a thread of its own."""
+"""Servers on sockets, for tests: each server has an event loop in a thread of its own."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def serving(*models: LoadedModel, limits: EngineConfig | None = None) -> Iterato
 
 @contextmanager
 def stub(address: str) -> Iterator[attribution_service_pb2_grpc.AttributionServiceStub]:
-    """A bare stub: what a client in any language has."""
+    """The generated stub, as clients in other languages have it."""
     with grpc.insecure_channel(address, options=[("grpc.max_receive_message_length", -1)]) as channel:
         yield attribution_service_pb2_grpc.AttributionServiceStub(channel)
 
@@ -52,7 +52,7 @@ def stub(address: str) -> Iterator[attribution_service_pb2_grpc.AttributionServi
 def request(
     text: str, kinds: Sequence[attention_pb2.AttentionKind.ValueType] = (), **fields: object
 ) -> attribution_service_pb2.AttributeRequest:
-    """A request for a text; `fields` are the request's own, as keyword arguments of the message."""
+    """A request with a source text. `fields` are other fields of AttributeRequest."""
     message = attribution_service_pb2.AttributeRequest(**fields)
     message.source.text = text
     message.capture.kinds.extend(kinds)
@@ -65,7 +65,7 @@ def steps_of(responses: Sequence[attribution_service_pb2.AttributeResponse]) -> 
 
 
 def wait_until(condition: Callable[[], object]) -> None:
-    """Waits for a condition; fails where it does not come true within a minute."""
+    """Waits until a condition is true. Fails after a minute."""
     end = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < end

@@ -1,11 +1,12 @@
-"""Inseq's attention attribution, as the peer that results are compared with.
+"""Inseq's attention attribution, for comparisons with Sidelight's results.
 
-How Inseq 0.7.1 shapes what it gives (found by comparing with a raw eager forward pass): everything is
+The shapes of Inseq 0.7.1 were found by comparing with a raw eager forward pass. All arrays are
 `[positions, steps, layers, heads]`, and the column of a step is the query one position before its token.
 
-- Encoder-decoder: `source_attributions` has the source's positions; `target_attributions` (with
-  `attribute_target=True`) has all target tokens, the start token first and the last step's too, NaN where a step has
-  not seen them. `sequence_scores["encoder_self_attentions"]` is `[positions, queries, layers, heads]`.
+- Encoder-decoder: `source_attributions` has the positions of the source; `target_attributions` (with
+  `attribute_target=True`) has the positions of all target tokens, from the start token to the token of the last step.
+  It is NaN at positions that a step has not seen. `sequence_scores["encoder_self_attentions"]` is
+  `[positions, queries, layers, heads]`.
 - Decoder-only: `source_attributions` is None; `target_attributions` has prompt and continuation.
 """
 
@@ -24,7 +25,7 @@ import torch
 
 @dataclass(frozen=True)
 class Truth:
-    """What Inseq says of one text."""
+    """Inseq's attribution of one text."""
 
     source_ids: list[int]
     target_ids: list[int]
@@ -41,7 +42,7 @@ def _load(path: Path, source_language: str, target_language: str) -> Any:
 
     logging.getLogger("inseq").setLevel(logging.ERROR)
     languages = {"src_lang": source_language, "tgt_lang": target_language} if source_language else {}
-    # Inseq passes no dtype on, and transformers then takes the checkpoint's own: float16 for the bundled model.
+    # Inseq passes no dtype on. Then transformers takes the dtype of the checkpoint: float16 for the bundled model.
     options = {"dtype": torch.float32}
     model = inseq.load_model(str(path), "attention", device="cpu", model_kwargs=options, tokenizer_kwargs=languages)
     if model.model.config.model_type == "marian":
@@ -50,12 +51,12 @@ def _load(path: Path, source_language: str, target_language: str) -> Any:
 
 
 def unscale_targets(model: Any) -> None:
-    """Hands Marian's decoder its embeddings unscaled.
+    """Makes Inseq give Marian's decoder embeddings that are not scaled.
 
-    Inseq multiplies all embeddings by sqrt(d_model) where the configuration says `scale_embedding`, as every trained
-    Marian's does. transformers' Marian encoder expects that of embeddings that it is handed; its decoder multiplies
-    itself. So Inseq scales the decoder's twice, and its rows are not the model's: on the bundled model they differ from
-    an eager forward pass by up to 0.8. What is compared with here is Inseq without that.
+    Inseq multiplies all embeddings by sqrt(d_model) if the configuration has `scale_embedding`, as every trained Marian
+    has. transformers' Marian encoder expects scaled embeddings as its input, but the decoder scales its input itself.
+    So Inseq scales the decoder's embeddings twice, and its rows are not the model's rows: on the bundled model they
+    differ from an eager forward pass by up to 0.8. Comparisons need Inseq without the second factor.
     """
     embed_ids = model.embed_ids
 
@@ -75,10 +76,10 @@ def attribute(
     target_language: str = "",
     first_id: int | None = None,
 ) -> Truth:
-    """Inseq's attribution of a source and its target, written greedily where none is given.
+    """Attributes a source and its target with Inseq. Without a target, `generate` makes the target greedily.
 
-    Inseq attributes the text that it decoded, tokenized again, which for a random model is other tokens than those it
-    wrote. So tokens that `generate` wrote are handed to it as they are.
+    By itself Inseq would decode the generated tokens and tokenize the text again. For a random model that gives other
+    tokens. So Inseq gets the generated tokens themselves.
     """
     from inseq.data.batch import BatchEncoding
 
@@ -92,10 +93,10 @@ def attribute(
             if first_id is not None:
                 options["forced_bos_token_id"] = first_id
             ids = model.encode([source]).input_ids
-            written = model.model.generate(ids, attention_mask=torch.ones_like(ids), **options)
-            text = model.decode(written)[0]
-            tokens = [model.tokenizer.convert_ids_to_tokens(written[0].tolist())]
-            targets = BatchEncoding(written, torch.ones_like(written), tokens, baseline_ids=written)
+            generated = model.model.generate(ids, attention_mask=torch.ones_like(ids), **options)
+            text = model.decode(generated)[0]
+            tokens = [model.tokenizer.convert_ids_to_tokens(generated[0].tolist())]
+            targets = BatchEncoding(generated, torch.ones_like(generated), tokens, baseline_ids=generated)
         (output,) = model.get_attribution_method("attention").prepare_and_attribute(
             [source],
             [targets] if isinstance(targets, str) else targets,

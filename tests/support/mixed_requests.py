@@ -1,4 +1,4 @@
-"""Requests that differ in everything, run in a batch and alone, and what they then have to say compared."""
+"""Requests that differ in everything, runs of these requests in a batch and alone, and comparisons of the outputs."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from sidelight.v1 import text_pb2 as text
 
 IN_SLOTS = [name for name, family in FAMILIES.items() if family.captures_rows]
 
-# For seven jobs: of each of the first rounds how many join, and who leaves and who pauses, if they are there.
+# For seven requests: in each of the first rounds, how many requests join, which request leaves, and which pauses.
 BEGINNINGS = st.lists(st.tuples(st.integers(0, 3), st.integers(-20, 6), st.integers(-6, 6)), min_size=1, max_size=12)
 
 
 def then_one_by_one(beginning: Iterable[tuple[int, int, int]]) -> Iterator[tuple[int, int, int]]:
-    """A schedule for `together` after whose beginning one joins each round, and all stay to the end."""
+    """A schedule for `together`: after the beginning one request joins in each round, and all stay to the end."""
     yield from beginning
     while True:
         yield 1, -1, -1
 
 
 def message(loaded: LoadedModel, family, number: int) -> pb.AttributeRequest:
-    """Requests that differ in everything: source, prefix, decoding, capture, scores."""
+    """Makes a request by its number. Requests differ in source, prefix, decoding, capture and scores."""
     request = pb.AttributeRequest(source_language=family.source_language, target_language=family.target_language)
     request.source.text = SENTENCES[number % len(SENTENCES)][: 20 + 7 * number]
     if number % 4 == 1:
@@ -97,7 +97,7 @@ class Run:
         self.runner.remove(sequence)
 
     def step(self, sequences: list[Sequence] | None = None) -> None:
-        """Takes a step of some sequences; None: of all that live. Finished and failed ones are removed."""
+        """Decodes one step of these sequences; None: of all live sequences. Removes finished and failed sequences."""
         batch = list(self.live if sequences is None else sequences)
         size = self.runner.max_batch_size
         for first in range(0, len(batch), size):
@@ -112,7 +112,7 @@ class Run:
                     self.remove(sequence)
 
     def finish(self, sequences: list[Sequence] | None = None) -> None:
-        """Takes steps of some sequences until all of them are finished; None: of all that live."""
+        """Decodes these sequences until all are finished; None: all live sequences."""
         batch = list(self.live if sequences is None else sequences)
         while batch := [sequence for sequence in batch if sequence in self.live]:
             self.step(batch)
@@ -125,9 +125,10 @@ def slots_run(loaded: LoadedModel, num_slots: int) -> Run:
 
 @torch.inference_mode()
 def together(loaded: LoadedModel, requests: list[Request], schedule, slots: int = 4) -> dict[int, list[Output]]:
-    """The outputs of each request. `schedule` says of each round who joins, who leaves early and who pauses.
+    """Runs requests in a batch. Returns the outputs of each request that has not left early, by number.
 
-    Of those that pause, the even ones give up their slots meanwhile.
+    `schedule` yields for each round: how many requests join, the number of a request that leaves early, and the number
+    of a request that pauses. A request with an even number gives up its slot while it pauses.
     """
     run = slots_run(loaded, slots)
     sequences: dict[int, Sequence] = {}
@@ -161,7 +162,7 @@ def together(loaded: LoadedModel, requests: list[Request], schedule, slots: int 
 
 
 def assert_same(ours: list, theirs: list) -> None:
-    assert [type(event) for event in ours] == [type(event) for event in theirs]
+    assert [type(output) for output in ours] == [type(output) for output in theirs]
     for mine, other in zip(ours, theirs, strict=True):
         if isinstance(mine, (Started, Finished)):
             assert mine == other
@@ -183,14 +184,14 @@ def assert_near(ours, theirs) -> None:
     half = 5e-4 if ours.values.dtype == np.float16 else 0
     np.testing.assert_allclose(ours.values, theirs.values, atol=1e-5 + half)
     if ours.positions is not None:
-        # Positions whose shares are equal, or nearly, may change places.
+        # Positions whose probabilities are nearly equal may change places.
         clear = np.abs(np.diff(theirs.values, axis=0)).min(0) > 1e-5
         assert (ours.positions == theirs.positions)[:, clear].all()
 
 
 @torch.inference_mode()
 def alone(loaded: LoadedModel, requests: list[Request]) -> list[list[Output]]:
-    """The outputs of each request by the model's own modules, one by one, with a cache of its own."""
+    """Runs each request by itself, by the model's own modules and with a cache of its own. Returns the outputs."""
     return [outputs_alone(loaded, request) for request in requests]
 
 

@@ -1,6 +1,6 @@
-"""Small random models of every family, with tokenizers that work, made on the spot: no network, no fetched weights.
+"""Small random models of every family, with tokenizers that work. Tests make them without network and downloads.
 
-Their attention weights are scaled up until rows are far from uniform, since a test against uniform rows proves little.
+The weights of queries and keys are so large that rows are far from uniform: a test with uniform rows proves little.
 """
 
 from __future__ import annotations
@@ -31,34 +31,35 @@ SENTENCES = [
 ]
 SOURCE = "The lazy dog does not want to be your friend, and I don't care where the train is."
 TARGET = "Der faule Hund will nicht dein Freund sein."
+UNUSUAL_TEXT = "Schön: ﬁne 漢字, naïve 🤖🏽 and  two\tspaces…"
 
 _WIDTH, _FEED_FORWARD = 32, 64
 
 
 @dataclass(frozen=True)
 class Family:
-    """How to make a model of a family, and what it needs to be used."""
+    """How a model of a family is made and used."""
 
     make: Callable[[], tuple[tf.PreTrainedModel, tf.PreTrainedTokenizerBase | None]]
     is_encoder_decoder: bool = True
     source_language: str = ""
     target_language: str = ""
-    inseq: bool = True  # whether Inseq 0.7.1 attributes it
-    captures_rows: bool = True  # whether it runs through the attention interface
-    seed: int = 0  # one with which greedy decoding writes different tokens
+    inseq: bool = True  # whether Inseq 0.7.1 attributes the family
+    captures_rows: bool = True  # whether the family runs through transformers' attention interface
+    seed: int = 0  # a seed with which greedy decoding gives different tokens
 
 
 def build_model(name: str, folder: Path) -> Path:
-    """Makes a model of a family, once in a folder. Returns where it is."""
+    """Makes a model of a family in a folder, if the folder does not have it. Returns the path of the model."""
     path = folder / name
     if path.exists():
         return path
     model, tokenizer = FAMILIES[name].make()
     torch.manual_seed(FAMILIES[name].seed)
     _sharpen(model)
-    model.generation_config.min_new_tokens = 6  # by chance, some would write nothing
+    model.generation_config.min_new_tokens = 6  # by chance, some models would generate nothing
     model.save_pretrained(path)
-    if tokenizer is None:  # Marian's comes with the package
+    if tokenizer is None:  # the package has Marian's tokenizer
         for file in ("source.spm", "target.spm", "vocab.json", "tokenizer_config.json"):
             shutil.copy(server_models.bundled_model() / file, path)
     else:
@@ -67,9 +68,10 @@ def build_model(name: str, folder: Path) -> Path:
 
 
 def _sharpen(model: tf.PreTrainedModel) -> None:
-    """Makes queries and keys large, so that rows are neither uniform nor all on one position.
+    """Makes queries and keys large, so that rows are neither uniform nor on a single position.
 
-    No larger: float32 scores of 100 differ by 1e-5 between two orders of addition, and so do their exponentials.
+    Larger weights would be too large: float32 scores of 100 differ by 1e-5 between two orders of addition, and so do
+    their exponentials.
     """
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -82,8 +84,8 @@ def _sharpen(model: tf.PreTrainedModel) -> None:
                 weight.normal_(0, 1.0)
             else:
                 weight.normal_(0, 0.2)
-        # Small, since most families' logits are products with them: a token would be the likeliest to follow itself,
-        # and greedy decoding would write one token for ever.
+        # The embeddings are small, since most families' logits are products with the embeddings. With large embeddings
+        # each token would be followed by itself, and greedy decoding would repeat one token.
         model.get_input_embeddings().weight.mul_(0.3)
 
 
@@ -103,7 +105,7 @@ def _byte_level(template: str, special: tuple[str, ...] = ("<s>", "</s>", "<pad>
 
 def _unigram(template: str) -> Any:
     """SentencePiece's unigram with a space mark, as T5 and Pegasus have it."""
-    # Not trained: the trainer orders pieces of equal score by chance, and makes another vocabulary every time.
+    # No trainer: it orders pieces of equal score by chance, and would make another vocabulary each time.
     words = [f"▁{word}" for sentence in SENTENCES for word in sentence.split()]
     counts = Counter(word[i : i + size] for word in words for size in (1, 2, 3) for i in range(len(word) - size + 1))
     pieces = sorted(piece for piece, count in counts.items() if len(piece) == 1 or count > 2)
@@ -136,7 +138,7 @@ def _pieces() -> list[tuple[str, float]]:
 
 
 def _seq2seq(config: type, model: type, tokenizer: Any, **more: Any) -> tuple[Any, Any]:
-    """A model of BART's kin: encoder and decoder differ in depth and in heads."""
+    """A BART-style model whose encoder and decoder differ in depth and in heads."""
     options = {
         "vocab_size": len(tokenizer),
         "d_model": _WIDTH,
@@ -196,7 +198,7 @@ def _m2m100() -> tuple[Any, Any]:
 
 
 def _nllb() -> tuple[Any, Any]:
-    """NLLB's tokenizer on single letters: a language code stands before the text."""
+    """NLLB with a vocabulary of single letters: its tokenizer puts a language code before the text."""
     vocabulary = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3}
     letters = sorted({c for sentence in SENTENCES for c in sentence if not c.isspace()})
     for piece in ["▁", *letters, *(f"▁{letter}" for letter in letters)]:
@@ -218,7 +220,7 @@ def _t5(config: type, model: type, **more: Any) -> Callable[[], tuple[Any, Any]]
             "d_model": _WIDTH,
             "d_kv": 8,
             "d_ff": _FEED_FORWARD,
-            "num_layers": 3,  # not fewer than the decoder's: generate (5.23) would make too small a cache
+            "num_layers": 3,  # not fewer than num_decoder_layers: generate (5.23) would make a cache that is too small
             "num_decoder_layers": 2,
             "num_heads": 4,
             "relative_attention_num_buckets": 8,
@@ -309,10 +311,10 @@ FAMILIES: dict[str, Family] = {
     "mt5": Family(_t5(tf.MT5Config, tf.MT5ForConditionalGeneration, feed_forward_proj="gated-gelu"), seed=16),
     "umt5": Family(
         _t5(tf.UMT5Config, tf.UMT5ForConditionalGeneration, feed_forward_proj="gated-gelu"),
-        # Before, its decoder's attention does not say that it is causal, and is wrong without whole matrices.
+        # In older versions the decoder's attention does not say that it is causal: it is wrong without whole matrices.
         captures_rows=version.parse(tf.__version__) >= version.parse("5.18"),
     ),
-    # Inseq hands FSMT embeddings that it scales a second time: not even its encoder's rows are the model's.
+    # Inseq scales FSMT's embeddings a second time: not even the encoder's rows are the model's rows.
     "fsmt": Family(_fsmt, captures_rows=False, inseq=False, seed=8),
     "gpt2": Family(_gpt2, is_encoder_decoder=False, seed=17),
     "llama": Family(_decoder_only(tf.LlamaConfig, tf.LlamaForCausalLM), is_encoder_decoder=False, seed=5),

@@ -1,4 +1,4 @@
-"""Random models of BART's kin in sizes that nobody chose for a kernel's sake, and requests at the edges of them."""
+"""Random BART-style models in sizes that do not suit kernels, and requests at the edges of these sizes."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _FAMILIES: dict[str, tuple[Any, Any]] = {
     "pegasus": (tf.PegasusConfig, tf.PegasusForConditionalGeneration),
 }
 _SPECIAL = ["<pad>", "</s>", "<unk>", "<s>"]
-# Around panels, their halves and quarters, rows that are multiplied as matrices, and the most positions of a program.
+# Sizes around panels, half and quarter panels, rows that are multiplied as matrices, and a program's most positions.
 _EDGES = [1, 2, 3, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129]
 
 
 @dataclass(frozen=True)
 class OddModel:
-    """A model's sizes, and how it is run: enough to make the same one again."""
+    """The sizes of a model and how it runs: all that is needed to make the same model again."""
 
     family: str
     seed: int
@@ -50,12 +50,12 @@ class OddModel:
     threads: int
 
     def __str__(self) -> str:
-        """As Python has it."""
+        """Python code that makes this object."""
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in asdict(self).items())})"
 
 
 def random_model(seed: int) -> OddModel:
-    """The model of a seed."""
+    """Draws the model of a seed."""
     chance = random.Random(seed)
     heads = [chance.choice([1, 1, 2, 3, 4, 5]) for _ in range(2)]
     both = heads[0] * heads[1]
@@ -63,7 +63,7 @@ def random_model(seed: int) -> OddModel:
     width = both * max(2, chance.randint(2, greatest) // both)
     family = chance.choice([*_FAMILIES])
     if family in ("marian", "m2m100", "pegasus"):
-        width *= 1 + width % 2  # their sinusoids go in pairs
+        width *= 1 + width % 2  # their sinusoids need an even width
     return OddModel(
         family=family,
         seed=seed,
@@ -84,11 +84,11 @@ def random_model(seed: int) -> OddModel:
 
 
 def build_odd_model(odd: OddModel, folder: Path) -> Path:
-    """Saves the model with a tokenizer whose words are numbers. Returns where."""
+    """Saves the model with a tokenizer whose words are numbers. Returns the path."""
     torch.manual_seed(odd.seed)
-    config, model = _FAMILIES[odd.family]
-    made = model(
-        config(
+    config_class, model_class = _FAMILIES[odd.family]
+    model = model_class(
+        config_class(
             vocab_size=odd.vocabulary,
             d_model=odd.width,
             encoder_layers=odd.encoder_layers,
@@ -108,16 +108,16 @@ def build_odd_model(odd: OddModel, folder: Path) -> Path:
         )
     ).eval()
     with torch.no_grad():
-        for name, weight in made.named_parameters():
+        for name, weight in model.named_parameters():
             if "embed_positions" in name:
                 continue
             if weight.ndim == 1:
                 weight.add_(torch.randn_like(weight) * 0.1)
             else:
-                # Rows far from uniform, and layers that neither vanish nor grow.
+                # Makes rows far from uniform, and layers whose outputs neither vanish nor grow.
                 weight.normal_(0, (1.6 if "q_proj" in name or "k_proj" in name else 0.9) * weight.shape[1] ** -0.5)
     path = folder / f"{odd.family}-{odd.seed}"
-    made.save_pretrained(path)
+    model.save_pretrained(path)
     words = [*_SPECIAL, *map(str, range(odd.vocabulary - len(_SPECIAL)))]
     tokenizer = Tokenizer(models.WordLevel({word: id_ for id_, word in enumerate(words)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -127,7 +127,7 @@ def build_odd_model(odd: OddModel, folder: Path) -> Path:
 
 
 def edge_jobs(odd: OddModel, loaded: LoadedModel, count: int = 7) -> list[Request]:
-    """Requests whose sources, prefixes and targets have the lengths at which kernels change their ways."""
+    """Makes requests whose sources, prefixes and targets have the lengths at which kernels change their method."""
     chance = random.Random(odd.seed + 1)
     lengths = [length for length in _EDGES if length < odd.positions] + [odd.positions - 1, odd.positions]
     return [validate_request(_request(chance, odd, lengths, number), loaded, f"r{number}") for number in range(count)]
@@ -161,5 +161,5 @@ def _request(chance: random.Random, odd: OddModel, lengths: list[int], number: i
 
 
 def in_int8(odd: OddModel) -> OddModel:
-    """The same model in int8."""
+    """Returns the same model in int8."""
     return replace(odd, precision="int8")

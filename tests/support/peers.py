@@ -1,7 +1,7 @@
-"""Other programs' answers to what Sidelight is asked: transformers' own matrices and tokens, Inseq's own reductions.
+"""The results of other programs for Sidelight's requests: transformers' matrices and tokens, Inseq's reductions.
 
-Beside `inseq_peer`, which gives Inseq's attributions. It knows folders of models and token ids; it knows neither
-Sidelight's engine nor its messages, so that no mistake can be shared with them.
+`inseq_peer` has Inseq's attributions. This module knows folders of models and token ids. It does not know Sidelight's
+engine and messages, so that it cannot share a mistake with them.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ import torch
 from inseq_peer import Truth
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, set_seed
 
-# Inseq's name for each of its functions over heads or layers.
+# Inseq's names of its functions over heads or layers.
 REDUCTIONS = ("mean", "max", "min", "sum", "prod", "absmax", "vnorm")
 
 
 @dataclass(frozen=True)
 class Matrices:
-    """A model's attention in one forward pass, float32 `[layers, heads, queries, keys]`; None where there is none."""
+    """A model's attention in one forward pass, float32 `[layers, heads, queries, keys]`; None if the model has none."""
 
     decoder_self: np.ndarray
     cross: np.ndarray | None = None
     encoder_self: np.ndarray | None = None
 
     def steps(self, kind: str, first: int) -> np.ndarray:
-        """The rows that predict the tokens from position `first` on, `[keys, steps, layers, heads]`, as Inseq has it.
+        """The rows that predict the tokens from position `first` on, with Inseq's axes `[keys, steps, layers, heads]`.
 
-        The row of a token is the query one position before it. The last query predicts nothing that was given.
+        The row of a token is the query one position before the token. The last query predicts no token of the target.
         """
         return getattr(self, kind)[:, :, first - 1 : -1].transpose(3, 2, 0, 1)
 
@@ -45,13 +45,13 @@ def _load(path: Path) -> Any:
 
 @torch.inference_mode()
 def eager_attention(path: Path, source: Sequence[int], target: Sequence[int], **options: Any) -> Matrices:
-    """What transformers itself reports with `output_attentions=True` in one eager forward pass.
+    """Runs transformers' model in one eager forward pass with `output_attentions=True`.
 
     Args:
         path: The model's folder.
-        source: What the encoder reads, special tokens included; for a decoder-only model, the prompt.
-        target: What the decoder reads, start token included; for a decoder-only model, the continuation.
-        options: Passed on to the model. Without a cache unless asked: with one, FSMT masks no future positions.
+        source: The input of the encoder, special tokens included; for a decoder-only model, the prompt.
+        target: The input of the decoder, start token included; for a decoder-only model, the continuation.
+        options: Options of the model. `use_cache` is False by default: with a cache FSMT masks no future positions.
     """
     model = _load(path)
     options = {"output_attentions": True, "use_cache": False} | options
@@ -72,26 +72,26 @@ def _stack(layers: Sequence[torch.Tensor]) -> np.ndarray:
 def generate_ids(
     path: Path, source: Sequence[int], *, max_new_tokens: int = 10, seed: int | None = None, **options: Any
 ) -> list[int]:
-    """The tokens that transformers' `generate` writes, without start token or prompt: greedy, or sampled by a seed."""
+    """Runs transformers' `generate`, greedily or with a seed. Returns the new tokens, without start token or prompt."""
     model = _load(path)
     ids = torch.tensor([source])
     if seed is not None:
         set_seed(seed)
     options = {"num_beams": 1, "do_sample": seed is not None} | options
-    written = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_new_tokens, **options)
-    return written[0, 1 if model.config.is_encoder_decoder else len(source) :].tolist()
+    output = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_new_tokens, **options)
+    return output[0, 1 if model.config.is_encoder_decoder else len(source) :].tolist()
 
 
 def inseq_reduced(truth: Truth, over_heads: str, over_layers: str | None = None) -> Truth:
-    """An attribution reduced by Inseq's own aggregators: over heads, and then over layers if asked.
+    """Reduces an attribution with Inseq's aggregators: over heads, and then over layers.
 
-    They reduce the last axis, and normalize afterwards unless told not to: over source and target together, so that
-    what they give by default is no reduction of the attention alone.
+    An aggregator reduces the last axis. By default it also normalizes over source and target together, and its result
+    is no reduction of the attention alone: here it does not normalize.
 
     Args:
         truth: An attribution with all layers and heads.
         over_heads: One of `REDUCTIONS`.
-        over_layers: Likewise; None leaves layers apart.
+        over_layers: One of `REDUCTIONS`; None keeps all layers.
     """
     from inseq.data import FeatureAttributionSequenceOutput
     from inseq.utils.typing import TokenWithId
@@ -106,7 +106,7 @@ def inseq_reduced(truth: Truth, over_heads: str, over_layers: str | None = None)
         attr_pos_end=len(truth.target_ids),
     )
     for function in (over_heads, *([] if over_layers is None else [over_layers])):
-        # Its closing check is for outputs that are drawn, which must have two axes.
+        # The check at the end of `aggregate` is for outputs that are shown: these must have two axes.
         output = output.aggregate("scores", function, normalize=False, do_post_aggregation_checks=False)
     encoder = output.sequence_scores.get("encoder_self_attentions")
     return Truth(

@@ -1,4 +1,4 @@
-"""A client that speaks HTTP/2 by hand, to do what no gRPC library does: take nothing, or send half a message."""
+"""A client that writes HTTP/2 frames itself. Unlike gRPC libraries it can take nothing, or send half a message."""
 
 from __future__ import annotations
 
@@ -31,9 +31,13 @@ class RawConnection:
         self._socket.close()
 
     def call(self, method: str, message: bytes, *, of: int | None = None, timeout: str = "") -> int:
-        """Begins a call with a message, or with the beginning of one that is to have `of` bytes. Returns its stream.
+        """Begins a call, and returns its stream.
 
-        `timeout` is as in gRPC's header, such as "10S".
+        Args:
+            method: The path of the method.
+            message: The message, or its beginning.
+            of: The length of the whole message in bytes, if `message` is its beginning.
+            timeout: The value of the header grpc-timeout, such as "10S".
         """
         stream, self._next_stream = self._next_stream, self._next_stream + 2
         fields = [
@@ -55,12 +59,12 @@ class RawConnection:
         return stream
 
     def open_window(self, stream: int, size: int) -> None:
-        """Takes so many bytes more of a stream."""
+        """Lets the server send `size` more bytes of a stream."""
         self._send(_WINDOW, 0, stream, struct.pack(">I", size))
         self._send(_WINDOW, 0, 0, struct.pack(">I", size))
 
     def frames_until_closed(self, stream: int) -> bytes:
-        """All that comes for a stream until the server ends it, headers undecoded."""
+        """Receives the frames of a stream until the server ends it. Returns their payloads; headers are not decoded."""
         received = b""
         while True:
             length, kind, flags, on = struct.unpack(">IBBI", b"\x00" + self._read(9))
@@ -89,7 +93,7 @@ class RawConnection:
 
 
 def _string(text: str) -> bytes:
-    """A string of HPACK, without Huffman's code."""
+    """Encodes a string for HPACK, without a Huffman code."""
     data = text.encode()
     assert len(data) < 127
     return bytes([len(data)]) + data

@@ -1,4 +1,4 @@
-"""Very many requests, most of which end before their time: whether anything of them stays behind."""
+"""Sends very many requests, most of which end early, and counts what the server still holds afterwards."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from sidelight.v1 import attribution_service_pb2 as pb
 from sidelight.v1 import attribution_service_pb2_grpc as services
 
 WORDS = ["the", "old", "house", "by", "the", "river", "was", "sold", "to", "a", "young", "man", "who", "never", "came"]
-SLOTS, QUEUE, AT_ONCE = 8, 16, 26  # more at once than slots and queue hold: some are refused
+SLOTS, QUEUE, AT_ONCE = 8, 16, 26  # more concurrent requests than slots and queue hold: some are refused
 
 
 @dataclass
-class Left:
-    """What is there when nothing is to be done."""
+class Usage:
+    """What an idle server holds."""
 
     slots: int  # in use
-    jobs: int  # that the engine knows
+    requests: int  # that the engine knows
     tasks: int  # of the event loop
     threads: int
     memory: int  # bytes, resident
@@ -37,15 +37,15 @@ class Left:
 
 @dataclass
 class Outcome:
-    """How requests ended, and what was there before and after."""
+    """How the requests ended, and what the server held before and after."""
 
     ends: Counter[str]
-    before: Left
-    after: Left
+    before: Usage
+    after: Usage
 
 
 async def soak(loaded: LoadedModel, count: int, seed: int = 0) -> Outcome:
-    """Sends so many requests, of every kind, to a server of its own, and leaves them as clients do."""
+    """Sends `count` requests of every kind to a server of its own, and ends them as clients do."""
     server = Server([loaded], "127.0.0.1:0", EngineConfig(max_running=SLOTS, max_waiting=QUEUE))
     address = await server.start()
     (engine,) = server._engines
@@ -53,10 +53,10 @@ async def soak(loaded: LoadedModel, count: int, seed: int = 0) -> Outcome:
     try:
         async with grpc.aio.insecure_channel(address) as channel:
             stub: Any = services.AttributionServiceStub(channel)
-            await _send(stub, random_, 500)  # what is made once: threads, buffers, caches of plans
-            before = await _left(engine)
+            await _send(stub, random_, 500)  # makes what is made once: threads, buffers, caches of plans
+            before = await _usage(engine)
             ends = await _send(stub, random_, count)
-            after = await _left(engine)
+            after = await _usage(engine)
     finally:
         await server.stop()
     return Outcome(ends, before, after)
@@ -68,38 +68,38 @@ async def _send(stub: Any, random_: random.Random, count: int) -> Counter[str]:
 
     async def work() -> None:
         for _ in numbers:
-            ends[await _one(stub, random_)] += 1
+            ends[await _send_one(stub, random_)] += 1
 
     await asyncio.gather(*(work() for _ in range(AT_ONCE)))
     return ends
 
 
-async def _one(stub: Any, random_: random.Random) -> str:
-    """One request, and how it ended."""
-    way = random_.choice(["to the end", "to the end", "cancelled", "cancelled at once", "deadline", "left unread"])
-    deadline = random_.uniform(0.001, 0.1) if way == "deadline" else 60
+async def _send_one(stub: Any, random_: random.Random) -> str:
+    """Sends a request. Returns how the request ended."""
+    end = random_.choice(["to the end", "to the end", "cancelled", "cancelled at once", "deadline", "left unread"])
+    deadline = random_.uniform(0.001, 0.1) if end == "deadline" else 60
     call = stub.Attribute(_request(random_), timeout=deadline)
-    stays = 0 if way == "cancelled at once" else random_.randrange(1, 6) if way == "cancelled" else None
+    max_responses = 0 if end == "cancelled at once" else random_.randrange(1, 6) if end == "cancelled" else None
     try:
-        if way == "left unread":
+        if end == "left unread":
             await call.read()
             await asyncio.sleep(random_.uniform(0, 0.05))
             call.cancel()
-            return way
-        seen = 0
-        while stays is None or seen < stays:
+            return end
+        num_responses = 0
+        while max_responses is None or num_responses < max_responses:
             response = await call.read()
             if response is grpc.aio.EOF:
                 return "to the end"
-            seen += 1
+            num_responses += 1
         call.cancel()
     except asyncio.CancelledError:
-        return way
+        return end
     except grpc.aio.AioRpcError as error:
         if error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED:
-            await asyncio.sleep(0.1)  # not the whole second that the server asks for
+            await asyncio.sleep(0.1)  # shorter than the second that the server asks for
         return error.code().name
-    return way
+    return end
 
 
 def _request(random_: random.Random) -> pb.AttributeRequest:
@@ -132,23 +132,23 @@ def _request(random_: random.Random) -> pb.AttributeRequest:
     return request
 
 
-async def _left(engine: Engine) -> Left:
-    """What is there once all has come to rest, or has not within seconds."""
+async def _usage(engine: Engine) -> Usage:
+    """What the server holds when it is idle, or after ten seconds if it is not idle by then."""
     for _ in range(200):
         core = engine._core
         assert core is not None
-        jobs = len(list(core.requests)) + len(engine._admission)
+        requests = len(list(core.requests)) + len(engine._admission)
         slots = engine.num_slots - core.requests.runner.num_free_slots
-        if not jobs and not slots:
+        if not requests and not slots:
             break
         await asyncio.sleep(0.05)
     await asyncio.sleep(0.2)
     gc.collect()
-    return Left(slots, jobs, len(asyncio.all_tasks()), threading.active_count(), resident())
+    return Usage(slots, requests, len(asyncio.all_tasks()), threading.active_count(), resident())
 
 
 def resident() -> int:
-    """Bytes of this process in memory; 0 where the system does not say."""
+    """The resident memory of this process in bytes; 0 if the system does not say."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmRSS:"):

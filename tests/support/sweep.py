@@ -1,7 +1,7 @@
-"""Models of odd sizes, one after another, between guard pages: requests in company get the bits that they get alone.
+"""Runs models of odd sizes between guard pages: requests in a batch get the bits that they get alone.
 
-Run `python tests/support/sweep.py --models 200 --seed 0`, or one model again with `--only SEED`. A page that is
-touched beside a buffer ends the process with SIGSEGV; the last model that is named is the one.
+Run `python tests/support/sweep.py --models 200 --seed 0`, or one model again with `--only SEED`. An access to a guard
+page ends the process with SIGSEGV: the model that was printed last is at fault.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from sidelight.server.request import Request
 
 
 def sweep(odd: OddModel) -> str:
-    """Runs requests of a model together and alone. Returns how the model is run. Raises AssertionError."""
+    """Runs requests of a model together and alone. Returns the precision and the backend. Raises AssertionError."""
     before = torch.get_num_threads()
     torch.set_num_threads(odd.threads)
     try:
@@ -45,47 +45,50 @@ def sweep(odd: OddModel) -> str:
     return f"{odd.precision}, {'programs' if is_programmed else 'layers of torch'}"
 
 
-def compare(loaded: LoadedModel, jobs: list[Request], odd: OddModel, *, to_the_bit: bool) -> None:
-    """Runs jobs in company, with slots left and taken again, and each alone."""
-    by_itself = [together(loaded, [job], _one(), slots=1)[0] for job in jobs]
+def compare(loaded: LoadedModel, requests: list[Request], odd: OddModel, *, to_the_bit: bool) -> None:
+    """Runs requests in a batch whose slots are freed and reused, and each request alone."""
+    alone = [together(loaded, [request], _one_by_one(), slots=1)[0] for request in requests]
     chance = random.Random(odd.seed + 2)
-    for number, events in together(loaded, jobs, _come_and_go(chance, len(jobs)), slots=odd.slots).items():
-        assert len(events) == len(by_itself[number]) or not to_the_bit, f"request {number}: {len(events)} events"
+    for number, outputs in together(loaded, requests, _random_schedule(chance, len(requests)), slots=odd.slots).items():
+        assert len(outputs) == len(alone[number]) or not to_the_bit, f"request {number}: {len(outputs)} outputs"
         if to_the_bit:
-            for place, (mine, other) in enumerate(zip(events, by_itself[number], strict=True)):
-                where = f"request {number}, event {place} of {len(events)}"
-                assert_equal(mine, other, where, near=0 if odd.precision == "int8" else 1e-5)
+            for index, (output, expected) in enumerate(zip(outputs, alone[number], strict=True)):
+                where = f"request {number}, output {index} of {len(outputs)}"
+                assert_equal(output, expected, where, tolerance=0 if odd.precision == "int8" else 1e-5)
 
 
-def _one() -> Iterator[tuple[int, int, int]]:
+def _one_by_one() -> Iterator[tuple[int, int, int]]:
+    """A schedule for `together`: a request joins in each round, and all requests stay to the end."""
     while True:
         yield 1, -1, -1
 
 
-def _come_and_go(chance: random.Random, count: int) -> Iterator[tuple[int, int, int]]:
-    """Who joins, who leaves for good, and who pauses, as `together` has it. Those of even numbers are parked."""
+def _random_schedule(chance: random.Random, count: int) -> Iterator[tuple[int, int, int]]:
+    """A schedule for `together`: in each round some requests join, one may leave for good, and one may pause."""
     leaver = chance.randrange(count)
-    for place in range(1, 10_000):
-        leaves = leaver if place == 20 else -1
-        yield chance.choice([0, 1, 1, 2, count]), leaves, chance.randrange(count) if place % 3 == 0 else -1
-    yield from _one()
+    for number in range(1, 10_000):
+        leaves = leaver if number == 20 else -1
+        yield chance.choice([0, 1, 1, 2, count]), leaves, chance.randrange(count) if number % 3 == 0 else -1
+    yield from _one_by_one()
 
 
-def assert_equal(ours: object, theirs: object, where: str, near: float) -> None:
-    """To the bit; scores, which float32's last layers may give in one order of additions or another, nearly."""
-    assert type(ours) is type(theirs), where
-    for name, mine in vars(ours).items():
-        other = getattr(theirs, name)
-        if isinstance(mine, tuple) and hasattr(mine, "nbytes"):  # attention
-            assert other is not None, f"{where}: {name}"
-            for one, wanted in zip(mine, other, strict=True):
-                assert (one is None) == (wanted is None), f"{where}: {name}"
-                if one is not None:
-                    np.testing.assert_array_equal(one, wanted, err_msg=f"{where}: {name}")
+def assert_equal(output: object, expected: object, where: str, tolerance: float) -> None:
+    """Compares all bits of two outputs, but scores with a tolerance: float32's last layers may add in another order."""
+    assert type(output) is type(expected), where
+    for name, value in vars(output).items():
+        expected_value = getattr(expected, name)
+        if isinstance(value, tuple) and hasattr(value, "nbytes"):  # attention
+            assert expected_value is not None, f"{where}: {name}"
+            for array, expected_array in zip(value, expected_value, strict=True):
+                assert (array is None) == (expected_array is None), f"{where}: {name}"
+                if array is not None:
+                    np.testing.assert_array_equal(array, expected_array, err_msg=f"{where}: {name}")
         elif name == "scores":
-            np.testing.assert_allclose(mine, other, rtol=near, atol=near, err_msg=f"{where}: {name}")
+            np.testing.assert_allclose(
+                value, expected_value, rtol=tolerance, atol=tolerance, err_msg=f"{where}: {name}"
+            )
         else:
-            assert mine == other, f"{where}: {name} is {mine}, alone {other}"
+            assert value == expected_value, f"{where}: {name} is {value}, alone {expected_value}"
 
 
 def main() -> int:

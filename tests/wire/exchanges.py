@@ -1,7 +1,7 @@
-"""Requests and the responses that a server gave to them: recorded once, compared ever after.
+"""Requests and the responses that a server gave to them, in a file.
 
-`record.py` writes the file `exchanges.json.gz`; `test_wire.py` sends each recorded request again and compares. What
-depends on time is left out: how steps are grouped in messages, and durations.
+`record.py` writes the file `exchanges.json.gz`. `test_wire.py` sends each recorded request again and compares the
+responses. Whatever depends on time is left out: the grouping of steps into messages, and durations.
 """
 
 from __future__ import annotations
@@ -27,12 +27,13 @@ from sidelight.v1 import attribution_service_pb2_grpc as service_grpc
 
 FILE = Path(__file__).with_name("exchanges.json.gz")
 
-# One for each way in which a model runs: a CPU program, modules in slots, whole matrices, decoder-only, languages.
+# With the bundled model, a model for each way in which a model runs: a CPU program, modules in slots, whole matrices,
+# decoder-only, languages.
 ZOO = ("t5", "fsmt", "llama", "m2m100")
 
 
 class Exchange(NamedTuple):
-    """A request and what came back: responses in a normal form, or an error as code, reason and fields."""
+    """A request and its answer: the responses in a normal form, or an error as code, reason and fields."""
 
     method: str
     request: bytes
@@ -41,7 +42,7 @@ class Exchange(NamedTuple):
 
 
 class Recorded(NamedTuple):
-    """The exchanges by name, and where they were recorded."""
+    """The exchanges by name, and the machine that recorded them."""
 
     machine: dict[str, str]
     exchanges: dict[str, Exchange]
@@ -49,7 +50,7 @@ class Recorded(NamedTuple):
 
 @contextmanager
 def served(folder: Path) -> Iterator[grpc.Channel]:
-    """A channel to a server with the bundled model and those of `ZOO`."""
+    """A channel to a server with the bundled model and the models of `ZOO`."""
     models = [load(bundled_model())] + [load(build_model(name, folder)) for name in ZOO]
     options = [("grpc.max_receive_message_length", -1)]
     with serving(*models) as address, grpc.insecure_channel(address, options=options) as channel:
@@ -57,7 +58,7 @@ def served(folder: Path) -> Iterator[grpc.Channel]:
 
 
 def exchange(channel: grpc.Channel, method: str, request: bytes) -> Exchange:
-    """Sends a request, given as its bytes, and waits for all that comes back."""
+    """Sends a request, whose bytes are given, and waits for the end of the answer."""
     stub = service_grpc.AttributionServiceStub(channel)
     types = {"Attribute": service.AttributeRequest, "GetModel": service.GetModelRequest}
     message = types[method].FromString(request)
@@ -67,40 +68,40 @@ def exchange(channel: grpc.Channel, method: str, request: bytes) -> Exchange:
         else:
             answers = [getattr(stub, method)(message, timeout=60)]
     except grpc.RpcError as error:
-        return Exchange(method, request, [], _told(error))
+        return Exchange(method, request, [], _error_words(error))
     return Exchange(method, request, [answer.SerializeToString(deterministic=True) for answer in answers], [])
 
 
 def normal(responses: list[service.AttributeResponse]) -> list[service.AttributeResponse]:
-    """The responses with one step in each message, and no durations."""
-    found: list[service.AttributeResponse] = []
+    """The responses with one step in each message, and without durations."""
+    normalized: list[service.AttributeResponse] = []
     for response in responses:
         event = response.WhichOneof("event")
         if event == "steps":
-            found.extend(service.AttributeResponse(steps=service.Steps(steps=[s])) for s in response.steps.steps)
+            normalized.extend(service.AttributeResponse(steps=service.Steps(steps=[s])) for s in response.steps.steps)
             continue
         if event == "finished":
             for field in ("queue_time", "time_to_first_step", "total_time"):
                 response.finished.usage.ClearField(field)
-        found.append(response)
-    return found
+        normalized.append(response)
+    return normalized
 
 
-def _told(error: grpc.RpcError) -> list[str]:
-    """An error's code, its reason and the fields that it names. Sentences for people may become better."""
-    told = [error.code().name]
+def _error_words(error: grpc.RpcError) -> list[str]:
+    """The code of an error, its reason and its fields. The sentence of the error is left out: it may be improved."""
+    words = [error.code().name]
     status = rpc_status.from_call(error)
     for detail in status.details if status is not None else []:
         info, bad = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
         if detail.Unpack(info):
-            told.append(f"reason {info.reason}")
+            words.append(f"reason {info.reason}")
         elif detail.Unpack(bad):
-            told.extend(f"field {violation.field}" for violation in bad.field_violations)
-    return told
+            words.extend(f"field {violation.field}" for violation in bad.field_violations)
+    return words
 
 
 def machine() -> dict[str, str]:
-    """What the last bits of floating-point numbers depend on."""
+    """The properties of a machine on which the last bits of floating-point numbers depend."""
     return {
         "torch": torch.__version__,
         "transformers": transformers.__version__,
@@ -122,12 +123,12 @@ def write(recorded: Recorded) -> None:
     """Writes the file."""
     exchanges = {
         name: {
-            "method": each.method,
-            "request": base64.b64encode(each.request).decode(),
-            "responses": [base64.b64encode(response).decode() for response in each.responses],
-            "error": each.error,
+            "method": entry.method,
+            "request": base64.b64encode(entry.request).decode(),
+            "responses": [base64.b64encode(response).decode() for response in entry.responses],
+            "error": entry.error,
         }
-        for name, each in recorded.exchanges.items()
+        for name, entry in recorded.exchanges.items()
     }
     text = json.dumps({"machine": recorded.machine, "exchanges": exchanges}, indent=0, sort_keys=True)
     FILE.write_bytes(gzip.compress(text.encode(), mtime=0))
@@ -138,11 +139,11 @@ def read() -> Recorded:
     content = json.loads(gzip.decompress(FILE.read_bytes()))
     exchanges = {
         name: Exchange(
-            each["method"],
-            base64.b64decode(each["request"]),
-            [base64.b64decode(response) for response in each["responses"]],
-            each["error"],
+            fields["method"],
+            base64.b64decode(fields["request"]),
+            [base64.b64decode(response) for response in fields["responses"]],
+            fields["error"],
         )
-        for name, each in content["exchanges"].items()
+        for name, fields in content["exchanges"].items()
     }
     return Recorded(content["machine"], exchanges)

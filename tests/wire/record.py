@@ -1,8 +1,8 @@
-"""Records what a server answers to requests, one of each kind of thing that a request can ask for.
+"""Records what a server answers to requests: one request for each kind of thing that a client can ask for.
 
     cd tests/wire && PYTHONPATH=../support ../../.venv/bin/python record.py
 
-Run it only where an answer is meant to change, and say in the commit which and why.
+Run the script only if an answer is meant to change. Then say in the commit which answer changes and why.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import torch
-from exchanges import Recorded, exchange, machine, served, write
+from exchanges import ZOO, Recorded, exchange, machine, served, write
 from google.protobuf.message import Message
 from sidelight.v1 import attention_pb2 as attention
 from sidelight.v1 import attribution_service_pb2 as service
@@ -34,7 +34,7 @@ SAMPLED = text.Decoding(max_new_tokens=12, sampling=text.Sampling(temperature=1.
 
 
 def capture(*kinds: attention.AttentionKind.ValueType, **fields: object) -> attention.Capture:
-    """A capture of some kinds."""
+    """A capture of these kinds."""
     return attention.Capture(kinds=kinds, **fields)
 
 
@@ -45,15 +45,28 @@ def heads(*triples: tuple[int, int, float | None]) -> attention.HeadSelection:
 
 
 def attribute(model: str = "", source: str | text.Text = TEXT, **fields: object) -> service.AttributeRequest:
-    """A request for a text; decoding of a few tokens where nothing else is said."""
+    """A request with a source text. Without `decoding` and `given`, the request decodes 12 tokens."""
     if "decoding" not in fields and "given" not in fields:
         fields["decoding"] = GREEDY
     message = text.Text(text=source) if isinstance(source, str) else source
     return service.AttributeRequest(model=model, request_id="recorded", source=message, **fields)
 
 
-def attributes() -> Iterator[tuple[str, service.AttributeRequest]]:
-    """The requests for attributions, by name."""
+Requests = Iterator[tuple[str, service.AttributeRequest]]  # by name
+
+
+def attributes() -> Requests:
+    """The requests for attributions."""
+    yield from captures()
+    yield from scores_and_decodings()
+    yield from targets_and_texts()
+    for model in ZOO:
+        yield from requests_to(model)
+    yield from refused_requests()
+
+
+def captures() -> Requests:
+    """Requests that differ in what they capture."""
     yield "defaults", attribute()
     yield "nothing captured", attribute(capture=attention.Capture(none=True))
     for name, kind in (("cross", CROSS), ("decoder self", DECODER_SELF), ("encoder self", ENCODER_SELF)):
@@ -78,12 +91,20 @@ def attributes() -> Iterator[tuple[str, service.AttributeRequest]]:
     renormalized = capture(CROSS, special_tokens=attention.SPECIAL_TOKENS_RENORMALIZE, over_heads=1)
     yield "special tokens renormalized", attribute(capture=renormalized)
     yield "some steps", attribute(capture=capture(CROSS, steps=attention.StepSpan(begin=2, end=4)))
+
+
+def scores_and_decodings() -> Requests:
+    """Requests that differ in their scores, and in how tokens are chosen and when decoding stops."""
     yield "all scores", attribute(scores=list(attention.Score.values())[1:], score_top_p=0.8)
     yield "sampling", attribute(decoding=SAMPLED, scores=[attention.SCORE_PROBABILITY])
     yield "stop text", attribute(decoding=text.Decoding(max_new_tokens=30, stop=["Hund"]))
     penalized = text.Decoding(max_new_tokens=12, repetition_penalty=1.4, no_repeat_ngram_size=2, min_new_tokens=10)
     yield "penalties", attribute(decoding=penalized)
     yield "ignore end", attribute(source="Hello.", decoding=text.Decoding(max_new_tokens=12, ignore_eos=True))
+
+
+def targets_and_texts() -> Requests:
+    """Requests with a prefix or a given target, and requests whose source needs care."""
     yield "prefix", attribute(prefix=text.Text(text="Der faule"))
     yield "resumed", attribute(resume_at=3, capture=capture(CROSS, over_heads=1))
     yield "given", attribute(given=text.Text(text="Der faule Hund."), capture=capture(*ALL), scores=[1, 2, 3])
@@ -98,22 +119,28 @@ def attributes() -> Iterator[tuple[str, service.AttributeRequest]]:
     parse = text.SPECIAL_TOKENS_IN_TEXT_PARSE
     yield "parsed control tokens", attribute(source="a </s> b <pad>", decoding=SHORT, special_tokens_in_text=parse)
     yield "unknowns and scripts", attribute(source="casă a fost 東京 👩‍👩‍👧 x\u0301", decoding=SHORT)
-    for model in ("t5", "fsmt", "llama", "m2m100"):
-        kinds = [DECODER_SELF] if model == "llama" else ALL
-        languages = {"source_language": "en", "target_language": "de"} if model == "m2m100" else {}
-        yield f"{model}, all kinds", attribute(model, capture=capture(*kinds), decoding=SHORT, **languages)
-        yield (
-            f"{model}, mean in bytes",
-            attribute(
-                model,
-                capture=capture(*kinds, over_heads=1, encoding=attention.ENCODING_UINT8),
-                given=text.Text(text="Der faule Hund."),
-                scores=[1],
-                **languages,
-            ),
-        )
-        yield f"{model}, sampling", attribute(model, decoding=SAMPLED, **languages)
-    # Errors.
+
+
+def requests_to(model: str) -> Requests:
+    """Requests to a model of another architecture."""
+    kinds = [DECODER_SELF] if model == "llama" else ALL
+    languages = {"source_language": "en", "target_language": "de"} if model == "m2m100" else {}
+    yield f"{model}, all kinds", attribute(model, capture=capture(*kinds), decoding=SHORT, **languages)
+    yield (
+        f"{model}, mean in bytes",
+        attribute(
+            model,
+            capture=capture(*kinds, over_heads=1, encoding=attention.ENCODING_UINT8),
+            given=text.Text(text="Der faule Hund."),
+            scores=[1],
+            **languages,
+        ),
+    )
+    yield f"{model}, sampling", attribute(model, decoding=SAMPLED, **languages)
+
+
+def refused_requests() -> Requests:
+    """Requests that the server answers with an error."""
     yield "no such model", attribute("absent")
     yield "empty source", attribute(source="")
     yield "layer out of range", attribute(capture=capture(CROSS, heads=heads((17, 0, None))))
@@ -129,12 +156,12 @@ def attributes() -> Iterator[tuple[str, service.AttributeRequest]]:
 
 def others() -> Iterator[tuple[str, str, Message]]:
     """The requests to other methods: name, method and message."""
-    for model in ("", "t5", "fsmt", "llama", "m2m100", "absent"):
+    for model in ("", *ZOO, "absent"):
         yield f"model {model or 'by default'}", "GetModel", service.GetModelRequest(name=model)
 
 
 def main() -> None:
-    """Records all."""
+    """Sends all requests and writes the file."""
     torch.set_num_threads(1)
     exchanges = {}
     with tempfile.TemporaryDirectory() as folder, served(Path(folder)) as channel:
@@ -143,8 +170,8 @@ def main() -> None:
         for name, method, message in others():
             exchanges[name] = exchange(channel, method, message.SerializeToString(deterministic=True))
     write(Recorded(machine(), exchanges))
-    for name, each in exchanges.items():
-        print(f"{name}: {', '.join(each.error) or f'{sum(map(len, each.responses))} bytes'}")
+    for name, recorded in exchanges.items():
+        print(f"{name}: {', '.join(recorded.error) or f'{sum(map(len, recorded.responses))} bytes'}")
 
 
 if __name__ == "__main__":

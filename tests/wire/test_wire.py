@@ -1,4 +1,7 @@
-"""Each recorded request gets the recorded responses: to the byte, but for the last digits of floating-point numbers."""
+"""The server gives the recorded responses to the recorded requests.
+
+All bytes are the same, except the last digits of floating-point numbers.
+"""
 
 from __future__ import annotations
 
@@ -27,54 +30,59 @@ def channel(tmp_path_factory) -> Iterator[grpc.Channel]:
 @pytest.mark.parametrize("name", RECORDED.exchanges)
 def test_a_response_is_the_recorded_one(channel, name):
     recorded = RECORDED.exchanges[name]
-    got = exchange(channel, recorded.method, recorded.request)
-    if got == recorded:
+    answer = exchange(channel, recorded.method, recorded.request)
+    if answer == recorded:
         return
-    assert got.error == recorded.error
-    assert len(got.responses) == len(recorded.responses)
-    # On the machine that recorded them, only the last bits differ: a measurement at load chooses between two kernels.
+    assert answer.error == recorded.error
+    assert len(answer.responses) == len(recorded.responses)
+    # On the machine that recorded the responses, only the last bits can differ: a measurement at load chooses between
+    # two kernels.
     factor = 0.01 if machine() == RECORDED.machine else 1.0
-    for mine, theirs in zip(got.responses, recorded.responses, strict=True):
-        kind = TYPES[recorded.method]
-        assert_alike(kind.FromString(mine), kind.FromString(theirs), factor)
+    for response, expected in zip(answer.responses, recorded.responses, strict=True):
+        message_type = TYPES[recorded.method]
+        assert_alike(message_type.FromString(response), message_type.FromString(expected), factor)
 
 
 def test_the_file_has_sixty_requests_and_errors_among_them():
     assert len(RECORDED.exchanges) >= 60
-    errors = [each for each in RECORDED.exchanges.values() if each.error]
+    errors = [exchange.error for exchange in RECORDED.exchanges.values() if exchange.error]
     assert len(errors) >= 10
-    assert all(len(each.error) > 1 for each in errors)  # a code, and what it is about
+    assert all(len(error) > 1 for error in errors)  # a code, and a reason or a field
 
 
-def assert_alike(mine: Message, theirs: Message, factor: float = 1.0) -> None:
-    """Other processors and libraries add in another order: floating-point numbers may differ in the fifth digit.
+def assert_alike(message: Message, expected: Message, factor: float = 1.0) -> None:
+    """Compares two messages. Floating-point numbers may differ in the fifth digit; `factor` scales the tolerance.
 
-    Where `factor` is less, in as much less.
+    Other processors and libraries add in another order.
     """
-    if isinstance(mine, attention.Attention) and isinstance(theirs, attention.Attention):
-        assert (mine.shape, mine.encoding, mine.positions) == (theirs.shape, theirs.encoding, theirs.positions)
-        # A number between two bytes, or between two of float16, may become either.
-        step = 1 if mine.encoding == attention.ENCODING_UINT8 else 2e-5 * factor
-        relative = 1e-3 if mine.encoding == attention.ENCODING_FLOAT16 else 1e-3 * factor
-        np.testing.assert_allclose(numbers(mine), numbers(theirs), rtol=relative, atol=step)
-        scales = (np.frombuffer(message.scales, "<f4") for message in (mine, theirs))
-        np.testing.assert_allclose(*scales, rtol=1e-3 * factor, atol=1e-7)
+    if isinstance(message, attention.Attention) and isinstance(expected, attention.Attention):
+        assert (message.shape, message.encoding, message.positions) == (
+            expected.shape,
+            expected.encoding,
+            expected.positions,
+        )
+        # A number between two bytes, or between two numbers of float16, may be rounded to either.
+        step = 1 if message.encoding == attention.ENCODING_UINT8 else 2e-5 * factor
+        relative = 1e-3 if message.encoding == attention.ENCODING_FLOAT16 else 1e-3 * factor
+        np.testing.assert_allclose(numbers(message), numbers(expected), rtol=relative, atol=step)
+        scales, expected_scales = (np.frombuffer(values.scales, "<f4") for values in (message, expected))
+        np.testing.assert_allclose(scales, expected_scales, rtol=1e-3 * factor, atol=1e-7)
         return
-    assert [field.name for field, _ in mine.ListFields()] == [field.name for field, _ in theirs.ListFields()]
-    for (field, value), (_, other) in zip(mine.ListFields(), theirs.ListFields(), strict=True):
-        pairs = zip(value, other, strict=True) if field.is_repeated else [(value, other)]
-        for each, expected in pairs:
-            if isinstance(each, Message):
-                assert_alike(each, expected, factor)
-            elif isinstance(each, float):
-                assert math.isclose(each, expected, rel_tol=1e-3 * factor, abs_tol=1e-4 * factor), field.name
+    assert [field.name for field, _ in message.ListFields()] == [field.name for field, _ in expected.ListFields()]
+    for (field, value), (_, expected_value) in zip(message.ListFields(), expected.ListFields(), strict=True):
+        pairs = zip(value, expected_value, strict=True) if field.is_repeated else [(value, expected_value)]
+        for item, expected_item in pairs:
+            if isinstance(item, Message):
+                assert_alike(item, expected_item, factor)
+            elif isinstance(item, float):
+                assert math.isclose(item, expected_item, rel_tol=1e-3 * factor, abs_tol=1e-4 * factor), field.name
             else:
-                assert each == expected, field.name
+                assert item == expected_item, field.name
 
 
 @pytest.mark.parametrize("field", ["values", "scales", "positions"])
 def test_other_numbers_are_not_alike(field):
-    """Of a machine that has not recorded them."""
+    """The tolerance is the one of a machine that has not recorded the responses."""
     recorded = RECORDED.exchanges["encoding UINT8, top 3"]
     message = next(
         response.steps.steps[0].cross
@@ -90,5 +98,5 @@ def test_other_numbers_are_not_alike(field):
 
 
 def numbers(message: attention.Attention) -> np.ndarray:
-    """The numbers of an attention; bytes as they are, without their scales."""
+    """The numbers of an attention message; bytes without their scales."""
     return np.frombuffer(message.values, NUMBERS[message.encoding]).astype(np.float64)

@@ -299,3 +299,11 @@ def test_two_servers_of_the_command_line_and_one_socket(tmp_path):
     finally:
         first.kill()
         first.communicate()
+
+
+def test_an_address_in_use_is_said(bundled, bundled_server):
+    async def start() -> None:
+        await Server([bundled], bundled_server).start()
+
+    with pytest.raises(AddressError, match="cannot listen"):
+        asyncio.run(start())

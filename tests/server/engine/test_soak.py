@@ -11,7 +11,7 @@ async def test_nothing_stays_behind(bundled):
     assert sum(outcome.ends.values()) == 600
     assert {"to the end", "cancelled", "cancelled at once", "DEADLINE_EXCEEDED", "left unread"} <= set(outcome.ends)
     assert not {"INTERNAL", "UNKNOWN", "INVALID_ARGUMENT"} & set(outcome.ends), outcome.ends
-    assert (outcome.after.slots, outcome.after.jobs) == (0, 0)
+    assert (outcome.after.slots, outcome.after.requests) == (0, 0)
     assert outcome.after.tasks <= outcome.before.tasks
     # asyncio's pool grows with what happens at once, to 4 more than there are cores. A leak would be hundreds.
     assert outcome.after.threads <= outcome.before.threads + 4 + cores()

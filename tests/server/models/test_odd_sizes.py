@@ -107,12 +107,12 @@ def test_neighbours_change_no_bit_in_int8(odd):
 @pytest.mark.parametrize("family", ["t5", "gemma2"])
 def test_neighbours_change_no_bit_of_other_families_in_int8(family, tmp_path):
     loaded = load(build_model(family, tmp_path), dtype="int8")
-    jobs = mixed_requests(loaded, family, 8)
-    by_itself = [together(loaded, [job], then_one_by_one([]), slots=1)[0] for job in jobs]
-    for number, events in together(loaded, jobs, then_one_by_one([(3, -1, -1), (0, -1, 2), (2, -1, 3)])).items():
-        assert len(events) == len(by_itself[number])
-        for place, (mine, other) in enumerate(zip(events, by_itself[number], strict=True)):
-            assert_equal(mine, other, f"request {number}, event {place}", near=0)
+    requests = mixed_requests(loaded, family, 8)
+    alone = [together(loaded, [request], then_one_by_one([]), slots=1)[0] for request in requests]
+    for number, outputs in together(loaded, requests, then_one_by_one([(3, -1, -1), (0, -1, 2), (2, -1, 3)])).items():
+        assert len(outputs) == len(alone[number])
+        for index, (output, expected) in enumerate(zip(outputs, alone[number], strict=True)):
+            assert_equal(output, expected, f"request {number}, output {index}", tolerance=0)
 
 
 @pytest.mark.parametrize("options", [{}, {"bias": True}, {"softcap": 2.0}, {"window": 3}, {"group": 2}])
