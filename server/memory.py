@@ -29,6 +29,15 @@ def out_of_memory() -> RequestError:
     return internal("OUT_OF_MEMORY", "the model needs more memory for this request than there is")
 
 
+def release_memory_of(error: Exception) -> Exception:
+    """An out-of-memory error as a RequestError, which holds no tensors; any other error as it is.
+
+    The traceback of torch's error holds the tensors of the pass that failed. Whoever keeps an error while other passes
+    run must keep this one.
+    """
+    return out_of_memory() if is_out_of_memory(error) else error
+
+
 def is_out_of_memory(error: Exception) -> bool:
     """Whether an error of Python or of torch is a lack of memory."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):

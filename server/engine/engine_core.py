@@ -41,7 +41,7 @@ class EngineCore:
         self._num_slots = num_slots
         self._time_share = TimeShare()
         slot_bytes = 0 if loaded.backend is None else loaded.backend.bytes_per_slot
-        self.requests = StartedRequests(admission, runner, max_given)
+        self.requests = StartedRequests(admission, runner, max_given, has_slots=loaded.backend is not None)
         self._preemption = Preemption(self.requests, max_preempted, slot_bytes)
         self._scheduler = Scheduler(loaded, admission, self.requests, self._preemption, self._time_share)
 
@@ -50,12 +50,13 @@ class EngineCore:
         self._preemption.give_back_memory(time.monotonic())
         self._scheduler.wait_for_burst(self._num_slots)
         is_held_back = self._scheduler.schedule()
-        if self.requests.starting:
+        if starts := bool(self.requests.starting):
             began = time.monotonic()
             self._start_sequences()
             if is_held_back:
                 self._time_share.add_work(time.monotonic() - began)
-        return self._scheduler.announce(time.monotonic())
+        # Without slots, requests start one by one.
+        return self._scheduler.announce(time.monotonic()) or (starts and not self.requests.has_slots)
 
     @property
     def patience(self) -> float:
@@ -99,7 +100,7 @@ class EngineCore:
                 continue
             # A sequence that decodes next is notified with its first step: to wake its task for the first output alone
             # would delay that step by a third.
-            if sequence.is_prefilling or state.attention_bytes:
+            if not self.requests.has_slots or sequence.is_prefilling or state.attention_bytes:
                 ready.append(state.queue)
         notify(ready)
 
@@ -205,9 +206,10 @@ class EngineCore:
         ended: list[RequestState] = []
         for state, output in outputs:
             assert state.builder is not None
+            if isinstance(output, Exception):
+                self.requests.fail(state, output)
+                continue
             try:
-                if isinstance(output, Exception):
-                    raise output
                 for complete in state.builder.add_token(output):
                     state.queue.put(complete, notifies=False)
             except Exception as error:  # one request's fault must not end the others

@@ -58,7 +58,9 @@ class Preemption:
         requests = self._requests
         if requests.has_room(for_sequence=for_sequence):
             return True
-        peers = (state for state in requests.running if state.has_given_target != for_sequence)
+        peers = (
+            state for state in requests.running if not requests.has_slots or state.has_given_target != for_sequence
+        )
         blocked = next((state for state in peers if state.is_blocked), None)
         return blocked is not None and self._preempt(blocked, resuming)
 
@@ -66,8 +68,10 @@ class Preemption:
         """Takes requests out of their slots whose readers have been slow for a while: they slow each step.
 
         Where too many requests are preempted already, a slow request keeps its slot for a few seconds. Then it is
-        preempted, and the request that was preempted first is given up.
+        preempted, and the request that was preempted first is given up. Without slots, a slow request slows no step.
         """
+        if not self._requests.has_slots:
+            return
         for state in [state for state in self._requests.running if state.sequence is not None]:
             if state.is_slow(now) and (self._may_preempt(state) or state.is_slow(now, _LONG_SLOW_SECONDS)):
                 self._preempt(state)

@@ -50,7 +50,8 @@ class Scheduler:
         """Lets a burst of requests arrive where no other request would wait: their sources are read together."""
         requests = self._requests
         is_idle = not requests.running and not requests.preempted
-        if len(self._admission) and is_idle and self._loaded.is_encoder_decoder:
+        reads_together = requests.has_slots and self._loaded.is_encoder_decoder
+        if len(self._admission) and is_idle and reads_together:
             self._batching_delay.wait(lambda: len(self._admission), lambda: self._fills_batch(num_slots))
 
     def _fills_batch(self, num_slots: int) -> bool:
@@ -69,7 +70,8 @@ class Scheduler:
             self._time_share.is_balanced or not self._requests.can_any_decode
         )
         is_held_back: bool | None = False
-        while not is_held_back:
+        # Without slots, sources are read one by one: between two of them, the engine looks at all requests.
+        while not is_held_back and len(self._requests.starting) < self._requests.runner.max_batch_size:
             state = self._admission.next(is_idle=self._is_idle, has_time=has_time)
             if state is None:
                 break

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterator
 
 from ..errors import RequestError, internal
-from ..memory import is_out_of_memory, out_of_memory
+from ..memory import release_memory_of
 from ..runner import Runner
 from .admission import AdmissionQueue
 from .request_state import RequestState, RequestStatus
@@ -18,8 +18,12 @@ log = logging.getLogger(__name__)
 class StartedRequests:
     """The started requests of one engine, and how they end. For the engine's thread."""
 
-    def __init__(self, admission: AdmissionQueue, runner: Runner, max_given: int) -> None:
-        """`max_given` bounds the requests with given targets, which take no slot of the runner."""
+    def __init__(self, admission: AdmissionQueue, runner: Runner, max_given: int, *, has_slots: bool) -> None:
+        """`max_given` bounds the requests with given targets, which take no slot of the runner.
+
+        Without slots, it bounds all running requests together.
+        """
+        self.has_slots = has_slots
         self.runner = runner
         self.starting: list[RequestState] = []  # about to get a sequence
         self.running: list[RequestState] = []  # in the order of their turns
@@ -37,6 +41,8 @@ class StartedRequests:
 
     def has_room(self, *, for_sequence: bool) -> bool:
         """Whether one more request can run: with a sequence, or with a given target."""
+        if not self.has_slots:
+            return len(self.running) + len(self.starting) < self._max_given
         if for_sequence:
             return self.runner.num_free_slots > len(self.starting)
         return sum(state.has_given_target for state in self.running) < self._max_given
@@ -81,9 +87,8 @@ class StartedRequests:
 
     def fail(self, state: RequestState, error: Exception) -> None:
         """Ends a request with what went wrong, in words for its client."""
-        if is_out_of_memory(error):
-            error = out_of_memory()
-        elif not isinstance(error, RequestError):
+        error = release_memory_of(error)
+        if not isinstance(error, RequestError):
             log.error("request %s failed", state.request.request_id, exc_info=error)
             error = internal()
         self.finish(state, error)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 
 from ..capture import AttentionArrays, record_to
-from ..memory import is_out_of_memory, out_of_memory
+from ..memory import is_out_of_memory, release_memory_of
 from ..models import Backend, KVCache, LoadedModel
 from ..request import DecodingParams, Request
 from ..sampling import Sampler
@@ -73,7 +73,7 @@ class ModelRunner:
             try:
                 added.append(self._add(request))
             except Exception as error:  # noqa: PERF203  # one request's fault must not keep out the others
-                added.append(error)
+                added.append(release_memory_of(error))
         if not self._loaded.is_encoder_decoder:
             return added
         faults = self._prefill.read_sources([sequence for sequence in added if isinstance(sequence, Sequence)])
@@ -163,8 +163,7 @@ class ModelRunner:
                     if is_out_of_memory(error) and len(batch) > 1 and not self._step.has_sampled:
                         self._safe_batch_size = len(batch) // 2
                         continue
-                    fault = out_of_memory() if is_out_of_memory(error) else error
-                    outputs += [(sequence, fault) for sequence in batch]
+                    outputs += [(sequence, release_memory_of(error)) for sequence in batch]
                 del remaining[: len(batch)]
             return outputs
 

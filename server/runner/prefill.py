@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ..capture import AttentionArrays, record_to
+from ..memory import release_memory_of
 from ..models import MAX_PREFILL_TOKENS, Backend, KVCache, LoadedModel
 from ..request import Request
 from ..transfer import int_tensor
@@ -40,7 +41,7 @@ class Prefill:
                 try:
                     sequence.source_attention = self.source_attention(sequence.request)
                 except Exception as error:
-                    faults[sequence] = error
+                    faults[sequence] = release_memory_of(error)
         return faults
 
     def _read_group(self, group: list[Sequence]) -> dict[Sequence, Exception]:
@@ -55,7 +56,7 @@ class Prefill:
             self._backend.prefill_sources(int_tensor(ids, self._device), lengths, self._cache)
         except Exception as error:
             if len(group) == 1:
-                return {group[0]: error}
+                return {group[0]: release_memory_of(error)}
             faults: dict[Sequence, Exception] = {}
             for sequence in group:
                 faults |= self._read_group([sequence])

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..capture import AttentionArrays
 from ..errors import not_a_number
+from ..memory import release_memory_of
 from ..models import LoadedModel
 from ..request import DecodingParams, Request
 from ..sampling import Sampler, step_scores
@@ -54,17 +55,17 @@ class UnbatchedRunner:
             try:
                 added.append(self._add(request))
             except Exception as error:  # noqa: PERF203  # one request's fault must not keep out the others
-                added.append(error)
+                added.append(release_memory_of(error))
         return added
 
     def _add(self, request: Request) -> Sequence:
         params = request.target
         assert isinstance(params, DecodingParams)
         model = self._model_of(request)
-        attention = model.encode()
         source = request.source.ids if self._loaded.is_encoder_decoder else None
         sampler = Sampler(self._loaded, 1, len(model.prompt) + params.max_new_tokens)
         sampler.add(0, params, model.prompt, source)
+        attention = model.encode()  # last: what comes before it takes no time
         # The first step reads the whole prompt: nothing of it is pending.
         sequence = Sequence(request, params, request.capture, len(source or ()), [], sampler.end_ids(0))
         sequence.source_attention = attention
@@ -113,7 +114,7 @@ class UnbatchedRunner:
             try:
                 outputs.append((sequence, self._decode(sequence)))
             except Exception as error:  # noqa: PERF203  # one request's fault must not end the others
-                outputs.append((sequence, error))
+                outputs.append((sequence, release_memory_of(error)))
         return outputs
 
     def _decode(self, sequence: Sequence) -> StepOutput:

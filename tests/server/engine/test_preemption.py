@@ -6,12 +6,14 @@ import contextlib
 import time
 
 import grpc
-from harness import CROSS, DECODER_SELF, ENCODER_SELF, request, serving, steps_of, stub
+from harness import CROSS, DECODER_SELF, ENCODER_SELF, request, serving, steps_of, stub, wait_until
 from hostile_clients import ATTRIBUTE, NARROW, long_request
+from model_zoo import build_model
 from raw_http2 import RawConnection
 from sidelight.server.engine import output_builder, output_queue, preemption
 from sidelight.server.engine.engine import EngineConfig
 from sidelight.server.engine.request_state import RequestState
+from sidelight.server.models import load
 from sidelight.v1 import attribution_service_pb2_grpc as services
 from sidelight.v1 import text_pb2 as text
 
@@ -49,6 +51,24 @@ def test_what_waits_for_slow_readers_has_one_bound(bundled, engines, monkeypatch
                 assert parts(responses) == parts(alone[number % 3])
                 assert [step.token for step in steps_of(responses)] == [s.token for s in steps_of(alone[number % 3])]
                 assert responses[-1].finished.text == alone[number % 3][-1].finished.text
+
+
+def test_slow_readers_of_a_model_without_slots_keep_their_requests(tmp_path, engines, monkeypatch):
+    """They slow no step of others. Only where others need their places do they give way."""
+    monkeypatch.setattr(output_queue, "CAPACITY", 2048)
+    monkeypatch.setattr(RequestState.is_slow, "__defaults__", (0.02,))
+    monkeypatch.setattr(preemption, "_LONG_SLOW_SECONDS", 0.05)
+    decoding = text.Decoding(max_new_tokens=30, ignore_eos=True)
+    message = request("The lazy dog sleeps all day.", kinds=[CROSS, DECODER_SELF], decoding=decoding)
+    limits, loaded = EngineConfig(max_running=8), load(build_model("fsmt", tmp_path))
+    with serving(loaded, limits=limits) as address, stub(address) as service, contextlib.ExitStack() as stack:
+        channels = [stack.enter_context(grpc.insecure_channel(address, options=NARROW)) for _ in range(3)]
+        slow = [services.AttributionServiceStub(channel).Attribute(message, timeout=60) for channel in channels]
+        wait_until(lambda: sum(state.is_blocked for state in engines[0]._admission._states) == 3)
+        for _ in range(3):
+            assert len(steps_of(list(service.Attribute(message, timeout=60)))) == 30
+            time.sleep(0.1)
+        assert all(len(steps_of(list(call))) == 30 for call in slow)
 
 
 def test_the_caches_of_stalled_readers_have_a_bound_of_bytes(bundled, monkeypatch):
