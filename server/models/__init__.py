@@ -3,7 +3,7 @@
 loader                   loads a model: checkpoint, packing, backend
 loaded_model             LoadedModel: what does not change with requests
 backend                  the Backend protocol: encode, prefill, decode
-backend_selection        the registry of backends; the first whose logits are the model's own
+backend_selection        the registry of backends; the first whose logits and rows are the model's own
 transformers_backend     any family, by transformers' modules
 compiled_backend         the same as one graph of torch.compile
 bart_backend             BART-style models, layer by layer

@@ -1,7 +1,7 @@
-"""Chooses the backend of a model: the first of an ordered registry whose logits are the model's own.
+"""Chooses the backend of a model: the first of an ordered registry whose logits and attention are the model's own.
 
 A backend replaces code of the model, so nothing is taken on trust: each backend runs a few tokens at load, and its
-logits are compared with the logits of the model's own forward pass.
+logits and attention rows are compared with those of the model's own forward pass.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..capture import AttentionLayers, first_token, record_to
+from ..capture import AttentionLayers, FullRecorder, LayerKey, first_token, record_to
 from ..layers import LMHead, find_lm_head
 from ..memory import is_out_of_memory
 from .backend import Backend, BackendConfig, BackendType, UnsupportedModelError
@@ -27,6 +27,17 @@ from .row_positions import accept_row_positions
 from .transformers_backend import TransformersBackend
 
 log = logging.getLogger(__name__)
+
+# How far attention rows may be from the model's own where logits may differ by `_ROUNDED_TOLERANCE`: for one number, and
+# on average over a layer. In int8 a last bit of an activation becomes a hundredth: 0.056 and 0.016 in a random model of
+# opus-mt's size. Rows of another layer or head differ by more on average.
+_MAX_ROW_DIFFERENCE, _MAX_MEAN_ROW_DIFFERENCE = 0.5, 0.05
+
+# Attention rows `[positions, heads]`, by layer and sequence.
+_Rows = dict[tuple[LayerKey, int], Tensor]
+
+# Logits `[2, vocabulary]`, and rows where a backend has recorded them.
+_Computed = tuple[Tensor, _Rows | None]
 
 # Every backend, the fastest first. `select_backend` takes the first that supports a model and passes the verification.
 BACKENDS: tuple[BackendType, ...] = (BartCpuBackend, BartBackend, TransformersBackend)
@@ -61,7 +72,7 @@ def select_backend(
     accept_row_positions(model)
     if config.is_batch_invariant:
         separate_activations(model)
-    verification = LogitsVerification(model)
+    verification = Verification(model)
     if is_compiled:
         # To compile takes a minute, so the verification runs the code that the graph is made of.
         verified = _first_verified(model, config, None, verification, is_exact, (TransformersBackend,))
@@ -77,7 +88,7 @@ def _first_verified(
     model: PreTrainedModel,
     config: BackendConfig,
     lm_head: LMHead | None,
-    verification: LogitsVerification,
+    verification: Verification,
     is_exact: bool,
     backends: Sequence[BackendType],
 ) -> Backend | None:
@@ -107,7 +118,7 @@ def _first_verified(
     return None
 
 
-def _verified_lm_head(model: PreTrainedModel, verification: LogitsVerification) -> LMHead | None:
+def _verified_lm_head(model: PreTrainedModel, verification: Verification) -> LMHead | None:
     """The output projection of a model; None if the model does more to its logits than to add its own bias."""
     lm_head = find_lm_head(model)
     if lm_head is None:
@@ -121,10 +132,10 @@ def _verified_lm_head(model: PreTrainedModel, verification: LogitsVerification) 
     return None
 
 
-class LogitsVerification:
-    """A few tokens, the model's own logits for them, and the comparison of other logits with these.
+class Verification:
+    """A few tokens, the model's own logits and attention rows for them, and the comparison of others with these.
 
-    The tokens are two sequences of different lengths, so that a step of both needs masks. Holds the logits while
+    The tokens are two sequences of different lengths, so that a step of both needs masks. Holds logits and rows while
     `select_backend` runs.
     """
 
@@ -137,13 +148,13 @@ class LogitsVerification:
         self._sources = [[token, token + 3], [token + 2, token + 1, token, token + 3]]
 
     @torch.inference_mode()
-    def problem(self, logits: Callable[[], Tensor], tolerance: float) -> str | None:
-        """What is wrong with logits `[2, vocabulary]` that `logits` computes; None if they are the model's own.
+    def problem(self, compute: Callable[[], _Computed], tolerance: float) -> str | None:
+        """What is wrong with logits `[2, vocabulary]` and rows; None if they are the model's own.
 
         `tolerance` is a share of the largest logit.
         """
         try:
-            computed = logits()
+            computed, rows = compute()
             if computed.shape != self._expected.shape:
                 return f"logits have the shape {tuple(computed.shape)} instead of {tuple(self._expected.shape)}"
             difference = float((computed - self._expected).abs().max())
@@ -152,15 +163,30 @@ class LogitsVerification:
             if is_out_of_memory(error):
                 raise
             return _described(error)
-        if difference <= tolerance * largest:  # NaN is not
-            return None
-        return f"its logits are {difference:.1e} from the model's own"
+        if not difference <= tolerance * largest:  # NaN is not
+            return f"its logits are {difference:.1e} from the model's own"
+        return None if rows is None else self._problem_of_rows(rows, tolerance)
 
-    def decoded(self, backend: Backend) -> Tensor:
-        """The logits of a backend: of one step of both sequences, after the prefill of what stands before."""
+    def _problem_of_rows(self, rows: _Rows, tolerance: float) -> str | None:
+        """What is wrong with rows; None if they are the model's own."""
+        if missing := self._expected_rows.keys() - rows.keys():
+            return f"it records no rows of {min(missing)}"
+        is_exact = tolerance <= _FLOAT32_TOLERANCE
+        for (layer_key, sequence), expected in self._expected_rows.items():
+            differences = (rows[layer_key, sequence] - expected).abs()
+            largest, mean = float(differences.max()), float(differences.mean())
+            is_near = largest <= _MAX_ROW_DIFFERENCE and mean <= _MAX_MEAN_ROW_DIFFERENCE
+            if not (largest <= tolerance if is_exact else is_near):  # NaN is neither
+                row = f"{layer_key.kind} layer {layer_key.layer}"
+                return f"its attention rows of {row} are up to {largest:.1e} from the model's own"
+        return None
+
+    def decoded(self, backend: Backend) -> _Computed:
+        """What a backend computes in one step of both sequences, after the prefill of the tokens before."""
         device = self._model.device
         longest = max(map(len, self._sources)) if self._is_encoder_decoder else 0
         cache = backend.new_kv_cache(2, 8)
+        recorder = FullRecorder()
         with record_to(None, padded=False):
             if self._is_encoder_decoder:
                 padded = [[*source, *[self._padding] * (longest - len(source))] for source in self._sources]
@@ -171,10 +197,20 @@ class LogitsVerification:
                     cache.begin_prefill(slot, 0, len(target) - 1, len(source) if self._is_encoder_decoder else 0)
                     backend.prefill(torch.tensor([target[:-1]], device=device), cache)
             cache.begin_decode(slice(0, 2), max(map(len, self._targets)), longest)
-            output = backend.decode(torch.tensor([target[-1:] for target in self._targets], device=device), cache)
-            return output if backend.lm_head is None else backend.lm_head.logits(output)
+            with record_to(recorder, padded=False):
+                output = backend.decode(torch.tensor([target[-1:] for target in self._targets], device=device), cache)
+            logits = output if backend.lm_head is None else backend.lm_head.logits(output)
+        rows = {
+            (key, sequence): tensors.values[sequence, 0, : self._num_positions(key, sequence)]
+            for key, tensors in recorder.results.items()
+            for sequence in range(len(self._targets))
+        }
+        return logits, rows
 
-    def projected(self, lm_head: LMHead) -> Tensor:
+    def _num_positions(self, key: LayerKey, sequence: int) -> int:
+        return len((self._sources if key.kind == "cross" else self._targets)[sequence])
+
+    def projected(self, lm_head: LMHead) -> _Computed:
         """The logits of an LM head for the hidden states of the model's own forward passes."""
         rows: list[Tensor] = []
         for sequence in range(len(self._targets)):
@@ -183,19 +219,31 @@ class LogitsVerification:
             if len(logits):
                 raise UnsupportedModelError("its logits do not come from its last layer alone")
             rows.append(lm_head.logits(lm_head.pop_hidden()[0, -1:]))
-        return torch.cat(rows)
+        return torch.cat(rows), None
 
     @functools.cached_property
     def _expected(self) -> Tensor:
         return torch.stack([self._own_logits(sequence)[0, -1] for sequence in range(len(self._targets))])
 
-    def _own_logits(self, sequence: int) -> Tensor:
+    @functools.cached_property
+    def _expected_rows(self) -> _Rows:
+        """The rows of the last query of each sequence, from the model's own modules."""
+        rows: _Rows = {}
+        for sequence in range(len(self._targets)):
+            recorder = FullRecorder()
+            self._own_logits(sequence, recorder)
+            for key, tensors in recorder.results.items():
+                if key.kind != "encoder_self":
+                    rows[key, sequence] = tensors.values[0, -1]
+        return rows
+
+    def _own_logits(self, sequence: int, recorder: FullRecorder | None = None) -> Tensor:
         """The logits `[1, T, vocabulary]` of the model's own forward pass, without a cache."""
         inputs = {"input_ids": self._targets[sequence]}
         if self._is_encoder_decoder:
             inputs = {"input_ids": self._sources[sequence], "decoder_input_ids": self._targets[sequence]}
         tensors = {name: torch.tensor([ids], device=self._model.device) for name, ids in inputs.items()}
-        with record_to(None, padded=False):
+        with record_to(recorder, padded=False):
             return self._model(**tensors, use_cache=False).logits
 
 

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 import pytest
 import torch
 from model_zoo import build_model
-from sidelight.server.capture.attention_layers import AttentionLayers
+from sidelight.server.capture import AttentionLayers, FullRecorder, record_to
+from sidelight.server.capture.context import context
 from sidelight.server.models import BackendConfig, UnsupportedModelError, load, loader
-from sidelight.server.models.backend_selection import BACKENDS, LogitsVerification, select_backend
+from sidelight.server.models.backend_selection import BACKENDS, Verification, select_backend
 from sidelight.server.models.transformers_backend import TransformersBackend
 from transformers import PreTrainedModel
 
@@ -49,6 +50,24 @@ class BackendOfOneRow(NewBackend):
 
     def _decode(self, tokens, cache):
         return super()._decode(tokens, cache)[:1]
+
+
+class BackendWithoutRows(NewBackend):
+    """A backend that computes its attention and forgets to record it."""
+
+    def _decode(self, tokens, cache):
+        with record_to(None, padded=False):
+            return super()._decode(tokens, cache)
+
+
+class BackendWithWrongRows(NewBackend):
+    """A backend that records the heads of each layer in another order."""
+
+    def _decode(self, tokens, cache):
+        hidden = super()._decode(tokens, cache)
+        for tensors in context.recorder.results.values() if isinstance(context.recorder, FullRecorder) else ():
+            tensors.values.copy_(tensors.values.flip(-1))
+        return hidden
 
 
 class RaisingBackend(NewBackend):
@@ -116,6 +135,8 @@ def test_a_right_backend_is_taken(model, debug_log):
         (BackendWithoutMask, "its logits are "),
         (NanBackend, "its logits are nan from the model's own"),
         (BackendOfOneRow, "logits have the shape (1, "),
+        (BackendWithoutRows, "it records no rows of "),
+        (BackendWithWrongRows, "its attention rows of "),
         (RaisingBackend, "shapes do not match"),
         (BackendThatCannotBeMade, "no attribute 'layers'"),
     ],
@@ -169,7 +190,7 @@ def test_logits_that_a_model_caps_are_not_those_of_its_last_layer(dtype, tmp_pat
 
 
 def test_a_model_whose_own_forward_pass_fails_has_no_backend(model, monkeypatch, caplog):
-    monkeypatch.setattr(LogitsVerification, "_own_logits", lambda *_: [][0])
+    monkeypatch.setattr(Verification, "_own_logits", lambda *_: [][0])
     assert select_backend(*model, CONFIG) is None
     assert "requests of marian run one by one: list index out of range" in caplog.text
 
