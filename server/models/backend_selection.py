@@ -28,9 +28,9 @@ from .transformers_backend import TransformersBackend
 
 log = logging.getLogger(__name__)
 
-# How far attention rows may be from the model's own where logits may differ by `_ROUNDED_TOLERANCE`: for one number, and
-# on average over a layer. In int8 a last bit of an activation becomes a hundredth: 0.056 and 0.016 in a random model of
-# opus-mt's size. Rows of another layer or head differ by more on average.
+# How far attention rows may be from the model's own where logits may differ by `_ROUNDED_TOLERANCE`: for one number,
+# and on average over a layer. In int8 a last bit of an activation becomes a hundredth: 0.056 and 0.016 in a random
+# model of opus-mt's size. Rows of another layer or head differ by more on average.
 _MAX_ROW_DIFFERENCE, _MAX_MEAN_ROW_DIFFERENCE = 0.5, 0.05
 
 # Attention rows `[positions, heads]`, by layer and sequence.
