@@ -209,7 +209,7 @@ class _Formatter:
 
 
 def _is_in_oneof(field: FieldDescriptorProto) -> bool:
-    """Whether a field belongs to a oneof that somebody wrote: protoc makes one for each optional field."""
+    """Whether a field belongs to a oneof of the contract. protoc adds a oneof of its own for each optional field."""
     return field.HasField("oneof_index") and not field.proto3_optional
 
 

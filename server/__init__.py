@@ -1,7 +1,7 @@
 """The sidecar: loads models, decodes, captures attention and serves it over gRPC.
 
 A request's way: api -> engine -> runner -> sampling, models -> layers -> capture, text; `capture` calls the kernels.
-The client imports nothing of the server but `entrypoints`, and only when somebody runs a command of the server's.
+The client imports nothing of the server but `entrypoints`, and only when a command of the server runs.
 
 entrypoints              the commands `serve` and `kernels`
 api                      gRPC and protobuf

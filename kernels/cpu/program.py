@@ -96,7 +96,7 @@ class Program(OperationList):
         """Adds attention with one query for each row: `[rows, heads * width]` to `[rows, heads * value width]`.
 
         `probabilities`, `[rows, heads, positions]`, receives the probabilities; positions that a row does not see
-        become 0, as far as a run is told (see `run`).
+        become 0, up to the number of positions that `run` gets.
         """
         fields = self._add_operation(op.ATTEND, query, out, attention.keys.shape[3])
         self._set_keys_and_values(fields, attention.keys, attention.values)
@@ -116,8 +116,8 @@ class Program(OperationList):
         """Adds the self-attention of an encoder: each row of a sequence over all rows of the sequence.
 
         Args:
-            projected: Queries, keys and values side by side, `[rows, 3 * width]`. A sequence has as many rows as `run`
-                is told, MAX_POSITIONS at most.
+            projected: Queries, keys and values side by side, `[rows, 3 * width]`. `run` gets the number of
+                rows of a sequence, MAX_POSITIONS at most.
             heads: The number of heads. A head has MAX_HEAD_WIDTH numbers at most.
             lengths: int64 `[sequences]`: how many rows of each sequence count. The output of other rows is undefined.
             scale: What scores are multiplied with.

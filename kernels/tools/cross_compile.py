@@ -1,7 +1,7 @@
 """Compiles launches for GPUs that need not be there.
 
 Triton's own JIT specialises arguments and looks into its cache; only the driver, which would ask the GPU what it is, is
-replaced. So the kernels are those that a server on this GPU would compile, under the keys that it would look up.
+replaced. So a server on this GPU would compile the same kernels, and look them up by the same keys.
 Tensors may be torch's meta tensors: they count as aligned to 16 bytes, as torch's allocations are.
 """
 # Triton comes without types.

@@ -276,7 +276,7 @@ def _read_shapes(folder: Path, name: str, listed_by: str) -> dict[str, tuple[int
 
 
 def _fetch(name: str, revision: str, *files: str) -> Path:
-    """Fetches files of an id on the hub into the hub's cache: without `files`, those that say which others there are.
+    """Fetches files of an id on the hub into the hub's cache. Without `files`: the files that name the others.
 
     Returns the folder of the files.
     """

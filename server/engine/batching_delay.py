@@ -27,7 +27,7 @@ class BatchingDelay:
         self._alone_at: float | None = None  # when the last request arrived that started alone
 
     def wait(self, count: Callable[[], int], is_enough: Callable[[], bool]) -> None:
-        """Waits, where a burst is expected, until no more requests arrive, or until those that have are enough.
+        """Waits, where a burst is expected, until no more requests arrive or enough have arrived.
 
         `count` returns the number of waiting requests, at least 1.
         """

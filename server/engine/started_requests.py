@@ -27,7 +27,7 @@ class StartedRequests:
         self.runner = runner
         self.starting: list[RequestState] = []  # about to get a sequence
         self.running: list[RequestState] = []  # in the order of their turns
-        self.preempted: list[RequestState] = []  # the one that waits longest comes first
+        self.preempted: list[RequestState] = []  # in the order of their preemption
         self._admission = admission
         self._max_given = max_given
 

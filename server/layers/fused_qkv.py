@@ -32,7 +32,7 @@ class FusedLinear(nn.Module):
         if first.bias is not None:
             self.linear.bias = nn.Parameter(torch.cat([layer.bias for layer in layers]), requires_grad=False)
         self._input: Tensor | None = None  # of the last call
-        self._slices: dict[int, Tensor] = {}  # of its result, those that `slice_of` has not returned yet
+        self._slices: dict[int, Tensor] = {}  # slices of the result that `slice_of` has not returned
 
     def slice_of(self, x: Tensor, index: int) -> Tensor:
         """The result `[..., out]` of one of the layers. The results of all layers for `x` come from one call.

@@ -152,7 +152,7 @@ class TransformersBackend:
         if self.lm_head is None:
             self._model(**inputs)
         else:
-            with self.lm_head.skipping():  # nobody asks for the logits of a prompt
+            with self.lm_head.skipping():  # a prompt needs no logits
                 self._model(**inputs)
             self.lm_head.pop_hidden()
         cache.end_prefill()

@@ -81,7 +81,7 @@ class DecodeStep:
     def _forward(
         self, step: _Step, batch: list[Sequence], tokens: Tensor, recorder: StepRecorder
     ) -> tuple[Tensor | None, SamplerOutput]:
-        """Runs the model and chooses tokens. Returns the logits of the step's slots; None if nobody needs them."""
+        """Runs the model and chooses tokens. Returns the logits of the step's slots; None if not needed."""
         first, end = step.slots.start, step.slots.stop
         active = [sequence.slot for sequence in batch]
         keeps_logits = any(sequence.request.scores for sequence in batch)  # scores come from the model's own logits

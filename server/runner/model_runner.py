@@ -15,7 +15,7 @@ from ..request import DecodingParams, Request
 from ..sampling import Sampler
 from .decode_step import DecodeStep
 from .prefill import Prefill
-from .sequence import Sequence, StepOutput, SwappedSequence
+from .sequence import Sequence, StepOutput, SwappedSequence, add_each
 from .slot_allocator import SlotAllocator
 from .target_pass import TargetPass
 from .thread_tuner import ThreadTuner
@@ -68,12 +68,7 @@ class ModelRunner:
 
     def add(self, requests: list[Request]) -> list[Sequence | Exception]:
         """Gives each request a slot and reads its source, or says why not. There must be as many free slots."""
-        added: list[Sequence | Exception] = []
-        for request in requests:
-            try:
-                added.append(self._add(request))
-            except Exception as error:  # noqa: PERF203  # one request's fault must not keep out the others
-                added.append(release_memory_of(error))
+        added = add_each(requests, self._add)
         if not self._loaded.is_encoder_decoder:
             return added
         faults = self._prefill.read_sources([sequence for sequence in added if isinstance(sequence, Sequence)])

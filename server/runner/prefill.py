@@ -65,8 +65,7 @@ class Prefill:
 
     def source_attention(self, request: Request) -> AttentionArrays | None:
         """The encoder self-attention of a request, from a pass of its own. Raises RequestError."""
-        model = SingleSequenceModel(self._loaded, request.capture, request.source.ids, request.decoder_prompt_ids)
-        return model.encode()
+        return SingleSequenceModel.of_request(self._loaded, request).encode()
 
     def read_prompt(self, sequence: Sequence) -> None:
         """Reads the next chunk of a prompt."""

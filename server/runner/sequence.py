@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import Tensor
 
 from ..capture import AttentionArrays, CapturePlan
+from ..memory import release_memory_of
 from ..models import SwappedCache
 from ..request import DecodingParams, Request
 from ..sampling import SamplerState
@@ -81,3 +83,14 @@ class Sequence:
         """The encoder self-attention, `[queries, positions, …]`, once: the sequence keeps no reference to it."""
         attention, self.source_attention = self.source_attention, None
         return attention
+
+
+def add_each(requests: list[Request], add: Callable[[Request], Sequence]) -> list[Sequence | Exception]:
+    """Calls `add` with each request. Returns the sequences, and where `add` has raised an error, the error."""
+    added: list[Sequence | Exception] = []
+    for request in requests:
+        try:
+            added.append(add(request))
+        except Exception as error:  # noqa: PERF203  # one request's fault must not keep out the others
+            added.append(release_memory_of(error))
+    return added

@@ -26,6 +26,7 @@ from ..capture import (
 )
 from ..errors import not_a_number
 from ..models import LoadedModel
+from ..request import Request
 from ..transfer import to_host
 from ..transformers_versions import cache_argument, cache_of, takes_whole_target
 
@@ -79,14 +80,14 @@ class SingleSequenceModel:
         self.num_read = 0  # tokens that the decoder has read
         self._target_ids: Tensor | None = None  # tokens read, of models that want all at each pass
 
+    @classmethod
+    def of_request(cls, loaded: LoadedModel, request: Request) -> SingleSequenceModel:
+        """The sequence of a request, before any pass."""
+        return cls(loaded, request.capture, request.source.ids, request.decoder_prompt_ids)
+
     def tensor(self, ids: Sequence[int]) -> Tensor:
         """Ids as a batch of one sequence, int64 `[1, count]`."""
         return torch.tensor([ids], device=self._model.device)
-
-    @property
-    def encoded(self) -> Tensor:
-        """The encoder's states, `[1, S, width]`."""
-        return self._encoder_outputs.last_hidden_state
 
     def encode(self, *, check: bool = True) -> AttentionArrays | None:
         """Runs the encoder, if there is one. Returns its self-attention, if captured.
@@ -103,7 +104,9 @@ class SingleSequenceModel:
         if result is None:
             return None
         # Where attention is NaN, so are the encoder's states; the rows' encoding may hide it.
-        finite, *arrays = to_host([self.encoded.isfinite().all()[None], *list_tensors(result)])
+        finite, *arrays = to_host(
+            [self._encoder_outputs.last_hidden_state.isfinite().all()[None], *list_tensors(result)]
+        )
         attention = build_arrays(result, arrays, self._plan.shape("encoder_self"))
         if check and (not finite[0] or (attention is not None and not attention.is_finite())):
             raise not_a_number()

@@ -29,7 +29,7 @@ class TargetPass:
 
     def __init__(self, loaded: LoadedModel, request: Request) -> None:
         self._request = request
-        self._model = SingleSequenceModel(loaded, request.capture, request.source.ids, request.decoder_prompt_ids)
+        self._model = SingleSequenceModel.of_request(loaded, request)
 
     def encode(self) -> AttentionArrays | None:
         """Runs the encoder, if there is one. Returns its self-attention, if captured. Raises RequestError."""

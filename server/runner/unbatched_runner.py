@@ -18,7 +18,7 @@ from ..models import LoadedModel
 from ..request import DecodingParams, Request
 from ..sampling import Sampler, step_scores
 from ..transfer import to_host
-from .sequence import Sequence, StepOutput
+from .sequence import Sequence, StepOutput, add_each
 from .single_sequence import LAST_QUERY, NO_QUERIES, SingleSequenceModel
 from .target_pass import TargetPass
 
@@ -50,18 +50,12 @@ class UnbatchedRunner:
 
     def add(self, requests: list[Request]) -> list[Sequence | Exception]:
         """Reads the source of each request, or says why it cannot be read."""
-        added: list[Sequence | Exception] = []
-        for request in requests:
-            try:
-                added.append(self._add(request))
-            except Exception as error:  # noqa: PERF203  # one request's fault must not keep out the others
-                added.append(release_memory_of(error))
-        return added
+        return add_each(requests, self._add)
 
     def _add(self, request: Request) -> Sequence:
         params = request.target
         assert isinstance(params, DecodingParams)
-        model = self._model_of(request)
+        model = SingleSequenceModel.of_request(self._loaded, request)
         source = request.source.ids if self._loaded.is_encoder_decoder else None
         sampler = Sampler(self._loaded, 1, len(model.prompt) + params.max_new_tokens)
         sampler.add(0, params, model.prompt, source)
@@ -98,10 +92,7 @@ class UnbatchedRunner:
 
     def source_attention(self, request: Request) -> AttentionArrays | None:
         """The encoder self-attention of a request once more, by another pass of its source. Raises RequestError."""
-        return self._model_of(request).encode()
-
-    def _model_of(self, request: Request) -> SingleSequenceModel:
-        return SingleSequenceModel(self._loaded, request.capture, request.source.ids, request.decoder_prompt_ids)
+        return SingleSequenceModel.of_request(self._loaded, request).encode()
 
     def target_pass(self, request: Request) -> TargetPass:
         """The forward passes of a request whose target is given."""

@@ -58,7 +58,7 @@ class TokenHistory:
             self._lengths[slot] = swapped.length
 
     def length(self, slot: int) -> int:
-        """The number of tokens of a slot, those that are not kept included."""
+        """The number of tokens of a slot, tokens that are not kept included."""
         return int(self._host_lengths[slot])
 
     def append(self, slots: Sequence[int], keeping_rows: Tensor | None, tokens: Tensor) -> None:

@@ -2,7 +2,7 @@
 
 An operation is a number of tasks that do not depend on one another. Each thread owns a range of the tasks, so that it
 knows which weights it reads next; a thread that has finished its own range steals from the ends of other ranges. An
-operation has ended when all its tasks have ended. So a thread that loses its core to another process delays nobody,
+operation has ended when all its tasks have ended. So a thread that loses its core to another process delays no other,
 unless it loses the core in the middle of a task.
 
 A process has one pool. A program that finds the pool busy runs in its caller's thread alone. The caller's thread begins

@@ -220,7 +220,7 @@ class Started(_message.Message):
     ARCHITECTURE_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    """The id of the request: the client's, or the one that the server made."""
+    """The id of the request. The client has chosen it, or else the server."""
     model: _builtins.str
     """The name of the model."""
     source_text: _builtins.str
@@ -982,7 +982,7 @@ class AlignResponse(_message.Message):
     PHARAOH_FIELD_NUMBER: _builtins.int
     MARKUP_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    """The id of the request: the client's, or the one that the server made."""
+    """The id of the request. The client has chosen it, or else the server."""
     model: _builtins.str
     """The name of the model."""
     pharaoh: _builtins.str

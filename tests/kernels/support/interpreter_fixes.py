@@ -75,7 +75,7 @@ def _patching_once(patch_language: Any) -> Any:
         }
         is_launch = not patched
         if not is_launch and modules <= patched:
-            return None  # of a device function, where nobody takes the scope
+            return None  # of a device function, whose scope is not used
         patched.update(modules)
         scope = patch_language(function)
         if is_launch:

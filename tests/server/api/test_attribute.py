@@ -70,7 +70,7 @@ async def test_short_texts_go_before_long_ones(bundled, monkeypatch):
 
             calls = [asyncio.create_task(one(content)) for content in texts]
             await asyncio.sleep(0.02)
-            calls[9].cancel()  # nobody resolves what is given up meanwhile
+            calls[9].cancel()  # a cancelled request is not validated
             results = await asyncio.gather(*calls, return_exceptions=True)
     assert sum(isinstance(result, BaseException) for result in results) == 1
     assert len(started) == 15

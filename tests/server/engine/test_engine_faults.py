@@ -71,7 +71,7 @@ def test_a_deadline_beyond_all_clocks_harms_nobody(bundled, engines, monkeypatch
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize("when", ["at work", "idle"])
 def test_a_thread_that_ends_ends_all_that_waits(bundled, engines, when, monkeypatch):
-    monkeypatch.setattr(output_queue, "CAPACITY", 2048)  # the one that runs is not done before its time
+    monkeypatch.setattr(output_queue, "CAPACITY", 2048)  # the running request is not done too early
     with serving(bundled, limits=EngineConfig(max_running=1)) as address, stub(address) as service:
         with grpc.insecure_channel(address) as channel:
             health = health_pb2_grpc.HealthStub(channel)
