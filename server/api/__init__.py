@@ -5,9 +5,7 @@ addresses              Address: where the server listens; checked and held befor
 service                AttributionService: which method answers which RPC
 attribute              the Attribute RPC: streams outputs, several steps in one message; usage
 model_catalog          GetModel, ListModels, and finding a model by its name
-validation             an AttributeRequest becomes a Request
-decoding_validation    a Decoding becomes DecodingParams
-capture_validation     a Capture becomes a CapturePlan
+validation             messages become Requests: each field is checked, each default is filled in
 parsing                bytes become a protobuf message, or an error that names the field
 converters             outputs and models become messages
 enums                  the numbers of enums, and the domain's words for them

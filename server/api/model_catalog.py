@@ -11,9 +11,8 @@ from ..errors import invalid, not_found
 from ..models import LoadedModel
 from . import converters
 from .calls import Call
-from .decoding_validation import MAX_STOP_BYTES, MAX_STOPS
 from .parsing import parse
-from .validation import MAX_REQUEST_BYTES
+from .validation import MAX_REQUEST_BYTES, MAX_STOP_BYTES, MAX_STOPS
 
 _MAX_PAGE_SIZE = 1000
 

@@ -40,6 +40,7 @@ class AttributionService:
             "AttributeMany": _refuse_stream,
             "Follow": _refuse_stream,
             "Align": _refuse,
+            "CancelAttribution": _refuse,
             "GetModel": self._catalog.get_model,
             "ListModels": self._catalog.list_models,
         }

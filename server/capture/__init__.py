@@ -21,7 +21,7 @@ How to add a capture method (another number than the probability for each query,
 3. Add a field with the method's name to CapturePlan, pass it on in RecordTarget, and choose the function by it wherever
    rows are written: `attention_function._attend_and_record`, `write_step_rows`, `PassRecorder.record_matrices`, and
    `models/bart_cpu_programs.DecoderProgram.run`, which has probabilities and no values.
-4. Read the field of the request in `server/api/capture_validation.py`, and answer it in `server/api/converters.py`; the
+4. Read the field of the request in `server/api/validation/capture.py`, and answer it in `server/api/converters.py`; the
    words are in `server/api/enums.py`.
 5. Compare the method with the model's own numbers at load (`attention_layers._difference`), or give the method up.
 """

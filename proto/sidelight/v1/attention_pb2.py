@@ -24,45 +24,49 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1csidelight/v1/attention.proto\x12\x0csidelight.v1\"\xcf\x03\n\x07\x43\x61pture\x12*\n\x05kinds\x18\x01 \x03(\x0e\x32\x1b.sidelight.v1.AttentionKind\x12*\n\x05heads\x18\x02 \x01(\x0b\x32\x1b.sidelight.v1.HeadSelection\x12+\n\nover_heads\x18\x03 \x01(\x0e\x32\x17.sidelight.v1.Reduction\x12,\n\x0bover_layers\x18\x04 \x01(\x0e\x32\x17.sidelight.v1.Reduction\x12\x1e\n\x03row\x18\x05 \x01(\x0e\x32\x11.sidelight.v1.Row\x12\x33\n\x0especial_tokens\x18\x06 \x01(\x0e\x32\x1b.sidelight.v1.SpecialTokens\x12(\n\x08grouping\x18\x07 \x01(\x0e\x32\x16.sidelight.v1.Grouping\x12(\n\x08\x65ncoding\x18\x08 \x01(\x0e\x32\x16.sidelight.v1.Encoding\x12\r\n\x05top_k\x18\t \x01(\r\x12$\n\x06method\x18\n \x01(\x0e\x32\x14.sidelight.v1.Method\x12%\n\x05steps\x18\x0b \x01(\x0b\x32\x16.sidelight.v1.StepSpan\x12\x0c\n\x04none\x18\x0c \x01(\x08\"\x81\x01\n\rHeadSelection\x12&\n\x04list\x18\x01 \x01(\x0b\x32\x16.sidelight.v1.HeadListH\x00\x12)\n\x06layers\x18\x02 \x01(\x0b\x32\x17.sidelight.v1.LayerListH\x00\x12\x10\n\x06preset\x18\x03 \x01(\tH\x00\x42\x0b\n\tselection\"-\n\x08HeadList\x12!\n\x05heads\x18\x01 \x03(\x0b\x32\x12.sidelight.v1.Head\"C\n\x04Head\x12\r\n\x05layer\x18\x01 \x01(\r\x12\x0c\n\x04head\x18\x02 \x01(\r\x12\x13\n\x06weight\x18\x03 \x01(\x02H\x00\x88\x01\x01\x42\t\n\x07_weight\"\x1b\n\tLayerList\x12\x0e\n\x06layers\x18\x01 \x03(\r\"3\n\x08StepSpan\x12\r\n\x05\x62\x65gin\x18\x01 \x01(\r\x12\x10\n\x03\x65nd\x18\x02 \x01(\rH\x00\x88\x01\x01\x42\x06\n\x04_end\"w\n\tAttention\x12\r\n\x05shape\x18\x01 \x03(\r\x12(\n\x08\x65ncoding\x18\x02 \x01(\x0e\x32\x16.sidelight.v1.Encoding\x12\x0e\n\x06values\x18\x03 \x01(\x0c\x12\x0e\n\x06scales\x18\x04 \x01(\x0c\x12\x11\n\tpositions\x18\x05 \x01(\x0c\"\xa5\x01\n\x0f\x41ttentionLayout\x12)\n\x04kind\x18\x01 \x01(\x0e\x32\x1b.sidelight.v1.AttentionKind\x12 \n\x04\x61xes\x18\x02 \x03(\x0e\x32\x12.sidelight.v1.Axis\x12\x0e\n\x06layers\x18\x03 \x03(\r\x12\x12\n\nhead_count\x18\x04 \x01(\r\x12!\n\x05pairs\x18\x05 \x03(\x0b\x32\x12.sidelight.v1.Head*\x8b\x01\n\rAttentionKind\x12\x1e\n\x1a\x41TTENTION_KIND_UNSPECIFIED\x10\x00\x12\x18\n\x14\x41TTENTION_KIND_CROSS\x10\x01\x12\x1f\n\x1b\x41TTENTION_KIND_DECODER_SELF\x10\x02\x12\x1f\n\x1b\x41TTENTION_KIND_ENCODER_SELF\x10\x03*?\n\x03Row\x12\x13\n\x0fROW_UNSPECIFIED\x10\x00\x12\x12\n\x0eROW_PREDICTING\x10\x01\x12\x0f\n\x0bROW_READING\x10\x02*\xaf\x01\n\tReduction\x12\x19\n\x15REDUCTION_UNSPECIFIED\x10\x00\x12\x12\n\x0eREDUCTION_MEAN\x10\x01\x12\x11\n\rREDUCTION_MAX\x10\x02\x12\x11\n\rREDUCTION_MIN\x10\x03\x12\x11\n\rREDUCTION_SUM\x10\x04\x12\x12\n\x0eREDUCTION_PROD\x10\x05\x12\x14\n\x10REDUCTION_ABSMAX\x10\x06\x12\x10\n\x0cREDUCTION_L2\x10\x07*d\n\x08\x45ncoding\x12\x18\n\x14\x45NCODING_UNSPECIFIED\x10\x00\x12\x14\n\x10\x45NCODING_FLOAT32\x10\x01\x12\x14\n\x10\x45NCODING_FLOAT16\x10\x02\x12\x12\n\x0e\x45NCODING_UINT8\x10\x03*h\n\rSpecialTokens\x12\x1e\n\x1aSPECIAL_TOKENS_UNSPECIFIED\x10\x00\x12\x17\n\x13SPECIAL_TOKENS_KEEP\x10\x01\x12\x1e\n\x1aSPECIAL_TOKENS_RENORMALIZE\x10\x02*b\n\x08Grouping\x12\x18\n\x14GROUPING_UNSPECIFIED\x10\x00\x12\x12\n\x0eGROUPING_TOKEN\x10\x01\x12\x11\n\rGROUPING_WORD\x10\x02\x12\x15\n\x11GROUPING_SENTENCE\x10\x03*`\n\x06Method\x12\x16\n\x12METHOD_UNSPECIFIED\x10\x00\x12\x12\n\x0eMETHOD_WEIGHTS\x10\x01\x12\x16\n\x12METHOD_VALUE_NORMS\x10\x02\x12\x12\n\x0eMETHOD_ROLLOUT\x10\x03*J\n\x04\x41xis\x12\x14\n\x10\x41XIS_UNSPECIFIED\x10\x00\x12\x0e\n\nAXIS_LAYER\x10\x01\x12\r\n\tAXIS_HEAD\x10\x02\x12\r\n\tAXIS_PAIR\x10\x03*\x9e\x01\n\x05Score\x12\x15\n\x11SCORE_UNSPECIFIED\x10\x00\x12\x15\n\x11SCORE_PROBABILITY\x10\x01\x12\x0f\n\x0bSCORE_LOGIT\x10\x02\x12\x11\n\rSCORE_ENTROPY\x10\x03\x12\x17\n\x13SCORE_CROSS_ENTROPY\x10\x04\x12\x14\n\x10SCORE_PERPLEXITY\x10\x05\x12\x14\n\x10SCORE_TOP_P_SIZE\x10\x06\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1csidelight/v1/attention.proto\x12\x0csidelight.v1\"\xf9\x03\n\x07\x43\x61pture\x12*\n\x05kinds\x18\x01 \x03(\x0e\x32\x1b.sidelight.v1.AttentionKind\x12*\n\x05heads\x18\x02 \x01(\x0b\x32\x1b.sidelight.v1.HeadSelection\x12+\n\nover_heads\x18\x03 \x01(\x0e\x32\x17.sidelight.v1.Reduction\x12,\n\x0bover_layers\x18\x04 \x01(\x0e\x32\x17.sidelight.v1.Reduction\x12\x1e\n\x03row\x18\x05 \x01(\x0e\x32\x11.sidelight.v1.Row\x12\x33\n\x0especial_tokens\x18\x06 \x01(\x0e\x32\x1b.sidelight.v1.SpecialTokens\x12(\n\x08grouping\x18\x07 \x01(\x0e\x32\x16.sidelight.v1.Grouping\x12(\n\x08\x65ncoding\x18\x08 \x01(\x0e\x32\x16.sidelight.v1.Encoding\x12\r\n\x05top_k\x18\t \x01(\r\x12$\n\x06method\x18\n \x01(\x0e\x32\x14.sidelight.v1.Method\x12%\n\x05steps\x18\x0b \x01(\x0b\x32\x16.sidelight.v1.StepSpan\x12\x0c\n\x04none\x18\x0c \x01(\x08\x12(\n\x05units\x18\r \x01(\x0b\x32\x19.sidelight.v1.UnitOptions\"\xd3\x02\n\x0bUnitOptions\x12/\n\x0eover_positions\x18\x01 \x01(\x0e\x32\x17.sidelight.v1.Reduction\x12+\n\nover_steps\x18\x02 \x01(\x0e\x32\x17.sidelight.v1.Reduction\x12,\n\x0bover_scores\x18\x03 \x01(\x0e\x32\x17.sidelight.v1.Reduction\x12,\n\x0csource_spans\x18\x04 \x03(\x0b\x32\x16.sidelight.v1.TextSpan\x12,\n\x0ctarget_spans\x18\x05 \x03(\x0b\x32\x16.sidelight.v1.TextSpan\x12-\n\rsource_slices\x18\x06 \x03(\x0b\x32\x16.sidelight.v1.TextSpan\x12-\n\rtarget_slices\x18\x07 \x03(\x0b\x32\x16.sidelight.v1.TextSpan\"&\n\x08TextSpan\x12\r\n\x05\x62\x65gin\x18\x01 \x01(\r\x12\x0b\n\x03\x65nd\x18\x02 \x01(\r\"\x81\x01\n\rHeadSelection\x12&\n\x04list\x18\x01 \x01(\x0b\x32\x16.sidelight.v1.HeadListH\x00\x12)\n\x06layers\x18\x02 \x01(\x0b\x32\x17.sidelight.v1.LayerListH\x00\x12\x10\n\x06preset\x18\x03 \x01(\tH\x00\x42\x0b\n\tselection\"-\n\x08HeadList\x12!\n\x05heads\x18\x01 \x03(\x0b\x32\x12.sidelight.v1.Head\"C\n\x04Head\x12\r\n\x05layer\x18\x01 \x01(\r\x12\x0c\n\x04head\x18\x02 \x01(\r\x12\x13\n\x06weight\x18\x03 \x01(\x02H\x00\x88\x01\x01\x42\t\n\x07_weight\"\x1b\n\tLayerList\x12\x0e\n\x06layers\x18\x01 \x03(\r\"3\n\x08StepSpan\x12\r\n\x05\x62\x65gin\x18\x01 \x01(\r\x12\x10\n\x03\x65nd\x18\x02 \x01(\rH\x00\x88\x01\x01\x42\x06\n\x04_end\"\x8f\x01\n\tAttention\x12\r\n\x05shape\x18\x01 \x03(\r\x12(\n\x08\x65ncoding\x18\x02 \x01(\x0e\x32\x16.sidelight.v1.Encoding\x12\x0e\n\x06values\x18\x03 \x01(\x0c\x12\x0e\n\x06scales\x18\x04 \x01(\x0c\x12\x11\n\tpositions\x18\x05 \x01(\x0c\x12\x16\n\x0especial_shares\x18\x06 \x03(\x02\"\xa5\x01\n\x0f\x41ttentionLayout\x12)\n\x04kind\x18\x01 \x01(\x0e\x32\x1b.sidelight.v1.AttentionKind\x12 \n\x04\x61xes\x18\x02 \x03(\x0e\x32\x12.sidelight.v1.Axis\x12\x0e\n\x06layers\x18\x03 \x03(\r\x12\x12\n\nhead_count\x18\x04 \x01(\r\x12!\n\x05pairs\x18\x05 \x03(\x0b\x32\x12.sidelight.v1.Head*\x8b\x01\n\rAttentionKind\x12\x1e\n\x1a\x41TTENTION_KIND_UNSPECIFIED\x10\x00\x12\x18\n\x14\x41TTENTION_KIND_CROSS\x10\x01\x12\x1f\n\x1b\x41TTENTION_KIND_DECODER_SELF\x10\x02\x12\x1f\n\x1b\x41TTENTION_KIND_ENCODER_SELF\x10\x03*?\n\x03Row\x12\x13\n\x0fROW_UNSPECIFIED\x10\x00\x12\x12\n\x0eROW_PREDICTING\x10\x01\x12\x0f\n\x0bROW_READING\x10\x02*\xaf\x01\n\tReduction\x12\x19\n\x15REDUCTION_UNSPECIFIED\x10\x00\x12\x12\n\x0eREDUCTION_MEAN\x10\x01\x12\x11\n\rREDUCTION_MAX\x10\x02\x12\x11\n\rREDUCTION_MIN\x10\x03\x12\x11\n\rREDUCTION_SUM\x10\x04\x12\x12\n\x0eREDUCTION_PROD\x10\x05\x12\x14\n\x10REDUCTION_ABSMAX\x10\x06\x12\x10\n\x0cREDUCTION_L2\x10\x07*d\n\x08\x45ncoding\x12\x18\n\x14\x45NCODING_UNSPECIFIED\x10\x00\x12\x14\n\x10\x45NCODING_FLOAT32\x10\x01\x12\x14\n\x10\x45NCODING_FLOAT16\x10\x02\x12\x12\n\x0e\x45NCODING_UINT8\x10\x03*h\n\rSpecialTokens\x12\x1e\n\x1aSPECIAL_TOKENS_UNSPECIFIED\x10\x00\x12\x17\n\x13SPECIAL_TOKENS_KEEP\x10\x01\x12\x1e\n\x1aSPECIAL_TOKENS_RENORMALIZE\x10\x02*u\n\x08Grouping\x12\x18\n\x14GROUPING_UNSPECIFIED\x10\x00\x12\x12\n\x0eGROUPING_TOKEN\x10\x01\x12\x11\n\rGROUPING_WORD\x10\x02\x12\x15\n\x11GROUPING_SENTENCE\x10\x03\x12\x11\n\rGROUPING_SPAN\x10\x04*`\n\x06Method\x12\x16\n\x12METHOD_UNSPECIFIED\x10\x00\x12\x12\n\x0eMETHOD_WEIGHTS\x10\x01\x12\x16\n\x12METHOD_VALUE_NORMS\x10\x02\x12\x12\n\x0eMETHOD_ROLLOUT\x10\x03*J\n\x04\x41xis\x12\x14\n\x10\x41XIS_UNSPECIFIED\x10\x00\x12\x0e\n\nAXIS_LAYER\x10\x01\x12\r\n\tAXIS_HEAD\x10\x02\x12\r\n\tAXIS_PAIR\x10\x03*\xd4\x02\n\x05Score\x12\x15\n\x11SCORE_UNSPECIFIED\x10\x00\x12\x15\n\x11SCORE_PROBABILITY\x10\x01\x12\x0f\n\x0bSCORE_LOGIT\x10\x02\x12\x11\n\rSCORE_ENTROPY\x10\x03\x12\x17\n\x13SCORE_CROSS_ENTROPY\x10\x04\x12\x14\n\x10SCORE_PERPLEXITY\x10\x05\x12\x14\n\x10SCORE_TOP_P_SIZE\x10\x06\x12\x19\n\x15SCORE_CONTRAST_LOGITS\x10\x07\x12\x17\n\x13SCORE_CONTRAST_PROB\x10\x08\x12\x1e\n\x1aSCORE_CONTRAST_LOGITS_DIFF\x10\t\x12\x1c\n\x18SCORE_CONTRAST_PROB_DIFF\x10\n\x12\x0f\n\x0bSCORE_PCXMI\x10\x0b\x12\x17\n\x13SCORE_KL_DIVERGENCE\x10\x0c\x12\x18\n\x14SCORE_IN_CONTEXT_PVI\x10\rb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'sidelight.v1.attention_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ATTENTIONKIND']._serialized_start=1132
-  _globals['_ATTENTIONKIND']._serialized_end=1271
-  _globals['_ROW']._serialized_start=1273
-  _globals['_ROW']._serialized_end=1336
-  _globals['_REDUCTION']._serialized_start=1339
-  _globals['_REDUCTION']._serialized_end=1514
-  _globals['_ENCODING']._serialized_start=1516
-  _globals['_ENCODING']._serialized_end=1616
-  _globals['_SPECIALTOKENS']._serialized_start=1618
-  _globals['_SPECIALTOKENS']._serialized_end=1722
-  _globals['_GROUPING']._serialized_start=1724
-  _globals['_GROUPING']._serialized_end=1822
-  _globals['_METHOD']._serialized_start=1824
-  _globals['_METHOD']._serialized_end=1920
-  _globals['_AXIS']._serialized_start=1922
-  _globals['_AXIS']._serialized_end=1996
-  _globals['_SCORE']._serialized_start=1999
-  _globals['_SCORE']._serialized_end=2157
+  _globals['_ATTENTIONKIND']._serialized_start=1581
+  _globals['_ATTENTIONKIND']._serialized_end=1720
+  _globals['_ROW']._serialized_start=1722
+  _globals['_ROW']._serialized_end=1785
+  _globals['_REDUCTION']._serialized_start=1788
+  _globals['_REDUCTION']._serialized_end=1963
+  _globals['_ENCODING']._serialized_start=1965
+  _globals['_ENCODING']._serialized_end=2065
+  _globals['_SPECIALTOKENS']._serialized_start=2067
+  _globals['_SPECIALTOKENS']._serialized_end=2171
+  _globals['_GROUPING']._serialized_start=2173
+  _globals['_GROUPING']._serialized_end=2290
+  _globals['_METHOD']._serialized_start=2292
+  _globals['_METHOD']._serialized_end=2388
+  _globals['_AXIS']._serialized_start=2390
+  _globals['_AXIS']._serialized_end=2464
+  _globals['_SCORE']._serialized_start=2467
+  _globals['_SCORE']._serialized_end=2807
   _globals['_CAPTURE']._serialized_start=47
-  _globals['_CAPTURE']._serialized_end=510
-  _globals['_HEADSELECTION']._serialized_start=513
-  _globals['_HEADSELECTION']._serialized_end=642
-  _globals['_HEADLIST']._serialized_start=644
-  _globals['_HEADLIST']._serialized_end=689
-  _globals['_HEAD']._serialized_start=691
-  _globals['_HEAD']._serialized_end=758
-  _globals['_LAYERLIST']._serialized_start=760
-  _globals['_LAYERLIST']._serialized_end=787
-  _globals['_STEPSPAN']._serialized_start=789
-  _globals['_STEPSPAN']._serialized_end=840
-  _globals['_ATTENTION']._serialized_start=842
-  _globals['_ATTENTION']._serialized_end=961
-  _globals['_ATTENTIONLAYOUT']._serialized_start=964
-  _globals['_ATTENTIONLAYOUT']._serialized_end=1129
+  _globals['_CAPTURE']._serialized_end=552
+  _globals['_UNITOPTIONS']._serialized_start=555
+  _globals['_UNITOPTIONS']._serialized_end=894
+  _globals['_TEXTSPAN']._serialized_start=896
+  _globals['_TEXTSPAN']._serialized_end=934
+  _globals['_HEADSELECTION']._serialized_start=937
+  _globals['_HEADSELECTION']._serialized_end=1066
+  _globals['_HEADLIST']._serialized_start=1068
+  _globals['_HEADLIST']._serialized_end=1113
+  _globals['_HEAD']._serialized_start=1115
+  _globals['_HEAD']._serialized_end=1182
+  _globals['_LAYERLIST']._serialized_start=1184
+  _globals['_LAYERLIST']._serialized_end=1211
+  _globals['_STEPSPAN']._serialized_start=1213
+  _globals['_STEPSPAN']._serialized_end=1264
+  _globals['_ATTENTION']._serialized_start=1267
+  _globals['_ATTENTION']._serialized_end=1410
+  _globals['_ATTENTIONLAYOUT']._serialized_start=1413
+  _globals['_ATTENTIONLAYOUT']._serialized_end=1578
 # @@protoc_insertion_point(module_scope)

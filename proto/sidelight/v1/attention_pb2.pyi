@@ -194,11 +194,13 @@ class _GroupingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Grouping.Val
     GROUPING_TOKEN: _Grouping.ValueType  # 1
     """One token."""
     GROUPING_WORD: _Grouping.ValueType  # 2
-    """One word: the pieces between white space or punctuation. The positions of a word are summed, and its steps are
-    averaged.
+    """One word, as Unicode's word boundaries (UAX 29) divide the text. A punctuation mark is a word of its own.
+    UnitOptions says how the positions and the steps of a word are reduced.
     """
     GROUPING_SENTENCE: _Grouping.ValueType  # 3
-    """One sentence. Its positions are summed and its steps are averaged too."""
+    """One sentence, as Unicode's sentence boundaries (UAX 29) divide the text."""
+    GROUPING_SPAN: _Grouping.ValueType  # 4
+    """A span that the request gives: see UnitOptions.source_spans and UnitOptions.target_spans."""
 
 class Grouping(_Grouping, metaclass=_GroupingEnumTypeWrapper):
     """What one position or one step stands for."""
@@ -208,11 +210,13 @@ GROUPING_UNSPECIFIED: Grouping.ValueType  # 0
 GROUPING_TOKEN: Grouping.ValueType  # 1
 """One token."""
 GROUPING_WORD: Grouping.ValueType  # 2
-"""One word: the pieces between white space or punctuation. The positions of a word are summed, and its steps are
-averaged.
+"""One word, as Unicode's word boundaries (UAX 29) divide the text. A punctuation mark is a word of its own.
+UnitOptions says how the positions and the steps of a word are reduced.
 """
 GROUPING_SENTENCE: Grouping.ValueType  # 3
-"""One sentence. Its positions are summed and its steps are averaged too."""
+"""One sentence, as Unicode's sentence boundaries (UAX 29) divide the text."""
+GROUPING_SPAN: Grouping.ValueType  # 4
+"""A span that the request gives: see UnitOptions.source_spans and UnitOptions.target_spans."""
 Global___Grouping: _TypeAlias = Grouping  # noqa: Y015
 
 class _Method:
@@ -293,6 +297,24 @@ class _ScoreEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Score.ValueType
     """The smallest number of tokens, the likeliest first, whose probabilities sum to AttributeRequest.score_top_p or
     more.
     """
+    SCORE_CONTRAST_LOGITS: _Score.ValueType  # 7
+    """The scores from here on need AttributeRequest.contrast. q stands for the probabilities that the model gives in the
+    context of the contrast, and y' for the token of the contrast target at this step: y itself where there is no
+    contrast target. They are Inseq's step functions of the same names.
+    The logit of y' in the context of the contrast.
+    """
+    SCORE_CONTRAST_PROB: _Score.ValueType  # 8
+    """The probability of y' in the context of the contrast: q(y')."""
+    SCORE_CONTRAST_LOGITS_DIFF: _Score.ValueType  # 9
+    """The logit of y minus SCORE_CONTRAST_LOGITS."""
+    SCORE_CONTRAST_PROB_DIFF: _Score.ValueType  # 10
+    """p(y) - q(y')."""
+    SCORE_PCXMI: _Score.ValueType  # 11
+    """The pointwise contextual cross mutual information: log p(y) - log q(y'), in nats (Yin et al. 2021)."""
+    SCORE_KL_DIVERGENCE: _Score.ValueType  # 12
+    """The Kullback-Leibler divergence of p from q over the vocabulary: sum(p * (log p - log q)), in nats."""
+    SCORE_IN_CONTEXT_PVI: _Score.ValueType  # 13
+    """The in-context pointwise V-information: log2 p(y) - log2 q(y'), in bits (Lu et al. 2023)."""
 
 class Score(_Score, metaclass=_ScoreEnumTypeWrapper):
     """One number for each step, computed from the logits of the model before any logits processor changes them. log is the
@@ -315,6 +337,24 @@ SCORE_TOP_P_SIZE: Score.ValueType  # 6
 """The smallest number of tokens, the likeliest first, whose probabilities sum to AttributeRequest.score_top_p or
 more.
 """
+SCORE_CONTRAST_LOGITS: Score.ValueType  # 7
+"""The scores from here on need AttributeRequest.contrast. q stands for the probabilities that the model gives in the
+context of the contrast, and y' for the token of the contrast target at this step: y itself where there is no
+contrast target. They are Inseq's step functions of the same names.
+The logit of y' in the context of the contrast.
+"""
+SCORE_CONTRAST_PROB: Score.ValueType  # 8
+"""The probability of y' in the context of the contrast: q(y')."""
+SCORE_CONTRAST_LOGITS_DIFF: Score.ValueType  # 9
+"""The logit of y minus SCORE_CONTRAST_LOGITS."""
+SCORE_CONTRAST_PROB_DIFF: Score.ValueType  # 10
+"""p(y) - q(y')."""
+SCORE_PCXMI: Score.ValueType  # 11
+"""The pointwise contextual cross mutual information: log p(y) - log q(y'), in nats (Yin et al. 2021)."""
+SCORE_KL_DIVERGENCE: Score.ValueType  # 12
+"""The Kullback-Leibler divergence of p from q over the vocabulary: sum(p * (log p - log q)), in nats."""
+SCORE_IN_CONTEXT_PVI: Score.ValueType  # 13
+"""The in-context pointwise V-information: log2 p(y) - log2 q(y'), in bits (Lu et al. 2023)."""
 Global___Score: _TypeAlias = Score  # noqa: Y015
 
 @_typing.final
@@ -337,6 +377,7 @@ class Capture(_message.Message):
     METHOD_FIELD_NUMBER: _builtins.int
     STEPS_FIELD_NUMBER: _builtins.int
     NONE_FIELD_NUMBER: _builtins.int
+    UNITS_FIELD_NUMBER: _builtins.int
     over_heads: Global___Reduction.ValueType
     """How the heads of a layer are reduced to one. Unset: the heads stay apart. With HeadSelection.list: how all pairs of
     the list are reduced to one.
@@ -373,6 +414,12 @@ class Capture(_message.Message):
     def steps(self) -> Global___StepSpan:
         """The steps that carry attention. All other steps carry their token and scores only. Unset: all steps."""
 
+    @_builtins.property
+    def units(self) -> Global___UnitOptions:
+        """How positions and steps are grouped into units, and which of them are sent. Needs `grouping`, except for the
+        slices, which select single tokens too.
+        """
+
     def __init__(
         self,
         *,
@@ -388,14 +435,101 @@ class Capture(_message.Message):
         method: Global___Method.ValueType = ...,
         steps: Global___StepSpan | None = ...,
         none: _builtins.bool = ...,
+        units: Global___UnitOptions | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["heads", b"heads", "steps", b"steps"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["heads", b"heads", "steps", b"steps", "units", b"units"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["encoding", b"encoding", "grouping", b"grouping", "heads", b"heads", "kinds", b"kinds", "method", b"method", "none", b"none", "over_heads", b"over_heads", "over_layers", b"over_layers", "row", b"row", "special_tokens", b"special_tokens", "steps", b"steps", "top_k", b"top_k"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["encoding", b"encoding", "grouping", b"grouping", "heads", b"heads", "kinds", b"kinds", "method", b"method", "none", b"none", "over_heads", b"over_heads", "over_layers", b"over_layers", "row", b"row", "special_tokens", b"special_tokens", "steps", b"steps", "top_k", b"top_k", "units", b"units"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Capture: _TypeAlias = Capture  # noqa: Y015
+
+@_typing.final
+class UnitOptions(_message.Message):
+    """How tokens become units, how numbers of a unit are reduced to one, and which parts of the texts are sent."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OVER_POSITIONS_FIELD_NUMBER: _builtins.int
+    OVER_STEPS_FIELD_NUMBER: _builtins.int
+    OVER_SCORES_FIELD_NUMBER: _builtins.int
+    SOURCE_SPANS_FIELD_NUMBER: _builtins.int
+    TARGET_SPANS_FIELD_NUMBER: _builtins.int
+    SOURCE_SLICES_FIELD_NUMBER: _builtins.int
+    TARGET_SLICES_FIELD_NUMBER: _builtins.int
+    over_positions: Global___Reduction.ValueType
+    """How the positions of a unit are reduced to one. Unset: REDUCTION_SUM, so that a row still sums to 1."""
+    over_steps: Global___Reduction.ValueType
+    """How the steps of a unit are reduced to one. Unset: REDUCTION_MEAN."""
+    over_scores: Global___Reduction.ValueType
+    """How the scores of a unit's steps are reduced to one. Unset: REDUCTION_MEAN."""
+    @_builtins.property
+    def source_spans(self) -> _containers.RepeatedCompositeFieldContainer[Global___TextSpan]:
+        """Only with GROUPING_SPAN: the units of the source, as spans of the source text. The spans must not overlap. A token
+        belongs to the first span that it shares a character with; a token of no span is a unit of its own.
+        """
+
+    @_builtins.property
+    def target_spans(self) -> _containers.RepeatedCompositeFieldContainer[Global___TextSpan]:
+        """Only with GROUPING_SPAN and a given target: the units of the target, as spans of the target text."""
+
+    @_builtins.property
+    def source_slices(self) -> _containers.RepeatedCompositeFieldContainer[Global___TextSpan]:
+        """Send only the source positions that share a character with one of these spans. The other positions keep their share
+        of the attention, which is not sent. Empty: send all positions.
+        """
+
+    @_builtins.property
+    def target_slices(self) -> _containers.RepeatedCompositeFieldContainer[Global___TextSpan]:
+        """Only with a given target: send attention only for the steps, or units of steps, that share a character with one of
+        these spans. Empty: send the attention of all steps.
+        """
+
+    def __init__(
+        self,
+        *,
+        over_positions: Global___Reduction.ValueType = ...,
+        over_steps: Global___Reduction.ValueType = ...,
+        over_scores: Global___Reduction.ValueType = ...,
+        source_spans: _abc.Iterable[Global___TextSpan] | None = ...,
+        target_spans: _abc.Iterable[Global___TextSpan] | None = ...,
+        source_slices: _abc.Iterable[Global___TextSpan] | None = ...,
+        target_slices: _abc.Iterable[Global___TextSpan] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["over_positions", b"over_positions", "over_scores", b"over_scores", "over_steps", b"over_steps", "source_slices", b"source_slices", "source_spans", b"source_spans", "target_slices", b"target_slices", "target_spans", b"target_spans"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnitOptions: _TypeAlias = UnitOptions  # noqa: Y015
+
+@_typing.final
+class TextSpan(_message.Message):
+    """A part of a text, from `begin` up to, but not including, `end`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BEGIN_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
+    begin: _builtins.int
+    """The offset of the first character."""
+    end: _builtins.int
+    """The offset after the last character. Must be greater than `begin`."""
+    def __init__(
+        self,
+        *,
+        begin: _builtins.int = ...,
+        end: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["begin", b"begin", "end", b"end"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TextSpan: _TypeAlias = TextSpan  # noqa: Y015
 
 @_typing.final
 class HeadSelection(_message.Message):
@@ -556,6 +690,7 @@ class Attention(_message.Message):
     VALUES_FIELD_NUMBER: _builtins.int
     SCALES_FIELD_NUMBER: _builtins.int
     POSITIONS_FIELD_NUMBER: _builtins.int
+    SPECIAL_SHARES_FIELD_NUMBER: _builtins.int
     encoding: Global___Encoding.ValueType
     """The type of the numbers. Always set."""
     values: _builtins.bytes
@@ -575,6 +710,13 @@ class Attention(_message.Message):
         each index means.
         """
 
+    @_builtins.property
+    def special_shares(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Only with SPECIAL_TOKENS_RENORMALIZE: the share of the attention that the special tokens took before the
+        renormalization. One number for each index of all axes but the positions axis, in the order of these axes. Where
+        heads or layers are reduced: the mean of their shares.
+        """
+
     def __init__(
         self,
         *,
@@ -583,10 +725,11 @@ class Attention(_message.Message):
         values: _builtins.bytes = ...,
         scales: _builtins.bytes = ...,
         positions: _builtins.bytes = ...,
+        special_shares: _abc.Iterable[_builtins.float] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["encoding", b"encoding", "positions", b"positions", "scales", b"scales", "shape", b"shape", "values", b"values"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["encoding", b"encoding", "positions", b"positions", "scales", b"scales", "shape", b"shape", "special_shares", b"special_shares", "values", b"values"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -25,6 +25,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from sidelight.v1 import attention_pb2 as _attention_pb2
 from sidelight.v1 import model_pb2 as _model_pb2
 from sidelight.v1 import text_pb2 as _text_pb2
@@ -38,6 +39,30 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _Decision:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _DecisionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Decision.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    DECISION_UNSPECIFIED: _Decision.ValueType  # 0
+    """Never sent."""
+    DECISION_COMMIT: _Decision.ValueType  # 1
+    """More source will not change the step."""
+    DECISION_HOLD: _Decision.ValueType  # 2
+    """More source may change the step: wait for it."""
+
+class Decision(_Decision, metaclass=_DecisionEnumTypeWrapper):
+    """Whether a step may be shown."""
+
+DECISION_UNSPECIFIED: Decision.ValueType  # 0
+"""Never sent."""
+DECISION_COMMIT: Decision.ValueType  # 1
+"""More source will not change the step."""
+DECISION_HOLD: Decision.ValueType  # 2
+"""More source may change the step: wait for it."""
+Global___Decision: _TypeAlias = Decision  # noqa: Y015
 
 @_typing.final
 class AttributeRequest(_message.Message):
@@ -62,6 +87,10 @@ class AttributeRequest(_message.Message):
     SCORE_TOP_P_FIELD_NUMBER: _builtins.int
     SPECIAL_TOKENS_IN_TEXT_FIELD_NUMBER: _builtins.int
     ADD_SPECIAL_TOKENS_FIELD_NUMBER: _builtins.int
+    OFFSET_UNIT_FIELD_NUMBER: _builtins.int
+    TRUNCATE_FIELD_NUMBER: _builtins.int
+    PADDING_FIELD_NUMBER: _builtins.int
+    CONTRAST_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """A name for this request: Started, errors and the log of the server repeat it. At most 128 characters. Empty: the
     server makes an id.
@@ -89,6 +118,14 @@ class AttributeRequest(_message.Message):
     prompt, the end of a sentence, language codes. Unset: true. Set false for a prompt that is rendered already. A chat
     is not changed by this: its template writes its own special tokens.
     """
+    offset_unit: _text_pb2.OffsetUnit.ValueType
+    """What offsets count, in this request and in its responses. Unset: OFFSET_UNIT_CODE_POINT."""
+    truncate: _text_pb2.Truncation.ValueType
+    """What is done with a source, a prefix or a given target that has too many tokens. Unset: TRUNCATION_NONE. Started
+    says how many tokens were left out.
+    """
+    padding: _text_pb2.Padding.ValueType
+    """What is done with padding in Text.token_ids of the source. Unset: PADDING_REFUSE."""
     @_builtins.property
     def source(self) -> _text_pb2.Text:
         """What the model reads: the text to translate, or the prompt to continue. Required."""
@@ -117,6 +154,10 @@ class AttributeRequest(_message.Message):
     def scores(self) -> _containers.RepeatedScalarFieldContainer[_attention_pb2.Score.ValueType]:
         """The scores to send with each step, in this order. Each score at most once."""
 
+    @_builtins.property
+    def contrast(self) -> Global___Contrast:
+        """A second context, in which the model is run as well. Needed by the contrast scores."""
+
     def __init__(
         self,
         *,
@@ -134,10 +175,14 @@ class AttributeRequest(_message.Message):
         score_top_p: _builtins.float | None = ...,
         special_tokens_in_text: _text_pb2.SpecialTokensInText.ValueType = ...,
         add_special_tokens: _builtins.bool | None = ...,
+        offset_unit: _text_pb2.OffsetUnit.ValueType = ...,
+        truncate: _text_pb2.Truncation.ValueType = ...,
+        padding: _text_pb2.Padding.ValueType = ...,
+        contrast: Global___Contrast | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_add_special_tokens", b"_add_special_tokens", "_score_top_p", b"_score_top_p", "add_special_tokens", b"add_special_tokens", "capture", b"capture", "decoding", b"decoding", "given", b"given", "prefix", b"prefix", "score_top_p", b"score_top_p", "source", b"source", "target", b"target"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_add_special_tokens", b"_add_special_tokens", "_score_top_p", b"_score_top_p", "add_special_tokens", b"add_special_tokens", "capture", b"capture", "contrast", b"contrast", "decoding", b"decoding", "given", b"given", "prefix", b"prefix", "score_top_p", b"score_top_p", "source", b"source", "target", b"target"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_add_special_tokens", b"_add_special_tokens", "_score_top_p", b"_score_top_p", "add_special_tokens", b"add_special_tokens", "capture", b"capture", "decoding", b"decoding", "given", b"given", "model", b"model", "prefix", b"prefix", "request_id", b"request_id", "resume_at", b"resume_at", "score_top_p", b"score_top_p", "scores", b"scores", "source", b"source", "source_language", b"source_language", "special_tokens_in_text", b"special_tokens_in_text", "target", b"target", "target_language", b"target_language"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_add_special_tokens", b"_add_special_tokens", "_score_top_p", b"_score_top_p", "add_special_tokens", b"add_special_tokens", "capture", b"capture", "contrast", b"contrast", "decoding", b"decoding", "given", b"given", "model", b"model", "offset_unit", b"offset_unit", "padding", b"padding", "prefix", b"prefix", "request_id", b"request_id", "resume_at", b"resume_at", "score_top_p", b"score_top_p", "scores", b"scores", "source", b"source", "source_language", b"source_language", "special_tokens_in_text", b"special_tokens_in_text", "target", b"target", "target_language", b"target_language", "truncate", b"truncate"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__add_special_tokens: _TypeAlias = _typing.Literal["add_special_tokens"]  # noqa: Y015
     _WhichOneofArgType__add_special_tokens: _TypeAlias = _typing.Literal["_add_special_tokens", b"_add_special_tokens"]  # noqa: Y015
@@ -155,6 +200,94 @@ class AttributeRequest(_message.Message):
 Global___AttributeRequest: _TypeAlias = AttributeRequest  # noqa: Y015
 
 @_typing.final
+class Contrast(_message.Message):
+    """A second context of a request: what is left unset is as in the request. At least one field must be set."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SOURCE_FIELD_NUMBER: _builtins.int
+    PREFIX_FIELD_NUMBER: _builtins.int
+    GIVEN_FIELD_NUMBER: _builtins.int
+    ALIGNMENTS_FIELD_NUMBER: _builtins.int
+    SUBTRACT_ATTENTION_FIELD_NUMBER: _builtins.int
+    KL_TOP_P_FIELD_NUMBER: _builtins.int
+    KL_TOP_K_FIELD_NUMBER: _builtins.int
+    subtract_attention: _builtins.bool
+    """Send the attention of the request minus the attention of the contrast, as Inseq's PairAggregator does. Both must
+    have the same number of positions, or units, and of steps.
+    """
+    kl_top_p: _builtins.float
+    """SCORE_KL_DIVERGENCE is computed over the likeliest tokens whose probabilities reach this sum in the request's
+    context. Above 0, at most 1. Unset: over the whole vocabulary.
+    """
+    kl_top_k: _builtins.int
+    """SCORE_KL_DIVERGENCE is computed over so many likeliest tokens. 0: over the whole vocabulary."""
+    @_builtins.property
+    def source(self) -> _text_pb2.Text:
+        """Another source. Not for a chat."""
+
+    @_builtins.property
+    def prefix(self) -> _text_pb2.Text:
+        """Another prefix: the context that the decoder reads before the target."""
+
+    @_builtins.property
+    def given(self) -> _text_pb2.Text:
+        """Another target, with a given target. Its tokens are compared with the target's tokens at the same steps, or as
+        `alignments` says.
+        """
+
+    @_builtins.property
+    def alignments(self) -> _containers.RepeatedCompositeFieldContainer[Global___StepPair]:
+        """Which steps of both targets are compared. Empty: step i with step i, which needs targets of the same length."""
+
+    def __init__(
+        self,
+        *,
+        source: _text_pb2.Text | None = ...,
+        prefix: _text_pb2.Text | None = ...,
+        given: _text_pb2.Text | None = ...,
+        alignments: _abc.Iterable[Global___StepPair] | None = ...,
+        subtract_attention: _builtins.bool = ...,
+        kl_top_p: _builtins.float | None = ...,
+        kl_top_k: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_kl_top_p", b"_kl_top_p", "given", b"given", "kl_top_p", b"kl_top_p", "prefix", b"prefix", "source", b"source"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_kl_top_p", b"_kl_top_p", "alignments", b"alignments", "given", b"given", "kl_top_k", b"kl_top_k", "kl_top_p", b"kl_top_p", "prefix", b"prefix", "source", b"source", "subtract_attention", b"subtract_attention"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__kl_top_p: _TypeAlias = _typing.Literal["kl_top_p"]  # noqa: Y015
+    _WhichOneofArgType__kl_top_p: _TypeAlias = _typing.Literal["_kl_top_p", b"_kl_top_p"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__kl_top_p) -> _WhichOneofReturnType__kl_top_p | None: ...
+
+Global___Contrast: _TypeAlias = Contrast  # noqa: Y015
+
+@_typing.final
+class StepPair(_message.Message):
+    """Two steps that are compared."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TARGET_FIELD_NUMBER: _builtins.int
+    CONTRAST_FIELD_NUMBER: _builtins.int
+    target: _builtins.int
+    """The step of the request's target."""
+    contrast: _builtins.int
+    """The step of the contrast target."""
+    def __init__(
+        self,
+        *,
+        target: _builtins.int = ...,
+        contrast: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["contrast", b"contrast", "target", b"target"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StepPair: _TypeAlias = StepPair  # noqa: Y015
+
+@_typing.final
 class AttributeResponse(_message.Message):
     """One event of the stream."""
 
@@ -164,6 +297,7 @@ class AttributeResponse(_message.Message):
     ENCODER_SELF_FIELD_NUMBER: _builtins.int
     STEPS_FIELD_NUMBER: _builtins.int
     FINISHED_FIELD_NUMBER: _builtins.int
+    UNITS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def started(self) -> Global___Started:
         """Sent once, first: when the request leaves the queue and the model has read the source. A request that has to wait
@@ -185,6 +319,10 @@ class AttributeResponse(_message.Message):
     def finished(self) -> Global___Finished:
         """Sent once, last."""
 
+    @_builtins.property
+    def units(self) -> Global___Units:
+        """Only with a grouping: units that are complete. The steps of a unit come before it, without attention."""
+
     def __init__(
         self,
         *,
@@ -192,16 +330,97 @@ class AttributeResponse(_message.Message):
         encoder_self: Global___EncoderSelf | None = ...,
         steps: Global___Steps | None = ...,
         finished: Global___Finished | None = ...,
+        units: Global___Units | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["encoder_self", b"encoder_self", "event", b"event", "finished", b"finished", "started", b"started", "steps", b"steps"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["encoder_self", b"encoder_self", "event", b"event", "finished", b"finished", "started", b"started", "steps", b"steps", "units", b"units"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["encoder_self", b"encoder_self", "event", b"event", "finished", b"finished", "started", b"started", "steps", b"steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["encoder_self", b"encoder_self", "event", b"event", "finished", b"finished", "started", b"started", "steps", b"steps", "units", b"units"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["started", "encoder_self", "steps", "finished"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["started", "encoder_self", "steps", "finished", "units"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
 Global___AttributeResponse: _TypeAlias = AttributeResponse  # noqa: Y015
+
+@_typing.final
+class Units(_message.Message):
+    """Units of the target, such as words, in order."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UNITS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def units(self) -> _containers.RepeatedCompositeFieldContainer[Global___Unit]:
+        """At least one unit."""
+
+    def __init__(
+        self,
+        *,
+        units: _abc.Iterable[Global___Unit] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["units", b"units"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Units: _TypeAlias = Units  # noqa: Y015
+
+@_typing.final
+class Unit(_message.Message):
+    """Consecutive steps that belong together, such as the tokens of a word."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    SPAN_FIELD_NUMBER: _builtins.int
+    FIRST_STEP_FIELD_NUMBER: _builtins.int
+    END_STEP_FIELD_NUMBER: _builtins.int
+    CROSS_FIELD_NUMBER: _builtins.int
+    DECODER_SELF_FIELD_NUMBER: _builtins.int
+    SCORES_FIELD_NUMBER: _builtins.int
+    index: _builtins.int
+    """The number of the unit in the target. The first unit has index 0."""
+    first_step: _builtins.int
+    """The first step of the unit."""
+    end_step: _builtins.int
+    """One past the last step of the unit."""
+    @_builtins.property
+    def span(self) -> Global___Span:
+        """The part of the target text that the unit covers. Empty for a unit of special tokens."""
+
+    @_builtins.property
+    def cross(self) -> _attention_pb2.Attention:
+        """Cross-attention of the unit. Shape: [units of the source, layers, heads], or fewer axes."""
+
+    @_builtins.property
+    def decoder_self(self) -> _attention_pb2.Attention:
+        """Decoder self-attention of the unit. The positions are the units of Started.prefix_units and the units of the target
+        up to this one. For a decoder-only model the units of the source come first.
+        """
+
+    @_builtins.property
+    def scores(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """The scores, in the order of Started.scores."""
+
+    def __init__(
+        self,
+        *,
+        index: _builtins.int = ...,
+        span: Global___Span | None = ...,
+        first_step: _builtins.int = ...,
+        end_step: _builtins.int = ...,
+        cross: _attention_pb2.Attention | None = ...,
+        decoder_self: _attention_pb2.Attention | None = ...,
+        scores: _abc.Iterable[_builtins.float] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cross", b"cross", "decoder_self", b"decoder_self", "span", b"span"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cross", b"cross", "decoder_self", b"decoder_self", "end_step", b"end_step", "first_step", b"first_step", "index", b"index", "scores", b"scores", "span", b"span"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Unit: _TypeAlias = Unit  # noqa: Y015
 
 @_typing.final
 class Started(_message.Message):
@@ -219,6 +438,12 @@ class Started(_message.Message):
     SCORES_FIELD_NUMBER: _builtins.int
     ARCHITECTURE_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
+    SOURCE_UNITS_FIELD_NUMBER: _builtins.int
+    PREFIX_UNITS_FIELD_NUMBER: _builtins.int
+    SOURCE_TOKENS_LEFT_OUT_FIELD_NUMBER: _builtins.int
+    TARGET_TOKENS_LEFT_OUT_FIELD_NUMBER: _builtins.int
+    SOURCE_POSITION_COUNT_FIELD_NUMBER: _builtins.int
+    SOURCE_POSITIONS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """The id of the request. The client has chosen it, or else the server."""
     model: _builtins.str
@@ -232,6 +457,14 @@ class Started(_message.Message):
     seed: _builtins.int
     """The seed that sampling uses. A later request needs it to go on after a broken stream, or to draw the same tokens
     again.
+    """
+    source_tokens_left_out: _builtins.int
+    """How many tokens of the source AttributeRequest.truncate has left out."""
+    target_tokens_left_out: _builtins.int
+    """How many tokens of the given target or of the prefix AttributeRequest.truncate has left out."""
+    source_position_count: _builtins.int
+    """The number of source positions where the source is not made of tokens, as with Text.features: then `source` is
+    empty.
     """
     @_builtins.property
     def source(self) -> _containers.RepeatedCompositeFieldContainer[_text_pb2.Token]:
@@ -259,6 +492,20 @@ class Started(_message.Message):
     def scores(self) -> _containers.RepeatedScalarFieldContainer[_attention_pb2.Score.ValueType]:
         """The scores that each step will carry, in this order."""
 
+    @_builtins.property
+    def source_units(self) -> _containers.RepeatedCompositeFieldContainer[Global___Span]:
+        """Only with a grouping: the units of the source, which are the positions of the attention. A unit of special tokens
+        is empty.
+        """
+
+    @_builtins.property
+    def prefix_units(self) -> _containers.RepeatedCompositeFieldContainer[Global___Span]:
+        """Only with a grouping: the units of `prefix`."""
+
+    @_builtins.property
+    def source_positions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Only with UnitOptions.source_slices: the source positions, or units, that are sent, in order."""
+
     def __init__(
         self,
         *,
@@ -272,10 +519,16 @@ class Started(_message.Message):
         scores: _abc.Iterable[_attention_pb2.Score.ValueType] | None = ...,
         architecture: _model_pb2.Architecture.ValueType = ...,
         seed: _builtins.int | None = ...,
+        source_units: _abc.Iterable[Global___Span] | None = ...,
+        prefix_units: _abc.Iterable[Global___Span] | None = ...,
+        source_tokens_left_out: _builtins.int = ...,
+        target_tokens_left_out: _builtins.int = ...,
+        source_position_count: _builtins.int = ...,
+        source_positions: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "capture", b"capture", "seed", b"seed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "architecture", b"architecture", "capture", b"capture", "layouts", b"layouts", "model", b"model", "prefix", b"prefix", "request_id", b"request_id", "scores", b"scores", "seed", b"seed", "source", b"source", "source_text", b"source_text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "architecture", b"architecture", "capture", b"capture", "layouts", b"layouts", "model", b"model", "prefix", b"prefix", "prefix_units", b"prefix_units", "request_id", b"request_id", "scores", b"scores", "seed", b"seed", "source", b"source", "source_position_count", b"source_position_count", "source_positions", b"source_positions", "source_text", b"source_text", "source_tokens_left_out", b"source_tokens_left_out", "source_units", b"source_units", "target_tokens_left_out", b"target_tokens_left_out"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
     _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015
@@ -347,6 +600,7 @@ class Step(_message.Message):
     CROSS_FIELD_NUMBER: _builtins.int
     DECODER_SELF_FIELD_NUMBER: _builtins.int
     SCORES_FIELD_NUMBER: _builtins.int
+    DECISION_FIELD_NUMBER: _builtins.int
     index: _builtins.int
     """The number of the step. The first step of the target has index 0, also where AttributeRequest.resume_at leaves it
     out.
@@ -377,6 +631,10 @@ class Step(_message.Message):
     def scores(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """The scores, in the order of Started.scores."""
 
+    @_builtins.property
+    def decision(self) -> Global___PolicyDecision:
+        """Only in a follow stream with FollowStart.policy: what the policy says of this step."""
+
     def __init__(
         self,
         *,
@@ -386,10 +644,11 @@ class Step(_message.Message):
         cross: _attention_pb2.Attention | None = ...,
         decoder_self: _attention_pb2.Attention | None = ...,
         scores: _abc.Iterable[_builtins.float] | None = ...,
+        decision: Global___PolicyDecision | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cross", b"cross", "decoder_self", b"decoder_self", "token", b"token"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cross", b"cross", "decision", b"decision", "decoder_self", b"decoder_self", "token", b"token"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cross", b"cross", "decoder_self", b"decoder_self", "index", b"index", "scores", b"scores", "text", b"text", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cross", b"cross", "decision", b"decision", "decoder_self", b"decoder_self", "index", b"index", "scores", b"scores", "text", b"text", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -450,10 +709,13 @@ class Hypothesis(_message.Message):
     TEXT_FIELD_NUMBER: _builtins.int
     TOKENS_FIELD_NUMBER: _builtins.int
     SCORE_FIELD_NUMBER: _builtins.int
+    STOP_REASON_FIELD_NUMBER: _builtins.int
     text: _builtins.str
     """The text of the hypothesis."""
     score: _builtins.float
     """The sum of the log-probabilities divided by length ** length_penalty, in nats."""
+    stop_reason: _text_pb2.StopReason.ValueType
+    """Why the hypothesis ends."""
     @_builtins.property
     def tokens(self) -> _containers.RepeatedCompositeFieldContainer[_text_pb2.Token]:
         """The tokens of the hypothesis."""
@@ -464,10 +726,11 @@ class Hypothesis(_message.Message):
         text: _builtins.str = ...,
         tokens: _abc.Iterable[_text_pb2.Token] | None = ...,
         score: _builtins.float = ...,
+        stop_reason: _text_pb2.StopReason.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["score", b"score", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["score", b"score", "stop_reason", b"stop_reason", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -612,6 +875,7 @@ class AttributeManyResponse(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     RESPONSE_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
+    BATCH_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """The id of the text to which this event belongs."""
     @_builtins.property
@@ -622,22 +886,51 @@ class AttributeManyResponse(_message.Message):
     def error(self) -> Global___Error:
         """This text has failed. The stream goes on."""
 
+    @_builtins.property
+    def batch(self) -> Global___AttributeManyBatch:
+        """Events of several texts, in order, where several events wait to be sent. request_id is empty then."""
+
     def __init__(
         self,
         *,
         request_id: _builtins.str = ...,
         response: Global___AttributeResponse | None = ...,
         error: Global___Error | None = ...,
+        batch: Global___AttributeManyBatch | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "event", b"event", "response", b"response"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "error", b"error", "event", b"event", "response", b"response"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "event", b"event", "request_id", b"request_id", "response", b"response"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "error", b"error", "event", b"event", "request_id", b"request_id", "response", b"response"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["response", "error"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["response", "error", "batch"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
 Global___AttributeManyResponse: _TypeAlias = AttributeManyResponse  # noqa: Y015
+
+@_typing.final
+class AttributeManyBatch(_message.Message):
+    """Events of several texts in one message."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESPONSES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def responses(self) -> _containers.RepeatedCompositeFieldContainer[Global___AttributeManyResponse]:
+        """At least two responses, in the order in which they happened. None of them is a batch."""
+
+    def __init__(
+        self,
+        *,
+        responses: _abc.Iterable[Global___AttributeManyResponse] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["responses", b"responses"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AttributeManyBatch: _TypeAlias = AttributeManyBatch  # noqa: Y015
 
 @_typing.final
 class Error(_message.Message):
@@ -680,6 +973,55 @@ class Error(_message.Message):
 Global___Error: _TypeAlias = Error  # noqa: Y015
 
 @_typing.final
+class CancelAttributionRequest(_message.Message):
+    """---- CancelAttribution ---------------------------------------------------------------------------------------------
+
+    Which request is not wanted any more.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """The request_id of requests of Attribute, of texts of AttributeMany, or of follow streams. Required."""
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelAttributionRequest: _TypeAlias = CancelAttributionRequest  # noqa: Y015
+
+@_typing.final
+class CancelAttributionResponse(_message.Message):
+    """What was cancelled."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CANCELLED_FIELD_NUMBER: _builtins.int
+    cancelled: _builtins.int
+    """How many requests of this id were cancelled. They end with CANCELLED. Where there is none, the call ends with
+    NOT_FOUND.
+    """
+    def __init__(
+        self,
+        *,
+        cancelled: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancelled", b"cancelled"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelAttributionResponse: _TypeAlias = CancelAttributionResponse  # noqa: Y015
+
+@_typing.final
 class FollowRequest(_message.Message):
     """---- Follow --------------------------------------------------------------------------------------------------------
 
@@ -693,15 +1035,20 @@ class FollowRequest(_message.Message):
     SOURCE_DONE_FIELD_NUMBER: _builtins.int
     TARGET_FIELD_NUMBER: _builtins.int
     TAKE_BACK_FIELD_NUMBER: _builtins.int
+    FLUSH_FIELD_NUMBER: _builtins.int
     take_back: _builtins.int
-    """The number of target tokens to remove from the end of the target."""
+    """The number of target tokens to remove from the end of the target. Text that waits is removed first, and does not
+    count.
+    """
     @_builtins.property
     def start(self) -> Global___FollowStart:
         """Sent once, first."""
 
     @_builtins.property
     def source(self) -> _text_pb2.Text:
-        """Text to add to the source. The source may grow while the target is written."""
+        """Text or token ids to add to the source. The source may grow while the target is written. Pieces of text are
+        joined as they are: a space between two words is part of one of the pieces.
+        """
 
     @_builtins.property
     def source_done(self) -> Global___SourceDone:
@@ -709,7 +1056,14 @@ class FollowRequest(_message.Message):
 
     @_builtins.property
     def target(self) -> _text_pb2.Text:
-        """Tokens to add to the target. Each token becomes a step."""
+        """Token ids or text to add to the target. Each token becomes a step. Of a text, the characters up to its last word
+        boundary become tokens at once; the rest waits until more text, or `flush`, completes the word. Tokens that have
+        been sent never change.
+        """
+
+    @_builtins.property
+    def flush(self) -> Global___Flush:
+        """The text of the target that waits for the end of its word is complete."""
 
     def __init__(
         self,
@@ -719,16 +1073,34 @@ class FollowRequest(_message.Message):
         source_done: Global___SourceDone | None = ...,
         target: _text_pb2.Text | None = ...,
         take_back: _builtins.int = ...,
+        flush: Global___Flush | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "source", b"source", "source_done", b"source_done", "start", b"start", "take_back", b"take_back", "target", b"target"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "flush", b"flush", "source", b"source", "source_done", b"source_done", "start", b"start", "take_back", b"take_back", "target", b"target"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "source", b"source", "source_done", b"source_done", "start", b"start", "take_back", b"take_back", "target", b"target"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "flush", b"flush", "source", b"source", "source_done", b"source_done", "start", b"start", "take_back", b"take_back", "target", b"target"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["start", "source", "source_done", "target", "take_back"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["start", "source", "source_done", "target", "take_back", "flush"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
 Global___FollowRequest: _TypeAlias = FollowRequest  # noqa: Y015
+
+@_typing.final
+class Flush(_message.Message):
+    """Says that the last word of the target is complete."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Flush: _TypeAlias = Flush  # noqa: Y015
 
 @_typing.final
 class FollowStart(_message.Message):
@@ -742,6 +1114,13 @@ class FollowStart(_message.Message):
     TARGET_LANGUAGE_FIELD_NUMBER: _builtins.int
     CAPTURE_FIELD_NUMBER: _builtins.int
     SCORES_FIELD_NUMBER: _builtins.int
+    SCORE_TOP_P_FIELD_NUMBER: _builtins.int
+    OFFSET_UNIT_FIELD_NUMBER: _builtins.int
+    SPECIAL_TOKENS_IN_TEXT_FIELD_NUMBER: _builtins.int
+    ADD_SPECIAL_TOKENS_FIELD_NUMBER: _builtins.int
+    PREFIX_FIELD_NUMBER: _builtins.int
+    POLICY_FIELD_NUMBER: _builtins.int
+    DECODING_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """As in AttributeRequest."""
     model: _builtins.str
@@ -750,6 +1129,14 @@ class FollowStart(_message.Message):
     """As in AttributeRequest."""
     target_language: _builtins.str
     """As in AttributeRequest."""
+    score_top_p: _builtins.float
+    """As in AttributeRequest."""
+    offset_unit: _text_pb2.OffsetUnit.ValueType
+    """As in AttributeRequest."""
+    special_tokens_in_text: _text_pb2.SpecialTokensInText.ValueType
+    """As in AttributeRequest."""
+    add_special_tokens: _builtins.bool
+    """As in AttributeRequest."""
     @_builtins.property
     def capture(self) -> _attention_pb2.Capture:
         """As in AttributeRequest."""
@@ -757,6 +1144,21 @@ class FollowStart(_message.Message):
     @_builtins.property
     def scores(self) -> _containers.RepeatedScalarFieldContainer[_attention_pb2.Score.ValueType]:
         """As in AttributeRequest."""
+
+    @_builtins.property
+    def prefix(self) -> _text_pb2.Text:
+        """As in AttributeRequest."""
+
+    @_builtins.property
+    def policy(self) -> Global___Policy:
+        """When the target may go on before the source is complete. Each step then carries a decision. Unset: no decisions."""
+
+    @_builtins.property
+    def decoding(self) -> _text_pb2.Decoding:
+        """The server writes the target, after each piece of source as far as `policy` allows. Then FollowRequest.target and
+        FollowRequest.take_back are refused. Only greedy decoding, and `policy` must be set. Unset: the client writes the
+        target.
+        """
 
     def __init__(
         self,
@@ -767,12 +1169,26 @@ class FollowStart(_message.Message):
         target_language: _builtins.str = ...,
         capture: _attention_pb2.Capture | None = ...,
         scores: _abc.Iterable[_attention_pb2.Score.ValueType] | None = ...,
+        score_top_p: _builtins.float | None = ...,
+        offset_unit: _text_pb2.OffsetUnit.ValueType = ...,
+        special_tokens_in_text: _text_pb2.SpecialTokensInText.ValueType = ...,
+        add_special_tokens: _builtins.bool | None = ...,
+        prefix: _text_pb2.Text | None = ...,
+        policy: Global___Policy | None = ...,
+        decoding: _text_pb2.Decoding | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["capture", b"capture"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_add_special_tokens", b"_add_special_tokens", "_score_top_p", b"_score_top_p", "add_special_tokens", b"add_special_tokens", "capture", b"capture", "decoding", b"decoding", "policy", b"policy", "prefix", b"prefix", "score_top_p", b"score_top_p"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["capture", b"capture", "model", b"model", "request_id", b"request_id", "scores", b"scores", "source_language", b"source_language", "target_language", b"target_language"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_add_special_tokens", b"_add_special_tokens", "_score_top_p", b"_score_top_p", "add_special_tokens", b"add_special_tokens", "capture", b"capture", "decoding", b"decoding", "model", b"model", "offset_unit", b"offset_unit", "policy", b"policy", "prefix", b"prefix", "request_id", b"request_id", "score_top_p", b"score_top_p", "scores", b"scores", "source_language", b"source_language", "special_tokens_in_text", b"special_tokens_in_text", "target_language", b"target_language"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__add_special_tokens: _TypeAlias = _typing.Literal["add_special_tokens"]  # noqa: Y015
+    _WhichOneofArgType__add_special_tokens: _TypeAlias = _typing.Literal["_add_special_tokens", b"_add_special_tokens"]  # noqa: Y015
+    _WhichOneofReturnType__score_top_p: _TypeAlias = _typing.Literal["score_top_p"]  # noqa: Y015
+    _WhichOneofArgType__score_top_p: _TypeAlias = _typing.Literal["_score_top_p", b"_score_top_p"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__add_special_tokens) -> _WhichOneofReturnType__add_special_tokens | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__score_top_p) -> _WhichOneofReturnType__score_top_p | None: ...
 
 Global___FollowStart: _TypeAlias = FollowStart  # noqa: Y015
 
@@ -794,6 +1210,104 @@ class SourceDone(_message.Message):
 Global___SourceDone: _TypeAlias = SourceDone  # noqa: Y015
 
 @_typing.final
+class Policy(_message.Message):
+    """A policy of simultaneous translation."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ALIGN_ATT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def align_att(self) -> Global___AlignAtt:
+        """AlignAtt (Papi et al. 2023, arXiv:2305.11408)."""
+
+    def __init__(
+        self,
+        *,
+        align_att: Global___AlignAtt | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["align_att", b"align_att", "policy", b"policy"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["align_att", b"align_att", "policy", b"policy"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_policy: _TypeAlias = _typing.Literal["align_att"]  # noqa: Y015
+    _WhichOneofArgType_policy: _TypeAlias = _typing.Literal["policy", b"policy"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_policy) -> _WhichOneofReturnType_policy | None: ...
+
+Global___Policy: _TypeAlias = Policy  # noqa: Y015
+
+@_typing.final
+class AlignAtt(_message.Message):
+    """AlignAtt: a step is held where its token looks most at the last part of the source, which more source may change."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKENS_FIELD_NUMBER: _builtins.int
+    WORDS_FIELD_NUMBER: _builtins.int
+    HEADS_FIELD_NUMBER: _builtins.int
+    ROW_FIELD_NUMBER: _builtins.int
+    tokens: _builtins.int
+    """So many tokens, special tokens not counted. At least 1."""
+    words: _builtins.int
+    """So many words. At least 1."""
+    row: _attention_pb2.Row.ValueType
+    """Which row of the attention matrix is used. Unset: ROW_PREDICTING."""
+    @_builtins.property
+    def heads(self) -> _attention_pb2.HeadSelection:
+        """The heads whose mean says where a token looks. Unset: the preset "alignment" if the model has it, otherwise all
+        heads of the last two thirds of the layers.
+        """
+
+    def __init__(
+        self,
+        *,
+        tokens: _builtins.int = ...,
+        words: _builtins.int = ...,
+        heads: _attention_pb2.HeadSelection | None = ...,
+        row: _attention_pb2.Row.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["heads", b"heads", "held_back", b"held_back", "tokens", b"tokens", "words", b"words"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["heads", b"heads", "held_back", b"held_back", "row", b"row", "tokens", b"tokens", "words", b"words"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_held_back: _TypeAlias = _typing.Literal["tokens", "words"]  # noqa: Y015
+    _WhichOneofArgType_held_back: _TypeAlias = _typing.Literal["held_back", b"held_back"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_held_back) -> _WhichOneofReturnType_held_back | None: ...
+
+Global___AlignAtt: _TypeAlias = AlignAtt  # noqa: Y015
+
+@_typing.final
+class PolicyDecision(_message.Message):
+    """What a policy says of a step."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DECISION_FIELD_NUMBER: _builtins.int
+    SOURCE_TOKEN_FIELD_NUMBER: _builtins.int
+    FIRM_SOURCE_TOKENS_FIELD_NUMBER: _builtins.int
+    decision: Global___Decision.ValueType
+    """Whether the step may be shown to a reader."""
+    source_token: _builtins.int
+    """The source token that the step looks at most. Special tokens are left out."""
+    firm_source_tokens: _builtins.int
+    """The number of source tokens, from the first, that the target up to this step is firm up to: one past the greatest
+    source_token of all committed steps so far.
+    """
+    def __init__(
+        self,
+        *,
+        decision: Global___Decision.ValueType = ...,
+        source_token: _builtins.int = ...,
+        firm_source_tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision", "firm_source_tokens", b"firm_source_tokens", "source_token", b"source_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PolicyDecision: _TypeAlias = PolicyDecision  # noqa: Y015
+
+@_typing.final
 class FollowResponse(_message.Message):
     """One event of a follow stream."""
 
@@ -804,6 +1318,7 @@ class FollowResponse(_message.Message):
     STEPS_FIELD_NUMBER: _builtins.int
     STEP_COUNT_FIELD_NUMBER: _builtins.int
     FINISHED_FIELD_NUMBER: _builtins.int
+    AWAITING_SOURCE_FIELD_NUMBER: _builtins.int
     step_count: _builtins.int
     """The number of steps that are left after FollowRequest.take_back."""
     @_builtins.property
@@ -822,6 +1337,10 @@ class FollowResponse(_message.Message):
     def finished(self) -> Global___Finished:
         """Sent once, last, after the client has closed its side of the stream."""
 
+    @_builtins.property
+    def awaiting_source(self) -> Global___AwaitingSource:
+        """Only with FollowStart.decoding: the server has written what the policy allows, and waits for more source."""
+
     def __init__(
         self,
         *,
@@ -830,16 +1349,43 @@ class FollowResponse(_message.Message):
         steps: Global___Steps | None = ...,
         step_count: _builtins.int = ...,
         finished: Global___Finished | None = ...,
+        awaiting_source: Global___AwaitingSource | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["encoder_self", b"encoder_self", "event", b"event", "finished", b"finished", "started", b"started", "step_count", b"step_count", "steps", b"steps"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["awaiting_source", b"awaiting_source", "encoder_self", b"encoder_self", "event", b"event", "finished", b"finished", "started", b"started", "step_count", b"step_count", "steps", b"steps"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["encoder_self", b"encoder_self", "event", b"event", "finished", b"finished", "started", b"started", "step_count", b"step_count", "steps", b"steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["awaiting_source", b"awaiting_source", "encoder_self", b"encoder_self", "event", b"event", "finished", b"finished", "started", b"started", "step_count", b"step_count", "steps", b"steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["started", "encoder_self", "steps", "step_count", "finished"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["started", "encoder_self", "steps", "step_count", "finished", "awaiting_source"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
 Global___FollowResponse: _TypeAlias = FollowResponse  # noqa: Y015
+
+@_typing.final
+class AwaitingSource(_message.Message):
+    """The server waits for more source."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEP_COUNT_FIELD_NUMBER: _builtins.int
+    FIRM_SOURCE_TOKENS_FIELD_NUMBER: _builtins.int
+    step_count: _builtins.int
+    """The number of steps that are written."""
+    firm_source_tokens: _builtins.int
+    """The number of source tokens that the target is firm up to: see PolicyDecision.firm_source_tokens."""
+    def __init__(
+        self,
+        *,
+        step_count: _builtins.int = ...,
+        firm_source_tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["firm_source_tokens", b"firm_source_tokens", "step_count", b"step_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AwaitingSource: _TypeAlias = AwaitingSource  # noqa: Y015
 
 @_typing.final
 class AlignRequest(_message.Message):
@@ -861,6 +1407,7 @@ class AlignRequest(_message.Message):
     GROUPING_FIELD_NUMBER: _builtins.int
     MIN_SCORE_FIELD_NUMBER: _builtins.int
     MARKUP_FIELD_NUMBER: _builtins.int
+    OFFSET_UNIT_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """As in AttributeRequest."""
     model: _builtins.str
@@ -875,6 +1422,8 @@ class AlignRequest(_message.Message):
     """What is linked. Unset: GROUPING_WORD."""
     min_score: _builtins.float
     """The smallest score of a link. Links with a smaller score are left out. From 0 to 1."""
+    offset_unit: _text_pb2.OffsetUnit.ValueType
+    """As in AttributeRequest."""
     @_builtins.property
     def source(self) -> _text_pb2.Text:
         """The source. `markup` says which parts of it are marked."""
@@ -905,10 +1454,11 @@ class AlignRequest(_message.Message):
         grouping: _attention_pb2.Grouping.ValueType = ...,
         min_score: _builtins.float = ...,
         markup: Global___Markup | None = ...,
+        offset_unit: _text_pb2.OffsetUnit.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["heads", b"heads", "markup", b"markup", "source", b"source", "target", b"target"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["grouping", b"grouping", "heads", b"heads", "markup", b"markup", "min_score", b"min_score", "model", b"model", "request_id", b"request_id", "row", b"row", "source", b"source", "source_language", b"source_language", "target", b"target", "target_language", b"target_language"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["grouping", b"grouping", "heads", b"heads", "markup", b"markup", "min_score", b"min_score", "model", b"model", "offset_unit", b"offset_unit", "request_id", b"request_id", "row", b"row", "source", b"source", "source_language", b"source_language", "target", b"target", "target_language", b"target_language"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -55,6 +55,11 @@ class AttributionServiceStub:
                 request_serializer=sidelight_dot_v1_dot_attribution__service__pb2.AlignRequest.SerializeToString,
                 response_deserializer=sidelight_dot_v1_dot_attribution__service__pb2.AlignResponse.FromString,
                 _registered_method=True)
+        self.CancelAttribution = channel.unary_unary(
+                '/sidelight.v1.AttributionService/CancelAttribution',
+                request_serializer=sidelight_dot_v1_dot_attribution__service__pb2.CancelAttributionRequest.SerializeToString,
+                response_deserializer=sidelight_dot_v1_dot_attribution__service__pb2.CancelAttributionResponse.FromString,
+                _registered_method=True)
         self.GetModel = channel.unary_unary(
                 '/sidelight.v1.AttributionService/GetModel',
                 request_serializer=sidelight_dot_v1_dot_attribution__service__pb2.GetModelRequest.SerializeToString,
@@ -82,7 +87,8 @@ class AttributionServiceServicer:
 
     def AttributeMany(self, request_iterator, context):
         """Streams the attention of many texts over one long stream. Events of different texts are mixed, and each carries its
-        request id. Where one text fails, the others go on. Not served yet.
+        request id. Where one text fails, the others go on. After the client has closed its side of the stream, the texts
+        that still run are finished.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -90,7 +96,8 @@ class AttributionServiceServicer:
 
     def Follow(self, request_iterator, context):
         """Gives attention to a client that has its own decoder. The client sends the source, and then each target token after
-        its decoder has written the token. The server answers with the attention of each token. Not served yet.
+        its decoder has written the token. The server answers with the attention of each token. With FollowStart.decoding,
+        the server writes the target itself while the source grows: simultaneous translation.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -99,6 +106,13 @@ class AttributionServiceServicer:
     def Align(self, request, context):
         """Links the words of a finished pair of texts. The server answers with the source words that each target word comes
         from, and carries markup over to the target. Not served yet.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CancelAttribution(self, request, context):
+        """Cancels a request by its id, from any connection: for gateways.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -140,6 +154,11 @@ def add_AttributionServiceServicer_to_server(servicer, server):
                     servicer.Align,
                     request_deserializer=sidelight_dot_v1_dot_attribution__service__pb2.AlignRequest.FromString,
                     response_serializer=sidelight_dot_v1_dot_attribution__service__pb2.AlignResponse.SerializeToString,
+            ),
+            'CancelAttribution': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelAttribution,
+                    request_deserializer=sidelight_dot_v1_dot_attribution__service__pb2.CancelAttributionRequest.FromString,
+                    response_serializer=sidelight_dot_v1_dot_attribution__service__pb2.CancelAttributionResponse.SerializeToString,
             ),
             'GetModel': grpc.unary_unary_rpc_method_handler(
                     servicer.GetModel,
@@ -261,6 +280,33 @@ class AttributionService:
             '/sidelight.v1.AttributionService/Align',
             sidelight_dot_v1_dot_attribution__service__pb2.AlignRequest.SerializeToString,
             sidelight_dot_v1_dot_attribution__service__pb2.AlignResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelAttribution(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sidelight.v1.AttributionService/CancelAttribution',
+            sidelight_dot_v1_dot_attribution__service__pb2.CancelAttributionRequest.SerializeToString,
+            sidelight_dot_v1_dot_attribution__service__pb2.CancelAttributionResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -57,16 +57,20 @@ class AttributionServiceStub:
     """
     AttributeMany: _grpc.StreamStreamMultiCallable[_attribution_service_pb2.AttributeManyRequest, _attribution_service_pb2.AttributeManyResponse]
     """Streams the attention of many texts over one long stream. Events of different texts are mixed, and each carries its
-    request id. Where one text fails, the others go on. Not served yet.
+    request id. Where one text fails, the others go on. After the client has closed its side of the stream, the texts
+    that still run are finished.
     """
     Follow: _grpc.StreamStreamMultiCallable[_attribution_service_pb2.FollowRequest, _attribution_service_pb2.FollowResponse]
     """Gives attention to a client that has its own decoder. The client sends the source, and then each target token after
-    its decoder has written the token. The server answers with the attention of each token. Not served yet.
+    its decoder has written the token. The server answers with the attention of each token. With FollowStart.decoding,
+    the server writes the target itself while the source grows: simultaneous translation.
     """
     Align: _grpc.UnaryUnaryMultiCallable[_attribution_service_pb2.AlignRequest, _attribution_service_pb2.AlignResponse]
     """Links the words of a finished pair of texts. The server answers with the source words that each target word comes
     from, and carries markup over to the target. Not served yet.
     """
+    CancelAttribution: _grpc.UnaryUnaryMultiCallable[_attribution_service_pb2.CancelAttributionRequest, _attribution_service_pb2.CancelAttributionResponse]
+    """Cancels a request by its id, from any connection: for gateways."""
     GetModel: _grpc.UnaryUnaryMultiCallable[_attribution_service_pb2.GetModelRequest, _attribution_service_pb2.GetModelResponse]
     """Describes one loaded model."""
     ListModels: _grpc.UnaryUnaryMultiCallable[_attribution_service_pb2.ListModelsRequest, _attribution_service_pb2.ListModelsResponse]
@@ -84,16 +88,20 @@ class AttributionServiceAsyncStub(AttributionServiceStub):
     """
     AttributeMany: _aio.StreamStreamMultiCallable[_attribution_service_pb2.AttributeManyRequest, _attribution_service_pb2.AttributeManyResponse]  # type: ignore[assignment]
     """Streams the attention of many texts over one long stream. Events of different texts are mixed, and each carries its
-    request id. Where one text fails, the others go on. Not served yet.
+    request id. Where one text fails, the others go on. After the client has closed its side of the stream, the texts
+    that still run are finished.
     """
     Follow: _aio.StreamStreamMultiCallable[_attribution_service_pb2.FollowRequest, _attribution_service_pb2.FollowResponse]  # type: ignore[assignment]
     """Gives attention to a client that has its own decoder. The client sends the source, and then each target token after
-    its decoder has written the token. The server answers with the attention of each token. Not served yet.
+    its decoder has written the token. The server answers with the attention of each token. With FollowStart.decoding,
+    the server writes the target itself while the source grows: simultaneous translation.
     """
     Align: _aio.UnaryUnaryMultiCallable[_attribution_service_pb2.AlignRequest, _attribution_service_pb2.AlignResponse]  # type: ignore[assignment]
     """Links the words of a finished pair of texts. The server answers with the source words that each target word comes
     from, and carries markup over to the target. Not served yet.
     """
+    CancelAttribution: _aio.UnaryUnaryMultiCallable[_attribution_service_pb2.CancelAttributionRequest, _attribution_service_pb2.CancelAttributionResponse]  # type: ignore[assignment]
+    """Cancels a request by its id, from any connection: for gateways."""
     GetModel: _aio.UnaryUnaryMultiCallable[_attribution_service_pb2.GetModelRequest, _attribution_service_pb2.GetModelResponse]  # type: ignore[assignment]
     """Describes one loaded model."""
     ListModels: _aio.UnaryUnaryMultiCallable[_attribution_service_pb2.ListModelsRequest, _attribution_service_pb2.ListModelsResponse]  # type: ignore[assignment]
@@ -120,7 +128,8 @@ class AttributionServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_attribution_service_pb2.AttributeManyResponse], _abc.AsyncIterator[_attribution_service_pb2.AttributeManyResponse]]:
         """Streams the attention of many texts over one long stream. Events of different texts are mixed, and each carries its
-        request id. Where one text fails, the others go on. Not served yet.
+        request id. Where one text fails, the others go on. After the client has closed its side of the stream, the texts
+        that still run are finished.
         """
 
     @_abc_1.abstractmethod
@@ -130,7 +139,8 @@ class AttributionServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_attribution_service_pb2.FollowResponse], _abc.AsyncIterator[_attribution_service_pb2.FollowResponse]]:
         """Gives attention to a client that has its own decoder. The client sends the source, and then each target token after
-        its decoder has written the token. The server answers with the attention of each token. Not served yet.
+        its decoder has written the token. The server answers with the attention of each token. With FollowStart.decoding,
+        the server writes the target itself while the source grows: simultaneous translation.
         """
 
     @_abc_1.abstractmethod
@@ -142,6 +152,14 @@ class AttributionServiceServicer(metaclass=_abc_1.ABCMeta):
         """Links the words of a finished pair of texts. The server answers with the source words that each target word comes
         from, and carries markup over to the target. Not served yet.
         """
+
+    @_abc_1.abstractmethod
+    def CancelAttribution(
+        self,
+        request: _attribution_service_pb2.CancelAttributionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_attribution_service_pb2.CancelAttributionResponse, _abc.Awaitable[_attribution_service_pb2.CancelAttributionResponse]]:
+        """Cancels a request by its id, from any connection: for gateways."""
 
     @_abc_1.abstractmethod
     def GetModel(

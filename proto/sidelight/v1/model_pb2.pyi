@@ -92,6 +92,9 @@ class Model(_message.Message):
     VOCABULARY_SIZE_FIELD_NUMBER: _builtins.int
     CAPTURE_PATH_FIELD_NUMBER: _builtins.int
     LIMITS_FIELD_NUMBER: _builtins.int
+    METHODS_FIELD_NUMBER: _builtins.int
+    WORD_BOUNDARIES_FIELD_NUMBER: _builtins.int
+    BATCHES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The name that requests use for the model. Never a path."""
     family: _builtins.str
@@ -114,6 +117,12 @@ class Model(_message.Message):
     """The size of the vocabulary. Every token id is less than this number."""
     capture_path: Global___CapturePath.ValueType
     """How the server gets the attention of the model."""
+    word_boundaries: _builtins.str
+    """How GROUPING_WORD and GROUPING_SENTENCE find boundaries: "icu" divides scripts without spaces by a dictionary, too;
+    "uax29" divides such scripts into characters.
+    """
+    batches: _builtins.bool
+    """Whether the requests of the model share batches. Without: each request runs by itself."""
     @_builtins.property
     def attentions(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelAttention]:
         """The kinds of attention that the model has, with their sizes."""
@@ -132,6 +141,10 @@ class Model(_message.Message):
     def limits(self) -> Global___RequestLimits:
         """How large a request may be. The server checks these limits before it does any work for the request."""
 
+    @_builtins.property
+    def methods(self) -> _containers.RepeatedScalarFieldContainer[_attention_pb2.Method.ValueType]:
+        """The methods that Capture.method may ask for."""
+
     def __init__(
         self,
         *,
@@ -149,10 +162,13 @@ class Model(_message.Message):
         vocabulary_size: _builtins.int = ...,
         capture_path: Global___CapturePath.ValueType = ...,
         limits: Global___RequestLimits | None = ...,
+        methods: _abc.Iterable[_attention_pb2.Method.ValueType] | None = ...,
+        word_boundaries: _builtins.str = ...,
+        batches: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "attentions", b"attentions", "capture_path", b"capture_path", "default", b"default", "device", b"device", "dtype", b"dtype", "family", b"family", "languages", b"languages", "limits", b"limits", "max_source_tokens", b"max_source_tokens", "max_target_tokens", b"max_target_tokens", "name", b"name", "presets", b"presets", "vocabulary_size", b"vocabulary_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "attentions", b"attentions", "batches", b"batches", "capture_path", b"capture_path", "default", b"default", "device", b"device", "dtype", b"dtype", "family", b"family", "languages", b"languages", "limits", b"limits", "max_source_tokens", b"max_source_tokens", "max_target_tokens", b"max_target_tokens", "methods", b"methods", "name", b"name", "presets", b"presets", "vocabulary_size", b"vocabulary_size", "word_boundaries", b"word_boundaries"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -170,6 +186,10 @@ class RequestLimits(_message.Message):
     MAX_CHAT_MESSAGES_FIELD_NUMBER: _builtins.int
     MAX_STOP_TEXTS_FIELD_NUMBER: _builtins.int
     MAX_STOP_BYTES_FIELD_NUMBER: _builtins.int
+    MAX_BEAM_WIDTH_FIELD_NUMBER: _builtins.int
+    MAX_TEXTS_PER_STREAM_FIELD_NUMBER: _builtins.int
+    MAX_SPANS_FIELD_NUMBER: _builtins.int
+    MAX_FOLLOW_STREAMS_FIELD_NUMBER: _builtins.int
     max_request_bytes: _builtins.int
     """The greatest size of the serialized request, in bytes."""
     max_source_bytes: _builtins.int
@@ -184,6 +204,14 @@ class RequestLimits(_message.Message):
     """The greatest number of texts in Decoding.stop."""
     max_stop_bytes: _builtins.int
     """The greatest size of each text in Decoding.stop, in bytes of UTF-8."""
+    max_beam_width: _builtins.int
+    """The greatest Beam.width. 0: the model has no beam search."""
+    max_texts_per_stream: _builtins.int
+    """The greatest number of texts that run at the same time on one AttributeMany stream."""
+    max_spans: _builtins.int
+    """The greatest number of spans in each list of UnitOptions."""
+    max_follow_streams: _builtins.int
+    """The greatest number of follow streams that are open at the same time."""
     def __init__(
         self,
         *,
@@ -193,10 +221,14 @@ class RequestLimits(_message.Message):
         max_chat_messages: _builtins.int = ...,
         max_stop_texts: _builtins.int = ...,
         max_stop_bytes: _builtins.int = ...,
+        max_beam_width: _builtins.int = ...,
+        max_texts_per_stream: _builtins.int = ...,
+        max_spans: _builtins.int = ...,
+        max_follow_streams: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_chat_messages", b"max_chat_messages", "max_request_bytes", b"max_request_bytes", "max_source_bytes", b"max_source_bytes", "max_stop_bytes", b"max_stop_bytes", "max_stop_texts", b"max_stop_texts", "max_target_bytes", b"max_target_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_beam_width", b"max_beam_width", "max_chat_messages", b"max_chat_messages", "max_follow_streams", b"max_follow_streams", "max_request_bytes", b"max_request_bytes", "max_source_bytes", b"max_source_bytes", "max_spans", b"max_spans", "max_stop_bytes", b"max_stop_bytes", "max_stop_texts", b"max_stop_texts", "max_target_bytes", b"max_target_bytes", "max_texts_per_stream", b"max_texts_per_stream"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -24,33 +24,43 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17sidelight/v1/text.proto\x12\x0csidelight.v1\"o\n\x04Text\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12+\n\ttoken_ids\x18\x02 \x01(\x0b\x32\x16.sidelight.v1.TokenIdsH\x00\x12\"\n\x04\x63hat\x18\x03 \x01(\x0b\x32\x12.sidelight.v1.ChatH\x00\x42\x06\n\x04kind\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"3\n\x04\x43hat\x12+\n\x08messages\x18\x01 \x03(\x0b\x32\x19.sidelight.v1.ChatMessage\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"]\n\x05Token\x12\n\n\x02id\x18\x01 \x01(\r\x12\r\n\x05piece\x18\x02 \x01(\t\x12\r\n\x05\x62\x65gin\x18\x03 \x01(\r\x12\x0b\n\x03\x65nd\x18\x04 \x01(\r\x12\x0f\n\x07special\x18\x05 \x01(\x08\x12\x0c\n\x04text\x18\x06 \x01(\t\"\x84\x03\n\x08\x44\x65\x63oding\x12\x1b\n\x0emax_new_tokens\x18\x01 \x01(\rH\x01\x88\x01\x01\x12&\n\x06greedy\x18\x02 \x01(\x0b\x32\x14.sidelight.v1.GreedyH\x00\x12*\n\x08sampling\x18\x03 \x01(\x0b\x32\x16.sidelight.v1.SamplingH\x00\x12\"\n\x04\x62\x65\x61m\x18\x04 \x01(\x0b\x32\x12.sidelight.v1.BeamH\x00\x12\x0c\n\x04stop\x18\x05 \x03(\t\x12\x12\n\nignore_eos\x18\x06 \x01(\x08\x12\x1b\n\x0emin_new_tokens\x18\x07 \x01(\rH\x02\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x08 \x01(\x02H\x03\x88\x01\x01\x12!\n\x14no_repeat_ngram_size\x18\t \x01(\rH\x04\x88\x01\x01\x42\n\n\x08strategyB\x11\n\x0f_max_new_tokensB\x11\n\x0f_min_new_tokensB\x15\n\x13_repetition_penaltyB\x17\n\x15_no_repeat_ngram_size\"\x08\n\x06Greedy\"\x8c\x01\n\x08Sampling\x12\x18\n\x0btemperature\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05top_k\x18\x02 \x01(\rH\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x02H\x02\x88\x01\x01\x12\x11\n\x04seed\x18\x04 \x01(\x04H\x03\x88\x01\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_kB\x08\n\x06_top_pB\x07\n\x05_seed\"Y\n\x04\x42\x65\x61m\x12\r\n\x05width\x18\x01 \x01(\r\x12\x1b\n\x0elength_penalty\x18\x02 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\nhypotheses\x18\x03 \x01(\rB\x11\n\x0f_length_penalty*\x80\x01\n\x13SpecialTokensInText\x12&\n\"SPECIAL_TOKENS_IN_TEXT_UNSPECIFIED\x10\x00\x12\x1f\n\x1bSPECIAL_TOKENS_IN_TEXT_TEXT\x10\x01\x12 \n\x1cSPECIAL_TOKENS_IN_TEXT_PARSE\x10\x02*\x8e\x01\n\nStopReason\x12\x1b\n\x17STOP_REASON_UNSPECIFIED\x10\x00\x12\x19\n\x15STOP_REASON_END_TOKEN\x10\x01\x12\x16\n\x12STOP_REASON_LENGTH\x10\x02\x12\x19\n\x15STOP_REASON_STOP_TEXT\x10\x03\x12\x15\n\x11STOP_REASON_GIVEN\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17sidelight/v1/text.proto\x12\x0csidelight.v1\"\x9b\x01\n\x04Text\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12+\n\ttoken_ids\x18\x02 \x01(\x0b\x32\x16.sidelight.v1.TokenIdsH\x00\x12\"\n\x04\x63hat\x18\x03 \x01(\x0b\x32\x12.sidelight.v1.ChatH\x00\x12*\n\x08\x66\x65\x61tures\x18\x04 \x01(\x0b\x32\x16.sidelight.v1.FeaturesH\x00\x42\x06\n\x04kind\")\n\x08\x46\x65\x61tures\x12\r\n\x05shape\x18\x01 \x03(\r\x12\x0e\n\x06values\x18\x02 \x01(\x0c\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"3\n\x04\x43hat\x12+\n\x08messages\x18\x01 \x03(\x0b\x32\x19.sidelight.v1.ChatMessage\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"]\n\x05Token\x12\n\n\x02id\x18\x01 \x01(\r\x12\r\n\x05piece\x18\x02 \x01(\t\x12\r\n\x05\x62\x65gin\x18\x03 \x01(\r\x12\x0b\n\x03\x65nd\x18\x04 \x01(\r\x12\x0f\n\x07special\x18\x05 \x01(\x08\x12\x0c\n\x04text\x18\x06 \x01(\t\"\x84\x03\n\x08\x44\x65\x63oding\x12\x1b\n\x0emax_new_tokens\x18\x01 \x01(\rH\x01\x88\x01\x01\x12&\n\x06greedy\x18\x02 \x01(\x0b\x32\x14.sidelight.v1.GreedyH\x00\x12*\n\x08sampling\x18\x03 \x01(\x0b\x32\x16.sidelight.v1.SamplingH\x00\x12\"\n\x04\x62\x65\x61m\x18\x04 \x01(\x0b\x32\x12.sidelight.v1.BeamH\x00\x12\x0c\n\x04stop\x18\x05 \x03(\t\x12\x12\n\nignore_eos\x18\x06 \x01(\x08\x12\x1b\n\x0emin_new_tokens\x18\x07 \x01(\rH\x02\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x08 \x01(\x02H\x03\x88\x01\x01\x12!\n\x14no_repeat_ngram_size\x18\t \x01(\rH\x04\x88\x01\x01\x42\n\n\x08strategyB\x11\n\x0f_max_new_tokensB\x11\n\x0f_min_new_tokensB\x15\n\x13_repetition_penaltyB\x17\n\x15_no_repeat_ngram_size\"\x08\n\x06Greedy\"\x8c\x01\n\x08Sampling\x12\x18\n\x0btemperature\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05top_k\x18\x02 \x01(\rH\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x02H\x02\x88\x01\x01\x12\x11\n\x04seed\x18\x04 \x01(\x04H\x03\x88\x01\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_kB\x08\n\x06_top_pB\x07\n\x05_seed\"\x8e\x01\n\x04\x42\x65\x61m\x12\r\n\x05width\x18\x01 \x01(\r\x12\x1b\n\x0elength_penalty\x18\x02 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\nhypotheses\x18\x03 \x01(\r\x12\x33\n\x0e\x65\x61rly_stopping\x18\x04 \x01(\x0e\x32\x1b.sidelight.v1.EarlyStoppingB\x11\n\x0f_length_penalty*r\n\nOffsetUnit\x12\x1b\n\x17OFFSET_UNIT_UNSPECIFIED\x10\x00\x12\x1a\n\x16OFFSET_UNIT_CODE_POINT\x10\x01\x12\x15\n\x11OFFSET_UNIT_UTF16\x10\x02\x12\x14\n\x10OFFSET_UNIT_UTF8\x10\x03*h\n\nTruncation\x12\x1a\n\x16TRUNCATION_UNSPECIFIED\x10\x00\x12\x13\n\x0fTRUNCATION_NONE\x10\x01\x12\x13\n\x0fTRUNCATION_LEFT\x10\x02\x12\x14\n\x10TRUNCATION_RIGHT\x10\x03*H\n\x07Padding\x12\x17\n\x13PADDING_UNSPECIFIED\x10\x00\x12\x12\n\x0ePADDING_REFUSE\x10\x01\x12\x10\n\x0cPADDING_MASK\x10\x02*\x80\x01\n\x13SpecialTokensInText\x12&\n\"SPECIAL_TOKENS_IN_TEXT_UNSPECIFIED\x10\x00\x12\x1f\n\x1bSPECIAL_TOKENS_IN_TEXT_TEXT\x10\x01\x12 \n\x1cSPECIAL_TOKENS_IN_TEXT_PARSE\x10\x02*\x80\x01\n\rEarlyStopping\x12\x1e\n\x1a\x45\x41RLY_STOPPING_UNSPECIFIED\x10\x00\x12\x18\n\x14\x45\x41RLY_STOPPING_FIRST\x10\x01\x12\x1b\n\x17\x45\x41RLY_STOPPING_UNLIKELY\x10\x02\x12\x18\n\x14\x45\x41RLY_STOPPING_NEVER\x10\x03*\x8e\x01\n\nStopReason\x12\x1b\n\x17STOP_REASON_UNSPECIFIED\x10\x00\x12\x19\n\x15STOP_REASON_END_TOKEN\x10\x01\x12\x16\n\x12STOP_REASON_LENGTH\x10\x02\x12\x19\n\x15STOP_REASON_STOP_TEXT\x10\x03\x12\x15\n\x11STOP_REASON_GIVEN\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'sidelight.v1.text_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SPECIALTOKENSINTEXT']._serialized_start=1009
-  _globals['_SPECIALTOKENSINTEXT']._serialized_end=1137
-  _globals['_STOPREASON']._serialized_start=1140
-  _globals['_STOPREASON']._serialized_end=1282
-  _globals['_TEXT']._serialized_start=41
-  _globals['_TEXT']._serialized_end=152
-  _globals['_TOKENIDS']._serialized_start=154
-  _globals['_TOKENIDS']._serialized_end=177
-  _globals['_CHAT']._serialized_start=179
-  _globals['_CHAT']._serialized_end=230
-  _globals['_CHATMESSAGE']._serialized_start=232
-  _globals['_CHATMESSAGE']._serialized_end=276
-  _globals['_TOKEN']._serialized_start=278
-  _globals['_TOKEN']._serialized_end=371
-  _globals['_DECODING']._serialized_start=374
-  _globals['_DECODING']._serialized_end=762
-  _globals['_GREEDY']._serialized_start=764
-  _globals['_GREEDY']._serialized_end=772
-  _globals['_SAMPLING']._serialized_start=775
-  _globals['_SAMPLING']._serialized_end=915
-  _globals['_BEAM']._serialized_start=917
-  _globals['_BEAM']._serialized_end=1006
+  _globals['_OFFSETUNIT']._serialized_start=1150
+  _globals['_OFFSETUNIT']._serialized_end=1264
+  _globals['_TRUNCATION']._serialized_start=1266
+  _globals['_TRUNCATION']._serialized_end=1370
+  _globals['_PADDING']._serialized_start=1372
+  _globals['_PADDING']._serialized_end=1444
+  _globals['_SPECIALTOKENSINTEXT']._serialized_start=1447
+  _globals['_SPECIALTOKENSINTEXT']._serialized_end=1575
+  _globals['_EARLYSTOPPING']._serialized_start=1578
+  _globals['_EARLYSTOPPING']._serialized_end=1706
+  _globals['_STOPREASON']._serialized_start=1709
+  _globals['_STOPREASON']._serialized_end=1851
+  _globals['_TEXT']._serialized_start=42
+  _globals['_TEXT']._serialized_end=197
+  _globals['_FEATURES']._serialized_start=199
+  _globals['_FEATURES']._serialized_end=240
+  _globals['_TOKENIDS']._serialized_start=242
+  _globals['_TOKENIDS']._serialized_end=265
+  _globals['_CHAT']._serialized_start=267
+  _globals['_CHAT']._serialized_end=318
+  _globals['_CHATMESSAGE']._serialized_start=320
+  _globals['_CHATMESSAGE']._serialized_end=364
+  _globals['_TOKEN']._serialized_start=366
+  _globals['_TOKEN']._serialized_end=459
+  _globals['_DECODING']._serialized_start=462
+  _globals['_DECODING']._serialized_end=850
+  _globals['_GREEDY']._serialized_start=852
+  _globals['_GREEDY']._serialized_end=860
+  _globals['_SAMPLING']._serialized_start=863
+  _globals['_SAMPLING']._serialized_end=1003
+  _globals['_BEAM']._serialized_start=1006
+  _globals['_BEAM']._serialized_end=1148
 # @@protoc_insertion_point(module_scope)

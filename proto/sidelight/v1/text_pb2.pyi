@@ -3,8 +3,8 @@
 isort:skip_file
 Texts, tokens, and how a target is written.
 
-All offsets count characters of the exact text: Unicode code points, as Python's `len` counts them. A span goes from
-`begin` up to, but not including, `end`. For every tokenizer these rules hold:
+All offsets count in the exact text, in the unit that the request asks for: see OffsetUnit. A span goes from `begin`
+up to, but not including, `end`. For every tokenizer these rules hold:
 - The spans of all tokens lie in the text. The begin of a token is never less than the begin of the token before it.
 - Every character that is not white space belongs to at least one token, also a character that the vocabulary does
   not know or that the tokenizer drops. Where several tokens make one character, each of them has the span of the
@@ -33,6 +33,90 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _OffsetUnit:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _OffsetUnitEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_OffsetUnit.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    OFFSET_UNIT_UNSPECIFIED: _OffsetUnit.ValueType  # 0
+    """Counts as OFFSET_UNIT_CODE_POINT."""
+    OFFSET_UNIT_CODE_POINT: _OffsetUnit.ValueType  # 1
+    """Unicode code points, as Python's `len` counts them."""
+    OFFSET_UNIT_UTF16: _OffsetUnit.ValueType  # 2
+    """Code units of UTF-16, as strings of Java, JavaScript and C# count them. An offset inside a surrogate pair is
+    refused.
+    """
+    OFFSET_UNIT_UTF8: _OffsetUnit.ValueType  # 3
+    """Bytes of UTF-8, as strings of Go, Rust and C++ count them. An offset inside a character is refused."""
+
+class OffsetUnit(_OffsetUnit, metaclass=_OffsetUnitEnumTypeWrapper):
+    """What offsets count, in requests and in responses."""
+
+OFFSET_UNIT_UNSPECIFIED: OffsetUnit.ValueType  # 0
+"""Counts as OFFSET_UNIT_CODE_POINT."""
+OFFSET_UNIT_CODE_POINT: OffsetUnit.ValueType  # 1
+"""Unicode code points, as Python's `len` counts them."""
+OFFSET_UNIT_UTF16: OffsetUnit.ValueType  # 2
+"""Code units of UTF-16, as strings of Java, JavaScript and C# count them. An offset inside a surrogate pair is
+refused.
+"""
+OFFSET_UNIT_UTF8: OffsetUnit.ValueType  # 3
+"""Bytes of UTF-8, as strings of Go, Rust and C++ count them. An offset inside a character is refused."""
+Global___OffsetUnit: _TypeAlias = OffsetUnit  # noqa: Y015
+
+class _Truncation:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _TruncationEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Truncation.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    TRUNCATION_UNSPECIFIED: _Truncation.ValueType  # 0
+    """Counts as TRUNCATION_NONE."""
+    TRUNCATION_NONE: _Truncation.ValueType  # 1
+    """The request is refused."""
+    TRUNCATION_LEFT: _Truncation.ValueType  # 2
+    """Tokens are left out at the beginning of the text."""
+    TRUNCATION_RIGHT: _Truncation.ValueType  # 3
+    """Tokens are left out at the end of the text."""
+
+class Truncation(_Truncation, metaclass=_TruncationEnumTypeWrapper):
+    """What is done with a text that has too many tokens for the model."""
+
+TRUNCATION_UNSPECIFIED: Truncation.ValueType  # 0
+"""Counts as TRUNCATION_NONE."""
+TRUNCATION_NONE: Truncation.ValueType  # 1
+"""The request is refused."""
+TRUNCATION_LEFT: Truncation.ValueType  # 2
+"""Tokens are left out at the beginning of the text."""
+TRUNCATION_RIGHT: Truncation.ValueType  # 3
+"""Tokens are left out at the end of the text."""
+Global___Truncation: _TypeAlias = Truncation  # noqa: Y015
+
+class _Padding:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PaddingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Padding.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PADDING_UNSPECIFIED: _Padding.ValueType  # 0
+    """Counts as PADDING_REFUSE."""
+    PADDING_REFUSE: _Padding.ValueType  # 1
+    """The request is refused, and the error names the first padding id."""
+    PADDING_MASK: _Padding.ValueType  # 2
+    """The model does not read padding, as behind an attention mask. Started.source has the tokens that are left."""
+
+class Padding(_Padding, metaclass=_PaddingEnumTypeWrapper):
+    """What is done with padding among the token ids of a source."""
+
+PADDING_UNSPECIFIED: Padding.ValueType  # 0
+"""Counts as PADDING_REFUSE."""
+PADDING_REFUSE: Padding.ValueType  # 1
+"""The request is refused, and the error names the first padding id."""
+PADDING_MASK: Padding.ValueType  # 2
+"""The model does not read padding, as behind an attention mask. Started.source has the tokens that are left."""
+Global___Padding: _TypeAlias = Padding  # noqa: Y015
+
 class _SpecialTokensInText:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -56,6 +140,34 @@ SPECIAL_TOKENS_IN_TEXT_TEXT: SpecialTokensInText.ValueType  # 1
 SPECIAL_TOKENS_IN_TEXT_PARSE: SpecialTokensInText.ValueType  # 2
 """They become special tokens. For prompts that are rendered already."""
 Global___SpecialTokensInText: _TypeAlias = SpecialTokensInText  # noqa: Y015
+
+class _EarlyStopping:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _EarlyStoppingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EarlyStopping.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    EARLY_STOPPING_UNSPECIFIED: _EarlyStopping.ValueType  # 0
+    """As the model's generation config says."""
+    EARLY_STOPPING_FIRST: _EarlyStopping.ValueType  # 1
+    """At once: `early_stopping=True` of transformers."""
+    EARLY_STOPPING_UNLIKELY: _EarlyStopping.ValueType  # 2
+    """When it is unlikely that a better hypothesis comes: `early_stopping=False`."""
+    EARLY_STOPPING_NEVER: _EarlyStopping.ValueType  # 3
+    """When no better hypothesis can come: `early_stopping="never"`."""
+
+class EarlyStopping(_EarlyStopping, metaclass=_EarlyStoppingEnumTypeWrapper):
+    """When a beam search ends, once as many hypotheses as its width have ended."""
+
+EARLY_STOPPING_UNSPECIFIED: EarlyStopping.ValueType  # 0
+"""As the model's generation config says."""
+EARLY_STOPPING_FIRST: EarlyStopping.ValueType  # 1
+"""At once: `early_stopping=True` of transformers."""
+EARLY_STOPPING_UNLIKELY: EarlyStopping.ValueType  # 2
+"""When it is unlikely that a better hypothesis comes: `early_stopping=False`."""
+EARLY_STOPPING_NEVER: EarlyStopping.ValueType  # 3
+"""When no better hypothesis can come: `early_stopping="never"`."""
+Global___EarlyStopping: _TypeAlias = EarlyStopping  # noqa: Y015
 
 class _StopReason:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -98,6 +210,7 @@ class Text(_message.Message):
     TEXT_FIELD_NUMBER: _builtins.int
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
     CHAT_FIELD_NUMBER: _builtins.int
+    FEATURES_FIELD_NUMBER: _builtins.int
     text: _builtins.str
     """Plain text. The server tokenizes it and puts the model's special tokens around it. Where the text itself contains
     the characters of a special token, they are read as text, unless AttributeRequest.special_tokens_in_text says
@@ -114,22 +227,55 @@ class Text(_message.Message):
     def chat(self) -> Global___Chat:
         """A conversation. The chat template of the model renders it. Only for a source."""
 
+    @_builtins.property
+    def features(self) -> Global___Features:
+        """The features of a recording, for speech models such as Whisper. Only for a source."""
+
     def __init__(
         self,
         *,
         text: _builtins.str = ...,
         token_ids: Global___TokenIds | None = ...,
         chat: Global___Chat | None = ...,
+        features: Global___Features | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "kind", b"kind", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "features", b"features", "kind", b"kind", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "kind", b"kind", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "features", b"features", "kind", b"kind", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["text", "token_ids", "chat"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["text", "token_ids", "chat", "features"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
 Global___Text: _TypeAlias = Text  # noqa: Y015
+
+@_typing.final
+class Features(_message.Message):
+    """An array of features: what a speech model's feature extractor makes of a recording. Little-endian, C order."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHAPE_FIELD_NUMBER: _builtins.int
+    VALUES_FIELD_NUMBER: _builtins.int
+    values: _builtins.bytes
+    """product(shape) numbers of IEEE 754 binary32, 4 bytes each."""
+    @_builtins.property
+    def shape(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The length of each axis, such as [80, 3000] for Whisper: mel bins and frames."""
+
+    def __init__(
+        self,
+        *,
+        shape: _abc.Iterable[_builtins.int] | None = ...,
+        values: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["shape", b"shape", "values", b"values"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Features: _TypeAlias = Features  # noqa: Y015
 
 @_typing.final
 class TokenIds(_message.Message):
@@ -297,9 +443,7 @@ class Decoding(_message.Message):
 
     @_builtins.property
     def beam(self) -> Global___Beam:
-        """The search keeps several hypotheses and takes the likeliest. Steps are sent after the search has ended. Not
-        served yet.
-        """
+        """The search keeps several hypotheses and takes the likeliest. Steps are sent after the search has ended."""
 
     @_builtins.property
     def stop(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -418,31 +562,35 @@ Global___Sampling: _TypeAlias = Sampling  # noqa: Y015
 
 @_typing.final
 class Beam(_message.Message):
-    """Beam search. Not served yet."""
+    """Beam search, as `generate` of transformers does it. The steps of the stream are those of the best hypothesis."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     WIDTH_FIELD_NUMBER: _builtins.int
     LENGTH_PENALTY_FIELD_NUMBER: _builtins.int
     HYPOTHESES_FIELD_NUMBER: _builtins.int
+    EARLY_STOPPING_FIELD_NUMBER: _builtins.int
     width: _builtins.int
-    """The number of hypotheses that each step keeps. At least 2."""
+    """The number of hypotheses that each step keeps. At least 2, at most RequestLimits.max_beam_width."""
     length_penalty: _builtins.float
     """The score of a hypothesis is divided by its length to the power of this number. Unset: the number in the model's
     generation config.
     """
     hypotheses: _builtins.int
     """The number of hypotheses in Finished.hypotheses. At most `width`. 0 counts as 1."""
+    early_stopping: Global___EarlyStopping.ValueType
+    """When the search ends. Unset: as the model's generation config says."""
     def __init__(
         self,
         *,
         width: _builtins.int = ...,
         length_penalty: _builtins.float | None = ...,
         hypotheses: _builtins.int = ...,
+        early_stopping: Global___EarlyStopping.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_length_penalty", b"_length_penalty", "length_penalty", b"length_penalty"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_length_penalty", b"_length_penalty", "hypotheses", b"hypotheses", "length_penalty", b"length_penalty", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_length_penalty", b"_length_penalty", "early_stopping", b"early_stopping", "hypotheses", b"hypotheses", "length_penalty", b"length_penalty", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__length_penalty: _TypeAlias = _typing.Literal["length_penalty"]  # noqa: Y015
     _WhichOneofArgType__length_penalty: _TypeAlias = _typing.Literal["_length_penalty", b"_length_penalty"]  # noqa: Y015

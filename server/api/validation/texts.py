@@ -1,30 +1,16 @@
-"""An AttributeRequest message becomes a Request: each field is checked, each default is filled in.
-
-Raises RequestError with the path of the field. What the contract has and this server does not have is UNIMPLEMENTED,
-and never ignored.
-"""
+"""The texts of a request become tokens: the source, the prefix, a given target. Raises RequestError with the field."""
 
 from __future__ import annotations
 
 import unicodedata
-import uuid
 
 from sidelight.v1 import attribution_service_pb2 as service_pb
 from sidelight.v1 import text_pb2
 
-from ..capture import AttentionKind
-from ..errors import invalid
-from ..models import LoadedModel
-from ..request import DecodingParams, GivenTarget, Request, Score
-from ..text import Languages, TextOptions, TokenizedText
-from .capture_validation import validate_capture
-from .decoding_validation import validate_decoding, validate_probability
-from .enums import SCORES
-
-_MAX_REQUEST_ID = 128
-
-# The size of a serialized request: gRPC's usual limit, and plenty for texts.
-MAX_REQUEST_BYTES = 4 * 1024**2
+from ...errors import invalid, unimplemented
+from ...models import LoadedModel
+from ...request import GivenTarget
+from ...text import Languages, TextOptions, TokenizedText
 
 # How many characters are normalized at once. No other Python thread can run meanwhile.
 _NORMALIZED_AT_ONCE = 16 * 1024
@@ -37,59 +23,8 @@ _PARSES_SPECIAL = {
 }
 
 
-def request_id_of(message: service_pb.AttributeRequest) -> str:
-    """Returns the request's id, or a new one. Raises RequestError if the id cannot be put into logs and trailers."""
-    if len(message.request_id) > _MAX_REQUEST_ID or not message.request_id.isprintable():
-        raise invalid("request_id", "MALFORMED", f"at most {_MAX_REQUEST_ID} characters, all of them printable")
-    return message.request_id or uuid.uuid4().hex
-
-
-def validate_request(message: service_pb.AttributeRequest, loaded: LoadedModel, request_id: str) -> Request:
-    """Returns the request that a message makes to a model. Raises RequestError.
-
-    Tokenizes the texts, which takes too long for an event loop if the texts are long.
-    """
-    languages = _validate_languages(message, loaded)
-    options = _validate_text_options(message, loaded)
-    source = _validate_source(message, loaded, languages, options)
-    prompt_ids, prefix = _validate_decoder_prompt(message, loaded, languages, source, options)
-    num_before = len(prompt_ids) + (0 if loaded.is_encoder_decoder else len(source.tokens))
-    max_target = loaded.max_target_tokens - num_before
-    if max_target < 1:
-        field = "prefix" if message.HasField("prefix") else "source"
-        raise invalid(field, "TEXT_TOO_LONG", f"leaves no room for a target: {_target_limit(loaded)}")
-    if message.WhichOneof("target") == "given":
-        target: DecodingParams | GivenTarget = _validate_given(message, loaded, languages, source, options, max_target)
-        max_steps = steps_per_pass = len(target.text.tokens)
-    else:
-        target = validate_decoding(message.decoding, loaded, languages, num_before, max_target)
-        if target.do_sample and message.resume_at and not message.decoding.sampling.HasField("seed"):
-            raise invalid("decoding.sampling.seed", "REQUIRED", "is needed to draw the same tokens up to resume_at")
-        max_steps, steps_per_pass = target.max_new_tokens, 1
-    max_positions: dict[AttentionKind, int] = {
-        "cross": len(source.tokens),
-        "encoder_self": len(source.tokens),
-        "decoder_self": num_before + max_steps,
-    }
-    return Request(
-        request_id=request_id,
-        source=source,
-        decoder_prompt_ids=tuple(prompt_ids),
-        target=target,
-        capture=validate_capture(message.capture, loaded, max_positions, steps_per_pass),
-        scores=_validate_scores(message),
-        score_top_p=validate_probability(message, "score_top_p", "score_top_p", 0.9),
-        resume_at=message.resume_at,
-        prefix=prefix,
-    )
-
-
-def _target_limit(loaded: LoadedModel) -> str:
-    subject = "a target" if loaded.is_encoder_decoder else "prompt and continuation together"
-    return f"{subject} may have at most {loaded.max_target_tokens} tokens"
-
-
-def _validate_languages(message: service_pb.AttributeRequest, loaded: LoadedModel) -> Languages:
+def validate_languages(message: service_pb.AttributeRequest, loaded: LoadedModel) -> Languages:
+    """Returns the languages of a request. Raises RequestError."""
     problems = loaded.tokenizer.check_languages(message.source_language, message.target_language)
     for field, problem in zip(("source_language", "target_language"), problems, strict=True):
         if problem:
@@ -103,10 +38,7 @@ def _validate_languages(message: service_pb.AttributeRequest, loaded: LoadedMode
     return loaded.tokenizer.resolve_languages(message.source_language, message.target_language)
 
 
-# ---- source, prefix and given target --------------------------------------------------------------------------------
-
-
-def _validate_text_options(message: service_pb.AttributeRequest, loaded: LoadedModel) -> TextOptions:
+def validate_text_options(message: service_pb.AttributeRequest, loaded: LoadedModel) -> TextOptions:
     """Returns how the request's texts become tokens."""
     kinds = [text.WhichOneof("kind") for text in (message.source, message.prefix, message.given)]
     value = message.special_tokens_in_text
@@ -122,9 +54,10 @@ def _validate_text_options(message: service_pb.AttributeRequest, loaded: LoadedM
     return TextOptions(_PARSES_SPECIAL[value], adds_special)
 
 
-def _validate_source(
+def validate_source(
     message: service_pb.AttributeRequest, loaded: LoadedModel, languages: Languages, options: TextOptions
 ) -> TokenizedText:
+    """Returns the tokens of the source. Raises RequestError."""
     if not message.HasField("source"):
         raise invalid("source", "REQUIRED", "is required")
     source, max_tokens = message.source, loaded.max_source_tokens
@@ -139,6 +72,8 @@ def _validate_source(
             problem = f"{padding_id} is padding, which would be attended to: leave it out"
             raise invalid(f"source.token_ids.ids[{ids.index(padding_id)}]", "PADDING", problem)
         text = loaded.tokenizer.detokenize(ids)
+    elif kind == "features":
+        raise unimplemented("source.features")
     elif kind == "chat":
         text = _validate_chat(source.chat, loaded, options)
     else:
@@ -167,7 +102,7 @@ def _validate_chat(message: text_pb2.Chat, loaded: LoadedModel, options: TextOpt
         raise invalid("source.chat.messages", "CHAT_TEMPLATE", "the model's chat template refuses these") from error
 
 
-def _validate_decoder_prompt(
+def validate_decoder_prompt(
     message: service_pb.AttributeRequest,
     loaded: LoadedModel,
     languages: Languages,
@@ -196,7 +131,7 @@ def _validate_decoder_prompt(
     return [*start_ids, *ids], None
 
 
-def _validate_given(
+def validate_given(
     message: service_pb.AttributeRequest,
     loaded: LoadedModel,
     languages: Languages,
@@ -204,6 +139,7 @@ def _validate_given(
     options: TextOptions,
     max_target: int,
 ) -> GivenTarget:
+    """Returns the given target, of at most `max_target` tokens. Raises RequestError."""
     given = message.given
     kind = given.WhichOneof("kind")
     if kind == "text":
@@ -272,18 +208,3 @@ def _validate_token_ids(message: text_pb2.Text, field: str, loaded: LoadedModel,
             problem = f"{id_} is outside the vocabulary of {loaded.vocabulary_size:,} tokens"
             raise invalid(f"{path}[{index}]", "TOKEN_OUT_OF_RANGE", problem)
     return ids
-
-
-# ---- scores ---------------------------------------------------------------------------------------------------------
-
-
-def _validate_scores(message: service_pb.AttributeRequest) -> tuple[Score, ...]:
-    scores: list[Score] = []
-    for index, value in enumerate(message.scores):
-        field = f"scores[{index}]"
-        if value not in SCORES:
-            raise invalid(field, "UNKNOWN_VALUE", "is no score")
-        if SCORES[value] in scores:
-            raise invalid(field, "DUPLICATE", "is asked for twice")
-        scores.append(SCORES[value])
-    return tuple(scores)

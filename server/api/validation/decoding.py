@@ -10,10 +10,10 @@ from typing import Any
 
 from sidelight.v1 import text_pb2
 
-from ..errors import invalid, unimplemented
-from ..models import LoadedModel
-from ..request import DecodingParams
-from ..text import Languages
+from ...errors import invalid, unimplemented
+from ...models import LoadedModel
+from ...request import DecodingParams
+from ...text import Languages
 
 # The least and the greatest number that logits may be divided by: these make no infinities of logits.
 _MIN_FACTOR, _MAX_FACTOR = 0.001, 1000

@@ -11,11 +11,11 @@ from typing import Any
 
 from sidelight.v1 import attention_pb2
 
-from ...kernels import Encoding, Reduction
-from ..capture import AttentionKind, CapturePlan, Head
-from ..errors import ErrorCode, RequestError, invalid, unimplemented
-from ..models import LoadedModel
-from .enums import ATTENTION_KINDS, ENCODINGS, REDUCTIONS, ROWS
+from ....kernels import Encoding, Reduction
+from ...capture import AttentionKind, CapturePlan, Head
+from ...errors import ErrorCode, RequestError, invalid, unimplemented
+from ...models import LoadedModel
+from ..enums import ATTENTION_KINDS, ENCODINGS, REDUCTIONS, ROWS
 
 # The most bytes of one step. A client could hardly receive more: gRPC's usual limit at the receiver is 4 MiB.
 MAX_STEP_BYTES = 64 * 1024**2
@@ -86,6 +86,8 @@ def _refuse_unimplemented(message: attention_pb2.Capture) -> None:
         raise unimplemented("capture.grouping")
     if message.method not in (attention_pb2.METHOD_UNSPECIFIED, attention_pb2.METHOD_WEIGHTS):
         raise unimplemented("capture.method")
+    if message.HasField("units"):
+        raise unimplemented("capture.units")
 
 
 def _validate_word(message: attention_pb2.Capture, field: str, words: Mapping[int, Any]) -> Any:

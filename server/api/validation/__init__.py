@@ -1,0 +1,15 @@
+"""Messages of the contract become the domain's plain data: each field is checked, each default is filled in.
+
+request     an AttributeRequest becomes a Request
+texts       the source, the prefix and the given target become tokens
+decoding    a Decoding becomes DecodingParams
+capture     a Capture becomes a CapturePlan
+
+Every function raises RequestError with the path of the field. What the contract has and this server does not have is
+UNIMPLEMENTED, and never ignored.
+"""
+
+from .decoding import MAX_STOP_BYTES, MAX_STOPS
+from .request import MAX_REQUEST_BYTES, request_id_of, validate_request
+
+__all__ = ["MAX_REQUEST_BYTES", "MAX_STOPS", "MAX_STOP_BYTES", "request_id_of", "validate_request"]

@@ -1,0 +1,104 @@
+"""An AttributeRequest message becomes a Request: each field is checked, each default is filled in.
+
+Raises RequestError with the path of the field. What the contract has and this server does not have is UNIMPLEMENTED,
+and never ignored.
+"""
+
+from __future__ import annotations
+
+import uuid
+
+from sidelight.v1 import attribution_service_pb2 as service_pb
+
+from ...capture import AttentionKind
+from ...errors import invalid, unimplemented
+from ...models import LoadedModel
+from ...request import DecodingParams, GivenTarget, Request, Score
+from ..enums import SCORES
+from .capture import validate_capture
+from .decoding import validate_decoding, validate_probability
+from .texts import (
+    validate_decoder_prompt,
+    validate_given,
+    validate_languages,
+    validate_source,
+    validate_text_options,
+)
+
+_MAX_REQUEST_ID = 128
+
+# The size of a serialized request: gRPC's usual limit, and plenty for texts.
+MAX_REQUEST_BYTES = 4 * 1024**2
+
+# Fields that this server does not serve yet.
+_NOT_SERVED = ("offset_unit", "truncate", "padding", "contrast")
+
+
+def request_id_of(message: service_pb.AttributeRequest) -> str:
+    """Returns the request's id, or a new one. Raises RequestError if the id cannot be put into logs and trailers."""
+    if len(message.request_id) > _MAX_REQUEST_ID or not message.request_id.isprintable():
+        raise invalid("request_id", "MALFORMED", f"at most {_MAX_REQUEST_ID} characters, all of them printable")
+    return message.request_id or uuid.uuid4().hex
+
+
+def validate_request(message: service_pb.AttributeRequest, loaded: LoadedModel, request_id: str) -> Request:
+    """Returns the request that a message makes to a model. Raises RequestError.
+
+    Tokenizes the texts, which takes too long for an event loop if the texts are long.
+    """
+    for field, _ in message.ListFields():
+        if field.name in _NOT_SERVED:
+            raise unimplemented(field.name)
+    languages = validate_languages(message, loaded)
+    options = validate_text_options(message, loaded)
+    source = validate_source(message, loaded, languages, options)
+    prompt_ids, prefix = validate_decoder_prompt(message, loaded, languages, source, options)
+    num_before = len(prompt_ids) + (0 if loaded.is_encoder_decoder else len(source.tokens))
+    max_target = loaded.max_target_tokens - num_before
+    if max_target < 1:
+        field = "prefix" if message.HasField("prefix") else "source"
+        raise invalid(field, "TEXT_TOO_LONG", f"leaves no room for a target: {_target_limit(loaded)}")
+    if message.WhichOneof("target") == "given":
+        target: DecodingParams | GivenTarget = validate_given(message, loaded, languages, source, options, max_target)
+        max_steps = steps_per_pass = len(target.text.tokens)
+    else:
+        target = validate_decoding(message.decoding, loaded, languages, num_before, max_target)
+        if target.do_sample and message.resume_at and not message.decoding.sampling.HasField("seed"):
+            raise invalid("decoding.sampling.seed", "REQUIRED", "is needed to draw the same tokens up to resume_at")
+        max_steps, steps_per_pass = target.max_new_tokens, 1
+    max_positions: dict[AttentionKind, int] = {
+        "cross": len(source.tokens),
+        "encoder_self": len(source.tokens),
+        "decoder_self": num_before + max_steps,
+    }
+    return Request(
+        request_id=request_id,
+        source=source,
+        decoder_prompt_ids=tuple(prompt_ids),
+        target=target,
+        capture=validate_capture(message.capture, loaded, max_positions, steps_per_pass),
+        scores=_validate_scores(message),
+        score_top_p=validate_probability(message, "score_top_p", "score_top_p", 0.9),
+        resume_at=message.resume_at,
+        prefix=prefix,
+    )
+
+
+def _target_limit(loaded: LoadedModel) -> str:
+    subject = "a target" if loaded.is_encoder_decoder else "prompt and continuation together"
+    return f"{subject} may have at most {loaded.max_target_tokens} tokens"
+
+
+# ---- scores ---------------------------------------------------------------------------------------------------------
+
+
+def _validate_scores(message: service_pb.AttributeRequest) -> tuple[Score, ...]:
+    scores: list[Score] = []
+    for index, value in enumerate(message.scores):
+        field = f"scores[{index}]"
+        if value not in SCORES:
+            raise invalid(field, "UNKNOWN_VALUE", "is no score")
+        if SCORES[value] in scores:
+            raise invalid(field, "DUPLICATE", "is asked for twice")
+        scores.append(SCORES[value])
+    return tuple(scores)
