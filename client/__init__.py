@@ -10,6 +10,7 @@ client          Client and AsyncClient: connections to a server
 streams         AttributionStream and AsyncAttributionStream: running requests, step by step
 request         AttributeOptions, and the request built from them
 parameters      Capture, Decoding and the values that a request may ask for
+offset_units    texts sliced by offsets in other units than code points
 results         Token, Step, Attribution, Model: what a server answers, as NumPy arrays
 errors          the exceptions
 converters      between these types and protobuf messages

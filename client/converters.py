@@ -19,7 +19,7 @@ from sidelight.v1 import attention_pb2, model_pb2, text_pb2
 from sidelight.v1 import attribution_service_pb2 as service_pb
 
 from .errors import invalid_argument
-from .parameters import AttentionKind, Beam, Capture, Decoding, Head, Row, Sampling, Score, Source
+from .parameters import AttentionKind, Beam, Capture, Decoding, Head, OffsetUnit, Row, Sampling, Score, Source
 from .results import (
     AttentionLayout,
     Finished,
@@ -50,6 +50,10 @@ _SCORES: dict[int, Score] = _enum_words(attention_pb2.Score, "SCORE_")
 _AXES: dict[int, Any] = _enum_words(attention_pb2.Axis, "AXIS_")
 _STOP_REASONS: dict[int, StopReason] = _enum_words(text_pb2.StopReason, "STOP_REASON_")
 _SPECIAL_TOKENS_IN_TEXT: dict[int, str] = _enum_words(text_pb2.SpecialTokensInText, "SPECIAL_TOKENS_IN_TEXT_")
+
+_OFFSET_UNITS: dict[int, OffsetUnit] = _enum_words(text_pb2.OffsetUnit, "OFFSET_UNIT_")
+_TRUNCATIONS: dict[int, str] = _enum_words(text_pb2.Truncation, "TRUNCATION_")
+_PADDINGS: dict[int, str] = _enum_words(text_pb2.Padding, "PADDING_")
 
 _DTYPES = {
     attention_pb2.ENCODING_FLOAT32: np.dtype("<f4"),
@@ -117,6 +121,21 @@ def _build_chat(messages: Sequence[Mapping[str, str]], field: str) -> text_pb2.C
 def special_tokens_enum(word: str) -> Any:
     """Returns the contract's number for the treatment of special tokens in texts."""
     return _enum_number(_SPECIAL_TOKENS_IN_TEXT, word)
+
+
+def offset_unit_enum(word: str) -> Any:
+    """Returns the contract's number for a unit of offsets."""
+    return _enum_number(_OFFSET_UNITS, word)
+
+
+def truncation_enum(word: str) -> Any:
+    """Returns the contract's number for the truncation of texts."""
+    return _enum_number(_TRUNCATIONS, word)
+
+
+def padding_enum(word: str) -> Any:
+    """Returns the contract's number for the treatment of padding."""
+    return _enum_number(_PADDINGS, word)
 
 
 def build_capture(capture: Capture) -> attention_pb2.Capture:
@@ -273,6 +292,9 @@ def parse_started(message: service_pb.Started) -> Started:
         is_encoder_decoder=message.architecture == model_pb2.ARCHITECTURE_ENCODER_DECODER,
         seed=message.seed if message.HasField("seed") else None,
         top_k=message.capture.top_k,
+        offset_unit=_OFFSET_UNITS.get(message.offset_unit, "code_point"),
+        source_tokens_left_out=message.source_tokens_left_out,
+        target_tokens_left_out=message.target_tokens_left_out,
     )
 
 

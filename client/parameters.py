@@ -17,6 +17,9 @@ Encoding = Literal["float32", "float16", "uint8"]
 Score = Literal["probability", "logit", "entropy", "cross_entropy", "perplexity", "top_p_size"]
 
 SpecialTokensInText = Literal["text", "parse"]
+OffsetUnit = Literal["code_point", "utf16", "utf8"]
+Truncation = Literal["none", "left", "right"]
+Padding = Literal["refuse", "mask"]
 
 Head = tuple[int, int] | tuple[int, int, float]
 """(layer, head), or (layer, head, weight). The weight is for a weighted mean or sum over heads; its default is 1."""

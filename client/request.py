@@ -13,7 +13,7 @@ from sidelight.v1 import attribution_service_pb2 as service_pb
 
 from . import converters
 from .errors import invalid_argument
-from .parameters import Capture, Decoding, Score, Source, SpecialTokensInText
+from .parameters import Capture, Decoding, OffsetUnit, Padding, Score, Source, SpecialTokensInText, Truncation
 from .validation import check_options, check_value
 
 # 31 years, in seconds. gRPC counts nanoseconds in 64 bits: a deadline beyond the greatest number counts as over.
@@ -36,6 +36,12 @@ class AttributeOptions(TypedDict, total=False):
       "text" (the default), or "parse", for prompts that are rendered already.
     - add_special_tokens: Whether the tokenizer adds its own special tokens around the text of the source and of the
       target. The default is True. False is for prompts that are rendered already.
+    - offset_unit: What the offsets of tokens count: "code_point" (the default), as Python's strings do, or "utf16" or
+      "utf8" for programs in other languages. The texts of tokens do not depend on it.
+    - truncate: What to do with a source, a prefix or a target that has too many tokens: "none" (the default) refuses the
+      request; "left" or "right" leaves out tokens at the beginning or at the end. `Started` says how many.
+    - padding: What to do with padding among the token ids of a source: "refuse" (the default) the request, or "mask" the
+      padding, so that the model does not read it.
     - score_top_p: The p of the score "top_p_size". The default is 0.9.
     - timeout: Seconds for the whole stream. Without it, there is no limit.
     """
@@ -52,6 +58,9 @@ class AttributeOptions(TypedDict, total=False):
     resume_at: int
     special_tokens_in_text: SpecialTokensInText
     add_special_tokens: bool | None
+    offset_unit: OffsetUnit
+    truncate: Truncation
+    padding: Padding
     score_top_p: float | None
     timeout: float | None
 
@@ -85,6 +94,12 @@ def build_attribute_request(source: Source, options: AttributeOptions) -> servic
     )
     if (special_tokens := options.get("special_tokens_in_text")) is not None:
         request.special_tokens_in_text = converters.special_tokens_enum(special_tokens)
+    if (offset_unit := options.get("offset_unit")) is not None:
+        request.offset_unit = converters.offset_unit_enum(offset_unit)
+    if (truncate := options.get("truncate")) is not None:
+        request.truncate = converters.truncation_enum(truncate)
+    if (padding := options.get("padding")) is not None:
+        request.padding = converters.padding_enum(padding)
     for field in _PLAIN_FIELDS:
         if (value := options.get(field)) is not None:
             with converters.field_errors(field):

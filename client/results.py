@@ -14,7 +14,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from .parameters import AttentionKind, Row, Score
+from .offset_units import UnitText
+from .parameters import AttentionKind, OffsetUnit, Row, Score
 
 FloatArray = NDArray[np.floating[Any]]
 
@@ -28,8 +29,8 @@ class Token:
     Attributes:
         id: The token's id in the vocabulary.
         piece: The token's form in the vocabulary, such as "▁Haus".
-        begin: Where the token begins in the exact text, in characters.
-        end: Where the token ends in the exact text, in characters: the index behind its last character.
+        begin: Where the token begins in the exact text, in characters, or in the unit that the request asked for.
+        end: Where the token ends in the exact text: the index behind its last character.
         special: Whether the token is a special token. A special token covers no characters.
         text: The text from `begin` to `end`. Tokens that hold only some bytes of a character all have the
             span of the character; in a step, the `text` of all of these tokens but the last is empty.
@@ -102,6 +103,9 @@ class Started:
         is_encoder_decoder: Whether the model has an encoder.
         seed: The seed of sampling, to resume a broken stream or to draw the same tokens again. None without sampling.
         top_k: How many positions of each row are sent, which are the greatest. 0: all positions.
+        offset_unit: What the offsets of all tokens count.
+        source_tokens_left_out: How many tokens of the source `truncate` has left out.
+        target_tokens_left_out: How many tokens of the target or of the prefix `truncate` has left out.
     """
 
     request_id: str
@@ -115,6 +119,9 @@ class Started:
     is_encoder_decoder: bool
     seed: int | None = None
     top_k: int = 0
+    offset_unit: OffsetUnit = "code_point"
+    source_tokens_left_out: int = 0
+    target_tokens_left_out: int = 0
 
     @property
     def first_position(self) -> int:
@@ -269,9 +276,10 @@ def build_attribution(
 ) -> Attribution:
     """Builds the whole result from the parts of a stream."""
     positions = started.first_position + (steps[-1].index + 1 if steps else 0)
+    text = UnitText(finished.text, started.offset_unit)
     return Attribution(
         started=started,
-        steps=tuple(_complete_token(step.token, finished.text) for step in steps),
+        steps=tuple(_complete_token(step.token, text) for step in steps),
         text=finished.text,
         stop_reason=finished.stop_reason,
         usage=finished.usage,
@@ -284,12 +292,12 @@ def build_attribution(
     )
 
 
-def _complete_token(token: Token, text: str) -> Token:
+def _complete_token(token: Token, text: UnitText) -> Token:
     """Returns a step's token with its whole text.
 
     The first bytes of a character arrive in steps before the character is known.
     """
-    text_of_span = text[token.begin : token.end]
+    text_of_span = text.slice(token.begin, token.end)
     is_longer = text_of_span != token.text and text_of_span.startswith(token.text)
     return dataclasses.replace(token, text=text_of_span) if is_longer else token
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from .capture import AttentionArrays, CapturePlan
-from .text import Token, TokenizedText
+from .text import OffsetUnit, Token, TokenizedText
 
 StopReason = Literal["end_token", "length", "stop_text", "given"]
 Score = Literal["probability", "logit", "entropy", "cross_entropy", "perplexity", "top_p_size"]
@@ -52,6 +52,8 @@ class Request:
         resume_at: The first step that the client wants; earlier steps are computed and not sent.
         prefix: The prefix as a text, which the last of `decoder_prompt_ids` are the tokens of. None if the client
             gave no prefix, or gave token ids.
+        offset_unit: What offsets count on the wire. Here, all offsets count code points.
+        target_tokens_left_out: How many tokens of the given target or of the prefix truncation has left out.
     """
 
     request_id: str
@@ -63,6 +65,8 @@ class Request:
     score_top_p: float = 0.9
     resume_at: int = 0
     prefix: TokenizedText | None = None
+    offset_unit: OffsetUnit = "code_point"
+    target_tokens_left_out: int = 0
 
     @property
     def max_num_tokens(self) -> int:
@@ -93,11 +97,13 @@ class Request:
 class Started:
     """The first output, sent before the model runs.
 
-    `decoder_prompt` holds the tokens of `Request.decoder_prompt_ids`. `seed` is the seed of sampling.
+    `decoder_prompt` holds the tokens of `Request.decoder_prompt_ids`, and `prefix_text` is their text, as far as it is
+    complete. `seed` is the seed of sampling.
     """
 
     decoder_prompt: tuple[Token, ...]
     seed: int | None = None
+    prefix_text: str = ""
 
 
 @dataclass(frozen=True)
@@ -113,7 +119,10 @@ class EncoderSelf:
 
 @dataclass(frozen=True)
 class Step:
-    """A token and its attention: `[positions, layers, heads]`. Reduced attention has fewer axes."""
+    """A token and its attention: `[positions, layers, heads]`. Reduced attention has fewer axes.
+
+    `unsent_text` is the text of the steps before, in the first step of a request that leaves steps out by `resume_at`.
+    """
 
     index: int
     token: Token
@@ -121,6 +130,7 @@ class Step:
     scores: Sequence[float] = ()
     cross: AttentionArrays | None = None
     decoder_self: AttentionArrays | None = None
+    unsent_text: str = ""
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,13 @@ from ..parameters import (
     Decoding,
     Encoding,
     Head,
+    OffsetUnit,
     Reduction,
     Row,
     Sampling,
     Score,
     SpecialTokensInText,
+    Truncation,
 )
 from ..request import AttributeOptions
 
@@ -32,6 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_decoding_arguments(parser)
     output = parser.add_argument_group("output")
     output.add_argument("--save", metavar="PATH", help="save in a file: .json for Inseq, .npz for NumPy, .html a page")
+    output.add_argument(
+        "--offset-unit", choices=get_args(OffsetUnit), default="code_point", help="what the spans in a .npz file count"
+    )
     output.add_argument("--no-color", action="store_true", help="shades instead of colours")
     output.add_argument("--quiet", action="store_true", help="print only the text")
 
@@ -57,6 +62,10 @@ def build_options(args: argparse.Namespace) -> AttributeOptions:
         options["prefix"] = args.prefix
     if args.special_tokens_in_text != "text":
         options["special_tokens_in_text"] = args.special_tokens_in_text
+    if args.truncate != "none":
+        options["truncate"] = args.truncate
+    if args.offset_unit != "code_point":
+        options["offset_unit"] = args.offset_unit
     if args.no_special_tokens:
         options["add_special_tokens"] = False
     return options
@@ -115,6 +124,12 @@ def _add_text_arguments(parser: argparse.ArgumentParser) -> None:
         "--no-special-tokens",
         action="store_true",
         help="add no special tokens around TEXT, because it is a rendered prompt",
+    )
+    parser.add_argument(
+        "--truncate",
+        choices=get_args(Truncation),
+        default="none",
+        help="leave out tokens at the left or at the right end of a text that has too many",
     )
     parser.add_argument("--timeout", type=float, metavar="SECONDS", help="the longest time for one text")
 

@@ -52,6 +52,7 @@ def build_npz_arrays(attribution: Attribution) -> dict[str, Any]:
         "source": attribution.started.source_text,
         "text": attribution.text,
         "stop_reason": attribution.stop_reason,
+        "offset_unit": attribution.started.offset_unit,
         "row": attribution.started.row,
         "top_k": attribution.started.top_k,
         "pieces": {name: [token.piece for token in tokens] for name, tokens in token_lists.items()},

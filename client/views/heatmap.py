@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.style import Style
 from rich.text import Text
 
+from ..parameters import OffsetUnit
 from ..results import FloatArray, Started, Step, Token
 from .terminal import escape_controls
 from .words import Word, find_words
@@ -44,7 +45,8 @@ class Heatmap:
 
     def __init__(self, console: Console, started: Started) -> None:
         self._console = console
-        self._words = find_words(started.source)
+        self._unit: OffsetUnit = started.offset_unit
+        self._words = find_words(started.source, unit=self._unit)
         # The index, among the positions that a step has seen, where the target begins.
         self._boundary = 0 if started.is_encoder_decoder else len(started.source)
         self._has_color = console.color_system is not None and not console.no_color
@@ -78,7 +80,7 @@ class Heatmap:
             text.append_text(cells)
         elif step.decoder_self is not None:
             weights = _mean_weights(step.decoder_self)
-            text.append_text(self._format_list(weights, find_words(seen[: len(weights)], self._boundary)))
+            text.append_text(self._format_list(weights, find_words(seen[: len(weights)], self._boundary, self._unit)))
         self._print_line(text)
 
     def _print_labels(self, labels: Sequence[str]) -> None:

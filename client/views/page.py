@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ..parameters import AttentionKind
+from ..parameters import AttentionKind, OffsetUnit
 from ..results import Attribution, FloatArray, Token
 from .terminal import escape_controls
 from .words import group_by_character, join_text
@@ -75,12 +75,13 @@ def _view_data(
     """Returns one kind's attention, `[columns, rows, ...]`, with the labels of its columns and rows."""
     started = attribution.started
     layout = started.layouts[kind]
+    unit = started.offset_unit
     boundary = len(started.source) if kind == "decoder_self" and not started.is_encoder_decoder else 0
     return {
         "kind": kind,
         "title": _TITLES[kind],
-        "columns": _token_labels(columns, boundary),
-        "rows": _token_labels(rows, 0),
+        "columns": _token_labels(columns, boundary, unit),
+        "rows": _token_labels(rows, 0, unit),
         "axes": layout.axes,
         "layers": layout.layers,
         "heads": layout.head_count,
@@ -90,7 +91,7 @@ def _view_data(
     }
 
 
-def _token_labels(tokens: Sequence[Token], boundary: int) -> list[dict[str, Any]]:
+def _token_labels(tokens: Sequence[Token], boundary: int, unit: OffsetUnit) -> list[dict[str, Any]]:
     """Returns what the page shows for each token, in the table and in the text.
 
     In the text, tokens that share a character are one word. `word` is the index of the word; `joined` says whether the
@@ -100,6 +101,7 @@ def _token_labels(tokens: Sequence[Token], boundary: int) -> list[dict[str, Any]
     Args:
         tokens: The tokens, in order.
         boundary: The index where another text begins. Its spans count from 0 again.
+        unit: What the spans count.
     """
     labels: list[dict[str, Any]] = []
     previous: Token | None = None
@@ -108,7 +110,7 @@ def _token_labels(tokens: Sequence[Token], boundary: int) -> list[dict[str, Any]
         first = members[0]
         joined = previous is not None and not first.special and not previous.special and previous.end == first.begin
         joined = joined and group[0] != boundary
-        text = (join_text(members).strip() if len(members) > 1 else "") or first.label
+        text = (join_text(members, unit).strip() if len(members) > 1 else "") or first.label
         for number, token in enumerate(members, 1):
             label = f"{text} {number}/{len(members)}" if len(members) > 1 else text
             labels.append(

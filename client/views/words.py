@@ -10,6 +10,8 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..offset_units import UnitText
+from ..parameters import OffsetUnit
 from ..results import Token
 from .terminal import escape_controls
 
@@ -26,7 +28,7 @@ class Word:
     special: bool
 
 
-def find_words(tokens: Sequence[Token], boundary: int = 0) -> list[Word]:
+def find_words(tokens: Sequence[Token], boundary: int = 0, unit: OffsetUnit = "code_point") -> list[Word]:
     """Groups tokens into words.
 
     Two neighbours are one word if they share a character. In scripts that put spaces between words, they are also one
@@ -35,6 +37,7 @@ def find_words(tokens: Sequence[Token], boundary: int = 0) -> list[Word]:
     Args:
         tokens: The tokens, in order.
         boundary: The index where another text begins. Its spans count from 0 again.
+        unit: What the spans count.
     """
     groups: list[list[int]] = []
     for index, token in enumerate(tokens):
@@ -42,7 +45,7 @@ def find_words(tokens: Sequence[Token], boundary: int = 0) -> list[Word]:
             groups[-1].append(index)
         else:
             groups.append([index])
-    return [_build_word(tokens, indices) for indices in groups]
+    return [_build_word(tokens, indices, unit) for indices in groups]
 
 
 def group_by_character(tokens: Sequence[Token], boundary: int = 0) -> list[list[int]]:
@@ -62,14 +65,15 @@ def group_by_character(tokens: Sequence[Token], boundary: int = 0) -> list[list[
     return groups
 
 
-def join_text(tokens: Sequence[Token]) -> str:
+def join_text(tokens: Sequence[Token], unit: OffsetUnit) -> str:
     """Joins the text of neighbouring tokens, each character once. Empty while no token has its characters."""
     text = ""
     end = 0
     for index, token in enumerate(tokens):
-        text += token.text[max(0, end - token.begin) :] if index else token.text
+        own_text = UnitText(token.text, unit)
+        text += own_text.slice(max(0, end - token.begin)) if index else token.text
         # A token of an incomplete character has a span, but no text yet.
-        end = max(end, token.begin + len(token.text))
+        end = max(end, token.begin + len(own_text))
     return text
 
 
@@ -92,7 +96,7 @@ def _is_word_character(character: str) -> bool:
     return unicodedata.name(character, "").partition(" ")[0].partition("-")[0] not in _SCRIPTS_WITHOUT_SPACES
 
 
-def _build_word(tokens: Sequence[Token], indices: Sequence[int]) -> Word:
+def _build_word(tokens: Sequence[Token], indices: Sequence[int], unit: OffsetUnit) -> Word:
     first = tokens[indices[0]]
-    text = join_text([tokens[index] for index in indices]).strip() if len(indices) > 1 else ""
+    text = join_text([tokens[index] for index in indices], unit).strip() if len(indices) > 1 else ""
     return Word(escape_controls(text or first.label), tuple(indices), first.special)

@@ -8,6 +8,7 @@ model_catalog          GetModel, ListModels, and finding a model by its name
 validation             messages become Requests: each field is checked, each default is filled in
 parsing                bytes become a protobuf message, or an error that names the field
 converters             outputs and models become messages
+offsets                offsets in the unit of the client
 enums                  the numbers of enums, and the domain's words for them
 status                 a RequestError becomes a status with details
 calls                  the open calls, and what each call waits for

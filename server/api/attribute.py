@@ -17,6 +17,7 @@ from ..text import TokenizerPool
 from . import converters
 from .calls import Call
 from .model_catalog import ModelCatalog
+from .offsets import RequestOffsets, offsets_of
 from .parsing import parse
 from .validation import request_id_of, validate_request
 
@@ -73,10 +74,11 @@ class AttributeMethod:
     async def _stream(
         self, call: Call, output_queue: OutputQueue, request: Request, loaded: LoadedModel, meter: UsageMeter
     ) -> None:
+        offsets = offsets_of(request)
         while outputs := await output_queue.get(_MESSAGE_BYTES):
             meter.add(outputs)
             for group in _group_outputs(outputs):
-                await call.write(_response_message(group, request, loaded, meter))
+                await call.write(_response_message(group, request, loaded, meter, offsets))
 
 
 class UsageMeter:
@@ -130,13 +132,17 @@ def _group_outputs(outputs: Sequence[Output]) -> Iterator[list[Output]]:
 
 
 def _response_message(
-    group: Sequence[Output], request: Request, loaded: LoadedModel, meter: UsageMeter
+    group: Sequence[Output],
+    request: Request,
+    loaded: LoadedModel,
+    meter: UsageMeter,
+    offsets: RequestOffsets | None,
 ) -> service_pb.AttributeResponse:
     output = group[0]
     if isinstance(output, Started):
-        return service_pb.AttributeResponse(started=converters.started_message(request, loaded, output))
+        return service_pb.AttributeResponse(started=converters.started_message(request, loaded, output, offsets))
     if isinstance(output, EncoderSelf):
         return service_pb.AttributeResponse(encoder_self=converters.encoder_self_message(output))
     if isinstance(output, Finished):
         return service_pb.AttributeResponse(finished=converters.finished_message(output, meter.message(output)))
-    return converters.steps_response(step for step in group if isinstance(step, Step))
+    return converters.steps_response((step for step in group if isinstance(step, Step)), offsets)

@@ -14,18 +14,34 @@ from sidelight.v1 import attribution_service_pb2 as service_pb
 from ..capture import AttentionArrays, AttentionKind, CapturePlan
 from ..models import LoadedModel
 from ..request import EncoderSelf, Finished, Request, Started, Step
-from ..text import Token
-from .enums import ATTENTION_KINDS, ENCODING_OF_DTYPE, ENCODINGS, REDUCTIONS, ROWS, SCORES, STOP_REASONS, number_of
+from ..text import OffsetMap, Token
+from .enums import (
+    ATTENTION_KINDS,
+    ENCODING_OF_DTYPE,
+    ENCODINGS,
+    OFFSET_UNITS,
+    REDUCTIONS,
+    ROWS,
+    SCORES,
+    STOP_REASONS,
+    number_of,
+)
+from .offsets import RequestOffsets
 
 # A message inside a message is filled in its place: protobuf copies what a constructor gets, and most of what is sent
 # with each token is such a message.
 
 
-def _fill_token(message: text_pb2.Token, token: Token) -> None:
+def _fill_token(message: text_pb2.Token, token: Token, offsets: OffsetMap | None) -> None:
+    """`offsets` are of the token's text. None: offsets count code points."""
     message.id = token.id
     message.piece = token.piece
-    message.begin = token.begin
-    message.end = token.end
+    if offsets is None:
+        message.begin = token.begin
+        message.end = token.end
+    else:
+        message.begin = offsets.to_units(token.begin)
+        message.end = offsets.to_units(token.end, token.open_bytes)
     message.special = token.special
     message.text = token.text
 
@@ -49,7 +65,9 @@ def _little_endian(array: NDArray[Any]) -> bytes:
 # ---- outputs --------------------------------------------------------------------------------------------------------
 
 
-def started_message(request: Request, loaded: LoadedModel, started: Started) -> service_pb.Started:
+def started_message(
+    request: Request, loaded: LoadedModel, started: Started, offsets: RequestOffsets | None
+) -> service_pb.Started:
     """Returns the header of a stream."""
     message = service_pb.Started(
         request_id=request.request_id,
@@ -60,11 +78,16 @@ def started_message(request: Request, loaded: LoadedModel, started: Started) -> 
         scores=[number_of(SCORES, score) for score in request.scores],
         architecture=_architecture(loaded),
         seed=started.seed,
+        offset_unit=number_of(OFFSET_UNITS, request.offset_unit),
+        source_tokens_left_out=request.source.num_left_out,
+        target_tokens_left_out=request.target_tokens_left_out,
     )
+    if offsets is not None:
+        offsets.add_started(started)
     for token in request.source.tokens:
-        _fill_token(message.source.add(), token)
+        _fill_token(message.source.add(), token, offsets and offsets.source)
     for token in started.decoder_prompt:
-        _fill_token(message.prefix.add(), token)
+        _fill_token(message.prefix.add(), token, offsets and offsets.target)
     return message
 
 
@@ -121,17 +144,19 @@ def encoder_self_message(part: EncoderSelf) -> service_pb.EncoderSelf:
     return message
 
 
-def steps_response(steps: Iterable[Step]) -> service_pb.AttributeResponse:
+def steps_response(steps: Iterable[Step], offsets: RequestOffsets | None) -> service_pb.AttributeResponse:
     """Returns one message with several steps."""
     message = service_pb.AttributeResponse()
     for step in steps:
-        _fill_step(message.steps.steps.add(), step)
+        if offsets is not None:
+            offsets.add_step(step)
+        _fill_step(message.steps.steps.add(), step, offsets and offsets.target)
     return message
 
 
-def _fill_step(message: service_pb.Step, step: Step) -> None:
+def _fill_step(message: service_pb.Step, step: Step, offsets: OffsetMap | None) -> None:
     message.index = step.index
-    _fill_token(message.token, step.token)
+    _fill_token(message.token, step.token, offsets)
     message.text = step.text
     if step.scores:
         message.scores.extend(step.scores)

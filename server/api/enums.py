@@ -15,6 +15,7 @@ from sidelight.v1 import attention_pb2, text_pb2
 from ...kernels import Encoding, Reduction
 from ..capture import AttentionKind, Row
 from ..request import Score, StopReason
+from ..text import OffsetUnit
 
 
 def _words(enum: Any, prefix: str, literal: Any) -> dict[Any, Any]:
@@ -27,6 +28,10 @@ ROWS: dict[int, Row] = _words(attention_pb2.Row, "ROW_", Row)
 REDUCTIONS: dict[int, Reduction] = _words(attention_pb2.Reduction, "REDUCTION_", Reduction)
 ENCODINGS: dict[int, Encoding] = _words(attention_pb2.Encoding, "ENCODING_", Encoding)
 SCORES: dict[int, Score] = _words(attention_pb2.Score, "SCORE_", Score)
+OFFSET_UNITS: dict[int, OffsetUnit] = {
+    **_words(text_pb2.OffsetUnit, "OFFSET_UNIT_", OffsetUnit),
+    text_pb2.OFFSET_UNIT_UNSPECIFIED: "code_point",  # the last: `number_of` returns the first
+}
 STOP_REASONS: dict[int, StopReason] = _words(text_pb2.StopReason, "STOP_REASON_", StopReason)
 
 # The encoding of numbers by their type. By name it would be slow: NumPy takes as long to name a type as all the rest of

@@ -6,13 +6,13 @@ these requests where `EngineCore` puts pending outputs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 
 from ..models import LoadedModel
 from ..request import Finished, GivenTarget, Output, Request, Step
 from ..runner import TargetOutput, TargetPass
-from ..text import Token
+from ..text import TokenizedText
 from .output_builder import make_started, split_encoder_self
 
 
@@ -35,7 +35,7 @@ def target_outputs(loaded: LoadedModel, request: Request, target_pass: TargetPas
 def _given_steps(request: Request, output: TargetOutput) -> Iterator[Output]:
     assert isinstance(request.target, GivenTarget)
     tokens, text = request.target.text.tokens, request.target.text.text
-    for index, (token, added) in enumerate(zip(tokens, _added_texts(text, tokens), strict=True)):
+    for index, (token, added) in enumerate(zip(tokens, _added_texts(request.target.text), strict=True)):
         step = Step(index, token, added, output.scores[index].tolist())
         if index < request.resume_at:
             continue
@@ -51,14 +51,15 @@ def _given_steps(request: Request, output: TargetOutput) -> Iterator[Output]:
     yield Finished(text, "given", len(tokens))
 
 
-def _added_texts(text: str, tokens: Sequence[Token]) -> Iterator[str]:
+def _added_texts(target: TokenizedText) -> Iterator[str]:
     """The text that each token of a whole text adds. A character of several tokens comes with the last of them."""
+    text, tokens = target.text, target.tokens
     limits: list[int] = []  # for each token, where the next token begins that is not special
     limit = len(text)
     for token in reversed(tokens):
         limits.append(limit)
         limit = limit if token.special else token.begin
-    written = end = 0
+    written = end = target.begin
     for index, (token, limit) in enumerate(zip(tokens, reversed(limits), strict=True)):
         end = max(end, token.end)
         until = len(text) if index == len(tokens) - 1 else max(written, min(end, limit))

@@ -33,7 +33,7 @@ def make_started(loaded: LoadedModel, request: Request) -> tuple[Detokenizer, St
         context = [replace(token, begin=0, end=0, text="") for token in tokens]
         context += request.prefix.tokens
     seed = request.target.seed if isinstance(request.target, DecodingParams) else None
-    return detokenizer, Started(tuple(context), seed)
+    return detokenizer, Started(tuple(context), seed, detokenizer.text)
 
 
 def split_encoder_self(attention: AttentionArrays | None) -> Iterator[EncoderSelf]:
@@ -61,6 +61,7 @@ class OutputBuilder:
         self._reads_last = request.capture.row == "reading"
         self._last_step: Step | None = None  # waits for the row that reads its token
         self._stop_reason: StopReason | None = None
+        self._unsent_text = ""  # of the steps that the request leaves out
         self.is_finished = False
 
     def add_token(self, output: StepOutput) -> list[Output]:
@@ -92,7 +93,10 @@ class OutputBuilder:
         """A step with the attention of the pass that gives its row, and the end if it is the last step."""
         outputs: list[Output] = []
         if step.index >= self._request.resume_at:
-            outputs.append(replace(step, cross=output.cross, decoder_self=output.decoder_self))
+            unsent_text, self._unsent_text = self._unsent_text, ""
+            outputs.append(replace(step, cross=output.cross, decoder_self=output.decoder_self, unsent_text=unsent_text))
+        else:
+            self._unsent_text += step.text
         if self._stop_reason is not None:
             self.is_finished = True
             text = self._detokenizer.text

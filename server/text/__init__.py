@@ -6,6 +6,7 @@ fast_encoder            encodes with a tokenizer of the tokenizers library
 slow_encoder            encodes with a tokenizer in Python
 sentencepieces          pieces with the offsets that SentencePiece gives
 offsets                 where tokens stand in a text: one rule for every tokenizer
+offset_units            offsets in code points, in code units of UTF-16, or in bytes of UTF-8
 chats                   control tokens that a user typed into a chat
 languages               language codes, and the places where model families take them
 detokenizer             Detokenizer: a text that grows token by token
@@ -17,6 +18,7 @@ tokenizer_pool          threads that tokenize long texts, short texts first
 
 from .detokenizer import Detokenizer
 from .languages import Languages
+from .offset_units import OffsetMap, OffsetUnit
 from .tokenizer import Tokenizer
 from .tokenizer_pool import TokenizerPool
 from .tokens import TextOptions, Token, TokenizedText
@@ -24,6 +26,8 @@ from .tokens import TextOptions, Token, TokenizedText
 __all__ = [
     "Detokenizer",
     "Languages",
+    "OffsetMap",
+    "OffsetUnit",
     "TextOptions",
     "Token",
     "TokenizedText",

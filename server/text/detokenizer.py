@@ -65,7 +65,7 @@ class Detokenizer:
         if role == "special":
             return "", Token(id_, piece, place, place, True, "")
         begin = len(self.text)
-        text, num_earlier, num_open = self._decoder.push(id_)
+        text, num_earlier, num_open, open_bytes = self._decoder.push(id_)
         if not num_earlier:
             text = self._drop_second_space(text)
         self.text += text
@@ -79,7 +79,8 @@ class Detokenizer:
             self._end = end
         else:
             begin = end = place if not text else self._end
-        return text, Token(id_, piece, begin, end, False, self.text[begin:end])
+        open_bytes = open_bytes if num_open else b""
+        return text, Token(id_, piece, begin, end, False, self.text[begin:end], open_bytes)
 
     def flush(self) -> str:
         """Ends the text. Returns what was held back because it was incomplete."""
@@ -97,7 +98,7 @@ class Detokenizer:
             return text, token
         begin = max(token.begin, self._prefix_length) if text else token.begin
         begin, end = trim_span(self.text, (begin, len(self.text) if text else token.end))
-        return text, replace(token, begin=begin, end=end, text=self.text[begin:end])
+        return text, replace(token, begin=begin, end=end, text=self.text[begin:end], open_bytes=b"")
 
     def _drop_second_space(self, text: str) -> str:
         """Returns the first text after the prefix without the space that the prefix already ends with."""

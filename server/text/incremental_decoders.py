@@ -42,11 +42,14 @@ class TextDelta(NamedTuple):
         num_earlier: How many of the first of these characters belong to earlier tokens.
         num_open: How many characters the token begins or continues that later tokens complete: 0 or 1, or 2 for half a
             surrogate pair.
+        open_bytes: The bytes of these characters so far, from their first byte on, if the vocabulary says which bytes
+            its tokens are.
     """
 
     text: str
     num_earlier: int = 0
     num_open: int = 0
+    open_bytes: bytes = b""
 
 
 class IncrementalDecoder(Protocol):
@@ -122,6 +125,11 @@ class _OpenCharacter:
         return bool(self._bytes)
 
     @property
+    def first_bytes(self) -> bytes:
+        """The bytes so far."""
+        return self._bytes
+
+    @property
     def num_characters(self) -> int:
         """How many characters the bytes are if no more bytes come: two for half a surrogate pair."""
         return len(self._bytes.decode("utf-8", "replace"))
@@ -183,7 +191,8 @@ class ByteDecoder:
                 text, self._open.num_of_context = text[self._open.num_of_context :], 0
             elif not continues:
                 num_earlier = num_before
-        return TextDelta(text, num_earlier, max(0, self._open.num_characters - self._open.num_of_context))
+        num_open = max(0, self._open.num_characters - self._open.num_of_context)
+        return TextDelta(text, num_earlier, num_open, self._open.first_bytes)
 
     def flush(self) -> str:
         """Ends the text. Returns what was held back."""
@@ -235,7 +244,8 @@ class WindowDecoder:
         num_earlier = 0 if continues or num_of_context else num_before
         self._ids.append(id_)
         if self._open:
-            return TextDelta(broken, num_earlier, max(0, self._open.num_characters - self._open.num_of_context))
+            num_open = max(0, self._open.num_characters - self._open.num_of_context)
+            return TextDelta(broken, num_earlier, num_open, self._open.first_bytes)
         pending = self._pending()
         if own_bytes is None and self._is_incomplete(pending, id_):
             return TextDelta("", 0, num_open=1)

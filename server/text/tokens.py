@@ -7,7 +7,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Token:
-    """A token, and its place: it covers `text[begin:end]` of the exact text. A special token covers nothing."""
+    """A token, and its place: it covers `text[begin:end]` of the exact text. A special token covers nothing.
+
+    Offsets count code points. `open_bytes` are the bytes, so far, of the characters at the end of the token that later
+    tokens complete; empty if all characters are complete, or if the bytes are not known.
+    """
 
     id: int
     piece: str
@@ -15,6 +19,7 @@ class Token:
     end: int
     special: bool
     text: str
+    open_bytes: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -35,13 +40,21 @@ class TextOptions:
 class TokenizedText:
     """A text and its tokens.
 
-    `options` say how the text became these tokens. They are None if the tokens were given, or if the text was not
-    tokenized by itself.
+    Attributes:
+        text: The exact text.
+        tokens: The tokens.
+        options: How the text became these tokens. None if the tokens were given, or if the text was not tokenized by
+            itself.
+        num_left_out: How many tokens are left out because they were too many.
+        begin: Where the part of the text begins that the tokens stand for. It is above 0 if the first tokens are left
+            out.
     """
 
     text: str
     tokens: tuple[Token, ...]
     options: TextOptions | None = None
+    num_left_out: int = 0
+    begin: int = 0
 
     @property
     def ids(self) -> list[int]:

@@ -122,7 +122,7 @@ class AttributeRequest(_message.Message):
     """What offsets count, in this request and in its responses. Unset: OFFSET_UNIT_CODE_POINT."""
     truncate: _text_pb2.Truncation.ValueType
     """What is done with a source, a prefix or a given target that has too many tokens. Unset: TRUNCATION_NONE. Started
-    says how many tokens were left out.
+    says how many tokens were left out. Not for a chat.
     """
     padding: _text_pb2.Padding.ValueType
     """What is done with padding in Text.token_ids of the source. Unset: PADDING_REFUSE."""
@@ -444,6 +444,7 @@ class Started(_message.Message):
     TARGET_TOKENS_LEFT_OUT_FIELD_NUMBER: _builtins.int
     SOURCE_POSITION_COUNT_FIELD_NUMBER: _builtins.int
     SOURCE_POSITIONS_FIELD_NUMBER: _builtins.int
+    OFFSET_UNIT_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """The id of the request. The client has chosen it, or else the server."""
     model: _builtins.str
@@ -459,13 +460,17 @@ class Started(_message.Message):
     again.
     """
     source_tokens_left_out: _builtins.int
-    """How many tokens of the source AttributeRequest.truncate has left out."""
+    """How many tokens of the source AttributeRequest.truncate has left out. `source` has the tokens that are left, and
+    `source_text` is the whole text.
+    """
     target_tokens_left_out: _builtins.int
     """How many tokens of the given target or of the prefix AttributeRequest.truncate has left out."""
     source_position_count: _builtins.int
     """The number of source positions where the source is not made of tokens, as with Text.features: then `source` is
     empty.
     """
+    offset_unit: _text_pb2.OffsetUnit.ValueType
+    """What the offsets of the stream count. Always set."""
     @_builtins.property
     def source(self) -> _containers.RepeatedCompositeFieldContainer[_text_pb2.Token]:
         """The tokens of the source, with special tokens. They are the positions of cross-attention and of encoder
@@ -525,10 +530,11 @@ class Started(_message.Message):
         target_tokens_left_out: _builtins.int = ...,
         source_position_count: _builtins.int = ...,
         source_positions: _abc.Iterable[_builtins.int] | None = ...,
+        offset_unit: _text_pb2.OffsetUnit.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "capture", b"capture", "seed", b"seed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "architecture", b"architecture", "capture", b"capture", "layouts", b"layouts", "model", b"model", "prefix", b"prefix", "prefix_units", b"prefix_units", "request_id", b"request_id", "scores", b"scores", "seed", b"seed", "source", b"source", "source_position_count", b"source_position_count", "source_positions", b"source_positions", "source_text", b"source_text", "source_tokens_left_out", b"source_tokens_left_out", "source_units", b"source_units", "target_tokens_left_out", b"target_tokens_left_out"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "architecture", b"architecture", "capture", b"capture", "layouts", b"layouts", "model", b"model", "offset_unit", b"offset_unit", "prefix", b"prefix", "prefix_units", b"prefix_units", "request_id", b"request_id", "scores", b"scores", "seed", b"seed", "source", b"source", "source_position_count", b"source_position_count", "source_positions", b"source_positions", "source_text", b"source_text", "source_tokens_left_out", b"source_tokens_left_out", "source_units", b"source_units", "target_tokens_left_out", b"target_tokens_left_out"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
     _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015

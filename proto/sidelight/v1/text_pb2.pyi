@@ -14,7 +14,11 @@ up to, but not including, `end`. For every tokenizer these rules hold:
 - A special token covers nothing: its span is empty and lies at the end of the token before it. Where a special token
   is written out in a text (by the template of a chat, or with SPECIAL_TOKENS_IN_TEXT_PARSE), its characters belong
   to no token.
-- While a target is being written, its last characters may belong to tokens that are still to come.
+- The characters of tokens that AttributeRequest.truncate leaves out belong to no token.
+- While a target is being written, its last characters may belong to tokens that are still to come. A token that ends
+  inside a character has the span that the whole character will have. If the bytes that follow do not complete the
+  character, it becomes U+FFFD, and in UTF-16 and UTF-8 the `end` that was sent may be wrong by one unit: the
+  character ends where the next token begins, or with the text.
 """
 
 from collections import abc as _abc
@@ -78,10 +82,24 @@ class _TruncationEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Truncation
     TRUNCATION_LEFT: _Truncation.ValueType  # 2
     """Tokens are left out at the beginning of the text."""
     TRUNCATION_RIGHT: _Truncation.ValueType  # 3
-    """Tokens are left out at the end of the text."""
+    """Tokens are left out at the end of the text. Where tokens of a prefix or of a given target are left out so, the text
+    of the target ends there, too.
+    """
 
 class Truncation(_Truncation, metaclass=_TruncationEnumTypeWrapper):
-    """What is done with a text that has too many tokens for the model."""
+    """What is done with a text that has too many tokens for the model.
+
+    Special tokens at the begin and at the end of a text stay. How many tokens stay:
+    - Of an encoder-decoder's source: Model.max_source_tokens.
+    - Of a decoder-only model's source, with the prefix or the given target: Model.max_target_tokens together, less the
+      tokens to be written. These are Decoding.max_new_tokens, or the number in the model's generation config, or one.
+      Where both texts are long, tokens are left out of the longer one until they fit.
+    - Of an encoder-decoder's prefix or given target: Model.max_target_tokens, less the start token, and for a prefix less
+      the tokens to be written.
+
+    A text of more bytes than RequestLimits.max_source_bytes or max_target_bytes is cut to about this size before it is
+    tokenized, on the side where tokens are left out. What is cut so counts as one token in the counts of Started.
+    """
 
 TRUNCATION_UNSPECIFIED: Truncation.ValueType  # 0
 """Counts as TRUNCATION_NONE."""
@@ -90,7 +108,9 @@ TRUNCATION_NONE: Truncation.ValueType  # 1
 TRUNCATION_LEFT: Truncation.ValueType  # 2
 """Tokens are left out at the beginning of the text."""
 TRUNCATION_RIGHT: Truncation.ValueType  # 3
-"""Tokens are left out at the end of the text."""
+"""Tokens are left out at the end of the text. Where tokens of a prefix or of a given target are left out so, the text
+of the target ends there, too.
+"""
 Global___Truncation: _TypeAlias = Truncation  # noqa: Y015
 
 class _Padding:
@@ -104,17 +124,23 @@ class _PaddingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Padding.Value
     PADDING_REFUSE: _Padding.ValueType  # 1
     """The request is refused, and the error names the first padding id."""
     PADDING_MASK: _Padding.ValueType  # 2
-    """The model does not read padding, as behind an attention mask. Started.source has the tokens that are left."""
+    """The model does not read padding, as behind an attention mask. Started.source has the tokens that are left. At least
+    one token must be left.
+    """
 
 class Padding(_Padding, metaclass=_PaddingEnumTypeWrapper):
-    """What is done with padding among the token ids of a source."""
+    """What is done with padding among the token ids of a source. Padding is the padding token of the tokenizer, if it is not
+    its start token or its end token too.
+    """
 
 PADDING_UNSPECIFIED: Padding.ValueType  # 0
 """Counts as PADDING_REFUSE."""
 PADDING_REFUSE: Padding.ValueType  # 1
 """The request is refused, and the error names the first padding id."""
 PADDING_MASK: Padding.ValueType  # 2
-"""The model does not read padding, as behind an attention mask. Started.source has the tokens that are left."""
+"""The model does not read padding, as behind an attention mask. Started.source has the tokens that are left. At least
+one token must be left.
+"""
 Global___Padding: _TypeAlias = Padding  # noqa: Y015
 
 class _SpecialTokensInText:
@@ -219,8 +245,8 @@ class Text(_message.Message):
     @_builtins.property
     def token_ids(self) -> Global___TokenIds:
         """Token ids. The server uses them as they are and adds nothing: the client must put special tokens among them. A
-        source must hold no padding, because the model would attend to it. Cannot be used with
-        AttributeRequest.source_language.
+        source must hold no padding, because the model would attend to it: see AttributeRequest.padding. Cannot be used
+        with AttributeRequest.source_language.
         """
 
     @_builtins.property

@@ -2,6 +2,7 @@
 
 request     an AttributeRequest becomes a Request
 texts       the source, the prefix and the given target become tokens
+truncation  texts that are too long lose tokens at one end
 decoding    a Decoding becomes DecodingParams
 capture     a Capture becomes a CapturePlan
 

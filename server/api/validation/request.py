@@ -14,16 +14,11 @@ from ...capture import AttentionKind
 from ...errors import invalid, unimplemented
 from ...models import LoadedModel
 from ...request import DecodingParams, GivenTarget, Request, Score
-from ..enums import SCORES
+from ..enums import OFFSET_UNITS, SCORES
 from .capture import validate_capture
 from .decoding import validate_decoding, validate_probability
-from .texts import (
-    validate_decoder_prompt,
-    validate_given,
-    validate_languages,
-    validate_source,
-    validate_text_options,
-)
+from .texts import find_room, validate_languages, validate_text_options, validate_texts
+from .truncation import validate_truncation
 
 _MAX_REQUEST_ID = 128
 
@@ -31,7 +26,7 @@ _MAX_REQUEST_ID = 128
 MAX_REQUEST_BYTES = 4 * 1024**2
 
 # Fields that this server does not serve yet.
-_NOT_SERVED = ("offset_unit", "truncate", "padding", "contrast")
+_NOT_SERVED = ("contrast",)
 
 
 def request_id_of(message: service_pb.AttributeRequest) -> str:
@@ -49,18 +44,18 @@ def validate_request(message: service_pb.AttributeRequest, loaded: LoadedModel, 
     for field, _ in message.ListFields():
         if field.name in _NOT_SERVED:
             raise unimplemented(field.name)
+    if message.offset_unit not in OFFSET_UNITS:
+        raise invalid("offset_unit", "UNKNOWN_VALUE", "is no unit of offsets")
+    truncation = validate_truncation(message)
     languages = validate_languages(message, loaded)
     options = validate_text_options(message, loaded)
-    source = validate_source(message, loaded, languages, options)
-    prompt_ids, prefix = validate_decoder_prompt(message, loaded, languages, source, options)
-    num_before = len(prompt_ids) + (0 if loaded.is_encoder_decoder else len(source.tokens))
-    max_target = loaded.max_target_tokens - num_before
-    if max_target < 1:
-        field = "prefix" if message.HasField("prefix") else "source"
-        raise invalid(field, "TEXT_TOO_LONG", f"leaves no room for a target: {_target_limit(loaded)}")
-    if message.WhichOneof("target") == "given":
-        target: DecodingParams | GivenTarget = validate_given(message, loaded, languages, source, options, max_target)
-        max_steps = steps_per_pass = len(target.text.tokens)
+    texts = validate_texts(message, loaded, languages, options, truncation)
+    source, prompt_ids = texts.source, texts.decoder_prompt_ids
+    max_target = find_room(message, loaded, source, prompt_ids)
+    num_before = loaded.max_target_tokens - max_target
+    if texts.given is not None:
+        target: DecodingParams | GivenTarget = GivenTarget(texts.given)
+        max_steps = steps_per_pass = len(texts.given.tokens)
     else:
         target = validate_decoding(message.decoding, loaded, languages, num_before, max_target)
         if target.do_sample and message.resume_at and not message.decoding.sampling.HasField("seed"):
@@ -74,19 +69,16 @@ def validate_request(message: service_pb.AttributeRequest, loaded: LoadedModel, 
     return Request(
         request_id=request_id,
         source=source,
-        decoder_prompt_ids=tuple(prompt_ids),
+        decoder_prompt_ids=prompt_ids,
         target=target,
         capture=validate_capture(message.capture, loaded, max_positions, steps_per_pass),
         scores=_validate_scores(message),
         score_top_p=validate_probability(message, "score_top_p", "score_top_p", 0.9),
         resume_at=message.resume_at,
-        prefix=prefix,
+        prefix=texts.prefix,
+        offset_unit=OFFSET_UNITS[message.offset_unit],
+        target_tokens_left_out=texts.num_left_out,
     )
-
-
-def _target_limit(loaded: LoadedModel) -> str:
-    subject = "a target" if loaded.is_encoder_decoder else "prompt and continuation together"
-    return f"{subject} may have at most {loaded.max_target_tokens} tokens"
 
 
 # ---- scores ---------------------------------------------------------------------------------------------------------

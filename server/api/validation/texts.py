@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Sequence
+from dataclasses import replace
 
 from sidelight.v1 import attribution_service_pb2 as service_pb
 from sidelight.v1 import text_pb2
@@ -11,6 +13,7 @@ from ...errors import invalid, unimplemented
 from ...models import LoadedModel
 from ...request import GivenTarget
 from ...text import Languages, TextOptions, TokenizedText
+from .truncation import Texts, Truncation, cut_ids, cut_text, truncate_texts
 
 # How many characters are normalized at once. No other Python thread can run meanwhile.
 _NORMALIZED_AT_ONCE = 16 * 1024
@@ -55,23 +58,29 @@ def validate_text_options(message: service_pb.AttributeRequest, loaded: LoadedMo
 
 
 def validate_source(
-    message: service_pb.AttributeRequest, loaded: LoadedModel, languages: Languages, options: TextOptions
+    message: service_pb.AttributeRequest,
+    loaded: LoadedModel,
+    languages: Languages,
+    options: TextOptions,
+    truncation: Truncation = "none",
 ) -> TokenizedText:
-    """Returns the tokens of the source. Raises RequestError."""
+    """Returns the tokens of the source. Raises RequestError.
+
+    With a truncation, the tokens may be too many, and a text of too many bytes is cut: see `truncate_texts`.
+    """
+    _validate_padding(message, loaded)
     if not message.HasField("source"):
         raise invalid("source", "REQUIRED", "is required")
     source, max_tokens = message.source, loaded.max_source_tokens
     kind = source.WhichOneof("kind")
     if kind == "text":
-        _check_text(source.text, "source.text", max_tokens, loaded)
-        text = loaded.tokenizer.encode_source(source.text, languages, options)
+        checked = _check_text(source.text, "source.text", max_tokens, loaded, truncation)
+        text = loaded.tokenizer.encode_source(checked, languages, options)
         _check_not_blank(text, "source.text", loaded, options)
     elif kind == "token_ids":
-        ids = _validate_token_ids(source, "source", loaded, max_tokens)
-        if (padding_id := loaded.tokenizer.padding_id) in ids:
-            problem = f"{padding_id} is padding, which would be attended to: leave it out"
-            raise invalid(f"source.token_ids.ids[{ids.index(padding_id)}]", "PADDING", problem)
-        text = loaded.tokenizer.detokenize(ids)
+        ids = _treat_padding(_read_token_ids(source, "source", loaded), message.padding, loaded)
+        ids, num_left_out = _limit_ids(ids, "source", max_tokens, loaded, truncation)
+        text = replace(loaded.tokenizer.detokenize(ids), num_left_out=num_left_out)
     elif kind == "features":
         raise unimplemented("source.features")
     elif kind == "chat":
@@ -80,7 +89,8 @@ def validate_source(
         raise invalid("source", "REQUIRED", "one of text, token_ids and chat must be set")
     if not text.tokens:
         raise invalid(f"source.{kind}", "EMPTY", "must not be empty: it tokenizes to nothing")
-    _check_num_tokens(text, f"source.{kind}", max_tokens, "the model reads")
+    if truncation == "none":
+        _check_num_tokens(text, f"source.{kind}", max_tokens, "the model reads")
     return text
 
 
@@ -102,33 +112,67 @@ def _validate_chat(message: text_pb2.Chat, loaded: LoadedModel, options: TextOpt
         raise invalid("source.chat.messages", "CHAT_TEMPLATE", "the model's chat template refuses these") from error
 
 
-def validate_decoder_prompt(
+def validate_texts(
+    message: service_pb.AttributeRequest,
+    loaded: LoadedModel,
+    languages: Languages,
+    options: TextOptions,
+    truncation: Truncation,
+) -> Texts:
+    """Returns the tokens of all texts of a request. Raises RequestError."""
+    source = validate_source(message, loaded, languages, options, truncation)
+    start_ids = loaded.tokenizer.start_ids(languages)
+    prefix_ids, prefix = validate_prefix(message, loaded, languages, source, options, truncation)
+    given = None
+    if message.WhichOneof("target") == "given":
+        max_target = find_room(message, loaded, source, [*start_ids, *prefix_ids]) if truncation == "none" else 0
+        given = validate_given(message, loaded, languages, source, options, max_target, truncation).text
+    texts = Texts(source, start_ids, prefix_ids, prefix, given)
+    return texts if truncation == "none" else truncate_texts(texts, message, loaded, truncation)
+
+
+def find_room(
+    message: service_pb.AttributeRequest, loaded: LoadedModel, source: TokenizedText, prompt_ids: Sequence[int]
+) -> int:
+    """Returns how many tokens a target can have, at least 1. Raises RequestError."""
+    room = loaded.max_target_tokens - len(prompt_ids) - (0 if loaded.is_encoder_decoder else len(source.tokens))
+    if room < 1:
+        field = "prefix" if message.HasField("prefix") else "source"
+        subject = "a target" if loaded.is_encoder_decoder else "prompt and continuation together"
+        problem = f"{subject} may have at most {loaded.max_target_tokens} tokens"
+        raise invalid(field, "TEXT_TOO_LONG", f"leaves no room for a target: {problem}")
+    return room
+
+
+def validate_prefix(
     message: service_pb.AttributeRequest,
     loaded: LoadedModel,
     languages: Languages,
     source: TokenizedText,
     options: TextOptions,
+    truncation: Truncation = "none",
 ) -> tuple[list[int], TokenizedText | None]:
-    """Returns the tokens that the decoder reads between the source and step 0, and the prefix if it is a text."""
-    start_ids = loaded.tokenizer.start_ids(languages)
+    """Returns the tokens of the prefix, and the prefix if it is a text. Raises RequestError.
+
+    With a truncation, the tokens may be too many.
+    """
     if not message.HasField("prefix"):
-        return start_ids, None
+        return [], None
     if message.WhichOneof("target") == "given":
         raise invalid("prefix", "CONTRADICTION", "goes with decoding, not with a given target")
     prefix, max_tokens = message.prefix, loaded.max_target_tokens
     kind = prefix.WhichOneof("kind")
     if kind == "text":
-        _check_text(prefix.text, "prefix.text", max_tokens, loaded)
-        text = loaded.tokenizer.encode_prefix(source, prefix.text, languages, options)
+        checked = _check_text(prefix.text, "prefix.text", max_tokens, loaded, truncation)
+        text = loaded.tokenizer.encode_prefix(source, checked, languages, options)
         tokens = text.tokens
         if not tokens or not (options.parses_special or any(not token.special for token in tokens)):
             raise invalid("prefix.text", "EMPTY", "must not be empty: it tokenizes to nothing")
-        return [*start_ids, *text.ids], text
+        return text.ids, text
     if kind == "token_ids":
-        ids = _validate_token_ids(prefix, "prefix", loaded, max_tokens)
-    else:
-        raise invalid("prefix", "REQUIRED", "one of text and token_ids must be set")
-    return [*start_ids, *ids], None
+        ids = _read_token_ids(prefix, "prefix", loaded)
+        return (ids if truncation != "none" else _limit_ids(ids, "prefix", max_tokens, loaded, truncation)[0]), None
+    raise invalid("prefix", "REQUIRED", "one of text and token_ids must be set")
 
 
 def validate_given(
@@ -138,30 +182,41 @@ def validate_given(
     source: TokenizedText,
     options: TextOptions,
     max_target: int,
+    truncation: Truncation = "none",
 ) -> GivenTarget:
-    """Returns the given target, of at most `max_target` tokens. Raises RequestError."""
+    """Returns the given target, of at most `max_target` tokens. Raises RequestError.
+
+    With a truncation, the tokens may be too many.
+    """
     given = message.given
     kind = given.WhichOneof("kind")
     if kind == "text":
-        _check_text(given.text, "given.text", loaded.max_target_tokens, loaded)
+        checked = _check_text(given.text, "given.text", loaded.max_target_tokens, loaded, truncation)
         if loaded.is_encoder_decoder:
-            text = loaded.tokenizer.encode_target(given.text, languages, options)
+            text = loaded.tokenizer.encode_target(checked, languages, options)
         else:
-            text = loaded.tokenizer.encode_continuation(source, given.text, options)
+            text = loaded.tokenizer.encode_continuation(source, checked, options)
         _check_not_blank(text, "given.text", loaded, options)
     elif kind == "token_ids":
-        ids = _validate_token_ids(given, "given", loaded, max_target)
+        max_ids = max_target if truncation == "none" else loaded.max_target_tokens
+        ids, num_left_out = _limit_ids(_read_token_ids(given, "given", loaded), "given", max_ids, loaded, truncation)
         text = loaded.tokenizer.detokenize(ids, () if loaded.is_encoder_decoder else source.ids)
+        text = replace(text, num_left_out=num_left_out)
     else:
         raise invalid("given", "REQUIRED", "one of text and token_ids must be set")
-    _check_num_tokens(text, f"given.{kind}", max_target, "there is room for")
+    if truncation == "none":
+        _check_num_tokens(text, f"given.{kind}", max_target, "there is room for")
     return GivenTarget(text)
 
 
-def _check_text(text: str, field: str, max_tokens: int, loaded: LoadedModel) -> None:
+def _check_text(text: str, field: str, max_tokens: int, loaded: LoadedModel, truncation: Truncation) -> str:
+    """Returns the text to tokenize: the whole text, or with a truncation as many bytes as can have the tokens."""
     if not text:
         raise invalid(field, "EMPTY", "must not be empty")
+    if truncation != "none":
+        return cut_text(text, loaded.tokenizer.max_bytes(max_tokens), truncation)
     _check_num_bytes(text, field, max_tokens, loaded)
+    return text
 
 
 def _check_num_bytes(text: str, field: str, max_tokens: int, loaded: LoadedModel) -> None:
@@ -195,16 +250,55 @@ def _check_num_tokens(text: TokenizedText, field: str, max_tokens: int, limit: s
         raise invalid(field, "TEXT_TOO_LONG", f"has {len(text.tokens):,} tokens; {limit} at most {max_tokens:,}")
 
 
-def _validate_token_ids(message: text_pb2.Text, field: str, loaded: LoadedModel, max_tokens: int) -> list[int]:
-    ids = message.token_ids.ids
+# ---- token ids ------------------------------------------------------------------------------------------------------
+
+
+def _read_token_ids(message: text_pb2.Text, field: str, loaded: LoadedModel) -> list[int]:
+    ids = list(message.token_ids.ids)
     path = f"{field}.token_ids.ids"
     if not ids:
         raise invalid(path, "EMPTY", "must not be empty")
+    if max(ids) >= loaded.vocabulary_size:
+        index, id_ = next((index, id_) for index, id_ in enumerate(ids) if id_ >= loaded.vocabulary_size)
+        problem = f"{id_} is outside the vocabulary of {loaded.vocabulary_size:,} tokens"
+        raise invalid(f"{path}[{index}]", "TOKEN_OUT_OF_RANGE", problem)
+    return ids
+
+
+def _limit_ids(
+    ids: list[int], field: str, max_tokens: int, loaded: LoadedModel, truncation: Truncation
+) -> tuple[list[int], int]:
+    """Returns at most `max_tokens` ids, and how many are left out. Raises RequestError."""
+    path = f"{field}.token_ids.ids"
+    if truncation != "none":
+        return cut_ids(ids, max_tokens, truncation, path, loaded)
     if len(ids) > max_tokens:
         raise invalid(path, "TEXT_TOO_LONG", f"has {len(ids):,} tokens; at most {max_tokens:,} fit")
-    ids = list(ids)
-    for index, id_ in enumerate(ids):
-        if id_ >= loaded.vocabulary_size:
-            problem = f"{id_} is outside the vocabulary of {loaded.vocabulary_size:,} tokens"
-            raise invalid(f"{path}[{index}]", "TOKEN_OUT_OF_RANGE", problem)
+    return ids, 0
+
+
+def _validate_padding(message: service_pb.AttributeRequest, loaded: LoadedModel) -> None:
+    """Checks what the request says of padding. Raises RequestError."""
+    if not message.padding:
+        return
+    if message.padding not in (text_pb2.PADDING_REFUSE, text_pb2.PADDING_MASK):
+        raise invalid("padding", "UNKNOWN_VALUE", "is no way with padding")
+    if message.source.WhichOneof("kind") != "token_ids":
+        raise invalid("padding", "CONTRADICTION", "goes with token ids of the source: texts have no padding")
+    if message.padding == text_pb2.PADDING_MASK and loaded.tokenizer.padding_id is None:
+        problem = "this model has no token that is only padding: leave the padding out"
+        raise invalid("padding", "NO_PADDING_TOKEN", problem)
+
+
+def _treat_padding(ids: list[int], padding: text_pb2.Padding.ValueType, loaded: LoadedModel) -> list[int]:
+    """Returns the token ids of a source without padding. Raises RequestError."""
+    padding_id = loaded.tokenizer.padding_id
+    if padding_id not in ids:
+        return ids
+    if padding != text_pb2.PADDING_MASK:
+        problem = f"{padding_id} is padding, which would be attended to: leave it out, or set padding to mask it"
+        raise invalid(f"source.token_ids.ids[{ids.index(padding_id)}]", "PADDING", problem)
+    ids = [id_ for id_ in ids if id_ != padding_id]
+    if not ids:
+        raise invalid("source.token_ids.ids", "EMPTY", "must not be empty: it is nothing but padding")
     return ids

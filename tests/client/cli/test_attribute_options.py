@@ -8,7 +8,7 @@ import numpy as np
 from cli_process import SENTENCE
 from sidelight.client.cli.attribute_options import parse_heads, parse_layers
 from sidelight.client.cli.main import main
-from sidelight.v1 import attention_pb2
+from sidelight.v1 import attention_pb2, text_pb2
 
 
 def test_layers_and_heads_are_parsed():
@@ -33,8 +33,13 @@ def test_capture_options_reach_the_server(fake, tmp_path):
     with np.load(path) as arrays:
         assert arrays["0/cross"].dtype == np.float32
         assert ((arrays["0/cross"] > 0).sum(0) == 2).all()
+    assert main([*base, "--truncate", "left", "--offset-unit", "utf16"]) == 0
+    request = fake.requests[1]
+    assert (request.truncate, request.offset_unit) == (text_pb2.TRUNCATION_LEFT, text_pb2.OFFSET_UNIT_UTF16)
     assert main(base) == 0
-    capture = fake.requests[1].capture
+    request = fake.requests[2]
+    assert (request.truncate, request.offset_unit) == (0, 0)
+    capture = request.capture
     assert (capture.encoding, capture.top_k) == (attention_pb2.ENCODING_UNSPECIFIED, 0)
 
 
