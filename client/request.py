@@ -38,10 +38,10 @@ class AttributeOptions(TypedDict, total=False):
       target. The default is True. False is for prompts that are rendered already.
     - offset_unit: What the offsets of tokens count: "code_point" (the default), as Python's strings do, or "utf16" or
       "utf8" for programs in other languages. The texts of tokens do not depend on it.
-    - truncate: What to do with a source, a prefix or a target that has too many tokens: "none" (the default) refuses the
-      request; "left" or "right" leaves out tokens at the beginning or at the end. `Started` says how many.
-    - padding: What to do with padding among the token ids of a source: "refuse" (the default) the request, or "mask" the
-      padding, so that the model does not read it.
+    - truncate: What to do with a source, a prefix or a target that has too many tokens: "none" (the default) refuses
+      the request; "left" or "right" leaves out tokens at the beginning or at the end. `Started` says how many.
+    - padding: What to do with padding among the token ids of a source: "refuse" (the default) the request, or "mask"
+      the padding, so that the model does not read it.
     - score_top_p: The p of the score "top_p_size". The default is 0.9.
     - timeout: Seconds for the whole stream. Without it, there is no limit.
     """
