@@ -13,6 +13,7 @@ parameters      Capture, Decoding and the values that a request may ask for
 offset_units    texts sliced by offsets in other units than code points
 results         Token, Step, Attribution, Model: what a server answers, as NumPy arrays
 errors          the exceptions
+contrasts       the message of a Contrast
 converters      between these types and protobuf messages
 validation      checks values against their declared types before a request is sent
 cli/            the command line
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
         AttentionKind,
         Beam,
         Capture,
+        Contrast,
         Decoding,
         Encoding,
         Greedy,
@@ -79,6 +81,7 @@ __all__ = [
     "CancelledError",
     "Capture",
     "Client",
+    "Contrast",
     "DeadlineExceededError",
     "Decoding",
     "Encoding",

@@ -14,7 +14,21 @@ AttentionKind = Literal["cross", "decoder_self", "encoder_self"]
 Reduction = Literal["mean", "max", "min", "sum", "prod", "absmax", "l2"]
 Row = Literal["predicting", "reading"]
 Encoding = Literal["float32", "float16", "uint8"]
-Score = Literal["probability", "logit", "entropy", "cross_entropy", "perplexity", "top_p_size"]
+Score = Literal[
+    "probability",
+    "logit",
+    "entropy",
+    "cross_entropy",
+    "perplexity",
+    "top_p_size",
+    "contrast_logits",
+    "contrast_prob",
+    "contrast_logits_diff",
+    "contrast_prob_diff",
+    "pcxmi",
+    "kl_divergence",
+    "in_context_pvi",
+]
 
 SpecialTokensInText = Literal["text", "parse"]
 OffsetUnit = Literal["code_point", "utf16", "utf8"]
@@ -57,6 +71,31 @@ class Capture:
     top_k: int = 0
     none: bool = False
     steps: tuple[int, int | None] | None = None
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """A second context, in which the model is run as well. What is None is as in the request.
+
+    Attributes:
+        source: Another source; for a decoder-only model, another prompt.
+        prefix: Another beginning of the target, which the decoder reads before the first step.
+        target: Another target, if the request gives its target: text or token ids.
+        alignments: Pairs of a step of the request's target and a step of this `target`, which are compared. Empty: step
+            i with step i.
+        subtract_attention: The attention is that of the request minus that of the contrast. Needs a given target, and
+            equal numbers of positions and of steps.
+        kl_top_p: The score "kl_divergence" keeps the likeliest tokens of both contexts that reach this sum.
+        kl_top_k: The score "kl_divergence" keeps so many likeliest tokens of both contexts. 0: all.
+    """
+
+    source: Source | None = None
+    prefix: str | Sequence[int] | None = None
+    target: str | Sequence[int] | None = None
+    alignments: Sequence[tuple[int, int]] = ()
+    subtract_attention: bool = False
+    kl_top_p: float | None = None
+    kl_top_k: int = 0
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,19 @@ from typing import TypedDict
 from sidelight.v1 import attribution_service_pb2 as service_pb
 
 from . import converters
+from .contrasts import build_contrast
 from .errors import invalid_argument
-from .parameters import Capture, Decoding, OffsetUnit, Padding, Score, Source, SpecialTokensInText, Truncation
+from .parameters import (
+    Capture,
+    Contrast,
+    Decoding,
+    OffsetUnit,
+    Padding,
+    Score,
+    Source,
+    SpecialTokensInText,
+    Truncation,
+)
 from .validation import check_options, check_value
 
 # 31 years, in seconds. gRPC counts nanoseconds in 64 bits: a deadline beyond the greatest number counts as over.
@@ -43,6 +54,7 @@ class AttributeOptions(TypedDict, total=False):
     - padding: What to do with padding among the token ids of a source: "refuse" (the default) the request, or "mask"
       the padding, so that the model does not read it.
     - score_top_p: The p of the score "top_p_size". The default is 0.9.
+    - contrast: A second context, for scores that compare two contexts and for differences of attention.
     - timeout: Seconds for the whole stream. Without it, there is no limit.
     """
 
@@ -62,6 +74,7 @@ class AttributeOptions(TypedDict, total=False):
     truncate: Truncation
     padding: Padding
     score_top_p: float | None
+    contrast: Contrast | None
     timeout: float | None
 
 
@@ -112,6 +125,8 @@ def build_attribute_request(source: Source, options: AttributeOptions) -> servic
         request.prefix.CopyFrom(converters.build_text(prefix, "prefix"))
     if capture is not None:
         request.capture.CopyFrom(converters.build_capture(capture))
+    if (contrast := options.get("contrast")) is not None:
+        request.contrast.CopyFrom(build_contrast(contrast))
     return request
 
 

@@ -112,6 +112,12 @@ def queue_full(num_waiting: int) -> RequestError:
     return RequestError(ErrorCode.RESOURCE_EXHAUSTED, "QUEUE_FULL", message, retry_after=1.0)
 
 
+def too_few_slots(num_needed: int, num_slots: int) -> RequestError:
+    """Returns RESOURCE_EXHAUSTED: the server can never run the request."""
+    message = f"needs {num_needed} slots at once, and this model has {num_slots}"
+    return RequestError(ErrorCode.RESOURCE_EXHAUSTED, "TOO_FEW_SLOTS", message, "contrast")
+
+
 def late(seconds: float) -> RequestError:
     """Returns DEADLINE_EXCEEDED: a call has begun, and its request has not arrived."""
     message = f"the request has not arrived within {seconds:.0f} seconds"

@@ -8,13 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from .capture import AttentionArrays, CapturePlan
 from .text import OffsetUnit, Token, TokenizedText
 
 StopReason = Literal["end_token", "length", "stop_text", "given"]
-Score = Literal["probability", "logit", "entropy", "cross_entropy", "perplexity", "top_p_size"]
+ContrastScore = Literal[
+    "contrast_logits",
+    "contrast_prob",
+    "contrast_logits_diff",
+    "contrast_prob_diff",
+    "pcxmi",
+    "kl_divergence",
+    "in_context_pvi",
+]
+Score = Literal["probability", "logit", "entropy", "cross_entropy", "perplexity", "top_p_size", ContrastScore]
+CONTRAST_SCORES: frozenset[Score] = frozenset(get_args(ContrastScore))
 
 
 @dataclass(frozen=True)
@@ -54,6 +64,7 @@ class Request:
             gave no prefix, or gave token ids.
         offset_unit: What offsets count on the wire. Here, all offsets count code points.
         target_tokens_left_out: How many tokens of the given target or of the prefix truncation has left out.
+        contrast: The second context, in which the model is run as well.
     """
 
     request_id: str
@@ -67,12 +78,21 @@ class Request:
     prefix: TokenizedText | None = None
     offset_unit: OffsetUnit = "code_point"
     target_tokens_left_out: int = 0
+    contrast: Contrast | None = None
+
+    @property
+    def num_sequences(self) -> int:
+        """How many sequences of a runner the request takes: none with a given target, which has passes of its own."""
+        if isinstance(self.target, GivenTarget):
+            return 0
+        return 1 if self.contrast is None else 2
 
     @property
     def max_num_tokens(self) -> int:
-        """The most tokens that source and target can have together."""
+        """The most tokens that source and target can have together, in both contexts."""
         target = len(self.target.text.tokens) if isinstance(self.target, GivenTarget) else self.target.max_new_tokens
-        return len(self.source.tokens) + len(self.decoder_prompt_ids) + target
+        other = 0 if self.contrast is None else self.contrast.request.max_num_tokens
+        return len(self.source.tokens) + len(self.decoder_prompt_ids) + target + other
 
     @property
     def single_pass_bytes(self) -> int:
@@ -90,7 +110,29 @@ class Request:
             positions = {"cross": source, "decoder_self": source + len(self.decoder_prompt_ids) + num_steps}
             rows = [self.capture.row_bytes(kind, positions[kind]) for kind in self.capture.kinds if kind in positions]
             num_bytes += sum(rows) * num_steps
+        if self.contrast is not None:  # to subtract is to hold both for a moment
+            num_bytes = max(num_bytes, 2 * self.contrast.request.single_pass_bytes)
         return num_bytes
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """A second context of a request.
+
+    Attributes:
+        request: The request in this context. Captures the attention that is subtracted, if any, and has no scores.
+        steps: For each step of a given target, the step of the contrast target that it is compared with. None: the step
+            of the same number.
+        subtracts_attention: Whether the attention of this context is subtracted from the attention of the request.
+        kl_top_p: The score "kl_divergence" keeps the likeliest tokens of both contexts together that reach this sum.
+        kl_top_k: Of these it keeps so many; 0: all.
+    """
+
+    request: Request
+    steps: tuple[int, ...] | None = None
+    subtracts_attention: bool = False
+    kl_top_p: float = 1.0
+    kl_top_k: int = 0
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from ..parameters import (
     Truncation,
 )
 from ..request import AttributeOptions
+from .contrast_options import add_contrast_arguments, build_contrast_option
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_text_arguments(parser)
     _add_capture_arguments(parser)
     _add_decoding_arguments(parser)
+    add_contrast_arguments(parser)
     output = parser.add_argument_group("output")
     output.add_argument("--save", metavar="PATH", help="save in a file: .json for Inseq, .npz for NumPy, .html a page")
     output.add_argument(
@@ -60,6 +62,8 @@ def build_options(args: argparse.Namespace) -> AttributeOptions:
         raise invalid_argument("target", "a given target is not decoded: --target goes without decoding options")
     if args.prefix is not None:
         options["prefix"] = args.prefix
+    if (contrast := build_contrast_option(args)) is not None:
+        options["contrast"] = contrast
     if args.special_tokens_in_text != "text":
         options["special_tokens_in_text"] = args.special_tokens_in_text
     if args.truncate != "none":

@@ -6,6 +6,7 @@ attention_layers      finds a model's attention layers, and verifies their rows 
 plan                  CapturePlan: what one request keeps
 recorder              PassRecorder: the rows of one forward pass
 arrays                AttentionArrays: attention on the host
+difference            subtract(): the attention of one context minus that of another
 
 The way of a row: a request's CapturePlan says, for each LayerKey, what the layer contributes (a LayerSpec). The runner
 makes a recorder from the plans and runs the model inside record_to(recorder). Each attention layer asks the recorder
@@ -39,6 +40,7 @@ from .context import (
     record_targets,
     record_to,
 )
+from .difference import minuend_plan, subtract
 from .plan import CapturePlan, Head, Row
 from .recorder import PassRecorder
 
@@ -64,8 +66,10 @@ __all__ = [
     "list_tensors",
     "mark_attention",
     "matrices_of",
+    "minuend_plan",
     "record_targets",
     "record_to",
     "register",
+    "subtract",
     "write_step_rows",
 ]

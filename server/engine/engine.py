@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..errors import internal
+from ..errors import internal, too_few_slots
 from ..models import LoadedModel, ModelError
 from ..request import Request
 from ..runner import caches_that_fit, make_runner, slots_that_fit
@@ -123,6 +123,8 @@ class Engine:
 
         `deadline` is of `time.monotonic`. Raises RequestError.
         """
+        if request.num_sequences > self.num_slots:
+            raise too_few_slots(request.num_sequences, self.num_slots)
         state = RequestState(request, queue, deadline)
         with reservation or self.reserve() as place:
             self._admission.submit(state, place.client)

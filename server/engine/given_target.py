@@ -19,8 +19,8 @@ from .output_builder import make_started, split_encoder_self
 def target_outputs(loaded: LoadedModel, request: Request, target_pass: TargetPass) -> Iterator[Output]:
     """The outputs of a request whose target is given, in order. Raises RequestError.
 
-    Between two outputs the iterator runs at most one forward pass, so that the engine can stop, wait or turn to another
-    request in between. The passes run in the thread that takes the outputs.
+    Between two outputs the iterator runs at most one forward pass, with a contrast two, so that the engine can stop,
+    wait or turn to another request in between. The passes run in the thread that takes the outputs.
     """
     _, started = make_started(loaded, request)
     attention = target_pass.encode()

@@ -46,23 +46,25 @@ class Preemption:
         for state in [state for state in requests.preempted if not state.is_blocked]:
             if state.status is not RequestStatus.PREEMPTED:  # its reader has stopped since, and it was given up
                 continue
-            if not self.make_room(for_sequence=state.sequence is not None, resuming=state):
+            if not self.make_room(state.request.num_sequences, resuming=state):
                 break
             requests.resume(state)
 
-    def make_room(self, *, for_sequence: bool, resuming: RequestState | None = None) -> bool:
-        """Whether one more request can run. A request of the same kind whose reader is slow gives way.
+    def make_room(self, num_sequences: int, resuming: RequestState | None = None) -> bool:
+        """Whether one more request can run. Requests of the same kind whose readers are slow give way.
 
-        `resuming` is a preempted request that is about to run: its cache leaves the preempted ones, and does not count.
+        `num_sequences` is 0 for a request with a given target. `resuming` is a preempted request that is about to run:
+        its cache leaves the preempted ones, and does not count.
         """
-        requests = self._requests
-        if requests.has_room(for_sequence=for_sequence):
-            return True
-        peers = (
-            state for state in requests.running if not requests.has_slots or state.has_given_target != for_sequence
-        )
-        blocked = next((state for state in peers if state.is_blocked), None)
-        return blocked is not None and self._preempt(blocked, resuming)
+        requests, is_given = self._requests, not num_sequences
+        while not requests.has_room(num_sequences):
+            peers = (
+                state for state in requests.running if not requests.has_slots or state.has_given_target == is_given
+            )
+            blocked = next((state for state in peers if state.is_blocked), None)
+            if blocked is None or not self._preempt(blocked, resuming):
+                return False
+        return True
 
     def preempt_slow(self, now: float) -> None:
         """Takes requests out of their slots whose readers have been slow for a while: they slow each step.

@@ -76,7 +76,7 @@ class Scheduler:
             if state is None:
                 break
             num_bytes = state.request.single_pass_bytes
-            has_room = self._preemption.make_room(for_sequence=not state.has_given_target)
+            has_room = self._preemption.make_room(state.request.num_sequences)
             if not has_room or not self._preemption.make_memory(num_bytes):
                 break
             # Another request may come before it now, or it may have been refused meanwhile: then look again.

@@ -39,12 +39,14 @@ class StartedRequests:
         """Whether any request can take a decode step."""
         return any(state.can_decode for state in self.running)
 
-    def has_room(self, *, for_sequence: bool) -> bool:
-        """Whether one more request can run: with a sequence, or with a given target."""
+    def has_room(self, num_sequences: int) -> bool:
+        """Whether one more request can run: of so many sequences, or with a given target, which has none."""
         if not self.has_slots:
-            return len(self.running) + len(self.starting) < self._max_given
-        if for_sequence:
-            return self.runner.num_free_slots > len(self.starting)
+            begun = (max(1, state.request.num_sequences) for state in (*self.running, *self.starting))
+            return sum(begun) + max(1, num_sequences) <= self._max_given
+        if num_sequences:
+            starting = sum(state.request.num_sequences for state in self.starting)
+            return self.runner.num_free_slots >= starting + num_sequences
         return sum(state.has_given_target for state in self.running) < self._max_given
 
     def run_starting(self) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from ..capture import AttentionKind, record_to
 from ..models import Backend, KVCache
 from ..request import Score
-from ..sampling import Sampler, SamplerOutput, step_scores
+from ..sampling import ContrastLogits, Sampler, SamplerOutput, step_scores
 from ..transfer import cached_index, to_host
 from .sequence import Sequence, StepOutput
 from .slot_allocator import SlotAllocator
@@ -62,6 +62,7 @@ class DecodeStep:
         }
         sound = [sequence for sequence in batch if sequence not in faults]
         scored = [] if logits is None else _score(sound, logits, step.slots.start, chosen.tokens, faults)
+        self._follow(batch, chosen.tokens)
         return self._collect(step, batch, chosen, scored, recorder, faults)
 
     def _plan_step(self, batch: list[Sequence]) -> _Step:
@@ -69,6 +70,8 @@ class DecodeStep:
         if self._backend.is_compiled:  # for one shape
             return _Step(slice(0, len(self._tokens)), *self._backend.lengths, is_uniform=False)
         first, end = batch[0].slot, batch[-1].slot + 1
+        if contrasts := [sequence.contrast.slot for sequence in batch if sequence.contrast is not None]:
+            first, end = min(first, *contrasts), max(end, *(slot + 1 for slot in contrasts))
         # The slots in between run as well: what they compute is not looked at.
         present = [sequence for slot, sequence in self._slots.sequences.items() if first <= slot < end]
         length = max(sequence.num_cached for sequence in present) + 1
@@ -95,6 +98,19 @@ class DecodeStep:
         logits = output if lm_head is None else lm_head.logits(output)
         self.has_sampled = True
         return logits, self._sampler.sample(logits, active, first=first, keep_logits=keeps_logits)
+
+    def _follow(self, batch: list[Sequence], chosen: Tensor) -> None:
+        """Hands the chosen tokens, int64 `[slots]`, to the sequences of contrasts, which read them at the next step."""
+        followed = [sequence for sequence in batch if sequence.contrast is not None]
+        if not followed:
+            return
+        contrasts = [member for sequence in followed for member in sequence.members[1:]]
+        slots = cached_index(tuple(contrast.slot for contrast in contrasts), chosen.device)
+        chosen_by = cached_index(tuple(sequence.slot for sequence in followed), chosen.device)
+        self._tokens[slots] = chosen[chosen_by, None]
+        self._cache.advance(slots)
+        for contrast in contrasts:
+            contrast.num_cached += 1
 
     def _collect(
         self,
@@ -150,17 +166,23 @@ def _score(
 
     `logits` are those of the slots from `first` on; `tokens` are by slot.
     """
-    groups: dict[tuple[tuple[Score, ...], float], list[Sequence]] = {}
+    groups: dict[tuple[tuple[Score, ...], float, tuple[float, int] | None], list[Sequence]] = {}
     for sequence in sequences:
         request = sequence.request
         if request.scores:
-            groups.setdefault((request.scores, request.score_top_p), []).append(sequence)
+            contrast = request.contrast
+            kl_options = None if contrast is None else (contrast.kl_top_p, contrast.kl_top_k)
+            groups.setdefault((request.scores, request.score_top_p, kl_options), []).append(sequence)
     scored: list[tuple[list[Sequence], Tensor]] = []
-    for (names, top_p), group in groups.items():
+    for (names, top_p, kl_options), group in groups.items():
         slots = cached_index(tuple(sequence.slot for sequence in group), logits.device)
         rows = cached_index(tuple(sequence.slot - first for sequence in group), logits.device)
         try:
-            scored.append((group, step_scores(names, logits[rows], tokens[slots], top_p)))
+            contrast = None
+            if kl_options is not None:
+                others = tuple(member.slot - first for sequence in group for member in sequence.members[1:])
+                contrast = ContrastLogits(logits[cached_index(others, logits.device)], tokens[slots], *kl_options)
+            scored.append((group, step_scores(names, logits[rows], tokens[slots], top_p, contrast)))
         except Exception as error:
             faults |= dict.fromkeys(group, error)
     return scored

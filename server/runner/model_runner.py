@@ -67,16 +67,30 @@ class ModelRunner:
     # ---- sequences come and go --------------------------------------------------------------------------------------
 
     def add(self, requests: list[Request]) -> list[Sequence | Exception]:
-        """Gives each request a slot and reads its source, or says why not. There must be as many free slots."""
+        """Gives each request its slots and reads its source, or says why not. There must be enough free slots."""
         added = add_each(requests, self._add)
         if not self._loaded.is_encoder_decoder:
             return added
-        faults = self._prefill.read_sources([sequence for sequence in added if isinstance(sequence, Sequence)])
+        sequences = [sequence for sequence in added if isinstance(sequence, Sequence)]
+        read = self._prefill.read_sources([member for sequence in sequences for member in sequence.members])
+        faults = {
+            sequence: read[member] for sequence in sequences for member in reversed(sequence.members) if member in read
+        }
         for sequence in faults:
             self.remove(sequence)
         return [faults.get(entry, entry) if isinstance(entry, Sequence) else entry for entry in added]
 
     def _add(self, request: Request) -> Sequence:
+        sequence = self._add_sequence(request)
+        if request.contrast is not None:
+            try:
+                sequence.contrast = self._add_sequence(request.contrast.request)
+            except Exception:
+                self.remove(sequence)
+                raise
+        return sequence
+
+    def _add_sequence(self, request: Request) -> Sequence:
         params = request.target
         assert isinstance(params, DecodingParams)
         source = request.source.ids if self._loaded.is_encoder_decoder else None
@@ -92,33 +106,36 @@ class ModelRunner:
 
     def remove(self, sequence: Sequence) -> None:
         """Frees the slot of a sequence, if it has one."""
-        if not sequence.is_preempted:
-            self._sampler.remove(sequence.slot)
-            self._release(sequence)
-        sequence.swapped, sequence.is_preempted = None, False
+        for member in sequence.members:
+            if not member.is_preempted:
+                self._sampler.remove(member.slot)
+                self._release(member)
+            member.swapped, member.is_preempted = None, False
         self._safe_batch_size = min(2 * self._safe_batch_size, self._num_slots)  # there is memory again
 
     def preempt(self, sequence: Sequence) -> None:
         """Frees the slot of a sequence that goes on later: its cache moves to the host."""
-        cache = self._cache.swap_out(sequence.slot, sequence.num_cached, sequence.source_length)
-        token = self._tokens[sequence.slot].clone()
-        sequence.swapped = SwappedSequence(cache, self._sampler.swap_out(sequence.slot), token)
-        sequence.is_preempted = True
-        self._release(sequence)
+        for member in sequence.members:
+            cache = self._cache.swap_out(member.slot, member.num_cached, member.source_length)
+            token = self._tokens[member.slot].clone()
+            member.swapped = SwappedSequence(cache, self._sampler.swap_out(member.slot), token)
+            member.is_preempted = True
+            self._release(member)
 
     def resume(self, sequence: Sequence) -> None:
-        """Gives a preempted sequence a slot again. There must be a free slot."""
-        swapped = sequence.swapped
-        assert swapped is not None
-        slot = self._slots.allocate(sequence)
-        self._cache.swap_in(slot, swapped.cache)
-        self._sampler.swap_in(slot, swapped.sampler_state)
-        self._tokens[slot] = swapped.token
-        sequence.swapped, sequence.is_preempted = None, False
+        """Gives a preempted sequence a slot again. There must be a free slot for each of its members."""
+        for member in sequence.members:
+            swapped = member.swapped
+            assert swapped is not None
+            slot = self._slots.allocate(member)
+            self._cache.swap_in(slot, swapped.cache)
+            self._sampler.swap_in(slot, swapped.sampler_state)
+            self._tokens[slot] = swapped.token
+            member.swapped, member.is_preempted = None, False
 
     def cache_bytes(self, sequence: Sequence) -> int:
         """How many bytes the cache of a sequence takes while it is preempted."""
-        return self._backend.cache_bytes(sequence.num_cached, sequence.source_length)
+        return sum(self._backend.cache_bytes(member.num_cached, member.source_length) for member in sequence.members)
 
     def _release(self, sequence: Sequence) -> None:
         self._slots.release(sequence.slot)
@@ -129,7 +146,7 @@ class ModelRunner:
 
     def prefill(self, sequence: Sequence) -> None:
         """Reads the next chunk of a prompt, so that other sequences need not wait for all of it."""
-        self._prefill.read_prompt(sequence)
+        self._prefill.read_prompt(next(member for member in sequence.members if member.num_pending))
 
     def source_attention(self, request: Request) -> AttentionArrays | None:
         """The encoder self-attention of a request once more, by another pass of its source. Raises RequestError."""

@@ -28,11 +28,11 @@ class Runner(Protocol):
 
     @property
     def num_free_slots(self) -> int:
-        """How many sequences can be added or resumed."""
+        """How many slots are free. A request takes `Request.num_sequences`."""
         ...
 
     def add(self, requests: list[Request]) -> list[Sequence | Exception]:
-        """Gives each request a slot and reads its source, or says why not. There must be as many free slots."""
+        """Gives each request its slots and reads its source, or says why not. There must be enough free slots."""
         ...
 
     def remove(self, sequence: Sequence) -> None:
@@ -44,7 +44,7 @@ class Runner(Protocol):
         ...
 
     def resume(self, sequence: Sequence) -> None:
-        """Gives a preempted sequence a slot again. There must be a free slot."""
+        """Gives a preempted sequence its slots again. There must be enough free slots."""
         ...
 
     def cache_bytes(self, sequence: Sequence) -> int:

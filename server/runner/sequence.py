@@ -56,6 +56,13 @@ class Sequence:
     source_attention: AttentionArrays | None = None  # encoder self-attention, until `pop_source_attention`
     is_preempted: bool = False
     swapped: SwappedSequence | None = None  # while a preempted sequence has no slot
+    # The same tokens in the context of a contrast. This sequence reads what the first one writes, and writes nothing.
+    contrast: Sequence | None = None
+
+    @property
+    def members(self) -> tuple[Sequence, ...]:
+        """The sequence, and the sequence of its contrast: they come, step and go together."""
+        return (self,) if self.contrast is None else (self, self.contrast)
 
     @property
     def num_pending(self) -> int:
@@ -70,7 +77,7 @@ class Sequence:
     @property
     def is_prefilling(self) -> bool:
         """Whether some of the prompt must be read before the first step."""
-        return self.num_pending > 0
+        return self.num_pending > 0 or (self.contrast is not None and self.contrast.is_prefilling)
 
     @property
     def wants_row(self) -> bool:

@@ -15,8 +15,8 @@ from ..capture import AttentionArrays
 from ..errors import not_a_number
 from ..memory import release_memory_of
 from ..models import LoadedModel
-from ..request import DecodingParams, Request
-from ..sampling import Sampler, step_scores
+from ..request import Contrast, DecodingParams, Request
+from ..sampling import ContrastLogits, Sampler, step_scores
 from ..transfer import to_host
 from .sequence import Sequence, StepOutput, add_each
 from .single_sequence import LAST_QUERY, NO_QUERIES, SingleSequenceModel
@@ -30,6 +30,7 @@ class _State:
     model: SingleSequenceModel
     sampler: Sampler  # for this sequence alone, in slot 0
     pending: Tensor  # tokens that the decoder reads next, int64 `[1, count]`: the prompt, then one token
+    contrast: SingleSequenceModel | None = None  # the same tokens in the context of a contrast
 
 
 class UnbatchedRunner:
@@ -41,12 +42,12 @@ class UnbatchedRunner:
         self._loaded = loaded
         self._max_sequences = max_sequences
         self._states: dict[Sequence, _State] = {}
-        self._num_preempted = 0
 
     @property
     def num_free_slots(self) -> int:
         """How many sequences can be added."""
-        return self._max_sequences - len(self._states) + self._num_preempted
+        running = (sequence for sequence in self._states if not sequence.is_preempted)
+        return self._max_sequences - sum(sequence.request.num_sequences for sequence in running)
 
     def add(self, requests: list[Request]) -> list[Sequence | Exception]:
         """Reads the source of each request, or says why it cannot be read."""
@@ -63,23 +64,24 @@ class UnbatchedRunner:
         # The first step reads the whole prompt: nothing of it is pending.
         sequence = Sequence(request, params, request.capture, len(source or ()), [], sampler.end_ids(0))
         sequence.source_attention = attention
-        self._states[sequence] = _State(model, sampler, model.tensor(model.prompt))
+        contrast = None
+        if request.contrast is not None:
+            contrast = SingleSequenceModel.of_request(self._loaded, request.contrast.request)
+            contrast.encode()
+        self._states[sequence] = _State(model, sampler, model.tensor(model.prompt), contrast)
         return sequence
 
     def remove(self, sequence: Sequence) -> None:
         """Forgets a sequence, and with it its cache."""
         del self._states[sequence]
-        self._num_preempted -= sequence.is_preempted
         sequence.is_preempted = False
 
     def preempt(self, sequence: Sequence) -> None:
         """Makes room for another sequence. The cache stays where it is."""
-        self._num_preempted += 1
         sequence.is_preempted = True
 
     def resume(self, sequence: Sequence) -> None:
         """Counts a preempted sequence as one that runs again."""
-        self._num_preempted -= 1
         sequence.is_preempted = False
 
     def cache_bytes(self, sequence: Sequence) -> int:  # noqa: ARG002
@@ -115,7 +117,8 @@ class UnbatchedRunner:
         chosen = state.sampler.sample(output.logits, (0,))
         if state.sampler.errors:
             raise state.sampler.errors[0]
-        scores = step_scores(request.scores, output.logits, chosen.tokens, request.score_top_p)
+        contrast = _contrast_logits(state, request.contrast, chosen.tokens)
+        scores = step_scores(request.scores, output.logits, chosen.tokens, request.score_top_p, contrast)
         candidates = torch.ones_like(chosen.is_finite) if chosen.has_candidates is None else chosen.has_candidates
         # What the model needs for its next step stays on its device; the rest is copied in one wait.
         token, finite, left, values, *arrays = to_host(
@@ -136,3 +139,13 @@ class UnbatchedRunner:
             values[0].tolist(),
             *attention,
         )
+
+
+def _contrast_logits(state: _State, contrast: Contrast | None, chosen: Tensor) -> ContrastLogits | None:
+    """Lets the sequence of a contrast read what the first sequence has read. `chosen`, int64 `[1]`, comes next."""
+    if contrast is None or state.contrast is None:
+        return None
+    model = state.contrast
+    pending = state.pending if model.num_read else model.tensor(model.prompt)
+    logits = model.forward(pending, NO_QUERIES, num_logits=1).logits
+    return ContrastLogits(logits, chosen, contrast.kl_top_p, contrast.kl_top_k)

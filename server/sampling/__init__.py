@@ -7,15 +7,17 @@ logits_processors    transformers' processors of a request, read as SamplingPara
 logits_ops           penalties, bans, temperature, top-k and top-p over many rows
 token_history        TokenHistory: the tokens and the length of each slot
 step_scores          step_scores(): probability, entropy and others of each step
+contrast_scores      the scores that compare two contexts; ContrastLogits
 
 Beam search is not there yet. It would be a module here, which chooses among the sequences of one request. A request
 then has several slots (runner/sequence, runner/slot_allocator, engine/started_requests count one), and its steps come
 when the search has ended (engine/output_builder).
 """
 
+from .contrast_scores import ContrastLogits
 from .params import SamplingParams
 from .sampler import Sampler, SamplerState
 from .sampling_plan import SamplerOutput
 from .step_scores import step_scores
 
-__all__ = ["Sampler", "SamplerOutput", "SamplerState", "SamplingParams", "step_scores"]
+__all__ = ["ContrastLogits", "Sampler", "SamplerOutput", "SamplerState", "SamplingParams", "step_scores"]

@@ -12,13 +12,16 @@ import torch
 from torch import Tensor
 
 from ..request import Score
+from .contrast_scores import ContrastLogits, contrast_formulas
 
 
-def step_scores(names: Sequence[Score], logits: Tensor, targets: Tensor, top_p: float) -> Tensor:
+def step_scores(
+    names: Sequence[Score], logits: Tensor, targets: Tensor, top_p: float, contrast: ContrastLogits | None = None
+) -> Tensor:
     """Computes the scores of steps, float32 `[steps, len(names)]`.
 
     `logits` is `[steps, vocabulary]`; `targets`, `[steps]`, are the chosen tokens; `top_p` is the share of probability
-    for `top_p_size`.
+    for `top_p_size`; `contrast` is for the scores that compare two contexts.
     """
     if not names:
         return logits.new_empty(len(targets), 0, dtype=torch.float32)
@@ -38,6 +41,8 @@ def step_scores(names: Sequence[Score], logits: Tensor, targets: Tensor, top_p: 
         "perplexity": lambda: (2 ** negative_log_probability()).clamp(max=torch.finfo(torch.float32).max),
         "top_p_size": lambda: _top_p_size(logits, top_p),
     }
+    if contrast is not None:
+        formulas |= contrast_formulas(logits, targets, contrast)
     return torch.stack([formulas[name]() for name in names], dim=-1)
 
 

@@ -114,3 +114,66 @@ def attribute(
         target=None if sequence.target_attributions is None else sequence.target_attributions.numpy(),
         encoder=None if encoder is None else encoder.numpy(),
     )
+
+
+def step_scores(
+    path: Path,
+    source: str,
+    target_ids: list[int],
+    names: list[str],
+    *,
+    source_language: str = "",
+    target_language: str = "",
+    contrast_target_ids: list[int] | None = None,
+    **arguments: Any,
+) -> dict[str, np.ndarray]:
+    """Computes scores of each step with Inseq, `[steps]`, after its method "dummy": it gives none with attention.
+
+    The ids are those that the decoder reads, from its start token or from the prompt to the last step. `arguments` go
+    to the step functions.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = _load(path, source_language, target_language)
+        if contrast_target_ids is not None:
+            arguments["contrast_targets"] = _encoding(model, contrast_target_ids)
+        (output,) = model.get_attribution_method("dummy").prepare_and_attribute(
+            [source],
+            _encoding(model, target_ids),
+            show_progress=False,
+            step_scores=names,
+            step_scores_args=arguments,
+        )
+    return {name: output.sequence_attributions[0].step_scores[name].numpy() for name in names}
+
+
+def _encoding(model: Any, ids: list[int]) -> Any:
+    from inseq.data.batch import BatchEncoding
+
+    tensor = torch.tensor([ids])
+    tokens = [model.tokenizer.convert_ids_to_tokens(ids)]
+    return BatchEncoding(tensor, torch.ones_like(tensor), tokens, baseline_ids=tensor)
+
+
+def difference(path: Path, first: tuple[str, str], second: tuple[str, str]) -> Truth:
+    """The attention of the first source and target minus the attention of the second, by Inseq's PairAggregator."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = _load(path, "", "")
+        minuend, subtrahend = (
+            model.attribute(source, target, attribute_target=model.is_encoder_decoder, show_progress=False)[0]
+            for source, target in (first, second)
+        )
+        # The aggregator subtracts the attribution that it is called on.
+        pair = subtrahend.aggregate("pair", paired_attr=minuend, do_post_aggregation_checks=False)
+    scores = pair.sequence_scores or {}
+    encoder = scores.get("encoder_self_attentions")
+    return Truth(
+        source_ids=[token.id for token in minuend.source],
+        target_ids=[token.id for token in minuend.target],
+        first_step=minuend.attr_pos_start,
+        text=first[1],
+        source=None if pair.source_attributions is None else pair.source_attributions.numpy(),
+        target=None if pair.target_attributions is None else pair.target_attributions.numpy(),
+        encoder=None if encoder is None else encoder.numpy(),
+    )

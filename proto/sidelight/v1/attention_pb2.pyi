@@ -310,11 +310,17 @@ class _ScoreEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Score.ValueType
     SCORE_CONTRAST_PROB_DIFF: _Score.ValueType  # 10
     """p(y) - q(y')."""
     SCORE_PCXMI: _Score.ValueType  # 11
-    """The pointwise contextual cross mutual information: log p(y) - log q(y'), in nats (Yin et al. 2021)."""
+    """The pointwise conditional cross-mutual information as Inseq defines it: log2 q(y') - log2 p(y), in bits. Yin et al.
+    2021 (arXiv:2109.07446) define it with the other sign.
+    """
     SCORE_KL_DIVERGENCE: _Score.ValueType  # 12
-    """The Kullback-Leibler divergence of p from q over the vocabulary: sum(p * (log p - log q)), in nats."""
+    """The Kullback-Leibler divergence of p from q: sum(p * (log p - log q)), in nats, over the vocabulary or over the
+    tokens that Contrast.kl_top_p and Contrast.kl_top_k keep.
+    """
     SCORE_IN_CONTEXT_PVI: _Score.ValueType  # 13
-    """The in-context pointwise V-information: log2 p(y) - log2 q(y'), in bits (Lu et al. 2023)."""
+    """The in-context pointwise V-usable information as Inseq defines it: log q(y') - log p(y), in nats (Lu et al. 2023,
+    arXiv:2310.12300).
+    """
 
 class Score(_Score, metaclass=_ScoreEnumTypeWrapper):
     """One number for each step, computed from the logits of the model before any logits processor changes them. log is the
@@ -350,11 +356,17 @@ SCORE_CONTRAST_LOGITS_DIFF: Score.ValueType  # 9
 SCORE_CONTRAST_PROB_DIFF: Score.ValueType  # 10
 """p(y) - q(y')."""
 SCORE_PCXMI: Score.ValueType  # 11
-"""The pointwise contextual cross mutual information: log p(y) - log q(y'), in nats (Yin et al. 2021)."""
+"""The pointwise conditional cross-mutual information as Inseq defines it: log2 q(y') - log2 p(y), in bits. Yin et al.
+2021 (arXiv:2109.07446) define it with the other sign.
+"""
 SCORE_KL_DIVERGENCE: Score.ValueType  # 12
-"""The Kullback-Leibler divergence of p from q over the vocabulary: sum(p * (log p - log q)), in nats."""
+"""The Kullback-Leibler divergence of p from q: sum(p * (log p - log q)), in nats, over the vocabulary or over the
+tokens that Contrast.kl_top_p and Contrast.kl_top_k keep.
+"""
 SCORE_IN_CONTEXT_PVI: Score.ValueType  # 13
-"""The in-context pointwise V-information: log2 p(y) - log2 q(y'), in bits (Lu et al. 2023)."""
+"""The in-context pointwise V-usable information as Inseq defines it: log q(y') - log p(y), in nats (Lu et al. 2023,
+arXiv:2310.12300).
+"""
 Global___Score: _TypeAlias = Score  # noqa: Y015
 
 @_typing.final

@@ -156,7 +156,9 @@ class AttributeRequest(_message.Message):
 
     @_builtins.property
     def contrast(self) -> Global___Contrast:
-        """A second context, in which the model is run as well. Needed by the contrast scores."""
+        """A second context, in which the model is run as well. Needed by the contrast scores. While the server decodes, the
+        request takes two places in the batch.
+        """
 
     def __init__(
         self,
@@ -201,7 +203,10 @@ Global___AttributeRequest: _TypeAlias = AttributeRequest  # noqa: Y015
 
 @_typing.final
 class Contrast(_message.Message):
-    """A second context of a request: what is left unset is as in the request. At least one field must be set."""
+    """A second context of a request: what is left unset is as in the request. At least one of source, prefix and given must
+    be set. The texts are read as the texts of the request are, with its languages and its treatment of special tokens, but they
+    are never truncated.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -213,32 +218,41 @@ class Contrast(_message.Message):
     KL_TOP_P_FIELD_NUMBER: _builtins.int
     KL_TOP_K_FIELD_NUMBER: _builtins.int
     subtract_attention: _builtins.bool
-    """Send the attention of the request minus the attention of the contrast, as Inseq's PairAggregator does. Both must
-    have the same number of positions, or units, and of steps.
+    """Only with a given target: send the attention of the request minus the attention of the contrast, after all
+    reductions. This is what Inseq's PairAggregator computes of a contrast and a request. Both must have the same number
+    of positions and of steps. The numbers may be negative: not with ENCODING_UINT8, and with Capture.top_k the greatest
+    are those of the greatest absolute value.
     """
     kl_top_p: _builtins.float
-    """SCORE_KL_DIVERGENCE is computed over the likeliest tokens whose probabilities reach this sum in the request's
-    context. Above 0, at most 1. Unset: over the whole vocabulary.
+    """SCORE_KL_DIVERGENCE keeps only the likeliest tokens whose probabilities reach this sum. As in Inseq, the likeliest
+    tokens are those of both contexts together: their probabilities are the softmax of the sum of the logits of both
+    contexts. Both distributions are then those of the kept tokens alone. Above 0, at most 1. Unset: the whole
+    vocabulary.
     """
     kl_top_k: _builtins.int
-    """SCORE_KL_DIVERGENCE is computed over so many likeliest tokens. 0: over the whole vocabulary."""
+    """SCORE_KL_DIVERGENCE keeps only so many likeliest tokens of both contexts together, after kl_top_p. At most
+    Model.vocabulary_size. 0: the whole vocabulary.
+    """
     @_builtins.property
     def source(self) -> _text_pb2.Text:
-        """Another source. Not for a chat."""
+        """Another source; for a decoder-only model, another prompt."""
 
     @_builtins.property
     def prefix(self) -> _text_pb2.Text:
-        """Another prefix: the context that the decoder reads before the target."""
+        """Another prefix: the context that the decoder reads before the target. Also with a given target."""
 
     @_builtins.property
     def given(self) -> _text_pb2.Text:
-        """Another target, with a given target. Its tokens are compared with the target's tokens at the same steps, or as
-        `alignments` says.
+        """Only with a given target: another target. Its tokens are compared with the target's tokens at the same steps, or as
+        `alignments` says. Unset: the same tokens in the other context; while the server decodes, the tokens that it writes.
         """
 
     @_builtins.property
     def alignments(self) -> _containers.RepeatedCompositeFieldContainer[Global___StepPair]:
-        """Which steps of both targets are compared. Empty: step i with step i, which needs targets of the same length."""
+        """Only with `given`: which steps of both targets are compared, in the order of the target's steps. Empty: step i with
+        step i, which needs targets of the same length. As in Inseq, a step without a pair is compared with the step that is
+        as far from the end of the contrast target; where there is none, with the last step.
+        """
 
     def __init__(
         self,
@@ -270,7 +284,7 @@ class StepPair(_message.Message):
     TARGET_FIELD_NUMBER: _builtins.int
     CONTRAST_FIELD_NUMBER: _builtins.int
     target: _builtins.int
-    """The step of the request's target."""
+    """The step of the request's target. Greater than in the pair before."""
     contrast: _builtins.int
     """The step of the contrast target."""
     def __init__(

@@ -72,7 +72,7 @@ def validate_capture(
         first_step=first_step,
         end_step=end_step,
     )
-    _check_size(plan, max_positions, steps_per_pass)
+    check_size(plan, max_positions, steps_per_pass)
     return plan
 
 
@@ -209,14 +209,17 @@ def _validate_steps(message: attention_pb2.Capture) -> tuple[int, int | None]:
     return message.steps.begin, end
 
 
-def _check_size(plan: CapturePlan, max_positions: Mapping[AttentionKind, int], steps_per_pass: int) -> None:
+def check_size(
+    plan: CapturePlan, max_positions: Mapping[AttentionKind, int], steps_per_pass: int, num_contexts: int = 1
+) -> None:
+    """Raises RequestError where a step or a pass would carry too much. `num_contexts` passes are held at once."""
     row_bytes = {kind: plan.row_bytes(kind, max_positions[kind]) for kind in plan.kinds}
     step_bytes = sum(num_bytes for kind, num_bytes in row_bytes.items() if kind != "encoder_self")
     encoder_bytes = row_bytes.get("encoder_self", 0) * max_positions["encoder_self"]
     sizes = (
         ("a step", step_bytes, MAX_STEP_BYTES),
-        ("the given target", step_bytes * steps_per_pass, MAX_PASS_BYTES),
-        ("encoder_self", encoder_bytes, MAX_PASS_BYTES),
+        ("the given target", step_bytes * steps_per_pass * num_contexts, MAX_PASS_BYTES),
+        ("encoder_self", encoder_bytes * num_contexts, MAX_PASS_BYTES),
     )
     for subject, num_bytes, max_bytes in sizes:
         if num_bytes > max_bytes:

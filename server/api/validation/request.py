@@ -7,15 +7,17 @@ and never ignored.
 from __future__ import annotations
 
 import uuid
+from dataclasses import replace
 
 from sidelight.v1 import attribution_service_pb2 as service_pb
 
 from ...capture import AttentionKind
-from ...errors import invalid, unimplemented
+from ...errors import invalid
 from ...models import LoadedModel
 from ...request import DecodingParams, GivenTarget, Request, Score
 from ..enums import OFFSET_UNITS, SCORES
 from .capture import validate_capture
+from .contrast import validate_contrast
 from .decoding import validate_decoding, validate_probability
 from .texts import find_room, validate_languages, validate_text_options, validate_texts
 from .truncation import validate_truncation
@@ -24,9 +26,6 @@ _MAX_REQUEST_ID = 128
 
 # The size of a serialized request: gRPC's usual limit, and plenty for texts.
 MAX_REQUEST_BYTES = 4 * 1024**2
-
-# Fields that this server does not serve yet.
-_NOT_SERVED = ("contrast",)
 
 
 def request_id_of(message: service_pb.AttributeRequest) -> str:
@@ -41,9 +40,6 @@ def validate_request(message: service_pb.AttributeRequest, loaded: LoadedModel, 
 
     Tokenizes the texts, which takes too long for an event loop if the texts are long.
     """
-    for field, _ in message.ListFields():
-        if field.name in _NOT_SERVED:
-            raise unimplemented(field.name)
     if message.offset_unit not in OFFSET_UNITS:
         raise invalid("offset_unit", "UNKNOWN_VALUE", "is no unit of offsets")
     truncation = validate_truncation(message)
@@ -66,7 +62,7 @@ def validate_request(message: service_pb.AttributeRequest, loaded: LoadedModel, 
         "encoder_self": len(source.tokens),
         "decoder_self": num_before + max_steps,
     }
-    return Request(
+    request = Request(
         request_id=request_id,
         source=source,
         decoder_prompt_ids=prompt_ids,
@@ -79,6 +75,8 @@ def validate_request(message: service_pb.AttributeRequest, loaded: LoadedModel, 
         offset_unit=OFFSET_UNITS[message.offset_unit],
         target_tokens_left_out=texts.num_left_out,
     )
+    contrast = validate_contrast(message, loaded, languages, options, request, max_positions)
+    return request if contrast is None else replace(request, contrast=contrast)
 
 
 # ---- scores ---------------------------------------------------------------------------------------------------------

@@ -1,0 +1,26 @@
+"""Builds the Contrast message of a request."""
+
+from __future__ import annotations
+
+from sidelight.v1 import attribution_service_pb2 as service_pb
+
+from . import converters
+from .parameters import Contrast
+from .validation import check_fields
+
+
+def build_contrast(contrast: Contrast) -> service_pb.Contrast:
+    """Builds the Contrast message. Raises InvalidArgumentError."""
+    check_fields(contrast, "contrast", {"target": "given"})
+    message = service_pb.Contrast(subtract_attention=contrast.subtract_attention)
+    for name, text in (("source", contrast.source), ("prefix", contrast.prefix), ("given", contrast.target)):
+        if text is not None:
+            getattr(message, name).CopyFrom(converters.build_text(text, f"contrast.{name}"))
+    for index, (target, other) in enumerate(contrast.alignments):
+        with converters.field_errors(f"contrast.alignments[{index}]"):
+            message.alignments.add(target=target, contrast=other)
+    if contrast.kl_top_p is not None:
+        message.kl_top_p = contrast.kl_top_p
+    with converters.field_errors("contrast.kl_top_k"):
+        message.kl_top_k = contrast.kl_top_k
+    return message
