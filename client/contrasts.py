@@ -19,8 +19,8 @@ def build_contrast(contrast: Contrast) -> service_pb.Contrast:
     for index, (target, other) in enumerate(contrast.alignments):
         with converters.field_errors(f"contrast.alignments[{index}]"):
             message.alignments.add(target=target, contrast=other)
-    if contrast.kl_top_p is not None:
-        message.kl_top_p = contrast.kl_top_p
-    with converters.field_errors("contrast.kl_top_k"):
-        message.kl_top_k = contrast.kl_top_k
+    for name in ("kl_top_p", "kl_top_k"):
+        if (value := getattr(contrast, name)) is not None:
+            with converters.field_errors(f"contrast.{name}"):
+                setattr(message, name, value)
     return message

@@ -155,13 +155,15 @@ _TYPES: Mapping[Any, tuple[str, Callable[[object], bool]]] = {
 
 
 def _is_instance(value: object, hint: Any) -> bool:
-    return _TYPES[hint][1](value) if hint in _TYPES else isinstance(value, hint)
+    return _TYPES[hint][1](value) if hint in _TYPES else isinstance(value, get_origin(hint) or hint)
 
 
 def _type_name(hint: Any) -> str:
     if hint in _TYPES:
         return _TYPES[hint][0]
     origin = get_origin(hint)
+    if origin is dict:
+        return "a dictionary"
     if origin is not None:
         return f"{len(get_args(hint))} values" if origin is tuple else "a sequence"
     return ("an " if hint.__name__[0] in "AEIOU" else "a ") + hint.__name__

@@ -21,6 +21,7 @@ from sidelight.client import (
     Beam,
     Capture,
     Client,
+    Contrast,
     Decoding,
     Greedy,
     InvalidArgumentError,
@@ -29,7 +30,11 @@ from sidelight.client import (
 )
 
 # Options that have another path in the contract than in Python.
-PATHS = {"capture.heads": "capture.heads.list", "capture.layers": "capture.heads.layers"}
+PATHS = {
+    "capture.heads": "capture.heads.list",
+    "capture.layers": "capture.heads.layers",
+    "contrast.target": "contrast.given",
+}
 
 WRONG = [
     None,
@@ -89,7 +94,7 @@ def is_declared(value: Any, hint: Any) -> bool:
         return isinstance(value, int | float | np.number | Fraction) and not isinstance(value, bool)
     if hint is int:
         return isinstance(value, int | np.integer) and not isinstance(value, bool)
-    return isinstance(value, hint)
+    return isinstance(value, origin or hint)
 
 
 def members(declared: type, path: str) -> list[tuple[type, str, Any, str]]:
@@ -99,6 +104,7 @@ def members(declared: type, path: str) -> list[tuple[type, str, Any, str]]:
 FIELDS = [
     *members(AttributeOptions, ""),
     *members(Capture, "capture."),
+    *members(Contrast, "contrast."),
     *members(Decoding, "decoding."),
     *members(Sampling, "decoding.sampling."),
     *members(Beam, "decoding.beam."),
@@ -110,6 +116,8 @@ def options_with(declared: type, name: str, value: Any) -> dict[str, Any]:
         return {name: value}
     if declared is Capture:
         return {"capture": Capture(**{name: value})}
+    if declared is Contrast:
+        return {"contrast": Contrast(**{name: value})}
     if declared is Decoding:
         return {"decoding": Decoding(**{name: value})}
     required = {"width": 2} if declared is Beam else {}
@@ -335,7 +343,14 @@ def test_values_that_cannot_be_saved(tmp_path, value):
 
 def test_this_module_tests_every_public_call():
     """A new option or argument must be added to the lists above."""
-    assert {declared for declared, *_ in FIELDS} == {AttributeOptions, Capture, Decoding, Sampling, Beam}
+    assert {declared for declared, *_ in FIELDS} == {
+        AttributeOptions,
+        Capture,
+        Contrast,
+        Decoding,
+        Sampling,
+        Beam,
+    }
     assert all(not dataclasses.fields(strategy) for strategy in (Greedy,))
     for client in (Client, AsyncClient):
         assert set(inspect.signature(client).parameters) == {"address", "credentials", "options"}

@@ -137,14 +137,16 @@ def together(loaded: LoadedModel, requests: list[Request], schedule, slots: int 
     waiting = list(range(len(requests)))
     while waiting or running or preempted:
         joins, leaver, paused = next(schedule)
-        coming = waiting[: min(joins, run.runner.num_free_slots)]
-        del waiting[: len(coming)]
+        coming: list[int] = []
+        while waiting and len(coming) < joins and has_room(run, [requests[number] for number in (*coming, waiting[0])]):
+            coming.append(waiting.pop(0))
         for number, sequence in zip(coming, run.add([requests[number] for number in coming]), strict=True):
             assert isinstance(sequence, Sequence)
             sequences[number] = running[number] = sequence
-        for number in list(preempted)[: run.runner.num_free_slots]:
-            running[number] = preempted.pop(number)
-            run.runner.resume(running[number])
+        for number in list(preempted):
+            if has_room(run, [requests[number]]):
+                running[number] = preempted.pop(number)
+                run.runner.resume(running[number])
         if paused in running and not paused % 2:
             preempted[paused] = running.pop(paused)
             run.runner.preempt(preempted[paused])
@@ -159,6 +161,11 @@ def together(loaded: LoadedModel, requests: list[Request], schedule, slots: int 
         running = {number: sequence for number, sequence in running.items() if sequence in run.live}
     assert run.runner.num_free_slots == slots
     return {number: run.outputs[sequence] for number, sequence in sequences.items()}
+
+
+def has_room(run: Run, requests: list[Request]) -> bool:
+    """Whether these requests can be added or resumed together."""
+    return sum(request.num_sequences for request in requests) <= run.runner.num_free_slots
 
 
 def assert_same(ours: list, theirs: list) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 
 import numpy as np
+import pytest
 from cli_process import SENTENCE
 from sidelight.client.cli.attribute_options import parse_heads, parse_layers
+from sidelight.client.cli.contrast_options import parse_alignments
 from sidelight.client.cli.main import main
 from sidelight.v1 import attention_pb2, text_pb2
 
@@ -54,3 +57,39 @@ def test_options_reach_the_server(bundled_server, tmp_path, capsys):
     assert capsys.readouterr().out.splitlines()[-1] == "Ich will nicht."
     assert main([*base, "--sample", "--seed", "3", "--temperature", "3", "--top-k", "0"]) == 0
     assert capsys.readouterr().out.strip() != "Ich will nicht dein Freund sein."
+
+
+def test_a_second_context_reaches_the_server(fake):
+    base = ["attribute", "one two three", "--address", fake.address]
+    contrast = ["--contrast-source", "four five", "--contrast-target", "six", "--contrast-alignments", "0-0,2-1"]
+    others = ["--subtract-attention", "--kl-top-p", "0.5", "--kl-top-k", "3", "--contrast-prefix", "seven"]
+    assert main([*base, "--target", "eight nine", *contrast, *others]) == 0
+    message = fake.requests[0].contrast
+    assert (message.source.text, message.given.text, message.prefix.text) == ("four five", "six", "seven")
+    assert [(pair.target, pair.contrast) for pair in message.alignments] == [(0, 0), (2, 1)]
+    assert (message.subtract_attention, message.kl_top_p, message.kl_top_k) == (True, 0.5, 3)
+    assert main(base) == 0
+    assert not fake.requests[1].HasField("contrast")
+
+
+def test_options_of_a_second_context_without_one_are_refused(fake, capsys):
+    assert main(["attribute", "one", "--address", fake.address, "--subtract-attention"]) == 1
+    assert "--contrast-source" in capsys.readouterr().err
+    assert fake.requests == []
+
+
+@pytest.mark.parametrize("text", ["1", "1-", "a-b", "0-0,", "-1-2", "0:1"])
+def test_pairs_of_steps_that_are_none(text):
+    with pytest.raises(argparse.ArgumentTypeError):
+        parse_alignments(text)
+
+
+def test_a_second_context_is_saved_in_scores(bundled_server, tmp_path):
+    path = tmp_path / "out.npz"
+    base = ["attribute", "He is my friend.", "--address", bundled_server, "--quiet", "--save", str(path)]
+    assert main([*base, "--scores", "pcxmi", "--contrast-source", "She is my friend."]) == 0
+    with np.load(path) as arrays:
+        assert np.abs(arrays["0/score_pcxmi"]).max() > 1
+    assert main([*base, "--target", "Er ist hier.", "--contrast-target", "Er ist da.", "--subtract-attention"]) == 0
+    with np.load(path) as arrays:
+        assert arrays["0/cross"].min() < 0
