@@ -37,12 +37,18 @@ def set_attention(model: PreTrainedModel, name: str) -> None:
     """Make all parts of a model use an attention implementation.
 
     Before 5.20 transformers leaves out parts whose configuration is another object of the model's own class, such as
-    the encoder and the decoder of T5.
+    the encoder and the decoder of T5. Families that do not use transformers' attention interface, such as Falcon, keep
+    what they were loaded with. They all know "eager", so their configuration is set: with the masks of another
+    implementation, their matrices are wrong.
     """
     model.set_attn_implementation(name)
     for part in model.modules():
-        if isinstance(part, PreTrainedModel) and part.config._attn_implementation != model.config._attn_implementation:
+        if not isinstance(part, PreTrainedModel):
+            continue
+        if part.config._attn_implementation != model.config._attn_implementation:
             part.set_attn_implementation(name)
+        if name == "eager" and part.config._attn_implementation != name:
+            part.config._attn_implementation = name
 
 
 def takes_whole_target(model: Any) -> bool:

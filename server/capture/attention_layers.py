@@ -39,6 +39,7 @@ class AttentionLayers:
 
     heads: dict[AttentionKind, tuple[int, ...]]  # for each kind: the number of query heads of each layer
     captures_rows: bool  # whether `attend` records rows; otherwise the model gives whole matrices
+    is_causal: bool = True  # whether the decoder sees no token that comes later
 
     def num_layers(self, kind: AttentionKind) -> int:
         """Returns how many layers have this kind of attention."""
@@ -85,6 +86,7 @@ def find_attention_layers(model: PreTrainedModel) -> AttentionLayers:
     "eager" if attention is taken from the model's matrices.
     """
     matrices = _matrices(model)
+    is_causal = all(not bool(matrix.triu(1).any()) for matrix in matrices.get("decoder_self", ()))
     heads: dict[AttentionKind, tuple[int, ...]] = {kind: tuple(m.shape[1] for m in ms) for kind, ms in matrices.items()}
     try:
         set_attention(model, NAME)
@@ -93,12 +95,12 @@ def find_attention_layers(model: PreTrainedModel) -> AttentionLayers:
     except (UnsupportedAttentionError, ValueError, TypeError, KeyError) as error:
         difference = str(error) or type(error).__name__
     if difference is None:
-        return AttentionLayers(heads, captures_rows=True)
+        return AttentionLayers(heads, captures_rows=True, is_causal=is_causal)
     log.warning("attention of %s is taken from whole matrices: %s", model.config.model_type, difference)
     for module in model.modules():
         set_layer_key(module, None)
     set_attention(model, "eager")
-    return AttentionLayers(heads, captures_rows=False)
+    return AttentionLayers(heads, captures_rows=False, is_causal=is_causal)
 
 
 def _matrices(model: PreTrainedModel) -> dict[AttentionKind, list[Tensor]]:

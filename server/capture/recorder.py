@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from ...kernels import AttentionTensors, LayerSpec, Reduction, layout_into, new_attention_tensors
 from .context import AttentionKind, LayerKey, RecordTarget
@@ -79,6 +80,9 @@ class PassRecorder:
             if queries.start >= queries.stop:
                 continue
             tensors = self._tensors_of(kind, queries, layers[0].device)
+            # The caches of windows and of whole texts differ in length: a window has dropped the first positions.
+            longest = max(layer.shape[3] for layer in layers)
+            layers = [functional.pad(layer, (longest - layer.shape[3], 0)) for layer in layers]
             if self._plan.pairs:
                 pairs, over_heads = self._stack_pairs(layers, queries)
                 layout_into([pairs], tensors, over_heads=over_heads)

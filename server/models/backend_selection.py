@@ -248,4 +248,6 @@ class Verification:
 
 
 def _described(error: Exception) -> str:
-    return str(error) or type(error).__name__
+    """What an error says, in one line: some families print themselves as a whole."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0] if len(lines) == 1 else f"{lines[0]} …"

@@ -107,7 +107,7 @@ def load(
         _check_lengths(tokenizer, config, source, target, max_length)
         attention_layers = find_attention_layers(model)
         backend = _make_backend(model, attention_layers, options, source, target)
-    _check_heads(attention_layers, where)
+    _check_attention(attention_layers, where)
     precision = "int8" if options.precision == "int8" else str(model.dtype).removeprefix("torch.")
     name = name or (BUNDLED_NAME if path is None else _name(path))
     return LoadedModel(name, model, tokenizer, attention_layers, source, target, precision, backend)
@@ -209,10 +209,12 @@ def _compile_cpu_kernels() -> None:
 # ---- checks ---------------------------------------------------------------------------------------------------------
 
 
-def _check_heads(attention_layers: AttentionLayers, where: str | Path) -> None:
-    """Refuse models without attention, or whose layers of a kind differ in the number of heads."""
+def _check_attention(attention_layers: AttentionLayers, where: str | Path) -> None:
+    """Refuse models without attention, with a decoder that looks ahead, or whose layers of a kind differ in heads."""
     if not attention_layers.heads:
         raise ModelError(f"cannot serve {where}: the model reports no attention")
+    if not attention_layers.is_causal:
+        raise ModelError(f"cannot serve {where}: its decoder looks at tokens that come later, so no token has one row")
     for kind, heads in attention_layers.heads.items():
         if len(set(heads)) > 1:
             raise ModelError(f"cannot serve {where}: its layers differ in the number of {kind} heads: {heads}")
@@ -330,8 +332,25 @@ def _lengths(config: Any, max_length: int | None) -> tuple[int, int]:
     """The most source tokens and target tokens, by the model's position tables and `max_length`."""
     text = config.get_text_config()
     positions = getattr(text, "max_position_embeddings", None) or _DEFAULT_LENGTH
+    positions = min(positions, _rotary_limit(text) or positions)
     # FSMT and similar families give the encoder and the decoder each a table.
     source = getattr(config, "max_source_positions", None) or positions
     target = getattr(config, "max_target_positions", None) or positions
     limit = max_length or max(source, target)
     return min(source, limit), min(target, limit)
+
+
+def _rotary_limit(text: Any) -> int | None:
+    """The positions up to which LongRoPE (arXiv:2402.13753) is the same for all texts; None for other positions.
+
+    A longer text turns all its positions otherwise, the first ones too. Keys in a cache would have to be turned again,
+    and a row of a batch would depend on the lengths of the other rows.
+    """
+    rotary = getattr(text, "rope_parameters", None) or {}
+    if not isinstance(rotary, dict) or rotary.get("rope_type") != "longrope":
+        return None
+    name = "original_max_position_embeddings"
+    limit = rotary.get(name) or getattr(text, name, None)
+    if limit is not None:
+        log.info("texts may have %d tokens: a longer text would turn LongRoPE's first positions otherwise", limit)
+    return limit

@@ -1,8 +1,9 @@
 """Positions for each row of a batch, in families whose code expects one position for all rows.
 
-In a step, slots are at different lengths, so the length of the cache is a tensor `[rows, 1]`. Marian and Pegasus take
-the tensor as it is, and decoder-only models take `position_ids`. BART, mBART, M2M100 and the families of T5 need the
-replacements below.
+In a step, slots are at different lengths, so the length of the cache is a tensor `[rows, 1]`. Marian, Pegasus and
+Blenderbot take the tensor as it is, and other models take position ids. BART's relatives and the families of T5 need the
+replacements below. Modules are known by the names of their classes: an import of all these families takes longer than
+the start of a small model.
 """
 
 from __future__ import annotations
@@ -12,23 +13,27 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.models.bart.modeling_bart import BartLearnedPositionalEmbedding
-from transformers.models.m2m_100.modeling_m2m_100 import M2M100SinusoidalPositionalEmbedding
-from transformers.models.mbart.modeling_mbart import MBartLearnedPositionalEmbedding
-from transformers.models.mt5.modeling_mt5 import MT5Attention
-from transformers.models.t5.modeling_t5 import T5Attention
-from transformers.models.umt5.modeling_umt5 import UMT5Attention
+
+_LEARNED = {
+    "BartLearnedPositionalEmbedding",
+    "MBartLearnedPositionalEmbedding",
+    "PLBartLearnedPositionalEmbedding",
+}
+_SINUSOIDAL = {"M2M100SinusoidalPositionalEmbedding"}
+_RELATIVE = {"T5Attention", "MT5Attention", "UMT5Attention"}
 
 
 def accept_row_positions(model: nn.Module) -> None:
     """Make the modules of a model accept a position for each row. All other calls give what they gave before."""
     for module in model.modules():
-        if isinstance(module, (BartLearnedPositionalEmbedding, MBartLearnedPositionalEmbedding)):
-            module.forward = _learned(module)
-        elif isinstance(module, M2M100SinusoidalPositionalEmbedding):
-            module.forward = _sinusoidal(module)
-        elif isinstance(module, (T5Attention, MT5Attention, UMT5Attention)) and module.has_relative_attention_bias:
-            module.compute_bias = _relative(module)
+        name: str = type(module).__name__
+        replaced: Any = module
+        if name in _LEARNED:
+            replaced.forward = _learned(module)
+        elif name in _SINUSOIDAL:
+            replaced.forward = _sinusoidal(module)
+        elif name in _RELATIVE and replaced.has_relative_attention_bias:
+            replaced.compute_bias = _relative(module)
 
 
 def _learned(module: nn.Module) -> Callable[..., Tensor]:

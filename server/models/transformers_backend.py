@@ -6,6 +6,7 @@ The KV cache stands in for transformers' cache, with masks for the lengths of th
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
@@ -13,6 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
 
 from ..capture import attend_per_row, first_token, layer_key_of, record_to
 from ..layers import ArgmaxQuery, LMHead
@@ -50,7 +52,10 @@ class TransformersBackend:
         if not self._layer_types <= _KNOWN_LAYERS:
             raise UnsupportedModelError(f"layers of {', '.join(sorted(self._layer_types - _KNOWN_LAYERS))}")
         self._source_projections = _source_projections(model) if self._is_encoder_decoder else []
+        self._source_width = int(model.get_encoder().config.hidden_size) if self._is_encoder_decoder else 0
         self._own_shapes, self._source_shapes = self._kv_shapes()
+        forward_parameters = inspect.signature(type(model).forward).parameters
+        self._takes_decoder_positions = "decoder_position_ids" in forward_parameters
         # A placeholder for the encoder's output. transformers reads only its shape, since the keys and values of
         # cross-attention are in the cache.
         self._encoder_placeholder = torch.zeros(1, 1, 1, dtype=model.dtype, device=model.device)
@@ -181,10 +186,13 @@ class TransformersBackend:
     def _forward(self, tokens: Tensor, cache: KVCache) -> Tensor:
         """The logits `[n, vocabulary]` of the model's own forward pass."""
         inputs = self._inputs(tokens, cache)
+        masks, positions = self._own_masks(cache), cache.own.get_seq_length()
         if self._is_encoder_decoder:
-            inputs |= {"decoder_attention_mask": cache.own_mask(), "attention_mask": cache.source_mask()}
+            inputs |= {"decoder_attention_mask": masks, "attention_mask": cache.source_mask()}
+            if self._takes_decoder_positions:
+                inputs["decoder_position_ids"] = positions
         else:
-            inputs |= {"attention_mask": self._decoder_only_masks(cache), "position_ids": cache.own.get_seq_length()}
+            inputs |= {"attention_mask": masks, "position_ids": positions}
         return self._model(**inputs).logits[:, -1]
 
     def _inputs(self, ids: Tensor, cache: KVCache) -> dict[str, Any]:
@@ -192,11 +200,11 @@ class TransformersBackend:
         inputs: dict[str, Any] = {self._cache_argument: cache.cache, "use_cache": True}
         if not self._is_encoder_decoder:
             return inputs | {"input_ids": ids}
-        encoded = self._encoder_placeholder.expand(len(ids), cache.source_length, self._model.config.hidden_size)
-        return inputs | {"decoder_input_ids": ids, "encoder_outputs": (encoded,)}
+        encoded = self._encoder_placeholder.expand(len(ids), cache.source_length, self._source_width)
+        return inputs | {"decoder_input_ids": ids, "encoder_outputs": BaseModelOutput(encoded)}
 
-    def _decoder_only_masks(self, cache: KVCache) -> Any:
-        """The masks of a step, as transformers' decoder-only models take them."""
+    def _own_masks(self, cache: KVCache) -> Any:
+        """The masks of a step for the tokens that the decoder has read, as transformers' models take them."""
         full = cache.own_mask()
         if self._window is None or self._layer_types == {"full_attention"}:
             return full

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from ..errors import quote
 
 _NLLB_CODE = re.compile(r"^[a-z]{3}_[A-Z][a-z]{3}$")
+_MADLAD_CODE = re.compile(r"^<2([a-z]{2,3}(?:_[A-Za-z]+)*)>$")
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,8 @@ class LanguageCodes:
     """The language codes of one model. The tokenizer's lock protects `apply`.
 
     A family takes the target's code as one of these: "in_source", a token at the begin of the source (multilingual
-    Marian); "first", the first token that is generated (NLLB, M2M100, mBART-50); "start", the token that the decoder
-    starts with (mBART-25).
+    Marian, MADLAD); "first", the first token that is generated (NLLB, M2M100, mBART-50); "start", the token that the
+    decoder starts with (mBART-25).
 
     Attributes:
         ids: The token id of each code.
@@ -48,7 +49,7 @@ class LanguageCodes:
     def _find_position(self) -> Literal["none", "in_source", "first", "start"]:
         if not self._tokens:
             return "none"
-        if any(token.startswith(">>") for token in self._tokens.values()):
+        if any(token.startswith((">>", "<2")) for token in self._tokens.values()):
             return "in_source"
         # mBART-25's tokenizer puts the code after a text, and its decoder starts with the code. NLLB's old tokenizer
         # puts the code after a text too, but the model generates the code first.
@@ -120,4 +121,6 @@ def _find_tokens(tokenizer: Any) -> dict[str, str]:
         return {code.strip("<>"): code for code in codes}
     if getattr(tokenizer, "src_lang", None) is not None:  # NLLB
         return {token: token for token in tokenizer.all_special_tokens if _NLLB_CODE.match(token)}
+    if tokenizer.convert_tokens_to_ids("<2en>") not in (None, tokenizer.unk_token_id):  # MADLAD
+        return {match[1]: match[0] for token in tokenizer.get_vocab() if (match := _MADLAD_CODE.match(token))}
     return {}

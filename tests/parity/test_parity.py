@@ -8,11 +8,11 @@ from pathlib import Path
 
 import inseq_peer
 import numpy as np
-import peers
 import pytest
 import torch
 from harness import serving
 from inseq.data import aggregation_functions as inseq_functions
+from model_rows import check_rows
 from model_zoo import FAMILIES, SOURCE, TARGET, Family, build_model
 from sidelight.client import Attribution, Capture, Client, Decoding, Greedy
 from sidelight.server.capture.attention_function import NAME
@@ -103,26 +103,7 @@ def test_equal_to_the_models_own_matrices(served, row, given):
     """The expected rows come from one eager forward pass with `output_attentions=True`, for all families."""
     target = continuation(served) if given else None
     ours = served.attribute(target, capture=Capture(kinds=served.loaded.kinds, row=row))
-    context = [token.id for token in ours.context]
-    ids = [token.id for token in ours.steps]
-    # The context of a decoder-only model begins with the prompt.
-    source = [token.id for token in ours.source] if served.loaded.is_encoder_decoder else []
-    matrices = peers.eager_attention(served.path, source, [*context, *ids])
-    first = len(context) - (row == "predicting")
-    for kind in served.loaded.kinds:
-        queries, keys = (slice(None),) * 2 if kind == "encoder_self" else (slice(first, first + len(ids)), slice(None))
-        expected = getattr(matrices, kind)[:, :, queries, keys].transpose(2, 3, 0, 1)
-        rows = getattr(ours, kind)
-        if kind == "encoder_self":
-            np.testing.assert_allclose(rows, expected, atol=1e-5)
-            continue
-        for step in range(len(ids)):
-            column = rows[:, step]
-            seen = ~np.isnan(column).any(axis=(1, 2))
-            count = first + step + 1 if kind == "decoder_self" else len(column)
-            assert seen.tolist() == [True] * count + [False] * (len(column) - count)
-            np.testing.assert_allclose(column[:count], expected[step, :count], atol=1e-5)
-            np.testing.assert_allclose(expected[step, count:], 0, atol=1e-7)
+    check_rows(ours, served.path)
 
 
 def test_the_tokens_are_those_of_generate(served):

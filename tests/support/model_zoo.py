@@ -35,6 +35,9 @@ UNUSUAL_TEXT = "Schön: ﬁne 漢字, naïve 🤖🏽 and  two\tspaces…"
 
 _WIDTH, _FEED_FORWARD = 32, 64
 
+# Parts of the names of weights that make queries and keys.
+_SHARP = ("q_proj", "k_proj", "qkv_proj", "kv_b_proj", "c_attn", ".q.", ".k.", "query", "key")
+
 
 @dataclass(frozen=True)
 class Family:
@@ -46,17 +49,24 @@ class Family:
     target_language: str = ""
     inseq: bool = True  # whether Inseq 0.7.1 attributes the family
     captures_rows: bool = True  # whether the family runs through transformers' attention interface
+    in_slots: bool = True  # whether requests share batches
     seed: int = 0  # a seed with which greedy decoding gives different tokens
+    sharpness: float = 1.0  # a factor of the weights of queries and keys
 
 
-def build_model(name: str, folder: Path) -> Path:
-    """Makes a model of a family in a folder, if the folder does not have it. Returns the path of the model."""
+def build_model(name: str, folder: Path, family: Family | None = None) -> Path:
+    """Makes a model of a family in a folder, if the folder does not have it. Returns the path of the model.
+
+    Without `family`, `name` is one of `FAMILIES`.
+    """
     path = folder / name
     if path.exists():
         return path
-    model, tokenizer = FAMILIES[name].make()
-    torch.manual_seed(FAMILIES[name].seed)
-    _sharpen(model)
+    family = family or FAMILIES[name]
+    torch.manual_seed(family.seed)
+    model, tokenizer = family.make()
+    torch.manual_seed(family.seed)  # whatever `make` has drawn
+    _sharpen(model, family.sharpness)
     model.generation_config.min_new_tokens = 6  # by chance, some models would generate nothing
     model.save_pretrained(path)
     if tokenizer is None:  # the package has Marian's tokenizer
@@ -67,7 +77,7 @@ def build_model(name: str, folder: Path) -> Path:
     return path
 
 
-def _sharpen(model: tf.PreTrainedModel) -> None:
+def _sharpen(model: tf.PreTrainedModel, sharpness: float) -> None:
     """Makes queries and keys large, so that rows are neither uniform nor on a single position.
 
     Larger weights would be too large: float32 scores of 100 differ by 1e-5 between two orders of addition, and so do
@@ -75,11 +85,11 @@ def _sharpen(model: tf.PreTrainedModel) -> None:
     """
     with torch.no_grad():
         for name, weight in model.named_parameters():
-            if weight.ndim != 2:
+            if weight.ndim not in (2, 3):  # the weights of experts have an axis for the experts
                 continue
             scale = 0.15 if model.config.model_type.endswith("t5") else 0.25  # T5 does not divide its scores
-            if any(part in name for part in ("q_proj", "k_proj", "c_attn", ".q.", ".k.", "query", "key")):
-                weight.normal_(0, scale)
+            if any(part in name for part in _SHARP):
+                weight.normal_(0, scale * sharpness)
             elif "relative_attention_bias" in name:
                 weight.normal_(0, 1.0)
             else:
@@ -92,7 +102,7 @@ def _sharpen(model: tf.PreTrainedModel) -> None:
 # ---- tokenizers -----------------------------------------------------------------------------------------------------
 
 
-def _byte_level(template: str, special: tuple[str, ...] = ("<s>", "</s>", "<pad>", "<unk>")) -> Any:
+def byte_level(template: str, special: tuple[str, ...] = ("<s>", "</s>", "<pad>", "<unk>")) -> Any:
     """Byte-level BPE, as GPT-2, BART, Llama 3 and Qwen have it."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -103,7 +113,7 @@ def _byte_level(template: str, special: tuple[str, ...] = ("<s>", "</s>", "<pad>
     return _fast(tokenizer, template, byte_level=True)
 
 
-def _unigram(template: str) -> Any:
+def unigram(template: str) -> Any:
     """SentencePiece's unigram with a space mark, as T5 and Pegasus have it."""
     # No trainer: it orders pieces of equal score by chance, and would make another vocabulary each time.
     words = [f"▁{word}" for sentence in SENTENCES for word in sentence.split()]
@@ -130,14 +140,14 @@ def _fast(tokenizer: Tokenizer, template: str, *, byte_level: bool = False) -> A
 
 def _pieces() -> list[tuple[str, float]]:
     """Pieces with scores, for the tokenizers that are built from such a list."""
-    tokenizer = json.loads(_unigram("$A </s>").backend_tokenizer.to_str())
+    tokenizer = json.loads(unigram("$A </s>").backend_tokenizer.to_str())
     return [(piece, score) for piece, score in tokenizer["model"]["vocab"] if not piece.startswith("<")]
 
 
 # ---- encoder-decoders -----------------------------------------------------------------------------------------------
 
 
-def _seq2seq(config: type, model: type, tokenizer: Any, **more: Any) -> tuple[Any, Any]:
+def seq2seq(config: type, model: type, tokenizer: Any, **more: Any) -> tuple[Any, Any]:
     """A BART-style model whose encoder and decoder differ in depth and in heads."""
     options = {
         "vocab_size": len(tokenizer),
@@ -159,7 +169,7 @@ def _seq2seq(config: type, model: type, tokenizer: Any, **more: Any) -> tuple[An
 
 def _marian() -> tuple[Any, Any]:
     tokenizer = tf.AutoTokenizer.from_pretrained(server_models.bundled_model())
-    model, _ = _seq2seq(
+    model, _ = seq2seq(
         tf.MarianConfig, tf.MarianMTModel, tokenizer, vocab_size=6001, decoder_start_token_id=6000, scale_embedding=True
     )
     model.generation_config.bad_words_ids = [[6000]]
@@ -167,13 +177,13 @@ def _marian() -> tuple[Any, Any]:
 
 
 def _bart() -> tuple[Any, Any]:
-    tokenizer = _byte_level("<s> $A </s>")
+    tokenizer = byte_level("<s> $A </s>")
     end = tokenizer.eos_token_id
-    return _seq2seq(tf.BartConfig, tf.BartForConditionalGeneration, tokenizer, decoder_start_token_id=end)
+    return seq2seq(tf.BartConfig, tf.BartForConditionalGeneration, tokenizer, decoder_start_token_id=end)
 
 
 def _pegasus() -> tuple[Any, Any]:
-    return _seq2seq(tf.PegasusConfig, tf.PegasusForConditionalGeneration, _unigram("$A </s>"), decoder_start_token_id=0)
+    return seq2seq(tf.PegasusConfig, tf.PegasusForConditionalGeneration, unigram("$A </s>"), decoder_start_token_id=0)
 
 
 def _mbart() -> tuple[Any, Any]:
@@ -181,7 +191,7 @@ def _mbart() -> tuple[Any, Any]:
     tokenizer = tf.MBartTokenizer(vocab=[*special, *_pieces()], src_lang="en_XX", tgt_lang="de_DE")
     german = tokenizer.convert_tokens_to_ids("de_DE")
     options = {"decoder_start_token_id": german, "vocab_size": len(tokenizer) + 1}
-    return _seq2seq(tf.MBartConfig, tf.MBartForConditionalGeneration, tokenizer, **options)
+    return seq2seq(tf.MBartConfig, tf.MBartForConditionalGeneration, tokenizer, **options)
 
 
 def _m2m100() -> tuple[Any, Any]:
@@ -194,10 +204,10 @@ def _m2m100() -> tuple[Any, Any]:
         tokenizer = tf.M2M100Tokenizer(str(vocabulary), str(bundled / "source.spm"), src_lang="en", tgt_lang="de")
     size = max(tokenizer.lang_code_to_id.values()) + 1
     options = {"decoder_start_token_id": tokenizer.eos_token_id, "vocab_size": size}
-    return _seq2seq(tf.M2M100Config, tf.M2M100ForConditionalGeneration, tokenizer, **options)
+    return seq2seq(tf.M2M100Config, tf.M2M100ForConditionalGeneration, tokenizer, **options)
 
 
-def _nllb() -> tuple[Any, Any]:
+def nllb() -> tuple[Any, Any]:
     """NLLB with a vocabulary of single letters: its tokenizer puts a language code before the text."""
     vocabulary = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3}
     letters = sorted({c for sentence in SENTENCES for c in sentence if not c.isspace()})
@@ -209,12 +219,12 @@ def _nllb() -> tuple[Any, Any]:
         vocab=vocabulary, merges=merges, extra_special_tokens=["eng_Latn", "deu_Latn", "fra_Latn"], **codes
     )
     options = {"decoder_start_token_id": tokenizer.eos_token_id, "vocab_size": len(tokenizer)}
-    return _seq2seq(tf.M2M100Config, tf.M2M100ForConditionalGeneration, tokenizer, **options)
+    return seq2seq(tf.M2M100Config, tf.M2M100ForConditionalGeneration, tokenizer, **options)
 
 
-def _t5(config: type, model: type, **more: Any) -> Callable[[], tuple[Any, Any]]:
+def t5(config: type, model: type, **more: Any) -> Callable[[], tuple[Any, Any]]:
     def make() -> tuple[Any, Any]:
-        tokenizer = _unigram("$A </s>")
+        tokenizer = unigram("$A </s>")
         options = {
             "vocab_size": len(tokenizer),
             "d_model": _WIDTH,
@@ -264,9 +274,9 @@ def _fsmt() -> tuple[Any, Any]:
 # ---- decoder-only ---------------------------------------------------------------------------------------------------
 
 
-def _decoder_only(config: type, model: type, template: str = "$A", **more: Any) -> Callable[[], tuple[Any, Any]]:
+def decoder_only(config: type, model: type, template: str = "$A", **more: Any) -> Callable[[], tuple[Any, Any]]:
     def make() -> tuple[Any, Any]:
-        tokenizer = _byte_level(template)
+        tokenizer = byte_level(template)
         options = {
             "vocab_size": len(tokenizer),
             "hidden_size": _WIDTH,
@@ -280,13 +290,14 @@ def _decoder_only(config: type, model: type, template: str = "$A", **more: Any) 
             "eos_token_id": tokenizer.eos_token_id,
             "pad_token_id": tokenizer.pad_token_id,
         }
-        return model(config(**options | more)).eval(), tokenizer
+        chosen = {name: value for name, value in (options | more).items() if value is not None}
+        return model(config(**chosen)).eval(), tokenizer
 
     return make
 
 
 def _gpt2() -> tuple[Any, Any]:
-    tokenizer = _byte_level("$A")
+    tokenizer = byte_level("$A")
     end = tokenizer.eos_token_id
     config = tf.GPT2Config(
         vocab_size=len(tokenizer),
@@ -306,21 +317,21 @@ FAMILIES: dict[str, Family] = {
     "pegasus": Family(_pegasus, seed=22),
     "mbart": Family(_mbart, source_language="en_XX", target_language="de_DE", seed=1),
     "m2m100": Family(_m2m100, source_language="en", target_language="de"),
-    "nllb": Family(_nllb, source_language="eng_Latn", target_language="deu_Latn"),
-    "t5": Family(_t5(tf.T5Config, tf.T5ForConditionalGeneration), seed=10),
-    "mt5": Family(_t5(tf.MT5Config, tf.MT5ForConditionalGeneration, feed_forward_proj="gated-gelu"), seed=16),
+    "nllb": Family(nllb, source_language="eng_Latn", target_language="deu_Latn"),
+    "t5": Family(t5(tf.T5Config, tf.T5ForConditionalGeneration), seed=10),
+    "mt5": Family(t5(tf.MT5Config, tf.MT5ForConditionalGeneration, feed_forward_proj="gated-gelu"), seed=16),
     "umt5": Family(
-        _t5(tf.UMT5Config, tf.UMT5ForConditionalGeneration, feed_forward_proj="gated-gelu"),
+        t5(tf.UMT5Config, tf.UMT5ForConditionalGeneration, feed_forward_proj="gated-gelu"),
         # In older versions the decoder's attention does not say that it is causal: it is wrong without whole matrices.
         captures_rows=version.parse(tf.__version__) >= version.parse("5.18"),
     ),
     # Inseq scales FSMT's embeddings a second time: not even the encoder's rows are the model's rows.
-    "fsmt": Family(_fsmt, captures_rows=False, inseq=False, seed=8),
+    "fsmt": Family(_fsmt, captures_rows=False, in_slots=False, inseq=False, seed=8),
     "gpt2": Family(_gpt2, is_encoder_decoder=False, seed=17),
-    "llama": Family(_decoder_only(tf.LlamaConfig, tf.LlamaForCausalLM), is_encoder_decoder=False, seed=5),
-    "qwen3": Family(_decoder_only(tf.Qwen3Config, tf.Qwen3ForCausalLM), is_encoder_decoder=False, seed=3),
+    "llama": Family(decoder_only(tf.LlamaConfig, tf.LlamaForCausalLM), is_encoder_decoder=False, seed=5),
+    "qwen3": Family(decoder_only(tf.Qwen3Config, tf.Qwen3ForCausalLM), is_encoder_decoder=False, seed=3),
     "gemma2": Family(
-        _decoder_only(
+        decoder_only(
             tf.Gemma2Config,
             tf.Gemma2ForCausalLM,
             attn_logit_softcapping=2.0,
@@ -331,7 +342,7 @@ FAMILIES: dict[str, Family] = {
         seed=15,
     ),
     "gemma3": Family(
-        _decoder_only(
+        decoder_only(
             tf.Gemma3TextConfig,
             tf.Gemma3ForCausalLM,
             sliding_window=5,

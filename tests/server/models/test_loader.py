@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers as tf
 from damaged_checkpoints import refusal
 from harness import serving
-from model_zoo import build_model
+from model_zoo import Family, build_model, decoder_only
 from sidelight.client import Client, Decoding, Greedy
 from sidelight.server.models.loader import ModelError, load
 
@@ -87,6 +88,22 @@ def test_separate_vocabularies_are_refused(tmp_path):
     (path / "config.json").write_text(json.dumps(config | {"tgt_vocab_size": 1234}), encoding="utf-8")
     with pytest.raises(ModelError, match="cannot load"):
         load(path)
+
+
+def test_the_first_positions_of_longrope_stay_where_they_are(tmp_path):
+    """Of a longer text Phi-3 turns all positions otherwise, also those of keys in the cache."""
+    factors = {"short_factor": [1.0] * 4, "long_factor": [3.0] * 4}
+    options = {"rope_scaling": {"type": "longrope", **factors}, "original_max_position_embeddings": 40}
+    phi = Family(decoder_only(tf.Phi3Config, tf.Phi3ForCausalLM, **options), is_encoder_decoder=False)
+    loaded = load(build_model("phi3", tmp_path, phi))
+    assert loaded.model.config.max_position_embeddings > 40
+    assert (loaded.max_source_tokens, loaded.max_target_tokens) == (40, 40)
+
+
+def test_a_decoder_that_looks_ahead_is_refused(tmp_path):
+    bert = Family(decoder_only(tf.BertConfig, tf.BertLMHeadModel, is_decoder=False), is_encoder_decoder=False)
+    with pytest.raises(ModelError, match=r"^cannot serve .*: its decoder looks at tokens that come later"):
+        load(build_model("bert", tmp_path, bert))
 
 
 def test_a_real_llama_tells_a_story(bundled):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import transformers
+from further_families import FURTHER_FAMILIES
 from harness import serving
 from model_zoo import FAMILIES, SOURCE, build_model
 from sidelight.client import Client, Decoding, Greedy, InvalidArgumentError
@@ -45,6 +46,19 @@ def test_a_language_that_nothing_names_is_asked_for(tmp_path):
             with pytest.raises(InvalidArgumentError) as raised:
                 client.attribute(SOURCE, timeout=60, **options).result()
             assert raised.value.field == "target_language"
+
+
+def test_madlad_takes_its_language_in_the_source(tmp_path):
+    path = build_model("madlad", tmp_path, FURTHER_FAMILIES["madlad"])
+    loaded = load(path)
+    assert loaded.tokenizer.languages == ("de", "en")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+    with serving(loaded) as address, Client(address) as client:
+        for language in ("de", "en"):
+            result = client.attribute(SOURCE, target_language=language, timeout=60).result()
+            assert [token.id for token in result.source] == tokenizer(f"<2{language}> {SOURCE}").input_ids
+            assert (result.source[0].piece, result.source[0].special) == (f"<2{language}>", True)
+            assert result.started.source_text == SOURCE
 
 
 def test_a_multilingual_marian_takes_its_language_in_the_source(tmp_path):
