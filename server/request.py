@@ -13,6 +13,10 @@ from typing import Any, Literal, get_args
 from .capture import AttentionArrays, CapturePlan
 from .text import OffsetUnit, Token, TokenizedText
 
+# The most bytes of attention that are computed at once for several messages, if a single row has no more: of the
+# encoder, and of a given target.
+MAX_PART_BYTES = 32 * 1024**2
+
 StopReason = Literal["end_token", "length", "stop_text", "given"]
 ContrastScore = Literal[
     "contrast_logits",
@@ -65,6 +69,8 @@ class Request:
         offset_unit: What offsets count on the wire. Here, all offsets count code points.
         target_tokens_left_out: How many tokens of the given target or of the prefix truncation has left out.
         contrast: The second context, in which the model is run as well.
+        has_parts: Whether a long given target is read in parts. With a contrast it is not, nor by a model that gives
+            whole matrices.
     """
 
     request_id: str
@@ -79,6 +85,7 @@ class Request:
     offset_unit: OffsetUnit = "code_point"
     target_tokens_left_out: int = 0
     contrast: Contrast | None = None
+    has_parts: bool = True
 
     @property
     def num_sequences(self) -> int:
@@ -95,24 +102,41 @@ class Request:
         return len(self.source.tokens) + len(self.decoder_prompt_ids) + target + other
 
     @property
+    def captured_steps(self) -> range:
+        """The steps of a given target whose attention is sent."""
+        assert isinstance(self.target, GivenTarget)
+        num_steps = len(self.target.text.tokens)
+        end = num_steps if self.capture.end_step is None else min(num_steps, self.capture.end_step)
+        return range(max(self.capture.first_step, self.resume_at), end if self.capture.kinds else 0)
+
+    def step_bytes(self, num_read: int) -> int:
+        """Returns the bytes of attention of a step behind which the decoder has read so many tokens."""
+        positions = {"cross": len(self.source.tokens), "decoder_self": num_read}
+        return sum(self.capture.row_bytes(kind, positions[kind]) for kind in self.capture.kinds if kind in positions)
+
+    @property
     def single_pass_bytes(self) -> int:
         """The most bytes of attention that one forward pass computes and several messages carry.
 
-        These are encoder self-attention and all steps of a given target. 0 if all attention is computed step by step.
+        These are encoder self-attention, and the steps of a given target that one pass computes. 0 if all attention is
+        computed step by step.
         """
         source = len(self.source.tokens)
         num_bytes = 0
         if "encoder_self" in self.capture.kinds:
-            num_bytes = self.capture.row_bytes("encoder_self", source) * source
+            num_bytes = self._held_bytes(self.capture.row_bytes("encoder_self", source), source)
         if isinstance(self.target, GivenTarget):
-            num_steps = len(self.target.text.tokens)
             # In a decoder-only model, decoder self-attention covers the source too.
-            positions = {"cross": source, "decoder_self": source + len(self.decoder_prompt_ids) + num_steps}
-            rows = [self.capture.row_bytes(kind, positions[kind]) for kind in self.capture.kinds if kind in positions]
-            num_bytes += sum(rows) * num_steps
+            num_read = source + len(self.decoder_prompt_ids) + len(self.target.text.tokens)
+            num_bytes += self._held_bytes(self.step_bytes(num_read), len(self.captured_steps))
         if self.contrast is not None:  # to subtract is to hold both for a moment
             num_bytes = max(num_bytes, 2 * self.contrast.request.single_pass_bytes)
         return num_bytes
+
+    def _held_bytes(self, row_bytes: int, num_rows: int) -> int:
+        """Returns the most bytes of some rows that are in memory at once."""
+        num_bytes = row_bytes * num_rows
+        return min(num_bytes, max(MAX_PART_BYTES, row_bytes)) if self.has_parts else num_bytes
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ attention_function    attend(), which transformers calls for attention: computes
 attention_layers      finds a model's attention layers, and verifies their rows at load; FullRecorder
 plan                  CapturePlan: what one request keeps
 recorder              PassRecorder: the rows of one forward pass
+source_recorder       SourceRecorder: the rows of an encoder, part by part
 arrays                AttentionArrays: attention on the host
 difference            subtract(): the attention of one context minus that of another
 
@@ -37,12 +38,14 @@ from .context import (
     RecordTarget,
     attend_per_row,
     layer_key_of,
+    observe_with,
     record_targets,
     record_to,
 )
 from .difference import minuend_plan, subtract
 from .plan import CapturePlan, Head, Row
 from .recorder import PassRecorder
+from .source_recorder import SourceRecorder
 
 __all__ = [
     "AttentionArrays",
@@ -56,6 +59,7 @@ __all__ = [
     "RecordTarget",
     "Recorder",
     "Row",
+    "SourceRecorder",
     "attend",
     "attend_per_row",
     "build_arrays",
@@ -67,6 +71,7 @@ __all__ = [
     "mark_attention",
     "matrices_of",
     "minuend_plan",
+    "observe_with",
     "record_targets",
     "record_to",
     "register",

@@ -88,7 +88,7 @@ def attend(
         no_empty_rows=not context.padded,
     )
     if context.observer is not None:
-        context.observer.observe(module, query, key)
+        context.observer.observe(module, query, key, params)
     output = _attend_and_record(module, query, key, value, params)
     if output is None:
         options = {"dropout": dropout, "scaling": scaling, "is_causal": is_causal, "position_bias": position_bias}

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ...kernels import AttentionTensors, LayerSpec, new_attention_tensors
+from ...kernels import AttentionParams, AttentionTensors, LayerSpec, new_attention_tensors
 from ..transformers_versions import set_attention
 from .attention_function import NAME, UnsupportedAttentionError, mark_attention
 from .context import AttentionKind, LayerKey, RecordTarget, observe_with, record_to, set_layer_key
@@ -59,7 +59,8 @@ class _CallObserver:
 
     calls: list[_Call] = field(default_factory=list[_Call])
 
-    def observe(self, module: nn.Module, query: Tensor, key: Tensor) -> None:
+    def observe(self, module: nn.Module, query: Tensor, key: Tensor, params: AttentionParams) -> None:
+        del params
         self.calls.append(_Call(module, query.shape[1], key.shape[2]))
 
 

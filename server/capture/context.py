@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from ...kernels import AttentionTensors, LayerSpec
+from ...kernels import AttentionParams, AttentionTensors, LayerSpec
 
 AttentionKind = Literal["cross", "decoder_self", "encoder_self"]
 
@@ -54,10 +54,13 @@ class Recorder(Protocol):
 
 
 class Observer(Protocol):
-    """Sees every attention call of a model: this is how `attention_layers` finds a model's attention layers."""
+    """Sees every attention call of a model.
 
-    def observe(self, module: nn.Module, query: Tensor, key: Tensor) -> None:
-        """Takes the calling module, and its queries and keys `[batch, heads, length, head width]`."""
+    So `attention_layers` finds a model's attention layers, and `source_recorder` keeps the tensors of an encoder.
+    """
+
+    def observe(self, module: nn.Module, query: Tensor, key: Tensor, params: AttentionParams) -> None:
+        """Takes the calling module, its queries and keys `[batch, heads, length, head width]`, and what else counts."""
         ...
 
 

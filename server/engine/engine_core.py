@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import enum
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from ..models import LoadedModel
-from ..request import GivenTarget, Step
+from ..request import EncoderSelf, GivenTarget, Output, Step
 from ..runner import Runner, Sequence, StepOutput
 from .admission import AdmissionQueue
 from .given_target import target_outputs
@@ -21,6 +22,15 @@ from .time_share import TimeShare
 
 # Seconds for which outputs that are computed already go to one reader, before the next request's turn.
 _DELIVERY_SECONDS = 0.002
+
+
+class _End(enum.Enum):
+    """What comes behind the last pending output."""
+
+    END = enum.auto()
+
+
+_END = _End.END
 
 
 class EngineCore:
@@ -112,7 +122,6 @@ class EngineCore:
         state.num_pending_put = 0
         if state.attention_bytes:
             state.pending_outputs = split_encoder_self(sequence.pop_source_attention())
-            state.is_pending_computed = True
 
     # ---- outputs without a decode step ------------------------------------------------------------------------------
 
@@ -148,13 +157,16 @@ class EngineCore:
             if state.pending_outputs is None and not self._compute_outputs(state):
                 return False
             assert state.pending_outputs is not None
-            output = next(state.pending_outputs, None)
+            output = next(state.pending_outputs, _END)
         except Exception as error:  # one request's fault must not end the others
             self.requests.fail(state, error)
             return True
-        if output is not None:
+        if output is not _END:
             state.num_pending_put += 1
-            state.is_pending_computed = state.is_pending_computed or isinstance(output, Step)
+        if output is None:
+            state.is_pending_computed = False
+        elif not isinstance(output, _End):
+            state.is_pending_computed = state.is_pending_computed or isinstance(output, (EncoderSelf, Step))
             state.queue.put(output)
         elif state.has_given_target:
             self.requests.finish(state, None)
@@ -170,10 +182,9 @@ class EngineCore:
                 return False
             state.attention_bytes, state.must_recompute = request.single_pass_bytes, False
         if isinstance(request.target, GivenTarget):
-            outputs = target_outputs(self._loaded, request, self._runner.target_pass(request))
+            outputs: Iterator[Output | None] = target_outputs(self._loaded, request, self._runner.target_pass(request))
         else:
             outputs = split_encoder_self(self._runner.source_attention(request))
-            state.is_pending_computed = True
         state.pending_outputs = itertools.islice(outputs, state.num_pending_put, None)
         return True
 

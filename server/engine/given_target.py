@@ -1,4 +1,4 @@
-"""The outputs of a request whose target is given: all steps come from one pass over the target.
+"""The outputs of a request whose target is given: the steps come from a few passes over the target.
 
 Each request has passes of its own. To batch them is to give several requests to `Runner.target_pass`, and to collect
 these requests where `EngineCore` puts pending outputs.
@@ -6,49 +6,63 @@ these requests where `EngineCore` puts pending outputs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from ..models import LoadedModel
 from ..request import Finished, GivenTarget, Output, Request, Step
 from ..runner import TargetOutput, TargetPass
-from ..text import TokenizedText
+from ..text import Token, TokenizedText
 from .output_builder import make_started, split_encoder_self
 
 
-def target_outputs(loaded: LoadedModel, request: Request, target_pass: TargetPass) -> Iterator[Output]:
+def target_outputs(loaded: LoadedModel, request: Request, target_pass: TargetPass) -> Iterator[Output | None]:
     """The outputs of a request whose target is given, in order. Raises RequestError.
 
     Between two outputs the iterator runs at most one forward pass, with a contrast two, so that the engine can stop,
-    wait or turn to another request in between. The passes run in the thread that takes the outputs.
+    wait or turn to another request in between. None says that the next output takes a pass. The passes run in the
+    thread that takes the outputs.
     """
     _, started = make_started(loaded, request)
     attention = target_pass.encode()
     yield started
     yield from split_encoder_self(attention)
     del attention  # its memory, while steps are computed and wait
-    output = target_pass.decode()
+    outputs = target_pass.decode()
     del target_pass  # likewise
-    yield from _given_steps(request, output)
+    yield from _given_steps(request, outputs)
 
 
-def _given_steps(request: Request, output: TargetOutput) -> Iterator[Output]:
+def _given_steps(request: Request, outputs: Iterator[TargetOutput]) -> Iterator[Output | None]:
     assert isinstance(request.target, GivenTarget)
-    tokens, text = request.target.text.tokens, request.target.text.text
-    for index, (token, added) in enumerate(zip(tokens, _added_texts(request.target.text), strict=True)):
-        step = Step(index, token, added, output.scores[index].tolist())
-        if index < request.resume_at:
-            continue
-        if request.capture.captures_step(index):
+    tokens = request.target.text.tokens
+    texts = _added_texts(request.target.text)
+    num_put = 0
+    while num_put < len(tokens):
+        output = next(outputs)
+        for step in _steps_of(request, output, tokens, texts):
+            num_put = step.index + 1
+            if step.index >= request.resume_at:
+                yield step
+        del output  # its memory, while the next pass runs
+        if num_put < len(tokens):
+            yield None
+    yield Finished(request.target.text.text, "given", len(tokens))
+
+
+def _steps_of(request: Request, output: TargetOutput, tokens: Sequence[Token], texts: Iterator[str]) -> Iterator[Step]:
+    """The steps of one pass."""
+    for index, scores in enumerate(output.scores, output.first_step):
+        step = Step(index, tokens[index], next(texts), scores.tolist())
+        if index in request.captured_steps:
             num_visible = output.first_query + index + 1
-            cross, own = output.cross, output.decoder_self
+            cross, own, row = output.cross, output.decoder_self, index - output.first_row
             step = replace(
                 step,
-                cross=None if cross is None else cross.copy_query(index),
-                decoder_self=None if own is None else own.copy_query(index, num_visible),
+                cross=None if cross is None else cross.copy_query(row),
+                decoder_self=None if own is None else own.copy_query(row, num_visible),
             )
         yield step
-    yield Finished(text, "given", len(tokens))
 
 
 def _added_texts(target: TokenizedText) -> Iterator[str]:

@@ -6,7 +6,7 @@ Knows texts and requests; runs no forward pass, and knows no queues.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from ..capture import AttentionArrays
@@ -36,14 +36,19 @@ def make_started(loaded: LoadedModel, request: Request) -> tuple[Detokenizer, St
     return detokenizer, Started(tuple(context), seed, detokenizer.text)
 
 
-def split_encoder_self(attention: AttentionArrays | None) -> Iterator[EncoderSelf]:
-    """Encoder self-attention in parts of a size that messages can have. A waiting part keeps no other in memory."""
-    if attention is None:
-        return
-    num_queries = len(attention.values)
-    size = max(1, _PART_BYTES // max(1, attention.nbytes // num_queries))
-    for first in range(0, num_queries, size):
-        yield EncoderSelf(first, attention.copy_queries(slice(first, first + size)))
+def split_encoder_self(parts: Iterable[AttentionArrays] | None) -> Iterator[EncoderSelf | None]:
+    """Encoder self-attention in messages of a size that they can have. A waiting message keeps no other in memory.
+
+    None says that the next message takes a computation: of the next of `parts`.
+    """
+    first_query = 0
+    for part in parts or ():
+        num_queries = len(part.values)
+        size = max(1, _PART_BYTES // max(1, part.nbytes // num_queries))
+        for first in range(0, num_queries, size):
+            yield EncoderSelf(first_query + first, part.copy_queries(slice(first, first + size)))
+        first_query += num_queries
+        yield None
 
 
 class OutputBuilder:

@@ -46,7 +46,8 @@ class RequestState:
     builder: OutputBuilder | None = None
 
     # Outputs that come without a decode step: all outputs of a given target; encoder self-attention.
-    pending_outputs: Iterator[Output] | None = None
+    # None among them says that the next output takes a forward pass.
+    pending_outputs: Iterator[Output | None] | None = None
     num_pending_put: int = 0  # how many of the pending outputs have been put
     is_pending_computed: bool = False  # whether the remaining pending outputs need no forward pass
     attention_bytes: int = 0  # of attention that the pending outputs hold until all have been put

@@ -6,6 +6,8 @@ tokens of a sequence do not depend on the others. Knows models, captures and req
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 
 from ..capture import AttentionArrays, record_to
@@ -148,7 +150,7 @@ class ModelRunner:
         """Reads the next chunk of a prompt, so that other sequences need not wait for all of it."""
         self._prefill.read_prompt(next(member for member in sequence.members if member.num_pending))
 
-    def source_attention(self, request: Request) -> AttentionArrays | None:
+    def source_attention(self, request: Request) -> Iterator[AttentionArrays] | None:
         """The encoder self-attention of a request once more, by another pass of its source. Raises RequestError."""
         return self._prefill.source_attention(request)
 

@@ -63,7 +63,7 @@ class Prefill:
             return faults
         return {}
 
-    def source_attention(self, request: Request) -> AttentionArrays | None:
+    def source_attention(self, request: Request) -> Iterator[AttentionArrays] | None:
         """The encoder self-attention of a request, from a pass of its own. Raises RequestError."""
         return SingleSequenceModel.of_request(self._loaded, request).encode()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Protocol
 
 from ..capture import AttentionArrays
@@ -59,7 +60,7 @@ class Runner(Protocol):
         """Takes one step of some sequences whose prompts have been read: what it gave each, or what went wrong."""
         ...
 
-    def source_attention(self, request: Request) -> AttentionArrays | None:
+    def source_attention(self, request: Request) -> Iterator[AttentionArrays] | None:
         """The encoder self-attention of a request, by a pass of its own. Raises RequestError."""
         ...
 

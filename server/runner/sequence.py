@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -53,7 +53,8 @@ class Sequence:
     slot: int = -1
     num_cached: int = 0  # tokens whose keys and values the cache holds
     num_steps: int = 0  # tokens that have been chosen
-    source_attention: AttentionArrays | None = None  # encoder self-attention, until `pop_source_attention`
+    # Encoder self-attention in parts, until `pop_source_attention`.
+    source_attention: Iterator[AttentionArrays] | None = None
     is_preempted: bool = False
     swapped: SwappedSequence | None = None  # while a preempted sequence has no slot
     # The same tokens in the context of a contrast. This sequence reads what the first one writes, and writes nothing.
@@ -86,8 +87,8 @@ class Sequence:
         step = self.num_steps - 1 if self.plan.row == "reading" else self.num_steps
         return step >= self.request.resume_at and self.plan.captures_step(step)
 
-    def pop_source_attention(self) -> AttentionArrays | None:
-        """The encoder self-attention, `[queries, positions, …]`, once: the sequence keeps no reference to it."""
+    def pop_source_attention(self) -> Iterator[AttentionArrays] | None:
+        """The encoder self-attention in parts of `[queries, positions, …]`, once: the sequence keeps no reference."""
         attention, self.source_attention = self.source_attention, None
         return attention
 

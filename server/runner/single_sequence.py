@@ -5,7 +5,8 @@ Knows models, caches and tensors on the device; does not know texts, or which to
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,14 +20,16 @@ from ..capture import (
     AttentionKind,
     CapturePlan,
     PassRecorder,
+    SourceRecorder,
     build_arrays,
     list_tensors,
     matrices_of,
+    observe_with,
     record_to,
 )
 from ..errors import not_a_number
 from ..models import LoadedModel
-from ..request import Request
+from ..request import MAX_PART_BYTES, Request
 from ..transfer import to_host
 from ..transformers_versions import cache_argument, cache_of, takes_whole_target
 
@@ -89,28 +92,47 @@ class SingleSequenceModel:
         """Ids as a batch of one sequence, int64 `[1, count]`."""
         return torch.tensor([ids], device=self._model.device)
 
-    def encode(self, *, check: bool = True) -> AttentionArrays | None:
-        """Runs the encoder, if there is one. Returns its self-attention, if captured.
+    def encode(self, *, check: bool = True) -> Iterator[AttentionArrays] | None:
+        """Runs the encoder, if there is one. Returns its self-attention in parts, if captured.
 
-        Raises RequestError where the attention is NaN or infinite, unless `check` is False.
+        The parts are consecutive queries. Each part is computed when it is taken. Raises RequestError where the
+        attention is NaN or infinite, unless `check` is False.
         """
         if not self._is_encoder_decoder:
             return None
-        recorder = PassRecorder(self._plan, NO_QUERIES, {"encoder_self": len(self._source)})
-        self._encoder_outputs = self._run(
-            self._model.get_encoder(), recorder, ("encoder_self",), input_ids=self._source_ids, **self._mask()
-        )
-        result = recorder.result("encoder_self")
-        if result is None:
+        if not self._captures_rows:
+            recorder = PassRecorder(self._plan, NO_QUERIES, {"encoder_self": len(self._source)})
+            self._encoder_outputs = self._run(
+                self._model.get_encoder(), recorder, ("encoder_self",), input_ids=self._source_ids, **self._mask()
+            )
+            tensors = recorder.result("encoder_self")
+            return None if tensors is None else self._read_parts(iter([tensors]), check=check)
+        source = SourceRecorder(self._plan, len(self._source)) if "encoder_self" in self._plan.kinds else None
+        with record_to(None, padded=False), nullcontext() if source is None else observe_with(source):
+            self._encoder_outputs = self._model.get_encoder()(input_ids=self._source_ids)
+        if source is None:
             return None
+        length = len(self._source)
+        size = max(1, MAX_PART_BYTES // max(1, self._plan.row_bytes("encoder_self", length)))
+        parts = (slice(begin, min(begin + size, length)) for begin in range(0, length, size))
+        return self._read_parts(map(source.compute, parts), check=check)
+
+    def _read_parts(self, parts: Iterator[AttentionTensors], *, check: bool) -> Iterator[AttentionArrays]:
+        """Copies parts of the encoder's self-attention to the host, one after the other. Raises RequestError."""
         # Where attention is NaN, so are the encoder's states; the rows' encoding may hide it.
-        finite, *arrays = to_host(
-            [self._encoder_outputs.last_hidden_state.isfinite().all()[None], *list_tensors(result)]
-        )
-        attention = build_arrays(result, arrays, self._plan.shape("encoder_self"))
-        if check and (not finite[0] or (attention is not None and not attention.is_finite())):
-            raise not_a_number()
-        return attention
+        are_finite = self._encoder_outputs.last_hidden_state.isfinite().all()[None]
+        plan = self._plan
+
+        def read() -> Iterator[AttentionArrays]:
+            for tensors in parts:
+                finite, *arrays = to_host([are_finite, *list_tensors(tensors)])
+                attention = build_arrays(tensors, arrays, plan.shape("encoder_self"))
+                assert attention is not None
+                if check and not (finite[0] and attention.is_finite()):
+                    raise not_a_number()
+                yield attention
+
+        return read()
 
     def forward(self, ids: Tensor, queries: slice, num_logits: int, *, is_last: bool = False) -> ForwardOutput:
         """Reads more tokens.

@@ -1,29 +1,79 @@
-"""The forward passes of a request whose target is given: the encoder's, and the decoder's over the whole target."""
+"""The forward passes of a request whose target is given: the encoder's, and the decoder's over the target.
+
+The decoder reads a long text in parts, so that neither masks nor logits nor rows grow with the square of its length.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..capture import AttentionArrays, minuend_plan, subtract
+from ..capture import AttentionArrays, CapturePlan, minuend_plan, subtract
 from ..errors import not_a_number
 from ..models import LoadedModel
-from ..request import Contrast, GivenTarget, Request
+from ..request import MAX_PART_BYTES, Contrast, GivenTarget, Request
 from ..sampling import ContrastLogits, step_scores
 from ..transfer import int_tensor, to_host
 from .single_sequence import NO_QUERIES, ForwardOutput, SingleSequenceModel
 
+# The most tokens that one pass reads.
+_PASS_TOKENS = 1024
+
 
 class TargetOutput(NamedTuple):
-    """What the decoder's pass over a given target gave. All arrays are on the host and finite."""
+    """What a pass of the decoder gave of some consecutive steps. All arrays are on the host and finite."""
 
-    scores: NDArray[Any]  # float32 `[tokens, scores]`
-    cross: AttentionArrays | None  # a query for each token; None if not captured
+    first_step: int
+    scores: NDArray[Any]  # float32 `[steps, scores]`
+    first_row: int  # the first step that has a row
+    cross: AttentionArrays | None  # a query for each step from `first_row` on; None if not captured
     decoder_self: AttentionArrays | None
-    first_query: int  # the position of the query of the first token
+    first_query: int  # the position of the query of step 0
+
+
+class _Context:
+    """A given target in one context: the model, and the tokens that its decoder reads.
+
+    Attributes:
+        model: The model.
+        read: The tokens.
+        first_query: The position of the query whose row belongs to step 0.
+        steps: The steps whose rows are kept.
+    """
+
+    def __init__(self, loaded: LoadedModel, request: Request, plan: CapturePlan) -> None:
+        assert isinstance(request.target, GivenTarget)
+        self.model = SingleSequenceModel(loaded, plan, request.source.ids, request.decoder_prompt_ids)
+        self.steps = request.captured_steps
+        self._ids = request.target.text.ids
+        self._num_prompt = len(self.model.prompt)
+        reads_last = request.capture.row == "reading"
+        # The query that predicts a token is the query before it; the query that reads a token is its own.
+        self.first_query = self._num_prompt - (0 if reads_last else 1)
+        self.read = [*self.model.prompt, *(self._ids if reads_last else self._ids[:-1])]
+
+    def forward(self, begin: int, end: int) -> tuple[ForwardOutput, Tensor]:
+        """Reads some of the tokens. Returns what the pass gave, with logits for each step, and the steps' tokens."""
+        first_row = max(self.steps.start + self.first_query, begin)
+        last_row = min(self.steps.stop + self.first_query, end)
+        queries = slice(first_row - begin, last_row - begin) if first_row < last_row else NO_QUERIES
+        # The logits of a step are those of the query before its token, whichever query its row is from.
+        first_scored = max(0, begin - self._num_prompt + 1)
+        last_scored = max(first_scored, min(end - self._num_prompt + 1, len(self._ids)))
+        num_logits = end - max(begin, self._num_prompt - 1)
+        ids = self.model.tensor(self.read[begin:end])
+        output = self.model.forward(ids, queries, max(1, num_logits), is_last=end == len(self.read))
+        logits = output.logits[: last_scored - first_scored]
+        return replace(output, logits=logits), self.model.tensor(self._ids[first_scored:last_scored])[0]
+
+    def num_steps(self, end: int) -> int:
+        """Returns how many steps have their rows once so many tokens are read."""
+        return max(0, min(end - self.first_query, len(self._ids)))
 
 
 class TargetPass:
@@ -37,28 +87,67 @@ class TargetPass:
         contrast = request.contrast
         self._subtracts = contrast is not None and contrast.subtracts_attention
         self._plan = minuend_plan(request.capture) if self._subtracts else request.capture
-        self._model = SingleSequenceModel(loaded, self._plan, request.source.ids, request.decoder_prompt_ids)
-        self._contrast = None if contrast is None else SingleSequenceModel.of_request(loaded, contrast.request)
+        self._context = _Context(loaded, request, self._plan)
+        self._contrast = None
+        if contrast is not None:
+            self._contrast = _Context(loaded, contrast.request, contrast.request.capture)
 
-    def encode(self) -> AttentionArrays | None:
-        """Runs the encoder, if there is one. Returns its self-attention, if captured. Raises RequestError."""
-        attention = self._model.encode()
-        other = None if self._contrast is None else self._contrast.encode()
-        return subtract(attention, other, self._request.capture) if self._subtracts else attention
+    def encode(self) -> Iterator[AttentionArrays] | None:
+        """Runs the encoder, if there is one. Returns its self-attention in parts, if captured. Raises RequestError."""
+        attention = self._context.model.encode()
+        other = None if self._contrast is None else self._contrast.model.encode()
+        if attention is None or other is None:
+            return attention
+        plan = self._request.capture
+        differences = (subtract(part, same, plan) for part, same in zip(attention, other, strict=True))
+        return (part for part in differences if part is not None)
 
-    def decode(self) -> TargetOutput:
-        """Runs the decoder over the whole target. Raises RequestError where a number is NaN or infinite."""
+    def decode(self) -> Iterator[TargetOutput]:
+        """Runs the decoder over the target, part by part. Each output takes one pass; it may have no steps.
+
+        Raises RequestError where a number is NaN or infinite.
+        """
+        context = self._context
+        waiting = np.empty((0, len(self._request.scores)), np.float32)  # scores of steps whose rows come later
+        num_done = 0
+        for begin, end in self._parts():
+            scores, cross, own = self._run(begin, end)
+            waiting = np.concatenate([waiting, scores])
+            num_ready = context.num_steps(end) - num_done
+            first_row = max(context.steps.start, begin - context.first_query)
+            yield TargetOutput(num_done, waiting[:num_ready], first_row, cross, own, context.first_query)
+            waiting, num_done = waiting[num_ready:], num_done + num_ready
+
+    def _parts(self) -> Iterator[tuple[int, int]]:
+        """Yields which tokens each pass reads: a bounded number, with rows of a bounded number of bytes."""
+        context = self._context
+        first_row, last_row = (step + context.first_query for step in (context.steps.start, context.steps.stop))
+        begin, length = 0, len(context.read)
+        while begin < length:
+            end = min(length, begin + _PASS_TOKENS) if self._request.has_parts else length
+            if self._request.has_parts and begin < last_row and first_row < end:
+                max_rows = MAX_PART_BYTES // max(1, self._request.step_bytes(end + 1))
+                end = min(end, max(begin, first_row) + max(1, max_rows))
+            yield begin, end
+            begin = end
+
+    def _run(
+        self, begin: int, end: int
+    ) -> tuple[NDArray[Any], AttentionArrays | None, AttentionArrays | None]:
+        """Runs a pass. Returns the scores of its steps, and its rows: cross, and decoder self-attention."""
         request, contrast = self._request, self._request.contrast
-        output, targets = self._read(self._model, request)
+        output, targets = self._context.forward(begin, end)
         other = compared = None
         if self._contrast is not None and contrast is not None:
-            other, tokens = self._read(self._contrast, contrast.request)
+            other, tokens = self._contrast.forward(0, len(self._contrast.read))
             compared = _compare(contrast, other.logits, tokens)
-        computed = step_scores(request.scores, output.logits, targets, request.score_top_p, compared)
+        scores, maxima = output.logits.new_empty((0, len(request.scores))), output.logits.new_empty(0)
+        if len(targets):  # a part of the prompt alone has none
+            scores = step_scores(request.scores, output.logits, targets, request.score_top_p, compared)
+            # The maximum of a row is NaN where any number of the row is.
+            maxima = output.logits.amax(-1)
         subtracted = [] if other is None else other.tensors
-        # The maximum of a row is NaN where any number of the row is.
-        maxima = output.logits.amax(-1).float()
-        scores, maxima, *arrays = to_host([computed, maxima, *output.tensors, *subtracted])
+        scores, maxima, *arrays = to_host([scores.float(), maxima.float(), *output.tensors, *subtracted])
         cross, decoder_self = output.attention(arrays, self._plan)
         if self._subtracts and other is not None:
             others = other.attention(arrays[len(output.tensors) :], self._plan)
@@ -67,25 +156,7 @@ class TargetPass:
         numbers = [AttentionArrays(maxima), AttentionArrays(scores), cross, decoder_self]
         if not all(array is None or array.is_finite() for array in numbers):
             raise not_a_number()
-        return TargetOutput(scores, cross, decoder_self, self._first_query(self._model))
-
-    @property
-    def _reads_last(self) -> bool:
-        return self._request.capture.row == "reading"
-
-    def _first_query(self, model: SingleSequenceModel) -> int:
-        # The query that predicts a token is the query before it; the query that reads a token is its own.
-        return len(model.prompt) - (0 if self._reads_last else 1)
-
-    def _read(self, model: SingleSequenceModel, request: Request) -> tuple[ForwardOutput, Tensor]:
-        """Reads the target of a request. Returns what the pass gave, with logits for each token, and the tokens."""
-        assert isinstance(request.target, GivenTarget)
-        ids = request.target.text.ids
-        read = [*model.prompt, *ids] if self._reads_last else [*model.prompt, *ids[:-1]]
-        queries = slice(self._first_query(model), None) if request.capture.kinds else NO_QUERIES
-        num_logits = len(ids) + (1 if self._reads_last else 0)
-        output = model.forward(model.tensor(read), queries, num_logits, is_last=True)
-        return replace(output, logits=output.logits[: len(ids)]), model.tensor(ids)[0]
+        return scores, cross, decoder_self
 
 
 def _compare(contrast: Contrast, logits: Tensor, tokens: Tensor) -> ContrastLogits:

@@ -6,6 +6,7 @@ matrices, or no backend has the model's own logits. Has the interface of `ModelR
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -92,7 +93,7 @@ class UnbatchedRunner:
         """Never called: the first step of a sequence reads its whole prompt."""
         raise NotImplementedError
 
-    def source_attention(self, request: Request) -> AttentionArrays | None:
+    def source_attention(self, request: Request) -> Iterator[AttentionArrays] | None:
         """The encoder self-attention of a request once more, by another pass of its source. Raises RequestError."""
         return SingleSequenceModel.of_request(self._loaded, request).encode()
 

@@ -76,7 +76,8 @@ def _encoded(loaded: LoadedModel, plan: CapturePlan, source: int) -> SingleSeque
     """A model whose encoder has read a source of so many tokens."""
     context = _ids(loaded, source) if loaded.is_encoder_decoder else ()
     model = SingleSequenceModel(loaded, plan, _ids(loaded, source), context)
-    model.encode(check=False)  # where launches are only recorded, nothing is computed
+    for _ in model.encode(check=False) or ():  # where launches are only recorded, nothing is computed
+        pass
     return model
 
 

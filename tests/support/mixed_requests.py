@@ -79,7 +79,7 @@ class Run:
             if isinstance(sequence, Sequence):
                 detokenizer, started = make_started(self.loaded, request)
                 self._builders[sequence] = OutputBuilder(request, detokenizer)
-                self.outputs[sequence] = [started, *split_encoder_self(sequence.pop_source_attention())]
+                self.outputs[sequence] = [started, *filter(None, split_encoder_self(sequence.pop_source_attention()))]
                 self.live.append(sequence)
         return added
 
@@ -205,7 +205,8 @@ def alone(loaded: LoadedModel, requests: list[Request]) -> list[list[Output]]:
 def outputs_alone(loaded: LoadedModel, request: Request) -> list[Output]:
     runner = UnbatchedRunner(loaded, 1)
     if isinstance(request.target, GivenTarget):
-        return list(target_outputs(loaded, request, runner.target_pass(request)))
+        outputs = target_outputs(loaded, request, runner.target_pass(request))
+        return [output for output in outputs if output is not None]
     run = Run(loaded, runner)
     (sequence,) = run.add_all([request])
     run.finish()

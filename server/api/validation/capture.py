@@ -19,8 +19,8 @@ from ..enums import ATTENTION_KINDS, ENCODINGS, REDUCTIONS, ROWS
 
 # The most bytes of one step. A client could hardly receive more: gRPC's usual limit at the receiver is 4 MiB.
 MAX_STEP_BYTES = 64 * 1024**2
-# The most bytes of encoder self-attention, or of all steps of a given target: one forward pass computes them, several
-# messages carry them.
+# The most bytes of encoder self-attention, or of all steps of a given target, where the model gives whole matrices: one
+# forward pass computes them, several messages carry them.
 MAX_PASS_BYTES = 1024**3
 
 # The greatest sum of the weights of a list of heads, in float32 and in float16: no result is then infinite. The least
@@ -41,7 +41,8 @@ def validate_capture(
         message: What the client asks for.
         loaded: The model.
         max_positions: For each kind, the most positions that a row can have.
-        steps_per_pass: How many steps one forward pass computes: 1 for decoding, all steps for a given target.
+        steps_per_pass: How many steps one forward pass must compute: 1, or all steps of a given target for a model that
+            gives whole matrices.
     """
     if message.none:
         others = [field.name for field, _ in message.ListFields() if field.name != "none"]
@@ -72,7 +73,8 @@ def validate_capture(
         first_step=first_step,
         end_step=end_step,
     )
-    check_size(plan, max_positions, steps_per_pass)
+    encoder_rows = 1 if loaded.attention_layers.captures_rows else max_positions["encoder_self"]
+    check_size(plan, max_positions, steps_per_pass, encoder_rows)
     return plan
 
 
@@ -210,16 +212,24 @@ def _validate_steps(message: attention_pb2.Capture) -> tuple[int, int | None]:
 
 
 def check_size(
-    plan: CapturePlan, max_positions: Mapping[AttentionKind, int], steps_per_pass: int, num_contexts: int = 1
+    plan: CapturePlan,
+    max_positions: Mapping[AttentionKind, int],
+    steps_per_pass: int,
+    encoder_rows: int,
+    num_contexts: int = 1,
 ) -> None:
-    """Raises RequestError where a step or a pass would carry too much. `num_contexts` passes are held at once."""
+    """Raises RequestError where a step or a pass would carry too much.
+
+    `encoder_rows` rows of the encoder must be computed at once. `num_contexts` passes are held at once.
+    """
     row_bytes = {kind: plan.row_bytes(kind, max_positions[kind]) for kind in plan.kinds}
     step_bytes = sum(num_bytes for kind, num_bytes in row_bytes.items() if kind != "encoder_self")
-    encoder_bytes = row_bytes.get("encoder_self", 0) * max_positions["encoder_self"]
+    encoder_bytes = row_bytes.get("encoder_self", 0)
     sizes = (
         ("a step", step_bytes, MAX_STEP_BYTES),
         ("the given target", step_bytes * steps_per_pass * num_contexts, MAX_PASS_BYTES),
-        ("encoder_self", encoder_bytes * num_contexts, MAX_PASS_BYTES),
+        ("a row of encoder_self", encoder_bytes, MAX_STEP_BYTES),
+        ("encoder_self", encoder_bytes * encoder_rows * num_contexts, MAX_PASS_BYTES),
     )
     for subject, num_bytes, max_bytes in sizes:
         if num_bytes > max_bytes:

@@ -52,7 +52,8 @@ def validate_contrast(
         plan = minuend_plan(request.capture)
         _check_positions(plan, request, other, loaded)
         assert isinstance(request.target, GivenTarget)
-        check_size(plan, max_positions, len(request.target.text.tokens), num_contexts=2)
+        num_steps, num_positions = len(request.target.text.tokens), max_positions["encoder_self"]
+        check_size(plan, max_positions, num_steps, num_positions, num_contexts=2)
         other = replace(other, capture=plan)
     return Contrast(other, steps, contrast.subtract_attention, kl_top_p, contrast.kl_top_k)
 

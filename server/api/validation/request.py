@@ -49,9 +49,11 @@ def validate_request(message: service_pb.AttributeRequest, loaded: LoadedModel, 
     source, prompt_ids = texts.source, texts.decoder_prompt_ids
     max_target = find_room(message, loaded, source, prompt_ids)
     num_before = loaded.max_target_tokens - max_target
+    has_parts = loaded.attention_layers.captures_rows and not message.HasField("contrast")
     if texts.given is not None:
         target: DecodingParams | GivenTarget = GivenTarget(texts.given)
-        max_steps = steps_per_pass = len(texts.given.tokens)
+        max_steps = len(texts.given.tokens)
+        steps_per_pass = 1 if has_parts else max_steps
     else:
         target = validate_decoding(message.decoding, loaded, languages, num_before, max_target)
         if target.do_sample and message.resume_at and not message.decoding.sampling.HasField("seed"):
@@ -74,6 +76,7 @@ def validate_request(message: service_pb.AttributeRequest, loaded: LoadedModel, 
         prefix=texts.prefix,
         offset_unit=OFFSET_UNITS[message.offset_unit],
         target_tokens_left_out=texts.num_left_out,
+        has_parts=has_parts,
     )
     contrast = validate_contrast(message, loaded, languages, options, request, max_positions)
     return request if contrast is None else replace(request, contrast=contrast)

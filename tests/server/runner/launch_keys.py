@@ -50,10 +50,10 @@ def requests(loaded: LoadedModel) -> list[Launch]:
                 given = GivenTarget(loaded.tokenizer.detokenize([6] * target))
                 request = Request("", loaded.tokenizer.detokenize(ids), tuple(context), given, plan)
                 passes = TargetPass(loaded, request)
-                passes.encode()
-                passes.decode()
+                list(passes.encode() or ())
+                list(passes.decode())
                 model = SingleSequenceModel(loaded, plan, ids, context)
-                model.encode()
+                list(model.encode() or ())
                 model.forward(model.tensor(model.prompt), LAST_QUERY, 1)
                 for _ in range(steps):
                     model.forward(model.tensor([6]), LAST_QUERY, 1)
