@@ -204,8 +204,8 @@ Global___AttributeRequest: _TypeAlias = AttributeRequest  # noqa: Y015
 @_typing.final
 class Contrast(_message.Message):
     """A second context of a request: what is left unset is as in the request. At least one of source, prefix and given must
-    be set. The texts are read as the texts of the request are, with its languages and its treatment of special tokens, but they
-    are never truncated.
+    be set. The texts are read as the texts of the request are, with its languages and its treatment of special tokens.
+    They are never truncated.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
