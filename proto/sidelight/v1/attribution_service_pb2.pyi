@@ -205,7 +205,8 @@ Global___AttributeRequest: _TypeAlias = AttributeRequest  # noqa: Y015
 class Contrast(_message.Message):
     """A second context of a request: what is left unset is as in the request. At least one of source, prefix and given must
     be set. The texts are read as the texts of the request are, with its languages and its treatment of special tokens.
-    They are never truncated.
+    They are never truncated. With a given target, each context is read at once and not in parts: it may have at most 8,192
+    tokens, and the logits of both targets may take at most 1 GiB (4 bytes for each step and token of the vocabulary).
     """
 
     DESCRIPTOR: _descriptor.Descriptor

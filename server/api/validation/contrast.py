@@ -9,7 +9,7 @@ from dataclasses import replace
 from sidelight.v1 import attribution_service_pb2 as service_pb
 
 from ...capture import AttentionKind, CapturePlan, minuend_plan
-from ...errors import RequestError, invalid
+from ...errors import ErrorCode, RequestError, invalid
 from ...models import LoadedModel
 from ...request import CONTRAST_SCORES, Contrast, DecodingParams, GivenTarget, Request
 from ...text import Languages, TextOptions
@@ -18,6 +18,11 @@ from .decoding import validate_probability
 from .texts import validate_given, validate_prefix, validate_source
 
 _CONTEXT_FIELDS = ("source", "prefix", "given")
+
+# With a given target, each context is read in one pass: the mask of a pass grows with the square of its tokens. The
+# logits of both contexts are in memory together.
+MAX_PASS_TOKENS = 8192
+MAX_LOGITS_BYTES = 1024**3
 
 
 def validate_contrast(
@@ -47,6 +52,7 @@ def validate_contrast(
         problem = f"is more than the vocabulary has tokens, {loaded.vocabulary_size:,}"
         raise invalid("contrast.kl_top_k", "OUT_OF_RANGE", problem)
     other = _validate_context(message, loaded, languages, options, request)
+    _check_passes((request, other), loaded)
     steps = _validate_alignments(contrast, request, other)
     if contrast.subtract_attention:
         plan = minuend_plan(request.capture)
@@ -131,6 +137,27 @@ def _in_contrast() -> Iterator[None]:
         yield
     except RequestError as error:
         raise replace(error, field=f"contrast.{error.field}") from error
+
+
+def _check_passes(contexts: tuple[Request, Request], loaded: LoadedModel) -> None:
+    """Refuses given targets that are too long to be read at once in both contexts."""
+    num_logits = 0
+    for context in contexts:
+        if isinstance(context.target, DecodingParams):
+            return
+        num_steps = len(context.target.text.tokens)
+        num_source = 0 if loaded.is_encoder_decoder else len(context.source.tokens)
+        num_tokens = num_source + len(context.decoder_prompt_ids) + num_steps
+        if num_tokens > MAX_PASS_TOKENS:
+            raise _too_large(f"a context has {num_tokens:,} tokens; at most {MAX_PASS_TOKENS:,} are read at once")
+        num_logits += num_steps * loaded.vocabulary_size
+    if (num_bytes := 4 * num_logits) > MAX_LOGITS_BYTES:
+        problem = f"the logits of both targets take {num_bytes / 1024**2:,.0f} MiB, more than"
+        raise _too_large(f"{problem} {MAX_LOGITS_BYTES // 1024**2:,}: give shorter targets")
+
+
+def _too_large(problem: str) -> RequestError:
+    return RequestError(ErrorCode.RESOURCE_EXHAUSTED, "CONTRAST_TOO_LARGE", problem, "contrast")
 
 
 def _validate_alignments(contrast: service_pb.Contrast, request: Request, other: Request) -> tuple[int, ...] | None:

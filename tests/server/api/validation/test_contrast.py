@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from harness import serving
 from sidelight.client import Capture, Client, Contrast, Decoding, InvalidArgumentError, ResourceExhaustedError
-from sidelight.server.api.validation import capture
+from sidelight.server.api.validation import capture, contrast
 
 SOURCE, OTHER = "He is my friend.", "She is my friend."
 TARGET = "Er ist mein Freund."  # six tokens
@@ -81,19 +81,19 @@ def test_a_bad_contrast_names_its_field(client, options, field):
 
 def test_rows_that_have_the_same_positions_can_be_subtracted(client):
     """Only the kinds that are captured count: cross-attention has no positions of a prefix."""
-    contrast = Contrast(prefix="Er", subtract_attention=True)
-    result = client.attribute(SOURCE, target=TARGET, contrast=contrast, capture=Capture(kinds=("cross",))).result()
+    prefixed = Contrast(prefix="Er", subtract_attention=True)
+    result = client.attribute(SOURCE, target=TARGET, contrast=prefixed, capture=Capture(kinds=("cross",))).result()
     assert result.cross.shape[:2] == (len(result.source), 6)
-    contrast = Contrast(source=OTHER + " No.", subtract_attention=True)
+    longer = Contrast(source=OTHER + " No.", subtract_attention=True)
     capture_own = Capture(kinds=("decoder_self",))
-    result = client.attribute(SOURCE, target=TARGET, contrast=contrast, capture=capture_own).result()
+    result = client.attribute(SOURCE, target=TARGET, contrast=longer, capture=capture_own).result()
     assert result.decoder_self.shape[:2] == (7, 6)
 
 
 def test_prompts_of_different_lengths_cannot_be_subtracted(zoo):
-    contrast = Contrast(source="The lazy dog sleeps", subtract_attention=True)
+    longer = Contrast(source="The lazy dog sleeps", subtract_attention=True)
     with serving(zoo("gpt2")) as address, Client(address) as client, pytest.raises(InvalidArgumentError) as raised:
-        client.attribute("The lazy dog", target=" sleeps", contrast=contrast).result()
+        client.attribute("The lazy dog", target=" sleeps", contrast=longer).result()
     assert raised.value.field == "contrast.source"
 
 
@@ -101,11 +101,25 @@ def test_both_contexts_count_in_the_size(client, monkeypatch):
     """Float32 and all positions, whatever is sent: the difference is computed before it is encoded."""
     few = Capture(kinds=("cross",), top_k=1, encoding="float16")
     one = 6 * 7 * 12 * 4  # steps, positions, heads, bytes
-    contrast = Contrast(source=OTHER, subtract_attention=True)
-    source = client.attribute(SOURCE, target=TARGET, contrast=contrast, capture=few).result().source
+    source = client.attribute(SOURCE, target=TARGET, contrast=SUBTRACTED, capture=few).result().source
     assert len(source) == 6
     monkeypatch.setattr(capture, "MAX_PASS_BYTES", one)
     assert client.attribute(SOURCE, target=TARGET, capture=few).result().text
     with pytest.raises(ResourceExhaustedError) as raised:
-        client.attribute(SOURCE, target=TARGET, contrast=contrast, capture=few).result()
+        client.attribute(SOURCE, target=TARGET, contrast=SUBTRACTED, capture=few).result()
     assert raised.value.field == "capture"
+
+
+@pytest.mark.parametrize("limit", ["MAX_PASS_TOKENS", "MAX_LOGITS_BYTES"])
+def test_given_targets_that_are_too_long_to_be_read_at_once_are_refused(client, monkeypatch, limit):
+    contexts = Contrast(target=TARGET)
+    start_and_steps = 1 + 6
+    least = {"MAX_PASS_TOKENS": start_and_steps, "MAX_LOGITS_BYTES": 2 * 6 * 4 * client.get_model().vocabulary_size}
+    monkeypatch.setattr(contrast, limit, least[limit])
+    assert client.attribute(SOURCE, contrast=contexts, **GIVEN).result().text
+    monkeypatch.setattr(contrast, limit, least[limit] - 1)
+    with pytest.raises(ResourceExhaustedError) as raised:
+        client.attribute(SOURCE, contrast=contexts, **GIVEN).result()
+    assert raised.value.field == "contrast"
+    decoding = Decoding(max_new_tokens=9)
+    assert client.attribute(SOURCE, contrast=Contrast(source=OTHER), decoding=decoding, **DECODED).result().text
