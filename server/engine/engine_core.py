@@ -161,8 +161,7 @@ class EngineCore:
         except Exception as error:  # one request's fault must not end the others
             self.requests.fail(state, error)
             return True
-        if output is not _END:
-            state.num_pending_put += 1
+        state.num_pending_put += output is not _END
         if output is None:
             state.is_pending_computed = False
         elif not isinstance(output, _End):

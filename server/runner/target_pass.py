@@ -131,9 +131,7 @@ class TargetPass:
             yield begin, end
             begin = end
 
-    def _run(
-        self, begin: int, end: int
-    ) -> tuple[NDArray[Any], AttentionArrays | None, AttentionArrays | None]:
+    def _run(self, begin: int, end: int) -> tuple[NDArray[Any], AttentionArrays | None, AttentionArrays | None]:
         """Runs a pass. Returns the scores of its steps, and its rows: cross, and decoder self-attention."""
         request, contrast = self._request, self._request.contrast
         output, targets = self._context.forward(begin, end)
