@@ -19,6 +19,7 @@ _MAX_QUOTED = 60
 class ErrorCode(IntEnum):
     """The codes of google.rpc.Code that requests end with. gRPC's status codes have the same names and numbers."""
 
+    CANCELLED = 1
     INVALID_ARGUMENT = 3
     DEADLINE_EXCEEDED = 4
     NOT_FOUND = 5
@@ -94,6 +95,11 @@ def expired() -> RequestError:
     return RequestError(ErrorCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", "the deadline has passed")
 
 
+def cancelled() -> RequestError:
+    """Returns CANCELLED: the client has cancelled the request, on this connection or on another one."""
+    return RequestError(ErrorCode.CANCELLED, "CANCELLED", "the request was cancelled")
+
+
 def stopped() -> RequestError:
     """Returns UNAVAILABLE: the server ends, and another server may serve the request."""
     message = "the server is shutting down"
@@ -128,6 +134,12 @@ def stalled() -> RequestError:
     """Returns ABORTED: the reader of a stream has taken no message for too long."""
     message = "the stream's reader has taken nothing for too long"
     return RequestError(ErrorCode.ABORTED, "READER_STALLED", message)
+
+
+def idle() -> RequestError:
+    """Returns UNAVAILABLE: a stream without a text has waited longest where too many streams wait."""
+    message = "too many streams wait without a text"
+    return RequestError(ErrorCode.UNAVAILABLE, "STREAM_IDLE", message, retry_after=0.0)
 
 
 def not_a_number() -> RequestError:

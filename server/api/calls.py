@@ -1,4 +1,4 @@
-"""The calls that are open, and what each call waits for: its request, or its reader.
+"""The calls that are open, and what each call waits for: a request, or its reader.
 
 gRPC lets a call wait for ever. A late request holds memory in gRPC, and a stream whose reader has stalled holds the
 messages that were sent. `Calls` ends both.
@@ -11,14 +11,14 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import Awaitable, Callable, Hashable, Iterable
 from typing import Any, Literal, NoReturn
 
 import grpc
 from google.protobuf.message import Message
 
-from ..engine import HeldBack, OutputQueue, RequestState
-from ..errors import RequestError, internal, invalid, late, stalled
+from ..engine import HeldBack, RequestState, RequestStatus
+from ..errors import RequestError, cancelled, idle, internal, invalid, late, stalled
 from ..memory import give_back
 from . import status
 
@@ -30,6 +30,8 @@ _MAX_STALL_SECONDS = 60.0
 _MAX_ARRIVAL_SECONDS = 10.0
 # How many requests may take longer than a moment to arrive: gRPC holds up to 4 MiB of each, its limit.
 _MAX_SLOW_ARRIVALS, _MOMENT_SECONDS = 64, 1.0
+# How many streams may wait for a later request with nothing else to do: half of such a request may have arrived.
+_MAX_IDLE_STREAMS = 64
 # Seconds for which a reader may take no message before the client's requests come after the requests of other clients.
 _SLOW_READER_SECONDS = 0.25
 # Seconds between two checks of all calls.
@@ -40,28 +42,33 @@ Context = grpc.aio.ServicerContext[Any, Any]
 # What `read` returns after the last request of a client.
 EOF: Any = grpc.aio.EOF  # pyright: ignore[reportAttributeAccessIssue]
 
+# What a call can wait for: its first request, a later request of a stream, or its reader.
+Wait = Literal["request", "later_request", "reader"]
+
 
 class Call:
     """One call. It belongs to the task that answers the call.
 
     Attributes:
         context: gRPC's context.
-        request_id: The request's id, as soon as it is known.
-        output_queue: Where the call's outputs come from, as soon as the engine has the request.
-        request_state: The engine's state of the request, as soon as the engine has the request.
-        waits_for: What the call waits for now.
-        waiting_since: When the call began to wait, by the monotonic clock.
+        drained: Set when the server is about to end.
+        request_id: The request's id, as soon as it is known. Empty for a call that has many requests.
+        requests: The engine's states of the call's requests, as soon as the engine has them, by their ids.
+        cancel_text: For a call that has many requests: cancels the requests of an id. Returns how many there were.
+        last_error: For a call that has many requests: the error that the call ends with after its requests.
+        waits: What the call waits for now, and since when, by the monotonic clock.
         num_written: How many messages the reader has taken.
         error: Why another task has ended the call.
     """
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, drained: asyncio.Event) -> None:
         self.context = context
+        self.drained = drained
         self.request_id = ""
-        self.output_queue: OutputQueue | None = None
-        self.request_state: RequestState | None = None
-        self.waits_for: Literal["request", "reader"] | None = None
-        self.waiting_since = 0.0
+        self.requests: dict[str, RequestState] = {}
+        self.cancel_text: Callable[[str], int] | None = None
+        self.last_error: RequestError | None = None
+        self.waits: dict[Wait, float] = {}
         self.num_written = 0
         self.error: RequestError | None = None
         self._has_sent_headers = False
@@ -74,9 +81,9 @@ class Call:
             raise invalid("", "MALFORMED", "the call carries no request")
         return data
 
-    async def read_next(self) -> Any:
-        """Returns the next request of a stream, or EOF. Each request may be as late as a first request."""
-        return await self._wait("request", self.context.read())
+    async def read_next(self, reason: Wait = "request") -> Any:
+        """Returns the next request of a stream, or EOF. A request may be as late as `reason` allows."""
+        return await self._wait(reason, self.context.read())
 
     async def send_headers(self) -> None:
         """Sends the response headers, once.
@@ -94,26 +101,49 @@ class Call:
         await self._wait("reader", self.context.write(message))
         self.num_written += 1
 
-    async def _wait(self, reason: Literal["request", "reader"], operation: Awaitable[Any]) -> Any:
-        self.waits_for, self.waiting_since = reason, time.monotonic()
+    async def _wait(self, reason: Wait, operation: Awaitable[Any]) -> Any:
+        self.waits[reason] = time.monotonic()
         try:
             return await operation
         except grpc.aio.InternalError:
             # The client has gone. gRPC would log every other exception, in ten lines for each call.
             raise asyncio.CancelledError from None
         finally:
-            self.waits_for = None
+            del self.waits[reason]
+
+    def has_waited(self, reason: Wait, since: float) -> bool:
+        """Whether the call waits, and began to wait before a time."""
+        return self.waits.get(reason, math.inf) < since
+
+    @property
+    def failure(self) -> RequestError | None:
+        """The error that the call ends with, whether its reader has come to its end or not."""
+        states = self.requests.values()
+        if self.cancel_text is None:
+            return next((state.queue.error for state in states), None)
+        has_ended = all(state.status is RequestStatus.FINISHED for state in states)
+        return self.last_error if has_ended else None
 
     @property
     def client(self) -> Hashable:
         """The client's connection. All clients behind a proxy are one, and all clients of a unix socket."""
         return self.context.peer()
 
-    def end(self, error: RequestError) -> None:
-        """Ends the call with an error. A reader that has stalled gets the status when it reads on. For any task."""
-        if self.error is None and self._task is not None:
-            self.error = error
-            self._task.cancel()
+    def end(self, error: RequestError) -> bool:
+        """Ends the call with an error, once. A reader that has stalled gets the status when it reads on.
+
+        For any task. Returns whether the call had not been ended before.
+        """
+        if self.error is not None or self._task is None:
+            return False
+        self.error = error
+        return self._task.cancel()
+
+    def cancel(self, request_id: str) -> int:
+        """Cancels the requests of an id. Returns how many there were. For any task."""
+        if self.cancel_text is not None:
+            return self.cancel_text(request_id)
+        return int(self.request_id == request_id and self.end(cancelled()))
 
     async def abort(self, error: RequestError) -> NoReturn:
         """Sends the error as a status."""
@@ -125,6 +155,7 @@ class Calls:
 
     def __init__(self) -> None:
         self._calls: dict[Call, None] = {}  # in the order in which they have begun
+        self._drained = asyncio.Event()
         self._give_back_at = math.inf  # when to give back the memory of requests that have not arrived
 
     def make_handler(self, method: Callable[[Call], Awaitable[None]]) -> grpc.RpcMethodHandler[Any, Any]:
@@ -135,7 +166,7 @@ class Calls:
         """
 
         async def handle(_: object, context: Context) -> None:
-            call = Call(context)
+            call = Call(context, self._drained)
             self._calls[call] = None
             try:
                 await method(call)
@@ -171,43 +202,64 @@ class Calls:
                 log.exception("the check of all calls failed")
 
     def _end_overdue(self, now: float) -> None:
-        arriving = [
-            call for call in self._calls if call.waits_for == "request" and now - call.waiting_since > _MOMENT_SECONDS
-        ]
+        arriving = self._find_waiting("request", now - _MOMENT_SECONDS)
         for index, call in enumerate(arriving):
-            if now - call.waiting_since > _MAX_ARRIVAL_SECONDS or index < len(arriving) - _MAX_SLOW_ARRIVALS:
+            is_late = call.has_waited("request", now - _MAX_ARRIVAL_SECONDS)
+            if is_late or index < len(arriving) - _MAX_SLOW_ARRIVALS:
                 call.end(late(_MAX_ARRIVAL_SECONDS))
                 self._give_back_at = min(self._give_back_at, now + _MOMENT_SECONDS)
-        for call in self._find_stalled(now - _MAX_STALL_SECONDS):
+        idle_calls = [call for call in self._find_waiting("later_request", now - _MOMENT_SECONDS) if not call.requests]
+        idle_calls.sort(key=lambda call: call.waits["later_request"])
+        for call in idle_calls[: max(0, len(idle_calls) - _MAX_IDLE_STREAMS)]:
+            call.end(idle())
+        for call in self._find_waiting("reader", now - _MAX_STALL_SECONDS):
             call.end(stalled())
         # A request that has failed need not wait as long to tell its client.
         self.end_failed(_MOMENT_SECONDS)
 
     def _find_held_back(self, now: float) -> HeldBack:
-        stalled_calls = dict.fromkeys(self._find_stalled(now - _SLOW_READER_SECONDS))
+        stalled_calls = dict.fromkeys(self._find_waiting("reader", now - _SLOW_READER_SECONDS))
         # The first message may come before any work. That the reader takes it shows nothing about the reader.
-        num_stalled = Counter(call.client for call in stalled_calls if call.num_written)
-        reading = (call for call in self._calls if call.num_written > 1 and call not in stalled_calls)
-        num_reading = Counter(call.client for call in reading)
-        return HeldBack([call.request_state for call in stalled_calls], num_stalled, num_reading)
+        num_stalled = _count_requests(call for call in stalled_calls if call.num_written)
+        num_reading = _count_requests(
+            call for call in self._calls if call.num_written > 1 and call not in stalled_calls
+        )
+        states = [state for call in stalled_calls for state in call.requests.values()]
+        return HeldBack(states, num_stalled, num_reading)
+
+    def cancel(self, request_id: str) -> int:
+        """Cancels all requests of an id. Returns how many there were."""
+        return sum(call.cancel(request_id) for call in list(self._calls))
+
+    def drain(self) -> None:
+        """Tells all calls that the server is about to end."""
+        self._drained.set()
 
     def end_failed(self, seconds: float) -> None:
         """Ends calls whose requests have failed, if the reader has taken no message for some seconds.
 
         The reader gets the status next, instead of other messages that wait for it.
         """
-        for call in self._find_stalled(time.monotonic() - seconds):
-            if call.output_queue is not None and call.output_queue.error is not None:
-                call.end(call.output_queue.error)
+        for call in self._find_waiting("reader", time.monotonic() - seconds):
+            if (error := call.failure) is not None:
+                call.end(error)
 
-    def _find_stalled(self, since: float) -> list[Call]:
-        return [call for call in self._calls if call.waits_for == "reader" and call.waiting_since < since]
+    def _find_waiting(self, reason: Wait, since: float) -> list[Call]:
+        return [call for call in self._calls if call.has_waited(reason, since)]
 
     @property
     def are_over(self) -> bool:
         """Whether all calls with outputs have ended, except calls whose readers take no message."""
-        stalled_calls = set(self._find_stalled(time.monotonic() - _MOMENT_SECONDS))
-        return all(call.output_queue is None or call in stalled_calls for call in self._calls)
+        stalled_calls = set(self._find_waiting("reader", time.monotonic() - _MOMENT_SECONDS))
+        return all(not call.requests or call in stalled_calls for call in self._calls)
+
+
+def _count_requests(calls: Iterable[Call]) -> Counter[Hashable]:
+    """Returns the number of readers of each client. Each request of a call counts as a reader."""
+    counts: Counter[Hashable] = Counter()
+    for call in calls:
+        counts[call.client] += max(1, len(call.requests))
+    return counts
 
 
 def _serialize(message: Message) -> bytes:

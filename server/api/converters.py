@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -144,19 +143,12 @@ def encoder_self_message(part: EncoderSelf) -> service_pb.EncoderSelf:
     return message
 
 
-def steps_response(steps: Iterable[Step], offsets: RequestOffsets | None) -> service_pb.AttributeResponse:
-    """Returns one message with several steps."""
-    message = service_pb.AttributeResponse()
-    for step in steps:
-        if offsets is not None:
-            offsets.add_step(step)
-        _fill_step(message.steps.steps.add(), step, offsets and offsets.target)
-    return message
-
-
-def _fill_step(message: service_pb.Step, step: Step, offsets: OffsetMap | None) -> None:
+def fill_step(message: service_pb.Step, step: Step, offsets: RequestOffsets | None) -> None:
+    """Writes a step into a message. `offsets` count in the client's unit, and learn of each step in order."""
+    if offsets is not None:
+        offsets.add_step(step)
     message.index = step.index
-    _fill_token(message.token, step.token, offsets)
+    _fill_token(message.token, step.token, offsets and offsets.target)
     message.text = step.text
     if step.scores:
         message.scores.extend(step.scores)

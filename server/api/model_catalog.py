@@ -12,7 +12,7 @@ from ..models import LoadedModel
 from . import converters
 from .calls import Call
 from .parsing import parse
-from .validation import MAX_REQUEST_BYTES, MAX_STOP_BYTES, MAX_STOPS
+from .validation import MAX_REQUEST_BYTES, MAX_STOP_BYTES, MAX_STOPS, MAX_TEXTS_PER_STREAM
 
 _MAX_PAGE_SIZE = 1000
 
@@ -68,4 +68,5 @@ def _request_limits(loaded: LoadedModel) -> model_pb2.RequestLimits:
         max_chat_messages=loaded.max_source_tokens,
         max_stop_texts=MAX_STOPS,
         max_stop_bytes=MAX_STOP_BYTES,
+        max_texts_per_stream=MAX_TEXTS_PER_STREAM,
     )

@@ -110,6 +110,7 @@ class Server:
         await self._health.end()
         for engine in self._engines:
             engine.drain(grace)
+        self._calls.drain()
         # gRPC gets more time than needed: the loops below end the grace, and the time for the last statuses.
         stopping = asyncio.ensure_future(self._server.stop(grace + 60 * _LAST_STATUS_SECONDS))
         end = time.monotonic() + grace

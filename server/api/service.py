@@ -14,9 +14,9 @@ from sidelight.v1 import attribution_service_pb2 as service_pb
 
 from ..engine import Engine
 from ..errors import unimplemented
-from .attribute import AttributeMethod
 from .calls import EOF, Call, Calls
 from .model_catalog import ModelCatalog
+from .rpcs import AnswerStarter, AttributeManyMethod, AttributeMethod, CancelAttributionMethod
 
 SERVICE = service_pb.DESCRIPTOR.services_by_name["AttributionService"]
 
@@ -31,16 +31,16 @@ class AttributionService:
     def __init__(self, engines: Sequence[Engine], calls: Calls) -> None:
         self._calls = calls
         self._catalog = ModelCatalog([engine.loaded for engine in engines])
-        self._attribute = AttributeMethod({engine.loaded.name: engine for engine in engines}, self._catalog)
+        self._starter = AnswerStarter({engine.loaded.name: engine for engine in engines}, self._catalog)
 
     def handler(self) -> grpc.GenericRpcHandler:
         """Returns the handlers of all RPCs. They get requests as bytes, which `parsing` parses."""
         methods = {
-            "Attribute": self._attribute.answer,
-            "AttributeMany": _refuse_stream,
+            "Attribute": AttributeMethod(self._starter).answer,
+            "AttributeMany": AttributeManyMethod(self._starter).answer,
             "Follow": _refuse_stream,
             "Align": _refuse,
-            "CancelAttribution": _refuse,
+            "CancelAttribution": CancelAttributionMethod(self._calls).answer,
             "GetModel": self._catalog.get_model,
             "ListModels": self._catalog.list_models,
         }
@@ -50,7 +50,7 @@ class AttributionService:
 
     def close(self) -> None:
         """Ends the service's threads."""
-        self._attribute.close()
+        self._starter.close()
 
 
 async def _refuse(_: Call) -> None:

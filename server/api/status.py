@@ -1,4 +1,4 @@
-"""A RequestError becomes a gRPC status here, and nowhere else.
+"""A RequestError becomes a gRPC status, or the Error of one text, here and nowhere else.
 
 A status has a code, a message, and a google.rpc.Status with details for programs.
 """
@@ -13,6 +13,7 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
+from sidelight.v1 import attribution_service_pb2 as service_pb
 
 from ..errors import RequestError
 
@@ -30,6 +31,16 @@ async def abort(context: grpc.aio.ServicerContext[Any, Any], error: RequestError
     except grpc.aio.InternalError:
         raise asyncio.CancelledError from None
     raise AssertionError("abort does not return")
+
+
+def fill_error(message: service_pb.Error, error: RequestError) -> None:
+    """Writes the error of one text into a message: what a status and its details would say."""
+    message.code = error.code.value
+    message.message = str(error)
+    message.reason = error.reason
+    message.field = error.field
+    if error.retry_after is not None:
+        message.retry_delay.FromMilliseconds(round(error.retry_after * 1000))
 
 
 def _details(error: RequestError, request_id: str) -> bytes:

@@ -17,8 +17,17 @@ output_queue        from the engine's thread to an asyncio task, bounded by byte
 
 from .admission import Reservation
 from .engine import Engine, EngineConfig
-from .output_queue import OutputQueue
-from .request_state import RequestState
+from .output_queue import OutputQueue, ReadyQueues
+from .request_state import RequestState, RequestStatus
 from .waiting_queue import HeldBack
 
-__all__ = ["Engine", "EngineConfig", "HeldBack", "OutputQueue", "RequestState", "Reservation"]
+__all__ = [
+    "Engine",
+    "EngineConfig",
+    "HeldBack",
+    "OutputQueue",
+    "ReadyQueues",
+    "RequestState",
+    "RequestStatus",
+    "Reservation",
+]

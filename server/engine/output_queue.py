@@ -24,10 +24,15 @@ _OUTPUT_BYTES = 512
 
 def size_of(output: Output) -> int:
     """About how many bytes an output holds."""
-    arrays = [output.attention] if isinstance(output, EncoderSelf) else []
+    size = _OUTPUT_BYTES
     if isinstance(output, Step):
-        arrays = [array for array in (output.cross, output.decoder_self) if array is not None]
-    return _OUTPUT_BYTES + sum(array.nbytes for array in arrays)
+        if output.cross is not None:
+            size += output.cross.nbytes
+        if output.decoder_self is not None:
+            size += output.decoder_self.nbytes
+    elif isinstance(output, EncoderSelf):
+        size += output.attention.nbytes
+    return size
 
 
 def notify(queues: Iterable[OutputQueue]) -> None:
@@ -38,7 +43,7 @@ def notify(queues: Iterable[OutputQueue]) -> None:
     """
     by_loop: dict[asyncio.AbstractEventLoop, list[OutputQueue]] = {}
     for queue in queues:
-        by_loop.setdefault(queue._loop, []).append(queue)
+        by_loop.setdefault(queue._ready.loop, []).append(queue)
     for loop, group in by_loop.items():
         _notify_loop(loop, group)
 
@@ -46,7 +51,7 @@ def notify(queues: Iterable[OutputQueue]) -> None:
 def _notify_loop(loop: asyncio.AbstractEventLoop, queues: list[OutputQueue]) -> None:
     def set_ready() -> None:
         for queue in queues:
-            queue._ready.set()
+            queue._ready.add(queue)
 
     ended = [queue for queue in queues if queue._is_ended]  # read before the call, which announces these ends
     try:
@@ -58,13 +63,44 @@ def _notify_loop(loop: asyncio.AbstractEventLoop, queues: list[OutputQueue]) -> 
         queue._is_end_announced = True
 
 
+class ReadyQueues:
+    """The queues of one task that may have outputs. A task that reads many queues wakes once for all of them.
+
+    For one event loop: make it there, and call its methods there.
+    """
+
+    def __init__(self) -> None:
+        self.loop = asyncio.get_running_loop()
+        self._queues: dict[OutputQueue, None] = {}  # in the order in which they became ready
+        self._event = asyncio.Event()
+
+    def add(self, queue: OutputQueue) -> None:
+        """Adds a queue, and wakes the task."""
+        self._queues[queue] = None
+        self._event.set()
+
+    def wake(self) -> None:
+        """Wakes the task, which may find no queue."""
+        self._event.set()
+
+    async def wait(self) -> list[OutputQueue]:
+        """Waits until the task is woken. Returns the queues that have become ready, and forgets them."""
+        await self._event.wait()
+        self._event.clear()
+        queues = list(self._queues)
+        self._queues.clear()
+        return queues
+
+
 class OutputQueue:
     """The outputs of one request. The engine's thread puts, one asyncio task gets."""
 
-    def __init__(self, on_room: Callable[[], None]) -> None:
-        """Made in the event loop of the task that gets. `on_room` is called when there is room, or at `cancel`."""
-        self._loop = asyncio.get_running_loop()
-        self._ready = asyncio.Event()
+    def __init__(self, on_room: Callable[[], None], ready: ReadyQueues | None = None) -> None:
+        """Made in the event loop of the task that gets. `on_room` is called when there is room, or at `cancel`.
+
+        With `ready`, the task waits for several queues, and takes outputs by `take`.
+        """
+        self._ready = ready or ReadyQueues()
         self._on_room = on_room
         self._lock = threading.Lock()
         self._outputs: deque[tuple[Output, int]] = deque()  # each with its size
@@ -79,13 +115,12 @@ class OutputQueue:
     @property
     def is_full(self) -> bool:
         """Whether the engine should put nothing."""
-        return self.full_since is not None
+        return self._full_since is not None
 
     @property
     def full_since(self) -> float | None:
         """Since when the queue is full, by `time.monotonic`; None where it is not."""
-        with self._lock:
-            return self._full_since
+        return self._full_since
 
     @property
     def is_cancelled(self) -> bool:
@@ -96,6 +131,16 @@ class OutputQueue:
     def error(self) -> RequestError | None:
         """Why the request has ended before its time, whether the reader has come to its end or not."""
         return self._error
+
+    @property
+    def sending_bytes(self) -> int:
+        """The bytes of the outputs that were taken and are not sent. For the task that gets."""
+        return self._sending_bytes
+
+    @property
+    def has_more(self) -> bool:
+        """Whether `take` would give something now, the end included. For the task that gets."""
+        return bool(self._outputs) or self._is_ended
 
     def put(self, output: Output, *, notifies: bool = True) -> None:
         """Adds an output. For the engine's thread. With `notifies=False`, the caller calls `notify` afterwards."""
@@ -120,29 +165,34 @@ class OutputQueue:
             notify([self])
 
     async def get(self, max_bytes: int) -> list[Output]:
-        """The next outputs in order: at most `max_bytes` together, or a single output. Waits where there is none.
+        """The next outputs in order, as `take` gives them. Waits where there is none.
 
         The outputs of the call before count as sent. Empty at the end. Raises RequestError.
         """
-        self._release_sent()
-        while True:
+        self.release_sent()
+        while (outputs := self.take(max_bytes)) is None:
             await self._ready.wait()
-            with self._lock:
-                outputs: list[Output] = []
-                while self._outputs and (not outputs or self._sending_bytes + self._outputs[0][1] <= max_bytes):
-                    output, size = self._outputs.popleft()
-                    outputs.append(output)
-                    self._sending_bytes += size
-                if not self._outputs and not self._is_ended:
-                    self._ready.clear()  # at the end it stays set, for a later call
-                if not outputs and self._is_ended:
-                    if self._error is not None:
-                        raise self._error
-                    return []
-            if outputs:
-                return outputs
+        return outputs
 
-    def _release_sent(self) -> None:
+    def take(self, max_bytes: int) -> list[Output] | None:
+        """The next outputs in order: at most `max_bytes` together, or a single output. None where there is none yet.
+
+        They count as held until `release_sent`. Empty at the end. Raises RequestError.
+        """
+        outputs: list[Output] = []
+        with self._lock:
+            while self._outputs and (not outputs or self._sending_bytes + self._outputs[0][1] <= max_bytes):
+                output, size = self._outputs.popleft()
+                outputs.append(output)
+                self._sending_bytes += size
+            if outputs or not self._is_ended:
+                return outputs or None
+        if self._error is not None:
+            raise self._error
+        return []
+
+    def release_sent(self) -> None:
+        """Says that the outputs that were taken are sent. For the task that gets."""
         with self._lock:
             self._held_bytes -= self._sending_bytes
             self._sending_bytes = 0

@@ -863,12 +863,21 @@ class AttributeManyRequest(_message.Message):
 
     ATTRIBUTE_FIELD_NUMBER: _builtins.int
     CANCEL_FIELD_NUMBER: _builtins.int
+    TIMEOUT_FIELD_NUMBER: _builtins.int
     cancel: _builtins.str
-    """The request_id of a text that is not wanted any more."""
+    """The request_id of a text that is not wanted any more. The text ends with an Error of CANCELLED. Nothing happens
+    where no text of this id runs on this stream: the text may have ended meanwhile.
+    """
     @_builtins.property
     def attribute(self) -> Global___AttributeRequest:
         """A text to attribute. Its request_id must be set, and must differ from the ids of all texts that still run on this
         stream.
+        """
+
+    @_builtins.property
+    def timeout(self) -> _duration_pb2.Duration:
+        """Only with `attribute`: the time for this text, from its arrival. Above 0. After it, the text ends with an Error of
+        DEADLINE_EXCEEDED. Unset: the text has the deadline of the stream.
         """
 
     def __init__(
@@ -876,10 +885,11 @@ class AttributeManyRequest(_message.Message):
         *,
         attribute: Global___AttributeRequest | None = ...,
         cancel: _builtins.str = ...,
+        timeout: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["attribute", b"attribute", "cancel", b"cancel", "event", b"event"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attribute", b"attribute", "cancel", b"cancel", "event", b"event", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attribute", b"attribute", "cancel", b"cancel", "event", b"event"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attribute", b"attribute", "cancel", b"cancel", "event", b"event", "timeout", b"timeout"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["attribute", "cancel"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
@@ -965,13 +975,13 @@ class Error(_message.Message):
     FIELD_FIELD_NUMBER: _builtins.int
     RETRY_DELAY_FIELD_NUMBER: _builtins.int
     code: _builtins.int
-    """The canonical gRPC status code, such as 3 for INVALID_ARGUMENT."""
+    """The canonical gRPC status code, such as 3 for INVALID_ARGUMENT, or 1 for CANCELLED."""
     message: _builtins.str
     """A message for people."""
     reason: _builtins.str
     """A reason for programs, such as "LAYER_OUT_OF_RANGE". It does not change between versions."""
     field: _builtins.str
-    """The path of the wrong field in the request. Empty: no field is wrong."""
+    """The path of the wrong field in the AttributeManyRequest, such as "attribute.source.text". Empty: no field is wrong."""
     @_builtins.property
     def retry_delay(self) -> _duration_pb2.Duration:
         """The time after which a second try may help."""

@@ -89,6 +89,13 @@ class AttributionServiceServicer:
         """Streams the attention of many texts over one long stream. Events of different texts are mixed, and each carries its
         request id. Where one text fails, the others go on. After the client has closed its side of the stream, the texts
         that still run are finished.
+        At most RequestLimits.max_texts_per_stream texts run on a stream: the server reads no further request until the
+        last event of one of them is sent. A client that reads nothing holds up its own stream in this way.
+        The first request must arrive within 10 seconds. Later requests may come at any time. Where many streams have no
+        text, the stream that has waited longest ends with UNAVAILABLE, STREAM_IDLE: the client opens another one when it
+        has a text.
+        When the server is about to end, it reads no further request, finishes the texts that run as far as there is time,
+        and ends the stream with UNAVAILABLE, SHUTTING_DOWN.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -112,7 +119,7 @@ class AttributionServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CancelAttribution(self, request, context):
-        """Cancels a request by its id, from any connection: for gateways.
+        """Cancels a request by its id, from any connection: for gateways. The request ends with CANCELLED, CANCELLED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

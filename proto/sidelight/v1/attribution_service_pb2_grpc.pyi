@@ -59,6 +59,13 @@ class AttributionServiceStub:
     """Streams the attention of many texts over one long stream. Events of different texts are mixed, and each carries its
     request id. Where one text fails, the others go on. After the client has closed its side of the stream, the texts
     that still run are finished.
+    At most RequestLimits.max_texts_per_stream texts run on a stream: the server reads no further request until the
+    last event of one of them is sent. A client that reads nothing holds up its own stream in this way.
+    The first request must arrive within 10 seconds. Later requests may come at any time. Where many streams have no
+    text, the stream that has waited longest ends with UNAVAILABLE, STREAM_IDLE: the client opens another one when it
+    has a text.
+    When the server is about to end, it reads no further request, finishes the texts that run as far as there is time,
+    and ends the stream with UNAVAILABLE, SHUTTING_DOWN.
     """
     Follow: _grpc.StreamStreamMultiCallable[_attribution_service_pb2.FollowRequest, _attribution_service_pb2.FollowResponse]
     """Gives attention to a client that has its own decoder. The client sends the source, and then each target token after
@@ -70,7 +77,7 @@ class AttributionServiceStub:
     from, and carries markup over to the target. Not served yet.
     """
     CancelAttribution: _grpc.UnaryUnaryMultiCallable[_attribution_service_pb2.CancelAttributionRequest, _attribution_service_pb2.CancelAttributionResponse]
-    """Cancels a request by its id, from any connection: for gateways."""
+    """Cancels a request by its id, from any connection: for gateways. The request ends with CANCELLED, CANCELLED."""
     GetModel: _grpc.UnaryUnaryMultiCallable[_attribution_service_pb2.GetModelRequest, _attribution_service_pb2.GetModelResponse]
     """Describes one loaded model."""
     ListModels: _grpc.UnaryUnaryMultiCallable[_attribution_service_pb2.ListModelsRequest, _attribution_service_pb2.ListModelsResponse]
@@ -90,6 +97,13 @@ class AttributionServiceAsyncStub(AttributionServiceStub):
     """Streams the attention of many texts over one long stream. Events of different texts are mixed, and each carries its
     request id. Where one text fails, the others go on. After the client has closed its side of the stream, the texts
     that still run are finished.
+    At most RequestLimits.max_texts_per_stream texts run on a stream: the server reads no further request until the
+    last event of one of them is sent. A client that reads nothing holds up its own stream in this way.
+    The first request must arrive within 10 seconds. Later requests may come at any time. Where many streams have no
+    text, the stream that has waited longest ends with UNAVAILABLE, STREAM_IDLE: the client opens another one when it
+    has a text.
+    When the server is about to end, it reads no further request, finishes the texts that run as far as there is time,
+    and ends the stream with UNAVAILABLE, SHUTTING_DOWN.
     """
     Follow: _aio.StreamStreamMultiCallable[_attribution_service_pb2.FollowRequest, _attribution_service_pb2.FollowResponse]  # type: ignore[assignment]
     """Gives attention to a client that has its own decoder. The client sends the source, and then each target token after
@@ -101,7 +115,7 @@ class AttributionServiceAsyncStub(AttributionServiceStub):
     from, and carries markup over to the target. Not served yet.
     """
     CancelAttribution: _aio.UnaryUnaryMultiCallable[_attribution_service_pb2.CancelAttributionRequest, _attribution_service_pb2.CancelAttributionResponse]  # type: ignore[assignment]
-    """Cancels a request by its id, from any connection: for gateways."""
+    """Cancels a request by its id, from any connection: for gateways. The request ends with CANCELLED, CANCELLED."""
     GetModel: _aio.UnaryUnaryMultiCallable[_attribution_service_pb2.GetModelRequest, _attribution_service_pb2.GetModelResponse]  # type: ignore[assignment]
     """Describes one loaded model."""
     ListModels: _aio.UnaryUnaryMultiCallable[_attribution_service_pb2.ListModelsRequest, _attribution_service_pb2.ListModelsResponse]  # type: ignore[assignment]
@@ -130,6 +144,13 @@ class AttributionServiceServicer(metaclass=_abc_1.ABCMeta):
         """Streams the attention of many texts over one long stream. Events of different texts are mixed, and each carries its
         request id. Where one text fails, the others go on. After the client has closed its side of the stream, the texts
         that still run are finished.
+        At most RequestLimits.max_texts_per_stream texts run on a stream: the server reads no further request until the
+        last event of one of them is sent. A client that reads nothing holds up its own stream in this way.
+        The first request must arrive within 10 seconds. Later requests may come at any time. Where many streams have no
+        text, the stream that has waited longest ends with UNAVAILABLE, STREAM_IDLE: the client opens another one when it
+        has a text.
+        When the server is about to end, it reads no further request, finishes the texts that run as far as there is time,
+        and ends the stream with UNAVAILABLE, SHUTTING_DOWN.
         """
 
     @_abc_1.abstractmethod
@@ -159,7 +180,7 @@ class AttributionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _attribution_service_pb2.CancelAttributionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_attribution_service_pb2.CancelAttributionResponse, _abc.Awaitable[_attribution_service_pb2.CancelAttributionResponse]]:
-        """Cancels a request by its id, from any connection: for gateways."""
+        """Cancels a request by its id, from any connection: for gateways. The request ends with CANCELLED, CANCELLED."""
 
     @_abc_1.abstractmethod
     def GetModel(

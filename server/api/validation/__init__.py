@@ -12,6 +12,13 @@ UNIMPLEMENTED, and never ignored.
 """
 
 from .decoding import MAX_STOP_BYTES, MAX_STOPS
-from .request import MAX_REQUEST_BYTES, request_id_of, validate_request
+from .request import MAX_REQUEST_BYTES, MAX_TEXTS_PER_STREAM, request_id_of, validate_request
 
-__all__ = ["MAX_REQUEST_BYTES", "MAX_STOPS", "MAX_STOP_BYTES", "request_id_of", "validate_request"]
+__all__ = [
+    "MAX_REQUEST_BYTES",
+    "MAX_STOPS",
+    "MAX_STOP_BYTES",
+    "MAX_TEXTS_PER_STREAM",
+    "request_id_of",
+    "validate_request",
+]

@@ -27,6 +27,9 @@ _MAX_REQUEST_ID = 128
 # The size of a serialized request: gRPC's usual limit, and plenty for texts.
 MAX_REQUEST_BYTES = 4 * 1024**2
 
+# How many texts run at the same time on one AttributeMany stream: enough for all slots, and for the texts that follow.
+MAX_TEXTS_PER_STREAM = 64
+
 
 def request_id_of(message: service_pb.AttributeRequest) -> str:
     """Returns the request's id, or a new one. Raises RequestError if the id cannot be put into logs and trailers."""

@@ -11,7 +11,7 @@ from hostile_clients import EXHAUSTED
 from sidelight.v1 import attribution_service_pb2 as pb
 
 
-@pytest.mark.parametrize("method", ["AttributeMany", "Follow"])
+@pytest.mark.parametrize("method", ["Follow"])
 @pytest.mark.parametrize("sends", ["nothing", "much", "one, and waits"])
 async def test_methods_of_later_versions_are_unimplemented_for_asyncio_too(bundled_server, method, sends):
     """Clients that are still sending take a status that comes before for a fault of the connection."""

@@ -9,7 +9,7 @@ import time
 import grpc
 from harness import request, serving
 from hostile_clients import reason_of_aio
-from sidelight.server.api import attribute as attribute_module
+from sidelight.server.api.rpcs import answer as answer_module
 from sidelight.server.engine.engine import EngineConfig
 from sidelight.v1 import attribution_service_pb2_grpc as services
 from sidelight.v1 import text_pb2 as text
@@ -18,10 +18,8 @@ from sidelight.v1 import text_pb2 as text
 async def test_two_thousand_at_once_are_served_or_refused_with_a_reason(bundled, monkeypatch):
     """gRPC itself cancels some requests without a status if more than a thousand wait for a handler."""
     validated = []
-    validate_request = attribute_module.validate_request
-    monkeypatch.setattr(
-        attribute_module, "validate_request", lambda *args: validated.append(1) or validate_request(*args)
-    )
+    validate_request = answer_module.validate_request
+    monkeypatch.setattr(answer_module, "validate_request", lambda *args: validated.append(1) or validate_request(*args))
     ends: collections.Counter[str] = collections.Counter()
     message = request("A dog.", decoding=text.Decoding(max_new_tokens=1))
     with serving(bundled, limits=EngineConfig(max_running=2, max_waiting=16)) as address:
@@ -45,9 +43,9 @@ async def test_two_thousand_at_once_are_served_or_refused_with_a_reason(bundled,
 
 async def test_short_texts_go_before_long_ones(bundled, monkeypatch):
     """Texts that are validated in threads, a few at a time."""
-    monkeypatch.setattr(attribute_module, "_SHORT_BYTES", 0)
+    monkeypatch.setattr(answer_module, "_SHORT_BYTES", 0)
     started, ended = [], []
-    validate_request = attribute_module.validate_request
+    validate_request = answer_module.validate_request
 
     def slow(message, *args):
         started.append(len(message.source.text))
@@ -56,7 +54,7 @@ async def test_short_texts_go_before_long_ones(bundled, monkeypatch):
         assert len(started) - len(ended) < 2
         return validate_request(message, *args)
 
-    monkeypatch.setattr(attribute_module, "validate_request", slow)
+    monkeypatch.setattr(answer_module, "validate_request", slow)
     texts = ["dog " * 200] * 12 + ["A dog."] * 4
     with serving(bundled) as address:
         async with grpc.aio.insecure_channel(address) as channel:

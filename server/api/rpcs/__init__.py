@@ -1,0 +1,19 @@
+"""The RPCs that run requests on the engines.
+
+attribute            Attribute: one request, one stream of outputs
+attribute_many       AttributeMany: many texts on one stream
+cancel_attribution   CancelAttribution: ends requests by their id
+answer               Answer: a request that the engine works on, and the messages of its outputs; AnswerStarter
+"""
+
+from .answer import AnswerStarter
+from .attribute import AttributeMethod
+from .attribute_many import AttributeManyMethod
+from .cancel_attribution import CancelAttributionMethod
+
+__all__ = [
+    "AnswerStarter",
+    "AttributeManyMethod",
+    "AttributeMethod",
+    "CancelAttributionMethod",
+]

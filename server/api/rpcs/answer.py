@@ -1,0 +1,142 @@
+"""A request that the engine works on, and the messages of its outputs. What all RPCs that run requests share."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+
+from sidelight.v1 import attribution_service_pb2 as service_pb
+
+from ...engine import Engine, OutputQueue, ReadyQueues, RequestState
+from ...models import LoadedModel
+from ...request import EncoderSelf, Finished, Output, Request, Started, Step
+from ...text import TokenizerPool
+from .. import converters
+from ..model_catalog import ModelCatalog
+from ..offsets import offsets_of
+from ..validation import validate_request
+
+# The size of a message with several outputs, about: a fraction of what is held for a slow reader.
+MESSAGE_BYTES = 64 * 1024
+
+# A request of at most this many bytes is validated on the event loop, in a millisecond or two. A longer request is
+# validated in another thread, since its tokenization would hold up all streams. To change to a thread and back takes
+# several times as long as a sentence takes, since threads take turns with Python's lock.
+_SHORT_BYTES = 512
+
+
+class AnswerStarter:
+    """Validates requests and hands them to the engines of their models. For one event loop."""
+
+    def __init__(self, engines: Mapping[str, Engine], catalog: ModelCatalog) -> None:
+        """`engines` are by the names of their models."""
+        self._engines = engines
+        self._catalog = catalog
+        self._tokenizer_pool = TokenizerPool()
+
+    def close(self) -> None:
+        """Ends the threads."""
+        self._tokenizer_pool.close()
+
+    async def start(
+        self,
+        message: service_pb.AttributeRequest,
+        num_bytes: int,
+        request_id: str,
+        client: Hashable,
+        deadline: float | None,
+        ready: ReadyQueues | None = None,
+    ) -> Answer:
+        """Starts the answer to a message. Raises RequestError.
+
+        Args:
+            message: The message.
+            num_bytes: The size of the serialized message.
+            request_id: The id of the request.
+            client: The client's connection.
+            deadline: When the outputs are not wanted any more, by `time.monotonic`; None: no deadline.
+            ready: For a task that reads several answers: where the answer's queue is announced.
+        """
+        arrived = time.monotonic()
+        engine = self._engines[self._catalog.find(message.model).name]
+        with engine.reserve(client) as place:  # before any work is done for the request
+            request = await self._validate(message, num_bytes, engine.loaded, request_id)
+            state = engine.submit(request, OutputQueue(engine.wake, ready), deadline, place)
+            return Answer(state, engine.loaded, arrived)
+
+    async def _validate(
+        self, message: service_pb.AttributeRequest, num_bytes: int, loaded: LoadedModel, request_id: str
+    ) -> Request:
+        if num_bytes <= _SHORT_BYTES and not loaded.tokenizer.is_busy:
+            return validate_request(message, loaded, request_id)
+        return await self._tokenizer_pool.run(num_bytes, validate_request, message, loaded, request_id)
+
+
+class Answer:
+    """One request that the engine works on. For the task that sends its outputs.
+
+    Attributes:
+        state: The engine's state of the request.
+        queue: Where the outputs come from.
+    """
+
+    def __init__(self, state: RequestState, loaded: LoadedModel, arrived: float) -> None:
+        """`arrived` is when the request arrived, by the monotonic clock."""
+        self.state = state
+        self.queue = state.queue
+        self._request = state.request
+        self._offsets = offsets_of(state.request)
+        self._loaded = loaded
+        self._arrived = arrived
+        self._first_step: float | None = None
+        self._last_step = arrived
+        self._attention_bytes = 0
+
+    def fill(self, response: service_pb.AttributeResponse, group: Sequence[Output]) -> None:
+        """Writes a group of outputs, as `group_outputs` yields them, into an empty message, and counts what is sent."""
+        output = group[0]
+        if isinstance(output, Started):
+            response.started.CopyFrom(converters.started_message(self._request, self._loaded, output, self._offsets))
+        elif isinstance(output, EncoderSelf):
+            self._attention_bytes += output.attention.nbytes
+            response.encoder_self.CopyFrom(converters.encoder_self_message(output))
+        elif isinstance(output, Finished):
+            response.finished.CopyFrom(converters.finished_message(output, self._usage_message(output)))
+        else:
+            self._fill_steps(response, group)
+
+    def _fill_steps(self, response: service_pb.AttributeResponse, group: Sequence[Output]) -> None:
+        self._last_step = time.monotonic()
+        self._first_step = self._first_step or self._last_step
+        steps = response.steps.steps
+        for step in group:
+            if isinstance(step, Step):
+                for array in (step.cross, step.decoder_self):
+                    if array is not None:
+                        self._attention_bytes += array.nbytes
+                converters.fill_step(steps.add(), step, self._offsets)
+
+    def _usage_message(self, finished: Finished) -> service_pb.Usage:
+        """Returns what the request has cost."""
+        started = self.state.start_time or self._arrived
+        usage = service_pb.Usage(
+            source_tokens=len(self._request.source.tokens),
+            target_tokens=finished.num_steps,
+            attention_bytes=self._attention_bytes,
+            queue_time=converters.duration_message(started - self._arrived),
+            time_to_first_step=converters.duration_message((self._first_step or self._last_step) - self._arrived),
+            total_time=converters.duration_message(self._last_step - self._arrived),
+        )
+        if finished.seed is not None:
+            usage.seed = finished.seed
+        return usage
+
+
+def group_outputs(outputs: Sequence[Output]) -> Iterator[Sequence[Output]]:
+    """Yields the outputs of each event: consecutive steps together, every other output alone."""
+    begin = 0
+    for end in range(1, len(outputs) + 1):
+        if end < len(outputs) and isinstance(outputs[begin], Step) and isinstance(outputs[end], Step):
+            continue
+        yield outputs[begin:end]
+        begin = end

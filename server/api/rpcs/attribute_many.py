@@ -1,0 +1,260 @@
+"""The AttributeMany RPC: many texts on one stream, which end each for itself.
+
+One task reads requests, and one task sends the events of all texts: it wakes once for a step of all texts, and sends
+their events in one message. Flow control holds in both directions, since a text counts until its last event is sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import time
+from collections import deque
+
+from sidelight.v1 import attribution_service_pb2 as service_pb
+
+from ...engine import OutputQueue, ReadyQueues
+from ...errors import RequestError, cancelled, internal, invalid, stopped
+from ...request import Finished
+from .. import status
+from ..calls import EOF, Call
+from ..parsing import parse
+from ..validation import MAX_TEXTS_PER_STREAM, request_id_of
+from .answer import MESSAGE_BYTES, Answer, AnswerStarter, group_outputs
+from .attribute import deadline_of
+
+log = logging.getLogger(__name__)
+
+# An error repeats this many characters of the id of its text: all of a valid id.
+_MAX_ID_CHARACTERS = 128
+
+
+class AttributeManyMethod:
+    """The AttributeMany RPC over the engines of all models. For one event loop."""
+
+    def __init__(self, starter: AnswerStarter) -> None:
+        self._starter = starter
+
+    async def answer(self, call: Call) -> None:
+        """Answers one call."""
+        await _ManyStream(call, self._starter).run()
+
+
+class _ManyStream:
+    """One stream with its texts."""
+
+    def __init__(self, call: Call, starter: AnswerStarter) -> None:
+        self._call = call
+        self._starter = starter
+        self._ready = ReadyQueues()
+        self._answers: dict[str, Answer] = {}  # the running texts by their ids
+        self._ids: dict[OutputQueue, str] = {}  # of the running texts
+        self._errors: deque[tuple[str, RequestError]] = deque()  # of texts that have failed, with their ids
+        self._num_open = 0  # texts whose last event is not sent
+        self._has_room = asyncio.Event()
+        call.cancel_text = self._cancel
+
+    async def run(self) -> None:
+        """Answers requests until the client has closed its side and all texts have ended. Raises RequestError."""
+        await self._call.send_headers()
+        reading = asyncio.create_task(self._read_requests())
+        draining = asyncio.create_task(self._drain(reading))
+        reading.add_done_callback(lambda _: self._ready.wake())
+        try:
+            while self._num_open or not reading.done():
+                await self._send_events(deque(await self._ready.wait()))
+                _check_reading(reading, self._call.last_error)
+            _check_reading(reading, self._call.last_error)
+            if self._call.last_error is not None:
+                raise self._call.last_error
+        finally:
+            for task in (reading, draining):
+                task.cancel()
+            for answer in self._answers.values():
+                answer.queue.cancel()
+            await asyncio.gather(reading, draining, return_exceptions=True)
+
+    async def _drain(self, reading: asyncio.Task[None]) -> None:
+        """Waits until the server is about to end. Then no further request is read."""
+        await self._call.drained.wait()
+        if not reading.done():
+            self._call.last_error = stopped()
+            reading.cancel()
+
+    # ---- requests ---------------------------------------------------------------------------------------------------
+
+    async def _read_requests(self) -> None:
+        """Reads requests to the end. Raises RequestError for a request that is no message."""
+        data = await self._call.read_next()
+        while data is not EOF:
+            await self._answer_request(parse(service_pb.AttributeManyRequest, data), len(data))
+            while self._num_open >= MAX_TEXTS_PER_STREAM:
+                self._has_room.clear()
+                await self._has_room.wait()
+            data = await self._call.read_next("later_request")
+
+    async def _answer_request(self, message: service_pb.AttributeManyRequest, num_bytes: int) -> None:
+        event = message.WhichOneof("event")
+        request_id = message.attribute.request_id[:_MAX_ID_CHARACTERS]
+        try:
+            if event == "attribute":
+                await self._start(message, num_bytes)
+            elif event is None:
+                raise invalid("event", "REQUIRED", "is unset or not known: it must be attribute or cancel")
+            elif not message.cancel:
+                raise invalid("cancel", "REQUIRED", "must be the request_id of a text")
+            else:
+                self._cancel(message.cancel)
+        except RequestError as error:
+            self._fail(request_id, error)
+        except Exception:
+            log.exception("request %s failed", request_id)
+            self._fail(request_id, internal())
+
+    async def _start(self, message: service_pb.AttributeManyRequest, num_bytes: int) -> None:
+        """Starts a text. Raises RequestError with the path in the message."""
+        deadline = deadline_of(self._call)
+        if message.HasField("timeout"):
+            seconds = message.timeout.seconds + message.timeout.nanos / 1e9
+            if seconds <= 0:
+                raise invalid("timeout", "OUT_OF_RANGE", "must be above 0")
+            end = time.monotonic() + seconds
+            deadline = end if deadline is None else min(deadline, end)
+        attribute = message.attribute
+        try:
+            if not attribute.request_id:
+                raise invalid("request_id", "REQUIRED", "is needed on a stream of many texts")
+            request_id = request_id_of(attribute)
+            if request_id in self._answers:
+                raise invalid("request_id", "DUPLICATE", "is the id of a text that runs on this stream")
+            answer = await self._starter.start(
+                attribute, num_bytes, request_id, self._call.client, deadline, self._ready
+            )
+        except RequestError as error:
+            field = f"attribute.{error.field}" if error.field else ""
+            raise dataclasses.replace(error, field=field) from None
+        self._num_open += 1
+        self._answers[request_id] = answer
+        self._ids[answer.queue] = request_id
+        self._call.requests[request_id] = answer.state
+
+    def _cancel(self, request_id: str) -> int:
+        """Cancels the text of an id. Returns how many there were."""
+        if request_id not in self._answers:
+            return 0
+        self._answers[request_id].queue.cancel()
+        self._forget(request_id)
+        self._num_open -= 1
+        self._fail(request_id, cancelled())
+        return 1
+
+    def _fail(self, request_id: str, error: RequestError) -> None:
+        self._num_open += 1
+        self._errors.append((request_id, error))
+        self._ready.wake()
+
+    # ---- events -----------------------------------------------------------------------------------------------------
+
+    async def _send_events(self, queues: deque[OutputQueue]) -> None:
+        """Sends the failures, and the outputs that some queues have."""
+        while queues or self._errors:
+            message = _Message()
+            self._add_errors(message)
+            self._add_outputs(message, queues)
+            if message.num_events:
+                await self._call.write(message.build())
+                for queue in message.queues:
+                    queue.release_sent()
+                self._num_open -= message.num_ends
+                self._has_room.set()
+
+    def _add_errors(self, message: _Message) -> None:
+        while self._errors and message.has_room:
+            request_id, error = self._errors.popleft()
+            message.add_error(request_id, error)
+
+    def _add_outputs(self, message: _Message, queues: deque[OutputQueue]) -> None:
+        """Adds what the texts of some queues have, as far as the message has room. Leaves the other queues."""
+        while queues and message.has_room:
+            queue = queues.popleft()
+            request_id = self._ids.get(queue)
+            if request_id is None:  # the text has ended
+                continue
+            try:
+                is_over = message.add_outputs(request_id, self._answers[request_id])
+            except RequestError as error:
+                message.add_error(request_id, error)
+                is_over = True
+            if is_over:
+                self._forget(request_id)
+            elif queue.has_more:
+                queues.append(queue)
+
+    def _forget(self, request_id: str) -> None:
+        """Forgets a text whose last event is about to be sent: another text may have its id from now on."""
+        del self._ids[self._answers[request_id].queue]
+        del self._answers[request_id]
+        del self._call.requests[request_id]
+
+
+class _Message:
+    """Events of several texts, which are sent together.
+
+    Attributes:
+        num_events: How many events there are.
+        num_ends: How many of them are the last of their texts.
+        queues: The queues whose outputs are in the message.
+    """
+
+    def __init__(self) -> None:
+        self.num_events = 0
+        self.num_ends = 0
+        self.queues: list[OutputQueue] = []
+        self._message = service_pb.AttributeManyResponse()
+        self._responses = self._message.batch.responses
+        self._num_bytes = 0
+
+    @property
+    def has_room(self) -> bool:
+        """Whether more events may be added."""
+        return self._num_bytes < MESSAGE_BYTES
+
+    def add_error(self, request_id: str, error: RequestError) -> None:
+        """Adds the failure of a text: its last event."""
+        response = self._responses.add(request_id=request_id)
+        status.fill_error(response.error, error)
+        self._num_bytes += response.ByteSize()
+        self.num_events += 1
+        self.num_ends += 1
+
+    def add_outputs(self, request_id: str, answer: Answer) -> bool:
+        """Adds what a text has. Returns whether its last output is among them.
+
+        Raises RequestError where the text has failed.
+        """
+        queue = answer.queue
+        num_taken = queue.sending_bytes
+        outputs = queue.take(MESSAGE_BYTES - self._num_bytes)
+        if not outputs:
+            return False
+        for group in group_outputs(outputs):
+            response = self._responses.add()
+            response.request_id = request_id
+            answer.fill(response.response, group)
+            self.num_events += 1
+        self._num_bytes += queue.sending_bytes - num_taken
+        self.queues.append(queue)
+        is_over = isinstance(outputs[-1], Finished)
+        self.num_ends += is_over
+        return is_over
+
+    def build(self) -> service_pb.AttributeManyResponse:
+        """Returns the message: a batch, or a single event."""
+        return self._message if self.num_events > 1 else self._responses[0]
+
+
+def _check_reading(reading: asyncio.Task[None], last_error: RequestError | None) -> None:
+    """Raises what has ended the task that reads requests: RequestError, or CancelledError where the client has gone."""
+    if reading.done() and not (reading.cancelled() and last_error is not None):
+        reading.result()
