@@ -8,6 +8,10 @@ with Client("127.0.0.1:50051") as client:
 
 client          Client and AsyncClient: connections to a server
 streams         AttributionStream and AsyncAttributionStream: running requests, step by step
+many            AttributionManyStream and AsyncAttributionManyStream: many texts on one stream
+many_state      ManyResult, and the texts of such a stream: which run, what has arrived
+parts           what has arrived of one answer, and the request for the rest
+resumption      when a broken stream is called again
 request         AttributeOptions, and the request built from them
 parameters      Capture, Decoding and the values that a request may ask for
 offset_units    texts sliced by offsets in other units than code points
@@ -39,6 +43,8 @@ if TYPE_CHECKING:
         UnimplementedError,
     )
     from .formats import save
+    from .many import AsyncAttributionManyStream, AttributionManyStream
+    from .many_state import ManyResult, ManySource, OnStep
     from .parameters import (
         AttentionKind,
         Beam,
@@ -70,12 +76,14 @@ if TYPE_CHECKING:
     from .streams import AsyncAttributionStream, AttributionStream
 
 __all__ = [
+    "AsyncAttributionManyStream",
     "AsyncAttributionStream",
     "AsyncClient",
     "AttentionKind",
     "AttentionLayout",
     "AttributeOptions",
     "Attribution",
+    "AttributionManyStream",
     "AttributionStream",
     "Beam",
     "CancelledError",
@@ -90,9 +98,12 @@ __all__ = [
     "Hypothesis",
     "InternalError",
     "InvalidArgumentError",
+    "ManyResult",
+    "ManySource",
     "Model",
     "ModelAttention",
     "NotFoundError",
+    "OnStep",
     "Reduction",
     "ResourceExhaustedError",
     "Row",
@@ -110,7 +121,7 @@ __all__ = [
     "save",
 ]
 
-_MODULES = ("client", "errors", "parameters", "request", "results", "streams", "formats")
+_MODULES = ("client", "errors", "many", "many_state", "parameters", "request", "results", "streams", "formats")
 
 if not TYPE_CHECKING:
     del TYPE_CHECKING

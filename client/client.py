@@ -5,7 +5,7 @@ This module opens the connection and makes the calls. `streams` holds the runnin
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, TypeVar
 from weakref import WeakSet
@@ -17,8 +17,17 @@ from typing_extensions import Self, Unpack
 
 from . import converters
 from .errors import CancelledError, from_rpc_error
+from .many import AsyncAttributionManyStream, AttributionManyStream
+from .many_state import DEFAULT_RUNNING, ManySource, ManyState, OnStep
 from .parameters import Source
-from .request import AttributeOptions, build_attribute_request, build_get_model_request, validate_timeout
+from .request import (
+    AttributeOptions,
+    build_attribute_request,
+    build_cancel_request,
+    build_get_model_request,
+    build_resumption,
+    validate_timeout,
+)
 from .results import Model
 from .streams import AsyncAttributionStream, AttributionStream
 from .validation import check_value
@@ -75,10 +84,52 @@ class Client:
                 the stream is read.
             CancelledError: The client is closed.
         """
-        request = build_attribute_request(source, options)
-        timeout = validate_timeout(options.get("timeout"))
-        _check_open(self._closed)
-        return AttributionStream(self._stub.Attribute(request, timeout=timeout))
+        request, resumption = build_attribute_request(source, options), build_resumption(options)
+
+        def begin(request: service_pb.AttributeRequest, timeout: float | None) -> Any:
+            _check_open(self._closed)
+            return self._stub.Attribute(request, timeout=timeout)
+
+        return AttributionStream(begin, request, resumption)
+
+    def attribute_many(
+        self,
+        sources: Iterable[ManySource],
+        *,
+        max_running: int = DEFAULT_RUNNING,
+        ordered: bool = True,
+        on_step: OnStep | None = None,
+        **options: Unpack[AttributeOptions],
+    ) -> AttributionManyStream:
+        """Does what `attribute` does for many sources over one stream: the quick way for many short texts.
+
+        Args:
+            sources: The sources. A source with options of its own is a tuple of the source and a dict of options, which
+                come before `options`. The client takes a source when it can send it.
+            max_running: How many texts the server works on at the same time, at most.
+            ordered: Whether results come in the order of the sources. Otherwise they come as texts end.
+            on_step: Called with the index of a source and a step, as soon as the step arrives.
+            **options: See `AttributeOptions`. `timeout` is for each text, `resume` for the stream. A `request_id` is
+                the beginning of all ids: the index of the source follows.
+
+        Raises:
+            InvalidArgumentError: An option is wrong. What is wrong with a single source is in the source's result.
+        """
+        state = ManyState(options, max_running=max_running, ordered=ordered, on_step=on_step)
+
+        def begin(requests: Iterator[service_pb.AttributeManyRequest]) -> Any:
+            _check_open(self._closed)
+            return self._stub.AttributeMany(requests)
+
+        return AttributionManyStream(begin, sources, state)
+
+    def cancel_attribution(self, request_id: str, *, timeout: float | None = None) -> int:
+        """Cancels the requests of an id, whichever client has sent them. Returns how many there were.
+
+        Raises NotFoundError if there is none.
+        """
+        request, seconds = build_cancel_request(request_id), validate_timeout(timeout)
+        return self._call(lambda: self._stub.CancelAttribution(request, timeout=seconds)).cancelled
 
     def get_model(self, name: str = "", *, timeout: float | None = None) -> Model:
         """Describes a loaded model; without a name, the default model. Raises SidelightError."""
@@ -140,16 +191,48 @@ class AsyncClient:
             self._channel = grpc.aio.secure_channel(address, credentials, options=arguments)
         self._stub = AttributionServiceStub(self._channel)
         self._closed = False
-        self._streams: WeakSet[AsyncAttributionStream] = WeakSet()
+        self._streams: WeakSet[AsyncAttributionStream | AsyncAttributionManyStream] = WeakSet()
 
     def attribute(self, source: Source, **options: Unpack[AttributeOptions]) -> AsyncAttributionStream:
         """Does what `Client.attribute` does. Iterate over the stream with `async for`."""
-        request = build_attribute_request(source, options)
-        timeout = validate_timeout(options.get("timeout"))
-        _check_open(self._closed)
-        stream = AsyncAttributionStream(self._stub.Attribute(request, timeout=timeout))
+        request, resumption = build_attribute_request(source, options), build_resumption(options)
+
+        def begin(request: service_pb.AttributeRequest, timeout: float | None) -> Any:
+            _check_open(self._closed)
+            return self._stub.Attribute(request, timeout=timeout)
+
+        stream = AsyncAttributionStream(begin, request, resumption)
         self._streams.add(stream)
         return stream
+
+    def attribute_many(
+        self,
+        sources: Iterable[ManySource] | AsyncIterable[ManySource],
+        *,
+        max_running: int = DEFAULT_RUNNING,
+        ordered: bool = True,
+        on_step: OnStep | None = None,
+        **options: Unpack[AttributeOptions],
+    ) -> AsyncAttributionManyStream:
+        """Does what `Client.attribute_many` does. Iterate over the results with `async for`.
+
+        The sources may come from an asynchronous iterator. Results come while the client waits for the next source.
+        """
+        state = ManyState(options, max_running=max_running, ordered=ordered, on_step=on_step)
+
+        def begin() -> Any:
+            _check_open(self._closed)
+            return self._stub.AttributeMany()
+
+        stream = AsyncAttributionManyStream(begin, sources, state)
+        self._streams.add(stream)
+        return stream
+
+    async def cancel_attribution(self, request_id: str, *, timeout: float | None = None) -> int:
+        """Does what `Client.cancel_attribution` does."""
+        request, seconds = build_cancel_request(request_id), validate_timeout(timeout)
+        response = await self._call(lambda: self._stub.CancelAttribution(request, timeout=seconds))
+        return response.cancelled
 
     async def get_model(self, name: str = "", *, timeout: float | None = None) -> Model:
         """Does what `Client.get_model` does."""

@@ -1,6 +1,7 @@
 """The exceptions of this client. They carry what the server answered, with the field that is at fault.
 
-`from_rpc_error` is the only place that turns gRPC's errors into these exceptions: users never see gRPC's own.
+`from_rpc_error` and `from_error_message` are the only places that make these exceptions of gRPC's errors and of the
+contract's: users never see gRPC's own.
 """
 
 # google.rpc has no stubs.
@@ -14,6 +15,7 @@ from dataclasses import field as dataclass_field
 
 import grpc
 from google.rpc import error_details_pb2, status_pb2
+from sidelight.v1 import attribution_service_pb2 as service_pb
 
 _DETAILS_KEY = "grpc-status-details-bin"
 
@@ -87,6 +89,8 @@ _ERROR_CLASSES: dict[grpc.StatusCode, type[SidelightError]] = {
     grpc.StatusCode.INTERNAL: InternalError,
 }
 
+_STATUSES: dict[int, grpc.StatusCode] = {status.value[0]: status for status in grpc.StatusCode}
+
 
 def invalid_argument(field: str, message: str) -> InvalidArgumentError:
     """Builds the error for a field that the client refuses before it sends the request."""
@@ -109,6 +113,19 @@ def from_rpc_error(error: grpc.RpcError) -> SidelightError:
     exception = _ERROR_CLASSES.get(status, SidelightError)(message or status.name.lower().replace("_", " "), status)
     _add_details(exception, trailers or ())
     return exception
+
+
+def from_error_message(message: service_pb.Error, request_id: str, path: str) -> SidelightError:
+    """Converts the error of one text on a stream of many. Fields are named as in a request of its own, below `path`."""
+    status = _STATUSES.get(message.code, grpc.StatusCode.UNKNOWN)
+    error = _ERROR_CLASSES.get(status, SidelightError)(message.message.removeprefix(path), status)
+    error.reason, error.request_id = message.reason, request_id
+    if message.field:
+        error.field = message.field.removeprefix(path)
+        error.fields = {error.field: error.message.removeprefix(f"{error.field}: ")}
+    if message.HasField("retry_delay"):
+        error.retry_delay = message.retry_delay.ToTimedelta().total_seconds()
+    return error
 
 
 def _add_details(error: SidelightError, trailers: Iterable[tuple[str, str | bytes]]) -> None:

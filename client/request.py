@@ -25,6 +25,7 @@ from .parameters import (
     SpecialTokensInText,
     Truncation,
 )
+from .resumption import Resumption
 from .validation import check_options, check_value
 
 # 31 years, in seconds. gRPC counts nanoseconds in 64 bits: a deadline beyond the greatest number counts as over.
@@ -43,6 +44,8 @@ class AttributeOptions(TypedDict, total=False):
     - prefix: The beginning of the target: text or token ids.
     - request_id: An id for errors and the server's log. Without it, the server makes one.
     - resume_at: The index of the first step to send, after a broken stream.
+    - resume: How many times in a row the client may call again after the stream was broken: the connection was lost, or
+      the server ends. The stream goes on with the step that has not arrived, and shows no break. The default is 0.
     - special_tokens_in_text: How to treat special tokens that are written out in texts and chats, such as "</s>":
       "text" (the default), or "parse", for prompts that are rendered already.
     - add_special_tokens: Whether the tokenizer adds its own special tokens around the text of the source and of the
@@ -68,6 +71,7 @@ class AttributeOptions(TypedDict, total=False):
     prefix: str | Sequence[int] | None
     request_id: str
     resume_at: int
+    resume: int
     special_tokens_in_text: SpecialTokensInText
     add_special_tokens: bool | None
     offset_unit: OffsetUnit
@@ -135,6 +139,20 @@ def build_get_model_request(name: str) -> service_pb.GetModelRequest:
     check_value(name, str, "name")
     with converters.field_errors("name"):
         return service_pb.GetModelRequest(name=name)
+
+
+def build_cancel_request(request_id: str) -> service_pb.CancelAttributionRequest:
+    """Builds the request of a `cancel_attribution` call. Raises InvalidArgumentError if the id is not a text."""
+    check_value(request_id, str, "request_id")
+    with converters.field_errors("request_id"):
+        return service_pb.CancelAttributionRequest(request_id=request_id)
+
+
+def build_resumption(options: AttributeOptions) -> Resumption:
+    """Builds what the options say about broken streams. Raises InvalidArgumentError for a number below 0."""
+    if (max_tries := options.get("resume", 0)) < 0:
+        raise invalid_argument("resume", "must not be below 0")
+    return Resumption(max_tries, validate_timeout(options.get("timeout")))
 
 
 def validate_timeout(timeout: float | None) -> float | None:

@@ -1,13 +1,14 @@
 """Running `attribute` requests: a synchronous and an asyncio stream of steps.
 
-A stream has a header, parts of encoder self-attention, steps, and an end. This module checks their order. `converters`
-parses the messages.
+A stream that may be resumed calls the server again after a break, and goes on with the step that has not arrived.
+`parts` holds what has arrived; `many` has the streams of many texts.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
 from types import TracebackType
 from typing import Any
 
@@ -15,23 +16,28 @@ import grpc
 from sidelight.v1 import attribution_service_pb2 as service_pb
 from typing_extensions import Self
 
-from . import converters
-from .errors import CancelledError, InternalError, SidelightError, from_rpc_error
-from .results import Attribution, Finished, FloatArray, Started, Step, build_attribution
+from .errors import CancelledError, SidelightError, from_rpc_error
+from .parts import AnswerParts
+from .results import Attribution, Started, Step
+from .resumption import Resumption
+
+# What an asyncio call gives after its last response.
+EOF: Any = vars(grpc.aio)["EOF"]  # grpc's stubs leave it out
+
+# Begins a call with a request and a timeout in seconds. gRPC's synchronous and asyncio call objects have no common
+# type, and its stubs have neither of the two.
+BeginCall = Callable[[service_pb.AttributeRequest, float | None], Any]
 
 
 class _StreamState:
-    """The parts of a response that have arrived: what both kinds of streams share. The reader of the stream owns it."""
+    """What both kinds of streams share. The reader of the stream owns it."""
 
-    def __init__(self, call: Any) -> None:
-        # gRPC's synchronous and asyncio call objects have no common type, and its stubs have neither of the two.
-        self._call = call
+    def __init__(self, begin: BeginCall, request: service_pb.AttributeRequest, resumption: Resumption) -> None:
+        self._begin = begin
+        self._resumption = resumption
+        self._parts = AnswerParts(request)
         self._cancelled = False
-        self._header: Started | None = None
-        self._encoder_self: list[FloatArray] = []
-        self._steps: list[Step] = []
-        self._num_returned = 0  # how many of the steps the iterator has returned
-        self._finished: Finished | None = None
+        self._call = begin(request, resumption.remaining())
 
     def cancel(self) -> None:
         """Cancels the request. The server stops within one step. Reading further raises CancelledError."""
@@ -39,39 +45,20 @@ class _StreamState:
         self._call.cancel()
 
     def _add_response(self, response: service_pb.AttributeResponse) -> None:
-        """Stores the parts of one response. Raises InternalError if they do not fit the contract."""
         try:
-            if response.HasField("started"):
-                self._header = converters.parse_started(response.started)
-            elif response.HasField("finished"):
-                self._finished = converters.parse_finished(response.finished)
-            elif self._header is None:
-                raise ValueError("the header is missing")
-            elif response.HasField("encoder_self"):
-                self._encoder_self.append(converters.parse_encoder_self(response.encoder_self, self._header))
-            else:
-                self._steps += [converters.parse_step(message, self._header) for message in response.steps.steps]
-        except (ValueError, KeyError, IndexError) as error:
+            self._parts.add(response)
+        except SidelightError:
             self.cancel()
-            message = f"the server's answer does not fit the contract: {error}"
-            raise InternalError(message, grpc.StatusCode.INTERNAL) from error
+            raise
+        self._resumption.note_progress()
 
-    def _pop_step(self) -> Step | None:
-        """Returns the next step that has arrived and was not returned before; None if there is no such step."""
-        if self._num_returned == len(self._steps):
-            return None
-        self._num_returned += 1
-        return self._steps[self._num_returned - 1]
-
-    def _require_header(self) -> Started:
-        if self._header is None:
-            raise SidelightError("the stream was cut off before its header", grpc.StatusCode.DATA_LOSS)
-        return self._header
-
-    def _collect(self) -> Attribution:
-        if self._header is None or self._finished is None:
-            raise SidelightError("the stream was cut off before its end", grpc.StatusCode.DATA_LOSS)
-        return build_attribution(self._header, self._encoder_self, self._steps, self._finished)
+    def _begin_again(self) -> None:
+        """Calls the server again. Raises SidelightError if the stream was cancelled, or has no time left."""
+        if not self._cancelled:
+            self._call = self._begin(self._parts.next_request(), self._resumption.remaining())
+        if self._cancelled:  # meanwhile, by another thread
+            self._call.cancel()
+            raise CancelledError("the stream was cancelled", grpc.StatusCode.CANCELLED)
 
 
 class AttributionStream(_StreamState, Iterator[Step]):
@@ -80,31 +67,44 @@ class AttributionStream(_StreamState, Iterator[Step]):
     A `with` block cancels the request if the block is left early. The stream keeps its steps for `result()`.
     """
 
+    def __init__(self, begin: BeginCall, request: service_pb.AttributeRequest, resumption: Resumption) -> None:
+        self._ended = threading.Event()  # set by `cancel`, which ends a pause between two calls
+        super().__init__(begin, request, resumption)
+
+    def cancel(self) -> None:
+        """Cancels the request. The server stops within one step. Reading further raises CancelledError."""
+        super().cancel()
+        self._ended.set()
+
     @property
     def started(self) -> Started:
         """The header of the stream. Waits until the header arrives. Raises SidelightError."""
-        while self._header is None and self._read():
+        while self._parts.header is None and self._read():
             pass
-        return self._require_header()
+        return self._parts.require_header()
 
     def result(self) -> Attribution:
         """Reads the stream to its end and returns the result, with the steps read before too. Raises SidelightError."""
-        while self._finished is None and self._read():
+        while self._parts.finished is None and self._read():
             pass
-        return self._collect()
+        return self._parts.collect()
 
     def _read(self) -> bool:
-        """Reads the next response. Returns False at the end of the stream."""
+        """Reads the next response, or calls the server again. Returns False at the end of the stream."""
         try:
             self._add_response(next(self._call))
         except StopIteration:
             return False
         except grpc.RpcError as error:
-            raise from_rpc_error(error) from None
+            if self._parts.finished is not None:
+                return False
+            delay = self._resumption.next_delay(from_rpc_error(error))
+            self._ended.wait(delay)
+            self._begin_again()
         return True
 
     def __next__(self) -> Step:
-        while (step := self._pop_step()) is None:
+        while (step := self._parts.pop_step()) is None:
             if not self._read():
                 raise StopIteration
         return step
@@ -126,33 +126,33 @@ class AsyncAttributionStream(_StreamState, AsyncIterator[Step]):
 
     async def started(self) -> Started:
         """The header; waits for it. Raises SidelightError."""
-        while self._header is None and await self._read():
+        while self._parts.header is None and await self._read():
             pass
-        return self._require_header()
+        return self._parts.require_header()
 
     async def result(self) -> Attribution:
         """Reads the stream to its end and returns the result, with the steps read before too. Raises SidelightError."""
-        while self._finished is None and await self._read():
+        while self._parts.finished is None and await self._read():
             pass
-        return self._collect()
+        return self._parts.collect()
 
     async def _read(self) -> bool:
-        """Reads the next response. Returns False at the end of the stream."""
+        """Reads the next response, or calls the server again. Returns False at the end of the stream."""
         try:
-            response = await self._call.read()
-        except grpc.RpcError as error:
-            raise from_rpc_error(error) from None
-        except asyncio.CancelledError:
-            if not self._cancelled:  # the task that reads was cancelled, not this stream
-                raise
-            raise CancelledError("the stream was cancelled", grpc.StatusCode.CANCELLED) from None
-        if not isinstance(response, service_pb.AttributeResponse):  # grpc.aio.EOF
+            response = await read_response(self._call, lambda: self._cancelled)
+        except SidelightError as error:
+            if self._parts.finished is not None:
+                return False
+            await asyncio.sleep(self._resumption.next_delay(error))
+            self._begin_again()
+            return True
+        if response is None:
             return False
         self._add_response(response)
         return True
 
     async def __anext__(self) -> Step:
-        while (step := self._pop_step()) is None:
+        while (step := self._parts.pop_step()) is None:
             if not await self._read():
                 raise StopAsyncIteration
         return step
@@ -164,3 +164,30 @@ class AsyncAttributionStream(_StreamState, AsyncIterator[Step]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.cancel()
+
+
+async def read_response(call: Any, is_cancelled: Callable[[], bool]) -> Any:
+    """Returns the next response of an asyncio call; None at its end.
+
+    `is_cancelled` says whether this client has cancelled the call. Raises SidelightError; and asyncio's CancelledError
+    where the task that reads is cancelled, not the call.
+    """
+    try:
+        response = await call.read()
+    except grpc.RpcError as error:
+        raise from_rpc_error(error) from None
+    except asyncio.CancelledError:
+        # gRPC raises this too where the server has ended the call with CANCELLED. Then there are details.
+        if call.done() and await call.trailing_metadata():
+            raise from_rpc_error(await _error_of(call)) from None
+        if not is_cancelled():  # the task that reads was cancelled, not this stream
+            raise
+        raise CancelledError("the stream was cancelled", grpc.StatusCode.CANCELLED) from None
+    return None if response is EOF else response
+
+
+async def _error_of(call: Any) -> grpc.aio.AioRpcError:
+    """Returns the error that gRPC would raise for the status of a call that has ended."""
+    return grpc.aio.AioRpcError(
+        await call.code(), await call.initial_metadata(), await call.trailing_metadata(), await call.details()
+    )

@@ -18,14 +18,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from ..client import AsyncClient
 from ..errors import SidelightError, describe_error
 from ..formats import save
+from ..many_state import ManyResult
 from ..request import AttributeOptions
 from ..results import Attribution
 from ..views import make_console, print_error, print_message, print_text
 from .attribute_options import capture_all_kinds
 from .lines import Line, count_lines, next_line
 
-# Enough requests to keep a server busy while responses travel.
-_MAX_CONCURRENT_REQUESTS = 8
+# How many texts are under way: as many as a server has slots, and more to begin as soon as one of them ends.
+_MAX_RUNNING = 48
 
 # Errors with these statuses are not about the text of a line: all other lines would fail too.
 _STATUSES_OF_ALL_LINES = (
@@ -120,46 +121,78 @@ def _print_summary(summary: _Summary, seconds: float) -> None:
 async def _attribute_lines(
     client: AsyncClient, lines: Iterator[Line], options: AttributeOptions
 ) -> AsyncGenerator[LineResult, None]:
-    """Yields the results of lines, in the order of the lines, with several requests running at once.
+    """Yields the results of lines, in the order of the lines, with several texts under way on one stream.
 
     Raises:
         SidelightError: An error that all lines would have.
         OSError: The lines cannot be read further. It comes after the results of all lines before.
     """
-    # After the last line, this task stays: its result is None, or its error says why there are no more lines.
-    reading = asyncio.create_task(next_line(lines))
-    running: deque[asyncio.Task[LineResult]] = deque()
-    try:
-        while True:
-            line = reading.result() if reading.done() and not reading.exception() else None
-            if line is not None and len(running) < _MAX_CONCURRENT_REQUESTS:
-                running.append(asyncio.create_task(_attribute_line(client, line, options)))
-                reading = asyncio.create_task(next_line(lines))
-            elif running and running[0].done():
-                yield running.popleft().result()
-            elif running or not reading.done():
-                pending = {*([] if reading.done() else [reading]), *([running[0]] if running else [])}
-                await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-            else:
-                reading.result()
-                return
-    finally:
-        for task in (reading, *running):
-            task.cancel()
-        await asyncio.gather(reading, *running, return_exceptions=True)
+    line_texts = _LineTexts(lines)
+    async with client.attribute_many(line_texts.texts(), max_running=_MAX_RUNNING, **options) as stream:
+        next_result = asyncio.ensure_future(anext(stream, None))
+        try:
+            while True:
+                while line_texts.has_untexted:
+                    yield line_texts.pop()
+                line_texts.changed.clear()
+                change = asyncio.ensure_future(line_texts.changed.wait())
+                try:
+                    await asyncio.wait({next_result, change}, return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    change.cancel()
+                if next_result.done():
+                    result = next_result.result()
+                    if result is None:  # the lines before the end that are no texts
+                        while line_texts.has_untexted:
+                            yield line_texts.pop()
+                        return
+                    line_texts.pop()
+                    yield _line_result(result)
+                    next_result = asyncio.ensure_future(anext(stream, None))
+        finally:
+            next_result.cancel()
+            await asyncio.gather(next_result, return_exceptions=True)
 
 
-async def _attribute_line(client: AsyncClient, line: Line, options: AttributeOptions) -> LineResult:
-    if isinstance(line, SidelightError):
-        return line
-    if not line.strip():
-        return None
-    try:
-        return await client.attribute(line, **options).result()
-    except SidelightError as error:
-        if _is_line_error(error):
-            return error
-        raise
+class _LineTexts:
+    """The texts of lines, and the lines in between that are none: empty lines, and lines that cannot be read.
+
+    Attributes:
+        changed: Set when a line has been read.
+    """
+
+    _TEXT = object()
+
+    def __init__(self, lines: Iterator[Line]) -> None:
+        self.changed = asyncio.Event()
+        self._lines = lines
+        self._order: deque[object] = deque()  # of each line without a result: a text, or its result
+
+    async def texts(self) -> AsyncGenerator[str, None]:
+        """Yields the lines that are texts. Raises OSError where the lines cannot be read further."""
+        while (line := await next_line(self._lines)) is not None:
+            is_text = isinstance(line, str) and bool(line.strip())
+            self._order.append(self._TEXT if is_text else None if isinstance(line, str) else line)
+            self.changed.set()
+            if is_text:
+                yield str(line)
+
+    @property
+    def has_untexted(self) -> bool:
+        """Whether the first line without a result is no text."""
+        return bool(self._order) and self._order[0] is not self._TEXT
+
+    def pop(self) -> SidelightError | None:
+        """Takes the first line out. Returns the result of a line that is no text."""
+        result = self._order.popleft()
+        return result if isinstance(result, SidelightError) else None
+
+
+def _line_result(result: ManyResult) -> LineResult:
+    """Returns the result of a line. Raises an error that all lines would have."""
+    if result.error is not None and not _is_line_error(result.error):
+        raise result.error
+    return result.error or result.attribution
 
 
 def _is_line_error(error: SidelightError) -> bool:

@@ -52,6 +52,8 @@ def build_options(args: argparse.Namespace) -> AttributeOptions:
         "capture": _build_capture(args),
         "scores": args.scores,
         "timeout": args.timeout,
+        "request_id": args.request_id,
+        "resume": args.resume,
     }
     decoding = _build_decoding(args)
     if args.target is None:
@@ -136,6 +138,10 @@ def _add_text_arguments(parser: argparse.ArgumentParser) -> None:
         help="leave out tokens at the left or at the right end of a text that has too many",
     )
     parser.add_argument("--timeout", type=float, metavar="SECONDS", help="the longest time for one text")
+    parser.add_argument("--request-id", default="", metavar="ID", help="an id to cancel by; of a file, its beginning")
+    parser.add_argument(
+        "--resume", type=int, default=0, metavar="N", help="go on after a broken stream, with at most N tries in a row"
+    )
 
 
 def _add_capture_arguments(parser: argparse.ArgumentParser) -> None:

@@ -8,7 +8,7 @@ import sys
 from typing import NoReturn
 
 from ..client import DEFAULT_ADDRESS, Client
-from ..views import escape_controls, make_console, print_text
+from ..views import escape_controls, make_console, print_message, print_text
 from . import attribute as attribute_command
 from . import attribute_options
 from . import demo as demo_command
@@ -36,6 +36,11 @@ def make_parser() -> argparse.ArgumentParser:
     attribute = commands.add_parser("attribute", help="send a text, or a file of texts, and show the attention")
     attribute_options.add_arguments(attribute)
     attribute.set_defaults(run=attribute_command.run)
+
+    cancel = commands.add_parser("cancel", help="cancel a running request by its id")
+    cancel.add_argument("request_id", metavar="ID", help="the id that the request was sent with")
+    cancel.add_argument("--address", default=DEFAULT_ADDRESS, metavar="HOST:PORT", help="the server")
+    cancel.set_defaults(run=_cancel)
 
     models = commands.add_parser("models", help="list the models that a server has loaded")
     models.add_argument("--address", default=DEFAULT_ADDRESS, metavar="HOST:PORT", help="the server")
@@ -85,6 +90,13 @@ def _report_missing_package(error: ModuleNotFoundError) -> int:
     """Says how to install a package that the client's own installation does not have. Returns the exit status."""
     print(f"sidelight: {error.name} is missing; install it with: pip install 'sidelight[server]'", file=sys.stderr)
     return 1
+
+
+def _cancel(args: argparse.Namespace) -> int:
+    with Client(args.address) as client:
+        count = client.cancel_attribution(args.request_id, timeout=30)
+    print_message(f"cancelled {count} request{'s' if count > 1 else ''}")
+    return 0
 
 
 def _list_models(args: argparse.Namespace) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 
 import grpc
 import numpy as np
+from fake_many import answer_many
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2, status_pb2
@@ -133,6 +134,9 @@ class FakeServer(AttributionServiceServicer):
         finally:
             if is_running:
                 self._leave()
+
+    def AttributeMany(self, requests: Any, context: Any) -> Iterator[Any]:  # noqa: N802
+        return answer_many(self.Attribute, requests, context)
 
     def _leave(self) -> None:
         with self.lock:

@@ -1,4 +1,4 @@
-"""The commands `models` and `serve`."""
+"""The commands `models`, `cancel` and `serve`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import shutil
 import signal
 import subprocess
 
+import pytest
 from cli_process import COMMAND, run
+from sidelight.client import CancelledError, Client, Decoding
 from sidelight.client.cli.main import main
 
 
@@ -54,3 +56,15 @@ def test_pickled_weights_are_not_loaded(tmp_path):
     completed = run("serve", str(tmp_path / "model"))
     assert completed.returncode == 1
     assert "safetensors" in completed.stderr.strip().splitlines()[-1]
+
+
+def test_a_request_is_cancelled_by_its_id(bundled_server, capsys):
+    with Client(bundled_server) as client:
+        stream = client.attribute("A dog.", request_id="mine", decoding=Decoding(max_new_tokens=250, ignore_eos=True))
+        next(stream)
+        assert main(["cancel", "mine", "--address", bundled_server]) == 0
+        assert capsys.readouterr().err == "cancelled 1 request\n"
+        with pytest.raises(CancelledError):
+            stream.result()
+    assert main(["cancel", "mine", "--address", bundled_server]) == 1
+    assert "no request mine runs" in capsys.readouterr().err
