@@ -77,7 +77,7 @@ class Sidelight(Contender):
     """A client of a server process, over gRPC."""
 
     def __init__(self, address: str, workload: Workload, size: Size, *, capture: bool) -> None:
-        self._address, self._workload, self._size, self._capture = address, workload, size, capture
+        self.address, self._workload, self._size, self._capture = address, workload, size, capture
 
     def run(self, concurrency: int) -> Outcome:
         seconds, streams = self._send_all(concurrency)
@@ -92,7 +92,7 @@ class Sidelight(Contender):
         capture, axes = (
             (load_client.EVERY_HEAD, (size.layers, size.heads)) if self._capture else (load_client.NOTHING, ())
         )
-        return load_client.run(self._address, self._workload, concurrency, capture=capture, axes=axes, keep=keep)
+        return load_client.run(self.address, self._workload, concurrency, capture=capture, axes=axes, keep=keep)
 
 
 class ContenderProcess(Contender):
