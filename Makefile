@@ -16,7 +16,7 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS = 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all test-lowest test-newest lint format proto bench pictures lock clean
+.PHONY: help demo test test-all test-lowest test-newest lint format proto families bench pictures lock clean
 
 help: ## Show this list
 	@echo "Sidelight: streams, token by token, where a sequence model looks while it writes."
@@ -69,6 +69,9 @@ format: $(VENV)/.lint ## Rewrite the code and the contract in the house style
 proto: $(VENV)/.test ## Generate Python, type stubs and proto/README.md from the contract
 	@rm -f proto/sidelight/v1/*_pb2*.py proto/sidelight/v1/*_pb2*.pyi
 	@$(BIN)/python proto/generate.py
+
+families: $(VENV)/.test ## Write the table of tested families, server/models/FAMILIES.md
+	@$(BIN)/python tests/families.py
 
 bench: $(VENV)/.bench ## Measure: against Inseq, and what else tests/bench holds
 	@for script in tests/bench/bench_*.py; do echo "$$script"; $(BIN)/python "$$script" || exit 1; done

@@ -86,10 +86,12 @@ def field_errors(field: str) -> Generator[None, None, None]:
 
 
 def build_text(text: Source, field: str) -> text_pb2.Text:
-    """Builds the Text of a text, of token ids or of a chat. Raises InvalidArgumentError."""
+    """Builds the Text of a text, of token ids, of a chat or of a recording. Raises InvalidArgumentError."""
     if isinstance(text, str):
         with field_errors(field):
             return text_pb2.Text(text=text)
+    if isinstance(text, np.ndarray) and text.ndim > 1:
+        return text_pb2.Text(features=_build_features(text, field))
     if not is_sequence(text):
         raise invalid_argument(field, "must be text, a sequence of token ids, or the messages of a chat")
     items = list(text)
@@ -99,6 +101,13 @@ def build_text(text: Source, field: str) -> text_pb2.Text:
     check_value(items, Sequence[int], field)
     with field_errors(field):
         return text_pb2.Text(token_ids=text_pb2.TokenIds(ids=cast("list[int]", items)))
+
+
+def _build_features(array: NDArray[Any], field: str) -> text_pb2.Features:
+    if array.ndim != 2 or not np.issubdtype(array.dtype, np.floating):
+        problem = "must be an array of floating-point numbers [mel bins, frames], not"
+        raise invalid_argument(field, f"{problem} {array.dtype} {list(array.shape)}")
+    return text_pb2.Features(shape=array.shape, values=array.astype("<f4").tobytes())
 
 
 def _build_chat(messages: Sequence[Mapping[str, str]], field: str) -> text_pb2.Chat:
@@ -295,6 +304,7 @@ def parse_started(message: service_pb.Started) -> Started:
         offset_unit=_OFFSET_UNITS.get(message.offset_unit, "code_point"),
         source_tokens_left_out=message.source_tokens_left_out,
         target_tokens_left_out=message.target_tokens_left_out,
+        source_position_count=message.source_position_count,
     )
 
 
@@ -314,7 +324,7 @@ def parse_step(message: service_pb.Step, header: Started) -> Step:
     num_seen = header.first_position + message.index + (header.row == "reading")
     cross = decoder_self = None
     if message.HasField("cross"):
-        cross = parse_attention(message.cross, len(header.source), top_k=header.top_k)
+        cross = parse_attention(message.cross, header.source_length, top_k=header.top_k)
     if message.HasField("decoder_self"):
         decoder_self = parse_attention(message.decoder_self, num_seen, top_k=header.top_k)
     return Step(
@@ -329,7 +339,7 @@ def parse_step(message: service_pb.Step, header: Started) -> Step:
 
 def parse_encoder_self(message: service_pb.EncoderSelf, header: Started) -> FloatArray:
     """Parses a part of encoder self-attention into `[queries, positions, ...]`."""
-    return parse_attention(message.attention, len(header.source), axis=1, top_k=header.top_k)
+    return parse_attention(message.attention, header.source_length, axis=1, top_k=header.top_k)
 
 
 def parse_finished(message: service_pb.Finished) -> Finished:
@@ -372,4 +382,6 @@ def parse_model(message: model_pb2.Model) -> Model:
         device=message.device,
         default=message.default,
         vocabulary_size=message.vocabulary_size,
+        batches=message.batches,
+        feature_shape=tuple(message.feature_shape),
     )

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+from numpy.typing import NDArray
 
 AttentionKind = Literal["cross", "decoder_self", "encoder_self"]
 Reduction = Literal["mean", "max", "min", "sum", "prod", "absmax", "l2"]
@@ -38,8 +40,9 @@ Padding = Literal["refuse", "mask"]
 Head = tuple[int, int] | tuple[int, int, float]
 """(layer, head), or (layer, head, weight). The weight is for a weighted mean or sum over heads; its default is 1."""
 
-Source = str | Sequence[int] | Sequence[dict[str, str]]
-"""A text, token ids, or the messages of a chat: dictionaries with "role" and "content"."""
+Source = str | Sequence[int] | Sequence[dict[str, str]] | NDArray[Any]
+"""A text, token ids, the messages of a chat (dictionaries with "role" and "content"), or for a speech model an array
+`[mel bins, frames]`: what the model's feature extractor makes of a recording."""
 
 
 @dataclass(frozen=True)

@@ -106,6 +106,7 @@ class Started:
         offset_unit: What the offsets of all tokens count.
         source_tokens_left_out: How many tokens of the source `truncate` has left out.
         target_tokens_left_out: How many tokens of the target or of the prefix `truncate` has left out.
+        source_position_count: The number of source positions where the source is a recording, which has no tokens.
     """
 
     request_id: str
@@ -122,6 +123,12 @@ class Started:
     offset_unit: OffsetUnit = "code_point"
     source_tokens_left_out: int = 0
     target_tokens_left_out: int = 0
+    source_position_count: int = 0
+
+    @property
+    def source_length(self) -> int:
+        """The number of positions of the source."""
+        return len(self.source) or self.source_position_count
 
     @property
     def first_position(self) -> int:
@@ -256,7 +263,11 @@ class ModelAttention:
 
 @dataclass(frozen=True)
 class Model:
-    """A model that the server has loaded. `default` says whether it serves the requests that name no model."""
+    """A model that the server has loaded.
+
+    `default` says whether it serves the requests that name no model, `batches` whether its requests share batches.
+    `feature_shape` is the shape of a recording's features that are the source; empty if the model reads texts.
+    """
 
     name: str
     family: str
@@ -269,6 +280,8 @@ class Model:
     device: str
     default: bool
     vocabulary_size: int
+    batches: bool = False
+    feature_shape: tuple[int, ...] = ()
 
 
 def build_attribution(
@@ -285,7 +298,7 @@ def build_attribution(
         usage=finished.usage,
         hypotheses=finished.hypotheses,
         first_step=steps[0].index if steps else 0,
-        cross=_stack_rows([step.cross for step in steps], len(started.source)),
+        cross=_stack_rows([step.cross for step in steps], started.source_length),
         decoder_self=_stack_rows([step.decoder_self for step in steps], positions),
         encoder_self=np.concatenate(encoder_self) if encoder_self else None,
         scores={name: np.array([step.scores[name] for step in steps], np.float32) for name in started.scores},

@@ -10,6 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+import numpy as np
+from numpy.typing import NDArray
+
 from .capture import AttentionArrays, CapturePlan
 from .text import OffsetUnit, Token, TokenizedText
 
@@ -50,13 +53,21 @@ class GivenTarget:
     text: TokenizedText
 
 
+@dataclass(frozen=True, eq=False)
+class SourceFeatures:
+    """A source that is a recording: features float32 `[mel bins, frames]`, of which the encoder makes positions."""
+
+    values: NDArray[np.float32]
+    num_positions: int
+
+
 @dataclass(frozen=True)
 class Request:
     """A validated request to one model.
 
     Attributes:
         request_id: For logs and for the client.
-        source: What the model reads.
+        source: What the model reads. Without tokens where the source is a recording.
         decoder_prompt_ids: The tokens that the decoder reads between the source and step 0: the start token and the
             prefix.
         target: How the model generates the target, or the target itself.
@@ -71,6 +82,7 @@ class Request:
         contrast: The second context, in which the model is run as well.
         has_parts: Whether a long given target is read in parts. With a contrast it is not, nor by a model that gives
             whole matrices.
+        features: The source of a speech model.
     """
 
     request_id: str
@@ -86,6 +98,12 @@ class Request:
     target_tokens_left_out: int = 0
     contrast: Contrast | None = None
     has_parts: bool = True
+    features: SourceFeatures | None = None
+
+    @property
+    def source_length(self) -> int:
+        """The number of positions of the source."""
+        return len(self.source.tokens) if self.features is None else self.features.num_positions
 
     @property
     def num_sequences(self) -> int:
@@ -99,7 +117,7 @@ class Request:
         """The most tokens that source and target can have together, in both contexts."""
         target = len(self.target.text.tokens) if isinstance(self.target, GivenTarget) else self.target.max_new_tokens
         other = 0 if self.contrast is None else self.contrast.request.max_num_tokens
-        return len(self.source.tokens) + len(self.decoder_prompt_ids) + target + other
+        return self.source_length + len(self.decoder_prompt_ids) + target + other
 
     @property
     def captured_steps(self) -> range:
@@ -111,7 +129,7 @@ class Request:
 
     def step_bytes(self, num_read: int) -> int:
         """Returns the bytes of attention of a step behind which the decoder has read so many tokens."""
-        positions = {"cross": len(self.source.tokens), "decoder_self": num_read}
+        positions = {"cross": self.source_length, "decoder_self": num_read}
         return sum(self.capture.row_bytes(kind, positions[kind]) for kind in self.capture.kinds if kind in positions)
 
     @property
@@ -121,7 +139,7 @@ class Request:
         These are encoder self-attention, and the steps of a given target that one pass computes. 0 if all attention is
         computed step by step.
         """
-        source = len(self.source.tokens)
+        source = self.source_length
         num_bytes = 0
         if "encoder_self" in self.capture.kinds:
             num_bytes = self._held_bytes(self.capture.row_bytes("encoder_self", source), source)

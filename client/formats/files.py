@@ -42,6 +42,8 @@ def save(attributions: Attribution | Sequence[Attribution], path: str | Path) ->
     sequence = [attributions] if isinstance(attributions, Attribution) else list(attributions)
     if not sequence:
         raise ValueError("there is nothing to save")
+    if path.suffix != ".npz" and any(attribution.started.source_position_count for attribution in sequence):
+        raise ValueError(f"{path.name}: {path.suffix} has no place for a source that is a recording; .npz has")
     data = encode(sequence)
     # The temporary file is in the same folder. So replacing the old file is a single step, which cannot fail half-way.
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")

@@ -83,6 +83,8 @@ def started_message(
     )
     if offsets is not None:
         offsets.add_started(started)
+    if request.features is not None:
+        message.source_position_count = request.features.num_positions
     for token in request.source.tokens:
         _fill_token(message.source.add(), token, offsets and offsets.source)
     for token in started.decoder_prompt:
@@ -199,6 +201,8 @@ def model_message(loaded: LoadedModel, limits: model_pb2.RequestLimits, *, defau
         if loaded.attention_layers.captures_rows
         else model_pb2.CAPTURE_PATH_MATRICES,
         limits=limits,
+        batches=loaded.backend is not None,
+        feature_shape=loaded.feature_shape or (),
     )
 
 

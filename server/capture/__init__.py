@@ -3,6 +3,7 @@
 context               AttentionKind, LayerKey, Recorder; record_to() sets the recorder of this thread
 attention_function    attend(), which transformers calls for attention: computes and records probabilities
 attention_layers      finds a model's attention layers, and verifies their rows at load; FullRecorder
+speech_sources        features of recordings as sources
 plan                  CapturePlan: what one request keeps
 recorder              PassRecorder: the rows of one forward pass
 source_recorder       SourceRecorder: the rows of an encoder, part by part
@@ -46,6 +47,7 @@ from .difference import minuend_plan, subtract
 from .plan import CapturePlan, Head, Row
 from .recorder import PassRecorder
 from .source_recorder import SourceRecorder
+from .speech_sources import feature_shape, short_sources, source_inputs, trial_inputs
 
 __all__ = [
     "AttentionArrays",
@@ -63,6 +65,7 @@ __all__ = [
     "attend",
     "attend_per_row",
     "build_arrays",
+    "feature_shape",
     "find_attention_layers",
     "first_token",
     "has_fused_decode",
@@ -75,6 +78,9 @@ __all__ = [
     "record_targets",
     "record_to",
     "register",
+    "short_sources",
+    "source_inputs",
     "subtract",
+    "trial_inputs",
     "write_step_rows",
 ]

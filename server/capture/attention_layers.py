@@ -20,6 +20,7 @@ from ...kernels import AttentionParams, AttentionTensors, LayerSpec, new_attenti
 from ..transformers_versions import set_attention
 from .attention_function import NAME, UnsupportedAttentionError, mark_attention
 from .context import AttentionKind, LayerKey, RecordTarget, observe_with, record_to, set_layer_key
+from .speech_sources import short_sources, trial_inputs
 
 log = logging.getLogger(__name__)
 
@@ -79,13 +80,17 @@ class FullRecorder:
         return [RecordTarget(self.results[layer_key], LayerSpec(), slice(0, length))]
 
 
-@torch.inference_mode()
 def find_attention_layers(model: PreTrainedModel) -> AttentionLayers:
     """Marks the attention modules of `model` with their layer keys, and says how attention can be captured.
 
     The model comes with `attn_implementation="sidelight"` where its family allows it, and leaves with it, or with
     "eager" if attention is taken from the model's matrices.
     """
+    with torch.inference_mode(), short_sources(model, _SOURCE_LENGTH):
+        return _find_attention_layers(model)
+
+
+def _find_attention_layers(model: PreTrainedModel) -> AttentionLayers:
     matrices = _matrices(model)
     is_causal = all(not bool(matrix.triu(1).any()) for matrix in matrices.get("decoder_self", ()))
     heads: dict[AttentionKind, tuple[int, ...]] = {kind: tuple(m.shape[1] for m in ms) for kind, ms in matrices.items()}
@@ -145,7 +150,7 @@ def _run(model: PreTrainedModel, **options: Any) -> Any:
     if not model.config.is_encoder_decoder:
         return model(input_ids=source, use_cache=False, **options)
     target = source[:, :_TARGET_LENGTH]
-    return model(input_ids=source, decoder_input_ids=target, use_cache=False, **options)
+    return model(**trial_inputs(model, source), decoder_input_ids=target, use_cache=False, **options)
 
 
 def _mark(model: PreTrainedModel) -> dict[LayerKey, nn.Module]:

@@ -21,13 +21,16 @@ from transformers import (
     CONFIG_MAPPING,
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+    MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
+    AutoModelForSpeechSeq2Seq,
     GenerationConfig,
     PreTrainedConfig,
 )
 
+from ..capture import feature_shape, source_inputs
 from .fields import deadline, declared_types, field_to_blame, plain_words, words_of_type, wrong_field
 from .files import CONFIG, GENERATION_CONFIG, Checkpoint, CheckpointError
 from .weights import TooLargeError, limit_size, silence_transformers
@@ -36,6 +39,9 @@ log = logging.getLogger(__name__)
 
 # How many tokens a trial of a model reads.
 _NUM_TOKENS = 4
+
+# Families that write the words of a recording.
+_SPEECH = ("whisper",)
 
 # What torch says if a family's code looks at the numbers of a tensor without memory.
 _NO_NUMBERS = re.compile(r"\bmeta\b", re.IGNORECASE)
@@ -61,6 +67,11 @@ def read_config(checkpoint: Checkpoint) -> PreTrainedConfig:
 
 def class_for(config: PreTrainedConfig) -> Any:
     """Returns transformers' class for a model that generates text. Raises CheckpointError if the family has none."""
+    if config.model_type in _SPEECH:
+        return AutoModelForSpeechSeq2Seq
+    if type(config) in MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING:
+        known = ", ".join(_SPEECH)
+        raise CheckpointError(f"{CONFIG}: {config.model_type} reads recordings; of such families {known} is supported")
     if config.is_encoder_decoder:
         kind, auto, known = "an encoder-decoder", AutoModelForSeq2SeqLM, MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING
     else:
@@ -128,7 +139,9 @@ def _making_failure(
                 model: Any = auto.from_config(config, dtype=torch.float32, attn_implementation="eager").eval()
             if runs:
                 ids = torch.zeros(1, _NUM_TOKENS, dtype=torch.int64, device="meta")
-                model(input_ids=ids, **({"decoder_input_ids": ids} if config.is_encoder_decoder else {}))
+                source = ids if (shape := feature_shape(model)) is None else torch.zeros(1, *shape, device="meta")
+                decoder = {"decoder_input_ids": ids} if config.is_encoder_decoder else {}
+                model(**source_inputs(source), **decoder)
     except Exception as trial_error:  # as in `read_config`
         # An error about missing numbers does not show whether the model works.
         return None if _NO_NUMBERS.search(str(trial_error)) else trial_error

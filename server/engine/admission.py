@@ -146,9 +146,9 @@ class AdmissionQueue:
         self._needs_announcing = True
 
     def source_lengths(self) -> list[int]:
-        """The tokens of each waiting request's source."""
+        """The positions of each waiting request's source."""
         with self._lock:
-            return [len(state.request.source.tokens) for state in self._waiting]
+            return [state.request.source_length for state in self._waiting]
 
     def deadlines(self) -> list[float]:
         """The deadlines of the waiting requests."""

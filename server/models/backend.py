@@ -96,10 +96,11 @@ class Backend(Protocol):
         """A KV cache of `count` slots with `length` positions of target and source; None: as many as `lengths`."""
         ...
 
-    def prefill_sources(self, ids: Tensor, lengths: Mapping[int, int], cache: KVCache) -> None:
-        """Encode source tokens `[B, S]` and store the keys and values of cross-attention.
+    def prefill_sources(self, sources: Tensor, lengths: Mapping[int, int], cache: KVCache) -> None:
+        """Encode sources and store the keys and values of cross-attention.
 
-        `lengths` maps the slot of each row, in the order of the rows, to the number of tokens that are no padding.
+        `sources` are tokens int64 `[B, S]`, or features of recordings `[B, bins, frames]`. `lengths` maps the slot of
+        each row, in the order of the rows, to the number of positions that are no padding.
         """
         ...
 

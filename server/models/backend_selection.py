@@ -15,7 +15,16 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..capture import AttentionLayers, FullRecorder, LayerKey, first_token, record_to
+from ..capture import (
+    AttentionLayers,
+    FullRecorder,
+    LayerKey,
+    feature_shape,
+    first_token,
+    record_to,
+    short_sources,
+    trial_inputs,
+)
 from ..layers import LMHead, find_lm_head
 from ..memory import is_out_of_memory
 from .backend import Backend, BackendConfig, BackendType, UnsupportedModelError
@@ -32,6 +41,9 @@ log = logging.getLogger(__name__)
 # and on average over a layer. In int8 a last bit of an activation becomes a hundredth: 0.056 and 0.016 in a random
 # model of opus-mt's size. Rows of another layer or head differ by more on average.
 _MAX_ROW_DIFFERENCE, _MAX_MEAN_ROW_DIFFERENCE = 0.5, 0.05
+
+# The positions of the recordings that speech models are verified with.
+_SPEECH_POSITIONS = 4
 
 # Attention rows `[positions, heads]`, by layer and sequence.
 _Rows = dict[tuple[LayerKey, int], Tensor]
@@ -72,6 +84,19 @@ def select_backend(
     accept_row_positions(model)
     if config.is_batch_invariant:
         separate_activations(model)
+    with short_sources(model, _SPEECH_POSITIONS):
+        return _select_verified(model, config, backends, is_exact=is_exact, is_compiled=is_compiled)
+
+
+def _select_verified(
+    model: PreTrainedModel,
+    config: BackendConfig,
+    backends: Sequence[BackendType],
+    *,
+    is_exact: bool,
+    is_compiled: bool,
+) -> Backend | None:
+    """`select_backend` for a model that is prepared for it."""
     verification = Verification(model)
     if is_compiled:
         # To compile takes a minute, so the verification runs the code that the graph is made of.
@@ -146,6 +171,8 @@ class Verification:
         self._padding = token
         self._targets = [[token, token + 1, token + 2], [token + 1]]
         self._sources = [[token, token + 3], [token + 2, token + 1, token, token + 3]]
+        self._is_speech = feature_shape(model) is not None
+        self._source_lengths = [_SPEECH_POSITIONS] * 2 if self._is_speech else [*map(len, self._sources)]
 
     @torch.inference_mode()
     def problem(self, compute: Callable[[], _Computed], tolerance: float) -> str | None:
@@ -184,17 +211,15 @@ class Verification:
     def decoded(self, backend: Backend) -> _Computed:
         """What a backend computes in one step of both sequences, after the prefill of the tokens before."""
         device = self._model.device
-        longest = max(map(len, self._sources)) if self._is_encoder_decoder else 0
+        longest = max(self._source_lengths) if self._is_encoder_decoder else 0
         cache = backend.new_kv_cache(2, 8)
         recorder = FullRecorder()
         with record_to(None, padded=False):
             if self._is_encoder_decoder:
-                padded = [[*source, *[self._padding] * (longest - len(source))] for source in self._sources]
-                lengths = dict(enumerate(map(len, self._sources)))
-                backend.prefill_sources(torch.tensor(padded, device=device), lengths, cache)
-            for slot, (target, source) in enumerate(zip(self._targets, self._sources, strict=True)):
+                backend.prefill_sources(self._padded_sources(), dict(enumerate(self._source_lengths)), cache)
+            for slot, (target, length) in enumerate(zip(self._targets, self._source_lengths, strict=True)):
                 if len(target) > 1:
-                    cache.begin_prefill(slot, 0, len(target) - 1, len(source) if self._is_encoder_decoder else 0)
+                    cache.begin_prefill(slot, 0, len(target) - 1, length if self._is_encoder_decoder else 0)
                     backend.prefill(torch.tensor([target[:-1]], device=device), cache)
             cache.begin_decode(slice(0, 2), max(map(len, self._targets)), longest)
             with record_to(recorder, padded=False):
@@ -207,8 +232,17 @@ class Verification:
         }
         return logits, rows
 
+    def _padded_sources(self) -> Tensor:
+        """The sources as a batch: tokens with padding, or features of recordings."""
+        if self._is_speech:
+            sources = (torch.tensor([source], device=self._model.device) for source in self._sources)
+            return torch.cat([next(iter(trial_inputs(self._model, source).values())) for source in sources])
+        longest = max(self._source_lengths)
+        padded = [[*source, *[self._padding] * (longest - len(source))] for source in self._sources]
+        return torch.tensor(padded, device=self._model.device)
+
     def _num_positions(self, key: LayerKey, sequence: int) -> int:
-        return len((self._sources if key.kind == "cross" else self._targets)[sequence])
+        return self._source_lengths[sequence] if key.kind == "cross" else len(self._targets[sequence])
 
     def projected(self, lm_head: LMHead) -> _Computed:
         """The logits of an LM head for the hidden states of the model's own forward passes."""
@@ -239,12 +273,13 @@ class Verification:
 
     def _own_logits(self, sequence: int, recorder: FullRecorder | None = None) -> Tensor:
         """The logits `[1, T, vocabulary]` of the model's own forward pass, without a cache."""
-        inputs = {"input_ids": self._targets[sequence]}
+        target = torch.tensor([self._targets[sequence]], device=self._model.device)
+        inputs = {"input_ids": target}
         if self._is_encoder_decoder:
-            inputs = {"input_ids": self._sources[sequence], "decoder_input_ids": self._targets[sequence]}
-        tensors = {name: torch.tensor([ids], device=self._model.device) for name, ids in inputs.items()}
+            source = torch.tensor([self._sources[sequence]], device=self._model.device)
+            inputs = trial_inputs(self._model, source) | {"decoder_input_ids": target}
         with record_to(recorder, padded=False):
-            return self._model(**tensors, use_cache=False).logits
+            return self._model(**inputs, use_cache=False).logits
 
 
 def _described(error: Exception) -> str:

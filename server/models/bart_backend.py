@@ -43,8 +43,8 @@ class BartBackend(TransformersBackend):
         """Whether all layers are of families that `bart_modules` knows."""
         return is_bart_style(model)
 
-    def _encode(self, ids: Tensor, mask: Tensor | None) -> Tensor:
-        return self._encoder.encode(ids, mask)
+    def _encode(self, sources: Tensor, mask: Tensor | None) -> Tensor:
+        return self._encoder.encode(sources, mask)
 
     def _decode(self, tokens: Tensor, cache: KVCache) -> Tensor:
         return self._decoder.decode(tokens, cache)

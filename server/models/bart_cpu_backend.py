@@ -57,10 +57,10 @@ class BartCpuBackend(TransformersBackend):
         """How many source tokens, padding included, are encoded at once."""
         return MAX_PROGRAM_TOKENS
 
-    def _encode(self, ids: Tensor, mask: Tensor | None) -> Tensor:
-        return self._long_source_encoder.encode(ids, mask)
+    def _encode(self, sources: Tensor, mask: Tensor | None) -> Tensor:
+        return self._long_source_encoder.encode(sources, mask)
 
-    def prefill_sources(self, ids: Tensor, lengths: Mapping[int, int], cache: KVCache) -> None:
+    def prefill_sources(self, sources: Tensor, lengths: Mapping[int, int], cache: KVCache) -> None:
         """Encode short sources together as a program, and each long source alone.
 
         The length of a source alone decides how it is encoded, so its numbers do not depend on other sources.
@@ -70,10 +70,10 @@ class BartCpuBackend(TransformersBackend):
             if self._encoder_program.takes(length):
                 short_rows[row] = slot
             else:
-                self._prefill_source(ids[row : row + 1, :length], slot, cache)
+                self._prefill_source(sources[row : row + 1, :length], length, slot, cache)
         if short_rows:
             short_lengths = {slot: lengths[slot] for slot in short_rows.values()}
-            self._encoder_program.run(ids[[*short_rows], : max(short_lengths.values())], short_lengths, cache)
+            self._encoder_program.run(sources[[*short_rows], : max(short_lengths.values())], short_lengths, cache)
 
     def decode(self, tokens: Tensor, cache: KVCache, query: ArgmaxQuery | None = None) -> Tensor:
         """Run a step as a program, and the search of a `query` in the same run."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import GenerationConfig, PreTrainedModel
 
-from ..capture import AttentionKind, AttentionLayers
+from ..capture import AttentionKind, AttentionLayers, feature_shape
 from ..text import Tokenizer
 from .backend import Backend
 
@@ -36,6 +36,11 @@ class LoadedModel:
     def family(self) -> str:
         """The model type of transformers, such as "marian"."""
         return str(self.model.config.model_type)
+
+    @cached_property
+    def feature_shape(self) -> tuple[int, int] | None:
+        """The mel bins and frames of a recording, which are the source; None: the source is a text."""
+        return feature_shape(self.model)
 
     @cached_property
     def vocabulary_size(self) -> int:

@@ -19,7 +19,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ...kernels.cpu import is_supported
-from ..capture import AttentionLayers, find_attention_layers, register
+from ..capture import AttentionLayers, feature_shape, find_attention_layers, register
 from ..checkpoint import (
     CONFIG,
     Checkpoint,
@@ -103,7 +103,7 @@ def load(
         config, pretrained = _read_files(checkpoint)
         model = _load_model(checkpoint, config, options)
         tokenizer = _make_tokenizer(pretrained, model, checkpoint, config)
-        source, target = _lengths(config, max_length)
+        source, target = _lengths(config, max_length, is_speech=feature_shape(model) is not None)
         _check_lengths(tokenizer, config, source, target, max_length)
         attention_layers = find_attention_layers(model)
         backend = _make_backend(model, attention_layers, options, source, target)
@@ -328,8 +328,11 @@ def _precision(dtype: str, device: torch.device) -> Precision | None:
     return precisions.get(dtype)
 
 
-def _lengths(config: Any, max_length: int | None) -> tuple[int, int]:
-    """The most source tokens and target tokens, by the model's position tables and `max_length`."""
+def _lengths(config: Any, max_length: int | None, *, is_speech: bool) -> tuple[int, int]:
+    """The most source tokens and target tokens, by the model's position tables and `max_length`.
+
+    All recordings that a speech model reads have one length.
+    """
     text = config.get_text_config()
     positions = getattr(text, "max_position_embeddings", None) or _DEFAULT_LENGTH
     positions = min(positions, _rotary_limit(text) or positions)
@@ -337,7 +340,7 @@ def _lengths(config: Any, max_length: int | None) -> tuple[int, int]:
     source = getattr(config, "max_source_positions", None) or positions
     target = getattr(config, "max_target_positions", None) or positions
     limit = max_length or max(source, target)
-    return min(source, limit), min(target, limit)
+    return source if is_speech else min(source, limit), min(target, limit)
 
 
 def _rotary_limit(text: Any) -> int | None:

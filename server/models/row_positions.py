@@ -1,9 +1,9 @@
 """Positions for each row of a batch, in families whose code expects one position for all rows.
 
 In a step, slots are at different lengths, so the length of the cache is a tensor `[rows, 1]`. Marian, Pegasus and
-Blenderbot take the tensor as it is, and other models take position ids. BART's relatives and the families of T5 need the
-replacements below. Modules are known by the names of their classes: an import of all these families takes longer than
-the start of a small model.
+Blenderbot take the tensor as it is, and other models take position ids. BART's relatives and the families of T5 need
+the replacements below. Modules are known by the names of their classes: an import of all these families takes longer
+than the start of a small model.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
-from ..capture import attend_per_row, first_token, layer_key_of, record_to
+from ..capture import attend_per_row, first_token, layer_key_of, record_to, source_inputs, trial_inputs
 from ..layers import ArgmaxQuery, LMHead
 from ..transfer import int_tensor
 from ..transformers_versions import cache_argument, cache_of
@@ -106,33 +106,36 @@ class TransformersBackend:
 
     # ---- sources ----------------------------------------------------------------------------------------------------
 
-    def encode(self, ids: Tensor, lengths: Sequence[int]) -> Tensor:
-        """The encoder's output `[B, S, width]` for source tokens `[B, S]`; `lengths[row]` tokens are no padding."""
+    def encode(self, sources: Tensor, lengths: Sequence[int]) -> Tensor:
+        """The encoder's output `[B, S, width]` for sources as `Backend` describes them.
+
+        `lengths[row]` tokens are no padding. Features of recordings have no padding.
+        """
         mask: Tensor | None = None
-        if min(lengths) < ids.shape[1]:
-            mask = torch.arange(ids.shape[1], device=ids.device) < int_tensor(
-                [[length] for length in lengths], ids.device
+        if sources.dim() == 2 and min(lengths) < sources.shape[1]:
+            mask = torch.arange(sources.shape[1], device=sources.device) < int_tensor(
+                [[length] for length in lengths], sources.device
             )
         with record_to(None, padded=mask is not None):
-            return self._encode(ids, mask)
+            return self._encode(sources, mask)
 
-    def _encode(self, ids: Tensor, mask: Tensor | None) -> Tensor:
+    def _encode(self, sources: Tensor, mask: Tensor | None) -> Tensor:
         """The encoder's output `[B, S, width]`. `mask`, bool `[B, S]`, is False at padding; None: no padding."""
-        inputs = {} if mask is None else {"attention_mask": mask.long()}
-        return self._model.get_encoder()(input_ids=ids, **inputs).last_hidden_state
+        inputs = source_inputs(sources) | ({} if mask is None else {"attention_mask": mask.long()})
+        return self._model.get_encoder()(**inputs).last_hidden_state
 
-    def prefill_sources(self, ids: Tensor, lengths: Mapping[int, int], cache: KVCache) -> None:
-        """Encode source tokens `[B, S]` and store the keys and values of cross-attention, as `Backend` describes it."""
+    def prefill_sources(self, sources: Tensor, lengths: Mapping[int, int], cache: KVCache) -> None:
+        """Encode sources and store the keys and values of cross-attention, as `Backend` describes it."""
         if not self._config.is_batch_invariant:
-            self.store_sources(self.encode(ids, [*lengths.values()]), lengths, cache)
+            self.store_sources(self.encode(sources, [*lengths.values()]), lengths, cache)
             return
         for row, (slot, length) in enumerate(lengths.items()):
-            self._prefill_source(ids[row : row + 1, :length], slot, cache)
+            source = sources[row : row + 1]
+            self._prefill_source(source[:, :length] if source.dim() == 2 else source, length, slot, cache)
 
-    def _prefill_source(self, ids: Tensor, slot: int, cache: KVCache) -> None:
-        """Encode one source `[1, S]` without padding, so that its numbers do not depend on other sources."""
-        length = ids.shape[1]
-        self.store_sources(self.encode(ids, [length]), {slot: length}, cache)
+    def _prefill_source(self, source: Tensor, length: int, slot: int, cache: KVCache) -> None:
+        """Encode one source without padding, so that its numbers do not depend on other sources."""
+        self.store_sources(self.encode(source, [length]), {slot: length}, cache)
 
     def store_sources(self, hidden: Tensor, lengths: Mapping[int, int], cache: KVCache) -> None:
         """Store the keys and values of cross-attention for the encoder's output `[B, S, width]`.
@@ -218,7 +221,8 @@ class TransformersBackend:
         ids = torch.full((1, 2), first_token(self._model), device=self._model.device)
         with record_to(None, padded=False), torch.inference_mode():
             if self._is_encoder_decoder:
-                cache = cache_of(self._model(input_ids=ids, decoder_input_ids=ids[:, :1], use_cache=True))
+                source = trial_inputs(self._model, ids)
+                cache = cache_of(self._model(**source, decoder_input_ids=ids[:, :1], use_cache=True))
                 return _shapes_of(cache.self_attention_cache), _shapes_of(cache.cross_attention_cache)
             return _shapes_of(cache_of(self._model(input_ids=ids, use_cache=True))), []
 

@@ -101,7 +101,8 @@ class ModelRunner:
         self._sampler.add(slot, params, prompt, source)
         plans = (sequence.plan for sequence in self._slots.sequences.values())
         plan = next((plan for plan in plans if plan == request.capture), request.capture)
-        sequence = Sequence(request, params, plan, len(source or ()), prompt, self._sampler.end_ids(slot))
+        source_length = 0 if source is None else request.source_length
+        sequence = Sequence(request, params, plan, source_length, prompt, self._sampler.end_ids(slot))
         self._slots.allocate(sequence)
         self._tokens[slot] = prompt[-1]
         return sequence

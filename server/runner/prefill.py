@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import torch
+from torch import Tensor
+
 from ..capture import AttentionArrays, record_to
 from ..memory import release_memory_of
 from ..models import MAX_PREFILL_TOKENS, Backend, KVCache, LoadedModel
 from ..request import Request
 from ..transfer import int_tensor
 from .sequence import Sequence
-from .single_sequence import SingleSequenceModel
+from .single_sequence import SingleSequenceModel, features_tensor
 
 # Tokens of a prompt that are read between two steps of the other sequences.
 _CHUNK = 256
@@ -47,13 +50,8 @@ class Prefill:
     def _read_group(self, group: list[Sequence]) -> dict[Sequence, Exception]:
         """Reads sources in one pass, and one by one where the pass fails."""
         try:
-            longest = max(sequence.source_length for sequence in group)
-            ids = [
-                [*sequence.request.source.ids, *([self._padding] * (longest - sequence.source_length))]
-                for sequence in group
-            ]
             lengths = {sequence.slot: sequence.source_length for sequence in group}
-            self._backend.prefill_sources(int_tensor(ids, self._device), lengths, self._cache)
+            self._backend.prefill_sources(self._sources(group), lengths, self._cache)
         except Exception as error:
             if len(group) == 1:
                 return {group[0]: release_memory_of(error)}
@@ -62,6 +60,19 @@ class Prefill:
                 faults |= self._read_group([sequence])
             return faults
         return {}
+
+    def _sources(self, group: list[Sequence]) -> Tensor:
+        """The sources of a pass: tokens with padding, or features of recordings, which all have one length."""
+        features = [sequence.request.features for sequence in group]
+        if features[0] is not None:
+            recordings = [features_tensor(recording, self._loaded.model) for recording in features if recording]
+            return torch.cat(recordings)
+        longest = max(sequence.source_length for sequence in group)
+        ids = [
+            [*sequence.request.source.ids, *([self._padding] * (longest - sequence.source_length))]
+            for sequence in group
+        ]
+        return int_tensor(ids, self._device)
 
     def source_attention(self, request: Request) -> Iterator[AttentionArrays] | None:
         """The encoder self-attention of a request, from a pass of its own. Raises RequestError."""

@@ -26,10 +26,11 @@ from ..capture import (
     matrices_of,
     observe_with,
     record_to,
+    source_inputs,
 )
 from ..errors import not_a_number
 from ..models import LoadedModel
-from ..request import MAX_PART_BYTES, Request
+from ..request import MAX_PART_BYTES, Request, SourceFeatures
 from ..transfer import to_host
 from ..transformers_versions import cache_argument, cache_of, takes_whole_target
 
@@ -63,18 +64,32 @@ class ForwardOutput:
         return cross, own
 
 
+def features_tensor(features: SourceFeatures, model: Any) -> Tensor:
+    """The features of a recording as a batch of one source, `[1, bins, frames]`, on the model's device."""
+    return torch.from_numpy(features.values)[None].to(model.device, model.dtype)
+
+
 class SingleSequenceModel:
     """One sequence of a model: its encoder's output, its cache, and how many tokens it has read."""
 
     def __init__(
-        self, loaded: LoadedModel, plan: CapturePlan, source_ids: Sequence[int], context_ids: Sequence[int]
+        self,
+        loaded: LoadedModel,
+        plan: CapturePlan,
+        source_ids: Sequence[int],
+        context_ids: Sequence[int],
+        features: SourceFeatures | None = None,
     ) -> None:
-        """`context_ids` are what the decoder reads between source and step 0: start token and prefix."""
+        """`context_ids` are what the decoder reads between source and step 0: start token and prefix.
+
+        `features` are the source of a speech model; `source_ids` are empty then.
+        """
         self._model: Any = loaded.model
         self._captures_rows = loaded.attention_layers.captures_rows
         self._plan = plan
-        self._source = source_ids
-        self._source_ids = self.tensor(self._source)
+        encoded = loaded.is_encoder_decoder
+        self.source_length = (features.num_positions if features else len(source_ids)) if encoded else 0
+        self._source = self.tensor(source_ids) if features is None else features_tensor(features, self._model)
         self._encoder_outputs: Any = None
         self._cache: Any = None
         self._is_encoder_decoder = loaded.is_encoder_decoder
@@ -86,7 +101,7 @@ class SingleSequenceModel:
     @classmethod
     def of_request(cls, loaded: LoadedModel, request: Request) -> SingleSequenceModel:
         """The sequence of a request, before any pass."""
-        return cls(loaded, request.capture, request.source.ids, request.decoder_prompt_ids)
+        return cls(loaded, request.capture, request.source.ids, request.decoder_prompt_ids, request.features)
 
     def tensor(self, ids: Sequence[int]) -> Tensor:
         """Ids as a batch of one sequence, int64 `[1, count]`."""
@@ -100,19 +115,18 @@ class SingleSequenceModel:
         """
         if not self._is_encoder_decoder:
             return None
+        inputs = source_inputs(self._source) | self._mask()
         if not self._captures_rows:
-            recorder = PassRecorder(self._plan, NO_QUERIES, {"encoder_self": len(self._source)})
-            self._encoder_outputs = self._run(
-                self._model.get_encoder(), recorder, ("encoder_self",), input_ids=self._source_ids, **self._mask()
-            )
+            recorder = PassRecorder(self._plan, NO_QUERIES, {"encoder_self": self.source_length})
+            self._encoder_outputs = self._run(self._model.get_encoder(), recorder, ("encoder_self",), **inputs)
             tensors = recorder.result("encoder_self")
             return None if tensors is None else self._read_parts(iter([tensors]), check=check)
-        source = SourceRecorder(self._plan, len(self._source)) if "encoder_self" in self._plan.kinds else None
+        source = SourceRecorder(self._plan, self.source_length) if "encoder_self" in self._plan.kinds else None
         with record_to(None, padded=False), nullcontext() if source is None else observe_with(source):
-            self._encoder_outputs = self._model.get_encoder()(input_ids=self._source_ids)
+            self._encoder_outputs = self._model.get_encoder()(**inputs)
         if source is None:
             return None
-        length = len(self._source)
+        length = self.source_length
         size = max(1, MAX_PART_BYTES // max(1, self._plan.row_bytes("encoder_self", length)))
         parts = (slice(begin, min(begin + size, length)) for begin in range(0, length, size))
         return self._read_parts(map(source.compute, parts), check=check)
@@ -157,7 +171,7 @@ class SingleSequenceModel:
 
     def _forward(self, ids: Tensor, queries: slice, num_logits: int, *, is_last: bool) -> ForwardOutput:
         self.num_read += ids.shape[1]
-        recorder = PassRecorder(self._plan, queries, {"cross": len(self._source), "decoder_self": self.num_read})
+        recorder = PassRecorder(self._plan, queries, {"cross": self.source_length, "decoder_self": self.num_read})
         inputs: dict[str, Any] = {cache_argument(self._model): self._cache, "use_cache": not is_last}
         if self._is_encoder_decoder:
             if takes_whole_target(self._model):
@@ -167,7 +181,7 @@ class SingleSequenceModel:
             if not self._captures_rows:
                 # The encoder does not read the source again; but FSMT masks a target's future only where the decoder
                 # is given the source's ids.
-                inputs["input_ids"] = self._source_ids
+                inputs |= source_inputs(self._source)
         else:
             inputs["input_ids"] = ids
         if self._keeps_logits:
@@ -179,7 +193,9 @@ class SingleSequenceModel:
 
     def _mask(self) -> dict[str, Tensor]:
         # A single source without padding needs no mask, and to look whether a mask hides anything waits for the device.
-        return {} if self._captures_rows else {"attention_mask": torch.ones_like(self._source_ids)}
+        # Recordings have no padding at all.
+        has_mask = not self._captures_rows and self._source.dim() == 2
+        return {"attention_mask": torch.ones_like(self._source)} if has_mask else {}
 
     def _run(self, module: Any, recorder: PassRecorder, kinds: tuple[AttentionKind, ...], **inputs: Any) -> Any:
         """Runs a forward pass, and records what the plan captures of these kinds."""

@@ -48,7 +48,7 @@ class _Context:
 
     def __init__(self, loaded: LoadedModel, request: Request, plan: CapturePlan) -> None:
         assert isinstance(request.target, GivenTarget)
-        self.model = SingleSequenceModel(loaded, plan, request.source.ids, request.decoder_prompt_ids)
+        self.model = SingleSequenceModel(loaded, plan, request.source.ids, request.decoder_prompt_ids, request.features)
         self.steps = request.captured_steps
         self._ids = request.target.text.ids
         self._num_prompt = len(self.model.prompt)

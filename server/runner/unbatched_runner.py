@@ -63,7 +63,7 @@ class UnbatchedRunner:
         sampler.add(0, params, model.prompt, source)
         attention = model.encode()  # last: what comes before it takes no time
         # The first step reads the whole prompt: nothing of it is pending.
-        sequence = Sequence(request, params, request.capture, len(source or ()), [], sampler.end_ids(0))
+        sequence = Sequence(request, params, request.capture, model.source_length, [], sampler.end_ids(0))
         sequence.source_attention = attention
         contrast = None
         if request.contrast is not None:

@@ -22,6 +22,11 @@ class EncodedText(NamedTuple):
     spans: list[Span]
     num_added: tuple[int, int] = (0, 0)
 
+    def without_beginning(self) -> EncodedText:
+        """Returns the tokens without those that the tokenizer has put before the text."""
+        count, end = self.num_added
+        return EncodedText(self.ids[count:], self.spans[count:], (0, end))
+
     def after(self, num_tokens: int, num_characters: int) -> EncodedText:
         """Returns the tokens after the first `num_tokens`, for a text that begins after `num_characters`."""
         spans = [

@@ -72,7 +72,7 @@ class Tokenizer:
 
     def check_languages(self, source: str, target: str) -> tuple[str | None, str | None]:
         """Returns what is wrong with the source language, and with the target language; None if nothing is."""
-        return self._codes.check_source(source), self._codes.check_target(target)
+        return self._codes.check_source(source), self._codes.check_target(target, source)
 
     def resolve_languages(self, source: str, target: str) -> Languages:
         """Returns the languages of a request, with defaults for empty codes."""
@@ -87,11 +87,7 @@ class Tokenizer:
 
     def start_ids(self, languages: Languages) -> list[int]:
         """Returns the tokens that an encoder-decoder's decoder starts with; none for a decoder-only model."""
-        if not self._is_encoder_decoder:
-            return []
-        start = self._codes.start_id(languages)
-        start = start if start is not None else self._start_id
-        return [] if start is None else [start]
+        return self._codes.start_ids(languages, self._start_id) if self._is_encoder_decoder else []
 
     def forced_first_id(self, languages: Languages) -> int | None:
         """Returns the token that must be generated first; None if the model's configuration decides."""
@@ -194,7 +190,9 @@ class Tokenizer:
         self, text: str, options: TextOptions, languages: Languages | None = None, *, as_target: bool = False
     ) -> EncodedText:
         """Encodes one text. The caller holds the lock."""
-        return self._encoder.encode(text, options, languages or self._default_languages, as_target=as_target)
+        encoded = self._encoder.encode(text, options, languages or self._default_languages, as_target=as_target)
+        # What Whisper's tokenizer puts before a target is among `start_ids`.
+        return encoded.without_beginning() if as_target and self._codes.are_prompts else encoded
 
     def _encode_after_break(self, text: str, parses_special: bool) -> EncodedText:
         """Encodes a text that follows another, unknown text. The caller holds the lock."""

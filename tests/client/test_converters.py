@@ -214,6 +214,21 @@ def test_build_text() -> None:
     assert [(turn.role, turn.content) for turn in chat.messages] == [("user", "Hallo")]
 
 
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16])
+def test_a_recording_is_sent_as_float32(dtype: Any) -> None:
+    features = np.arange(6, dtype=dtype).reshape(2, 3)[:, ::-1]
+    text = converters.build_text(features, "source")
+    assert list(text.features.shape) == [2, 3]
+    assert np.frombuffer(text.features.values, "<f4").tolist() == [2, 1, 0, 5, 4, 3]
+
+
+@pytest.mark.parametrize("array", [np.zeros((2, 3), np.int64), np.zeros((1, 2, 3), np.float32)])
+def test_another_array_is_no_recording(array: Any) -> None:
+    with pytest.raises(InvalidArgumentError, match=r"^source: must be an array of floating-point numbers") as raised:
+        converters.build_text(array, "source")
+    assert raised.value.field == "source"
+
+
 @pytest.mark.parametrize("source", [b"bytes", [-1], [2**40], ["a"], [{"role": "user"}], "\ud800", 7])
 def test_invalid_sources(source: Any) -> None:
     with pytest.raises(InvalidArgumentError) as error_info:

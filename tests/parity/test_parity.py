@@ -15,7 +15,9 @@ from inseq.data import aggregation_functions as inseq_functions
 from model_rows import check_rows
 from model_zoo import FAMILIES, SOURCE, TARGET, Family, build_model
 from sidelight.client import Attribution, Capture, Client, Decoding, Greedy
+from sidelight.kernels.cpu import is_supported
 from sidelight.server.capture.attention_function import NAME
+from sidelight.server.models.bart_cpu_backend import BartCpuBackend
 from sidelight.server.models.loader import LoadedModel, bundled_model, load
 from sidelight.server.transformers_versions import takes_whole_target
 
@@ -68,6 +70,10 @@ def continuation(served: Served) -> str:
 
 def test_rows_are_captured_by_the_expected_method(served):
     assert served.loaded.attention_layers.captures_rows == served.family.captures_rows
+    backend = served.loaded.backend
+    assert (backend is not None) == served.family.in_slots
+    if is_supported():
+        assert isinstance(backend, BartCpuBackend) == served.family.has_program
     implementation = served.loaded.model.config._attn_implementation
     assert implementation == (NAME if served.family.captures_rows else "eager")
 

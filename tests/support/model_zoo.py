@@ -50,6 +50,7 @@ class Family:
     inseq: bool = True  # whether Inseq 0.7.1 attributes the family
     captures_rows: bool = True  # whether the family runs through transformers' attention interface
     in_slots: bool = True  # whether requests share batches
+    has_program: bool = False  # whether a CPU with AVX2 runs a step as one compiled program
     seed: int = 0  # a seed with which greedy decoding gives different tokens
     sharpness: float = 1.0  # a factor of the weights of queries and keys
 
@@ -130,7 +131,7 @@ def unigram(template: str) -> Any:
 
 
 def _fast(tokenizer: Tokenizer, template: str, *, byte_level: bool = False) -> Any:
-    ids = {token: tokenizer.token_to_id(token) for token in ("<s>", "</s>")}
+    ids = {token: id_ for token in ("<s>", "</s>") if (id_ := tokenizer.token_to_id(token)) is not None}
     post = [processors.ByteLevel(trim_offsets=True)] if byte_level else []
     post.append(processors.TemplateProcessing(single=template, special_tokens=list(ids.items())))
     tokenizer.post_processor = processors.Sequence(post)
@@ -311,19 +312,22 @@ def _gpt2() -> tuple[Any, Any]:
     return tf.GPT2LMHeadModel(config).eval(), tokenizer
 
 
+# In older versions the decoder's attention does not say that it is causal: it is wrong without whole matrices.
+_HAS_CAUSAL_UMT5 = version.parse(tf.__version__) >= version.parse("5.18")
+
 FAMILIES: dict[str, Family] = {
-    "marian": Family(_marian, seed=27),
-    "bart": Family(_bart, seed=4),
-    "pegasus": Family(_pegasus, seed=22),
-    "mbart": Family(_mbart, source_language="en_XX", target_language="de_DE", seed=1),
-    "m2m100": Family(_m2m100, source_language="en", target_language="de"),
-    "nllb": Family(nllb, source_language="eng_Latn", target_language="deu_Latn"),
+    "marian": Family(_marian, has_program=True, seed=27),
+    "bart": Family(_bart, has_program=True, seed=4),
+    "pegasus": Family(_pegasus, has_program=True, seed=22),
+    "mbart": Family(_mbart, source_language="en_XX", target_language="de_DE", has_program=True, seed=1),
+    "m2m100": Family(_m2m100, source_language="en", target_language="de", has_program=True),
+    "nllb": Family(nllb, source_language="eng_Latn", target_language="deu_Latn", has_program=True),
     "t5": Family(t5(tf.T5Config, tf.T5ForConditionalGeneration), seed=10),
     "mt5": Family(t5(tf.MT5Config, tf.MT5ForConditionalGeneration, feed_forward_proj="gated-gelu"), seed=16),
     "umt5": Family(
         t5(tf.UMT5Config, tf.UMT5ForConditionalGeneration, feed_forward_proj="gated-gelu"),
-        # In older versions the decoder's attention does not say that it is causal: it is wrong without whole matrices.
-        captures_rows=version.parse(tf.__version__) >= version.parse("5.18"),
+        captures_rows=_HAS_CAUSAL_UMT5,
+        in_slots=_HAS_CAUSAL_UMT5,
     ),
     # Inseq scales FSMT's embeddings a second time: not even the encoder's rows are the model's rows.
     "fsmt": Family(_fsmt, captures_rows=False, in_slots=False, inseq=False, seed=8),

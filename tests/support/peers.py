@@ -15,7 +15,14 @@ from typing import Any
 import numpy as np
 import torch
 from inseq_peer import Truth
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, set_seed
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSpeechSeq2Seq,
+    GenerationMixin,
+    set_seed,
+)
 
 # Inseq's names of its functions over heads or layers.
 REDUCTIONS = ("mean", "max", "min", "sum", "prod", "absmax", "vnorm")
@@ -39,17 +46,20 @@ class Matrices:
 
 @lru_cache(maxsize=4)
 def _load(path: Path) -> Any:
-    auto = AutoModelForSeq2SeqLM if AutoConfig.from_pretrained(path).is_encoder_decoder else AutoModelForCausalLM
+    config = AutoConfig.from_pretrained(path)
+    auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    auto = AutoModelForSpeechSeq2Seq if config.model_type == "whisper" else auto
     return auto.from_pretrained(path, attn_implementation="eager", dtype=torch.float32).eval()
 
 
 @torch.inference_mode()
-def eager_attention(path: Path, source: Sequence[int], target: Sequence[int], **options: Any) -> Matrices:
+def eager_attention(path: Path, source: Sequence[int] | np.ndarray, target: Sequence[int], **options: Any) -> Matrices:
     """Runs transformers' model in one eager forward pass with `output_attentions=True`.
 
     Args:
         path: The model's folder.
-        source: The input of the encoder, special tokens included; for a decoder-only model, the prompt.
+        source: The input of the encoder, special tokens included; for a speech model the features of a recording, for a
+            decoder-only model the prompt.
         target: The input of the decoder, start token included; for a decoder-only model, the continuation.
         options: Options of the model. `use_cache` is False by default: with a cache FSMT masks no future positions.
     """
@@ -57,7 +67,8 @@ def eager_attention(path: Path, source: Sequence[int], target: Sequence[int], **
     options = {"output_attentions": True, "use_cache": False} | options
     if not model.config.is_encoder_decoder:
         return Matrices(_stack(model(input_ids=torch.tensor([[*source, *target]]), **options).attentions))
-    output = model(input_ids=torch.tensor([source]), decoder_input_ids=torch.tensor([target]), **options)
+    inputs = {model.main_input_name: torch.tensor(np.array([source]))}
+    output = model(**inputs, decoder_input_ids=torch.tensor([target]), **options)
     return Matrices(
         decoder_self=_stack(output.decoder_attentions),
         cross=_stack(output.cross_attentions),
@@ -80,6 +91,17 @@ def generate_ids(
     options = {"num_beams": 1, "do_sample": seed is not None} | options
     output = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_new_tokens, **options)
     return output[0, 1 if model.config.is_encoder_decoder else len(source) :].tolist()
+
+
+def generate_speech_ids(path: Path, features: np.ndarray, prompt: Sequence[int], **options: Any) -> list[int]:
+    """Runs transformers' `generate` greedily on a recording. Returns the tokens after the decoder's prompt.
+
+    This is `generate` of all models: Whisper's own replaces the prompt, and leaves out tokens.
+    """
+    model = _load(path)
+    inputs = {"input_features": torch.from_numpy(features)[None], "decoder_input_ids": torch.tensor([prompt])}
+    output = GenerationMixin.generate(model, **inputs, do_sample=False, num_beams=1, **options)
+    return output[0, len(prompt) :].tolist()
 
 
 def inseq_reduced(truth: Truth, over_heads: str, over_layers: str | None = None) -> Truth:

@@ -482,7 +482,7 @@ class Started(_message.Message):
     """How many tokens of the given target or of the prefix AttributeRequest.truncate has left out."""
     source_position_count: _builtins.int
     """The number of source positions where the source is not made of tokens, as with Text.features: then `source` is
-    empty.
+    empty. Whisper makes a position of two frames: of 0.02 seconds.
     """
     offset_unit: _text_pb2.OffsetUnit.ValueType
     """What the offsets of the stream count. Always set."""
@@ -812,7 +812,7 @@ class Usage(_message.Message):
     TOTAL_TIME_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
     source_tokens: _builtins.int
-    """The number of source tokens that the model has read, special tokens included."""
+    """The number of source tokens that the model has read, special tokens included. For Text.features: of positions."""
     target_tokens: _builtins.int
     """The number of steps."""
     attention_bytes: _builtins.int

@@ -95,6 +95,7 @@ class Model(_message.Message):
     METHODS_FIELD_NUMBER: _builtins.int
     WORD_BOUNDARIES_FIELD_NUMBER: _builtins.int
     BATCHES_FIELD_NUMBER: _builtins.int
+    FEATURE_SHAPE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The name that requests use for the model. Never a path."""
     family: _builtins.str
@@ -145,6 +146,12 @@ class Model(_message.Message):
     def methods(self) -> _containers.RepeatedScalarFieldContainer[_attention_pb2.Method.ValueType]:
         """The methods that Capture.method may ask for."""
 
+    @_builtins.property
+    def feature_shape(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The shape that Text.features of a source must have, such as [80, 3000]: mel bins and frames. Empty: the model reads
+        texts.
+        """
+
     def __init__(
         self,
         *,
@@ -165,10 +172,11 @@ class Model(_message.Message):
         methods: _abc.Iterable[_attention_pb2.Method.ValueType] | None = ...,
         word_boundaries: _builtins.str = ...,
         batches: _builtins.bool = ...,
+        feature_shape: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "attentions", b"attentions", "batches", b"batches", "capture_path", b"capture_path", "default", b"default", "device", b"device", "dtype", b"dtype", "family", b"family", "languages", b"languages", "limits", b"limits", "max_source_tokens", b"max_source_tokens", "max_target_tokens", b"max_target_tokens", "methods", b"methods", "name", b"name", "presets", b"presets", "vocabulary_size", b"vocabulary_size", "word_boundaries", b"word_boundaries"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "attentions", b"attentions", "batches", b"batches", "capture_path", b"capture_path", "default", b"default", "device", b"device", "dtype", b"dtype", "family", b"family", "feature_shape", b"feature_shape", "languages", b"languages", "limits", b"limits", "max_source_tokens", b"max_source_tokens", "max_target_tokens", b"max_target_tokens", "methods", b"methods", "name", b"name", "presets", b"presets", "vocabulary_size", b"vocabulary_size", "word_boundaries", b"word_boundaries"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

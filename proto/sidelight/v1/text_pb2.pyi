@@ -255,7 +255,7 @@ class Text(_message.Message):
 
     @_builtins.property
     def features(self) -> Global___Features:
-        """The features of a recording, for speech models such as Whisper. Only for a source."""
+        """The features of a recording, for speech models such as Whisper, which read nothing else. Only for a source."""
 
     def __init__(
         self,
@@ -284,10 +284,12 @@ class Features(_message.Message):
     SHAPE_FIELD_NUMBER: _builtins.int
     VALUES_FIELD_NUMBER: _builtins.int
     values: _builtins.bytes
-    """product(shape) numbers of IEEE 754 binary32, 4 bytes each."""
+    """product(shape) finite numbers of IEEE 754 binary32, 4 bytes each."""
     @_builtins.property
     def shape(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """The length of each axis, such as [80, 3000] for Whisper: mel bins and frames."""
+        """The length of each axis, as in Model.feature_shape: mel bins and frames. The feature extractor of Whisper pads a
+        shorter recording to 30 seconds.
+        """
 
     def __init__(
         self,

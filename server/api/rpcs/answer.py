@@ -120,7 +120,7 @@ class Answer:
         """Returns what the request has cost."""
         started = self.state.start_time or self._arrived
         usage = service_pb.Usage(
-            source_tokens=len(self._request.source.tokens),
+            source_tokens=self._request.source_length,
             target_tokens=finished.num_steps,
             attention_bytes=self._attention_bytes,
             queue_time=converters.duration_message(started - self._arrived),

@@ -15,7 +15,7 @@ from ...request import CONTRAST_SCORES, Contrast, DecodingParams, GivenTarget, R
 from ...text import Languages, TextOptions
 from .capture import check_size
 from .decoding import validate_probability
-from .texts import validate_given, validate_prefix, validate_source
+from .texts import validate_features, validate_given, validate_prefix, validate_source
 
 _CONTEXT_FIELDS = ("source", "prefix", "given")
 
@@ -99,12 +99,14 @@ def _validate_context(
     context.CopyFrom(message)
     context.ClearField("target")
     source, target, prompt_ids = request.source, request.target, request.decoder_prompt_ids
+    features = request.features
     with _in_contrast():
         if contrast.HasField("source"):
             context.source.CopyFrom(contrast.source)
             if contrast.source.WhichOneof("kind") != "token_ids":
                 context.ClearField("padding")
             source = validate_source(context, loaded, languages, options)
+            features = validate_features(context.source, loaded)
         if contrast.HasField("prefix"):
             context.prefix.CopyFrom(contrast.prefix)
             prefix_ids, _ = validate_prefix(context, loaded, languages, source, options)
@@ -127,6 +129,7 @@ def _validate_context(
         capture=CapturePlan(kinds=(), layers={}),
         scores=(),
         prefix=None,
+        features=features,
     )
 
 
@@ -189,7 +192,7 @@ def _validate_alignments(contrast: service_pb.Contrast, request: Request, other:
 
 def _check_positions(plan: CapturePlan, request: Request, other: Request, loaded: LoadedModel) -> None:
     """Refuses contexts whose rows have different positions."""
-    lengths = [("source", len(request.source.tokens), len(other.source.tokens))]
+    lengths = [("source", request.source_length, other.source_length)]
     if "decoder_self" in plan.kinds:
         lengths.append(("prefix", len(request.decoder_prompt_ids), len(other.decoder_prompt_ids)))
         if plan.kinds == ("decoder_self",) and loaded.is_encoder_decoder:

@@ -19,7 +19,7 @@ from ..enums import OFFSET_UNITS, SCORES
 from .capture import validate_capture
 from .contrast import validate_contrast
 from .decoding import validate_decoding, validate_probability
-from .texts import find_room, validate_languages, validate_text_options, validate_texts
+from .texts import find_room, validate_features, validate_languages, validate_text_options, validate_texts
 from .truncation import validate_truncation
 
 _MAX_REQUEST_ID = 128
@@ -49,6 +49,7 @@ def validate_request(message: service_pb.AttributeRequest, loaded: LoadedModel, 
     languages = validate_languages(message, loaded)
     options = validate_text_options(message, loaded)
     texts = validate_texts(message, loaded, languages, options, truncation)
+    features = validate_features(message.source, loaded)
     source, prompt_ids = texts.source, texts.decoder_prompt_ids
     max_target = find_room(message, loaded, source, prompt_ids)
     num_before = loaded.max_target_tokens - max_target
@@ -62,9 +63,10 @@ def validate_request(message: service_pb.AttributeRequest, loaded: LoadedModel, 
         if target.do_sample and message.resume_at and not message.decoding.sampling.HasField("seed"):
             raise invalid("decoding.sampling.seed", "REQUIRED", "is needed to draw the same tokens up to resume_at")
         max_steps, steps_per_pass = target.max_new_tokens, 1
+    source_length = len(source.tokens) if features is None else features.num_positions
     max_positions: dict[AttentionKind, int] = {
-        "cross": len(source.tokens),
-        "encoder_self": len(source.tokens),
+        "cross": source_length,
+        "encoder_self": source_length,
         "decoder_self": num_before + max_steps,
     }
     request = Request(
@@ -80,6 +82,7 @@ def validate_request(message: service_pb.AttributeRequest, loaded: LoadedModel, 
         offset_unit=OFFSET_UNITS[message.offset_unit],
         target_tokens_left_out=texts.num_left_out,
         has_parts=has_parts,
+        features=features,
     )
     contrast = validate_contrast(message, loaded, languages, options, request, max_positions)
     return request if contrast is None else replace(request, contrast=contrast)

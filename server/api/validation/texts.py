@@ -6,12 +6,13 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 from sidelight.v1 import attribution_service_pb2 as service_pb
 from sidelight.v1 import text_pb2
 
-from ...errors import invalid, unimplemented
+from ...errors import invalid
 from ...models import LoadedModel
-from ...request import GivenTarget
+from ...request import GivenTarget, SourceFeatures
 from ...text import Languages, TextOptions, TokenizedText
 from .truncation import Texts, Truncation, cut_ids, cut_text, truncate_texts
 
@@ -73,6 +74,11 @@ def validate_source(
         raise invalid("source", "REQUIRED", "is required")
     source, max_tokens = message.source, loaded.max_source_tokens
     kind = source.WhichOneof("kind")
+    if kind is not None and (kind == "features") != (loaded.feature_shape is not None):
+        reads = "texts, not recordings" if kind == "features" else "recordings, which are given by features"
+        raise invalid(f"source.{kind}", "WRONG_SOURCE", f"is no source of this model: it reads {reads}")
+    if kind == "features":
+        return TokenizedText("", ())  # a recording has no tokens: see `validate_features`
     if kind == "text":
         checked = _check_text(source.text, "source.text", max_tokens, loaded, truncation)
         text = loaded.tokenizer.encode_source(checked, languages, options)
@@ -81,17 +87,34 @@ def validate_source(
         ids = _treat_padding(_read_token_ids(source, "source", loaded), message.padding, loaded)
         ids, num_left_out = _limit_ids(ids, "source", max_tokens, loaded, truncation)
         text = replace(loaded.tokenizer.detokenize(ids), num_left_out=num_left_out)
-    elif kind == "features":
-        raise unimplemented("source.features")
     elif kind == "chat":
         text = _validate_chat(source.chat, loaded, options)
     else:
-        raise invalid("source", "REQUIRED", "one of text, token_ids and chat must be set")
+        raise invalid("source", "REQUIRED", "one of text, token_ids, chat and features must be set")
     if not text.tokens:
         raise invalid(f"source.{kind}", "EMPTY", "must not be empty: it tokenizes to nothing")
     if truncation == "none":
         _check_num_tokens(text, f"source.{kind}", max_tokens, "the model reads")
     return text
+
+
+def validate_features(source: text_pb2.Text, loaded: LoadedModel) -> SourceFeatures | None:
+    """Returns the features of the source; None where the source is a text. Raises RequestError."""
+    if loaded.feature_shape is None or source.WhichOneof("kind") != "features":
+        return None
+    message, shape = source.features, loaded.feature_shape
+    if tuple(message.shape) != shape:
+        problem = f"is {list(message.shape)}; the model reads {list(shape)}, which are mel bins and frames"
+        raise invalid("source.features.shape", "WRONG_SHAPE", problem)
+    num_bytes = 4 * shape[0] * shape[1]
+    if len(message.values) != num_bytes:
+        problem = f"has {len(message.values):,} bytes; the shape needs {num_bytes:,}, 4 for each number"
+        raise invalid("source.features.values", "WRONG_SIZE", problem)
+    values = np.frombuffer(message.values, "<f4").astype(np.float32).reshape(shape)
+    if not (is_finite := np.isfinite(values)).all():
+        problem = f"must be finite numbers; number {int(is_finite.argmin()):,} is not"
+        raise invalid("source.features.values", "NOT_FINITE", problem)
+    return SourceFeatures(values, loaded.max_source_tokens)
 
 
 def _validate_chat(message: text_pb2.Chat, loaded: LoadedModel, options: TextOptions) -> TokenizedText:

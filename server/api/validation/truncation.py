@@ -62,8 +62,8 @@ def validate_truncation(message: service_pb.AttributeRequest) -> Truncation:
     if message.truncate not in _TRUNCATIONS:
         raise invalid("truncate", "UNKNOWN_VALUE", "is no way to truncate")
     truncation = _TRUNCATIONS[message.truncate]
-    if truncation != "none" and message.source.WhichOneof("kind") == "chat":
-        problem = "goes with texts and token ids: a chat without some of its tokens is no chat"
+    if truncation != "none" and message.source.WhichOneof("kind") in ("chat", "features"):
+        problem = "goes with texts and token ids: neither a chat nor a recording can lose a part"
         raise invalid("truncate", "CONTRADICTION", problem)
     return truncation
 
