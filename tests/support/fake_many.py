@@ -60,10 +60,10 @@ def answer_many(attribute: Callable[[Any, Any], Iterator[Any]], requests: Iterat
 
     def answer(request: Any) -> None:
         text_context = _TextContext(context)
-        time.sleep(0.01)  # so that the texts that run at the same time are seen to do so
         try:
             for response in attribute(request, text_context):
                 events.put(pb.AttributeManyResponse(request_id=request.request_id, response=response))
+                time.sleep(0.005)  # so that the next texts arrive while this one runs
         except _AbortedError:
             events.put(pb.AttributeManyResponse(request_id=request.request_id, error=text_context.error))
 
