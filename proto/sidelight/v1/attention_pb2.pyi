@@ -424,7 +424,9 @@ class Capture(_message.Message):
 
     @_builtins.property
     def steps(self) -> Global___StepSpan:
-        """The steps that carry attention. All other steps carry their token and scores only. Unset: all steps."""
+        """The steps that carry attention. All other steps carry their token and scores only: their attention is not computed.
+        Unset: all steps.
+        """
 
     @_builtins.property
     def units(self) -> Global___UnitOptions:
