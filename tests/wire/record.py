@@ -95,7 +95,10 @@ def captures() -> Requests:
 
 def scores_and_decodings() -> Requests:
     """Requests that differ in their scores, and in how tokens are chosen and when decoding stops."""
-    yield "all scores", attribute(scores=list(attention.Score.values())[1:], score_top_p=0.8)
+    yield (
+        "all scores",
+        attribute(scores=range(attention.SCORE_PROBABILITY, attention.SCORE_CONTRAST_LOGITS), score_top_p=0.8),
+    )
     yield "sampling", attribute(decoding=SAMPLED, scores=[attention.SCORE_PROBABILITY])
     yield "stop text", attribute(decoding=text.Decoding(max_new_tokens=30, stop=["Hund"]))
     penalized = text.Decoding(max_new_tokens=12, repetition_penalty=1.4, no_repeat_ngram_size=2, min_new_tokens=10)
