@@ -17,6 +17,7 @@ from .common.attention_params import AttentionParams
 from .common.attention_reference import capped_attention
 from .common.attention_tensors import ENCODINGS, AttentionTensors, Encoding, LayerSpec, new_attention_tensors
 from .common.dispatch import select_impl
+from .common.key_weighting import PLAIN, KeyWeighting
 from .common.launch import Launch, record_launches
 from .common.reductions import REDUCTIONS, Reduction
 from .common.write_reference import write_probabilities
@@ -25,10 +26,12 @@ from .message_layout import layout_into
 
 __all__ = [
     "ENCODINGS",
+    "PLAIN",
     "REDUCTIONS",
     "AttentionParams",
     "AttentionTensors",
     "Encoding",
+    "KeyWeighting",
     "Launch",
     "LayerSpec",
     "Reduction",

@@ -30,7 +30,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ..common.attention_params import AttentionParams
-from ..common.attention_tensors import AttentionTensors, LayerSpec
+from ..common.attention_tensors import AttentionTensors, LayerSpec, device_constant
+from ..common.key_weighting import PLAIN, KeyWeighting, add_shares
 from ..common.launch import Launch
 from ..common.triton_output import (
     STAGING_BYTES,
@@ -46,6 +47,7 @@ from ..common.triton_output import (
     store_packed,
     to_kernel_spec,
     uses_sort,
+    with_factors,
 )
 from ..common.triton_reduce import (
     MIN_SORT_KEY,
@@ -142,11 +144,12 @@ def denominator_kernel(
 
 
 @triton.jit
-def _probabilities(
+def _weighted(
     query,
     key,
     score_params,
     sizes,
+    spec,
     denominator,
     b,
     h,
@@ -156,13 +159,15 @@ def _probabilities(
     BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """A tile of probabilities of one head, for queries t and positions s: float32 `[t, s]`."""
+    """A tile of numbers of one head, for queries t and positions s, float32 `[t, s]`: probabilities, times factors."""
     k = s - sizes.missing
     scores = _scores(query, key, score_params, sizes, b, h, t, k, D, BLOCK_D, PRECISION)
     row = denominator + ((b * sizes.heads + h) * sizes.queries + t) * 2
     row_max = tl.load(row, mask=t < sizes.queries, other=0.0)
     reciprocal = tl.load(row + 1, mask=t < sizes.queries, other=0.0)
-    return tl.exp(scores - row_max[:, None]) * reciprocal[:, None]
+    x = tl.exp(scores - row_max[:, None]) * reciprocal[:, None]
+    is_key = ((k >= 0) & (k < sizes.keys))[None, :]
+    return with_factors(spec, x, b, h, k.to(tl.int64)[None, :], is_key)
 
 
 @triton.jit
@@ -189,8 +194,8 @@ def _reduced(
     """A tile of a layer, reduced over its heads and over the layers before it: float32 `[t, s]`."""
     value = tl.full((t.shape[0], s.shape[0]), neutral_element(OVER_HEADS), tl.float32)
     for i in range(spec.num_heads):
-        x = _probabilities(
-            query, key, score_params, sizes, denominator, b, load_head(spec, i), t, s, D, BLOCK_D, PRECISION
+        x = _weighted(
+            query, key, score_params, sizes, spec, denominator, b, load_head(spec, i), t, s, D, BLOCK_D, PRECISION
         )
         if spec.weights is not None:
             x *= tl.load(spec.weights + i)
@@ -241,7 +246,7 @@ def rows_kernel(
         tl.store(to + column, value, mask=inside)
     elif BLOCK_C == 1:
         h = load_head(spec, begin)
-        value = _probabilities(query, key, score_params, sizes, denominator, b, h, t, s, D, BLOCK_D, PRECISION)
+        value = _weighted(query, key, score_params, sizes, spec, denominator, b, h, t, s, D, BLOCK_D, PRECISION)
         if spec.columns is not None:
             column = tl.load(spec.columns + begin)
         tl.store(to + column, value, mask=inside)
@@ -251,7 +256,7 @@ def rows_kernel(
         values = tl.zeros((BLOCK_T, BLOCK_S, BLOCK_C), tl.float32)
         for i in range(BLOCK_C):
             h = load_head(spec, begin + i)
-            value = _probabilities(query, key, score_params, sizes, denominator, b, h, t, s, D, BLOCK_D, PRECISION)
+            value = _weighted(query, key, score_params, sizes, spec, denominator, b, h, t, s, D, BLOCK_D, PRECISION)
             values = tl.where(c == i, value[:, :, None], values)
         tl.store(to[:, :, None] + (column + c), values, mask=inside[:, :, None])
 
@@ -295,7 +300,7 @@ def packed_rows_kernel(
             s = begin_s + tl.arange(0, BLOCK_S)
             if OVER_HEADS == "":
                 h = load_head(spec, i)
-                value = _probabilities(query, key, score_params, sizes, denominator, b, h, t, s, D, BLOCK_D, PRECISION)
+                value = _weighted(query, key, score_params, sizes, spec, denominator, b, h, t, s, D, BLOCK_D, PRECISION)
             else:
                 value = _reduced(
                     query, key, score_params, sizes, spec, denominator, accumulator, b, t, s,
@@ -313,21 +318,63 @@ def packed_rows_kernel(
     store_packed(out, scales, positions, rows, is_query, columns, column, num_kept, sort_keys, row_max, TOP_K)
 
 
-def rows_triton(query: Tensor, key: Tensor, params: AttentionParams, out: AttentionTensors, spec: LayerSpec) -> None:
+def rows_triton(
+    query: Tensor,
+    key: Tensor,
+    params: AttentionParams,
+    out: AttentionTensors,
+    spec: LayerSpec,
+    weighting: KeyWeighting,
+) -> None:
     """Does what `rows` does, with arguments that `rows` has checked."""
     if not uses_sort(out, spec):
-        for launch in plan(query, key, params, out, spec):
-            launch.run()
+        _run(query, key, params, out, spec, weighting, out, slice(0, query.shape[2]), spec)
         return
     for queries in query_slices(out, spec.num_columns(query.shape[1])):
         floats, float_spec = new_float_tensors(out, spec, query.shape[1], queries)
-        for launch in plan(query[:, :, queries], key, params.for_queries(queries), floats, float_spec):
-            launch.run()
+        part = query[:, :, queries], key, params.for_queries(queries)
+        _run(*part, floats, float_spec, weighting, out, queries, spec)
         pack_float_tensors(out, spec, floats, queries)
 
 
-def plan(query: Tensor, key: Tensor, params: AttentionParams, out: AttentionTensors, spec: LayerSpec) -> list[Launch]:
-    """Returns the launches that write a layer."""
+def _run(
+    query: Tensor,
+    key: Tensor,
+    params: AttentionParams,
+    to: AttentionTensors,
+    to_spec: LayerSpec,
+    weighting: KeyWeighting,
+    out: AttentionTensors,
+    queries: slice,
+    spec: LayerSpec,
+) -> None:
+    """Writes rows to the tensors `to`, and the shares of left-out keys to a slice of the queries of `out`."""
+    left_out = weighting.left_out
+    launches = plan(query, key, params if left_out is None else params.without(left_out), to, to_spec, weighting)
+    for launch in launches:
+        launch.run()
+    if left_out is None:
+        return
+    whole = plan(query, key, params, to, to_spec, weighting)[0]
+    whole.run()
+    before, after = whole.arguments["out"], launches[0].arguments["out"]
+    # The part of the denominator that is left, in the scale of the whole.
+    kept = torch.exp(after[..., 0] - before[..., 0]) * before[..., 1] / after[..., 1]
+    shares = torch.where(after[..., 1] == 0, (before[..., 1] != 0).float(), (1 - kept).clamp(0, 1))
+    if spec.heads is not None:
+        shares = shares[:, device_constant(spec.heads, torch.int32, shares.device)]
+    add_shares(shares, out, spec, queries)
+
+
+def plan(
+    query: Tensor,
+    key: Tensor,
+    params: AttentionParams,
+    out: AttentionTensors,
+    spec: LayerSpec,
+    weighting: KeyWeighting = PLAIN,
+) -> list[Launch]:
+    """Returns the launches that write a layer. Left-out keys are those that `params` hides."""
     batch, heads, queries, width = query.shape
     assert out.values.is_contiguous()
     columns = out.values.shape[3]
@@ -352,7 +399,7 @@ def plan(query: Tensor, key: Tensor, params: AttentionParams, out: AttentionTens
     denominator = torch.empty(batch, heads, queries, 2, device=query.device)
     query_blocks = triton.cdiv(queries, tile.block_t)
     first = Launch(denominator_kernel, (query_blocks, batch * heads), {**common, "out": denominator}, **options)
-    kernel_spec = to_kernel_spec(spec, heads, query.device)
+    kernel_spec = to_kernel_spec(spec, heads, query.device, weighting)
     programs = kernel_spec.num_heads // block_c if spec.over_heads is None else 1  # along heads
     arguments = {**common, "spec": kernel_spec, "denominator": denominator, **reduction_arguments(spec, out)}
     if is_packed:

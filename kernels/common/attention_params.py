@@ -30,6 +30,15 @@ class AttentionParams(NamedTuple):
         bias, mask = select_queries(self.bias, queries), select_queries(self.mask, queries)
         return self._replace(bias=bias, mask=mask, first_position=self.first_position + queries.start)
 
+    def without(self, left_out: Tensor) -> AttentionParams:
+        """Returns the parameters that hide some keys too, bool `[1 or B, S]`."""
+        hidden, mask = left_out[:, None, None], self.mask
+        if mask is None:
+            mask = ~hidden
+        else:
+            mask = mask & ~hidden if mask.dtype == torch.bool else mask.masked_fill(hidden, float("-inf"))
+        return self._replace(mask=mask, no_empty_rows=False)
+
     def for_row(self, row: int, keys: int) -> AttentionParams:
         """Returns the parameters of one row of the batch, which sees only the first keys."""
         bias, mask = (

@@ -39,6 +39,7 @@ class LayerSpec(NamedTuple):
     # Whether the heads of all layers are reduced as if they were heads of one layer: over_layers is over_heads, and a
     # mean is divided once, after the last layer.
     pools_all_heads: bool = False
+    num_pooled_heads: int = 1  # the number of these heads, of all layers; matters only for the shares of left-out keys
 
     def mean_divisor(self, heads: int) -> float:
         """Returns what a mean over the heads of a layer with so many heads is divided by."""
@@ -75,6 +76,7 @@ class AttentionTensors(NamedTuple):
     positions: Tensor | None
     accumulator: Tensor | None  # float32 [B, T, S]: the reduction of the layers so far, where layers are reduced
     length: int  # S
+    shares: Tensor | None = None  # float32 [B, T, C]: what the keys took that a row leaves out; see KeyWeighting
 
     @property
     def top_k(self) -> int:
@@ -96,6 +98,7 @@ def new_attention_tensors(
     encoding: Encoding = "float32",
     top_k: int = 0,
     pools_layers: bool = False,
+    has_shares: bool = False,
     device: torch.device | str = "cpu",
 ) -> AttentionTensors:
     """Allocates tensors for kernels to fill. Their content is arbitrary until it is written.
@@ -108,6 +111,7 @@ def new_attention_tensors(
         encoding: The type of the numbers.
         top_k: Keep only so many positions of each row, the greatest; 0 keeps all.
         pools_layers: Whether layers will be reduced into one column.
+        has_shares: Whether rows will leave out keys, so that the share of these keys is wanted.
         device: The device of the tensors.
 
     Raises:
@@ -123,7 +127,8 @@ def new_attention_tensors(
     scales = torch.empty(batch, queries, columns, device=device) if encoding == "uint8" else None
     positions = torch.empty(shape, dtype=torch.int32, device=device) if top_k else None
     accumulator = torch.empty(batch, queries, length, device=device) if pools_layers else None
-    return AttentionTensors(values, scales, positions, accumulator, length)
+    shares = torch.empty(batch, queries, columns, device=device) if has_shares else None
+    return AttentionTensors(values, scales, positions, accumulator, length, shares)
 
 
 def check_layer_spec(spec: LayerSpec, heads: int, out: AttentionTensors) -> None:

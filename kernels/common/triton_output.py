@@ -12,7 +12,9 @@ from torch import Tensor
 
 from .attention_tensors import AttentionTensors, LayerSpec, device_constant, new_attention_tensors
 from .encoding_reference import pack
+from .key_weighting import KeyWeighting
 from .triton_reduce import byte_scale, sort_key_position, sort_key_value, to_byte
+from .triton_scores import StridedTensor, to_strided
 
 MAX_TOP_K = 32  # a larger k would take long to compile, and many registers
 MIN_PROGRAMS = 256  # enough to fill a GPU: an H100 has 132 multiprocessors, an MI300X 304
@@ -33,10 +35,11 @@ class KernelSpec(NamedTuple):
     weights: Tensor | None
     divisor: float
     num_layers: float
+    factors: StridedTensor | None  # [1 or B, H, 1, S]; None: all are 1
 
 
-def to_kernel_spec(spec: LayerSpec, heads: int, device: torch.device) -> KernelSpec:
-    """Returns the spec of a layer with so many heads for a kernel."""
+def to_kernel_spec(spec: LayerSpec, heads: int, device: torch.device, weighting: KeyWeighting) -> KernelSpec:
+    """Returns the spec of a layer with so many heads for a kernel, with the factors of its keys."""
     return KernelSpec(
         heads if spec.heads is None else len(spec.heads),
         None if spec.heads is None else device_constant(spec.heads, torch.int32, device),
@@ -44,6 +47,7 @@ def to_kernel_spec(spec: LayerSpec, heads: int, device: torch.device) -> KernelS
         None if spec.weights is None else device_constant(spec.weights, torch.float32, device),
         spec.mean_divisor(heads),
         float(spec.num_layers),
+        None if weighting.factors is None else to_strided(weighting.factors[:, :, None]),
     )
 
 
@@ -144,6 +148,15 @@ def load_head(spec, i):
     if spec.heads is not None:
         head = tl.load(spec.heads + i)
     return tl.cast(head, tl.int64)
+
+
+@triton.jit
+def with_factors(spec, x, b, h, k, inside):
+    """The numbers x of the keys k of head h, multiplied by the factors of these keys."""
+    if spec.factors is not None:
+        factors = spec.factors.address + b * spec.factors.b + h * spec.factors.h + k * spec.factors.d
+        x *= tl.load(factors, mask=inside, other=0.0)
+    return x
 
 
 @triton.jit

@@ -7,18 +7,25 @@ from torch import Tensor
 
 from .attention_tensors import AttentionTensors, LayerSpec, device_constant
 from .encoding_reference import pack
+from .key_weighting import PLAIN, KeyWeighting, weigh
 from .reduction_reference import combine_partials, finish_reduction, reduce_partial
 
 
-def write_probabilities(attention: Tensor, out: AttentionTensors, spec: LayerSpec, queries: slice) -> None:
+def write_probabilities(
+    attention: Tensor, out: AttentionTensors, spec: LayerSpec, queries: slice, weighting: KeyWeighting = PLAIN
+) -> None:
     """Does what `write_heads` does, from the probabilities of all heads, `[B, H, queries, S]`."""
     if spec.heads is not None:
         attention = attention[:, device_constant(spec.heads, torch.int32, attention.device)]
-    write_heads(attention, out, spec, queries)
+    write_heads(attention, out, spec, queries, weighting)
 
 
-def write_heads(attention: Tensor, out: AttentionTensors, spec: LayerSpec, queries: slice) -> None:
+def write_heads(
+    attention: Tensor, out: AttentionTensors, spec: LayerSpec, queries: slice, weighting: KeyWeighting = PLAIN
+) -> None:
     """Writes a slice of queries, from the probabilities of the heads of `spec`, float32 `[B, heads, queries, S]`."""
+    if not weighting.is_plain:
+        attention = weigh(attention, out, spec, queries, weighting)
     missing = out.length - attention.shape[3]
     if missing:
         attention = torch.nn.functional.pad(attention, (missing, 0))

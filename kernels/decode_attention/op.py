@@ -7,6 +7,7 @@ from torch import Tensor
 from ..common.attention_params import AttentionParams, check_attention_params, check_heads
 from ..common.attention_tensors import ALL_HEADS, AttentionTensors, LayerSpec, check_layer_spec
 from ..common.dispatch import Impl, select_impl
+from ..common.key_weighting import PLAIN, KeyWeighting, check_key_weighting
 from .reference import decode_reference
 
 
@@ -17,6 +18,7 @@ def decode(
     params: AttentionParams,
     out: AttentionTensors,
     spec: LayerSpec = ALL_HEADS,
+    weighting: KeyWeighting = PLAIN,
     *,
     impl: Impl | None = None,
 ) -> Tensor:
@@ -31,6 +33,7 @@ def decode(
             anything, NaN too.
         out: From `new_attention_tensors`, for one query. Layers that are reduced must be written from first to last.
         spec: What this layer writes.
+        weighting: Which keys the rows leave out, and the factors of the others.
         impl: Forces an implementation. The default is Triton for tensors on a GPU, the reference elsewhere.
 
     Returns:
@@ -43,6 +46,7 @@ def decode(
     check_heads(query, key)
     check_attention_params(params, query, key.shape[2])
     check_layer_spec(spec, query.shape[1], out)
+    check_key_weighting(weighting, query, key.shape[2], out)
     if query.shape[2] != 1:
         raise ValueError(f"query: must be one for each slot, not {query.shape[2]}")
     if value.shape != key.shape or value.dtype != key.dtype or value.device != key.device:
@@ -52,7 +56,7 @@ def decode(
     if out.length < key.shape[2]:
         raise ValueError(f"out: has {out.length} positions, fewer than the {key.shape[2]} keys")
     if select_impl(query, impl) == "reference":
-        return decode_reference(query, key, value, params, out, spec)
+        return decode_reference(query, key, value, params, out, spec, weighting)
     from .triton_kernel import decode_triton  # slow to import: only where it is needed
 
-    return decode_triton(query, key, value, params, out, spec)
+    return decode_triton(query, key, value, params, out, spec, weighting)

@@ -8,20 +8,27 @@ from torch import Tensor
 from ..common.attention_params import AttentionParams
 from ..common.attention_reference import causal_mask, probabilities
 from ..common.attention_tensors import AttentionTensors, LayerSpec
+from ..common.key_weighting import KeyWeighting
 from ..common.write_reference import write_probabilities
 
 _QUERY = slice(0, 1)
 
 
 def decode_reference(
-    query: Tensor, key: Tensor, value: Tensor, params: AttentionParams, out: AttentionTensors, spec: LayerSpec
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    params: AttentionParams,
+    out: AttentionTensors,
+    spec: LayerSpec,
+    weighting: KeyWeighting,
 ) -> Tensor:
     """Does what `decode` does, with arguments that `decode` has checked."""
     visible = causal_mask(params, _QUERY, key)
     if visible is not None:
         value = value.masked_fill(~visible.mT, 0.0)  # hidden values may be NaN, and 0 * NaN would be NaN
     output, attention = attend_to(query, key, value, params)
-    write_probabilities(attention, out, spec, _QUERY)
+    write_probabilities(attention, out, spec, _QUERY, weighting)
     return output
 
 

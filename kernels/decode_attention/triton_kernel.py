@@ -26,7 +26,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ..common.attention_params import AttentionParams
-from ..common.attention_tensors import AttentionTensors, LayerSpec
+from ..common.attention_tensors import AttentionTensors, LayerSpec, device_constant
+from ..common.key_weighting import PLAIN, KeyWeighting, add_shares
 from ..common.launch import Launch
 from ..common.triton_output import (
     MIN_PROGRAMS,
@@ -42,6 +43,7 @@ from ..common.triton_output import (
     store_packed,
     to_kernel_spec,
     uses_sort,
+    with_factors,
 )
 from ..common.triton_reduce import (
     MIN_SORT_KEY,
@@ -192,15 +194,18 @@ def join_kernel(
 
 
 @triton.jit
-def _probabilities(sizes, scores, denominator, b, h, k):
-    """Probabilities of keys k: of one head, `[k]`, or of heads `[h, 1]` and keys `[1, k]`."""
+def _weighted(sizes, spec, scores, denominator, b, h, k):
+    """Probabilities, times factors, of keys k: of one head, `[k]`, or of heads `[h, 1]` and keys `[1, k]`."""
     end = _end_of_keys(sizes)
     # Loads are rounded up to 16 keys, as far as there is memory, so that they are wide wherever the keys end.
     is_loaded = (k < (end + 15) // 16 * 16) & (k >= 0) & (k < sizes.keys)
     x = tl.load(scores + (b * sizes.heads + h) * sizes.keys + k, mask=is_loaded, other=float("-inf"))
     row = denominator + (b * sizes.heads + h) * 2
     row_max, reciprocal = tl.load(row), tl.load(row + 1)
-    return tl.where((k >= 0) & (k < end), tl.exp(x - row_max) * reciprocal, 0.0)
+    is_key = (k >= 0) & (k < end)
+    return with_factors(
+        spec, tl.where(is_key, tl.exp(x - row_max) * reciprocal, 0.0), b, h, tl.cast(k, tl.int64), is_key
+    )
 
 
 @triton.jit
@@ -221,7 +226,7 @@ def _reduced(
     """A part of a row, reduced over heads and over the layers before."""
     value = tl.full((s.shape[0],), neutral_element(OVER_HEADS), tl.float32)
     for i in range(spec.num_heads):
-        x = _probabilities(sizes, scores, denominator, b, load_head(spec, i), s - sizes.missing)
+        x = _weighted(sizes, spec, scores, denominator, b, load_head(spec, i), s - sizes.missing)
         if spec.weights is not None:
             x *= tl.load(spec.weights + i)
         value = fold(OVER_HEADS, value, x)
@@ -260,14 +265,14 @@ def row_kernel(
         )
         tl.store(to + column, value, mask=s < sizes.length)
     elif BLOCK_C == 1:
-        value = _probabilities(sizes, scores, denominator, b, load_head(spec, begin), s - sizes.missing)
+        value = _weighted(sizes, spec, scores, denominator, b, load_head(spec, begin), s - sizes.missing)
         if spec.columns is not None:
             column = tl.load(spec.columns + begin)
         tl.store(to + column, value, mask=s < sizes.length)
     else:
         c = tl.arange(0, BLOCK_C)
         h = (begin + c).to(tl.int64)[:, None]
-        values = _probabilities(sizes, scores, denominator, b, h, (s - sizes.missing)[None, :])
+        values = _weighted(sizes, spec, scores, denominator, b, h, (s - sizes.missing)[None, :])
         # Read along positions and written along heads: transposed in between.
         tl.store(to[:, None] + (column + c)[None, :], tl.trans(values), mask=(s < sizes.length)[:, None])
 
@@ -301,7 +306,7 @@ def packed_row_kernel(
         for begin_s in range(0, sizes.length, BLOCK_S):
             s = begin_s + tl.arange(0, BLOCK_S)
             if OVER_HEADS == "":
-                value = _probabilities(sizes, scores, denominator, b, load_head(spec, i), s - sizes.missing)
+                value = _weighted(sizes, spec, scores, denominator, b, load_head(spec, i), s - sizes.missing)
             else:
                 value = _reduced(
                     sizes, spec, scores, denominator, accumulator, b, s,
@@ -320,20 +325,51 @@ def packed_row_kernel(
 
 
 def decode_triton(
-    query: Tensor, key: Tensor, value: Tensor, params: AttentionParams, out: AttentionTensors, spec: LayerSpec
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    params: AttentionParams,
+    out: AttentionTensors,
+    spec: LayerSpec,
+    weighting: KeyWeighting,
 ) -> Tensor:
     """Does what `decode` does, with arguments that `decode` has checked."""
     output = torch.empty(query.shape, dtype=query.dtype, device=query.device)
-    if not uses_sort(out, spec):
-        for launch in plan(query, key, value, params, out, spec, output):
-            launch.run()
-        return output
-    queries = slice(0, 1)
-    floats, float_spec = new_float_tensors(out, spec, query.shape[1], queries)
-    for launch in plan(query, key, value, params, floats, float_spec, output):
+    to, to_spec, queries = out, spec, slice(0, 1)
+    if uses_sort(out, spec):
+        to, to_spec = new_float_tensors(out, spec, query.shape[1], queries)
+    *attend, write_row = plan(query, key, value, params, to, to_spec, output, weighting)
+    for launch in attend:
         launch.run()
-    pack_float_tensors(out, spec, floats, queries)
+    if weighting.left_out is not None:
+        arguments = write_row.arguments
+        shares = _leave_out(weighting.left_out, arguments["sizes"], arguments["scores"], arguments["denominator"])
+        if spec.heads is not None:
+            shares = shares[:, device_constant(spec.heads, torch.int32, shares.device)]
+        add_shares(shares, out, spec, queries)
+    write_row.run()
+    if to is not out:
+        pack_float_tensors(out, spec, to, queries)
     return output
+
+
+def _leave_out(left_out: Tensor, sizes: Sizes, scores: Tensor, denominator: Tensor) -> Tensor:
+    """Hides keys, bool `[1 or B, S]`, in the scores and in the denominators of rows whose output is computed.
+
+    Returns the shares of these keys, float32 `[B, H, 1]`.
+    """
+    end = sizes.keys if sizes.visible_keys is None else sizes.visible_keys
+    visible = scores[..., :end]  # later scores are arbitrary
+    hidden = left_out[:, None, :end]
+    probabilities = torch.exp(visible - denominator[..., :1]) * denominator[..., 1:]
+    shares = probabilities.masked_fill(~hidden, 0.0).sum(-1, keepdim=True)
+    visible.masked_fill_(hidden, float("-inf"))
+    row_max = visible.amax(-1) if end else torch.full_like(denominator[..., 0], float("-inf"))
+    row_max = row_max.masked_fill(row_max == float("-inf"), 0.0)
+    exp_sum = torch.exp(visible - row_max[..., None]).sum(-1)
+    denominator[..., 0] = row_max
+    denominator[..., 1] = torch.where(exp_sum == 0, 0.0, 1 / exp_sum)
+    return shares
 
 
 def plan(
@@ -344,6 +380,7 @@ def plan(
     out: AttentionTensors,
     spec: LayerSpec,
     output: Tensor,
+    weighting: KeyWeighting = PLAIN,
 ) -> list[Launch]:
     """Returns the launches that fill the attention output, and write a layer's row."""
     batch, heads, _, width = query.shape
@@ -353,7 +390,7 @@ def plan(
     splits = triton.cdiv(sizes.keys, sizes.split)
     scores = torch.empty(batch, heads, sizes.keys, device=query.device)
     denominator = torch.empty(batch, heads, 2, device=query.device)
-    row = _plan_row(sizes, scores, denominator, out, spec)
+    row = _plan_row(sizes, scores, denominator, out, spec, weighting)
     if splits == 1:
         return [_plan_attend(query, key, value, params, sizes, scores, output, denominator), row]
     outputs = torch.empty(splits, batch, heads, width, device=query.device)
@@ -425,10 +462,17 @@ def _plan_attend(
     )
 
 
-def _plan_row(sizes: Sizes, scores: Tensor, denominator: Tensor, out: AttentionTensors, spec: LayerSpec) -> Launch:
+def _plan_row(
+    sizes: Sizes,
+    scores: Tensor,
+    denominator: Tensor,
+    out: AttentionTensors,
+    spec: LayerSpec,
+    weighting: KeyWeighting,
+) -> Launch:
     """Returns the launch that writes the row."""
     batch = scores.shape[0]
-    kernel_spec = to_kernel_spec(spec, sizes.heads, scores.device)
+    kernel_spec = to_kernel_spec(spec, sizes.heads, scores.device, weighting)
     heads = kernel_spec.num_heads if spec.over_heads is None else 1
     arguments = {"sizes": sizes, "spec": kernel_spec, "scores": scores, "denominator": denominator}
     arguments |= reduction_arguments(spec, out)

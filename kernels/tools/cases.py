@@ -15,6 +15,7 @@ from torch.nn import functional
 from ..attention_rows import triton_kernel as rows_triton
 from ..common.attention_params import AttentionParams
 from ..common.attention_tensors import AttentionTensors, Encoding, LayerSpec, new_attention_tensors
+from ..common.key_weighting import KeyWeighting
 from ..common.launch import Launch
 from ..common.reductions import Reduction
 from ..decode_attention import triton_kernel as decode_triton
@@ -113,6 +114,7 @@ class AttentionCase(NamedTuple):
     top_k: int = 0
     causal: bool = False
     has_bias: bool = False
+    has_factors: bool = False  # of keys, as value norms have them
     moved_at_most: float = 1.05
 
 
@@ -128,6 +130,8 @@ ROWS = [
     AttentionCase("l2, with a bias (T5), float32", torch.float32, 8, 8, 64, "l2", has_bias=True),
     AttentionCase("mean to bytes", _HALF, 8, 8, 64, "mean", "uint8", causal=True),
     AttentionCase("apart, top 8", _HALF, 8, 8, 64, None, top_k=8),
+    AttentionCase("mean of value norms", _HALF, 8, 8, 64, "mean", causal=True, has_factors=True),
+    AttentionCase("value norms apart, float32", torch.float32, 8, 8, 64, None, causal=True, has_factors=True),
 ]
 DECODES = [
     AttentionCase("apart, 16 heads of 64", _HALF, 16, 16, 64, None),
@@ -143,6 +147,8 @@ DECODES = [
     AttentionCase("apart, with a bias (T5), float32", torch.float32, 8, 8, 64, None, has_bias=True),
     AttentionCase("mean to bytes", _HALF, 16, 16, 64, "mean", "uint8"),
     AttentionCase("apart, top 8", _HALF, 16, 16, 64, None, top_k=8),
+    AttentionCase("mean of value norms", _HALF, 16, 16, 64, "mean", has_factors=True),
+    AttentionCase("value norms apart, grouped heads (2) of 128", _HALF, 16, 8, 128, None, has_factors=True),
 ]
 LONG = AttentionCase("mean, one slot, long", _HALF, 16, 8, 128, "mean")
 
@@ -155,6 +161,7 @@ class Inputs(NamedTuple):
     value: Tensor
     params: AttentionParams
     out: AttentionTensors
+    weighting: KeyWeighting
 
 
 def make_inputs(case: AttentionCase, device: Device, batch: int, queries: int, keys: int) -> Inputs:
@@ -171,6 +178,7 @@ def make_inputs(case: AttentionCase, device: Device, batch: int, queries: int, k
         draw(case.key_heads, keys),
         AttentionParams(case.width**-0.5, bias=bias, causal=case.causal),
         new_attention_tensors(batch, queries, keys, columns, encoding=case.encoding, top_k=case.top_k, device=device),
+        KeyWeighting(None, torch.rand(batch, case.heads, keys, device=device) if case.has_factors else None),
     )
 
 
@@ -186,12 +194,12 @@ def _rows(case: AttentionCase, length: int) -> KernelCase:
     spec = LayerSpec(over_heads=case.over_heads)
 
     def launches(device: Device) -> list[Launch]:
-        query, key, _, params, out = make_inputs(case, device, 1, length, length)
-        return rows_triton.plan(query, key, params, out, spec)
+        query, key, _, params, out, weighting = make_inputs(case, device, 1, length, length)
+        return rows_triton.plan(query, key, params, out, spec, weighting)
 
     def eager(device: Device) -> Run:
-        query, key, _, params, _ = make_inputs(case, device, 1, length, length)
-        return lambda: _eager(query, key, params, case)
+        query, key, _, params, _, weighting = make_inputs(case, device, 1, length, length)
+        return lambda: _eager(query, key, params, case, weighting)
 
     def sdpa(device: Device) -> Run:
         return _sdpa(make_inputs(case, device, 1, length, length))
@@ -199,14 +207,14 @@ def _rows(case: AttentionCase, length: int) -> KernelCase:
     def two_passes(device: Device) -> Run:
         return _two_passes(make_inputs(case, device, 1, length, length), spec)
 
-    query, key, _, params, out = make_inputs(case, "meta", 1, length, length)
+    query, key, _, params, out, weighting = make_inputs(case, "meta", 1, length, length)
     products = case.heads * length * length * case.width * 2
     sweeps = 3 if case.encoding == "uint8" and not case.top_k else 2  # denominators, rows, and for bytes rows again
     return KernelCase(
         "rows",
         case.name,
         launches,
-        _bytes(query, key, params.bias) + _written(out),
+        _bytes(query, key, params.bias, weighting.factors) + _written(out),
         flops=sweeps * products // (2 if case.causal else 1),
         is_half=case.dtype != torch.float32,
         # Tiles read keys and queries again: the table shows it, and attention_rows.triton_kernel says why.
@@ -222,14 +230,14 @@ def _decode(case: AttentionCase, slots: int, length: int) -> KernelCase:
     spec = LayerSpec(over_heads=case.over_heads)
 
     def launches(device: Device) -> list[Launch]:
-        query, key, value, params, out = make_inputs(case, device, slots, 1, length)
-        return decode_triton.plan(query, key, value, params, out, spec, torch.empty_like(query))
+        query, key, value, params, out, weighting = make_inputs(case, device, slots, 1, length)
+        return decode_triton.plan(query, key, value, params, out, spec, torch.empty_like(query), weighting)
 
     def eager(device: Device) -> Run:
-        query, key, value, params, _ = make_inputs(case, device, slots, 1, length)
+        query, key, value, params, _, weighting = make_inputs(case, device, slots, 1, length)
 
         def run() -> object:
-            row = _eager(query, key, params, case)
+            row = _eager(query, key, params, case, weighting)
             return row, _output(query, key, value, params)
 
         return run
@@ -240,8 +248,8 @@ def _decode(case: AttentionCase, slots: int, length: int) -> KernelCase:
     def two_passes(device: Device) -> Run:
         return _two_passes(make_inputs(case, device, slots, 1, length), spec)
 
-    query, key, value, params, out = make_inputs(case, "meta", slots, 1, length)
-    least = _bytes(query, key, value, params.bias, query) + _written(out)
+    query, key, value, params, out, weighting = make_inputs(case, "meta", slots, 1, length)
+    least = _bytes(query, key, value, params.bias, query, weighting.factors) + _written(out)
     return KernelCase(
         "decode",
         case.name,
@@ -259,7 +267,7 @@ def _decode(case: AttentionCase, slots: int, length: int) -> KernelCase:
     )
 
 
-def _eager(query: Tensor, key: Tensor, params: AttentionParams, case: AttentionCase) -> object:
+def _eager(query: Tensor, key: Tensor, params: AttentionParams, case: AttentionCase, weighting: KeyWeighting) -> object:
     """Eager attention of a model, then a permutation and a reduction, in the model's precision."""
     key = key.repeat_interleave(query.shape[1] // key.shape[1], 1)
     scores = query @ key.transpose(2, 3) * params.scale
@@ -268,7 +276,10 @@ def _eager(query: Tensor, key: Tensor, params: AttentionParams, case: AttentionC
     if params.causal:
         hidden = torch.ones(scores.shape[2:], dtype=torch.bool, device=query.device).triu(1)
         scores = scores.masked_fill(hidden, float("-inf"))
-    probabilities = scores.softmax(-1, dtype=torch.float32).permute(0, 2, 3, 1)
+    probabilities = scores.softmax(-1, dtype=torch.float32)
+    if weighting.factors is not None:
+        probabilities = probabilities * weighting.factors[:, :, None]
+    probabilities = probabilities.permute(0, 2, 3, 1)
     if case.over_heads == "mean":
         probabilities = probabilities.mean(3, keepdim=True)
     elif case.over_heads == "max":
@@ -279,14 +290,14 @@ def _eager(query: Tensor, key: Tensor, params: AttentionParams, case: AttentionC
 
 
 def _sdpa(inputs: Inputs) -> Run:
-    query, key, value, params, _ = inputs
+    query, key, value, params, _, _ = inputs
     return lambda: _output(query, key, value, params)
 
 
 def _two_passes(inputs: Inputs, spec: LayerSpec) -> Run:
     """Fused attention without probabilities, then queries and keys once more for the rows."""
-    query, key, value, params, out = inputs
-    launches = rows_triton.plan(query, key, params, out, spec)
+    query, key, value, params, out, weighting = inputs
+    launches = rows_triton.plan(query, key, params, out, spec, weighting)
 
     def run() -> None:
         _output(query, key, value, params)

@@ -110,6 +110,48 @@ MUTANTS = [
         "first_position=self.first_position",
     ),
     Mutant(
+        "factors of the wrong head",
+        "common/triton_output.py",
+        "spec.factors.address + b * spec.factors.b + h * spec.factors.h",
+        "spec.factors.address + b * spec.factors.b",
+    ),
+    Mutant(
+        "factors of positions instead of keys",
+        "attention_rows/triton_kernel.py",
+        "x, b, h, k.to(tl.int64)[None, :], is_key)",
+        "x, b, h, s.to(tl.int64)[None, :], is_key)",
+    ),
+    Mutant(
+        "rows: the share of what is kept",
+        "attention_rows/triton_kernel.py",
+        "(1 - kept).clamp(0, 1)",
+        "kept.clamp(0, 1)",
+    ),
+    Mutant(
+        "decode: the greatest score of the keys that are left out",
+        "decode_attention/triton_kernel.py",
+        "    denominator[..., 0] = row_max\n",
+        "",
+    ),
+    Mutant(
+        "reference: shares of selected heads by the factors of the first",
+        "common/key_weighting.py",
+        "factors = factors[:, device_constant(spec.heads, torch.int32, factors.device)]",
+        "factors = factors[:, : len(spec.heads)]",
+    ),
+    Mutant(
+        "reference: a row that leaves out everything is divided by 0",
+        "common/key_weighting.py",
+        "torch.where(kept == 0, 1.0, kept)",
+        "kept",
+    ),
+    Mutant(
+        "shares of the last layer alone",
+        "common/key_weighting.py",
+        "        value = value + target[:, :, spec.column]\n",
+        "        pass\n",
+    ),
+    Mutant(
         "reference: causal mask too narrow",
         "common/attention_reference.py",
         "device=key.device) <= last",
@@ -132,9 +174,8 @@ def caught(mutant: Mutant) -> str:
         if text.count(mutant.before) < 1:
             return ""
         file.write_text(text.replace(mutant.before, mutant.after))
-        tests = [
-            ROOT / "tests/kernels" / name for name in ("attention_rows/test_rows.py", "decode_attention/test_decode.py")
-        ]
+        names = ("attention_rows/test_rows.py", "decode_attention/test_decode.py", "common/test_key_weighting.py")
+        tests = [ROOT / "tests/kernels" / name for name in names]
         done = subprocess.run(
             [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-x", "-k", "not memory", *tests],
             cwd=folder,
