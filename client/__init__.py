@@ -54,11 +54,13 @@ if TYPE_CHECKING:
         Encoding,
         Greedy,
         Head,
+        Method,
         Reduction,
         Row,
         Sampling,
         Score,
         Source,
+        SpecialTokens,
     )
     from .request import AttributeOptions
     from .results import (
@@ -100,6 +102,7 @@ __all__ = [
     "InvalidArgumentError",
     "ManyResult",
     "ManySource",
+    "Method",
     "Model",
     "ModelAttention",
     "NotFoundError",
@@ -111,6 +114,7 @@ __all__ = [
     "Score",
     "SidelightError",
     "Source",
+    "SpecialTokens",
     "Started",
     "Step",
     "StopReason",

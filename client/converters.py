@@ -19,9 +19,10 @@ from sidelight.v1 import attention_pb2, model_pb2, text_pb2
 from sidelight.v1 import attribution_service_pb2 as service_pb
 
 from .errors import invalid_argument
-from .parameters import AttentionKind, Beam, Capture, Decoding, Head, OffsetUnit, Row, Sampling, Score, Source
+from .parameters import AttentionKind, Beam, Capture, Decoding, Head, Method, OffsetUnit, Row, Sampling, Score, Source
 from .results import (
     AttentionLayout,
+    EncoderSelf,
     Finished,
     FloatArray,
     Hypothesis,
@@ -45,6 +46,8 @@ def _enum_words(enum: Any, prefix: str) -> dict[Any, Any]:
 _KINDS: dict[int, AttentionKind] = _enum_words(attention_pb2.AttentionKind, "ATTENTION_KIND_")
 _REDUCTIONS: dict[int, str] = _enum_words(attention_pb2.Reduction, "REDUCTION_")
 _ROWS: dict[int, Row] = _enum_words(attention_pb2.Row, "ROW_")
+_METHODS: dict[int, Method] = _enum_words(attention_pb2.Method, "METHOD_")
+_SPECIAL_TOKENS: dict[int, str] = _enum_words(attention_pb2.SpecialTokens, "SPECIAL_TOKENS_")
 _ENCODINGS: dict[int, str] = _enum_words(attention_pb2.Encoding, "ENCODING_")
 _SCORES: dict[int, Score] = _enum_words(attention_pb2.Score, "SCORE_")
 _AXES: dict[int, Any] = _enum_words(attention_pb2.Axis, "AXIS_")
@@ -161,6 +164,10 @@ def build_capture(capture: Capture) -> attention_pb2.Capture:
         message.row = _enum_number(_ROWS, capture.row)
     if capture.encoding != "float32":
         message.encoding = _enum_number(_ENCODINGS, capture.encoding)
+    if capture.method != "weights":
+        message.method = _enum_number(_METHODS, capture.method)
+    if capture.special_tokens != "keep":
+        message.special_tokens = _enum_number(_SPECIAL_TOKENS, capture.special_tokens)
     with field_errors("capture.top_k"):
         message.top_k = capture.top_k
     if capture.heads is not None and capture.layers is not None:
@@ -252,6 +259,14 @@ def parse_attention(message: attention_pb2.Attention, positions: int, *, axis: i
     return values
 
 
+def parse_special_shares(message: attention_pb2.Attention, *, axis: int = 0) -> FloatArray:
+    """Parses the shares of special tokens, in the shape of the attention without the axis of positions.
+
+    Raises ValueError if they do not fill the shape.
+    """
+    return np.array(message.special_shares, np.float32).reshape(_without_axis(tuple(message.shape), axis))
+
+
 def _parse_elements(data: bytes, dtype: np.dtype[Any], shape: tuple[int, ...], field: str) -> NDArray[Any]:
     """Parses little-endian bytes into an array of the machine's byte order.
 
@@ -305,6 +320,7 @@ def parse_started(message: service_pb.Started) -> Started:
         source_tokens_left_out=message.source_tokens_left_out,
         target_tokens_left_out=message.target_tokens_left_out,
         source_position_count=message.source_position_count,
+        method=_METHODS.get(message.capture.method, "weights"),
     )
 
 
@@ -323,10 +339,15 @@ def parse_step(message: service_pb.Step, header: Started) -> Step:
     """Parses a step. The header has the names of its scores and the numbers of its positions."""
     num_seen = header.first_position + message.index + (header.row == "reading")
     cross = decoder_self = None
+    special_shares: dict[AttentionKind, FloatArray] = {}
     if message.HasField("cross"):
         cross = parse_attention(message.cross, header.source_length, top_k=header.top_k)
+        if message.cross.special_shares:
+            special_shares["cross"] = parse_special_shares(message.cross)
     if message.HasField("decoder_self"):
         decoder_self = parse_attention(message.decoder_self, num_seen, top_k=header.top_k)
+        if message.decoder_self.special_shares:
+            special_shares["decoder_self"] = parse_special_shares(message.decoder_self)
     return Step(
         index=message.index,
         token=parse_token(message.token),
@@ -334,12 +355,15 @@ def parse_step(message: service_pb.Step, header: Started) -> Step:
         cross=cross,
         decoder_self=decoder_self,
         scores=dict(zip(header.scores, message.scores, strict=True)),
+        special_shares=special_shares,
     )
 
 
-def parse_encoder_self(message: service_pb.EncoderSelf, header: Started) -> FloatArray:
-    """Parses a part of encoder self-attention into `[queries, positions, ...]`."""
-    return parse_attention(message.attention, header.source_length, axis=1, top_k=header.top_k)
+def parse_encoder_self(message: service_pb.EncoderSelf, header: Started) -> EncoderSelf:
+    """Parses a part of encoder self-attention into `[queries, positions, ...]`, and the shares `[queries, ...]`."""
+    attention = parse_attention(message.attention, header.source_length, axis=1, top_k=header.top_k)
+    shares = message.attention.special_shares
+    return EncoderSelf(attention, parse_special_shares(message.attention, axis=1) if shares else None)
 
 
 def parse_finished(message: service_pb.Finished) -> Finished:
@@ -384,4 +408,5 @@ def parse_model(message: model_pb2.Model) -> Model:
         vocabulary_size=message.vocabulary_size,
         batches=message.batches,
         feature_shape=tuple(message.feature_shape),
+        methods=tuple(_METHODS[method] for method in message.methods if method in _METHODS),
     )

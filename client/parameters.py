@@ -31,6 +31,8 @@ Score = Literal[
     "kl_divergence",
     "in_context_pvi",
 ]
+Method = Literal["weights", "value_norms", "rollout"]
+SpecialTokens = Literal["keep", "renormalize"]
 
 SpecialTokensInText = Literal["text", "parse"]
 OffsetUnit = Literal["code_point", "utf16", "utf8"]
@@ -61,6 +63,11 @@ class Capture:
         top_k: The server sends only the `top_k` greatest positions of each row. 0: all positions. The arrays still have
             every position, with 0 for the positions that were not sent.
         none: Keep no attention, only tokens and scores.
+        method: What the numbers measure: the attention weights; the norms of the values that the weights multiply
+            (Kobayashi et al. 2020); or a rollout of the attention over the layers (Abnar and Zuidema 2020), which has
+            no axis of heads. `Model.methods` lists what a model has.
+        special_tokens: "renormalize" leaves special tokens out of each row. `special_shares` of the results then say
+            what these tokens took.
         steps: (begin, end): only the steps from `begin` to before `end` carry attention. An `end` of None: to the last.
     """
 
@@ -73,6 +80,8 @@ class Capture:
     encoding: Encoding = "float32"
     top_k: int = 0
     none: bool = False
+    method: Method = "weights"
+    special_tokens: SpecialTokens = "keep"
     steps: tuple[int, int | None] | None = None
 
 

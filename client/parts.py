@@ -11,7 +11,7 @@ from sidelight.v1 import attribution_service_pb2 as service_pb
 
 from . import converters
 from .errors import InternalError, SidelightError
-from .results import Attribution, Finished, FloatArray, Started, Step, build_attribution
+from .results import Attribution, EncoderSelf, Finished, Started, Step, build_attribution
 
 
 class AnswerParts:
@@ -28,7 +28,7 @@ class AnswerParts:
         self.steps: list[Step] = []
         self.finished: Finished | None = None
         self._request = request
-        self._encoder_self: list[FloatArray] = []
+        self._encoder_self: list[EncoderSelf] = []
         self._num_returned = 0  # how many of the steps `pop_step` has returned
 
     def add(self, response: service_pb.AttributeResponse) -> None:

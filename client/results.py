@@ -9,13 +9,13 @@ import dataclasses
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .offset_units import UnitText
-from .parameters import AttentionKind, OffsetUnit, Row, Score
+from .parameters import AttentionKind, Method, OffsetUnit, Row, Score
 
 FloatArray = NDArray[np.floating[Any]]
 
@@ -107,6 +107,7 @@ class Started:
         source_tokens_left_out: How many tokens of the source `truncate` has left out.
         target_tokens_left_out: How many tokens of the target or of the prefix `truncate` has left out.
         source_position_count: The number of source positions where the source is a recording, which has no tokens.
+        method: What the numbers of attention measure.
     """
 
     request_id: str
@@ -124,6 +125,7 @@ class Started:
     source_tokens_left_out: int = 0
     target_tokens_left_out: int = 0
     source_position_count: int = 0
+    method: Method = "weights"
 
     @property
     def source_length(self) -> int:
@@ -150,6 +152,8 @@ class Step:
             captured.
         decoder_self: `[positions seen, layers, heads]`, or fewer axes if reduced. None if it was not captured.
         scores: The value of each score of the request.
+        special_shares: For each kind, what special tokens took of the attention before they were left out,
+            `[layers, heads]`, or fewer axes if reduced: the mean. Empty unless the capture renormalizes.
     """
 
     index: int
@@ -158,6 +162,14 @@ class Step:
     cross: FloatArray | None
     decoder_self: FloatArray | None
     scores: Mapping[Score, float]
+    special_shares: Mapping[AttentionKind, FloatArray] = field(default_factory=dict[AttentionKind, FloatArray])
+
+
+class EncoderSelf(NamedTuple):
+    """A part of encoder self-attention: `[queries, positions, ...]`, and the shares of special tokens."""
+
+    attention: FloatArray
+    special_shares: FloatArray | None = None
 
 
 @dataclass(frozen=True)
@@ -215,6 +227,8 @@ class Attribution:
             has not seen.
         encoder_self: `[queries, positions, layers, heads]`. None if it was not captured.
         scores: `[steps]` for each score of the request.
+        special_shares: For each kind, what special tokens took of each row before they were left out: the shape of the
+            kind's array without the axis of positions. Empty unless the capture renormalizes.
         hypotheses: The best hypotheses of a beam search.
         first_step: The index of the first of `steps`. It is above 0 only for a resumed stream.
     """
@@ -228,6 +242,7 @@ class Attribution:
     decoder_self: FloatArray | None = None
     encoder_self: FloatArray | None = None
     scores: Mapping[Score, FloatArray] = field(default_factory=dict[Score, FloatArray])
+    special_shares: Mapping[AttentionKind, FloatArray] = field(default_factory=dict[AttentionKind, FloatArray])
     hypotheses: tuple[Hypothesis, ...] = ()
     first_step: int = 0
 
@@ -282,10 +297,11 @@ class Model:
     vocabulary_size: int
     batches: bool = False
     feature_shape: tuple[int, ...] = ()
+    methods: tuple[Method, ...] = ()
 
 
 def build_attribution(
-    started: Started, encoder_self: Sequence[FloatArray], steps: Sequence[Step], finished: Finished
+    started: Started, encoder_self: Sequence[EncoderSelf], steps: Sequence[Step], finished: Finished
 ) -> Attribution:
     """Builds the whole result from the parts of a stream."""
     positions = started.first_position + (steps[-1].index + 1 if steps else 0)
@@ -300,9 +316,25 @@ def build_attribution(
         first_step=steps[0].index if steps else 0,
         cross=_stack_rows([step.cross for step in steps], started.source_length),
         decoder_self=_stack_rows([step.decoder_self for step in steps], positions),
-        encoder_self=np.concatenate(encoder_self) if encoder_self else None,
+        encoder_self=np.concatenate([part.attention for part in encoder_self]) if encoder_self else None,
+        special_shares=_join_shares(encoder_self, steps),
         scores={name: np.array([step.scores[name] for step in steps], np.float32) for name in started.scores},
     )
+
+
+def _join_shares(encoder_self: Sequence[EncoderSelf], steps: Sequence[Step]) -> dict[AttentionKind, FloatArray]:
+    """Joins the shares of special tokens of all rows, by kind. A step without a row has NaN."""
+    joined: dict[AttentionKind, FloatArray] = {}
+    kinds: tuple[AttentionKind, ...] = ("cross", "decoder_self")
+    for kind in kinds:
+        rows = [step.special_shares.get(kind) for step in steps]
+        first = next((row for row in rows if row is not None), None)
+        if first is not None:
+            joined[kind] = np.stack([np.full_like(first, np.nan) if row is None else row for row in rows])
+    shares = [part.special_shares for part in encoder_self if part.special_shares is not None]
+    if shares:
+        joined["encoder_self"] = np.concatenate(shares)
+    return joined
 
 
 def _complete_token(token: Token, text: UnitText) -> Token:

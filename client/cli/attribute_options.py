@@ -16,11 +16,13 @@ from ..parameters import (
     Decoding,
     Encoding,
     Head,
+    Method,
     OffsetUnit,
     Reduction,
     Row,
     Sampling,
     Score,
+    SpecialTokens,
     SpecialTokensInText,
     Truncation,
 )
@@ -164,6 +166,18 @@ def _add_capture_arguments(parser: argparse.ArgumentParser) -> None:
     capture.add_argument(
         "--encoding", choices=get_args(Encoding), default="float32", help="the type of numbers on the wire"
     )
+    capture.add_argument(
+        "--method",
+        choices=get_args(Method),
+        default="weights",
+        help="attention weights, norms of the values that they multiply, or a rollout over the layers",
+    )
+    capture.add_argument(
+        "--special-tokens",
+        choices=get_args(SpecialTokens),
+        default="keep",
+        help="keep special tokens, or leave them out of each row (renormalize)",
+    )
     # Its name is not --top-k: that is an option of sampling, and a user may want both.
     capture.add_argument(
         "--top-positions", type=int, default=0, metavar="K", help="only the K greatest positions of each row"
@@ -214,6 +228,8 @@ def _build_capture(args: argparse.Namespace) -> Capture:
         row=args.row,
         encoding=args.encoding,
         top_k=args.top_positions,
+        method=args.method,
+        special_tokens=args.special_tokens,
     )
 
 

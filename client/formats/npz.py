@@ -31,6 +31,7 @@ def build_npz_arrays(attribution: Attribution) -> dict[str, Any]:
 
     - `cross`, `decoder_self`, `encoder_self`: the attention that was captured, shaped as `Attribution` says. If `top_k`
       in `info` is above 0, a 0 in these arrays may be a position that was not sent.
+    - `special_shares_KIND`: what special tokens took of each row, where the capture renormalizes.
     - `score_NAME`: `[steps]`, for each score.
     - `source_ids`, `source_pieces`, `source_spans` (`[tokens, 2]`), and the same for `prefix` and `steps`.
     - `info`: a JSON text with everything else. NumPy's arrays of texts lose a NUL at the end of a text; `pieces` in
@@ -40,6 +41,8 @@ def build_npz_arrays(attribution: Attribution) -> dict[str, Any]:
     for kind in ("cross", "decoder_self", "encoder_self"):
         if (array := getattr(attribution, kind)) is not None:
             arrays[kind] = array
+    for kind, shares in attribution.special_shares.items():
+        arrays[f"special_shares_{kind}"] = shares
     for name, values in attribution.scores.items():
         arrays[f"score_{name}"] = values
     token_lists = {"source": attribution.source, "prefix": attribution.started.prefix, "steps": attribution.steps}
@@ -55,6 +58,7 @@ def build_npz_arrays(attribution: Attribution) -> dict[str, Any]:
         "offset_unit": attribution.started.offset_unit,
         "row": attribution.started.row,
         "top_k": attribution.started.top_k,
+        "method": attribution.started.method,
         "pieces": {name: [token.piece for token in tokens] for name, tokens in token_lists.items()},
         "layouts": [asdict(layout) for layout in attribution.started.layouts.values()],
     }

@@ -18,6 +18,7 @@ from .enums import (
     ATTENTION_KINDS,
     ENCODING_OF_DTYPE,
     ENCODINGS,
+    METHODS,
     OFFSET_UNITS,
     REDUCTIONS,
     ROWS,
@@ -47,7 +48,7 @@ def _fill_token(message: text_pb2.Token, token: Token, offsets: OffsetMap | None
 
 def _fill_attention(message: attention_pb2.Attention, attention: AttentionArrays) -> None:
     """Writes arrays as little-endian bytes, last axis fastest."""
-    values, scales, positions = attention
+    values, scales, positions, shares = attention
     message.shape.extend(values.shape)
     message.encoding = ENCODING_OF_DTYPE[values.dtype]
     message.values = _little_endian(values)
@@ -55,6 +56,8 @@ def _fill_attention(message: attention_pb2.Attention, attention: AttentionArrays
         message.scales = _little_endian(scales)
     if positions is not None:
         message.positions = _little_endian(positions.view(np.uint32))
+    if shares is not None:
+        message.special_shares.extend(shares.ravel())
 
 
 def _little_endian(array: NDArray[Any]) -> bytes:
@@ -101,11 +104,13 @@ def capture_message(plan: CapturePlan) -> attention_pb2.Capture:
         over_heads=number_of(REDUCTIONS, plan.over_heads),
         over_layers=number_of(REDUCTIONS, plan.over_layers),
         row=number_of(ROWS, plan.row),
-        special_tokens=attention_pb2.SPECIAL_TOKENS_KEEP,
+        special_tokens=attention_pb2.SPECIAL_TOKENS_RENORMALIZE
+        if plan.leaves_out_special
+        else attention_pb2.SPECIAL_TOKENS_KEEP,
         grouping=attention_pb2.GROUPING_TOKEN,
         encoding=number_of(ENCODINGS, plan.encoding),
         top_k=plan.top_k,
-        method=attention_pb2.METHOD_WEIGHTS,
+        method=number_of(METHODS, plan.method.name),
     )
     if plan.pairs:
         message.heads.list.heads.extend(_head_messages(plan))
@@ -203,6 +208,7 @@ def model_message(loaded: LoadedModel, limits: model_pb2.RequestLimits, *, defau
         limits=limits,
         batches=loaded.backend is not None,
         feature_shape=loaded.feature_shape or (),
+        methods=[number_of(METHODS, name) for name in loaded.attention_layers.methods],
     )
 
 

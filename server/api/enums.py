@@ -13,6 +13,7 @@ import numpy as np
 from sidelight.v1 import attention_pb2, text_pb2
 
 from ...kernels import Encoding, Reduction
+from ..capture import METHODS as CAPTURE_METHODS
 from ..capture import AttentionKind, Row
 from ..request import Score, StopReason
 from ..text import OffsetUnit
@@ -27,6 +28,7 @@ ATTENTION_KINDS: dict[int, AttentionKind] = _words(attention_pb2.AttentionKind, 
 ROWS: dict[int, Row] = _words(attention_pb2.Row, "ROW_", Row)
 REDUCTIONS: dict[int, Reduction] = _words(attention_pb2.Reduction, "REDUCTION_", Reduction)
 ENCODINGS: dict[int, Encoding] = _words(attention_pb2.Encoding, "ENCODING_", Encoding)
+METHODS: dict[int, str] = {attention_pb2.Method.Value(f"METHOD_{name.upper()}"): name for name in CAPTURE_METHODS}
 SCORES: dict[int, Score] = _words(attention_pb2.Score, "SCORE_", Score)
 OFFSET_UNITS: dict[int, OffsetUnit] = {
     **_words(text_pb2.OffsetUnit, "OFFSET_UNIT_", OffsetUnit),

@@ -16,21 +16,27 @@ class AttentionArrays(NamedTuple):
     """Attention of several queries, `[queries, positions, ...]`, or of one query, `[positions, ...]`.
 
     `values` is float32, float16 or uint8. uint8 values have `scales`, float32, without the axis of positions. With
-    top-k there are `positions`, int32, of the shape of `values`, and the axis of positions is shorter.
+    top-k there are `positions`, int32, of the shape of `values`, and the axis of positions is shorter. Rows that leave
+    out special tokens have `shares`, float32, without the axis of positions.
     """
 
     values: NDArray[Any]
     scales: NDArray[np.float32] | None = None
     positions: NDArray[np.int32] | None = None
+    shares: NDArray[np.float32] | None = None
 
     @property
     def nbytes(self) -> int:
         """Bytes of all arrays."""
         return sum(array.nbytes for array in self if array is not None)
 
-    def query(self, query: int) -> AttentionArrays:
+    def query(self, query: int | None) -> AttentionArrays:
         """Returns one query as a view."""
         return AttentionArrays(*(None if array is None else array[query] for array in self))  # pyright: ignore[reportArgumentType]
+
+    def as_queries(self) -> AttentionArrays:
+        """Returns the arrays of one query as those of several queries, of which there is one."""
+        return self.query(None)
 
     def copy_query(self, query: int, num_positions: int | None = None) -> AttentionArrays:
         """Copies one query, or its first positions, so that the copy keeps no other query in memory.
@@ -48,11 +54,12 @@ class AttentionArrays(NamedTuple):
             self.values[index].copy(),
             None if self.scales is None else self.scales[scale_index].copy(),
             None if self.positions is None else self.positions[index].copy(),
+            None if self.shares is None else self.shares[scale_index].copy(),
         )
 
     def is_finite(self) -> bool:
-        """Whether neither the values nor the scales hold an infinity or a NaN."""
-        return all(_is_finite(array) for array in (self.values, self.scales) if array is not None)
+        """Whether neither the values, the scales nor the shares hold an infinity or a NaN."""
+        return all(_is_finite(array) for array in (self.values, self.scales, self.shares) if array is not None)
 
 
 def _is_finite(array: NDArray[Any]) -> bool:
@@ -63,11 +70,17 @@ def _is_finite(array: NDArray[Any]) -> bool:
         return bool(np.isfinite(array.sum(dtype=np.float32)) or np.isfinite(array).all())
 
 
+def list_batch_tensors(tensors: AttentionTensors) -> list[Tensor]:
+    """Lists the tensors that go to the host, `[B, T, ...]`."""
+    present = (tensors.values, tensors.scales, tensors.positions, tensors.shares)
+    return [tensor for tensor in present if tensor is not None]
+
+
 def list_tensors(tensors: AttentionTensors | None) -> list[Tensor]:
     """Lists the tensors that go to the host, without the batch axis. The batch must be of one sequence."""
     if tensors is None:
         return []
-    return [tensor[0] for tensor in (tensors.values, tensors.scales, tensors.positions) if tensor is not None]
+    return [tensor[0] for tensor in list_batch_tensors(tensors)]
 
 
 def build_arrays(
@@ -87,4 +100,6 @@ def build_arrays(
 
     values = next_array(True)
     assert values is not None
-    return AttentionArrays(values, next_array(tensors.scales is not None), next_array(tensors.positions is not None))
+    return AttentionArrays(
+        values, *(next_array(tensor is not None) for tensor in (tensors.scales, tensors.positions, tensors.shares))
+    )

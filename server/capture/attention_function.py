@@ -88,7 +88,7 @@ def attend(
         no_empty_rows=not context.padded,
     )
     if context.observer is not None:
-        context.observer.observe(module, query, key, params)
+        context.observer.observe(module, query, key, value, params)
     output = _attend_and_record(module, query, key, value, params)
     if output is None:
         options = {"dropout": dropout, "scaling": scaling, "is_causal": is_causal, "position_bias": position_bias}
@@ -111,16 +111,17 @@ def _attend_and_record(
             output, probabilities = attend_to(query, key, value, params)
         else:
             output, probabilities = _attend_by_rows(query, key, value, params, lengths)
-        write_step_rows(targets, probabilities)
+        write_step_rows(targets, probabilities, value)
         return output.transpose(1, 2)
     # The fused kernel needs values that are as wide as keys.
     is_fused = queries == 1 and key.shape == value.shape and has_fused_decode(query)
     fused_target = next((target for target in targets if target.rows is None), None) if is_fused else None
     for target in targets:
         if target is not fused_target:
-            _record(target, query, key, params)
+            _record(target, query, key, value, params)
     if fused_target is not None:
-        output = decode(query, key, value, params, fused_target.tensors, fused_target.layer_spec)
+        weighting = fused_target.weighting(value)
+        output = decode(query, key, value, params, fused_target.tensors, fused_target.layer_spec, weighting)
     elif params.softcap is not None:  # SDPA has no softcap (Gemma 2)
         output = capped_attention(query, key, value, params)
     else:
@@ -194,14 +195,17 @@ def _is_causal(module: nn.Module, query: Tensor, mask: Tensor | None, is_causal:
     return bool(causal) and mask is None and query.shape[2] > 1
 
 
-def write_step_rows(targets: Sequence[RecordTarget], probabilities: Tensor) -> None:
-    """Writes the rows of a decode step into the targets, from probabilities float32 `[B, H, 1, S]`."""
+def write_step_rows(targets: Sequence[RecordTarget], probabilities: Tensor, value: Tensor) -> None:
+    """Writes the rows of a decode step into the targets.
+
+    Takes probabilities float32 `[B, H, 1, S]`, and the values `[B, Hkv, S, D]` of the same positions.
+    """
     for target in targets:
         selected = probabilities if target.rows is None else probabilities[target.rows]
-        write_probabilities(selected, target.tensors, target.layer_spec, _FIRST_QUERY)
+        write_probabilities(selected, target.tensors, target.layer_spec, _FIRST_QUERY, target.weighting(value))
 
 
-def _record(target: RecordTarget, query: Tensor, key: Tensor, params: AttentionParams) -> None:
+def _record(target: RecordTarget, query: Tensor, key: Tensor, value: Tensor, params: AttentionParams) -> None:
     """Computes the rows of one target from queries and keys, and writes the rows."""
     if target.rows is not None:
         bias, mask = (
@@ -211,4 +215,5 @@ def _record(target: RecordTarget, query: Tensor, key: Tensor, params: AttentionP
         query, key, params = query[target.rows], key[target.rows], params._replace(bias=bias, mask=mask)
     # In causal attention query 0 sees key 0, which is the meaning of SDPA's `is_causal`.
     queries = target.queries
-    rows(query[:, :, queries], key, params.for_queries(queries), target.tensors, target.layer_spec)
+    weighting = target.weighting(value)
+    rows(query[:, :, queries], key, params.for_queries(queries), target.tensors, target.layer_spec, weighting)

@@ -9,7 +9,9 @@ does not call the attention function at all, the server takes attention from the
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +22,8 @@ from ...kernels import AttentionParams, AttentionTensors, LayerSpec, new_attenti
 from ..transformers_versions import set_attention
 from .attention_function import NAME, UnsupportedAttentionError, mark_attention
 from .context import AttentionKind, LayerKey, RecordTarget, observe_with, record_to, set_layer_key
+from .methods import find_methods
+from .plan import Method, ProbedModel
 from .speech_sources import short_sources, trial_inputs
 
 log = logging.getLogger(__name__)
@@ -40,6 +44,7 @@ class AttentionLayers:
 
     heads: dict[AttentionKind, tuple[int, ...]]  # for each kind: the number of query heads of each layer
     captures_rows: bool  # whether `attend` records rows; otherwise the model gives whole matrices
+    methods: Mapping[str, Method]  # the methods that captures may ask for, by name
     is_causal: bool = True  # whether the decoder sees no token that comes later
 
     def num_layers(self, kind: AttentionKind) -> int:
@@ -60,8 +65,8 @@ class _CallObserver:
 
     calls: list[_Call] = field(default_factory=list[_Call])
 
-    def observe(self, module: nn.Module, query: Tensor, key: Tensor, params: AttentionParams) -> None:
-        del params
+    def observe(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, params: AttentionParams) -> None:
+        del value, params
         self.calls.append(_Call(module, query.shape[1], key.shape[2]))
 
 
@@ -94,6 +99,7 @@ def _find_attention_layers(model: PreTrainedModel) -> AttentionLayers:
     matrices = _matrices(model)
     is_causal = all(not bool(matrix.triu(1).any()) for matrix in matrices.get("decoder_self", ()))
     heads: dict[AttentionKind, tuple[int, ...]] = {kind: tuple(m.shape[1] for m in ms) for kind, ms in matrices.items()}
+    modules: dict[LayerKey, nn.Module] = {}
     try:
         set_attention(model, NAME)
         modules = _mark(model)
@@ -101,12 +107,15 @@ def _find_attention_layers(model: PreTrainedModel) -> AttentionLayers:
     except (UnsupportedAttentionError, ValueError, TypeError, KeyError) as error:
         difference = str(error) or type(error).__name__
     if difference is None:
-        return AttentionLayers(heads, captures_rows=True, is_causal=is_causal)
+        is_half = model.dtype != torch.float32
+        methods = find_methods(ProbedModel(heads, modules, partial(_run, model), is_half))
+        return AttentionLayers(heads, captures_rows=True, methods=methods, is_causal=is_causal)
     log.warning("attention of %s is taken from whole matrices: %s", model.config.model_type, difference)
     for module in model.modules():
         set_layer_key(module, None)
     set_attention(model, "eager")
-    return AttentionLayers(heads, captures_rows=False, is_causal=is_causal)
+    methods = find_methods(ProbedModel(heads, {}, partial(_run, model), model.dtype != torch.float32))
+    return AttentionLayers(heads, captures_rows=False, methods=methods, is_causal=is_causal)
 
 
 def _matrices(model: PreTrainedModel) -> dict[AttentionKind, list[Tensor]]:

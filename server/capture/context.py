@@ -8,14 +8,14 @@ attention layers and tensors; it does not know requests or tokens.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from ...kernels import AttentionParams, AttentionTensors, LayerSpec
+from ...kernels import AttentionParams, AttentionTensors, KeyWeighting, LayerSpec
 
 AttentionKind = Literal["cross", "decoder_self", "encoder_self"]
 
@@ -37,6 +37,22 @@ class RecordTarget(NamedTuple):
     layer_spec: LayerSpec  # which columns of the tensors this layer fills
     queries: slice  # the recorded queries, with start and stop
     rows: Tensor | None = None  # the recorded rows of the batch, in order; None: all
+    # Which positions each recorded row leaves out, bool `[1 or rows, positions]`; None: a row leaves out nothing.
+    left_out: Tensor | None = None
+    # Returns the factors of the keys of the recorded rows, `[1 or rows, H, S]`, from the values `[B, Hkv, S, D]` of the
+    # whole batch; None: all are 1.
+    factors: Callable[[Tensor], Tensor] | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the rows are the probabilities as they are."""
+        return self.left_out is None and self.factors is None
+
+    def weighting(self, value: Tensor) -> KeyWeighting:
+        """Returns the weighting of the recorded rows, from the values `[B, Hkv, S, D]` of the whole batch."""
+        # The keys are the last positions: the cache of a sliding window has dropped the first.
+        left_out = None if self.left_out is None else self.left_out[:, self.left_out.shape[1] - value.shape[2] :]
+        return KeyWeighting(left_out, None if self.factors is None else self.factors(value))
 
 
 class Recorder(Protocol):
@@ -59,7 +75,7 @@ class Observer(Protocol):
     So `attention_layers` finds a model's attention layers, and `source_recorder` keeps the tensors of an encoder.
     """
 
-    def observe(self, module: nn.Module, query: Tensor, key: Tensor, params: AttentionParams) -> None:
+    def observe(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, params: AttentionParams) -> None:
         """Takes the calling module, its queries and keys `[batch, heads, length, head width]`, and what else counts."""
         ...
 

@@ -1,4 +1,4 @@
-"""CapturePlan: which attention one request keeps, and what each layer contributes.
+"""CapturePlan: which attention one request keeps, and what each layer contributes. Method: what the numbers measure.
 
 This module knows layer keys and the kernels' `LayerSpec`; it does not know what a token is or how a message looks.
 """
@@ -6,17 +6,101 @@ This module knows layer keys and the kernels' `LayerSpec`; it does not know what
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import ClassVar, Literal, NamedTuple, Protocol
+
+from torch import Tensor, nn
 
 from ...kernels import ENCODINGS, Encoding, LayerSpec, Reduction
+from .arrays import AttentionArrays
 from .context import AttentionKind, LayerKey
 
 Row = Literal["predicting", "reading"]
 
-_POSITION_BYTES = _SCALE_BYTES = 4
+_POSITION_BYTES = _SCALE_BYTES = _SHARE_BYTES = 4
+
+
+class ProbedModel(NamedTuple):
+    """What a method may look at while a model loads."""
+
+    heads: Mapping[AttentionKind, tuple[int, ...]]  # for each kind: the number of query heads of each layer
+    modules: Mapping[LayerKey, nn.Module]  # the attention layers; empty where the model gives whole matrices
+    run: Callable[[], object]  # runs the model on a few tokens
+    is_half: bool  # whether the model computes in half precision
+
+
+class MethodFieldError(Exception):
+    """A method cannot make what a capture asks for. `field` is the name of the capture's field that is to blame."""
+
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__(problem)
+        self.field = field
+
+
+class RowCombiner(Protocol):
+    """Makes the rows of one sequence from recorded rows of all its queries. For the engine's thread, on the host.
+
+    Recorded rows are those of `Method.recorded`. `left_out` says which positions a row leaves out: bool `[positions]`.
+    """
+
+    def read_source(
+        self, recorded: AttentionArrays, left_out: Mapping[AttentionKind, Tensor]
+    ) -> AttentionArrays | None:
+        """Takes the encoder's rows. Returns the rows of encoder self-attention; None if the plan has no such rows."""
+        ...
+
+    def read_target(
+        self, recorded: Mapping[AttentionKind, AttentionArrays], left_out: Mapping[AttentionKind, Tensor]
+    ) -> dict[AttentionKind, AttentionArrays]:
+        """Takes the decoder's rows of the queries that come next. Returns the rows of these queries."""
+        ...
+
+
+class Method:
+    """What the numbers of a row measure. By itself: the attention probabilities as they are.
+
+    A method belongs to one loaded model: it may hold tensors of the model. It knows attention layers and tensors; it
+    does not know requests or messages.
+    """
+
+    name: ClassVar[str] = "weights"
+    has_factors: ClassVar[bool] = False  # whether `factors` multiplies the probabilities
+
+    @classmethod
+    def for_model(cls, probed: ProbedModel) -> Method | None:  # noqa: ARG003
+        """Returns the method for a model; None if the model cannot have the method."""
+        return WEIGHTS
+
+    def factors(self, layer_key: LayerKey, value: Tensor) -> Tensor:
+        """Returns the factors of keys, float32 `[B, H, S]`, from the values `[B, Hkv, S, D]` of the same keys.
+
+        The factor of a key depends on the value of this key alone, and is finite for finite values.
+        """
+        raise NotImplementedError
+
+    def complete(self, plan: CapturePlan) -> CapturePlan:
+        """Returns the plan with the defaults of the method. Raises MethodFieldError."""
+        return plan
+
+    def recorded(self, plan: CapturePlan) -> CapturePlan:
+        """Returns what forward passes record for a plan."""
+        return plan
+
+    def state_bytes(self, plan: CapturePlan, source: int, target: int) -> int:  # noqa: ARG002
+        """Returns how many bytes the combiner of a sequence with so many positions takes."""
+        return 0
+
+    def new_combiner(self, plan: CapturePlan, source: int, target: int) -> RowCombiner | None:  # noqa: ARG002
+        """Makes the combiner of a sequence with at most so many positions of source and target.
+
+        None: rows are sent as they are recorded.
+        """
+        return None
+
+
+WEIGHTS = Method()
 
 
 @dataclass(frozen=True)
@@ -50,6 +134,13 @@ class CapturePlan:
     top_k: int = 0
     first_step: int = 0
     end_step: int | None = None
+    method: Method = WEIGHTS
+    leaves_out_special: bool = False  # whether rows leave out special tokens, and carry the share of these tokens
+
+    @cached_property
+    def recorded(self) -> CapturePlan:
+        """What forward passes record: for most methods this plan itself."""
+        return self.method.recorded(self)
 
     def captures_step(self, step: int) -> bool:
         """Whether a step carries attention."""
@@ -75,7 +166,8 @@ class CapturePlan:
         """Returns the most bytes that a row of a kind takes, with all layers and heads of the row."""
         kept = min(self.top_k, positions) if self.top_k else positions
         item_bytes = ENCODINGS[self.encoding].itemsize + (_POSITION_BYTES if self.top_k else 0)
-        return math.prod(self.shape(kind)) * (kept * item_bytes + (_SCALE_BYTES if self.encoding == "uint8" else 0))
+        more_bytes = (_SCALE_BYTES if self.encoding == "uint8" else 0) + _SHARE_BYTES * self.leaves_out_special
+        return math.prod(self.shape(kind)) * (kept * item_bytes + more_bytes)
 
     @cached_property
     def layer_specs(self) -> dict[LayerKey, LayerSpec]:
@@ -119,4 +211,5 @@ class CapturePlan:
             is_first=layer == layers[0],
             is_last=layer == layers[-1],
             pools_all_heads=True,
+            num_pooled_heads=len(self.pairs),
         )

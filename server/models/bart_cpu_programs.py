@@ -84,7 +84,7 @@ class DecoderProgram:
             step = self._programs[cache] = self._build(cache)
         first, count, length, source_length = cache.stepping
         epilogue: list[NDArray[np.int64]] = []
-        other_targets: list[tuple[RecordTarget, Tensor]] = []
+        other_targets: list[tuple[RecordTarget, Tensor, Tensor]] = []
         for key, probabilities in step.probabilities:
             visible = source_length if key.kind == "cross" else length
             for target in record_targets(key, (count, self._heads, 1, visible), tokens.device):
@@ -93,7 +93,9 @@ class DecoderProgram:
                     operation = store_rows(probabilities, target.tensors.values, column, target.rows, is_cross=is_cross)
                     epilogue.append(operation[None])
                 else:
-                    other_targets.append((target, probabilities[:count, :, None, :visible]))
+                    layers = cache.source_layers if key.kind == "cross" else cache.own.slot_layers
+                    values = layers[key.layer].all_values[first : first + count, :, :visible]
+                    other_targets.append((target, probabilities[:count, :, None, :visible], values))
         output = step.output[:count]
         if query is not None:
             epilogue.append(query.search.prepare(output, query.masked))
@@ -105,8 +107,8 @@ class DecoderProgram:
             num_cross_positions=source_length,
             epilogue=np.concatenate(epilogue) if epilogue else None,
         )
-        for target, probabilities in other_targets:
-            write_step_rows([target], probabilities)
+        for target, probabilities, values in other_targets:
+            write_step_rows([target], probabilities, values)
         return output
 
     def _build(self, cache: KVCache) -> _StepProgram:
@@ -161,7 +163,8 @@ def _is_stored_as_computed(target: RecordTarget, visible: int) -> bool:
     """Whether a target takes `visible` positions of all heads side by side, in float32."""
     result, part = target.tensors, target.layer_spec
     return (
-        result.is_dense_float
+        target.is_plain
+        and result.is_dense_float
         and result.values.dtype == torch.float32
         and result.length == visible
         and part.heads is None

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from ..capture import AttentionKind, record_to
+from ..capture import AttentionKind, FactorCache, record_to
 from ..models import Backend, KVCache
 from ..request import Score
 from ..sampling import ContrastLogits, Sampler, SamplerOutput, step_scores
@@ -35,6 +35,7 @@ class DecodeStep:
         sampler: Sampler,
         slots: SlotAllocator,
         tokens: Tensor,
+        factors: FactorCache,
     ) -> None:
         """`tokens` are the tokens that the decoder reads next, by slot, int64 `[slots, 1]`. Each step replaces them."""
         self._backend = backend
@@ -42,6 +43,7 @@ class DecodeStep:
         self._sampler = sampler
         self._slots = slots
         self._tokens = tokens
+        self._factors = factors
         self.has_sampled = False  # whether the step under way has chosen tokens
 
     def run(self, batch: list[Sequence]) -> list[tuple[Sequence, StepOutput | Exception]]:
@@ -52,7 +54,12 @@ class DecodeStep:
         tokens = self._tokens[step.slots]
         positions: dict[AttentionKind, int] = {"cross": step.source_length, "decoder_self": step.length}
         recorder = StepRecorder(
-            batch, step.slots, positions, tokens, writes_selected_rows=self._backend.writes_selected_rows
+            batch,
+            step.slots,
+            positions,
+            tokens,
+            self._factors,
+            writes_selected_rows=self._backend.writes_selected_rows,
         )
         logits, chosen = self._forward(step, batch, tokens, recorder)
         # A fault of a logits processor is its request's alone, and so is a fault of a score.
@@ -153,6 +160,8 @@ class DecodeStep:
                 kinds.get("cross"),
                 kinds.get("decoder_self"),
             )
+            if sequence.special is not None:
+                sequence.special.add(token)
             sequence.num_cached += 1
             sequence.num_steps += 1
             outputs.append((sequence, faults.get(sequence, output)))

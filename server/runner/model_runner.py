@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import torch
 
-from ..capture import AttentionArrays, record_to
+from ..capture import AttentionArrays, FactorCache, record_to
 from ..memory import is_out_of_memory, release_memory_of
 from ..models import Backend, KVCache, LoadedModel
 from ..request import DecodingParams, Request
@@ -18,6 +18,7 @@ from ..sampling import Sampler
 from .decode_step import DecodeStep
 from .prefill import Prefill
 from .sequence import Sequence, StepOutput, SwappedSequence, add_each
+from .single_sequence import find_special, new_combiner
 from .slot_allocator import SlotAllocator
 from .target_pass import TargetPass
 from .thread_tuner import ThreadTuner
@@ -46,7 +47,8 @@ class ModelRunner:
         self._threads = ThreadTuner(thread_counts if is_tunable else ())
         self._safe_batch_size = num_slots  # sequences of a step for which memory suffices
         self._tokens = torch.zeros(num_slots, 1, dtype=torch.int64, device=loaded.model.device)  # read next, by slot
-        self._step = DecodeStep(backend, self._cache, self._sampler, self._slots, self._tokens)
+        self._factors = FactorCache(num_slots, backend.lengths)
+        self._step = DecodeStep(backend, self._cache, self._sampler, self._slots, self._tokens, self._factors)
         if backend.is_compiled:
             self._compile()
 
@@ -103,6 +105,8 @@ class ModelRunner:
         plan = next((plan for plan in plans if plan == request.capture), request.capture)
         source_length = 0 if source is None else request.source_length
         sequence = Sequence(request, params, plan, source_length, prompt, self._sampler.end_ids(slot))
+        sequence.special = find_special(self._loaded, request)
+        sequence.combiner = new_combiner(self._loaded, request, request.capture)
         self._slots.allocate(sequence)
         self._tokens[slot] = prompt[-1]
         return sequence
@@ -142,6 +146,7 @@ class ModelRunner:
 
     def _release(self, sequence: Sequence) -> None:
         self._slots.release(sequence.slot)
+        self._factors.forget(sequence.slot)
         # The cache may hold NaN, and 0 times NaN is NaN: it is zeroed, the position of the next token included.
         self._cache.clear(sequence.slot, sequence.num_written, sequence.source_length)
 
@@ -193,4 +198,5 @@ class ModelRunner:
             self._sampler.swap_in(slot, self._sampler.swap_out(last))
             self._tokens[slot] = self._tokens[last]
             self._slots.release(last)
+            self._factors.forget(last)
             self._cache.clear(last, sequence.num_written, sequence.source_length)

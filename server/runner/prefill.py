@@ -7,13 +7,23 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ..capture import AttentionArrays, record_to
+from ...kernels import AttentionTensors
+from ..capture import (
+    AttentionArrays,
+    AttentionKind,
+    PassRecorder,
+    RowCombiner,
+    build_arrays,
+    list_tensors,
+    record_to,
+)
+from ..errors import not_a_number
 from ..memory import release_memory_of
 from ..models import MAX_PREFILL_TOKENS, Backend, KVCache, LoadedModel
 from ..request import Request
-from ..transfer import int_tensor
+from ..transfer import int_tensor, to_host
 from .sequence import Sequence
-from .single_sequence import SingleSequenceModel, features_tensor
+from .single_sequence import ALL_QUERIES, SingleSequenceModel, features_tensor
 
 # Tokens of a prompt that are read between two steps of the other sequences.
 _CHUNK = 256
@@ -40,9 +50,9 @@ class Prefill:
         for group in _by_length(sequences):
             faults |= self._read_group(group)
         for sequence in sequences:
-            if sequence not in faults and "encoder_self" in sequence.plan.kinds:
+            if sequence not in faults and "encoder_self" in sequence.plan.recorded.kinds:
                 try:
-                    sequence.source_attention = self.source_attention(sequence.request)
+                    sequence.source_attention = self.source_attention(sequence.request, sequence.combiner)
                 except Exception as error:
                     faults[sequence] = release_memory_of(error)
         return faults
@@ -74,18 +84,48 @@ class Prefill:
         ]
         return int_tensor(ids, self._device)
 
-    def source_attention(self, request: Request) -> Iterator[AttentionArrays] | None:
-        """The encoder self-attention of a request, from a pass of its own. Raises RequestError."""
-        return SingleSequenceModel.of_request(self._loaded, request).encode()
+    def source_attention(
+        self, request: Request, combiner: RowCombiner | None = None
+    ) -> Iterator[AttentionArrays] | None:
+        """The encoder self-attention of a request, from a pass of its own, which the `combiner` reads.
+
+        Raises RequestError.
+        """
+        return SingleSequenceModel.of_request(self._loaded, request, combiner).encode()
 
     def read_prompt(self, sequence: Sequence) -> None:
         """Reads the next chunk of a prompt."""
         begin = sequence.num_cached
         ids = sequence.prompt[begin : begin + min(_CHUNK, sequence.num_pending)]
         self._cache.begin_prefill(sequence.slot, begin, len(ids), sequence.source_length)
-        with record_to(None, padded=False):
+        positions: dict[AttentionKind, int] = {"cross": sequence.source_length, "decoder_self": begin + len(ids)}
+        # A combiner needs the rows of all queries.
+        recorder = None
+        if sequence.combiner is not None:
+            recorder = PassRecorder(sequence.plan.recorded, ALL_QUERIES, positions)
+        with record_to(recorder, padded=False):
             self._backend.prefill(int_tensor([ids], self._device), self._cache)
+        if recorder is not None:
+            combine_prompt(sequence, recorder)
         sequence.num_cached += len(ids)
+
+
+def combine_prompt(sequence: Sequence, recorder: PassRecorder) -> None:
+    """Gives the combiner of a sequence the rows of a part of the prompt. Raises RequestError."""
+    assert sequence.combiner is not None
+    kinds: tuple[AttentionKind, ...] = ("cross", "decoder_self")
+    found: dict[AttentionKind, AttentionTensors] = {
+        kind: tensors for kind in kinds if (tensors := recorder.result(kind)) is not None
+    }
+    arrays = to_host([tensor for tensors in found.values() for tensor in list_tensors(tensors)])
+    recorded: dict[AttentionKind, AttentionArrays] = {}
+    for (kind, tensors), values in zip(found.items(), arrays, strict=True):  # one tensor of each kind: dense floats
+        rows = build_arrays(tensors, [values], sequence.plan.recorded.shape(kind))
+        if rows is None or not rows.is_finite():
+            raise not_a_number()
+        recorded[kind] = rows
+    if recorded:
+        sequence.combiner.read_target(recorded, sequence.left_out)
 
 
 def _by_length(sequences: list[Sequence]) -> Iterator[list[Sequence]]:

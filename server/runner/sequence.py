@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import Tensor
 
-from ..capture import AttentionArrays, CapturePlan
+from ..capture import AttentionArrays, AttentionKind, CapturePlan, RowCombiner, SpecialPositions
 from ..memory import release_memory_of
 from ..models import SwappedCache
 from ..request import DecodingParams, Request
@@ -55,6 +55,8 @@ class Sequence:
     num_steps: int = 0  # tokens that have been chosen
     # Encoder self-attention in parts, until `pop_source_attention`.
     source_attention: Iterator[AttentionArrays] | None = None
+    special: SpecialPositions | None = None  # where rows leave out special tokens
+    combiner: RowCombiner | None = None  # of a method that makes its rows of those of all queries
     is_preempted: bool = False
     swapped: SwappedSequence | None = None  # while a preempted sequence has no slot
     # The same tokens in the context of a contrast. This sequence reads what the first one writes, and writes nothing.
@@ -86,6 +88,11 @@ class Sequence:
         # The last query of a pass predicts the token of this step, and reads the token of the step before.
         step = self.num_steps - 1 if self.plan.row == "reading" else self.num_steps
         return step >= self.request.resume_at and self.plan.captures_step(step)
+
+    @property
+    def left_out(self) -> Mapping[AttentionKind, Tensor]:
+        """The positions that rows leave out, as a combiner takes them: bool `[positions]` on the host, by kind."""
+        return {} if self.special is None else self.special.host_masks
 
     def pop_source_attention(self) -> Iterator[AttentionArrays] | None:
         """The encoder self-attention in parts of `[queries, positions, …]`, once: the sequence keeps no reference."""

@@ -10,6 +10,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -20,7 +21,9 @@ from ..capture import (
     AttentionKind,
     CapturePlan,
     PassRecorder,
+    RowCombiner,
     SourceRecorder,
+    SpecialPositions,
     build_arrays,
     list_tensors,
     matrices_of,
@@ -30,12 +33,38 @@ from ..capture import (
 )
 from ..errors import not_a_number
 from ..models import LoadedModel
-from ..request import MAX_PART_BYTES, Request, SourceFeatures
+from ..request import MAX_PART_BYTES, GivenTarget, Request, SourceFeatures
 from ..transfer import to_host
 from ..transformers_versions import cache_argument, cache_of, takes_whole_target
 
 NO_QUERIES = slice(0, 0)
 LAST_QUERY = slice(-1, None)
+ALL_QUERIES = slice(None)
+
+
+def find_special(loaded: LoadedModel, request: Request) -> SpecialPositions | None:
+    """The positions that the rows of a request leave out; None if the rows leave out nothing."""
+    if not request.capture.leaves_out_special:
+        return None
+    source = request.source.ids
+    given = request.target.text.ids if isinstance(request.target, GivenTarget) else []
+    target = [*(() if loaded.is_encoder_decoder else source), *request.decoder_prompt_ids, *given]
+    is_special = loaded.tokenizer.vocabulary.is_special
+    return SpecialPositions(is_special, source, request.source_length, target, _max_target(loaded, request))
+
+
+def new_combiner(loaded: LoadedModel, request: Request, plan: CapturePlan) -> RowCombiner | None:
+    """The combiner of the rows of a request's plan; None for a method without one."""
+    if not plan.kinds:
+        return None
+    return plan.method.new_combiner(plan, request.source_length, _max_target(loaded, request))
+
+
+def _max_target(loaded: LoadedModel, request: Request) -> int:
+    """The most positions that the decoder of a request can have."""
+    target = request.target
+    num_steps = len(target.text.tokens) if isinstance(target, GivenTarget) else target.max_new_tokens
+    return len(request.decoder_prompt_ids) + num_steps + (0 if loaded.is_encoder_decoder else request.source_length)
 
 
 @dataclass(frozen=True)
@@ -54,14 +83,16 @@ class ForwardOutput:
         """The attentions' tensors, to copy to the host."""
         return [*list_tensors(self.cross), *list_tensors(self.decoder_self)]
 
-    def attention(
-        self, arrays: Sequence[NDArray[Any]], plan: CapturePlan
-    ) -> tuple[AttentionArrays | None, AttentionArrays | None]:
-        """The attentions, from the copies of `tensors` on the host: cross and decoder self, of all queries kept."""
+    def recorded(self, arrays: Sequence[NDArray[Any]], plan: CapturePlan) -> dict[AttentionKind, AttentionArrays]:
+        """The recorded rows of each kind, from the copies of `tensors` on the host. `plan` is what was recorded."""
         count = len(list_tensors(self.cross))
-        cross = build_arrays(self.cross, arrays[:count], plan.shape("cross")) if self.cross else None
-        own = build_arrays(self.decoder_self, arrays[count:], plan.shape("decoder_self")) if self.decoder_self else None
-        return cross, own
+        found: dict[AttentionKind, AttentionArrays | None] = {
+            "cross": build_arrays(self.cross, arrays[:count], plan.shape("cross")) if self.cross else None,
+            "decoder_self": build_arrays(self.decoder_self, arrays[count:], plan.shape("decoder_self"))
+            if self.decoder_self
+            else None,
+        }
+        return {kind: rows for kind, rows in found.items() if rows is not None}
 
 
 def features_tensor(features: SourceFeatures, model: Any) -> Tensor:
@@ -79,14 +110,19 @@ class SingleSequenceModel:
         source_ids: Sequence[int],
         context_ids: Sequence[int],
         features: SourceFeatures | None = None,
+        special: SpecialPositions | None = None,
+        combiner: RowCombiner | None = None,
     ) -> None:
         """`context_ids` are what the decoder reads between source and step 0: start token and prefix.
 
-        `features` are the source of a speech model; `source_ids` are empty then.
+        `features` are the source of a speech model; `source_ids` are empty then. `special` are the special tokens that
+        rows leave out, `combiner` makes the rows of a method that needs it.
         """
         self._model: Any = loaded.model
         self._captures_rows = loaded.attention_layers.captures_rows
-        self._plan = plan
+        self._plan = plan.recorded
+        self._special = special
+        self.combiner = combiner
         encoded = loaded.is_encoder_decoder
         self.source_length = (features.num_positions if features else len(source_ids)) if encoded else 0
         self._source = self.tensor(source_ids) if features is None else features_tensor(features, self._model)
@@ -99,9 +135,21 @@ class SingleSequenceModel:
         self._target_ids: Tensor | None = None  # tokens read, of models that want all at each pass
 
     @classmethod
-    def of_request(cls, loaded: LoadedModel, request: Request) -> SingleSequenceModel:
-        """The sequence of a request, before any pass."""
-        return cls(loaded, request.capture, request.source.ids, request.decoder_prompt_ids, request.features)
+    def of_request(
+        cls,
+        loaded: LoadedModel,
+        request: Request,
+        combiner: RowCombiner | None = None,
+        plan: CapturePlan | None = None,
+    ) -> SingleSequenceModel:
+        """The sequence of a request, before any pass. Without a `combiner` it makes its own, if the method has one.
+
+        `plan` is what is captured; None: what the request asks for.
+        """
+        plan = plan or request.capture
+        special, combiner = find_special(loaded, request), combiner or new_combiner(loaded, request, plan)
+        ids = request.source.ids
+        return cls(loaded, plan, ids, request.decoder_prompt_ids, request.features, special, combiner)
 
     def tensor(self, ids: Sequence[int]) -> Tensor:
         """Ids as a batch of one sequence, int64 `[1, count]`."""
@@ -117,11 +165,14 @@ class SingleSequenceModel:
             return None
         inputs = source_inputs(self._source) | self._mask()
         if not self._captures_rows:
-            recorder = PassRecorder(self._plan, NO_QUERIES, {"encoder_self": self.source_length})
+            recorder = self._new_recorder(NO_QUERIES, {"encoder_self": self.source_length})
             self._encoder_outputs = self._run(self._model.get_encoder(), recorder, ("encoder_self",), **inputs)
             tensors = recorder.result("encoder_self")
-            return None if tensors is None else self._read_parts(iter([tensors]), check=check)
-        source = SourceRecorder(self._plan, self.source_length) if "encoder_self" in self._plan.kinds else None
+            return None if tensors is None else self._combine(self._read_parts(iter([tensors]), check=check))
+        source = None
+        if "encoder_self" in self._plan.kinds:
+            left_out = self._left_out_of({"encoder_self": self.source_length})
+            source = SourceRecorder(self._plan, self.source_length, left_out.get("encoder_self"))
         with record_to(None, padded=False), nullcontext() if source is None else observe_with(source):
             self._encoder_outputs = self._model.get_encoder()(**inputs)
         if source is None:
@@ -129,7 +180,7 @@ class SingleSequenceModel:
         length = self.source_length
         size = max(1, MAX_PART_BYTES // max(1, self._plan.row_bytes("encoder_self", length)))
         parts = (slice(begin, min(begin + size, length)) for begin in range(0, length, size))
-        return self._read_parts(map(source.compute, parts), check=check)
+        return self._combine(self._read_parts(map(source.compute, parts), check=check))
 
     def _read_parts(self, parts: Iterator[AttentionTensors], *, check: bool) -> Iterator[AttentionArrays]:
         """Copies parts of the encoder's self-attention to the host, one after the other. Raises RequestError."""
@@ -147,6 +198,45 @@ class SingleSequenceModel:
                 yield attention
 
         return read()
+
+    def _combine(self, parts: Iterator[AttentionArrays]) -> Iterator[AttentionArrays] | None:
+        """Gives the encoder's rows to the combiner, which needs all. Returns its rows; None if none are sent."""
+        if self.combiner is None:
+            return parts
+        rows = np.concatenate([part.values for part in parts])
+        attention = self.combiner.read_source(AttentionArrays(rows), self._left_out)
+        return None if attention is None else iter([attention])
+
+    def attention(self, output: ForwardOutput, arrays: Sequence[NDArray[Any]]) -> dict[AttentionKind, AttentionArrays]:
+        """The rows of a pass, from the copies of its tensors on the host.
+
+        A combiner must be given the rows of all queries, pass by pass. Raises RequestError where a number is NaN or
+        infinite.
+        """
+        rows = output.recorded(arrays, self._plan)
+        if self.combiner is not None and rows:
+            rows = self.combiner.read_target(rows, self._left_out)
+        if not all(array.is_finite() for array in rows.values()):
+            raise not_a_number()
+        return rows
+
+    def add_token(self, token: int) -> None:
+        """Takes a token that was chosen, which the next pass reads."""
+        if self._special is not None:
+            self._special.add(token)
+
+    @property
+    def _left_out(self) -> dict[AttentionKind, Tensor]:
+        return {} if self._special is None else self._special.host_masks
+
+    def _new_recorder(self, queries: slice, positions: dict[AttentionKind, int]) -> PassRecorder:
+        return PassRecorder(self._plan, queries, positions, left_out=self._left_out_of(positions))
+
+    def _left_out_of(self, positions: dict[AttentionKind, int]) -> dict[AttentionKind, Tensor]:
+        """The positions that the rows of a pass leave out, bool `[1, positions]` by kind."""
+        if self._special is None or not self._plan.leaves_out_special:
+            return {}
+        return self._special.masks(positions, self._model.device)
 
     def forward(self, ids: Tensor, queries: slice, num_logits: int, *, is_last: bool = False) -> ForwardOutput:
         """Reads more tokens.
@@ -171,7 +261,7 @@ class SingleSequenceModel:
 
     def _forward(self, ids: Tensor, queries: slice, num_logits: int, *, is_last: bool) -> ForwardOutput:
         self.num_read += ids.shape[1]
-        recorder = PassRecorder(self._plan, queries, {"cross": self.source_length, "decoder_self": self.num_read})
+        recorder = self._new_recorder(queries, {"cross": self.source_length, "decoder_self": self.num_read})
         inputs: dict[str, Any] = {cache_argument(self._model): self._cache, "use_cache": not is_last}
         if self._is_encoder_decoder:
             if takes_whole_target(self._model):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -13,14 +14,17 @@ from ...kernels import AttentionTensors
 from ..capture import (
     AttentionArrays,
     AttentionKind,
+    FactorCache,
     LayerKey,
     PassRecorder,
     RecordTarget,
     build_arrays,
     has_fused_decode,
+    list_batch_tensors,
 )
 from ..errors import not_a_number
-from ..transfer import cached_index
+from ..memory import release_memory_of
+from ..transfer import cached_index, to_device
 from .sequence import Sequence
 from .single_sequence import LAST_QUERY
 
@@ -42,16 +46,19 @@ class StepRecorder:
         slots: slice,
         positions: Mapping[AttentionKind, int],
         tokens: Tensor,
+        factors: FactorCache,
         *,
         writes_selected_rows: bool,
     ) -> None:
         """`slots` are the slots that the step runs on `tokens`; `positions` is the length of a row of each kind.
 
+        `factors` are those of the keys in all slots.
+
         `writes_selected_rows` says that the backend writes some rows of a batch as fast as all rows.
         """
         groups: dict[int, list[Sequence]] = {}
         for sequence in sequences:
-            if sequence.wants_row:
+            if sequence.wants_row or sequence.combiner is not None:
                 groups.setdefault(id(sequence.plan), []).append(sequence)
         largest = max(map(len, groups.values()), default=0)
         self._groups: list[_Group] = []
@@ -65,12 +72,18 @@ class StepRecorder:
             records_all = 2 * len(rows) >= count or (has_fused_decode(tokens) and len(rows) == largest)
             if writes_selected_rows:
                 records_all = selected is None
+            plan = group[0].plan.recorded
+            recorded = rows if records_all else tuple(range(len(rows)))  # where the rows of the group are recorded
+            num_recorded = count if records_all else len(rows)
+            selection = None if records_all else selected
             recorder = PassRecorder(
-                group[0].plan,
+                plan,
                 LAST_QUERY,
                 positions,
-                None if records_all else selected,
-                count if records_all else len(rows),
+                selection,
+                num_recorded,
+                _left_out(group, recorded, num_recorded, positions, tokens.device) if plan.leaves_out_special else None,
+                factors.of_step(plan.method, _lengths(group), slots, selection) if plan.method.has_factors else None,
             )
             self._groups.append(_Group(group, recorder, selected if records_all else None))
             for key, target in recorder.step_targets(tokens.device):
@@ -99,8 +112,7 @@ class StepRecorder:
         return [
             tensor if group.rows is None else tensor.index_select(0, group.rows)
             for group, _, result in self._results()
-            for tensor in result[:3]
-            if tensor is not None
+            for tensor in list_batch_tensors(result)
         ]
 
     def attention(
@@ -113,8 +125,8 @@ class StepRecorder:
         remaining = iter(arrays)
         found: dict[Sequence, dict[AttentionKind, AttentionArrays]] = {}
         for group, kind, result in self._results():
-            copies = [next(remaining)[:, 0] for tensor in result[:3] if tensor is not None]
-            batch = build_arrays(result, copies, group.sequences[0].plan.shape(kind))
+            copies = [next(remaining)[:, 0] for _ in list_batch_tensors(result)]
+            batch = build_arrays(result, copies, group.sequences[0].plan.recorded.shape(kind))
             assert batch is not None
             is_all_finite = batch.is_finite()  # one look for all sequences, where all is well
             for row, sequence in enumerate(group.sequences):
@@ -123,4 +135,45 @@ class StepRecorder:
                 attention = found.setdefault(sequence, {})[kind] = batch.copy_query(row, length)
                 if not is_all_finite and not attention.is_finite():
                     faults.setdefault(sequence, not_a_number())
+        for sequence, recorded in found.items():
+            if sequence.combiner is not None and sequence not in faults:
+                try:
+                    found[sequence] = combine_step(sequence, recorded)
+                except Exception as error:
+                    faults[sequence] = release_memory_of(error)
         return found
+
+
+def combine_step(
+    sequence: Sequence, recorded: Mapping[AttentionKind, AttentionArrays]
+) -> dict[AttentionKind, AttentionArrays]:
+    """Makes the rows of a step from the recorded rows of its query; none where the step sends no rows."""
+    assert sequence.combiner is not None
+    queries: dict[AttentionKind, AttentionArrays] = {kind: arrays.as_queries() for kind, arrays in recorded.items()}
+    rows = sequence.combiner.read_target(queries, sequence.left_out)
+    return {kind: arrays.copy_query(-1) for kind, arrays in rows.items()} if sequence.wants_row else {}
+
+
+def _lengths(group: list[Sequence]) -> dict[int, tuple[int, int]]:
+    """How many positions of target and source a step sees of the sequences of a group, by slot."""
+    return {sequence.slot: (sequence.num_cached + 1, sequence.source_length) for sequence in group}
+
+
+def _left_out(
+    group: list[Sequence],
+    rows: Iterable[int],
+    count: int,
+    positions: Mapping[AttentionKind, int],
+    device: torch.device,
+) -> dict[AttentionKind, Tensor]:
+    """The special tokens of a group's sequences, at their `rows` of a batch: bool `[count, positions]` by kind."""
+    masks: dict[AttentionKind, Tensor] = {}
+    for kind, length in positions.items():
+        mask = np.zeros((count, length), np.bool_)
+        for row, sequence in zip(rows, group, strict=True):
+            assert sequence.special is not None
+            # Of the target, the positions up to the query's own; of the source all.
+            end = sequence.source_length if kind == "cross" else sequence.num_cached + 1
+            mask[row, :end] = sequence.special.mask(kind)[:end]
+        masks[kind] = to_device(mask, device)
+    return masks

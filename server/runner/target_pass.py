@@ -13,13 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..capture import AttentionArrays, CapturePlan, minuend_plan, subtract
+from ..capture import AttentionArrays, AttentionKind, CapturePlan, minuend_plan, subtract
 from ..errors import not_a_number
 from ..models import LoadedModel
 from ..request import MAX_PART_BYTES, Contrast, GivenTarget, Request
 from ..sampling import ContrastLogits, step_scores
 from ..transfer import int_tensor, to_host
-from .single_sequence import NO_QUERIES, ForwardOutput, SingleSequenceModel
+from .single_sequence import ALL_QUERIES, NO_QUERIES, ForwardOutput, SingleSequenceModel
 
 # The most tokens that one pass reads.
 _PASS_TOKENS = 1024
@@ -48,8 +48,9 @@ class _Context:
 
     def __init__(self, loaded: LoadedModel, request: Request, plan: CapturePlan) -> None:
         assert isinstance(request.target, GivenTarget)
-        self.model = SingleSequenceModel(loaded, plan, request.source.ids, request.decoder_prompt_ids, request.features)
+        self.model = SingleSequenceModel.of_request(loaded, request, plan=plan)
         self.steps = request.captured_steps
+        self._kept = NO_QUERIES  # the queries of the last pass whose rows are kept
         self._ids = request.target.text.ids
         self._num_prompt = len(self.model.prompt)
         reads_last = request.capture.row == "reading"
@@ -61,7 +62,9 @@ class _Context:
         """Reads some of the tokens. Returns what the pass gave, with logits for each step, and the steps' tokens."""
         first_row = max(self.steps.start + self.first_query, begin)
         last_row = min(self.steps.stop + self.first_query, end)
-        queries = slice(first_row - begin, last_row - begin) if first_row < last_row else NO_QUERIES
+        self._kept = slice(first_row - begin, last_row - begin) if first_row < last_row else NO_QUERIES
+        # A combiner needs the rows of all queries.
+        queries = self._kept if self.model.combiner is None else ALL_QUERIES
         # The logits of a step are those of the query before its token, whichever query its row is from.
         first_scored = max(0, begin - self._num_prompt + 1)
         last_scored = max(first_scored, min(end - self._num_prompt + 1, len(self._ids)))
@@ -70,6 +73,15 @@ class _Context:
         output = self.model.forward(ids, queries, max(1, num_logits), is_last=end == len(self.read))
         logits = output.logits[: last_scored - first_scored]
         return replace(output, logits=logits), self.model.tensor(self._ids[first_scored:last_scored])[0]
+
+    def rows(self, output: ForwardOutput, arrays: list[NDArray[Any]]) -> dict[AttentionKind, AttentionArrays]:
+        """Returns the kept rows of the last pass, from the copies of its tensors. Raises RequestError."""
+        rows = self.model.attention(output, arrays)
+        if self.model.combiner is None:
+            return rows
+        if self._kept == NO_QUERIES:
+            return {}
+        return {kind: array.copy_queries(self._kept) for kind, array in rows.items()}
 
     def num_steps(self, end: int) -> int:
         """Returns how many steps have their rows once so many tokens are read."""
@@ -146,14 +158,14 @@ class TargetPass:
             maxima = output.logits.amax(-1)
         subtracted = [] if other is None else other.tensors
         scores, maxima, *arrays = to_host([scores.float(), maxima.float(), *output.tensors, *subtracted])
-        cross, decoder_self = output.attention(arrays, self._plan)
-        if self._subtracts and other is not None:
-            others = other.attention(arrays[len(output.tensors) :], self._plan)
-            cross = subtract(cross, others[0], request.capture)
-            decoder_self = subtract(decoder_self, others[1], request.capture)
-        numbers = [AttentionArrays(maxima), AttentionArrays(scores), cross, decoder_self]
-        if not all(array is None or array.is_finite() for array in numbers):
+        if not all(array.is_finite() for array in (AttentionArrays(maxima), AttentionArrays(scores))):
             raise not_a_number()
+        rows = self._context.rows(output, arrays[: len(output.tensors)])
+        cross, decoder_self = rows.get("cross"), rows.get("decoder_self")
+        if self._subtracts and other is not None and self._contrast is not None:
+            others = self._contrast.rows(other, arrays[len(output.tensors) :])
+            cross = subtract(cross, others.get("cross"), request.capture)
+            decoder_self = subtract(decoder_self, others.get("decoder_self"), request.capture)
         return scores, cross, decoder_self
 
 

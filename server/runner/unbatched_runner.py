@@ -13,14 +13,13 @@ import torch
 from torch import Tensor
 
 from ..capture import AttentionArrays
-from ..errors import not_a_number
 from ..memory import release_memory_of
 from ..models import LoadedModel
 from ..request import Contrast, DecodingParams, Request
 from ..sampling import ContrastLogits, Sampler, step_scores
 from ..transfer import to_host
 from .sequence import Sequence, StepOutput, add_each
-from .single_sequence import LAST_QUERY, NO_QUERIES, SingleSequenceModel
+from .single_sequence import ALL_QUERIES, LAST_QUERY, NO_QUERIES, ForwardOutput, SingleSequenceModel
 from .target_pass import TargetPass
 
 
@@ -113,8 +112,7 @@ class UnbatchedRunner:
 
     def _decode(self, sequence: Sequence) -> StepOutput:
         state, request = self._states[sequence], sequence.request
-        queries = LAST_QUERY if sequence.wants_row else NO_QUERIES
-        output = state.model.forward(state.pending, queries, num_logits=1)
+        output = self._forward(sequence)
         chosen = state.sampler.sample(output.logits, (0,))
         if state.sampler.errors:
             raise state.sampler.errors[0]
@@ -125,12 +123,12 @@ class UnbatchedRunner:
         token, finite, left, values, *arrays = to_host(
             [chosen.tokens, chosen.is_finite, candidates, scores, *output.tensors]
         )
-        attention = [None if rows is None else rows.query(0) for rows in output.attention(arrays, request.capture)]
-        if not all(array is None or array.is_finite() for array in attention):
-            raise not_a_number()
+        rows = state.model.attention(output, arrays)
+        attention = {kind: array.copy_query(-1) for kind, array in rows.items()} if sequence.wants_row else {}
         state.pending = chosen.tokens[:, None]
         index, sequence.num_steps = sequence.num_steps, sequence.num_steps + 1
         id_ = int(token.item())
+        state.model.add_token(id_)
         return StepOutput(
             index,
             id_,
@@ -138,8 +136,22 @@ class UnbatchedRunner:
             bool(finite.item()),
             bool(left.item()),
             values[0].tolist(),
-            *attention,
+            attention.get("cross"),
+            attention.get("decoder_self"),
         )
+
+    def _forward(self, sequence: Sequence) -> ForwardOutput:
+        """Reads the pending tokens. Keeps the row of the last, or for a combiner the rows of all."""
+        model, pending = self._states[sequence].model, self._states[sequence].pending
+        if model.combiner is None:
+            return model.forward(pending, LAST_QUERY if sequence.wants_row else NO_QUERIES, num_logits=1)
+        if self._loaded.attention_layers.captures_rows:
+            return model.forward(pending, ALL_QUERIES, num_logits=1)
+        *first, last = pending.split(1, dim=1)  # a model that gives whole matrices gives the last token's rows alone
+        for token in first:
+            output = model.forward(token, LAST_QUERY, num_logits=1)
+            model.attention(output, to_host(output.tensors))
+        return model.forward(last, LAST_QUERY, num_logits=1)
 
 
 def _contrast_logits(state: _State, contrast: Contrast | None, chosen: Tensor) -> ContrastLogits | None:

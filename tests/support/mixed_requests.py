@@ -49,6 +49,8 @@ def message(loaded: LoadedModel, family, number: int) -> pb.AttributeRequest:
         attention.Capture(none=True),
         attention.Capture(top_k=3),
         attention.Capture(),
+        attention.Capture(method=attention.METHOD_VALUE_NORMS, special_tokens=attention.SPECIAL_TOKENS_RENORMALIZE),
+        attention.Capture(method=attention.METHOD_ROLLOUT, special_tokens=attention.SPECIAL_TOKENS_RENORMALIZE),
     ]
     request.capture.CopyFrom(captures[number % len(captures)])
     if number % 5 == 4 and loaded.is_encoder_decoder:
@@ -189,7 +191,10 @@ def assert_near(ours, theirs) -> None:
         return
     assert ours.values.shape == theirs.values.shape
     half = 5e-4 if ours.values.dtype == np.float16 else 0
-    np.testing.assert_allclose(ours.values, theirs.values, atol=1e-5 + half)
+    np.testing.assert_allclose(ours.values, theirs.values, atol=1e-5 + half, rtol=1e-5)
+    assert (ours.shares is None) == (theirs.shares is None)
+    if ours.shares is not None:
+        np.testing.assert_allclose(ours.shares, theirs.shares, atol=1e-5)
     if ours.positions is not None:
         # Positions whose probabilities are nearly equal may change places.
         clear = np.abs(np.diff(theirs.values, axis=0)).min(0) > 1e-5

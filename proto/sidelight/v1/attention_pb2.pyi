@@ -166,8 +166,9 @@ class _SpecialTokensEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Special
     SPECIAL_TOKENS_KEEP: _SpecialTokens.ValueType  # 1
     """Special tokens keep their share of the attention."""
     SPECIAL_TOKENS_RENORMALIZE: _SpecialTokens.ValueType  # 2
-    """The share of special tokens is set to 0. Then each row is divided by the sum of its other positions. Both happen
-    before any reduction.
+    """The share of special tokens is set to 0. Then each row is divided by the sum of its other positions: the row is the
+    softmax over the other positions. Both happen before any reduction, and before METHOD_VALUE_NORMS multiplies by the
+    norms. With METHOD_ROLLOUT both happen to the finished rows. A row whose positions are all special is zeros.
     """
 
 class SpecialTokens(_SpecialTokens, metaclass=_SpecialTokensEnumTypeWrapper):
@@ -178,8 +179,9 @@ SPECIAL_TOKENS_UNSPECIFIED: SpecialTokens.ValueType  # 0
 SPECIAL_TOKENS_KEEP: SpecialTokens.ValueType  # 1
 """Special tokens keep their share of the attention."""
 SPECIAL_TOKENS_RENORMALIZE: SpecialTokens.ValueType  # 2
-"""The share of special tokens is set to 0. Then each row is divided by the sum of its other positions. Both happen
-before any reduction.
+"""The share of special tokens is set to 0. Then each row is divided by the sum of its other positions: the row is the
+softmax over the other positions. Both happen before any reduction, and before METHOD_VALUE_NORMS multiplies by the
+norms. With METHOD_ROLLOUT both happen to the finished rows. A row whose positions are all special is zeros.
 """
 Global___SpecialTokens: _TypeAlias = SpecialTokens  # noqa: Y015
 
@@ -230,9 +232,20 @@ class _MethodEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Method.ValueTy
     METHOD_WEIGHTS: _Method.ValueType  # 1
     """Attention probabilities: softmax over the positions."""
     METHOD_VALUE_NORMS: _Method.ValueType  # 2
-    """Norms of the value vectors, weighted by attention (Kobayashi et al. 2020, arXiv:2004.10102)."""
+    """Norms of the value vectors, weighted by attention (Kobayashi et al. 2020, arXiv:2004.10102): for the query i, the
+    position j and the head h the norm of a[h, i, j] * f_h(x[j]), where a is the attention probability, x[j] is what the
+    layer reads at j, and f_h(x) = (x * W_V[h] + b_V[h]) * W_O[h]. A row does not sum to 1. Reductions reduce the norms.
+    """
     METHOD_ROLLOUT: _Method.ValueType  # 3
-    """Attention rollout over the layers (Abnar and Zuidema 2020, arXiv:2005.00928)."""
+    """Attention rollout over the layers (Abnar and Zuidema 2020, arXiv:2005.00928): for each layer l in the capture, the
+    row of R[l], from all layers up to l. There is no axis of heads: over_heads is unset or REDUCTION_MEAN, and neither
+    over_layers nor HeadSelection.list can be used.
+    With A[l] the mean over the heads of a layer, and I the identity: R[0] = I, R[l] = (A[l] + I) / 2 * R[l - 1].
+    A decoder with an encoder has rows over source and target together, which the paper does not have: S[0] = 0 for the
+    source, T[0] = I for the target. After self-attention S' = (A[l] + I) / 2 * S[l - 1], and T' likewise. After the
+    cross-attention C[l]: S[l] = S' / 2 + C[l] * E / 2, T[l] = T' / 2, where E is the rollout of the whole encoder.
+    `cross` has the row of S[l], `decoder_self` the row of T[l], and both together sum to 1.
+    """
 
 class Method(_Method, metaclass=_MethodEnumTypeWrapper):
     """What the numbers measure."""
@@ -242,9 +255,20 @@ METHOD_UNSPECIFIED: Method.ValueType  # 0
 METHOD_WEIGHTS: Method.ValueType  # 1
 """Attention probabilities: softmax over the positions."""
 METHOD_VALUE_NORMS: Method.ValueType  # 2
-"""Norms of the value vectors, weighted by attention (Kobayashi et al. 2020, arXiv:2004.10102)."""
+"""Norms of the value vectors, weighted by attention (Kobayashi et al. 2020, arXiv:2004.10102): for the query i, the
+position j and the head h the norm of a[h, i, j] * f_h(x[j]), where a is the attention probability, x[j] is what the
+layer reads at j, and f_h(x) = (x * W_V[h] + b_V[h]) * W_O[h]. A row does not sum to 1. Reductions reduce the norms.
+"""
 METHOD_ROLLOUT: Method.ValueType  # 3
-"""Attention rollout over the layers (Abnar and Zuidema 2020, arXiv:2005.00928)."""
+"""Attention rollout over the layers (Abnar and Zuidema 2020, arXiv:2005.00928): for each layer l in the capture, the
+row of R[l], from all layers up to l. There is no axis of heads: over_heads is unset or REDUCTION_MEAN, and neither
+over_layers nor HeadSelection.list can be used.
+With A[l] the mean over the heads of a layer, and I the identity: R[0] = I, R[l] = (A[l] + I) / 2 * R[l - 1].
+A decoder with an encoder has rows over source and target together, which the paper does not have: S[0] = 0 for the
+source, T[0] = I for the target. After self-attention S' = (A[l] + I) / 2 * S[l - 1], and T' likewise. After the
+cross-attention C[l]: S[l] = S' / 2 + C[l] * E / 2, T[l] = T' / 2, where E is the rollout of the whole encoder.
+`cross` has the row of S[l], `decoder_self` the row of T[l], and both together sum to 1.
+"""
 Global___Method: _TypeAlias = Method  # noqa: Y015
 
 class _Axis:
@@ -401,7 +425,9 @@ class Capture(_message.Message):
     row: Global___Row.ValueType
     """Which row of the attention matrix a token gets. Unset: ROW_PREDICTING."""
     special_tokens: Global___SpecialTokens.ValueType
-    """What is done with source positions that hold special tokens. Unset: SPECIAL_TOKENS_KEEP."""
+    """What is done with positions that hold special tokens: of the source, of the prefix and of the target. Token.special
+    says which tokens these are. Unset: SPECIAL_TOKENS_KEEP.
+    """
     grouping: Global___Grouping.ValueType
     """What one position and one step stand for. Unset: GROUPING_TOKEN."""
     encoding: Global___Encoding.ValueType
@@ -409,7 +435,7 @@ class Capture(_message.Message):
     top_k: _builtins.int
     """Send only the k greatest positions of each row. 0: send all positions."""
     method: Global___Method.ValueType
-    """What the numbers measure. Unset: METHOD_WEIGHTS."""
+    """What the numbers measure. Model.methods lists the methods of a model. Unset: METHOD_WEIGHTS."""
     none: _builtins.bool
     """Send no attention. No other field of this message may be set then."""
     @_builtins.property
@@ -728,7 +754,7 @@ class Attention(_message.Message):
     def special_shares(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """Only with SPECIAL_TOKENS_RENORMALIZE: the share of the attention that the special tokens took before the
         renormalization. One number for each index of all axes but the positions axis, in the order of these axes. Where
-        heads or layers are reduced: the mean of their shares.
+        heads or layers are reduced: the mean of their shares, whatever the reduction and the weights.
         """
 
     def __init__(

@@ -6,6 +6,7 @@ truncation  texts that are too long lose tokens at one end
 decoding    a Decoding becomes DecodingParams
 capture     a Capture becomes a CapturePlan
 contrast    a Contrast becomes the request in a second context
+methods     the method of a Capture, and what it does with special tokens
 
 Every function raises RequestError with the path of the field. What the contract has and this server does not have is
 UNIMPLEMENTED, and never ignored.

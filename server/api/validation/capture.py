@@ -16,6 +16,7 @@ from ...capture import AttentionKind, CapturePlan, Head
 from ...errors import ErrorCode, RequestError, invalid, unimplemented
 from ...models import LoadedModel
 from ..enums import ATTENTION_KINDS, ENCODINGS, REDUCTIONS, ROWS
+from .methods import complete_plan, validate_method, validate_special_tokens
 
 # The most bytes of one step. A client could hardly receive more: gRPC's usual limit at the receiver is 4 MiB.
 MAX_STEP_BYTES = 64 * 1024**2
@@ -72,22 +73,18 @@ def validate_capture(
         top_k=message.top_k,
         first_step=first_step,
         end_step=end_step,
+        method=validate_method(message, loaded),
+        leaves_out_special=validate_special_tokens(message),
     )
+    plan = complete_plan(plan, max_positions)
     encoder_rows = 1 if loaded.attention_layers.captures_rows else max_positions["encoder_self"]
     check_size(plan, max_positions, steps_per_pass, encoder_rows)
     return plan
 
 
 def _refuse_unimplemented(message: attention_pb2.Capture) -> None:
-    if message.special_tokens not in (
-        attention_pb2.SPECIAL_TOKENS_UNSPECIFIED,
-        attention_pb2.SPECIAL_TOKENS_KEEP,
-    ):
-        raise unimplemented("capture.special_tokens")
     if message.grouping not in (attention_pb2.GROUPING_UNSPECIFIED, attention_pb2.GROUPING_TOKEN):
         raise unimplemented("capture.grouping")
-    if message.method not in (attention_pb2.METHOD_UNSPECIFIED, attention_pb2.METHOD_WEIGHTS):
-        raise unimplemented("capture.method")
     if message.HasField("units"):
         raise unimplemented("capture.units")
 

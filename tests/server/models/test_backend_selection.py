@@ -175,7 +175,7 @@ def test_without_a_backend_requests_run_one_by_one(backends, reason, model, capl
 
 
 def test_no_backend_without_rows(model):
-    layers = AttentionLayers(model[1].heads, captures_rows=False)
+    layers = AttentionLayers(model[1].heads, captures_rows=False, methods={})
     assert select_backend(model[0], layers, CONFIG, backends=(NewBackend,)) is None
 
 

@@ -75,7 +75,7 @@ def test_long_prompts_are_read_in_parts(folder, monkeypatch):
     monkeypatch.setattr(prefill, "_CHUNK", 5)
     for name in ("gpt2", "gemma3"):
         loaded = load(build_model(name, folder))
-        messages = [message(loaded, FAMILIES[name], number) for number in (0, 3, 5)]
+        messages = [message(loaded, FAMILIES[name], number) for number in (0, 3, 5, 6)]
         messages[1].source.text = " ".join(SENTENCES[:3])
         requests = [validate_request(each, loaded, "") for each in messages]
         assert len(requests[1].source.ids) > 20

@@ -1,0 +1,63 @@
+"""The method of a Capture message, and what it does with special tokens.
+
+A method that the model does not have, and a capture that a method cannot make, are refused here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from sidelight.v1 import attention_pb2
+
+from ...capture import WEIGHTS, AttentionKind, CapturePlan, Method, MethodFieldError
+from ...errors import ErrorCode, RequestError, invalid
+from ...models import LoadedModel
+from ..enums import METHODS
+
+# The most bytes that a method may keep for a sequence, such as the rows of all its positions. They are in the host's
+# memory while the sequence runs.
+MAX_STATE_BYTES = 64 * 1024**2
+
+_LEAVES_OUT = {
+    attention_pb2.SPECIAL_TOKENS_UNSPECIFIED: False,
+    attention_pb2.SPECIAL_TOKENS_KEEP: False,
+    attention_pb2.SPECIAL_TOKENS_RENORMALIZE: True,
+}
+
+
+def validate_method(message: attention_pb2.Capture, loaded: LoadedModel) -> Method:
+    """Returns the model's own method for a capture. Raises RequestError."""
+    if not message.method:
+        return WEIGHTS
+    name = METHODS.get(message.method)
+    if name is None:
+        raise invalid("capture.method", "UNKNOWN_VALUE", f"{message.method} has no meaning here")
+    method = loaded.attention_layers.methods.get(name)
+    if method is None:
+        offered = ", ".join(loaded.attention_layers.methods)
+        raise invalid("capture.method", "NO_SUCH_METHOD", f"this model does not have {name}; it has {offered}")
+    return method
+
+
+def validate_special_tokens(message: attention_pb2.Capture) -> bool:
+    """Returns whether rows leave out special tokens. Raises RequestError."""
+    leaves_out = _LEAVES_OUT.get(message.special_tokens)
+    if leaves_out is None:
+        raise invalid("capture.special_tokens", "UNKNOWN_VALUE", f"{message.special_tokens} has no meaning here")
+    return leaves_out
+
+
+def complete_plan(plan: CapturePlan, max_positions: Mapping[AttentionKind, int]) -> CapturePlan:
+    """Returns a plan with the defaults of its method. Raises RequestError for what the method cannot make."""
+    try:
+        completed = plan.method.complete(plan)
+    except MethodFieldError as error:
+        raise invalid(f"capture.{error.field}", "CONTRADICTION", str(error)) from error
+    num_bytes = completed.method.state_bytes(completed, max_positions["encoder_self"], max_positions["decoder_self"])
+    if num_bytes > MAX_STATE_BYTES:
+        problem = (
+            f"{completed.method.name} would keep {num_bytes / 1024**2:,.0f} MiB for texts of this length, "
+            f"more than {MAX_STATE_BYTES // 1024**2}: shorten the source, or max_new_tokens"
+        )
+        raise RequestError(ErrorCode.RESOURCE_EXHAUSTED, "CAPTURE_TOO_LARGE", problem, "capture.method")
+    return completed
