@@ -25,6 +25,10 @@ def decoding(**fields) -> pb.AttributeRequest:
     return pb.AttributeRequest(source=GOOD, decoding=text.Decoding(**fields))
 
 
+def rollout(**fields) -> pb.AttributeRequest:
+    return capture(method=attention.METHOD_ROLLOUT, **fields)
+
+
 def heads(*pairs) -> attention.HeadSelection:
     return attention.HeadSelection(list=attention.HeadList(heads=[attention.Head(layer=a, head=b) for a, b in pairs]))
 
@@ -107,9 +111,14 @@ BAD = [
     (capture(heads=weighted(-1.0), over_heads=attention.REDUCTION_SUM), "capture.heads.list.heads[0].weight", INVALID),
     (capture(heads=weighted(float("nan")), over_heads=1), "capture.heads.list.heads[0].weight", INVALID),
     (capture(heads=weighted(0.0), over_heads=attention.REDUCTION_MEAN), "capture.heads.list.heads", INVALID),
-    (capture(method=attention.METHOD_ROLLOUT), "capture.method", UNIMPLEMENTED),
+    (capture(method=9), "capture.method", INVALID),
+    (capture(special_tokens=9), "capture.special_tokens", INVALID),
+    (rollout(over_heads=attention.REDUCTION_MAX), "capture.over_heads", INVALID),
+    (rollout(over_heads=1, over_layers=1), "capture.over_layers", INVALID),
+    (rollout(heads=heads((0, 0))), "capture.heads.list", INVALID),
+    (capture(none=True, method=attention.METHOD_ROLLOUT), "capture.method", INVALID),
+    (capture(none=True, special_tokens=attention.SPECIAL_TOKENS_KEEP), "capture.special_tokens", INVALID),
     (capture(grouping=attention.GROUPING_WORD), "capture.grouping", UNIMPLEMENTED),
-    (capture(special_tokens=attention.SPECIAL_TOKENS_RENORMALIZE), "capture.special_tokens", UNIMPLEMENTED),
 ]
 
 
@@ -189,7 +198,7 @@ def test_a_deadline_in_the_past_ends_at_once(bundled_server):
     assert raised.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
 
 
-@pytest.mark.parametrize("method", ["AttributeMany", "Follow", "Align"])
+@pytest.mark.parametrize("method", ["Follow", "Align"])
 def test_methods_of_later_versions_are_unimplemented(bundled_server, method):
     with stub(bundled_server) as service:
         call = getattr(service, method)
