@@ -74,6 +74,8 @@ def find_problem(value: object, hint: Any) -> str:
         return f"{_describe_value(value)} is none of {', '.join(map(str, arguments))}"
     if origin is tuple:
         return _tuple_problem(value, arguments)
+    if origin is np.ndarray:
+        return "" if isinstance(value, np.ndarray) else f"must be an array, not {_describe_value(value)}"
     if origin is not None and issubclass(origin, Sequence):
         return _sequence_problem(value, arguments[0])
     if hint is Any or _is_instance(value, hint):
@@ -162,8 +164,8 @@ def _type_name(hint: Any) -> str:
     if hint in _TYPES:
         return _TYPES[hint][0]
     origin = get_origin(hint)
-    if origin is dict:
-        return "a dictionary"
+    if origin in (dict, np.ndarray):
+        return "a dictionary" if origin is dict else "an array"
     if origin is not None:
         return f"{len(get_args(hint))} values" if origin is tuple else "a sequence"
     return ("an " if hint.__name__[0] in "AEIOU" else "a ") + hint.__name__

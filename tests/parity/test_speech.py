@@ -11,7 +11,7 @@ import peers
 import pytest
 from harness import serving
 from model_rows import check_rows
-from sidelight.client import Attribution, Capture, Client, Decoding, Greedy, InvalidArgumentError, save
+from sidelight.client import Attribution, Capture, Client, Contrast, Decoding, Greedy, InvalidArgumentError, save
 from sidelight.server.models.loader import LoadedModel, load
 from speech_zoo import NUM_BINS, NUM_FRAMES, WHISPER, build_whisper, recording
 from transformers import AutoTokenizer
@@ -117,6 +117,18 @@ def test_the_client_is_told_the_shape(served):
     assert (model.feature_shape, model.max_source_tokens) == ((NUM_BINS, NUM_FRAMES), NUM_FRAMES // 2)
     # A shorter limit of texts leaves recordings as long as they are.
     assert load(served.path, max_length=20, packed=False).max_source_tokens == NUM_FRAMES // 2
+
+
+def test_another_recording_is_a_contrast(served):
+    languages = languages_of(served)
+    options = {"target": "Der Hund", "scores": ["probability"], "capture": Capture(none=True), **languages}
+    alone = [served.client.attribute(recording(number), **options).result() for number in (0, 1)]
+    options |= {"scores": ["contrast_prob"], "contrast": Contrast(source=recording(1))}
+    both = served.client.attribute(recording(0), **options).result()
+    np.testing.assert_allclose(both.scores["contrast_prob"], alone[1].scores["probability"], atol=1e-6)
+    assert np.abs(alone[0].scores["probability"] - alone[1].scores["probability"]).max() > 1e-4
+    wrong = Contrast(source=recording(1)[:, 1:])
+    assert refused_field(served, **options | {"contrast": wrong}) == "contrast.source.features.shape"
 
 
 def test_formats_without_a_place_for_recordings_refuse_them(served, tmp_path):
