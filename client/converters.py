@@ -51,6 +51,7 @@ _SPECIAL_TOKENS: dict[int, str] = _enum_words(attention_pb2.SpecialTokens, "SPEC
 _ENCODINGS: dict[int, str] = _enum_words(attention_pb2.Encoding, "ENCODING_")
 _SCORES: dict[int, Score] = _enum_words(attention_pb2.Score, "SCORE_")
 _AXES: dict[int, Any] = _enum_words(attention_pb2.Axis, "AXIS_")
+_EARLY_STOPPINGS: dict[int, str] = _enum_words(text_pb2.EarlyStopping, "EARLY_STOPPING_")
 _STOP_REASONS: dict[int, StopReason] = _enum_words(text_pb2.StopReason, "STOP_REASON_")
 _SPECIAL_TOKENS_IN_TEXT: dict[int, str] = _enum_words(text_pb2.SpecialTokensInText, "SPECIAL_TOKENS_IN_TEXT_")
 
@@ -207,6 +208,7 @@ def build_decoding(decoding: Decoding) -> text_pb2.Decoding:
         check_fields(strategy, "decoding.beam")
         for name in ("width", "length_penalty", "hypotheses"):
             _set_field(message.beam, name, getattr(strategy, name), "decoding.beam")
+        message.beam.early_stopping = _enum_number(_EARLY_STOPPINGS, strategy.early_stopping)
     elif strategy is not None:
         message.greedy.SetInParent()
     return message
@@ -372,11 +374,13 @@ def parse_finished(message: service_pb.Finished) -> Finished:
         text=message.text,
         stop_reason=_STOP_REASONS[message.stop_reason],
         usage=_parse_usage(message.usage),
-        hypotheses=tuple(
-            Hypothesis(hypothesis.text, tuple(map(parse_token, hypothesis.tokens)), hypothesis.score)
-            for hypothesis in message.hypotheses
-        ),
+        hypotheses=tuple(map(_parse_hypothesis, message.hypotheses)),
     )
+
+
+def _parse_hypothesis(message: service_pb.Hypothesis) -> Hypothesis:
+    tokens = tuple(map(parse_token, message.tokens))
+    return Hypothesis(message.text, tokens, message.score, _STOP_REASONS[message.stop_reason])
 
 
 def _parse_usage(message: service_pb.Usage) -> Usage:

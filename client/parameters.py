@@ -34,6 +34,8 @@ Score = Literal[
 Method = Literal["weights", "value_norms", "rollout"]
 SpecialTokens = Literal["keep", "renormalize"]
 
+EarlyStopping = Literal["first", "unlikely", "never"]
+
 SpecialTokensInText = Literal["text", "parse"]
 OffsetUnit = Literal["code_point", "utf16", "utf8"]
 Truncation = Literal["none", "left", "right"]
@@ -130,18 +132,22 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Beam:
-    """Beam search. Its steps come when the search has ended.
+    """Beam search, as `generate` of transformers does it. Its steps come when the search has ended.
 
     Attributes:
-        width: How many hypotheses the search keeps at every step.
+        width: How many hypotheses the search keeps at every step: `num_beams`.
         length_penalty: The exponent of the length by which a hypothesis's score is divided. None: the value of the
             model's generation config.
-        hypotheses: How many of the best hypotheses the result lists.
+        hypotheses: How many of the best hypotheses the result lists: `num_return_sequences`.
+        early_stopping: When the search ends, once as many hypotheses as `width` have ended. "first": at once.
+            "unlikely": when it is unlikely that a better one comes. "never": when no better one can come. These are
+            True, False and "never" of transformers. None: the value of the model's generation config.
     """
 
     width: int
     length_penalty: float | None = None
     hypotheses: int = 1
+    early_stopping: EarlyStopping | None = None
 
 
 @dataclass(frozen=True)

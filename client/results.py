@@ -189,12 +189,14 @@ class Usage:
 class Hypothesis:
     """One hypothesis of a beam search.
 
-    `score` is the sum of the log-probabilities, in nats, divided by length ** length_penalty.
+    `score` is the sum of the log-probabilities, in nats, divided by length ** length_penalty. `stop_reason` says why
+    the hypothesis ends.
     """
 
     text: str
     tokens: tuple[Token, ...]
     score: float
+    stop_reason: StopReason
 
 
 @dataclass(frozen=True)

@@ -118,10 +118,10 @@ def queue_full(num_waiting: int) -> RequestError:
     return RequestError(ErrorCode.RESOURCE_EXHAUSTED, "QUEUE_FULL", message, retry_after=1.0)
 
 
-def too_few_slots(num_needed: int, num_slots: int) -> RequestError:
+def too_few_slots(num_needed: int, num_slots: int, field: str) -> RequestError:
     """Returns RESOURCE_EXHAUSTED: the server can never run the request."""
     message = f"needs {num_needed} slots at once, and this model has {num_slots}"
-    return RequestError(ErrorCode.RESOURCE_EXHAUSTED, "TOO_FEW_SLOTS", message, "contrast")
+    return RequestError(ErrorCode.RESOURCE_EXHAUSTED, "TOO_FEW_SLOTS", message, field)
 
 
 def late(seconds: float) -> RequestError:

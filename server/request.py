@@ -21,6 +21,7 @@ from .text import OffsetUnit, Token, TokenizedText
 MAX_PART_BYTES = 32 * 1024**2
 
 StopReason = Literal["end_token", "length", "stop_text", "given"]
+EarlyStopping = Literal["first", "unlikely", "never"]
 ContrastScore = Literal[
     "contrast_logits",
     "contrast_prob",
@@ -35,6 +36,16 @@ CONTRAST_SCORES: frozenset[Score] = frozenset(get_args(ContrastScore))
 
 
 @dataclass(frozen=True)
+class BeamParams:
+    """A beam search: the contract's message Beam, with every default filled in."""
+
+    width: int  # hypotheses that each step keeps
+    num_hypotheses: int  # hypotheses in the last output
+    length_penalty: float
+    early_stopping: EarlyStopping
+
+
+@dataclass(frozen=True)
 class DecodingParams:
     """How the model generates a target. `generation` overrides the model's generation config, by its field names."""
 
@@ -44,6 +55,7 @@ class DecodingParams:
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
     generation: dict[str, Any] = field(default_factory=dict[str, Any])
+    beam: BeamParams | None = None  # None: greedy search or sampling
 
 
 @dataclass(frozen=True)
@@ -106,16 +118,26 @@ class Request:
         return len(self.source.tokens) if self.features is None else self.features.num_positions
 
     @property
+    def has_beam(self) -> bool:
+        """Whether a beam search writes the target."""
+        return isinstance(self.target, DecodingParams) and self.target.beam is not None
+
+    @property
     def num_sequences(self) -> int:
         """How many sequences of a runner the request takes: none with a given target, which has passes of its own."""
         if isinstance(self.target, GivenTarget):
             return 0
+        if self.target.beam is not None:  # a contrast has a pass over what the search has found
+            return self.target.beam.width
         return 1 if self.contrast is None else 2
 
     @property
     def max_num_tokens(self) -> int:
-        """The most tokens that source and target can have together, in both contexts."""
-        target = len(self.target.text.tokens) if isinstance(self.target, GivenTarget) else self.target.max_new_tokens
+        """The most tokens that source and target can have together, in both contexts, of all hypotheses of a beam."""
+        if isinstance(self.target, GivenTarget):
+            target = len(self.target.text.tokens)
+        else:
+            target = self.target.max_new_tokens * (1 if self.target.beam is None else self.target.beam.width)
         other = 0 if self.contrast is None else self.contrast.request.max_num_tokens
         return self.source_length + len(self.decoder_prompt_ids) + target + other
 
@@ -218,13 +240,30 @@ class Step:
 
 
 @dataclass(frozen=True)
+class Hypothesis:
+    """One result of a beam search.
+
+    `score` is the sum of the log-probabilities divided by length ** length_penalty.
+    """
+
+    text: str
+    tokens: tuple[Token, ...]
+    score: float
+    stop_reason: StopReason
+
+
+@dataclass(frozen=True)
 class Finished:
-    """The last output: the whole text, and why it ends. `seed` is the seed of sampling."""
+    """The last output: the whole text, and why it ends.
+
+    `seed` is the seed of sampling. `hypotheses` are the best ones of a beam search, the best first.
+    """
 
     text: str
     stop_reason: StopReason
     num_steps: int
     seed: int | None = None
+    hypotheses: tuple[Hypothesis, ...] = ()
 
 
 Output = Started | EncoderSelf | Step | Finished

@@ -62,6 +62,9 @@ def print_attribution(
                 tokens.append(step.token)
         attribution = stream.result()
     print_text(console, attribution.text, style="" if quiet else "bold")
+    if len(attribution.hypotheses) > 1:
+        for hypothesis in attribution.hypotheses:
+            print_text(console, f"{hypothesis.score:7.3f}  {hypothesis.text}")
     return attribution
 
 

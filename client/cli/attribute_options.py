@@ -12,8 +12,10 @@ from ..client import DEFAULT_ADDRESS
 from ..errors import invalid_argument
 from ..parameters import (
     AttentionKind,
+    Beam,
     Capture,
     Decoding,
+    EarlyStopping,
     Encoding,
     Head,
     Method,
@@ -196,6 +198,19 @@ def _add_decoding_arguments(parser: argparse.ArgumentParser) -> None:
     decoding.add_argument("--top-k", type=int, metavar="K", help="with --sample")
     decoding.add_argument("--top-p", type=float, metavar="P", help="with --sample")
     decoding.add_argument("--seed", type=int, metavar="N", help="with --sample")
+    decoding.add_argument("--beam", type=int, metavar="WIDTH", help="beam search that keeps WIDTH hypotheses")
+    decoding.add_argument(
+        "--hypotheses", type=int, metavar="N", help="with --beam: show the N best hypotheses of a TEXT"
+    )
+    decoding.add_argument(
+        "--length-penalty", type=float, metavar="P", help="with --beam: scores are divided by length to the power of P"
+    )
+    decoding.add_argument(
+        "--early-stopping",
+        choices=get_args(EarlyStopping),
+        help="with --beam: end at WIDTH hypotheses, or when a better one is unlikely, or can never come",
+    )
+    decoding.add_argument("--no-repeat-ngram-size", type=int, metavar="N", help="write no N tokens in a row twice")
 
 
 def _parse_kinds(text: str) -> list[str]:
@@ -234,9 +249,20 @@ def _build_capture(args: argparse.Namespace) -> Capture:
 
 
 def _build_decoding(args: argparse.Namespace) -> Decoding:
+    strategy = _build_strategy(args)
+    return Decoding(strategy, args.max_new_tokens, no_repeat_ngram_size=args.no_repeat_ngram_size)
+
+
+def _build_strategy(args: argparse.Namespace) -> Sampling | Beam | None:
     sampling = {"temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p, "seed": args.seed}
-    if args.sample:
-        return Decoding(Sampling(**sampling), args.max_new_tokens)
-    if any(value is not None for value in sampling.values()):
+    beam = {"hypotheses": args.hypotheses, "length_penalty": args.length_penalty, "early_stopping": args.early_stopping}
+    beam = {name: value for name, value in beam.items() if value is not None}
+    if args.sample and args.beam is not None:
+        raise invalid_argument("sample", "--sample and --beam exclude each other")
+    if not args.sample and any(value is not None for value in sampling.values()):
         raise invalid_argument("sample", "--temperature, --top-k, --top-p and --seed need --sample")
-    return Decoding(None, args.max_new_tokens)
+    if args.beam is None and beam:
+        raise invalid_argument("beam", "--hypotheses, --length-penalty and --early-stopping need --beam")
+    if args.sample:
+        return Sampling(**sampling)
+    return None if args.beam is None else Beam(args.beam, **beam)

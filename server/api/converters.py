@@ -12,8 +12,8 @@ from sidelight.v1 import attribution_service_pb2 as service_pb
 
 from ..capture import AttentionArrays, AttentionKind, CapturePlan
 from ..models import LoadedModel
-from ..request import EncoderSelf, Finished, Request, Started, Step
-from ..text import OffsetMap, Token
+from ..request import EncoderSelf, Finished, Hypothesis, Request, Started, Step
+from ..text import OffsetMap, OffsetUnit, Token
 from .enums import (
     ATTENTION_KINDS,
     ENCODING_OF_DTYPE,
@@ -165,10 +165,22 @@ def fill_step(message: service_pb.Step, step: Step, offsets: RequestOffsets | No
         _fill_attention(message.decoder_self, step.decoder_self)
 
 
-def finished_message(finished: Finished, usage: service_pb.Usage) -> service_pb.Finished:
+def finished_message(finished: Finished, usage: service_pb.Usage, offset_unit: OffsetUnit) -> service_pb.Finished:
     """Returns the end of a stream."""
     stop_reason = number_of(STOP_REASONS, finished.stop_reason)
-    return service_pb.Finished(text=finished.text, stop_reason=stop_reason, usage=usage)
+    message = service_pb.Finished(text=finished.text, stop_reason=stop_reason, usage=usage)
+    for hypothesis in finished.hypotheses:
+        _fill_hypothesis(message.hypotheses.add(), hypothesis, offset_unit)
+    return message
+
+
+def _fill_hypothesis(message: service_pb.Hypothesis, hypothesis: Hypothesis, offset_unit: OffsetUnit) -> None:
+    message.text = hypothesis.text
+    offsets = None if offset_unit == "code_point" else OffsetMap(offset_unit, hypothesis.text)
+    for token in hypothesis.tokens:
+        _fill_token(message.tokens.add(), token, offsets)
+    message.score = hypothesis.score
+    message.stop_reason = number_of(STOP_REASONS, hypothesis.stop_reason)
 
 
 def duration_message(seconds: float) -> Duration:

@@ -15,7 +15,7 @@ from sidelight.v1 import attention_pb2, text_pb2
 from ...kernels import Encoding, Reduction
 from ..capture import METHODS as CAPTURE_METHODS
 from ..capture import AttentionKind, Row
-from ..request import Score, StopReason
+from ..request import EarlyStopping, Score, StopReason
 from ..text import OffsetUnit
 
 
@@ -34,6 +34,7 @@ OFFSET_UNITS: dict[int, OffsetUnit] = {
     **_words(text_pb2.OffsetUnit, "OFFSET_UNIT_", OffsetUnit),
     text_pb2.OFFSET_UNIT_UNSPECIFIED: "code_point",  # the last: `number_of` returns the first
 }
+EARLY_STOPPINGS: dict[int, EarlyStopping] = _words(text_pb2.EarlyStopping, "EARLY_STOPPING_", EarlyStopping)
 STOP_REASONS: dict[int, StopReason] = _words(text_pb2.StopReason, "STOP_REASON_", StopReason)
 
 # The encoding of numbers by their type. By name it would be slow: NumPy takes as long to name a type as all the rest of

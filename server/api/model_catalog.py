@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from sidelight.v1 import attribution_service_pb2 as service_pb
 from sidelight.v1 import model_pb2
 
+from ..engine import Engine
 from ..errors import invalid, not_found
 from ..models import LoadedModel
 from . import converters
 from .calls import Call
 from .parsing import parse
-from .validation import MAX_REQUEST_BYTES, MAX_STOP_BYTES, MAX_STOPS, MAX_TEXTS_PER_STREAM
+from .validation import MAX_BEAM_WIDTH, MAX_REQUEST_BYTES, MAX_STOP_BYTES, MAX_STOPS, MAX_TEXTS_PER_STREAM
 
 _MAX_PAGE_SIZE = 1000
 
@@ -20,9 +21,10 @@ _MAX_PAGE_SIZE = 1000
 class ModelCatalog:
     """The models that a server serves. The first model is the default."""
 
-    def __init__(self, models: Sequence[LoadedModel]) -> None:
-        self._models = {loaded.name: loaded for loaded in models}
-        self._default = models[0].name
+    def __init__(self, engines: Sequence[Engine]) -> None:
+        self._models = {engine.loaded.name: engine.loaded for engine in engines}
+        self._num_slots = {engine.loaded.name: engine.num_slots for engine in engines}
+        self._default = engines[0].loaded.name
 
     def find(self, name: str, field: str = "model") -> LoadedModel:
         """Returns the model of a name; the default model for an empty name. Raises RequestError with the field."""
@@ -56,10 +58,11 @@ class ModelCatalog:
         await call.write(response)
 
     def _describe(self, loaded: LoadedModel) -> model_pb2.Model:
-        return converters.model_message(loaded, _request_limits(loaded), default=loaded.name == self._default)
+        limits = _request_limits(loaded, self._num_slots[loaded.name])
+        return converters.model_message(loaded, limits, default=loaded.name == self._default)
 
 
-def _request_limits(loaded: LoadedModel) -> model_pb2.RequestLimits:
+def _request_limits(loaded: LoadedModel, num_slots: int) -> model_pb2.RequestLimits:
     """Returns the limits that are checked before any work is done for a request."""
     return model_pb2.RequestLimits(
         max_request_bytes=MAX_REQUEST_BYTES,
@@ -69,4 +72,5 @@ def _request_limits(loaded: LoadedModel) -> model_pb2.RequestLimits:
         max_stop_texts=MAX_STOPS,
         max_stop_bytes=MAX_STOP_BYTES,
         max_texts_per_stream=MAX_TEXTS_PER_STREAM,
+        max_beam_width=min(MAX_BEAM_WIDTH, num_slots) if num_slots > 1 else 0,
     )

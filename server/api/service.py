@@ -30,7 +30,7 @@ class AttributionService:
 
     def __init__(self, engines: Sequence[Engine], calls: Calls) -> None:
         self._calls = calls
-        self._catalog = ModelCatalog([engine.loaded for engine in engines])
+        self._catalog = ModelCatalog(engines)
         self._starter = AnswerStarter({engine.loaded.name: engine for engine in engines}, self._catalog)
 
     def handler(self) -> grpc.GenericRpcHandler:

@@ -44,6 +44,7 @@ _RULES: dict[str, _Rule] = {
     "min_new_tokens": _COUNT,
     "max_length": _LENGTH,
     "max_new_tokens": _LENGTH,
+    "length_penalty": _Rule(lambda _: True, "a finite number"),
 }
 
 # Fields that hold one token, and fields that hold one token or a list of tokens.
@@ -78,6 +79,9 @@ def check_generation_config(
             raise _wrong(checkpoint, name, "lists of tokens, none of them empty", words)
         for token in words:
             _check_token(token, name, checkpoint, vocabulary_size)
+    early_stopping: Any = config.get("early_stopping")
+    if early_stopping not in (None, True, False, "never"):
+        raise _wrong(checkpoint, "early_stopping", 'true, false or "never"', early_stopping)
     stops: Any = config.get("stop_strings")
     texts = stops if isinstance(stops, (list, tuple)) else [stops]
     if stops is not None and not all(isinstance(text, str) and text for text in texts):

@@ -12,6 +12,7 @@ waiting_queue       the order of waiting requests, and which clients come after 
 batching_delay      a millisecond's wait when requests arrive in bursts
 output_builder      tokens and attention → outputs: text, stop reasons, which row belongs to which step
 given_target        the outputs of a request whose target is given
+beam_hypotheses     the outputs of a request whose target a beam search has found
 output_queue        from the engine's thread to an asyncio task, bounded by bytes
 """
 

@@ -121,10 +121,12 @@ class Engine:
     ) -> RequestState:
         """Queues a request, in a place reserved for it or in a new one. Its outputs come to `queue`.
 
-        `deadline` is of `time.monotonic`. Raises RequestError.
+        `deadline` is of `time.monotonic`. Raises RequestError, also for a beam search that is wider than there are
+        slots.
         """
         if request.num_sequences > self.num_slots:
-            raise too_few_slots(request.num_sequences, self.num_slots)
+            field = "decoding.beam.width" if request.has_beam else "contrast"
+            raise too_few_slots(request.num_sequences, self.num_slots, field)
         state = RequestState(request, queue, deadline)
         with reservation or self.reserve() as place:
             self._admission.submit(state, place.client)

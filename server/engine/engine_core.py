@@ -8,9 +8,10 @@ import time
 from collections.abc import Callable, Iterator
 
 from ..models import LoadedModel
-from ..request import EncoderSelf, GivenTarget, Output, Step
-from ..runner import Runner, Sequence, StepOutput
+from ..request import EncoderSelf, Output, Step
+from ..runner import DecodeOutput, Runner, SearchOutput, Sequence
 from .admission import AdmissionQueue
+from .beam_hypotheses import give_target, hypothesis_outputs
 from .given_target import target_outputs
 from .output_builder import OutputBuilder, make_started, split_encoder_self
 from .output_queue import OutputQueue, notify
@@ -108,9 +109,9 @@ class EngineCore:
             except Exception as error:
                 self.requests.fail(state, error)
                 continue
-            # A sequence that decodes next is notified with its first step: to wake its task for the first output alone
-            # would delay that step by a third.
-            if not self.requests.has_slots or sequence.is_prefilling or state.attention_bytes:
+            # A task whose next output comes with the next step is woken then: to wake it before, for the first output
+            # alone, would delay that step by a third.
+            if not (self.requests.has_slots and sequence.has_output_next) or state.attention_bytes:
                 ready.append(state.queue)
         notify(ready)
 
@@ -175,16 +176,11 @@ class EngineCore:
 
     def _compute_outputs(self, state: RequestState) -> bool:
         """Makes the pending outputs that have not been put. Returns False where they need more memory than there is."""
-        request = state.request
         if state.must_recompute:
-            if not self._preemption.make_memory(request.single_pass_bytes):
+            if not self._preemption.make_memory(state.request.single_pass_bytes):
                 return False
-            state.attention_bytes, state.must_recompute = request.single_pass_bytes, False
-        if isinstance(request.target, GivenTarget):
-            outputs: Iterator[Output | None] = target_outputs(self._loaded, request, self._runner.target_pass(request))
-        else:
-            outputs = split_encoder_self(self._runner.source_attention(request))
-        state.pending_outputs = itertools.islice(outputs, state.num_pending_put, None)
+            state.attention_bytes, state.must_recompute = state.request.single_pass_bytes, False
+        state.pending_outputs = _pending_outputs(self._loaded, state, self._runner)
         return True
 
     # ---- decode steps -----------------------------------------------------------------------------------------------
@@ -210,7 +206,7 @@ class EngineCore:
                 self.requests.rotate(ready[sequence])
         return True
 
-    def _deliver(self, outputs: list[tuple[RequestState, StepOutput | Exception]]) -> None:
+    def _deliver(self, outputs: list[tuple[RequestState, DecodeOutput]]) -> None:
         """Puts what a decode step gave into the requests' queues, and ends the requests that are complete."""
         queues: list[OutputQueue] = []
         ended: list[RequestState] = []
@@ -220,6 +216,10 @@ class EngineCore:
                 self.requests.fail(state, output)
                 continue
             try:
+                if isinstance(output, SearchOutput):  # from here on the best hypothesis is a given target
+                    give_target(self._loaded, state, output)
+                    self._preemption.give_up_slots(state)
+                    continue
                 for complete in state.builder.add_token(output):
                     state.queue.put(complete, notifies=False)
             except Exception as error:  # one request's fault must not end the others
@@ -233,3 +233,19 @@ class EngineCore:
         # To free slots takes a moment, in which the clients of the ended requests learn of their ends.
         for state in ended:
             self.requests.finish(state, None)
+
+
+def _pending_outputs(loaded: LoadedModel, state: RequestState, runner: Runner) -> Iterator[Output | None]:
+    """The outputs of a request that come without a decode step, without those that have been put. Raises RequestError.
+
+    They are those that follow a beam search, those of a given target, or encoder self-attention.
+    """
+    request = state.request
+    outputs: Iterator[Output | None]
+    if state.hypotheses:
+        outputs = hypothesis_outputs(loaded, request, state.hypotheses, runner.target_pass(request))
+    elif state.has_given_target:
+        outputs = target_outputs(loaded, request, runner.target_pass(request))
+    else:
+        outputs = split_encoder_self(runner.source_attention(request))
+    return itertools.islice(outputs, state.num_pending_put, None)

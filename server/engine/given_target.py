@@ -30,13 +30,19 @@ def target_outputs(loaded: LoadedModel, request: Request, target_pass: TargetPas
     del attention  # its memory, while steps are computed and wait
     outputs = target_pass.decode()
     del target_pass  # likewise
-    yield from _given_steps(request, outputs)
-
-
-def _given_steps(request: Request, outputs: Iterator[TargetOutput]) -> Iterator[Output | None]:
     assert isinstance(request.target, GivenTarget)
     tokens = request.target.text.tokens
-    texts = _added_texts(request.target.text)
+    yield from given_steps(request, outputs, tokens, _added_texts(request.target.text))
+    yield Finished(request.target.text.text, "given", len(tokens))
+
+
+def given_steps(
+    request: Request, outputs: Iterator[TargetOutput], tokens: Sequence[Token], texts: Iterator[str]
+) -> Iterator[Output | None]:
+    """The steps of a target, from the passes over it. `texts` are what the tokens add to the text of the target.
+
+    None says that the next step takes a pass.
+    """
     num_put = 0
     while num_put < len(tokens):
         output = next(outputs)
@@ -47,7 +53,6 @@ def _given_steps(request: Request, outputs: Iterator[TargetOutput]) -> Iterator[
         del output  # its memory, while the next pass runs
         if num_put < len(tokens):
             yield None
-    yield Finished(request.target.text.text, "given", len(tokens))
 
 
 def _steps_of(request: Request, output: TargetOutput, tokens: Sequence[Token], texts: Iterator[str]) -> Iterator[Step]:

@@ -13,8 +13,8 @@ from ..capture import AttentionArrays
 from ..errors import invalid, not_a_number
 from ..models import LoadedModel
 from ..request import DecodingParams, EncoderSelf, Finished, Output, Request, Started, Step, StopReason
-from ..runner import StepOutput
-from ..text import Detokenizer
+from ..runner import StepOutput, begin_text
+from ..text import Detokenizer, StopTexts
 
 # Encoder self-attention is cut into parts of about this size, a fraction of what is held for a slow reader.
 _PART_BYTES = 64 * 1024
@@ -22,9 +22,8 @@ _PART_BYTES = 64 * 1024
 
 def make_started(loaded: LoadedModel, request: Request) -> tuple[Detokenizer, Started]:
     """A detokenizer that has read the tokens before step 0, and the first output."""
-    detokenizer = Detokenizer(loaded.tokenizer, () if loaded.is_encoder_decoder else request.source.ids, request.prefix)
+    detokenizer, added = begin_text(loaded, request)
     if request.prefix is None:
-        added = [detokenizer.add(id_)[1] for id_ in request.decoder_prompt_ids]
         # Tokens that are part of a character have its text, where its other tokens are here too.
         context = [replace(token, text=detokenizer.text[token.begin : token.end]) for token in added]
     else:
@@ -60,9 +59,8 @@ class OutputBuilder:
         self._request = request
         self._params = request.target
         self._detokenizer = detokenizer
-        # A stop text may begin in text that was searched before: the search goes back by its length less one.
-        self._searched = self._prefix_length = len(detokenizer.text)
-        self._stop_overlap = max(map(len, self._params.stop), default=1) - 1
+        self._num_searched = len(detokenizer.text)
+        self._stop_texts = StopTexts(self._params.stop, self._num_searched)
         self._reads_last = request.capture.row == "reading"
         self._last_step: Step | None = None  # waits for the row that reads its token
         self._stop_reason: StopReason | None = None
@@ -118,9 +116,8 @@ class OutputBuilder:
     def _has_stop_text(self) -> bool:
         """Whether the text that was added since the last call completes a stop text."""
         text = self._detokenizer.text
-        tail = text[max(self._prefix_length, self._searched - self._stop_overlap) :]
-        self._searched = len(text)
-        return any(stop in tail for stop in self._params.stop)
+        num_searched, self._num_searched = self._num_searched, len(text)
+        return self._stop_texts.are_in(text, num_searched)
 
 
 def _check(output: StepOutput) -> None:

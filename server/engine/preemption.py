@@ -40,15 +40,20 @@ class Preemption:
 
     # ---- slots ------------------------------------------------------------------------------------------------------
 
-    def resume_ready(self) -> None:
-        """Lets preempted requests whose readers read on run again, as far as there is room."""
+    def resume_ready(self) -> bool:
+        """Lets preempted requests whose readers read on run again, as far as there is room.
+
+        Returns whether there was room for all. Where there was not, the slots that are free are for them: one that
+        needs several would else wait for ever behind new requests that need one.
+        """
         requests = self._requests
         for state in [state for state in requests.preempted if not state.is_blocked]:
             if state.status is not RequestStatus.PREEMPTED:  # its reader has stopped since, and it was given up
                 continue
             if not self.make_room(state.request.num_sequences, resuming=state):
-                break
+                return False
             requests.resume(state)
+        return True
 
     def make_room(self, num_sequences: int, resuming: RequestState | None = None) -> bool:
         """Whether one more request can run. Requests of the same kind whose readers are slow give way.
@@ -65,6 +70,13 @@ class Preemption:
             if blocked is None or not self._preempt(blocked, resuming):
                 return False
         return True
+
+    def give_up_slots(self, state: RequestState) -> None:
+        """Lets a running request go on without a sequence, with a given target: at once, or when there is room."""
+        requests = self._requests
+        requests.remove_sequence(state)
+        if requests.has_slots and not requests.has_room(0):
+            requests.preempt(state)
 
     def preempt_slow(self, now: float) -> None:
         """Takes requests out of their slots whose readers have been slow for a while: they slow each step.

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from ..request import GivenTarget, Output, Request
+from ..request import GivenTarget, Hypothesis, Output, Request
 from ..runner import Sequence
 from .output_builder import OutputBuilder
 from .output_queue import OutputQueue
@@ -45,6 +45,9 @@ class RequestState:
     sequence: Sequence | None = None
     builder: OutputBuilder | None = None
 
+    # What a beam search has found. Since then, the target of `request` is given: it is the best hypothesis.
+    hypotheses: tuple[Hypothesis, ...] = ()
+
     # Outputs that come without a decode step: all outputs of a given target; encoder self-attention.
     # None among them says that the next output takes a forward pass.
     pending_outputs: Iterator[Output | None] | None = None
@@ -58,8 +61,13 @@ class RequestState:
 
     @property
     def has_given_target(self) -> bool:
-        """Whether the target is given. Such a request has no sequence."""
+        """Whether the target is given, or a beam search has found it. Such a request has no sequence."""
         return isinstance(self.request.target, GivenTarget)
+
+    @property
+    def num_slots(self) -> int:
+        """How many slots the request takes while it runs."""
+        return self.request.num_sequences
 
     @property
     def is_blocked(self) -> bool:

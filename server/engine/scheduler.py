@@ -65,7 +65,7 @@ class Scheduler:
         Returns whether a request that starts was held back. Requests that get a sequence are in `starting` then.
         """
         self._end_expired(time.monotonic())
-        self._preemption.resume_ready()
+        has_resumed = self._preemption.resume_ready()
         has_time = not self._time_share.has_put_off and (
             self._time_share.is_balanced or not self._requests.can_any_decode
         )
@@ -76,7 +76,11 @@ class Scheduler:
             if state is None:
                 break
             num_bytes = state.request.single_pass_bytes
-            has_room = self._preemption.make_room(state.request.num_sequences)
+            # The first request waits for all the slots that it needs, and the requests behind it wait for it: so each
+            # gets its turn, whatever it needs.
+            has_room = (has_resumed or state.has_given_target) and self._preemption.make_room(
+                state.request.num_sequences
+            )
             if not has_room or not self._preemption.make_memory(num_bytes):
                 break
             # Another request may come before it now, or it may have been refused meanwhile: then look again.

@@ -63,7 +63,7 @@ class StartedRequests:
             self.running.append(state)
 
     def preempt(self, state: RequestState) -> None:
-        """Takes a running request out of its slot, until its reader reads on."""
+        """Takes a running request out of its slots, until its reader reads on."""
         if state.sequence is not None:
             self.runner.preempt(state.sequence)
         self.running.remove(state)
@@ -78,12 +78,16 @@ class StartedRequests:
         self.running.append(state)
         state.status = RequestStatus.RUNNING
 
-    def finish(self, state: RequestState, error: RequestError | None) -> None:
-        """Ends a request that runs or is preempted. A fault on the way is the engine's, and ends this request too."""
-        state.pending_outputs = None
+    def remove_sequence(self, state: RequestState) -> None:
+        """Frees the sequence of a request, if it has one."""
         if state.sequence is not None:
             sequence, state.sequence = state.sequence, None
             self.runner.remove(sequence)
+
+    def finish(self, state: RequestState, error: RequestError | None) -> None:
+        """Ends a request that runs or is preempted. A fault on the way is the engine's, and ends this request too."""
+        state.pending_outputs = None
+        self.remove_sequence(state)
         (self.preempted if state.status is RequestStatus.PREEMPTED else self.running).remove(state)
         self._admission.close(state, error)
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin, EncoderDecoderCache
 
 from ..capture import AttentionKind
+from ..transfer import int_tensor
 
 # Bytes of a line of the processor's cache. torch begins the memory of a tensor at a line.
 _LINE = 64
@@ -297,6 +298,23 @@ class KVCache:
         self.own.lengths[to] = self.own.lengths[slot]
         self.source_lengths[to] = self.source_lengths[slot]
 
+    def copy(self, slots: Sequence[int], to: Sequence[int], positions: slice, source_length: int = 0) -> None:
+        """Copy positions of the target of some slots to as many others, and `source_length` positions of the sources.
+
+        No slot is in both lists. The others then have the lengths of the slots that they are copies of.
+        """
+        device = self.own.lengths.device
+        rows, to_rows = int_tensor(slots, device), int_tensor(to, device)
+        for layers, part in ((self.own.slot_layers, positions), (self.source_layers, slice(0, source_length))):
+            if part.start == part.stop:
+                continue
+            for layer in layers:
+                for contents in (layer.all_keys[:, :, part], layer.all_values[:, :, part]):
+                    contents.index_copy_(0, to_rows, contents.index_select(0, rows))
+        lengths = [self.own.lengths, *([self.source_lengths] if source_length else [])]
+        for values in lengths:
+            values.index_copy_(0, to_rows, values.index_select(0, rows))
+
     def swap_out(self, slot: int, length: int, source_length: int) -> SwappedCache:
         """A copy of the contents of a slot, in the host's memory."""
 
@@ -313,7 +331,7 @@ class KVCache:
                 layer.all_keys[slot, :, : keys.shape[1]] = keys.to(layer.all_keys.device)
                 layer.all_values[slot, :, : values.shape[1]] = values.to(layer.all_values.device)
         if contents.source:
-            self.source_lengths[slot] = contents.source[0][0].shape[1]
+            self.source_lengths[slot] = max(1, contents.source[0][0].shape[1])
         self.own.lengths[slot] = contents.own[0][0].shape[1]
 
     def clear(self, slot: int, length: int, source_length: int) -> None:

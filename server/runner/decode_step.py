@@ -45,6 +45,7 @@ class DecodeStep:
         self._tokens = tokens
         self._factors = factors
         self.has_sampled = False  # whether the step under way has chosen tokens
+        self.log_probs: Tensor | None = None  # of the last step, by slot: see `SamplerOutput.log_probs`
 
     def run(self, batch: list[Sequence]) -> list[tuple[Sequence, StepOutput | Exception]]:
         """Takes one step of some sequences, in the order of their slots: what it gave each, or what went wrong."""
@@ -104,7 +105,9 @@ class DecodeStep:
             return None, self._sampler.accept_argmax(query, active)
         logits = output if lm_head is None else lm_head.logits(output)
         self.has_sampled = True
-        return logits, self._sampler.sample(logits, active, first=first, keep_logits=keeps_logits)
+        chosen = self._sampler.sample(logits, active, first=first, keep_logits=keeps_logits)
+        self.log_probs = chosen.log_probs
+        return logits, chosen
 
     def _follow(self, batch: list[Sequence], chosen: Tensor) -> None:
         """Hands the chosen tokens, int64 `[slots]`, to the sequences of contrasts, which read them at the next step."""

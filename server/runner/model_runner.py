@@ -15,9 +15,10 @@ from ..memory import is_out_of_memory, release_memory_of
 from ..models import Backend, KVCache, LoadedModel
 from ..request import DecodingParams, Request
 from ..sampling import Sampler
+from .beams import BeamStep, flatten, make_search, search_request
 from .decode_step import DecodeStep
 from .prefill import Prefill
-from .sequence import Sequence, StepOutput, SwappedSequence, add_each
+from .sequence import BeamGroup, DecodeOutput, Sequence, SwappedSequence, add_each
 from .single_sequence import find_special, new_combiner
 from .slot_allocator import SlotAllocator
 from .target_pass import TargetPass
@@ -49,6 +50,7 @@ class ModelRunner:
         self._tokens = torch.zeros(num_slots, 1, dtype=torch.int64, device=loaded.model.device)  # read next, by slot
         self._factors = FactorCache(num_slots, backend.lengths)
         self._step = DecodeStep(backend, self._cache, self._sampler, self._slots, self._tokens, self._factors)
+        self._beam_step = BeamStep(self._cache, self._sampler, self._tokens)
         if backend.is_compiled:
             self._compile()
 
@@ -65,7 +67,7 @@ class ModelRunner:
 
     @property
     def num_free_slots(self) -> int:
-        """How many sequences can be added."""
+        """How many slots are free: a sequence takes one, a beam search as many as it is wide."""
         return self._slots.num_free
 
     # ---- sequences come and go --------------------------------------------------------------------------------------
@@ -76,7 +78,9 @@ class ModelRunner:
         if not self._loaded.is_encoder_decoder:
             return added
         sequences = [sequence for sequence in added if isinstance(sequence, Sequence)]
-        read = self._prefill.read_sources([member for sequence in sequences for member in sequence.members])
+        # Of a beam search, one sequence reads the source; its cache is copied to the others.
+        members = [member for sequence in sequences for member in sequence.members if member.source_length]
+        read = self._prefill.read_sources(members)
         faults = {
             sequence: read[member] for sequence in sequences for member in reversed(sequence.members) if member in read
         }
@@ -86,9 +90,10 @@ class ModelRunner:
 
     def _add(self, request: Request) -> Sequence:
         sequence = self._add_sequence(request)
-        if request.contrast is not None:
+        contrast = sequence.request.contrast
+        if contrast is not None:
             try:
-                sequence.contrast = self._add_sequence(request.contrast.request)
+                sequence.contrast = self._add_sequence(contrast.request)
             except Exception:
                 self.remove(sequence)
                 raise
@@ -101,6 +106,8 @@ class ModelRunner:
         prompt = [*(request.source.ids if source is None else ()), *request.decoder_prompt_ids]
         slot = self._slots.next_slot
         self._sampler.add(slot, params, prompt, source)
+        if params.beam is not None:
+            request = search_request(request)
         plans = (sequence.plan for sequence in self._slots.sequences.values())
         plan = next((plan for plan in plans if plan == request.capture), request.capture)
         source_length = 0 if source is None else request.source_length
@@ -109,7 +116,16 @@ class ModelRunner:
         sequence.combiner = new_combiner(self._loaded, request, request.capture)
         self._slots.allocate(sequence)
         self._tokens[slot] = prompt[-1]
+        if params.beam is not None:
+            self._add_beams(sequence, params.beam.width)
         return sequence
+
+    def _add_beams(self, first: Sequence, width: int) -> None:
+        """Gives a sequence that stands for a beam search the other sequences of the search, each with a slot."""
+        others = [Sequence(first.request, first.params, first.plan, 0, []) for _ in range(width - 1)]
+        for sequence in others:
+            self._sampler.copy(first.slot, self._slots.allocate(sequence))
+        first.group = BeamGroup(make_search(self._loaded, first), [first, *others])
 
     def remove(self, sequence: Sequence) -> None:
         """Frees the slot of a sequence, if it has one."""
@@ -164,20 +180,26 @@ class ModelRunner:
         """The forward passes of a request whose target is given. They need no slot."""
         return TargetPass(self._loaded, request)
 
-    def decode(self, sequences: list[Sequence]) -> list[tuple[Sequence, StepOutput | Exception]]:
+    def decode(self, sequences: list[Sequence]) -> list[tuple[Sequence, DecodeOutput]]:
         """Takes one step of some sequences whose prompts have been read: what it gave each, or what went wrong.
 
-        An out-of-memory error is met by steps of half as many sequences. Any other error of the model is the fault of
-        all sequences of its step.
+        A sequence that stands for a beam search gets nothing before the search has ended. An out-of-memory error is met
+        by steps of half as many sequences. Any other error of the model is the fault of all sequences of its step.
         """
+        searching = [sequence for sequence in sequences if sequence.group is not None]
+        if searching:
+            sequences = [*flatten(sequences)]
         with self._threads.step(len(sequences)):
             self._compact()
-            outputs: list[tuple[Sequence, StepOutput | Exception]] = []
+            outputs: list[tuple[Sequence, DecodeOutput]] = []
             remaining = sorted(sequences, key=lambda sequence: sequence.slot)
             while remaining:
                 batch = remaining[: self._safe_batch_size]
                 try:
-                    outputs += self._step.run(batch)
+                    results = self._step.run(batch)
+                    if searching:
+                        self._beam_step.keep(batch, self._step.log_probs)
+                    outputs += results
                 except Exception as error:
                     # Once tokens are chosen, another attempt would draw them again and count them twice.
                     if is_out_of_memory(error) and len(batch) > 1 and not self._step.has_sampled:
@@ -185,7 +207,7 @@ class ModelRunner:
                         continue
                     outputs += [(sequence, release_memory_of(error)) for sequence in batch]
                 del remaining[: len(batch)]
-            return outputs
+            return self._beam_step.finish(searching, outputs) if searching else outputs
 
     def _compact(self) -> None:
         """Moves the last sequence to the first free slot while more than half of the slots in between are idle."""

@@ -9,7 +9,7 @@ from ..capture import AttentionArrays
 from ..models import LoadedModel
 from ..request import Request
 from .model_runner import ModelRunner
-from .sequence import Sequence, StepOutput
+from .sequence import DecodeOutput, Sequence
 from .target_pass import TargetPass
 from .unbatched_runner import UnbatchedRunner
 
@@ -18,8 +18,9 @@ class Runner(Protocol):
     """Runs the sequences of one model. For the engine's thread, in torch's inference mode.
 
     The order of calls for a decoded request: `add`; `prefill` while the sequence `is_prefilling`; `decode` again and
-    again; `remove`. Between two steps, `preempt` gives the sequence's slot to another request, and `resume` takes one
-    again. A request whose target is given has no sequence: its passes come from `target_pass`.
+    again; `remove`. Between two steps, `preempt` gives the sequence's slots to other requests, and `resume` takes slots
+    again. A beam search is one sequence with several slots. A request whose target is given has no sequence: its passes
+    come from `target_pass`.
     """
 
     @property
@@ -41,7 +42,7 @@ class Runner(Protocol):
         ...
 
     def preempt(self, sequence: Sequence) -> None:
-        """Frees the slot of a sequence that goes on later."""
+        """Frees the slots of a sequence that goes on later."""
         ...
 
     def resume(self, sequence: Sequence) -> None:
@@ -56,8 +57,11 @@ class Runner(Protocol):
         """Reads the next chunk of a prompt."""
         ...
 
-    def decode(self, sequences: list[Sequence]) -> list[tuple[Sequence, StepOutput | Exception]]:
-        """Takes one step of some sequences whose prompts have been read: what it gave each, or what went wrong."""
+    def decode(self, sequences: list[Sequence]) -> list[tuple[Sequence, DecodeOutput]]:
+        """Takes one step of some sequences whose prompts have been read: what it gave each, or what went wrong.
+
+        A sequence that stands for a beam search gets nothing before the search has ended.
+        """
         ...
 
     def source_attention(self, request: Request) -> Iterator[AttentionArrays] | None:

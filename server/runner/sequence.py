@@ -12,7 +12,7 @@ from ..capture import AttentionArrays, AttentionKind, CapturePlan, RowCombiner, 
 from ..memory import release_memory_of
 from ..models import SwappedCache
 from ..request import DecodingParams, Request
-from ..sampling import SamplerState
+from ..sampling import BeamSearch, FoundHypothesis, SamplerState
 
 
 class StepOutput(NamedTuple):
@@ -32,12 +32,40 @@ class StepOutput(NamedTuple):
     decoder_self: AttentionArrays | None = None
 
 
+class SearchOutput(NamedTuple):
+    """What the last step of a beam search gave one sequence. The steps before give it nothing."""
+
+    hypotheses: list[FoundHypothesis]  # the best first; at least one
+
+
+class BeamGroup:
+    """The sequences that write the hypotheses of one beam search, each in a slot of its own.
+
+    Before the first step all hypotheses are equal, and only the first sequence runs. Then its cache is copied.
+    """
+
+    def __init__(self, search: BeamSearch, sequences: list[Sequence]) -> None:
+        """The first of the sequences is the one that the engine knows."""
+        self.search = search
+        self.sequences = sequences  # in the order of the search's running hypotheses
+        self.has_begun = False
+
+    @property
+    def running(self) -> list[Sequence]:
+        """The sequences that take the next step."""
+        return self.sequences if self.has_begun else self.sequences[:1]
+
+
 class SwappedSequence(NamedTuple):
     """What a sequence takes along when it leaves its slot, so that it can go on in another slot."""
 
     cache: SwappedCache
     sampler_state: SamplerState
     token: Tensor  # the token that the decoder reads next, int64 `[1]`
+
+
+DecodeOutput = StepOutput | SearchOutput | Exception
+"""What a decode step gives a sequence, or what went wrong."""
 
 
 @dataclass(eq=False)
@@ -47,7 +75,7 @@ class Sequence:
     request: Request
     params: DecodingParams
     plan: CapturePlan  # one object for all sequences of the runner whose plans are equal
-    source_length: int  # tokens of the source; 0 where there is no encoder
+    source_length: int  # tokens of the source in the cache; 0 where there is no encoder
     prompt: list[int]  # what the decoder reads before step 0
     end_ids: frozenset[int] = frozenset()
     slot: int = -1
@@ -61,10 +89,13 @@ class Sequence:
     swapped: SwappedSequence | None = None  # while a preempted sequence has no slot
     # The same tokens in the context of a contrast. This sequence reads what the first one writes, and writes nothing.
     contrast: Sequence | None = None
+    group: BeamGroup | None = None  # of the sequence that stands for a beam search
 
     @property
     def members(self) -> tuple[Sequence, ...]:
-        """The sequence, and the sequence of its contrast: they come, step and go together."""
+        """The sequence, and that of its contrast or those of its beam search: they come, step and go together."""
+        if self.group is not None:
+            return tuple(self.group.sequences)
         return (self,) if self.contrast is None else (self, self.contrast)
 
     @property
@@ -81,6 +112,11 @@ class Sequence:
     def is_prefilling(self) -> bool:
         """Whether some of the prompt must be read before the first step."""
         return self.num_pending > 0 or (self.contrast is not None and self.contrast.is_prefilling)
+
+    @property
+    def has_output_next(self) -> bool:
+        """Whether the next decode step gives the sequence something."""
+        return not self.is_prefilling and self.group is None
 
     @property
     def wants_row(self) -> bool:

@@ -5,6 +5,7 @@ Knows models, caches and tensors on the device; does not know texts, or which to
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -150,6 +151,13 @@ class SingleSequenceModel:
         special, combiner = find_special(loaded, request), combiner or new_combiner(loaded, request, plan)
         ids = request.source.ids
         return cls(loaded, plan, ids, request.decoder_prompt_ids, request.features, special, combiner)
+
+    def copy(self) -> SingleSequenceModel:
+        """Returns a sequence that goes on from here by itself. Both share what they have read of the source."""
+        other = copy.copy(self)
+        source = getattr(self._cache, "cross_attention_cache", None)
+        other._cache = copy.deepcopy(self._cache, None if source is None else {id(source): source})
+        return other
 
     def tensor(self, ids: Sequence[int]) -> Tensor:
         """Ids as a batch of one sequence, int64 `[1, count]`."""

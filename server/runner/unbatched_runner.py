@@ -18,7 +18,8 @@ from ..models import LoadedModel
 from ..request import Contrast, DecodingParams, Request
 from ..sampling import ContrastLogits, Sampler, step_scores
 from ..transfer import to_host
-from .sequence import Sequence, StepOutput, add_each
+from .beams import UnbatchedBeams, make_search
+from .sequence import BeamGroup, DecodeOutput, Sequence, StepOutput, add_each
 from .single_sequence import ALL_QUERIES, LAST_QUERY, NO_QUERIES, ForwardOutput, SingleSequenceModel
 from .target_pass import TargetPass
 
@@ -28,9 +29,10 @@ class _State:
     """What a sequence keeps between its steps."""
 
     model: SingleSequenceModel
-    sampler: Sampler  # for this sequence alone, in slot 0
+    sampler: Sampler  # for this sequence alone, in slot 0; of a beam search in as many slots as it is wide
     pending: Tensor  # tokens that the decoder reads next, int64 `[1, count]`: the prompt, then one token
     contrast: SingleSequenceModel | None = None  # the same tokens in the context of a contrast
+    beams: UnbatchedBeams | None = None  # the hypotheses of a beam search
 
 
 class UnbatchedRunner:
@@ -58,17 +60,20 @@ class UnbatchedRunner:
         assert isinstance(params, DecodingParams)
         model = SingleSequenceModel.of_request(self._loaded, request)
         source = request.source.ids if self._loaded.is_encoder_decoder else None
-        sampler = Sampler(self._loaded, 1, len(model.prompt) + params.max_new_tokens)
+        num_slots = 1 if params.beam is None else params.beam.width
+        sampler = Sampler(self._loaded, num_slots, len(model.prompt) + params.max_new_tokens)
         sampler.add(0, params, model.prompt, source)
         attention = model.encode()  # last: what comes before it takes no time
         # The first step reads the whole prompt: nothing of it is pending.
         sequence = Sequence(request, params, request.capture, model.source_length, [], sampler.end_ids(0))
         sequence.source_attention = attention
-        contrast = None
-        if request.contrast is not None:
-            contrast = SingleSequenceModel.of_request(self._loaded, request.contrast.request)
-            contrast.encode()
-        self._states[sequence] = _State(model, sampler, model.tensor(model.prompt), contrast)
+        state = self._states[sequence] = _State(model, sampler, model.tensor(model.prompt))
+        if params.beam is not None:
+            group = BeamGroup(make_search(self._loaded, sequence), [sequence] * params.beam.width)
+            state.beams = UnbatchedBeams(model, sampler, group)
+        elif request.contrast is not None:
+            state.contrast = SingleSequenceModel.of_request(self._loaded, request.contrast.request)
+            state.contrast.encode()
         return sequence
 
     def remove(self, sequence: Sequence) -> None:
@@ -100,12 +105,18 @@ class UnbatchedRunner:
         """The forward passes of a request whose target is given."""
         return TargetPass(self._loaded, request)
 
-    def decode(self, sequences: list[Sequence]) -> list[tuple[Sequence, StepOutput | Exception]]:
-        """Takes one step of some sequences: what it gave each, or what went wrong."""
-        outputs: list[tuple[Sequence, StepOutput | Exception]] = []
+    def decode(self, sequences: list[Sequence]) -> list[tuple[Sequence, DecodeOutput]]:
+        """Takes one step of some sequences: what it gave each, or what went wrong.
+
+        A sequence that stands for a beam search gets nothing before the search has ended.
+        """
+        outputs: list[tuple[Sequence, DecodeOutput]] = []
         for sequence in sequences:
             try:
-                outputs.append((sequence, self._decode(sequence)))
+                beams = self._states[sequence].beams
+                output = self._decode(sequence) if beams is None else beams.run()
+                if output is not None:
+                    outputs.append((sequence, output))
             except Exception as error:  # noqa: PERF203  # one request's fault must not end the others
                 outputs.append((sequence, release_memory_of(error)))
         return outputs

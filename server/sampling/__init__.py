@@ -1,4 +1,4 @@
-"""The next tokens of all slots, greedy or drawn, and the scores of each step.
+"""The next tokens of all slots, greedy, drawn or by beam search, and the scores of each step.
 
 sampler              Sampler: the next tokens of all slots at once; SamplerState: a request between two slots
 sampling_plan        SamplingPlan: what is done to a batch's logits while the batch stays the same; SamplerOutput
@@ -6,18 +6,27 @@ params               SamplingParams: what one request's logits processors do, as
 logits_processors    transformers' processors of a request, read as SamplingParams
 logits_ops           penalties, bans, temperature, top-k and top-p over many rows
 token_history        TokenHistory: the tokens and the length of each slot
+beam_search          BeamSearch: which hypotheses of one request go on, and which have ended
 step_scores          step_scores(): probability, entropy and others of each step
 contrast_scores      the scores that compare two contexts; ContrastLogits
-
-Beam search is not there yet. It would be a module here, which chooses among the sequences of one request. A request
-then has several slots (runner/sequence, runner/slot_allocator, engine/started_requests count one), and its steps come
-when the search has ended (engine/output_builder).
 """
 
+from .beam_search import BeamChoice, BeamSearch, FoundHypothesis, find_candidates
 from .contrast_scores import ContrastLogits
 from .params import SamplingParams
 from .sampler import Sampler, SamplerState
 from .sampling_plan import SamplerOutput
 from .step_scores import step_scores
 
-__all__ = ["ContrastLogits", "Sampler", "SamplerOutput", "SamplerState", "SamplingParams", "step_scores"]
+__all__ = [
+    "BeamChoice",
+    "BeamSearch",
+    "ContrastLogits",
+    "FoundHypothesis",
+    "Sampler",
+    "SamplerOutput",
+    "SamplerState",
+    "SamplingParams",
+    "find_candidates",
+    "step_scores",
+]

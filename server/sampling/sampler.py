@@ -8,6 +8,7 @@ minimal length that is reached); the steps in between only follow the plan. Noth
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -71,7 +72,15 @@ class Sampler:
         if decoding.do_sample:
             generator = torch.Generator(self._device).manual_seed(decoding.seed or 0)
         self._history.start(slot, context, keeps_tokens=params.needs_history)
-        self._requests[slot] = SlotRequest(params, ends, generator, custom)
+        self._requests[slot] = SlotRequest(params, ends, generator, custom, decoding.beam is not None)
+        self._plan = None
+
+    def copy(self, slot: int, to: int) -> None:
+        """Puts what a slot with a beam holds into a free slot too."""
+        request = self._requests[slot]
+        custom = None if request.custom is None else replace(request.custom)
+        self._requests[to] = replace(request, custom=custom)
+        self._history.swap_in(to, self._history.swap_out(slot, keeps_tokens=request.params.needs_history))
         self._plan = None
 
     def remove(self, slot: int) -> None:
@@ -130,6 +139,9 @@ class Sampler:
 
         Logits may be of any float type; the rows of slots that are not active may hold anything. The logits stay as
         they are, unless `keep_logits` is False. `errors` holds what processors of single slots have raised.
+
+        A slot with a beam gets no token here: a beam search chooses among the output's `log_probs`, and `branch` takes
+        the tokens.
         """
         logits = _rows_by_slot(logits, first)
         self.errors.clear()
@@ -141,9 +153,29 @@ class Sampler:
         output = _greedy(logits) if plan.has_greedy else None
         if plan.random_sampling is not None:
             output = plan.random_sampling.draw(logits, output)
+        if plan.num_beams:
+            if output is None:
+                count = len(logits)
+                output = SamplerOutput(
+                    torch.zeros_like(logits[:, 0], dtype=torch.int64), logits.new_zeros(count).bool()
+                )
+            output = output._replace(log_probs=logits)
         assert output is not None
         self._finish_step(plan, output)
         return output
+
+    def branch(self, slots: Sequence[int], parents: Sequence[int], tokens: Tensor) -> None:
+        """Makes slots with beams go on where other slots were: each with its parent's tokens and a new last token.
+
+        `tokens`, int64 `[n]`, take the place of the tokens that `sample` has returned for these slots.
+        """
+        requests = [self._requests[slot] for slot in slots]
+        keeping = [row for row, request in enumerate(requests) if request.params.needs_history]
+        self._history.branch(slots, parents, tokens, keeping)
+        before = {parent: custom.ids for parent in parents if (custom := self._requests[parent].custom) is not None}
+        for row, (request, parent) in enumerate(zip(requests, parents, strict=True)):
+            if request.custom is not None:
+                request.custom.ids = torch.cat([before[parent][:, :-1], tokens[row].view(1, 1)], dim=-1)
 
     def _finish_step(self, plan: SamplingPlan, output: SamplerOutput) -> None:
         """Counts the step, and appends its tokens."""

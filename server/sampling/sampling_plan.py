@@ -30,6 +30,9 @@ class SamplerOutput(NamedTuple):
     is_finite: Tensor  # bool [n]: whether none of the logits behind the choice was NaN or plus infinity
     # Bool [n]: whether any token could be drawn. None if no slot draws: `generate` does not check it for greedy search.
     has_candidates: Tensor | None = None
+    # Float32 [n, vocabulary]: the log-probabilities of slots with beams, after the logits processors. None if no slot
+    # has a beam; the tokens of slots with beams mean nothing.
+    log_probs: Tensor | None = None
 
 
 @dataclass
@@ -46,8 +49,9 @@ class SlotRequest:
 
     params: SamplingParams
     end_ids: frozenset[int]
-    generator: torch.Generator | None  # its own, so that neighbours cannot change what it draws; None: greedy
+    generator: torch.Generator | None  # its own, so that neighbours cannot change what it draws; None: greedy or beam
     custom: CustomProcessors | None
+    has_beam: bool = False  # whether a beam search chooses the tokens
 
 
 @dataclass
@@ -65,12 +69,14 @@ class SamplingPlan:
     forced: dict[int, int]  # by slot: the token that an argmax of the changed logits finds, whatever the logits are
     history_rows: Tensor | None  # the slots whose tokens are kept
     custom: dict[int, CustomProcessors]  # by slot
-    random_sampling: RandomSampling | None  # None: all slots are greedy
+    random_sampling: RandomSampling | None  # None: no slot draws
+    num_beams: int  # slots whose tokens a beam search chooses
 
     @property
     def has_greedy(self) -> bool:
         """Whether any slot is greedy."""
-        return self.random_sampling is None or len(self.random_sampling.generators) < len(self.slots)
+        num_drawn = 0 if self.random_sampling is None else len(self.random_sampling.generators)
+        return num_drawn + self.num_beams < len(self.slots)
 
     @property
     def changes_logits(self) -> bool:
@@ -135,6 +141,9 @@ def build_plan(
     bans = _Bans(params, lengths, shape, device)
     history_ops = _history_ops(params, history, shape[1])
     generators = {slot: r.generator for slot, r in active_requests.items() if r.generator is not None}
+    beams = [slot for slot, request in active_requests.items() if request.has_beam]
+    # The processors of a beam search read log-probabilities, as in `generate`.
+    first_ops = [select_rows(_row_index(beams, num_rows, device), logits_ops.log_softmax)] if beams else []
     normalized = [slot for slot, p in params.items() if p.renormalize and slot not in generators]
     last_ops = [select_rows(_row_index(normalized, num_rows, device), logits_ops.log_softmax)] if normalized else []
     custom = {slot: request.custom for slot, request in active_requests.items() if request.custom is not None}
@@ -146,12 +155,13 @@ def build_plan(
         shape=shape,
         steps_left=min((count for count in steps if count > 0), default=sys.maxsize),
         slots=list(active_requests),
-        ops=[*history_ops, *bans.ops, *last_ops],
-        banned=None if history_ops or last_ops or generators else bans.indices(),
+        ops=[*first_ops, *history_ops, *bans.ops, *last_ops],
+        banned=None if beams or history_ops or last_ops or generators else bans.indices(),
         forced=bans.forced,
         history_rows=int_tensor(history_slots, device) if history_slots else None,
         custom=custom,
         random_sampling=_build_random_sampling(generators, params, num_rows, device) if generators else None,
+        num_beams=len(beams),
     )
 
 

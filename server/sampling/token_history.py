@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..transfer import to_device
+from ..transfer import int_tensor, to_device
 
 
 class SwappedTokens(NamedTuple):
@@ -72,6 +72,21 @@ class TokenHistory:
         lengths = self._lengths.index_select(0, keeping_rows)
         self._ids[keeping_rows, lengths.clamp(max=self._max_length)] = tokens.index_select(0, keeping_rows)
         self._lengths.index_copy_(0, keeping_rows, lengths + 1)
+
+    def branch(self, slots: Sequence[int], parents: Sequence[int], tokens: Tensor, keeping: Sequence[int]) -> None:
+        """Gives each slot the tokens of its parent, with `tokens`, int64 `[n]`, in place of the last ones.
+
+        `keeping` are the numbers of the slots in the list that keep their tokens.
+        """
+        self._host_lengths[slots] = self._host_lengths[parents]
+        if not keeping:
+            return
+        rows, parent_rows = (int_tensor([list_[i] for i in keeping], self.device) for list_ in (slots, parents))
+        ids, lengths = self._ids.index_select(0, parent_rows), self._lengths.index_select(0, parent_rows)
+        last = tokens.index_select(0, int_tensor(keeping, self.device))
+        ids.scatter_(1, (lengths - 1).clamp(max=self._max_length)[:, None], last[:, None])
+        self._ids.index_copy_(0, rows, ids)
+        self._lengths.index_copy_(0, rows, lengths)
 
     def read(self, slots: Sequence[int], rows: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the tokens of slots, `[slots, longest]`, and the number of tokens of each, `[slots, 1]`.

@@ -9,14 +9,14 @@ offsets                 where tokens stand in a text: one rule for every tokeniz
 offset_units            offsets in code points, in code units of UTF-16, or in bytes of UTF-8
 chats                   control tokens that a user typed into a chat
 languages               language codes, and the places where model families take them
-detokenizer             Detokenizer: a text that grows token by token
+detokenizer             Detokenizer: a text that grows token by token; StopTexts: what ends such a text
 incremental_decoders    which text is certain after each token, by kind of vocabulary
 vocabulary              what single tokens stand for
 tokens                  Token, TokenizedText, TextOptions: plain data
 tokenizer_pool          threads that tokenize long texts, short texts first
 """
 
-from .detokenizer import Detokenizer
+from .detokenizer import Detokenizer, StopTexts
 from .languages import Languages
 from .offset_units import OffsetMap, OffsetUnit
 from .tokenizer import Tokenizer
@@ -28,6 +28,7 @@ __all__ = [
     "Languages",
     "OffsetMap",
     "OffsetUnit",
+    "StopTexts",
     "TextOptions",
     "Token",
     "TokenizedText",

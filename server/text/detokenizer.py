@@ -5,6 +5,7 @@ Text that has been returned never changes: what later tokens may change is held 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Protocol
@@ -56,6 +57,10 @@ class Detokenizer:
         # The end of the last token that covers characters.
         self._end = 0 if prefix is None else max((token.end for token in prefix.tokens), default=0)
 
+    def copy(self) -> Detokenizer:
+        """Returns a detokenizer that goes on from the same text by itself."""
+        return copy.deepcopy(self, {id(self._vocabulary): self._vocabulary})
+
     def add(self, id_: int) -> tuple[str, Token]:
         """Adds a token. Returns what it adds to the text, and the token with its place in the text."""
         piece, role = self._vocabulary.piece(id_), self._vocabulary.role(id_)
@@ -106,3 +111,21 @@ class Detokenizer:
             self._drops_space = False
             return text.removeprefix(" ")
         return text
+
+
+class StopTexts:
+    """The texts that end a target. The prefix of the target does not count."""
+
+    def __init__(self, texts: Sequence[str], prefix_length: int) -> None:
+        """`prefix_length` is the length of the prefix in characters."""
+        self._texts = tuple(texts)
+        self._prefix_length = prefix_length
+        # A stop text may begin in text that was searched before: the search goes back by its length less one.
+        self._overlap = max(map(len, self._texts), default=1) - 1
+
+    def are_in(self, text: str, num_searched: int) -> bool:
+        """Whether any of them is in a text of which so many characters have been searched before."""
+        if not self._texts:
+            return False
+        tail = text[max(self._prefix_length, num_searched - self._overlap) :]
+        return any(stop in tail for stop in self._texts)

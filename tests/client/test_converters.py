@@ -321,7 +321,9 @@ def test_build_decoding() -> None:
     assert not sampling.sampling.HasField("top_k")
     assert list(sampling.stop) == ["."]
     beam = converters.build_decoding(Decoding(Beam(4, hypotheses=2))).beam
-    assert (beam.width, beam.hypotheses, beam.HasField("length_penalty")) == (4, 2, False)
+    assert (beam.width, beam.hypotheses, beam.HasField("length_penalty"), beam.early_stopping) == (4, 2, False, 0)
+    beam = converters.build_decoding(Decoding(Beam(4, early_stopping="never"))).beam
+    assert beam.early_stopping == text_pb2.EARLY_STOPPING_NEVER
     with pytest.raises(InvalidArgumentError) as error_info:
         converters.build_decoding(Decoding(Sampling(top_k=-1)))
     assert error_info.value.field == "decoding.sampling.top_k"
@@ -332,10 +334,14 @@ def test_parse_finished_with_hypotheses() -> None:
     message = attribution_service_pb2.Finished(
         text="Ja",
         stop_reason=text_pb2.STOP_REASON_LENGTH,
-        hypotheses=[attribution_service_pb2.Hypothesis(text="Ja", tokens=[token], score=-1.5)],
+        hypotheses=[
+            attribution_service_pb2.Hypothesis(
+                text="Ja", tokens=[token], score=-1.5, stop_reason=text_pb2.STOP_REASON_END_TOKEN
+            )
+        ],
         usage=attribution_service_pb2.Usage(seed=0),
     )
     ending = converters.parse_finished(message)
     assert (ending.text, ending.stop_reason, ending.usage.seed) == ("Ja", "length", 0)
     assert ending.hypotheses[0].tokens[0].piece == "▁Ja"
-    assert ending.hypotheses[0].score == -1.5
+    assert (ending.hypotheses[0].score, ending.hypotheses[0].stop_reason) == (-1.5, "end_token")

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import Any, cast
 
 import numpy as np
 import torch
 from hypothesis import strategies as st
 from model_zoo import FAMILIES, SENTENCES
 from sidelight.server.api.validation import validate_request
+from sidelight.server.engine.beam_hypotheses import give_target, hypothesis_outputs
 from sidelight.server.engine.given_target import target_outputs
 from sidelight.server.engine.output_builder import OutputBuilder, make_started, split_encoder_self
+from sidelight.server.engine.request_state import RequestState
 from sidelight.server.models.loader import LoadedModel
 from sidelight.server.request import EncoderSelf, Finished, GivenTarget, Output, Request, Started, Step
 from sidelight.server.runner.model_runner import ModelRunner
 from sidelight.server.runner.runner import Runner
-from sidelight.server.runner.sequence import Sequence
+from sidelight.server.runner.sequence import SearchOutput, Sequence
 from sidelight.server.runner.unbatched_runner import UnbatchedRunner
 from sidelight.v1 import attention_pb2 as attention
 from sidelight.v1 import attribution_service_pb2 as pb
@@ -43,6 +47,8 @@ def message(loaded: LoadedModel, family, number: int) -> pb.AttributeRequest:
     request.decoding.max_new_tokens = 3 + 5 * number % 14
     if number % 3 == 2:
         request.decoding.sampling.CopyFrom(text.Sampling(seed=number, temperature=1.5, top_k=20))
+    if number % 7 == 6:
+        request.decoding.beam.CopyFrom(text.Beam(width=3, hypotheses=2))
     captures = [
         attention.Capture(kinds=[attention.ATTENTION_KIND_DECODER_SELF], row=attention.ROW_READING),
         attention.Capture(over_heads=attention.REDUCTION_MEAN, encoding=attention.ENCODING_FLOAT16),
@@ -74,6 +80,7 @@ class Run:
         self.outputs: dict[Sequence, list[Output]] = {}
         self.faults: dict[Sequence, Exception] = {}
         self._builders: dict[Sequence, OutputBuilder] = {}
+        self._requests: dict[Sequence, Request] = {}
 
     def add(self, requests: list[Request]) -> list[Sequence | Exception]:
         added = self.runner.add(requests)
@@ -82,6 +89,7 @@ class Run:
                 detokenizer, started = make_started(self.loaded, request)
                 self._builders[sequence] = OutputBuilder(request, detokenizer)
                 self.outputs[sequence] = [started, *filter(None, split_encoder_self(sequence.pop_source_attention()))]
+                self._requests[sequence] = request
                 self.live.append(sequence)
         return added
 
@@ -107,10 +115,18 @@ class Run:
                 try:
                     if isinstance(output, Exception):
                         raise output
-                    self.outputs[sequence] += self._builders[sequence].add_token(output)
+                    if isinstance(output, SearchOutput):
+                        state = RequestState(self._requests[sequence], cast(Any, None))
+                        give_target(self.loaded, state, output)
+                        target_pass = self.runner.target_pass(state.request)
+                        outputs = hypothesis_outputs(self.loaded, state.request, state.hypotheses, target_pass)
+                        self.outputs[sequence] += filter(None, outputs)
+                    else:
+                        self.outputs[sequence] += self._builders[sequence].add_token(output)
                 except Exception as error:
                     self.faults[sequence] = error
-                if sequence in self.faults or self._builders[sequence].is_finished:
+                is_found = isinstance(output, SearchOutput)
+                if sequence in self.faults or is_found or self._builders[sequence].is_finished:
                     self.remove(sequence)
 
     def finish(self, sequences: list[Sequence] | None = None) -> None:
@@ -173,7 +189,12 @@ def has_room(run: Run, requests: list[Request]) -> bool:
 def assert_same(ours: list, theirs: list) -> None:
     assert [type(output) for output in ours] == [type(output) for output in theirs]
     for mine, other in zip(ours, theirs, strict=True):
-        if isinstance(mine, (Started, Finished)):
+        if isinstance(mine, Finished):
+            assert [replace(h, score=0) for h in mine.hypotheses] == [replace(h, score=0) for h in other.hypotheses]
+            scores = ([hypothesis.score for hypothesis in each.hypotheses] for each in (mine, other))
+            np.testing.assert_allclose(*scores, atol=1e-5, rtol=1e-5)
+            assert replace(mine, hypotheses=()) == replace(other, hypotheses=())
+        elif isinstance(mine, Started):
             assert mine == other
         elif isinstance(mine, EncoderSelf):
             assert_near(mine.attention, other.attention)

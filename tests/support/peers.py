@@ -20,6 +20,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     AutoModelForSpeechSeq2Seq,
+    AutoTokenizer,
     GenerationMixin,
     set_seed,
 )
@@ -45,11 +46,17 @@ class Matrices:
 
 
 @lru_cache(maxsize=4)
-def _load(path: Path) -> Any:
+def load_model(path: Path) -> Any:
+    """Loads transformers' own model from a folder, in float32."""
     config = AutoConfig.from_pretrained(path)
     auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     auto = AutoModelForSpeechSeq2Seq if config.model_type == "whisper" else auto
     return auto.from_pretrained(path, attn_implementation="eager", dtype=torch.float32).eval()
+
+
+def load_tokenizer(path: Path) -> Any:
+    """Loads transformers' own tokenizer from a folder."""
+    return AutoTokenizer.from_pretrained(path)
 
 
 @torch.inference_mode()
@@ -63,7 +70,7 @@ def eager_attention(path: Path, source: Sequence[int] | np.ndarray, target: Sequ
         target: The input of the decoder, start token included; for a decoder-only model, the continuation.
         options: Options of the model. `use_cache` is False by default: with a cache FSMT masks no future positions.
     """
-    model = _load(path)
+    model = load_model(path)
     options = {"output_attentions": True, "use_cache": False} | options
     if not model.config.is_encoder_decoder:
         return Matrices(_stack(model(input_ids=torch.tensor([[*source, *target]]), **options).attentions))
@@ -84,7 +91,7 @@ def generate_ids(
     path: Path, source: Sequence[int], *, max_new_tokens: int = 10, seed: int | None = None, **options: Any
 ) -> list[int]:
     """Runs transformers' `generate`, greedily or with a seed. Returns the new tokens, without start token or prompt."""
-    model = _load(path)
+    model = load_model(path)
     ids = torch.tensor([source])
     if seed is not None:
         set_seed(seed)
@@ -98,7 +105,7 @@ def generate_speech_ids(path: Path, features: np.ndarray, prompt: Sequence[int],
 
     This is `generate` of all models: Whisper's own replaces the prompt, and leaves out tokens.
     """
-    model = _load(path)
+    model = load_model(path)
     inputs = {"input_features": torch.from_numpy(features)[None], "decoder_input_ids": torch.tensor([prompt])}
     output = GenerationMixin.generate(model, **inputs, do_sample=False, num_beams=1, **options)
     return output[0, len(prompt) :].tolist()

@@ -694,7 +694,7 @@ class Finished(_message.Message):
     """Why the target ends where it does."""
     @_builtins.property
     def hypotheses(self) -> _containers.RepeatedCompositeFieldContainer[Global___Hypothesis]:
-        """Only with Beam: the best hypotheses, the best first."""
+        """Only with Beam: the best hypotheses, the best first. The first is the target of the stream."""
 
     @_builtins.property
     def signals(self) -> Global___Signals:

@@ -590,7 +590,9 @@ Global___Sampling: _TypeAlias = Sampling  # noqa: Y015
 
 @_typing.final
 class Beam(_message.Message):
-    """Beam search, as `generate` of transformers does it. The steps of the stream are those of the best hypothesis."""
+    """Beam search, as `generate` of transformers does it. The steps of the stream are those of the best hypothesis. Their
+    attention and their scores are those of a given target: one pass over the best hypothesis computes them.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -599,13 +601,17 @@ class Beam(_message.Message):
     HYPOTHESES_FIELD_NUMBER: _builtins.int
     EARLY_STOPPING_FIELD_NUMBER: _builtins.int
     width: _builtins.int
-    """The number of hypotheses that each step keeps. At least 2, at most RequestLimits.max_beam_width."""
+    """The number of hypotheses that each step keeps. At least 2, at most RequestLimits.max_beam_width. A request waits
+    until so many places are free in the running batch.
+    """
     length_penalty: _builtins.float
-    """The score of a hypothesis is divided by its length to the power of this number. Unset: the number in the model's
-    generation config.
+    """The score of a hypothesis is divided by its length to the power of this number. From -5 to 5. Unset: the number in
+    the model's generation config.
     """
     hypotheses: _builtins.int
-    """The number of hypotheses in Finished.hypotheses. At most `width`. 0 counts as 1."""
+    """The number of hypotheses in Finished.hypotheses. At most `width`. 0 counts as 1. There are fewer where no more have
+    ended: where the options rule out nearly all of the vocabulary.
+    """
     early_stopping: Global___EarlyStopping.ValueType
     """When the search ends. Unset: as the model's generation config says."""
     def __init__(

@@ -101,7 +101,9 @@ class Answer:
             self._attention_bytes += output.attention.nbytes
             response.encoder_self.CopyFrom(converters.encoder_self_message(output))
         elif isinstance(output, Finished):
-            response.finished.CopyFrom(converters.finished_message(output, self._usage_message(output)))
+            response.finished.CopyFrom(
+                converters.finished_message(output, self._usage_message(output), self._request.offset_unit)
+            )
         else:
             self._fill_steps(response, group)
 

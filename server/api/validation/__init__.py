@@ -4,6 +4,7 @@ request     an AttributeRequest becomes a Request
 texts       the source, the prefix and the given target become tokens
 truncation  texts that are too long lose tokens at one end
 decoding    a Decoding becomes DecodingParams
+beam        a Beam becomes BeamParams
 capture     a Capture becomes a CapturePlan
 contrast    a Contrast becomes the request in a second context
 methods     the method of a Capture, and what it does with special tokens
@@ -12,10 +13,12 @@ Every function raises RequestError with the path of the field. What the contract
 UNIMPLEMENTED, and never ignored.
 """
 
+from .beam import MAX_BEAM_WIDTH
 from .decoding import MAX_STOP_BYTES, MAX_STOPS
 from .request import MAX_REQUEST_BYTES, MAX_TEXTS_PER_STREAM, request_id_of, validate_request
 
 __all__ = [
+    "MAX_BEAM_WIDTH",
     "MAX_REQUEST_BYTES",
     "MAX_STOPS",
     "MAX_STOP_BYTES",

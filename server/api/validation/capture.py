@@ -42,8 +42,8 @@ def validate_capture(
         message: What the client asks for.
         loaded: The model.
         max_positions: For each kind, the most positions that a row can have.
-        steps_per_pass: How many steps one forward pass must compute: 1, or all steps of a given target for a model that
-            gives whole matrices.
+        steps_per_pass: How many steps one forward pass must compute: 1, or all steps of a given target, or of the
+            hypothesis of a beam search, for a model that gives whole matrices.
     """
     if message.none:
         others = [field.name for field, _ in message.ListFields() if field.name != "none"]
@@ -224,7 +224,7 @@ def check_size(
     encoder_bytes = row_bytes.get("encoder_self", 0)
     sizes = (
         ("a step", step_bytes, MAX_STEP_BYTES),
-        ("the given target", step_bytes * steps_per_pass * num_contexts, MAX_PASS_BYTES),
+        ("the target", step_bytes * steps_per_pass * num_contexts, MAX_PASS_BYTES),
         ("a row of encoder_self", encoder_bytes, MAX_STEP_BYTES),
         ("encoder_self", encoder_bytes * encoder_rows * num_contexts, MAX_PASS_BYTES),
     )

@@ -10,10 +10,11 @@ from typing import Any
 
 from sidelight.v1 import text_pb2
 
-from ...errors import invalid, unimplemented
+from ...errors import invalid
 from ...models import LoadedModel
 from ...request import DecodingParams
 from ...text import Languages
+from .beam import validate_beam
 
 # The least and the greatest number that logits may be divided by: these make no infinities of logits.
 _MIN_FACTOR, _MAX_FACTOR = 0.001, 1000
@@ -36,8 +37,7 @@ def validate_decoding(
     """
     config: Any = loaded.model.generation_config
     strategy = message.WhichOneof("strategy")
-    if strategy == "beam":
-        raise unimplemented("decoding.beam")
+    beam = validate_beam(message.beam, loaded) if strategy == "beam" else None
     do_sample = strategy == "sampling" or (strategy is None and bool(config.do_sample))
     generation: dict[str, Any] = {}
     seed: int | None = None
@@ -56,7 +56,7 @@ def validate_decoding(
     if message.HasField("no_repeat_ngram_size"):
         generation["no_repeat_ngram_size"] = message.no_repeat_ngram_size
     stops = (*_validate_stops(message), *_configured_stops(config))
-    return DecodingParams(max_new_tokens, do_sample, seed, stops, message.ignore_eos, generation)
+    return DecodingParams(max_new_tokens, do_sample, seed, stops, message.ignore_eos, generation, beam)
 
 
 def _validate_sampling(message: text_pb2.Sampling) -> dict[str, Any]:

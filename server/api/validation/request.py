@@ -62,7 +62,9 @@ def validate_request(message: service_pb.AttributeRequest, loaded: LoadedModel, 
         target = validate_decoding(message.decoding, loaded, languages, num_before, max_target)
         if target.do_sample and message.resume_at and not message.decoding.sampling.HasField("seed"):
             raise invalid("decoding.sampling.seed", "REQUIRED", "is needed to draw the same tokens up to resume_at")
-        max_steps, steps_per_pass = target.max_new_tokens, 1
+        max_steps = target.max_new_tokens
+        # The hypothesis that a beam search has found is read as a given target is.
+        steps_per_pass = 1 if target.beam is None or has_parts else max_steps
     source_length = len(source.tokens) if features is None else features.num_positions
     max_positions: dict[AttentionKind, int] = {
         "cross": source_length,

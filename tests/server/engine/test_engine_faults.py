@@ -33,12 +33,14 @@ from sidelight.server.engine.started_requests import StartedRequests
 from sidelight.server.engine.time_share import TimeShare
 from sidelight.server.engine.waiting_queue import WaitingQueue
 from sidelight.server.entrypoints import serve as command
+from sidelight.server.runner.beams import BeamStep
 from sidelight.server.runner.decode_step import DecodeStep
 from sidelight.server.runner.model_runner import ModelRunner
 from sidelight.server.runner.prefill import Prefill
 from sidelight.server.runner.slot_allocator import SlotAllocator
 from sidelight.server.runner.step_recorder import StepRecorder
 from sidelight.server.runner.target_pass import TargetPass
+from sidelight.server.sampling.beam_search import BeamSearch
 from sidelight.v1 import text_pb2 as text
 
 SENTENCE = "My grandmother is still vigorous at 82 years old."
@@ -175,9 +177,16 @@ FAULTY |= {
     WaitingQueue: [name for name, value in vars(WaitingQueue).items() if callable(value)],
     OutputQueue: ["put", "end"],
     output_queue: ["_notify_loop"],
-    engine_core: ["target_outputs", "make_started", "split_encoder_self", "notify"],
+    engine_core: [
+        "target_outputs",
+        "hypothesis_outputs",
+        "give_target",
+        "make_started",
+        "split_encoder_self",
+        "notify",
+    ],
 }
-for owner in (ModelRunner, Prefill, DecodeStep, SlotAllocator, StepRecorder, TargetPass):
+for owner in (ModelRunner, Prefill, DecodeStep, BeamStep, BeamSearch, SlotAllocator, StepRecorder, TargetPass):
     FAULTY[owner] = [name for name, value in vars(owner).items() if callable(value)]
 NOT_FAULTY = {"__init__", "__iter__", "__len__", "_compile"}
 
@@ -211,6 +220,8 @@ def test_faults_at_random_leave_no_request_without_its_end(bundled, monkeypatch,
             message.given.text = "Meine Großmutter ist rüstig."
         elif number % 5 == 1:
             message.decoding.sampling.seed = number
+        elif number % 5 == 2:
+            message.decoding.beam.width = 2 + number % 3
         return message
 
     ends: Counter[str] = Counter()

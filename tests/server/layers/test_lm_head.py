@@ -44,7 +44,8 @@ def num_searches(monkeypatch) -> list[int]:
 def greedy_requests(loaded: LoadedModel, name: str) -> list[Request]:
     """Requests whose tokens are found without logits: greedy, and without scores."""
     requests = mixed_requests(loaded, name, 9)
-    return [replace(request, scores=()) for request in requests if not request.target.do_sample]
+    greedy = [request for request in requests if not (request.target.do_sample or request.target.beam)]
+    return [replace(request, scores=()) for request in greedy]
 
 
 def with_options(request: Request, **options) -> Request:
