@@ -1,0 +1,186 @@
+"""Beam searches through a real server: their streams, and how they share the slots with other requests."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+import numpy as np
+import pytest
+import torch
+from harness import CROSS, DECODER_SELF, ENCODER_SELF, request, serving, steps_of, stub, wait_until
+from sidelight.client import AsyncClient, Beam, Capture, Client, Decoding
+from sidelight.client.cli.main import main
+from sidelight.server.engine import output_queue
+from sidelight.server.engine.engine import EngineConfig
+from sidelight.server.engine.request_state import RequestState
+from sidelight.server.runner.decode_step import DecodeStep
+from sidelight.v1 import attention_pb2 as attention
+from sidelight.v1 import attribution_service_pb2 as pb
+from sidelight.v1 import text_pb2 as text
+
+SENTENCE = "My grandmother is still vigorous."
+BEAM = text.Decoding(beam=text.Beam(width=4, hypotheses=3))
+
+
+def ids_of(responses) -> list[int]:
+    return [step.token.id for step in steps_of(responses)]
+
+
+@pytest.mark.parametrize("row", [attention.ROW_PREDICTING, attention.ROW_READING])
+def test_the_steps_are_those_of_a_given_target(bundled_server, row):
+    message = request(SENTENCE, [CROSS, DECODER_SELF, ENCODER_SELF], scores=[1, 3], decoding=BEAM)
+    message.capture.row = row
+    with stub(bundled_server) as service:
+        responses = list(service.Attribute(message, timeout=60))
+        steps, finished = steps_of(responses), responses[-1].finished
+        message.given.token_ids.ids.extend(ids_of(responses))
+        given = steps_of(list(service.Attribute(message, timeout=60)))
+    for mine, other in zip(steps, given, strict=True):
+        assert (mine.token.id, mine.cross.shape, mine.decoder_self.shape) == (
+            other.token.id,
+            other.cross.shape,
+            other.decoder_self.shape,
+        )
+        for ours, theirs in ((mine.cross, other.cross), (mine.decoder_self, other.decoder_self)):
+            np.testing.assert_allclose(
+                np.frombuffer(ours.values, "<f4"), np.frombuffer(theirs.values, "<f4"), atol=1e-5
+            )
+        np.testing.assert_allclose(mine.scores, other.scores, atol=1e-5)
+    assert "".join(step.text for step in steps) == finished.text == finished.hypotheses[0].text
+    assert [response.WhichOneof("event") for response in responses[:2]] == ["started", "encoder_self"]
+    assert len(finished.hypotheses) == 3
+    scores = [hypothesis.score for hypothesis in finished.hypotheses]
+    assert scores == sorted(scores, reverse=True)
+    assert [token.id for token in finished.hypotheses[0].tokens] == ids_of(responses)
+    # The score of a hypothesis is the mean of what its steps say, as the length penalty is 1.
+    assert scores[0] == pytest.approx(np.mean(np.log([step.scores[0] for step in steps])), abs=1e-5)
+
+
+def test_later_steps_stop_texts_and_no_capture(bundled_server):
+    with stub(bundled_server) as service:
+        whole = list(service.Attribute(request(SENTENCE, decoding=BEAM), timeout=60))
+        rest = list(service.Attribute(request(SENTENCE, decoding=BEAM, resume_at=3), timeout=60))
+        assert [step.index for step in steps_of(rest)] == list(range(3, len(steps_of(whole))))
+        assert [step.cross for step in steps_of(rest)] == [step.cross for step in steps_of(whole)[3:]]
+        message = request(SENTENCE, decoding=BEAM)
+        message.capture.none = True
+        assert ids_of(list(service.Attribute(message, timeout=60))) == ids_of(whole)
+        message.decoding.stop.append("mutter")
+        assert list(service.Attribute(message, timeout=60))[-1].finished.text.endswith("mutter")
+
+
+def test_offsets_of_hypotheses_are_in_the_unit_of_the_request(bundled_server):
+    message = request(SENTENCE, decoding=BEAM, offset_unit=text.OFFSET_UNIT_UTF8)
+    with stub(bundled_server) as service:
+        responses = list(service.Attribute(message, timeout=60))
+    for hypothesis in responses[-1].finished.hypotheses:
+        data = hypothesis.text.encode()
+        assert all(data[token.begin : token.end].decode() == token.text for token in hypothesis.tokens)
+    assert [(t.begin, t.end) for t in responses[-1].finished.hypotheses[0].tokens] == [
+        (step.token.begin, step.token.end) for step in steps_of(responses)
+    ]
+
+
+def test_wide_and_single_requests_all_get_their_turn(bundled):
+    """Beside a stream of single requests, wide ones start; single ones start beside a stream of wide ones."""
+    with serving(bundled, limits=EngineConfig(max_running=5)) as address, stub(address) as service:
+        alone = [ids_of(list(service.Attribute(request(SENTENCE, decoding=d), timeout=60))) for d in (None, BEAM)]
+
+        def ask(number: int) -> bool:
+            decoding = BEAM if number % 3 == 0 else None
+            ids = ids_of(list(service.Attribute(request(SENTENCE, decoding=decoding), timeout=60)))
+            return ids == alone[number % 3 == 0]
+
+        with ThreadPoolExecutor(12) as pool:
+            assert all(pool.map(ask, range(48)))
+        with pytest.raises(grpc.RpcError) as raised:
+            list(service.Attribute(request(SENTENCE, decoding=text.Decoding(beam=text.Beam(width=6))), timeout=60))
+        assert "decoding.beam.width" in raised.value.details()
+        assert service.GetModel(pb.GetModelRequest()).model.limits.max_beam_width == 5
+
+
+def test_a_search_that_is_not_wanted_frees_its_slots(bundled, engines):
+    """By cancelling, and by its deadline."""
+    long = text.Decoding(beam=text.Beam(width=4), ignore_eos=True, max_new_tokens=250)
+    with serving(bundled, limits=EngineConfig(max_running=4)) as address, stub(address) as service:
+        call = service.Attribute(request(SENTENCE, decoding=long), timeout=60)
+        next(call)
+        call.cancel()
+        with pytest.raises(grpc.RpcError) as raised:
+            list(service.Attribute(request(SENTENCE, decoding=long), timeout=0.3))
+        assert raised.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        wait_until(lambda: engines[0]._core._runner.num_free_slots == 4)
+        assert ids_of(list(service.Attribute(request(SENTENCE, decoding=BEAM), timeout=60)))
+
+
+def test_too_little_memory_for_a_whole_step(bundled, monkeypatch):
+    """A step of half of the hypotheses, and then of the other half, gives the same ones."""
+    run, sizes = DecodeStep.run, []
+
+    def limited(step, batch):
+        sizes.append(len(batch))
+        if len(batch) > 2:
+            step.has_sampled = False
+            raise torch.OutOfMemoryError("out of memory")
+        return run(step, batch)
+
+    with serving(bundled) as address, stub(address) as service:
+        expected = list(service.Attribute(request(SENTENCE, decoding=BEAM), timeout=60))
+        monkeypatch.setattr(DecodeStep, "run", limited)
+        responses = list(service.Attribute(request(SENTENCE, decoding=BEAM), timeout=60))
+        assert max(sizes) > 2
+        assert ids_of(responses) == ids_of(expected)
+        ours, theirs = (
+            [(h.text, pytest.approx(h.score, abs=1e-5)) for h in each[-1].finished.hypotheses]
+            for each in (responses, expected)
+        )
+        assert ours == theirs
+
+
+def test_slow_readers_of_hypotheses_hold_no_slots(bundled, engines, monkeypatch):
+    """Their steps wait as those of given targets do; other requests run meanwhile, and nothing is lost."""
+    monkeypatch.setattr(output_queue, "CAPACITY", 2048)
+    monkeypatch.setattr(RequestState.is_slow, "__defaults__", (0.02,))
+    message = request(SENTENCE, [CROSS, DECODER_SELF], decoding=BEAM)
+    narrow = [("grpc.http2.lookahead_bytes", 1024), ("grpc.http2.bdp_probe", 0)]
+    with serving(bundled, limits=EngineConfig(max_running=4)) as address, stub(address) as service:
+        expected = ids_of(list(service.Attribute(message, timeout=60)))
+        with grpc.insecure_channel(address, options=narrow) as channel:
+            from sidelight.v1 import attribution_service_pb2_grpc as services
+
+            slow = [services.AttributionServiceStub(channel).Attribute(message, timeout=60) for _ in range(3)]
+            time.sleep(0.5)
+            assert ids_of(list(service.Attribute(message, timeout=60))) == expected
+            wait_until(lambda: engines[0]._core._runner.num_free_slots == 4)
+            assert all(ids_of(list(call)) == expected for call in slow)
+
+
+def test_a_model_without_slots(zoo):
+    with serving(zoo("fsmt"), limits=EngineConfig(max_running=4)) as address, stub(address) as service:
+        message = request("The lazy dog.", [CROSS], decoding=text.Decoding(beam=text.Beam(width=3), max_new_tokens=5))
+        responses = list(service.Attribute(message, timeout=60))
+        assert len(steps_of(responses)) == 5
+        assert responses[-1].finished.stop_reason == text.STOP_REASON_LENGTH
+
+
+async def test_both_clients(bundled_server):
+    decoding = Decoding(Beam(4, length_penalty=0.5, hypotheses=2, early_stopping="never"))
+    with Client(bundled_server) as client:
+        result = client.attribute(SENTENCE, decoding=decoding, capture=Capture(over_heads="mean")).result()
+    async with AsyncClient(bundled_server) as client:
+        again = await client.attribute(SENTENCE, decoding=decoding).result()
+    assert result.hypotheses == again.hypotheses
+    assert (len(result.hypotheses), result.hypotheses[0].text) == (2, result.text)
+    assert result.hypotheses[0].stop_reason == result.stop_reason == "end_token"
+
+
+def test_the_command_line(bundled_server, capsys):
+    arguments = ["attribute", SENTENCE, "--address", bundled_server, "--quiet", "--beam", "4", "--hypotheses", "3"]
+    assert main(arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4
+    assert [line.split("  ")[-1] for line in lines[:2]] == [lines[0]] * 2
+    assert main(["attribute", SENTENCE, "--address", bundled_server, "--length-penalty", "2"]) == 1
+    assert "need --beam" in capsys.readouterr().err
