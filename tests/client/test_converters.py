@@ -97,7 +97,7 @@ def test_parts_of_encoder_self_attention_in_bytes_computed_by_hand() -> None:
     for first, (values, scales) in zip((0, 1), parts, strict=True):
         attention = build_attention(values, scales=np.array(scales, "<f4").tobytes())
         message = attribution_service_pb2.EncoderSelf(first_query=first, attention=attention)
-        parsed.append(converters.parse_encoder_self(message, converters.parse_started(header)))
+        parsed.append(converters.parse_encoder_self(message, converters.parse_started(header)).attention)
     expected = [
         [[1, 0.1], [0.5, 0.2], [0, 0.3]],
         [[0.5, 0], [1, 0], [1.5, 0]],
@@ -345,3 +345,17 @@ def test_parse_finished_with_hypotheses() -> None:
     assert (ending.text, ending.stop_reason, ending.usage.seed) == ("Ja", "length", 0)
     assert ending.hypotheses[0].tokens[0].piece == "▁Ja"
     assert (ending.hypotheses[0].score, ending.hypotheses[0].stop_reason) == (-1.5, "end_token")
+
+
+def test_shares_of_special_tokens_have_the_shape_without_positions() -> None:
+    """`[queries, positions, layers]`: the positions are axis 1 in a part of the encoder, and axis 0 in a step."""
+    values = np.arange(12, dtype="<f4").reshape(2, 3, 2)
+    part = build_attention(values)
+    part.special_shares.extend([0.1, 0.2, 0.3, 0.4])
+    np.testing.assert_allclose(converters.parse_special_shares(part, axis=1), [[0.1, 0.2], [0.3, 0.4]])
+    step = build_attention(values[0])
+    step.special_shares.extend([0.5, 0.25])
+    np.testing.assert_allclose(converters.parse_special_shares(step), [0.5, 0.25])
+    step.special_shares.append(1.0)
+    with pytest.raises(ValueError, match="shape"):
+        converters.parse_special_shares(step)
