@@ -9,8 +9,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from sidelight.v1 import attention_pb2, model_pb2, text_pb2
 from sidelight.v1 import attribution_service_pb2 as service_pb
 
-from .errors import invalid_argument
+from .errors import field_errors, invalid_argument
 from .parameters import AttentionKind, Beam, Capture, Decoding, Head, Method, OffsetUnit, Row, Sampling, Score, Source
 from .results import (
     AttentionLayout,
@@ -69,21 +68,6 @@ _DTYPES = {
 def _enum_number(words: Mapping[int, str], word: str | None) -> Any:
     """Returns the enum's number for a known word; for None 0, which is "unspecified"."""
     return 0 if word is None else next(number for number, known in words.items() if known == word)
-
-
-@contextmanager
-def field_errors(field: str) -> Generator[None, None, None]:
-    """A context that turns protobuf's errors about a value into InvalidArgumentError for this field."""
-    try:
-        yield
-    except UnicodeEncodeError as error:
-        code = ord(error.object[error.start])
-        raise invalid_argument(
-            field, f"has a lone surrogate, U+{code:04X} at index {error.start}: no text may have one"
-        ) from error
-    except (ValueError, TypeError, OverflowError) as error:
-        reason = str(error)  # it quotes a number that is out of range with all its digits
-        raise invalid_argument(field, reason if len(reason) <= 200 else f"{reason[:199]}…") from error
 
 
 # ---- requests -------------------------------------------------------------------------------------------------------

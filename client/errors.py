@@ -9,7 +9,8 @@ contract's: users never see gRPC's own.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
 from dataclasses import dataclass
 from dataclasses import field as dataclass_field
 
@@ -152,3 +153,18 @@ def _add_details(error: SidelightError, trailers: Iterable[tuple[str, str | byte
             error.request_id = request_info.request_id
         elif detail.Unpack(retry_info):
             error.retry_delay = retry_info.retry_delay.ToTimedelta().total_seconds()
+
+
+@contextmanager
+def field_errors(field: str) -> Generator[None, None, None]:
+    """A context that turns protobuf's errors about a value into InvalidArgumentError for this field."""
+    try:
+        yield
+    except UnicodeEncodeError as error:
+        code = ord(error.object[error.start])
+        raise invalid_argument(
+            field, f"has a lone surrogate, U+{code:04X} at index {error.start}: no text may have one"
+        ) from error
+    except (ValueError, TypeError, OverflowError) as error:
+        reason = str(error)  # it quotes a number that is out of range with all its digits
+        raise invalid_argument(field, reason if len(reason) <= 200 else f"{reason[:199]}…") from error
