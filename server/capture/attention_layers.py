@@ -97,7 +97,7 @@ def find_attention_layers(model: PreTrainedModel) -> AttentionLayers:
 
 def _find_attention_layers(model: PreTrainedModel) -> AttentionLayers:
     matrices = _matrices(model)
-    is_causal = all(not bool(matrix.triu(1).any()) for matrix in matrices.get("decoder_self", ()))
+    is_causal = all(not bool(matrix.triu(1).nan_to_num().any()) for matrix in matrices.get("decoder_self", ()))
     heads: dict[AttentionKind, tuple[int, ...]] = {kind: tuple(m.shape[1] for m in ms) for kind, ms in matrices.items()}
     modules: dict[LayerKey, nn.Module] = {}
     try:

@@ -140,7 +140,7 @@ class CapturePlan:
     @cached_property
     def recorded(self) -> CapturePlan:
         """What forward passes record: for most methods this plan itself."""
-        return self.method.recorded(self)
+        return self.method.recorded(self) if self.kinds else self
 
     def captures_step(self, step: int) -> bool:
         """Whether a step carries attention."""
