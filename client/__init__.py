@@ -14,8 +14,8 @@ parts           what has arrived of one answer, and the request for the rest
 resumption      when a broken stream is called again
 request         AttributeOptions, and the request built from them
 parameters      Capture, Decoding and the values that a request may ask for
-offset_units    texts sliced by offsets in other units than code points
-results         Token, Step, Attribution, Model: what a server answers, as NumPy arrays
+offset_units    Token and Span: places in a text; texts sliced by offsets in other units than code points
+results         Step, Unit, Attribution, Model: what a server answers, as NumPy arrays
 errors          the exceptions
 contrasts       the message of a Contrast
 converters      between these types and protobuf messages
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from .formats import save
     from .many import AsyncAttributionManyStream, AttributionManyStream
     from .many_state import ManyResult, ManySource, OnStep
+    from .offset_units import Span, Token
     from .parameters import (
         AttentionKind,
         Beam,
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
         Decoding,
         Encoding,
         Greedy,
+        Grouping,
         Head,
         Method,
         Reduction,
@@ -61,6 +63,8 @@ if TYPE_CHECKING:
         Score,
         Source,
         SpecialTokens,
+        TextSpan,
+        UnitOptions,
     )
     from .request import AttributeOptions
     from .results import (
@@ -72,7 +76,7 @@ if TYPE_CHECKING:
         Started,
         Step,
         StopReason,
-        Token,
+        Unit,
         Usage,
     )
     from .streams import AsyncAttributionStream, AttributionStream
@@ -96,6 +100,7 @@ __all__ = [
     "Decoding",
     "Encoding",
     "Greedy",
+    "Grouping",
     "Head",
     "Hypothesis",
     "InternalError",
@@ -114,13 +119,17 @@ __all__ = [
     "Score",
     "SidelightError",
     "Source",
+    "Span",
     "SpecialTokens",
     "Started",
     "Step",
     "StopReason",
+    "TextSpan",
     "Token",
     "UnavailableError",
     "UnimplementedError",
+    "Unit",
+    "UnitOptions",
     "Usage",
     "save",
 ]

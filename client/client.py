@@ -279,7 +279,7 @@ class AsyncClient:
 
 def _check_connection(address: str, credentials: grpc.ChannelCredentials | None, options: object) -> None:
     check_value(address, str, "address")
-    with converters.field_errors("address"):
+    with field_errors("address"):
         address.encode()  # gRPC's own error would not be a SidelightError
     check_value(credentials, grpc.ChannelCredentials | None, "credentials")
     check_value(options, Sequence[tuple[str, Any]], "options")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from sidelight.v1 import attribution_service_pb2 as service_pb
 
 from . import converters
+from .errors import field_errors
 from .parameters import Contrast
 from .validation import check_fields
 
@@ -17,10 +18,10 @@ def build_contrast(contrast: Contrast) -> service_pb.Contrast:
         if text is not None:
             getattr(message, name).CopyFrom(converters.build_text(text, f"contrast.{name}"))
     for index, (target, other) in enumerate(contrast.alignments):
-        with converters.field_errors(f"contrast.alignments[{index}]"):
+        with field_errors(f"contrast.alignments[{index}]"):
             message.alignments.add(target=target, contrast=other)
     for name in ("kl_top_p", "kl_top_k"):
         if (value := getattr(contrast, name)) is not None:
-            with converters.field_errors(f"contrast.{name}"):
+            with field_errors(f"contrast.{name}"):
                 setattr(message, name, value)
     return message

@@ -1,6 +1,9 @@
-"""Texts that are sliced by offsets in code points, in code units of UTF-16, or in bytes of UTF-8."""
+"""Tokens and units with their places in a text, and texts sliced by offsets in any unit of the contract."""
 
 from __future__ import annotations
+
+import unicodedata
+from dataclasses import dataclass
 
 from .parameters import OffsetUnit
 
@@ -26,3 +29,60 @@ class UnitText:
             return self._text[begin:end]
         encoding, size = self._encoding
         return self._bytes[begin * size : None if end is None else end * size].decode(encoding, "replace")
+
+
+@dataclass(frozen=True)
+class Token:
+    """One token of a source or a target.
+
+    Attributes:
+        id: The token's id in the vocabulary.
+        piece: The token's form in the vocabulary, such as "▁Haus".
+        begin: Where the token begins in the exact text, in characters, or in the unit that the request asked for.
+        end: Where the token ends in the exact text: the index behind its last character.
+        special: Whether the token is a special token. A special token covers no characters.
+        text: The text from `begin` to `end`. Tokens that hold only some bytes of a character all have the
+            span of the character; in a step, the `text` of all of these tokens but the last is empty.
+    """
+
+    id: int
+    piece: str
+    begin: int
+    end: int
+    special: bool
+    text: str
+
+    @property
+    def label(self) -> str:
+        """What a view shows for the token: its text, or its piece if the token stands for no characters.
+
+        White space has a visible sign. A token that holds only some bytes of a character has an ellipsis until the
+        character is complete: the piece of such a token can look like another character.
+        """
+        if self.text:
+            return _show_text(self.text)
+        return self.piece if self.special or self.begin == self.end else "…"
+
+
+def _show_text(text: str) -> str:
+    """Returns a text without the spaces around it; of a text of spaces, a visible sign for each."""
+    return text.strip() or "".join("␣" if unicodedata.category(character) == "Zs" else character for character in text)
+
+
+@dataclass(frozen=True)
+class Span:
+    """A part of a text that a unit covers: `text` is the text from `begin` to `end`. Special tokens cover nothing."""
+
+    begin: int
+    end: int
+    text: str
+
+    @property
+    def special(self) -> bool:
+        """Whether the unit covers nothing, as a special token does."""
+        return self.begin == self.end
+
+    @property
+    def label(self) -> str:
+        """What a view shows for the unit."""
+        return _show_text(self.text) if self.text else "∅"

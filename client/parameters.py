@@ -36,6 +36,11 @@ SpecialTokens = Literal["keep", "renormalize"]
 
 EarlyStopping = Literal["first", "unlikely", "never"]
 
+Grouping = Literal["token", "word", "sentence", "span"]
+
+TextSpan = tuple[int, int]
+"""(begin, end): the characters from `begin` to before `end`, as Python slices a text."""
+
 SpecialTokensInText = Literal["text", "parse"]
 OffsetUnit = Literal["code_point", "utf16", "utf8"]
 Truncation = Literal["none", "left", "right"]
@@ -47,6 +52,29 @@ Head = tuple[int, int] | tuple[int, int, float]
 Source = str | Sequence[int] | Sequence[dict[str, str]] | NDArray[Any]
 """A text, token ids, the messages of a chat (dictionaries with "role" and "content"), or for a speech model an array
 `[mel bins, frames]`: what the model's feature extractor makes of a recording."""
+
+
+@dataclass(frozen=True)
+class UnitOptions:
+    """How tokens become units, and which parts of the texts are sent.
+
+    Attributes:
+        over_positions: How the positions of a unit become one. None: "sum".
+        over_steps: How the steps of a unit become one. None: "mean".
+        over_scores: How the scores of a unit's steps become one. None: "mean".
+        source_spans: The units of the source, with the grouping "span".
+        target_spans: The units of a given target, with the grouping "span".
+        source_slices: Only source positions that share a character with one of these spans are sent.
+        target_slices: Only steps of a given target that share a character with one of these spans carry attention.
+    """
+
+    over_positions: Reduction | None = None
+    over_steps: Reduction | None = None
+    over_scores: Reduction | None = None
+    source_spans: Sequence[TextSpan] = ()
+    target_spans: Sequence[TextSpan] = ()
+    source_slices: Sequence[TextSpan] = ()
+    target_slices: Sequence[TextSpan] = ()
 
 
 @dataclass(frozen=True)
@@ -71,6 +99,9 @@ class Capture:
         special_tokens: "renormalize" leaves special tokens out of each row. `special_shares` of the results then say
             what these tokens took.
         steps: (begin, end): only the steps from `begin` to before `end` carry attention. An `end` of None: to the last.
+        grouping: What one position and one step stand for. With "word", "sentence" or "span", attention and scores come
+            for units: see `Attribution.units`.
+        units: How tokens become units, and which parts of the texts are sent.
     """
 
     kinds: Sequence[AttentionKind] = ()
@@ -85,6 +116,8 @@ class Capture:
     method: Method = "weights"
     special_tokens: SpecialTokens = "keep"
     steps: tuple[int, int | None] | None = None
+    grouping: Grouping = "token"
+    units: UnitOptions | None = None
 
 
 @dataclass(frozen=True)

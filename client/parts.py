@@ -11,7 +11,7 @@ from sidelight.v1 import attribution_service_pb2 as service_pb
 
 from . import converters
 from .errors import InternalError, SidelightError
-from .results import Attribution, EncoderSelf, Finished, Started, Step, build_attribution
+from .results import Attribution, EncoderSelf, Finished, Started, Step, Unit, build_attribution
 
 
 class AnswerParts:
@@ -30,6 +30,8 @@ class AnswerParts:
         self._request = request
         self._encoder_self: list[EncoderSelf] = []
         self._num_returned = 0  # how many of the steps `pop_step` has returned
+        self._units: list[Unit] = []
+        self._num_units_returned = 0
 
     def add(self, response: service_pb.AttributeResponse) -> None:
         """Stores the parts of one response. Raises InternalError if they do not fit the contract."""
@@ -48,6 +50,12 @@ class AnswerParts:
             raise ValueError("the header is missing")
         elif response.HasField("encoder_self"):
             self._encoder_self.append(converters.parse_encoder_self(response.encoder_self, self.header))
+        elif response.HasField("units"):
+            for message in response.units.units:
+                unit = converters.parse_unit(message, self.header)
+                # A resumed stream sends units again whose next step has not arrived.
+                if not self._units or unit.index > self._units[-1].index:
+                    self._units.append(unit)
         else:
             for message in response.steps.steps:
                 step = converters.parse_step(message, self.header)
@@ -69,6 +77,13 @@ class AnswerParts:
         self._num_returned += 1
         return self.steps[self._num_returned - 1]
 
+    def pop_unit(self) -> Unit | None:
+        """Returns the next unit that has arrived and was not returned before; None if there is no such unit."""
+        if self._num_units_returned == len(self._units):
+            return None
+        self._num_units_returned += 1
+        return self._units[self._num_units_returned - 1]
+
     def require_header(self) -> Started:
         """Returns the header. Raises SidelightError if there is none."""
         if self.header is None:
@@ -79,7 +94,7 @@ class AnswerParts:
         """Returns the result. Raises SidelightError if the end is not there."""
         if self.header is None or self.finished is None:
             raise SidelightError("the stream was cut off before its end", grpc.StatusCode.DATA_LOSS)
-        return build_attribution(self.header, self._encoder_self, self.steps, self.finished)
+        return build_attribution(self.header, self._encoder_self, self.steps, self.finished, self._units)
 
     def next_request(self) -> service_pb.AttributeRequest:
         """Returns the request whose answer begins with the first part that has not arrived.

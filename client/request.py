@@ -13,7 +13,7 @@ from sidelight.v1 import attribution_service_pb2 as service_pb
 
 from . import converters
 from .contrasts import build_contrast
-from .errors import invalid_argument
+from .errors import field_errors, invalid_argument
 from .parameters import (
     Capture,
     Contrast,
@@ -119,7 +119,7 @@ def build_attribute_request(source: Source, options: AttributeOptions) -> servic
         request.padding = converters.padding_enum(padding)
     for field in _PLAIN_FIELDS:
         if (value := options.get(field)) is not None:
-            with converters.field_errors(field):
+            with field_errors(field):
                 setattr(request, field, value)
     if target is not None:
         request.given.CopyFrom(converters.build_text(target, "given"))
@@ -137,14 +137,14 @@ def build_attribute_request(source: Source, options: AttributeOptions) -> servic
 def build_get_model_request(name: str) -> service_pb.GetModelRequest:
     """Builds the request of a `get_model` call. Raises InvalidArgumentError if the name is not a text."""
     check_value(name, str, "name")
-    with converters.field_errors("name"):
+    with field_errors("name"):
         return service_pb.GetModelRequest(name=name)
 
 
 def build_cancel_request(request_id: str) -> service_pb.CancelAttributionRequest:
     """Builds the request of a `cancel_attribution` call. Raises InvalidArgumentError if the id is not a text."""
     check_value(request_id, str, "request_id")
-    with converters.field_errors("request_id"):
+    with field_errors("request_id"):
         return service_pb.CancelAttributionRequest(request_id=request_id)
 
 

@@ -6,7 +6,6 @@ All types here are plain data, without protobuf, gRPC or files.
 from __future__ import annotations
 
 import dataclasses
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
@@ -14,47 +13,12 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .offset_units import UnitText
-from .parameters import AttentionKind, Method, OffsetUnit, Row, Score
+from .offset_units import Span, Token, UnitText
+from .parameters import AttentionKind, Grouping, Method, OffsetUnit, Row, Score
 
 FloatArray = NDArray[np.floating[Any]]
 
 StopReason = Literal["end_token", "length", "stop_text", "given"]
-
-
-@dataclass(frozen=True)
-class Token:
-    """One token of a source or a target.
-
-    Attributes:
-        id: The token's id in the vocabulary.
-        piece: The token's form in the vocabulary, such as "▁Haus".
-        begin: Where the token begins in the exact text, in characters, or in the unit that the request asked for.
-        end: Where the token ends in the exact text: the index behind its last character.
-        special: Whether the token is a special token. A special token covers no characters.
-        text: The text from `begin` to `end`. Tokens that hold only some bytes of a character all have the
-            span of the character; in a step, the `text` of all of these tokens but the last is empty.
-    """
-
-    id: int
-    piece: str
-    begin: int
-    end: int
-    special: bool
-    text: str
-
-    @property
-    def label(self) -> str:
-        """What a view shows for the token: its text, or its piece if the token stands for no characters.
-
-        White space has a visible sign. A token that holds only some bytes of a character has an ellipsis until the
-        character is complete: the piece of such a token can look like another character.
-        """
-        if label := self.text.strip():
-            return label
-        if self.text:
-            return "".join("␣" if unicodedata.category(character) == "Zs" else character for character in self.text)
-        return self.piece if self.special or self.begin == self.end else "…"
 
 
 _UNKNOWN_TOKEN = Token(0, "…", 0, 0, True, "")
@@ -108,6 +72,10 @@ class Started:
         target_tokens_left_out: How many tokens of the target or of the prefix `truncate` has left out.
         source_position_count: The number of source positions where the source is a recording, which has no tokens.
         method: What the numbers of attention measure.
+        grouping: What one position and one step stand for.
+        source_units: The units of the source. Empty without a grouping.
+        prefix_units: The units of `prefix`. Empty without a grouping.
+        sent_positions: The source positions, or units, that are sent. None: all.
     """
 
     request_id: str
@@ -126,16 +94,32 @@ class Started:
     target_tokens_left_out: int = 0
     source_position_count: int = 0
     method: Method = "weights"
+    grouping: Grouping = "token"
+    source_units: tuple[Span, ...] = ()
+    prefix_units: tuple[Span, ...] = ()
+    sent_positions: tuple[int, ...] | None = None
+
+    @property
+    def source_positions(self) -> tuple[Token | Span, ...]:
+        """What the source positions of the arrays stand for: tokens, or units with a grouping."""
+        positions = self.source if self.grouping == "token" else self.source_units
+        return positions if self.sent_positions is None else tuple(positions[index] for index in self.sent_positions)
+
+    @property
+    def context_positions(self) -> tuple[Token | Span, ...]:
+        """What the positions of decoder self-attention before the first step stand for."""
+        prefix = self.prefix if self.grouping == "token" else self.prefix_units
+        return prefix if self.is_encoder_decoder else (*self.source_positions, *prefix)
 
     @property
     def source_length(self) -> int:
-        """The number of positions of the source."""
-        return len(self.source) or self.source_position_count
+        """The number of source positions in the arrays."""
+        return len(self.source_positions) or self.source_position_count
 
     @property
     def first_position(self) -> int:
-        """The position of the first step's token in decoder self-attention."""
-        return len(self.prefix) + (0 if self.is_encoder_decoder else len(self.source))
+        """The position of the first step's token, or of the first unit, in decoder self-attention."""
+        return len(self.context_positions)
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,6 +154,31 @@ class EncoderSelf(NamedTuple):
 
     attention: FloatArray
     special_shares: FloatArray | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Unit:
+    """Consecutive steps that belong together, such as the tokens of a word, and their attention.
+
+    Attributes:
+        index: The unit's number in the target, from 0.
+        span: The part of the target text that the unit covers.
+        first_step: The first step of the unit.
+        end_step: One past the last step of the unit.
+        cross: `[source units, layers, heads]`, or fewer axes if reduced. None if it was not captured.
+        decoder_self: `[units up to this one, layers, heads]`, or fewer axes if reduced. None if it was not captured.
+        scores: The value of each score of the request.
+        special_shares: For each kind, what special tokens took of the rows of the unit's steps, on average.
+    """
+
+    index: int
+    span: Span
+    first_step: int
+    end_step: int
+    cross: FloatArray | None
+    decoder_self: FloatArray | None
+    scores: Mapping[Score, float]
+    special_shares: Mapping[AttentionKind, FloatArray] = field(default_factory=dict[AttentionKind, FloatArray])
 
 
 @dataclass(frozen=True)
@@ -213,6 +222,9 @@ class Finished:
 class Attribution:
     """The whole result of a request.
 
+    With a grouping, the arrays of attention have source units where this text says source positions, and units where
+    it says steps: see `source_positions`, `decoder_positions` and `targets`.
+
     Arrays are float32, or float16 if the capture asked for it, and hold every position. If the capture asked for
     `top_k`, they have 0 for the positions that were not sent.
 
@@ -233,6 +245,8 @@ class Attribution:
             kind's array without the axis of positions. Empty unless the capture renormalizes.
         hypotheses: The best hypotheses of a beam search.
         first_step: The index of the first of `steps`. It is above 0 only for a resumed stream.
+        units: With a grouping: the units of the target in order, without their attention.
+        unit_scores: With a grouping: `[units]` for each score of the request.
     """
 
     started: Started
@@ -247,6 +261,8 @@ class Attribution:
     special_shares: Mapping[AttentionKind, FloatArray] = field(default_factory=dict[AttentionKind, FloatArray])
     hypotheses: tuple[Hypothesis, ...] = ()
     first_step: int = 0
+    units: tuple[Unit, ...] = ()
+    unit_scores: Mapping[Score, FloatArray] = field(default_factory=dict[Score, FloatArray])
 
     @property
     def layouts(self) -> Mapping[AttentionKind, AttentionLayout]:
@@ -265,9 +281,22 @@ class Attribution:
         return (*prompt, *self.started.prefix)
 
     @property
-    def decoder_positions(self) -> tuple[Token, ...]:
-        """The tokens at the positions of `decoder_self`. The first steps of a resumed stream are unknown tokens."""
-        return (*self.context, *([_UNKNOWN_TOKEN] * self.first_step), *self.steps)
+    def source_positions(self) -> tuple[Token | Span, ...]:
+        """What the positions of `cross` stand for: the tokens of the source, or its units, as far as they are sent."""
+        return self.started.source_positions
+
+    @property
+    def targets(self) -> tuple[Token | Span, ...]:
+        """What the axis of steps stands for: the steps, or the units with a grouping."""
+        return self.steps if self.started.grouping == "token" else tuple(unit.span for unit in self.units)
+
+    @property
+    def decoder_positions(self) -> tuple[Token | Span, ...]:
+        """What the positions of `decoder_self` stand for. The first ones of a resumed stream are unknown tokens."""
+        missing = self.first_step
+        if self.started.grouping != "token":
+            missing = self.units[0].index if self.units else 0
+        return (*self.started.context_positions, *([_UNKNOWN_TOKEN] * missing), *self.targets)
 
 
 @dataclass(frozen=True)
@@ -284,6 +313,9 @@ class Model:
 
     `default` says whether it serves the requests that name no model, `batches` whether its requests share batches.
     `feature_shape` is the shape of a recording's features that are the source; empty if the model reads texts.
+
+    `word_boundaries` says how words are found: "icu" divides scripts without spaces by a dictionary, "uax29" divides
+    them into characters.
     """
 
     name: str
@@ -300,13 +332,19 @@ class Model:
     batches: bool = False
     feature_shape: tuple[int, ...] = ()
     methods: tuple[Method, ...] = ()
+    word_boundaries: str = ""
 
 
 def build_attribution(
-    started: Started, encoder_self: Sequence[EncoderSelf], steps: Sequence[Step], finished: Finished
+    started: Started,
+    encoder_self: Sequence[EncoderSelf],
+    steps: Sequence[Step],
+    finished: Finished,
+    units: Sequence[Unit] = (),
 ) -> Attribution:
     """Builds the whole result from the parts of a stream."""
-    positions = started.first_position + (steps[-1].index + 1 if steps else 0)
+    rows: Sequence[Step | Unit] = steps if started.grouping == "token" else units
+    positions = started.first_position + (rows[-1].index + 1 if rows else 0)
     text = UnitText(finished.text, started.offset_unit)
     return Attribution(
         started=started,
@@ -316,26 +354,32 @@ def build_attribution(
         usage=finished.usage,
         hypotheses=finished.hypotheses,
         first_step=steps[0].index if steps else 0,
-        cross=_stack_rows([step.cross for step in steps], started.source_length),
-        decoder_self=_stack_rows([step.decoder_self for step in steps], positions),
+        cross=_stack_rows([row.cross for row in rows], started.source_length),
+        decoder_self=_stack_rows([row.decoder_self for row in rows], positions),
         encoder_self=np.concatenate([part.attention for part in encoder_self]) if encoder_self else None,
-        special_shares=_join_shares(encoder_self, steps),
-        scores={name: np.array([step.scores[name] for step in steps], np.float32) for name in started.scores},
+        special_shares=_join_shares(encoder_self, rows),
+        scores=_stack_scores(steps, started.scores),
+        units=tuple(dataclasses.replace(unit, cross=None, decoder_self=None) for unit in units),
+        unit_scores={} if started.grouping == "token" else _stack_scores(units, started.scores),
     )
 
 
-def _join_shares(encoder_self: Sequence[EncoderSelf], steps: Sequence[Step]) -> dict[AttentionKind, FloatArray]:
+def _stack_scores(rows: Sequence[Step | Unit], names: Sequence[Score]) -> dict[Score, FloatArray]:
+    return {name: np.array([row.scores[name] for row in rows], np.float32) for name in names}
+
+
+def _join_shares(encoder_self: Sequence[EncoderSelf], rows: Sequence[Step | Unit]) -> dict[AttentionKind, FloatArray]:
     """Joins the shares of special tokens of all rows, by kind. A step without a row has NaN."""
     joined: dict[AttentionKind, FloatArray] = {}
     kinds: tuple[AttentionKind, ...] = ("cross", "decoder_self")
     for kind in kinds:
-        rows = [step.special_shares.get(kind) for step in steps]
-        first = next((row for row in rows if row is not None), None)
+        shares = [row.special_shares.get(kind) for row in rows]
+        first = next((share for share in shares if share is not None), None)
         if first is not None:
-            joined[kind] = np.stack([np.full_like(first, np.nan) if row is None else row for row in rows])
-    shares = [part.special_shares for part in encoder_self if part.special_shares is not None]
-    if shares:
-        joined["encoder_self"] = np.concatenate(shares)
+            joined[kind] = np.stack([np.full_like(first, np.nan) if share is None else share for share in shares])
+    parts = [part.special_shares for part in encoder_self if part.special_shares is not None]
+    if parts:
+        joined["encoder_self"] = np.concatenate(parts)
     return joined
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
 from types import TracebackType
 from typing import Any
 
@@ -18,7 +18,7 @@ from typing_extensions import Self
 
 from .errors import CancelledError, SidelightError, from_rpc_error
 from .parts import AnswerParts
-from .results import Attribution, Started, Step
+from .results import Attribution, Started, Step, Unit
 from .resumption import Resumption
 
 # What an asyncio call gives after its last response.
@@ -103,6 +103,12 @@ class AttributionStream(_StreamState, Iterator[Step]):
             self._begin_again()
         return True
 
+    def units(self) -> Generator[Unit, None, None]:
+        """Yields the units of the target as they arrive, of a request with a grouping. Raises SidelightError."""
+        while (unit := self._parts.pop_unit()) is not None or self._read():
+            if unit is not None:
+                yield unit
+
     def __next__(self) -> Step:
         while (step := self._parts.pop_step()) is None:
             if not self._read():
@@ -150,6 +156,12 @@ class AsyncAttributionStream(_StreamState, AsyncIterator[Step]):
             return False
         self._add_response(response)
         return True
+
+    async def units(self) -> AsyncGenerator[Unit, None]:
+        """Yields the units of the target as they arrive, of a request with a grouping. Raises SidelightError."""
+        while (unit := self._parts.pop_unit()) is not None or await self._read():
+            if unit is not None:
+                yield unit
 
     async def __anext__(self) -> Step:
         while (step := self._parts.pop_step()) is None:

@@ -17,6 +17,7 @@ from .common.attention_params import AttentionParams
 from .common.attention_reference import capped_attention
 from .common.attention_tensors import ENCODINGS, AttentionTensors, Encoding, LayerSpec, new_attention_tensors
 from .common.dispatch import select_impl
+from .common.encoding_reference import pack
 from .common.key_weighting import PLAIN, KeyWeighting
 from .common.launch import Launch, record_launches
 from .common.reductions import REDUCTIONS, Reduction
@@ -40,6 +41,7 @@ __all__ = [
     "decode",
     "layout_into",
     "new_attention_tensors",
+    "pack",
     "record_launches",
     "rows",
     "select_impl",

@@ -1,20 +1,22 @@
 """A request, and the outputs that answer it: plain data, without protobuf.
 
-A `Request` has been validated. Its outputs come in this order: one Started, any number of EncoderSelf, the Steps, one
-Finished.
+A `Request` has been validated. Its outputs come in this order: one Started, any number of EncoderSelf, the Steps and
+the Units of steps, one Finished.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from functools import cached_property
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..kernels import Encoding, Reduction
 from .capture import AttentionArrays, CapturePlan
-from .text import OffsetUnit, Token, TokenizedText
+from .text import Grouping, OffsetUnit, Span, Token, TokenizedText
 
 # The most bytes of attention that are computed at once for several messages, if a single row has no more: of the
 # encoder, and of a given target.
@@ -74,6 +76,51 @@ class SourceFeatures:
 
 
 @dataclass(frozen=True)
+class UnitPlan:
+    """How rows become what is sent, after their copy to the host: grouped, cut to slices, encoded.
+
+    A request with a UnitPlan captures all positions as float32.
+
+    Attributes:
+        grouping: What one position and one step stand for. "token": the rows are only cut.
+        over_positions: How the positions of a unit become one.
+        over_steps: How the steps of a unit become one.
+        over_scores: How the scores of a unit's steps become one.
+        source_spans: The units of the source with the grouping "span".
+        target_spans: The units of a given target with the grouping "span".
+        source_slices: Only source positions that share a character with one of these spans are sent; empty: all.
+        target_slices: Only steps of a given target that share a character with one of these spans carry attention.
+        source_units: The tokens of each unit of the source, as ranges of their numbers. Empty without a grouping.
+        source_positions: The positions, or units, of the source that are sent; None: all.
+        encoding: The type of the numbers.
+        top_k: How many positions of each row are sent, the greatest; 0: all.
+    """
+
+    grouping: Grouping
+    over_positions: Reduction = "sum"
+    over_steps: Reduction = "mean"
+    over_scores: Reduction = "mean"
+    source_spans: tuple[Span, ...] = ()
+    target_spans: tuple[Span, ...] = ()
+    source_slices: tuple[Span, ...] = ()
+    target_slices: tuple[Span, ...] = ()
+    source_units: tuple[range, ...] = ()
+    source_positions: tuple[int, ...] | None = None
+    encoding: Encoding = "float32"
+    top_k: int = 0
+
+    @property
+    def is_grouped(self) -> bool:
+        """Whether several tokens become one unit."""
+        return self.grouping != "token"
+
+    @cached_property
+    def source_begins(self) -> list[int]:
+        """The first token of each unit of the source."""
+        return [unit.start for unit in self.source_units]
+
+
+@dataclass(frozen=True)
 class Request:
     """A validated request to one model.
 
@@ -95,6 +142,7 @@ class Request:
         has_parts: Whether a long given target is read in parts. With a contrast it is not, nor by a model that gives
             whole matrices.
         features: The source of a speech model.
+        units: How rows are grouped and cut; None: rows are sent as they are captured.
     """
 
     request_id: str
@@ -111,6 +159,7 @@ class Request:
     contrast: Contrast | None = None
     has_parts: bool = True
     features: SourceFeatures | None = None
+    units: UnitPlan | None = None
 
     @property
     def source_length(self) -> int:
@@ -132,6 +181,11 @@ class Request:
         return 1 if self.contrast is None else 2
 
     @property
+    def first_row_step(self) -> int:
+        """The first step whose attention is computed. A unit may begin before the first step that is sent."""
+        return 0 if self.units is not None and self.units.is_grouped else self.resume_at
+
+    @property
     def max_num_tokens(self) -> int:
         """The most tokens that source and target can have together, in both contexts, of all hypotheses of a beam."""
         if isinstance(self.target, GivenTarget):
@@ -147,7 +201,7 @@ class Request:
         assert isinstance(self.target, GivenTarget)
         num_steps = len(self.target.text.tokens)
         end = num_steps if self.capture.end_step is None else min(num_steps, self.capture.end_step)
-        return range(max(self.capture.first_step, self.resume_at), end if self.capture.kinds else 0)
+        return range(max(self.capture.first_step, self.first_row_step), end if self.capture.kinds else 0)
 
     def step_bytes(self, num_read: int) -> int:
         """Returns the bytes of attention of a step behind which the decoder has read so many tokens."""
@@ -199,17 +253,28 @@ class Contrast:
     kl_top_k: int = 0
 
 
+class TextSpan(NamedTuple):
+    """A part of a text, with its characters."""
+
+    begin: int
+    end: int
+    text: str
+
+
 @dataclass(frozen=True)
 class Started:
     """The first output, sent before the model runs.
 
     `decoder_prompt` holds the tokens of `Request.decoder_prompt_ids`, and `prefix_text` is their text, as far as it is
-    complete. `seed` is the seed of sampling.
+    complete. `seed` is the seed of sampling. `source_units` and `prefix_units` are what the units of the source and of
+    `decoder_prompt` cover; empty without a grouping.
     """
 
     decoder_prompt: tuple[Token, ...]
     seed: int | None = None
     prefix_text: str = ""
+    source_units: tuple[TextSpan, ...] = ()
+    prefix_units: tuple[TextSpan, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -253,6 +318,20 @@ class Hypothesis:
 
 
 @dataclass(frozen=True)
+class Unit:
+    """Consecutive steps that belong together, and their attention: `[units, layers, heads]`, or fewer axes."""
+
+    index: int
+    span: TextSpan
+    first_step: int
+    end_step: int
+    scores: Sequence[float] = ()
+    cross: AttentionArrays | None = None
+    decoder_self: AttentionArrays | None = None
+    unsent_text: str = ""
+
+
+@dataclass(frozen=True)
 class Finished:
     """The last output: the whole text, and why it ends.
 
@@ -266,4 +345,4 @@ class Finished:
     hypotheses: tuple[Hypothesis, ...] = ()
 
 
-Output = Started | EncoderSelf | Step | Finished
+Output = Started | EncoderSelf | Step | Unit | Finished

@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import asyncio
 import sys
+from collections.abc import Iterable
 
 from rich.console import Console
 
 from ..client import Client
 from ..formats import check_path, save
 from ..request import AttributeOptions
-from ..results import Attribution, Token
+from ..results import Attribution, Span, Step, Token, Unit
 from ..views import Heatmap, make_console, print_error, print_message, print_text
 from .attribute_file import attribute_file
 from .attribute_options import build_options, capture_all_kinds
@@ -53,13 +54,13 @@ def print_attribution(
     with client.attribute(text, **options) as stream:
         if not quiet:
             started = stream.started
-            context = (*(() if started.is_encoder_decoder else started.source), *started.prefix)
             heatmap = Heatmap(console, started)
             heatmap.print_header()
-            tokens: list[Token] = []
-            for step in stream:
-                heatmap.print_step(step, (*context, *tokens, step.token))
-                tokens.append(step.token)
+            targets: list[Token | Span] = []
+            rows: Iterable[Step | Unit] = stream if started.grouping == "token" else stream.units()
+            for row in rows:
+                targets.append(row.token if isinstance(row, Step) else row.span)
+                heatmap.print_step(row, (*started.context_positions, *targets))
         attribution = stream.result()
     print_text(console, attribution.text, style="" if quiet else "bold")
     if len(attribution.hypotheses) > 1:

@@ -17,6 +17,7 @@ from ..parameters import (
     Decoding,
     EarlyStopping,
     Encoding,
+    Grouping,
     Head,
     Method,
     OffsetUnit,
@@ -26,7 +27,9 @@ from ..parameters import (
     Score,
     SpecialTokens,
     SpecialTokensInText,
+    TextSpan,
     Truncation,
+    UnitOptions,
 )
 from ..request import AttributeOptions
 from .contrast_options import add_contrast_arguments, build_contrast_option
@@ -36,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `sidelight attribute` to a parser."""
     _add_text_arguments(parser)
     _add_capture_arguments(parser)
+    _add_unit_arguments(parser)
     _add_decoding_arguments(parser)
     add_contrast_arguments(parser)
     output = parser.add_argument_group("output")
@@ -108,6 +112,16 @@ def parse_heads(text: str) -> list[Head]:
         layer, head = int(match[1]), int(match[2])
         heads.append((layer, head) if match[3] is None else (layer, head, float(match[3])))
     return heads
+
+
+def parse_spans(text: str) -> list[TextSpan]:
+    """Parses spans of characters: "0-5,7-9" is (0, 5), (7, 9). Raises ArgumentTypeError."""
+    spans: list[TextSpan] = []
+    for part in text.split(","):
+        if (match := re.fullmatch(r"(\d+)-(\d+)", part)) is None:
+            raise argparse.ArgumentTypeError(f"invalid BEGIN-END: {part!r}")
+        spans.append((int(match[1]), int(match[2])))
+    return spans
 
 
 # ---- arguments ------------------------------------------------------------------------------------------------------
@@ -190,6 +204,24 @@ def _add_capture_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_unit_arguments(parser: argparse.ArgumentParser) -> None:
+    units = parser.add_argument_group("words and other units", "SPANS are character offsets BEGIN-END,...")
+    units.add_argument(
+        "--grouping", choices=get_args(Grouping), default="token", help="what a row and a column stand for"
+    )
+    units.add_argument("--over-positions", choices=get_args(Reduction), help="of the positions of a unit; default sum")
+    units.add_argument("--over-steps", choices=get_args(Reduction), help="of the steps of a unit; default mean")
+    units.add_argument("--over-scores", choices=get_args(Reduction), help="of the scores of a unit; default mean")
+    units.add_argument("--source-spans", type=parse_spans, metavar="SPANS", help="units of TEXT, with --grouping span")
+    units.add_argument(
+        "--target-spans", type=parse_spans, metavar="SPANS", help="units of --target, with --grouping span"
+    )
+    units.add_argument("--source-slices", type=parse_spans, metavar="SPANS", help="send only these parts of TEXT")
+    units.add_argument(
+        "--target-slices", type=parse_spans, metavar="SPANS", help="send the attention of these parts of --target only"
+    )
+
+
 def _add_decoding_arguments(parser: argparse.ArgumentParser) -> None:
     decoding = parser.add_argument_group("how to decode")
     decoding.add_argument("--max-new-tokens", type=int, metavar="N", help="the greatest number of tokens to write")
@@ -245,7 +277,22 @@ def _build_capture(args: argparse.Namespace) -> Capture:
         top_k=args.top_positions,
         method=args.method,
         special_tokens=args.special_tokens,
+        grouping=args.grouping,
+        units=_build_units(args),
     )
+
+
+def _build_units(args: argparse.Namespace) -> UnitOptions | None:
+    units = UnitOptions(
+        over_positions=args.over_positions,
+        over_steps=args.over_steps,
+        over_scores=args.over_scores,
+        source_spans=args.source_spans or (),
+        target_spans=args.target_spans or (),
+        source_slices=args.source_slices or (),
+        target_slices=args.target_slices or (),
+    )
+    return None if units == UnitOptions() else units
 
 
 def _build_decoding(args: argparse.Namespace) -> Decoding:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save as save_tensors
 
-from ..results import Attribution, FloatArray, Token
+from ..results import Attribution, FloatArray, Span, Token
 
 # Scores that have another name in Inseq.
 _SCORE_NAMES = {"cross_entropy": "crossentropy"}
@@ -48,7 +48,7 @@ def _build_info(attributions: Sequence[Attribution]) -> dict[str, Any]:
     first = attributions[0].started
     decoder_only = not first.is_encoder_decoder
     return {
-        "attr_pos_start": min(len(a.context) + a.first_step for a in attributions),
+        "attr_pos_start": min(_first_target(a) for a in attributions),
         "attr_pos_end": max(len(a.decoder_positions) for a in attributions),
         "attribute_target": first.is_encoder_decoder and attributions[0].decoder_self is not None,
         "attributed_fn": "probability_fn",
@@ -71,7 +71,7 @@ def _build_info(attributions: Sequence[Attribution]) -> dict[str, Any]:
 
 def _build_sequence(attribution: Attribution) -> dict[str, Any]:
     """Builds one sequence. Inseq's arrays are `[positions, steps, layers, heads]`, as the arrays of Attribution are."""
-    started = attribution.started
+    step_scores = attribution.scores if attribution.started.grouping == "token" else attribution.unit_scores
     scores: dict[str, NDArray[Any]] = {}
     if attribution.encoder_self is not None:
         # In Inseq, the first axis is positions and the second axis is queries.
@@ -79,15 +79,13 @@ def _build_sequence(attribution: Attribution) -> dict[str, Any]:
     attention = attribution.cross if attribution.cross is not None else attribution.decoder_self
     assert attention is not None
     attributes: dict[str, Any] = {
-        "source": [_build_token(token) for token in started.source],
+        "source": [_build_token(token) for token in attribution.source_positions],
         "target": [_build_token(token) for token in attribution.decoder_positions],
-        "attr_pos_start": len(attribution.context) + attribution.first_step,
+        "attr_pos_start": _first_target(attribution),
         "attr_pos_end": len(attribution.decoder_positions),
         "source_attributions": _encode_tensor(attribution.cross),
         "target_attributions": _encode_tensor(attribution.decoder_self),
-        "step_scores": {
-            _SCORE_NAMES.get(name, name): _encode_tensor(values) for name, values in attribution.scores.items()
-        },
+        "step_scores": {_SCORE_NAMES.get(name, name): _encode_tensor(values) for name, values in step_scores.items()},
         "sequence_scores": {name: _encode_tensor(values) for name, values in scores.items()},
         # The number of axes behind positions and steps. By default, Inseq takes the mean over these axes.
         "_num_dimensions": attention.ndim - 2,
@@ -97,8 +95,15 @@ def _build_sequence(attribution: Attribution) -> dict[str, Any]:
     return _build_instance("inseq.data.attribution", f"{name}FeatureAttributionSequenceOutput", attributes)
 
 
-def _build_token(token: Token) -> dict[str, Any]:
-    return _build_instance("inseq.utils.typing", "TokenWithId", {"token": token.piece, "id": token.id})
+def _first_target(attribution: Attribution) -> int:
+    """Returns the position of the first step, or unit, among the positions of the decoder."""
+    return len(attribution.decoder_positions) - len(attribution.targets)
+
+
+def _build_token(token: Token | Span) -> dict[str, Any]:
+    # Inseq gives what it has aggregated from several tokens the id -1.
+    piece, id_ = (token.text, -1) if isinstance(token, Span) else (token.piece, token.id)
+    return _build_instance("inseq.utils.typing", "TokenWithId", {"token": piece, "id": id_})
 
 
 def _encode_tensor(values: FloatArray | None) -> str | None:

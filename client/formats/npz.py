@@ -34,6 +34,8 @@ def build_npz_arrays(attribution: Attribution) -> dict[str, Any]:
     - `special_shares_KIND`: what special tokens took of each row, where the capture renormalizes.
     - `score_NAME`: `[steps]`, for each score.
     - `source_ids`, `source_pieces`, `source_spans` (`[tokens, 2]`), and the same for `prefix` and `steps`.
+    - With a grouping: `source_unit_spans`, `prefix_unit_spans`, `unit_spans` (`[units, 2]`), `unit_steps` (the first
+      step of each unit, and one past its last), and `unit_score_NAME` (`[units]`). The attention is that of units.
     - `info`: a JSON text with everything else. NumPy's arrays of texts lose a NUL at the end of a text; `pieces` in
       `info` holds the pieces of `source`, `prefix` and `steps` unchanged.
     """
@@ -50,6 +52,8 @@ def build_npz_arrays(attribution: Attribution) -> dict[str, Any]:
         arrays[f"{name}_ids"] = np.array([token.id for token in tokens], np.int64)
         arrays[f"{name}_pieces"] = np.array([token.piece for token in tokens], np.str_)
         arrays[f"{name}_spans"] = np.array([(token.begin, token.end) for token in tokens], np.int64).reshape(-1, 2)
+    if attribution.started.grouping != "token":
+        arrays |= _build_unit_arrays(attribution)
     info = {
         "model": attribution.started.model,
         "source": attribution.started.source_text,
@@ -59,8 +63,25 @@ def build_npz_arrays(attribution: Attribution) -> dict[str, Any]:
         "row": attribution.started.row,
         "top_k": attribution.started.top_k,
         "method": attribution.started.method,
+        "grouping": attribution.started.grouping,
+        "sent_positions": attribution.started.sent_positions,
         "pieces": {name: [token.piece for token in tokens] for name, tokens in token_lists.items()},
         "layouts": [asdict(layout) for layout in attribution.started.layouts.values()],
     }
     arrays["info"] = np.array(json.dumps(info, ensure_ascii=False))
     return arrays
+
+
+def _build_unit_arrays(attribution: Attribution) -> dict[str, Any]:
+    started, units = attribution.started, attribution.units
+    spans = {
+        "source_unit_spans": started.source_units,
+        "prefix_unit_spans": started.prefix_units,
+        "unit_spans": [unit.span for unit in units],
+    }
+    arrays: dict[str, Any] = {
+        name: np.array([(span.begin, span.end) for span in listed], np.int64).reshape(-1, 2)
+        for name, listed in spans.items()
+    }
+    arrays["unit_steps"] = np.array([(unit.first_step, unit.end_step) for unit in units], np.int64).reshape(-1, 2)
+    return arrays | {f"unit_score_{name}": values for name, values in attribution.unit_scores.items()}

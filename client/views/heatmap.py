@@ -18,7 +18,7 @@ from rich.style import Style
 from rich.text import Text
 
 from ..parameters import OffsetUnit
-from ..results import FloatArray, Started, Step, Token
+from ..results import FloatArray, Span, Started, Step, Token, Unit
 from .terminal import escape_controls
 from .words import Word, find_words
 
@@ -46,9 +46,9 @@ class Heatmap:
     def __init__(self, console: Console, started: Started) -> None:
         self._console = console
         self._unit: OffsetUnit = started.offset_unit
-        self._words = find_words(started.source, unit=self._unit)
+        self._words = find_words(started.source_positions, unit=self._unit)
         # The index, among the positions that a step has seen, where the target begins.
-        self._boundary = 0 if started.is_encoder_decoder else len(started.source)
+        self._boundary = 0 if started.is_encoder_decoder else len(started.source_positions)
         self._has_color = console.color_system is not None and not console.no_color
         self._shades = _SHADES if console.encoding.lower().startswith("utf") else _ASCII_SHADES
         self._widths, self._is_vertical = _fit_columns(self._words, max(8, console.width - _LABEL_WIDTH - 2))
@@ -70,10 +70,11 @@ class Heatmap:
             letters = [column[index] if index >= 0 else "" for column, index in zip(columns, indices, strict=True)]
             self._print_labels(letters)
 
-    def print_step(self, step: Step, seen: Sequence[Token]) -> None:
-        """Prints one step. `seen` holds the tokens at the positions of the step's decoder self-attention."""
-        label = _fit_to_width(escape_controls(step.token.label), _LABEL_WIDTH, right=True)
-        text = Text.assemble((label, "dim" if step.token.special else "bold"), " ")
+    def print_step(self, step: Step | Unit, seen: Sequence[Token | Span]) -> None:
+        """Prints one step or unit. `seen` holds the tokens or units at the positions of decoder self-attention."""
+        target = step.token if isinstance(step, Step) else step.span
+        label = _fit_to_width(escape_controls(target.label), _LABEL_WIDTH, right=True)
+        text = Text.assemble((label, "dim" if target.special else "bold"), " ")
         if step.cross is not None:
             weights = _mean_weights(step.cross)
             cells = self._format_cells(weights) if self._has_columns else self._format_list(weights, self._words)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..parameters import AttentionKind, OffsetUnit
-from ..results import Attribution, FloatArray, Token
+from ..results import Attribution, FloatArray, Span, Token
 from .terminal import escape_controls
 from .words import group_by_character, join_text
 
@@ -42,7 +42,8 @@ def render_page(attributions: Sequence[Attribution]) -> bytes:
 
 def _attribution_data(attribution: Attribution) -> dict[str, Any]:
     views: list[dict[str, Any]] = []
-    source, steps = attribution.source, attribution.steps
+    source, steps = attribution.source_positions, attribution.targets
+    grouped = attribution.started.grouping != "token"
     if attribution.cross is not None:
         views.append(_view_data(attribution, "cross", attribution.cross, source, steps))
     if attribution.decoder_self is not None:
@@ -60,7 +61,7 @@ def _attribution_data(attribution: Attribution) -> dict[str, Any]:
         # JSON has no infinity; a perplexity can be infinite.
         "scores": {
             name: [float(value) if np.isfinite(value) else None for value in values]
-            for name, values in attribution.scores.items()
+            for name, values in (attribution.unit_scores if grouped else attribution.scores).items()
         },
     }
 
@@ -69,14 +70,14 @@ def _view_data(
     attribution: Attribution,
     kind: AttentionKind,
     attention: FloatArray,
-    columns: Sequence[Token],
-    rows: Sequence[Token],
+    columns: Sequence[Token | Span],
+    rows: Sequence[Token | Span],
 ) -> dict[str, Any]:
     """Returns one kind's attention, `[columns, rows, ...]`, with the labels of its columns and rows."""
     started = attribution.started
     layout = started.layouts[kind]
     unit = started.offset_unit
-    boundary = len(started.source) if kind == "decoder_self" and not started.is_encoder_decoder else 0
+    boundary = len(started.source_positions) if kind == "decoder_self" and not started.is_encoder_decoder else 0
     return {
         "kind": kind,
         "title": _TITLES[kind],
@@ -91,7 +92,7 @@ def _view_data(
     }
 
 
-def _token_labels(tokens: Sequence[Token], boundary: int, unit: OffsetUnit) -> list[dict[str, Any]]:
+def _token_labels(tokens: Sequence[Token | Span], boundary: int, unit: OffsetUnit) -> list[dict[str, Any]]:
     """Returns what the page shows for each token, in the table and in the text.
 
     In the text, tokens that share a character are one word. `word` is the index of the word; `joined` says whether the
@@ -104,7 +105,7 @@ def _token_labels(tokens: Sequence[Token], boundary: int, unit: OffsetUnit) -> l
         unit: What the spans count.
     """
     labels: list[dict[str, Any]] = []
-    previous: Token | None = None
+    previous: Token | Span | None = None
     for word, group in enumerate(group_by_character(tokens, boundary)):
         members = [tokens[index] for index in group]
         first = members[0]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from ..offset_units import UnitText
 from ..parameters import OffsetUnit
-from ..results import Token
+from ..results import Span, Token
 from .terminal import escape_controls
 
 # Scripts, as names of Unicode characters begin with them, that put no spaces between words.
@@ -28,8 +28,8 @@ class Word:
     special: bool
 
 
-def find_words(tokens: Sequence[Token], boundary: int = 0, unit: OffsetUnit = "code_point") -> list[Word]:
-    """Groups tokens into words.
+def find_words(tokens: Sequence[Token | Span], boundary: int = 0, unit: OffsetUnit = "code_point") -> list[Word]:
+    """Groups tokens into words. Units of the server stay as they are.
 
     Two neighbours are one word if they share a character. In scripts that put spaces between words, they are also one
     word if their spans touch, with letters on both sides.
@@ -48,7 +48,7 @@ def find_words(tokens: Sequence[Token], boundary: int = 0, unit: OffsetUnit = "c
     return [_build_word(tokens, indices, unit) for indices in groups]
 
 
-def group_by_character(tokens: Sequence[Token], boundary: int = 0) -> list[list[int]]:
+def group_by_character(tokens: Sequence[Token | Span], boundary: int = 0) -> list[list[int]]:
     """Groups the indices of tokens, in order. Neighbours that share a character are in one group.
 
     Args:
@@ -65,7 +65,7 @@ def group_by_character(tokens: Sequence[Token], boundary: int = 0) -> list[list[
     return groups
 
 
-def join_text(tokens: Sequence[Token], unit: OffsetUnit) -> str:
+def join_text(tokens: Sequence[Token | Span], unit: OffsetUnit) -> str:
     """Joins the text of neighbouring tokens, each character once. Empty while no token has its characters."""
     text = ""
     end = 0
@@ -77,11 +77,13 @@ def join_text(tokens: Sequence[Token], unit: OffsetUnit) -> str:
     return text
 
 
-def _shares_character(previous: Token, token: Token) -> bool:
+def _shares_character(previous: Token | Span, token: Token | Span) -> bool:
     return not (previous.special or token.special) and previous.begin <= token.begin < previous.end
 
 
-def _is_same_word(previous: Token, token: Token) -> bool:
+def _is_same_word(previous: Token | Span, token: Token | Span) -> bool:
+    if isinstance(token, Span):
+        return False
     if _shares_character(previous, token):
         return True
     if token.special or previous.special or previous.end != token.begin:
@@ -96,7 +98,7 @@ def _is_word_character(character: str) -> bool:
     return unicodedata.name(character, "").partition(" ")[0].partition("-")[0] not in _SCRIPTS_WITHOUT_SPACES
 
 
-def _build_word(tokens: Sequence[Token], indices: Sequence[int], unit: OffsetUnit) -> Word:
+def _build_word(tokens: Sequence[Token | Span], indices: Sequence[int], unit: OffsetUnit) -> Word:
     first = tokens[indices[0]]
     text = join_text([tokens[index] for index in indices], unit).strip() if len(indices) > 1 else ""
     return Word(escape_controls(text or first.label), tuple(indices), first.special)

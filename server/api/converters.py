@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,13 @@ from sidelight.v1 import attribution_service_pb2 as service_pb
 
 from ..capture import AttentionArrays, AttentionKind, CapturePlan
 from ..models import LoadedModel
-from ..request import EncoderSelf, Finished, Hypothesis, Request, Started, Step
-from ..text import OffsetMap, OffsetUnit, Token
+from ..request import EncoderSelf, Finished, Hypothesis, Request, Started, Step, TextSpan, Unit, UnitPlan
+from ..text import WORD_BOUNDARIES, OffsetMap, OffsetUnit, Span, Token
 from .enums import (
     ATTENTION_KINDS,
     ENCODING_OF_DTYPE,
     ENCODINGS,
+    GROUPINGS,
     METHODS,
     OFFSET_UNITS,
     REDUCTIONS,
@@ -92,6 +94,12 @@ def started_message(
         _fill_token(message.source.add(), token, offsets and offsets.source)
     for token in started.decoder_prompt:
         _fill_token(message.prefix.add(), token, offsets and offsets.target)
+    for span in started.source_units:
+        _fill_span(message.source_units.add(), span, offsets and offsets.source)
+    for span in started.prefix_units:
+        _fill_span(message.prefix_units.add(), span, offsets and offsets.target)
+    if request.units is not None:
+        _fill_units(message, request.units, offsets)
     return message
 
 
@@ -122,6 +130,30 @@ def capture_message(plan: CapturePlan) -> attention_pb2.Capture:
         if plan.end_step is not None:
             message.steps.end = plan.end_step
     return message
+
+
+def _fill_units(started: service_pb.Started, units: UnitPlan, offsets: RequestOffsets | None) -> None:
+    """Writes what a request with a UnitPlan has asked for, and which source positions are sent."""
+    started.source_positions.extend(units.source_positions or ())
+    message = started.capture
+    message.grouping = number_of(GROUPINGS, units.grouping)
+    message.encoding = number_of(ENCODINGS, units.encoding)
+    message.top_k = units.top_k
+    if units.is_grouped:
+        message.units.over_positions = number_of(REDUCTIONS, units.over_positions)
+        message.units.over_steps = number_of(REDUCTIONS, units.over_steps)
+        message.units.over_scores = number_of(REDUCTIONS, units.over_scores)
+    source, target = (None, None) if offsets is None else (offsets.source, offsets.target)
+    _fill_text_spans(message.units.source_spans, units.source_spans, source)
+    _fill_text_spans(message.units.target_spans, units.target_spans, target)
+    _fill_text_spans(message.units.source_slices, units.source_slices, source)
+    _fill_text_spans(message.units.target_slices, units.target_slices, target)
+
+
+def _fill_text_spans(messages: Any, spans: Iterable[Span], offsets: OffsetMap | None) -> None:
+    for span in spans:
+        begin, end = span if offsets is None else map(offsets.to_units, span)
+        messages.add(begin=begin, end=end)
 
 
 def _head_messages(plan: CapturePlan) -> list[attention_pb2.Head]:
@@ -163,6 +195,27 @@ def fill_step(message: service_pb.Step, step: Step, offsets: RequestOffsets | No
         _fill_attention(message.cross, step.cross)
     if step.decoder_self is not None:
         _fill_attention(message.decoder_self, step.decoder_self)
+
+
+def fill_unit(message: service_pb.Unit, unit: Unit, offsets: RequestOffsets | None) -> None:
+    """Writes a unit into an empty message."""
+    if offsets is not None:
+        offsets.add_unit(unit)
+    message.index = unit.index
+    _fill_span(message.span, unit.span, offsets and offsets.target)
+    message.first_step = unit.first_step
+    message.end_step = unit.end_step
+    message.scores.extend(unit.scores)
+    if unit.cross is not None:
+        _fill_attention(message.cross, unit.cross)
+    if unit.decoder_self is not None:
+        _fill_attention(message.decoder_self, unit.decoder_self)
+
+
+def _fill_span(message: service_pb.Span, span: TextSpan, offsets: OffsetMap | None) -> None:
+    message.begin, message.end, message.text = span
+    if offsets is not None:
+        message.begin, message.end = offsets.to_units(span.begin), offsets.to_units(span.end)
 
 
 def finished_message(finished: Finished, usage: service_pb.Usage, offset_unit: OffsetUnit) -> service_pb.Finished:
@@ -221,6 +274,7 @@ def model_message(loaded: LoadedModel, limits: model_pb2.RequestLimits, *, defau
         batches=loaded.backend is not None,
         feature_shape=loaded.feature_shape or (),
         methods=[number_of(METHODS, name) for name in loaded.attention_layers.methods],
+        word_boundaries=WORD_BOUNDARIES,
     )
 
 

@@ -16,7 +16,7 @@ from ...kernels import Encoding, Reduction
 from ..capture import METHODS as CAPTURE_METHODS
 from ..capture import AttentionKind, Row
 from ..request import EarlyStopping, Score, StopReason
-from ..text import OffsetUnit
+from ..text import Grouping, OffsetUnit
 
 
 def _words(enum: Any, prefix: str, literal: Any) -> dict[Any, Any]:
@@ -27,6 +27,7 @@ def _words(enum: Any, prefix: str, literal: Any) -> dict[Any, Any]:
 ATTENTION_KINDS: dict[int, AttentionKind] = _words(attention_pb2.AttentionKind, "ATTENTION_KIND_", AttentionKind)
 ROWS: dict[int, Row] = _words(attention_pb2.Row, "ROW_", Row)
 REDUCTIONS: dict[int, Reduction] = _words(attention_pb2.Reduction, "REDUCTION_", Reduction)
+GROUPINGS: dict[int, Grouping] = _words(attention_pb2.Grouping, "GROUPING_", Grouping)
 ENCODINGS: dict[int, Encoding] = _words(attention_pb2.Encoding, "ENCODING_", Encoding)
 METHODS: dict[int, str] = {attention_pb2.Method.Value(f"METHOD_{name.upper()}"): name for name in CAPTURE_METHODS}
 SCORES: dict[int, Score] = _words(attention_pb2.Score, "SCORE_", Score)

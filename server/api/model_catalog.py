@@ -13,7 +13,14 @@ from ..models import LoadedModel
 from . import converters
 from .calls import Call
 from .parsing import parse
-from .validation import MAX_BEAM_WIDTH, MAX_REQUEST_BYTES, MAX_STOP_BYTES, MAX_STOPS, MAX_TEXTS_PER_STREAM
+from .validation import (
+    MAX_BEAM_WIDTH,
+    MAX_REQUEST_BYTES,
+    MAX_SPANS,
+    MAX_STOP_BYTES,
+    MAX_STOPS,
+    MAX_TEXTS_PER_STREAM,
+)
 
 _MAX_PAGE_SIZE = 1000
 
@@ -73,4 +80,5 @@ def _request_limits(loaded: LoadedModel, num_slots: int) -> model_pb2.RequestLim
         max_stop_bytes=MAX_STOP_BYTES,
         max_texts_per_stream=MAX_TEXTS_PER_STREAM,
         max_beam_width=min(MAX_BEAM_WIDTH, num_slots) if num_slots > 1 else 0,
+        max_spans=MAX_SPANS,
     )

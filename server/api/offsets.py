@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..request import GivenTarget, Request, Started, Step
+from ..request import GivenTarget, Request, Started, Step, Unit
 from ..text import OffsetMap
 
 
@@ -29,6 +29,11 @@ class RequestOffsets:
         """Takes the text that a step adds to the target."""
         if not self._is_given:
             self.target.append(step.unsent_text + step.text)
+
+    def add_unit(self, unit: Unit) -> None:
+        """Takes the text of steps that are left out before a unit."""
+        if not self._is_given:
+            self.target.append(unit.unsent_text)
 
 
 def offsets_of(request: Request) -> RequestOffsets | None:

@@ -12,6 +12,7 @@ special_positions     SpecialPositions: which positions hold special tokens
 factor_cache          FactorCache: the factors of keys in a KV cache, for methods that have factors
 arrays                AttentionArrays: attention on the host
 difference            subtract(): the attention of one context minus that of another
+grouping              rows of several positions or steps become one, on the host
 
 The way of a row: a request's CapturePlan says, for each LayerKey, what the layer contributes (a LayerSpec). The runner
 makes a recorder from the plans and runs the model inside record_to(recorder). Each attention layer asks the recorder
@@ -36,6 +37,7 @@ from .context import (
 )
 from .difference import minuend_plan, subtract
 from .factor_cache import FactorCache
+from .grouping import FloatArray, RunningReduction, encode, reduce_groups
 from .methods import METHODS
 from .plan import WEIGHTS, CapturePlan, Head, Method, MethodFieldError, Row, RowCombiner
 from .recorder import PassRecorder
@@ -51,6 +53,7 @@ __all__ = [
     "AttentionLayers",
     "CapturePlan",
     "FactorCache",
+    "FloatArray",
     "FullRecorder",
     "Head",
     "LayerKey",
@@ -61,11 +64,13 @@ __all__ = [
     "Recorder",
     "Row",
     "RowCombiner",
+    "RunningReduction",
     "SourceRecorder",
     "SpecialPositions",
     "attend",
     "attend_per_row",
     "build_arrays",
+    "encode",
     "feature_shape",
     "find_attention_layers",
     "first_token",
@@ -79,6 +84,7 @@ __all__ = [
     "observe_with",
     "record_targets",
     "record_to",
+    "reduce_groups",
     "register",
     "short_sources",
     "source_inputs",

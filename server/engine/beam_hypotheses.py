@@ -17,6 +17,7 @@ from ..runner import SearchOutput, TargetOutput, TargetPass, begin_text
 from ..sampling import FoundHypothesis
 from ..text import TokenizedText
 from .given_target import given_steps
+from .output_builder import make_started, make_unit_builder
 from .request_state import RequestState
 
 
@@ -76,7 +77,8 @@ def hypothesis_outputs(
     read[-1] = read[-1][0] + rest, last
     texts, tokens = [text for text, _ in read], [token for _, token in read]
     unsent_text = "".join(texts[: request.resume_at])
-    for output in given_steps(request, outputs, tokens, iter(texts)):
+    units = make_unit_builder(loaded, request, make_started(loaded, request)[1])
+    for output in given_steps(request, outputs, tokens, iter(texts), units):
         if isinstance(output, Step) and output.index == request.resume_at:
             output = replace(output, unsent_text=unsent_text)
         yield output

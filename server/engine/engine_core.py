@@ -13,7 +13,7 @@ from ..runner import DecodeOutput, Runner, SearchOutput, Sequence
 from .admission import AdmissionQueue
 from .beam_hypotheses import give_target, hypothesis_outputs
 from .given_target import target_outputs
-from .output_builder import OutputBuilder, make_started, split_encoder_self
+from .output_builder import make_output_builder, make_started, split_encoder_self
 from .output_queue import OutputQueue, notify
 from .preemption import Preemption
 from .request_state import RequestState
@@ -117,12 +117,12 @@ class EngineCore:
 
     def _put_started(self, state: RequestState, sequence: Sequence) -> None:
         detokenizer, started = make_started(self._loaded, state.request)
-        state.builder = OutputBuilder(state.request, detokenizer)
+        state.builder = make_output_builder(self._loaded, state.request, detokenizer, started)
         if not state.is_announced:
             state.queue.put(started, notifies=False)
         state.num_pending_put = 0
         if state.attention_bytes:
-            state.pending_outputs = split_encoder_self(sequence.pop_source_attention())
+            state.pending_outputs = split_encoder_self(sequence.pop_source_attention(), state.request.units)
 
     # ---- outputs without a decode step ------------------------------------------------------------------------------
 
@@ -247,5 +247,5 @@ def _pending_outputs(loaded: LoadedModel, state: RequestState, runner: Runner) -
     elif state.has_given_target:
         outputs = target_outputs(loaded, request, runner.target_pass(request))
     else:
-        outputs = split_encoder_self(runner.source_attention(request))
+        outputs = split_encoder_self(runner.source_attention(request), request.units)
     return itertools.islice(outputs, state.num_pending_put, None)

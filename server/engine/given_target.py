@@ -13,7 +13,8 @@ from ..models import LoadedModel
 from ..request import Finished, GivenTarget, Output, Request, Step
 from ..runner import TargetOutput, TargetPass
 from ..text import Token, TokenizedText
-from .output_builder import make_started, split_encoder_self
+from .output_builder import make_started, make_unit_builder, split_encoder_self
+from .unit_builder import UnitBuilder
 
 
 def target_outputs(loaded: LoadedModel, request: Request, target_pass: TargetPass) -> Iterator[Output | None]:
@@ -26,33 +27,44 @@ def target_outputs(loaded: LoadedModel, request: Request, target_pass: TargetPas
     _, started = make_started(loaded, request)
     attention = target_pass.encode()
     yield started
-    yield from split_encoder_self(attention)
+    yield from split_encoder_self(attention, request.units)
     del attention  # its memory, while steps are computed and wait
     outputs = target_pass.decode()
     del target_pass  # likewise
+    units = make_unit_builder(loaded, request, started)
     assert isinstance(request.target, GivenTarget)
-    tokens = request.target.text.tokens
-    yield from given_steps(request, outputs, tokens, _added_texts(request.target.text))
-    yield Finished(request.target.text.text, "given", len(tokens))
+    tokens, text = request.target.text.tokens, request.target.text.text
+    yield from given_steps(request, outputs, tokens, _added_texts(request.target.text), units)
+    yield Finished(text, "given", len(tokens))
 
 
 def given_steps(
-    request: Request, outputs: Iterator[TargetOutput], tokens: Sequence[Token], texts: Iterator[str]
+    request: Request,
+    outputs: Iterator[TargetOutput],
+    tokens: Sequence[Token],
+    texts: Iterator[str],
+    units: UnitBuilder | None,
 ) -> Iterator[Output | None]:
-    """The steps of a target, from the passes over it. `texts` are what the tokens add to the text of the target.
+    """The steps of a target, from the passes over it, and its units.
 
-    None says that the next step takes a pass.
+    `texts` are what the tokens add to the text of the target. None says that the next step takes a pass.
     """
+    assert isinstance(request.target, GivenTarget)
+    text = request.target.text.text
     num_put = 0
     while num_put < len(tokens):
         output = next(outputs)
         for step in _steps_of(request, output, tokens, texts):
             num_put = step.index + 1
-            if step.index >= request.resume_at:
+            if units is not None:
+                yield from units.add(step, text)
+            elif step.index >= request.resume_at:
                 yield step
         del output  # its memory, while the next pass runs
         if num_put < len(tokens):
             yield None
+    if units is not None:
+        yield from units.finish(text)
 
 
 def _steps_of(request: Request, output: TargetOutput, tokens: Sequence[Token], texts: Iterator[str]) -> Iterator[Step]:

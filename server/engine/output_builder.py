@@ -12,9 +12,21 @@ from dataclasses import replace
 from ..capture import AttentionArrays
 from ..errors import invalid, not_a_number
 from ..models import LoadedModel
-from ..request import DecodingParams, EncoderSelf, Finished, Output, Request, Started, Step, StopReason
+from ..request import (
+    DecodingParams,
+    EncoderSelf,
+    Finished,
+    Output,
+    Request,
+    Started,
+    Step,
+    StopReason,
+    Unit,
+    UnitPlan,
+)
 from ..runner import StepOutput, begin_text
 from ..text import Detokenizer, StopTexts
+from .unit_builder import UnitBuilder, group_encoder_self, group_prefix, spans_of
 
 # Encoder self-attention is cut into parts of about this size, a fraction of what is held for a slow reader.
 _PART_BYTES = 64 * 1024
@@ -32,18 +44,39 @@ def make_started(loaded: LoadedModel, request: Request) -> tuple[Detokenizer, St
         context = [replace(token, begin=0, end=0, text="") for token in tokens]
         context += request.prefix.tokens
     seed = request.target.seed if isinstance(request.target, DecodingParams) else None
-    return detokenizer, Started(tuple(context), seed, detokenizer.text)
+    started = Started(tuple(context), seed, detokenizer.text)
+    return detokenizer, started if request.units is None else _add_units(started, request)
 
 
-def split_encoder_self(parts: Iterable[AttentionArrays] | None) -> Iterator[EncoderSelf | None]:
+def _add_units(started: Started, request: Request) -> Started:
+    """Adds what the units of the source and of the prefix cover."""
+    assert request.units is not None
+    source, prefix, text = request.source, started.decoder_prompt, started.prefix_text
+    return replace(
+        started,
+        source_units=spans_of(request.units.source_units, source.tokens, source.text),
+        prefix_units=spans_of(group_prefix(request, prefix, text), prefix, text),
+    )
+
+
+def make_unit_builder(loaded: LoadedModel, request: Request, started: Started) -> UnitBuilder | None:
+    """What groups and cuts the rows of a request; None where rows are sent as they are."""
+    if request.units is None:
+        return None
+    prefix = started.decoder_prompt
+    num_prompt = 0 if loaded.is_encoder_decoder else len(request.source.tokens)
+    return UnitBuilder(request, group_prefix(request, prefix, started.prefix_text), len(prefix), num_prompt)
+
+
+def split_encoder_self(parts: Iterable[AttentionArrays] | None, units: UnitPlan | None) -> Iterator[EncoderSelf | None]:
     """Encoder self-attention in messages of a size that they can have. A waiting message keeps no other in memory.
 
     None says that the next message takes a computation: of the next of `parts`.
     """
     first_query = 0
-    for part in parts or ():
+    for part in (parts or ()) if units is None else group_encoder_self(parts or (), units):
         num_queries = len(part.values)
-        size = max(1, _PART_BYTES // max(1, part.nbytes // num_queries))
+        size = max(1, _PART_BYTES // max(1, part.nbytes // max(1, num_queries)))
         for first in range(0, num_queries, size):
             yield EncoderSelf(first_query + first, part.copy_queries(slice(first, first + size)))
         first_query += num_queries
@@ -53,12 +86,13 @@ def split_encoder_self(parts: Iterable[AttentionArrays] | None) -> Iterator[Enco
 class OutputBuilder:
     """What one decoded request has written so far, and when it stops. Does not change what the model computes."""
 
-    def __init__(self, request: Request, detokenizer: Detokenizer) -> None:
-        """`detokenizer` has read the tokens before step 0: see `make_started`."""
+    def __init__(self, request: Request, detokenizer: Detokenizer, units: UnitBuilder | None = None) -> None:
+        """`detokenizer` has read the tokens before step 0: see `make_started`. `units`: see `make_unit_builder`."""
         assert isinstance(request.target, DecodingParams)
         self._request = request
         self._params = request.target
         self._detokenizer = detokenizer
+        self._units = units
         self._num_searched = len(detokenizer.text)
         self._stop_texts = StopTexts(self._params.stop, self._num_searched)
         self._reads_last = request.capture.row == "reading"
@@ -95,14 +129,22 @@ class OutputBuilder:
     def _complete(self, step: Step, output: StepOutput) -> list[Output]:
         """A step with the attention of the pass that gives its row, and the end if it is the last step."""
         outputs: list[Output] = []
+        text = self._detokenizer.text
+        attended = replace(step, cross=output.cross, decoder_self=output.decoder_self)
+        if self._units is not None:
+            outputs += self._units.add(attended, text)
+        elif step.index >= self._request.resume_at:
+            outputs.append(attended)
         if step.index >= self._request.resume_at:
-            unsent_text, self._unsent_text = self._unsent_text, ""
-            outputs.append(replace(step, cross=output.cross, decoder_self=output.decoder_self, unsent_text=unsent_text))
+            first = outputs[0]
+            if self._unsent_text and isinstance(first, Step | Unit):
+                outputs[0], self._unsent_text = replace(first, unsent_text=self._unsent_text), ""
         else:
             self._unsent_text += step.text
         if self._stop_reason is not None:
             self.is_finished = True
-            text = self._detokenizer.text
+            if self._units is not None:
+                outputs += self._units.finish(text)
             outputs.append(Finished(text, self._stop_reason, step.index + 1, self._params.seed))
         return outputs
 
@@ -118,6 +160,13 @@ class OutputBuilder:
         text = self._detokenizer.text
         num_searched, self._num_searched = self._num_searched, len(text)
         return self._stop_texts.are_in(text, num_searched)
+
+
+def make_output_builder(
+    loaded: LoadedModel, request: Request, detokenizer: Detokenizer, started: Started
+) -> OutputBuilder:
+    """Returns the builder of a request from what `make_started` has made."""
+    return OutputBuilder(request, detokenizer, make_unit_builder(loaded, request, started))
 
 
 def _check(output: StepOutput) -> None:

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 
 from ..errors import RequestError
-from ..request import EncoderSelf, Output, Step
+from ..request import EncoderSelf, Output, Step, Unit
 
 # Bytes held for one reader at most, with what is being sent. The limit is checked after a put.
 CAPACITY = 256 * 1024
@@ -25,7 +25,7 @@ _OUTPUT_BYTES = 512
 def size_of(output: Output) -> int:
     """About how many bytes an output holds."""
     size = _OUTPUT_BYTES
-    if isinstance(output, Step):
+    if isinstance(output, Step | Unit):
         if output.cross is not None:
             size += output.cross.nbytes
         if output.decoder_self is not None:

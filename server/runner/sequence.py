@@ -123,7 +123,7 @@ class Sequence:
         """Whether the attention of the next pass's last query is sent."""
         # The last query of a pass predicts the token of this step, and reads the token of the step before.
         step = self.num_steps - 1 if self.plan.row == "reading" else self.num_steps
-        return step >= self.request.resume_at and self.plan.captures_step(step)
+        return step >= self.request.first_row_step and self.plan.captures_step(step)
 
     @property
     def left_out(self) -> Mapping[AttentionKind, Tensor]:

@@ -14,24 +14,45 @@ incremental_decoders    which text is certain after each token, by kind of vocab
 vocabulary              what single tokens stand for
 tokens                  Token, TokenizedText, TextOptions: plain data
 tokenizer_pool          threads that tokenize long texts, short texts first
+segmentation/           words, sentences, and the tokens that belong to them
 """
 
 from .detokenizer import Detokenizer, StopTexts
 from .languages import Languages
 from .offset_units import OffsetMap, OffsetUnit
+from .offsets import Span
+from .segmentation import (
+    WORD_BOUNDARIES,
+    Grouping,
+    TokenGrouper,
+    cover,
+    find_sentences,
+    find_words,
+    group_tokens,
+    shares_character,
+)
 from .tokenizer import Tokenizer
 from .tokenizer_pool import TokenizerPool
 from .tokens import TextOptions, Token, TokenizedText
 
 __all__ = [
+    "WORD_BOUNDARIES",
     "Detokenizer",
+    "Grouping",
     "Languages",
     "OffsetMap",
     "OffsetUnit",
+    "Span",
     "StopTexts",
     "TextOptions",
     "Token",
+    "TokenGrouper",
     "TokenizedText",
     "Tokenizer",
     "TokenizerPool",
+    "cover",
+    "find_sentences",
+    "find_words",
+    "group_tokens",
+    "shares_character",
 ]

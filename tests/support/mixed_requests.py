@@ -13,7 +13,12 @@ from model_zoo import FAMILIES, SENTENCES
 from sidelight.server.api.validation import validate_request
 from sidelight.server.engine.beam_hypotheses import give_target, hypothesis_outputs
 from sidelight.server.engine.given_target import target_outputs
-from sidelight.server.engine.output_builder import OutputBuilder, make_started, split_encoder_self
+from sidelight.server.engine.output_builder import (
+    OutputBuilder,
+    make_output_builder,
+    make_started,
+    split_encoder_self,
+)
 from sidelight.server.engine.request_state import RequestState
 from sidelight.server.models.loader import LoadedModel
 from sidelight.server.request import EncoderSelf, Finished, GivenTarget, Output, Request, Started, Step
@@ -87,8 +92,9 @@ class Run:
         for request, sequence in zip(requests, added, strict=True):
             if isinstance(sequence, Sequence):
                 detokenizer, started = make_started(self.loaded, request)
-                self._builders[sequence] = OutputBuilder(request, detokenizer)
-                self.outputs[sequence] = [started, *filter(None, split_encoder_self(sequence.pop_source_attention()))]
+                self._builders[sequence] = make_output_builder(self.loaded, request, detokenizer, started)
+                parts = split_encoder_self(sequence.pop_source_attention(), request.units)
+                self.outputs[sequence] = [started, *filter(None, parts)]
                 self._requests[sequence] = request
                 self.live.append(sequence)
         return added

@@ -197,10 +197,16 @@ class _GroupingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Grouping.Val
     """One token."""
     GROUPING_WORD: _Grouping.ValueType  # 2
     """One word, as Unicode's word boundaries (UAX 29) divide the text. A punctuation mark is a word of its own.
-    UnitOptions says how the positions and the steps of a word are reduced.
+    UnitOptions says how the positions and the steps of a word are reduced. The units of a text are made of whole tokens:
+    - A token belongs to the word that its first character is in.
+    - A special token is a unit of its own.
+    - A token that covers nothing and is not special belongs to the unit of the token after it. Before a special token
+      and at the end of the text, it is a unit of its own.
+    - The prefix and the steps have no unit in common.
+    In a stretch of 256 characters (for sentences 2,048) without a certain boundary, the text is divided there.
     """
     GROUPING_SENTENCE: _Grouping.ValueType  # 3
-    """One sentence, as Unicode's sentence boundaries (UAX 29) divide the text."""
+    """One sentence, as Unicode's sentence boundaries (UAX 29) divide the text. Its units are made as those of words."""
     GROUPING_SPAN: _Grouping.ValueType  # 4
     """A span that the request gives: see UnitOptions.source_spans and UnitOptions.target_spans."""
 
@@ -213,10 +219,16 @@ GROUPING_TOKEN: Grouping.ValueType  # 1
 """One token."""
 GROUPING_WORD: Grouping.ValueType  # 2
 """One word, as Unicode's word boundaries (UAX 29) divide the text. A punctuation mark is a word of its own.
-UnitOptions says how the positions and the steps of a word are reduced.
+UnitOptions says how the positions and the steps of a word are reduced. The units of a text are made of whole tokens:
+- A token belongs to the word that its first character is in.
+- A special token is a unit of its own.
+- A token that covers nothing and is not special belongs to the unit of the token after it. Before a special token
+  and at the end of the text, it is a unit of its own.
+- The prefix and the steps have no unit in common.
+In a stretch of 256 characters (for sentences 2,048) without a certain boundary, the text is divided there.
 """
 GROUPING_SENTENCE: Grouping.ValueType  # 3
-"""One sentence, as Unicode's sentence boundaries (UAX 29) divide the text."""
+"""One sentence, as Unicode's sentence boundaries (UAX 29) divide the text. Its units are made as those of words."""
 GROUPING_SPAN: Grouping.ValueType  # 4
 """A span that the request gives: see UnitOptions.source_spans and UnitOptions.target_spans."""
 Global___Grouping: _TypeAlias = Grouping  # noqa: Y015
@@ -499,25 +511,34 @@ class UnitOptions(_message.Message):
     SOURCE_SLICES_FIELD_NUMBER: _builtins.int
     TARGET_SLICES_FIELD_NUMBER: _builtins.int
     over_positions: Global___Reduction.ValueType
-    """How the positions of a unit are reduced to one. Unset: REDUCTION_SUM, so that a row still sums to 1."""
+    """How the positions of a unit are reduced to one, before the steps are reduced. Unset: REDUCTION_SUM, so that a row
+    still sums to 1. In decoder self-attention, a step counts those positions of its own unit that it has seen. Where it
+    has seen none of them, the number is 0. A result beyond the range of the encoding is the greatest of the range.
+    """
     over_steps: Global___Reduction.ValueType
-    """How the steps of a unit are reduced to one. Unset: REDUCTION_MEAN."""
+    """How the steps of a unit that carry attention (see Capture.steps) are reduced to one, and the queries of a unit in
+    encoder self-attention. Unset: REDUCTION_MEAN.
+    """
     over_scores: Global___Reduction.ValueType
     """How the scores of a unit's steps are reduced to one. Unset: REDUCTION_MEAN."""
     @_builtins.property
     def source_spans(self) -> _containers.RepeatedCompositeFieldContainer[Global___TextSpan]:
-        """Only with GROUPING_SPAN: the units of the source, as spans of the source text. The spans must not overlap. A token
-        belongs to the first span that it shares a character with; a token of no span is a unit of its own.
+        """Only with GROUPING_SPAN: the units of the source, as spans of the source text, in ascending order. The spans must
+        not overlap. A token belongs to the first span that it shares a character with; a token of no span is a unit of its
+        own. A span that no token belongs to is no unit.
         """
 
     @_builtins.property
     def target_spans(self) -> _containers.RepeatedCompositeFieldContainer[Global___TextSpan]:
-        """Only with GROUPING_SPAN and a given target: the units of the target, as spans of the target text."""
+        """Only with GROUPING_SPAN and a given target: the units of the target, as spans of the target text. Without it, each
+        token of the target is a unit.
+        """
 
     @_builtins.property
     def source_slices(self) -> _containers.RepeatedCompositeFieldContainer[Global___TextSpan]:
-        """Send only the source positions that share a character with one of these spans. The other positions keep their share
-        of the attention, which is not sent. Empty: send all positions.
+        """Send only the source positions, or units, that share a character with one of these spans; in encoder self-attention
+        only their queries, too. The other positions keep their share of the attention, which is not sent. At least one
+        token must share a character with a span. Empty: send all positions.
         """
 
     @_builtins.property

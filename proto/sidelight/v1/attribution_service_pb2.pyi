@@ -336,7 +336,11 @@ class AttributeResponse(_message.Message):
 
     @_builtins.property
     def units(self) -> Global___Units:
-        """Only with a grouping: units that are complete. The steps of a unit come before it, without attention."""
+        """Only with a grouping: units that are complete. A unit is complete when a later token is certain to belong to
+        another unit, whatever text follows: the units are those of the whole text, and never change. The steps of a unit
+        come before it, without attention; the step that completes it comes after it. The last units come before Finished.
+        With AttributeRequest.resume_at: all units that the steps from there on complete.
+        """
 
     def __init__(
         self,
@@ -402,7 +406,7 @@ class Unit(_message.Message):
     """One past the last step of the unit."""
     @_builtins.property
     def span(self) -> Global___Span:
-        """The part of the target text that the unit covers. Empty for a unit of special tokens."""
+        """The part of the target text that the tokens of the unit cover. Empty for a special token."""
 
     @_builtins.property
     def cross(self) -> _attention_pb2.Attention:
@@ -566,7 +570,9 @@ class EncoderSelf(_message.Message):
     FIRST_QUERY_FIELD_NUMBER: _builtins.int
     ATTENTION_FIELD_NUMBER: _builtins.int
     first_query: _builtins.int
-    """The source position of the first query in this part."""
+    """The source position of the first query in this part. With a grouping or UnitOptions.source_slices: the number of
+    the query among the units, or positions, that are sent.
+    """
     @_builtins.property
     def attention(self) -> _attention_pb2.Attention:
         """Shape: [queries, positions, layers, heads], or fewer axes where heads or layers are reduced."""

@@ -9,7 +9,7 @@ from sidelight.v1 import attribution_service_pb2 as service_pb
 
 from ...engine import Engine, OutputQueue, ReadyQueues, RequestState
 from ...models import LoadedModel
-from ...request import EncoderSelf, Finished, Output, Request, Started, Step
+from ...request import EncoderSelf, Finished, Output, Request, Started, Step, Unit
 from ...text import TokenizerPool
 from .. import converters
 from ..model_catalog import ModelCatalog
@@ -104,6 +104,8 @@ class Answer:
             response.finished.CopyFrom(
                 converters.finished_message(output, self._usage_message(output), self._request.offset_unit)
             )
+        elif isinstance(output, Unit):
+            self._fill_units(response, group)
         else:
             self._fill_steps(response, group)
 
@@ -113,10 +115,19 @@ class Answer:
         steps = response.steps.steps
         for step in group:
             if isinstance(step, Step):
-                for array in (step.cross, step.decoder_self):
-                    if array is not None:
-                        self._attention_bytes += array.nbytes
+                self._count(step)
                 converters.fill_step(steps.add(), step, self._offsets)
+
+    def _fill_units(self, response: service_pb.AttributeResponse, group: Sequence[Output]) -> None:
+        for unit in group:
+            if isinstance(unit, Unit):
+                self._count(unit)
+                converters.fill_unit(response.units.units.add(), unit, self._offsets)
+
+    def _count(self, output: Step | Unit) -> None:
+        for array in (output.cross, output.decoder_self):
+            if array is not None:
+                self._attention_bytes += array.nbytes
 
     def _usage_message(self, finished: Finished) -> service_pb.Usage:
         """Returns what the request has cost."""
@@ -135,10 +146,11 @@ class Answer:
 
 
 def group_outputs(outputs: Sequence[Output]) -> Iterator[Sequence[Output]]:
-    """Yields the outputs of each event: consecutive steps together, every other output alone."""
+    """Yields the outputs of each event: consecutive steps or units together, every other output alone."""
     begin = 0
     for end in range(1, len(outputs) + 1):
-        if end < len(outputs) and isinstance(outputs[begin], Step) and isinstance(outputs[end], Step):
+        is_row = isinstance(outputs[begin], Step | Unit)
+        if is_row and end < len(outputs) and type(outputs[begin]) is type(outputs[end]):
             continue
         yield outputs[begin:end]
         begin = end

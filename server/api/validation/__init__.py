@@ -8,6 +8,7 @@ beam        a Beam becomes BeamParams
 capture     a Capture becomes a CapturePlan
 contrast    a Contrast becomes the request in a second context
 methods     the method of a Capture, and what it does with special tokens
+units       a grouping and UnitOptions become a UnitPlan
 
 Every function raises RequestError with the path of the field. What the contract has and this server does not have is
 UNIMPLEMENTED, and never ignored.
@@ -16,10 +17,12 @@ UNIMPLEMENTED, and never ignored.
 from .beam import MAX_BEAM_WIDTH
 from .decoding import MAX_STOP_BYTES, MAX_STOPS
 from .request import MAX_REQUEST_BYTES, MAX_TEXTS_PER_STREAM, request_id_of, validate_request
+from .units import MAX_SPANS
 
 __all__ = [
     "MAX_BEAM_WIDTH",
     "MAX_REQUEST_BYTES",
+    "MAX_SPANS",
     "MAX_STOPS",
     "MAX_STOP_BYTES",
     "MAX_TEXTS_PER_STREAM",

@@ -13,10 +13,11 @@ from sidelight.v1 import attention_pb2
 
 from ....kernels import Encoding, Reduction
 from ...capture import AttentionKind, CapturePlan, Head
-from ...errors import ErrorCode, RequestError, invalid, unimplemented
+from ...errors import ErrorCode, RequestError, invalid
 from ...models import LoadedModel
 from ..enums import ATTENTION_KINDS, ENCODINGS, REDUCTIONS, ROWS
 from .methods import complete_plan, validate_method, validate_special_tokens
+from .units import changes_rows
 
 # The most bytes of one step. A client could hardly receive more: gRPC's usual limit at the receiver is 4 MiB.
 MAX_STEP_BYTES = 64 * 1024**2
@@ -50,7 +51,6 @@ def validate_capture(
         if others:
             raise invalid(f"capture.{others[0]}", "CONTRADICTION", "contradicts capture.none")
         return CapturePlan(kinds=(), layers={})
-    _refuse_unimplemented(message)
     kinds = _validate_kinds(message, loaded)
     over_heads = _validate_word(message, "over_heads", REDUCTIONS)
     encoding: Encoding = _validate_word(message, "encoding", ENCODINGS) or "float32"
@@ -61,6 +61,7 @@ def validate_capture(
     if over_layers and pairs:
         raise invalid("capture.over_layers", "CONTRADICTION", "a list of heads has no layers to reduce")
     first_step, end_step = _validate_steps(message)
+    is_raw = changes_rows(message)  # then rows are encoded on the host
     plan = CapturePlan(
         kinds=kinds,
         layers={} if pairs else _validate_layers(message, loaded, kinds),
@@ -69,8 +70,8 @@ def validate_capture(
         over_heads=over_heads,
         over_layers=over_layers,
         row=_validate_word(message, "row", ROWS) or "predicting",
-        encoding=encoding,
-        top_k=message.top_k,
+        encoding="float32" if is_raw else encoding,
+        top_k=0 if is_raw else message.top_k,
         first_step=first_step,
         end_step=end_step,
         method=validate_method(message, loaded),
@@ -80,13 +81,6 @@ def validate_capture(
     encoder_rows = 1 if loaded.attention_layers.captures_rows else max_positions["encoder_self"]
     check_size(plan, max_positions, steps_per_pass, encoder_rows)
     return plan
-
-
-def _refuse_unimplemented(message: attention_pb2.Capture) -> None:
-    if message.grouping not in (attention_pb2.GROUPING_UNSPECIFIED, attention_pb2.GROUPING_TOKEN):
-        raise unimplemented("capture.grouping")
-    if message.HasField("units"):
-        raise unimplemented("capture.units")
 
 
 def _validate_word(message: attention_pb2.Capture, field: str, words: Mapping[int, Any]) -> Any:

@@ -21,6 +21,7 @@ from .contrast import validate_contrast
 from .decoding import validate_decoding, validate_probability
 from .texts import find_room, validate_features, validate_languages, validate_text_options, validate_texts
 from .truncation import validate_truncation
+from .units import check_units, validate_units
 
 _MAX_REQUEST_ID = 128
 
@@ -45,6 +46,7 @@ def validate_request(message: service_pb.AttributeRequest, loaded: LoadedModel, 
     """
     if message.offset_unit not in OFFSET_UNITS:
         raise invalid("offset_unit", "UNKNOWN_VALUE", "is no unit of offsets")
+    check_units(message)
     truncation = validate_truncation(message)
     languages = validate_languages(message, loaded)
     options = validate_text_options(message, loaded)
@@ -85,6 +87,7 @@ def validate_request(message: service_pb.AttributeRequest, loaded: LoadedModel, 
         target_tokens_left_out=texts.num_left_out,
         has_parts=has_parts,
         features=features,
+        units=validate_units(message.capture, source, texts.given, OFFSET_UNITS[message.offset_unit]),
     )
     contrast = validate_contrast(message, loaded, languages, options, request, max_positions)
     return request if contrast is None else replace(request, contrast=contrast)

@@ -124,7 +124,6 @@ BAD = [
     (rollout(heads=heads((0, 0))), "capture.heads.list", INVALID),
     (capture(none=True, method=attention.METHOD_ROLLOUT), "capture.method", INVALID),
     (capture(none=True, special_tokens=attention.SPECIAL_TOKENS_KEEP), "capture.special_tokens", INVALID),
-    (capture(grouping=attention.GROUPING_WORD), "capture.grouping", UNIMPLEMENTED),
 ]
 
 

@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -17,9 +16,24 @@ from numpy.typing import NDArray
 from sidelight.v1 import attention_pb2, model_pb2, text_pb2
 from sidelight.v1 import attribution_service_pb2 as service_pb
 
-from .errors import field_errors, invalid_argument
-from .parameters import AttentionKind, Beam, Capture, Decoding, Head, Method, OffsetUnit, Row, Sampling, Score, Source
-from .results import (
+from ..errors import field_errors, invalid_argument
+from ..parameters import (
+    AttentionKind,
+    Beam,
+    Capture,
+    Decoding,
+    Grouping,
+    Head,
+    Method,
+    OffsetUnit,
+    Row,
+    Sampling,
+    Score,
+    Source,
+    TextSpan,
+    UnitOptions,
+)
+from ..results import (
     AttentionLayout,
     EncoderSelf,
     Finished,
@@ -27,13 +41,16 @@ from .results import (
     Hypothesis,
     Model,
     ModelAttention,
+    Span,
     Started,
     Step,
     StopReason,
     Token,
+    Unit,
     Usage,
 )
-from .validation import check_fields, check_value, is_sequence
+from ..validation import check_fields, check_value, is_sequence
+from .attention_arrays import parse_attention, parse_special_shares
 
 
 def _enum_words(enum: Any, prefix: str) -> dict[Any, Any]:
@@ -47,6 +64,7 @@ _REDUCTIONS: dict[int, str] = _enum_words(attention_pb2.Reduction, "REDUCTION_")
 _ROWS: dict[int, Row] = _enum_words(attention_pb2.Row, "ROW_")
 _METHODS: dict[int, Method] = _enum_words(attention_pb2.Method, "METHOD_")
 _SPECIAL_TOKENS: dict[int, str] = _enum_words(attention_pb2.SpecialTokens, "SPECIAL_TOKENS_")
+_GROUPINGS: dict[int, Grouping] = _enum_words(attention_pb2.Grouping, "GROUPING_")
 _ENCODINGS: dict[int, str] = _enum_words(attention_pb2.Encoding, "ENCODING_")
 _SCORES: dict[int, Score] = _enum_words(attention_pb2.Score, "SCORE_")
 _AXES: dict[int, Any] = _enum_words(attention_pb2.Axis, "AXIS_")
@@ -57,12 +75,6 @@ _SPECIAL_TOKENS_IN_TEXT: dict[int, str] = _enum_words(text_pb2.SpecialTokensInTe
 _OFFSET_UNITS: dict[int, OffsetUnit] = _enum_words(text_pb2.OffsetUnit, "OFFSET_UNIT_")
 _TRUNCATIONS: dict[int, str] = _enum_words(text_pb2.Truncation, "TRUNCATION_")
 _PADDINGS: dict[int, str] = _enum_words(text_pb2.Padding, "PADDING_")
-
-_DTYPES = {
-    attention_pb2.ENCODING_FLOAT32: np.dtype("<f4"),
-    attention_pb2.ENCODING_FLOAT16: np.dtype("<f2"),
-    attention_pb2.ENCODING_UINT8: np.dtype("u1"),
-}
 
 
 def _enum_number(words: Mapping[int, str], word: str | None) -> Any:
@@ -166,6 +178,25 @@ def build_capture(capture: Capture) -> attention_pb2.Capture:
     if capture.steps is not None:
         with field_errors("capture.steps"):
             message.steps.CopyFrom(attention_pb2.StepSpan(begin=capture.steps[0], end=capture.steps[1]))
+    if capture.grouping != "token":
+        message.grouping = _enum_number(_GROUPINGS, capture.grouping)
+    if capture.units is not None:
+        message.units.CopyFrom(_build_units(capture.units))
+    return message
+
+
+def _build_units(units: UnitOptions) -> attention_pb2.UnitOptions:
+    check_fields(units, "capture.units")
+    message = attention_pb2.UnitOptions(
+        over_positions=_enum_number(_REDUCTIONS, units.over_positions),
+        over_steps=_enum_number(_REDUCTIONS, units.over_steps),
+        over_scores=_enum_number(_REDUCTIONS, units.over_scores),
+    )
+    for name in ("source_spans", "target_spans", "source_slices", "target_slices"):
+        spans: Sequence[TextSpan] = getattr(units, name)
+        for index, (begin, end) in enumerate(spans):
+            with field_errors(f"capture.units.{name}[{index}]"):
+                getattr(message, name).add(begin=begin, end=end)
     return message
 
 
@@ -213,75 +244,6 @@ def score_enums(scores: Sequence[Score]) -> list[attention_pb2.Score.ValueType]:
 # ---- responses ------------------------------------------------------------------------------------------------------
 
 
-def parse_attention(message: attention_pb2.Attention, positions: int, *, axis: int = 0, top_k: int = 0) -> FloatArray:
-    """Parses an Attention message into floats for every position. Positions that were not sent are 0.
-
-    Args:
-        message: The message.
-        positions: The number of all positions.
-        axis: The axis of the positions: 0 in a step, 1 in encoder self-attention.
-        top_k: How many positions of each row are sent at most; the message then holds their indices. 0: all positions.
-
-    Raises:
-        ValueError: The bytes do not fill the shape, or the shape or an index does not fit the number of positions.
-        KeyError: The encoding is unknown.
-    """
-    shape = tuple(message.shape)
-    if len(shape) <= axis:
-        raise ValueError(f"attention of shape {shape} has no axis of positions")
-    num_sent = min(top_k, positions) if top_k else positions
-    if shape[axis] != num_sent:
-        raise ValueError(f"attention of shape {shape} is not for {num_sent} of {positions} positions")
-    values: FloatArray = _parse_elements(message.values, _DTYPES[message.encoding], shape, "values")
-    if message.encoding == attention_pb2.ENCODING_UINT8:
-        # One scale for each row, that is for each index along all axes but the axis of positions.
-        scales = _parse_elements(
-            message.scales, _DTYPES[attention_pb2.ENCODING_FLOAT32], _without_axis(shape, axis), "scales"
-        )
-        values = values * np.expand_dims(scales, axis)
-    if top_k or message.positions:
-        indices = _parse_elements(message.positions, np.dtype("<u4"), shape, "positions").astype(np.int64)
-        return _scatter(values, indices, positions, axis)
-    return values
-
-
-def parse_special_shares(message: attention_pb2.Attention, *, axis: int = 0) -> FloatArray:
-    """Parses the shares of special tokens, in the shape of the attention without the axis of positions.
-
-    Raises ValueError if they do not fill the shape.
-    """
-    return np.array(message.special_shares, np.float32).reshape(_without_axis(tuple(message.shape), axis))
-
-
-def _parse_elements(data: bytes, dtype: np.dtype[Any], shape: tuple[int, ...], field: str) -> NDArray[Any]:
-    """Parses little-endian bytes into an array of the machine's byte order.
-
-    Raises ValueError if the bytes do not fill the shape.
-    """
-    if len(data) != math.prod(shape) * dtype.itemsize:
-        raise ValueError(f"{len(data)} bytes of {field} do not fill a shape of {shape}")
-    return np.frombuffer(data, dtype).reshape(shape).astype(dtype.newbyteorder("="), copy=False)
-
-
-def _without_axis(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
-    return shape[:axis] + shape[axis + 1 :]
-
-
-def _scatter(values: FloatArray, indices: NDArray[np.int64], positions: int, axis: int) -> FloatArray:
-    """Puts the values at their indices among all positions; all other positions are 0.
-
-    Raises ValueError for an index that is out of range or comes twice.
-    """
-    if (indices >= positions).any():
-        raise ValueError(f"position {indices.max()} is out of range: there are {positions}")
-    if (np.diff(np.sort(indices, axis), axis=axis) == 0).any():
-        raise ValueError("a position comes twice in a row of attention")
-    shape = values.shape
-    scattered = np.zeros((*shape[:axis], positions, *shape[axis + 1 :]), values.dtype)
-    np.put_along_axis(scattered, indices, values, axis)
-    return scattered
-
-
 def parse_token(message: text_pb2.Token) -> Token:
     """Parses a Token message."""
     return Token(message.id, message.piece, message.begin, message.end, message.special, message.text)
@@ -307,7 +269,15 @@ def parse_started(message: service_pb.Started) -> Started:
         target_tokens_left_out=message.target_tokens_left_out,
         source_position_count=message.source_position_count,
         method=_METHODS.get(message.capture.method, "weights"),
+        grouping=_GROUPINGS.get(message.capture.grouping, "token"),
+        source_units=tuple(map(_parse_span, message.source_units)),
+        prefix_units=tuple(map(_parse_span, message.prefix_units)),
+        sent_positions=tuple(message.source_positions) if message.capture.units.source_slices else None,
     )
+
+
+def _parse_span(message: service_pb.Span) -> Span:
+    return Span(message.begin, message.end, message.text)
 
 
 def _parse_layout(message: attention_pb2.AttentionLayout) -> AttentionLayout:
@@ -325,15 +295,10 @@ def parse_step(message: service_pb.Step, header: Started) -> Step:
     """Parses a step. The header has the names of its scores and the numbers of its positions."""
     num_seen = header.first_position + message.index + (header.row == "reading")
     cross = decoder_self = None
-    special_shares: dict[AttentionKind, FloatArray] = {}
     if message.HasField("cross"):
         cross = parse_attention(message.cross, header.source_length, top_k=header.top_k)
-        if message.cross.special_shares:
-            special_shares["cross"] = parse_special_shares(message.cross)
     if message.HasField("decoder_self"):
         decoder_self = parse_attention(message.decoder_self, num_seen, top_k=header.top_k)
-        if message.decoder_self.special_shares:
-            special_shares["decoder_self"] = parse_special_shares(message.decoder_self)
     return Step(
         index=message.index,
         token=parse_token(message.token),
@@ -341,7 +306,36 @@ def parse_step(message: service_pb.Step, header: Started) -> Step:
         cross=cross,
         decoder_self=decoder_self,
         scores=dict(zip(header.scores, message.scores, strict=True)),
-        special_shares=special_shares,
+        special_shares=_parse_shares(message),
+    )
+
+
+def _parse_shares(message: service_pb.Step | service_pb.Unit) -> dict[AttentionKind, FloatArray]:
+    """Parses the shares of special tokens of each kind that has them."""
+    attentions: dict[AttentionKind, attention_pb2.Attention] = {
+        "cross": message.cross,
+        "decoder_self": message.decoder_self,
+    }
+    return {kind: parse_special_shares(a) for kind, a in attentions.items() if a.special_shares}
+
+
+def parse_unit(message: service_pb.Unit, header: Started) -> Unit:
+    """Parses a unit. The header has the names of its scores and the numbers of its positions."""
+    cross = decoder_self = None
+    if message.HasField("cross"):
+        cross = parse_attention(message.cross, header.source_length, top_k=header.top_k)
+    if message.HasField("decoder_self"):
+        num_seen = header.first_position + message.index + 1
+        decoder_self = parse_attention(message.decoder_self, num_seen, top_k=header.top_k)
+    return Unit(
+        index=message.index,
+        span=_parse_span(message.span),
+        first_step=message.first_step,
+        end_step=message.end_step,
+        cross=cross,
+        decoder_self=decoder_self,
+        scores=dict(zip(header.scores, message.scores, strict=True)),
+        special_shares=_parse_shares(message),
     )
 
 
@@ -397,4 +391,5 @@ def parse_model(message: model_pb2.Model) -> Model:
         batches=message.batches,
         feature_shape=tuple(message.feature_shape),
         methods=tuple(_METHODS[method] for method in message.methods if method in _METHODS),
+        word_boundaries=message.word_boundaries,
     )

@@ -1,0 +1,19 @@
+"""Words, sentences, and the tokens that belong to them.
+
+words          the words and the sentences of a text, which may grow
+token_units    which tokens belong together: the tokens of a word, a sentence or a given span
+"""
+
+from .token_units import Grouping, TokenGrouper, cover, group_tokens, shares_character
+from .words import WORD_BOUNDARIES, find_sentences, find_words
+
+__all__ = [
+    "WORD_BOUNDARIES",
+    "Grouping",
+    "TokenGrouper",
+    "cover",
+    "find_sentences",
+    "find_words",
+    "group_tokens",
+    "shares_character",
+]
