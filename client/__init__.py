@@ -18,8 +18,8 @@ offset_units    Token and Span: places in a text; texts sliced by offsets in oth
 results         Step, Unit, Attribution, Model: what a server answers, as NumPy arrays
 errors          the exceptions
 contrasts       the message of a Contrast
-converters      between these types and protobuf messages
 validation      checks values against their declared types before a request is sent
+converters/     between these types and protobuf messages
 cli/            the command line
 views/          a heatmap in the terminal, a page in the browser
 formats/        files: Inseq's JSON, NumPy's npz, the page
