@@ -16,7 +16,7 @@ from sidelight.v1.attribution_service_pb2_grpc import AttributionServiceStub
 from typing_extensions import Self, Unpack
 
 from . import converters
-from .errors import CancelledError, from_rpc_error
+from .errors import CancelledError, field_errors, from_rpc_error
 from .many import AsyncAttributionManyStream, AttributionManyStream
 from .many_state import DEFAULT_RUNNING, ManySource, ManyState, OnStep
 from .parameters import Source

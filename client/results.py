@@ -5,15 +5,14 @@ All types here are plain data, without protobuf, gRPC or files.
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .offset_units import Span, Token, UnitText
+from .offset_units import Span, Token
 from .parameters import AttentionKind, Grouping, Method, OffsetUnit, Row, Score
 
 FloatArray = NDArray[np.floating[Any]]
@@ -333,77 +332,3 @@ class Model:
     feature_shape: tuple[int, ...] = ()
     methods: tuple[Method, ...] = ()
     word_boundaries: str = ""
-
-
-def build_attribution(
-    started: Started,
-    encoder_self: Sequence[EncoderSelf],
-    steps: Sequence[Step],
-    finished: Finished,
-    units: Sequence[Unit] = (),
-) -> Attribution:
-    """Builds the whole result from the parts of a stream."""
-    rows: Sequence[Step | Unit] = steps if started.grouping == "token" else units
-    positions = started.first_position + (rows[-1].index + 1 if rows else 0)
-    text = UnitText(finished.text, started.offset_unit)
-    return Attribution(
-        started=started,
-        steps=tuple(_complete_token(step.token, text) for step in steps),
-        text=finished.text,
-        stop_reason=finished.stop_reason,
-        usage=finished.usage,
-        hypotheses=finished.hypotheses,
-        first_step=steps[0].index if steps else 0,
-        cross=_stack_rows([row.cross for row in rows], started.source_length),
-        decoder_self=_stack_rows([row.decoder_self for row in rows], positions),
-        encoder_self=np.concatenate([part.attention for part in encoder_self]) if encoder_self else None,
-        special_shares=_join_shares(encoder_self, rows),
-        scores=_stack_scores(steps, started.scores),
-        units=tuple(dataclasses.replace(unit, cross=None, decoder_self=None) for unit in units),
-        unit_scores={} if started.grouping == "token" else _stack_scores(units, started.scores),
-    )
-
-
-def _stack_scores(rows: Sequence[Step | Unit], names: Sequence[Score]) -> dict[Score, FloatArray]:
-    return {name: np.array([row.scores[name] for row in rows], np.float32) for name in names}
-
-
-def _join_shares(encoder_self: Sequence[EncoderSelf], rows: Sequence[Step | Unit]) -> dict[AttentionKind, FloatArray]:
-    """Joins the shares of special tokens of all rows, by kind. A step without a row has NaN."""
-    joined: dict[AttentionKind, FloatArray] = {}
-    kinds: tuple[AttentionKind, ...] = ("cross", "decoder_self")
-    for kind in kinds:
-        shares = [row.special_shares.get(kind) for row in rows]
-        first = next((share for share in shares if share is not None), None)
-        if first is not None:
-            joined[kind] = np.stack([np.full_like(first, np.nan) if share is None else share for share in shares])
-    parts = [part.special_shares for part in encoder_self if part.special_shares is not None]
-    if parts:
-        joined["encoder_self"] = np.concatenate(parts)
-    return joined
-
-
-def _complete_token(token: Token, text: UnitText) -> Token:
-    """Returns a step's token with its whole text.
-
-    The first bytes of a character arrive in steps before the character is known.
-    """
-    text_of_span = text.slice(token.begin, token.end)
-    is_longer = text_of_span != token.text and text_of_span.startswith(token.text)
-    return dataclasses.replace(token, text=text_of_span) if is_longer else token
-
-
-def _stack_rows(rows: Iterable[FloatArray | None], positions: int) -> FloatArray | None:
-    """Stacks the rows of steps, each `[positions seen, ...]`, into `[positions, steps, ...]`.
-
-    A position that a step has not seen, and a step without a row, has NaN. None if no step has a row.
-    """
-    rows = list(rows)
-    first_row = next((row for row in rows if row is not None), None)
-    if first_row is None:
-        return None
-    stacked = np.full((positions, len(rows), *first_row.shape[1:]), np.nan, first_row.dtype)
-    for index, row in enumerate(rows):
-        if row is not None:
-            stacked[: row.shape[0], index] = row
-    return stacked

@@ -15,7 +15,8 @@ from sidelight.client import (
     Sampling,
     converters,
 )
-from sidelight.client.results import Step, build_attribution
+from sidelight.client.parts import build_attribution
+from sidelight.client.results import Step
 from sidelight.v1 import attention_pb2, attribution_service_pb2, model_pb2, text_pb2
 
 RNG = np.random.default_rng(7)

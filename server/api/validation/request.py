@@ -15,6 +15,7 @@ from ...capture import AttentionKind
 from ...errors import invalid
 from ...models import LoadedModel
 from ...request import DecodingParams, GivenTarget, Request, Score
+from ...text import OffsetUnit
 from ..enums import OFFSET_UNITS, SCORES
 from .capture import validate_capture
 from .contrast import validate_contrast
@@ -44,8 +45,7 @@ def validate_request(message: service_pb.AttributeRequest, loaded: LoadedModel, 
 
     Tokenizes the texts, which takes too long for an event loop if the texts are long.
     """
-    if message.offset_unit not in OFFSET_UNITS:
-        raise invalid("offset_unit", "UNKNOWN_VALUE", "is no unit of offsets")
+    offset_unit = _validate_offset_unit(message)
     check_units(message)
     truncation = validate_truncation(message)
     languages = validate_languages(message, loaded)
@@ -62,8 +62,7 @@ def validate_request(message: service_pb.AttributeRequest, loaded: LoadedModel, 
         steps_per_pass = 1 if has_parts else max_steps
     else:
         target = validate_decoding(message.decoding, loaded, languages, num_before, max_target)
-        if target.do_sample and message.resume_at and not message.decoding.sampling.HasField("seed"):
-            raise invalid("decoding.sampling.seed", "REQUIRED", "is needed to draw the same tokens up to resume_at")
+        _check_seed(message, target)
         max_steps = target.max_new_tokens
         # The hypothesis that a beam search has found is read as a given target is.
         steps_per_pass = 1 if target.beam is None or has_parts else max_steps
@@ -83,14 +82,25 @@ def validate_request(message: service_pb.AttributeRequest, loaded: LoadedModel, 
         score_top_p=validate_probability(message, "score_top_p", "score_top_p", 0.9),
         resume_at=message.resume_at,
         prefix=texts.prefix,
-        offset_unit=OFFSET_UNITS[message.offset_unit],
+        offset_unit=offset_unit,
         target_tokens_left_out=texts.num_left_out,
         has_parts=has_parts,
         features=features,
-        units=validate_units(message.capture, source, texts.given, OFFSET_UNITS[message.offset_unit]),
+        units=validate_units(message.capture, source, texts.given, offset_unit),
     )
     contrast = validate_contrast(message, loaded, languages, options, request, max_positions)
     return request if contrast is None else replace(request, contrast=contrast)
+
+
+def _validate_offset_unit(message: service_pb.AttributeRequest) -> OffsetUnit:
+    if message.offset_unit not in OFFSET_UNITS:
+        raise invalid("offset_unit", "UNKNOWN_VALUE", "is no unit of offsets")
+    return OFFSET_UNITS[message.offset_unit]
+
+
+def _check_seed(message: service_pb.AttributeRequest, params: DecodingParams) -> None:
+    if params.do_sample and message.resume_at and not message.decoding.sampling.HasField("seed"):
+        raise invalid("decoding.sampling.seed", "REQUIRED", "is needed to draw the same tokens up to resume_at")
 
 
 # ---- scores ---------------------------------------------------------------------------------------------------------
