@@ -10,9 +10,7 @@ request_state       one request in the engine: status, sequence, outputs that wa
 admission           the requests that have arrived and not started
 waiting_queue       the order of waiting requests, and which clients come after others
 batching_delay      a millisecond's wait when requests arrive in bursts
-output_builder      tokens and attention → outputs: text, stop reasons, which row belongs to which step
-unit_builder        steps that belong together become one unit
-given_target        the outputs of a request whose target is given
+outputs/            tokens and attention → steps, units and texts
 beam_hypotheses     the outputs of a request whose target a beam search has found
 output_queue        from the engine's thread to an asyncio task, bounded by bytes
 """

@@ -16,8 +16,7 @@ from ..request import Finished, GivenTarget, Hypothesis, Output, Request, Step
 from ..runner import SearchOutput, TargetOutput, TargetPass, begin_text
 from ..sampling import FoundHypothesis
 from ..text import TokenizedText
-from .given_target import given_steps
-from .output_builder import make_started, make_unit_builder
+from .outputs import given_steps, make_started, make_unit_builder
 from .request_state import RequestState
 
 

@@ -12,9 +12,8 @@ from ..request import EncoderSelf, Output, Step
 from ..runner import DecodeOutput, Runner, SearchOutput, Sequence
 from .admission import AdmissionQueue
 from .beam_hypotheses import give_target, hypothesis_outputs
-from .given_target import target_outputs
-from .output_builder import make_output_builder, make_started, split_encoder_self
 from .output_queue import OutputQueue, notify
+from .outputs import make_output_builder, make_started, split_encoder_self, target_outputs
 from .preemption import Preemption
 from .request_state import RequestState
 from .scheduler import Scheduler

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 
 from ..request import GivenTarget, Hypothesis, Output, Request
 from ..runner import Sequence
-from .output_builder import OutputBuilder
 from .output_queue import OutputQueue
+from .outputs import OutputBuilder
 
 # Seconds for which a reader may take nothing while its queue is full, before its request counts as slow.
 SLOW_SECONDS = 0.25

@@ -14,8 +14,8 @@ from ..errors import expired
 from ..models import LoadedModel
 from .admission import AdmissionQueue
 from .batching_delay import BatchingDelay
-from .output_builder import make_started
 from .output_queue import OutputQueue, notify
+from .outputs import make_started
 from .preemption import Preemption
 from .request_state import SLOW_SECONDS, RequestState, RequestStatus
 from .started_requests import StartedRequests

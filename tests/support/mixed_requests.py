@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from model_zoo import FAMILIES, SENTENCES
 from sidelight.server.api.validation import validate_request
 from sidelight.server.engine.beam_hypotheses import give_target, hypothesis_outputs
-from sidelight.server.engine.given_target import target_outputs
-from sidelight.server.engine.output_builder import (
+from sidelight.server.engine.outputs.given_target import target_outputs
+from sidelight.server.engine.outputs.output_builder import (
     OutputBuilder,
     make_output_builder,
     make_started,

@@ -25,8 +25,8 @@ from sidelight.server.engine.admission import AdmissionQueue
 from sidelight.server.engine.batching_delay import BatchingDelay
 from sidelight.server.engine.engine import Engine, EngineConfig
 from sidelight.server.engine.engine_core import EngineCore
-from sidelight.server.engine.output_builder import OutputBuilder
 from sidelight.server.engine.output_queue import OutputQueue
+from sidelight.server.engine.outputs.output_builder import OutputBuilder
 from sidelight.server.engine.preemption import Preemption
 from sidelight.server.engine.scheduler import Scheduler
 from sidelight.server.engine.started_requests import StartedRequests

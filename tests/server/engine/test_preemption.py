@@ -10,8 +10,9 @@ from harness import CROSS, DECODER_SELF, ENCODER_SELF, request, serving, steps_o
 from hostile_clients import ATTRIBUTE, NARROW, long_request
 from model_zoo import build_model
 from raw_http2 import RawConnection
-from sidelight.server.engine import output_builder, output_queue, preemption
+from sidelight.server.engine import output_queue, preemption
 from sidelight.server.engine.engine import EngineConfig
+from sidelight.server.engine.outputs import output_builder
 from sidelight.server.engine.request_state import RequestState
 from sidelight.server.models import load
 from sidelight.v1 import attribution_service_pb2_grpc as services

@@ -15,8 +15,8 @@ import torch
 import transformers as tf
 from model_zoo import FAMILIES
 from sidelight.server.capture import CapturePlan
-from sidelight.server.engine.given_target import target_outputs
-from sidelight.server.engine.output_builder import split_encoder_self
+from sidelight.server.engine.outputs.given_target import target_outputs
+from sidelight.server.engine.outputs.output_builder import split_encoder_self
 from sidelight.server.models import LoadedModel, load
 from sidelight.server.request import DecodingParams, GivenTarget, Request, Step
 from sidelight.server.runner import TargetPass

@@ -9,7 +9,7 @@ from combinations import slow_except
 from model_zoo import FAMILIES
 from sidelight.server import request as request_module
 from sidelight.server.capture import CapturePlan, PassRecorder
-from sidelight.server.engine.given_target import target_outputs
+from sidelight.server.engine.outputs.given_target import target_outputs
 from sidelight.server.models import LoadedModel
 from sidelight.server.request import GivenTarget, Request, Step
 from sidelight.server.runner import TargetPass, single_sequence, target_pass

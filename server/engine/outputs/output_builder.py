@@ -9,10 +9,10 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from ..capture import AttentionArrays
-from ..errors import invalid, not_a_number
-from ..models import LoadedModel
-from ..request import (
+from ...capture import AttentionArrays
+from ...errors import invalid, not_a_number
+from ...models import LoadedModel
+from ...request import (
     DecodingParams,
     EncoderSelf,
     Finished,
@@ -24,8 +24,8 @@ from ..request import (
     Unit,
     UnitPlan,
 )
-from ..runner import StepOutput, begin_text
-from ..text import Detokenizer, StopTexts
+from ...runner import StepOutput, begin_text
+from ...text import Detokenizer, StopTexts
 from .unit_builder import UnitBuilder, group_encoder_self, group_prefix, spans_of
 
 # Encoder self-attention is cut into parts of about this size, a fraction of what is held for a slow reader.

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from ..models import LoadedModel
-from ..request import Finished, GivenTarget, Output, Request, Step
-from ..runner import TargetOutput, TargetPass
-from ..text import Token, TokenizedText
+from ...models import LoadedModel
+from ...request import Finished, GivenTarget, Output, Request, Step
+from ...runner import TargetOutput, TargetPass
+from ...text import Token, TokenizedText
 from .output_builder import make_started, make_unit_builder, split_encoder_self
 from .unit_builder import UnitBuilder
 

@@ -11,10 +11,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..capture import AttentionArrays, AttentionKind, FloatArray, RunningReduction, encode, reduce_groups
-from ..errors import ErrorCode, RequestError
-from ..request import Output, Request, Step, TextSpan, Unit, UnitPlan
-from ..text import Token, TokenGrouper, cover, group_tokens, shares_character
+from ...capture import AttentionArrays, AttentionKind, FloatArray, RunningReduction, encode, reduce_groups
+from ...errors import ErrorCode, RequestError
+from ...request import Output, Request, Step, TextSpan, Unit, UnitPlan
+from ...text import Token, TokenGrouper, cover, group_tokens, shares_character
 
 # The most bytes of rows that wait until it is certain to which unit they belong. In common texts a few rows wait.
 _MAX_WAITING_BYTES = 64 * 1024**2

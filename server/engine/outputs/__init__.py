@@ -1,0 +1,19 @@
+"""What a request gets: steps, units and texts, from what forward passes gave. No forward pass runs here; no queues.
+
+output_builder    tokens and attention → outputs: text, stop reasons, which row belongs to which step
+unit_builder      steps that belong together become one unit
+given_target      the outputs of a request whose target is given
+"""
+
+from .given_target import given_steps, target_outputs
+from .output_builder import OutputBuilder, make_output_builder, make_started, make_unit_builder, split_encoder_self
+
+__all__ = [
+    "OutputBuilder",
+    "given_steps",
+    "make_output_builder",
+    "make_started",
+    "make_unit_builder",
+    "split_encoder_self",
+    "target_outputs",
+]
