@@ -76,7 +76,7 @@ def assert_alike(message: Message, expected: Message, factor: float = 1.0) -> No
                 assert_alike(item, expected_item, factor)
             elif isinstance(item, float):
                 assert math.isclose(item, expected_item, rel_tol=1e-3 * factor, abs_tol=1e-4 * factor), field.name
-            else:
+            elif field.name != "word_boundaries":  # depends on the libraries that are installed
                 assert item == expected_item, field.name
 
 
