@@ -13,5 +13,5 @@ checkpoint               the files of a model
 layers                   replacements of single layers
 capture                  attention rows while a model runs
 text                     tokenizer and detokenizer
-request, errors, memory, transfer, transformers_versions    what these share
+request, policy, errors, memory, transfer, transformers_versions    what these share
 """

@@ -130,6 +130,24 @@ def late(seconds: float) -> RequestError:
     return RequestError(ErrorCode.DEADLINE_EXCEEDED, "REQUEST_LATE", message)
 
 
+def too_many_streams(num_open: int) -> RequestError:
+    """Returns RESOURCE_EXHAUSTED: no more follow streams may be open."""
+    message = f"{num_open:,} follow streams are open already"
+    return RequestError(ErrorCode.RESOURCE_EXHAUSTED, "TOO_MANY_STREAMS", message, retry_after=1.0)
+
+
+def silent(seconds: float) -> RequestError:
+    """Returns DEADLINE_EXCEEDED: the client of an open stream has sent nothing for too long."""
+    message = f"the stream's client has sent nothing for {seconds:.0f} seconds"
+    return RequestError(ErrorCode.DEADLINE_EXCEEDED, "STREAM_IDLE", message)
+
+
+def too_old(seconds: float) -> RequestError:
+    """Returns DEADLINE_EXCEEDED: a stream has been open for too long."""
+    message = f"the stream has been open for {seconds / 3600:.0f} hours: open another one"
+    return RequestError(ErrorCode.DEADLINE_EXCEEDED, "STREAM_TOO_OLD", message)
+
+
 def stalled() -> RequestError:
     """Returns ABORTED: the reader of a stream has taken no message for too long."""
     message = "the stream's reader has taken nothing for too long"

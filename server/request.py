@@ -1,7 +1,8 @@
 """A request, and the outputs that answer it: plain data, without protobuf.
 
 A `Request` has been validated. Its outputs come in this order: one Started, any number of EncoderSelf, the Steps and
-the Units of steps, one Finished.
+the Units of steps, one Finished. A follow stream gets a Started for each source, a StepCount for each TakeBack, and an
+AwaitingSource each time when its policy holds the target.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from ..kernels import Encoding, Reduction
 from .capture import AttentionArrays, CapturePlan
+from .policy import AlignAtt, PolicyDecision
 from .text import Grouping, OffsetUnit, Span, Token, TokenizedText
 
 # The most bytes of attention that are computed at once for several messages, if a single row has no more: of the
@@ -121,8 +123,15 @@ class UnitPlan:
 
 
 @dataclass(frozen=True)
+class FollowedTarget:
+    """A target that the client of a follow stream gives token by token. Every token is a step."""
+
+    max_new_tokens: int
+
+
+@dataclass(frozen=True)
 class Request:
-    """A validated request to one model.
+    """A validated request to one model. In a follow stream: with the source so far.
 
     Attributes:
         request_id: For logs and for the client.
@@ -143,12 +152,13 @@ class Request:
             whole matrices.
         features: The source of a speech model.
         units: How rows are grouped and cut; None: rows are sent as they are captured.
+        policy: Says which steps of a follow stream are held while the source is not complete; None: no step.
     """
 
     request_id: str
     source: TokenizedText
     decoder_prompt_ids: tuple[int, ...]
-    target: DecodingParams | GivenTarget
+    target: DecodingParams | GivenTarget | FollowedTarget
     capture: CapturePlan
     scores: tuple[Score, ...] = ()
     score_top_p: float = 0.9
@@ -160,6 +170,7 @@ class Request:
     has_parts: bool = True
     features: SourceFeatures | None = None
     units: UnitPlan | None = None
+    policy: AlignAtt | None = None
 
     @property
     def source_length(self) -> int:
@@ -167,17 +178,17 @@ class Request:
         return len(self.source.tokens) if self.features is None else self.features.num_positions
 
     @property
-    def has_beam(self) -> bool:
-        """Whether a beam search writes the target."""
-        return isinstance(self.target, DecodingParams) and self.target.beam is not None
+    def beam(self) -> BeamParams | None:
+        """The beam search that writes the target; None where no search does."""
+        return self.target.beam if isinstance(self.target, DecodingParams) else None
 
     @property
     def num_sequences(self) -> int:
         """How many sequences of a runner the request takes: none with a given target, which has passes of its own."""
         if isinstance(self.target, GivenTarget):
             return 0
-        if self.target.beam is not None:  # a contrast has a pass over what the search has found
-            return self.target.beam.width
+        if self.beam is not None:  # a contrast has a pass over what the search has found
+            return self.beam.width
         return 1 if self.contrast is None else 2
 
     @property
@@ -191,7 +202,7 @@ class Request:
         if isinstance(self.target, GivenTarget):
             target = len(self.target.text.tokens)
         else:
-            target = self.target.max_new_tokens * (1 if self.target.beam is None else self.target.beam.width)
+            target = self.target.max_new_tokens * (1 if self.beam is None else self.beam.width)
         other = 0 if self.contrast is None else self.contrast.request.max_num_tokens
         return self.source_length + len(self.decoder_prompt_ids) + target + other
 
@@ -302,6 +313,22 @@ class Step:
     cross: AttentionArrays | None = None
     decoder_self: AttentionArrays | None = None
     unsent_text: str = ""
+    decision: PolicyDecision | None = None
+
+
+@dataclass(frozen=True)
+class StepCount:
+    """How many steps of a follow stream are left."""
+
+    num_steps: int
+
+
+@dataclass(frozen=True)
+class AwaitingSource:
+    """A follow stream has written what its policy allows. `num_firm` as in PolicyDecision."""
+
+    num_steps: int
+    num_firm: int
 
 
 @dataclass(frozen=True)
@@ -345,4 +372,4 @@ class Finished:
     hypotheses: tuple[Hypothesis, ...] = ()
 
 
-Output = Started | EncoderSelf | Step | Unit | Finished
+Output = Started | EncoderSelf | Step | Unit | StepCount | AwaitingSource | Finished

@@ -13,7 +13,18 @@ from sidelight.v1 import attribution_service_pb2 as service_pb
 
 from ..capture import AttentionArrays, AttentionKind, CapturePlan
 from ..models import LoadedModel
-from ..request import EncoderSelf, Finished, Hypothesis, Request, Started, Step, TextSpan, Unit, UnitPlan
+from ..request import (
+    AwaitingSource,
+    EncoderSelf,
+    Finished,
+    Hypothesis,
+    Request,
+    Started,
+    Step,
+    TextSpan,
+    Unit,
+    UnitPlan,
+)
 from ..text import WORD_BOUNDARIES, OffsetMap, OffsetUnit, Span, Token
 from .enums import (
     ATTENTION_KINDS,
@@ -195,6 +206,16 @@ def fill_step(message: service_pb.Step, step: Step, offsets: RequestOffsets | No
         _fill_attention(message.cross, step.cross)
     if step.decoder_self is not None:
         _fill_attention(message.decoder_self, step.decoder_self)
+    if step.decision is not None:
+        decision = message.decision
+        decision.decision = service_pb.DECISION_HOLD if step.decision.is_held else service_pb.DECISION_COMMIT
+        decision.source_token = step.decision.source_token
+        decision.firm_source_tokens = step.decision.num_firm
+
+
+def awaiting_source_message(waiting: AwaitingSource) -> service_pb.AwaitingSource:
+    """Returns how far a follow stream has written."""
+    return service_pb.AwaitingSource(step_count=waiting.num_steps, firm_source_tokens=waiting.num_firm)
 
 
 def fill_unit(message: service_pb.Unit, unit: Unit, offsets: RequestOffsets | None) -> None:

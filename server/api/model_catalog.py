@@ -15,6 +15,7 @@ from .calls import Call
 from .parsing import parse
 from .validation import (
     MAX_BEAM_WIDTH,
+    MAX_FOLLOW_STREAMS,
     MAX_REQUEST_BYTES,
     MAX_SPANS,
     MAX_STOP_BYTES,
@@ -81,4 +82,5 @@ def _request_limits(loaded: LoadedModel, num_slots: int) -> model_pb2.RequestLim
         max_texts_per_stream=MAX_TEXTS_PER_STREAM,
         max_beam_width=min(MAX_BEAM_WIDTH, num_slots) if num_slots > 1 else 0,
         max_spans=MAX_SPANS,
+        max_follow_streams=MAX_FOLLOW_STREAMS,
     )

@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 from collections.abc import Sequence
 
 import grpc
@@ -14,15 +12,11 @@ from sidelight.v1 import attribution_service_pb2 as service_pb
 
 from ..engine import Engine
 from ..errors import unimplemented
-from .calls import EOF, Call, Calls
+from .calls import Call, Calls
 from .model_catalog import ModelCatalog
-from .rpcs import AnswerStarter, AttributeManyMethod, AttributeMethod, CancelAttributionMethod
+from .rpcs import AnswerStarter, AttributeManyMethod, AttributeMethod, CancelAttributionMethod, FollowMethod
 
 SERVICE = service_pb.DESCRIPTOR.services_by_name["AttributionService"]
-
-# Seconds for which a streaming RPC of later versions reads its requests before the status: in all, and from one request
-# to the next. Some clients take a status before they have sent everything for an error of the connection.
-_MAX_READ_SECONDS, _MAX_PAUSE_SECONDS = 10.0, 1.0
 
 
 class AttributionService:
@@ -31,14 +25,16 @@ class AttributionService:
     def __init__(self, engines: Sequence[Engine], calls: Calls) -> None:
         self._calls = calls
         self._catalog = ModelCatalog(engines)
-        self._starter = AnswerStarter({engine.loaded.name: engine for engine in engines}, self._catalog)
+        by_name = {engine.loaded.name: engine for engine in engines}
+        self._starter = AnswerStarter(by_name, self._catalog)
+        self._follow = FollowMethod(by_name, self._catalog)
 
     def handler(self) -> grpc.GenericRpcHandler:
         """Returns the handlers of all RPCs. They get requests as bytes, which `parsing` parses."""
         methods = {
             "Attribute": AttributeMethod(self._starter).answer,
             "AttributeMany": AttributeManyMethod(self._starter).answer,
-            "Follow": _refuse_stream,
+            "Follow": self._follow.answer,
             "Align": _refuse,
             "CancelAttribution": CancelAttributionMethod(self._calls).answer,
             "GetModel": self._catalog.get_model,
@@ -51,17 +47,8 @@ class AttributionService:
     def close(self) -> None:
         """Ends the service's threads."""
         self._starter.close()
+        self._follow.close()
 
 
 async def _refuse(_: Call) -> None:
-    raise unimplemented("")
-
-
-async def _refuse_stream(call: Call) -> None:
-    async def read_all() -> None:
-        while await asyncio.wait_for(call.context.read(), _MAX_PAUSE_SECONDS) is not EOF:
-            pass
-
-    with contextlib.suppress(asyncio.TimeoutError, grpc.aio.InternalError):
-        await asyncio.wait_for(read_all(), _MAX_READ_SECONDS)
     raise unimplemented("")

@@ -12,11 +12,14 @@ waiting_queue       the order of waiting requests, and which clients come after 
 batching_delay      a millisecond's wait when requests arrive in bursts
 outputs/            tokens and attention → steps, units and texts
 beam_hypotheses     the outputs of a request whose target a beam search has found
+follow_streams      what the events of follow streams do
+follow/             one follow stream: its events, its target so far, its steps
 output_queue        from the engine's thread to an asyncio task, bounded by bytes
 """
 
 from .admission import Reservation
 from .engine import Engine, EngineConfig
+from .follow import EventQueue, FollowEvent, SourceDone, SourceGrowth, StreamEnd, TakeBack, TargetToken
 from .output_queue import OutputQueue, ReadyQueues
 from .request_state import RequestState, RequestStatus
 from .waiting_queue import HeldBack
@@ -24,10 +27,17 @@ from .waiting_queue import HeldBack
 __all__ = [
     "Engine",
     "EngineConfig",
+    "EventQueue",
+    "FollowEvent",
     "HeldBack",
     "OutputQueue",
     "ReadyQueues",
     "RequestState",
     "RequestStatus",
     "Reservation",
+    "SourceDone",
+    "SourceGrowth",
+    "StreamEnd",
+    "TakeBack",
+    "TargetToken",
 ]

@@ -21,6 +21,7 @@ from ..request import Request
 from ..runner import caches_that_fit, make_runner, slots_that_fit
 from .admission import AdmissionQueue, Reservation
 from .engine_core import EngineCore
+from .follow import EventQueue, FollowState
 from .output_queue import OutputQueue
 from .request_state import RequestState
 from .waiting_queue import HeldBack
@@ -118,16 +119,17 @@ class Engine:
         queue: OutputQueue,
         deadline: float | None = None,
         reservation: Reservation | None = None,
+        events: EventQueue | None = None,
     ) -> RequestState:
         """Queues a request, in a place reserved for it or in a new one. Its outputs come to `queue`.
 
-        `deadline` is of `time.monotonic`. Raises RequestError, also for a beam search that is wider than there are
-        slots.
+        `deadline` is of `time.monotonic`; `events` are those of a follow stream. Raises RequestError, also for a beam
+        search that is wider than there are slots.
         """
         if request.num_sequences > self.num_slots:
-            field = "decoding.beam.width" if request.has_beam else "contrast"
+            field = "decoding.beam.width" if request.beam is not None else "contrast"
             raise too_few_slots(request.num_sequences, self.num_slots, field)
-        state = RequestState(request, queue, deadline)
+        state = RequestState(request, queue, deadline, None if events is None else FollowState(events))
         with reservation or self.reserve() as place:
             self._admission.submit(state, place.client)
         self.wake()

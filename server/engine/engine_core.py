@@ -12,6 +12,7 @@ from ..request import EncoderSelf, Output, Step
 from ..runner import DecodeOutput, Runner, SearchOutput, Sequence
 from .admission import AdmissionQueue
 from .beam_hypotheses import give_target, hypothesis_outputs
+from .follow_streams import FollowStreams
 from .output_queue import OutputQueue, notify
 from .outputs import make_output_builder, make_started, split_encoder_self, target_outputs
 from .preemption import Preemption
@@ -54,9 +55,11 @@ class EngineCore:
         self.requests = StartedRequests(admission, runner, max_given, has_slots=loaded.backend is not None)
         self._preemption = Preemption(self.requests, max_preempted, slot_bytes)
         self._scheduler = Scheduler(loaded, admission, self.requests, self._preemption, self._time_share)
+        self._follow_streams = FollowStreams(loaded, self.requests)
 
     def schedule(self) -> bool:
         """Starts, resumes and ends requests. Returns whether some work was put off that needs another look."""
+        self._preemption.drop_idle(time.monotonic())
         self._preemption.give_back_memory(time.monotonic())
         self._scheduler.wait_for_burst(self._num_slots)
         is_held_back = self._scheduler.schedule()
@@ -80,6 +83,7 @@ class EngineCore:
         """
         self._time_share.has_put_off = False
         has_worked = self._scheduler.end_expired_running()
+        has_worked = self._follow_streams.advance() or has_worked
         has_worked = self._put_pending(is_stopping) or has_worked
         began = time.monotonic()
         has_decoded = not is_stopping() and self._decode()
@@ -95,7 +99,7 @@ class EngineCore:
         """Gives the starting requests their sequences, and puts their first outputs."""
         states = self.requests.starting
         self._scheduler.record_starts(states)
-        added = self._runner.add([state.request for state in states])
+        added = self._runner.add([state.runner_request for state in states])
         self.requests.run_starting()
         ready: list[OutputQueue] = []
         for state, sequence in zip(states, added, strict=True):
@@ -104,24 +108,18 @@ class EngineCore:
                 continue
             state.sequence = sequence
             try:
-                self._put_started(state, sequence)
+                if state.follow is not None:
+                    self._follow_streams.start(state, state.follow)
+                else:
+                    _put_started(self._loaded, state, sequence)
             except Exception as error:
                 self.requests.fail(state, error)
                 continue
             # A task whose next output comes with the next step is woken then: to wake it before, for the first output
             # alone, would delay that step by a third.
-            if not (self.requests.has_slots and sequence.has_output_next) or state.attention_bytes:
+            if not (self.requests.has_slots and sequence.has_output_next and state.can_decode):
                 ready.append(state.queue)
         notify(ready)
-
-    def _put_started(self, state: RequestState, sequence: Sequence) -> None:
-        detokenizer, started = make_started(self._loaded, state.request)
-        state.builder = make_output_builder(self._loaded, state.request, detokenizer, started)
-        if not state.is_announced:
-            state.queue.put(started, notifies=False)
-        state.num_pending_put = 0
-        if state.attention_bytes:
-            state.pending_outputs = split_encoder_self(sequence.pop_source_attention(), state.request.units)
 
     # ---- outputs without a decode step ------------------------------------------------------------------------------
 
@@ -194,6 +192,7 @@ class EngineCore:
         if prefilling is not None:  # a chunk of one long prompt at a time, so that no request waits for all of them
             try:
                 self._runner.prefill(prefilling)
+                self.requests.rotate(ready[prefilling])  # the next time, the next prompt
             except Exception as error:
                 self.requests.fail(ready.pop(prefilling), error)
         decoding = [sequence for sequence in ready if not sequence.is_prefilling]
@@ -210,7 +209,8 @@ class EngineCore:
         queues: list[OutputQueue] = []
         ended: list[RequestState] = []
         for state, output in outputs:
-            assert state.builder is not None
+            builder = state.builder if state.follow is None else state.follow.builder
+            assert builder is not None
             if isinstance(output, Exception):
                 self.requests.fail(state, output)
                 continue
@@ -219,19 +219,30 @@ class EngineCore:
                     give_target(self._loaded, state, output)
                     self._preemption.give_up_slots(state)
                     continue
-                for complete in state.builder.add_token(output):
+                for complete in builder.add_token(output):
                     state.queue.put(complete, notifies=False)
             except Exception as error:  # one request's fault must not end the others
                 self.requests.fail(state, error)
                 continue
             queues.append(state.queue)
-            if state.builder.is_finished:
+            if builder.is_finished:
                 state.queue.end(notifies=False)
                 ended.append(state)
         notify(queues)
         # To free slots takes a moment, in which the clients of the ended requests learn of their ends.
         for state in ended:
             self.requests.finish(state, None)
+
+
+def _put_started(loaded: LoadedModel, state: RequestState, sequence: Sequence) -> None:
+    """Puts the first output of a request that has got a sequence."""
+    detokenizer, started = make_started(loaded, state.request)
+    state.builder = make_output_builder(loaded, state.request, detokenizer, started)
+    if not state.is_announced:
+        state.queue.put(started, notifies=False)
+    state.num_pending_put = 0
+    if state.attention_bytes:
+        state.pending_outputs = split_encoder_self(sequence.pop_source_attention(), state.request.units)
 
 
 def _pending_outputs(loaded: LoadedModel, state: RequestState, runner: Runner) -> Iterator[Output | None]:

@@ -1,7 +1,8 @@
-"""Which requests give way to others because their readers are slow: their slots, and the attention held for them.
+"""Which requests give way to others because their clients are slow: their slots, and the attention held for them.
 
 A preempted request keeps its cache, outside the slots. The caches of all preempted requests are bounded by number and
-by bytes; beyond the bounds, the request that has been slow longest ends with ABORTED.
+by bytes; beyond the bounds, the request that has been slow longest ends with ABORTED. A follow stream loses its cache
+instead, which is computed again when the stream goes on.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ from .started_requests import StartedRequests
 # Seconds for which a slow reader keeps its slot where too many requests are preempted already, at the cost of time at
 # each step of the other requests.
 _LONG_SLOW_SECONDS = 5.25
+
+# Seconds without an event after which a follow stream gives up its slot, and after which it gives up its cache.
+_IDLE_SECONDS, _LONG_IDLE_SECONDS = 1.0, 30.0
 
 # Bytes of attention computed at once that are held for all readers together. Beyond it, the attention of slow readers
 # is dropped, and computed again when they read on.
@@ -87,6 +91,8 @@ class Preemption:
         if not self._requests.has_slots:
             return
         for state in [state for state in self._requests.running if state.sequence is not None]:
+            if state.is_idle and not state.is_slow(now, _IDLE_SECONDS):
+                continue
             if state.is_slow(now) and (self._may_preempt(state) or state.is_slow(now, _LONG_SLOW_SECONDS)):
                 self._preempt(state)
 
@@ -98,7 +104,14 @@ class Preemption:
         """
         now, requests = time.monotonic(), self._requests
         while not self._may_preempt(state, resuming):
-            slow = next((other for other in requests.preempted if other.is_slow(now)), None)
+            others = (other for other in requests.preempted if other is not resuming)
+            followed = next((other for other in (*others, state) if _can_drop(other)), None)
+            if followed is not None:
+                requests.drop(followed)
+                if followed is state:
+                    return True
+                continue
+            slow = next((other for other in requests.preempted if other.follow is None and other.is_slow(now)), None)
             if slow is None:
                 is_slow = state.is_slow(now)
                 if is_slow:
@@ -110,7 +123,7 @@ class Preemption:
 
     def _may_preempt(self, state: RequestState, resuming: RequestState | None = None) -> bool:
         """Whether one more request may be preempted: by the number of them, and by the bytes of their caches."""
-        preempted = [other for other in self._requests.preempted if other is not resuming]
+        preempted = [other for other in self._requests.preempted if other is not resuming and not _is_dropped(other)]
         if len(preempted) >= self._max_preempted:
             return False
         held = sum(map(self._cache_bytes, preempted))
@@ -122,10 +135,16 @@ class Preemption:
         """The bytes of a request's cache, counted once while its queue is full: each step asks for hundreds."""
         if state.sequence is None:
             return 0
-        since = state.queue.full_since
+        since = state.blocked_since
         if state.counted_cache is None or state.counted_cache[0] != since:
             state.counted_cache = since, self._requests.runner.cache_bytes(state.sequence)
         return state.counted_cache[1]
+
+    def drop_idle(self, now: float) -> None:
+        """Drops the caches of follow streams whose clients have sent nothing for long."""
+        for state in [state for state in self._requests if state.follow is not None and _can_drop(state)]:
+            if state.is_idle and state.is_slow(now, _LONG_IDLE_SECONDS):
+                self._requests.drop(state)
 
     # ---- attention --------------------------------------------------------------------------------------------------
 
@@ -161,4 +180,16 @@ class Preemption:
         has_ready = any(not state.is_blocked for state in requests.preempted)
         if has_ready or any(state.must_recompute for state in requests):
             return SLOW_SECONDS
-        return None if self._held_at is None else _GIVE_BACK_SECONDS
+        waits = [] if self._held_at is None else [_GIVE_BACK_SECONDS]
+        waits += [_LONG_IDLE_SECONDS for state in requests if _can_drop(state)]
+        return min(waits, default=None)
+
+
+def _can_drop(state: RequestState) -> bool:
+    """Whether the sequence of a request can be made anew."""
+    return state.follow is not None and state.sequence is not None
+
+
+def _is_dropped(state: RequestState) -> bool:
+    """Whether a follow stream has no sequence, and holds nothing."""
+    return state.follow is not None and state.sequence is None

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from ..request import GivenTarget, Hypothesis, Output, Request
 from ..runner import Sequence
+from .follow import FollowState, without_encoder_self
 from .output_queue import OutputQueue
 from .outputs import OutputBuilder
 
@@ -36,6 +37,7 @@ class RequestState:
     request: Request
     queue: OutputQueue
     deadline: float | None = None
+    follow: FollowState | None = None  # of a follow stream
     arrival_time: float = field(default_factory=time.monotonic)
     start_time: float | None = None
     status: RequestStatus = RequestStatus.WAITING
@@ -56,7 +58,7 @@ class RequestState:
     attention_bytes: int = 0  # of attention that the pending outputs hold until all have been put
     must_recompute: bool = False  # whether the pending outputs were dropped, and must be computed again
 
-    # Since when the queue was full, and the bytes of the cache then.
+    # Since when the request was blocked, and the bytes of the cache then.
     counted_cache: tuple[float | None, int] | None = None
 
     @property
@@ -70,14 +72,35 @@ class RequestState:
         return self.request.num_sequences
 
     @property
+    def runner_request(self) -> Request:
+        """The request as a runner gets it."""
+        return self.request if self.follow is None else without_encoder_self(self.request)
+
+    @property
     def is_blocked(self) -> bool:
-        """Whether the reader must take something before the request goes on."""
-        return self.queue.is_full
+        """Whether the client must do something before the request goes on: read outputs, or send events."""
+        return self.queue.is_full or self.is_idle
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether a follow stream waits for its client."""
+        follow = self.follow
+        return follow is not None and not (self.attention_bytes or self.must_recompute or follow.has_work)
+
+    @property
+    def blocked_since(self) -> float | None:
+        """Since when the client must do something; None where it need not."""
+        since = self.queue.full_since
+        if since is None and self.follow is not None and self.is_idle:
+            return self.follow.active_at
+        return since
 
     @property
     def can_decode(self) -> bool:
         """Whether the request can take a decode step, or a chunk of its prompt."""
-        return self.sequence is not None and not (self.attention_bytes or self.must_recompute or self.is_blocked)
+        if self.sequence is None or self.attention_bytes or self.must_recompute or self.is_blocked:
+            return False
+        return self.follow is None or self.follow.needs_pass
 
     @property
     def has_pending_outputs(self) -> bool:
@@ -89,6 +112,6 @@ class RequestState:
         return self.queue.is_cancelled or (self.deadline is not None and now >= self.deadline)
 
     def is_slow(self, now: float, seconds: float = SLOW_SECONDS) -> bool:
-        """Whether the reader has taken nothing for so many seconds, in which the queue was full."""
-        since = self.queue.full_since
+        """Whether the client has done nothing for so many seconds, in which it had to do something."""
+        since = self.blocked_since
         return since is not None and now - since > seconds

@@ -109,7 +109,9 @@ class Scheduler:
     def record_starts(self, states: list[RequestState]) -> None:
         """Takes note of requests that start together."""
         was_idle = not self._requests.running
-        self._batching_delay.record([state.arrival_time for state in states], was_idle=was_idle)
+        arrival_times = [state.arrival_time for state in states if state.follow is None]
+        if arrival_times:
+            self._batching_delay.record(arrival_times, was_idle=was_idle)
 
     def announce(self, now: float) -> bool:
         """Puts the first output of requests that have waited for a while: it shows whose readers take outputs.

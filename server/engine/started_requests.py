@@ -70,11 +70,25 @@ class StartedRequests:
         self.preempted.append(state)
         state.status = RequestStatus.PREEMPTED
 
+    def drop(self, state: RequestState) -> None:
+        """Frees the sequence of a follow stream, which gets another one with its next event."""
+        assert state.follow is not None
+        state.follow.forget_sequence()
+        self.remove_sequence(state)
+        if state.status is RequestStatus.RUNNING:
+            self.running.remove(state)
+            self.preempted.append(state)
+            state.status = RequestStatus.PREEMPTED
+
     def resume(self, state: RequestState) -> None:
         """Lets a preempted request run again. There must be room."""
+        self.preempted.remove(state)
+        if state.follow is not None and state.sequence is None:
+            self.starting.append(state)
+            state.status = RequestStatus.STARTING
+            return
         if state.sequence is not None:
             self.runner.resume(state.sequence)
-        self.preempted.remove(state)
         self.running.append(state)
         state.status = RequestStatus.RUNNING
 

@@ -334,6 +334,13 @@ class KVCache:
             self.source_lengths[slot] = max(1, contents.source[0][0].shape[1])
         self.own.lengths[slot] = contents.own[0][0].shape[1]
 
+    def take_back(self, slot: int, length: int, written: int) -> None:
+        """Go back to the first `length` of the `written` positions of a slot, and set the others to zero."""
+        for layer in self.own.slot_layers:
+            layer.all_keys[slot, :, length:written] = 0
+            layer.all_values[slot, :, length:written] = 0
+        self.own.lengths[slot] = length
+
     def clear(self, slot: int, length: int, source_length: int) -> None:
         """Set the contents and the lengths of a slot to zero.
 

@@ -18,7 +18,7 @@ warmup              common captures run once before serving
 """
 
 from .runner import Runner, make_runner
-from .sequence import DecodeOutput, SearchOutput, Sequence, StepOutput
+from .sequence import DecodeOutput, Rewind, SearchOutput, Sequence, StepOutput
 from .slot_budget import caches_that_fit, slots_that_fit
 from .target_pass import TargetOutput, TargetPass
 from .target_text import begin_text
@@ -26,6 +26,7 @@ from .warmup import warm
 
 __all__ = [
     "DecodeOutput",
+    "Rewind",
     "Runner",
     "SearchOutput",
     "Sequence",

@@ -162,11 +162,11 @@ class DecodeStep:
                 scores.get(sequence, []),
                 kinds.get("cross"),
                 kinds.get("decoder_self"),
+                kinds.get("policy"),
             )
             if sequence.special is not None:
                 sequence.special.add(token)
-            sequence.num_cached += 1
-            sequence.num_steps += 1
+            sequence.count_step(token)
             outputs.append((sequence, faults.get(sequence, output)))
         return outputs
 
@@ -176,12 +176,15 @@ def _score(
 ) -> list[tuple[list[Sequence], Tensor]]:
     """The scores of a step, `[sequences, scores]` for sequences that ask for the same. Adds what fails to `faults`.
 
-    `logits` are those of the slots from `first` on; `tokens` are by slot.
+    `logits` are those of the slots from `first` on; `tokens` are by slot. A followed sequence keeps its logits until
+    its client gives the token.
     """
     groups: dict[tuple[tuple[Score, ...], float, tuple[float, int] | None], list[Sequence]] = {}
     for sequence in sequences:
         request = sequence.request
-        if request.scores:
+        if request.scores and sequence.is_followed:
+            sequence.next_logits = logits[sequence.slot - first].clone()[None]
+        elif request.scores:
             contrast = request.contrast
             kl_options = None if contrast is None else (contrast.kl_top_p, contrast.kl_top_k)
             groups.setdefault((request.scores, request.score_top_p, kl_options), []).append(sequence)

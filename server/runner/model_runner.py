@@ -13,12 +13,12 @@ import torch
 from ..capture import AttentionArrays, FactorCache, record_to
 from ..memory import is_out_of_memory, release_memory_of
 from ..models import Backend, KVCache, LoadedModel
-from ..request import DecodingParams, Request
+from ..request import DecodingParams, GivenTarget, Request
 from ..sampling import Sampler
 from .beams import BeamStep, flatten, make_search, search_request
 from .decode_step import DecodeStep
 from .prefill import Prefill
-from .sequence import BeamGroup, DecodeOutput, Sequence, SwappedSequence, add_each
+from .sequence import BeamGroup, DecodeOutput, Rewind, Sequence, SwappedSequence, accept_token, add_each
 from .single_sequence import find_special, new_combiner
 from .slot_allocator import SlotAllocator
 from .target_pass import TargetPass
@@ -101,12 +101,12 @@ class ModelRunner:
 
     def _add_sequence(self, request: Request) -> Sequence:
         params = request.target
-        assert isinstance(params, DecodingParams)
+        assert not isinstance(params, GivenTarget)
         source = request.source.ids if self._loaded.is_encoder_decoder else None
         prompt = [*(request.source.ids if source is None else ()), *request.decoder_prompt_ids]
         slot = self._slots.next_slot
-        self._sampler.add(slot, params, prompt, source)
-        if params.beam is not None:
+        self._add_to_sampler(slot, request, prompt)
+        if request.beam is not None:
             request = search_request(request)
         plans = (sequence.plan for sequence in self._slots.sequences.values())
         plan = next((plan for plan in plans if plan == request.capture), request.capture)
@@ -116,8 +116,8 @@ class ModelRunner:
         sequence.combiner = new_combiner(self._loaded, request, request.capture)
         self._slots.allocate(sequence)
         self._tokens[slot] = prompt[-1]
-        if params.beam is not None:
-            self._add_beams(sequence, params.beam.width)
+        if request.beam is not None:
+            self._add_beams(sequence, request.beam.width)
         return sequence
 
     def _add_beams(self, first: Sequence, width: int) -> None:
@@ -126,6 +126,30 @@ class ModelRunner:
         for sequence in others:
             self._sampler.copy(first.slot, self._slots.allocate(sequence))
         first.group = BeamGroup(make_search(self._loaded, first), [first, *others])
+
+    def _add_to_sampler(self, slot: int, request: Request, context: list[int]) -> None:
+        if isinstance(request.target, DecodingParams):
+            source = request.source.ids if self._loaded.is_encoder_decoder else None
+            self._sampler.add(slot, request.target, context, source)
+        else:
+            self._sampler.add_followed(slot, context)
+
+    def rewind(self, rewinds: list[Rewind]) -> dict[Sequence, Exception]:
+        """Puts sequences of follow streams behind other sources or targets. Returns what went wrong, by sequence."""
+        faults = self._prefill.rewind(rewinds)
+        for sequence, request, target_ids in rewinds:
+            slot, prompt = sequence.slot, sequence.prompt
+            self._tokens[slot] = prompt[-1]
+            if isinstance(request.target, DecodingParams):
+                context = prompt[: len(prompt) - len(target_ids)]
+                self._add_to_sampler(slot, request, context)
+                self._sampler.continue_from(slot, context, target_ids)
+        return faults
+
+    def accept(self, sequence: Sequence, id_: int) -> list[float]:
+        """Takes the next token of a followed sequence from its client. Returns the scores of the token."""
+        self._tokens[sequence.slot] = id_
+        return accept_token(sequence, id_)
 
     def remove(self, sequence: Sequence) -> None:
         """Frees the slot of a sequence, if it has one."""

@@ -1,4 +1,7 @@
-"""Reads sources and prompts into the KV cache: several sources in one pass, long prompts in chunks."""
+"""Reads sources and prompts into the KV cache: several sources in one pass, long prompts in chunks.
+
+A follow stream reads its source, or a part of its target, once more where its client changes them.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ from ..memory import release_memory_of
 from ..models import MAX_PREFILL_TOKENS, Backend, KVCache, LoadedModel
 from ..request import Request
 from ..transfer import int_tensor, to_host
-from .sequence import Sequence
+from .sequence import Rewind, Sequence
 from .single_sequence import ALL_QUERIES, SingleSequenceModel, features_tensor
 
 # Tokens of a prompt that are read between two steps of the other sequences.
@@ -46,15 +49,43 @@ class Prefill:
         computes it, so that a capture changes no bit of what the decoder reads. Returns the sequences whose source
         could not be read, each with the reason.
         """
-        faults: dict[Sequence, Exception] = {}
-        for group in _by_length(sequences):
-            faults |= self._read_group(group)
+        faults = self._read_groups(sequences)
         for sequence in sequences:
             if sequence not in faults and "encoder_self" in sequence.plan.recorded.kinds:
                 try:
                     sequence.source_attention = self.source_attention(sequence.request, sequence.combiner)
                 except Exception as error:
                     faults[sequence] = release_memory_of(error)
+        return faults
+
+    def rewind(self, rewinds: list[Rewind]) -> dict[Sequence, Exception]:
+        """Takes sequences back, in the cache, to the tokens that they have in common with what they are to stand at.
+
+        The other tokens are a prompt, which `read_prompt` reads. Changed sources are read at once. Returns the
+        sequences whose source could not be read, each with the reason.
+        """
+        changed: list[Sequence] = []
+        for sequence, request, target_ids in rewinds:
+            is_new_source = self._loaded.is_encoder_decoder and request.source != sequence.request.source
+            prompt = [*request.decoder_prompt_ids, *target_ids]
+            if not self._loaded.is_encoder_decoder:
+                prompt = [*request.source.ids, *prompt]
+            read = [*sequence.prompt, *(sequence.added_ids or ())][: sequence.num_cached]
+            num_kept = 0 if is_new_source else _num_common(read, prompt[:-1])
+            if is_new_source:
+                self._cache.clear(sequence.slot, sequence.num_written, sequence.source_length)
+                sequence.source_length = request.source_length
+                changed.append(sequence)
+            else:
+                self._cache.take_back(sequence.slot, num_kept, sequence.num_written)
+            sequence.request, sequence.prompt, sequence.added_ids, sequence.next_logits = request, prompt, [], None
+            sequence.num_cached, sequence.num_steps = num_kept, len(target_ids)
+        return self._read_groups(changed)
+
+    def _read_groups(self, sequences: list[Sequence]) -> dict[Sequence, Exception]:
+        faults: dict[Sequence, Exception] = {}
+        for group in _by_length(sequences):
+            faults |= self._read_group(group)
         return faults
 
     def _read_group(self, group: list[Sequence]) -> dict[Sequence, Exception]:
@@ -126,6 +157,12 @@ def combine_prompt(sequence: Sequence, recorder: PassRecorder) -> None:
         recorded[kind] = rows
     if recorded:
         sequence.combiner.read_target(recorded, sequence.left_out)
+
+
+def _num_common(ids: list[int], others: list[int]) -> int:
+    """The number of tokens that two lists begin with alike."""
+    pairs = enumerate(zip(ids, others, strict=False))
+    return next((index for index, (one, other) in pairs if one != other), min(len(ids), len(others)))
 
 
 def _by_length(sequences: list[Sequence]) -> Iterator[list[Sequence]]:

@@ -9,7 +9,7 @@ from ..capture import AttentionArrays
 from ..models import LoadedModel
 from ..request import Request
 from .model_runner import ModelRunner
-from .sequence import DecodeOutput, Sequence
+from .sequence import DecodeOutput, Rewind, Sequence
 from .target_pass import TargetPass
 from .unbatched_runner import UnbatchedRunner
 
@@ -21,6 +21,9 @@ class Runner(Protocol):
     again; `remove`. Between two steps, `preempt` gives the sequence's slots to other requests, and `resume` takes slots
     again. A beam search is one sequence with several slots. A request whose target is given has no sequence: its passes
     come from `target_pass`.
+
+    The sequence of a follow stream may be rewound between two steps. If its client gives the tokens, each `decode`
+    reads the last token, and `accept` takes the next one.
     """
 
     @property
@@ -55,6 +58,17 @@ class Runner(Protocol):
 
     def prefill(self, sequence: Sequence) -> None:
         """Reads the next chunk of a prompt."""
+        ...
+
+    def rewind(self, rewinds: list[Rewind]) -> dict[Sequence, Exception]:
+        """Puts sequences of follow streams behind other sources or targets. Returns what went wrong, by sequence."""
+        ...
+
+    def accept(self, sequence: Sequence, id_: int) -> list[float]:
+        """Takes the next token of a followed sequence from its client. Returns the scores of the token.
+
+        The pass before the token must have run.
+        """
         ...
 
     def decode(self, sequences: list[Sequence]) -> list[tuple[Sequence, DecodeOutput]]:

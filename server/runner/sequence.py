@@ -6,20 +6,22 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from ..capture import AttentionArrays, AttentionKind, CapturePlan, RowCombiner, SpecialPositions
 from ..memory import release_memory_of
 from ..models import SwappedCache
-from ..request import DecodingParams, Request
-from ..sampling import BeamSearch, FoundHypothesis, SamplerState
+from ..request import DecodingParams, FollowedTarget, Request
+from ..sampling import BeamSearch, FoundHypothesis, SamplerState, step_scores
+from ..transfer import to_host
 
 
 class StepOutput(NamedTuple):
     """What one forward pass gave one sequence: the next token, and the attention of the pass's last query.
 
     The attention is on the host, `[positions, layers, heads]` or fewer axes when reduced, and finite; None where the
-    step keeps none.
+    step keeps none. Of a followed sequence, the token means nothing: the client gives the next token later.
     """
 
     step: int  # from 0
@@ -30,6 +32,7 @@ class StepOutput(NamedTuple):
     scores: list[float] | tuple[float, ...] = ()
     cross: AttentionArrays | None = None
     decoder_self: AttentionArrays | None = None
+    policy_row: AttentionArrays | None = None  # `[positions]`, for the request's policy
 
 
 class SearchOutput(NamedTuple):
@@ -73,7 +76,7 @@ class Sequence:
     """A decoded request in a runner, from `add` to `remove`. For the engine's thread."""
 
     request: Request
-    params: DecodingParams
+    params: DecodingParams | FollowedTarget
     plan: CapturePlan  # one object for all sequences of the runner whose plans are equal
     source_length: int  # tokens of the source in the cache; 0 where there is no encoder
     prompt: list[int]  # what the decoder reads before step 0
@@ -90,6 +93,12 @@ class Sequence:
     # The same tokens in the context of a contrast. This sequence reads what the first one writes, and writes nothing.
     contrast: Sequence | None = None
     group: BeamGroup | None = None  # of the sequence that stands for a beam search
+    added_ids: list[int] | None = None  # in a follow stream: the tokens after `prompt`
+    next_logits: Tensor | None = None  # of a followed sequence with scores: the last pass's, `[1, vocabulary]`
+
+    def __post_init__(self) -> None:
+        if self.is_followed or self.request.policy is not None:
+            self.added_ids = []
 
     @property
     def members(self) -> tuple[Sequence, ...]:
@@ -97,6 +106,20 @@ class Sequence:
         if self.group is not None:
             return tuple(self.group.sequences)
         return (self,) if self.contrast is None else (self, self.contrast)
+
+    def count_step(self, token: int) -> None:
+        """Takes note of a pass, and of the token that it has chosen. The tokens of a followed sequence come later."""
+        self.num_cached += 1
+        if self.added_ids is None:
+            self.num_steps += 1
+        elif not self.is_followed:
+            self.added_ids.append(token)
+            self.num_steps += 1
+
+    @property
+    def is_followed(self) -> bool:
+        """Whether the client gives each next token, by `Runner.accept`."""
+        return isinstance(self.request.target, FollowedTarget)
 
     @property
     def num_pending(self) -> int:
@@ -134,6 +157,28 @@ class Sequence:
         """The encoder self-attention in parts of `[queries, positions, …]`, once: the sequence keeps no reference."""
         attention, self.source_attention = self.source_attention, None
         return attention
+
+
+class Rewind(NamedTuple):
+    """Where a sequence of a follow stream is to stand: a source, and the tokens of the target behind it."""
+
+    sequence: Sequence
+    request: Request  # with another source, or the sequence's own
+    target_ids: list[int]
+
+
+def accept_token(sequence: Sequence, id_: int) -> list[float]:
+    """Takes note of a followed sequence's next token. Returns the token's scores, from the logits of the last pass."""
+    assert sequence.added_ids is not None
+    sequence.added_ids.append(id_)
+    sequence.num_steps += 1
+    logits, sequence.next_logits = sequence.next_logits, None
+    if logits is None:
+        return []
+    request = sequence.request
+    token = torch.tensor([id_], device=logits.device)
+    (scores,) = to_host([step_scores(request.scores, logits, token, request.score_top_p)])
+    return scores[0].tolist()
 
 
 def add_each(requests: list[Request], add: Callable[[Request], Sequence]) -> list[Sequence | Exception]:

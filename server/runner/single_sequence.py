@@ -9,7 +9,7 @@ import copy
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,7 +21,9 @@ from ..capture import (
     AttentionArrays,
     AttentionKind,
     CapturePlan,
+    LayerKey,
     PassRecorder,
+    RecordTarget,
     RowCombiner,
     SourceRecorder,
     SpecialPositions,
@@ -73,11 +75,13 @@ class ForwardOutput:
     """What one forward pass of the decoder gave, on its device.
 
     `logits` is `[tokens, vocabulary]`; the attentions have a row for each query kept, and are None if not captured.
+    `policy` is float32 `[1, 1, positions, 1]`, of the last query.
     """
 
     logits: Tensor
     cross: AttentionTensors | None
     decoder_self: AttentionTensors | None
+    policy: AttentionTensors | None = None
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -113,15 +117,18 @@ class SingleSequenceModel:
         features: SourceFeatures | None = None,
         special: SpecialPositions | None = None,
         combiner: RowCombiner | None = None,
+        policy_plan: CapturePlan | None = None,
     ) -> None:
         """`context_ids` are what the decoder reads between source and step 0: start token and prefix.
 
         `features` are the source of a speech model; `source_ids` are empty then. `special` are the special tokens that
-        rows leave out, `combiner` makes the rows of a method that needs it.
+        rows leave out, `combiner` makes the rows of a method that needs it. `policy_plan` captures one more row of each
+        pass, for a policy.
         """
         self._model: Any = loaded.model
         self._captures_rows = loaded.attention_layers.captures_rows
         self._plan = plan.recorded
+        self._policy_plan = policy_plan
         self._special = special
         self.combiner = combiner
         encoded = loaded.is_encoder_decoder
@@ -149,8 +156,12 @@ class SingleSequenceModel:
         """
         plan = plan or request.capture
         special, combiner = find_special(loaded, request), combiner or new_combiner(loaded, request, plan)
-        ids = request.source.ids
-        return cls(loaded, plan, ids, request.decoder_prompt_ids, request.features, special, combiner)
+        ids, policy_plan = request.source.ids, None if request.policy is None else request.policy.plan
+        return cls(loaded, plan, ids, request.decoder_prompt_ids, request.features, special, combiner, policy_plan)
+
+    def forget_target(self) -> None:
+        """Forgets the tokens that the decoder has read. The encoder's output stays."""
+        self._cache, self._target_ids, self.num_read = None, None, 0
 
     def copy(self) -> SingleSequenceModel:
         """Returns a sequence that goes on from here by itself. Both share what they have read of the source."""
@@ -174,7 +185,9 @@ class SingleSequenceModel:
         inputs = source_inputs(self._source) | self._mask()
         if not self._captures_rows:
             recorder = self._new_recorder(NO_QUERIES, {"encoder_self": self.source_length})
-            self._encoder_outputs = self._run(self._model.get_encoder(), recorder, ("encoder_self",), **inputs)
+            self._encoder_outputs = _run(
+                self._model.get_encoder(), recorder, ("encoder_self",), None, captures_rows=False, **inputs
+            )
             tensors = recorder.result("encoder_self")
             return None if tensors is None else self._combine(self._read_parts(iter([tensors]), check=check))
         source = None
@@ -269,7 +282,9 @@ class SingleSequenceModel:
 
     def _forward(self, ids: Tensor, queries: slice, num_logits: int, *, is_last: bool) -> ForwardOutput:
         self.num_read += ids.shape[1]
-        recorder = self._new_recorder(queries, {"cross": self.source_length, "decoder_self": self.num_read})
+        positions: dict[AttentionKind, int] = {"cross": self.source_length, "decoder_self": self.num_read}
+        recorder = self._new_recorder(queries, positions)
+        policy = None if self._policy_plan is None else PassRecorder(self._policy_plan, LAST_QUERY, positions)
         inputs: dict[str, Any] = {cache_argument(self._model): self._cache, "use_cache": not is_last}
         if self._is_encoder_decoder:
             if takes_whole_target(self._model):
@@ -284,10 +299,13 @@ class SingleSequenceModel:
             inputs["input_ids"] = ids
         if self._keeps_logits:
             inputs["logits_to_keep"] = num_logits
-        output = self._run(self._model, recorder, ("cross", "decoder_self"), **inputs)
+        output = _run(
+            self._model, recorder, ("cross", "decoder_self"), policy, captures_rows=self._captures_rows, **inputs
+        )
         self._cache = None if is_last else cache_of(output)
         logits = output.logits[0, -num_logits:]
-        return ForwardOutput(logits, recorder.result("cross"), recorder.result("decoder_self"))
+        policy_row = policy and (policy.result("cross") or policy.result("decoder_self"))
+        return ForwardOutput(logits, recorder.result("cross"), recorder.result("decoder_self"), policy_row)
 
     def _mask(self) -> dict[str, Tensor]:
         # A single source without padding needs no mask, and to look whether a mask hides anything waits for the device.
@@ -295,12 +313,36 @@ class SingleSequenceModel:
         has_mask = not self._captures_rows and self._source.dim() == 2
         return {"attention_mask": torch.ones_like(self._source)} if has_mask else {}
 
-    def _run(self, module: Any, recorder: PassRecorder, kinds: tuple[AttentionKind, ...], **inputs: Any) -> Any:
-        """Runs a forward pass, and records what the plan captures of these kinds."""
-        if self._captures_rows:
-            with record_to(recorder, padded=False):
-                return module(**inputs)
-        output = module(**inputs, output_attentions=True)
-        matrices = {"encoder_self": list(output.attentions)} if kinds == ("encoder_self",) else matrices_of(output)
-        recorder.record_matrices({kind: matrices[kind] for kind in kinds if kind in matrices})
-        return output
+
+class _Recorders(NamedTuple):
+    """A `Recorder` of two plans."""
+
+    first: PassRecorder
+    second: PassRecorder
+
+    def targets(
+        self, layer_key: LayerKey, shape: tuple[int, int, int, int], device: torch.device
+    ) -> list[RecordTarget]:
+        """As `Recorder` has it."""
+        return [*self.first.targets(layer_key, shape, device), *self.second.targets(layer_key, shape, device)]
+
+
+def _run(
+    module: Any,
+    recorder: PassRecorder,
+    kinds: tuple[AttentionKind, ...],
+    policy: PassRecorder | None,
+    *,
+    captures_rows: bool,
+    **inputs: Any,
+) -> Any:
+    """Runs a forward pass, and records what the plans capture of these kinds."""
+    if captures_rows:
+        with record_to(recorder if policy is None else _Recorders(recorder, policy), padded=False):
+            return module(**inputs)
+    output = module(**inputs, output_attentions=True)
+    matrices = {"encoder_self": list(output.attentions)} if kinds == ("encoder_self",) else matrices_of(output)
+    for each in (recorder, policy):
+        if each is not None:
+            each.record_matrices({kind: matrices[kind] for kind in kinds if kind in matrices})
+    return output

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from ...kernels import AttentionTensors
 from ..capture import (
     AttentionArrays,
     AttentionKind,
+    CapturePlan,
     FactorCache,
     LayerKey,
     PassRecorder,
@@ -33,6 +34,8 @@ class _Group(NamedTuple):
     """The sequences that have the same plan, and where their rows are recorded."""
 
     sequences: list[Sequence]
+    plan: CapturePlan
+    is_policy: bool  # whether the rows are for the policies of the sequences, and not for their clients
     recorder: PassRecorder
     rows: Tensor | None  # which rows of the recorder's tensors belong to the sequences; None: all, in their order
 
@@ -60,11 +63,13 @@ class StepRecorder:
         for sequence in sequences:
             if sequence.wants_row or sequence.combiner is not None:
                 groups.setdefault(id(sequence.plan), []).append(sequence)
-        largest = max(map(len, groups.values()), default=0)
+        planned = [(group[0].plan, False, group) for group in groups.values()]
+        planned += [(plan, True, group) for plan, group in _by_policy(sequences)]
+        largest = max((len(group) for *_, group in planned), default=0)
         self._groups: list[_Group] = []
         self._targets: dict[LayerKey, list[RecordTarget]] = {}
         count = slots.stop - slots.start
-        for group in groups.values():
+        for whole_plan, is_policy, group in planned:
             rows = tuple(sequence.slot - slots.start for sequence in group)
             selected = None if rows == tuple(range(count)) else cached_index(rows, tokens.device)
             # To select rows of a batch is to copy their keys. Recording all rows and keeping some costs less where the
@@ -72,7 +77,7 @@ class StepRecorder:
             records_all = 2 * len(rows) >= count or (has_fused_decode(tokens) and len(rows) == largest)
             if writes_selected_rows:
                 records_all = selected is None
-            plan = group[0].plan.recorded
+            plan = whole_plan.recorded
             recorded = rows if records_all else tuple(range(len(rows)))  # where the rows of the group are recorded
             num_recorded = count if records_all else len(rows)
             selection = None if records_all else selected
@@ -85,7 +90,7 @@ class StepRecorder:
                 _left_out(group, recorded, num_recorded, positions, tokens.device) if plan.leaves_out_special else None,
                 factors.of_step(plan.method, _lengths(group), slots, selection) if plan.method.has_factors else None,
             )
-            self._groups.append(_Group(group, recorder, selected if records_all else None))
+            self._groups.append(_Group(group, whole_plan, is_policy, recorder, selected if records_all else None))
             for key, target in recorder.step_targets(tokens.device):
                 self._targets.setdefault(key, []).append(target)
 
@@ -117,22 +122,23 @@ class StepRecorder:
 
     def attention(
         self, arrays: Iterable[NDArray[Any]], faults: dict[Sequence, Exception]
-    ) -> dict[Sequence, dict[AttentionKind, AttentionArrays]]:
+    ) -> dict[Sequence, dict[AttentionKind | Literal["policy"], AttentionArrays]]:
         """The attention of each sequence, from the copies of `tensors` on the host.
 
         A sequence whose attention is NaN or infinite gets an entry in `faults`, unless it has one.
         """
         remaining = iter(arrays)
-        found: dict[Sequence, dict[AttentionKind, AttentionArrays]] = {}
+        found: dict[Sequence, dict[AttentionKind | Literal["policy"], AttentionArrays]] = {}
         for group, kind, result in self._results():
             copies = [next(remaining)[:, 0] for _ in list_batch_tensors(result)]
-            batch = build_arrays(result, copies, group.sequences[0].plan.recorded.shape(kind))
+            batch = build_arrays(result, copies, group.plan.recorded.shape(kind))
             assert batch is not None
             is_all_finite = batch.is_finite()  # one look for all sequences, where all is well
             for row, sequence in enumerate(group.sequences):
                 # Without the positions that only other sequences of the batch have.
                 length = sequence.source_length if kind == "cross" else sequence.num_cached + 1
-                attention = found.setdefault(sequence, {})[kind] = batch.copy_query(row, length)
+                name = "policy" if group.is_policy else kind
+                attention = found.setdefault(sequence, {})[name] = batch.copy_query(row, length)
                 if not is_all_finite and not attention.is_finite():
                     faults.setdefault(sequence, not_a_number())
         for sequence, recorded in found.items():
@@ -144,9 +150,7 @@ class StepRecorder:
         return found
 
 
-def combine_step(
-    sequence: Sequence, recorded: Mapping[AttentionKind, AttentionArrays]
-) -> dict[AttentionKind, AttentionArrays]:
+def combine_step(sequence: Sequence, recorded: Mapping[Any, AttentionArrays]) -> dict[Any, AttentionArrays]:
     """Makes the rows of a step from the recorded rows of its query; none where the step sends no rows."""
     assert sequence.combiner is not None
     queries: dict[AttentionKind, AttentionArrays] = {kind: arrays.as_queries() for kind, arrays in recorded.items()}
@@ -177,3 +181,17 @@ def _left_out(
             mask[row, :end] = sequence.special.mask(kind)[:end]
         masks[kind] = to_device(mask, device)
     return masks
+
+
+def _by_policy(sequences: list[Sequence]) -> list[tuple[CapturePlan, list[Sequence]]]:
+    """The sequences that have a policy, those with equal plans together."""
+    groups: list[tuple[CapturePlan, list[Sequence]]] = []
+    for sequence in sequences:
+        if (policy := sequence.request.policy) is None:
+            continue
+        group = next((group for plan, group in groups if plan == policy.plan), None)
+        if group is None:
+            groups.append((policy.plan, [sequence]))
+        else:
+            group.append(sequence)
+    return groups

@@ -12,14 +12,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..capture import AttentionArrays
+from ..capture import AttentionArrays, build_arrays, list_tensors
+from ..errors import not_a_number
 from ..memory import release_memory_of
 from ..models import LoadedModel
-from ..request import Contrast, DecodingParams, Request
+from ..request import Contrast, DecodingParams, GivenTarget, Request
 from ..sampling import ContrastLogits, Sampler, step_scores
 from ..transfer import to_host
 from .beams import UnbatchedBeams, make_search
-from .sequence import BeamGroup, DecodeOutput, Sequence, StepOutput, add_each
+from .sequence import BeamGroup, DecodeOutput, Rewind, Sequence, StepOutput, accept_token, add_each
 from .single_sequence import ALL_QUERIES, LAST_QUERY, NO_QUERIES, ForwardOutput, SingleSequenceModel
 from .target_pass import TargetPass
 
@@ -57,24 +58,64 @@ class UnbatchedRunner:
 
     def _add(self, request: Request) -> Sequence:
         params = request.target
-        assert isinstance(params, DecodingParams)
+        assert not isinstance(params, GivenTarget)
         model = SingleSequenceModel.of_request(self._loaded, request)
-        source = request.source.ids if self._loaded.is_encoder_decoder else None
-        num_slots = 1 if params.beam is None else params.beam.width
-        sampler = Sampler(self._loaded, num_slots, len(model.prompt) + params.max_new_tokens)
-        sampler.add(0, params, model.prompt, source)
+        sampler = self._new_sampler(request, model.prompt)
         attention = model.encode()  # last: what comes before it takes no time
         # The first step reads the whole prompt: nothing of it is pending.
         sequence = Sequence(request, params, request.capture, model.source_length, [], sampler.end_ids(0))
         sequence.source_attention = attention
         state = self._states[sequence] = _State(model, sampler, model.tensor(model.prompt))
-        if params.beam is not None:
-            group = BeamGroup(make_search(self._loaded, sequence), [sequence] * params.beam.width)
+        if request.beam is not None:
+            group = BeamGroup(make_search(self._loaded, sequence), [sequence] * request.beam.width)
             state.beams = UnbatchedBeams(model, sampler, group)
         elif request.contrast is not None:
             state.contrast = SingleSequenceModel.of_request(self._loaded, request.contrast.request)
             state.contrast.encode()
         return sequence
+
+    def _new_sampler(self, request: Request, prompt: list[int]) -> Sampler:
+        params = request.target
+        assert not isinstance(params, GivenTarget)
+        num_slots = 1 if request.beam is None else request.beam.width
+        sampler = Sampler(self._loaded, num_slots, len(prompt) + params.max_new_tokens)
+        if isinstance(params, DecodingParams):
+            sampler.add(0, params, prompt, request.source.ids if self._loaded.is_encoder_decoder else None)
+        else:
+            sampler.add_followed(0, prompt)
+        return sampler
+
+    def rewind(self, rewinds: list[Rewind]) -> dict[Sequence, Exception]:
+        """Puts sequences of follow streams behind other sources or targets. Returns what went wrong, by sequence.
+
+        The next step reads the whole target again: not every cache of transformers can forget its last tokens.
+        """
+        faults: dict[Sequence, Exception] = {}
+        for rewind in rewinds:
+            try:
+                self._rewind(*rewind)
+            except Exception as error:  # noqa: PERF203  # one request's fault must not end the others
+                faults[rewind.sequence] = release_memory_of(error)
+        return faults
+
+    def _rewind(self, sequence: Sequence, request: Request, target_ids: list[int]) -> None:
+        state = self._states[sequence]
+        if request.source != sequence.request.source:
+            state.model = SingleSequenceModel.of_request(self._loaded, request)
+            state.model.encode()
+            sequence.source_length = state.model.source_length
+        state.model.forget_target()
+        state.sampler = self._new_sampler(request, state.model.prompt)
+        state.sampler.continue_from(0, state.model.prompt, target_ids)
+        state.pending = state.model.tensor([*state.model.prompt, *target_ids])
+        sequence.request, sequence.added_ids, sequence.next_logits = request, [], None
+        sequence.num_steps = len(target_ids)
+
+    def accept(self, sequence: Sequence, id_: int) -> list[float]:
+        """Takes the next token of a followed sequence from its client. Returns the scores of the token."""
+        state = self._states[sequence]
+        state.pending = state.model.tensor([id_])
+        return accept_token(sequence, id_)
 
     def remove(self, sequence: Sequence) -> None:
         """Forgets a sequence, and with it its cache."""
@@ -128,18 +169,27 @@ class UnbatchedRunner:
         if state.sampler.errors:
             raise state.sampler.errors[0]
         contrast = _contrast_logits(state, request.contrast, chosen.tokens)
-        scores = step_scores(request.scores, output.logits, chosen.tokens, request.score_top_p, contrast)
+        names = () if sequence.is_followed else request.scores
+        scores = step_scores(names, output.logits, chosen.tokens, request.score_top_p, contrast)
+        if sequence.is_followed and request.scores:
+            sequence.next_logits = output.logits
         candidates = torch.ones_like(chosen.is_finite) if chosen.has_candidates is None else chosen.has_candidates
         # What the model needs for its next step stays on its device; the rest is copied in one wait.
         token, finite, left, values, *arrays = to_host(
-            [chosen.tokens, chosen.is_finite, candidates, scores, *output.tensors]
+            [chosen.tokens, chosen.is_finite, candidates, scores, *output.tensors, *list_tensors(output.policy)]
         )
-        rows = state.model.attention(output, arrays)
+        rows = state.model.attention(output, arrays[: len(output.tensors)])
         attention = {kind: array.copy_query(-1) for kind, array in rows.items()} if sequence.wants_row else {}
-        state.pending = chosen.tokens[:, None]
-        index, sequence.num_steps = sequence.num_steps, sequence.num_steps + 1
-        id_ = int(token.item())
-        state.model.add_token(id_)
+        policy_row = build_arrays(output.policy, arrays[len(output.tensors) :], ())
+        if policy_row is not None and not policy_row.is_finite():
+            raise not_a_number()
+        index, id_ = sequence.num_steps, int(token.item())
+        if not sequence.is_followed:
+            state.pending = chosen.tokens[:, None]
+            sequence.num_steps += 1
+            state.model.add_token(id_)
+            if sequence.added_ids is not None:
+                sequence.added_ids.append(id_)
         return StepOutput(
             index,
             id_,
@@ -149,6 +199,7 @@ class UnbatchedRunner:
             values[0].tolist(),
             attention.get("cross"),
             attention.get("decoder_self"),
+            None if policy_row is None else policy_row.query(0),
         )
 
     def _forward(self, sequence: Sequence) -> ForwardOutput:

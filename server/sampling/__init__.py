@@ -13,6 +13,7 @@ contrast_scores      the scores that compare two contexts; ContrastLogits
 
 from .beam_search import BeamChoice, BeamSearch, FoundHypothesis, find_candidates
 from .contrast_scores import ContrastLogits
+from .logits_processors import end_ids
 from .params import SamplingParams
 from .sampler import Sampler, SamplerState
 from .sampling_plan import SamplerOutput
@@ -27,6 +28,7 @@ __all__ = [
     "SamplerOutput",
     "SamplerState",
     "SamplingParams",
+    "end_ids",
     "find_candidates",
     "step_scores",
 ]

@@ -83,6 +83,20 @@ class Sampler:
         self._history.swap_in(to, self._history.swap_out(slot, keeps_tokens=request.params.needs_history))
         self._plan = None
 
+    def add_followed(self, slot: int, context: Sequence[int]) -> None:
+        """Puts a request into a free slot whose tokens come from its client: what the sampler chooses is not used."""
+        self._history.start(slot, context, keeps_tokens=False)
+        self._requests[slot] = SlotRequest(SamplingParams(), frozenset(), None, None)
+        self._plan = None
+
+    def continue_from(self, slot: int, context: Sequence[int], written: Sequence[int]) -> None:
+        """Makes a request go on after tokens that it has written already. `context` is as in `add`."""
+        request, ids = self._requests[slot], [*context, *written]
+        self._history.start(slot, ids, keeps_tokens=request.params.needs_history)
+        if request.custom is not None:
+            request.custom.ids = int_tensor([ids], self._device)
+        self._plan = None
+
     def remove(self, slot: int) -> None:
         """Frees a slot."""
         del self._requests[slot]

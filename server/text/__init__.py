@@ -12,12 +12,14 @@ languages               language codes, and the places where model families take
 detokenizer             Detokenizer: a text that grows token by token; StopTexts: what ends such a text
 incremental_decoders    which text is certain after each token, by kind of vocabulary
 vocabulary              what single tokens stand for
+follow/                 texts of follow streams, which grow piece by piece
 tokens                  Token, TokenizedText, TextOptions: plain data
 tokenizer_pool          threads that tokenize long texts, short texts first
 segmentation/           words, sentences, and the tokens that belong to them
 """
 
 from .detokenizer import Detokenizer, StopTexts
+from .follow import count_complete, encode_next
 from .languages import Languages
 from .offset_units import OffsetMap, OffsetUnit
 from .offsets import Span
@@ -50,7 +52,9 @@ __all__ = [
     "TokenizedText",
     "Tokenizer",
     "TokenizerPool",
+    "count_complete",
     "cover",
+    "encode_next",
     "find_sentences",
     "find_words",
     "group_tokens",

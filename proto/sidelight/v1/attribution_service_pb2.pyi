@@ -1075,7 +1075,7 @@ class FollowRequest(_message.Message):
     FLUSH_FIELD_NUMBER: _builtins.int
     take_back: _builtins.int
     """The number of target tokens to remove from the end of the target. Text that waits is removed first, and does not
-    count.
+    count. Several hypotheses are followed by taking back and sending again.
     """
     @_builtins.property
     def start(self) -> Global___FollowStart:
@@ -1084,12 +1084,13 @@ class FollowRequest(_message.Message):
     @_builtins.property
     def source(self) -> _text_pb2.Text:
         """Text or token ids to add to the source. The source may grow while the target is written. Pieces of text are
-        joined as they are: a space between two words is part of one of the pieces.
+        joined as they are: a space between two words is part of one of the pieces. All pieces are text, or all are token
+        ids; a chat is given once. Steps that were sent stay as they are, and later steps see the source as it is then.
         """
 
     @_builtins.property
     def source_done(self) -> Global___SourceDone:
-        """The source is complete."""
+        """The source is complete. With a policy, no step is held from now on."""
 
     @_builtins.property
     def target(self) -> _text_pb2.Text:
@@ -1100,7 +1101,7 @@ class FollowRequest(_message.Message):
 
     @_builtins.property
     def flush(self) -> Global___Flush:
-        """The text of the target that waits for the end of its word is complete."""
+        """The text of the target that waits for the end of its word is complete. So it is at the end of the stream."""
 
     def __init__(
         self,
@@ -1173,14 +1174,16 @@ class FollowStart(_message.Message):
     special_tokens_in_text: _text_pb2.SpecialTokensInText.ValueType
     """As in AttributeRequest."""
     add_special_tokens: _builtins.bool
-    """As in AttributeRequest."""
+    """As in AttributeRequest. The end of a target is never added to a text: send the end token by its id."""
     @_builtins.property
     def capture(self) -> _attention_pb2.Capture:
-        """As in AttributeRequest."""
+        """As in AttributeRequest, but without a grouping and without units. Methods other than METHOD_WEIGHTS, and special
+        tokens that are left out, are not served in a follow stream yet.
+        """
 
     @_builtins.property
     def scores(self) -> _containers.RepeatedScalarFieldContainer[_attention_pb2.Score.ValueType]:
-        """As in AttributeRequest."""
+        """As in AttributeRequest, but without the contrast scores."""
 
     @_builtins.property
     def prefix(self) -> _text_pb2.Text:
@@ -1274,7 +1277,9 @@ Global___Policy: _TypeAlias = Policy  # noqa: Y015
 
 @_typing.final
 class AlignAtt(_message.Message):
-    """AlignAtt: a step is held where its token looks most at the last part of the source, which more source may change."""
+    """AlignAtt: a step is held where its token looks most at the last part of the source, which more source may change. The
+    end token is always held while the source is not complete.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1285,7 +1290,9 @@ class AlignAtt(_message.Message):
     tokens: _builtins.int
     """So many tokens, special tokens not counted. At least 1."""
     words: _builtins.int
-    """So many words. At least 1."""
+    """So many words, which white space separates. In scripts without spaces, each character counts as a word. At least
+    1.
+    """
     row: _attention_pb2.Row.ValueType
     """Which row of the attention matrix is used. Unset: ROW_PREDICTING."""
     @_builtins.property
@@ -1372,7 +1379,10 @@ class FollowResponse(_message.Message):
 
     @_builtins.property
     def finished(self) -> Global___Finished:
-        """Sent once, last, after the client has closed its side of the stream."""
+        """Sent once, last: after the client has closed its side of the stream; or, with FollowStart.decoding, once the
+        source is complete and the target is written. Its text is the text of the tokens, also where the client has sent
+        text.
+        """
 
     @_builtins.property
     def awaiting_source(self) -> Global___AwaitingSource:

@@ -105,6 +105,10 @@ class AttributionServiceServicer:
         """Gives attention to a client that has its own decoder. The client sends the source, and then each target token after
         its decoder has written the token. The server answers with the attention of each token. With FollowStart.decoding,
         the server writes the target itself while the source grows: simultaneous translation.
+
+        A stream whose client sends nothing gives its place in the running batch to other requests, and later its cache,
+        which the server computes again with the next event. After ten minutes without an event, and after twelve hours in
+        all, a stream ends with DEADLINE_EXCEEDED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -71,6 +71,10 @@ class AttributionServiceStub:
     """Gives attention to a client that has its own decoder. The client sends the source, and then each target token after
     its decoder has written the token. The server answers with the attention of each token. With FollowStart.decoding,
     the server writes the target itself while the source grows: simultaneous translation.
+
+    A stream whose client sends nothing gives its place in the running batch to other requests, and later its cache,
+    which the server computes again with the next event. After ten minutes without an event, and after twelve hours in
+    all, a stream ends with DEADLINE_EXCEEDED.
     """
     Align: _grpc.UnaryUnaryMultiCallable[_attribution_service_pb2.AlignRequest, _attribution_service_pb2.AlignResponse]
     """Links the words of a finished pair of texts. The server answers with the source words that each target word comes
@@ -109,6 +113,10 @@ class AttributionServiceAsyncStub(AttributionServiceStub):
     """Gives attention to a client that has its own decoder. The client sends the source, and then each target token after
     its decoder has written the token. The server answers with the attention of each token. With FollowStart.decoding,
     the server writes the target itself while the source grows: simultaneous translation.
+
+    A stream whose client sends nothing gives its place in the running batch to other requests, and later its cache,
+    which the server computes again with the next event. After ten minutes without an event, and after twelve hours in
+    all, a stream ends with DEADLINE_EXCEEDED.
     """
     Align: _aio.UnaryUnaryMultiCallable[_attribution_service_pb2.AlignRequest, _attribution_service_pb2.AlignResponse]  # type: ignore[assignment]
     """Links the words of a finished pair of texts. The server answers with the source words that each target word comes
@@ -162,6 +170,10 @@ class AttributionServiceServicer(metaclass=_abc_1.ABCMeta):
         """Gives attention to a client that has its own decoder. The client sends the source, and then each target token after
         its decoder has written the token. The server answers with the attention of each token. With FollowStart.decoding,
         the server writes the target itself while the source grows: simultaneous translation.
+
+        A stream whose client sends nothing gives its place in the running batch to other requests, and later its cache,
+        which the server computes again with the next event. After ten minutes without an event, and after twelve hours in
+        all, a stream ends with DEADLINE_EXCEEDED.
         """
 
     @_abc_1.abstractmethod

@@ -22,7 +22,7 @@ MESSAGE_BYTES = 64 * 1024
 # A request of at most this many bytes is validated on the event loop, in a millisecond or two. A longer request is
 # validated in another thread, since its tokenization would hold up all streams. To change to a thread and back takes
 # several times as long as a sentence takes, since threads take turns with Python's lock.
-_SHORT_BYTES = 512
+SHORT_BYTES = 512
 
 
 class AnswerStarter:
@@ -67,7 +67,7 @@ class AnswerStarter:
     async def _validate(
         self, message: service_pb.AttributeRequest, num_bytes: int, loaded: LoadedModel, request_id: str
     ) -> Request:
-        if num_bytes <= _SHORT_BYTES and not loaded.tokenizer.is_busy:
+        if num_bytes <= SHORT_BYTES and not loaded.tokenizer.is_busy:
             return validate_request(message, loaded, request_id)
         return await self._tokenizer_pool.run(num_bytes, validate_request, message, loaded, request_id)
 
@@ -92,7 +92,7 @@ class Answer:
         self._last_step = arrived
         self._attention_bytes = 0
 
-    def fill(self, response: service_pb.AttributeResponse, group: Sequence[Output]) -> None:
+    def fill(self, response: service_pb.AttributeResponse | service_pb.FollowResponse, group: Sequence[Output]) -> None:
         """Writes a group of outputs, as `group_outputs` yields them, into an empty message, and counts what is sent."""
         output = group[0]
         if isinstance(output, Started):
@@ -104,12 +104,14 @@ class Answer:
             response.finished.CopyFrom(
                 converters.finished_message(output, self._usage_message(output), self._request.offset_unit)
             )
-        elif isinstance(output, Unit):
+        elif isinstance(output, Unit) and isinstance(response, service_pb.AttributeResponse):
             self._fill_units(response, group)
         else:
             self._fill_steps(response, group)
 
-    def _fill_steps(self, response: service_pb.AttributeResponse, group: Sequence[Output]) -> None:
+    def _fill_steps(
+        self, response: service_pb.AttributeResponse | service_pb.FollowResponse, group: Sequence[Output]
+    ) -> None:
         self._last_step = time.monotonic()
         self._first_step = self._first_step or self._last_step
         steps = response.steps.steps

@@ -9,6 +9,7 @@ capture     a Capture becomes a CapturePlan
 contrast    a Contrast becomes the request in a second context
 methods     the method of a Capture, and what it does with special tokens
 units       a grouping and UnitOptions become a UnitPlan
+follow      the messages of a follow stream become events
 
 Every function raises RequestError with the path of the field. What the contract has and this server does not have is
 UNIMPLEMENTED, and never ignored.
@@ -16,16 +17,20 @@ UNIMPLEMENTED, and never ignored.
 
 from .beam import MAX_BEAM_WIDTH
 from .decoding import MAX_STOP_BYTES, MAX_STOPS
+from .follow import MAX_FOLLOW_STREAMS, FollowValidator, paths_in_start
 from .request import MAX_REQUEST_BYTES, MAX_TEXTS_PER_STREAM, request_id_of, validate_request
 from .units import MAX_SPANS
 
 __all__ = [
     "MAX_BEAM_WIDTH",
+    "MAX_FOLLOW_STREAMS",
     "MAX_REQUEST_BYTES",
     "MAX_SPANS",
     "MAX_STOPS",
     "MAX_STOP_BYTES",
     "MAX_TEXTS_PER_STREAM",
+    "FollowValidator",
+    "paths_in_start",
     "request_id_of",
     "validate_request",
 ]

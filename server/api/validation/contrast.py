@@ -11,7 +11,7 @@ from sidelight.v1 import attribution_service_pb2 as service_pb
 from ...capture import AttentionKind, CapturePlan, minuend_plan
 from ...errors import ErrorCode, RequestError, invalid
 from ...models import LoadedModel
-from ...request import CONTRAST_SCORES, Contrast, DecodingParams, GivenTarget, Request
+from ...request import CONTRAST_SCORES, Contrast, GivenTarget, Request
 from ...text import Languages, TextOptions
 from .capture import check_size
 from .decoding import validate_probability
@@ -116,7 +116,7 @@ def _validate_context(
         if contrast.HasField("given") and room > 0:
             context.given.CopyFrom(contrast.given)
             target = validate_given(context, loaded, languages, source, options, room)
-        num_steps = target.max_new_tokens if isinstance(target, DecodingParams) else len(target.text.tokens)
+        num_steps = len(target.text.tokens) if isinstance(target, GivenTarget) else target.max_new_tokens
         if num_steps > room:
             field = next(field for field in ("prefix", "source", "given") if contrast.HasField(field))
             problem = f"leaves room for {max(0, room):,} tokens of the target, which may have {num_steps:,}"
@@ -146,7 +146,7 @@ def _check_passes(contexts: tuple[Request, Request], loaded: LoadedModel) -> Non
     """Refuses given targets that are too long to be read at once in both contexts."""
     num_logits = 0
     for context in contexts:
-        if isinstance(context.target, DecodingParams):
+        if not isinstance(context.target, GivenTarget):
             return
         num_steps = len(context.target.text.tokens)
         num_source = 0 if loaded.is_encoder_decoder else len(context.source.tokens)

@@ -14,7 +14,7 @@ from sidelight.v1 import attribution_service_pb2 as service_pb
 from ...capture import AttentionKind
 from ...errors import invalid
 from ...models import LoadedModel
-from ...request import DecodingParams, GivenTarget, Request, Score
+from ...request import DecodingParams, FollowedTarget, GivenTarget, Request, Score
 from ...text import OffsetUnit
 from ..enums import OFFSET_UNITS, SCORES
 from .capture import validate_capture
@@ -33,17 +33,20 @@ MAX_REQUEST_BYTES = 4 * 1024**2
 MAX_TEXTS_PER_STREAM = 64
 
 
-def request_id_of(message: service_pb.AttributeRequest) -> str:
+def request_id_of(message: service_pb.AttributeRequest | service_pb.FollowStart) -> str:
     """Returns the request's id, or a new one. Raises RequestError if the id cannot be put into logs and trailers."""
     if len(message.request_id) > _MAX_REQUEST_ID or not message.request_id.isprintable():
         raise invalid("request_id", "MALFORMED", f"at most {_MAX_REQUEST_ID} characters, all of them printable")
     return message.request_id or uuid.uuid4().hex
 
 
-def validate_request(message: service_pb.AttributeRequest, loaded: LoadedModel, request_id: str) -> Request:
+def validate_request(
+    message: service_pb.AttributeRequest, loaded: LoadedModel, request_id: str, *, is_follow: bool = False
+) -> Request:
     """Returns the request that a message makes to a model. Raises RequestError.
 
-    Tokenizes the texts, which takes too long for an event loop if the texts are long.
+    Tokenizes the texts, which takes too long for an event loop if the texts are long. In a follow stream, a message
+    without `decoding` has a target that the client gives later.
     """
     offset_unit = _validate_offset_unit(message)
     check_units(message)
@@ -53,25 +56,24 @@ def validate_request(message: service_pb.AttributeRequest, loaded: LoadedModel, 
     texts = validate_texts(message, loaded, languages, options, truncation)
     features = validate_features(message.source, loaded)
     source, prompt_ids = texts.source, texts.decoder_prompt_ids
-    max_target = find_room(message, loaded, source, prompt_ids)
-    num_before = loaded.max_target_tokens - max_target
+    max_target = find_room(message, loaded, source, prompt_ids, is_follow=is_follow)
+    num_before = loaded.max_target_tokens - max_target - is_follow
     has_parts = loaded.attention_layers.captures_rows and not message.HasField("contrast")
     if texts.given is not None:
-        target: DecodingParams | GivenTarget = GivenTarget(texts.given)
+        target: DecodingParams | GivenTarget | FollowedTarget = GivenTarget(texts.given)
         max_steps = len(texts.given.tokens)
         steps_per_pass = 1 if has_parts else max_steps
     else:
-        target = validate_decoding(message.decoding, loaded, languages, num_before, max_target)
-        _check_seed(message, target)
+        if is_follow and not message.HasField("decoding"):
+            target, steps_per_pass = FollowedTarget(max_target), 1
+        else:
+            target = validate_decoding(message.decoding, loaded, languages, num_before, max_target)
+            _check_seed(message, target)
+            # The hypothesis that a beam search has found is read as a given target is.
+            steps_per_pass = 1 if target.beam is None or has_parts else target.max_new_tokens
         max_steps = target.max_new_tokens
-        # The hypothesis that a beam search has found is read as a given target is.
-        steps_per_pass = 1 if target.beam is None or has_parts else max_steps
     source_length = len(source.tokens) if features is None else features.num_positions
-    max_positions: dict[AttentionKind, int] = {
-        "cross": source_length,
-        "encoder_self": source_length,
-        "decoder_self": num_before + max_steps,
-    }
+    max_positions = _max_positions(source_length, num_before + max_steps)
     request = Request(
         request_id=request_id,
         source=source,
@@ -101,6 +103,11 @@ def _validate_offset_unit(message: service_pb.AttributeRequest) -> OffsetUnit:
 def _check_seed(message: service_pb.AttributeRequest, params: DecodingParams) -> None:
     if params.do_sample and message.resume_at and not message.decoding.sampling.HasField("seed"):
         raise invalid("decoding.sampling.seed", "REQUIRED", "is needed to draw the same tokens up to resume_at")
+
+
+def _max_positions(source_length: int, target_length: int) -> dict[AttentionKind, int]:
+    """Returns the most positions that a row of each kind can have."""
+    return {"cross": source_length, "encoder_self": source_length, "decoder_self": target_length}
 
 
 # ---- scores ---------------------------------------------------------------------------------------------------------

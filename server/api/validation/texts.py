@@ -80,7 +80,7 @@ def validate_source(
     if kind == "features":
         return TokenizedText("", ())  # a recording has no tokens: see `validate_features`
     if kind == "text":
-        checked = _check_text(source.text, "source.text", max_tokens, loaded, truncation)
+        checked = check_text(source.text, "source.text", max_tokens, loaded, truncation)
         text = loaded.tokenizer.encode_source(checked, languages, options)
         _check_not_blank(text, "source.text", loaded, options)
     elif kind == "token_ids":
@@ -155,10 +155,19 @@ def validate_texts(
 
 
 def find_room(
-    message: service_pb.AttributeRequest, loaded: LoadedModel, source: TokenizedText, prompt_ids: Sequence[int]
+    message: service_pb.AttributeRequest,
+    loaded: LoadedModel,
+    source: TokenizedText,
+    prompt_ids: Sequence[int],
+    *,
+    is_follow: bool = False,
 ) -> int:
-    """Returns how many tokens a target can have, at least 1. Raises RequestError."""
-    room = loaded.max_target_tokens - len(prompt_ids) - (0 if loaded.is_encoder_decoder else len(source.tokens))
+    """Returns how many tokens a target can have, at least 1. Raises RequestError.
+
+    While a follow stream waits, its slot must have room for one more position, which steps of other slots write.
+    """
+    num_before = len(prompt_ids) + (0 if loaded.is_encoder_decoder else len(source.tokens))
+    room = loaded.max_target_tokens - num_before - is_follow
     if room < 1:
         field = "prefix" if message.HasField("prefix") else "source"
         subject = "a target" if loaded.is_encoder_decoder else "prompt and continuation together"
@@ -186,7 +195,7 @@ def validate_prefix(
     prefix, max_tokens = message.prefix, loaded.max_target_tokens
     kind = prefix.WhichOneof("kind")
     if kind == "text":
-        checked = _check_text(prefix.text, "prefix.text", max_tokens, loaded, truncation)
+        checked = check_text(prefix.text, "prefix.text", max_tokens, loaded, truncation)
         text = loaded.tokenizer.encode_prefix(source, checked, languages, options)
         tokens = text.tokens
         if not tokens or not (options.parses_special or any(not token.special for token in tokens)):
@@ -214,7 +223,7 @@ def validate_given(
     given = message.given
     kind = given.WhichOneof("kind")
     if kind == "text":
-        checked = _check_text(given.text, "given.text", loaded.max_target_tokens, loaded, truncation)
+        checked = check_text(given.text, "given.text", loaded.max_target_tokens, loaded, truncation)
         if loaded.is_encoder_decoder:
             text = loaded.tokenizer.encode_target(checked, languages, options)
         else:
@@ -232,8 +241,11 @@ def validate_given(
     return GivenTarget(text)
 
 
-def _check_text(text: str, field: str, max_tokens: int, loaded: LoadedModel, truncation: Truncation) -> str:
-    """Returns the text to tokenize: the whole text, or with a truncation as many bytes as can have the tokens."""
+def check_text(text: str, field: str, max_tokens: int, loaded: LoadedModel, truncation: Truncation = "none") -> str:
+    """Returns the text to tokenize: the whole text, or with a truncation as many bytes as can have the tokens.
+
+    Raises RequestError for an empty text, and for a text that must have more tokens.
+    """
     if not text:
         raise invalid(field, "EMPTY", "must not be empty")
     if truncation != "none":
@@ -274,6 +286,11 @@ def _check_num_tokens(text: TokenizedText, field: str, max_tokens: int, limit: s
 
 
 # ---- token ids ------------------------------------------------------------------------------------------------------
+
+
+def validate_token_ids(message: text_pb2.Text, field: str, loaded: LoadedModel, max_tokens: int) -> list[int]:
+    """Returns the token ids of a text, of at most `max_tokens`. Raises RequestError."""
+    return _limit_ids(_read_token_ids(message, field, loaded), field, max_tokens, loaded, "none")[0]
 
 
 def _read_token_ids(message: text_pb2.Text, field: str, loaded: LoadedModel) -> list[int]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from ...errors import invalid, not_a_number
 from ...memory import release_memory_of
 from ...models import KVCache, LoadedModel
-from ...request import Request
+from ...request import DecodingParams, Request
 from ...sampling import BeamChoice, BeamSearch, Sampler, find_candidates
 from ...transfer import int_tensor, to_host
 from ..sequence import BeamGroup, DecodeOutput, SearchOutput, Sequence
@@ -33,6 +33,7 @@ def search_request(request: Request) -> Request:
 def make_search(loaded: LoadedModel, sequence: Sequence) -> BeamSearch:
     """Returns the search of a sequence's request."""
     request, params = sequence.request, sequence.params
+    assert isinstance(params, DecodingParams)
     assert params.beam is not None
     end_ids = frozenset[int]() if params.ignore_eos else sequence.end_ids
     has_stop_text = HypothesisTexts(loaded, request, params.stop).has_stop if params.stop else None
@@ -89,7 +90,7 @@ class BeamStep:
 
     def keep(self, batch: list[Sequence], log_probs: Tensor | None) -> None:
         """Keeps what a decode step gave the sequences of beam searches; a step may have run a part of them."""
-        sequences = [sequence for sequence in batch if sequence.params.beam is not None]
+        sequences = [sequence for sequence in batch if sequence.request.beam is not None]
         if sequences:
             assert log_probs is not None
             slots = int_tensor([sequence.slot for sequence in sequences], log_probs.device)
@@ -104,7 +105,7 @@ class BeamStep:
         """
         kept, self._kept = self._kept, []
         faults = {sequence: output for sequence, output in outputs if isinstance(output, Exception)}
-        results = [(sequence, output) for sequence, output in outputs if sequence.params.beam is None]
+        results = [(sequence, output) for sequence, output in outputs if sequence.request.beam is None]
         sound: list[Sequence] = []
         for sequence in searching:
             assert sequence.group is not None

@@ -1,33 +1,12 @@
-"""The server refuses messages and metadata that are too large, and methods that it does not have yet."""
+"""The server refuses messages and metadata that are too large."""
 
 from __future__ import annotations
-
-import asyncio
 
 import grpc
 import pytest
 from harness import request, stub
 from hostile_clients import EXHAUSTED
 from sidelight.v1 import attribution_service_pb2 as pb
-
-
-@pytest.mark.parametrize("method", ["Follow"])
-@pytest.mark.parametrize("sends", ["nothing", "much", "one, and waits"])
-async def test_methods_of_later_versions_are_unimplemented_for_asyncio_too(bundled_server, method, sends):
-    """Clients that are still sending take a status that comes before for a fault of the connection."""
-
-    async def messages():
-        for _ in range({"nothing": 0, "much": 200}.get(sends, 1)):
-            yield b"\x0a\x64" + b"\x00" * 100
-        if sends == "one, and waits":
-            await asyncio.sleep(30)
-
-    async with grpc.aio.insecure_channel(bundled_server) as channel:
-        call = channel.stream_stream(f"/sidelight.v1.AttributionService/{method}")
-        with pytest.raises(grpc.aio.AioRpcError) as raised:
-            async for _ in call(messages(), timeout=60):
-                pass
-    assert raised.value.code() == grpc.StatusCode.UNIMPLEMENTED
 
 
 def test_a_message_beyond_the_limit_is_refused(bundled_server):

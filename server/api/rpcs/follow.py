@@ -1,0 +1,242 @@
+"""The Follow RPC: hands the events of a client to the engine, and streams the outputs, both at the same time.
+
+The server reads no further events while the engine has many that wait, or while the client reads no outputs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import Counter, deque
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from typing import Any
+
+import grpc
+from sidelight.v1 import attribution_service_pb2 as service_pb
+
+from ...engine import Engine, EventQueue, FollowEvent, OutputQueue, RequestState, SourceGrowth, StreamEnd
+from ...errors import RequestError, invalid, silent, too_many_streams, too_old
+from ...models import LoadedModel
+from ...request import (
+    AwaitingSource,
+    Output,
+    Request,
+    Started,
+    Step,
+    StepCount,
+)
+from ...text import TokenizerPool
+from .. import converters
+from ..calls import EOF, Call
+from ..model_catalog import ModelCatalog
+from ..offsets import offsets_of
+from ..parsing import parse
+from ..validation import MAX_FOLLOW_STREAMS, FollowValidator, paths_in_start, request_id_of
+from .answer import MESSAGE_BYTES, SHORT_BYTES, Answer, group_outputs
+from .attribute import deadline_of
+
+# Seconds for which a client may send nothing, and for which a stream may be open.
+_MAX_IDLE_SECONDS, _MAX_AGE_SECONDS = 600.0, 12 * 3600.0
+
+# Seconds for which the rest of a client's messages is read before the status of an error: in all, and from one message
+# to the next.
+_MAX_REST_SECONDS, _MAX_PAUSE_SECONDS = 2.0, 0.1
+
+
+class FollowMethod:
+    """The Follow RPC over the engines of all models. For one event loop."""
+
+    def __init__(self, engines: Mapping[str, Engine], catalog: ModelCatalog) -> None:
+        """`engines` are by the names of their models."""
+        self._engines = engines
+        self._catalog = catalog
+        self._tokenizer_pool = TokenizerPool()
+        self._num_open: Counter[str] = Counter()  # by model
+
+    def close(self) -> None:
+        """Ends the threads."""
+        self._tokenizer_pool.close()
+
+    async def answer(self, call: Call) -> None:
+        """Answers one call."""
+        data = await call.read()
+        arrived = time.monotonic()
+        try:
+            message = parse(service_pb.FollowRequest, data)
+            if message.WhichOneof("event") != "start":
+                raise invalid("start", "REQUIRED", "comes first")
+            with paths_in_start():
+                call.request_id = request_id_of(message.start)
+            engine = self._engines[self._catalog.find(message.start.model, "start.model").name]
+            stream = _Stream(call, engine, self._tokenizer_pool, message.start, arrived)
+        except RequestError:
+            await _read_rest(call)
+            raise
+        with self._count_stream(engine.loaded.name):
+            await stream.run()
+
+    @contextlib.contextmanager
+    def _count_stream(self, name: str) -> Iterator[None]:
+        if self._num_open[name] >= MAX_FOLLOW_STREAMS:
+            raise too_many_streams(self._num_open[name])
+        self._num_open[name] += 1
+        try:
+            yield
+        finally:
+            self._num_open[name] -= 1
+
+
+class _Stream:
+    """One follow stream. For the tasks that answer its call."""
+
+    def __init__(
+        self, call: Call, engine: Engine, pool: TokenizerPool, start: service_pb.FollowStart, arrived: float
+    ) -> None:
+        self._call = call
+        self._engine = engine
+        self._pool = pool
+        self._arrived = arrived
+        self._validator = FollowValidator(start, engine.loaded, call.request_id)
+        self._num_source_bytes = 0
+        self._requests: deque[Request] = deque()  # with the sources whose Started has not been sent
+
+    async def run(self) -> None:
+        """Serves the stream to its end."""
+        first = await self._read_source()
+        call, engine = self._call, self._engine
+        events = EventQueue(engine.wake)
+        with engine.reserve(call.client) as place:
+            queue = OutputQueue(engine.wake)
+            state = engine.submit(first, queue, deadline_of(call), place, events)
+        call.requests[call.request_id] = state
+        try:
+            await call.send_headers()
+            answer = _FollowAnswer(state, engine.loaded, self._arrived, self._requests)
+            await _run_until_first_ends(self._write(answer), self._hand_over(events))
+        finally:
+            queue.cancel()
+
+    # ---- events -----------------------------------------------------------------------------------------------------
+
+    async def _read_source(self) -> Request:
+        """Reads events up to the first source that has a token."""
+        while (received := await self._read_events()) is not None:
+            for event in received:
+                assert isinstance(event, SourceGrowth)
+                self._requests.append(event.request)
+                return event.request
+        raise invalid("source", "REQUIRED", "the stream has ended without a source")
+
+    async def _hand_over(self, events: EventQueue) -> None:
+        """Hands all events to the engine."""
+        while (received := await self._read_events()) is not None:
+            for event in received:
+                if isinstance(event, SourceGrowth):
+                    self._requests.append(event.request)
+                await events.put(event)
+        for event in self._validator.flush():
+            await events.put(event)
+        await events.put(StreamEnd())
+
+    async def _read_events(self) -> Sequence[FollowEvent] | None:
+        """Returns the events of the next message; None at the end."""
+        data = await self._read_message()
+        if data is EOF:
+            return None
+        try:
+            message = parse(service_pb.FollowRequest, data)
+            self._num_source_bytes += len(data) if message.HasField("source") else 0
+            num_bytes = self._num_source_bytes + len(data)
+            if num_bytes <= SHORT_BYTES and not self._engine.loaded.tokenizer.is_busy:
+                return self._validator.add(message)
+            return await self._pool.run(num_bytes, self._validator.add, message)
+        except RequestError:
+            await _read_rest(self._call)
+            raise
+
+    async def _read_message(self) -> Any:
+        """Returns the bytes of the next message, or EOF."""
+        age = time.monotonic() - self._arrived
+        seconds = min(_MAX_IDLE_SECONDS, max(0.0, _MAX_AGE_SECONDS - age))
+        try:
+            return await asyncio.wait_for(self._call.context.read(), seconds)
+        except asyncio.TimeoutError:
+            is_old = seconds < _MAX_IDLE_SECONDS
+            raise (too_old(_MAX_AGE_SECONDS) if is_old else silent(_MAX_IDLE_SECONDS)) from None
+        except grpc.aio.InternalError:  # the client has gone
+            raise asyncio.CancelledError from None
+
+    # ---- outputs ----------------------------------------------------------------------------------------------------
+
+    async def _write(self, answer: _FollowAnswer) -> None:
+        """Sends all outputs."""
+        while outputs := await answer.queue.get(MESSAGE_BYTES):
+            for group in group_outputs(outputs):
+                response = service_pb.FollowResponse()
+                answer.fill(response, group)
+                await self._call.write(response)
+
+
+class _FollowAnswer(Answer):
+    """The messages of one stream, whose source grows, and whose steps may be taken back."""
+
+    def __init__(self, state: RequestState, loaded: LoadedModel, arrived: float, requests: deque[Request]) -> None:
+        """`requests` have the sources whose first output has not come."""
+        super().__init__(state, loaded, arrived)
+        self._requests = requests
+        self._started: Started | None = None
+        self._texts: list[str] = []  # of the steps
+
+    def fill(self, response: service_pb.AttributeResponse | service_pb.FollowResponse, group: Sequence[Output]) -> None:
+        """Writes a group of outputs, as `group_outputs` yields them, into an empty message, and counts what is sent."""
+        output = group[0]
+        if isinstance(response, service_pb.FollowResponse) and isinstance(output, AwaitingSource):
+            response.awaiting_source.CopyFrom(converters.awaiting_source_message(output))
+        elif isinstance(response, service_pb.FollowResponse) and isinstance(output, StepCount):
+            response.step_count = output.num_steps
+            del self._texts[output.num_steps :]
+            self._renew_offsets()
+        else:
+            if isinstance(output, Started):
+                self._started, self._request = output, self._requests.popleft()
+                self._offsets = offsets_of(self._request)
+            super().fill(response, group)
+            if isinstance(output, Started):
+                self._renew_offsets()
+            self._texts += [step.text for step in group if isinstance(step, Step)]
+
+    def _renew_offsets(self) -> None:
+        """Makes offsets count in the source as it is now, and in the text of the steps that are left."""
+        self._offsets = offsets_of(self._request)
+        if self._offsets is not None and self._started is not None:
+            self._offsets.add_started(self._started)
+            self._offsets.target.append("".join(self._texts))
+
+
+async def _read_rest(call: Call) -> None:
+    """Reads what a client is just sending, before a status ends the stream.
+
+    Some clients take a status before they have sent everything for an error of the connection.
+    """
+
+    async def read_all() -> None:
+        while await asyncio.wait_for(call.context.read(), _MAX_PAUSE_SECONDS) is not EOF:
+            pass
+
+    with contextlib.suppress(asyncio.TimeoutError, grpc.aio.InternalError):
+        await asyncio.wait_for(read_all(), _MAX_REST_SECONDS)
+
+
+async def _run_until_first_ends(main: Coroutine[Any, Any, None], other: Coroutine[Any, Any, None]) -> None:
+    """Runs two coroutines until the first one ends, or either one fails. Raises what has failed."""
+    tasks = [asyncio.ensure_future(main), asyncio.ensure_future(other)]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+        await tasks[0]
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,318 @@
+"""The messages of a follow stream become events: each field is checked, in the order in which the messages come.
+
+Raises RequestError with the path of the field in a FollowRequest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import replace
+
+from sidelight.v1 import attention_pb2, text_pb2
+from sidelight.v1 import attribution_service_pb2 as service_pb
+
+from ...capture import AttentionKind, CapturePlan
+from ...engine import SourceDone, SourceGrowth, TakeBack, TargetToken
+from ...errors import RequestError, invalid, unimplemented
+from ...models import LoadedModel
+from ...policy import AlignAtt
+from ...request import Request
+from ...text import TextOptions, TokenizedText, count_complete, encode_next, find_words
+from .capture import validate_capture
+from .request import validate_request
+from .texts import check_text, validate_languages, validate_text_options, validate_token_ids
+
+# The follow streams of one model that are open at the same time. A stream that waits holds little more than its texts.
+MAX_FOLLOW_STREAMS = 256
+
+# Fields that FollowStart has in common with AttributeRequest, apart from the texts.
+_COMMON = (
+    "request_id",
+    "model",
+    "source_language",
+    "target_language",
+    "scores",
+    "score_top_p",
+    "offset_unit",
+    "special_tokens_in_text",
+    "add_special_tokens",
+)
+_START_FIELDS = frozenset(service_pb.FollowStart.DESCRIPTOR.fields_by_name)
+
+Event = SourceGrowth | SourceDone | TargetToken | TakeBack
+
+
+class FollowValidator:
+    """The texts of one follow stream so far, and what they become. For one thread at a time."""
+
+    def __init__(self, start: service_pb.FollowStart, loaded: LoadedModel, request_id: str) -> None:
+        """Raises RequestError for what is wrong whatever the source is."""
+        self._start = start
+        self._loaded = loaded
+        self._request_id = request_id
+        self._source = text_pb2.Text()
+        self._is_source_done = False
+        self._request: Request | None = None
+        self._ids: list[int] = []  # of the target
+        self._text: str | None = ""  # of these tokens; None: not known
+        self._waiting = ""  # text of the target that waits for the end of its word
+        _check_start(start)
+        self._is_server_written = start.HasField("decoding")
+
+    def add(self, message: service_pb.FollowRequest) -> list[Event]:
+        """Takes the next message. Returns the events that it makes: none while the source is blank, or text waits."""
+        kind = message.WhichOneof("event")
+        if kind is None:
+            raise invalid("", "REQUIRED", "one of source, source_done, target, take_back and flush must be set")
+        if kind == "start":
+            raise invalid("start", "OUT_OF_ORDER", "was sent before")
+        if kind == "source":
+            return self._add_source(message.source)
+        if self._request is None:
+            problem = "comes before the source" if not self._source.text else "comes before the source has any word"
+            raise invalid(kind, "OUT_OF_ORDER", problem)
+        if kind == "source_done":
+            return self._complete_source()
+        if self._is_server_written:
+            raise invalid(kind, "CONTRADICTION", "goes without start.decoding: the server writes the target")
+        if kind == "target":
+            return [TargetToken(id_) for id_ in self._add_target(message.target)]
+        if kind == "flush":
+            return self.flush()
+        return self._take_back(message.take_back)
+
+    # ---- source -----------------------------------------------------------------------------------------------------
+
+    def _add_source(self, piece: text_pb2.Text) -> list[Event]:
+        if self._is_source_done:
+            raise invalid("source", "OUT_OF_ORDER", "comes after source_done")
+        kind, before = piece.WhichOneof("kind"), self._source.WhichOneof("kind")
+        if before is not None and (kind != before or kind not in ("text", "token_ids")):
+            raise invalid(f"source.{kind}", "CONTRADICTION", f"cannot be added to a source of {before}")
+        if kind == "text":
+            if not piece.text:
+                raise invalid("source.text", "EMPTY", "must not be empty")
+            self._source.text += piece.text
+            if self._request is None and not self._source.text.strip():
+                check_text(self._source.text, "source.text", self._loaded.max_source_tokens, self._loaded)
+                return []
+        elif kind == "token_ids":
+            if not piece.token_ids.ids:
+                raise invalid("source.token_ids.ids", "EMPTY", "must not be empty")
+            self._source.token_ids.ids.extend(piece.token_ids.ids)
+        else:
+            if kind == "features" and self._start.HasField("policy"):
+                raise invalid(
+                    "source.features", "CONTRADICTION", "goes without start.policy: a recording has no tokens"
+                )
+            self._source.CopyFrom(piece)
+        request = self._validate()
+        if len(self._ids) > (request.max_num_tokens - len(request.source.tokens) - len(request.decoder_prompt_ids)):
+            raise invalid(f"source.{kind}", "TEXT_TOO_LONG", "leaves no room for the target")
+        self._request = request
+        return [SourceGrowth(request)]
+
+    def _complete_source(self) -> list[Event]:
+        if self._is_source_done:
+            raise invalid("source_done", "OUT_OF_ORDER", "was sent before")
+        self._is_source_done = True
+        return [SourceDone()]
+
+    def _validate(self) -> Request:
+        """Returns the request with the source so far."""
+        message, loaded = self._message(), self._loaded
+        with paths_in_start():
+            request = validate_request(message, loaded, self._request_id, is_follow=True)
+        if not self._start.HasField("policy"):
+            return request
+        policy = self._start.policy.align_att
+        num_decoded = request.max_num_tokens - len(request.source.tokens)
+        num_positions: dict[AttentionKind, int] = {
+            "cross": len(request.source.tokens),
+            "encoder_self": len(request.source.tokens),
+            "decoder_self": request.max_num_tokens if not loaded.is_encoder_decoder else num_decoded,
+        }
+        plan = _policy_plan(policy, loaded, num_positions)
+        return replace(request, policy=AlignAtt(plan, _first_held(policy, request.source)))
+
+    def _message(self) -> service_pb.AttributeRequest:
+        """Returns the options of the stream, with the source so far, as a message for one text."""
+        message = service_pb.AttributeRequest(source=self._source)
+        values = {field.name: value for field, value in self._start.ListFields()}
+        for name in _COMMON:
+            if name in values:
+                if name == "scores":
+                    message.scores.extend(self._start.scores)
+                else:
+                    setattr(message, name, values[name])
+        for name in ("capture", "prefix", "decoding"):
+            if self._start.HasField(name):
+                getattr(message, name).CopyFrom(getattr(self._start, name))
+        if self._start.HasField("decoding"):
+            message.decoding.greedy.SetInParent()
+        return message
+
+    # ---- target -----------------------------------------------------------------------------------------------------
+
+    def flush(self) -> list[Event]:
+        """Takes the text that waits, as it is: no more comes."""
+        waiting, self._waiting = self._waiting, ""
+        return [TargetToken(id_) for id_ in self._encode(waiting)] if waiting else []
+
+    def _add_target(self, piece: text_pb2.Text) -> list[int]:
+        """Returns the tokens that a piece of the target adds."""
+        kind = piece.WhichOneof("kind")
+        if kind == "token_ids":
+            ids = [] if not self._waiting else self._encode(self._waiting)
+            self._waiting = ""
+            new_ids = validate_token_ids(piece, "target", self._loaded, self._num_left)
+            self._ids += new_ids
+            self._text = None
+            return [*ids, *new_ids]
+        if kind != "text":
+            raise invalid("target", "REQUIRED", "one of text and token_ids must be set")
+        text = self._waiting + piece.text
+        if not piece.text:
+            raise invalid("target.text", "EMPTY", "must not be empty")
+        check_text(text, "target.text", self._loaded.max_target_tokens, self._loaded)
+        num_complete = count_complete(text)
+        self._waiting = text[num_complete:]
+        return self._encode(text[:num_complete]) if num_complete else []
+
+    def _encode(self, text: str) -> list[int]:
+        """Adds a text to the target. Returns its tokens; the tokens before it stay as they are."""
+        request, loaded = self._request, self._loaded
+        assert request is not None
+        message = self._message()
+        languages, options = validate_languages(message, loaded), validate_text_options(message, loaded)
+        before, before_ids = self._before(request, options)
+        if not loaded.is_encoder_decoder and request.source.options is not None:
+            options = request.source.options
+        source = request.source if loaded.is_encoder_decoder else None
+        ids = encode_next(loaded.tokenizer, source, before, before_ids, text, languages, options)
+        if len(ids) > self._num_left:
+            raise invalid("target.text", "TEXT_TOO_LONG", f"has {len(ids):,} tokens; {self._num_left:,} more fit")
+        self._ids += ids
+        if self._text is not None:
+            self._text += text
+        return ids
+
+    def _before(self, request: Request, options: TextOptions) -> tuple[str | None, list[int]]:
+        """Returns the text that stands before new text of the target, if it is known, and its tokens."""
+        tokenizer, is_encoder_decoder = self._loaded.tokenizer, self._loaded.is_encoder_decoder
+        prompt_ids = request.decoder_prompt_ids
+        if is_encoder_decoder:
+            languages = validate_languages(self._message(), self._loaded)
+            prompt_ids = prompt_ids[len(tokenizer.start_ids(languages)) :]
+        before = "" if is_encoder_decoder else request.source.text
+        is_known = is_encoder_decoder or request.source.options == options
+        if request.prefix is not None:
+            before += request.prefix.text
+        elif prompt_ids:
+            is_known = False
+        source_ids = [] if is_encoder_decoder else request.source.ids
+        if self._text is None:
+            self._text = tokenizer.detokenize(self._ids, [*source_ids, *prompt_ids]).text
+        return (before + self._text) if is_known else None, [*source_ids, *prompt_ids, *self._ids]
+
+    def _take_back(self, count: int) -> list[Event]:
+        if count > len(self._ids):
+            raise invalid(
+                "take_back", "OUT_OF_RANGE", f"{count:,} is more than the {len(self._ids):,} tokens there are"
+            )
+        self._waiting = ""
+        if count:
+            del self._ids[len(self._ids) - count :]
+            self._text = None if self._ids else ""
+        return [TakeBack(count)]
+
+    @property
+    def _num_left(self) -> int:
+        """How many more tokens the target may have."""
+        request = self._request
+        assert request is not None
+        num_before = len(request.source.tokens) + len(request.decoder_prompt_ids)
+        return request.max_num_tokens - num_before - len(self._ids)
+
+
+@contextmanager
+def paths_in_start() -> Generator[None, None, None]:
+    """Makes the path of a field of AttributeRequest the path of the same field of FollowStart."""
+    try:
+        yield
+    except RequestError as error:
+        root = error.field.partition(".")[0].partition("[")[0]
+        if root in _START_FIELDS:
+            error.field = f"start.{error.field}"
+        raise
+
+
+def _check_start(start: service_pb.FollowStart) -> None:
+    capture = start.capture
+    if capture.HasField("units") or capture.grouping not in (
+        attention_pb2.GROUPING_UNSPECIFIED,
+        attention_pb2.GROUPING_TOKEN,
+    ):
+        field = "units" if capture.HasField("units") else "grouping"
+        raise invalid(f"start.capture.{field}", "CONTRADICTION", "goes with whole texts, not with a follow stream")
+    if capture.method not in (attention_pb2.METHOD_UNSPECIFIED, attention_pb2.METHOD_WEIGHTS):
+        raise unimplemented("start.capture.method")
+    if capture.special_tokens not in (attention_pb2.SPECIAL_TOKENS_UNSPECIFIED, attention_pb2.SPECIAL_TOKENS_KEEP):
+        raise unimplemented("start.capture.special_tokens")
+    if start.HasField("policy"):
+        _check_policy(start.policy)
+    if not start.HasField("decoding"):
+        return
+    strategy = start.decoding.WhichOneof("strategy")
+    if strategy not in (None, "greedy"):
+        problem = "a follow stream is written by greedy search: what was committed stays"
+        raise invalid(f"start.decoding.{strategy}", "CONTRADICTION", problem)
+    if not start.HasField("policy"):
+        raise invalid("start.policy", "REQUIRED", "is needed with decoding: it says how far the target may go")
+
+
+def _check_policy(policy: service_pb.Policy) -> None:
+    if policy.WhichOneof("policy") is None:
+        raise invalid("start.policy.align_att", "REQUIRED", "must be set")
+    held_back = policy.align_att.WhichOneof("held_back")
+    if held_back is None:
+        raise invalid("start.policy.align_att.tokens", "REQUIRED", "one of tokens and words must be set")
+    if not getattr(policy.align_att, held_back):
+        raise invalid(f"start.policy.align_att.{held_back}", "OUT_OF_RANGE", "must be at least 1")
+
+
+def _policy_plan(
+    policy: service_pb.AlignAtt, loaded: LoadedModel, num_positions: dict[AttentionKind, int]
+) -> CapturePlan:
+    """Returns the capture of the row that says where a step looks: the mean over the policy's heads."""
+    capture = attention_pb2.Capture(row=policy.row, over_heads=attention_pb2.REDUCTION_MEAN)
+    kind: AttentionKind = "cross" if loaded.is_encoder_decoder else "decoder_self"
+    numbers = {"cross": attention_pb2.ATTENTION_KIND_CROSS, "decoder_self": attention_pb2.ATTENTION_KIND_DECODER_SELF}
+    capture.kinds.append(numbers[kind])
+    if policy.HasField("heads"):
+        capture.heads.CopyFrom(policy.heads)
+    else:
+        num_layers = loaded.attention_layers.num_layers(kind)
+        capture.heads.layers.layers.extend(range(num_layers // 3, num_layers))
+    if capture.heads.WhichOneof("selection") != "list":
+        capture.over_layers = attention_pb2.REDUCTION_MEAN
+    try:
+        return validate_capture(capture, loaded, num_positions, 1)
+    except RequestError as error:
+        error.field = error.field.replace("capture", "start.policy.align_att", 1)
+        raise
+
+
+def _first_held(policy: service_pb.AlignAtt, source: TokenizedText) -> int:
+    """Returns the first source token that is held back."""
+    if policy.HasField("tokens"):
+        own = [index for index, token in enumerate(source.tokens) if not token.special]
+        return own[-policy.tokens] if policy.tokens <= len(own) else 0
+    # A punctuation mark belongs to the word before it.
+    words = [(begin, end) for begin, end in find_words(source.text) if any(map(str.isalnum, source.text[begin:end]))]
+    if policy.words > len(words):
+        return 0
+    begin, _ = words[-policy.words]
+    held = (index for index, token in enumerate(source.tokens) if not token.special and token.end > begin)
+    return next(held, len(source.tokens))

@@ -1,0 +1,25 @@
+"""Follow streams in the engine: requests whose source and target change while they run.
+
+follow_state    FollowState: one stream: its events, its target so far, what it needs next
+follow_builder  FollowBuilder: tokens, rows and decisions of a policy become steps
+events          what a client does
+event_queue     EventQueue: from an asyncio task to the engine's thread, bounded
+"""
+
+from .event_queue import EventQueue
+from .events import FollowEvent, SourceDone, SourceGrowth, StreamEnd, TakeBack, TargetToken
+from .follow_builder import FollowBuilder
+from .follow_state import FollowState, without_encoder_self
+
+__all__ = [
+    "EventQueue",
+    "FollowBuilder",
+    "FollowEvent",
+    "FollowState",
+    "SourceDone",
+    "SourceGrowth",
+    "StreamEnd",
+    "TakeBack",
+    "TargetToken",
+    "without_encoder_self",
+]

@@ -1,0 +1,33 @@
+"""The policy of a follow stream, and what the policy says of each step: plain data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .capture import CapturePlan
+
+
+@dataclass(frozen=True)
+class AlignAtt:
+    """The policy of a follow stream for one source (Papi et al. 2023, arXiv:2305.11408).
+
+    Attributes:
+        plan: Captures the row that says where a step looks: one number for each position.
+        first_held: The first source token that is held back.
+    """
+
+    plan: CapturePlan
+    first_held: int
+
+
+@dataclass(frozen=True)
+class PolicyDecision:
+    """What the policy of a follow stream says of a step.
+
+    `source_token` is the source token that the step looks at most. `num_firm` is the number of source tokens, from the
+    first, that the target up to this step is firm up to.
+    """
+
+    is_held: bool
+    source_token: int
+    num_firm: int
