@@ -12,6 +12,7 @@ many            AttributionManyStream and AsyncAttributionManyStream: many texts
 many_state      ManyResult, and the texts of such a stream: which run, what has arrived
 parts           what has arrived of one answer, and the request for the rest
 resumption      when a broken stream is called again
+follow/         FollowStream and AsyncFollowStream: streams whose source and target grow
 request         AttributeOptions, and the request built from them
 parameters      Capture, Decoding and the values that a request may ask for
 offset_units    Token and Span: places in a text; texts sliced by offsets in other units than code points
@@ -42,11 +43,13 @@ if TYPE_CHECKING:
         UnavailableError,
         UnimplementedError,
     )
+    from .follow import AsyncFollowStream, AwaitingSource, FollowEvent, FollowOptions, FollowStream, StepCount
     from .formats import save
     from .many import AsyncAttributionManyStream, AttributionManyStream
     from .many_state import ManyResult, ManySource, OnStep
     from .offset_units import Span, Token
     from .parameters import (
+        AlignAtt,
         AttentionKind,
         Beam,
         Capture,
@@ -70,9 +73,12 @@ if TYPE_CHECKING:
     from .results import (
         AttentionLayout,
         Attribution,
+        EncoderSelf,
+        Finished,
         Hypothesis,
         Model,
         ModelAttention,
+        PolicyDecision,
         Started,
         Step,
         StopReason,
@@ -82,15 +88,18 @@ if TYPE_CHECKING:
     from .streams import AsyncAttributionStream, AttributionStream
 
 __all__ = [
+    "AlignAtt",
     "AsyncAttributionManyStream",
     "AsyncAttributionStream",
     "AsyncClient",
+    "AsyncFollowStream",
     "AttentionKind",
     "AttentionLayout",
     "AttributeOptions",
     "Attribution",
     "AttributionManyStream",
     "AttributionStream",
+    "AwaitingSource",
     "Beam",
     "CancelledError",
     "Capture",
@@ -98,7 +107,12 @@ __all__ = [
     "Contrast",
     "DeadlineExceededError",
     "Decoding",
+    "EncoderSelf",
     "Encoding",
+    "Finished",
+    "FollowEvent",
+    "FollowOptions",
+    "FollowStream",
     "Greedy",
     "Grouping",
     "Head",
@@ -112,6 +126,7 @@ __all__ = [
     "ModelAttention",
     "NotFoundError",
     "OnStep",
+    "PolicyDecision",
     "Reduction",
     "ResourceExhaustedError",
     "Row",
@@ -123,6 +138,7 @@ __all__ = [
     "SpecialTokens",
     "Started",
     "Step",
+    "StepCount",
     "StopReason",
     "TextSpan",
     "Token",
@@ -134,7 +150,18 @@ __all__ = [
     "save",
 ]
 
-_MODULES = ("client", "errors", "many", "many_state", "parameters", "request", "results", "streams", "formats")
+_MODULES = (
+    "client",
+    "errors",
+    "follow",
+    "many",
+    "many_state",
+    "parameters",
+    "request",
+    "results",
+    "streams",
+    "formats",
+)
 
 if not TYPE_CHECKING:
     del TYPE_CHECKING

@@ -1,6 +1,7 @@
 """The two clients of a Sidelight server: `Client` is synchronous, `AsyncClient` is for asyncio.
 
-This module opens the connection and makes the calls. `streams` holds the running requests, `converters` the messages.
+This module opens the connection and makes the calls. `streams` and `follow` hold the running requests, `converters` the
+messages.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing_extensions import Self, Unpack
 
 from . import converters
 from .errors import CancelledError, field_errors, from_rpc_error
+from .follow import AsyncFollowStream, FollowOptions, FollowStream, build_follow_start
 from .many import AsyncAttributionManyStream, AttributionManyStream
 from .many_state import DEFAULT_RUNNING, ManySource, ManyState, OnStep
 from .parameters import Source
@@ -131,6 +133,21 @@ class Client:
         request, seconds = build_cancel_request(request_id), validate_timeout(timeout)
         return self._call(lambda: self._stub.CancelAttribution(request, timeout=seconds)).cancelled
 
+    def follow(self, **options: Unpack[FollowOptions]) -> FollowStream:
+        """Opens a stream whose source grows, and whose target the caller's own decoder writes, or the server.
+
+        Args:
+            **options: See `FollowOptions`.
+
+        Raises:
+            InvalidArgumentError: The client refuses the options without sending them.
+            CancelledError: The client is closed.
+        """
+        start = build_follow_start(options)
+        timeout = validate_timeout(options.get("timeout"))
+        _check_open(self._closed)
+        return FollowStream(lambda requests: self._stub.Follow(requests, timeout=timeout), start)
+
     def get_model(self, name: str = "", *, timeout: float | None = None) -> Model:
         """Describes a loaded model; without a name, the default model. Raises SidelightError."""
         request, seconds = build_get_model_request(name), validate_timeout(timeout)
@@ -191,7 +208,7 @@ class AsyncClient:
             self._channel = grpc.aio.secure_channel(address, credentials, options=arguments)
         self._stub = AttributionServiceStub(self._channel)
         self._closed = False
-        self._streams: WeakSet[AsyncAttributionStream | AsyncAttributionManyStream] = WeakSet()
+        self._streams: WeakSet[AsyncAttributionStream | AsyncAttributionManyStream | AsyncFollowStream] = WeakSet()
 
     def attribute(self, source: Source, **options: Unpack[AttributeOptions]) -> AsyncAttributionStream:
         """Does what `Client.attribute` does. Iterate over the stream with `async for`."""
@@ -233,6 +250,15 @@ class AsyncClient:
         request, seconds = build_cancel_request(request_id), validate_timeout(timeout)
         response = await self._call(lambda: self._stub.CancelAttribution(request, timeout=seconds))
         return response.cancelled
+
+    def follow(self, **options: Unpack[FollowOptions]) -> AsyncFollowStream:
+        """Does what `Client.follow` does."""
+        start = build_follow_start(options)
+        timeout = validate_timeout(options.get("timeout"))
+        _check_open(self._closed)
+        stream = AsyncFollowStream(self._stub.Follow(timeout=timeout), start)
+        self._streams.add(stream)
+        return stream
 
     async def get_model(self, name: str = "", *, timeout: float | None = None) -> Model:
         """Does what `Client.get_model` does."""

@@ -197,3 +197,24 @@ class Decoding:
     ignore_eos: bool = False
     repetition_penalty: float | None = None
     no_repeat_ngram_size: int | None = None
+
+
+@dataclass(frozen=True)
+class AlignAtt:
+    """When the target of a follow stream may go on: not where a token looks most at the end of a source that may grow.
+
+    The policy is AlignAtt (arXiv:2305.11408).
+
+    Attributes:
+        tokens: How many tokens at the end of the source are held back. Either `tokens` or `words` is needed.
+        words: How many words at the end of the source are held back.
+        layers: The layers whose mean says where a token looks. None: the last two thirds of the layers.
+        heads: Single heads instead of layers; see `Head`.
+        row: The query that predicts a token, or the query that reads the token.
+    """
+
+    tokens: int | None = None
+    words: int | None = None
+    layers: Sequence[int] | None = None
+    heads: Sequence[Head] | None = None
+    row: Row = "predicting"

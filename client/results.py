@@ -121,6 +121,21 @@ class Started:
         return len(self.context_positions)
 
 
+@dataclass(frozen=True)
+class PolicyDecision:
+    """What the policy of a follow stream says of a step.
+
+    Attributes:
+        is_held: Whether more source may change the step. Otherwise the step may be shown.
+        source_token: The index of the source token that the step looks at most.
+        firm_source_tokens: How many source tokens, from the first, the target up to this step is firm up to.
+    """
+
+    is_held: bool
+    source_token: int
+    firm_source_tokens: int
+
+
 @dataclass(frozen=True, eq=False)
 class Step:
     """One token of the target and its attention.
@@ -137,6 +152,7 @@ class Step:
         scores: The value of each score of the request.
         special_shares: For each kind, what special tokens took of the attention before they were left out,
             `[layers, heads]`, or fewer axes if reduced: the mean. Empty unless the capture renormalizes.
+        decision: What the policy of a follow stream says. None without a policy.
     """
 
     index: int
@@ -146,13 +162,18 @@ class Step:
     decoder_self: FloatArray | None
     scores: Mapping[Score, float]
     special_shares: Mapping[AttentionKind, FloatArray] = field(default_factory=dict[AttentionKind, FloatArray])
+    decision: PolicyDecision | None = None
 
 
 class EncoderSelf(NamedTuple):
-    """A part of encoder self-attention: `[queries, positions, ...]`, and the shares of special tokens."""
+    """A part of encoder self-attention: `[queries, positions, ...]`, and the shares of special tokens.
+
+    `first_query` is the source position of the first query.
+    """
 
     attention: FloatArray
     special_shares: FloatArray | None = None
+    first_query: int = 0
 
 
 @dataclass(frozen=True, eq=False)

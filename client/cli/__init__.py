@@ -5,6 +5,7 @@ commands             the parser: commands and their arguments; `sidelight models
 attribute            `sidelight attribute`
 attribute_options    the arguments of `sidelight attribute`
 attribute_file       `sidelight attribute --file`
+follow               `sidelight follow`
 demo                 `sidelight demo`
 lines                reads the lines of a file
 interruption         handles Ctrl-C

@@ -12,6 +12,7 @@ from ..views import escape_controls, make_console, print_message, print_text
 from . import attribute as attribute_command
 from . import attribute_options
 from . import demo as demo_command
+from . import follow as follow_command
 
 
 class _EscapingParser(argparse.ArgumentParser):
@@ -41,6 +42,9 @@ def make_parser() -> argparse.ArgumentParser:
     cancel.add_argument("request_id", metavar="ID", help="the id that the request was sent with")
     cancel.add_argument("--address", default=DEFAULT_ADDRESS, metavar="HOST:PORT", help="the server")
     cancel.set_defaults(run=_cancel)
+    follow = commands.add_parser("follow", help="translate words from standard input as they come")
+    follow_command.add_arguments(follow)
+    follow.set_defaults(run=follow_command.run)
 
     models = commands.add_parser("models", help="list the models that a server has loaded")
     models.add_argument("--address", default=DEFAULT_ADDRESS, metavar="HOST:PORT", help="the server")

@@ -49,7 +49,7 @@ def open_lines(name: str) -> Generator[Iterator[Line], None, None]:
         OSError: The file cannot be opened; or, from the iterator, it cannot be read. Its `filename` is this name.
     """
     if name == "-":
-        yield _read_lines(_standard_input(), name)
+        yield _read_lines(standard_input(), name)
         return
     # The file has no buffer. A thread that waits for a line would hold the buffer's lock while the process ends.
     with open(name, "rb", buffering=0) as file:
@@ -97,7 +97,8 @@ async def next_line(lines: Iterator[Line]) -> Line | None:
     return await future
 
 
-def _standard_input() -> io.RawIOBase | BinaryIO:
+def standard_input() -> io.RawIOBase | BinaryIO:
+    """Returns standard input without a buffer."""
     if not sys.stdin:  # a process may have no standard input
         return io.BytesIO()
     raw: io.RawIOBase | BinaryIO = getattr(sys.stdin.buffer, "raw", sys.stdin.buffer)

@@ -41,6 +41,7 @@ from ..results import (
     Hypothesis,
     Model,
     ModelAttention,
+    PolicyDecision,
     Span,
     Started,
     Step,
@@ -307,6 +308,7 @@ def parse_step(message: service_pb.Step, header: Started) -> Step:
         decoder_self=decoder_self,
         scores=dict(zip(header.scores, message.scores, strict=True)),
         special_shares=_parse_shares(message),
+        decision=_parse_decision(message.decision) if message.HasField("decision") else None,
     )
 
 
@@ -339,11 +341,17 @@ def parse_unit(message: service_pb.Unit, header: Started) -> Unit:
     )
 
 
+def _parse_decision(message: service_pb.PolicyDecision) -> PolicyDecision:
+    is_held = message.decision == service_pb.DECISION_HOLD
+    return PolicyDecision(is_held, message.source_token, message.firm_source_tokens)
+
+
 def parse_encoder_self(message: service_pb.EncoderSelf, header: Started) -> EncoderSelf:
     """Parses a part of encoder self-attention into `[queries, positions, ...]`, and the shares `[queries, ...]`."""
     attention = parse_attention(message.attention, header.source_length, axis=1, top_k=header.top_k)
     shares = message.attention.special_shares
-    return EncoderSelf(attention, parse_special_shares(message.attention, axis=1) if shares else None)
+    shares_of_rows = parse_special_shares(message.attention, axis=1) if shares else None
+    return EncoderSelf(attention, shares_of_rows, message.first_query)
 
 
 def parse_finished(message: service_pb.Finished) -> Finished:

@@ -9,9 +9,11 @@ terminal    text for terminals and pipes: control characters escaped, no markup
 from .heatmap import Heatmap
 from .page import render_page
 from .terminal import escape_controls, make_console, print_error, print_message, print_text
+from .words import count_complete
 
 __all__ = [
     "Heatmap",
+    "count_complete",
     "escape_controls",
     "make_console",
     "print_error",

@@ -91,11 +91,27 @@ def _is_same_word(previous: Token | Span, token: Token | Span) -> bool:
     return _is_word_character(previous.text[-1:]) and _is_word_character(token.text[:1])
 
 
+def count_complete(text: str) -> int:
+    """Returns how many characters of a text that grows belong to complete words. White space ends a word.
+
+    In scripts without spaces, each character counts as a word.
+    """
+    for index in range(len(text) - 1, -1, -1):
+        if text[index].isspace():
+            return len(text[:index].rstrip())
+        if _is_unspaced(text[index]):
+            return index + 1
+    return 0
+
+
+def _is_unspaced(character: str) -> bool:
+    """Whether a character is of a script that puts no spaces between words."""
+    return unicodedata.name(character, "").partition(" ")[0].partition("-")[0] in _SCRIPTS_WITHOUT_SPACES
+
+
 def _is_word_character(character: str) -> bool:
     """Whether a character is a letter, a mark or a digit of a script with spaces between words."""
-    if not character or unicodedata.category(character)[0] not in "LMN":
-        return False
-    return unicodedata.name(character, "").partition(" ")[0].partition("-")[0] not in _SCRIPTS_WITHOUT_SPACES
+    return bool(character) and unicodedata.category(character)[0] in "LMN" and not _is_unspaced(character)
 
 
 def _build_word(tokens: Sequence[Token | Span], indices: Sequence[int], unit: OffsetUnit) -> Word:

@@ -1,0 +1,209 @@
+"""Follow streams, synchronous and for asyncio. Events go out by methods, and come in by iteration.
+
+`request` builds the messages, and `converters` parses them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import queue
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from types import TracebackType
+from typing import Any
+
+import grpc
+from sidelight.v1 import attribution_service_pb2 as service_pb
+from typing_extensions import Self
+
+from .. import converters
+from ..errors import CancelledError, InternalError, from_rpc_error
+from ..parameters import Source
+from ..results import Started
+from .events import AwaitingSource, FollowEvent, StepCount
+from .request import build_flush, build_source, build_source_done, build_take_back, build_target
+
+
+class _FollowState:
+    """What has arrived of a stream, and was not returned yet."""
+
+    def __init__(self) -> None:
+        self._call: Any = None
+        self._cancelled = False
+        self._header: Started | None = None
+        self._events: deque[FollowEvent] = deque()
+
+    def cancel(self) -> None:
+        """Cancels the stream. Reading further raises CancelledError."""
+        self._cancelled = True
+        self._call.cancel()
+
+    def _add_response(self, response: service_pb.FollowResponse) -> None:
+        """Stores the events of one response. Raises InternalError if they do not fit the contract."""
+        try:
+            self._events.extend(self._parse(response))
+        except (ValueError, KeyError, IndexError) as error:
+            self.cancel()
+            message = f"the server's answer does not fit the contract: {error}"
+            raise InternalError(message, grpc.StatusCode.INTERNAL) from error
+
+    def _parse(self, response: service_pb.FollowResponse) -> Iterator[FollowEvent]:
+        kind = response.WhichOneof("event")
+        if kind == "started":
+            self._header = converters.parse_started(response.started)
+            yield self._header
+        elif kind == "step_count":
+            yield StepCount(response.step_count)
+        elif kind == "awaiting_source":
+            waiting = response.awaiting_source
+            yield AwaitingSource(waiting.step_count, waiting.firm_source_tokens)
+        elif kind == "finished":
+            yield converters.parse_finished(response.finished)
+        elif self._header is None:
+            raise ValueError("the header is missing")
+        elif kind == "encoder_self":
+            yield converters.parse_encoder_self(response.encoder_self, self._header)
+        else:
+            for message in response.steps.steps:
+                yield converters.parse_step(message, self._header)
+
+
+class FollowStream(_FollowState, Iterator[FollowEvent]):
+    """An open `follow` stream. Iterate over its events as they arrive; another thread may send meanwhile.
+
+    A `with` block cancels the stream if the block is left early.
+    """
+
+    def __init__(self, open_call: Callable[[Iterator[Any]], Any], start: service_pb.FollowRequest) -> None:
+        """`open_call` makes the call of an iterator over its requests."""
+        super().__init__()
+        self._requests: queue.SimpleQueue[service_pb.FollowRequest | None] = queue.SimpleQueue()
+        self._requests.put(start)
+        self._call = open_call(iter(self._requests.get, None))
+
+    def add_source(self, source: Source) -> None:
+        """Adds to the source. Pieces of text are joined as they are. Raises InvalidArgumentError."""
+        self._requests.put(build_source(source))
+
+    def complete_source(self) -> None:
+        """Says that no more source comes."""
+        self._requests.put(build_source_done())
+
+    def add_target(self, target: str | Sequence[int]) -> None:
+        """Adds to the target: each token becomes a step. Raises InvalidArgumentError.
+
+        The last word of a text waits until more text comes after it, or for `flush`.
+        """
+        self._requests.put(build_target(target))
+
+    def flush(self) -> None:
+        """Says that the last word of the target is complete."""
+        self._requests.put(build_flush())
+
+    def take_back(self, count: int) -> None:
+        """Removes so many tokens from the end of the target. Raises InvalidArgumentError."""
+        self._requests.put(build_take_back(count))
+
+    def end(self) -> None:
+        """Says that nothing more is sent. The stream's last event is `Finished`."""
+        self._requests.put(None)
+
+    def cancel(self) -> None:
+        """Cancels the stream. Reading further raises CancelledError."""
+        super().cancel()
+        self._requests.put(None)  # gRPC's thread waits for the next request
+
+    def __next__(self) -> FollowEvent:
+        while not self._events:
+            self._read()
+        return self._events.popleft()
+
+    def _read(self) -> None:
+        """Reads the next response. Raises StopIteration at the end of the stream."""
+        try:
+            self._add_response(next(self._call))
+        except grpc.RpcError as error:
+            self._requests.put(None)
+            raise from_rpc_error(error) from None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.cancel()
+
+
+class AsyncFollowStream(_FollowState, AsyncIterator[FollowEvent]):
+    """An open `follow` stream. Iterate over its events with `async for`; another task may send meanwhile.
+
+    An `async with` block cancels the stream if the block is left early. If the stream has failed, what is sent is
+    dropped, and the iteration raises the error.
+    """
+
+    def __init__(self, call: Any, start: service_pb.FollowRequest) -> None:
+        super().__init__()
+        self._call = call
+        self._start: service_pb.FollowRequest | None = start  # until it is sent
+        self._lock = asyncio.Lock()  # gRPC takes one message at a time
+
+    async def add_source(self, source: Source) -> None:
+        """Does what `FollowStream.add_source` does."""
+        await self._send(build_source(source))
+
+    async def complete_source(self) -> None:
+        """Does what `FollowStream.complete_source` does."""
+        await self._send(build_source_done())
+
+    async def add_target(self, target: str | Sequence[int]) -> None:
+        """Does what `FollowStream.add_target` does."""
+        await self._send(build_target(target))
+
+    async def flush(self) -> None:
+        """Does what `FollowStream.flush` does."""
+        await self._send(build_flush())
+
+    async def take_back(self, count: int) -> None:
+        """Does what `FollowStream.take_back` does."""
+        await self._send(build_take_back(count))
+
+    async def end(self) -> None:
+        """Does what `FollowStream.end` does."""
+        await self._send(None)
+
+    async def _send(self, request: service_pb.FollowRequest | None) -> None:
+        """Sends a message, after the first one; None: the end. A stream that has ended takes nothing."""
+        async with self._lock:
+            with contextlib.suppress(grpc.RpcError, asyncio.InvalidStateError):
+                start, self._start = self._start, None
+                if start is not None:
+                    await self._call.write(start)
+                if request is None:
+                    await self._call.done_writing()
+                else:
+                    await self._call.write(request)
+
+    async def __anext__(self) -> FollowEvent:
+        while not self._events:
+            try:
+                response = await self._call.read()
+            except grpc.RpcError as error:
+                raise from_rpc_error(error) from None
+            except asyncio.CancelledError:
+                if not self._cancelled:  # the task that reads was cancelled, not this stream
+                    raise
+                raise CancelledError("the stream was cancelled", grpc.StatusCode.CANCELLED) from None
+            if not isinstance(response, service_pb.FollowResponse):  # grpc.aio.EOF
+                raise StopAsyncIteration
+            self._add_response(response)
+        return self._events.popleft()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.cancel()
