@@ -1,0 +1,168 @@
+"""Follow streams: the time from a token to its attention beside a decode step, and AlignAtt's quality and lag.
+
+Run by `make bench`. The latency is measured in pairs that alternate, so that a noisy machine treats both alike. The
+average lagging is that of Ma et al. 2019 (arXiv:1810.08398, equation 8), in words: how many source words a target word
+comes behind an ideal translator who writes all the time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import sacrebleu
+from rich.console import Console
+from rich.table import Table
+from sidelight.client import (
+    AlignAtt,
+    AsyncClient,
+    AwaitingSource,
+    Capture,
+    Client,
+    Decoding,
+    Finished,
+    Started,
+    Step,
+)
+from sidelight.client.cli.demo import bundled_server
+from sidelight.client.views import count_complete
+
+sys.path.insert(0, str(Path(__file__).parent))
+import load_client
+from workloads import Source, opus_workload
+
+DATA = Path(__file__).parents[3] / "shared" / "data" / "tatoeba-en-de.dev.tsv"
+SENTENCES, LATENCY_SENTENCES, MAX_NEW_TOKENS = 100, 20, 30
+SETTINGS = {"AlignAtt, 1 word held back": AlignAtt(words=1), "AlignAtt, 3 words held back": AlignAtt(words=3)}
+
+
+def main() -> int:
+    if not DATA.exists():
+        print(f"skipped: {DATA} is not here")
+        return 0
+    rows = [line.split("\t") for line in DATA.read_text(encoding="utf-8").splitlines()[:SENTENCES]]
+    with bundled_server() as (_, address):
+        asyncio.run(_report_align_att(address, rows))
+        latencies = {"the bundled model": _measure_latency(address, [row[0] for row in rows[:LATENCY_SENTENCES]])}
+    with tempfile.TemporaryDirectory() as folder:
+        workload = opus_workload(Path(folder), 4)
+        with load_client.serve(workload.folder, workload.name, []) as address:
+            latencies["a random model of the size of opus-mt"] = _measure_latency(address, workload.sources)
+    _report_latency(latencies)
+    return 0
+
+
+# ---- latency --------------------------------------------------------------------------------------------------------
+
+
+def _measure_latency(address: str, sources: Sequence[Source]) -> tuple[float, float, float]:
+    """The median seconds from a token to its attention, those of a decode step, and the median ratio of a sentence."""
+    followed: list[float] = []
+    decoded: list[float] = []
+    ratios: list[float] = []
+    with Client(address) as client:
+        for source in sources:
+            ids, steps = _decode(client, source)
+            tokens = _follow(client, source, ids)
+            decoded += steps
+            followed += tokens
+            ratios.append(statistics.median(tokens) / statistics.median(steps))
+    return statistics.median(followed), statistics.median(decoded), statistics.median(ratios)
+
+
+def _report_latency(latencies: dict[str, tuple[float, float, float]]) -> None:
+    table = Table("milliseconds, medians", "from a token to its attention", "a decode step", "ratio")
+    for name, (followed, decoded, ratio) in latencies.items():
+        table.add_row(name, f"{1000 * followed:.2f}", f"{1000 * decoded:.2f}", f"{ratio:.2f}")
+    Console(width=100).print(table)
+
+
+def _decode(client: Client, source: Source) -> tuple[list[int], list[float]]:
+    """The tokens that the model writes, and the seconds between each two steps."""
+    ids: list[int] = []
+    times: list[float] = []
+    for step in client.attribute(source, capture=Capture(), decoding=Decoding(max_new_tokens=MAX_NEW_TOKENS)):
+        ids.append(step.token.id)
+        times.append(time.perf_counter())
+    return ids, [later - earlier for earlier, later in itertools.pairwise(times)]
+
+
+def _follow(client: Client, source: Source, ids: list[int]) -> list[float]:
+    """The seconds from each token to its attention. A token is sent a moment after the step before it."""
+    seconds: list[float] = []
+    with client.follow(capture=Capture()) as stream:
+        stream.add_source(source)
+        assert isinstance(next(stream), Started)
+        for id_ in ids:
+            time.sleep(0.002)
+            began = time.perf_counter()
+            stream.add_target([id_])
+            assert isinstance(next(stream), Step)
+            seconds.append(time.perf_counter() - began)
+    return seconds[1:]  # as without the first decode step
+
+
+# ---- AlignAtt -------------------------------------------------------------------------------------------------------
+
+
+async def _report_align_att(address: str, rows: list[list[str]]) -> None:
+    sources = [row[0] for row in rows]
+    longest = max(map(len, rows))
+    references = [[row[n] if n < len(row) else None for row in rows] for n in range(1, longest)]
+    table = Table(f"{len(rows)} sentences", "BLEU", "average lagging, words")
+    async with AsyncClient(address) as client:
+        for name, policy in SETTINGS.items():
+            results = [await _translate(client, source, policy) for source in sources]
+            lag = statistics.mean(
+                _average_lagging(source, read) for source, (_, read) in zip(sources, results, strict=True)
+            )
+            bleu = sacrebleu.corpus_bleu([text for text, _ in results], references).score
+            table.add_row(name, f"{bleu:.1f}", f"{lag:.2f}")
+        texts = [(await client.attribute(source).result()).text for source in sources]
+    lag = statistics.mean(len(source.split()) for source in sources)
+    table.add_row("offline", f"{sacrebleu.corpus_bleu(texts, references).score:.1f}", f"{lag:.2f}")
+    Console(width=100).print(table)
+
+
+async def _translate(client: AsyncClient, source: str, policy: AlignAtt) -> tuple[str, list[int]]:
+    """Sends a source word by word, each when the server waits for it.
+
+    Returns the target, and for each target word how many source words had been sent when the word was complete.
+    """
+    words = source.split()
+    text, num_sent = "", 1
+    read: list[int] = []
+    async with client.follow(policy=policy, decoding=Decoding(), capture=Capture(none=True)) as stream:
+        await stream.add_source(words[0])
+        async for event in stream:
+            if isinstance(event, Step):
+                text += event.text
+                num_words = len(text[: count_complete(text)].split())
+                read += [num_sent] * (num_words - len(read))
+            elif isinstance(event, AwaitingSource):
+                if num_sent < len(words):
+                    await stream.add_source(f" {words[num_sent]}")
+                    num_sent += 1
+                else:
+                    await stream.complete_source()
+            elif isinstance(event, Finished):
+                read += [num_sent] * (len(text.split()) - len(read))
+    return text, read
+
+
+def _average_lagging(source: str, read: list[int]) -> float:
+    """The average lagging of one sentence. `read` is as `_translate` returns it."""
+    num_source = len(source.split())
+    rate = len(read) / num_source
+    num_counted = next((index + 1 for index, count in enumerate(read) if count >= num_source), len(read))
+    return statistics.mean(count - index / rate for index, count in enumerate(read[:num_counted]))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
