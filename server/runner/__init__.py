@@ -5,7 +5,7 @@ model_runner        ModelRunner: sequences in slots, all of them in one decode s
 decode_step         one such step: forward pass, next tokens, scores, attention rows
 beams               beam searches: after a step, which hypotheses go on, and their caches
 prefill             sources and prompts into the KV cache
-slot_allocator      which sequence has which slot
+slot_allocator      which sequence has which slot, and what the slots hold
 step_recorder       the attention rows of a decode step, equal plans together
 unbatched_runner    UnbatchedRunner: each sequence with a cache of its own, for models that cannot be run in slots
 single_sequence     a model over one sequence, by the model's own modules: given targets, encoder self-attention

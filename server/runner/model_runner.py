@@ -18,9 +18,9 @@ from ..sampling import Sampler
 from .beams import BeamStep, flatten, make_search, search_request
 from .decode_step import DecodeStep
 from .prefill import Prefill
-from .sequence import BeamGroup, DecodeOutput, Rewind, Sequence, SwappedSequence, accept_token, add_each
+from .sequence import BeamGroup, DecodeOutput, Rewind, Sequence, accept_token, add_each
 from .single_sequence import find_special, new_combiner
-from .slot_allocator import SlotAllocator
+from .slot_allocator import SlotAllocator, SlotContents
 from .target_pass import TargetPass
 from .thread_tuner import ThreadTuner
 
@@ -42,14 +42,15 @@ class ModelRunner:
         self._cache: KVCache = backend.new_kv_cache(num_slots)
         self._sampler = Sampler(loaded, num_slots, loaded.max_target_tokens + 1)
         self._slots = SlotAllocator(num_slots)
-        self._prefill = Prefill(loaded, backend, self._cache)
         # A compiled step is compiled for its number of threads, and a GPU takes as long with any number.
         is_tunable = loaded.model.device.type == "cpu" and not backend.is_compiled
         self._threads = ThreadTuner(thread_counts if is_tunable else ())
         self._safe_batch_size = num_slots  # sequences of a step for which memory suffices
         self._tokens = torch.zeros(num_slots, 1, dtype=torch.int64, device=loaded.model.device)  # read next, by slot
-        self._factors = FactorCache(num_slots, backend.lengths)
-        self._step = DecodeStep(backend, self._cache, self._sampler, self._slots, self._tokens, self._factors)
+        factors = FactorCache(num_slots, backend.lengths)
+        self._contents = SlotContents(self._slots, self._cache, self._sampler, self._tokens, factors)
+        self._prefill = Prefill(loaded, backend, self._cache)
+        self._step = DecodeStep(backend, self._cache, self._sampler, self._slots, self._tokens, factors)
         self._beam_step = BeamStep(self._cache, self._sampler, self._tokens)
         if backend.is_compiled:
             self._compile()
@@ -105,7 +106,7 @@ class ModelRunner:
         source = request.source.ids if self._loaded.is_encoder_decoder else None
         prompt = [*(request.source.ids if source is None else ()), *request.decoder_prompt_ids]
         slot = self._slots.next_slot
-        self._add_to_sampler(slot, request, prompt)
+        self._sampler.add(slot, params, prompt, source)
         if request.beam is not None:
             request = search_request(request)
         plans = (sequence.plan for sequence in self._slots.sequences.values())
@@ -127,13 +128,6 @@ class ModelRunner:
             self._sampler.copy(first.slot, self._slots.allocate(sequence))
         first.group = BeamGroup(make_search(self._loaded, first), [first, *others])
 
-    def _add_to_sampler(self, slot: int, request: Request, context: list[int]) -> None:
-        if isinstance(request.target, DecodingParams):
-            source = request.source.ids if self._loaded.is_encoder_decoder else None
-            self._sampler.add(slot, request.target, context, source)
-        else:
-            self._sampler.add_followed(slot, context)
-
     def rewind(self, rewinds: list[Rewind]) -> dict[Sequence, Exception]:
         """Puts sequences of follow streams behind other sources or targets. Returns what went wrong, by sequence."""
         faults = self._prefill.rewind(rewinds)
@@ -142,7 +136,8 @@ class ModelRunner:
             self._tokens[slot] = prompt[-1]
             if isinstance(request.target, DecodingParams):
                 context = prompt[: len(prompt) - len(target_ids)]
-                self._add_to_sampler(slot, request, context)
+                source = request.source.ids if self._loaded.is_encoder_decoder else None
+                self._sampler.add(slot, request.target, context, source)
                 self._sampler.continue_from(slot, context, target_ids)
         return faults
 
@@ -156,39 +151,23 @@ class ModelRunner:
         for member in sequence.members:
             if not member.is_preempted:
                 self._sampler.remove(member.slot)
-                self._release(member)
+                self._contents.release(member)
             member.swapped, member.is_preempted = None, False
         self._safe_batch_size = min(2 * self._safe_batch_size, self._num_slots)  # there is memory again
 
     def preempt(self, sequence: Sequence) -> None:
-        """Frees the slot of a sequence that goes on later: its cache moves to the host."""
+        """Frees the slots of a sequence that goes on later: its caches move to the host."""
         for member in sequence.members:
-            cache = self._cache.swap_out(member.slot, member.num_cached, member.source_length)
-            token = self._tokens[member.slot].clone()
-            member.swapped = SwappedSequence(cache, self._sampler.swap_out(member.slot), token)
-            member.is_preempted = True
-            self._release(member)
+            self._contents.swap_out(member)
 
     def resume(self, sequence: Sequence) -> None:
         """Gives a preempted sequence a slot again. There must be a free slot for each of its members."""
         for member in sequence.members:
-            swapped = member.swapped
-            assert swapped is not None
-            slot = self._slots.allocate(member)
-            self._cache.swap_in(slot, swapped.cache)
-            self._sampler.swap_in(slot, swapped.sampler_state)
-            self._tokens[slot] = swapped.token
-            member.swapped, member.is_preempted = None, False
+            self._contents.swap_in(member)
 
     def cache_bytes(self, sequence: Sequence) -> int:
         """How many bytes the cache of a sequence takes while it is preempted."""
         return sum(self._backend.cache_bytes(member.num_cached, member.source_length) for member in sequence.members)
-
-    def _release(self, sequence: Sequence) -> None:
-        self._slots.release(sequence.slot)
-        self._factors.forget(sequence.slot)
-        # The cache may hold NaN, and 0 times NaN is NaN: it is zeroed, the position of the next token included.
-        self._cache.clear(sequence.slot, sequence.num_written, sequence.source_length)
 
     # ---- forward passes ---------------------------------------------------------------------------------------------
 
@@ -238,11 +217,4 @@ class ModelRunner:
         if self._backend.is_compiled:  # each step runs all slots
             return
         while (last := self._slots.sparse_slot()) is not None:
-            sequence = self._slots.sequences[last]
-            slot = self._slots.allocate(sequence)
-            self._cache.move(last, slot)
-            self._sampler.swap_in(slot, self._sampler.swap_out(last))
-            self._tokens[slot] = self._tokens[last]
-            self._slots.release(last)
-            self._factors.forget(last)
-            self._cache.clear(last, sequence.num_written, sequence.source_length)
+            self._contents.move(self._slots.sequences[last])

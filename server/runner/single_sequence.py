@@ -189,7 +189,10 @@ class SingleSequenceModel:
                 self._model.get_encoder(), recorder, ("encoder_self",), None, captures_rows=False, **inputs
             )
             tensors = recorder.result("encoder_self")
-            return None if tensors is None else self._combine(self._read_parts(iter([tensors]), check=check))
+            if tensors is None:
+                return None
+            states = self._encoder_outputs.last_hidden_state
+            return self._combine(_read_parts(iter([tensors]), states, self._plan, check=check))
         source = None
         if "encoder_self" in self._plan.kinds:
             left_out = self._left_out_of({"encoder_self": self.source_length})
@@ -201,24 +204,8 @@ class SingleSequenceModel:
         length = self.source_length
         size = max(1, MAX_PART_BYTES // max(1, self._plan.row_bytes("encoder_self", length)))
         parts = (slice(begin, min(begin + size, length)) for begin in range(0, length, size))
-        return self._combine(self._read_parts(map(source.compute, parts), check=check))
-
-    def _read_parts(self, parts: Iterator[AttentionTensors], *, check: bool) -> Iterator[AttentionArrays]:
-        """Copies parts of the encoder's self-attention to the host, one after the other. Raises RequestError."""
-        # Where attention is NaN, so are the encoder's states; the rows' encoding may hide it.
-        are_finite = self._encoder_outputs.last_hidden_state.isfinite().all()[None]
-        plan = self._plan
-
-        def read() -> Iterator[AttentionArrays]:
-            for tensors in parts:
-                finite, *arrays = to_host([are_finite, *list_tensors(tensors)])
-                attention = build_arrays(tensors, arrays, plan.shape("encoder_self"))
-                assert attention is not None
-                if check and not (finite[0] and attention.is_finite()):
-                    raise not_a_number()
-                yield attention
-
-        return read()
+        states = self._encoder_outputs.last_hidden_state
+        return self._combine(_read_parts(map(source.compute, parts), states, self._plan, check=check))
 
     def _combine(self, parts: Iterator[AttentionArrays]) -> Iterator[AttentionArrays] | None:
         """Gives the encoder's rows to the combiner, which needs all. Returns its rows; None if none are sent."""
@@ -312,6 +299,27 @@ class SingleSequenceModel:
         # Recordings have no padding at all.
         has_mask = not self._captures_rows and self._source.dim() == 2
         return {"attention_mask": torch.ones_like(self._source)} if has_mask else {}
+
+
+def _read_parts(
+    parts: Iterator[AttentionTensors], states: Tensor, plan: CapturePlan, *, check: bool
+) -> Iterator[AttentionArrays]:
+    """Copies parts of the encoder's self-attention to the host, one after the other. Raises RequestError.
+
+    `states` are the encoder's states: where attention is NaN, so are they; the rows' encoding may hide it.
+    """
+    are_finite = states.isfinite().all()[None]
+
+    def read() -> Iterator[AttentionArrays]:
+        for tensors in parts:
+            finite, *arrays = to_host([are_finite, *list_tensors(tensors)])
+            attention = build_arrays(tensors, arrays, plan.shape("encoder_self"))
+            assert attention is not None
+            if check and not (finite[0] and attention.is_finite()):
+                raise not_a_number()
+            yield attention
+
+    return read()
 
 
 class _Recorders(NamedTuple):

@@ -1,10 +1,15 @@
-"""Which slots of the KV cache are free, and which sequence has which of the others."""
+"""Which slots of the KV cache are free, which sequence has which of the others, and what the slots hold."""
 
 from __future__ import annotations
 
 import heapq
 
-from .sequence import Sequence
+from torch import Tensor
+
+from ..capture import FactorCache
+from ..models import KVCache
+from ..sampling import Sampler
+from .sequence import Sequence, SwappedSequence
 
 
 class SlotAllocator:
@@ -46,3 +51,53 @@ class SlotAllocator:
         first, last = min(self.sequences), max(self.sequences)
         is_dense = last - first + 1 <= 2 * len(self.sequences)
         return None if is_dense or self.next_slot > last else last
+
+
+class SlotContents:
+    """What the slots of one runner hold: what moves with a sequence from slot to slot."""
+
+    def __init__(
+        self, slots: SlotAllocator, cache: KVCache, sampler: Sampler, tokens: Tensor, factors: FactorCache
+    ) -> None:
+        """`tokens` are the tokens that the decoder reads next, by slot, int64 `[slots, 1]`."""
+        self._slots = slots
+        self._cache = cache
+        self._sampler = sampler
+        self._tokens = tokens
+        self._factors = factors
+
+    def swap_out(self, sequence: Sequence) -> None:
+        """Frees the slot of a sequence. Its cache moves to the host."""
+        cache = self._cache.swap_out(sequence.slot, sequence.num_cached, sequence.source_length)
+        token = self._tokens[sequence.slot].clone()
+        sequence.swapped = SwappedSequence(cache, self._sampler.swap_out(sequence.slot), token)
+        sequence.is_preempted = True
+        self.release(sequence)
+
+    def swap_in(self, sequence: Sequence) -> None:
+        """Gives a sequence a slot again. There must be a free one."""
+        swapped = sequence.swapped
+        assert swapped is not None
+        slot = self._slots.allocate(sequence)
+        self._cache.swap_in(slot, swapped.cache)
+        self._sampler.swap_in(slot, swapped.sampler_state)
+        self._tokens[slot] = swapped.token
+        sequence.swapped, sequence.is_preempted = None, False
+
+    def move(self, sequence: Sequence) -> None:
+        """Moves a sequence to the first free slot. There must be one."""
+        former, slot = sequence.slot, self._slots.allocate(sequence)
+        self._cache.move(former, slot)
+        self._sampler.swap_in(slot, self._sampler.swap_out(former))
+        self._tokens[slot] = self._tokens[former]
+        self._clear(former, sequence)
+
+    def release(self, sequence: Sequence) -> None:
+        """Frees the slot of a sequence. What the slot holds is lost."""
+        self._clear(sequence.slot, sequence)
+
+    def _clear(self, slot: int, sequence: Sequence) -> None:
+        self._slots.release(slot)
+        self._factors.forget(slot)
+        # The cache may hold NaN, and 0 times NaN is NaN: it is zeroed, the position of the next token included.
+        self._cache.clear(slot, sequence.num_written, sequence.source_length)

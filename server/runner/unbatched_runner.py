@@ -16,7 +16,7 @@ from ..capture import AttentionArrays, build_arrays, list_tensors
 from ..errors import not_a_number
 from ..memory import release_memory_of
 from ..models import LoadedModel
-from ..request import Contrast, DecodingParams, GivenTarget, Request
+from ..request import Contrast, GivenTarget, Request
 from ..sampling import ContrastLogits, Sampler, step_scores
 from ..transfer import to_host
 from .beams import UnbatchedBeams, make_search
@@ -79,10 +79,7 @@ class UnbatchedRunner:
         assert not isinstance(params, GivenTarget)
         num_slots = 1 if request.beam is None else request.beam.width
         sampler = Sampler(self._loaded, num_slots, len(prompt) + params.max_new_tokens)
-        if isinstance(params, DecodingParams):
-            sampler.add(0, params, prompt, request.source.ids if self._loaded.is_encoder_decoder else None)
-        else:
-            sampler.add_followed(0, prompt)
+        sampler.add(0, params, prompt, request.source.ids if self._loaded.is_encoder_decoder else None)
         return sampler
 
     def rewind(self, rewinds: list[Rewind]) -> dict[Sequence, Exception]:

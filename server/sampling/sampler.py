@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..layers import ArgmaxQuery, LMHead
 from ..models import LoadedModel
-from ..request import DecodingParams
+from ..request import DecodingParams, FollowedTarget
 from ..transfer import int_tensor
 from . import logits_ops
 from .logits_processors import end_ids, generation_config, make_processors, read_params
@@ -53,12 +53,28 @@ class Sampler:
         self._plan: SamplingPlan | None = None
         self.errors: dict[int, Exception] = {}  # by slot: what the slot's own processors raised in the last step
 
-    def add(self, slot: int, decoding: DecodingParams, context: Sequence[int], source: Sequence[int] | None) -> None:
-        """Puts a request into a free slot.
+    def add(
+        self,
+        slot: int,
+        decoding: DecodingParams | FollowedTarget,
+        context: Sequence[int],
+        source: Sequence[int] | None,
+    ) -> None:
+        """Puts a request into a free slot. Where its client gives the tokens, what the sampler chooses is not used.
 
         `context` is what the decoder reads before step 0, at least one token; `source` is what an encoder has read.
         Raises ValueError where the options contradict each other.
         """
+        if isinstance(decoding, DecodingParams):
+            self._requests[slot] = self._read_request(decoding, context, source)
+        else:
+            self._requests[slot] = SlotRequest(SamplingParams(), frozenset(), None, None)
+        self._history.start(slot, context, keeps_tokens=self._requests[slot].params.needs_history)
+        self._plan = None
+
+    def _read_request(
+        self, decoding: DecodingParams, context: Sequence[int], source: Sequence[int] | None
+    ) -> SlotRequest:
         config = generation_config(self._loaded, decoding, len(context))
         ends = end_ids(config)
         processors = make_processors(self._loaded, config, context, source, torch.device("cpu"))
@@ -71,9 +87,7 @@ class Sampler:
         generator: torch.Generator | None = None
         if decoding.do_sample:
             generator = torch.Generator(self._device).manual_seed(decoding.seed or 0)
-        self._history.start(slot, context, keeps_tokens=params.needs_history)
-        self._requests[slot] = SlotRequest(params, ends, generator, custom, decoding.beam is not None)
-        self._plan = None
+        return SlotRequest(params, ends, generator, custom, decoding.beam is not None)
 
     def copy(self, slot: int, to: int) -> None:
         """Puts what a slot with a beam holds into a free slot too."""
@@ -81,12 +95,6 @@ class Sampler:
         custom = None if request.custom is None else replace(request.custom)
         self._requests[to] = replace(request, custom=custom)
         self._history.swap_in(to, self._history.swap_out(slot, keeps_tokens=request.params.needs_history))
-        self._plan = None
-
-    def add_followed(self, slot: int, context: Sequence[int]) -> None:
-        """Puts a request into a free slot whose tokens come from its client: what the sampler chooses is not used."""
-        self._history.start(slot, context, keeps_tokens=False)
-        self._requests[slot] = SlotRequest(SamplingParams(), frozenset(), None, None)
         self._plan = None
 
     def continue_from(self, slot: int, context: Sequence[int], written: Sequence[int]) -> None:
