@@ -19,7 +19,7 @@ output_queue        from the engine's thread to an asyncio task, bounded by byte
 
 from .admission import Reservation
 from .engine import Engine, EngineConfig
-from .follow import EventQueue, FollowEvent, SourceDone, SourceGrowth, StreamEnd, TakeBack, TargetToken
+from .follow import EventQueue, FollowEvent, SourceDone, SourceGrowth, StreamBreak, StreamEnd, TakeBack, TargetToken
 from .output_queue import OutputQueue, ReadyQueues
 from .request_state import RequestState, RequestStatus
 from .waiting_queue import HeldBack
@@ -37,6 +37,7 @@ __all__ = [
     "Reservation",
     "SourceDone",
     "SourceGrowth",
+    "StreamBreak",
     "StreamEnd",
     "TakeBack",
     "TargetToken",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 
+from ..errors import stopped
 from ..models import LoadedModel
 from ..request import Output
 from ..runner import Rewind
@@ -17,6 +18,7 @@ from .follow import (
     FollowState,
     SourceDone,
     SourceGrowth,
+    StreamBreak,
     StreamEnd,
     TakeBack,
     TargetToken,
@@ -49,6 +51,7 @@ class FollowStreams:
         rewound: list[RequestState] = []
         queues: list[OutputQueue] = []
         now = time.monotonic()
+        self._end_broken()
         for state in [state for state in self._requests.running if state.follow is not None]:
             if state.follow is not None and state.follow.has_work:
                 state.follow.active_at = now
@@ -63,11 +66,20 @@ class FollowStreams:
         notify(queues)
         return bool(queues)
 
+    def _end_broken(self) -> None:
+        """Ends streams that have done all events that were read, where the server is about to end.
+
+        A stream without a slot needs none for that.
+        """
+        for state in [state for state in self._requests if state.follow is not None and state.is_idle]:
+            if state.follow is not None and isinstance(state.follow.events.first, StreamBreak):
+                self._requests.finish(state, stopped())
+
     def _advance(self, state: RequestState, rewound: list[RequestState]) -> bool:
         """Does the next events of one stream, until one of them needs a pass, or rewinds the sequence."""
         follow, has_worked = state.follow, False
         assert follow is not None
-        while (event := follow.events.first) is not None and not state.queue.is_full:
+        while not isinstance(event := follow.events.first, StreamBreak | None) and not state.queue.is_full:
             builder = follow.builder
             assert builder is not None
             must_wait = not builder.is_written if builder.is_server_written else builder.is_incomplete

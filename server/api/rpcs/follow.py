@@ -15,8 +15,17 @@ from typing import Any
 import grpc
 from sidelight.v1 import attribution_service_pb2 as service_pb
 
-from ...engine import Engine, EventQueue, FollowEvent, OutputQueue, RequestState, SourceGrowth, StreamEnd
-from ...errors import RequestError, invalid, silent, too_many_streams, too_old
+from ...engine import (
+    Engine,
+    EventQueue,
+    FollowEvent,
+    OutputQueue,
+    RequestState,
+    SourceGrowth,
+    StreamBreak,
+    StreamEnd,
+)
+from ...errors import RequestError, invalid, silent, stopped, too_many_streams, too_old
 from ...models import LoadedModel
 from ...request import (
     AwaitingSource,
@@ -87,6 +96,10 @@ class FollowMethod:
             self._num_open[name] -= 1
 
 
+class _DrainedError(Exception):
+    """The server is about to end, and reads no further message."""
+
+
 class _Stream:
     """One follow stream. For the tasks that answer its call."""
 
@@ -99,11 +112,21 @@ class _Stream:
         self._arrived = arrived
         self._validator = FollowValidator(start, engine.loaded, call.request_id)
         self._num_source_bytes = 0
+        self._draining = asyncio.ensure_future(call.drained.wait())
         self._requests: deque[Request] = deque()  # with the sources whose Started has not been sent
 
     async def run(self) -> None:
         """Serves the stream to its end."""
-        first = await self._read_source()
+        try:
+            await self._run()
+        finally:
+            self._draining.cancel()
+
+    async def _run(self) -> None:
+        try:
+            first = await self._read_source()
+        except _DrainedError:
+            raise stopped() from None
         call, engine = self._call, self._engine
         events = EventQueue(engine.wake)
         with engine.reserve(call.client) as place:
@@ -120,7 +143,7 @@ class _Stream:
     # ---- events -----------------------------------------------------------------------------------------------------
 
     async def _read_source(self) -> Request:
-        """Reads events up to the first source that has a token."""
+        """Reads events up to the first source that has a token. Raises RequestError where there is none."""
         while (received := await self._read_events()) is not None:
             for event in received:
                 assert isinstance(event, SourceGrowth)
@@ -129,12 +152,16 @@ class _Stream:
         raise invalid("source", "REQUIRED", "the stream has ended without a source")
 
     async def _hand_over(self, events: EventQueue) -> None:
-        """Hands all events to the engine."""
-        while (received := await self._read_events()) is not None:
-            for event in received:
-                if isinstance(event, SourceGrowth):
-                    self._requests.append(event.request)
-                await events.put(event)
+        """Hands all events to the engine; where the server is about to end, those that have come."""
+        try:
+            while (received := await self._read_events()) is not None:
+                for event in received:
+                    if isinstance(event, SourceGrowth):
+                        self._requests.append(event.request)
+                    await events.put(event)
+        except _DrainedError:
+            await events.put(StreamBreak())
+            return
         for event in self._validator.flush():
             await events.put(event)
         await events.put(StreamEnd())
@@ -156,16 +183,23 @@ class _Stream:
             raise
 
     async def _read_message(self) -> Any:
-        """Returns the bytes of the next message, or EOF."""
+        """Returns the bytes of the next message, or EOF. Raises _DrainedError where the server is about to end."""
         age = time.monotonic() - self._arrived
         seconds = min(_MAX_IDLE_SECONDS, max(0.0, _MAX_AGE_SECONDS - age))
+        reading = asyncio.ensure_future(self._call.context.read())
         try:
-            return await asyncio.wait_for(self._call.context.read(), seconds)
-        except asyncio.TimeoutError:
-            is_old = seconds < _MAX_IDLE_SECONDS
-            raise (too_old(_MAX_AGE_SECONDS) if is_old else silent(_MAX_IDLE_SECONDS)) from None
+            waits = (reading, self._draining)
+            await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            if reading.done():
+                return reading.result()
         except grpc.aio.InternalError:  # the client has gone
             raise asyncio.CancelledError from None
+        finally:
+            reading.cancel()
+        if self._draining.done():
+            raise _DrainedError
+        is_old = seconds < _MAX_IDLE_SECONDS
+        raise too_old(_MAX_AGE_SECONDS) if is_old else silent(_MAX_IDLE_SECONDS)
 
     # ---- outputs ----------------------------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ event_queue     EventQueue: from an asyncio task to the engine's thread, bounded
 """
 
 from .event_queue import EventQueue
-from .events import FollowEvent, SourceDone, SourceGrowth, StreamEnd, TakeBack, TargetToken
+from .events import FollowEvent, SourceDone, SourceGrowth, StreamBreak, StreamEnd, TakeBack, TargetToken
 from .follow_builder import FollowBuilder
 from .follow_state import FollowState, without_encoder_self
 
@@ -18,6 +18,7 @@ __all__ = [
     "FollowState",
     "SourceDone",
     "SourceGrowth",
+    "StreamBreak",
     "StreamEnd",
     "TakeBack",
     "TargetToken",

@@ -38,4 +38,9 @@ class StreamEnd:
     """No more events come."""
 
 
-FollowEvent = SourceGrowth | SourceDone | TargetToken | TakeBack | StreamEnd
+@dataclass(frozen=True)
+class StreamBreak:
+    """No more events are read, since the server is about to end."""
+
+
+FollowEvent = SourceGrowth | SourceDone | TargetToken | TakeBack | StreamEnd | StreamBreak

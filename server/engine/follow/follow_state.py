@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from ...request import Request
 from .event_queue import EventQueue
-from .events import TargetToken
+from .events import StreamBreak, TargetToken
 from .follow_builder import FollowBuilder
 
 
@@ -34,7 +34,7 @@ class FollowState:
     @property
     def has_work(self) -> bool:
         """Whether the stream goes on without another event of its client."""
-        return self.builder is None or self.events.first is not None or self.needs_pass
+        return self.builder is None or self.needs_pass or not isinstance(self.events.first, StreamBreak | None)
 
     def forget_sequence(self) -> None:
         """Takes note that the stream has no sequence any more. Its next event makes another one."""

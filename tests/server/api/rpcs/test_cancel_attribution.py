@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import grpc
 import pytest
+from follow_driver import FollowDriver, details_of
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from harness import request, stub
@@ -29,6 +30,20 @@ def test_all_requests_of_an_id_end_with_a_reason(bundled_server):
             assert any(detail.Unpack(info) for detail in status.details)
             assert info.reason == "CANCELLED"
         assert list(calls[2])[-1].HasField("finished")
+
+
+def test_a_follow_stream_that_waits_ends_with_a_reason(bundled_server):
+    with stub(bundled_server) as service, stub(bundled_server) as other:
+        driver = FollowDriver(service, request_id="followed")
+        driver.add_source(SENTENCE)
+        assert cancel(other, "followed") == 1
+        with pytest.raises(grpc.RpcError) as raised:
+            driver.finish()
+        assert raised.value.code() == grpc.StatusCode.CANCELLED
+        assert details_of(raised.value)[1] == "CANCELLED"
+        with pytest.raises(grpc.RpcError) as raised:
+            cancel(other, "followed")
+        assert raised.value.code() == grpc.StatusCode.NOT_FOUND
 
 
 def test_an_id_that_nobody_has_is_not_found(bundled_server):

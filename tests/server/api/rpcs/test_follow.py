@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import grpc
 import pytest
 from follow_driver import (
@@ -11,9 +13,14 @@ from follow_driver import (
     event,
     start,
     text,
+    token_ids,
 )
 from harness import serving, stub, wait_until
+from hostile_clients import reason_of_aio
 from sidelight.server.api.rpcs import follow
+from sidelight.server.api.server import Server
+from sidelight.server.engine.engine import EngineConfig
+from sidelight.v1 import attribution_service_pb2_grpc as services
 
 SENTENCE = "Where did you buy that old book?"
 
@@ -73,3 +80,32 @@ def test_streams_do_not_wait_for_ever(bundled_server, monkeypatch, limit, reason
         driver.close()
         assert raised.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED  # pyright: ignore[reportAttributeAccessIssue]
         assert details_of(raised.value)[1] == reason  # pyright: ignore[reportArgumentType]
+
+
+async def test_a_server_that_ends_does_what_was_sent_and_says_why(bundled):
+    """Streams that wait do not hold up the end: neither those without a slot, nor those without a source."""
+    server = Server([bundled], "127.0.0.1:0", EngineConfig(max_running=2))
+    address = await server.start()
+    async with grpc.aio.insecure_channel(address) as channel:
+        calls = [services.AttributionServiceStub(channel).Follow() for _ in range(5)]
+        for call in calls:
+            await call.write(start())
+        for call in calls[1:]:
+            await call.write(SOURCE)
+            assert (await call.read()).HasField("started")
+        busy = calls[-1]
+        await busy.write(event(target=token_ids(*[9] * 150)))
+        steps = [*(await busy.read()).steps.steps]
+
+        async def read_rest(call) -> None:
+            while True:
+                steps.extend((await call.read()).steps.steps)
+
+        stopping = asyncio.create_task(server.stop(60))
+        for call in calls:
+            with pytest.raises(grpc.aio.AioRpcError) as raised:
+                await read_rest(call)
+            assert raised.value.code() == grpc.StatusCode.UNAVAILABLE
+            assert reason_of_aio(raised.value) == "SHUTTING_DOWN"
+        assert len(steps) == 150
+        await asyncio.wait_for(stopping, 30)
