@@ -2,6 +2,7 @@
 
 messages            builds the messages of requests, and reads those of responses
 attention_arrays    the bytes of attention become NumPy arrays
+policy              what the policy of a follow stream says
 """
 
 from .attention_arrays import parse_attention, parse_special_shares

@@ -41,7 +41,6 @@ from ..results import (
     Hypothesis,
     Model,
     ModelAttention,
-    PolicyDecision,
     Span,
     Started,
     Step,
@@ -52,6 +51,7 @@ from ..results import (
 )
 from ..validation import check_fields, check_value, is_sequence
 from .attention_arrays import parse_attention, parse_special_shares
+from .policy import parse_decision
 
 
 def _enum_words(enum: Any, prefix: str) -> dict[Any, Any]:
@@ -308,7 +308,7 @@ def parse_step(message: service_pb.Step, header: Started) -> Step:
         decoder_self=decoder_self,
         scores=dict(zip(header.scores, message.scores, strict=True)),
         special_shares=_parse_shares(message),
-        decision=_parse_decision(message.decision) if message.HasField("decision") else None,
+        decision=parse_decision(message.decision) if message.HasField("decision") else None,
     )
 
 
@@ -339,11 +339,6 @@ def parse_unit(message: service_pb.Unit, header: Started) -> Unit:
         scores=dict(zip(header.scores, message.scores, strict=True)),
         special_shares=_parse_shares(message),
     )
-
-
-def _parse_decision(message: service_pb.PolicyDecision) -> PolicyDecision:
-    is_held = message.decision == service_pb.DECISION_HOLD
-    return PolicyDecision(is_held, message.source_token, message.firm_source_tokens)
 
 
 def parse_encoder_self(message: service_pb.EncoderSelf, header: Started) -> EncoderSelf:

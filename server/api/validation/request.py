@@ -14,8 +14,8 @@ from sidelight.v1 import attribution_service_pb2 as service_pb
 from ...capture import AttentionKind
 from ...errors import invalid
 from ...models import LoadedModel
-from ...request import DecodingParams, FollowedTarget, GivenTarget, Request, Score
-from ...text import OffsetUnit
+from ...request import DecodingParams, FollowedTarget, GivenTarget, Request, Score, SourceFeatures
+from ...text import OffsetUnit, TokenizedText
 from ..enums import OFFSET_UNITS, SCORES
 from .capture import validate_capture
 from .contrast import validate_contrast
@@ -63,17 +63,15 @@ def validate_request(
         target: DecodingParams | GivenTarget | FollowedTarget = GivenTarget(texts.given)
         max_steps = len(texts.given.tokens)
         steps_per_pass = 1 if has_parts else max_steps
+    elif is_follow and not message.HasField("decoding"):
+        target, max_steps, steps_per_pass = FollowedTarget(max_target), max_target, 1
     else:
-        if is_follow and not message.HasField("decoding"):
-            target, steps_per_pass = FollowedTarget(max_target), 1
-        else:
-            target = validate_decoding(message.decoding, loaded, languages, num_before, max_target)
-            _check_seed(message, target)
-            # The hypothesis that a beam search has found is read as a given target is.
-            steps_per_pass = 1 if target.beam is None or has_parts else target.max_new_tokens
+        target = validate_decoding(message.decoding, loaded, languages, num_before, max_target)
+        _check_seed(message, target)
         max_steps = target.max_new_tokens
-    source_length = len(source.tokens) if features is None else features.num_positions
-    max_positions = _max_positions(source_length, num_before + max_steps)
+        # The hypothesis that a beam search has found is read as a given target is.
+        steps_per_pass = 1 if target.beam is None or has_parts else max_steps
+    max_positions = _max_positions(source, features, num_before + max_steps)
     request = Request(
         request_id=request_id,
         source=source,
@@ -105,8 +103,11 @@ def _check_seed(message: service_pb.AttributeRequest, params: DecodingParams) ->
         raise invalid("decoding.sampling.seed", "REQUIRED", "is needed to draw the same tokens up to resume_at")
 
 
-def _max_positions(source_length: int, target_length: int) -> dict[AttentionKind, int]:
+def _max_positions(
+    source: TokenizedText, features: SourceFeatures | None, target_length: int
+) -> dict[AttentionKind, int]:
     """Returns the most positions that a row of each kind can have."""
+    source_length = len(source.tokens) if features is None else features.num_positions
     return {"cross": source_length, "encoder_self": source_length, "decoder_self": target_length}
 
 
