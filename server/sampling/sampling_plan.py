@@ -74,9 +74,9 @@ class SamplingPlan:
 
     @property
     def has_greedy(self) -> bool:
-        """Whether any slot is greedy."""
+        """Whether any slot is greedy. A step without slots takes the greedy way, since no random draw is needed."""
         num_drawn = 0 if self.random_sampling is None else len(self.random_sampling.generators)
-        return num_drawn + self.num_beams < len(self.slots)
+        return not self.slots or num_drawn + self.num_beams < len(self.slots)
 
     @property
     def changes_logits(self) -> bool:
