@@ -58,7 +58,7 @@ def test_any_order_of_joining_and_leaving(name, zoo):
 
 def test_both_sequences_are_compacted(zoo):
     loaded = zoo("gpt2")
-    requests = requests_of(loaded, "gpt2")
+    requests = [*requests_of(loaded, "gpt2", 6), contrasted_request(loaded, "gpt2", 4)]
     expected = alone(loaded, requests)
     with torch.inference_mode():
         run = slots_run(loaded, 11)
