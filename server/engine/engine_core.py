@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-import itertools
 import time
 from collections.abc import Callable, Iterator
 
@@ -159,7 +158,7 @@ class EngineCore:
         except Exception as error:  # one request's fault must not end the others
             self.requests.fail(state, error)
             return True
-        state.num_pending_put += output is not _END
+        state.num_pending_put += output is not None and output is not _END
         if output is None:
             state.is_pending_computed = False
         elif not isinstance(output, _End):
@@ -253,9 +252,19 @@ def _pending_outputs(loaded: LoadedModel, state: RequestState, runner: Runner) -
     request = state.request
     outputs: Iterator[Output | None]
     if state.hypotheses:
-        outputs = hypothesis_outputs(loaded, request, state.hypotheses, runner.target_pass(request))
+        recorded, state.search_steps = state.search_steps, None
+        outputs = hypothesis_outputs(loaded, request, state.hypotheses, recorded, runner.target_pass)
     elif state.has_given_target:
         outputs = target_outputs(loaded, request, runner.target_pass(request))
     else:
         outputs = split_encoder_self(runner.source_attention(request), request.units)
-    return itertools.islice(outputs, state.num_pending_put, None)
+    return _leave_out(outputs, state.num_pending_put)
+
+
+def _leave_out(outputs: Iterator[Output | None], count: int) -> Iterator[Output | None]:
+    """Leaves out the first outputs. What says that a pass is next stays, and is not counted."""
+    for output in outputs:
+        if count and output is not None:
+            count -= 1
+        else:
+            yield output

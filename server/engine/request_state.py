@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from ..request import GivenTarget, Hypothesis, Output, Request
-from ..runner import Sequence
+from ..runner import Sequence, StepOutput
 from .follow import FollowState, without_encoder_self
 from .output_queue import OutputQueue
 from .outputs import OutputBuilder
@@ -49,6 +49,8 @@ class RequestState:
 
     # What a beam search has found. Since then, the target of `request` is given: it is the best hypothesis.
     hypotheses: tuple[Hypothesis, ...] = ()
+    # The steps of the best hypothesis as the search recorded them, until the pending outputs hold the steps.
+    search_steps: list[StepOutput] | None = None
 
     # Outputs that come without a decode step: all outputs of a given target; encoder self-attention.
     # None among them says that the next output takes a forward pass.

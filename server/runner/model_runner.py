@@ -15,7 +15,7 @@ from ..memory import is_out_of_memory, release_memory_of
 from ..models import Backend, KVCache, LoadedModel
 from ..request import DecodingParams, GivenTarget, Request
 from ..sampling import Sampler
-from .beams import BeamStep, flatten, make_search, search_request
+from .beams import BeamStep, flatten, make_search, records_rows, search_request
 from .decode_step import DecodeStep
 from .prefill import Prefill
 from .sequence import BeamGroup, DecodeOutput, Rewind, Sequence, accept_token, add_each
@@ -126,7 +126,8 @@ class ModelRunner:
         others = [Sequence(first.request, first.params, first.plan, 0, []) for _ in range(width - 1)]
         for sequence in others:
             self._sampler.copy(first.slot, self._slots.allocate(sequence))
-        first.group = BeamGroup(make_search(self._loaded, first), [first, *others])
+        search, keeps_rows = make_search(self._loaded, first), records_rows(first.request)
+        first.group = BeamGroup(search, [first, *others], keeps_rows=keeps_rows)
 
     def rewind(self, rewinds: list[Rewind]) -> dict[Sequence, Exception]:
         """Puts sequences of follow streams behind other sources or targets. Returns what went wrong, by sequence."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -15,6 +15,10 @@ from ..models import SwappedCache
 from ..request import DecodingParams, FollowedTarget, Request
 from ..sampling import BeamSearch, FoundHypothesis, SamplerState, step_scores
 from ..transfer import to_host
+
+# The most bytes of attention rows that the steps of a beam search keep, for each hypothesis that runs. The cache of a
+# hypothesis takes about as much.
+_MAX_ROW_BYTES = 2 * 1024**2
 
 
 class StepOutput(NamedTuple):
@@ -34,11 +38,17 @@ class StepOutput(NamedTuple):
     decoder_self: AttentionArrays | None = None
     policy_row: AttentionArrays | None = None  # `[positions]`, for the request's policy
 
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of the attention."""
+        return sum(rows.nbytes for rows in (self.cross, self.decoder_self) if rows is not None)
+
 
 class SearchOutput(NamedTuple):
     """What the last step of a beam search gave one sequence. The steps before give it nothing."""
 
     hypotheses: list[FoundHypothesis]  # the best first; at least one
+    steps: list[StepOutput] | None = None  # the rows of the best hypothesis; None: the search has not kept the rows
 
 
 class BeamGroup:
@@ -47,16 +57,39 @@ class BeamGroup:
     Before the first step all hypotheses are equal, and only the first sequence runs. Then its cache is copied.
     """
 
-    def __init__(self, search: BeamSearch, sequences: list[Sequence]) -> None:
-        """The first of the sequences is the one that the engine knows."""
+    def __init__(self, search: BeamSearch, sequences: list[Sequence], *, keeps_rows: bool = False) -> None:
+        """The first of the sequences is the one that the engine knows.
+
+        `keeps_rows` says that the attention rows of the steps are kept, until the rows take too much memory.
+        """
         self.search = search
         self.sequences = sequences  # in the order of the search's running hypotheses
         self.has_begun = False
+        # By the tokens that were written before the step. Hypotheses that begin alike share these steps.
+        self._steps: dict[tuple[int, ...], StepOutput] | None = {} if keeps_rows else None
+        self._num_row_bytes = 0
 
     @property
     def running(self) -> list[Sequence]:
         """The sequences that take the next step."""
         return self.sequences if self.has_begun else self.sequences[:1]
+
+    def keep_rows(self, outputs: Mapping[Sequence, StepOutput]) -> None:
+        """Keeps the rows of a step of the running sequences, before the search takes this step."""
+        if self._steps is None:
+            return
+        running = [outputs[sequence] for sequence in self.running]
+        # Before the first step one sequence runs, and all hypotheses are empty.
+        self._steps |= zip(self.search.running, running, strict=False)
+        self._num_row_bytes += len(running) * running[0].row_bytes
+        if self._num_row_bytes > _MAX_ROW_BYTES * self.search.width:
+            self._steps = None
+            for sequence in self.sequences:
+                sequence.plan = replace(sequence.plan, kinds=())
+
+    def steps_of(self, ids: tuple[int, ...]) -> list[StepOutput] | None:
+        """Returns the steps with the rows of a hypothesis that has ended; None if the rows are not kept."""
+        return None if self._steps is None else [self._steps[ids[:step]] for step in range(len(ids))]
 
 
 class SwappedSequence(NamedTuple):

@@ -124,8 +124,9 @@ class Run:
                     if isinstance(output, SearchOutput):
                         state = RequestState(self._requests[sequence], cast(Any, None))
                         give_target(self.loaded, state, output)
-                        target_pass = self.runner.target_pass(state.request)
-                        outputs = hypothesis_outputs(self.loaded, state.request, state.hypotheses, target_pass)
+                        outputs = hypothesis_outputs(
+                            self.loaded, state.request, state.hypotheses, output.steps, self.runner.target_pass
+                        )
                         self.outputs[sequence] += filter(None, outputs)
                     else:
                         self.outputs[sequence] += self._builders[sequence].add_token(output)

@@ -5,7 +5,7 @@ unit_builder      steps that belong together become one unit
 given_target      the outputs of a request whose target is given
 """
 
-from .given_target import given_steps, target_outputs
+from .given_target import given_steps, steps_of_passes, target_outputs
 from .output_builder import OutputBuilder, make_output_builder, make_started, make_unit_builder, split_encoder_self
 
 __all__ = [
@@ -15,5 +15,6 @@ __all__ = [
     "make_started",
     "make_unit_builder",
     "split_encoder_self",
+    "steps_of_passes",
     "target_outputs",
 ]

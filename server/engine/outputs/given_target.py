@@ -34,37 +34,47 @@ def target_outputs(loaded: LoadedModel, request: Request, target_pass: TargetPas
     units = make_unit_builder(loaded, request, started)
     assert isinstance(request.target, GivenTarget)
     tokens, text = request.target.text.tokens, request.target.text.text
-    yield from given_steps(request, outputs, tokens, _added_texts(request.target.text), units)
+    parts = steps_of_passes(request, outputs, tokens, _added_texts(request.target.text))
+    del outputs  # likewise
+    yield from given_steps(request, parts, units)
     yield Finished(text, "given", len(tokens))
 
 
 def given_steps(
-    request: Request,
-    outputs: Iterator[TargetOutput],
-    tokens: Sequence[Token],
-    texts: Iterator[str],
-    units: UnitBuilder | None,
+    request: Request, parts: Iterator[Iterator[Step]], units: UnitBuilder | None
 ) -> Iterator[Output | None]:
-    """The steps of a target, from the passes over it, and its units.
+    """The steps of a target that are sent, and the units of the target.
 
-    `texts` are what the tokens add to the text of the target. None says that the next step takes a pass.
+    `parts` are the steps, part by part. None says that the next step is of another part, which takes a pass.
     """
     assert isinstance(request.target, GivenTarget)
-    text = request.target.text.text
+    text, num_steps = request.target.text.text, len(request.target.text.tokens)
     num_put = 0
-    while num_put < len(tokens):
-        output = next(outputs)
-        for step in _steps_of(request, output, tokens, texts):
+    while num_put < num_steps:
+        for step in next(parts):
             num_put = step.index + 1
             if units is not None:
                 yield from units.add(step, text)
             elif step.index >= request.resume_at:
                 yield step
-        del output  # its memory, while the next pass runs
-        if num_put < len(tokens):
+        if num_put < num_steps:
             yield None
     if units is not None:
         yield from units.finish(text)
+
+
+def steps_of_passes(
+    request: Request, outputs: Iterator[TargetOutput], tokens: Sequence[Token], texts: Iterator[str]
+) -> Iterator[Iterator[Step]]:
+    """The steps of a target, from the passes over it: a part for each pass.
+
+    `texts` are what the tokens add to the text of the target. Keeps no output while the next pass runs.
+    """
+
+    def steps_of(output: TargetOutput) -> Iterator[Step]:
+        return _steps_of(request, output, tokens, texts)
+
+    return map(steps_of, outputs)
 
 
 def _steps_of(request: Request, output: TargetOutput, tokens: Sequence[Token], texts: Iterator[str]) -> Iterator[Step]:

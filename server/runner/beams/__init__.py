@@ -4,7 +4,7 @@ beam_step           BeamStep: after a decode step in slots, the hypotheses that 
 unbatched_beams     UnbatchedBeams: a search of a model that cannot be run in slots
 """
 
-from .beam_step import BeamStep, flatten, make_search, search_request
+from .beam_step import BeamStep, flatten, make_search, records_rows, search_request
 from .unbatched_beams import UnbatchedBeams
 
-__all__ = ["BeamStep", "UnbatchedBeams", "flatten", "make_search", "search_request"]
+__all__ = ["BeamStep", "UnbatchedBeams", "flatten", "make_search", "records_rows", "search_request"]

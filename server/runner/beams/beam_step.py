@@ -1,8 +1,8 @@
 """What follows a decode step of beam searches: the hypotheses that go on, and their caches, tokens and histories.
 
-The search records neither attention nor scores. They come from one pass over the best hypothesis, as for a given
-target. So a search takes no memory for rows. To record them would take beams x steps x layers x heads x positions
-numbers; and the pass costs less than the steps do, since it runs once, on all tokens together.
+The steps record the attention rows of all hypotheses, and the group of a search keeps the rows, as far as the memory
+for them goes. What a search cannot keep comes from one pass over the best hypothesis, as for a given target: see
+`records_rows`.
 """
 
 from __future__ import annotations
@@ -14,18 +14,32 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ...capture import WEIGHTS
 from ...errors import invalid, not_a_number
 from ...memory import release_memory_of
 from ...models import KVCache, LoadedModel
 from ...request import DecodingParams, Request
 from ...sampling import BeamChoice, BeamSearch, Sampler, find_candidates
 from ...transfer import int_tensor, to_host
-from ..sequence import BeamGroup, DecodeOutput, SearchOutput, Sequence
+from ..sequence import BeamGroup, DecodeOutput, SearchOutput, Sequence, StepOutput
 from ..target_text import HypothesisTexts
 
 
+def records_rows(request: Request) -> bool:
+    """Whether the steps of a request's beam search record the rows of its target, so that no pass need follow.
+
+    A pass follows for scores, for a contrast, for rows that depend on the tokens of a hypothesis or on factors of a
+    slot, and for rows of the queries that read: nothing reads the last token of a hypothesis.
+    """
+    capture = request.capture
+    needs_pass = request.scores or request.contrast or capture.leaves_out_special or capture.row == "reading"
+    return not needs_pass and capture.method is WEIGHTS and any(kind != "encoder_self" for kind in capture.kinds)
+
+
 def search_request(request: Request) -> Request:
-    """Returns what is computed of a request while its beam search runs: no rows of the target, and no scores."""
+    """Returns what is computed of a request while its beam search runs: no scores, and the rows that are recorded."""
+    if records_rows(request):
+        return request
     kinds = tuple(kind for kind in request.capture.kinds if kind == "encoder_self")
     return replace(request, capture=replace(request.capture, kinds=kinds), scores=(), contrast=None)
 
@@ -105,6 +119,7 @@ class BeamStep:
         """
         kept, self._kept = self._kept, []
         faults = {sequence: output for sequence, output in outputs if isinstance(output, Exception)}
+        steps = {sequence: output for sequence, output in outputs if isinstance(output, StepOutput)}
         results = [(sequence, output) for sequence, output in outputs if sequence.request.beam is None]
         sound: list[Sequence] = []
         for sequence in searching:
@@ -116,6 +131,9 @@ class BeamStep:
                 results.append((sequence, fault))
         if sound:
             try:
+                for sequence in sound:
+                    assert sequence.group is not None
+                    sequence.group.keep_rows(steps)
                 results += self._advance(sound, kept)
             except Exception as error:  # such as too little memory for the candidates
                 results += [(sequence, release_memory_of(error)) for sequence in sound]
@@ -138,7 +156,8 @@ class BeamStep:
             if isinstance(choice, Exception):
                 results.append((sequence, choice))
             elif group.search.is_done:
-                results.append((sequence, SearchOutput(group.search.found)))
+                found = group.search.found
+                results.append((sequence, SearchOutput(found, group.steps_of(found[0].ids))))
             else:
                 moved.append((group, choice, before))
         if moved:

@@ -12,12 +12,15 @@ import torch
 from harness import CROSS, DECODER_SELF, ENCODER_SELF, request, serving, steps_of, stub, wait_until
 from sidelight.client import AsyncClient, Beam, Capture, Client, Decoding
 from sidelight.client.cli.main import main
-from sidelight.server.engine import output_queue
+from sidelight.server.engine import output_queue, preemption
 from sidelight.server.engine.engine import EngineConfig
 from sidelight.server.engine.request_state import RequestState
+from sidelight.server.runner import sequence, target_pass
 from sidelight.server.runner.decode_step import DecodeStep
+from sidelight.server.runner.target_pass import TargetPass
 from sidelight.v1 import attention_pb2 as attention
 from sidelight.v1 import attribution_service_pb2 as pb
+from sidelight.v1 import attribution_service_pb2_grpc as services
 from sidelight.v1 import text_pb2 as text
 
 SENTENCE = "My grandmother is still vigorous."
@@ -28,6 +31,108 @@ def ids_of(responses) -> list[int]:
     return [step.token.id for step in steps_of(responses)]
 
 
+CAPTURES = (
+    attention.Capture(),
+    attention.Capture(kinds=[CROSS, DECODER_SELF, ENCODER_SELF], over_heads=attention.REDUCTION_MEAN),
+    attention.Capture(kinds=[CROSS, DECODER_SELF], top_k=3, encoding=attention.ENCODING_FLOAT16),
+    attention.Capture(kinds=[DECODER_SELF], steps=attention.StepSpan(begin=2, end=5)),
+    attention.Capture(kinds=[DECODER_SELF], row=attention.ROW_READING),
+    attention.Capture(kinds=[CROSS], special_tokens=attention.SPECIAL_TOKENS_RENORMALIZE),
+    attention.Capture(kinds=[CROSS, DECODER_SELF], method=attention.METHOD_VALUE_NORMS),
+    attention.Capture(kinds=[DECODER_SELF], method=attention.METHOD_ROLLOUT),
+)
+
+
+def assert_same_rows(mine, other) -> None:
+    """Compares the steps of two streams: as many numbers in each row, and none of them further away than 1e-5."""
+    for ours, theirs in zip(mine, other, strict=True):
+        assert (ours.index, ours.token.id) == (theirs.index, theirs.token.id)
+        for kind in ("cross", "decoder_self"):
+            row, same = getattr(ours, kind), getattr(theirs, kind)
+            assert (row.shape, row.encoding, row.positions) == (same.shape, same.encoding, same.positions)
+            dtype, tolerance = ("<f2", 1e-3) if row.encoding == attention.ENCODING_FLOAT16 else ("<f4", 1e-5)
+            values, expected = (np.frombuffer(each.values, dtype) for each in (row, same))
+            np.testing.assert_allclose(values, expected, atol=tolerance)
+        np.testing.assert_allclose(ours.scores, theirs.scores, atol=1e-5)
+
+
+@pytest.mark.parametrize("capture", CAPTURES, ids=range(len(CAPTURES)))
+def test_the_rows_are_those_of_a_given_target(bundled_server, capture):
+    message = request(SENTENCE, decoding=BEAM)
+    message.capture.CopyFrom(capture)
+    with stub(bundled_server) as service:
+        steps = steps_of(list(service.Attribute(message, timeout=60)))
+        message.given.token_ids.ids.extend(step.token.id for step in steps)
+        assert_same_rows(steps, steps_of(list(service.Attribute(message, timeout=60))))
+
+
+def test_units_are_those_of_a_given_target(bundled_server):
+    message = request(SENTENCE, [CROSS, DECODER_SELF], decoding=BEAM, resume_at=3)
+    message.capture.grouping = attention.GROUPING_WORD
+    with stub(bundled_server) as service:
+        found = list(service.Attribute(message, timeout=60))
+        message.given.token_ids.ids.extend(token.id for token in found[-1].finished.hypotheses[0].tokens)
+        given = list(service.Attribute(message, timeout=60))
+    units, expected = ([unit for response in each for unit in response.units.units] for each in (found, given))
+    assert units
+    for ours, theirs in zip(units, expected, strict=True):
+        assert (ours.index, ours.span, ours.first_step) == (theirs.index, theirs.span, theirs.first_step)
+        for row, same in ((ours.cross, theirs.cross), (ours.decoder_self, theirs.decoder_self)):
+            values, others = (np.frombuffer(each.values, "<f4") for each in (row, same))
+            np.testing.assert_allclose(values, others, atol=1e-5)
+
+
+def count_passes(monkeypatch) -> list[int]:
+    """Returns a list that gets an entry with each pass over a target."""
+    run, passes = TargetPass._run, []
+
+    def counting(target_pass, begin, end):
+        passes.append(end)
+        return run(target_pass, begin, end)
+
+    monkeypatch.setattr(TargetPass, "_run", counting)
+    return passes
+
+
+def test_a_pass_runs_only_where_the_steps_lack_something(bundled, monkeypatch):
+    passes = count_passes(monkeypatch)
+    with serving(bundled) as address, stub(address) as service:
+
+        def answer(**fields):
+            del passes[:]
+            return steps_of(list(service.Attribute(request(SENTENCE, decoding=BEAM, **fields), timeout=60)))
+
+        steps = answer(capture=attention.Capture(kinds=[CROSS, DECODER_SELF]))
+        assert not passes
+        assert answer(capture=attention.Capture(none=True))
+        assert not passes
+        assert answer(scores=[1])[0].scores
+        assert len(passes) == 1
+        monkeypatch.setattr(sequence, "_MAX_ROW_BYTES", 3_000)  # rows of some steps
+        assert_same_rows(answer(capture=attention.Capture(kinds=[CROSS, DECODER_SELF])), steps)
+        assert len(passes) == 1
+
+
+def test_rows_that_a_slow_reader_loses_come_from_a_pass(bundled, monkeypatch):
+    """And nothing comes twice, though the pass has several parts."""
+    monkeypatch.setattr(output_queue, "CAPACITY", 8192)
+    monkeypatch.setattr(RequestState.is_slow, "__defaults__", (0.02,))
+    monkeypatch.setattr(preemption, "_ATTENTION_BYTES", 1)
+    monkeypatch.setattr(target_pass, "_PASS_TOKENS", 2)
+    passes = count_passes(monkeypatch)
+    message = request(SENTENCE, [CROSS, DECODER_SELF], decoding=BEAM)
+    narrow = [("grpc.http2.lookahead_bytes", 1024), ("grpc.http2.bdp_probe", 0)]
+    with serving(bundled) as address, stub(address) as service:
+        expected = steps_of(list(service.Attribute(message, timeout=60)))
+        with grpc.insecure_channel(address, options=narrow) as channel:
+            slow = services.AttributionServiceStub(channel).Attribute(message, timeout=60)
+            time.sleep(0.5)
+            assert ids_of(list(service.Attribute(message, timeout=60)))
+            assert not passes
+            assert_same_rows(steps_of(list(slow)), expected)
+            assert len(passes) > 1
+
+
 @pytest.mark.parametrize("row", [attention.ROW_PREDICTING, attention.ROW_READING])
 def test_the_steps_are_those_of_a_given_target(bundled_server, row):
     message = request(SENTENCE, [CROSS, DECODER_SELF, ENCODER_SELF], scores=[1, 3], decoding=BEAM)
@@ -36,18 +141,7 @@ def test_the_steps_are_those_of_a_given_target(bundled_server, row):
         responses = list(service.Attribute(message, timeout=60))
         steps, finished = steps_of(responses), responses[-1].finished
         message.given.token_ids.ids.extend(ids_of(responses))
-        given = steps_of(list(service.Attribute(message, timeout=60)))
-    for mine, other in zip(steps, given, strict=True):
-        assert (mine.token.id, mine.cross.shape, mine.decoder_self.shape) == (
-            other.token.id,
-            other.cross.shape,
-            other.decoder_self.shape,
-        )
-        for ours, theirs in ((mine.cross, other.cross), (mine.decoder_self, other.decoder_self)):
-            np.testing.assert_allclose(
-                np.frombuffer(ours.values, "<f4"), np.frombuffer(theirs.values, "<f4"), atol=1e-5
-            )
-        np.testing.assert_allclose(mine.scores, other.scores, atol=1e-5)
+        assert_same_rows(steps, steps_of(list(service.Attribute(message, timeout=60))))
     assert "".join(step.text for step in steps) == finished.text == finished.hypotheses[0].text
     assert [response.WhichOneof("event") for response in responses[:2]] == ["started", "encoder_self"]
     assert len(finished.hypotheses) == 3
@@ -148,8 +242,6 @@ def test_slow_readers_of_hypotheses_hold_no_slots(bundled, engines, monkeypatch)
     with serving(bundled, limits=EngineConfig(max_running=4)) as address, stub(address) as service:
         expected = ids_of(list(service.Attribute(message, timeout=60)))
         with grpc.insecure_channel(address, options=narrow) as channel:
-            from sidelight.v1 import attribution_service_pb2_grpc as services
-
             slow = [services.AttributionServiceStub(channel).Attribute(message, timeout=60) for _ in range(3)]
             time.sleep(0.5)
             assert ids_of(list(service.Attribute(message, timeout=60))) == expected
