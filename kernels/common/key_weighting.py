@@ -65,7 +65,7 @@ def weigh(attention: Tensor, out: AttentionTensors, spec: LayerSpec, queries: sl
         attention = attention.masked_fill(hidden, 0.0)
         kept = attention.sum(-1, dtype=torch.float64, keepdim=True)
         attention = attention / torch.where(kept == 0, 1.0, kept).float()
-        add_shares(shares.float(), out, spec, queries)
+        add_shares(shares, out, spec, queries)
     if factors is not None:
         if spec.heads is not None:
             factors = factors[:, device_constant(spec.heads, torch.int32, factors.device)]
@@ -74,14 +74,15 @@ def weigh(attention: Tensor, out: AttentionTensors, spec: LayerSpec, queries: sl
 
 
 def add_shares(shares: Tensor, out: AttentionTensors, spec: LayerSpec, queries: slice) -> None:
-    """Adds the shares of a layer's heads, float32 `[B, heads, queries]`, to the columns that the layer fills.
+    """Adds the shares of a layer's heads, float64 `[B, heads, queries]`, to the columns that the layer fills.
 
     Where heads or layers are reduced, the column gets the mean of their shares, whatever the reduction and the weights.
+    In float32 the last bit of a mean would depend on the number of threads.
     """
     assert out.shares is not None
     target = out.shares[:, queries]
     if spec.over_heads is None:
-        columns = shares.permute(0, 2, 1)
+        columns = shares.permute(0, 2, 1).float()
         if spec.columns is None:
             target[:, :, spec.column : spec.column + columns.shape[2]] = columns
         else:
