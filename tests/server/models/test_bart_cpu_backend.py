@@ -48,8 +48,11 @@ def test_half_precision_does_not_run_as_programs(dtype):
 
 @pytest.mark.usefixtures("threads")
 def test_threads_change_nothing(bundled):
-    """To the bit: no number depends on the thread that computes it."""
-    jobs = [replace(job, scores=()) for job in mixed_requests(bundled, "marian", 10)]
+    """To the bit: no number depends on the thread that computes it.
+
+    The pass over what a beam search has found is torch's, whose sums depend on the number of threads.
+    """
+    jobs = [replace(job, scores=()) for job in mixed_requests(bundled, "marian", 10) if job.beam is None]
     torch.set_num_threads(1)
     expected = together(bundled, jobs, then_one_by_one([(3, -1, -1)]))
     for count in (2, 3):
