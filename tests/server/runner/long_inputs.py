@@ -74,7 +74,7 @@ def read_source(loaded: LoadedModel, num_source: int) -> None:
     source = loaded.tokenizer.detokenize([7] * num_source)
     plan = CapturePlan(("encoder_self",), {"encoder_self": (0, 1)}, {"encoder_self": 2})
     request = Request("", source, (1,), DecodingParams(1, do_sample=False), plan)
-    outputs = split_encoder_self(SingleSequenceModel.of_request(loaded, request).encode())
+    outputs = split_encoder_self(SingleSequenceModel.of_request(loaded, request).encode(), request.units)
     assert sum(len(output.attention.values) for output in outputs if output is not None) == num_source
 
 
