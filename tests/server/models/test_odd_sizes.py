@@ -108,7 +108,7 @@ def test_neighbours_change_no_bit_in_int8(odd):
 def test_neighbours_change_no_bit_of_other_families_in_int8(family, tmp_path):
     loaded = load(build_model(family, tmp_path), dtype="int8")
     requests = mixed_requests(loaded, family, 8)
-    alone = [together(loaded, [request], then_one_by_one([]), slots=1)[0] for request in requests]
+    alone = [together(loaded, [request], then_one_by_one([]), slots=request.num_sequences)[0] for request in requests]
     for number, outputs in together(loaded, requests, then_one_by_one([(3, -1, -1), (0, -1, 2), (2, -1, 3)])).items():
         assert len(outputs) == len(alone[number])
         for index, (output, expected) in enumerate(zip(outputs, alone[number], strict=True)):
