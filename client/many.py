@@ -229,7 +229,7 @@ class AsyncAttributionManyStream(AsyncIterator[ManyResult]):
         self._has_changed.set()
 
     async def _write(self, message: service_pb.AttributeManyRequest) -> None:
-        # If the call is broken, the reader learns why. A text that was not sent is among those that run.
+        # If the call is broken, the reader learns why. A text that was not sent counts as a running text.
         call = self._call
         try:
             await call.write(message)

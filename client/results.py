@@ -5,6 +5,7 @@ All types here are plain data, without protobuf, gRPC or files.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
@@ -98,13 +99,13 @@ class Started:
     prefix_units: tuple[Span, ...] = ()
     sent_positions: tuple[int, ...] | None = None
 
-    @property
+    @functools.cached_property
     def source_positions(self) -> tuple[Token | Span, ...]:
         """What the source positions of the arrays stand for: tokens, or units with a grouping."""
         positions = self.source if self.grouping == "token" else self.source_units
         return positions if self.sent_positions is None else tuple(positions[index] for index in self.sent_positions)
 
-    @property
+    @functools.cached_property
     def context_positions(self) -> tuple[Token | Span, ...]:
         """What the positions of decoder self-attention before the first step stand for."""
         prefix = self.prefix if self.grouping == "token" else self.prefix_units

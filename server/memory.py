@@ -32,8 +32,8 @@ def out_of_memory() -> RequestError:
 def release_memory_of(error: Exception) -> Exception:
     """An out-of-memory error as a RequestError, which holds no tensors; any other error as it is.
 
-    The traceback of torch's error holds the tensors of the pass that failed. Whoever keeps an error while other passes
-    run must keep this one.
+    The traceback of torch's error holds the tensors of the pass that failed. Code that keeps an error while other
+    passes run must keep the RequestError.
     """
     return out_of_memory() if is_out_of_memory(error) else error
 

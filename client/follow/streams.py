@@ -18,9 +18,10 @@ from sidelight.v1 import attribution_service_pb2 as service_pb
 from typing_extensions import Self
 
 from .. import converters
-from ..errors import CancelledError, InternalError, from_rpc_error
+from ..errors import InternalError, from_rpc_error
 from ..parameters import Source
 from ..results import Started
+from ..streams import read_response
 from .events import AwaitingSource, FollowEvent, StepCount
 from .request import build_flush, build_source, build_source_done, build_take_back, build_target
 
@@ -187,15 +188,8 @@ class AsyncFollowStream(_FollowState, AsyncIterator[FollowEvent]):
 
     async def __anext__(self) -> FollowEvent:
         while not self._events:
-            try:
-                response = await self._call.read()
-            except grpc.RpcError as error:
-                raise from_rpc_error(error) from None
-            except asyncio.CancelledError:
-                if not self._cancelled:  # the task that reads was cancelled, not this stream
-                    raise
-                raise CancelledError("the stream was cancelled", grpc.StatusCode.CANCELLED) from None
-            if not isinstance(response, service_pb.FollowResponse):  # grpc.aio.EOF
+            response = await read_response(self._call, lambda: self._cancelled)
+            if response is None:
                 raise StopAsyncIteration
             self._add_response(response)
         return self._events.popleft()

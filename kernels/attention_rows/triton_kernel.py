@@ -374,7 +374,7 @@ def plan(
     spec: LayerSpec,
     weighting: KeyWeighting = PLAIN,
 ) -> list[Launch]:
-    """Returns the launches that write a layer. Left-out keys are those that `params` hides."""
+    """Returns the launches that write a layer. `params` hides the keys that are left out."""
     batch, heads, queries, width = query.shape
     assert out.values.is_contiguous()
     columns = out.values.shape[3]

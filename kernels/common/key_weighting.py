@@ -26,10 +26,6 @@ class KeyWeighting(NamedTuple):
         """Whether rows are the probabilities as they are."""
         return self.left_out is None and self.factors is None
 
-    def of_batch(self, rows: Tensor) -> KeyWeighting:
-        """Returns the weighting of some rows of the batch, int64 `[rows]`."""
-        return KeyWeighting(*(t if t is None or len(t) == 1 else t[rows] for t in self))
-
 
 PLAIN = KeyWeighting()
 

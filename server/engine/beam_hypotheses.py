@@ -70,7 +70,7 @@ def hypothesis_outputs(
     """
     best = hypotheses[0]
     ids = [token.id for token in best.tokens]
-    detokenizer, _ = begin_text(loaded, request)
+    detokenizer, started = make_started(loaded, request)
     read = [detokenizer.add(id_) for id_ in ids]
     rest, last = detokenizer.finish(read[-1][1])
     read[-1] = read[-1][0] + rest, last
@@ -81,7 +81,7 @@ def hypothesis_outputs(
     else:
         parts = iter([_recorded_steps(recorded, tokens, texts)])
     del recorded  # its memory, while steps wait
-    units = make_unit_builder(loaded, request, make_started(loaded, request)[1])
+    units = make_unit_builder(loaded, request, started)
     for output in given_steps(request, parts, units):
         if isinstance(output, Step) and output.index == request.resume_at:
             output = replace(output, unsent_text=unsent_text)

@@ -245,9 +245,9 @@ def _put_started(loaded: LoadedModel, state: RequestState, sequence: Sequence) -
 
 
 def _pending_outputs(loaded: LoadedModel, state: RequestState, runner: Runner) -> Iterator[Output | None]:
-    """The outputs of a request that come without a decode step, without those that have been put. Raises RequestError.
+    """The outputs that come without a decode step, and have not been put. Raises RequestError.
 
-    They are those that follow a beam search, those of a given target, or encoder self-attention.
+    Such outputs follow a beam search, belong to a given target, or are encoder self-attention.
     """
     request = state.request
     outputs: Iterator[Output | None]

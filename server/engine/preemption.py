@@ -142,7 +142,7 @@ class Preemption:
 
     def drop_idle(self, now: float) -> None:
         """Drops the caches of follow streams whose clients have sent nothing for long."""
-        for state in [state for state in self._requests if state.follow is not None and _can_drop(state)]:
+        for state in [state for state in self._requests if _can_drop(state)]:
             if state.is_idle and state.is_slow(now, _LONG_IDLE_SECONDS):
                 self._requests.drop(state)
 

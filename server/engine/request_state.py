@@ -69,11 +69,6 @@ class RequestState:
         return isinstance(self.request.target, GivenTarget)
 
     @property
-    def num_slots(self) -> int:
-        """How many slots the request takes while it runs."""
-        return self.request.num_sequences
-
-    @property
     def runner_request(self) -> Request:
         """The request as a runner gets it."""
         return self.request if self.follow is None else without_encoder_self(self.request)

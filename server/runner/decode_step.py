@@ -49,7 +49,7 @@ class DecodeStep:
 
     def run(self, batch: list[Sequence]) -> list[tuple[Sequence, StepOutput | Exception]]:
         """Takes one step of some sequences, in the order of their slots: what it gave each, or what went wrong."""
-        self.has_sampled = False
+        self.has_sampled, self.log_probs = False, None
         step = self._plan_step(batch)
         self._cache.begin_decode(step.slots, step.length, step.source_length, is_uniform=step.is_uniform)
         tokens = self._tokens[step.slots]

@@ -58,7 +58,7 @@ class BeamGroup:
     """
 
     def __init__(self, search: BeamSearch, sequences: list[Sequence], *, keeps_rows: bool = False) -> None:
-        """The first of the sequences is the one that the engine knows.
+        """The engine knows the first of the sequences only.
 
         `keeps_rows` says that the attention rows of the steps are kept, until the rows take too much memory.
         """

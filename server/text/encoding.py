@@ -23,7 +23,7 @@ class EncodedText(NamedTuple):
     num_added: tuple[int, int] = (0, 0)
 
     def without_beginning(self) -> EncodedText:
-        """Returns the tokens without those that the tokenizer has put before the text."""
+        """Returns the tokens without the tokens that the tokenizer has put before the text."""
         count, end = self.num_added
         return EncodedText(self.ids[count:], self.spans[count:], (0, end))
 

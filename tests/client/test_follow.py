@@ -166,3 +166,16 @@ def test_cancelled_streams_say_so(bundled_server):
                 await anext(stream)
 
     asyncio.run(run())
+
+
+def test_an_asyncio_stream_that_is_cancelled_by_its_id_raises_the_clients_error(bundled_server):
+    async def run() -> None:
+        async with AsyncClient(bundled_server) as client:
+            stream = client.follow(request_id="led from elsewhere")
+            await stream.add_source("Good")
+            assert isinstance(await anext(stream), Started)
+            assert await client.cancel_attribution("led from elsewhere") == 1
+            with pytest.raises(CancelledError):
+                await anext(stream)
+
+    asyncio.run(run())

@@ -188,6 +188,19 @@ def together(loaded: LoadedModel, requests: list[Request], schedule, slots: int 
     return {number: run.outputs[sequence] for number, sequence in sequences.items()}
 
 
+def limit_memory(monkeypatch, loaded: LoadedModel, max_slots: int) -> None:
+    """Makes decode steps of more than so many slots run out of memory."""
+    backend = type(loaded.backend)
+    decode = backend.decode
+
+    def limited(self, tokens, *args):
+        if len(tokens) > max_slots:
+            raise torch.OutOfMemoryError("out of memory")
+        return decode(self, tokens, *args)
+
+    monkeypatch.setattr(backend, "decode", limited)
+
+
 def has_room(run: Run, requests: list[Request]) -> bool:
     """Whether these requests can be added or resumed together."""
     return sum(request.num_sequences for request in requests) <= run.runner.num_free_slots

@@ -152,7 +152,7 @@ class _Stream:
         raise invalid("source", "REQUIRED", "the stream has ended without a source")
 
     async def _hand_over(self, events: EventQueue) -> None:
-        """Hands all events to the engine; where the server is about to end, those that have come."""
+        """Hands all events to the engine. Where the server is about to end, only events that have arrived."""
         try:
             while (received := await self._read_events()) is not None:
                 for event in received:

@@ -18,7 +18,8 @@ from ...errors import RequestError, invalid, unimplemented
 from ...models import LoadedModel
 from ...policy import AlignAtt
 from ...request import Request
-from ...text import TextOptions, TokenizedText, count_complete, encode_next, find_words
+from ...text import Languages, TextOptions, TokenizedText, count_complete, encode_next, find_words
+from ..enums import ATTENTION_KINDS, number_of
 from .capture import validate_capture
 from .request import validate_request
 from .texts import check_text, validate_languages, validate_text_options, validate_token_ids
@@ -186,7 +187,7 @@ class FollowValidator:
         assert request is not None
         message = self._message()
         languages, options = validate_languages(message, loaded), validate_text_options(message, loaded)
-        before, before_ids = self._before(request, options)
+        before, before_ids = self._before(request, languages, options)
         if not loaded.is_encoder_decoder and request.source.options is not None:
             options = request.source.options
         source = request.source if loaded.is_encoder_decoder else None
@@ -198,12 +199,11 @@ class FollowValidator:
             self._text += text
         return ids
 
-    def _before(self, request: Request, options: TextOptions) -> tuple[str | None, list[int]]:
+    def _before(self, request: Request, languages: Languages, options: TextOptions) -> tuple[str | None, list[int]]:
         """Returns the text that stands before new text of the target, if it is known, and its tokens."""
         tokenizer, is_encoder_decoder = self._loaded.tokenizer, self._loaded.is_encoder_decoder
         prompt_ids = request.decoder_prompt_ids
         if is_encoder_decoder:
-            languages = validate_languages(self._message(), self._loaded)
             prompt_ids = prompt_ids[len(tokenizer.start_ids(languages)) :]
         before = "" if is_encoder_decoder else request.source.text
         is_known = is_encoder_decoder or request.source.options == options
@@ -288,8 +288,7 @@ def _policy_plan(
     """Returns the capture of the row that says where a step looks: the mean over the policy's heads."""
     capture = attention_pb2.Capture(row=policy.row, over_heads=attention_pb2.REDUCTION_MEAN)
     kind: AttentionKind = "cross" if loaded.is_encoder_decoder else "decoder_self"
-    numbers = {"cross": attention_pb2.ATTENTION_KIND_CROSS, "decoder_self": attention_pb2.ATTENTION_KIND_DECODER_SELF}
-    capture.kinds.append(numbers[kind])
+    capture.kinds.append(number_of(ATTENTION_KINDS, kind))
     if policy.HasField("heads"):
         capture.heads.CopyFrom(policy.heads)
     else:

@@ -111,7 +111,7 @@ def _check_reduction(units: attention_pb2.UnitOptions, name: str, grouping: Grou
 def _read_spans(
     spans: Sequence[attention_pb2.TextSpan], offsets: OffsetMap, name: str, *, is_ordered: bool = False
 ) -> tuple[Span, ...]:
-    """Returns spans of a text. Those that are units must be in order, and must not overlap."""
+    """Returns spans of a text. Spans of units must be in order, and must not overlap."""
     read: list[Span] = []
     for index, span in enumerate(spans):
         path = f"capture.units.{name}[{index}]"

@@ -9,8 +9,8 @@ How to add a method:
 
 1. Write a module with a subclass of `Method`. `for_model` looks whether a model can have the method, and keeps what the
    method needs of the model. A method that multiplies probabilities by a factor for each head and key has `factors`. A
-   method that needs other rows than those that it sends has `recorded` and `new_combiner`. `for_model`
-   compares what it can with the model's own numbers, and gives up a model whose numbers differ.
+   method that makes its rows from other rows has `recorded` and `new_combiner`. `for_model` compares what it can with
+   the model's own numbers, and gives up a model whose numbers differ.
 2. Add the class to `METHODS`, and a number with the name METHOD_NAME to `Method` in the contract.
 """
 

@@ -198,7 +198,7 @@ class BeamStep:
 
 
 def _reorder(group: BeamGroup, ranks: list[int], before: list[tuple[int, ...]]) -> list[_Move]:
-    """Puts the sequences of a group in the order of the chosen hypotheses, and returns those that must move.
+    """Puts the sequences of a group in the order of the chosen hypotheses, and returns the moves.
 
     `ranks` are the parents of the hypotheses; `before` is what each former hypothesis had written.
     """

@@ -3,7 +3,7 @@
 These are the rules, the same for a whole text and for a text that grows:
 
 - A special token is a unit of its own.
-- With words and sentences, a token belongs to the one that its first character is in.
+- With words and sentences, a token belongs to the word or sentence of its first character.
 - With given spans, a token belongs to the first span that it shares a character with. A token of no span is a unit of
   its own.
 - A token that covers nothing and is not special belongs to the unit of the token after it. Before a special token and

@@ -9,6 +9,7 @@ from mixed_requests import (
     BEGINNINGS,
     alone,
     assert_same,
+    limit_memory,
     message,
     mixed_requests,
     slots_run,
@@ -86,14 +87,7 @@ def test_both_prompts_are_read_in_parts(zoo, monkeypatch):
 def test_out_of_memory_is_met_by_halves(bundled, monkeypatch):
     requests = requests_of(bundled, "marian", 6)
     expected = alone(bundled, requests)
-    decode = type(bundled.backend).decode
-
-    def small(backend, tokens, *args):
-        if len(tokens) > 3:
-            raise torch.OutOfMemoryError("out of memory")
-        return decode(backend, tokens, *args)
-
-    monkeypatch.setattr(type(bundled.backend), "decode", small)
+    limit_memory(monkeypatch, bundled, 3)
     events = together(bundled, requests, iter([(6, -1, -1)] * 200), slots=9)
     for number, theirs in enumerate(expected):
         assert_same(events[number], theirs)

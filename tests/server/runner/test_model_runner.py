@@ -12,6 +12,7 @@ from mixed_requests import (
     IN_SLOTS,
     alone,
     assert_same,
+    limit_memory,
     message,
     mixed_requests,
     slots_run,
@@ -88,14 +89,7 @@ def test_long_prompts_are_read_in_parts(folder, monkeypatch):
 def test_out_of_memory_is_met_by_halves(bundled, monkeypatch):
     requests = mixed_requests(bundled, "marian", 6)
     expected = alone(bundled, requests)
-    step = type(bundled.backend).decode
-
-    def small(backend, tokens, *args):
-        if len(tokens) > 2:
-            raise torch.OutOfMemoryError("out of memory")
-        return step(backend, tokens, *args)
-
-    monkeypatch.setattr(type(bundled.backend), "decode", small)
+    limit_memory(monkeypatch, bundled, 2)
     events = together(bundled, requests, iter([(6, -1, -1)] * 200), slots=6)
     for number, theirs in enumerate(expected):
         assert_same(events[number], theirs)
