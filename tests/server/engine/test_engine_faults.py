@@ -244,7 +244,8 @@ def test_faults_at_random_leave_no_request_without_its_end(bundled, engines, mon
         with ThreadPoolExecutor(8) as pool:
             ends.update(pool.map(one, range(150)))
         is_on.clear()
-        assert one(3) == "finished"
+        # Five faults in a row end what waits, and the last of the five may have come just now.
+        wait_until(lambda: one(3) == "finished")
     assert set(ends) <= {"finished", "INTERNAL"}, ends
     assert ends["INTERNAL"]
 
