@@ -64,6 +64,202 @@ DECISION_HOLD: Decision.ValueType  # 2
 """More source may change the step: wait for it."""
 Global___Decision: _TypeAlias = Decision  # noqa: Y015
 
+class _MarkupFormat:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _MarkupFormatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MarkupFormat.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    MARKUP_FORMAT_UNSPECIFIED: _MarkupFormat.ValueType  # 0
+    """Counts as MARKUP_FORMAT_SPANS."""
+    MARKUP_FORMAT_SPANS: _MarkupFormat.ValueType  # 1
+    """A plain text. Markup.spans says which parts of it are marked."""
+    MARKUP_FORMAT_HTML: _MarkupFormat.ValueType  # 2
+    """HTML: a fragment or a page, as a browser reads it."""
+    MARKUP_FORMAT_XML: _MarkupFormat.ValueType  # 3
+    """XML: a fragment or a document, which must be well-formed."""
+    MARKUP_FORMAT_XLIFF: _MarkupFormat.ValueType  # 4
+    """A text with the inline elements of XLIFF 1.2: g, x, bx, ex, ph, bpt, ept, it, sub and mrk."""
+    MARKUP_FORMAT_PLACEHOLDERS: _MarkupFormat.ValueType  # 5
+    """A plain text with placeholders: printf and its kin (%s, %1$s, %(name)s), ICU ({name}), {{ name }}, __name__."""
+
+class MarkupFormat(_MarkupFormat, metaclass=_MarkupFormatEnumTypeWrapper):
+    """What a source text with markup is."""
+
+MARKUP_FORMAT_UNSPECIFIED: MarkupFormat.ValueType  # 0
+"""Counts as MARKUP_FORMAT_SPANS."""
+MARKUP_FORMAT_SPANS: MarkupFormat.ValueType  # 1
+"""A plain text. Markup.spans says which parts of it are marked."""
+MARKUP_FORMAT_HTML: MarkupFormat.ValueType  # 2
+"""HTML: a fragment or a page, as a browser reads it."""
+MARKUP_FORMAT_XML: MarkupFormat.ValueType  # 3
+"""XML: a fragment or a document, which must be well-formed."""
+MARKUP_FORMAT_XLIFF: MarkupFormat.ValueType  # 4
+"""A text with the inline elements of XLIFF 1.2: g, x, bx, ex, ph, bpt, ept, it, sub and mrk."""
+MARKUP_FORMAT_PLACEHOLDERS: MarkupFormat.ValueType  # 5
+"""A plain text with placeholders: printf and its kin (%s, %1$s, %(name)s), ICU ({name}), {{ name }}, __name__."""
+Global___MarkupFormat: _TypeAlias = MarkupFormat  # noqa: Y015
+
+class _LinkMethod:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _LinkMethodEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LinkMethod.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    LINK_METHOD_UNSPECIFIED: _LinkMethod.ValueType  # 0
+    """The server chooses."""
+    LINK_METHOD_ARGMAX: _LinkMethod.ValueType  # 1
+    """Each target word is linked with the source word of the highest score, unless its null share is higher."""
+    LINK_METHOD_THRESHOLD: _LinkMethod.ValueType  # 2
+    """All pairs whose score is at least a threshold that calibration has chosen."""
+    LINK_METHOD_OPTIMAL_TRANSPORT: _LinkMethod.ValueType  # 3
+    """Optimal transport with entropy regularization between the words of both texts (Dou and Neubig 2021,
+    arXiv:2101.08231).
+    """
+    LINK_METHOD_ITERMAX: _LinkMethod.ValueType  # 4
+    """Mutual argmax, again and again among the words that are left (Jalili Sabet et al. 2020, arXiv:2004.08728)."""
+
+class LinkMethod(_LinkMethod, metaclass=_LinkMethodEnumTypeWrapper):
+    """How links are chosen from the scores of all pairs of words."""
+
+LINK_METHOD_UNSPECIFIED: LinkMethod.ValueType  # 0
+"""The server chooses."""
+LINK_METHOD_ARGMAX: LinkMethod.ValueType  # 1
+"""Each target word is linked with the source word of the highest score, unless its null share is higher."""
+LINK_METHOD_THRESHOLD: LinkMethod.ValueType  # 2
+"""All pairs whose score is at least a threshold that calibration has chosen."""
+LINK_METHOD_OPTIMAL_TRANSPORT: LinkMethod.ValueType  # 3
+"""Optimal transport with entropy regularization between the words of both texts (Dou and Neubig 2021,
+arXiv:2101.08231).
+"""
+LINK_METHOD_ITERMAX: LinkMethod.ValueType  # 4
+"""Mutual argmax, again and again among the words that are left (Jalili Sabet et al. 2020, arXiv:2004.08728)."""
+Global___LinkMethod: _TypeAlias = LinkMethod  # noqa: Y015
+
+class _LinkFeature:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _LinkFeatureEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LinkFeature.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    LINK_FEATURE_UNSPECIFIED: _LinkFeature.ValueType  # 0
+    """Never valid."""
+    LINK_FEATURE_ATTENTION: _LinkFeature.ValueType  # 1
+    """The attention of the heads."""
+    LINK_FEATURE_LEXICON: _LinkFeature.ValueType  # 2
+    """How often words were translations of one another in the pairs of the calibration."""
+    LINK_FEATURE_SPELLING: _LinkFeature.ValueType  # 3
+    """Identical words, and words with a common beginning: names and numbers."""
+
+class LinkFeature(_LinkFeature, metaclass=_LinkFeatureEnumTypeWrapper):
+    """What the score of a pair of words is made of."""
+
+LINK_FEATURE_UNSPECIFIED: LinkFeature.ValueType  # 0
+"""Never valid."""
+LINK_FEATURE_ATTENTION: LinkFeature.ValueType  # 1
+"""The attention of the heads."""
+LINK_FEATURE_LEXICON: LinkFeature.ValueType  # 2
+"""How often words were translations of one another in the pairs of the calibration."""
+LINK_FEATURE_SPELLING: LinkFeature.ValueType  # 3
+"""Identical words, and words with a common beginning: names and numbers."""
+Global___LinkFeature: _TypeAlias = LinkFeature  # noqa: Y015
+
+class _Symmetrization:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _SymmetrizationEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Symmetrization.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SYMMETRIZATION_UNSPECIFIED: _Symmetrization.ValueType  # 0
+    """Counts as SYMMETRIZATION_GROW_DIAG_FINAL_AND."""
+    SYMMETRIZATION_GROW_DIAG_FINAL_AND: _Symmetrization.ValueType  # 1
+    """Links of both directions, neighbours of these that one direction has, then links of words without any (Koehn et al.
+    2005, "Edinburgh System Description for the 2005 IWSLT Speech Translation Evaluation").
+    """
+    SYMMETRIZATION_INTERSECTION: _Symmetrization.ValueType  # 2
+    """Links that both directions have."""
+    SYMMETRIZATION_UNION: _Symmetrization.ValueType  # 3
+    """Links that one direction has, or both."""
+
+class Symmetrization(_Symmetrization, metaclass=_SymmetrizationEnumTypeWrapper):
+    """How the links of two directions are joined."""
+
+SYMMETRIZATION_UNSPECIFIED: Symmetrization.ValueType  # 0
+"""Counts as SYMMETRIZATION_GROW_DIAG_FINAL_AND."""
+SYMMETRIZATION_GROW_DIAG_FINAL_AND: Symmetrization.ValueType  # 1
+"""Links of both directions, neighbours of these that one direction has, then links of words without any (Koehn et al.
+2005, "Edinburgh System Description for the 2005 IWSLT Speech Translation Evaluation").
+"""
+SYMMETRIZATION_INTERSECTION: Symmetrization.ValueType  # 2
+"""Links that both directions have."""
+SYMMETRIZATION_UNION: Symmetrization.ValueType  # 3
+"""Links that one direction has, or both."""
+Global___Symmetrization: _TypeAlias = Symmetrization  # noqa: Y015
+
+class _HeadSource:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _HeadSourceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_HeadSource.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    HEAD_SOURCE_UNSPECIFIED: _HeadSource.ValueType  # 0
+    """No heads: the links were brought along."""
+    HEAD_SOURCE_CALIBRATION: _HeadSource.ValueType  # 1
+    """From the calibration of the model: the preset "alignment"."""
+    HEAD_SOURCE_REQUEST: _HeadSource.ValueType  # 2
+    """From the request."""
+    HEAD_SOURCE_DEFAULT: _HeadSource.ValueType  # 3
+    """The default of a model without a calibration: it was not measured for this model."""
+
+class HeadSource(_HeadSource, metaclass=_HeadSourceEnumTypeWrapper):
+    """Where the heads of links come from."""
+
+HEAD_SOURCE_UNSPECIFIED: HeadSource.ValueType  # 0
+"""No heads: the links were brought along."""
+HEAD_SOURCE_CALIBRATION: HeadSource.ValueType  # 1
+"""From the calibration of the model: the preset "alignment"."""
+HEAD_SOURCE_REQUEST: HeadSource.ValueType  # 2
+"""From the request."""
+HEAD_SOURCE_DEFAULT: HeadSource.ValueType  # 3
+"""The default of a model without a calibration: it was not measured for this model."""
+Global___HeadSource: _TypeAlias = HeadSource  # noqa: Y015
+
+class _Placement:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PlacementEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Placement.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PLACEMENT_UNSPECIFIED: _Placement.ValueType  # 0
+    """Never sent."""
+    PLACEMENT_LINKS: _Placement.ValueType  # 1
+    """By the links of the words that the element covers."""
+    PLACEMENT_NEIGHBOURS: _Placement.ValueType  # 2
+    """By the links of the words beside it: the words that it covers have no links, or it covers none."""
+    PLACEMENT_EMPTY: _Placement.ValueType  # 3
+    """The element is kept, and covers nothing in the target: none of its words came over."""
+    PLACEMENT_COPIED: _Placement.ValueType  # 4
+    """A placeholder that the model has copied."""
+    PLACEMENT_STRUCTURE: _Placement.ValueType  # 5
+    """By the structure of the document: block elements, comments, scripts, and what lies outside all segments."""
+
+class Placement(_Placement, metaclass=_PlacementEnumTypeWrapper):
+    """How a place in the target was found."""
+
+PLACEMENT_UNSPECIFIED: Placement.ValueType  # 0
+"""Never sent."""
+PLACEMENT_LINKS: Placement.ValueType  # 1
+"""By the links of the words that the element covers."""
+PLACEMENT_NEIGHBOURS: Placement.ValueType  # 2
+"""By the links of the words beside it: the words that it covers have no links, or it covers none."""
+PLACEMENT_EMPTY: Placement.ValueType  # 3
+"""The element is kept, and covers nothing in the target: none of its words came over."""
+PLACEMENT_COPIED: Placement.ValueType  # 4
+"""A placeholder that the model has copied."""
+PLACEMENT_STRUCTURE: Placement.ValueType  # 5
+"""By the structure of the document: block elements, comments, scripts, and what lies outside all segments."""
+Global___Placement: _TypeAlias = Placement  # noqa: Y015
+
 @_typing.final
 class AttributeRequest(_message.Message):
     """---- Attribute -----------------------------------------------------------------------------------------------------
@@ -91,6 +287,8 @@ class AttributeRequest(_message.Message):
     TRUNCATE_FIELD_NUMBER: _builtins.int
     PADDING_FIELD_NUMBER: _builtins.int
     CONTRAST_FIELD_NUMBER: _builtins.int
+    LINK_OPTIONS_FIELD_NUMBER: _builtins.int
+    SIGNALS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """A name for this request: Started, errors and the log of the server repeat it. At most 128 characters. Empty: the
     server makes an id.
@@ -126,6 +324,8 @@ class AttributeRequest(_message.Message):
     """
     padding: _text_pb2.Padding.ValueType
     """What is done with padding in Text.token_ids of the source. Unset: PADDING_REFUSE."""
+    signals: _builtins.bool
+    """Sends Finished.signals. Only for an encoder-decoder, and not with Beam."""
     @_builtins.property
     def source(self) -> _text_pb2.Text:
         """What the model reads: the text to translate, or the prompt to continue. Required."""
@@ -160,6 +360,13 @@ class AttributeRequest(_message.Message):
         request takes two places in the batch.
         """
 
+    @_builtins.property
+    def link_options(self) -> Global___LinkOptions:
+        """Links the words of the source and the target, while the target is written: see Step.links and Finished.alignment.
+        The links come from rows of their own, whatever `capture` asks for. Only for an encoder-decoder. Not with Beam and
+        not with Text.features. Unset: no links.
+        """
+
     def __init__(
         self,
         *,
@@ -181,10 +388,12 @@ class AttributeRequest(_message.Message):
         truncate: _text_pb2.Truncation.ValueType = ...,
         padding: _text_pb2.Padding.ValueType = ...,
         contrast: Global___Contrast | None = ...,
+        link_options: Global___LinkOptions | None = ...,
+        signals: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_add_special_tokens", b"_add_special_tokens", "_score_top_p", b"_score_top_p", "add_special_tokens", b"add_special_tokens", "capture", b"capture", "contrast", b"contrast", "decoding", b"decoding", "given", b"given", "prefix", b"prefix", "score_top_p", b"score_top_p", "source", b"source", "target", b"target"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_add_special_tokens", b"_add_special_tokens", "_score_top_p", b"_score_top_p", "add_special_tokens", b"add_special_tokens", "capture", b"capture", "contrast", b"contrast", "decoding", b"decoding", "given", b"given", "link_options", b"link_options", "prefix", b"prefix", "score_top_p", b"score_top_p", "source", b"source", "target", b"target"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_add_special_tokens", b"_add_special_tokens", "_score_top_p", b"_score_top_p", "add_special_tokens", b"add_special_tokens", "capture", b"capture", "contrast", b"contrast", "decoding", b"decoding", "given", b"given", "model", b"model", "offset_unit", b"offset_unit", "padding", b"padding", "prefix", b"prefix", "request_id", b"request_id", "resume_at", b"resume_at", "score_top_p", b"score_top_p", "scores", b"scores", "source", b"source", "source_language", b"source_language", "special_tokens_in_text", b"special_tokens_in_text", "target", b"target", "target_language", b"target_language", "truncate", b"truncate"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_add_special_tokens", b"_add_special_tokens", "_score_top_p", b"_score_top_p", "add_special_tokens", b"add_special_tokens", "capture", b"capture", "contrast", b"contrast", "decoding", b"decoding", "given", b"given", "link_options", b"link_options", "model", b"model", "offset_unit", b"offset_unit", "padding", b"padding", "prefix", b"prefix", "request_id", b"request_id", "resume_at", b"resume_at", "score_top_p", b"score_top_p", "scores", b"scores", "signals", b"signals", "source", b"source", "source_language", b"source_language", "special_tokens_in_text", b"special_tokens_in_text", "target", b"target", "target_language", b"target_language", "truncate", b"truncate"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__add_special_tokens: _TypeAlias = _typing.Literal["add_special_tokens"]  # noqa: Y015
     _WhichOneofArgType__add_special_tokens: _TypeAlias = _typing.Literal["_add_special_tokens", b"_add_special_tokens"]  # noqa: Y015
@@ -628,6 +837,7 @@ class Step(_message.Message):
     DECODER_SELF_FIELD_NUMBER: _builtins.int
     SCORES_FIELD_NUMBER: _builtins.int
     DECISION_FIELD_NUMBER: _builtins.int
+    LINKS_FIELD_NUMBER: _builtins.int
     index: _builtins.int
     """The number of the step. The first step of the target has index 0, also where AttributeRequest.resume_at leaves it
     out.
@@ -662,6 +872,13 @@ class Step(_message.Message):
     def decision(self) -> Global___PolicyDecision:
         """Only in a follow stream with FollowStart.policy: what the policy says of this step."""
 
+    @_builtins.property
+    def links(self) -> _containers.RepeatedCompositeFieldContainer[Global___Link]:
+        """Only with AttributeRequest.link_options: the links of the target words that are complete with this step. They are those of
+        the attention so far: Finished.alignment may have others where all words of a pair are decided together. The units
+        are the words, as in Finished.alignment.
+        """
+
     def __init__(
         self,
         *,
@@ -672,10 +889,11 @@ class Step(_message.Message):
         decoder_self: _attention_pb2.Attention | None = ...,
         scores: _abc.Iterable[_builtins.float] | None = ...,
         decision: Global___PolicyDecision | None = ...,
+        links: _abc.Iterable[Global___Link] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cross", b"cross", "decision", b"decision", "decoder_self", b"decoder_self", "token", b"token"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cross", b"cross", "decision", b"decision", "decoder_self", b"decoder_self", "index", b"index", "scores", b"scores", "text", b"text", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cross", b"cross", "decision", b"decision", "decoder_self", b"decoder_self", "index", b"index", "links", b"links", "scores", b"scores", "text", b"text", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -692,6 +910,7 @@ class Finished(_message.Message):
     HYPOTHESES_FIELD_NUMBER: _builtins.int
     SIGNALS_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
+    ALIGNMENT_FIELD_NUMBER: _builtins.int
     text: _builtins.str
     """The text of the target, with the prefix and without special tokens. A prefix or a target that the request gave as
     text stands here as it was given.
@@ -710,6 +929,10 @@ class Finished(_message.Message):
     def usage(self) -> Global___Usage:
         """What the request cost."""
 
+    @_builtins.property
+    def alignment(self) -> Global___Alignment:
+        """Only with AttributeRequest.link_options: the links between the words of the source and of the target."""
+
     def __init__(
         self,
         *,
@@ -718,10 +941,11 @@ class Finished(_message.Message):
         hypotheses: _abc.Iterable[Global___Hypothesis] | None = ...,
         signals: Global___Signals | None = ...,
         usage: Global___Usage | None = ...,
+        alignment: Global___Alignment | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["signals", b"signals", "usage", b"usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["alignment", b"alignment", "signals", b"signals", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["hypotheses", b"hypotheses", "signals", b"signals", "stop_reason", b"stop_reason", "text", b"text", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alignment", b"alignment", "hypotheses", b"hypotheses", "signals", b"signals", "stop_reason", b"stop_reason", "text", b"text", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -869,6 +1093,7 @@ class AttributeManyRequest(_message.Message):
 
     ATTRIBUTE_FIELD_NUMBER: _builtins.int
     CANCEL_FIELD_NUMBER: _builtins.int
+    ALIGN_FIELD_NUMBER: _builtins.int
     TIMEOUT_FIELD_NUMBER: _builtins.int
     cancel: _builtins.str
     """The request_id of a text that is not wanted any more. The text ends with an Error of CANCELLED. Nothing happens
@@ -881,8 +1106,12 @@ class AttributeManyRequest(_message.Message):
         """
 
     @_builtins.property
+    def align(self) -> Global___AlignRequest:
+        """A pair to link. Its request_id is as that of `attribute`. Its one event is AttributeManyResponse.alignment."""
+
+    @_builtins.property
     def timeout(self) -> _duration_pb2.Duration:
-        """Only with `attribute`: the time for this text, from its arrival. Above 0. After it, the text ends with an Error of
+        """Only with `attribute` and `align`: the time for this text, from its arrival. Above 0. After it, the text ends with an Error of
         DEADLINE_EXCEEDED. Unset: the text has the deadline of the stream.
         """
 
@@ -891,13 +1120,14 @@ class AttributeManyRequest(_message.Message):
         *,
         attribute: Global___AttributeRequest | None = ...,
         cancel: _builtins.str = ...,
+        align: Global___AlignRequest | None = ...,
         timeout: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["attribute", b"attribute", "cancel", b"cancel", "event", b"event", "timeout", b"timeout"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["align", b"align", "attribute", b"attribute", "cancel", b"cancel", "event", b"event", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attribute", b"attribute", "cancel", b"cancel", "event", b"event", "timeout", b"timeout"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["align", b"align", "attribute", b"attribute", "cancel", b"cancel", "event", b"event", "timeout", b"timeout"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["attribute", "cancel"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["attribute", "cancel", "align"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
@@ -913,6 +1143,7 @@ class AttributeManyResponse(_message.Message):
     RESPONSE_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     BATCH_FIELD_NUMBER: _builtins.int
+    ALIGNMENT_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """The id of the text to which this event belongs."""
     @_builtins.property
@@ -927,6 +1158,10 @@ class AttributeManyResponse(_message.Message):
     def batch(self) -> Global___AttributeManyBatch:
         """Events of several texts, in order, where several events wait to be sent. request_id is empty then."""
 
+    @_builtins.property
+    def alignment(self) -> Global___AlignResponse:
+        """The links of a pair: what the method Align answers."""
+
     def __init__(
         self,
         *,
@@ -934,12 +1169,13 @@ class AttributeManyResponse(_message.Message):
         response: Global___AttributeResponse | None = ...,
         error: Global___Error | None = ...,
         batch: Global___AttributeManyBatch | None = ...,
+        alignment: Global___AlignResponse | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "error", b"error", "event", b"event", "response", b"response"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["alignment", b"alignment", "batch", b"batch", "error", b"error", "event", b"event", "response", b"response"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "error", b"error", "event", b"event", "request_id", b"request_id", "response", b"response"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alignment", b"alignment", "batch", b"batch", "error", b"error", "event", b"event", "request_id", b"request_id", "response", b"response"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["response", "error", "batch"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["response", "error", "batch", "alignment"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
@@ -1455,6 +1691,11 @@ class AlignRequest(_message.Message):
     MIN_SCORE_FIELD_NUMBER: _builtins.int
     MARKUP_FIELD_NUMBER: _builtins.int
     OFFSET_UNIT_FIELD_NUMBER: _builtins.int
+    DECODING_FIELD_NUMBER: _builtins.int
+    LINK_OPTIONS_FIELD_NUMBER: _builtins.int
+    LINKS_FIELD_NUMBER: _builtins.int
+    PRETOKENIZED_FIELD_NUMBER: _builtins.int
+    SIGNALS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """As in AttributeRequest."""
     model: _builtins.str
@@ -1464,28 +1705,49 @@ class AlignRequest(_message.Message):
     target_language: _builtins.str
     """As in AttributeRequest."""
     row: _attention_pb2.Row.ValueType
-    """Which row of the attention matrix is used. Unset: the row that was measured to be the best for this model."""
+    """Which row of the attention matrix is used. Unset: the row of the preset."""
     grouping: _attention_pb2.Grouping.ValueType
-    """What is linked. Unset: GROUPING_WORD."""
+    """What is linked: GROUPING_WORD or GROUPING_TOKEN. Unset: GROUPING_WORD."""
     min_score: _builtins.float
     """The smallest score of a link. Links with a smaller score are left out. From 0 to 1."""
     offset_unit: _text_pb2.OffsetUnit.ValueType
     """As in AttributeRequest."""
+    links: _builtins.str
+    """Links that the client brings along, from any aligner: "source-target" pairs that count words from 0, separated by
+    white space (the Pharaoh format). Then no model runs, and `target` must be set. Words are counted as in
+    AlignResponse.source.
+    """
+    pretokenized: _builtins.bool
+    """Words are what white space separates, in both texts. Unset: words are Unicode's (UAX 29), and each punctuation mark
+    is a word of its own.
+    """
+    signals: _builtins.bool
+    """Sends AlignResponse.signals."""
     @_builtins.property
     def source(self) -> _text_pb2.Text:
-        """The source. `markup` says which parts of it are marked."""
+        """The source: a text, with its markup if Markup.format says so. Required. Text.token_ids and Text.chat are refused."""
 
     @_builtins.property
     def target(self) -> _text_pb2.Text:
-        """The target: a translation of the source."""
+        """The target: a translation of the source, without markup. Unset: the server writes the target as `decoding` says."""
 
     @_builtins.property
     def heads(self) -> _attention_pb2.HeadSelection:
-        """The heads whose mean is used. Unset: the preset "alignment" if the model has it, otherwise the model's default."""
+        """The heads whose weighted mean is used. Unset: the preset "alignment" if the model has it, otherwise all heads of the
+        layer that AlignResponse.head_source describes.
+        """
 
     @_builtins.property
     def markup(self) -> Global___Markup:
         """The markup of the source, to be carried over to the target. Unset: no markup."""
+
+    @_builtins.property
+    def decoding(self) -> _text_pb2.Decoding:
+        """Only without `target`: how the server writes the target. Not with Beam. Unset: as the model's generation config says."""
+
+    @_builtins.property
+    def link_options(self) -> Global___LinkOptions:
+        """How links are decided. Unset: as calibration has chosen for the model."""
 
     def __init__(
         self,
@@ -1502,10 +1764,15 @@ class AlignRequest(_message.Message):
         min_score: _builtins.float = ...,
         markup: Global___Markup | None = ...,
         offset_unit: _text_pb2.OffsetUnit.ValueType = ...,
+        decoding: _text_pb2.Decoding | None = ...,
+        link_options: Global___LinkOptions | None = ...,
+        links: _builtins.str = ...,
+        pretokenized: _builtins.bool = ...,
+        signals: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["heads", b"heads", "markup", b"markup", "source", b"source", "target", b"target"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["decoding", b"decoding", "heads", b"heads", "link_options", b"link_options", "markup", b"markup", "source", b"source", "target", b"target"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["grouping", b"grouping", "heads", b"heads", "markup", b"markup", "min_score", b"min_score", "model", b"model", "offset_unit", b"offset_unit", "request_id", b"request_id", "row", b"row", "source", b"source", "source_language", b"source_language", "target", b"target", "target_language", b"target_language"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decoding", b"decoding", "grouping", b"grouping", "heads", b"heads", "link_options", b"link_options", "links", b"links", "markup", b"markup", "min_score", b"min_score", "model", b"model", "offset_unit", b"offset_unit", "pretokenized", b"pretokenized", "request_id", b"request_id", "row", b"row", "signals", b"signals", "source", b"source", "source_language", b"source_language", "target", b"target", "target_language", b"target_language"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1513,25 +1780,57 @@ Global___AlignRequest: _TypeAlias = AlignRequest  # noqa: Y015
 
 @_typing.final
 class Markup(_message.Message):
-    """Markup of a text, kept apart from the text."""
+    """Markup of a text, to be carried over to its translation."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     SPANS_FIELD_NUMBER: _builtins.int
+    FORMAT_FIELD_NUMBER: _builtins.int
+    STRICT_FIELD_NUMBER: _builtins.int
+    SPLIT_FIELD_NUMBER: _builtins.int
+    PLACEHOLDERS_FIELD_NUMBER: _builtins.int
+    PLACEHOLDER_PATTERN_FIELD_NUMBER: _builtins.int
+    SPLIT_SENTENCES_FIELD_NUMBER: _builtins.int
+    format: Global___MarkupFormat.ValueType
+    """What the source is. Unset: MARKUP_FORMAT_SPANS."""
+    strict: _builtins.bool
+    """Whether malformed markup is refused, with INVALID_ARGUMENT and its line and column. Otherwise what stands there is
+    kept as it is. Unset: false for MARKUP_FORMAT_HTML, true for MARKUP_FORMAT_XML and MARKUP_FORMAT_XLIFF.
+    """
+    split: _builtins.bool
+    """An element whose words come apart in the target is repeated around each part. Otherwise one element covers all of
+    them, or as many as come together. Elements with an id, and markers, are never repeated.
+    """
+    placeholders: _builtins.bool
+    """Keeps placeholders in the text of HTML, XML and XLIFF too. With MARKUP_FORMAT_PLACEHOLDERS placeholders are always
+    kept.
+    """
+    placeholder_pattern: _builtins.str
+    """One more pattern of placeholders, as a regular expression in the syntax of RE2. At most 1,000 bytes."""
+    split_sentences: _builtins.bool
+    """Only without a target: the text of each segment is divided into sentences, and each sentence is translated by itself."""
     @_builtins.property
     def spans(self) -> _containers.RepeatedCompositeFieldContainer[Global___MarkupSpan]:
-        """The spans, in any order. A span may lie inside another span."""
+        """Only with MARKUP_FORMAT_SPANS: the spans, in any order. A span may lie inside another span, and spans may overlap."""
 
     def __init__(
         self,
         *,
         spans: _abc.Iterable[Global___MarkupSpan] | None = ...,
+        format: Global___MarkupFormat.ValueType = ...,
+        strict: _builtins.bool | None = ...,
+        split: _builtins.bool = ...,
+        placeholders: _builtins.bool = ...,
+        placeholder_pattern: _builtins.str = ...,
+        split_sentences: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_strict", b"_strict", "strict", b"strict"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["spans", b"spans"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_strict", b"_strict", "format", b"format", "placeholder_pattern", b"placeholder_pattern", "placeholders", b"placeholders", "spans", b"spans", "split", b"split", "split_sentences", b"split_sentences", "strict", b"strict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__strict: _TypeAlias = _typing.Literal["strict"]  # noqa: Y015
+    _WhichOneofArgType__strict: _TypeAlias = _typing.Literal["_strict", b"_strict"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__strict) -> _WhichOneofReturnType__strict | None: ...
 
 Global___Markup: _TypeAlias = Markup  # noqa: Y015
 
@@ -1566,6 +1865,48 @@ class MarkupSpan(_message.Message):
 Global___MarkupSpan: _TypeAlias = MarkupSpan  # noqa: Y015
 
 @_typing.final
+class LinkOptions(_message.Message):
+    """How links are decided."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    METHOD_FIELD_NUMBER: _builtins.int
+    FEATURES_FIELD_NUMBER: _builtins.int
+    REVERSE_MODEL_FIELD_NUMBER: _builtins.int
+    SYMMETRIZATION_FIELD_NUMBER: _builtins.int
+    method: Global___LinkMethod.ValueType
+    """How links are chosen from the scores of all pairs of words. Unset: what calibration has chosen for the model,
+    otherwise LINK_METHOD_ARGMAX.
+    """
+    reverse_model: _builtins.str
+    """The name of a loaded model that translates from the target language to the source language. The links of both
+    directions are joined as `symmetrization` says. Only with a finished target. Empty: one direction.
+    """
+    symmetrization: Global___Symmetrization.ValueType
+    """How the links of two directions are joined. Unset: SYMMETRIZATION_GROW_DIAG_FINAL_AND."""
+    @_builtins.property
+    def features(self) -> _containers.RepeatedScalarFieldContainer[Global___LinkFeature.ValueType]:
+        """What the scores of pairs of words are made of, each at most once. Empty: what calibration has chosen for the model,
+        otherwise LINK_FEATURE_ATTENTION alone.
+        """
+
+    def __init__(
+        self,
+        *,
+        method: Global___LinkMethod.ValueType = ...,
+        features: _abc.Iterable[Global___LinkFeature.ValueType] | None = ...,
+        reverse_model: _builtins.str = ...,
+        symmetrization: Global___Symmetrization.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["features", b"features", "method", b"method", "reverse_model", b"reverse_model", "symmetrization", b"symmetrization"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LinkOptions: _TypeAlias = LinkOptions  # noqa: Y015
+
+@_typing.final
 class AlignResponse(_message.Message):
     """The links between the texts of a pair."""
 
@@ -1578,12 +1919,30 @@ class AlignResponse(_message.Message):
     LINKS_FIELD_NUMBER: _builtins.int
     PHARAOH_FIELD_NUMBER: _builtins.int
     MARKUP_FIELD_NUMBER: _builtins.int
+    SOURCE_TEXT_FIELD_NUMBER: _builtins.int
+    TARGET_TEXT_FIELD_NUMBER: _builtins.int
+    MARKED_TARGET_TEXT_FIELD_NUMBER: _builtins.int
+    MARKUP_REPORT_FIELD_NUMBER: _builtins.int
+    SIGNALS_FIELD_NUMBER: _builtins.int
+    HEAD_SOURCE_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
+    OFFSET_UNIT_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """The id of the request. The client has chosen it, or else the server."""
     model: _builtins.str
-    """The name of the model."""
+    """The name of the model. Empty where AlignRequest.links brought the links along."""
     pharaoh: _builtins.str
     """The links as "source-target" pairs that count from 0, separated by spaces (the Pharaoh format)."""
+    source_text: _builtins.str
+    """The text of the source without its markup. All offsets into the source count in this text."""
+    target_text: _builtins.str
+    """The text of the target without markup. All offsets into the target count in this text."""
+    marked_target_text: _builtins.str
+    """With a markup format: the target with the markup of the source."""
+    head_source: Global___HeadSource.ValueType
+    """Where the heads come from."""
+    offset_unit: _text_pb2.OffsetUnit.ValueType
+    """What the offsets count. Always set."""
     @_builtins.property
     def source(self) -> _containers.RepeatedCompositeFieldContainer[Global___Span]:
         """The units of the source: words or tokens."""
@@ -1598,7 +1957,21 @@ class AlignResponse(_message.Message):
 
     @_builtins.property
     def markup(self) -> _containers.RepeatedCompositeFieldContainer[Global___MarkupSpan]:
-        """The markup of the source, at its place in the target."""
+        """Only with Markup.spans: the spans at their places in the target, in the order of the request."""
+
+    @_builtins.property
+    def markup_report(self) -> _containers.RepeatedCompositeFieldContainer[Global___MarkupReport]:
+        """With a markup format: one report for each element and each placeholder of the source, in the order of the source."""
+
+    @_builtins.property
+    def signals(self) -> Global___Signals:
+        """Only with AlignRequest.signals: numbers that judge the target as a whole. Of a source in several segments: their
+        means, weighted by the number of target tokens.
+        """
+
+    @_builtins.property
+    def usage(self) -> Global___Usage:
+        """What the request cost. Unset where no model ran."""
 
     def __init__(
         self,
@@ -1610,14 +1983,110 @@ class AlignResponse(_message.Message):
         links: _abc.Iterable[Global___Link] | None = ...,
         pharaoh: _builtins.str = ...,
         markup: _abc.Iterable[Global___MarkupSpan] | None = ...,
+        source_text: _builtins.str = ...,
+        target_text: _builtins.str = ...,
+        marked_target_text: _builtins.str = ...,
+        markup_report: _abc.Iterable[Global___MarkupReport] | None = ...,
+        signals: Global___Signals | None = ...,
+        head_source: Global___HeadSource.ValueType = ...,
+        usage: Global___Usage | None = ...,
+        offset_unit: _text_pb2.OffsetUnit.ValueType = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["signals", b"signals", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["links", b"links", "markup", b"markup", "model", b"model", "pharaoh", b"pharaoh", "request_id", b"request_id", "source", b"source", "target", b"target"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["head_source", b"head_source", "links", b"links", "marked_target_text", b"marked_target_text", "markup", b"markup", "markup_report", b"markup_report", "model", b"model", "offset_unit", b"offset_unit", "pharaoh", b"pharaoh", "request_id", b"request_id", "signals", b"signals", "source", b"source", "source_text", b"source_text", "target", b"target", "target_text", b"target_text", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AlignResponse: _TypeAlias = AlignResponse  # noqa: Y015
+
+@_typing.final
+class MarkupReport(_message.Message):
+    """What became of an element or a placeholder of the source."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MARKUP_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    TARGET_FIELD_NUMBER: _builtins.int
+    PLACEMENT_FIELD_NUMBER: _builtins.int
+    SCORE_FIELD_NUMBER: _builtins.int
+    markup: _builtins.str
+    """The element as its start tag stands in the source, or the placeholder."""
+    placement: Global___Placement.ValueType
+    """How the place in the target was found."""
+    score: _builtins.float
+    """How sure the place is: the mean score of the links that led there. From 0 to 1. 1 where PLACEMENT_COPIED and
+    PLACEMENT_STRUCTURE say what placed it.
+    """
+    @_builtins.property
+    def source(self) -> _attention_pb2.TextSpan:
+        """The part of AlignResponse.source_text that the element covers."""
+
+    @_builtins.property
+    def target(self) -> _attention_pb2.TextSpan:
+        """The part of AlignResponse.target_text that the element covers. With Markup.split: the first part."""
+
+    def __init__(
+        self,
+        *,
+        markup: _builtins.str = ...,
+        source: _attention_pb2.TextSpan | None = ...,
+        target: _attention_pb2.TextSpan | None = ...,
+        placement: Global___Placement.ValueType = ...,
+        score: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["source", b"source", "target", b"target"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["markup", b"markup", "placement", b"placement", "score", b"score", "source", b"source", "target", b"target"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MarkupReport: _TypeAlias = MarkupReport  # noqa: Y015
+
+@_typing.final
+class Alignment(_message.Message):
+    """The links of a finished text."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SOURCE_FIELD_NUMBER: _builtins.int
+    TARGET_FIELD_NUMBER: _builtins.int
+    LINKS_FIELD_NUMBER: _builtins.int
+    PHARAOH_FIELD_NUMBER: _builtins.int
+    HEAD_SOURCE_FIELD_NUMBER: _builtins.int
+    pharaoh: _builtins.str
+    """The links in the Pharaoh format."""
+    head_source: Global___HeadSource.ValueType
+    """Where the heads come from."""
+    @_builtins.property
+    def source(self) -> _containers.RepeatedCompositeFieldContainer[Global___Span]:
+        """The words of the source."""
+
+    @_builtins.property
+    def target(self) -> _containers.RepeatedCompositeFieldContainer[Global___Span]:
+        """The words of the target."""
+
+    @_builtins.property
+    def links(self) -> _containers.RepeatedCompositeFieldContainer[Global___Link]:
+        """The links, in the order of the target."""
+
+    def __init__(
+        self,
+        *,
+        source: _abc.Iterable[Global___Span] | None = ...,
+        target: _abc.Iterable[Global___Span] | None = ...,
+        links: _abc.Iterable[Global___Link] | None = ...,
+        pharaoh: _builtins.str = ...,
+        head_source: Global___HeadSource.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["head_source", b"head_source", "links", b"links", "pharaoh", b"pharaoh", "source", b"source", "target", b"target"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Alignment: _TypeAlias = Alignment  # noqa: Y015
 
 @_typing.final
 class Span(_message.Message):
@@ -1663,7 +2132,7 @@ class Link(_message.Message):
     target: _builtins.int
     """The index of the unit in AlignResponse.target."""
     score: _builtins.float
-    """How sure the link is. From 0 to 1."""
+    """How sure the link is. From 0 to 1. 1 for a link that was brought along."""
     def __init__(
         self,
         *,

@@ -115,8 +115,9 @@ class AttributionServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Align(self, request, context):
-        """Links the words of a finished pair of texts. The server answers with the source words that each target word comes
-        from, and carries markup over to the target. Not served yet.
+        """Links the words of a pair of texts: each target word with the source words that it comes from. Carries the markup of
+        the source over to the target. The server writes the target itself where the request gives none. AttributeMany links
+        many pairs over one stream.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

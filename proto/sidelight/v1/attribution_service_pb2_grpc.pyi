@@ -77,8 +77,9 @@ class AttributionServiceStub:
     all, a stream ends with DEADLINE_EXCEEDED.
     """
     Align: _grpc.UnaryUnaryMultiCallable[_attribution_service_pb2.AlignRequest, _attribution_service_pb2.AlignResponse]
-    """Links the words of a finished pair of texts. The server answers with the source words that each target word comes
-    from, and carries markup over to the target. Not served yet.
+    """Links the words of a pair of texts: each target word with the source words that it comes from. Carries the markup of
+    the source over to the target. The server writes the target itself where the request gives none. AttributeMany links
+    many pairs over one stream.
     """
     CancelAttribution: _grpc.UnaryUnaryMultiCallable[_attribution_service_pb2.CancelAttributionRequest, _attribution_service_pb2.CancelAttributionResponse]
     """Cancels a request by its id, from any connection: for gateways. The request ends with CANCELLED, CANCELLED."""
@@ -119,8 +120,9 @@ class AttributionServiceAsyncStub(AttributionServiceStub):
     all, a stream ends with DEADLINE_EXCEEDED.
     """
     Align: _aio.UnaryUnaryMultiCallable[_attribution_service_pb2.AlignRequest, _attribution_service_pb2.AlignResponse]  # type: ignore[assignment]
-    """Links the words of a finished pair of texts. The server answers with the source words that each target word comes
-    from, and carries markup over to the target. Not served yet.
+    """Links the words of a pair of texts: each target word with the source words that it comes from. Carries the markup of
+    the source over to the target. The server writes the target itself where the request gives none. AttributeMany links
+    many pairs over one stream.
     """
     CancelAttribution: _aio.UnaryUnaryMultiCallable[_attribution_service_pb2.CancelAttributionRequest, _attribution_service_pb2.CancelAttributionResponse]  # type: ignore[assignment]
     """Cancels a request by its id, from any connection: for gateways. The request ends with CANCELLED, CANCELLED."""
@@ -182,8 +184,9 @@ class AttributionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _attribution_service_pb2.AlignRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_attribution_service_pb2.AlignResponse, _abc.Awaitable[_attribution_service_pb2.AlignResponse]]:
-        """Links the words of a finished pair of texts. The server answers with the source words that each target word comes
-        from, and carries markup over to the target. Not served yet.
+        """Links the words of a pair of texts: each target word with the source words that it comes from. Carries the markup of
+        the source over to the target. The server writes the target itself where the request gives none. AttributeMany links
+        many pairs over one stream.
         """
 
     @_abc_1.abstractmethod

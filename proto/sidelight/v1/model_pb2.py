@@ -25,21 +25,23 @@ _sym_db = _symbol_database.Default()
 from sidelight.v1 import attention_pb2 as sidelight_dot_v1_dot_attention__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18sidelight/v1/model.proto\x12\x0csidelight.v1\x1a\x1csidelight/v1/attention.proto\"\xf2\x03\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x66\x61mily\x18\x02 \x01(\t\x12\x30\n\x0c\x61rchitecture\x18\x03 \x01(\x0e\x32\x1a.sidelight.v1.Architecture\x12\x30\n\nattentions\x18\x04 \x03(\x0b\x32\x1c.sidelight.v1.ModelAttention\x12\x19\n\x11max_source_tokens\x18\x05 \x01(\r\x12\x19\n\x11max_target_tokens\x18\x06 \x01(\r\x12\x11\n\tlanguages\x18\x07 \x03(\t\x12\x0f\n\x07presets\x18\x08 \x03(\t\x12\r\n\x05\x64type\x18\t \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\n \x01(\t\x12\x0f\n\x07\x64\x65\x66\x61ult\x18\x0b \x01(\x08\x12\x17\n\x0fvocabulary_size\x18\x0c \x01(\r\x12/\n\x0c\x63\x61pture_path\x18\r \x01(\x0e\x32\x19.sidelight.v1.CapturePath\x12+\n\x06limits\x18\x0e \x01(\x0b\x32\x1b.sidelight.v1.RequestLimits\x12%\n\x07methods\x18\x0f \x03(\x0e\x32\x14.sidelight.v1.Method\x12\x17\n\x0fword_boundaries\x18\x10 \x01(\t\x12\x0f\n\x07\x62\x61tches\x18\x11 \x01(\x08\x12\x15\n\rfeature_shape\x18\x14 \x03(\r\"\x8e\x02\n\rRequestLimits\x12\x19\n\x11max_request_bytes\x18\x01 \x01(\r\x12\x18\n\x10max_source_bytes\x18\x02 \x01(\r\x12\x18\n\x10max_target_bytes\x18\x03 \x01(\r\x12\x19\n\x11max_chat_messages\x18\x04 \x01(\r\x12\x16\n\x0emax_stop_texts\x18\x05 \x01(\r\x12\x16\n\x0emax_stop_bytes\x18\x06 \x01(\r\x12\x16\n\x0emax_beam_width\x18\x07 \x01(\r\x12\x1c\n\x14max_texts_per_stream\x18\x08 \x01(\r\x12\x11\n\tmax_spans\x18\t \x01(\r\x12\x1a\n\x12max_follow_streams\x18\n \x01(\r\"Z\n\x0eModelAttention\x12)\n\x04kind\x18\x01 \x01(\x0e\x32\x1b.sidelight.v1.AttentionKind\x12\x0e\n\x06layers\x18\x02 \x01(\r\x12\r\n\x05heads\x18\x03 \x01(\r*m\n\x0c\x41rchitecture\x12\x1c\n\x18\x41RCHITECTURE_UNSPECIFIED\x10\x00\x12 \n\x1c\x41RCHITECTURE_ENCODER_DECODER\x10\x01\x12\x1d\n\x19\x41RCHITECTURE_DECODER_ONLY\x10\x02*]\n\x0b\x43\x61pturePath\x12\x1c\n\x18\x43\x41PTURE_PATH_UNSPECIFIED\x10\x00\x12\x15\n\x11\x43\x41PTURE_PATH_ROWS\x10\x01\x12\x19\n\x15\x43\x41PTURE_PATH_MATRICES\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18sidelight/v1/model.proto\x12\x0csidelight.v1\x1a\x1csidelight/v1/attention.proto\"\xa2\x04\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x66\x61mily\x18\x02 \x01(\t\x12\x30\n\x0c\x61rchitecture\x18\x03 \x01(\x0e\x32\x1a.sidelight.v1.Architecture\x12\x30\n\nattentions\x18\x04 \x03(\x0b\x32\x1c.sidelight.v1.ModelAttention\x12\x19\n\x11max_source_tokens\x18\x05 \x01(\r\x12\x19\n\x11max_target_tokens\x18\x06 \x01(\r\x12\x11\n\tlanguages\x18\x07 \x03(\t\x12\x0f\n\x07presets\x18\x08 \x03(\t\x12\r\n\x05\x64type\x18\t \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\n \x01(\t\x12\x0f\n\x07\x64\x65\x66\x61ult\x18\x0b \x01(\x08\x12\x17\n\x0fvocabulary_size\x18\x0c \x01(\r\x12/\n\x0c\x63\x61pture_path\x18\r \x01(\x0e\x32\x19.sidelight.v1.CapturePath\x12+\n\x06limits\x18\x0e \x01(\x0b\x32\x1b.sidelight.v1.RequestLimits\x12%\n\x07methods\x18\x0f \x03(\x0e\x32\x14.sidelight.v1.Method\x12\x17\n\x0fword_boundaries\x18\x10 \x01(\t\x12\x0f\n\x07\x62\x61tches\x18\x11 \x01(\x08\x12\x15\n\rfeature_shape\x18\x14 \x03(\r\x12.\n\x0b\x63\x61libration\x18\x15 \x01(\x0b\x32\x19.sidelight.v1.Calibration\"\x96\x02\n\x0b\x43\x61libration\x12!\n\x05heads\x18\x01 \x03(\x0b\x32\x12.sidelight.v1.Head\x12\x1e\n\x03row\x18\x02 \x01(\x0e\x32\x11.sidelight.v1.Row\x12\x33\n\x0especial_tokens\x18\x03 \x01(\x0e\x32\x1b.sidelight.v1.SpecialTokens\x12\r\n\x05pairs\x18\x04 \x01(\r\x12\x11\n\treference\x18\x05 \x01(\t\x12\x1c\n\x14\x61lignment_error_rate\x18\x06 \x01(\x02\x12\x11\n\tprecision\x18\x07 \x01(\x02\x12\x0e\n\x06recall\x18\x08 \x01(\x02\x12\x13\n\x0bhas_lexicon\x18\t \x01(\x08\x12\x17\n\x0flexicon_entries\x18\n \x01(\r\"\x8e\x02\n\rRequestLimits\x12\x19\n\x11max_request_bytes\x18\x01 \x01(\r\x12\x18\n\x10max_source_bytes\x18\x02 \x01(\r\x12\x18\n\x10max_target_bytes\x18\x03 \x01(\r\x12\x19\n\x11max_chat_messages\x18\x04 \x01(\r\x12\x16\n\x0emax_stop_texts\x18\x05 \x01(\r\x12\x16\n\x0emax_stop_bytes\x18\x06 \x01(\r\x12\x16\n\x0emax_beam_width\x18\x07 \x01(\r\x12\x1c\n\x14max_texts_per_stream\x18\x08 \x01(\r\x12\x11\n\tmax_spans\x18\t \x01(\r\x12\x1a\n\x12max_follow_streams\x18\n \x01(\r\"Z\n\x0eModelAttention\x12)\n\x04kind\x18\x01 \x01(\x0e\x32\x1b.sidelight.v1.AttentionKind\x12\x0e\n\x06layers\x18\x02 \x01(\r\x12\r\n\x05heads\x18\x03 \x01(\r*m\n\x0c\x41rchitecture\x12\x1c\n\x18\x41RCHITECTURE_UNSPECIFIED\x10\x00\x12 \n\x1c\x41RCHITECTURE_ENCODER_DECODER\x10\x01\x12\x1d\n\x19\x41RCHITECTURE_DECODER_ONLY\x10\x02*]\n\x0b\x43\x61pturePath\x12\x1c\n\x18\x43\x41PTURE_PATH_UNSPECIFIED\x10\x00\x12\x15\n\x11\x43\x41PTURE_PATH_ROWS\x10\x01\x12\x19\n\x15\x43\x41PTURE_PATH_MATRICES\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'sidelight.v1.model_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ARCHITECTURE']._serialized_start=938
-  _globals['_ARCHITECTURE']._serialized_end=1047
-  _globals['_CAPTUREPATH']._serialized_start=1049
-  _globals['_CAPTUREPATH']._serialized_end=1142
+  _globals['_ARCHITECTURE']._serialized_start=1267
+  _globals['_ARCHITECTURE']._serialized_end=1376
+  _globals['_CAPTUREPATH']._serialized_start=1378
+  _globals['_CAPTUREPATH']._serialized_end=1471
   _globals['_MODEL']._serialized_start=73
-  _globals['_MODEL']._serialized_end=571
-  _globals['_REQUESTLIMITS']._serialized_start=574
-  _globals['_REQUESTLIMITS']._serialized_end=844
-  _globals['_MODELATTENTION']._serialized_start=846
-  _globals['_MODELATTENTION']._serialized_end=936
+  _globals['_MODEL']._serialized_end=619
+  _globals['_CALIBRATION']._serialized_start=622
+  _globals['_CALIBRATION']._serialized_end=900
+  _globals['_REQUESTLIMITS']._serialized_start=903
+  _globals['_REQUESTLIMITS']._serialized_end=1173
+  _globals['_MODELATTENTION']._serialized_start=1175
+  _globals['_MODELATTENTION']._serialized_end=1265
 # @@protoc_insertion_point(module_scope)

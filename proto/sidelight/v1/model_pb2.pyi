@@ -96,6 +96,7 @@ class Model(_message.Message):
     WORD_BOUNDARIES_FIELD_NUMBER: _builtins.int
     BATCHES_FIELD_NUMBER: _builtins.int
     FEATURE_SHAPE_FIELD_NUMBER: _builtins.int
+    CALIBRATION_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The name that requests use for the model. Never a path."""
     family: _builtins.str
@@ -152,6 +153,10 @@ class Model(_message.Message):
         texts.
         """
 
+    @_builtins.property
+    def calibration(self) -> Global___Calibration:
+        """The preset "alignment", as `sidelight calibrate` has measured it. Unset: the model has no calibration."""
+
     def __init__(
         self,
         *,
@@ -173,14 +178,75 @@ class Model(_message.Message):
         word_boundaries: _builtins.str = ...,
         batches: _builtins.bool = ...,
         feature_shape: _abc.Iterable[_builtins.int] | None = ...,
+        calibration: Global___Calibration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["calibration", b"calibration", "limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "attentions", b"attentions", "batches", b"batches", "capture_path", b"capture_path", "default", b"default", "device", b"device", "dtype", b"dtype", "family", b"family", "feature_shape", b"feature_shape", "languages", b"languages", "limits", b"limits", "max_source_tokens", b"max_source_tokens", "max_target_tokens", b"max_target_tokens", "methods", b"methods", "name", b"name", "presets", b"presets", "vocabulary_size", b"vocabulary_size", "word_boundaries", b"word_boundaries"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "attentions", b"attentions", "batches", b"batches", "calibration", b"calibration", "capture_path", b"capture_path", "default", b"default", "device", b"device", "dtype", b"dtype", "family", b"family", "feature_shape", b"feature_shape", "languages", b"languages", "limits", b"limits", "max_source_tokens", b"max_source_tokens", "max_target_tokens", b"max_target_tokens", "methods", b"methods", "name", b"name", "presets", b"presets", "vocabulary_size", b"vocabulary_size", "word_boundaries", b"word_boundaries"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Model: _TypeAlias = Model  # noqa: Y015
+
+@_typing.final
+class Calibration(_message.Message):
+    """Heads that align words well, with what was measured of them."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEADS_FIELD_NUMBER: _builtins.int
+    ROW_FIELD_NUMBER: _builtins.int
+    SPECIAL_TOKENS_FIELD_NUMBER: _builtins.int
+    PAIRS_FIELD_NUMBER: _builtins.int
+    REFERENCE_FIELD_NUMBER: _builtins.int
+    ALIGNMENT_ERROR_RATE_FIELD_NUMBER: _builtins.int
+    PRECISION_FIELD_NUMBER: _builtins.int
+    RECALL_FIELD_NUMBER: _builtins.int
+    HAS_LEXICON_FIELD_NUMBER: _builtins.int
+    LEXICON_ENTRIES_FIELD_NUMBER: _builtins.int
+    row: _attention_pb2.Row.ValueType
+    """The row that is used."""
+    special_tokens: _attention_pb2.SpecialTokens.ValueType
+    """What is done with special tokens."""
+    pairs: _builtins.int
+    """The pairs of sentences that were measured."""
+    reference: _builtins.str
+    """What the links were compared with, such as "gold", "eflomal 2.0.0" or "sidelight ibm1"."""
+    alignment_error_rate: _builtins.float
+    """The alignment error rate against the reference (Och and Ney 2003). From 0 to 1. Lower is better."""
+    precision: _builtins.float
+    """The share of the links that the reference has."""
+    recall: _builtins.float
+    """The share of the reference's links that were found."""
+    has_lexicon: _builtins.bool
+    """Whether the calibration has a lexicon: LINK_FEATURE_LEXICON."""
+    lexicon_entries: _builtins.int
+    """The number of pairs of a source word and a target word in the lexicon."""
+    @_builtins.property
+    def heads(self) -> _containers.RepeatedCompositeFieldContainer[_attention_pb2.Head]:
+        """The heads, with their weights."""
+
+    def __init__(
+        self,
+        *,
+        heads: _abc.Iterable[_attention_pb2.Head] | None = ...,
+        row: _attention_pb2.Row.ValueType = ...,
+        special_tokens: _attention_pb2.SpecialTokens.ValueType = ...,
+        pairs: _builtins.int = ...,
+        reference: _builtins.str = ...,
+        alignment_error_rate: _builtins.float = ...,
+        precision: _builtins.float = ...,
+        recall: _builtins.float = ...,
+        has_lexicon: _builtins.bool = ...,
+        lexicon_entries: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alignment_error_rate", b"alignment_error_rate", "has_lexicon", b"has_lexicon", "heads", b"heads", "lexicon_entries", b"lexicon_entries", "pairs", b"pairs", "precision", b"precision", "recall", b"recall", "reference", b"reference", "row", b"row", "special_tokens", b"special_tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Calibration: _TypeAlias = Calibration  # noqa: Y015
 
 @_typing.final
 class RequestLimits(_message.Message):

@@ -15,7 +15,7 @@ from collections import deque
 from sidelight.v1 import attribution_service_pb2 as service_pb
 
 from ...engine import OutputQueue, ReadyQueues
-from ...errors import RequestError, cancelled, internal, invalid, stopped
+from ...errors import RequestError, cancelled, internal, invalid, stopped, unimplemented
 from ...request import Finished
 from .. import status
 from ..calls import EOF, Call
@@ -100,8 +100,11 @@ class _ManyStream:
         try:
             if event == "attribute":
                 await self._start(message, num_bytes)
+            elif event == "align":
+                request_id = message.align.request_id[:_MAX_ID_CHARACTERS]
+                raise unimplemented("align")
             elif event is None:
-                raise invalid("event", "REQUIRED", "is unset or not known: it must be attribute or cancel")
+                raise invalid("event", "REQUIRED", "is unset or not known: it must be attribute, align or cancel")
             elif not message.cancel:
                 raise invalid("cancel", "REQUIRED", "must be the request_id of a text")
             else:

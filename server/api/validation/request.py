@@ -12,7 +12,7 @@ from dataclasses import replace
 from sidelight.v1 import attribution_service_pb2 as service_pb
 
 from ...capture import AttentionKind
-from ...errors import invalid
+from ...errors import invalid, unimplemented
 from ...models import LoadedModel
 from ...request import DecodingParams, FollowedTarget, GivenTarget, Request, Score, SourceFeatures
 from ...text import OffsetUnit, TokenizedText
@@ -92,7 +92,15 @@ def validate_request(
     return request if contrast is None else replace(request, contrast=contrast)
 
 
+def _refuse_unserved(message: service_pb.AttributeRequest) -> None:
+    if message.HasField("link_options"):
+        raise unimplemented("link_options")
+    if message.signals:
+        raise unimplemented("signals")
+
+
 def _validate_offset_unit(message: service_pb.AttributeRequest) -> OffsetUnit:
+    _refuse_unserved(message)
     if message.offset_unit not in OFFSET_UNITS:
         raise invalid("offset_unit", "UNKNOWN_VALUE", "is no unit of offsets")
     return OFFSET_UNITS[message.offset_unit]

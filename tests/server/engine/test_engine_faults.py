@@ -193,14 +193,24 @@ for owner in (ModelRunner, Prefill, DecodeStep, BeamStep, BeamSearch, SlotAlloca
 NOT_FAULTY = {"__init__", "__iter__", "__len__", "_compile"}
 
 
+def mixed_request(number: int):
+    message = request(SENTENCE, [CROSS, ENCODER_SELF][: 1 + number % 2], scores=[1] * (number % 3 == 0))
+    if number % 5 == 0:
+        message.given.text = "Meine Großmutter ist rüstig."
+    elif number % 5 == 1:
+        message.decoding.sampling.seed = number
+    elif number % 5 == 2:
+        message.decoding.beam.width = 2 + number % 3
+    return message
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_faults_at_random_leave_no_request_without_its_end(bundled, engines, monkeypatch, seed):
     """One call of a hundred of the engine's functions fails. Each request ends, one way or another."""
     draw = random.Random(seed)
     is_on = threading.Event()
 
-    def fails(share: float) -> bool:
-        """In the thread of this engine alone: the worker's shared server has an engine too."""
+    def fails(share: float) -> bool:  # in this engine alone: the worker's shared server has an engine too
         return is_on.is_set() and threading.current_thread() is engines[0]._thread and draw.random() < share
 
     def faulty(function):
@@ -210,7 +220,7 @@ def test_faults_at_random_leave_no_request_without_its_end(bundled, engines, mon
                 raise RuntimeError("at random")
             result = function(*args, **kwargs)
             if fails(0.002):
-                raise RuntimeError("at random, behind")
+                raise RuntimeError("behind")
             return result
 
         return perhaps
@@ -220,22 +230,12 @@ def test_faults_at_random_leave_no_request_without_its_end(bundled, engines, mon
             if name not in NOT_FAULTY:
                 monkeypatch.setattr(owner, name, faulty(getattr(owner, name)))
 
-    def message(number: int):
-        message = request(SENTENCE, [CROSS, ENCODER_SELF][: 1 + number % 2], scores=[1] * (number % 3 == 0))
-        if number % 5 == 0:
-            message.given.text = "Meine Großmutter ist rüstig."
-        elif number % 5 == 1:
-            message.decoding.sampling.seed = number
-        elif number % 5 == 2:
-            message.decoding.beam.width = 2 + number % 3
-        return message
-
     ends: Counter[str] = Counter()
     with serving(bundled, limits=EngineConfig(max_running=4)) as address, stub(address) as service:
 
         def one(number: int) -> str:
             try:
-                list(service.Attribute(message(number), timeout=60))
+                list(service.Attribute(mixed_request(number), timeout=60))
             except grpc.RpcError as error:
                 return error.code().name
             return "finished"
