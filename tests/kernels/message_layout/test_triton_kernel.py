@@ -40,7 +40,7 @@ EVERY_REDUCTION = [((PROMPT, over_heads, None, "float32", "float32"), 128, 128) 
         pytest.param("sm_80", CASES, marks=pytest.mark.slow),
         ("sm_90", CASES),
         pytest.param("sm_100", CASES, marks=pytest.mark.slow),
-        ("gfx942", CASES),
+        pytest.param("gfx942", CASES, marks=pytest.mark.slow),
         pytest.param("sm_90", EVERY_REDUCTION, marks=pytest.mark.slow),
     ],
     ids=["sm_80", "sm_90", "sm_100", "gfx942", "every reduction"],

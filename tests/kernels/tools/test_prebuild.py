@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from combinations import slow_except
 from sidelight.kernels.common.triton_versions import has_one_launcher, launcher_depends_on_driver_folder
 from sidelight.kernels.tools import prebuild, prebuild_cli
 
@@ -49,7 +50,7 @@ def cache_hits(target: str, case: str, cache: Path) -> list[bool]:
     return json.loads(script("launch", target, case, TRITON_CACHE_DIR=cache))
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", slow_except(TARGETS, ["sm_90"]))
 def test_launches_find_what_was_built(target: str, cache: Path) -> None:
     hits = cache_hits(target, "every", cache)
     assert hits

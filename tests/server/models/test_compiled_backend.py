@@ -32,7 +32,7 @@ def compiled_by(loaded: LoadedModel, compiler) -> LoadedModel:
 
 
 # One of each architecture, one whose layers have windows.
-@pytest.mark.parametrize("name", slow_except(IN_SLOTS, {"marian", "t5", "gpt2", "gemma3"}))
+@pytest.mark.parametrize("name", slow_except(IN_SLOTS, {"t5", "gemma3"}))
 def test_one_graph_for_all_requests(name, folder):
     """Inductor would take minutes. The compiler here runs the graph as it is, and counts the graphs."""
     loaded = load(build_model(name, folder), max_length=64, compiled=True)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from harness import serving, stub
 from model_zoo import build_model
 from sidelight.kernels import record_launches
@@ -18,6 +19,7 @@ from sidelight.server.runner import warmup
 SCRIPT = Path(__file__).parent / "launch_keys.py"
 
 
+@pytest.mark.slow  # every launch is compiled
 def test_requests_launch_what_is_warm(tmp_path):
     """The bundled Marian, and T5 with its biases.
 

@@ -48,6 +48,7 @@ def test_a_language_that_nothing_names_is_asked_for(tmp_path):
             assert raised.value.field == "target_language"
 
 
+@pytest.mark.slow  # its vocabulary is large
 def test_madlad_takes_its_language_in_the_source(tmp_path):
     path = build_model("madlad", tmp_path, FURTHER_FAMILIES["madlad"])
     loaded = load(path)
