@@ -144,7 +144,12 @@ class CapturePlan:
 
     def captures_step(self, step: int) -> bool:
         """Whether a step carries attention."""
-        return bool(self.kinds) and self.first_step <= step and (self.end_step is None or step < self.end_step)
+        return self.captures_steps and self.first_step <= step and (self.end_step is None or step < self.end_step)
+
+    @cached_property
+    def captures_steps(self) -> bool:
+        """Whether any step carries attention: encoder self-attention belongs to the source."""
+        return any(kind != "encoder_self" for kind in self.kinds)
 
     @cached_property
     def weights(self) -> tuple[float, ...] | None:

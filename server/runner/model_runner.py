@@ -187,8 +187,8 @@ class ModelRunner:
     def decode(self, sequences: list[Sequence]) -> list[tuple[Sequence, DecodeOutput]]:
         """Takes one step of some sequences whose prompts have been read: what it gave each, or what went wrong.
 
-        A sequence that stands for a beam search gets nothing before the search has ended. An out-of-memory error is met
-        by steps of half as many sequences. Any other error of the model is the fault of all sequences of its step.
+        A sequence that stands for a beam search gets nothing before the search has ended. An error before tokens are
+        chosen is met by steps of half as many sequences, down to one: the error ends only the sequences that cause it.
         """
         searching = [sequence for sequence in sequences if sequence.group is not None]
         if searching:
@@ -197,8 +197,9 @@ class ModelRunner:
             self._compact()
             outputs: list[tuple[Sequence, DecodeOutput]] = []
             remaining = sorted(sequences, key=lambda sequence: sequence.slot)
+            batch_size = len(remaining)  # an error that is not of memory makes no later step smaller
             while remaining:
-                batch = remaining[: self._safe_batch_size]
+                batch = remaining[: min(batch_size, self._safe_batch_size)]
                 try:
                     results = self._step.run(batch)
                     if searching:
@@ -206,8 +207,10 @@ class ModelRunner:
                     outputs += results
                 except Exception as error:
                     # Once tokens are chosen, another attempt would draw them again and count them twice.
-                    if is_out_of_memory(error) and len(batch) > 1 and not self._step.has_sampled:
-                        self._safe_batch_size = len(batch) // 2
+                    if len(batch) > 1 and not self._step.has_sampled:
+                        batch_size = len(batch) // 2
+                        if is_out_of_memory(error):
+                            self._safe_batch_size = batch_size
                         continue
                     outputs += [(sequence, release_memory_of(error)) for sequence in batch]
                 del remaining[: len(batch)]

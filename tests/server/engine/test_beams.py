@@ -40,6 +40,7 @@ CAPTURES = (
     attention.Capture(kinds=[CROSS], special_tokens=attention.SPECIAL_TOKENS_RENORMALIZE),
     attention.Capture(kinds=[CROSS, DECODER_SELF], method=attention.METHOD_VALUE_NORMS),
     attention.Capture(kinds=[DECODER_SELF], method=attention.METHOD_ROLLOUT),
+    attention.Capture(kinds=[CROSS, DECODER_SELF, ENCODER_SELF], special_tokens=attention.SPECIAL_TOKENS_RENORMALIZE),
 )
 
 

@@ -25,6 +25,7 @@ from sidelight.server.api.validation import validate_request
 from sidelight.server.errors import RequestError
 from sidelight.server.models.loader import load
 from sidelight.server.runner import prefill
+from sidelight.server.runner.step_recorder import StepRecorder
 from sidelight.server.sampling.sampling_plan import CustomProcessors
 
 
@@ -95,6 +96,34 @@ def test_out_of_memory_is_met_by_halves(bundled, monkeypatch):
     events = together(bundled, requests, iter([(6, -1, -1)] * 200), slots=6)
     for number, theirs in enumerate(expected):
         assert_same(events[number], theirs)
+
+
+@pytest.mark.parametrize(("owner", "method"), [(StepRecorder, "__init__"), (StepRecorder, "targets")])
+def test_an_error_of_one_sequence_ends_no_other(bundled, monkeypatch, owner, method):
+    """Before the model runs, and within the model."""
+    requests = [request for request in mixed_requests(bundled, "marian", 7) if request.beam is None]
+    expected = alone(bundled, requests)
+    sound = getattr(owner, method)
+    plan = []
+
+    def broken(recorder, *args, **kwargs):
+        sequences = args[0] if method == "__init__" else [s for group in recorder._groups for s in group.sequences]
+        if any(sequence.plan is plan[0] for sequence in sequences):
+            raise RuntimeError("broken")
+        return sound(recorder, *args, **kwargs)
+
+    monkeypatch.setattr(owner, method, broken)
+    with torch.inference_mode():
+        for spoilt in range(2):
+            run = slots_run(bundled, len(requests))
+            sequences = run.add_all(requests)
+            plan[:] = [sequences[spoilt].plan]
+            run.finish()
+            for sequence, theirs in zip(sequences, expected, strict=True):
+                if sequence.plan is plan[0]:
+                    assert isinstance(run.faults[sequence], RuntimeError)
+                else:
+                    assert_same(run.outputs[sequence], theirs)
 
 
 def test_out_of_memory_alone_ends_the_request(bundled, monkeypatch):
