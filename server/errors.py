@@ -139,7 +139,7 @@ def too_many_streams(num_open: int) -> RequestError:
 def silent(seconds: float) -> RequestError:
     """Returns DEADLINE_EXCEEDED: the client of an open stream has sent nothing for too long."""
     message = f"the stream's client has sent nothing for {seconds:.0f} seconds"
-    return RequestError(ErrorCode.DEADLINE_EXCEEDED, "STREAM_IDLE", message)
+    return RequestError(ErrorCode.DEADLINE_EXCEEDED, "CLIENT_SILENT", message)
 
 
 def too_old(seconds: float) -> RequestError:
@@ -155,8 +155,8 @@ def stalled() -> RequestError:
 
 
 def idle() -> RequestError:
-    """Returns UNAVAILABLE: a stream without a text has waited longest where too many streams wait."""
-    message = "too many streams wait without a text"
+    """Returns UNAVAILABLE: a stream has waited longest for its client where too many streams wait."""
+    message = "too many streams wait for their clients"
     return RequestError(ErrorCode.UNAVAILABLE, "STREAM_IDLE", message, retry_after=0.0)
 
 

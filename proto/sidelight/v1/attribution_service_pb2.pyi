@@ -1431,8 +1431,8 @@ class FollowStart(_message.Message):
 
     @_builtins.property
     def decoding(self) -> _text_pb2.Decoding:
-        """The server writes the target, after each piece of source as far as `policy` allows. Then FollowRequest.target and
-        FollowRequest.take_back are refused. Only greedy decoding, and `policy` must be set. Unset: the client writes the
+        """The server writes the target, after each piece of source as far as `policy` allows. Then FollowRequest.target,
+        FollowRequest.take_back and FollowRequest.flush are refused. Only greedy decoding, and `policy` must be set. Unset: the client writes the
         target.
         """
 
@@ -1526,9 +1526,7 @@ class AlignAtt(_message.Message):
     tokens: _builtins.int
     """So many tokens, special tokens not counted. At least 1."""
     words: _builtins.int
-    """So many words, which white space separates. In scripts without spaces, each character counts as a word. At least
-    1.
-    """
+    """So many words, as GROUPING_WORD divides the source. Punctuation marks do not count. At least 1."""
     row: _attention_pb2.Row.ValueType
     """Which row of the attention matrix is used. Unset: ROW_PREDICTING."""
     @_builtins.property

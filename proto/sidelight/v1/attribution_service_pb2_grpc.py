@@ -107,8 +107,12 @@ class AttributionServiceServicer:
         the server writes the target itself while the source grows: simultaneous translation.
 
         A stream whose client sends nothing gives its place in the running batch to other requests, and later its cache,
-        which the server computes again with the next event. After ten minutes without an event, and after twelve hours in
-        all, a stream ends with DEADLINE_EXCEEDED.
+        which the server computes again with the next event. After ten minutes without an event a stream ends with
+        DEADLINE_EXCEEDED, CLIENT_SILENT, and after twelve hours in all with DEADLINE_EXCEEDED, STREAM_TOO_OLD.
+
+        At most RequestLimits.max_follow_streams streams of a model are open. Beyond this number, the stream whose client
+        has sent nothing for longest, and for 10 seconds at least, ends with UNAVAILABLE, STREAM_IDLE. Where there is none,
+        the new stream ends with RESOURCE_EXHAUSTED, TOO_MANY_STREAMS.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

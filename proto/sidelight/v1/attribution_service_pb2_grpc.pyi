@@ -73,8 +73,12 @@ class AttributionServiceStub:
     the server writes the target itself while the source grows: simultaneous translation.
 
     A stream whose client sends nothing gives its place in the running batch to other requests, and later its cache,
-    which the server computes again with the next event. After ten minutes without an event, and after twelve hours in
-    all, a stream ends with DEADLINE_EXCEEDED.
+    which the server computes again with the next event. After ten minutes without an event a stream ends with
+    DEADLINE_EXCEEDED, CLIENT_SILENT, and after twelve hours in all with DEADLINE_EXCEEDED, STREAM_TOO_OLD.
+
+    At most RequestLimits.max_follow_streams streams of a model are open. Beyond this number, the stream whose client
+    has sent nothing for longest, and for 10 seconds at least, ends with UNAVAILABLE, STREAM_IDLE. Where there is none,
+    the new stream ends with RESOURCE_EXHAUSTED, TOO_MANY_STREAMS.
     """
     Align: _grpc.UnaryUnaryMultiCallable[_attribution_service_pb2.AlignRequest, _attribution_service_pb2.AlignResponse]
     """Links the words of a pair of texts: each target word with the source words that it comes from. Carries the markup of
@@ -116,8 +120,12 @@ class AttributionServiceAsyncStub(AttributionServiceStub):
     the server writes the target itself while the source grows: simultaneous translation.
 
     A stream whose client sends nothing gives its place in the running batch to other requests, and later its cache,
-    which the server computes again with the next event. After ten minutes without an event, and after twelve hours in
-    all, a stream ends with DEADLINE_EXCEEDED.
+    which the server computes again with the next event. After ten minutes without an event a stream ends with
+    DEADLINE_EXCEEDED, CLIENT_SILENT, and after twelve hours in all with DEADLINE_EXCEEDED, STREAM_TOO_OLD.
+
+    At most RequestLimits.max_follow_streams streams of a model are open. Beyond this number, the stream whose client
+    has sent nothing for longest, and for 10 seconds at least, ends with UNAVAILABLE, STREAM_IDLE. Where there is none,
+    the new stream ends with RESOURCE_EXHAUSTED, TOO_MANY_STREAMS.
     """
     Align: _aio.UnaryUnaryMultiCallable[_attribution_service_pb2.AlignRequest, _attribution_service_pb2.AlignResponse]  # type: ignore[assignment]
     """Links the words of a pair of texts: each target word with the source words that it comes from. Carries the markup of
@@ -174,8 +182,12 @@ class AttributionServiceServicer(metaclass=_abc_1.ABCMeta):
         the server writes the target itself while the source grows: simultaneous translation.
 
         A stream whose client sends nothing gives its place in the running batch to other requests, and later its cache,
-        which the server computes again with the next event. After ten minutes without an event, and after twelve hours in
-        all, a stream ends with DEADLINE_EXCEEDED.
+        which the server computes again with the next event. After ten minutes without an event a stream ends with
+        DEADLINE_EXCEEDED, CLIENT_SILENT, and after twelve hours in all with DEADLINE_EXCEEDED, STREAM_TOO_OLD.
+
+        At most RequestLimits.max_follow_streams streams of a model are open. Beyond this number, the stream whose client
+        has sent nothing for longest, and for 10 seconds at least, ends with UNAVAILABLE, STREAM_IDLE. Where there is none,
+        the new stream ends with RESOURCE_EXHAUSTED, TOO_MANY_STREAMS.
         """
 
     @_abc_1.abstractmethod

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections import Counter, deque
+from collections import defaultdict, deque
 from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -25,7 +25,7 @@ from ...engine import (
     StreamBreak,
     StreamEnd,
 )
-from ...errors import RequestError, invalid, silent, stopped, too_many_streams, too_old
+from ...errors import RequestError, idle, invalid, silent, stopped, too_many_streams, too_old
 from ...models import LoadedModel
 from ...request import (
     AwaitingSource,
@@ -48,6 +48,10 @@ from .attribute import deadline_of
 # Seconds for which a client may send nothing, and for which a stream may be open.
 _MAX_IDLE_SECONDS, _MAX_AGE_SECONDS = 600.0, 12 * 3600.0
 
+# Where as many streams are open as may be, the stream whose client has sent nothing for longest ends, if the client has
+# sent nothing for so many seconds.
+_MIN_IDLE_SECONDS = 10.0
+
 # Seconds for which the rest of a client's messages is read before the status of an error: in all, and from one message
 # to the next.
 _MAX_REST_SECONDS, _MAX_PAUSE_SECONDS = 2.0, 0.1
@@ -61,7 +65,7 @@ class FollowMethod:
         self._engines = engines
         self._catalog = catalog
         self._tokenizer_pool = TokenizerPool()
-        self._num_open: Counter[str] = Counter()  # by model
+        self._open: dict[str, set[_Stream]] = defaultdict(set)  # by model
 
     def close(self) -> None:
         """Ends the threads."""
@@ -82,18 +86,23 @@ class FollowMethod:
         except RequestError:
             await _read_rest(call)
             raise
-        with self._count_stream(engine.loaded.name):
+        with self._hold_open(stream, self._open[engine.loaded.name]):
             await stream.run()
 
     @contextlib.contextmanager
-    def _count_stream(self, name: str) -> Iterator[None]:
-        if self._num_open[name] >= MAX_FOLLOW_STREAMS:
-            raise too_many_streams(self._num_open[name])
-        self._num_open[name] += 1
+    def _hold_open(self, stream: _Stream, open_streams: set[_Stream]) -> Iterator[None]:
+        """Counts a stream. Raises RequestError where too many are open and each has a client that sends something."""
+        if len(open_streams) >= MAX_FOLLOW_STREAMS:
+            idlest = min(open_streams, key=lambda each: each.last_message_time)
+            if time.monotonic() - idlest.last_message_time < _MIN_IDLE_SECONDS:
+                raise too_many_streams(len(open_streams))
+            open_streams.discard(idlest)
+            idlest.give_place()
+        open_streams.add(stream)
         try:
             yield
         finally:
-            self._num_open[name] -= 1
+            open_streams.discard(stream)
 
 
 class _DrainedError(Exception):
@@ -101,7 +110,11 @@ class _DrainedError(Exception):
 
 
 class _Stream:
-    """One follow stream. For the tasks that answer its call."""
+    """One follow stream. For the tasks that answer its call.
+
+    Attributes:
+        last_message_time: When the last message of the client came, of `time.monotonic`.
+    """
 
     def __init__(
         self, call: Call, engine: Engine, pool: TokenizerPool, start: service_pb.FollowStart, arrived: float
@@ -109,10 +122,11 @@ class _Stream:
         self._call = call
         self._engine = engine
         self._pool = pool
-        self._arrived = arrived
+        self._arrived = self.last_message_time = arrived
         self._validator = FollowValidator(start, engine.loaded, call.request_id)
         self._num_source_bytes = 0
         self._draining = asyncio.ensure_future(call.drained.wait())
+        self._place_given = asyncio.get_running_loop().create_future()
         self._requests: deque[Request] = deque()  # with the sources whose Started has not been sent
 
     async def run(self) -> None:
@@ -121,6 +135,10 @@ class _Stream:
             await self._run()
         finally:
             self._draining.cancel()
+
+    def give_place(self) -> None:
+        """Ends the stream, which waits for its client, so that another one can open."""
+        self._place_given.set_result(None)
 
     async def _run(self) -> None:
         try:
@@ -188,9 +206,10 @@ class _Stream:
         seconds = min(_MAX_IDLE_SECONDS, max(0.0, _MAX_AGE_SECONDS - age))
         reading = asyncio.ensure_future(self._call.context.read())
         try:
-            waits = (reading, self._draining)
+            waits = (reading, self._draining, self._place_given)
             await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
             if reading.done():
+                self.last_message_time = time.monotonic()
                 return reading.result()
         except grpc.aio.InternalError:  # the client has gone
             raise asyncio.CancelledError from None
@@ -198,6 +217,8 @@ class _Stream:
             reading.cancel()
         if self._draining.done():
             raise _DrainedError
+        if self._place_given.done():
+            raise idle()
         is_old = seconds < _MAX_IDLE_SECONDS
         raise too_old(_MAX_AGE_SECONDS) if is_old else silent(_MAX_IDLE_SECONDS)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import grpc
 import pytest
@@ -67,8 +68,25 @@ def can_follow(service) -> bool:
         return False
 
 
+def test_silent_streams_keep_nobody_out(bundled, monkeypatch):
+    """The stream whose client has sent nothing for longest gives its place, with or without a source."""
+    monkeypatch.setattr(follow, "MAX_FOLLOW_STREAMS", 2)
+    monkeypatch.setattr(follow, "_MIN_IDLE_SECONDS", 0.2)
+    with serving(bundled) as address, stub(address) as service:
+        silent, live = FollowDriver(service), FollowDriver(service)
+        live.add_source(SENTENCE)
+        time.sleep(0.3)
+        live.add_text("Wo hast du")
+        assert can_follow(service)
+        with pytest.raises(grpc.RpcError) as raised:
+            list(silent.call)
+        silent.close()
+        assert details_of(raised.value)[1] == "STREAM_IDLE"  # pyright: ignore[reportArgumentType]
+        assert live.finish().text == "Wo hast du"
+
+
 @pytest.mark.parametrize(
-    ("limit", "reason"), [("_MAX_IDLE_SECONDS", "STREAM_IDLE"), ("_MAX_AGE_SECONDS", "STREAM_TOO_OLD")]
+    ("limit", "reason"), [("_MAX_IDLE_SECONDS", "CLIENT_SILENT"), ("_MAX_AGE_SECONDS", "STREAM_TOO_OLD")]
 )
 def test_streams_do_not_wait_for_ever(bundled_server, monkeypatch, limit, reason):
     monkeypatch.setattr(follow, limit, 0.3)
