@@ -323,7 +323,9 @@ class AttributeRequest(_message.Message):
     says how many tokens were left out. Not for a chat.
     """
     padding: _text_pb2.Padding.ValueType
-    """What is done with padding in Text.token_ids of the source. Unset: PADDING_REFUSE."""
+    """What is done with padding in Text.token_ids of the source, the prefix, the given target and the contrast. Unset:
+    PADDING_REFUSE.
+    """
     signals: _builtins.bool
     """Sends Finished.signals. Only for an encoder-decoder, and not with Beam."""
     @_builtins.property
@@ -1102,7 +1104,8 @@ class AttributeManyRequest(_message.Message):
     @_builtins.property
     def attribute(self) -> Global___AttributeRequest:
         """A text to attribute. Its request_id must be set, and must differ from the ids of all texts that still run on this
-        stream.
+        stream. The second text of an id is refused: its Error names the field "attribute.request_id", and the first text
+        goes on.
         """
 
     @_builtins.property

@@ -124,13 +124,13 @@ class _PaddingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Padding.Value
     PADDING_REFUSE: _Padding.ValueType  # 1
     """The request is refused, and the error names the first padding id."""
     PADDING_MASK: _Padding.ValueType  # 2
-    """The model does not read padding, as behind an attention mask. Started.source has the tokens that are left. At least
-    one token must be left.
+    """The model does not read padding, as behind an attention mask. Started.source has the tokens that are left, and
+    the steps of a given target are the tokens that are left. At least one token must be left.
     """
 
 class Padding(_Padding, metaclass=_PaddingEnumTypeWrapper):
-    """What is done with padding among the token ids of a source. Padding is the padding token of the tokenizer, if it is not
-    its start token or its end token too.
+    """What is done with padding among the token ids of a source, a prefix or a given target. Padding is the padding token of
+    the tokenizer, if it is not its start token or its end token too.
     """
 
 PADDING_UNSPECIFIED: Padding.ValueType  # 0
@@ -138,8 +138,8 @@ PADDING_UNSPECIFIED: Padding.ValueType  # 0
 PADDING_REFUSE: Padding.ValueType  # 1
 """The request is refused, and the error names the first padding id."""
 PADDING_MASK: Padding.ValueType  # 2
-"""The model does not read padding, as behind an attention mask. Started.source has the tokens that are left. At least
-one token must be left.
+"""The model does not read padding, as behind an attention mask. Started.source has the tokens that are left, and
+the steps of a given target are the tokens that are left. At least one token must be left.
 """
 Global___Padding: _TypeAlias = Padding  # noqa: Y015
 
@@ -244,9 +244,9 @@ class Text(_message.Message):
     """
     @_builtins.property
     def token_ids(self) -> Global___TokenIds:
-        """Token ids. The server uses them as they are and adds nothing: the client must put special tokens among them. A
-        source must hold no padding, because the model would attend to it: see AttributeRequest.padding. Cannot be used
-        with AttributeRequest.source_language.
+        """Token ids. The server uses them as they are and adds nothing: the client must put special tokens among them. There
+        must be no padding, because the model would take it for tokens: see AttributeRequest.padding. Cannot be used with
+        AttributeRequest.source_language.
         """
 
     @_builtins.property
@@ -591,7 +591,7 @@ Global___Sampling: _TypeAlias = Sampling  # noqa: Y015
 @_typing.final
 class Beam(_message.Message):
     """Beam search, as `generate` of transformers does it. The steps of the stream are those of the best hypothesis. Their
-    attention and their scores are those of a given target: one pass over the best hypothesis computes them.
+    attention and their scores are those of a given target.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

@@ -2,6 +2,7 @@
 
 request     an AttributeRequest becomes a Request
 texts       the source, the prefix and the given target become tokens
+padding     token ids lose their padding, where the request says so
 truncation  texts that are too long lose tokens at one end
 decoding    a Decoding becomes DecodingParams
 beam        a Beam becomes BeamParams

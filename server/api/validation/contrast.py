@@ -103,8 +103,6 @@ def _validate_context(
     with _in_contrast():
         if contrast.HasField("source"):
             context.source.CopyFrom(contrast.source)
-            if contrast.source.WhichOneof("kind") != "token_ids":
-                context.ClearField("padding")
             source = validate_source(context, loaded, languages, options)
             features = validate_features(context.source, loaded)
         if contrast.HasField("prefix"):

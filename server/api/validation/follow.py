@@ -21,6 +21,7 @@ from ...request import Request
 from ...text import Languages, TextOptions, TokenizedText, count_complete, encode_next, find_words
 from ..enums import ATTENTION_KINDS, number_of
 from .capture import validate_capture
+from .padding import refuse_padding
 from .request import validate_request
 from .texts import check_text, validate_languages, validate_text_options, validate_token_ids
 
@@ -101,6 +102,7 @@ class FollowValidator:
         elif kind == "token_ids":
             if not piece.token_ids.ids:
                 raise invalid("source.token_ids.ids", "EMPTY", "must not be empty")
+            refuse_padding(piece.token_ids.ids, "source", self._loaded)
             self._source.token_ids.ids.extend(piece.token_ids.ids)
         else:
             if kind == "features" and self._start.HasField("policy"):

@@ -14,6 +14,7 @@ from ...errors import invalid
 from ...models import LoadedModel
 from ...request import GivenTarget, SourceFeatures
 from ...text import Languages, TextOptions, TokenizedText
+from .padding import refuse_padding, treat_padding, validate_padding
 from .truncation import Texts, Truncation, cut_ids, cut_text, truncate_texts
 
 # How many characters are normalized at once. No other Python thread can run meanwhile.
@@ -69,7 +70,6 @@ def validate_source(
 
     With a truncation, the tokens may be too many, and a text of too many bytes is cut: see `truncate_texts`.
     """
-    _validate_padding(message, loaded)
     if not message.HasField("source"):
         raise invalid("source", "REQUIRED", "is required")
     source, max_tokens = message.source, loaded.max_source_tokens
@@ -84,7 +84,7 @@ def validate_source(
         text = loaded.tokenizer.encode_source(checked, languages, options)
         _check_not_blank(text, "source.text", loaded, options)
     elif kind == "token_ids":
-        ids = _treat_padding(_read_token_ids(source, "source", loaded), message.padding, loaded)
+        ids = treat_padding(_read_token_ids(source, "source", loaded), "source", message.padding, loaded)
         ids, num_left_out = _limit_ids(ids, "source", max_tokens, loaded, truncation)
         text = replace(loaded.tokenizer.detokenize(ids), num_left_out=num_left_out)
     elif kind == "chat":
@@ -143,6 +143,7 @@ def validate_texts(
     truncation: Truncation,
 ) -> Texts:
     """Returns the tokens of all texts of a request. Raises RequestError."""
+    validate_padding(message, loaded)
     source = validate_source(message, loaded, languages, options, truncation)
     start_ids = loaded.tokenizer.start_ids(languages)
     prefix_ids, prefix = validate_prefix(message, loaded, languages, source, options, truncation)
@@ -202,7 +203,7 @@ def validate_prefix(
             raise invalid("prefix.text", "EMPTY", "must not be empty: it tokenizes to nothing")
         return text.ids, text
     if kind == "token_ids":
-        ids = _read_token_ids(prefix, "prefix", loaded)
+        ids = treat_padding(_read_token_ids(prefix, "prefix", loaded), "prefix", message.padding, loaded)
         return (ids if truncation != "none" else _limit_ids(ids, "prefix", max_tokens, loaded, truncation)[0]), None
     raise invalid("prefix", "REQUIRED", "one of text and token_ids must be set")
 
@@ -231,7 +232,8 @@ def validate_given(
         _check_not_blank(text, "given.text", loaded, options)
     elif kind == "token_ids":
         max_ids = max_target if truncation == "none" else loaded.max_target_tokens
-        ids, num_left_out = _limit_ids(_read_token_ids(given, "given", loaded), "given", max_ids, loaded, truncation)
+        ids = treat_padding(_read_token_ids(given, "given", loaded), "given", message.padding, loaded)
+        ids, num_left_out = _limit_ids(ids, "given", max_ids, loaded, truncation)
         text = loaded.tokenizer.detokenize(ids, () if loaded.is_encoder_decoder else source.ids)
         text = replace(text, num_left_out=num_left_out)
     else:
@@ -282,15 +284,18 @@ def _check_not_blank(text: TokenizedText, field: str, loaded: LoadedModel, optio
 
 def _check_num_tokens(text: TokenizedText, field: str, max_tokens: int, limit: str) -> None:
     if len(text.tokens) > max_tokens:
-        raise invalid(field, "TEXT_TOO_LONG", f"has {len(text.tokens):,} tokens; {limit} at most {max_tokens:,}")
+        problem = f"has {len(text.tokens):,} tokens; {limit} at most {max_tokens:,}. Set truncate to leave tokens out"
+        raise invalid(field, "TEXT_TOO_LONG", problem)
 
 
 # ---- token ids ------------------------------------------------------------------------------------------------------
 
 
 def validate_token_ids(message: text_pb2.Text, field: str, loaded: LoadedModel, max_tokens: int) -> list[int]:
-    """Returns the token ids of a text, of at most `max_tokens`. Raises RequestError."""
-    return _limit_ids(_read_token_ids(message, field, loaded), field, max_tokens, loaded, "none")[0]
+    """Returns the token ids of a text, of at most `max_tokens` and without padding. Raises RequestError."""
+    ids = _limit_ids(_read_token_ids(message, field, loaded), field, max_tokens, loaded, "none")[0]
+    refuse_padding(ids, field, loaded)
+    return ids
 
 
 def _read_token_ids(message: text_pb2.Text, field: str, loaded: LoadedModel) -> list[int]:
@@ -315,30 +320,3 @@ def _limit_ids(
     if len(ids) > max_tokens:
         raise invalid(path, "TEXT_TOO_LONG", f"has {len(ids):,} tokens; at most {max_tokens:,} fit")
     return ids, 0
-
-
-def _validate_padding(message: service_pb.AttributeRequest, loaded: LoadedModel) -> None:
-    """Checks what the request says of padding. Raises RequestError."""
-    if not message.padding:
-        return
-    if message.padding not in (text_pb2.PADDING_REFUSE, text_pb2.PADDING_MASK):
-        raise invalid("padding", "UNKNOWN_VALUE", "is no way with padding")
-    if message.source.WhichOneof("kind") != "token_ids":
-        raise invalid("padding", "CONTRADICTION", "goes with token ids of the source: texts have no padding")
-    if message.padding == text_pb2.PADDING_MASK and loaded.tokenizer.padding_id is None:
-        problem = "this model has no token that is only padding: leave the padding out"
-        raise invalid("padding", "NO_PADDING_TOKEN", problem)
-
-
-def _treat_padding(ids: list[int], padding: text_pb2.Padding.ValueType, loaded: LoadedModel) -> list[int]:
-    """Returns the token ids of a source without padding. Raises RequestError."""
-    padding_id = loaded.tokenizer.padding_id
-    if padding_id not in ids:
-        return ids
-    if padding != text_pb2.PADDING_MASK:
-        problem = f"{padding_id} is padding, which would be attended to: leave it out, or set padding to mask it"
-        raise invalid(f"source.token_ids.ids[{ids.index(padding_id)}]", "PADDING", problem)
-    ids = [id_ for id_ in ids if id_ != padding_id]
-    if not ids:
-        raise invalid("source.token_ids.ids", "EMPTY", "must not be empty: it is nothing but padding")
-    return ids

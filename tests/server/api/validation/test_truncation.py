@@ -10,6 +10,7 @@ import pytest
 import torch
 from harness import CROSS, DECODER_SELF, ENCODER_SELF, request, serving, stub
 from sidelight.server.api.validation.truncation import cut_text
+from sidelight.v1 import attention_pb2 as attention
 from sidelight.v1 import attribution_service_pb2 as pb
 from sidelight.v1 import text_pb2 as text
 
@@ -191,6 +192,12 @@ def test_wrong_truncation_and_padding_is_refused(address, bundled):
     ids.source.token_ids.ids[0] = 7
     ids.padding = text.PADDING_REFUSE
     assert refused(address, ids) == (invalid, "source.token_ids.ids[1]")
+    for field in ("given", "prefix"):
+        message = request("dog", **{field: text.Text(token_ids=text.TokenIds(ids=[7, padding]))})
+        assert refused(address, message) == (invalid, f"{field}.token_ids.ids[1]")
+    message = request("dog", given=text.Text(token_ids=text.TokenIds(ids=[7])), scores=[attention.SCORE_PCXMI])
+    message.contrast.given.token_ids.ids.extend([padding])
+    assert refused(address, message) == (invalid, "contrast.given.token_ids.ids[0]")
 
 
 @pytest.mark.parametrize("letter", ["a", "é", "😀", "\ufdfa"])
@@ -233,6 +240,12 @@ def test_masked_padding_is_not_read(address, zoo, bundled, model):
     del message.source.token_ids.ids[len(ids) :]
     _, alone, _ = answer(address, message)
     assert steps == alone
+    # The steps of a given target are those without the padding.
+    message.given.token_ids.ids.extend(step.token.id for step in steps)
+    _, given, _ = answer(address, message)
+    message.given.token_ids.ids.extend([padding] * 3)
+    message.padding = text.PADDING_MASK
+    assert answer(address, message)[1] == given
     if loaded.is_encoder_decoder:
         mask = torch.tensor([[1] * len(ids) + [0] * 5])
         decoder_ids = torch.tensor([[*[token.id for token in started.prefix], *[step.token.id for step in steps[:-1]]]])
