@@ -306,7 +306,7 @@ class AttributeRequest(_message.Message):
     not send them. With sampling, the request must give the seed of the broken stream.
     """
     score_top_p: _builtins.float
-    """The p of SCORE_TOP_P_SIZE: above 0, at most 1. Unset: 0.9."""
+    """Only with SCORE_TOP_P_SIZE: its p. Above 0, at most 1. Unset: 0.9."""
     special_tokens_in_text: _text_pb2.SpecialTokensInText.ValueType
     """How the server reads special tokens that are written out in a text of this request: in the source, a chat, the
     prefix or a given target. Unset: SPECIAL_TOKENS_IN_TEXT_TEXT.

@@ -68,6 +68,9 @@ def _check_contradictions(contrast: service_pb.Contrast, request: Request) -> No
     is_given = isinstance(request.target, GivenTarget)
     if contrast.HasField("given") and not is_given:
         raise invalid("contrast.given", "CONTRADICTION", "goes with a given target: a target that is decoded has none")
+    if "kl_divergence" not in request.scores and (contrast.HasField("kl_top_p") or contrast.kl_top_k):
+        field = "kl_top_p" if contrast.HasField("kl_top_p") else "kl_top_k"
+        raise invalid(f"contrast.{field}", "CONTRADICTION", "goes with SCORE_KL_DIVERGENCE: no other score uses it")
     if contrast.alignments and not contrast.HasField("given"):
         raise invalid("contrast.alignments", "CONTRADICTION", "goes with contrast.given")
     if not contrast.subtract_attention:

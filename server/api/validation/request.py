@@ -131,4 +131,6 @@ def _validate_scores(message: service_pb.AttributeRequest) -> tuple[Score, ...]:
         if SCORES[value] in scores:
             raise invalid(field, "DUPLICATE", "is asked for twice")
         scores.append(SCORES[value])
+    if message.HasField("score_top_p") and "top_p_size" not in scores:
+        raise invalid("score_top_p", "CONTRADICTION", "goes with SCORE_TOP_P_SIZE: no other score uses it")
     return tuple(scores)

@@ -13,6 +13,7 @@ SOURCE, OTHER = "He is my friend.", "She is my friend."
 TARGET = "Er ist mein Freund."  # six tokens
 GIVEN = {"target": TARGET, "scores": ["pcxmi"]}
 DECODED = {"scores": ["pcxmi"]}
+DIVERGENCE = {"scores": ["kl_divergence"]}
 SUBTRACTED = Contrast(source=OTHER, subtract_attention=True)
 
 BAD = [
@@ -42,10 +43,12 @@ BAD = [
     ({**GIVEN, "contrast": Contrast(target=[4, 5], alignments=[(0, 2)])}, "contrast.alignments[0].contrast"),
     ({**GIVEN, "contrast": Contrast(target=[4, 5], alignments=[(1, 0), (1, 1)])}, "contrast.alignments[1].target"),
     ({**GIVEN, "contrast": Contrast(target=[4, 5], alignments=[(2, 0), (1, 1)])}, "contrast.alignments[1].target"),
-    ({**DECODED, "contrast": Contrast(source=OTHER, kl_top_p=0.0)}, "contrast.kl_top_p"),
-    ({**DECODED, "contrast": Contrast(source=OTHER, kl_top_p=1.5)}, "contrast.kl_top_p"),
-    ({**DECODED, "contrast": Contrast(source=OTHER, kl_top_p=float("nan"))}, "contrast.kl_top_p"),
-    ({**DECODED, "contrast": Contrast(source=OTHER, kl_top_k=100_000)}, "contrast.kl_top_k"),
+    ({**DECODED, "contrast": Contrast(source=OTHER, kl_top_p=0.5)}, "contrast.kl_top_p"),  # no score uses it
+    ({**DECODED, "contrast": Contrast(source=OTHER, kl_top_k=5)}, "contrast.kl_top_k"),
+    ({**DIVERGENCE, "contrast": Contrast(source=OTHER, kl_top_p=0.0)}, "contrast.kl_top_p"),
+    ({**DIVERGENCE, "contrast": Contrast(source=OTHER, kl_top_p=1.5)}, "contrast.kl_top_p"),
+    ({**DIVERGENCE, "contrast": Contrast(source=OTHER, kl_top_p=float("nan"))}, "contrast.kl_top_p"),
+    ({**DIVERGENCE, "contrast": Contrast(source=OTHER, kl_top_k=100_000)}, "contrast.kl_top_k"),
     ({"contrast": SUBTRACTED}, "contrast.subtract_attention"),
     ({"target": TARGET, "contrast": SUBTRACTED, "capture": Capture(none=True)}, "contrast.subtract_attention"),
     ({"target": TARGET, "contrast": SUBTRACTED, "capture": Capture(encoding="uint8")}, "capture.encoding"),

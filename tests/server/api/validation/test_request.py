@@ -75,7 +75,8 @@ BAD = [
     (pb.AttributeRequest(source=GOOD, scores=[0]), "scores[0]", INVALID),
     (pb.AttributeRequest(source=GOOD, scores=[1, 99]), "scores[1]", INVALID),
     (pb.AttributeRequest(source=GOOD, scores=[1, 1]), "scores[1]", INVALID),
-    (pb.AttributeRequest(source=GOOD, score_top_p=1.5), "score_top_p", INVALID),
+    (pb.AttributeRequest(source=GOOD, score_top_p=0.5), "score_top_p", INVALID),  # no score uses it
+    (pb.AttributeRequest(source=GOOD, scores=[6], score_top_p=1.5), "score_top_p", INVALID),
     (decoding(max_new_tokens=0), "decoding.max_new_tokens", INVALID),
     (decoding(max_new_tokens=256), "decoding.max_new_tokens", INVALID),
     (decoding(max_new_tokens=4, min_new_tokens=5), "decoding.min_new_tokens", INVALID),
