@@ -38,9 +38,14 @@ class FactorCache:
 
     def forget(self, slot: int) -> None:
         """Forgets the factors of a slot whose keys become those of another sequence."""
-        for table in self._tables.values():
-            table.factors[slot] = 0  # they may be NaN, and 0 times NaN is NaN
-            table.counts[slot] = 0
+        self.take_back(slot, 0, 0)
+
+    def take_back(self, slot: int, num_target: int, num_source: int) -> None:
+        """Forgets the factors of a slot behind so many positions of the target and of the source."""
+        for (_, layer_key), table in self._tables.items():
+            count = num_source if layer_key.kind == "cross" else num_target
+            table.factors[slot, :, count:] = 0  # they may be NaN, and 0 times NaN is NaN
+            table.counts[slot] = min(table.counts[slot], count)
 
     def of_step(
         self, method: Method, lengths: Mapping[int, tuple[int, int]], slots: slice, rows: Tensor | None

@@ -57,6 +57,10 @@ class RowCombiner(Protocol):
         """Takes the decoder's rows of the queries that come next. Returns the rows of these queries."""
         ...
 
+    def take_back(self, num_queries: int) -> None:
+        """Forgets the decoder's queries behind so many. What the combiner has read of the source stays."""
+        ...
+
 
 class Method:
     """What the numbers of a row measure. By itself: the attention probabilities as they are.

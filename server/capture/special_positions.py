@@ -36,7 +36,7 @@ class SpecialPositions:
             self.add(id_)
 
     def add(self, token: int) -> None:
-        """Adds a token that the model has chosen."""
+        """Adds the next token of the target."""
         if self._num_target < len(self._target):  # the token after the last one is chosen, and never read
             self._target[self._num_target] = self._is_special(token)
             self._num_target += 1

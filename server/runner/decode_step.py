@@ -164,8 +164,6 @@ class DecodeStep:
                 kinds.get("decoder_self"),
                 kinds.get("policy"),
             )
-            if sequence.special is not None:
-                sequence.special.add(token)
             sequence.count_step(token)
             outputs.append((sequence, faults.get(sequence, output)))
         return outputs

@@ -49,7 +49,7 @@ class ModelRunner:
         self._tokens = torch.zeros(num_slots, 1, dtype=torch.int64, device=loaded.model.device)  # read next, by slot
         factors = FactorCache(num_slots, backend.lengths)
         self._contents = SlotContents(self._slots, self._cache, self._sampler, self._tokens, factors)
-        self._prefill = Prefill(loaded, backend, self._cache)
+        self._prefill = Prefill(loaded, backend, self._cache, factors)
         self._step = DecodeStep(backend, self._cache, self._sampler, self._slots, self._tokens, factors)
         self._beam_step = BeamStep(self._cache, self._sampler, self._tokens)
         if backend.is_compiled:

@@ -14,6 +14,7 @@ from ...kernels import AttentionTensors
 from ..capture import (
     AttentionArrays,
     AttentionKind,
+    FactorCache,
     PassRecorder,
     RowCombiner,
     build_arrays,
@@ -25,8 +26,8 @@ from ..memory import release_memory_of
 from ..models import MAX_PREFILL_TOKENS, Backend, KVCache, LoadedModel
 from ..request import Request
 from ..transfer import int_tensor, to_host
-from .sequence import Rewind, Sequence
-from .single_sequence import ALL_QUERIES, SingleSequenceModel, features_tensor
+from .sequence import Rewind, Sequence, num_common
+from .single_sequence import ALL_QUERIES, SingleSequenceModel, features_tensor, find_special, new_combiner
 
 # Tokens of a prompt that are read between two steps of the other sequences.
 _CHUNK = 256
@@ -35,10 +36,11 @@ _CHUNK = 256
 class Prefill:
     """Fills the KV cache of one runner."""
 
-    def __init__(self, loaded: LoadedModel, backend: Backend, cache: KVCache) -> None:
+    def __init__(self, loaded: LoadedModel, backend: Backend, cache: KVCache, factors: FactorCache) -> None:
         self._loaded = loaded
         self._backend = backend
         self._cache = cache
+        self._factors = factors
         self._device = loaded.model.device
         self._padding: int = loaded.model.config.pad_token_id or 0
 
@@ -71,16 +73,21 @@ class Prefill:
             if not self._loaded.is_encoder_decoder:
                 prompt = [*request.source.ids, *prompt]
             read = [*sequence.prompt, *(sequence.added_ids or ())][: sequence.num_cached]
-            num_kept = 0 if is_new_source else _num_common(read, prompt[:-1])
+            num_kept = 0 if is_new_source else num_common(read, prompt[:-1])
             if is_new_source:
                 self._cache.clear(sequence.slot, sequence.num_written, sequence.source_length)
                 sequence.source_length = request.source_length
+                sequence.combiner = new_combiner(self._loaded, request, request.capture)
                 changed.append(sequence)
             else:
                 self._cache.take_back(sequence.slot, num_kept, sequence.num_written)
+                if sequence.combiner is not None:
+                    sequence.combiner.take_back(num_kept)
+            self._factors.take_back(sequence.slot, num_kept, 0 if is_new_source else sequence.source_length)
+            sequence.special = find_special(self._loaded, request, target_ids)
             sequence.request, sequence.prompt, sequence.added_ids, sequence.next_logits = request, prompt, [], None
             sequence.num_cached, sequence.num_steps = num_kept, len(target_ids)
-        return self._read_groups(changed)
+        return self.read_sources(changed)
 
     def _read_groups(self, sequences: list[Sequence]) -> dict[Sequence, Exception]:
         faults: dict[Sequence, Exception] = {}
@@ -157,12 +164,6 @@ def combine_prompt(sequence: Sequence, recorder: PassRecorder) -> None:
         recorded[kind] = rows
     if recorded:
         sequence.combiner.read_target(recorded, sequence.left_out)
-
-
-def _num_common(ids: list[int], others: list[int]) -> int:
-    """The number of tokens that two lists begin with alike."""
-    pairs = enumerate(zip(ids, others, strict=False))
-    return next((index for index, (one, other) in pairs if one != other), min(len(ids), len(others)))
 
 
 def _by_length(sequences: list[Sequence]) -> Iterator[list[Sequence]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -143,11 +143,16 @@ class Sequence:
     def count_step(self, token: int) -> None:
         """Takes note of a pass, and of the token that it has chosen. The tokens of a followed sequence come later."""
         self.num_cached += 1
-        if self.added_ids is None:
-            self.num_steps += 1
-        elif not self.is_followed:
+        if self.added_ids is None or not self.is_followed:
+            self.add_token(token)
+
+    def add_token(self, token: int) -> None:
+        """Takes note of the next token of the target."""
+        self.num_steps += 1
+        if self.added_ids is not None:
             self.added_ids.append(token)
-            self.num_steps += 1
+        if self.special is not None:
+            self.special.add(token)
 
     @property
     def is_followed(self) -> bool:
@@ -202,9 +207,7 @@ class Rewind(NamedTuple):
 
 def accept_token(sequence: Sequence, id_: int) -> list[float]:
     """Takes note of a followed sequence's next token. Returns the token's scores, from the logits of the last pass."""
-    assert sequence.added_ids is not None
-    sequence.added_ids.append(id_)
-    sequence.num_steps += 1
+    sequence.add_token(id_)
     logits, sequence.next_logits = sequence.next_logits, None
     if logits is None:
         return []
@@ -212,6 +215,12 @@ def accept_token(sequence: Sequence, id_: int) -> list[float]:
     token = torch.tensor([id_], device=logits.device)
     (scores,) = to_host([step_scores(request.scores, logits, token, request.score_top_p)])
     return scores[0].tolist()
+
+
+def num_common(ids: Collection[int], others: Collection[int]) -> int:
+    """Returns the number of tokens with which two targets begin alike."""
+    pairs = enumerate(zip(ids, others, strict=False))
+    return next((index for index, (one, other) in pairs if one != other), min(len(ids), len(others)))
 
 
 def add_each(requests: list[Request], add: Callable[[Request], Sequence]) -> list[Sequence | Exception]:

@@ -45,13 +45,16 @@ LAST_QUERY = slice(-1, None)
 ALL_QUERIES = slice(None)
 
 
-def find_special(loaded: LoadedModel, request: Request) -> SpecialPositions | None:
-    """The positions that the rows of a request leave out; None if the rows leave out nothing."""
+def find_special(loaded: LoadedModel, request: Request, written: Sequence[int] = ()) -> SpecialPositions | None:
+    """The positions that the rows of a request leave out; None if the rows leave out nothing.
+
+    `written` are the tokens of the target that have been written.
+    """
     if not request.capture.leaves_out_special:
         return None
     source = request.source.ids
     given = request.target.text.ids if isinstance(request.target, GivenTarget) else []
-    target = [*(() if loaded.is_encoder_decoder else source), *request.decoder_prompt_ids, *given]
+    target = [*(() if loaded.is_encoder_decoder else source), *request.decoder_prompt_ids, *given, *written]
     is_special = loaded.tokenizer.vocabulary.is_special
     return SpecialPositions(is_special, source, request.source_length, target, _max_target(loaded, request))
 
@@ -159,9 +162,15 @@ class SingleSequenceModel:
         ids, policy_plan = request.source.ids, None if request.policy is None else request.policy.plan
         return cls(loaded, plan, ids, request.decoder_prompt_ids, request.features, special, combiner, policy_plan)
 
-    def forget_target(self) -> None:
-        """Forgets the tokens that the decoder has read. The encoder's output stays."""
+    def forget_target(self, special: SpecialPositions | None) -> None:
+        """Forgets the tokens that the decoder has read. The encoder's output stays.
+
+        `special` are the special tokens of the source and of the target that is read next.
+        """
         self._cache, self._target_ids, self.num_read = None, None, 0
+        self._special = special
+        if self.combiner is not None:
+            self.combiner.take_back(0)
 
     def copy(self) -> SingleSequenceModel:
         """Returns a sequence that goes on from here by itself. Both share what they have read of the source."""
@@ -229,7 +238,7 @@ class SingleSequenceModel:
         return rows
 
     def add_token(self, token: int) -> None:
-        """Takes a token that was chosen, which the next pass reads."""
+        """Takes the next token of the target, which the next pass reads."""
         if self._special is not None:
             self._special.add(token)
 

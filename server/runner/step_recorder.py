@@ -29,6 +29,8 @@ from ..transfer import cached_index, to_device
 from .sequence import Sequence
 from .single_sequence import LAST_QUERY
 
+_RowName = AttentionKind | Literal["policy"]
+
 
 class _Group(NamedTuple):
     """The sequences that have the same plan, and where their rows are recorded."""
@@ -122,13 +124,13 @@ class StepRecorder:
 
     def attention(
         self, arrays: Iterable[NDArray[Any]], faults: dict[Sequence, Exception]
-    ) -> dict[Sequence, dict[AttentionKind | Literal["policy"], AttentionArrays]]:
+    ) -> dict[Sequence, dict[_RowName, AttentionArrays]]:
         """The attention of each sequence, from the copies of `tensors` on the host.
 
         A sequence whose attention is NaN or infinite gets an entry in `faults`, unless it has one.
         """
         remaining = iter(arrays)
-        found: dict[Sequence, dict[AttentionKind | Literal["policy"], AttentionArrays]] = {}
+        found: dict[Sequence, dict[_RowName, AttentionArrays]] = {}
         for group, kind, result in self._results():
             copies = [next(remaining)[:, 0] for _ in list_batch_tensors(result)]
             batch = build_arrays(result, copies, group.plan.recorded.shape(kind))
@@ -150,12 +152,20 @@ class StepRecorder:
         return found
 
 
-def combine_step(sequence: Sequence, recorded: Mapping[Any, AttentionArrays]) -> dict[Any, AttentionArrays]:
-    """Makes the rows of a step from the recorded rows of its query; none where the step sends no rows."""
+def combine_step(sequence: Sequence, recorded: Mapping[_RowName, AttentionArrays]) -> dict[_RowName, AttentionArrays]:
+    """Makes the rows of a step from the recorded rows of its query; none where the step sends no rows.
+
+    The row for a policy stays as it is.
+    """
     assert sequence.combiner is not None
-    queries: dict[AttentionKind, AttentionArrays] = {kind: arrays.as_queries() for kind, arrays in recorded.items()}
+    queries: dict[AttentionKind, AttentionArrays] = {
+        kind: arrays.as_queries() for kind, arrays in recorded.items() if kind != "policy"
+    }
     rows = sequence.combiner.read_target(queries, sequence.left_out)
-    return {kind: arrays.copy_query(-1) for kind, arrays in rows.items()} if sequence.wants_row else {}
+    found: dict[_RowName, AttentionArrays] = {kind: row for kind, row in recorded.items() if kind == "policy"}
+    if sequence.wants_row:
+        found |= {kind: arrays.copy_query(-1) for kind, arrays in rows.items()}
+    return found
 
 
 def _lengths(group: list[Sequence]) -> dict[int, tuple[int, int]]:

@@ -21,7 +21,7 @@ from ..sampling import ContrastLogits, Sampler, step_scores
 from ..transfer import to_host
 from .beams import UnbatchedBeams, make_search
 from .sequence import BeamGroup, DecodeOutput, Rewind, Sequence, StepOutput, accept_token, add_each
-from .single_sequence import ALL_QUERIES, LAST_QUERY, NO_QUERIES, ForwardOutput, SingleSequenceModel
+from .single_sequence import ALL_QUERIES, LAST_QUERY, NO_QUERIES, ForwardOutput, SingleSequenceModel, find_special
 from .target_pass import TargetPass
 
 
@@ -101,7 +101,7 @@ class UnbatchedRunner:
             state.model = SingleSequenceModel.of_request(self._loaded, request)
             state.model.encode()
             sequence.source_length = state.model.source_length
-        state.model.forget_target()
+        state.model.forget_target(find_special(self._loaded, request, target_ids))
         state.sampler = self._new_sampler(request, state.model.prompt)
         state.sampler.continue_from(0, state.model.prompt, target_ids)
         state.pending = state.model.tensor([*state.model.prompt, *target_ids])
@@ -112,6 +112,7 @@ class UnbatchedRunner:
         """Takes the next token of a followed sequence from its client. Returns the scores of the token."""
         state = self._states[sequence]
         state.pending = state.model.tensor([id_])
+        state.model.add_token(id_)
         return accept_token(sequence, id_)
 
     def remove(self, sequence: Sequence) -> None:

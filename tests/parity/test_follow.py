@@ -59,19 +59,38 @@ def test_a_source_that_grows_word_by_word(followed, row):
 @pytest.mark.parametrize("seed", range(2))
 def test_what_a_client_does_at_random(followed, row, seed):
     family, loaded, service = followed
+    act_at_random(service, loaded, random.Random(f"{seed} {row}"), options(family, loaded, row))
+
+
+@pytest.mark.parametrize("method", ["WEIGHTS", "VALUE_NORMS", "ROLLOUT"])
+@pytest.mark.parametrize("row", ["PREDICTING", "READING"])
+def test_methods_and_special_tokens_that_are_left_out(followed, method, row):
+    family, loaded, service = followed
+    if method.lower() not in loaded.attention_layers.methods:
+        pytest.skip(f"the model does not have {method}")
     fields = options(family, loaded, row)
-    draw = random.Random(f"{seed} {row}")
+    fields["capture"].method = attention.Method.Value(f"METHOD_{method}")
+    fields["capture"].special_tokens = attention.SPECIAL_TOKENS_RENORMALIZE
+    act_at_random(service, loaded, random.Random(f"{method} {row}"), fields)
+
+
+def act_at_random(service, loaded, draw: random.Random, fields: dict) -> None:
+    """Follows a client that adds and takes back by chance, and compares all its steps."""
     usual = [id_ for id_ in range(loaded.vocabulary_size) if loaded.tokenizer.vocabulary.piece(id_)]
-    usual = [id_ for id_ in usual if not loaded.tokenizer.vocabulary.is_special(id_)]
+    is_special = loaded.tokenizer.vocabulary.is_special
+    special = [id_ for id_ in usual if is_special(id_) and id_ != loaded.model.config.pad_token_id]
+    usual = [id_ for id_ in usual if not is_special(id_)]
     words = SOURCE.split()
     driver = FollowDriver(service, **fields)
     driver.add_source(words[0])
     for _ in range(12):
-        action = draw.choice(["source", "ids", "ids", "text", "pieces", "take_back"])
+        action = draw.choice(["source", "ids", "special", "text", "pieces", "take_back"])
         if action == "source":
             driver.add_source(" " + draw.choice(words))
         elif action == "ids":
             driver.add_ids(*draw.choices(usual, k=draw.randint(1, 3)))
+        elif action == "special":
+            driver.add_ids(draw.choice(usual), draw.choice(special), draw.choice(usual))
         elif action == "text":
             driver.add_text(" " + draw.choice(TARGET.split()))
         elif action == "pieces":

@@ -182,4 +182,6 @@ def assert_same_step(ours: pb.Step, theirs: pb.Step) -> None:
     for kind in ("cross", "decoder_self"):
         assert ours.HasField(kind) == theirs.HasField(kind)
         if ours.HasField(kind):
-            np.testing.assert_allclose(array(getattr(ours, kind)), array(getattr(theirs, kind)), atol=1e-5)
+            own, other = getattr(ours, kind), getattr(theirs, kind)
+            np.testing.assert_allclose(array(own), array(other), atol=1e-5)
+            np.testing.assert_allclose(own.special_shares, other.special_shares, atol=1e-5)

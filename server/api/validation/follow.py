@@ -14,10 +14,10 @@ from sidelight.v1 import attribution_service_pb2 as service_pb
 
 from ...capture import AttentionKind, CapturePlan
 from ...engine import SourceDone, SourceGrowth, TakeBack, TargetToken
-from ...errors import RequestError, invalid, unimplemented
+from ...errors import RequestError, invalid
 from ...models import LoadedModel
 from ...policy import AlignAtt
-from ...request import Request
+from ...request import GivenTarget, Request
 from ...text import Languages, TextOptions, TokenizedText, count_complete, encode_next, find_words
 from ..enums import ATTENTION_KINDS, number_of
 from .capture import validate_capture
@@ -111,7 +111,7 @@ class FollowValidator:
                 )
             self._source.CopyFrom(piece)
         request = self._validate()
-        if len(self._ids) > (request.max_num_tokens - len(request.source.tokens) - len(request.decoder_prompt_ids)):
+        if len(self._ids) > max_new_tokens(request):
             raise invalid(f"source.{kind}", "TEXT_TOO_LONG", "leaves no room for the target")
         self._request = request
         return [SourceGrowth(request)]
@@ -234,8 +234,13 @@ class FollowValidator:
         """How many more tokens the target may have."""
         request = self._request
         assert request is not None
-        num_before = len(request.source.tokens) + len(request.decoder_prompt_ids)
-        return request.max_num_tokens - num_before - len(self._ids)
+        return max_new_tokens(request) - len(self._ids)
+
+
+def max_new_tokens(request: Request) -> int:
+    """Returns how many tokens the target of a follow stream may have."""
+    assert not isinstance(request.target, GivenTarget)
+    return request.target.max_new_tokens
 
 
 @contextmanager
@@ -258,10 +263,6 @@ def _check_start(start: service_pb.FollowStart) -> None:
     ):
         field = "units" if capture.HasField("units") else "grouping"
         raise invalid(f"start.capture.{field}", "CONTRADICTION", "goes with whole texts, not with a follow stream")
-    if capture.method not in (attention_pb2.METHOD_UNSPECIFIED, attention_pb2.METHOD_WEIGHTS):
-        raise unimplemented("start.capture.method")
-    if capture.special_tokens not in (attention_pb2.SPECIAL_TOKENS_UNSPECIFIED, attention_pb2.SPECIAL_TOKENS_KEEP):
-        raise unimplemented("start.capture.special_tokens")
     if start.HasField("policy"):
         _check_policy(start.policy)
     if not start.HasField("decoding"):

@@ -5,6 +5,7 @@ A method that the model does not have, and a capture that a method cannot make, 
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping
 
 from sidelight.v1 import attention_pb2
@@ -45,6 +46,22 @@ def validate_special_tokens(message: attention_pb2.Capture) -> bool:
     if leaves_out is None:
         raise invalid("capture.special_tokens", "UNKNOWN_VALUE", f"{message.special_tokens} has no meaning here")
     return leaves_out
+
+
+def find_method_room(
+    message: attention_pb2.Capture, loaded: LoadedModel, source_length: int, num_before: int, room: int
+) -> int:
+    """Returns how many of `room` tokens a target of unknown length may have, so that its method can keep its state.
+
+    At least 1. `num_before` positions of the decoder come before the target. Raises RequestError.
+    """
+    method = WEIGHTS if message.none else validate_method(message, loaded)
+    plan = CapturePlan(loaded.kinds, layers={}, method=method)
+
+    def is_too_long(num_tokens: int) -> bool:
+        return method.state_bytes(plan, source_length, num_before + num_tokens) > MAX_STATE_BYTES
+
+    return max(1, bisect_left(range(1, room + 1), True, key=is_too_long)) if is_too_long(room) else room
 
 
 def complete_plan(plan: CapturePlan, max_positions: Mapping[AttentionKind, int]) -> CapturePlan:

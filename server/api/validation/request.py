@@ -14,17 +14,20 @@ from sidelight.v1 import attribution_service_pb2 as service_pb
 from ...capture import AttentionKind
 from ...errors import invalid, unimplemented
 from ...models import LoadedModel
-from ...request import DecodingParams, FollowedTarget, GivenTarget, Request, Score, SourceFeatures
-from ...text import OffsetUnit, TokenizedText
+from ...request import DecodingParams, FollowedTarget, GivenTarget, Request, Score
+from ...text import OffsetUnit
 from ..enums import OFFSET_UNITS, SCORES
 from .capture import validate_capture
 from .contrast import validate_contrast
 from .decoding import validate_decoding, validate_probability
+from .methods import find_method_room
 from .texts import find_room, validate_features, validate_languages, validate_text_options, validate_texts
 from .truncation import validate_truncation
 from .units import check_units, validate_units
 
 _MAX_REQUEST_ID = 128
+
+_Target = DecodingParams | GivenTarget | FollowedTarget
 
 # The size of a serialized request: gRPC's usual limit, and plenty for texts.
 MAX_REQUEST_BYTES = 4 * 1024**2
@@ -58,20 +61,20 @@ def validate_request(
     source, prompt_ids = texts.source, texts.decoder_prompt_ids
     max_target = find_room(message, loaded, source, prompt_ids, is_follow=is_follow)
     num_before = loaded.max_target_tokens - max_target - is_follow
+    source_length = len(source.tokens) if features is None else features.num_positions
+    if is_follow:
+        max_target = find_method_room(message.capture, loaded, source_length, num_before, max_target)
     has_parts = loaded.attention_layers.captures_rows and not message.HasField("contrast")
     if texts.given is not None:
-        target: DecodingParams | GivenTarget | FollowedTarget = GivenTarget(texts.given)
-        max_steps = len(texts.given.tokens)
-        steps_per_pass = 1 if has_parts else max_steps
+        target: _Target = GivenTarget(texts.given)
     elif is_follow and not message.HasField("decoding"):
-        target, max_steps, steps_per_pass = FollowedTarget(max_target), max_target, 1
+        target = FollowedTarget(max_target)
     else:
         target = validate_decoding(message.decoding, loaded, languages, num_before, max_target)
         _check_seed(message, target)
-        max_steps = target.max_new_tokens
-        # The hypothesis that a beam search has found is read as a given target is.
-        steps_per_pass = 1 if target.beam is None or has_parts else max_steps
-    max_positions = _max_positions(source, features, num_before + max_steps)
+    max_steps = len(target.text.tokens) if isinstance(target, GivenTarget) else target.max_new_tokens
+    max_positions = _max_positions(source_length, num_before + max_steps)
+    steps_per_pass = max_steps if _is_whole(target) and not has_parts else 1
     request = Request(
         request_id=request_id,
         source=source,
@@ -106,17 +109,19 @@ def _validate_offset_unit(message: service_pb.AttributeRequest) -> OffsetUnit:
     return OFFSET_UNITS[message.offset_unit]
 
 
+def _max_positions(source_length: int, target_length: int) -> dict[AttentionKind, int]:
+    """Returns the most positions that a row of each kind can have."""
+    return {"cross": source_length, "encoder_self": source_length, "decoder_self": target_length}
+
+
+def _is_whole(target: _Target) -> bool:
+    """Whether a target is read at once: a given one, and the hypothesis that a beam search has found."""
+    return isinstance(target, GivenTarget) or (isinstance(target, DecodingParams) and target.beam is not None)
+
+
 def _check_seed(message: service_pb.AttributeRequest, params: DecodingParams) -> None:
     if params.do_sample and message.resume_at and not message.decoding.sampling.HasField("seed"):
         raise invalid("decoding.sampling.seed", "REQUIRED", "is needed to draw the same tokens up to resume_at")
-
-
-def _max_positions(
-    source: TokenizedText, features: SourceFeatures | None, target_length: int
-) -> dict[AttentionKind, int]:
-    """Returns the most positions that a row of each kind can have."""
-    source_length = len(source.tokens) if features is None else features.num_positions
-    return {"cross": source_length, "encoder_self": source_length, "decoder_self": target_length}
 
 
 # ---- scores ---------------------------------------------------------------------------------------------------------

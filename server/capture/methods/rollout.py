@@ -142,6 +142,10 @@ class _Combiner:
             found["decoder_self"] = self._finish("decoder_self", own_rows, left_out)
         return found
 
+    def take_back(self, num_queries: int) -> None:
+        """Forgets the decoder's queries behind so many (see `RowCombiner`). The next queries replace their inputs."""
+        self._num_read = num_queries
+
     def _finish(
         self, kind: AttentionKind, after: list[Tensor], left_out: Mapping[AttentionKind, Tensor]
     ) -> AttentionArrays:

@@ -21,7 +21,7 @@ from ...models import KVCache, LoadedModel
 from ...request import DecodingParams, Request
 from ...sampling import BeamChoice, BeamSearch, Sampler, find_candidates
 from ...transfer import int_tensor, to_host
-from ..sequence import BeamGroup, DecodeOutput, SearchOutput, Sequence, StepOutput
+from ..sequence import BeamGroup, DecodeOutput, SearchOutput, Sequence, StepOutput, num_common
 from ..target_text import HypothesisTexts
 
 
@@ -212,13 +212,8 @@ def _reorder(group: BeamGroup, ranks: list[int], before: list[tuple[int, ...]]) 
             continue
         order.append(free.pop())
         source, target = former[rank], former[order[-1]]
-        num_common = _common_length(before[rank], before[order[-1]])
-        if num_common < len(before[rank]):
-            moves.append(_Move(source, target, source.num_cached - len(before[rank]) + num_common))
+        num_kept = num_common(before[rank], before[order[-1]])
+        if num_kept < len(before[rank]):
+            moves.append(_Move(source, target, source.num_cached - len(before[rank]) + num_kept))
     group.sequences = [former[rank] for rank in order]
     return moves
-
-
-def _common_length(ids: tuple[int, ...], other: tuple[int, ...]) -> int:
-    """The number of tokens with which both begin."""
-    return next((index for index, (a, b) in enumerate(zip(ids, other, strict=True)) if a != b), len(ids))

@@ -37,9 +37,17 @@ def service(bundled_server):
         yield service
 
 
+def options_of(number: int) -> dict:
+    """Streams with each method, with special tokens and without."""
+    names = ("METHOD_WEIGHTS", "METHOD_ROLLOUT", "METHOD_VALUE_NORMS")
+    special = attention.SPECIAL_TOKENS_KEEP if number % 2 else attention.SPECIAL_TOKENS_RENORMALIZE
+    capture = attention.Capture(method=attention.Method.Value(names[number % 3]), special_tokens=special)
+    return {"scores": [attention.SCORE_PROBABILITY], "capture": capture}
+
+
 def follow_in_turns(service, num_streams: int, pause: float = 0.0) -> list[FollowDriver]:
     """Several streams that take turns. Each waits while the others go on."""
-    drivers = [FollowDriver(service, scores=[attention.SCORE_PROBABILITY]) for _ in range(num_streams)]
+    drivers = [FollowDriver(service, **options_of(number)) for number in range(num_streams)]
     for number, driver in enumerate(drivers):
         driver.add_source(f"Where did you buy that old book {number}")
     for word in ("Wo", " hast", " du"):
@@ -61,8 +69,8 @@ def test_idle_streams_give_up_their_slots(bundled, engines, monkeypatch, max_pre
     limits = EngineConfig(max_running=2, max_preempted=max_preempted)
     with serving(bundled, limits=limits) as address, stub(address) as service:
         drivers = follow_in_turns(service, 5)
-        for driver in drivers:
-            assert_as_given(service, driver.stretches, scores=[attention.SCORE_PROBABILITY])
+        for number, driver in enumerate(drivers):
+            assert_as_given(service, driver.stretches, **options_of(number))
         assert len(preemptions) > 5
         assert (len(drops) > 5) == (max_preempted == 1)
         wait_until(lambda: not engines[0]._admission._states)

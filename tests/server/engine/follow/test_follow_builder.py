@@ -29,17 +29,20 @@ def service(bundled_server):
         yield service
 
 
-def test_encoder_self_attention_comes_with_each_source(service):
+@pytest.mark.parametrize("method", [attention.METHOD_WEIGHTS, attention.METHOD_ROLLOUT])
+def test_encoder_self_attention_comes_with_each_source(service, method):
     kinds = [CROSS, ENCODER_SELF]
-    driver = FollowDriver(service, capture=attention.Capture(kinds=kinds))
+    driver = FollowDriver(service, capture=attention.Capture(kinds=kinds, method=method))
     driver.add_source("Where did you")
     driver.add_text("Wo")
     driver.add_source(" buy that?")
     driver.add_text(" hast")
     driver.finish()
-    assert_as_given(service, driver.stretches, capture=attention.Capture(kinds=[CROSS]))
+    assert_as_given(service, driver.stretches, capture=attention.Capture(kinds=[CROSS], method=method))
     for source, part in zip(["Where did you", "Where did you buy that?"], driver.encoder_self, strict=True):
-        responses = list(service.Attribute(request(source, kinds), timeout=60))
+        responses = list(
+            service.Attribute(request(source, capture=attention.Capture(kinds=kinds, method=method)), timeout=60)
+        )
         expected = next(r.encoder_self for r in responses if r.HasField("encoder_self"))
         np.testing.assert_allclose(array(part.attention), array(expected.attention), atol=1e-5)
 
@@ -58,7 +61,14 @@ def looks_at(service, source: str, ids: list[int], row) -> list[int]:
 
 
 @pytest.mark.parametrize("row", [attention.ROW_PREDICTING, attention.ROW_READING])
-@pytest.mark.parametrize("capture", [attention.Capture(row=attention.ROW_READING), attention.Capture(none=True)])
+@pytest.mark.parametrize(
+    "capture",
+    [
+        attention.Capture(row=attention.ROW_READING),
+        attention.Capture(none=True),
+        attention.Capture(method=attention.METHOD_ROLLOUT, special_tokens=attention.SPECIAL_TOKENS_RENORMALIZE),
+    ],
+)
 def test_each_step_of_a_client_has_a_decision(service, row, capture):
     driver = FollowDriver(service, policy=align_att(words=2, row=row), capture=capture)
     driver.add_source("Where did you buy that old")
@@ -83,9 +93,19 @@ def test_each_step_of_a_client_has_a_decision(service, row, capture):
 
 
 @pytest.mark.parametrize("row", [attention.ROW_PREDICTING, attention.ROW_READING])
-@pytest.mark.parametrize("held_back", [{"words": 1}, {"tokens": 3}])
-def test_a_server_writes_what_the_policy_allows(service, row, held_back):
-    driver = FollowDriver(service, policy=align_att(**held_back, row=row), decoding=DECODING)
+@pytest.mark.parametrize(
+    ("held_back", "capture"),
+    [
+        ({"words": 1}, attention.Capture()),
+        ({"tokens": 3}, attention.Capture(method=attention.METHOD_VALUE_NORMS, row=attention.ROW_READING)),
+        (
+            {"words": 1},
+            attention.Capture(method=attention.METHOD_ROLLOUT, special_tokens=attention.SPECIAL_TOKENS_RENORMALIZE),
+        ),
+    ],
+)
+def test_a_server_writes_what_the_policy_allows(service, row, held_back, capture):
+    driver = FollowDriver(service, policy=align_att(**held_back, row=row), decoding=DECODING, capture=capture)
     written: list[int] = []
     words: list[str] = []
     for number, piece in enumerate(PIECES):
@@ -102,7 +122,7 @@ def test_a_server_writes_what_the_policy_allows(service, row, held_back):
     assert all(finished.text.startswith(text) for text in words)
     assert all(step.decision.decision == pb.DECISION_COMMIT for step in driver.steps)
     assert driver.ids == [*written, *continued(service, driver.source, written)]
-    assert_as_given(service, driver.stretches)
+    assert_as_given(service, driver.stretches, capture=capture)
 
 
 def continued(service, source: str, written: list[int]) -> list[int]:
