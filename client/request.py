@@ -6,8 +6,8 @@ everything else.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TypedDict
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict
 
 from sidelight.v1 import attribution_service_pb2 as service_pb
 
@@ -82,13 +82,12 @@ class AttributeOptions(TypedDict, total=False):
     timeout: float | None
 
 
-# Options that are fields of the request, of the same name and type.
+# Options that are fields of both messages, of the same name and type.
 _PLAIN_FIELDS = (
     "request_id",
     "model",
     "source_language",
     "target_language",
-    "resume_at",
     "add_special_tokens",
     "score_top_p",
 )
@@ -103,35 +102,40 @@ def build_attribute_request(source: Source, options: AttributeOptions) -> servic
     check_options(options, AttributeOptions, "option of attribute")
     validate_timeout(options.get("timeout"))
     target, decoding = options.get("target"), options.get("decoding")
-    prefix, capture = options.get("prefix"), options.get("capture")
     if target is not None and decoding is not None:
         raise invalid_argument("decoding", "goes without a target: a given target is not decoded")
-    request = service_pb.AttributeRequest(
-        source=converters.build_text(source, "source"), scores=converters.score_enums(options.get("scores", ()))
-    )
-    if (special_tokens := options.get("special_tokens_in_text")) is not None:
-        request.special_tokens_in_text = converters.special_tokens_enum(special_tokens)
-    if (offset_unit := options.get("offset_unit")) is not None:
-        request.offset_unit = converters.offset_unit_enum(offset_unit)
+    request = service_pb.AttributeRequest(source=converters.build_text(source, "source"))
+    fill_common(request, options)
+    with field_errors("resume_at"):
+        request.resume_at = options.get("resume_at", 0)
     if (truncate := options.get("truncate")) is not None:
         request.truncate = converters.truncation_enum(truncate)
     if (padding := options.get("padding")) is not None:
         request.padding = converters.padding_enum(padding)
-    for field in _PLAIN_FIELDS:
-        if (value := options.get(field)) is not None:
-            with field_errors(field):
-                setattr(request, field, value)
     if target is not None:
         request.given.CopyFrom(converters.build_text(target, "given"))
-    elif decoding is not None:
-        request.decoding.CopyFrom(converters.build_decoding(decoding))
-    if prefix is not None:
-        request.prefix.CopyFrom(converters.build_text(prefix, "prefix"))
-    if capture is not None:
-        request.capture.CopyFrom(converters.build_capture(capture))
     if (contrast := options.get("contrast")) is not None:
         request.contrast.CopyFrom(build_contrast(contrast))
     return request
+
+
+def fill_common(message: service_pb.AttributeRequest | service_pb.FollowStart, options: Mapping[str, Any]) -> None:
+    """Fills in the options that `attribute` and `follow` have in common. Raises InvalidArgumentError."""
+    for field in _PLAIN_FIELDS:
+        if (value := options.get(field)) is not None:
+            with field_errors(field):
+                setattr(message, field, value)
+    message.scores.extend(converters.score_enums(options.get("scores", ())))
+    if (special_tokens := options.get("special_tokens_in_text")) is not None:
+        message.special_tokens_in_text = converters.special_tokens_enum(special_tokens)
+    if (offset_unit := options.get("offset_unit")) is not None:
+        message.offset_unit = converters.offset_unit_enum(offset_unit)
+    if (prefix := options.get("prefix")) is not None:
+        message.prefix.CopyFrom(converters.build_text(prefix, "prefix"))
+    if (capture := options.get("capture")) is not None:
+        message.capture.CopyFrom(converters.build_capture(capture))
+    if (decoding := options.get("decoding")) is not None:
+        message.decoding.CopyFrom(converters.build_decoding(decoding))
 
 
 def build_get_model_request(name: str) -> service_pb.GetModelRequest:

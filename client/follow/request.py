@@ -12,8 +12,8 @@ from sidelight.v1 import attribution_service_pb2 as service_pb
 
 from .. import converters
 from ..errors import field_errors, invalid_argument
-from ..parameters import AlignAtt, Capture, Decoding, Score, Source, SpecialTokensInText
-from ..request import validate_timeout
+from ..parameters import AlignAtt, Capture, Decoding, OffsetUnit, Score, Source, SpecialTokensInText
+from ..request import fill_common, validate_timeout
 from ..validation import check_fields, check_options, check_value
 
 
@@ -23,7 +23,7 @@ class FollowOptions(TypedDict, total=False):
     - policy: When the target may go on before the source is complete. Each step then has a decision.
     - decoding: The server writes the target, by greedy search, as far as `policy` allows. Without it, the caller does.
     - capture, scores, score_top_p, prefix, model, source_language, target_language, special_tokens_in_text,
-      add_special_tokens, request_id: As in `AttributeOptions`.
+      add_special_tokens, offset_unit, request_id: As in `AttributeOptions`.
     - timeout: Seconds for the whole stream. Without it, there is no limit but the server's own.
     """
 
@@ -38,11 +38,9 @@ class FollowOptions(TypedDict, total=False):
     target_language: str
     special_tokens_in_text: SpecialTokensInText
     add_special_tokens: bool | None
+    offset_unit: OffsetUnit
     request_id: str
     timeout: float | None
-
-
-_PLAIN_FIELDS = ("request_id", "model", "source_language", "target_language", "add_special_tokens", "score_top_p")
 
 
 def build_follow_start(options: FollowOptions) -> service_pb.FollowRequest:
@@ -56,19 +54,7 @@ def build_follow_start(options: FollowOptions) -> service_pb.FollowRequest:
     request = service_pb.FollowRequest()
     request.start.SetInParent()
     start = request.start
-    start.scores.extend(converters.score_enums(options.get("scores", ())))
-    if (special_tokens := options.get("special_tokens_in_text")) is not None:
-        start.special_tokens_in_text = converters.special_tokens_enum(special_tokens)
-    for field in _PLAIN_FIELDS:
-        if (value := options.get(field)) is not None:
-            with field_errors(field):
-                setattr(start, field, value)
-    if (prefix := options.get("prefix")) is not None:
-        start.prefix.CopyFrom(converters.build_text(prefix, "prefix"))
-    if (capture := options.get("capture")) is not None:
-        start.capture.CopyFrom(converters.build_capture(capture))
-    if (decoding := options.get("decoding")) is not None:
-        start.decoding.CopyFrom(converters.build_decoding(decoding))
+    fill_common(start, options)
     if (policy := options.get("policy")) is not None:
         start.policy.align_att.CopyFrom(_build_align_att(policy))
     return request

@@ -53,7 +53,7 @@ class FollowStreams:
         now = time.monotonic()
         self._end_broken()
         for state in [state for state in self._requests.running if state.follow is not None]:
-            if state.follow is not None and state.follow.has_work:
+            if state.follow is not None and not state.is_idle:
                 state.follow.active_at = now
             is_ready = state.sequence is not None and not state.has_pending_outputs
             try:

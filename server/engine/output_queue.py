@@ -138,6 +138,11 @@ class OutputQueue:
         return self._sending_bytes
 
     @property
+    def has_unsent(self) -> bool:
+        """Whether there are outputs that are not sent yet."""
+        return self._held_bytes > 0
+
+    @property
     def has_more(self) -> bool:
         """Whether `take` would give something now, the end included. For the task that gets."""
         return bool(self._outputs) or self._is_ended

@@ -82,7 +82,14 @@ class RequestState:
     def is_idle(self) -> bool:
         """Whether a follow stream waits for its client."""
         follow = self.follow
-        return follow is not None and not (self.attention_bytes or self.must_recompute or follow.has_work)
+        if follow is None or self.attention_bytes or self.must_recompute:
+            return False
+        return not follow.has_work or self.is_sending
+
+    @property
+    def is_sending(self) -> bool:
+        """Whether the next pass can wait until a step is sent: its token has not come, and the pass would take time."""
+        return self.follow is not None and self.follow.is_early and self.queue.has_unsent
 
     @property
     def blocked_since(self) -> float | None:
@@ -95,7 +102,7 @@ class RequestState:
     @property
     def can_decode(self) -> bool:
         """Whether the request can take a decode step, or a chunk of its prompt."""
-        if self.sequence is None or self.attention_bytes or self.must_recompute or self.is_blocked:
+        if self.sequence is None or self.attention_bytes or self.must_recompute or self.queue.is_full:
             return False
         return self.follow is None or self.follow.needs_pass
 

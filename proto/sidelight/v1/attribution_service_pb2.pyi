@@ -1416,7 +1416,8 @@ class FollowStart(_message.Message):
     """As in AttributeRequest. The end of a target is never added to a text: send the end token by its id."""
     @_builtins.property
     def capture(self) -> _attention_pb2.Capture:
-        """As in AttributeRequest, but without a grouping and without units. With METHOD_ROLLOUT, the target may have as many
+        """As in AttributeRequest, but without a grouping and without units: the source may grow between two steps of a word,
+        and their rows would then be over different units. With METHOD_ROLLOUT, the target may have as many
         tokens as the state of the method has memory for: 64 MiB.
         """
 

@@ -231,6 +231,8 @@ class _Stream:
                 response = service_pb.FollowResponse()
                 answer.fill(response, group)
                 await self._call.write(response)
+            answer.queue.release_sent()
+            self._engine.wake()  # which may have put off a pass meanwhile
 
 
 class _FollowAnswer(Answer):

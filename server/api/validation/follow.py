@@ -262,7 +262,8 @@ def _check_start(start: service_pb.FollowStart) -> None:
         attention_pb2.GROUPING_TOKEN,
     ):
         field = "units" if capture.HasField("units") else "grouping"
-        raise invalid(f"start.capture.{field}", "CONTRADICTION", "goes with whole texts, not with a follow stream")
+        problem = "goes with whole texts: while the source of a follow stream grows, its units change"
+        raise invalid(f"start.capture.{field}", "CONTRADICTION", problem)
     if start.HasField("policy"):
         _check_policy(start.policy)
     if not start.HasField("decoding"):

@@ -29,7 +29,7 @@ from ...request import (
 from ...runner import StepOutput
 from ...sampling import end_ids
 from ...text import StopTexts, Token
-from ..outputs import make_started
+from ..outputs import find_stop, make_started
 
 
 class FollowBuilder:
@@ -130,7 +130,7 @@ class FollowBuilder:
             self.target_ids.append(id_)
             self._unread = id_, scores, ahead
             return []
-        step = self._make_step(id_, scores, ahead, None)
+        step = self._make_step(id_, scores, ahead, None, self._decide(id_, ahead, None))
         self.target_ids.append(id_)
         return [step]
 
@@ -147,7 +147,7 @@ class FollowBuilder:
         if self._unread is None:
             return []
         (id_, scores, before), self._unread = self._unread, None
-        return [self._make_step(id_, scores, before, output)]
+        return [self._make_step(id_, scores, before, output, self._decide(id_, before, output))]
 
     def _propose(self, output: StepOutput) -> list[Output]:
         """Commits or holds what the model wants to write next, as soon as the rows for the decision are there."""
@@ -165,7 +165,7 @@ class FollowBuilder:
         decision = self._decide(output.token_id, output, following)
         if decision is not None and decision.is_held:
             return [self._await_source()]
-        step = self._make_step(output.token_id, list(output.scores), output, following)
+        step = self._make_step(output.token_id, list(output.scores), output, following, decision)
         self.target_ids.append(output.token_id)
         if self._stop_reason is None:
             return [step]
@@ -176,17 +176,25 @@ class FollowBuilder:
         self.is_written = True
         return AwaitingSource(len(self.target_ids), self._num_firm[-1] if self._num_firm else 0)
 
-    def _make_step(self, id_: int, scores: list[float], before: StepOutput, reading: StepOutput | None) -> Step:
+    def _make_step(
+        self,
+        id_: int,
+        scores: list[float],
+        before: StepOutput,
+        reading: StepOutput | None,
+        decision: PolicyDecision | None,
+    ) -> Step:
         """Makes the step of a token from the pass before it, and from the pass that reads it."""
         if not all(map(math.isfinite, scores)):
             raise not_a_number()
         index = before.step
-        decision = self._decide(id_, before, reading)
         self._num_firm.append(decision.num_firm if decision is not None else 0)
         num_searched = len(self._detokenizer.text)
         text, token = self._detokenizer.add(id_)
-        if self.is_server_written:
-            self._stop_reason = self._find_stop(before, num_searched)
+        params, prefix = self.request.target, self.request.prefix
+        if isinstance(params, DecodingParams):
+            stop_texts = StopTexts(params.stop, 0 if prefix is None else len(prefix.text))
+            self._stop_reason = find_stop(params, stop_texts, before, self._detokenizer.text, num_searched)
             if self._stop_reason is not None:
                 rest, token = self._detokenizer.finish(token)
                 text += rest
@@ -194,17 +202,6 @@ class FollowBuilder:
         rows = reading if capture.row == "reading" and capture.kinds else before
         assert rows is not None
         return Step(index, token, text, scores, rows.cross, rows.decoder_self, decision=decision)
-
-    def _find_stop(self, output: StepOutput, num_searched: int) -> StopReason | None:
-        """Returns why the target ends with a token; None where it goes on. `num_searched` is without its text."""
-        params = self.request.target
-        assert isinstance(params, DecodingParams)
-        if output.is_end_token and not params.ignore_eos:
-            return "end_token"
-        num_before = 0 if self.request.prefix is None else len(self.request.prefix.text)
-        if StopTexts(params.stop, num_before).are_in(self._detokenizer.text, num_searched):
-            return "stop_text"
-        return "length" if output.step + 1 >= params.max_new_tokens else None
 
     # ---- the policy -------------------------------------------------------------------------------------------------
 

@@ -32,6 +32,14 @@ class FollowState:
         return is_near and not builder.is_ahead
 
     @property
+    def is_early(self) -> bool:
+        """Whether the next forward pass is for a token that the client has not sent yet."""
+        builder = self.builder
+        if builder is None or builder.is_server_written or builder.is_incomplete:
+            return False
+        return self.needs_pass and self.events.first is None
+
+    @property
     def has_work(self) -> bool:
         """Whether the stream goes on without another event of its client."""
         return self.builder is None or self.needs_pass or not isinstance(self.events.first, StreamBreak | None)

@@ -6,10 +6,18 @@ given_target      the outputs of a request whose target is given
 """
 
 from .given_target import given_steps, steps_of_passes, target_outputs
-from .output_builder import OutputBuilder, make_output_builder, make_started, make_unit_builder, split_encoder_self
+from .output_builder import (
+    OutputBuilder,
+    find_stop,
+    make_output_builder,
+    make_started,
+    make_unit_builder,
+    split_encoder_self,
+)
 
 __all__ = [
     "OutputBuilder",
+    "find_stop",
     "given_steps",
     "make_output_builder",
     "make_started",

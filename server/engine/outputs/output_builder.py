@@ -93,8 +93,7 @@ class OutputBuilder:
         self._params = request.target
         self._detokenizer = detokenizer
         self._units = units
-        self._num_searched = len(detokenizer.text)
-        self._stop_texts = StopTexts(self._params.stop, self._num_searched)
+        self._stop_texts = StopTexts(self._params.stop, len(detokenizer.text))
         self._reads_last = request.capture.row == "reading"
         self._last_step: Step | None = None  # waits for the row that reads its token
         self._stop_reason: StopReason | None = None
@@ -119,8 +118,9 @@ class OutputBuilder:
 
     def _add(self, output: StepOutput) -> Step:
         """Adds a token to the text, and looks whether the text stops there."""
+        num_searched = len(self._detokenizer.text)
         text, token = self._detokenizer.add(output.token_id)
-        self._stop_reason = self._find_stop(output)
+        self._stop_reason = find_stop(self._params, self._stop_texts, output, self._detokenizer.text, num_searched)
         if self._stop_reason is not None:
             rest, token = self._detokenizer.finish(token)
             text += rest
@@ -148,18 +148,19 @@ class OutputBuilder:
             outputs.append(Finished(text, self._stop_reason, step.index + 1, self._params.seed))
         return outputs
 
-    def _find_stop(self, output: StepOutput) -> StopReason | None:
-        if output.is_end_token and not self._params.ignore_eos:
-            return "end_token"
-        if self._params.stop and self._has_stop_text():
-            return "stop_text"
-        return "length" if output.step + 1 >= self._params.max_new_tokens else None
 
-    def _has_stop_text(self) -> bool:
-        """Whether the text that was added since the last call completes a stop text."""
-        text = self._detokenizer.text
-        num_searched, self._num_searched = self._num_searched, len(text)
-        return self._stop_texts.are_in(text, num_searched)
+def find_stop(
+    params: DecodingParams, stop_texts: StopTexts, output: StepOutput, text: str, num_searched: int
+) -> StopReason | None:
+    """Why a target ends with a token; None where it goes on.
+
+    `text` is the text of the target with the token, of which the first `num_searched` characters have no stop text.
+    """
+    if output.is_end_token and not params.ignore_eos:
+        return "end_token"
+    if stop_texts.are_in(text, num_searched):
+        return "stop_text"
+    return "length" if output.step + 1 >= params.max_new_tokens else None
 
 
 def make_output_builder(
