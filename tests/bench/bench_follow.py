@@ -1,22 +1,30 @@
 """Follow streams: the time from a token to its attention beside a decode step, and AlignAtt's quality and lag.
 
-Run by `make bench`. The latency is measured in pairs that alternate, so that a noisy machine treats both alike. The
-average lagging is that of Ma et al. 2019 (arXiv:1810.08398, equation 8), in words: how many source words a target word
-comes behind an ideal translator who writes all the time.
+Run by `make bench`. The latency is measured in pairs that alternate, so that a noisy machine treats both alike. Its
+parts are those of the bundled model: an empty message there and back, by gRPC alone and through the engine; and the
+engine in this process, from the event in its queue to the step in its queue, beside its own decode step.
+
+The average lagging is that of Ma et al. 2019 (arXiv:1810.08398, equation 8), in words: how many source words a target
+word comes behind an ideal translator who writes all the time.
 """
 
 from __future__ import annotations
 
 import asyncio
 import itertools
+import queue
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
+import grpc
 import sacrebleu
+import sidelight.server
 from rich.console import Console
 from rich.table import Table
 from sidelight.client import (
@@ -29,9 +37,17 @@ from sidelight.client import (
     Finished,
     Started,
     Step,
+    StepCount,
 )
 from sidelight.client.cli.demo import bundled_server
 from sidelight.client.views import count_complete
+from sidelight.server.api.validation import FollowValidator, validate_request
+from sidelight.server.engine import Engine, EventQueue, OutputQueue, SourceGrowth, StreamEnd, TargetToken
+from sidelight.server.models.loader import load
+from sidelight.server.request import Output
+from sidelight.server.request import Step as EngineStep
+from sidelight.v1 import attribution_service_pb2 as pb
+from sidelight.v1 import text_pb2
 
 sys.path.insert(0, str(Path(__file__).parent))
 import load_client
@@ -49,7 +65,9 @@ def main() -> int:
     rows = [line.split("\t") for line in DATA.read_text(encoding="utf-8").splitlines()[:SENTENCES]]
     with bundled_server() as (_, address):
         asyncio.run(_report_align_att(address, rows))
-        latencies = {"the bundled model": _measure_latency(address, [row[0] for row in rows[:LATENCY_SENTENCES]])}
+        sentences = [row[0] for row in rows[:LATENCY_SENTENCES]]
+        latencies = {"the bundled model": _measure_latency(address, sentences)}
+        _report_parts(_measure_messages(address, sentences[0]), asyncio.run(_measure_engine(sentences)))
     with tempfile.TemporaryDirectory() as folder:
         workload = opus_workload(Path(folder), 4)
         with load_client.serve(workload.folder, workload.name, []) as address:
@@ -106,6 +124,136 @@ def _follow(client: Client, source: Source, ids: list[int]) -> list[float]:
             assert isinstance(next(stream), Step)
             seconds.append(time.perf_counter() - began)
     return seconds[1:]  # as without the first decode step
+
+
+# ---- the parts of the latency ---------------------------------------------------------------------------------------
+
+# Sends back what it gets: gRPC alone.
+_ECHO_SERVER = """
+import asyncio, grpc
+
+async def echo(_, context):
+    while (message := await context.read()) is not grpc.aio.EOF:
+        await context.write(message)
+
+async def main():
+    server = grpc.aio.server()
+    port = server.add_insecure_port("127.0.0.1:0")
+    handlers = {"Echo": grpc.stream_stream_rpc_method_handler(echo)}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("bench", handlers),))
+    await server.start()
+    print(port, flush=True)
+    await server.wait_for_termination()
+
+asyncio.run(main())
+"""
+_MESSAGES, _PAUSE = 200, 0.002
+
+
+class _TimedQueue(OutputQueue):
+    """Keeps when the engine has put the last output."""
+
+    put_at = 0.0
+
+    def put(self, output: Output, *, notifies: bool = True) -> None:
+        """Does what `OutputQueue.put` does."""
+        self.put_at = time.perf_counter()
+        super().put(output, notifies=notifies)
+
+
+@contextmanager
+def _echo_server() -> Generator[str, None, None]:
+    command = [sys.executable, "-c", _ECHO_SERVER]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=tempfile.gettempdir()) as process:
+        assert process.stdout is not None
+        try:
+            yield f"127.0.0.1:{process.stdout.readline().strip()}"
+        finally:
+            process.kill()
+
+
+def _measure_messages(address: str, source: str) -> tuple[float, float]:
+    """The median seconds of an empty message there and back: by gRPC alone, and of one that the engine answers."""
+    alone: list[float] = []
+    answered: list[float] = []
+    requests: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+    with _echo_server() as echo, grpc.insecure_channel(echo) as channel, Client(address) as client:
+        call = channel.stream_stream("/bench/Echo")(iter(requests.get, None))
+        with client.follow(capture=Capture()) as stream:
+            stream.add_source(source)
+            assert isinstance(next(stream), Started)
+            for _ in range(_MESSAGES):
+                time.sleep(_PAUSE)
+                began = time.perf_counter()
+                requests.put(b"")
+                assert next(call) == b""
+                alone.append(time.perf_counter() - began)
+                time.sleep(_PAUSE)
+                began = time.perf_counter()
+                stream.take_back(0)
+                assert isinstance(next(stream), StepCount)
+                answered.append(time.perf_counter() - began)
+        requests.put(None)
+        call.cancel()
+    return statistics.median(alone), statistics.median(answered)
+
+
+async def _measure_engine(sources: Sequence[str]) -> dict[float, tuple[float, float]]:
+    """By the pause before a token: the median seconds from the event to its step, and those of a decode step."""
+    loaded = load(Path(sidelight.server.__file__).parent / "bundled")
+    engine = Engine(loaded)
+    await asyncio.to_thread(engine.start)
+    seconds: dict[float, tuple[list[float], list[float]]] = {0.0: ([], []), _PAUSE: ([], [])}
+    try:
+        for source, (pause, (followed, decoded)) in itertools.product(sources, seconds.items()):
+            text = text_pb2.Text(text=source)
+            outputs = OutputQueue(engine.wake)
+            engine.submit(validate_request(pb.AttributeRequest(source=text), loaded, "decoded"), outputs)
+            ids: list[int] = []
+            times: list[float] = []
+            while found := await outputs.get(1):
+                if isinstance(found[0], EngineStep):
+                    ids.append(found[0].token.id)
+                    times.append(time.perf_counter())
+            decoded += [later - earlier for earlier, later in itertools.pairwise(times)]
+            followed += await _follow_in_engine(engine, text, ids, pause)
+    finally:
+        await asyncio.to_thread(engine.stop)
+    return {
+        pause: (statistics.median(followed), statistics.median(decoded))
+        for pause, (followed, decoded) in seconds.items()
+    }
+
+
+async def _follow_in_engine(engine: Engine, source: text_pb2.Text, ids: list[int], pause: float) -> list[float]:
+    (growth,) = FollowValidator(pb.FollowStart(), engine.loaded, "followed").add(pb.FollowRequest(source=source))
+    assert isinstance(growth, SourceGrowth)
+    events, outputs = EventQueue(engine.wake), _TimedQueue(engine.wake)
+    engine.submit(growth.request, outputs, events=events)
+    await outputs.get(1)
+    seconds: list[float] = []
+    for id_ in ids:
+        outputs.release_sent()  # so that the next pass runs, as while a client has got its step
+        engine.wake()
+        await asyncio.sleep(pause)
+        began = time.perf_counter()
+        await events.put(TargetToken(id_))
+        await outputs.get(1)
+        seconds.append(outputs.put_at - began)
+    await events.put(StreamEnd())
+    while await outputs.get(1):
+        pass
+    return seconds[1:]
+
+
+def _report_parts(messages: tuple[float, float], engine: dict[float, tuple[float, float]]) -> None:
+    table = Table("the bundled model, milliseconds, medians", "", "ratio to a decode step of the same engine")
+    table.add_row("an empty message there and back, by gRPC alone", f"{1000 * messages[0]:.2f}", "")
+    table.add_row("an empty message that the engine answers", f"{1000 * messages[1]:.2f}", "")
+    for pause, (followed, decoded) in engine.items():
+        name = f"in the engine, from a token to its step, {1000 * pause:.0f} ms after the step before"
+        table.add_row(name, f"{1000 * followed:.2f}", f"{followed / decoded:.2f}")
+    Console(width=120).print(table)
 
 
 # ---- AlignAtt -------------------------------------------------------------------------------------------------------
