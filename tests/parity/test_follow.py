@@ -78,7 +78,7 @@ def act_at_random(service, loaded, draw: random.Random, fields: dict) -> None:
     """Follows a client that adds and takes back by chance, and compares all its steps."""
     usual = [id_ for id_ in range(loaded.vocabulary_size) if loaded.tokenizer.vocabulary.piece(id_)]
     is_special = loaded.tokenizer.vocabulary.is_special
-    special = [id_ for id_ in usual if is_special(id_) and id_ != loaded.model.config.pad_token_id]
+    special = [id_ for id_ in usual if is_special(id_) and id_ != loaded.tokenizer.padding_id]
     usual = [id_ for id_ in usual if not is_special(id_)]
     words = SOURCE.split()
     driver = FollowDriver(service, **fields)
