@@ -118,6 +118,12 @@ def queue_full(num_waiting: int) -> RequestError:
     return RequestError(ErrorCode.RESOURCE_EXHAUSTED, "QUEUE_FULL", message, retry_after=1.0)
 
 
+def features_full(num_bytes: int) -> RequestError:
+    """Returns RESOURCE_EXHAUSTED: no more recordings may wait."""
+    message = f"{num_bytes / 1024**2:,.0f} MiB of recordings are waiting already"
+    return RequestError(ErrorCode.RESOURCE_EXHAUSTED, "QUEUE_FULL", message, "source.features", retry_after=1.0)
+
+
 def too_few_slots(num_needed: int, num_slots: int, field: str) -> RequestError:
     """Returns RESOURCE_EXHAUSTED: the server can never run the request."""
     message = f"needs {num_needed} slots at once, and this model has {num_slots}"

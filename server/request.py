@@ -96,6 +96,7 @@ class UnitPlan:
         source_positions: The positions, or units, of the source that are sent; None: all.
         encoding: The type of the numbers.
         top_k: How many positions of each row are sent, the greatest; 0: all.
+        is_difference: Whether the rows are differences of two contexts, which may be negative.
     """
 
     grouping: Grouping
@@ -110,6 +111,7 @@ class UnitPlan:
     source_positions: tuple[int, ...] | None = None
     encoding: Encoding = "float32"
     top_k: int = 0
+    is_difference: bool = False
 
     @property
     def is_grouped(self) -> bool:
@@ -190,6 +192,13 @@ class Request:
         if self.beam is not None:  # a contrast has a pass over what the search has found
             return self.beam.width
         return 1 if self.contrast is None else 2
+
+    @property
+    def feature_bytes(self) -> int:
+        """The size of the recordings that the request holds, also in the context of its contrast."""
+        other = None if self.contrast is None else self.contrast.request.features
+        held = (self.features, None if other is self.features else other)
+        return sum(features.values.nbytes for features in held if features is not None)
 
     @property
     def first_row_step(self) -> int:
@@ -303,7 +312,7 @@ class EncoderSelf:
 class Step:
     """A token and its attention: `[positions, layers, heads]`. Reduced attention has fewer axes.
 
-    `unsent_text` is the text of the steps before, in the first step of a request that leaves steps out by `resume_at`.
+    `unsent_text` is the text of the steps that `resume_at` leaves out, in the first step or unit that is sent.
     """
 
     index: int

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Hashable
 
-from ..errors import RequestError, broken, queue_full, stopped
+from ..errors import RequestError, broken, features_full, queue_full, stopped
 from .request_state import RequestState, RequestStatus
 from .waiting_queue import HeldBack, WaitingQueue
 
@@ -20,8 +20,9 @@ _AVERAGE_WEIGHT = 0.1
 class Reservation:
     """A place in an admission queue, until a request takes it or it is released; a context that releases it."""
 
-    def __init__(self, admission: AdmissionQueue, client: Hashable = None) -> None:
+    def __init__(self, admission: AdmissionQueue, client: Hashable = None, num_bytes: int = 0) -> None:
         self.client = client
+        self._num_bytes = num_bytes
         self._admission: AdmissionQueue | None = admission
 
     def __enter__(self) -> Reservation:
@@ -34,18 +35,19 @@ class Reservation:
         """Gives the place back, once."""
         admission, self._admission = self._admission, None
         if admission is not None:
-            admission.release()
+            admission.release(self._num_bytes)
 
 
 class AdmissionQueue:
     """The waiting requests of one engine, and a register of all its requests that have not ended. For any thread."""
 
-    def __init__(self, capacity: int) -> None:
-        self._capacity = capacity
+    def __init__(self, capacity: int, max_bytes: int) -> None:
+        """`capacity` is the most requests that may wait; `max_bytes` the most bytes that their recordings may have."""
+        self._capacity, self._max_bytes = capacity, max_bytes
         self._lock = threading.Lock()
         self._states: set[RequestState] = set()  # all that have not ended, wherever they are
         self._waiting: WaitingQueue[RequestState] = WaitingQueue()
-        self._num_reserved = 0  # places of requests that are being validated
+        self._num_reserved = self._num_reserved_bytes = 0  # of requests that are being validated
         self._needs_announcing = False  # from `hold_back` or `announce_later` until `late_requests`
         self._is_draining = False
         self._is_stopped = False
@@ -57,37 +59,49 @@ class AdmissionQueue:
 
     # ---- requests come ----------------------------------------------------------------------------------------------
 
-    def reserve(self, client: Hashable) -> Reservation:
-        """Takes a place for a client's request. Raises RequestError where none is free.
+    def reserve(self, client: Hashable, num_bytes: int = 0) -> Reservation:
+        """Takes a place for a client's request whose recordings have so many bytes. Raises RequestError.
 
-        Where the queue is full, the newest waiting request of a held-back client ends with QUEUE_FULL and gives its
-        place.
+        Where the queue is full, the newest waiting requests of held-back clients end with QUEUE_FULL and give their
+        places.
         """
-        with self._lock:
-            self._check_open()
-            num_waiting = len(self._waiting) + self._num_reserved
-            evicted = None
-            if num_waiting >= self._capacity:
-                evicted = self._waiting.newest_held_back(client)
-                if evicted is None:
-                    raise queue_full(num_waiting)
-                self._waiting.remove(evicted)
-            self._num_reserved += 1
-        if evicted is not None:
-            self.close(evicted, queue_full(num_waiting))
-        return Reservation(self, client)
+        evicted: list[tuple[RequestState, RequestError]] = []
+        try:
+            with self._lock:
+                self._check_open()
+                while (error := self._find_lack(num_bytes)) is not None:
+                    state = self._waiting.newest_held_back(client)
+                    if state is None:
+                        raise error
+                    self._waiting.remove(state)
+                    evicted.append((state, error))
+                self._num_reserved += 1
+                self._num_reserved_bytes += num_bytes
+        finally:
+            for state, error in evicted:
+                self.close(state, error)
+        return Reservation(self, client, num_bytes)
 
-    def release(self) -> None:
+    def _find_lack(self, num_bytes: int) -> RequestError | None:
+        """Returns why no request with recordings of so many bytes may wait; None where one may."""
+        num_waiting = len(self._waiting) + self._num_reserved
+        if num_waiting >= self._capacity:
+            return queue_full(num_waiting)
+        num_held = self._waiting.num_bytes + self._num_reserved_bytes
+        return features_full(num_held) if num_bytes and num_held + num_bytes > self._max_bytes else None
+
+    def release(self, num_bytes: int) -> None:
         """Gives a reserved place back."""
         with self._lock:
             self._num_reserved -= 1
+            self._num_reserved_bytes -= num_bytes
 
     def submit(self, state: RequestState, client: Hashable) -> None:
         """Adds a request. Raises RequestError."""
         with self._lock:
             self._check_open()
             self._states.add(state)
-            self._waiting.add(state, client, state.request.max_num_tokens)
+            self._waiting.add(state, client, state.request.max_num_tokens, state.request.feature_bytes)
 
     def _check_open(self) -> None:
         if self._is_stopped or self._is_draining:

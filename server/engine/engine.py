@@ -40,6 +40,7 @@ class EngineConfig:
     max_waiting: int = 1024  # requests that wait for their turn, before more are refused
     memory_fraction: float = 0.5  # of the memory that is free at start, for the slots' caches
     thread_counts: tuple[int, ...] = ()  # numbers of CPU threads to choose from; fewer than two: torch's own
+    max_feature_bytes: int = 256 * 1024**2  # of the recordings of requests that wait for their turn
     max_preempted: int = 512  # requests that wait for slow readers, each with a cache
 
 
@@ -53,7 +54,7 @@ class Engine:
         self.loaded = loaded
         self._on_failure = on_failure
         self._config = config or EngineConfig()
-        self._admission = AdmissionQueue(self._config.max_waiting)
+        self._admission = AdmissionQueue(self._config.max_waiting, self._config.max_feature_bytes)
         self._wakeup = threading.Event()  # set by a new request, room in a queue, a cancelled request, or the end
         self._is_ready = threading.Event()
         self._startup_error: Exception | None = None
@@ -105,13 +106,13 @@ class Engine:
 
     # ---- requests ---------------------------------------------------------------------------------------------------
 
-    def reserve(self, client: Hashable = None) -> Reservation:
+    def reserve(self, client: Hashable = None, feature_bytes: int = 0) -> Reservation:
         """Takes a place in the queue for a client's request, before any work is done for it. Raises RequestError.
 
-        Where the queue is full, the newest waiting request of a held-back client ends with QUEUE_FULL and gives its
-        place.
+        `feature_bytes` is the size of the recordings in the request. Where the queue is full, the newest waiting
+        requests of held-back clients end with QUEUE_FULL and give their places.
         """
-        return self._admission.reserve(client)
+        return self._admission.reserve(client, feature_bytes)
 
     def submit(
         self,

@@ -57,16 +57,22 @@ def _are_mostly_stalled(num_stalled: int, num_reading: int) -> bool:
 class _Entry(NamedTuple):
     client: Hashable
     size: int
+    num_bytes: int
 
 
 class WaitingQueue(Generic[T]):
-    """The waiting requests, in the order of their arrival. For one thread at a time."""
+    """The waiting requests, in the order of their arrival. For one thread at a time.
+
+    Attributes:
+        num_bytes: The size of the recordings of all waiting requests.
+    """
 
     def __init__(self) -> None:
         self._entries: dict[T, _Entry] = {}
         self._held_back = HeldBack()
         self._num_begun = 0  # requests that have started since the last held-back one
         self._takes_oldest = False  # the next held-back request is the oldest; otherwise the smallest
+        self.num_bytes = 0
         self._cached: tuple[bool, bool, T | None] | None = None  # the arguments of the last `next`, and its result
 
     def __len__(self) -> int:
@@ -75,14 +81,15 @@ class WaitingQueue(Generic[T]):
     def __iter__(self) -> Iterator[T]:
         return iter(self._entries)
 
-    def add(self, request: T, client: Hashable, size: int) -> None:
-        """Adds a request behind the others. `size` is in tokens."""
-        self._entries[request] = _Entry(client, size)
+    def add(self, request: T, client: Hashable, size: int, num_bytes: int = 0) -> None:
+        """Adds a request behind the others. `size` is in tokens; `num_bytes` is the size of its recordings."""
+        self._entries[request] = _Entry(client, size, num_bytes)
+        self.num_bytes += num_bytes
         self._cached = None
 
     def remove(self, request: T) -> None:
         """Takes out a request that does not start."""
-        del self._entries[request]
+        self.num_bytes -= self._entries.pop(request).num_bytes
         self._cached = None
 
     def begin(self, request: T) -> None:
@@ -95,6 +102,7 @@ class WaitingQueue(Generic[T]):
     def clear(self) -> None:
         """Takes out all requests."""
         self._entries.clear()
+        self.num_bytes = 0
         self._cached = None
 
     def hold_back(self, held_back: HeldBack) -> None:

@@ -101,13 +101,13 @@ def generate_ids(
 
 
 def generate_speech_ids(path: Path, features: np.ndarray, prompt: Sequence[int], **options: Any) -> list[int]:
-    """Runs transformers' `generate` greedily on a recording. Returns the tokens after the decoder's prompt.
+    """Runs transformers' `generate` on a recording, greedily without `num_beams`. Returns the tokens behind the prompt.
 
     This is `generate` of all models: Whisper's own replaces the prompt, and leaves out tokens.
     """
     model = load_model(path)
     inputs = {"input_features": torch.from_numpy(features)[None], "decoder_input_ids": torch.tensor([prompt])}
-    output = GenerationMixin.generate(model, **inputs, do_sample=False, num_beams=1, **options)
+    output = GenerationMixin.generate(model, **inputs, do_sample=False, **{"num_beams": 1, **options})
     return output[0, len(prompt) :].tolist()
 
 

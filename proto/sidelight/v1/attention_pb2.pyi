@@ -775,7 +775,8 @@ class Attention(_message.Message):
     def special_shares(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """Only with SPECIAL_TOKENS_RENORMALIZE: the share of the attention that the special tokens took before the
         renormalization. One number for each index of all axes but the positions axis, in the order of these axes. Where
-        heads or layers are reduced: the mean of their shares, whatever the reduction and the weights.
+        heads or layers are reduced: the mean of their shares, whatever the reduction and the weights. With
+        Contrast.subtract_attention: the share in the request minus the share in the contrast.
         """
 
     def __init__(

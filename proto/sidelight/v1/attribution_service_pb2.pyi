@@ -14,7 +14,8 @@ These errors can happen to any request:
   send. The client finds this status when it reads on. The stream that stalled first ends sooner where many clients
   read nothing and what the server holds for all of them reaches its limit.
 - DEADLINE_EXCEEDED, REQUEST_LATE: the request did not arrive within 10 seconds after its call began.
-- RESOURCE_EXHAUSTED, QUEUE_FULL, with a delay: too many requests wait already.
+- RESOURCE_EXHAUSTED, QUEUE_FULL, with a delay: too many requests wait already, or requests with too many bytes of
+  recordings. The error then names source.features.
 - UNAVAILABLE, SHUTTING_DOWN, with a delay: the server is about to end.
 - UNAVAILABLE, ENGINE_FAILED: the engine of the server has failed.
 - UNAVAILABLE without details, from gRPC itself: the client read nothing until the server had ended.
@@ -431,9 +432,10 @@ class Contrast(_message.Message):
     KL_TOP_K_FIELD_NUMBER: _builtins.int
     subtract_attention: _builtins.bool
     """Only with a given target: send the attention of the request minus the attention of the contrast, after all
-    reductions. This is what Inseq's PairAggregator computes of a contrast and a request. Both must have the same number
-    of positions and of steps. The numbers may be negative: not with ENCODING_UINT8, and with Capture.top_k the greatest
-    are those of the greatest absolute value.
+    reductions over heads and layers. This is what Inseq's PairAggregator computes of a contrast and a request. A grouping
+    then reduces the differences, by the units of the request. Both must have the same number of positions and of steps.
+    The numbers may be negative: not with ENCODING_UINT8, and with Capture.top_k the greatest are those of the greatest
+    absolute value.
     """
     kl_top_p: _builtins.float
     """SCORE_KL_DIVERGENCE keeps only the likeliest tokens whose probabilities reach this sum. As in Inseq, the likeliest

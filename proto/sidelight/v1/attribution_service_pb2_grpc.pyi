@@ -14,7 +14,8 @@ These errors can happen to any request:
   send. The client finds this status when it reads on. The stream that stalled first ends sooner where many clients
   read nothing and what the server holds for all of them reaches its limit.
 - DEADLINE_EXCEEDED, REQUEST_LATE: the request did not arrive within 10 seconds after its call began.
-- RESOURCE_EXHAUSTED, QUEUE_FULL, with a delay: too many requests wait already.
+- RESOURCE_EXHAUSTED, QUEUE_FULL, with a delay: too many requests wait already, or requests with too many bytes of
+  recordings. The error then names source.features.
 - UNAVAILABLE, SHUTTING_DOWN, with a delay: the server is about to end.
 - UNAVAILABLE, ENGINE_FAILED: the engine of the server has failed.
 - UNAVAILABLE without details, from gRPC itself: the client read nothing until the server had ended.

@@ -59,7 +59,8 @@ class AnswerStarter:
         """
         arrived = time.monotonic()
         engine = self._engines[self._catalog.find(message.model).name]
-        with engine.reserve(client) as place:  # before any work is done for the request
+        feature_bytes = len(message.source.features.values) + len(message.contrast.source.features.values)
+        with engine.reserve(client, feature_bytes) as place:  # before any work is done for the request
             request = await self._validate(message, num_bytes, engine.loaded, request_id)
             state = engine.submit(request, OutputQueue(engine.wake, ready), deadline, place)
             return Answer(state, engine.loaded, arrived)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from answers import ask, ask_many
+from harness import serving, stub
 from sidelight.server.api.validation import validate_request
+from sidelight.server.engine.engine import EngineConfig
 from sidelight.server.errors import RequestError
 from sidelight.server.models.loader import load
+from sidelight.v1 import attention_pb2, text_pb2
 from sidelight.v1 import attribution_service_pb2 as service_pb
-from sidelight.v1 import text_pb2
 from speech_zoo import NUM_BINS, NUM_FRAMES, build_whisper, recording
 
 
@@ -82,3 +85,31 @@ def test_features_are_no_target(whisper, field):
     request = message(recording(0))
     getattr(request, field).CopyFrom(request.source)
     assert refusal(request, whisper).field == field
+
+
+def test_the_bytes_of_recordings_that_wait_are_bounded(whisper):
+    """The recordings of a request and of its contrast count; a request that has ended gives its bytes back."""
+    limits = EngineConfig(max_running=2, max_feature_bytes=4 * recording(0).nbytes)
+    requests = []
+    for number in range(8):
+        request = message(recording(number))
+        request.decoding.max_new_tokens, request.decoding.ignore_eos = 40, True
+        request.contrast.source.CopyFrom(message(recording(100 + number)).source)
+        request.scores.append(attention_pb2.SCORE_KL_DIVERGENCE)
+        requests.append(request)
+    with serving(whisper, limits=limits) as address, stub(address) as service:
+        for _ in range(2):
+            answers = ask_many(service, {str(number): request for number, request in enumerate(requests)})
+            errors = {answer.error for answer in answers.values() if answer.code}
+            assert errors == {(8, "QUEUE_FULL", "source.features")}
+            assert all(answer.code or len(answer.steps) == 40 for answer in answers.values())
+            assert sum(not answer.code for answer in answers.values()) >= 2
+        assert not ask(service, requests[0]).code
+
+
+def test_a_recording_beyond_the_bound_is_refused_before_it_is_read(whisper):
+    request = message(np.full_like(recording(0), np.nan))
+    limits = EngineConfig(max_feature_bytes=recording(0).nbytes - 1)
+    with serving(whisper, limits=limits) as address, stub(address) as service:
+        assert ask(service, request).error == (8, "QUEUE_FULL", "source.features")
+        assert ask(service, service_pb.AttributeRequest(source=text_pb2.Text(text="A dog."))).code == 3
