@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
-
 from .arrays import AttentionArrays
+from .grouping import encode
 from .plan import CapturePlan
 
 
@@ -18,15 +17,10 @@ def minuend_plan(plan: CapturePlan) -> CapturePlan:
 def subtract(
     attention: AttentionArrays | None, other: AttentionArrays | None, plan: CapturePlan
 ) -> AttentionArrays | None:
-    """Subtracts `other`, and encodes the difference as the plan says. Both are `[queries, positions, ...]`, float32.
-
-    Top-k takes the positions whose differences are greatest without their sign. Of equal ones it takes those at the
-    lowest positions, as the kernels do.
-    """
+    """Subtracts `other`, and encodes the difference as the plan says. Both are `[queries, positions, ...]`, float32."""
     if attention is None or other is None:
         return None
-    values, positions = attention.values - other.values, None
-    if plan.top_k:
-        order = np.argsort(-np.abs(values), axis=1, kind="stable")[:, : plan.top_k]
-        values, positions = np.take_along_axis(values, order, 1), order.astype(np.int32)
-    return AttentionArrays(values.astype(plan.encoding, copy=False), None, positions)
+    encoded = encode(attention.values - other.values, plan.encoding, plan.top_k, axis=1, is_difference=True)
+    if attention.shares is None or other.shares is None:
+        return encoded
+    return encoded._replace(shares=attention.shares - other.shares)

@@ -90,7 +90,9 @@ class RunningReduction:
         return value
 
 
-def encode(rows: FloatArray, encoding: Encoding, top_k: int, axis: int = 0) -> AttentionArrays:
+def encode(
+    rows: FloatArray, encoding: Encoding, top_k: int, axis: int = 0, *, is_difference: bool = False
+) -> AttentionArrays:
     """Encodes rows as the kernels do. Numbers beyond the range of the encoding become the greatest of the range.
 
     Args:
@@ -98,12 +100,18 @@ def encode(rows: FloatArray, encoding: Encoding, top_k: int, axis: int = 0) -> A
         encoding: The type of the numbers.
         top_k: How many positions of each row are kept, the greatest; 0: all.
         axis: The axis of the positions: 0 or 1.
+        is_difference: Whether numbers may be negative. The greatest are then those of the greatest absolute value. Of
+            equal ones those at the lowest positions are kept, as the kernels do. Not in uint8.
     """
     dtype = ENCODINGS[encoding]
     limit = torch.finfo(torch.float16 if dtype == torch.float16 else torch.float32).max
     rows = np.clip(rows, -limit, limit)
     if dtype == torch.float32 and not top_k:
         return AttentionArrays(rows)
+    if is_difference and top_k:
+        order = np.argsort(-np.abs(rows), axis, kind="stable").take(range(min(top_k, rows.shape[axis])), axis)
+        kept = np.take_along_axis(rows, order, axis)
+        return AttentionArrays(kept.astype(encoding, copy=False), None, order.astype(np.int32))
     num_queries, rest = (rows.shape[0] if axis else 1), rows.shape[axis + 1 :]
     packed = pack(torch.from_numpy(rows.reshape(1, num_queries, rows.shape[axis], -1)), dtype, top_k)
 

@@ -83,8 +83,8 @@ def hypothesis_outputs(
     del recorded  # its memory, while steps wait
     units = make_unit_builder(loaded, request, started)
     for output in given_steps(request, parts, units):
-        if isinstance(output, Step) and output.index == request.resume_at:
-            output = replace(output, unsent_text=unsent_text)
+        if output is not None and unsent_text:
+            output, unsent_text = replace(output, unsent_text=unsent_text), ""
         yield output
     yield Finished(best.text, best.stop_reason, len(ids), hypotheses=hypotheses)
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 
+from sidelight.v1 import attention_pb2
 from sidelight.v1 import attribution_service_pb2 as service_pb
 
 from ...capture import AttentionKind, CapturePlan, minuend_plan
@@ -46,7 +47,7 @@ def validate_contrast(
         raise invalid("contrast", "REQUIRED", "one of source, prefix and given must be set")
     if not (contrast.subtract_attention or CONTRAST_SCORES.intersection(request.scores)):
         raise invalid("contrast", "CONTRADICTION", "needs a contrast score or subtract_attention: nothing else uses it")
-    _check_contradictions(contrast, request)
+    _check_contradictions(message, request)
     kl_top_p = validate_probability(contrast, "kl_top_p", "contrast.kl_top_p", 1.0)
     if contrast.kl_top_k > loaded.vocabulary_size:
         problem = f"is more than the vocabulary has tokens, {loaded.vocabulary_size:,}"
@@ -64,7 +65,8 @@ def validate_contrast(
     return Contrast(other, steps, contrast.subtract_attention, kl_top_p, contrast.kl_top_k)
 
 
-def _check_contradictions(contrast: service_pb.Contrast, request: Request) -> None:
+def _check_contradictions(message: service_pb.AttributeRequest, request: Request) -> None:
+    contrast = message.contrast
     is_given = isinstance(request.target, GivenTarget)
     if contrast.HasField("given") and not is_given:
         raise invalid("contrast.given", "CONTRADICTION", "goes with a given target: a target that is decoded has none")
@@ -82,7 +84,7 @@ def _check_contradictions(contrast: service_pb.Contrast, request: Request) -> No
         raise invalid(field, "CONTRADICTION", "the capture asks for no attention")
     if contrast.alignments:
         raise invalid("contrast.alignments", "CONTRADICTION", "goes without subtract_attention: rows of other steps")
-    if request.capture.encoding == "uint8":
+    if message.capture.encoding == attention_pb2.ENCODING_UINT8:
         raise invalid("capture.encoding", "CONTRADICTION", "bytes hold no negative numbers, which differences may be")
 
 

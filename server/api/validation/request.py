@@ -89,7 +89,7 @@ def validate_request(
         target_tokens_left_out=texts.num_left_out,
         has_parts=has_parts,
         features=features,
-        units=validate_units(message.capture, source, texts.given, offset_unit),
+        units=validate_units(message, source, texts.given, offset_unit),
     )
     contrast = validate_contrast(message, loaded, languages, options, request, max_positions)
     return request if contrast is None else replace(request, contrast=contrast)

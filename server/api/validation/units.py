@@ -61,9 +61,10 @@ def check_units(message: service_pb.AttributeRequest) -> None:
 
 
 def validate_units(
-    message: attention_pb2.Capture, source: TokenizedText, given: TokenizedText | None, offset_unit: OffsetUnit
+    request: service_pb.AttributeRequest, source: TokenizedText, given: TokenizedText | None, offset_unit: OffsetUnit
 ) -> UnitPlan | None:
     """Returns how the rows of a request are grouped and cut; None if they are not. `check_units` has been called."""
+    message = request.capture
     if message.none or not changes_rows(message):
         return None
     units, grouping = message.units, _grouping(message)
@@ -91,6 +92,7 @@ def validate_units(
         positions,
         encoding,
         message.top_k,
+        request.contrast.subtract_attention,
     )
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from ...models import LoadedModel
-from ...request import Finished, GivenTarget, Output, Request, Step
+from ...request import Finished, GivenTarget, Output, Request, Step, Unit
 from ...runner import TargetOutput, TargetPass
 from ...text import Token, TokenizedText
 from .output_builder import make_started, make_unit_builder, split_encoder_self
@@ -42,7 +42,7 @@ def target_outputs(loaded: LoadedModel, request: Request, target_pass: TargetPas
 
 def given_steps(
     request: Request, parts: Iterator[Iterator[Step]], units: UnitBuilder | None
-) -> Iterator[Output | None]:
+) -> Iterator[Step | Unit | None]:
     """The steps of a target that are sent, and the units of the target.
 
     `parts` are the steps, part by part. None says that the next step is of another part, which takes a pass.

@@ -128,25 +128,23 @@ class OutputBuilder:
 
     def _complete(self, step: Step, output: StepOutput) -> list[Output]:
         """A step with the attention of the pass that gives its row, and the end if it is the last step."""
-        outputs: list[Output] = []
+        rows: list[Step | Unit] = []
         text = self._detokenizer.text
         attended = replace(step, cross=output.cross, decoder_self=output.decoder_self)
         if self._units is not None:
-            outputs += self._units.add(attended, text)
+            rows += self._units.add(attended, text)
         elif step.index >= self._request.resume_at:
-            outputs.append(attended)
-        if step.index >= self._request.resume_at:
-            first = outputs[0]
-            if self._unsent_text and isinstance(first, Step | Unit):
-                outputs[0], self._unsent_text = replace(first, unsent_text=self._unsent_text), ""
-        else:
+            rows.append(attended)
+        if step.index < self._request.resume_at:
             self._unsent_text += step.text
-        if self._stop_reason is not None:
-            self.is_finished = True
-            if self._units is not None:
-                outputs += self._units.finish(text)
-            outputs.append(Finished(text, self._stop_reason, step.index + 1, self._params.seed))
-        return outputs
+        if self._stop_reason is not None and self._units is not None:
+            rows += self._units.finish(text)
+        if rows and self._unsent_text:
+            rows[0], self._unsent_text = replace(rows[0], unsent_text=self._unsent_text), ""
+        if self._stop_reason is None:
+            return [*rows]
+        self.is_finished = True
+        return [*rows, Finished(text, self._stop_reason, step.index + 1, self._params.seed)]
 
 
 def find_stop(

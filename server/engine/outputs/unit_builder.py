@@ -13,7 +13,7 @@ import numpy as np
 
 from ...capture import AttentionArrays, AttentionKind, FloatArray, RunningReduction, encode, reduce_groups
 from ...errors import ErrorCode, RequestError
-from ...request import Output, Request, Step, TextSpan, Unit, UnitPlan
+from ...request import Request, Step, TextSpan, Unit, UnitPlan
 from ...text import Token, TokenGrouper, cover, group_tokens, shares_character
 
 # The most bytes of rows that wait until it is certain to which unit they belong. In common texts a few rows wait.
@@ -63,7 +63,7 @@ def group_encoder_self(parts: Iterable[AttentionArrays], plan: UnitPlan) -> Iter
                     shares.append(mean_share)
             reduction, share = RunningReduction(plan.over_steps), RunningReduction("mean")
             index += 1
-        encoded = encode(np.stack(complete) if complete else rows[:0], plan.encoding, plan.top_k, axis=1)
+        encoded = _encode(np.stack(complete) if complete else rows[:0], plan, axis=1)
         if part.shares is not None:
             encoded = encoded._replace(shares=np.stack(shares) if shares else part.shares[:0])
         yield encoded
@@ -76,6 +76,10 @@ def _group_source(values: FloatArray, plan: UnitPlan, axis: int = 0) -> FloatArr
     if plan.source_positions is not None:
         values = np.take(values, plan.source_positions, axis)
     return values
+
+
+def _encode(rows: FloatArray, plan: UnitPlan, axis: int = 0) -> AttentionArrays:
+    return encode(rows, plan.encoding, plan.top_k, axis, is_difference=plan.is_difference)
 
 
 class UnitBuilder:
@@ -118,7 +122,7 @@ class UnitBuilder:
             "decoder_self": RunningReduction("mean"),
         }
 
-    def add(self, step: Step, text: str) -> Iterator[Output]:
+    def add(self, step: Step, text: str) -> Iterator[Step | Unit]:
         """The outputs that a step completes. `text` is the text of the target so far, at least up to the step."""
         if not self._plan.is_grouped:
             if step.index >= self._resume_at:
@@ -131,7 +135,7 @@ class UnitBuilder:
         if step.index >= self._resume_at:
             yield replace(step, cross=None, decoder_self=None)
 
-    def finish(self, text: str) -> Iterator[Output]:
+    def finish(self, text: str) -> Iterator[Unit]:
         """The units that remain at the end of the target."""
         if self._plan.is_grouped:
             yield from self._complete(self._grouper.finish(text), text, True)
@@ -201,8 +205,7 @@ class UnitBuilder:
     def _encode(self, kind: AttentionKind, row: FloatArray | None) -> AttentionArrays | None:
         if row is None:
             return None
-        encoded = encode(row, self._plan.encoding, self._plan.top_k)
-        return encoded._replace(shares=self._shares[kind].result())
+        return _encode(row, self._plan)._replace(shares=self._shares[kind].result())
 
     def _group_scores(self) -> list[float]:
         scores = np.array([step.scores for step in self._steps], np.float64)
@@ -224,11 +227,11 @@ class UnitBuilder:
         cross, own = step.cross, step.decoder_self
         if cross is not None:
             shares = cross.shares
-            cross = encode(_group_source(cross.values, plan), plan.encoding, plan.top_k)._replace(shares=shares)
+            cross = _encode(_group_source(cross.values, plan), plan)._replace(shares=shares)
         if own is not None:
             prompt, rest = own.values[: self._num_prompt], own.values[self._num_prompt :]
             values = np.concatenate([_group_source(prompt, plan), rest]) if self._num_prompt else rest
-            own = encode(values, plan.encoding, plan.top_k)._replace(shares=own.shares)
+            own = _encode(values, plan)._replace(shares=own.shares)
         return replace(step, cross=cross, decoder_self=own)
 
     def _is_sliced_in(self, tokens: Sequence[Token]) -> bool:
