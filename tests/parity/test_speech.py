@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ import peers
 import pytest
 from harness import serving
 from model_rows import check_rows
-from sidelight.client import Attribution, Capture, Client, Contrast, Decoding, Greedy, InvalidArgumentError, save
+from sidelight.client import Attribution, Beam, Capture, Client, Contrast, Decoding, Greedy, InvalidArgumentError, save
 from sidelight.server.models.loader import LoadedModel, load
 from speech_zoo import NUM_BINS, NUM_FRAMES, WHISPER, build_whisper, recording
 from transformers import AutoTokenizer
@@ -62,6 +62,21 @@ def test_decoded_beside_neighbours(served):
         assert ours.started.source_position_count == ours.usage.source_tokens == NUM_FRAMES // 2
     assert len({tuple(ids) for ids in written}) > 1
     assert max(len(set(ids)) for ids in written) > 2
+
+
+@pytest.mark.parametrize("width", [2, 4])
+def test_beam_searches_beside_each_other(served, width):
+    """Tokens are those of `generate`, and rows those of the model over the best hypothesis."""
+    decoding = replace(WRITES, strategy=Beam(width, hypotheses=2))
+    found = served.attribute(decoding=decoding, **languages_of(served))
+    for number, ours in enumerate(found):
+        prompt = [token.id for token in ours.context]
+        options = {"max_new_tokens": 9, "min_new_tokens": 9, "num_beams": width}
+        ids = [token.id for token in ours.steps]
+        assert ids == peers.generate_speech_ids(served.path, recording(number), prompt, **options)
+        assert len(ours.hypotheses) == 2
+        assert ids == [token.id for token in ours.hypotheses[0].tokens]
+        check_rows(ours, served.path, recording(number))
 
 
 @pytest.mark.parametrize("row", ["predicting", "reading"])

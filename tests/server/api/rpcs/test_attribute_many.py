@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 import queue
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
+import answers
 import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
@@ -22,6 +24,7 @@ from sidelight.v1 import attribution_service_pb2 as pb
 from sidelight.v1 import attribution_service_pb2_grpc as services
 from sidelight.v1 import text_pb2 as text
 
+DATA = Path(__file__).parents[5] / "shared" / "data" / "tatoeba-en-de.dev.tsv"
 MANY = "/sidelight.v1.AttributionService/AttributeMany"
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
 SENTENCES = [
@@ -82,7 +85,7 @@ def test_each_text_is_answered_as_by_a_call_of_its_own(bundled_server):
     messages = mixed_requests()
     with stub(bundled_server) as service:
         alone = [plain(list(service.Attribute(message, timeout=60))) for message in messages]
-        answers: dict[str, list[pb.AttributeResponse]] = {}
+        streamed: dict[str, list[pb.AttributeResponse]] = {}
         num_messages = num_events = 0
         for response in service.AttributeMany(
             (attribute(f"t{number}", message) for number, message in enumerate(messages)), timeout=120
@@ -91,9 +94,25 @@ def test_each_text_is_answered_as_by_a_call_of_its_own(bundled_server):
             for event in events_of(iter([response])):
                 assert event.HasField("response")
                 num_events += 1
-                answers.setdefault(event.request_id, []).append(event.response)
-    assert [plain(answers[f"t{number}"]) for number in range(36)] == alone
+                streamed.setdefault(event.request_id, []).append(event.response)
+    assert [plain(streamed[f"t{number}"]) for number in range(36)] == alone
     assert num_messages < num_events / 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", range(0, 1000, 250))
+def test_each_sentence_of_the_dev_set_has_the_rows_of_a_call_of_its_own(bundled_server, first):
+    if not DATA.is_file():
+        pytest.skip("../shared is not here")
+    lines = DATA.read_text(encoding="utf-8").splitlines()[first : first + 250]
+    messages = {str(number): request(line.split("\t")[0], [CROSS]) for number, line in enumerate(lines)}
+    assert len(messages) == 250
+    with stub(bundled_server) as service:
+        together = answers.ask_many(service, messages)
+        for name, message in messages.items():
+            alone = answers.ask(service, message)
+            assert not alone.code
+            answers.assert_equal(together[name].events, alone.events)
 
 
 def test_a_text_that_fails_carries_its_error_and_the_others_go_on(bundled_server):
