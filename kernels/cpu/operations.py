@@ -81,12 +81,15 @@ def run_operations(
     first_slot: int = 0,
     num_self_positions: int = 0,
     num_cross_positions: int = 0,
-    sequence_rows: int = 1,
+    num_sequences: int = 0,
 ) -> None:
-    """Runs a table of operations. The arguments are those of `Program.run`; nothing is checked."""
+    """Runs a table of operations. The arguments are those of `Program.run`, sequences by their number.
+
+    Nothing is checked.
+    """
     from .jit.thread_pool import thread_pool
 
-    run = np.array([num_rows, first_slot, num_self_positions, num_cross_positions, sequence_rows], np.int64)
+    run = np.array([num_rows, first_slot, num_self_positions, num_cross_positions, num_sequences], np.int64)
     thread_pool.run(table, run, torch.get_num_threads())
 
 

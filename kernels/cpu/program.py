@@ -8,6 +8,7 @@ are float32; weights and the inputs of products may be int8, whose sums are exac
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -47,6 +48,7 @@ class Program(OperationList):
         if not is_supported():
             raise RuntimeError("this machine does not run CPU programs")
         super().__init__(max_rows)
+        self._sequences: Fields | None = None  # of the run: the first row of each sequence, and its number of rows
 
     def buffer(self, width: int) -> Tensor:
         """Allocates a tensor for intermediate results, float32 `[max_rows, width]`."""
@@ -112,14 +114,13 @@ class Program(OperationList):
             fields[op.NEW_KEY], fields[op.NEW_VALUE] = self._address(key), self._address(value)
             fields[op.NEW_KEY_STRIDE], fields[op.NEW_VALUE_STRIDE] = row_stride(key), row_stride(value)
 
-    def attend_sequences(self, projected: Tensor, heads: int, lengths: Tensor, scale: float, out: Tensor) -> None:
+    def attend_sequences(self, projected: Tensor, heads: int, scale: float, out: Tensor) -> None:
         """Adds the self-attention of an encoder: each row of a sequence over all rows of the sequence.
 
         Args:
-            projected: Queries, keys and values side by side, `[rows, 3 * width]`. `run` gets the number of
-                rows of a sequence, MAX_POSITIONS at most.
+            projected: Queries, keys and values side by side, `[rows, 3 * width]`. `run` gets the number of rows of each
+                sequence.
             heads: The number of heads. A head has MAX_HEAD_WIDTH numbers at most.
-            lengths: int64 `[sequences]`: how many rows of each sequence count. The output of other rows is undefined.
             scale: What scores are multiplied with.
             out: `[rows, width]`.
 
@@ -131,21 +132,22 @@ class Program(OperationList):
             raise ValueError(f"heads: must have {MAX_HEAD_WIDTH} numbers at most, not {width // heads}")
         query, key, value = (projected[:, begin : begin + width] for begin in (0, width, 2 * width))
         fields = self._add_operation(op.ATTEND_SEQUENCES, query, out, query.shape[1] // heads)
+        if self._sequences is None:
+            self._sequences = np.zeros((2, self._max_rows), np.int64)
+        fields[op.BEGINS], fields[op.LENGTHS] = (row.ctypes.data for row in self._sequences)
         # As one slot: how long sequences are, only a run knows.
         keys, values = (each.view(len(each), heads, -1).transpose(0, 1)[None] for each in (key, value))
         self._set_keys_and_values(fields, keys, values)
-        fields[op.LENGTHS] = self._address(lengths)
         fields[op.SCALE] = float_bits(scale)
 
-    def scatter_kv(self, projected: Tensor, keys: Tensor, values: Tensor, slots: Tensor, lengths: Tensor) -> None:
+    def scatter_kv(self, projected: Tensor, keys: Tensor, values: Tensor, slots: Tensor, positions: Tensor) -> None:
         """Adds the copy of keys and values, side by side in `[rows, heads * (width + value width)]`, into slots.
 
-        As many rows of each sequence are copied as `lengths` says, int64 `[sequences]`, into the slot of the sequence
-        in `slots`, int64 `[sequences]`.
+        `slots` and `positions` say where each row goes, int64 `[rows]`.
         """
         fields = self._add_operation(op.SCATTER_KV, projected, projected, keys.shape[3])
         self._set_keys_and_values(fields, keys, values)
-        fields[op.SLOTS], fields[op.LENGTHS] = self._address(slots), self._address(lengths)
+        fields[op.SLOTS], fields[op.ROW_POSITIONS] = self._address(slots), self._address(positions)
 
     def embed(
         self,
@@ -180,7 +182,7 @@ class Program(OperationList):
         first_slot: int = 0,
         num_self_positions: int = 0,
         num_cross_positions: int = 0,
-        sequence_rows: int = 1,
+        sequence_lengths: Sequence[int] = (),
         epilogue: Fields | None = None,
     ) -> None:
         """Runs the program for some rows, with as many threads as torch uses.
@@ -192,18 +194,16 @@ class Program(OperationList):
             num_self_positions: How many positions of each probability row are written, by attentions that append a key
                 and a value of their own.
             num_cross_positions: Likewise, by the other attentions.
-            sequence_rows: How many rows each sequence has, where rows form sequences.
+            sequence_lengths: How many rows each sequence has, where rows form sequences, which follow one another.
             epilogue: Operations that run after the program (see `store_rows` and `LinearArgmax.prepare`).
 
         Raises:
-            ValueError: There are too many rows, or rows do not fill their sequences.
+            ValueError: There are too many rows, or sequences that are too long or do not have all rows together.
         """
         if not 0 < num_rows <= self._max_rows:
             raise ValueError(f"num_rows: must be 1 to {self._max_rows}, not {num_rows}")
-        if not 0 < sequence_rows <= MAX_POSITIONS or num_rows % sequence_rows:
-            raise ValueError(
-                f"sequence_rows: must be 1 to {MAX_POSITIONS}, and divide num_rows, which {sequence_rows} does not"
-            )
+        if self._sequences is not None:
+            self._place_sequences(sequence_lengths, num_rows)
         table = self.table
         if epilogue is not None:
             table = np.concatenate([table, epilogue])
@@ -211,7 +211,16 @@ class Program(OperationList):
             table = np.array(table, np.int64)  # a copy for this run
         if x is not None:
             table[0, op.X], table[0, op.X_STRIDE] = x.data_ptr(), row_stride(x)
-        run_operations(table, num_rows, first_slot, num_self_positions, num_cross_positions, sequence_rows)
+        run_operations(table, num_rows, first_slot, num_self_positions, num_cross_positions, len(sequence_lengths))
+
+    def _place_sequences(self, lengths: Sequence[int], num_rows: int) -> None:
+        """Writes where the sequences of a run are. Raises ValueError."""
+        assert self._sequences is not None
+        if sum(lengths) != num_rows or min(lengths) < 1 or max(lengths) > MAX_POSITIONS:
+            raise ValueError(f"sequence_lengths: must be 1 to {MAX_POSITIONS} each, and {num_rows} together")
+        begins, counts = self._sequences[:, : len(lengths)]
+        counts[:] = lengths
+        np.cumsum(counts[:-1], out=begins[1:])  # the first sequence begins at row 0
 
 
 class PackedMatmul:

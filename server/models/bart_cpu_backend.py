@@ -54,7 +54,7 @@ class BartCpuBackend(TransformersBackend):
 
     @property
     def max_prefill_tokens(self) -> int:
-        """How many source tokens, padding included, are encoded at once."""
+        """How many source tokens are encoded at once."""
         return MAX_PROGRAM_TOKENS
 
     def _encode(self, sources: Tensor, mask: Tensor | None) -> Tensor:
@@ -65,15 +65,16 @@ class BartCpuBackend(TransformersBackend):
 
         The length of a source alone decides how it is encoded, so its numbers do not depend on other sources.
         """
-        short_rows: dict[int, int] = {}  # the slot of each row
+        short: dict[int, int] = {}  # the lengths of short sources, by slot
+        rows: list[int] = []
         for row, (slot, length) in enumerate(lengths.items()):
             if self._encoder_program.takes(length):
-                short_rows[row] = slot
+                short[slot] = length
+                rows.append(row)
             else:
                 self._prefill_source(sources[row : row + 1, :length], length, slot, cache)
-        if short_rows:
-            short_lengths = {slot: lengths[slot] for slot in short_rows.values()}
-            self._encoder_program.run(sources[[*short_rows], : max(short_lengths.values())], short_lengths, cache)
+        if short:
+            self._encoder_program.run(sources if len(rows) == len(sources) else sources[rows], short, cache)
 
     def decode(self, tokens: Tensor, cache: KVCache, query: ArgmaxQuery | None = None) -> Tensor:
         """Run a step as a program, and the search of a `query` in the same run."""

@@ -39,8 +39,10 @@ _ACTIVATIONS: dict[type, Activation] = {
     GELUActivation: "gelu",
 }
 
-# Source tokens, padding included, that the encoder's program reads at once: few enough to stay in a core's cache.
+# Source tokens that the encoder's program reads at once: few enough to stay in a core's cache.
 MAX_PROGRAM_TOKENS = 512
+
+_POSITIONS = np.arange(MAX_POSITIONS)
 
 
 def check_stack(stack: Any) -> None:
@@ -116,7 +118,9 @@ class DecoderProgram:
         count = len(cache.own.lengths)
         program = Program(count)
         builder = _StackBuilder(program, self._decoder)
-        self._build_embedding(program, cache, builder.hidden)
+        ids = torch.zeros(count, 1, dtype=torch.int64)  # a placeholder for the tokens of a step
+        num_positions = cache.own.slot_layers[0].get_max_length()
+        _embed(program, self._embedding, ids, cache.own.lengths, num_positions, builder.hidden)
         projected = program.buffer(3 * builder.width)
         all_probabilities: list[tuple[LayerKey, Tensor]] = []
 
@@ -139,25 +143,6 @@ class DecoderProgram:
             builder.add_feed_forward(layer.feed_forward)
         return _StepProgram(program, builder.end(), all_probabilities)
 
-    def _build_embedding(self, program: Program, cache: KVCache, out: Tensor) -> None:
-        """Embed the tokens of a step, whose positions are the lengths of their slots."""
-        table, embedding = self._embedding.table, self._embedding
-        # The embeddings of positions: one table for most tokens, and for padding another (M2M100).
-        lengths = torch.arange(cache.own.slot_layers[0].get_max_length())[:, None]
-        padding = table.padding_idx
-        token = 0 if padding != 0 else 1  # any token that is no padding
-        positions = embedding.positions(torch.full_like(lengths, token), lengths)[:, 0].float().contiguous()
-        other: tuple[int, Tensor] | None = None
-        if padding is not None:
-            of_padding = embedding.positions(torch.full_like(lengths, padding), lengths)[:, 0].float().contiguous()
-            other = None if torch.equal(of_padding, positions) else (padding, of_padding)
-        # The tables of some families multiply what they return.
-        scale = float(getattr(table, "embed_scale", 1.0)) * embedding.scale
-        ids = torch.zeros(len(cache.own.lengths), 1, dtype=torch.int64)  # a placeholder for the tokens of a step
-        program.embed(ids, table.weight.detach(), scale, positions, cache.own.lengths, out, special=other)
-        if embedding.norm is not None:
-            _normalize(program, embedding.norm, out, out)
-
 
 def _is_stored_as_computed(target: RecordTarget, visible: int) -> bool:
     """Whether a target takes `visible` positions of all heads side by side, in float32."""
@@ -177,12 +162,13 @@ def _is_stored_as_computed(target: RecordTarget, visible: int) -> bool:
 
 
 class _PrefillProgram(NamedTuple):
-    """The encoder's program for the slots of one KV cache."""
+    """The encoder's program for the slots of one KV cache. Rows of all sources follow one another, without padding."""
 
     program: Program
-    hidden: Tensor  # the input, [rows, width]
-    slots: Tensor  # of each sequence, int64
-    lengths: Tensor  # of each sequence, int64
+    ids: NDArray[np.int64]  # of each row: the token
+    slots: NDArray[np.int64]
+    positions: NDArray[np.int64]
+    placeless_id: int | None  # the token that takes no position
 
 
 class EncoderProgram:
@@ -209,36 +195,74 @@ class EncoderProgram:
         prefill = self._programs.get(cache)
         if prefill is None:
             prefill = self._programs[cache] = self._build(cache)
-        slots, counts = [*lengths], [*lengths.values()]
-        num_sequences = MAX_PROGRAM_TOKENS // ids.shape[1]
-        for begin in range(0, len(ids), num_sequences):
-            part = slice(begin, begin + num_sequences)
-            size = max(counts[part])
-            rows = self._embedding.embed_sources(ids[part, :size]).flatten(0, 1)
-            prefill.hidden[: len(rows)] = rows
-            prefill.slots[: len(slots[part])] = torch.tensor(slots[part])
-            prefill.lengths[: len(slots[part])] = torch.tensor(counts[part])
-            prefill.program.run(len(rows), sequence_rows=size)
-        cache.source_lengths[slots] = torch.tensor(counts)[:, None]
+        counts: list[int] = []  # of the sources that are read next
+        num_rows = 0
+        # By NumPy: a call of torch releases Python's lock, and other threads keep the lock for a while.
+        for source, (slot, length) in zip(ids.numpy(), lengths.items(), strict=True):
+            if num_rows + length > MAX_PROGRAM_TOKENS:
+                prefill.program.run(num_rows, sequence_lengths=counts)
+                counts, num_rows = [], 0
+            rows = slice(num_rows, num_rows + length)
+            prefill.ids[rows], prefill.slots[rows] = source[:length], slot
+            prefill.positions[rows] = _positions_of(source[:length], prefill.placeless_id)
+            counts.append(length)
+            num_rows += length
+        prefill.program.run(num_rows, sequence_lengths=counts)
+        cache.source_lengths.numpy()[[*lengths], 0] = [*lengths.values()]
 
     def _build(self, cache: KVCache) -> _PrefillProgram:
         """Lay out the reading of sources for the slots of a cache."""
         program = Program(MAX_PROGRAM_TOKENS)
         builder = _StackBuilder(program, self._encoder)
         projected = program.buffer(3 * builder.width)
-        slots, lengths = (torch.ones(MAX_PROGRAM_TOKENS, dtype=torch.int64) for _ in range(2))
-        prefill = _PrefillProgram(program, builder.hidden, slots, lengths)
+        ids, slots, positions = torch.zeros(3, MAX_PROGRAM_TOKENS, dtype=torch.int64)
+        num_positions = min(MAX_POSITIONS, cache.source_layers[0].get_max_length())
+        placeless_id = _embed(program, self._embedding, ids[:, None], positions, num_positions, builder.hidden)
         for layer in self._layers:
             program.matmul(builder.input_of(layer.own_norm), layer.project, projected)
-            program.attend_sequences(projected, self._heads, lengths, self._scaling, builder.attended)
+            program.attend_sequences(projected, self._heads, self._scaling, builder.attended)
             builder.add_attention(layer.own_norm, layer.own_output)
             builder.add_feed_forward(layer.feed_forward)
         encoded = builder.end()
         for panels, layer in zip(self._projections, cache.source_layers, strict=True):
             keys_and_values = projected[:, : panels.out_features]
             program.matmul(encoded, panels, keys_and_values)
-            program.scatter_kv(keys_and_values, layer.all_keys, layer.all_values, slots, lengths)
-        return prefill
+            program.scatter_kv(keys_and_values, layer.all_keys, layer.all_values, slots, positions)
+        return _PrefillProgram(program, ids.numpy(), slots.numpy(), positions.numpy(), placeless_id)
+
+
+def _positions_of(ids: NDArray[np.int64], placeless_id: int | None) -> NDArray[np.int64]:
+    """The positions of the tokens of a source."""
+    if placeless_id is None or placeless_id not in ids:
+        return _POSITIONS[: len(ids)]
+    return np.maximum(np.cumsum(ids != placeless_id) - 1, 0)
+
+
+# ---- embeddings -----------------------------------------------------------------------------------------------------
+
+
+def _embed(
+    program: Program, embedding: Embedding, ids: Tensor, positions: Tensor, num_positions: int, out: Tensor
+) -> int | None:
+    """Embed tokens `[rows, 1]` at `positions`, which are below `num_positions`: int64, one for each row.
+
+    Returns the token that takes no position, if there is one: padding, in some families (M2M100).
+    """
+    table = embedding.table
+    places = torch.arange(num_positions)[:, None]
+    padding = table.padding_idx
+    token = 0 if padding != 0 else 1  # any token that is no padding
+    of_tokens = embedding.positions(torch.full_like(places, token), places)[:, 0].float().contiguous()
+    special: tuple[int, Tensor] | None = None
+    if padding is not None:
+        of_padding = embedding.positions(torch.full_like(places, padding), places)[:, 0].float().contiguous()
+        special = None if torch.equal(of_padding, of_tokens) else (padding, of_padding)
+    # The tables of some families multiply what they return.
+    scale = float(getattr(table, "embed_scale", 1.0)) * embedding.scale
+    program.embed(ids, table.weight.detach(), scale, of_tokens, positions, out, special=special)
+    if embedding.norm is not None:
+        _normalize(program, embedding.norm, out, out)
+    return None if special is None else special[0]
 
 
 # ---- layers ---------------------------------------------------------------------------------------------------------

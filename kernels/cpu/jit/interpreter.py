@@ -20,6 +20,7 @@ from .opcodes import (
     ADDED_STRIDE,
     ATTEND,
     ATTEND_SEQUENCES,
+    BEGINS,
     BIAS,
     CHANNEL_SCALES,
     EMBED,
@@ -50,6 +51,7 @@ from .opcodes import (
     NUM_CROSS_POSITIONS,
     NUM_ROWS,
     NUM_SELF_POSITIONS,
+    NUM_SEQUENCES,
     OUT,
     OUT_STEP,
     OUT_STRIDE,
@@ -60,13 +62,13 @@ from .opcodes import (
     PROBABILITIES_STRIDE,
     QUANTIZE,
     ROW_INDEX,
+    ROW_POSITIONS,
     SCALE,
     SCALES,
     SCATTER_KV,
     SCORE_BIAS,
     SCORE_BIAS_HEAD,
     SCORE_BIAS_STRIDE,
-    SEQUENCE_ROWS,
     SIZE,
     SLOTS,
     SOFTCAP,
@@ -106,7 +108,7 @@ def num_tasks(operation, run_fields):
         heads = _heads_per_task(operation, run_fields)
         return (rows * operation[HEADS] + heads - 1) // heads
     if kind == ATTEND_SEQUENCES:
-        return (rows // run_fields[SEQUENCE_ROWS]) * operation[HEADS]
+        return run_fields[NUM_SEQUENCES] * operation[HEADS]
     if kind == STORE_ROWS and operation[HAS_ROW_INDEX] != 0:
         rows = operation[SIZE]
     return (rows + _ROWS_PER_TASK - 1) // _ROWS_PER_TASK
@@ -151,7 +153,7 @@ def run_task(operation, run_fields, task, scratch, next_weights):
         for index in range(first, min(first + heads, run_fields[NUM_ROWS] * operation[HEADS])):
             _attend(operation, run_fields, index // operation[HEADS], index % operation[HEADS])
     elif kind == ATTEND_SEQUENCES:
-        _attend_sequence(operation, run_fields, task // operation[HEADS], task % operation[HEADS], scratch)
+        _attend_sequence(operation, task // operation[HEADS], task % operation[HEADS], scratch)
     else:
         first = task * _ROWS_PER_TASK
         is_indexed = kind == STORE_ROWS and operation[HAS_ROW_INDEX] != 0
@@ -173,7 +175,7 @@ def _compute_row(operation, run_fields, row):
     elif kind == EMBED:
         _embed(operation, run_fields, row, int64_at(x, 1)[0], out)
     elif kind == SCATTER_KV:
-        _scatter_kv(operation, run_fields, row, x)
+        _scatter_kv(operation, row, x)
     else:
         _store_row(operation, run_fields, row)
 
@@ -196,12 +198,10 @@ def _embed(operation, run_fields, row, token, out):
 
 
 @compiled
-def _scatter_kv(operation, run_fields, row, x):
+def _scatter_kv(operation, row, x):
     """Copies the keys and values of all heads of a row to their slot and position."""
-    sequence, position = row // run_fields[SEQUENCE_ROWS], row % run_fields[SEQUENCE_ROWS]
-    if position >= int64_at(operation[LENGTHS], sequence + 1)[sequence]:
-        return
-    slot = int64_at(operation[SLOTS], sequence + 1)[sequence]
+    slot = int64_at(operation[SLOTS], row + 1)[row]
+    position = int64_at(operation[ROW_POSITIONS], row + 1)[row]
     heads, width, value_width = operation[HEADS], operation[SIZE], operation[VALUE_WIDTH]
     keys = operation[KEYS] + slot * operation[KEYS_STRIDE] + position * operation[KEYS_STEP]
     values = operation[VALUES] + slot * operation[VALUES_STRIDE] + position * operation[VALUES_STEP]
@@ -286,13 +286,13 @@ def _attend(operation, run_fields, row, head):
 
 
 @compiled
-def _attend_sequence(operation, run_fields, sequence, head, scratch):
+def _attend_sequence(operation, sequence, head, scratch):
     """Attends with each row of a sequence over all rows of the sequence, for one head.
 
     Scores and outputs are matrix products, for which the head's keys and values are copied into panels.
     """
     count = int64_at(operation[LENGTHS], sequence + 1)[sequence]
-    first = sequence * run_fields[SEQUENCE_ROWS]
+    first = int64_at(operation[BEGINS], sequence + 1)[sequence]
     width, value_width = operation[SIZE], operation[VALUE_WIDTH]
     keys = operation[KEYS] + first * operation[KEYS_STEP] + head * operation[KEYS_HEAD]
     values = operation[VALUES] + first * operation[VALUES_STEP] + head * operation[VALUES_HEAD]

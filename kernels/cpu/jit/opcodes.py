@@ -38,12 +38,14 @@ HAS_NEW_KV, NEW_VALUE_STRIDE = 24, 25
 # the first key that each row sees, int64. SCORE_BIAS: what is added to each score, with strides of rows and heads.
 # SOFTCAP: the bits of the cap of scores.
 GROUP_SIZE, FIRST_KEYS, SCORE_BIAS, SCORE_BIAS_STRIDE, SCORE_BIAS_HEAD, SOFTCAP = range(26, 32)
-# Of ATTEND_SEQUENCES, where the rows of a sequence follow one another: fields as above.
+# Of ATTEND_SEQUENCES, where the rows of a sequence follow one another: fields as above. LENGTHS are those of the
+# sequences, and BEGINS says which row is the first of each, int64.
+BEGINS = 17
 # Of EMBED, where X holds token ids, int64: the table of tokens and the bits of its factor, the table of positions, and
 # another table of positions for the tokens of one id.
 TABLE, TABLE_SCALE, POSITIONS, SPECIAL_ID, SPECIAL_POSITIONS, TABLE_ROWS = range(6, 12)
-# Of SCATTER_KV: the slot of each sequence, int64. KEYS to LENGTHS as above.
-SLOTS = 17
+# Of SCATTER_KV: the slot of each row, and its position there, int64. KEYS to VALUE_WIDTH as above.
+SLOTS, ROW_POSITIONS = 16, 17
 # Of STORE_ROWS. ROW_INDEX: which rows are stored, int64, where HAS_ROW_INDEX is 1. X holds probabilities, with X_STRIDE
 # from row to row and X_HEAD from head to head. The heads of one position are written side by side, OUT_STEP after the
 # position before.
@@ -60,6 +62,6 @@ MASK_BEGIN, MASK_ROWS, MASK_COLUMNS = range(20, 23)
 HIDDEN, IN_FEATURES, WEIGHTS, WEIGHTS_BIAS, NORMS, ERRORS, MAX_NORM, MAX_ERROR, SLACK, ROUNDING = range(23, 33)
 
 # What changes from run to run: how many rows there are, the slot of the first row, how many positions of self-attention
-# and of cross-attention are written, and how many rows form a sequence, 1 where each row has a slot of its own.
+# and of cross-attention are written, and how many sequences the rows form, where rows form sequences.
 NUM_RUN_FIELDS = 5
-NUM_ROWS, FIRST_SLOT, NUM_SELF_POSITIONS, NUM_CROSS_POSITIONS, SEQUENCE_ROWS = range(NUM_RUN_FIELDS)
+NUM_ROWS, FIRST_SLOT, NUM_SELF_POSITIONS, NUM_CROSS_POSITIONS, NUM_SEQUENCES = range(NUM_RUN_FIELDS)

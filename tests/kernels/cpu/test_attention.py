@@ -154,35 +154,42 @@ def test_nan_values_stay_in_their_column():
 @pytest.mark.parametrize("size", [1, 7, 64, 65, 128])
 @pytest.mark.parametrize(("heads", "width"), [(1, 1), (2, 5), (3, 33), (4, 64), (2, 80), (2, 128), (1, 186), (2, 1025)])
 def test_sequences(heads, width, size):
-    lengths = torch.tensor([size, 1, max(1, size - 3), size // 2 + 1])
-    rows = 4 * size
+    lengths = [size, 1, max(1, size - 3), size // 2 + 1]
+    rows = sum(lengths)
     projected, out = torch.randn(rows + 3, 3 * heads * width), unwritten(rows + 3, heads * width)
-    seen = torch.arange(size) < lengths[:, None]
-    projected[:rows][~seen.flatten()] = NAN
+    projected[rows:] = NAN
     program = Program(rows + 3)
     scale = min(0.3, 3 / width)  # wide heads have larger scores
-    program.attend_sequences(projected, heads, lengths, scale, out)
-    program.run(rows, sequence_rows=size)
-    query, key, value = projected[:rows].double().nan_to_num().view(4, size, 3, heads, width).permute(2, 0, 3, 1, 4)
-    mask = seen[:, None, None].expand(4, 1, size, size)
-    exact = F.scaled_dot_product_attention(query, key, value, mask, scale=scale).transpose(1, 2).flatten(2)
-    torch.testing.assert_close(out[:rows].view(4, size, -1)[seen].double(), exact[seen], atol=1e-5, rtol=0)
+    program.attend_sequences(projected, heads, scale, out)
+    program.run(rows, sequence_lengths=lengths)
+    for part, result in zip(projected[:rows].split(lengths), out[:rows].split(lengths), strict=True):
+        query, key, value = part.double().view(1, -1, 3, heads, width).permute(2, 0, 3, 1, 4)
+        exact = F.scaled_dot_product_attention(query, key, value, scale=scale)[0].transpose(0, 1).flatten(1)
+        torch.testing.assert_close(result.double(), exact, atol=1e-5, rtol=0)
     assert out[rows:].isnan().all()
+    # The next run has other sequences.
+    program.run(lengths[2], sequence_lengths=[lengths[2] - lengths[2] // 2, *([lengths[2] // 2] * (size > 1))])
+    program.run(lengths[0], sequence_lengths=[lengths[0]])
+    alone = out[: lengths[0]].clone()
+    program.run(rows, sequence_lengths=lengths)
+    assert torch.equal(out[: lengths[0]], alone)
 
 
-@pytest.mark.parametrize(("count", "sequence"), [(258, 129), (0, 1), (5, 2), (9, 3), (4, 0)])
-def test_sequences_that_do_not_fit_are_refused(count, sequence):
+@pytest.mark.parametrize(
+    ("count", "lengths"), [(258, [129, 129]), (0, []), (5, [2, 2]), (9, [3, 3, 3]), (4, []), (4, [4, 0]), (2, [3, -1])]
+)
+def test_sequences_that_do_not_fit_are_refused(count, lengths):
     rows = 8 if count != 258 else 258
     program = Program(rows)
-    program.attend_sequences(torch.zeros(rows, 24), 2, torch.ones(rows, dtype=torch.int64), 1.0, torch.zeros(rows, 8))
-    with pytest.raises(ValueError, match=r"^(num_rows|sequence_rows): "):
-        program.run(count, sequence_rows=sequence)
+    program.attend_sequences(torch.zeros(rows, 24), 2, 1.0, torch.zeros(rows, 8))
+    with pytest.raises(ValueError, match=r"^(num_rows|sequence_lengths): "):
+        program.run(count, sequence_lengths=lengths)
 
 
 def test_heads_that_are_too_wide_are_refused():
-    lengths, width = torch.ones(2, dtype=torch.int64), MAX_HEAD_WIDTH + 1
+    width = MAX_HEAD_WIDTH + 1
     with pytest.raises(ValueError, match=r"^heads: "):
-        Program(2).attend_sequences(torch.zeros(2, 3 * width), 1, lengths, 1.0, torch.zeros(2, width))
+        Program(2).attend_sequences(torch.zeros(2, 3 * width), 1, 1.0, torch.zeros(2, width))
 
 
 def test_sequences_with_large_scores_and_nan():
@@ -191,8 +198,8 @@ def test_sequences_with_large_scores_and_nan():
     projected[:66, :64] *= 30
     projected[66 + 65, 32 + 16] = NAN  # a key of the second head, at the last position
     program = Program(len(out))
-    program.attend_sequences(projected, 2, torch.tensor([66, 66, 66]), 0.25, out)
-    program.run(len(out), sequence_rows=66)
+    program.attend_sequences(projected, 2, 0.25, out)
+    program.run(len(out), sequence_lengths=[66, 66, 66])
     query, key, value = projected.double().view(3, 66, 3, 2, 16).permute(2, 0, 3, 1, 4)
     exact = F.scaled_dot_product_attention(query, key, value, scale=0.25).transpose(1, 2)
     exact[1, :, 1] = NAN
@@ -203,17 +210,18 @@ def test_sequences_with_large_scores_and_nan():
 @pytest.mark.parametrize(("heads", "width", "value_width"), [(1, 1, 1), (2, 5, 5), (3, 16, 33), (2, 128, 64)])
 @pytest.mark.parametrize("size", [1, 7, 128])
 def test_keys_and_values_are_scattered_to_slots(size, heads, width, value_width):
-    slots, lengths = torch.tensor([5, 0, 3]), torch.tensor([size, 1, size // 2 + 1])
-    projected = torch.randn(3 * size, heads * (width + value_width))
+    lengths = [size, 1, size // 2 + 1]
+    slots = torch.tensor([5, 0, 3]).repeat_interleave(torch.tensor(lengths))
+    positions = torch.cat([torch.arange(length) for length in lengths])
+    projected = torch.randn(sum(lengths), heads * (width + value_width))
     keys, values = torch.full((6, heads, 130, width), 77.0), torch.full((6, heads, 130, value_width), 77.0)
     expected = keys.clone(), values.clone()
-    both = projected.view(3, size, -1).split([heads * width, heads * value_width], 2)
-    for caches, sequences in zip(expected, both, strict=True):
-        for slot, length, rows in zip(slots, lengths, sequences, strict=True):
-            caches[slot, :, :length] = rows[:length].view(length, heads, -1).transpose(0, 1)
-    program = Program(3 * size)
-    program.scatter_kv(projected, keys, values, slots, lengths)
-    program.run(3 * size, sequence_rows=size)
+    both = projected.split([heads * width, heads * value_width], 1)
+    for caches, rows in zip(expected, both, strict=True):
+        caches[slots, :, positions] = rows.view(len(rows), heads, -1)
+    program = Program(sum(lengths))
+    program.scatter_kv(projected, keys, values, slots, positions)
+    program.run(sum(lengths))
     assert torch.equal(keys, expected[0])
     assert torch.equal(values, expected[1])
 
