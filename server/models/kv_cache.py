@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin, EncoderDecoderCache
 
 from ..capture import AttentionKind
-from ..transfer import int_tensor
+from ..transfer import int_tensor, writable
 
 # Bytes of a line of the processor's cache. torch begins the memory of a tensor at a line.
 _LINE = 64
@@ -71,6 +71,7 @@ class KVCacheLayer(CacheLayerMixin):
             return flat[:, :size].unflatten(1, (shape.heads, length, width))
 
         self.all_keys, self.all_values = slots_of(shape.key_width), slots_of(shape.value_width)
+        self._contents = writable(self.all_keys), writable(self.all_values)
         self.heads = torch.arange(shape.heads, device=device)[None]
         self.is_initialized = True
 
@@ -78,6 +79,16 @@ class KVCacheLayer(CacheLayerMixin):
         """Make some slots and their first positions what a forward pass sees."""
         self.keys = self.all_keys[slots, :, :length]
         self.values = self.all_values[slots, :, :length]
+
+    def clear(self, slot: int, positions: slice) -> None:
+        """Set some positions of a slot to zero."""
+        for contents in self._contents:
+            contents[slot, :, positions] = 0
+
+    def move(self, slot: int, to: int, length: int) -> None:
+        """Copy the first positions of one slot to another."""
+        for contents in self._contents:
+            contents[to, :, :length] = contents[slot, :, :length]
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """The constructor has made the tensors."""
@@ -207,6 +218,10 @@ class KVCache:
         self.cache: Cache = self.own  # as transformers takes it
         if source:
             self.cache = EncoderDecoderKVCache(self.own, Cache(layers=list(self.source_layers)))
+        # As `writable` says: on a CPU, NumPy writes lengths.
+        is_host = device.type == "cpu"
+        self._own_lengths = self.own.lengths.numpy() if is_host else self.own.lengths
+        self._source_lengths = self.source_lengths.numpy() if is_host else self.source_lengths
         self._positions = torch.arange(max(length, source_length), device=device)
         self._slots = slice(0, count)  # of the next forward pass
         self._length = 0  # how many positions of targets a step sees
@@ -243,9 +258,10 @@ class KVCache:
     def advance(self, slots: slice | Tensor) -> None:
         """Add one position to some slots: a slice of slots side by side, or int64 `[n]`."""
         if isinstance(slots, slice):
-            self.own.lengths[slots].add_(1)
+            lengths = self._own_lengths[slots]
+            lengths += 1
         else:
-            self.own.lengths[slots] += 1
+            self._own_lengths[slots] += 1
 
     def _bind_sources(self, slots: slice, length: int) -> None:
         self.source_length = length
@@ -290,11 +306,12 @@ class KVCache:
         self.source_layers[layer].all_keys[slot, :, : keys.shape[1]] = keys
         self.source_layers[layer].all_values[slot, :, : values.shape[1]] = values
 
-    def move(self, slot: int, to: int) -> None:
-        """Copy the contents of one slot to another."""
-        for layer in (*self.own.slot_layers, *self.source_layers):
-            layer.all_keys[to] = layer.all_keys[slot]
-            layer.all_values[to] = layer.all_values[slot]
+    def move(self, slot: int, to: int, length: int, source_length: int) -> None:
+        """Copy the first positions of the target and of the source of one slot to another."""
+        for layer in self.own.slot_layers:
+            layer.move(slot, to, length)
+        for layer in self.source_layers:
+            layer.move(slot, to, source_length)
         self.own.lengths[to] = self.own.lengths[slot]
         self.source_lengths[to] = self.source_lengths[slot]
 
@@ -337,8 +354,7 @@ class KVCache:
     def take_back(self, slot: int, length: int, written: int) -> None:
         """Go back to the first `length` of the `written` positions of a slot, and set the others to zero."""
         for layer in self.own.slot_layers:
-            layer.all_keys[slot, :, length:written] = 0
-            layer.all_values[slot, :, length:written] = 0
+            layer.clear(slot, slice(length, written))
         self.own.lengths[slot] = length
 
     def clear(self, slot: int, length: int, source_length: int) -> None:
@@ -346,13 +362,13 @@ class KVCache:
 
         The contents may be NaN, and the product of NaN with a probability of 0 would be NaN, too.
         """
-        for layers, count in ((self.own.slot_layers, length), (self.source_layers, source_length)):
-            for layer in layers:
-                layer.all_keys[slot, :, :count] = 0
-                layer.all_values[slot, :, :count] = 0
+        for layer in self.own.slot_layers:
+            layer.clear(slot, slice(0, length))
+        for layer in self.source_layers:
+            layer.clear(slot, slice(0, source_length))
         # An idle slot inside a step must not point beyond the positions that the step sees.
-        self.own.lengths[slot] = 0
-        self.source_lengths[slot] = 1
+        self._own_lengths[slot] = 0
+        self._source_lengths[slot] = 1
 
 
 def bytes_per_slot(

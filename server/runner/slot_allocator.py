@@ -87,7 +87,7 @@ class SlotContents:
     def move(self, sequence: Sequence) -> None:
         """Moves a sequence to the first free slot. There must be one."""
         former, slot = sequence.slot, self._slots.allocate(sequence)
-        self._cache.move(former, slot)
+        self._cache.move(former, slot, sequence.num_written, sequence.source_length)
         self._sampler.swap_in(slot, self._sampler.swap_out(former))
         self._tokens[slot] = self._tokens[former]
         self._clear(former, sequence)

@@ -83,7 +83,7 @@ def test_a_uniform_step_needs_no_masks(cache):
 def test_a_moved_slot_and_a_swapped_slot_hold_what_they_held(cache):
     fill(cache, 2, 4, 5)
     before = contents(cache, 2)
-    cache.move(2, 0)
+    cache.move(2, 0, 4, 5)
     assert_equal(contents(cache, 0), before)
     swapped = cache.swap_out(2, 4, 5)
     cache.clear(2, 4, 5)
