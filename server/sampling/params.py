@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+from bisect import bisect_right
 from dataclasses import dataclass, field
+from functools import cached_property
 
 
 @dataclass(frozen=True)
@@ -35,8 +38,17 @@ class SamplingParams:
         """The tokens that `suppressed` and `begin_suppressed` ban at a length."""
         return (*self.suppressed, *(self.begin_suppressed if length == self.begin_length else ()))
 
-    def change_lengths(self) -> tuple[int, ...]:
-        """The lengths at which a ban or a forced token begins or ends."""
+    @cached_property
+    def change_lengths(self) -> list[int]:
+        """The lengths at which a ban or a forced token begins or ends, in ascending order."""
         forced = [length for start in self.forced for length in (start, start + 1)]
         begin = [self.begin_length, self.begin_length + 1] if self.begin_suppressed else []
-        return (*forced, *begin, *([self.min_length] if self.end_ids else []))
+        return sorted([*forced, *begin, *([self.min_length] if self.end_ids else [])])
+
+    def phase(self, length: int) -> tuple[int, int]:
+        """Returns the number of the phase that a length is in, and how many tokens are left of the phase.
+
+        Bans and forced tokens are the same at all lengths of a phase.
+        """
+        index = bisect_right(self.change_lengths, length)
+        return index, self.change_lengths[index] - length if index < len(self.change_lengths) else sys.maxsize

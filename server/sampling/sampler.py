@@ -93,6 +93,7 @@ class Sampler:
         self._requests: dict[int, SlotRequest] = {}
         self._history = TokenHistory(num_slots, max_length, self._device)
         self._plan: SamplingPlan | None = None
+        self._has_changed = False  # whether a slot has got another request since the plan was made
         self._options_reader = _OptionsReader(loaded, self._vocabulary)
         self.errors: dict[int, Exception] = {}  # by slot: what the slot's own processors raised in the last step
 
@@ -113,7 +114,7 @@ class Sampler:
         else:
             self._requests[slot] = SlotRequest(SamplingParams(), frozenset(), None, None)
         self._history.start(slot, context, keeps_tokens=self._requests[slot].params.needs_history)
-        self._plan = None
+        self._has_changed = True
 
     def _read_request(
         self, decoding: DecodingParams, context: Sequence[int], source: Sequence[int] | None
@@ -137,7 +138,7 @@ class Sampler:
         custom = None if request.custom is None else replace(request.custom)
         self._requests[to] = replace(request, custom=custom)
         self._history.swap_in(to, self._history.swap_out(slot, keeps_tokens=request.params.needs_history))
-        self._plan = None
+        self._has_changed = True
 
     def continue_from(self, slot: int, context: Sequence[int], written: Sequence[int]) -> None:
         """Makes a request go on after tokens that it has written already. `context` is as in `add`."""
@@ -145,12 +146,12 @@ class Sampler:
         self._history.start(slot, ids, keeps_tokens=request.params.needs_history)
         if request.custom is not None:
             request.custom.ids = int_tensor([ids], self._device)
-        self._plan = None
+        self._has_changed = True
 
     def remove(self, slot: int) -> None:
         """Frees a slot."""
         del self._requests[slot]
-        self._plan = None
+        self._has_changed = True
 
     def swap_out(self, slot: int) -> SamplerState:
         """Frees a slot, and returns what the request needs to go on in another slot."""
@@ -163,7 +164,7 @@ class Sampler:
         """Puts a request that was swapped out into a free slot."""
         self._requests[slot] = state.request
         self._history.swap_in(slot, state.tokens)
-        self._plan = None
+        self._has_changed = True
 
     def end_ids(self, slot: int) -> frozenset[int]:
         """The tokens that end a slot's target."""
@@ -251,9 +252,15 @@ class Sampler:
     def _plan_for(self, active: Sequence[int], shape: tuple[int, int]) -> SamplingPlan:
         """Returns the plan for the active slots and logits of a shape: the last plan, as long as it holds."""
         plan = self._plan
-        if plan is None or not plan.steps_left or plan.active != tuple(active) or plan.shape != shape:
-            plan = self._plan = build_plan(tuple(active), self._requests, self._history, shape, self.errors)
-        return plan
+        if plan is not None and plan.active == tuple(active) and plan.shape == shape:
+            if plan.steps_left and not self._has_changed:
+                return plan
+            if plan.renew(self._requests, self._history):
+                self._has_changed = False
+                return plan
+        self._has_changed = False
+        self._plan = build_plan(tuple(active), self._requests, self._history, shape, self.errors)
+        return self._plan
 
 
 def _greedy(logits: Tensor) -> SamplerOutput:

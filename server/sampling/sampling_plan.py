@@ -53,6 +53,12 @@ class SlotRequest:
     custom: CustomProcessors | None
     has_beam: bool = False  # whether a beam search chooses the tokens
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether all that is done to the logits follows from `params` and the number of tokens."""
+        is_greedy = self.generator is None and not self.has_beam
+        return is_greedy and self.custom is None and not self.params.needs_history
+
 
 @dataclass
 class SamplingPlan:
@@ -71,6 +77,16 @@ class SamplingPlan:
     custom: dict[int, CustomProcessors]  # by slot
     random_sampling: RandomSampling | None  # None: no slot draws
     num_beams: int  # slots whose tokens a beam search chooses
+    phases: list[_Phase]  # of the slots, in order; empty where the plan is about the requests themselves
+
+    def renew(self, requests: Mapping[int, SlotRequest], history: TokenHistory) -> bool:
+        """Returns whether the plan holds for the requests that are in its slots now, and counts its steps anew.
+
+        To look takes a fraction of the time that a new plan takes: requests that follow one another often have equal
+        options.
+        """
+        phases, self.steps_left = _phases_of({slot: requests[slot].params for slot in self.slots}, history)
+        return phases == self.phases and all(requests[slot].is_plain for slot in self.slots)
 
     @property
     def has_greedy(self) -> bool:
@@ -149,11 +165,11 @@ def build_plan(
     custom = {slot: request.custom for slot, request in active_requests.items() if request.custom is not None}
     last_ops += [_custom_op(slot, processors, errors) for slot, processors in custom.items()]
     history_slots = [slot for slot, p in params.items() if p.needs_history]
-    steps = [length - lengths[slot] for slot, p in params.items() for length in p.change_lengths()]
+    phases, steps_left = _phases_of(params, history)
     return SamplingPlan(
         active=active,
         shape=shape,
-        steps_left=min((count for count in steps if count > 0), default=sys.maxsize),
+        steps_left=steps_left,
         slots=list(active_requests),
         ops=[*first_ops, *history_ops, *bans.ops, *last_ops],
         banned=None if beams or history_ops or last_ops or generators else bans.indices(),
@@ -162,7 +178,26 @@ def build_plan(
         custom=custom,
         random_sampling=_build_random_sampling(generators, params, num_rows, device) if generators else None,
         num_beams=len(beams),
+        phases=phases if all(request.is_plain for request in active_requests.values()) else [],
     )
+
+
+class _Phase(NamedTuple):
+    """What the bans of one slot follow from."""
+
+    params: SamplingParams
+    number: int
+
+
+def _phases_of(params: Mapping[int, SamplingParams], history: TokenHistory) -> tuple[list[_Phase], int]:
+    """Returns the present phase of each slot, and for how many steps all of them last."""
+    phases: list[_Phase] = []
+    steps_left = sys.maxsize
+    for slot, p in params.items():
+        number, num_left = p.phase(history.length(slot))
+        phases.append(_Phase(p, number))
+        steps_left = min(steps_left, num_left)
+    return phases, steps_left
 
 
 class _Bans:

@@ -16,6 +16,7 @@ from reference_sampler import LENGTH, PLAIN, SLOTS, Batch, sample
 from sidelight.server.models.loader import load
 from sidelight.server.request import DecodingParams
 from sidelight.server.sampling import Sampler
+from sidelight.server.sampling import sampler as sampler_module
 from torch import Tensor
 
 # Few tokens, so that tokens and n-grams occur again. The end tokens of both models are among them.
@@ -159,6 +160,38 @@ def test_a_slot_keeps_nothing_of_its_former_request(small):
         assert steps[1] not in ([5], [6], [7])
         assert steps[2] == [9]
         sampler.remove(0)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("taken", range(1, 5))
+def test_a_request_behind_an_equal_one_is_as_if_alone(small, taken):
+    """The new request is in another phase of the options, and the plan does not hold any more."""
+    ends = {"min_new_tokens": 2, "forced_eos_token_id": 2, "suppress_tokens": [5], "begin_suppress_tokens": [6]}
+    decoding = DecodingParams(5, False, generation=PLAIN | ends)
+    batch = Batch(small)
+    batch.add(0, decoding, [3], [4])
+    batch.add(1, decoding, [3], [4])
+    for step in range(5):
+        if step == taken:
+            batch.remove(1)
+            batch.add(1, decoding, [3], [4])
+        logits = torch.randn(2, small.vocabulary_size)
+        logits[:, :9] += 5  # the tokens that the options name are often likely
+        batch.step(logits, [0, 1])
+
+
+def test_a_plan_outlives_a_request_behind_which_an_equal_one_comes(small, monkeypatch):
+    plans: list[object] = []
+    build_plan = sampler_module.build_plan
+    monkeypatch.setattr(sampler_module, "build_plan", lambda *args: plans.append(args) or build_plan(*args))
+    sampler = Sampler(small, 1, LENGTH)
+    logits = torch.zeros(1, small.vocabulary_size)
+    for generation in (PLAIN, PLAIN, PLAIN | {"suppress_tokens": [0]}, PLAIN):
+        sampler.add(0, DecodingParams(4, False, generation=generation), [3], [4])
+        first = int("suppress_tokens" in generation)
+        assert [sample(sampler, logits, [0]) for _ in range(2)] == [[first]] * 2
+        sampler.remove(0)
+    assert len(plans) == 3
 
 
 def test_an_inactive_slot_waits(small):
