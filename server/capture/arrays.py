@@ -28,6 +28,8 @@ class AttentionArrays(NamedTuple):
     @property
     def nbytes(self) -> int:
         """Bytes of all arrays."""
+        if self.scales is None and self.positions is None and self.shares is None:
+            return self.values.nbytes  # each step of each sequence comes by here
         return sum(array.nbytes for array in self if array is not None)
 
     def query(self, query: int | None) -> AttentionArrays:
@@ -50,6 +52,8 @@ class AttentionArrays(NamedTuple):
         return self._copy(queries, queries)
 
     def _copy(self, index: slice | tuple[int, slice], scale_index: slice | int) -> AttentionArrays:
+        if self.scales is None and self.positions is None and self.shares is None:
+            return AttentionArrays(self.values[index].copy())  # likewise
         return AttentionArrays(
             self.values[index].copy(),
             None if self.scales is None else self.scales[scale_index].copy(),

@@ -25,7 +25,7 @@ _OUTPUT_BYTES = 512
 def size_of(output: Output) -> int:
     """About how many bytes an output holds."""
     size = _OUTPUT_BYTES
-    if isinstance(output, Step | Unit):
+    if isinstance(output, (Step, Unit)):
         if output.cross is not None:
             size += output.cross.nbytes
         if output.decoder_self is not None:

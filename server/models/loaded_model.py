@@ -27,7 +27,7 @@ class LoadedModel:
     precision: str  # of the linear layers: int8, or the name of a torch type
     backend: Backend | None  # runs the model over slots; None: the requests of the model run one by one
 
-    @property
+    @cached_property
     def is_encoder_decoder(self) -> bool:
         """Whether an encoder reads the source apart from the target."""
         return bool(self.model.config.is_encoder_decoder)

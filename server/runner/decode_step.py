@@ -13,7 +13,9 @@ from ..sampling import ContrastLogits, Sampler, SamplerOutput, step_scores
 from ..transfer import cached_index, to_host
 from .sequence import Sequence, StepOutput
 from .slot_allocator import SlotAllocator
-from .step_recorder import StepRecorder
+from .step_recorder import StepAttention, StepRecorder
+
+_NO_ATTENTION: StepAttention = {}
 
 
 class _Step(NamedTuple):
@@ -150,16 +152,16 @@ class DecodeStep:
             scores |= zip(group, values.tolist(), strict=True)
         attention = recorder.attention(arrays[len(scored) :], faults)
         outputs: list[tuple[Sequence, StepOutput | Exception]] = []
-        for row, sequence in enumerate(batch):
-            kinds = attention.get(sequence, {})
-            token = int(ids[row])
+        drawable: list[bool] = has_candidates[0].tolist() if has_candidates else [True] * len(batch)
+        for sequence, token, is_finite, can_draw in zip(batch, ids.tolist(), finite.tolist(), drawable, strict=True):
+            kinds = attention.get(sequence, _NO_ATTENTION)
             output = StepOutput(
                 sequence.num_steps,
                 token,
                 token in sequence.end_ids,
-                bool(finite[row]),
-                all(bool(column[row]) for column in has_candidates),
-                scores.get(sequence, []),
+                is_finite,
+                can_draw,
+                scores.get(sequence, ()),
                 kinds.get("cross"),
                 kinds.get("decoder_self"),
                 kinds.get("policy"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -29,7 +29,8 @@ from ..transfer import cached_index, to_device
 from .sequence import Sequence
 from .single_sequence import LAST_QUERY
 
-_RowName = AttentionKind | Literal["policy"]
+StepAttention: TypeAlias = Mapping[AttentionKind | Literal["policy"], AttentionArrays]
+"""What a step recorded of one sequence."""
 
 
 class _Group(NamedTuple):
@@ -124,13 +125,13 @@ class StepRecorder:
 
     def attention(
         self, arrays: Iterable[NDArray[Any]], faults: dict[Sequence, Exception]
-    ) -> dict[Sequence, dict[_RowName, AttentionArrays]]:
+    ) -> Mapping[Sequence, StepAttention]:
         """The attention of each sequence, from the copies of `tensors` on the host.
 
         A sequence whose attention is NaN or infinite gets an entry in `faults`, unless it has one.
         """
         remaining = iter(arrays)
-        found: dict[Sequence, dict[_RowName, AttentionArrays]] = {}
+        found: dict[Sequence, dict[AttentionKind | Literal["policy"], AttentionArrays]] = {}
         for group, kind, result in self._results():
             copies = [next(remaining)[:, 0] for _ in list_batch_tensors(result)]
             batch = build_arrays(result, copies, group.plan.recorded.shape(kind))
@@ -152,7 +153,9 @@ class StepRecorder:
         return found
 
 
-def combine_step(sequence: Sequence, recorded: Mapping[_RowName, AttentionArrays]) -> dict[_RowName, AttentionArrays]:
+def combine_step(
+    sequence: Sequence, recorded: StepAttention
+) -> dict[AttentionKind | Literal["policy"], AttentionArrays]:
     """Makes the rows of a step from the recorded rows of its query; none where the step sends no rows.
 
     The row for a policy stays as it is.
@@ -162,7 +165,9 @@ def combine_step(sequence: Sequence, recorded: Mapping[_RowName, AttentionArrays
         kind: arrays.as_queries() for kind, arrays in recorded.items() if kind != "policy"
     }
     rows = sequence.combiner.read_target(queries, sequence.left_out)
-    found: dict[_RowName, AttentionArrays] = {kind: row for kind, row in recorded.items() if kind == "policy"}
+    found: dict[AttentionKind | Literal["policy"], AttentionArrays] = {}
+    if "policy" in recorded:
+        found["policy"] = recorded["policy"]
     if sequence.wants_row:
         found |= {kind: arrays.copy_query(-1) for kind, arrays in rows.items()}
     return found

@@ -223,16 +223,16 @@ class WindowDecoder:
         vocabulary = self._vocabulary
         if vocabulary.is_skipped(id_):
             return TextDelta("")
-        own_bytes = vocabulary.bytes_of(id_)
-        num_before, num_of_context = self._open.num_characters, self._open.num_of_context
         # After text, with nothing held back, the text of the token may be known without decoding.
         follows_text = self._read == len(self._ids) and self._num_returned != 0 and not self._is_new
-        known = vocabulary.fixed_text(id_) if follows_text and not num_before else None
+        known = vocabulary.fixed_text(id_) if follows_text and not self._open else None
         self._is_new = False
         if known is not None:
             self._ids.append(id_)
             self._window, self._read, self._num_returned = self._read, len(self._ids), None
             return TextDelta(known)
+        own_bytes = vocabulary.bytes_of(id_)
+        num_before, num_of_context = self._open.num_characters, self._open.num_of_context
         broken, continues = "", False
         if own_bytes is None:
             self._open.close()

@@ -108,33 +108,36 @@ class OutputBuilder:
         if self._stop_reason is None:  # else the pass has only read the last token, and its own token is not sent
             _check(output)
         if not self._reads_last:
-            return self._complete(self._add(output), output)
+            return self._complete(self._add(output))
         outputs: list[Output] = []
         if self._last_step is not None:
-            outputs = self._complete(self._last_step, output)
+            outputs = self._complete(replace(self._last_step, cross=output.cross, decoder_self=output.decoder_self))
         if not self.is_finished:
             self._last_step = self._add(output)
         return outputs
 
     def _add(self, output: StepOutput) -> Step:
-        """Adds a token to the text, and looks whether the text stops there."""
+        """Adds a token to the text, and looks whether the text stops there.
+
+        Returns the step, with its attention unless the next pass gives the row.
+        """
         num_searched = len(self._detokenizer.text)
         text, token = self._detokenizer.add(output.token_id)
         self._stop_reason = find_stop(self._params, self._stop_texts, output, self._detokenizer.text, num_searched)
         if self._stop_reason is not None:
             rest, token = self._detokenizer.finish(token)
             text += rest
-        return Step(output.step, token, text, output.scores)
+        cross, decoder_self = (None, None) if self._reads_last else (output.cross, output.decoder_self)
+        return Step(output.step, token, text, output.scores, cross, decoder_self)
 
-    def _complete(self, step: Step, output: StepOutput) -> list[Output]:
-        """A step with the attention of the pass that gives its row, and the end if it is the last step."""
+    def _complete(self, step: Step) -> list[Output]:
+        """A step with its attention, and the end if it is the last step."""
         rows: list[Step | Unit] = []
         text = self._detokenizer.text
-        attended = replace(step, cross=output.cross, decoder_self=output.decoder_self)
         if self._units is not None:
-            rows += self._units.add(attended, text)
+            rows += self._units.add(step, text)
         elif step.index >= self._request.resume_at:
-            rows.append(attended)
+            rows.append(step)
         if step.index < self._request.resume_at:
             self._unsent_text += step.text
         if self._stop_reason is not None and self._units is not None:
