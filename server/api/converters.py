@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -74,7 +75,7 @@ def _fill_attention(message: attention_pb2.Attention, attention: AttentionArrays
 
 
 def _little_endian(array: NDArray[Any]) -> bytes:
-    return array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes(order="C")
+    return (array if sys.byteorder == "little" else array.byteswap()).tobytes()
 
 
 # ---- outputs --------------------------------------------------------------------------------------------------------

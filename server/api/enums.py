@@ -6,8 +6,7 @@ without a name in the contract is an error when this module is imported.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import numpy as np
 from sidelight.v1 import attention_pb2, text_pb2
@@ -18,31 +17,47 @@ from ..capture import AttentionKind, Row
 from ..request import EarlyStopping, Score, StopReason
 from ..text import Grouping, OffsetUnit
 
-
-def _words(enum: Any, prefix: str, literal: Any) -> dict[Any, Any]:
-    """Returns the word for each of an enum's numbers, for the words of a literal type."""
-    return {enum.Value(f"{prefix}{word.upper()}"): word for word in get_args(literal)}
+W = TypeVar("W", bound=str)
 
 
-ATTENTION_KINDS: dict[int, AttentionKind] = _words(attention_pb2.AttentionKind, "ATTENTION_KIND_", AttentionKind)
-ROWS: dict[int, Row] = _words(attention_pb2.Row, "ROW_", Row)
-REDUCTIONS: dict[int, Reduction] = _words(attention_pb2.Reduction, "REDUCTION_", Reduction)
-GROUPINGS: dict[int, Grouping] = _words(attention_pb2.Grouping, "GROUPING_", Grouping)
-ENCODINGS: dict[int, Encoding] = _words(attention_pb2.Encoding, "ENCODING_", Encoding)
-METHODS: dict[int, str] = {attention_pb2.Method.Value(f"METHOD_{name.upper()}"): name for name in CAPTURE_METHODS}
-SCORES: dict[int, Score] = _words(attention_pb2.Score, "SCORE_", Score)
-OFFSET_UNITS: dict[int, OffsetUnit] = {
-    **_words(text_pb2.OffsetUnit, "OFFSET_UNIT_", OffsetUnit),
-    text_pb2.OFFSET_UNIT_UNSPECIFIED: "code_point",  # the last: `number_of` returns the first
-}
-EARLY_STOPPINGS: dict[int, EarlyStopping] = _words(text_pb2.EarlyStopping, "EARLY_STOPPING_", EarlyStopping)
-STOP_REASONS: dict[int, StopReason] = _words(text_pb2.StopReason, "STOP_REASON_", StopReason)
+class Words(dict[int, W]):
+    """The word for each of an enum's numbers.
+
+    Attributes:
+        numbers: The number of each word; the first number, if the word has several.
+    """
+
+    def __init__(self, words: dict[int, W]) -> None:
+        super().__init__(words)
+        self.numbers = {word: number for number, word in reversed(words.items())}
+
+
+def _words(enum: Any, prefix: str, literal: Any) -> Words[Any]:
+    """Returns the words of a literal type."""
+    return Words({enum.Value(f"{prefix}{word.upper()}"): word for word in get_args(literal)})
+
+
+ATTENTION_KINDS: Words[AttentionKind] = _words(attention_pb2.AttentionKind, "ATTENTION_KIND_", AttentionKind)
+ROWS: Words[Row] = _words(attention_pb2.Row, "ROW_", Row)
+REDUCTIONS: Words[Reduction] = _words(attention_pb2.Reduction, "REDUCTION_", Reduction)
+GROUPINGS: Words[Grouping] = _words(attention_pb2.Grouping, "GROUPING_", Grouping)
+ENCODINGS: Words[Encoding] = _words(attention_pb2.Encoding, "ENCODING_", Encoding)
+METHODS: Words[str] = Words({attention_pb2.Method.Value(f"METHOD_{name.upper()}"): name for name in CAPTURE_METHODS})
+SCORES: Words[Score] = _words(attention_pb2.Score, "SCORE_", Score)
+OFFSET_UNITS: Words[OffsetUnit] = Words(
+    {
+        **_words(text_pb2.OffsetUnit, "OFFSET_UNIT_", OffsetUnit),
+        text_pb2.OFFSET_UNIT_UNSPECIFIED: "code_point",  # the last: `number_of` returns the first
+    }
+)
+EARLY_STOPPINGS: Words[EarlyStopping] = _words(text_pb2.EarlyStopping, "EARLY_STOPPING_", EarlyStopping)
+STOP_REASONS: Words[StopReason] = _words(text_pb2.StopReason, "STOP_REASON_", StopReason)
 
 # The encoding of numbers by their type. By name it would be slow: NumPy takes as long to name a type as all the rest of
 # a message takes.
 ENCODING_OF_DTYPE: dict[np.dtype[Any], Any] = {np.dtype(word): number for number, word in ENCODINGS.items()}
 
 
-def number_of(words: Mapping[int, object], word: object) -> Any:
+def number_of(words: Words[W], word: W | None) -> Any:
     """Returns the enum number of a word; 0, which means unspecified, for None."""
-    return next((number for number, known in words.items() if known == word), 0)
+    return 0 if word is None else words.numbers[word]

@@ -30,7 +30,7 @@ def read_hypotheses(loaded: LoadedModel, request: Request, found: Sequence[Found
         _, tokens[-1] = detokenizer.finish(tokens[-1])
         text = detokenizer.text
         # Tokens that are part of a character have its text.
-        whole = tuple(replace(token, text=text[token.begin : token.end]) for token in tokens)
+        whole = tuple(token._replace(text=text[token.begin : token.end]) for token in tokens)
         hypotheses.append(Hypothesis(text, whole, hypothesis.score, hypothesis.stop_reason))
     return tuple(hypotheses)
 

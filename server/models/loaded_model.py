@@ -57,7 +57,7 @@ class LoadedModel:
         """The model's own generation config, as `generate` completes it. Copy it; do not change it."""
         return generation_config_of(self.model)
 
-    @property
+    @cached_property
     def kinds(self) -> tuple[AttentionKind, ...]:
         """The kinds of attention of the model. A request that names no kind gets the first."""
         order: tuple[AttentionKind, ...] = ("cross", "decoder_self", "encoder_self")

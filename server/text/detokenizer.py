@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Protocol
 
 from .incremental_decoders import IncrementalDecoder
@@ -98,12 +97,12 @@ class Detokenizer:
         text = self.flush()
         if token.special:  # a special token may follow an incomplete character
             end = max(token.end, min(self._end, len(self.text)))
-            return text, replace(token, begin=end, end=end)
+            return text, token._replace(begin=end, end=end)
         if not text and token.begin == token.end:
             return text, token
         begin = max(token.begin, self._prefix_length) if text else token.begin
         begin, end = trim_span(self.text, (begin, len(self.text) if text else token.end))
-        return text, replace(token, begin=begin, end=end, text=self.text[begin:end], open_bytes=b"")
+        return text, token._replace(begin=begin, end=end, text=self.text[begin:end], open_bytes=b"")
 
     def _drop_second_space(self, text: str) -> str:
         """Returns the first text after the prefix without the space that the prefix already ends with."""

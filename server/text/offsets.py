@@ -14,6 +14,7 @@ tokenizers that give none.
 from __future__ import annotations
 
 import html
+import itertools
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -63,20 +64,24 @@ def normalize_spans(text: str, spans: Sequence[Span], roles: Sequence[Role]) -> 
     """
     normalized: list[Span] = []
     is_free = bytearray(b"\1") * len(text)  # 1 for each character that belongs to no token
-    last_begin = 0
-    for (given_begin, given_end), role in zip(spans, roles, strict=True):
-        begin = min(max(given_begin, 0), len(text))
-        span = begin, min(max(given_end, begin), len(text))
+    last_begin, length = 0, len(text)
+    for span, role in zip(spans, roles, strict=True):
+        begin, end = span
+        if not 0 <= begin <= end <= length:
+            begin = min(max(begin, 0), length)
+            span = begin, end = begin, min(max(end, begin), length)
         if role == "word":
-            span = trim_span(text, span)
-            last_begin = max(span[0], last_begin)
-            span = last_begin, max(last_begin, span[1])
+            begin, end = span = trim_span(text, span)
+            if begin < last_begin:
+                begin, end = span = last_begin, max(last_begin, end)
+            last_begin = begin
             normalized.append(span)
         else:
             normalized.append((last_begin, last_begin))
-        if role != "space":
-            is_free[span[0] : span[1]] = bytes(span[1] - span[0])
-    _assign_free_characters(text, is_free, normalized, roles)
+        if role != "space" and begin < end:
+            is_free[begin:end] = bytes(end - begin)
+    if "".join(itertools.compress(text, is_free)).strip():
+        _assign_free_characters(text, is_free, normalized, roles)
     _place_empty_spans(normalized, roles)
     return normalized
 

@@ -29,9 +29,10 @@ def encode(processor: Any, text: str) -> tuple[list[str], list[Span] | None]:
     pieces: list[str] = processor.encode(text, out_type=str)
     normalized, origins = processor.normalize(text, with_offsets=True)
     ends = [*origins[1:]]  # for each normalized character: the end of the characters that it comes from
-    for place in range(len(normalized) - 2, -1, -1):
-        if origins[place + 1] == origins[place]:
-            ends[place] = ends[place + 1]
+    if len(set(origins)) < len(origins):
+        for place in range(len(normalized) - 2, -1, -1):
+            if origins[place + 1] == origins[place]:
+                ends[place] = ends[place + 1]
     spans: list[Span] = []
     place = 0
     num_bytes = 0  # bytes of the character at `place` that have had their pieces

@@ -18,7 +18,7 @@ from .encoding import EncodedText, Encoder
 from .fast_encoder import FastEncoder
 from .incremental_decoders import ByteDecoder, WindowDecoder, select_decoder
 from .languages import LanguageCodes, Languages
-from .offsets import Span, align_pieces, normalize_spans
+from .offsets import Role, Span, align_pieces, normalize_spans
 from .slow_encoder import SlowEncoder
 from .tokens import TextOptions, Token, TokenizedText
 from .vocabulary import Vocabulary
@@ -222,9 +222,10 @@ class Tokenizer:
 
     def _tokenized(self, text: str, encoded: EncodedText, options: TextOptions | None) -> TokenizedText:
         vocabulary = self.vocabulary
-        spans = normalize_spans(text, encoded.spans, [vocabulary.role(id_) for id_ in encoded.ids])
+        roles: list[Role] = [vocabulary.role(id_) for id_ in encoded.ids]
+        spans = normalize_spans(text, encoded.spans, roles)
         tokens = [
-            Token(id_, vocabulary.piece(id_), begin, end, vocabulary.is_special(id_), text[begin:end])
-            for id_, (begin, end) in zip(encoded.ids, spans, strict=True)
+            Token(id_, vocabulary.piece(id_), begin, end, role == "special", text[begin:end])
+            for id_, role, (begin, end) in zip(encoded.ids, roles, spans, strict=True)
         ]
         return TokenizedText(text, tuple(tokens), options)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True)
-class Token:
+class Token(NamedTuple):
     """A token, and its place: it covers `text[begin:end]` of the exact text. A special token covers nothing.
 
     Offsets count code points. `open_bytes` are the bytes, so far, of the characters at the end of the token that later

@@ -96,7 +96,9 @@ class Answer:
     def fill(self, response: service_pb.AttributeResponse | service_pb.FollowResponse, group: Sequence[Output]) -> None:
         """Writes a group of outputs, as `group_outputs` yields them, into an empty message, and counts what is sent."""
         output = group[0]
-        if isinstance(output, Started):
+        if isinstance(output, Step):  # what comes most often
+            self._fill_steps(response, group)
+        elif isinstance(output, Started):
             response.started.CopyFrom(converters.started_message(self._request, self._loaded, output, self._offsets))
         elif isinstance(output, EncoderSelf):
             self._attention_bytes += output.attention.nbytes
@@ -107,8 +109,6 @@ class Answer:
             )
         elif isinstance(output, Unit) and isinstance(response, service_pb.AttributeResponse):
             self._fill_units(response, group)
-        else:
-            self._fill_steps(response, group)
 
     def _fill_steps(
         self, response: service_pb.AttributeResponse | service_pb.FollowResponse, group: Sequence[Output]
@@ -128,9 +128,10 @@ class Answer:
                 converters.fill_unit(response.units.units.add(), unit, self._offsets)
 
     def _count(self, output: Step | Unit) -> None:
-        for array in (output.cross, output.decoder_self):
-            if array is not None:
-                self._attention_bytes += array.nbytes
+        if output.cross is not None:
+            self._attention_bytes += output.cross.nbytes
+        if output.decoder_self is not None:
+            self._attention_bytes += output.decoder_self.nbytes
 
     def _usage_message(self, finished: Finished) -> service_pb.Usage:
         """Returns what the request has cost."""
@@ -150,6 +151,9 @@ class Answer:
 
 def group_outputs(outputs: Sequence[Output]) -> Iterator[Sequence[Output]]:
     """Yields the outputs of each event: consecutive steps or units together, every other output alone."""
+    if len(outputs) == 1:  # of a step of the batch, as a rule
+        yield outputs
+        return
     begin = 0
     for end in range(1, len(outputs) + 1):
         is_row = isinstance(outputs[begin], Step | Unit)

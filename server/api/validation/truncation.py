@@ -133,7 +133,7 @@ def truncate(text: TokenizedText, max_tokens: int, truncation: Truncation, field
         begin = next(token.begin for token in tail if not token.special)
         return replace(text, tokens=(*head, *tail), num_left_out=num_left_out, begin=begin)
     end = max(token.end for token in head)
-    tail = (replace(token, begin=end, end=end) for token in tail)
+    tail = (token._replace(begin=end, end=end) for token in tail)
     return replace(text, tokens=(*head, *tail), num_left_out=num_left_out)
 
 
@@ -179,7 +179,7 @@ def _restore(text: TokenizedText, whole: str, truncation: Truncation) -> Tokeniz
 
 
 def _move(token: Token, by: int) -> Token:
-    return replace(token, begin=token.begin + by, end=token.end + by)
+    return token._replace(begin=token.begin + by, end=token.end + by)
 
 
 def _end_text(text: TokenizedText, truncation: Truncation) -> TokenizedText:

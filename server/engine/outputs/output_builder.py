@@ -37,11 +37,11 @@ def make_started(loaded: LoadedModel, request: Request) -> tuple[Detokenizer, St
     detokenizer, added = begin_text(loaded, request)
     if request.prefix is None:
         # Tokens that are part of a character have its text, where its other tokens are here too.
-        context = [replace(token, text=detokenizer.text[token.begin : token.end]) for token in added]
+        context = [token._replace(text=detokenizer.text[token.begin : token.end]) for token in added]
     else:
         start_ids = request.decoder_prompt_ids[: len(request.decoder_prompt_ids) - len(request.prefix.tokens)]
         tokens = loaded.tokenizer.detokenize(start_ids).tokens
-        context = [replace(token, begin=0, end=0, text="") for token in tokens]
+        context = [token._replace(begin=0, end=0, text="") for token in tokens]
         context += request.prefix.tokens
     seed = request.target.seed if isinstance(request.target, DecodingParams) else None
     started = Started(tuple(context), seed, detokenizer.text)
