@@ -29,9 +29,11 @@ heads, several requests side by side. The names are those of transformers, or of
   is slower.
 - *slots*: requests share a batch. *one by one*: each request runs by itself, between the others.
 - *program*: on a CPU with AVX2 a step is one compiled program. *modules*: transformers' own modules run.
+- *value norms*, *rollout*: whether requests may ask for this method. A server verifies this for its model when it
+  starts, and lists the methods in `Model.methods`.
 
-| family | kinds of attention | attention from | requests | run by | test |
-|---|---|---|---|---|---|
+| family | kinds of attention | attention from | requests | run by | value norms | rollout | test |
+|---|---|---|---|---|---|---|---|
 """
 
 
@@ -56,6 +58,7 @@ def _line(name: str, family: Family, test: str) -> str:
         "rows" if family.captures_rows else "matrices",
         "slots" if family.in_slots else "one by one",
         "program" if family.has_program else "modules",
+        *("yes" if method in family.methods else "no" for method in ("value_norms", "rollout")),
         f"[{test}](../../tests/parity/{test}.py)",
     )
     return f"| {' | '.join(cells)} |\n"

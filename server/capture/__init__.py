@@ -2,6 +2,7 @@
 
 context               AttentionKind, LayerKey, Recorder; record_to() sets the recorder of this thread
 attention_function    attend(), which transformers calls for attention: computes and records probabilities
+attention_adapters    makes the attention modules of some families call attend()
 attention_layers      finds a model's attention layers, and verifies their rows at load; FullRecorder
 speech_sources        features of recordings as sources
 plan                  CapturePlan: what one request keeps; Method: what its numbers measure

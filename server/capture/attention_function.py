@@ -28,6 +28,8 @@ from ...kernels.cpu import attend_slots, is_supported
 from .context import LayerKey, RecordTarget, context, layer_key_of, record_targets, set_layer_key
 
 NAME = "sidelight"
+# The masks of models that do not know None as a mask.
+WHOLE_MASKS = "sidelight_whole_masks"
 
 _FIRST_QUERY = slice(0, 1)
 
@@ -36,6 +38,7 @@ def register() -> None:
     """Makes `attn_implementation="sidelight"` known to transformers. A second call changes nothing."""
     AttentionInterface.register(NAME, attend)
     AttentionMaskInterface.register(NAME, make_mask)
+    AttentionMaskInterface.register(WHOLE_MASKS, make_whole_mask)
 
 
 def make_mask(*args: Any, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
@@ -45,6 +48,12 @@ def make_mask(*args: Any, attention_mask: Tensor | None = None, **kwargs: Any) -
     the device. Without padding there is nothing to look at.
     """
     return sdpa_mask(*args, attention_mask=attention_mask if context.padded else None, **kwargs)
+
+
+def make_whole_mask(*args: Any, **kwargs: Any) -> Tensor | None:
+    """Makes SDPA's boolean masks for models that do not know None, whether or not `is_causal` is enough."""
+    options: dict[str, Any] = kwargs | {"allow_is_causal_skip": False}
+    return make_mask(*args, **options)
 
 
 def has_fused_decode(tensor: Tensor) -> bool:

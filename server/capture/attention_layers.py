@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from ...kernels import AttentionParams, AttentionTensors, LayerSpec, new_attention_tensors
 from ..transformers_versions import set_attention
+from .attention_adapters import Adaptation, adapt_attention, mend_attention
 from .attention_function import NAME, UnsupportedAttentionError, mark_attention
 from .context import AttentionKind, LayerKey, RecordTarget, observe_with, record_to, set_layer_key
 from .methods import find_methods
@@ -96,14 +97,21 @@ def find_attention_layers(model: PreTrainedModel) -> AttentionLayers:
 
 
 def _find_attention_layers(model: PreTrainedModel) -> AttentionLayers:
-    matrices = _matrices(model)
+    mend_attention(model)
+    set_attention(model, "eager")
+    own = _run(model, output_attentions=True)
+    matrices = matrices_of(own)
     is_causal = all(not bool(matrix.triu(1).nan_to_num().any()) for matrix in matrices.get("decoder_self", ()))
     heads: dict[AttentionKind, tuple[int, ...]] = {kind: tuple(m.shape[1] for m in ms) for kind, ms in matrices.items()}
     modules: dict[LayerKey, nn.Module] = {}
+    adaptation = Adaptation()
     try:
         set_attention(model, NAME)
         modules = _mark(model)
-        difference = _difference(model, modules, matrices)
+        if not modules:
+            adaptation = adapt_attention(model)
+            modules = _mark(model)
+        difference = _difference(model, modules, matrices, own.logits if adaptation else None)
     except (UnsupportedAttentionError, ValueError, TypeError, KeyError) as error:
         difference = str(error) or type(error).__name__
     if difference is None:
@@ -113,15 +121,10 @@ def _find_attention_layers(model: PreTrainedModel) -> AttentionLayers:
     log.warning("attention of %s is taken from whole matrices: %s", model.config.model_type, difference)
     for module in model.modules():
         set_layer_key(module, None)
+    adaptation.undo()
     set_attention(model, "eager")
     methods = find_methods(ProbedModel(heads, {}, partial(_run, model), model.dtype != torch.float32))
     return AttentionLayers(heads, captures_rows=False, methods=methods, is_causal=is_causal)
-
-
-def _matrices(model: PreTrainedModel) -> dict[AttentionKind, list[Tensor]]:
-    """Returns the model's own attention matrices `[1, H, T, S]` for each kind and layer."""
-    set_attention(model, "eager")
-    return matrices_of(_run(model, output_attentions=True))
 
 
 def matrices_of(output: Any) -> dict[AttentionKind, list[Tensor]]:
@@ -188,9 +191,15 @@ def _mark(model: PreTrainedModel) -> dict[LayerKey, nn.Module]:
 
 
 def _difference(
-    model: PreTrainedModel, modules: dict[LayerKey, nn.Module], matrices: dict[AttentionKind, list[Tensor]]
+    model: PreTrainedModel,
+    modules: dict[LayerKey, nn.Module],
+    matrices: dict[AttentionKind, list[Tensor]],
+    logits: Tensor | None,
 ) -> str | None:
-    """Says how the captured rows differ from the model's own matrices; None if they do not differ."""
+    """Says how the captured rows differ from the model's own matrices; None if they do not differ.
+
+    With `logits` the model's logits must be these: code that is not the model's own has computed the last layer.
+    """
     expected = {LayerKey(kind, layer): m for kind, layers in matrices.items() for layer, m in enumerate(layers)}
     if not expected:
         raise UnsupportedAttentionError("the model reports no attention")
@@ -198,7 +207,7 @@ def _difference(
         return f"{len(modules)} of {len(expected)} attention layers go through the attention interface"
     recorder = FullRecorder()
     with record_to(recorder):
-        _run(model)
+        output = _run(model)
     max_difference, max_mean = _FULL_PRECISION if model.dtype == torch.float32 else _HALF_PRECISION
     for layer_key, matrix in expected.items():
         rows = recorder.results[layer_key].values.permute(0, 3, 1, 2)
@@ -207,4 +216,8 @@ def _difference(
             if float(differences.max()) <= max_difference and float(differences.mean()) <= max_mean:
                 continue
         return f"the rows of {layer_key.kind} layer {layer_key.layer} differ from the model's own"
+    if logits is not None:
+        differences = (output.logits - logits).abs() / logits.abs().max().clamp(min=1)
+        if not float(differences.max()) <= max_difference:  # NaN is not
+            return "the logits of adapted attention differ from the model's own"
     return None

@@ -72,6 +72,7 @@ def served(request, tmp_path_factory) -> Iterator[Served]:
 
 def test_it_runs_as_the_table_says(served):
     assert served.loaded.attention_layers.captures_rows == served.family.captures_rows
+    assert list(served.loaded.attention_layers.methods) == served.family.methods
     assert (served.loaded.backend is not None) == served.family.in_slots
 
 

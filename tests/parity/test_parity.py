@@ -70,6 +70,7 @@ def continuation(served: Served) -> str:
 
 def test_rows_are_captured_by_the_expected_method(served):
     assert served.loaded.attention_layers.captures_rows == served.family.captures_rows
+    assert list(served.loaded.attention_layers.methods) == served.family.methods
     backend = served.loaded.backend
     assert (backend is not None) == served.family.in_slots
     if is_supported():

@@ -50,6 +50,7 @@ def languages_of(served: Served) -> dict[str, str]:
 def test_decoded_beside_neighbours(served):
     assert (served.loaded.backend is not None) == WHISPER.in_slots
     assert served.loaded.attention_layers.captures_rows == WHISPER.captures_rows
+    assert list(served.loaded.attention_layers.methods) == WHISPER.methods
     written = []
     for number, ours in enumerate(served.attribute(decoding=WRITES, **languages_of(served))):
         prompt = [token.id for token in ours.context]

@@ -51,6 +51,7 @@ def _causal(
     sharpness: float = 1.0,
     captures_rows: bool = True,
     in_slots: bool = True,
+    is_gated: bool = False,
     **options: Any,
 ) -> Family:
     """A decoder-only family, by the beginning of the names of its classes."""
@@ -62,6 +63,7 @@ def _causal(
         inseq=False,
         captures_rows=captures_rows,
         in_slots=in_slots,
+        is_gated=is_gated,
         seed=seed,
         sharpness=sharpness,
     )
@@ -202,25 +204,19 @@ FURTHER_FAMILIES: dict[str, Family] = {
         "Llama4", in_slots=False, num_local_experts=4, intermediate_size_mlp=64, attention_chunk_size=8
     ),
     "lfm2": _causal("Lfm2", in_slots=False, layer_types=["conv", "full_attention", "conv"]),
-    "qwen3_next": _causal("Qwen3Next", in_slots=False, shared_expert_intermediate_size=24, **_EXPERTS, **_LINEAR),
+    "qwen3_next": _causal(
+        "Qwen3Next", in_slots=False, is_gated=True, shared_expert_intermediate_size=24, **_EXPERTS, **_LINEAR
+    ),
+    # ---- decoders: attention that does not call transformers' interface ----
+    "bloom": _causal("Bloom", n_layer=3, n_head=4),
+    "mpt": _causal("Mpt", d_model=32, n_heads=4, n_layers=3),
+    "falcon": _causal("Falcon", head_dim=None, alibi=False),
+    "falcon-alibi": _causal("Falcon", head_dim=None, alibi=True, multi_query=False, parallel_attn=False),
+    "falcon-grouped": _causal("Falcon", head_dim=None, alibi=False, new_decoder_architecture=True, num_kv_heads=2),
+    "gptj": _causal("GPTJ", n_embd=32, n_layer=3, n_head=4, rotary_dim=4, n_positions=256),
     # ---- decoders: whole matrices ----
     "gpt_oss": _causal(
         "GptOss", captures_rows=False, in_slots=False, num_local_experts=4, num_experts_per_tok=2, **_MIXED
-    ),
-    "bloom": _causal("Bloom", captures_rows=False, in_slots=False, n_layer=3, n_head=4),
-    "mpt": _causal("Mpt", captures_rows=False, in_slots=False, d_model=32, n_heads=4, n_layers=3),
-    "falcon": _causal("Falcon", captures_rows=False, in_slots=False, head_dim=None, alibi=False),
-    "falcon-alibi": _causal(
-        "Falcon",
-        captures_rows=False,
-        in_slots=False,
-        head_dim=None,
-        alibi=True,
-        multi_query=False,
-        parallel_attn=False,
-    ),
-    "gptj": _causal(
-        "GPTJ", captures_rows=False, in_slots=False, n_embd=32, n_layer=3, n_head=4, rotary_dim=4, n_positions=256
     ),
     "xglm": _causal(
         "XGLM",

@@ -50,9 +50,16 @@ class Family:
     inseq: bool = True  # whether Inseq 0.7.1 attributes the family
     captures_rows: bool = True  # whether the family runs through transformers' attention interface
     in_slots: bool = True  # whether requests share batches
+    is_gated: bool = False  # whether a gate stands between attention and its output projection
     has_program: bool = False  # whether a CPU with AVX2 runs a step as one compiled program
     seed: int = 0  # a seed with which greedy decoding gives different tokens
     sharpness: float = 1.0  # a factor of the weights of queries and keys
+
+    @property
+    def methods(self) -> list[str]:
+        """The methods of the family. Value norms need rows, and output projections that read what attention gives."""
+        has_norms = self.captures_rows and not self.is_gated
+        return ["weights", "value_norms", "rollout"] if has_norms else ["weights", "rollout"]
 
 
 def build_model(name: str, folder: Path, family: Family | None = None) -> Path:

@@ -47,10 +47,9 @@ def test_another_scale_is_found_in_half_precision(name: str, dtype: str, folder:
 
 @pytest.mark.parametrize("name", BY_ROWS)
 def test_another_order_of_heads_is_found_in_half_precision(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch):
-    def reverse(difference: Any, model: Any, modules: Any, matrices: Any) -> str | None:
-        return difference(
-            model, modules, {kind: [layer.flip(1) for layer in layers] for kind, layers in matrices.items()}
-        )
+    def reverse(difference: Any, model: Any, modules: Any, matrices: Any, logits: Any) -> str | None:
+        flipped = {kind: [layer.flip(1) for layer in layers] for kind, layers in matrices.items()}
+        return difference(model, modules, flipped, logits)
 
     monkeypatch.setattr(attention_layers, "_difference", partial(reverse, attention_layers._difference))
     assert not load(build_model(name, folder), dtype="bfloat16", packed=False).attention_layers.captures_rows
