@@ -113,3 +113,16 @@ def test_a_reduction_is_one_of_the_rows(served):
         for kind in kinds:
             expected = getattr(rows, kind).mean(axis=3).max(axis=2)
             np.testing.assert_allclose(getattr(ours, kind), expected, atol=1e-5, rtol=2e-5)
+
+
+@pytest.mark.parametrize("served", ["gpt_oss"], indirect=True)
+def test_an_attention_sink_takes_a_share_and_is_no_position(served):
+    options = {"decoding": Decoding(Greedy(), max_new_tokens=3, min_new_tokens=3)}
+    without_special = Capture(kinds=served.loaded.kinds, special_tokens="renormalize")
+    whole, left = served.attribute(**options), served.attribute(capture=without_special, **options)
+    for rows, renormalized in zip(whole, left, strict=True):
+        sums = np.nansum(rows.decoder_self, axis=0)
+        assert 0.1 < sums.min() < 0.99
+        assert sums.max() < 1
+        np.testing.assert_allclose(np.nansum(renormalized.decoder_self, axis=0), 1, atol=1e-5)
+        assert (renormalized.special_shares["decoder_self"] < 1 - sums.min()).all()  # the sink is no special token

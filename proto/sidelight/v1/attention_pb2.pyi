@@ -169,6 +169,7 @@ class _SpecialTokensEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Special
     """The share of special tokens is set to 0. Then each row is divided by the sum of its other positions: the row is the
     softmax over the other positions. Both happen before any reduction, and before METHOD_VALUE_NORMS multiplies by the
     norms. With METHOD_ROLLOUT both happen to the finished rows. A row whose positions are all special is zeros.
+    The share of an attention sink is left out too, and no field reports it.
     """
 
 class SpecialTokens(_SpecialTokens, metaclass=_SpecialTokensEnumTypeWrapper):
@@ -182,6 +183,7 @@ SPECIAL_TOKENS_RENORMALIZE: SpecialTokens.ValueType  # 2
 """The share of special tokens is set to 0. Then each row is divided by the sum of its other positions: the row is the
 softmax over the other positions. Both happen before any reduction, and before METHOD_VALUE_NORMS multiplies by the
 norms. With METHOD_ROLLOUT both happen to the finished rows. A row whose positions are all special is zeros.
+The share of an attention sink is left out too, and no field reports it.
 """
 Global___SpecialTokens: _TypeAlias = SpecialTokens  # noqa: Y015
 
@@ -242,7 +244,9 @@ class _MethodEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Method.ValueTy
     METHOD_UNSPECIFIED: _Method.ValueType  # 0
     """Counts as METHOD_WEIGHTS."""
     METHOD_WEIGHTS: _Method.ValueType  # 1
-    """Attention probabilities: softmax over the positions."""
+    """Attention probabilities: softmax over the positions. In a model with attention sinks (GPT-OSS), the sink of a head
+    takes a share of the softmax, and is no position: a row sums to less than 1, and the sink took what is missing.
+    """
     METHOD_VALUE_NORMS: _Method.ValueType  # 2
     """Norms of the value vectors, weighted by attention (Kobayashi et al. 2020, arXiv:2004.10102): for the query i, the
     position j and the head h the norm of a[h, i, j] * f_h(x[j]), where a is the attention probability, x[j] is what the
@@ -265,7 +269,9 @@ class Method(_Method, metaclass=_MethodEnumTypeWrapper):
 METHOD_UNSPECIFIED: Method.ValueType  # 0
 """Counts as METHOD_WEIGHTS."""
 METHOD_WEIGHTS: Method.ValueType  # 1
-"""Attention probabilities: softmax over the positions."""
+"""Attention probabilities: softmax over the positions. In a model with attention sinks (GPT-OSS), the sink of a head
+takes a share of the softmax, and is no position: a row sums to less than 1, and the sink took what is missing.
+"""
 METHOD_VALUE_NORMS: Method.ValueType  # 2
 """Norms of the value vectors, weighted by attention (Kobayashi et al. 2020, arXiv:2004.10102): for the query i, the
 position j and the head h the norm of a[h, i, j] * f_h(x[j]), where a is the attention probability, x[j] is what the
