@@ -190,7 +190,7 @@ FURTHER_FAMILIES: dict[str, Family] = {
     # ---- decoders: rows, but one by one ----
     "gemma3n_text": _causal(
         "Gemma3n",
-        in_slots=False,
+        in_slots=tf.__version__.startswith("5.17."),  # later versions share keys between layers in another way
         vocab_size_per_layer_input=400,
         hidden_size_per_layer_input=8,
         laurel_rank=4,
