@@ -6,6 +6,7 @@ messages.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, TypeVar
@@ -73,6 +74,8 @@ class Client:
             self._channel = grpc.secure_channel(address, credentials, options=arguments)
         self._stub = AttributionServiceStub(self._channel)
         self._closed = False
+        self._streams: WeakSet[AttributionManyStream] = WeakSet()  # they have threads of their own
+        self._lock = threading.Lock()  # of `_streams`
 
     def attribute(self, source: Source, **options: Unpack[AttributeOptions]) -> AttributionStream:
         """Has the server write the target of a source, or read a given target, and streams the attention of each token.
@@ -107,7 +110,7 @@ class Client:
 
         Args:
             sources: The sources. A source with options of its own is a tuple of the source and a dict of options, which
-                come before `options`. The client takes a source when it can send it.
+                come before `options`. A thread takes a source when it can send it.
             max_running: How many texts the server works on at the same time, at most.
             ordered: Whether results come in the order of the sources. Otherwise they come as texts end.
             on_step: Called with the index of a source and a step, as soon as the step arrives.
@@ -123,7 +126,10 @@ class Client:
             _check_open(self._closed)
             return self._stub.AttributeMany(requests)
 
-        return AttributionManyStream(begin, sources, state)
+        stream = AttributionManyStream(begin, sources, state)
+        with self._lock:
+            self._streams.add(stream)
+        return stream
 
     def cancel_attribution(self, request_id: str, *, timeout: float | None = None) -> int:
         """Cancels the requests of an id, whichever client has sent them. Returns how many there were.
@@ -167,6 +173,10 @@ class Client:
     def close(self) -> None:
         """Closes the connection and cancels the running streams."""
         self._closed = True
+        with self._lock:
+            streams = list(self._streams)
+        for stream in streams:
+            stream.cancel()
         self._channel.close()
 
     def _call(self, call: Callable[[], Response]) -> Response:

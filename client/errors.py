@@ -90,6 +90,13 @@ _ERROR_CLASSES: dict[grpc.StatusCode, type[SidelightError]] = {
     grpc.StatusCode.INTERNAL: InternalError,
 }
 
+# What replaces gRPC's own messages about calls that this side has ended, such as "Stream removed (Deadline Exceeded)".
+_MESSAGES: dict[grpc.StatusCode, str] = {
+    grpc.StatusCode.DEADLINE_EXCEEDED: "the deadline has passed",
+    grpc.StatusCode.CANCELLED: "the stream was cancelled",
+}
+_CLOSED = "Channel closed"  # what gRPC says of a call that was cancelled because its client was closed
+
 _STATUSES: dict[int, grpc.StatusCode] = {status.value[0]: status for status in grpc.StatusCode}
 
 
@@ -112,7 +119,9 @@ def from_rpc_error(error: grpc.RpcError) -> SidelightError:
     message = error.details() if isinstance(error, grpc.Call | grpc.aio.AioRpcError) else str(error)
     trailers = error.trailing_metadata() if isinstance(error, grpc.Call | grpc.aio.AioRpcError) else None
     exception = _ERROR_CLASSES.get(status, SidelightError)(message or status.name.lower().replace("_", " "), status)
-    _add_details(exception, trailers or ())
+    if not _add_details(exception, trailers or ()) and status in _MESSAGES:
+        is_closed = status is grpc.StatusCode.CANCELLED and _CLOSED in exception.message
+        exception.message = "the client is closed" if is_closed else _MESSAGES[status]
     return exception
 
 
@@ -129,16 +138,16 @@ def from_error_message(message: service_pb.Error, request_id: str, path: str) ->
     return error
 
 
-def _add_details(error: SidelightError, trailers: Iterable[tuple[str, str | bytes]]) -> None:
-    """Fills an exception from the google.rpc details in the trailers, if there are any."""
+def _add_details(error: SidelightError, trailers: Iterable[tuple[str, str | bytes]]) -> bool:
+    """Fills an exception from the google.rpc details in the trailers. Returns whether there are any."""
     data = next((value for key, value in trailers if key == _DETAILS_KEY), None)
     if not isinstance(data, bytes):
-        return
+        return False
     status = status_pb2.Status()
     try:
         status.ParseFromString(data)
     except Exception:  # a proxy may write its own details; the status itself still counts
-        return
+        return False
     bad_request, error_info = error_details_pb2.BadRequest(), error_details_pb2.ErrorInfo()
     request_info, retry_info = error_details_pb2.RequestInfo(), error_details_pb2.RetryInfo()
     for detail in status.details:
@@ -153,6 +162,7 @@ def _add_details(error: SidelightError, trailers: Iterable[tuple[str, str | byte
             error.request_id = request_info.request_id
         elif detail.Unpack(retry_info):
             error.retry_delay = retry_info.retry_delay.ToTimedelta().total_seconds()
+    return True
 
 
 @contextmanager

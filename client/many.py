@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import queue
 import threading
+import weakref
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any
@@ -20,7 +21,7 @@ from typing_extensions import Self
 
 from .errors import CancelledError, SidelightError, from_rpc_error
 from .many_state import ManyResult, ManySource, ManyState
-from .streams import EOF, read_response
+from .streams import EOF, begin_sending, read_response
 
 _Requests = Iterator[service_pb.AttributeManyRequest]
 
@@ -33,6 +34,87 @@ def _cancelled() -> CancelledError:
     return CancelledError("the stream was cancelled", grpc.StatusCode.CANCELLED)
 
 
+class _ManySender:
+    """Sends the texts of a synchronous stream, in a thread of its own: results must not wait for the next source.
+
+    The thread refers to this object and not to the stream. So a stream that nobody refers to any more can end it.
+
+    Attributes:
+        changed: The lock of this object and of what is added to the texts. It is notified where a text was added or has
+            ended. No code of the user runs while it is locked.
+        call: The call; None before the first text.
+        is_done: Whether no further text comes.
+        is_cancelled: Whether the stream was cancelled.
+        error: What the sources have raised, or the begin of a call.
+    """
+
+    def __init__(self, begin: Callable[[_Requests], Any], sources: Iterable[ManySource], state: ManyState) -> None:
+        self.changed = threading.Condition()
+        self.call: Any = None
+        self.is_done = False
+        self.is_cancelled = False
+        self.error: BaseException | None = None
+        self._begin = begin
+        self._sources = iter(sources)
+        self._state = state
+        self._requests: queue.SimpleQueue[service_pb.AttributeManyRequest | None] = queue.SimpleQueue()
+
+    def cancel(self) -> None:
+        """Cancels the call, and ends the thread."""
+        self.is_cancelled = True
+        with self.changed:
+            self.changed.notify_all()
+        if self.call is not None:
+            self.call.cancel()
+
+    def run(self) -> None:
+        """Sends texts as long as there are any, and as the stream has room."""
+        try:
+            while self._wait_for_room():
+                self._send(next(self._sources))
+        except StopIteration:
+            pass
+        except BaseException as error:  # the reader raises it
+            self.error = error
+        with self.changed:
+            self.is_done = True
+            self.changed.notify_all()
+
+    def _wait_for_room(self) -> bool:
+        """Waits until one more text may run. Returns False if the stream was cancelled."""
+        with self.changed:
+            self.changed.wait_for(lambda: self.is_cancelled or self._state.has_room)
+            return not self.is_cancelled
+
+    def _send(self, source: ManySource) -> None:
+        with self.changed:
+            if self.is_cancelled:
+                return
+            is_idle = not self._state.num_running
+            message = self._state.add(source)
+            if message is not None:
+                if self.call is None or (is_idle and not self.call.is_active()):  # a server may end an idle stream
+                    self.begin_call([message])
+                else:
+                    self.put(message)
+            self.changed.notify_all()
+
+    def begin_call(self, messages: Sequence[service_pb.AttributeManyRequest]) -> None:
+        """Begins a call with these messages. `changed` is locked."""
+        self._requests = queue.SimpleQueue()
+        for message in messages:
+            self._requests.put(message)
+        try:
+            self.call = begin_sending(self._begin, self._requests)
+        except BaseException:  # no text can run
+            self.is_cancelled = True
+            raise
+
+    def put(self, message: service_pb.AttributeManyRequest | None) -> None:
+        """Sends a message; None: the end."""
+        self._requests.put(message)
+
+
 class AttributionManyStream(Iterator[ManyResult]):
     """Many running texts. Iterate over their results.
 
@@ -42,67 +124,55 @@ class AttributionManyStream(Iterator[ManyResult]):
 
     def __init__(self, begin: Callable[[_Requests], Any], sources: Iterable[ManySource], state: ManyState) -> None:
         """`begin` begins a call that sends what an iterator gives."""
-        self._begin = begin
-        self._sources = iter(sources)
         self._state = state
-        self._call: Any = None
-        self._requests: queue.SimpleQueue[service_pb.AttributeManyRequest | None] = queue.SimpleQueue()
-        self._is_exhausted = False
-        self._ended = threading.Event()  # set by `cancel`, which ends a pause between two calls
+        self._sender = _ManySender(begin, sources, state)
+        self._changed = self._sender.changed
+        self._thread: threading.Thread | None = None
+        weakref.finalize(self, self._sender.cancel).atexit = False
 
     def cancel(self) -> None:
         """Cancels all texts. Reading further raises CancelledError."""
-        self._ended.set()
-        self._requests.put(None)
-        if self._call is not None:
-            self._call.cancel()
+        self._sender.cancel()
 
     def cancel_text(self, index: int) -> None:
         """Cancels one text by its index. Its result has a CancelledError. Does nothing if the text does not run."""
-        if (message := self._state.cancel_message(index)) is not None:
-            self._requests.put(message)
+        with self._changed:
+            if (message := self._state.cancel_message(index)) is not None:
+                self._sender.put(message)
 
     def __next__(self) -> ManyResult:
-        while (result := self._state.pop_result()) is None:
-            if self._ended.is_set():
-                raise _cancelled()
-            if not self._is_exhausted and self._state.has_room:
-                self._send_next()
-            elif self._state.num_running:
-                self._receive()
-            else:
-                self._finish()
-                raise StopIteration
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._sender.run, name="sidelight-attribute-many", daemon=True)
+            self._thread.start()
+        while (result := self._await_result()) is None:
+            self._receive()
         return result
 
-    def _send_next(self) -> None:
-        """Sends the next text, if there is one."""
-        try:
-            source = next(self._sources)
-        except StopIteration:
-            self._is_exhausted = True
-            return
-        is_idle = not self._state.num_running
-        message = self._state.add(source)
-        if message is None:
-            return
-        if self._call is None or (is_idle and not self._call.is_active()):  # a server may end an idle stream
-            self._begin_call([message])
-        else:
-            self._requests.put(message)
-
-    def _begin_call(self, messages: Sequence[service_pb.AttributeManyRequest]) -> None:
-        self._requests.put(None)  # ends gRPC's thread that sends to the call before
-        self._requests = queue.SimpleQueue()
-        for message in messages:
-            self._requests.put(message)
-        self._call = self._begin(iter(self._requests.get, None))
+    def _await_result(self) -> ManyResult | None:
+        """Returns the next result; None if the server must send more first. Raises StopIteration at the end."""
+        with self._changed:
+            while (result := self._state.pop_result()) is None:
+                if self._sender.is_cancelled:
+                    raise self._sender.error or _cancelled()
+                if self._state.num_running:
+                    return None
+                if self._sender.is_done:
+                    break
+                self._changed.wait()
+            self._changed.notify_all()  # there is room for a text
+        if result is None:
+            if self._sender.error is not None:
+                raise self._sender.error
+            self._finish()
+            raise StopIteration
+        return result
 
     def _receive(self) -> None:
         """Reads the next message, or begins the stream again."""
         try:
-            message = next(self._call)
+            message = next(self._sender.call)
         except StopIteration:
+            self.cancel()
             raise _cut_off() from None
         except grpc.RpcError as rpc_error:
             self._begin_again(from_rpc_error(rpc_error))
@@ -112,21 +182,29 @@ class AttributionManyStream(Iterator[ManyResult]):
         except BaseException:  # of `on_step`, too
             self.cancel()
             raise
-        if (error := self._state.break_error) is not None:
+        with self._changed:
+            self._changed.notify_all()
+            error = self._state.break_error
+        if error is not None:
             self._begin_again(error)
 
     def _begin_again(self, error: SidelightError) -> None:
         """Begins the stream again after an error. Raises the error if it may not."""
-        self._requests.put(None)
-        self._call.cancel()
-        self._ended.wait(self._state.resumption.next_delay(error))
-        if not self._ended.is_set():
-            self._begin_call(self._state.next_messages())
+        self._sender.call.cancel()
+        try:
+            delay = self._state.resumption.next_delay(error)
+        except SidelightError:
+            self.cancel()
+            raise
+        with self._changed:
+            self._changed.wait_for(lambda: self._sender.is_cancelled, delay)
+            if not self._sender.is_cancelled:
+                self._sender.begin_call(self._state.next_messages())
 
     def _finish(self) -> None:
         """Closes the stream after its last text, once."""
-        self._requests.put(None)
-        call, self._call = self._call, None
+        self._sender.put(None)
+        call, self._sender.call = self._sender.call, None
         if call is not None:
             with contextlib.suppress(grpc.RpcError):
                 for _ in call:

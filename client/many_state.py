@@ -95,7 +95,7 @@ class _Text:
 
 
 class ManyState:
-    """The texts of one stream. For one thread, or one event loop.
+    """The texts of one stream. For one event loop, or for two threads: one adds texts, and one receives.
 
     Attributes:
         resumption: How often the stream may be begun again.
@@ -133,7 +133,7 @@ class ManyState:
     @property
     def break_error(self) -> SidelightError | None:
         """Why the server has given up all texts that run, so that a new call must resume them; None if it has not."""
-        errors = [text.break_error for text in self._running.values()]
+        errors = [text.break_error for text in list(self._running.values())]
         return errors[0] if errors and None not in errors else None
 
     # ---- what is sent -----------------------------------------------------------------------------------------------
@@ -178,7 +178,7 @@ class ManyState:
 
     def cancel_message(self, index: int) -> service_pb.AttributeManyRequest | None:
         """Returns the message that cancels a text; None if the text does not run."""
-        ids = (request_id for request_id, text in self._running.items() if text.index == index)
+        ids = (request_id for request_id, text in list(self._running.items()) if text.index == index)
         request_id = next(ids, None)
         return None if request_id is None else service_pb.AttributeManyRequest(cancel=request_id)
 

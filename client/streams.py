@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
+from queue import SimpleQueue
 from types import TracebackType
 from typing import Any
 
@@ -176,6 +177,18 @@ class AsyncAttributionStream(_StreamState, AsyncIterator[Step]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.cancel()
+
+
+def begin_sending(begin: Callable[[Iterator[Any]], Any], requests: SimpleQueue[Any]) -> Any:
+    """Begins a synchronous call that sends what comes into a queue, up to a None. Returns the call.
+
+    A thread of gRPC waits for the queue. The end of the call ends this thread. The thread refers to the queue and not
+    to the call: where nobody refers to the call any more, gRPC cancels the call.
+    """
+    call = begin(iter(requests.get, None))
+    if not call.add_callback(lambda: requests.put(None)):  # the call has ended already
+        requests.put(None)
+    return call
 
 
 async def read_response(call: Any, is_cancelled: Callable[[], bool]) -> Any:

@@ -18,10 +18,10 @@ from sidelight.v1 import attribution_service_pb2 as service_pb
 from typing_extensions import Self
 
 from .. import converters
-from ..errors import InternalError, from_rpc_error
+from ..errors import InternalError, from_rpc_error, invalid_argument
 from ..parameters import Source
 from ..results import Started
-from ..streams import read_response
+from ..streams import begin_sending, read_response
 from .events import AwaitingSource, FollowEvent, StepCount
 from .request import build_flush, build_source, build_source_done, build_take_back, build_target
 
@@ -32,6 +32,7 @@ class _FollowState:
     def __init__(self) -> None:
         self._call: Any = None
         self._cancelled = False
+        self._is_complete = False  # whether the end was sent
         self._header: Started | None = None
         self._events: deque[FollowEvent] = deque()
 
@@ -39,6 +40,13 @@ class _FollowState:
         """Cancels the stream. Reading further raises CancelledError."""
         self._cancelled = True
         self._call.cancel()
+
+    def _check_complete(self, request: service_pb.FollowRequest | None) -> None:
+        """Notes the end of what is sent, which is None. Raises InvalidArgumentError for an event after the end."""
+        if request is None:
+            self._is_complete = True
+        elif self._is_complete:
+            raise invalid_argument(request.WhichOneof("event") or "event", "comes after end()")
 
     def _add_response(self, response: service_pb.FollowResponse) -> None:
         """Stores the events of one response. Raises InternalError if they do not fit the contract."""
@@ -73,7 +81,8 @@ class _FollowState:
 class FollowStream(_FollowState, Iterator[FollowEvent]):
     """An open `follow` stream. Iterate over its events as they arrive; another thread may send meanwhile.
 
-    A `with` block cancels the stream if the block is left early.
+    A `with` block cancels the stream if the block is left early. After `end`, the methods that send raise
+    InvalidArgumentError. If the stream has failed, what is sent is dropped, and the iteration raises the error.
     """
 
     def __init__(self, open_call: Callable[[Iterator[Any]], Any], start: service_pb.FollowRequest) -> None:
@@ -81,39 +90,39 @@ class FollowStream(_FollowState, Iterator[FollowEvent]):
         super().__init__()
         self._requests: queue.SimpleQueue[service_pb.FollowRequest | None] = queue.SimpleQueue()
         self._requests.put(start)
-        self._call = open_call(iter(self._requests.get, None))
+        self._call = begin_sending(open_call, self._requests)
 
     def add_source(self, source: Source) -> None:
         """Adds to the source. Pieces of text are joined as they are. Raises InvalidArgumentError."""
-        self._requests.put(build_source(source))
+        self._send(build_source(source))
 
     def complete_source(self) -> None:
         """Says that no more source comes."""
-        self._requests.put(build_source_done())
+        self._send(build_source_done())
 
     def add_target(self, target: str | Sequence[int]) -> None:
         """Adds to the target: each token becomes a step. Raises InvalidArgumentError.
 
         The last word of a text waits until more text comes after it, or for `flush`.
         """
-        self._requests.put(build_target(target))
+        self._send(build_target(target))
 
     def flush(self) -> None:
         """Says that the last word of the target is complete."""
-        self._requests.put(build_flush())
+        self._send(build_flush())
 
     def take_back(self, count: int) -> None:
         """Removes so many tokens from the end of the target. Raises InvalidArgumentError."""
-        self._requests.put(build_take_back(count))
+        self._send(build_take_back(count))
 
     def end(self) -> None:
         """Says that nothing more is sent. The stream's last event is `Finished`."""
-        self._requests.put(None)
+        self._send(None)
 
-    def cancel(self) -> None:
-        """Cancels the stream. Reading further raises CancelledError."""
-        super().cancel()
-        self._requests.put(None)  # gRPC's thread waits for the next request
+    def _send(self, request: service_pb.FollowRequest | None) -> None:
+        """Sends a message; None: the end. Raises InvalidArgumentError for a message after the end."""
+        self._check_complete(request)
+        self._requests.put(request)
 
     def __next__(self) -> FollowEvent:
         while not self._events:
@@ -125,7 +134,6 @@ class FollowStream(_FollowState, Iterator[FollowEvent]):
         try:
             self._add_response(next(self._call))
         except grpc.RpcError as error:
-            self._requests.put(None)
             raise from_rpc_error(error) from None
 
     def __enter__(self) -> Self:
@@ -140,8 +148,8 @@ class FollowStream(_FollowState, Iterator[FollowEvent]):
 class AsyncFollowStream(_FollowState, AsyncIterator[FollowEvent]):
     """An open `follow` stream. Iterate over its events with `async for`; another task may send meanwhile.
 
-    An `async with` block cancels the stream if the block is left early. If the stream has failed, what is sent is
-    dropped, and the iteration raises the error.
+    An `async with` block cancels the stream if the block is left early. After `end`, the methods that send raise
+    InvalidArgumentError. If the stream has failed, what is sent is dropped, and the iteration raises the error.
     """
 
     def __init__(self, call: Any, start: service_pb.FollowRequest) -> None:
@@ -149,6 +157,8 @@ class AsyncFollowStream(_FollowState, AsyncIterator[FollowEvent]):
         self._call = call
         self._start: service_pb.FollowRequest | None = start  # until it is sent
         self._lock = asyncio.Lock()  # gRPC takes one message at a time
+        # The server waits for the first message only so long, whenever the caller sends or reads.
+        self._opening = asyncio.create_task(self._send_start())
 
     async def add_source(self, source: Source) -> None:
         """Does what `FollowStream.add_source` does."""
@@ -175,16 +185,26 @@ class AsyncFollowStream(_FollowState, AsyncIterator[FollowEvent]):
         await self._send(None)
 
     async def _send(self, request: service_pb.FollowRequest | None) -> None:
-        """Sends a message, after the first one; None: the end. A stream that has ended takes nothing."""
+        """Sends a message, after the first one; None: the end. Raises InvalidArgumentError for a message after the end.
+
+        A stream that has ended takes nothing.
+        """
+        self._check_complete(request)
+        await self._send_start()
         async with self._lock:
             with contextlib.suppress(grpc.RpcError, asyncio.InvalidStateError):
-                start, self._start = self._start, None
-                if start is not None:
-                    await self._call.write(start)
                 if request is None:
                     await self._call.done_writing()
                 else:
                     await self._call.write(request)
+
+    async def _send_start(self) -> None:
+        """Sends the first message, unless it is sent already."""
+        async with self._lock:
+            start, self._start = self._start, None
+            if start is not None:
+                with contextlib.suppress(grpc.RpcError, asyncio.InvalidStateError):
+                    await self._call.write(start)
 
     async def __anext__(self) -> FollowEvent:
         while not self._events:

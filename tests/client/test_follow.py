@@ -13,6 +13,7 @@ from sidelight.client import (
     CancelledError,
     Capture,
     Client,
+    DeadlineExceededError,
     Decoding,
     EncoderSelf,
     Finished,
@@ -144,6 +145,55 @@ def test_errors_of_the_server_name_the_field(bundled_server):
         with pytest.raises(InvalidArgumentError):
             stream.take_back(-1)
         stream.add_source("x")  # goes nowhere
+
+
+def test_an_asyncio_stream_opens_before_anything_is_sent(bundled_server):
+    """The server waits for the start only so long, and answers the start."""
+
+    async def run() -> None:
+        async with AsyncClient(bundled_server) as client, client.follow(policy=AlignAtt(words=0)) as stream:
+            with pytest.raises(InvalidArgumentError) as raised:
+                await asyncio.wait_for(anext(stream), 30)
+            assert raised.value.field == "start.policy.align_att.words"
+
+    asyncio.run(run())
+
+
+def test_after_the_end_nothing_can_be_sent(bundled_server):
+    def check(raised) -> None:
+        assert (raised.value.field, "after end()" in raised.value.message) == ("target", True)
+
+    with Client(bundled_server) as client, client.follow() as stream:
+        stream.add_source("Good")
+        stream.end()
+        with pytest.raises(InvalidArgumentError) as raised:
+            stream.add_target("Gut ")
+        check(raised)
+        stream.end()
+        assert isinstance(list(stream)[-1], Finished)
+
+    async def run() -> None:
+        async with AsyncClient(bundled_server) as client, client.follow() as stream:
+            await stream.add_source("Good")
+            await stream.end()
+            with pytest.raises(InvalidArgumentError) as raised:
+                await stream.add_target("Gut ")
+            check(raised)
+            await stream.end()
+            assert isinstance([event async for event in stream][-1], Finished)
+
+    asyncio.run(run())
+
+
+def test_a_stream_that_takes_too_long_or_whose_client_is_closed_says_so(bundled_server):
+    client = Client(bundled_server)
+    late = client.follow(timeout=0.05)
+    with pytest.raises(DeadlineExceededError, match=r"^the deadline has passed$"):
+        list(late)
+    stream = client.follow()
+    client.close()
+    with pytest.raises(CancelledError, match=r"^the client is closed$"):
+        list(stream)
 
 
 def test_cancelled_streams_say_so(bundled_server):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 from harness import wait_until
 from sidelight.client import (
+    AlignAtt,
     AsyncClient,
     CancelledError,
     Client,
@@ -189,6 +192,78 @@ async def test_closing_the_asyncio_client_ends_its_streams_of_many(fake):
     with pytest.raises(SidelightError):
         await reading
     await asyncio.to_thread(wait_until, fake.cancelled.is_set)
+
+
+def test_results_come_while_the_next_source_is_late(fake):
+    more = threading.Event()
+
+    def sources():
+        yield "one two"
+        assert more.wait(30)
+        yield "three"
+
+    with Client(fake.address) as client, client.attribute_many(sources()) as stream:
+        assert next(stream).get().text == "eno owt"
+        more.set()
+        assert next(stream).get().text == "eerht"
+        with pytest.raises(StopIteration):
+            next(stream)
+
+
+def test_a_stream_can_be_cancelled_while_on_step_waits_for_who_cancels(fake):
+    cancelled = threading.Event()
+
+    def wait(*_: object) -> None:
+        assert cancelled.wait(30)
+
+    with Client(fake.address) as client:
+        stream = client.attribute_many(["one two"] * 3, on_step=wait)
+
+        def read() -> None:
+            with pytest.raises(CancelledError):
+                list(stream)
+
+        reading = threading.Thread(target=read)
+        reading.start()
+        wait_until(lambda: stream._state.num_running)
+        stream.cancel()
+        cancelled.set()
+        reading.join(30)
+        assert not reading.is_alive()
+
+
+def client_threads() -> set[threading.Thread]:
+    """The threads that send for streams: gRPC's, and those of streams of many texts."""
+    names = ("(_run)", "sidelight-attribute-many")
+    return {thread for thread in threading.enumerate() if thread.name.endswith(names)}
+
+
+def test_streams_leave_no_thread_behind(bundled_server):
+    before = client_threads()
+    with Client(bundled_server) as client:
+        finished = client.follow(policy=AlignAtt(words=1), decoding=Decoding())
+        finished.add_source("A dog.")
+        finished.complete_source()
+        assert len(list(finished)) > 3
+        wait_until(lambda: client_threads() <= before)
+        abandoned = client.follow()
+        abandoned.add_source("A dog.")
+        next(abandoned)
+        many = client.attribute_many(["A dog."] * 100, max_running=2)
+        next(many)
+        assert client_threads() > before
+        del abandoned, many
+        gc.collect()
+        wait_until(lambda: client_threads() <= before)
+        open_stream = client.follow()
+        open_stream.add_source("A dog.")
+        next(open_stream)
+        many = client.attribute_many(["A dog."] * 100, max_running=2)
+        next(many)
+        assert client_threads() > before
+    wait_until(lambda: client_threads() <= before)
+    with pytest.raises(CancelledError):
+        list(many)
 
 
 async def test_results_come_while_the_next_source_is_awaited(fake):
