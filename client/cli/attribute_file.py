@@ -11,7 +11,6 @@ from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
-import grpc
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -23,20 +22,10 @@ from ..request import AttributeOptions
 from ..results import Attribution
 from ..views import make_console, print_error, print_message, print_text
 from .attribute_options import capture_all_kinds
-from .lines import Line, count_lines, next_line
+from .lines import Line, count_lines, is_line_error, next_line
 
 # How many texts are under way: as many as a server has slots, and more to begin as soon as one of them ends.
 _MAX_RUNNING = 48
-
-# Errors with these statuses are not about the text of a line: all other lines would fail too.
-_STATUSES_OF_ALL_LINES = (
-    grpc.StatusCode.CANCELLED,
-    grpc.StatusCode.NOT_FOUND,
-    grpc.StatusCode.PERMISSION_DENIED,
-    grpc.StatusCode.UNAUTHENTICATED,
-    grpc.StatusCode.UNAVAILABLE,
-    grpc.StatusCode.UNIMPLEMENTED,
-)
 
 # The result of a line: its attribution, the error of a line that failed, or None for an empty line.
 LineResult = Attribution | SidelightError | None
@@ -190,18 +179,9 @@ class _LineTexts:
 
 def _line_result(result: ManyResult) -> LineResult:
     """Returns the result of a line. Raises an error that all lines would have."""
-    if result.error is not None and not _is_line_error(result.error):
+    if result.error is not None and not is_line_error(result.error):
         raise result.error
     return result.error or result.attribution
-
-
-def _is_line_error(error: SidelightError) -> bool:
-    """Whether only this line fails: because of its text, or of its time. Other errors are errors of all lines."""
-    if error.status is grpc.StatusCode.INVALID_ARGUMENT:
-        # How many tokens a target may have depends on how many tokens the source has.
-        token_limits = ("decoding.max_new_tokens", "decoding.min_new_tokens")
-        return error.field in token_limits or error.field.partition(".")[0] in ("", "source", "given", "prefix")
-    return error.status not in _STATUSES_OF_ALL_LINES
 
 
 def _choose_console(progress: Progress) -> Console:

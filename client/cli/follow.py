@@ -1,7 +1,7 @@
 """`sidelight follow`: reads words from standard input as they come, and writes their translation as far as it is firm.
 
 What is written never changes: the server commits tokens by the policy AlignAtt, and a word is written when it is
-complete. Each line is a text of its own.
+complete. Each line is a text of its own. A line that fails is named on standard error, and the next lines follow.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ from typing import get_args
 from rich.console import Console
 
 from ..client import DEFAULT_ADDRESS, AsyncClient
+from ..errors import SidelightError, describe_error
 from ..follow import AsyncFollowStream, FollowOptions
 from ..parameters import AlignAtt, Capture, Decoding, Row
 from ..results import Step
 from ..views import count_complete, escape_controls, make_console, print_error
 from .attribute_options import parse_heads, parse_layers
-from .lines import standard_input
+from .lines import is_line_error, standard_input
 
 # Words that are read ahead of the server.
 _MAX_WAITING = 256
@@ -39,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="", metavar="NAME", help="a loaded model; otherwise the default model")
     parser.add_argument("--source-language", default="", metavar="CODE", help="for models that need one")
     parser.add_argument("--target-language", default="", metavar="CODE", help="for models that need one")
+    parser.add_argument("--prefix", metavar="TEXT", help="the beginning of the target of each line")
     held_back = parser.add_mutually_exclusive_group()
     held_back.add_argument(
         "--hold-words", type=int, metavar="N", help="wait where a token looks at the last N words; the default is 2"
@@ -67,50 +69,71 @@ def run(args: argparse.Namespace) -> int:
         "policy": AlignAtt(args.hold_tokens, words, args.layers, args.heads, args.row),
         "decoding": Decoding(max_new_tokens=args.max_new_tokens),
         "timeout": args.timeout,
+        "prefix": args.prefix,
     }
     try:
-        asyncio.run(_follow_lines(args.address, options))
+        num_failed = asyncio.run(_follow_lines(args.address, options))
     except UnicodeDecodeError as error:
         print_error(f"standard input: not UTF-8: {error.reason} at byte {error.start}")
         return 1
-    return 0
+    return 1 if num_failed else 0
 
 
-async def _follow_lines(address: str, options: FollowOptions) -> None:
+async def _follow_lines(address: str, options: FollowOptions) -> int:
+    """Translates all lines. Returns how many lines have failed. Raises SidelightError for an error of all lines."""
     console = make_console()
     pieces = _read_pieces()
+    number, num_failed = 1, 0
     async with AsyncClient(address) as client:
         async for piece in pieces:
-            if piece.strip():
+            error = None
+            if piece != _END_OF_LINE:
                 async with client.follow(**options) as stream:
                     sending = asyncio.create_task(_send_line(stream, piece, pieces))
-                    await _write_target(stream, console)
-                    await sending
-            if piece.strip() or _END_OF_LINE in piece:
-                _write(console, "\n")
+                    error = await _write_target(stream, console)
+                    if error is not None:
+                        if sending.done():
+                            sending.result()  # raises what standard input has raised
+                        print_error(f"line {number}: {describe_error(error)}")
+                    await sending  # a stream that has failed drops what it is sent
+            _write(console, "\n")
+            num_failed += error is not None
+            number += 1
+    return num_failed
 
 
 async def _send_line(stream: AsyncFollowStream, piece: str, pieces: AsyncIterator[str]) -> None:
     """Sends the pieces of a line, up to the end of the line."""
-    await stream.add_source(piece)
-    async for following in pieces:
-        if following == _END_OF_LINE:
-            break
-        await stream.add_source(following)
-    await stream.complete_source()
+    try:
+        await stream.add_source(piece)
+        async for following in pieces:
+            if following == _END_OF_LINE:
+                break
+            await stream.add_source(following)
+        await stream.complete_source()
+    except UnicodeDecodeError:  # the server waits for no more source
+        stream.cancel()
+        raise
 
 
-async def _write_target(stream: AsyncFollowStream, console: Console) -> None:
-    """Writes each word as soon as it is complete."""
+async def _write_target(stream: AsyncFollowStream, console: Console) -> SidelightError | None:
+    """Writes each word as soon as it is complete. Returns the error of the line. Raises an error of all lines."""
     text, num_written = "", 0
-    async for event in stream:
-        if isinstance(event, Step):
-            text += event.text
-            num_complete = count_complete(text)
-            if num_complete > num_written:
-                _write(console, text[num_written:num_complete])
-                num_written = num_complete
+    error: SidelightError | None = None
+    try:
+        async for event in stream:
+            if isinstance(event, Step):
+                text += event.text
+                num_complete = count_complete(text)
+                if num_complete > num_written:
+                    _write(console, text[num_written:num_complete])
+                    num_written = num_complete
+    except SidelightError as stream_error:
+        if not is_line_error(stream_error):
+            raise
+        error = stream_error
     _write(console, text[num_written:])
+    return error
 
 
 def _write(console: Console, text: str) -> None:

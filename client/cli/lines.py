@@ -1,9 +1,13 @@
-"""Reads the lines of a file or of standard input. Each line is a text. It reads no further than lines are needed."""
+"""Reads the lines of a file or of standard input. Each line is a text. It reads no further than lines are needed.
+
+It also says which errors are about a single line.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import io
+import re
 import select
 import sys
 import threading
@@ -14,7 +18,7 @@ from typing import BinaryIO
 
 import grpc
 
-from ..errors import InvalidArgumentError
+from ..errors import InvalidArgumentError, SidelightError
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
@@ -26,6 +30,32 @@ MAX_LINE_BYTES = 4 * 1024**2
 _MAX_BUFFER_BYTES = MAX_LINE_BYTES + 2
 
 _BLOCK_BYTES = 64 * 1024
+
+# Errors with these statuses are not about the text of a line: all other lines would fail too.
+_STATUSES_OF_ALL_LINES = (
+    grpc.StatusCode.NOT_FOUND,
+    grpc.StatusCode.PERMISSION_DENIED,
+    grpc.StatusCode.UNAUTHENTICATED,
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.UNIMPLEMENTED,
+)
+
+# Fields that depend on the text of a line: what a line has or may have of tokens, and places in a line.
+_FIELDS_OF_LINES = (
+    "",
+    "source",
+    "given",
+    "prefix",
+    "decoding.max_new_tokens",
+    "decoding.min_new_tokens",
+    "capture.units.source_spans",
+    "capture.units.source_slices",
+    "contrast.source",
+    "contrast.prefix",
+)
+
+# Reasons of errors that do not depend on the text: options that contradict each other, and the like.
+_REASONS_OF_ALL_LINES = ("CONTRADICTION", "REQUIRED", "TOO_MANY", "UNKNOWN_VALUE")
 
 Line = str | InvalidArgumentError
 """The text of a line, or an error that describes what is wrong with its bytes."""
@@ -65,6 +95,15 @@ def count_lines(name: str) -> int | None:
         while block := file.read(_BLOCK_BYTES):
             count, end = count + block.count(b"\n"), block[-1:]
     return count + (end != b"\n")
+
+
+def is_line_error(error: SidelightError) -> bool:
+    """Whether only this line fails: because of its text or of its time, or because someone has cancelled the line."""
+    if error.status is grpc.StatusCode.INVALID_ARGUMENT:
+        if error.reason in _REASONS_OF_ALL_LINES:
+            return False
+        return any(re.match(rf"{re.escape(field)}($|[.\[])", error.field) for field in _FIELDS_OF_LINES)
+    return error.status not in _STATUSES_OF_ALL_LINES
 
 
 async def next_line(lines: Iterator[Line]) -> Line | None:

@@ -10,8 +10,13 @@ import pty
 import signal
 import subprocess
 
+import grpc
 import numpy as np
+import pytest
 from cli_process import COMMAND, SENTENCE, run, start
+from harness import wait_until
+from sidelight.client import Client, InvalidArgumentError, NotFoundError
+from sidelight.client.cli.lines import is_line_error
 from sidelight.client.cli.main import main
 
 
@@ -249,6 +254,58 @@ def test_a_line_that_takes_too_long_is_named(bundled_server):
     assert completed.returncode == 1
     assert completed.stdout == "\n\n\n"
     assert [line[:17] for line in completed.stderr.splitlines()] == [f"sidelight: line {n}" for n in "123"]
+
+
+def test_a_line_that_is_too_short_for_a_slice_is_named_and_other_lines_go_on(bundled_server):
+    arguments = ["--file", "-", "--address", bundled_server, "--quiet", "--source-slices", "0-12"]
+    completed = run("attribute", *arguments, stdin=f"{SENTENCE}\nHi.\n{SENTENCE}\n")
+    assert completed.returncode == 1
+    assert completed.stdout.splitlines() == ["Ich will nicht dein Freund sein.", "", "Ich will nicht dein Freund sein."]
+    assert completed.stderr.startswith("sidelight: line 2: capture.units.source_slices[0].end: ")
+    assert completed.stderr.count("\n") == 1
+
+
+def test_a_line_that_is_cancelled_by_its_id_is_named_and_other_lines_go_on(bundled_server):
+    arguments = ["--file", "-", "--address", bundled_server, "--quiet", "--request-id", "job"]
+    with Client(bundled_server) as client, start("attribute", *arguments, stdin=subprocess.PIPE) as process:
+        out: list[str] = []
+        for line in (SENTENCE, "dog " * 200, SENTENCE):
+            process.stdin.write(f"{line}\n")
+            process.stdin.flush()
+            if "dog" in line:
+                wait_until(lambda: is_cancelled(client, "job1"))
+            out.append(process.stdout.readline())
+        process.stdin.close()
+        assert process.wait(30) == 1
+        assert out == ["Ich will nicht dein Freund sein.\n", "\n", "Ich will nicht dein Freund sein.\n"]
+        assert process.stderr.read().startswith("sidelight: line 2: ")
+
+
+def is_cancelled(client: Client, request_id: str) -> bool:
+    """Cancels a request. Returns False if the request does not run."""
+    try:
+        return client.cancel_attribution(request_id) == 1
+    except NotFoundError:
+        return False
+
+
+@pytest.mark.parametrize(
+    ("field", "reason", "expected"),
+    [
+        ("source.text", "TEXT_TOO_LONG", True),
+        ("capture.units.source_spans[1].end", "OUT_OF_RANGE", True),
+        ("capture.units.source_slices", "EMPTY", True),
+        ("capture.units.source_spans", "CONTRADICTION", False),
+        ("contrast.source", "DIFFERENT_LENGTH", True),
+        ("contrast.source_x", "", False),
+        ("contrast", "REQUIRED", False),
+        ("capture.kinds", "", False),
+        ("sourceful", "", False),
+    ],
+)
+def test_which_errors_are_of_a_line(field, reason, expected):
+    error = InvalidArgumentError("wrong", grpc.StatusCode.INVALID_ARGUMENT, field, reason=reason)
+    assert is_line_error(error) is expected
 
 
 def test_an_option_that_is_wrong_for_all_lines_ends_the_run(bundled_server):

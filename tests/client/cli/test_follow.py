@@ -39,6 +39,16 @@ def test_what_is_written_comes_before_the_end_and_stays(bundled_server):
         assert process.wait(30) == 0
 
 
+def test_a_line_that_is_too_long_is_named_and_other_lines_go_on(bundled_server, translations):
+    lines = [LINES[2], "dog-" * 300, LINES[2]]
+    process = run("follow", "--address", bundled_server, "--hold-words", "3", stdin="\n".join(lines))
+    written = process.stdout.splitlines()
+    assert (process.returncode, len(written)) == (1, 3)
+    assert written[::2] == [translations[2]] * 2
+    (message,) = process.stderr.splitlines()
+    assert message.startswith("sidelight: line 2: source.text: ")
+
+
 def test_words_as_they_come():
     pieces = ["Wh", "ere  did y", "ou", " buy?\n", "\nGood", " ", "morning", "\n漢字 x"]
     split = list(_split_words(iter(pieces)))
