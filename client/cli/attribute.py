@@ -22,11 +22,9 @@ from .lines import open_lines
 def run(args: argparse.Namespace) -> int:
     """Runs the command. Returns the exit status. Raises SidelightError."""
     if (args.text is None) == (args.file is None):
-        print_message("sidelight attribute: give either TEXT or --file FILE")
-        return 2
+        args.fail("give either TEXT or --file FILE")
     if args.file is not None and args.target is not None:
-        print_message("sidelight attribute: --target goes with TEXT, not with --file")
-        return 2
+        args.fail("--target goes with TEXT, not with --file")
     try:
         if args.save:
             check_path(args.save)

@@ -9,13 +9,10 @@ from collections.abc import Sequence
 from typing import get_args
 
 from ..client import DEFAULT_ADDRESS
-from ..errors import invalid_argument
 from ..parameters import (
     AttentionKind,
-    Beam,
     Capture,
     Decoding,
-    EarlyStopping,
     Encoding,
     Grouping,
     Head,
@@ -23,7 +20,6 @@ from ..parameters import (
     OffsetUnit,
     Reduction,
     Row,
-    Sampling,
     Score,
     SpecialTokens,
     SpecialTokensInText,
@@ -33,26 +29,34 @@ from ..parameters import (
 )
 from ..request import AttributeOptions
 from .contrast_options import add_contrast_arguments, build_contrast_option
+from .decoding_options import add_decoding_arguments, build_decoding_option
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `sidelight attribute` to a parser."""
+    parser.set_defaults(fail=parser.error)
     _add_text_arguments(parser)
     _add_capture_arguments(parser)
     _add_unit_arguments(parser)
-    _add_decoding_arguments(parser)
+    add_decoding_arguments(parser)
     add_contrast_arguments(parser)
     output = parser.add_argument_group("output")
     output.add_argument("--save", metavar="PATH", help="save in a file: .json for Inseq, .npz for NumPy, .html a page")
     output.add_argument(
-        "--offset-unit", choices=get_args(OffsetUnit), default="code_point", help="what the spans in a .npz file count"
+        "--offset-unit",
+        choices=get_args(OffsetUnit),
+        default="code_point",
+        help="what SPANS count, and the spans in a .npz file",
     )
     output.add_argument("--no-color", action="store_true", help="shades instead of colours")
     output.add_argument("--quiet", action="store_true", help="print only the text")
 
 
 def build_options(args: argparse.Namespace) -> AttributeOptions:
-    """Builds the options of `Client.attribute` from parsed arguments. Raises InvalidArgumentError."""
+    """Builds the options of `Client.attribute` from parsed arguments.
+
+    Ends the process with a message, as a parser does, if arguments contradict each other.
+    """
     options: AttributeOptions = {
         "model": args.model,
         "source_language": args.source_language,
@@ -63,13 +67,13 @@ def build_options(args: argparse.Namespace) -> AttributeOptions:
         "request_id": args.request_id,
         "resume": args.resume,
     }
-    decoding = _build_decoding(args)
+    decoding = build_decoding_option(args)
     if args.target is None:
         options["decoding"] = decoding
-    elif decoding == Decoding():
+    elif decoding == Decoding(stop=[]):
         options["target"] = args.target
     else:
-        raise invalid_argument("target", "a given target is not decoded: --target goes without decoding options")
+        args.fail("a given target is not decoded: --target goes without decoding options")
     if args.prefix is not None:
         options["prefix"] = args.prefix
     if (contrast := build_contrast_option(args)) is not None:
@@ -80,6 +84,8 @@ def build_options(args: argparse.Namespace) -> AttributeOptions:
         options["truncate"] = args.truncate
     if args.offset_unit != "code_point":
         options["offset_unit"] = args.offset_unit
+    if args.score_top_p is not None:
+        options["score_top_p"] = args.score_top_p
     if args.no_special_tokens:
         options["add_special_tokens"] = False
     return options
@@ -115,13 +121,20 @@ def parse_heads(text: str) -> list[Head]:
 
 
 def parse_spans(text: str) -> list[TextSpan]:
-    """Parses spans of characters: "0-5,7-9" is (0, 5), (7, 9). Raises ArgumentTypeError."""
+    """Parses spans of a text: "0-5,7-9" is (0, 5), (7, 9). Raises ArgumentTypeError."""
     spans: list[TextSpan] = []
     for part in text.split(","):
-        if (match := re.fullmatch(r"(\d+)-(\d+)", part)) is None:
+        if (match := re.fullmatch(r"(\d+)-(\d+)", part)) is None or int(match[2]) <= int(match[1]):
             raise argparse.ArgumentTypeError(f"invalid BEGIN-END: {part!r}")
         spans.append((int(match[1]), int(match[2])))
     return spans
+
+
+def parse_steps(text: str) -> tuple[int, int | None]:
+    """Parses a part of the steps: "0-10" is (0, 10), and "5-" is (5, None). Raises ArgumentTypeError."""
+    if (match := re.fullmatch(r"(\d+)-(\d*)", text)) is None:
+        raise argparse.ArgumentTypeError(f"invalid BEGIN-[END]: {text!r}")
+    return int(match[1]), int(match[2]) if match[2] else None
 
 
 # ---- arguments ------------------------------------------------------------------------------------------------------
@@ -198,14 +211,20 @@ def _add_capture_arguments(parser: argparse.ArgumentParser) -> None:
     capture.add_argument(
         "--top-positions", type=int, default=0, metavar="K", help="only the K greatest positions of each row"
     )
+    capture.add_argument(
+        "--steps", type=parse_steps, metavar="BEGIN-[END]", help="only these steps carry attention, such as 0-10 or 5-"
+    )
     scores = ", ".join(get_args(Score))
     capture.add_argument(
         "--scores", type=_parse_scores, default=(), metavar="SCORES", help=f"of {scores}, separated by commas"
     )
+    capture.add_argument("--score-top-p", type=float, metavar="P", help="the p of top_p_size; otherwise 0.9")
 
 
 def _add_unit_arguments(parser: argparse.ArgumentParser) -> None:
-    units = parser.add_argument_group("words and other units", "SPANS are character offsets BEGIN-END,...")
+    units = parser.add_argument_group(
+        "words and other units", "SPANS are BEGIN-END,...: offsets in characters, or in what --offset-unit says"
+    )
     units.add_argument(
         "--grouping", choices=get_args(Grouping), default="token", help="what a row and a column stand for"
     )
@@ -220,29 +239,6 @@ def _add_unit_arguments(parser: argparse.ArgumentParser) -> None:
     units.add_argument(
         "--target-slices", type=parse_spans, metavar="SPANS", help="send the attention of these parts of --target only"
     )
-
-
-def _add_decoding_arguments(parser: argparse.ArgumentParser) -> None:
-    decoding = parser.add_argument_group("how to decode")
-    decoding.add_argument("--max-new-tokens", type=int, metavar="N", help="the greatest number of tokens to write")
-    decoding.add_argument("--sample", action="store_true", help="draw tokens instead of taking the most likely")
-    decoding.add_argument("--temperature", type=float, metavar="T", help="with --sample")
-    decoding.add_argument("--top-k", type=int, metavar="K", help="with --sample")
-    decoding.add_argument("--top-p", type=float, metavar="P", help="with --sample")
-    decoding.add_argument("--seed", type=int, metavar="N", help="with --sample")
-    decoding.add_argument("--beam", type=int, metavar="WIDTH", help="beam search that keeps WIDTH hypotheses")
-    decoding.add_argument(
-        "--hypotheses", type=int, metavar="N", help="with --beam: show the N best hypotheses of a TEXT"
-    )
-    decoding.add_argument(
-        "--length-penalty", type=float, metavar="P", help="with --beam: scores are divided by length to the power of P"
-    )
-    decoding.add_argument(
-        "--early-stopping",
-        choices=get_args(EarlyStopping),
-        help="with --beam: end at WIDTH hypotheses, or when a better one is unlikely, or can never come",
-    )
-    decoding.add_argument("--no-repeat-ngram-size", type=int, metavar="N", help="write no N tokens in a row twice")
 
 
 def _parse_kinds(text: str) -> list[str]:
@@ -277,6 +273,7 @@ def _build_capture(args: argparse.Namespace) -> Capture:
         top_k=args.top_positions,
         method=args.method,
         special_tokens=args.special_tokens,
+        steps=args.steps,
         grouping=args.grouping,
         units=_build_units(args),
     )
@@ -293,23 +290,3 @@ def _build_units(args: argparse.Namespace) -> UnitOptions | None:
         target_slices=args.target_slices or (),
     )
     return None if units == UnitOptions() else units
-
-
-def _build_decoding(args: argparse.Namespace) -> Decoding:
-    strategy = _build_strategy(args)
-    return Decoding(strategy, args.max_new_tokens, no_repeat_ngram_size=args.no_repeat_ngram_size)
-
-
-def _build_strategy(args: argparse.Namespace) -> Sampling | Beam | None:
-    sampling = {"temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p, "seed": args.seed}
-    beam = {"hypotheses": args.hypotheses, "length_penalty": args.length_penalty, "early_stopping": args.early_stopping}
-    beam = {name: value for name, value in beam.items() if value is not None}
-    if args.sample and args.beam is not None:
-        raise invalid_argument("sample", "--sample and --beam exclude each other")
-    if not args.sample and any(value is not None for value in sampling.values()):
-        raise invalid_argument("sample", "--temperature, --top-k, --top-p and --seed need --sample")
-    if args.beam is None and beam:
-        raise invalid_argument("beam", "--hypotheses, --length-penalty and --early-stopping need --beam")
-    if args.sample:
-        return Sampling(**sampling)
-    return None if args.beam is None else Beam(args.beam, **beam)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import re
 
-from ..errors import invalid_argument
 from ..parameters import Contrast
 
 
@@ -27,12 +26,19 @@ def add_contrast_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="with --target: the attention less the attention in the second context",
     )
-    contrast.add_argument("--kl-top-p", type=float, metavar="P", help="kl_divergence over tokens of this sum alone")
-    contrast.add_argument("--kl-top-k", type=int, default=0, metavar="K", help="kl_divergence over K tokens alone")
+    contrast.add_argument(
+        "--kl-top-p",
+        type=float,
+        metavar="P",
+        help="kl_divergence over the likeliest tokens only, so many that their probabilities sum to P",
+    )
+    contrast.add_argument(
+        "--kl-top-k", type=int, default=0, metavar="K", help="kl_divergence over the K likeliest tokens only"
+    )
 
 
 def build_contrast_option(args: argparse.Namespace) -> Contrast | None:
-    """Builds the Contrast of parsed arguments; None without any. Raises InvalidArgumentError."""
+    """Builds the Contrast of parsed arguments; None without any. Ends the process if the second context is missing."""
     contrast = Contrast(
         source=args.contrast_source,
         prefix=args.contrast_prefix,
@@ -45,8 +51,7 @@ def build_contrast_option(args: argparse.Namespace) -> Contrast | None:
     if contrast == Contrast():
         return None
     if (contrast.source, contrast.prefix, contrast.target) == (None, None, None):
-        problem = "give --contrast-source, --contrast-prefix or --contrast-target"
-        raise invalid_argument("contrast", f"the second context is missing: {problem}")
+        args.fail("the second context is missing: give --contrast-source, --contrast-prefix or --contrast-target")
     return contrast
 
 

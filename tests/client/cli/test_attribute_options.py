@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pytest
 from cli_process import SENTENCE
-from sidelight.client.cli.attribute_options import parse_heads, parse_layers
+from sidelight.client.cli.attribute_options import parse_heads, parse_layers, parse_steps
 from sidelight.client.cli.contrast_options import parse_alignments
 from sidelight.client.cli.main import main
 from sidelight.v1 import attention_pb2, text_pb2
@@ -46,6 +46,17 @@ def test_capture_options_reach_the_server(fake, tmp_path):
     assert (capture.encoding, capture.top_k) == (attention_pb2.ENCODING_UNSPECIFIED, 0)
 
 
+def test_decoding_options_reach_the_server(fake):
+    decoding = ["--stop", ".", "--stop", "!", "--min-new-tokens", "2", "--ignore-eos", "--repetition-penalty", "1.5"]
+    others = ["--score-top-p", "0.5", "--scores", "top_p_size", "--steps", "1-3"]
+    assert main(["attribute", "one two", "--address", fake.address, *decoding, *others]) == 0
+    (request,) = fake.requests
+    assert (list(request.decoding.stop), request.decoding.min_new_tokens) == ([".", "!"], 2)
+    assert (request.decoding.ignore_eos, request.decoding.repetition_penalty) == (True, 1.5)
+    assert (request.score_top_p, request.capture.steps.begin, request.capture.steps.end) == (0.5, 1, 3)
+    assert parse_steps("5-") == (5, None)
+
+
 def test_options_reach_the_server(bundled_server, tmp_path, capsys):
     path = tmp_path / "out.json"
     base = ["attribute", SENTENCE, "--address", bundled_server, "--quiet", "--save", str(path)]
@@ -73,7 +84,9 @@ def test_a_second_context_reaches_the_server(fake):
 
 
 def test_options_of_a_second_context_without_one_are_refused(fake, capsys):
-    assert main(["attribute", "one", "--address", fake.address, "--subtract-attention"]) == 1
+    with pytest.raises(SystemExit) as stop:
+        main(["attribute", "one", "--address", fake.address, "--subtract-attention"])
+    assert stop.value.code == 2
     assert "--contrast-source" in capsys.readouterr().err
     assert fake.requests == []
 
