@@ -71,11 +71,15 @@ def _show_text(text: str) -> str:
 
 @dataclass(frozen=True)
 class Span:
-    """A part of a text that a unit covers: `text` is the text from `begin` to `end`. Special tokens cover nothing."""
+    """A part of a text that a unit covers: `text` is the text from `begin` to `end`.
+
+    A special token covers nothing; `piece` is its form in the vocabulary.
+    """
 
     begin: int
     end: int
     text: str
+    piece: str = ""
 
     @property
     def special(self) -> bool:
@@ -85,4 +89,4 @@ class Span:
     @property
     def label(self) -> str:
         """What a view shows for the unit."""
-        return _show_text(self.text) if self.text else "∅"
+        return _show_text(self.text) if self.text else self.piece or "∅"

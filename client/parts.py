@@ -49,7 +49,10 @@ class AnswerParts:
 
     def _add(self, response: service_pb.AttributeResponse) -> None:
         if response.HasField("started"):
-            self._set_header(converters.parse_started(response.started))
+            header = converters.parse_started(response.started)
+            if self._request.contrast.subtract_attention:
+                header = dataclasses.replace(header, is_difference=True, is_share=False)
+            self._set_header(header)
         elif response.HasField("finished"):
             self.finished = converters.parse_finished(response.finished)
         elif self.header is None:
@@ -58,7 +61,7 @@ class AnswerParts:
             self._encoder_self.append(converters.parse_encoder_self(response.encoder_self, self.header))
         elif response.HasField("units"):
             for message in response.units.units:
-                unit = converters.parse_unit(message, self.header)
+                unit = self._name_unit(converters.parse_unit(message, self.header))
                 # A resumed stream sends units again whose next step has not arrived.
                 if not self._units or unit.index > self._units[-1].index:
                     self._units.append(unit)
@@ -68,6 +71,13 @@ class AnswerParts:
                 if self.steps and step.index != self.steps[-1].index + 1:
                     raise ValueError(f"step {step.index} comes after step {self.steps[-1].index}")
                 self.steps.append(step)
+
+    def _name_unit(self, unit: Unit) -> Unit:
+        """Gives the unit of a special token the piece of this token, if its step has arrived."""
+        index = unit.first_step - self.steps[0].index if self.steps else -1
+        if not unit.span.special or not 0 <= index < len(self.steps):
+            return unit
+        return dataclasses.replace(unit, span=dataclasses.replace(unit.span, piece=self.steps[index].token.piece))
 
     def _set_header(self, header: Started) -> None:
         """Stores a header. Raises ValueError for a resumed stream that is not of the same source."""

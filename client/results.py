@@ -14,9 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .offset_units import Span, Token
-from .parameters import AttentionKind, Grouping, Method, OffsetUnit, Row, Score
+from .parameters import AttentionKind, Grouping, Method, OffsetUnit, Row, Score, SpecialTokens
 
 FloatArray = NDArray[np.floating[Any]]
+
+CapturePath = Literal["rows", "matrices"]
 
 StopReason = Literal["end_token", "length", "stop_text", "given"]
 
@@ -76,6 +78,9 @@ class Started:
         source_units: The units of the source. Empty without a grouping.
         prefix_units: The units of `prefix`. Empty without a grouping.
         sent_positions: The source positions, or units, that are sent. None: all.
+        special_tokens: Whether special tokens were kept, or left out of each row.
+        is_share: Whether the numbers of a row are shares of 1: there are no norms, sums or differences.
+        is_difference: Whether the attention is that of the request minus that of its contrast.
     """
 
     request_id: str
@@ -98,6 +103,9 @@ class Started:
     source_units: tuple[Span, ...] = ()
     prefix_units: tuple[Span, ...] = ()
     sent_positions: tuple[int, ...] | None = None
+    special_tokens: SpecialTokens = "keep"
+    is_share: bool = True
+    is_difference: bool = False
 
     @functools.cached_property
     def source_positions(self) -> tuple[Token | Span, ...]:
@@ -329,6 +337,26 @@ class ModelAttention:
 
 
 @dataclass(frozen=True)
+class RequestLimits:
+    """How large a request may be. Sizes are in bytes of UTF-8. The server refuses a larger request and names the field.
+
+    `max_texts_per_stream` is for `attribute_many`, and `max_follow_streams` counts the follow streams of all clients.
+    A `max_beam_width` of 0: the model has no beam search.
+    """
+
+    max_request_bytes: int
+    max_source_bytes: int
+    max_target_bytes: int
+    max_chat_messages: int
+    max_stop_texts: int
+    max_stop_bytes: int
+    max_beam_width: int
+    max_texts_per_stream: int
+    max_spans: int
+    max_follow_streams: int
+
+
+@dataclass(frozen=True)
 class Model:
     """A model that the server has loaded.
 
@@ -337,6 +365,9 @@ class Model:
 
     `word_boundaries` says how words are found: "icu" divides scripts without spaces by a dictionary, "uax29" divides
     them into characters.
+
+    `presets` are names of sets of heads. `capture_path` says whether the server computes only the rows that a request
+    asks for, or the model computes whole matrices, which is slower. `limits` says how large a request may be.
     """
 
     name: str
@@ -354,3 +385,6 @@ class Model:
     feature_shape: tuple[int, ...] = ()
     methods: tuple[Method, ...] = ()
     word_boundaries: str = ""
+    presets: tuple[str, ...] = ()
+    capture_path: CapturePath | None = None
+    limits: RequestLimits | None = None

@@ -25,6 +25,8 @@ def run(args: argparse.Namespace) -> int:
         args.fail("give either TEXT or --file FILE")
     if args.file is not None and args.target is not None:
         args.fail("--target goes with TEXT, not with --file")
+    if args.file is not None and args.hypotheses and not str(args.save).endswith(".npz"):
+        args.fail("--hypotheses goes with TEXT, or with --save and a .npz file, which has a place for them")
     try:
         if args.save:
             check_path(args.save)

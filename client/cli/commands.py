@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib.metadata
 import sys
+from collections.abc import Iterator
 from typing import NoReturn
 
 from ..client import DEFAULT_ADDRESS, Client
+from ..results import Model
 from ..views import escape_controls, make_console, print_message, print_text
 from . import attribute as attribute_command
 from . import attribute_options
@@ -109,4 +112,22 @@ def _list_models(args: argparse.Namespace) -> int:
         for model in client.list_models(timeout=30):
             kinds = ", ".join(f"{kind} {size.layers}x{size.heads}" for kind, size in model.attentions.items())
             print_text(console, f"{model.name}  {model.family}, {model.dtype} on {model.device}; {kinds}")
+            for line in _describe_model(model):
+                print_text(console, f"  {line}")
     return 0
+
+
+def _describe_model(model: Model) -> Iterator[str]:
+    """Yields what a user of `sidelight attribute` may ask of a model, line by line."""
+    yield f"at most {model.max_source_tokens} tokens in, {model.max_target_tokens} tokens out"
+    if model.methods:
+        yield f"methods: {', '.join(model.methods)}"
+    if model.presets:
+        yield f"presets of heads: {', '.join(model.presets)}"
+    if model.languages:
+        yield f"languages: {', '.join(model.languages)}"
+    if model.word_boundaries:
+        yield f"word boundaries: {model.word_boundaries}"
+    if model.limits is not None:
+        limits = dataclasses.asdict(model.limits)
+        yield "limits: " + ", ".join(f"{name.removeprefix('max_')} {limit}" for name, limit in limits.items())

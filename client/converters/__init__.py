@@ -1,6 +1,8 @@
 """Between the client's types and protobuf messages. No other module knows the messages' fields.
 
 messages            builds the messages of requests, and reads those of responses
+models              reads the description of a model
+words               the client's words for enums
 attention_arrays    the bytes of attention become NumPy arrays
 policy              what the policy of a follow stream says
 """
@@ -14,7 +16,6 @@ from .messages import (
     padding_enum,
     parse_encoder_self,
     parse_finished,
-    parse_model,
     parse_started,
     parse_step,
     parse_unit,
@@ -22,6 +23,7 @@ from .messages import (
     special_tokens_enum,
     truncation_enum,
 )
+from .models import parse_model
 
 __all__ = [
     "build_capture",

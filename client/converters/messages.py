@@ -8,7 +8,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
@@ -30,6 +31,7 @@ from ..parameters import (
     Sampling,
     Score,
     Source,
+    SpecialTokens,
     TextSpan,
     UnitOptions,
 )
@@ -39,8 +41,6 @@ from ..results import (
     Finished,
     FloatArray,
     Hypothesis,
-    Model,
-    ModelAttention,
     Span,
     Started,
     Step,
@@ -52,30 +52,24 @@ from ..results import (
 from ..validation import check_fields, check_value, is_sequence
 from .attention_arrays import parse_attention, parse_special_shares
 from .policy import parse_decision
+from .words import enum_words
 
+_KINDS: dict[int, AttentionKind] = enum_words(attention_pb2.AttentionKind, "ATTENTION_KIND_")
+_REDUCTIONS: dict[int, str] = enum_words(attention_pb2.Reduction, "REDUCTION_")
+_ROWS: dict[int, Row] = enum_words(attention_pb2.Row, "ROW_")
+_METHODS: dict[int, Method] = enum_words(attention_pb2.Method, "METHOD_")
+_SPECIAL_TOKENS: dict[int, SpecialTokens] = enum_words(attention_pb2.SpecialTokens, "SPECIAL_TOKENS_")
+_GROUPINGS: dict[int, Grouping] = enum_words(attention_pb2.Grouping, "GROUPING_")
+_ENCODINGS: dict[int, str] = enum_words(attention_pb2.Encoding, "ENCODING_")
+_SCORES: dict[int, Score] = enum_words(attention_pb2.Score, "SCORE_")
+_AXES: dict[int, Any] = enum_words(attention_pb2.Axis, "AXIS_")
+_EARLY_STOPPINGS: dict[int, str] = enum_words(text_pb2.EarlyStopping, "EARLY_STOPPING_")
+_STOP_REASONS: dict[int, StopReason] = enum_words(text_pb2.StopReason, "STOP_REASON_")
+_SPECIAL_TOKENS_IN_TEXT: dict[int, str] = enum_words(text_pb2.SpecialTokensInText, "SPECIAL_TOKENS_IN_TEXT_")
 
-def _enum_words(enum: Any, prefix: str) -> dict[Any, Any]:
-    """Maps an enum's numbers to the client's words: ATTENTION_KIND_CROSS to "cross". Leaves out "unspecified"."""
-    names: Mapping[str, int] = dict(enum.items())
-    return {number: name.removeprefix(prefix).lower() for name, number in names.items() if number}
-
-
-_KINDS: dict[int, AttentionKind] = _enum_words(attention_pb2.AttentionKind, "ATTENTION_KIND_")
-_REDUCTIONS: dict[int, str] = _enum_words(attention_pb2.Reduction, "REDUCTION_")
-_ROWS: dict[int, Row] = _enum_words(attention_pb2.Row, "ROW_")
-_METHODS: dict[int, Method] = _enum_words(attention_pb2.Method, "METHOD_")
-_SPECIAL_TOKENS: dict[int, str] = _enum_words(attention_pb2.SpecialTokens, "SPECIAL_TOKENS_")
-_GROUPINGS: dict[int, Grouping] = _enum_words(attention_pb2.Grouping, "GROUPING_")
-_ENCODINGS: dict[int, str] = _enum_words(attention_pb2.Encoding, "ENCODING_")
-_SCORES: dict[int, Score] = _enum_words(attention_pb2.Score, "SCORE_")
-_AXES: dict[int, Any] = _enum_words(attention_pb2.Axis, "AXIS_")
-_EARLY_STOPPINGS: dict[int, str] = _enum_words(text_pb2.EarlyStopping, "EARLY_STOPPING_")
-_STOP_REASONS: dict[int, StopReason] = _enum_words(text_pb2.StopReason, "STOP_REASON_")
-_SPECIAL_TOKENS_IN_TEXT: dict[int, str] = _enum_words(text_pb2.SpecialTokensInText, "SPECIAL_TOKENS_IN_TEXT_")
-
-_OFFSET_UNITS: dict[int, OffsetUnit] = _enum_words(text_pb2.OffsetUnit, "OFFSET_UNIT_")
-_TRUNCATIONS: dict[int, str] = _enum_words(text_pb2.Truncation, "TRUNCATION_")
-_PADDINGS: dict[int, str] = _enum_words(text_pb2.Padding, "PADDING_")
+_OFFSET_UNITS: dict[int, OffsetUnit] = enum_words(text_pb2.OffsetUnit, "OFFSET_UNIT_")
+_TRUNCATIONS: dict[int, str] = enum_words(text_pb2.Truncation, "TRUNCATION_")
+_PADDINGS: dict[int, str] = enum_words(text_pb2.Padding, "PADDING_")
 
 
 def _enum_number(words: Mapping[int, str], word: str | None) -> Any:
@@ -271,10 +265,29 @@ def parse_started(message: service_pb.Started) -> Started:
         source_position_count=message.source_position_count,
         method=_METHODS.get(message.capture.method, "weights"),
         grouping=_GROUPINGS.get(message.capture.grouping, "token"),
-        source_units=tuple(map(_parse_span, message.source_units)),
-        prefix_units=tuple(map(_parse_span, message.prefix_units)),
+        source_units=_parse_units(message.source_units, message.source),
+        prefix_units=_parse_units(message.prefix_units, message.prefix),
         sent_positions=tuple(message.source_positions) if message.capture.units.source_slices else None,
+        special_tokens=_SPECIAL_TOKENS.get(message.capture.special_tokens, "keep"),
+        is_share=_is_share(message.capture),
     )
+
+
+def _is_share(capture: attention_pb2.Capture) -> bool:
+    """Whether no number of a row is greater than 1: there are neither norms of values, nor sums over heads or steps."""
+    reductions = (capture.over_heads, capture.over_layers, capture.units.over_steps)
+    has_sums = any(_REDUCTIONS.get(reduction) in ("sum", "l2") for reduction in reductions)
+    return not has_sums and _METHODS.get(capture.method) != "value_norms"
+
+
+def _parse_units(units: Iterable[service_pb.Span], tokens: Iterable[text_pb2.Token]) -> tuple[Span, ...]:
+    """Parses the units of a text. A special token is a unit of its own, which has its piece."""
+    pieces = [token.piece for token in tokens if token.special]
+    spans = [_parse_span(span) for span in units]
+    if sum(span.special for span in spans) != len(pieces):  # other tokens that cover nothing are units, too
+        return tuple(spans)
+    remaining = iter(pieces)
+    return tuple(replace(span, piece=next(remaining)) if span.special else span for span in spans)
 
 
 def _parse_span(message: service_pb.Span) -> Span:
@@ -374,25 +387,4 @@ def _parse_usage(message: service_pb.Usage) -> Usage:
         time_to_first_step=message.time_to_first_step.ToTimedelta().total_seconds(),
         total_time=message.total_time.ToTimedelta().total_seconds(),
         seed=message.seed if message.HasField("seed") else None,
-    )
-
-
-def parse_model(message: model_pb2.Model) -> Model:
-    """Parses the description of a model."""
-    return Model(
-        name=message.name,
-        family=message.family,
-        is_encoder_decoder=message.architecture == model_pb2.ARCHITECTURE_ENCODER_DECODER,
-        attentions={_KINDS[size.kind]: ModelAttention(size.layers, size.heads) for size in message.attentions},
-        max_source_tokens=message.max_source_tokens,
-        max_target_tokens=message.max_target_tokens,
-        languages=tuple(message.languages),
-        dtype=message.dtype,
-        device=message.device,
-        default=message.default,
-        vocabulary_size=message.vocabulary_size,
-        batches=message.batches,
-        feature_shape=tuple(message.feature_shape),
-        methods=tuple(_METHODS[method] for method in message.methods if method in _METHODS),
-        word_boundaries=message.word_boundaries,
     )

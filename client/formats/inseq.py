@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save as save_tensors
 
-from ..results import Attribution, FloatArray, Span, Token
+from ..results import Attribution, FloatArray, Span, Started, Token
 
 # Scores that have another name in Inseq.
 _SCORE_NAMES = {"cross_entropy": "crossentropy"}
@@ -53,8 +53,9 @@ def _build_info(attributions: Sequence[Attribution]) -> dict[str, Any]:
         "attribute_target": first.is_encoder_decoder and attributions[0].decoder_self is not None,
         "attributed_fn": "probability_fn",
         "attributed_fn_args": {},
-        "attribution_args": {},
-        "attribution_method": "attention",
+        "attribution_args": _build_arguments(first),
+        # Inseq has one method of these; the others have the names of the contract.
+        "attribution_method": "attention" if first.method == "weights" else first.method,
         "constrained_decoding": attributions[0].stop_reason == "given",
         "exec_time": sum(a.usage.total_time for a in attributions),
         "generate_from_target_prefix": False,
@@ -67,6 +68,16 @@ def _build_info(attributions: Sequence[Attribution]) -> dict[str, Any]:
         "step_scores": [_SCORE_NAMES.get(score, score) for score in first.scores],
         "step_scores_args": {},
     }
+
+
+def _build_arguments(started: Started) -> dict[str, Any]:
+    """Returns what else the numbers depend on, where it is not the default."""
+    arguments: dict[str, Any] = {}
+    if started.special_tokens != "keep":
+        arguments["special_tokens"] = started.special_tokens
+    if started.is_difference:
+        arguments["subtract_attention"] = True
+    return arguments
 
 
 def _build_sequence(attribution: Attribution) -> dict[str, Any]:
@@ -102,7 +113,7 @@ def _first_target(attribution: Attribution) -> int:
 
 def _build_token(token: Token | Span) -> dict[str, Any]:
     # Inseq gives what it has aggregated from several tokens the id -1.
-    piece, id_ = (token.text, -1) if isinstance(token, Span) else (token.piece, token.id)
+    piece, id_ = (token.text or token.piece, -1) if isinstance(token, Span) else (token.piece, token.id)
     return _build_instance("inseq.utils.typing", "TokenWithId", {"token": piece, "id": id_})
 
 

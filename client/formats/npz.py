@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ..results import Attribution
+from ..results import Attribution, Hypothesis
 
 
 def to_npz(attributions: Sequence[Attribution]) -> bytes:
@@ -36,8 +36,8 @@ def build_npz_arrays(attribution: Attribution) -> dict[str, Any]:
     - `source_ids`, `source_pieces`, `source_spans` (`[tokens, 2]`), and the same for `prefix` and `steps`.
     - With a grouping: `source_unit_spans`, `prefix_unit_spans`, `unit_spans` (`[units, 2]`), `unit_steps` (the first
       step of each unit, and one past its last), and `unit_score_NAME` (`[units]`). The attention is that of units.
-    - `info`: a JSON text with everything else. NumPy's arrays of texts lose a NUL at the end of a text; `pieces` in
-      `info` holds the pieces of `source`, `prefix` and `steps` unchanged.
+    - `info`: a JSON text with everything else, such as the hypotheses of a beam search. NumPy's arrays of texts lose a
+      NUL at the end of a text; `pieces` in `info` holds the pieces of `source`, `prefix` and `steps` unchanged.
     """
     arrays: dict[str, Any] = {}
     for kind in ("cross", "decoder_self", "encoder_self"):
@@ -54,8 +54,10 @@ def build_npz_arrays(attribution: Attribution) -> dict[str, Any]:
         arrays[f"{name}_spans"] = np.array([(token.begin, token.end) for token in tokens], np.int64).reshape(-1, 2)
     if attribution.started.grouping != "token":
         arrays |= _build_unit_arrays(attribution)
+    started = attribution.started
     info = {
-        "model": attribution.started.model,
+        "model": started.model,
+        "request_id": started.request_id,
         "source": attribution.started.source_text,
         "text": attribution.text,
         "stop_reason": attribution.stop_reason,
@@ -66,10 +68,29 @@ def build_npz_arrays(attribution: Attribution) -> dict[str, Any]:
         "grouping": attribution.started.grouping,
         "sent_positions": attribution.started.sent_positions,
         "pieces": {name: [token.piece for token in tokens] for name, tokens in token_lists.items()},
+        "special_tokens": started.special_tokens,
+        "is_difference": started.is_difference,
+        "seed": started.seed,
+        "first_step": attribution.first_step,
+        "source_tokens_left_out": started.source_tokens_left_out,
+        "target_tokens_left_out": started.target_tokens_left_out,
+        "hypotheses": [_describe_hypothesis(hypothesis) for hypothesis in attribution.hypotheses],
+        "usage": asdict(attribution.usage),
         "layouts": [asdict(layout) for layout in attribution.started.layouts.values()],
     }
     arrays["info"] = np.array(json.dumps(info, ensure_ascii=False))
     return arrays
+
+
+def _describe_hypothesis(hypothesis: Hypothesis) -> dict[str, Any]:
+    """Returns a hypothesis of a beam search, without the places of its tokens."""
+    return {
+        "text": hypothesis.text,
+        "score": hypothesis.score,
+        "stop_reason": hypothesis.stop_reason,
+        "ids": [token.id for token in hypothesis.tokens],
+        "pieces": [token.piece for token in hypothesis.tokens],
+    }
 
 
 def _build_unit_arrays(attribution: Attribution) -> dict[str, Any]:

@@ -32,7 +32,11 @@ _MIN_COLUMN_WIDTH = 4  # if words have less room, their letters stand below each
 _MAX_HEADER_HEIGHT = 10  # lines of letters below each other
 _MIN_VISIBLE_WEIGHT = 0.005  # below it, a weight would be displayed as 0 percent
 _ZERO_WIDTH_JOINER = "\u200d"  # it makes one emoji of two
+_MAX_SCORE_WIDTH = 11  # terminal columns for a score
+_MIN_SCORE_WIDTH = 9  # a number with three digits, such as -1.23e-05
 _NUM_TOP_WORDS = 5  # words in the list of a token, if the source does not fit into columns
+_SPECIAL_NAME = "special"
+_RELATIVE_NOTE = "numbers are percent of the greatest number of each line"
 
 
 class Heatmap:
@@ -40,7 +44,8 @@ class Heatmap:
 
     Source words have a column each if the terminal is wide enough. If it is almost wide enough, the letters of a word
     stand below each other. For a longer source, and for the text of a decoder-only model, there are no columns: each
-    line lists the words with the most attention.
+    line lists the words with the most attention. Scores, and the share that special tokens took, stand in columns of
+    their own. Attention whose numbers are no shares of 1 is shown relative to the greatest number of each line.
     """
 
     def __init__(self, console: Console, started: Started) -> None:
@@ -51,12 +56,22 @@ class Heatmap:
         self._boundary = 0 if started.is_encoder_decoder else len(started.source_positions)
         self._has_color = console.color_system is not None and not console.no_color
         self._shades = _SHADES if console.encoding.lower().startswith("utf") else _ASCII_SHADES
-        self._widths, self._is_vertical = _fit_columns(self._words, max(8, console.width - _LABEL_WIDTH - 2))
+        self._is_share = started.is_share
+        names = [name.replace("_", " ") for name in started.scores]
+        if started.special_tokens == "renormalize":
+            names.append(_SPECIAL_NAME)
+        self._scores = [(name, min(max(len(name), _MIN_SCORE_WIDTH), _MAX_SCORE_WIDTH)) for name in names]
+        self._label_width = _LABEL_WIDTH + sum(width + 1 for _, width in self._scores)
+        self._widths, self._is_vertical = _fit_columns(self._words, max(8, console.width - self._label_width - 2))
         self._has_columns = "cross" in started.layouts and bool(self._widths)
 
     def print_header(self) -> None:
-        """Prints the source words above the columns."""
+        """Prints the source words above the columns, and the names of the scores."""
+        if not self._is_share:
+            self._print_line(Text(f"{_RELATIVE_NOTE} ", style="dim"))
         if not self._has_columns:
+            if self._scores:
+                self._print_labels(())
             return
         labels = [word.label for word in self._words]
         if not self._is_vertical:
@@ -68,13 +83,13 @@ class Heatmap:
             # The last letters of all words are in the last line, so short words begin further down.
             indices = [line - (height - len(column)) for column in columns]
             letters = [column[index] if index >= 0 else "" for column, index in zip(columns, indices, strict=True)]
-            self._print_labels(letters)
+            self._print_labels(letters, has_names=line == height - 1)
 
     def print_step(self, step: Step | Unit, seen: Sequence[Token | Span]) -> None:
         """Prints one step or unit. `seen` holds the tokens or units at the positions of decoder self-attention."""
         target = step.token if isinstance(step, Step) else step.span
         label = _fit_to_width(escape_controls(target.label), _LABEL_WIDTH, right=True)
-        text = Text.assemble((label, "dim" if target.special else "bold"), " ")
+        text = Text.assemble((label, "dim" if target.special else "bold"), " ", self._format_scores(step))
         if step.cross is not None:
             weights = _mean_weights(step.cross)
             cells = self._format_cells(weights) if self._has_columns else self._format_list(weights, self._words)
@@ -84,17 +99,28 @@ class Heatmap:
             text.append_text(self._format_list(weights, find_words(seen[: len(weights)], self._boundary, self._unit)))
         self._print_line(text)
 
-    def _print_labels(self, labels: Sequence[str]) -> None:
-        text = Text(" " * (_LABEL_WIDTH + 1))
-        for word, label, width in zip(self._words, labels, self._widths, strict=True):
+    def _format_scores(self, step: Step | Unit) -> str:
+        """Formats the scores of a step, and the mean share that special tokens took of its rows."""
+        numbers = [f"{value:.3g}" for value in step.scores.values()]
+        if len(numbers) < len(self._scores):
+            shares = step.special_shares.get("cross", step.special_shares.get("decoder_self"))
+            numbers.append("" if shares is None else f"{float(shares.mean()):.3g}")
+        cells = [
+            _fit_to_width(number, width, right=True) for number, (_, width) in zip(numbers, self._scores, strict=True)
+        ]
+        return "".join(f"{cell} " for cell in cells)
+
+    def _print_labels(self, labels: Sequence[str], *, has_names: bool = True) -> None:
+        names = [_fit_to_width(name if has_names else "", width, right=True) for name, width in self._scores]
+        text = Text(" " * (_LABEL_WIDTH + 1)).append("".join(f"{name} " for name in names), style="dim")
+        for word, label, width in zip(self._words if labels else (), labels, self._widths, strict=bool(labels)):
             text.append(_fit_to_width(label, width), style="dim" if word.special else "bold").append(" ")
         self._print_line(text)
 
     def _format_cells(self, weights: FloatArray) -> Text:
         """Formats one cell for each column: percent on a coloured background, or a shade."""
         text = Text()
-        for word, width in zip(self._words, self._widths, strict=True):
-            weight = _word_weight(weights, word)
+        for weight, width in zip(self._word_weights(weights, self._words), self._widths, strict=True):
             if self._has_color:
                 label = _format_percent(weight) if width > 1 else ""
                 cell = Text(_fit_to_width(label, width), style=self._cell_style(weight))
@@ -108,15 +134,21 @@ class Heatmap:
     def _format_list(self, weights: FloatArray, words: Sequence[Word]) -> Text:
         """Formats the words with the most attention, each with its attention in percent."""
         text = Text()
-        ranked = sorted(((_word_weight(weights, word), word) for word in words), key=lambda pair: -pair[0])
+        ranked = sorted(zip(self._word_weights(weights, words), words, strict=True), key=lambda pair: -pair[0])
         for weight, word in ranked[:_NUM_TOP_WORDS]:
             label = _fit_to_width(word.label, min(_LABEL_WIDTH, cell_len(word.label)))
             entry = f" {label} {weight * 100:.0f} "
-            width = cell_len(text.plain) + cell_len(entry) + _LABEL_WIDTH + 2
+            width = cell_len(text.plain) + cell_len(entry) + self._label_width + 2
             if weight < _MIN_VISIBLE_WEIGHT or width > self._console.width:
                 break
             text.append(entry, style=self._cell_style(weight) if self._has_color else "").append(" ")
         return text
+
+    def _word_weights(self, weights: FloatArray, words: Sequence[Word]) -> list[float]:
+        """Returns a weight from 0 to 1 for each word: its share, or its part of the greatest number of the line."""
+        sums = [max(0.0, float(sum(weights[position] for position in word.positions))) for word in words]
+        greatest = 1.0 if self._is_share else max(sums, default=0.0) or 1.0
+        return [min(1.0, number / greatest) for number in sums]
 
     def _cell_style(self, weight: float) -> Style:
         """Returns a background colour for a weight from 0 to 1, and a text colour that is readable on it."""
@@ -141,10 +173,6 @@ class Heatmap:
 def _mean_weights(attention: FloatArray) -> FloatArray:
     """Returns one weight for each position: the mean over all other axes of `[positions, ...]`."""
     return attention.reshape(attention.shape[0], -1).mean(1, dtype=np.float64)
-
-
-def _word_weight(weights: FloatArray, word: Word) -> float:
-    return min(1.0, max(0.0, float(sum(weights[position] for position in word.positions))))
 
 
 def _fit_columns(words: Sequence[Word], room: int) -> tuple[list[int], bool]:

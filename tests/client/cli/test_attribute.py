@@ -23,6 +23,14 @@ def test_a_text_is_shown_with_its_attention(bundled_server):
     assert completed.stderr == ""
 
 
+def test_scores_of_words_are_shown_and_special_tokens_have_their_names(bundled_server):
+    arguments = ["--grouping", "word", "--scores", "probability", "--address", bundled_server, "--no-color"]
+    lines = run("attribute", "A dog.", *arguments).stdout.splitlines()
+    assert lines[0].split() == ["probability", "A", "dog", ".", "</s>"]
+    assert [line.split()[0] for line in lines[1:-1]] == ["Ein", "Hund", ".", "</s>"]
+    assert all(0 < float(line.split()[1]) <= 1 for line in lines[1:-1])
+
+
 def test_steps_are_shown_as_they_arrive(fake):
     process = start("attribute", "hang on now", "--address", fake.address)
     try:
@@ -50,6 +58,11 @@ def test_steps_are_shown_as_they_arrive(fake):
         (["x", "--heads", "1.1,0.1:-1"], 2, "invalid LAYER.HEAD[:WEIGHT]: '0.1:-1'"),
         (["x", "--encoding", "uint4"], 2, "argument --encoding: invalid choice: 'uint4'"),
         (["x", "--top-positions", "-1"], 1, "sidelight: capture.top_k: "),
+        (
+            ["--file", "-", "--beam", "4", "--hypotheses", "2"],
+            2,
+            "--hypotheses goes with TEXT, or with --save and a .npz",
+        ),
         (["--file", "-", "--target", "y"], 2, "--target goes with TEXT"),
         (["x", "--timeout", "nan"], 1, "timeout: must be above 0"),
         (["x", "--model", "nobody", "--save", "/tmp/never.json"], 1, "name: "),

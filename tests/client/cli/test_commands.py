@@ -14,7 +14,22 @@ from sidelight.client.cli.main import main
 
 def test_models_are_listed(fake, capsys):
     assert main(["models", "--address", fake.address]) == 0
-    assert capsys.readouterr().out.splitlines()[1] == "teller  fake, float32 on cpu; decoder_self 2x3"
+    assert "teller  fake, float32 on cpu; decoder_self 2x3" in capsys.readouterr().out.splitlines()
+
+
+def test_what_a_model_takes_is_listed(bundled_server, capsys):
+    assert main(["models", "--address", bundled_server]) == 0
+    name, *lines = capsys.readouterr().out.splitlines()
+    assert name.startswith("tatoeba-en-de  marian")
+    parts = dict(line.strip().split(": ") for line in lines if ": " in line)
+    with Client(bundled_server) as client:
+        model = client.get_model()
+    assert lines[0] == f"  at most {model.max_source_tokens} tokens in, {model.max_target_tokens} tokens out"
+    assert parts["methods"] == "weights, value_norms, rollout"
+    assert parts["word boundaries"] == model.word_boundaries
+    assert f"beam_width {model.limits.max_beam_width}" in parts["limits"].split(", ")
+    assert model.limits.max_source_bytes > 0
+    assert (model.capture_path, model.presets) == ("rows", ())
 
 
 def test_serve_says_when_it_is_ready_and_stops_at_sigterm():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from inseq_files import load_with_inseq
 from model_zoo import build_model
-from sidelight.client import Capture, Client, Decoding, Greedy, save
+from sidelight.client import Capture, Client, Contrast, Decoding, Greedy, save
 
 
 def test_inseq_reads_the_file(sentences, results, tmp_path):
@@ -55,6 +55,26 @@ def test_a_decoder_only_result_is_inseqs(tmp_path, tmp_path_factory):
     assert len(sequence.target) == len(result.source) + len(result.steps)
     np.testing.assert_array_equal(sequence.target_attributions.numpy(), result.decoder_self)
     save(result, tmp_path / "out.html")
+
+
+def test_the_file_says_what_the_numbers_are(bundled_server, results, tmp_path):
+    with Client(bundled_server) as client:
+        captures = [Capture(method="value_norms", special_tokens="renormalize"), Capture(method="rollout", layers=[2])]
+        others = [client.attribute("A dog.", capture=capture, timeout=60).result() for capture in captures]
+        contrast = Contrast(source="A cat.", subtract_attention=True)
+        others.append(client.attribute("A dog.", target="Ein Hund.", contrast=contrast, timeout=60).result())
+    described: list[tuple[str, dict[str, object]]] = []
+    for result in (results[0], *others):
+        save(result, tmp_path / "out.json")
+        info = load_with_inseq(tmp_path / "out.json").info
+        described.append((info["attribution_method"], info["attribution_args"]))
+    assert described == [
+        ("attention", {}),
+        ("value_norms", {"special_tokens": "renormalize"}),
+        ("rollout", {}),
+        ("attention", {"subtract_attention": True}),
+    ]
+    assert [result.started.is_share for result in (results[0], *others)] == [True, False, True, False]
 
 
 def test_inseqs_format_needs_attention(results, tmp_path):

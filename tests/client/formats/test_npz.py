@@ -6,7 +6,7 @@ import dataclasses
 import json
 
 import numpy as np
-from sidelight.client import save
+from sidelight.client import Beam, Client, Contrast, Decoding, save
 
 
 def test_npz_holds_everything(results, tmp_path):
@@ -30,3 +30,18 @@ def test_npz_keeps_texts_that_end_with_nul(results, tmp_path):
         info = json.loads(str(file["0/info"]))
     assert info["pieces"] == {"source": pieces, "prefix": pieces[:1], "steps": pieces[1:]}
     assert (info["source"], info["text"]) == ("x\0\0", "y\0")
+
+
+def test_npz_keeps_the_hypotheses_and_what_the_numbers_are(bundled_server, tmp_path):
+    contrast = Contrast(source="A cat.", subtract_attention=True)
+    with Client(bundled_server) as client:
+        beams = client.attribute("A dog.", decoding=Decoding(Beam(2, hypotheses=2)), timeout=60).result()
+        difference = client.attribute("A dog.", target="Ein Hund.", contrast=contrast, timeout=60).result()
+    save([beams, difference], tmp_path / "out.npz")
+    with np.load(tmp_path / "out.npz") as file:
+        first, second = (json.loads(str(file[f"{number}/info"])) for number in range(2))
+    assert [hypothesis["text"] for hypothesis in first["hypotheses"]] == [beam.text for beam in beams.hypotheses]
+    assert first["hypotheses"][0]["ids"] == [token.id for token in beams.steps]
+    assert first["hypotheses"][0]["score"] > first["hypotheses"][1]["score"]
+    assert (first["is_difference"], second["is_difference"]) == (False, True)
+    assert (first["usage"]["target_tokens"], first["source_tokens_left_out"]) == (len(beams.steps), 0)

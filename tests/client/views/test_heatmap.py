@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 
 import numpy as np
@@ -35,6 +36,41 @@ def print_heatmap(
 def step_lines(output: str, count: int) -> list[str]:
     """Returns the lines of the steps, without the header."""
     return output.splitlines()[-count - 1 :]
+
+
+@pytest.mark.parametrize("kind", ["cross", "decoder_self"])
+def test_scores_and_the_share_of_special_tokens_have_columns(kind):
+    output = io.StringIO()
+    layout = AttentionLayout(kind, (), (0,), 1, ())
+    started = Started(
+        "r", "m", "", SHORT, (), {kind: layout}, ("probability", "kl_divergence"), "predicting", kind == "cross"
+    )
+    heatmap = Heatmap(
+        Console(file=output, width=100, highlight=False), dataclasses.replace(started, special_tokens="renormalize")
+    )
+    heatmap.print_header()
+    row, shares = np.eye(7)[0], {kind: np.array([0.25, 0.75])}
+    arrays = (row, None) if kind == "cross" else (None, row)
+    heatmap.print_step(Step(0, SHORT[0], "", *arrays, {"probability": 0.9, "kl_divergence": 1.25e-5}, shares), SHORT)
+    header, line = output.getvalue().splitlines()
+    assert header.split()[:4] == ["probability", "kl", "diverge…", "special"]
+    assert line.split()[1:4] == ["0.9", "1.25e-05", "0.5"]
+    assert line.index("0.9") + 3 == header.index("probability") + len("probability")
+    assert ("██" in line) == (kind == "cross")
+
+
+def test_numbers_that_are_no_shares_are_relative_to_the_greatest_of_the_line():
+    output = io.StringIO()
+    layout = AttentionLayout("cross", (), (0,), 1, ())
+    started = Started("r", "m", "", SHORT, (), {"cross": layout}, (), "predicting", True, is_share=False)
+    console = Console(file=output, width=80, force_terminal=True, color_system="truecolor", highlight=False)
+    heatmap = Heatmap(console, started)
+    heatmap.print_header()
+    heatmap.print_step(Step(0, SHORT[0], "", np.array([8.0, 3, 3, 0, -1, 2, 0]), None, {}), SHORT)
+    note, _, line = output.getvalue().splitlines()
+    assert "greatest number of each line" in note
+    cells = [part.partition("m")[2].strip() for part in line.split("\x1b[")]
+    assert [cell for cell in cells if cell.isdigit()] == ["99", "75", "25"]
 
 
 def test_words_across_and_shades_below():
