@@ -9,6 +9,7 @@ contrast_options     those for a second context
 attribute_file       `sidelight attribute --file`
 follow               `sidelight follow`
 demo                 `sidelight demo`
+sources              what a text or a line describes: token ids, a chat, features
 lines                reads the lines of a file
 interruption         handles Ctrl-C
 """

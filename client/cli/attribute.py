@@ -11,12 +11,14 @@ from rich.console import Console
 
 from ..client import Client
 from ..formats import check_path, save
+from ..parameters import Source
 from ..request import AttributeOptions
 from ..results import Attribution, Span, Step, Token, Unit
 from ..views import Heatmap, make_console, print_error, print_message, print_text
 from .attribute_file import attribute_file
 from .attribute_options import build_options, capture_all_kinds
 from .lines import open_lines
+from .sources import parse_source
 
 
 def run(args: argparse.Namespace) -> int:
@@ -48,10 +50,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def print_attribution(
-    client: Client, text: str, options: AttributeOptions, console: Console, *, quiet: bool = False
+    client: Client, source: Source, options: AttributeOptions, console: Console, *, quiet: bool = False
 ) -> Attribution:
-    """Attributes a text. Prints its steps as they arrive, then the whole target. Raises SidelightError."""
-    with client.attribute(text, **options) as stream:
+    """Attributes a source. Prints its steps as they arrive, then the whole target. Raises SidelightError."""
+    with client.attribute(source, **options) as stream:
         if not quiet:
             started = stream.started
             heatmap = Heatmap(console, started)
@@ -70,13 +72,14 @@ def print_attribution(
 
 
 def _attribute_text(args: argparse.Namespace, options: AttributeOptions) -> int:
+    source = parse_source(args.text, args.source_kind)
     with Client(args.address) as client:
         if args.save:
             capture_all_kinds(options, list(client.get_model(args.model, timeout=30).attentions))
         # With --quiet, FORCE_COLOR must not make a terminal of a pipe: the text alone has no colours.
         forced = sys.stdout.isatty() if args.quiet else None
         console = make_console(no_color=args.no_color, force_terminal=forced)
-        attribution = print_attribution(client, args.text, options, console, quiet=args.quiet)
+        attribution = print_attribution(client, source, options, console, quiet=args.quiet)
     if args.save:
         save(attribution, args.save)
         print_message(f"saved {args.save}")

@@ -18,11 +18,13 @@ from ..client import AsyncClient
 from ..errors import SidelightError, describe_error
 from ..formats import save
 from ..many_state import ManyResult
+from ..parameters import Source
 from ..request import AttributeOptions
 from ..results import Attribution
 from ..views import make_console, print_error, print_message, print_text
 from .attribute_options import capture_all_kinds
 from .lines import Line, count_lines, is_line_error, next_line
+from .sources import SourceKind, parse_source
 
 # How many texts are under way: as many as a server has slots, and more to begin as soon as one of them ends.
 _MAX_RUNNING = 48
@@ -58,7 +60,7 @@ async def attribute_file(args: argparse.Namespace, options: AttributeOptions, li
         if args.save:
             capture_all_kinds(options, list((await client.get_model(args.model, timeout=30)).attentions))
         # Closed before the client is closed: if printing fails, the running requests must be cancelled and awaited.
-        async with aclosing(_attribute_lines(client, lines, options)) as results:
+        async with aclosing(_attribute_lines(client, lines, args.source_kind, options)) as results:
             try:
                 await _print_results(args, results, summary)
             except SidelightError as error:
@@ -108,7 +110,7 @@ def _print_summary(summary: _Summary, seconds: float) -> None:
 
 
 async def _attribute_lines(
-    client: AsyncClient, lines: Iterator[Line], options: AttributeOptions
+    client: AsyncClient, lines: Iterator[Line], kind: SourceKind, options: AttributeOptions
 ) -> AsyncGenerator[LineResult, None]:
     """Yields the results of lines, in the order of the lines, with several texts under way on one stream.
 
@@ -116,7 +118,7 @@ async def _attribute_lines(
         SidelightError: An error that all lines would have.
         OSError: The lines cannot be read further. It comes after the results of all lines before.
     """
-    line_texts = _LineTexts(lines)
+    line_texts = _LineTexts(lines, kind)
     async with client.attribute_many(line_texts.texts(), max_running=_MAX_RUNNING, **options) as stream:
         next_result = asyncio.ensure_future(anext(stream, None))
         try:
@@ -152,19 +154,26 @@ class _LineTexts:
 
     _TEXT = object()
 
-    def __init__(self, lines: Iterator[Line]) -> None:
+    def __init__(self, lines: Iterator[Line], kind: SourceKind) -> None:
         self.changed = asyncio.Event()
         self._lines = lines
+        self._kind: SourceKind = kind
         self._order: deque[object] = deque()  # of each line without a result: a text, or its result
 
-    async def texts(self) -> AsyncGenerator[str, None]:
-        """Yields the lines that are texts. Raises OSError where the lines cannot be read further."""
+    async def texts(self) -> AsyncGenerator[Source, None]:
+        """Yields the sources of lines that are texts. Raises OSError where the lines cannot be read further."""
         while (line := await next_line(self._lines)) is not None:
-            is_text = isinstance(line, str) and bool(line.strip())
-            self._order.append(self._TEXT if is_text else None if isinstance(line, str) else line)
+            source: Source | None = None
+            result = line if isinstance(line, SidelightError) else None
+            if isinstance(line, str) and line.strip():
+                try:
+                    source = parse_source(line, self._kind)
+                except SidelightError as error:
+                    result = error
+            self._order.append(result if source is None else self._TEXT)
             self.changed.set()
-            if is_text:
-                yield str(line)
+            if source is not None:
+                yield source
 
     @property
     def has_untexted(self) -> bool:

@@ -18,6 +18,7 @@ from ..parameters import (
     Head,
     Method,
     OffsetUnit,
+    Padding,
     Reduction,
     Row,
     Score,
@@ -30,6 +31,7 @@ from ..parameters import (
 from ..request import AttributeOptions
 from .contrast_options import add_contrast_arguments, build_contrast_option
 from .decoding_options import add_decoding_arguments, build_decoding_option
+from .sources import SourceKind
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -84,6 +86,8 @@ def build_options(args: argparse.Namespace) -> AttributeOptions:
         options["truncate"] = args.truncate
     if args.offset_unit != "code_point":
         options["offset_unit"] = args.offset_unit
+    if args.padding != "refuse":
+        options["padding"] = args.padding
     if args.score_top_p is not None:
         options["score_top_p"] = args.score_top_p
     if args.no_special_tokens:
@@ -144,6 +148,16 @@ def _add_text_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("text", nargs="?", metavar="TEXT", help="the text to translate or to continue")
     parser.add_argument(
         "--file", metavar="FILE", help="a file with one text on each line; of a .tsv, the first column; - is stdin"
+    )
+    parser.add_argument(
+        "--source-kind",
+        choices=get_args(SourceKind),
+        default="text",
+        help="what TEXT and each line of FILE is: a text; token ids, separated by spaces; the messages of a chat, in "
+        "JSON; or a .npy file with the features of a recording",
+    )
+    parser.add_argument(
+        "--padding", choices=get_args(Padding), default="refuse", help="of token ids: refuse padding, or mask it"
     )
     parser.add_argument("--address", default=DEFAULT_ADDRESS, metavar="HOST:PORT", help="the server")
     parser.add_argument("--model", default="", metavar="NAME", help="a loaded model; otherwise the default model")

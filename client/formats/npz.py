@@ -54,20 +54,27 @@ def build_npz_arrays(attribution: Attribution) -> dict[str, Any]:
         arrays[f"{name}_spans"] = np.array([(token.begin, token.end) for token in tokens], np.int64).reshape(-1, 2)
     if attribution.started.grouping != "token":
         arrays |= _build_unit_arrays(attribution)
+    info = _build_info(attribution)
+    info["pieces"] = {name: [token.piece for token in tokens] for name, tokens in token_lists.items()}
+    arrays["info"] = np.array(json.dumps(info, ensure_ascii=False))
+    return arrays
+
+
+def _build_info(attribution: Attribution) -> dict[str, Any]:
+    """Returns what no array holds."""
     started = attribution.started
-    info = {
+    return {
         "model": started.model,
         "request_id": started.request_id,
-        "source": attribution.started.source_text,
+        "source": started.source_text,
         "text": attribution.text,
         "stop_reason": attribution.stop_reason,
-        "offset_unit": attribution.started.offset_unit,
-        "row": attribution.started.row,
-        "top_k": attribution.started.top_k,
-        "method": attribution.started.method,
-        "grouping": attribution.started.grouping,
-        "sent_positions": attribution.started.sent_positions,
-        "pieces": {name: [token.piece for token in tokens] for name, tokens in token_lists.items()},
+        "offset_unit": started.offset_unit,
+        "row": started.row,
+        "top_k": started.top_k,
+        "method": started.method,
+        "grouping": started.grouping,
+        "sent_positions": started.sent_positions,
         "special_tokens": started.special_tokens,
         "is_difference": started.is_difference,
         "seed": started.seed,
@@ -76,10 +83,8 @@ def build_npz_arrays(attribution: Attribution) -> dict[str, Any]:
         "target_tokens_left_out": started.target_tokens_left_out,
         "hypotheses": [_describe_hypothesis(hypothesis) for hypothesis in attribution.hypotheses],
         "usage": asdict(attribution.usage),
-        "layouts": [asdict(layout) for layout in attribution.started.layouts.values()],
+        "layouts": [asdict(layout) for layout in started.layouts.values()],
     }
-    arrays["info"] = np.array(json.dumps(info, ensure_ascii=False))
-    return arrays
 
 
 def _describe_hypothesis(hypothesis: Hypothesis) -> dict[str, Any]:
