@@ -246,9 +246,9 @@ class AsyncClient:
         The sources may come from an asynchronous iterator. Results come while the client waits for the next source.
         """
         state = ManyState(options, max_running=max_running, ordered=ordered, on_step=on_step)
+        _check_open(self._closed)
 
         def begin() -> Any:
-            _check_open(self._closed)
             return self._stub.AttributeMany()
 
         stream = AsyncAttributionManyStream(begin, sources, state)

@@ -183,6 +183,16 @@ def test_leaving_the_block_cancels_all_texts(fake):
             next(stream)
 
 
+async def test_a_closed_client_takes_no_texts(fake):
+    client, async_client = Client(fake.address), AsyncClient(fake.address)
+    client.close()
+    await async_client.close()
+    with pytest.raises(CancelledError, match=r"^the client is closed$"):
+        list(client.attribute_many(["one two"]))
+    with pytest.raises(CancelledError, match=r"^the client is closed$"):
+        [result async for result in async_client.attribute_many(["one two"])]
+
+
 async def test_closing_the_asyncio_client_ends_its_streams_of_many(fake):
     async with AsyncClient(fake.address) as client:
         stream = client.attribute_many(["one two", "hang on now"])
