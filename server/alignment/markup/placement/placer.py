@@ -1,0 +1,171 @@
+"""Places the elements of a flow in the target of the flow, by the links between their words.
+
+Elements are placed from the outside to the inside: an element lies in the places of the element around it, and has no
+unit of the elements beside it. So elements nest in the target as they do in the source, whatever the links say.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+
+from ..flows import Flow, Node
+from .arrangement import arrange
+from .placed import Child, Place, Placed
+from .points import PointFinder
+from .runs import Run, RunFinder, Taken, fit_punctuation
+from .units import Area, LinkedFlow, Units, find_area, make_units
+
+
+class FlowPlacer:
+    """Places the nodes of one flow.
+
+    Attributes:
+        root: The root, with all nodes at their places.
+        places: By the number of the mark: how each place was found.
+    """
+
+    def __init__(self, flow: Flow, linked: LinkedFlow, can_split: bool) -> None:
+        self._can_split = can_split
+        nodes = _list_nodes(flow.root)
+        self._units: Units = make_units(flow, nodes, linked)
+        self._begins = [begin for begin, _ in self._units.source]
+        self._finder = RunFinder(self._units)
+        self._points = PointFinder(self._units)
+        self._anchors = {id(node) for node, _ in linked.anchors}
+        self.places: dict[int, Place] = {}
+        self.root = Placed(flow.root, 0, len(linked.target_text))
+
+    def place(self) -> None:
+        """Places all nodes."""
+        waiting: list[tuple[list[Placed], list[Area]]] = [([self.root], self._whole())]
+        while waiting:
+            parts, areas = waiting.pop()
+            waiting += self._place_children(parts, areas, parts[0].node.children)
+
+    def place_each(self) -> list[Placed]:
+        """Places each node of the root for itself. The nodes may overlap."""
+        placed: list[Placed] = []
+        for node in self.root.node.children:
+            self._place_children([self.root], self._whole(), [node])
+            placed.append(self.root.children[0])
+        return placed
+
+    def _whole(self) -> list[Area]:
+        return [(0, len(self._units.target))] if self._units.target else []
+
+    # ---- one element: its children ----------------------------------------------------------------------------------
+
+    def _place_children(
+        self, parents: list[Placed], areas: list[Area], nodes: Sequence[Node]
+    ) -> list[tuple[list[Placed], list[Area]]]:
+        """Places nodes in the parts of their parent. Returns the parts and the areas of each node with children."""
+        if not nodes:
+            return []
+        parent = parents[0].node
+        around = self._find_units(parent)
+        children = [Child(node, *self._find_units(node), [], Place("empty", 0.0)) for node in nodes]
+        taken = Taken()
+        whole = next((child for child in children if self._covers(child, around, areas)), None)
+        if whole is not None:
+            self._cover(whole, areas, taken)
+        else:
+            self._choose_runs(children, areas, taken)
+        placed: list[tuple[Placed, Child]] = []
+        for child in children:
+            if child.runs:
+                spans = [(self._units.target[run.first][0], self._units.target[run.last - 1][1]) for run in child.runs]
+            else:
+                offset = self._points.find(child, around, parents, areas, taken)
+                spans = [(offset, offset)]
+            placed += [(Placed(child.node, begin, end), child) for begin, end in spans]
+            if child.node.mark >= 0:
+                self.places[child.node.mark] = child.place
+        arrange(self._units, parents, [part for part, _ in placed])
+        below: dict[int, tuple[list[Placed], list[Area]]] = {}
+        for part, child in placed:
+            parts, _ = below.setdefault(id(child.node), ([], [(run.first, run.last) for run in child.runs]))
+            parts.append(part)
+        return [item for item in below.values() if item[0][0].node.children]
+
+    def _find_units(self, node: Node) -> tuple[int, int]:
+        return bisect_left(self._begins, node.begin), bisect_left(self._begins, node.end)
+
+    def _is_anchored(self, node: Node) -> bool:
+        return id(node) in self._anchors
+
+    def _covers(self, child: Child, around: tuple[int, int], areas: list[Area]) -> bool:
+        """Whether an element covers all words of its parent, and may be where its parent is."""
+        is_whole = child.first < child.last and (child.first, child.last) == around
+        return is_whole and child.node.content is None and (len(areas) == 1 or child.node.is_repeatable)
+
+    def _cover(self, child: Child, areas: list[Area], taken: Taken) -> None:
+        """Gives an element that covers all words of its parent all places of its parent."""
+        child.runs = [Run(first, last, 0.0, 1.0) for first, last in areas]
+        for first, last in areas:
+            taken.add(first, last)
+        child.place = Place("structure", 1.0)
+
+    def _choose_runs(self, children: list[Child], areas: list[Area], taken: Taken) -> None:
+        """Chooses runs for all children with words: the largest gain first."""
+        candidates: list[tuple[float, int, Child]] = []
+        for number, child in enumerate(children):
+            # A placeholder that was not copied has no words in the target.
+            is_lost = child.node.content is not None and not child.node.start_tag and not self._is_anchored(child.node)
+            if child.first < child.last and not is_lost:
+                run = self._finder.find_best(child.first, child.last, areas, taken)
+                if run is not None:
+                    candidates.append((-run.gain, number, child))
+        for _, _, child in sorted(candidates, key=lambda candidate: candidate[:2]):
+            if self._can_split and child.node.is_repeatable:
+                runs = self._finder.find_parts(child.first, child.last, areas, taken)
+            else:
+                run = self._finder.find_best(child.first, child.last, areas, taken)
+                runs = [run] if run else []
+            if not runs:
+                continue
+            if child.node.content is None:
+                for run in runs:
+                    self._fit_punctuation(child, run, areas, taken)
+            child.runs = runs
+            child.place = Place("copied" if self._is_anchored(child.node) else "links", _mean(runs))
+            for run in runs:
+                taken.add(run.first, run.last)
+        for child in children:
+            if child.first < child.last and not child.runs and child.node.content is None:
+                self._fill_gap(child, areas, taken)
+
+    def _fit_punctuation(self, child: Child, run: Run, areas: list[Area], taken: Taken) -> None:
+        area = areas[find_area(areas, run.first)]
+        fit_punctuation(self._units, child.first, child.last, run, area, taken)
+
+    def _fill_gap(self, child: Child, areas: list[Area], taken: Taken) -> None:
+        """Gives an element whose words have no links the units between the targets of the words beside it."""
+        left, right = self._units.find_link(child.first - 1, areas), self._units.find_link(child.last, areas)
+        if left is None or right is None or any(self._units.links[child.first : child.last]):
+            return
+        first, last = left[0] + 1, right[0]
+        if first >= last or find_area(areas, first) < 0 or find_area(areas, first) != find_area(areas, last - 1):
+            return
+        if any(self._units.totals[first:last]) or taken.holds(first, last):
+            return
+        run = Run(first, last, 0.0, min(left[1], right[1]))
+        self._fit_punctuation(child, run, areas, taken)
+        child.runs = [run]
+        child.place = Place("neighbours", run.score)
+        taken.add(run.first, run.last)
+
+
+def _mean(runs: Sequence[Run]) -> float:
+    return sum(run.score for run in runs) / len(runs)
+
+
+def _list_nodes(root: Node) -> list[Node]:
+    """Returns all nodes below a node."""
+    nodes: list[Node] = []
+    waiting = [root]
+    while waiting:
+        node = waiting.pop()
+        nodes += node.children
+        waiting += node.children
+    return nodes
