@@ -16,8 +16,6 @@ Placement = Literal["links", "neighbours", "empty", "copied", "structure"]
 
 # The most tags, comments, placeholders and spans of a text. The time to place them grows with their number.
 MAX_TAGS = 20_000
-# The most elements with words that lie inside one another. Elements without words are not counted.
-MAX_DEPTH = 20_000
 # The most characters of a text with markup.
 MAX_CHARACTERS = 2_000_000
 # The most bytes of a client's pattern of placeholders.

@@ -106,7 +106,7 @@ def find_blocks(pieces: list[Piece], markup_format: MarkupFormat) -> list[bool]:
     with_text: set[int] = set()
     open_tags = [-1]
     for number, piece in enumerate(pieces):
-        if piece.kind == "end" and piece.partner == open_tags[-1]:
+        if piece.kind == "end" and 0 <= piece.partner == open_tags[-1]:
             open_tags.pop()
         parents.append(open_tags[-1])
         if (piece.kind == "text" and piece.text.strip()) or piece.name in INLINE_ELEMENTS:

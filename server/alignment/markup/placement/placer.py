@@ -16,6 +16,9 @@ from .points import PointFinder
 from .runs import Run, RunFinder, Taken, fit_punctuation
 from .units import Area, LinkedFlow, Units, find_area, make_units
 
+# Inside so many elements, the words of an element are not counted one by one.
+_MAX_DEPTH = 64
+
 
 class FlowPlacer:
     """Places the nodes of one flow.
@@ -38,10 +41,11 @@ class FlowPlacer:
 
     def place(self) -> None:
         """Places all nodes."""
-        waiting: list[tuple[list[Placed], list[Area]]] = [([self.root], self._whole())]
+        waiting = [([self.root], self._whole(), 0)]
         while waiting:
-            parts, areas = waiting.pop()
-            waiting += self._place_children(parts, areas, parts[0].node.children)
+            parts, areas, depth = waiting.pop()
+            below = self._place_children(parts, areas, parts[0].node.children, is_deep=depth >= _MAX_DEPTH)
+            waiting += [(inner_parts, inner_areas, depth + 1) for inner_parts, inner_areas in below]
 
     def place_each(self) -> list[Placed]:
         """Places each node of the root for itself. The nodes may overlap."""
@@ -57,7 +61,7 @@ class FlowPlacer:
     # ---- one element: its children ----------------------------------------------------------------------------------
 
     def _place_children(
-        self, parents: list[Placed], areas: list[Area], nodes: Sequence[Node]
+        self, parents: list[Placed], areas: list[Area], nodes: Sequence[Node], is_deep: bool = False
     ) -> list[tuple[list[Placed], list[Area]]]:
         """Places nodes in the parts of their parent. Returns the parts and the areas of each node with children."""
         if not nodes:
@@ -66,7 +70,7 @@ class FlowPlacer:
         around = self._find_units(parent)
         children = [Child(node, *self._find_units(node), [], Place("empty", 0.0)) for node in nodes]
         taken = Taken()
-        whole = next((child for child in children if self._covers(child, around, areas)), None)
+        whole = next((child for child in children if self._covers(child, around, areas, is_deep)), None)
         if whole is not None:
             self._cover(whole, areas, taken)
         else:
@@ -94,10 +98,16 @@ class FlowPlacer:
     def _is_anchored(self, node: Node) -> bool:
         return id(node) in self._anchors
 
-    def _covers(self, child: Child, around: tuple[int, int], areas: list[Area]) -> bool:
-        """Whether an element covers all words of its parent, and may be where its parent is."""
-        is_whole = child.first < child.last and (child.first, child.last) == around
-        return is_whole and child.node.content is None and (len(areas) == 1 or child.node.is_repeatable)
+    def _covers(self, child: Child, around: tuple[int, int], areas: list[Area], is_deep: bool) -> bool:
+        """Whether an element takes all places of its parent.
+
+        It does if it covers all words of its parent. Deep inside, more than half of the words are enough: so the time
+        does not grow with the square of the depth.
+        """
+        if child.node.content is not None or (len(areas) > 1 and not child.node.is_repeatable):
+            return False
+        num_units, num_around = child.last - child.first, around[1] - around[0]
+        return num_units > 0 and (num_units == num_around or (is_deep and 2 * num_units > num_around))
 
     def _cover(self, child: Child, areas: list[Area], taken: Taken) -> None:
         """Gives an element that covers all words of its parent all places of its parent."""

@@ -9,7 +9,7 @@ from .runs import Taken
 from .units import Area, Units, find_area
 
 # How many words beside a node are asked for their links.
-_MAX_DISTANCE = 32
+_MAX_DISTANCE = 16
 
 
 class PointFinder:

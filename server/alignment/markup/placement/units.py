@@ -20,6 +20,10 @@ Area = tuple[int, int]
 """A range of target units that an element may lie in."""
 
 
+# A word with more parts is not compared with its target, and not all its parts are linked with one another.
+_MAX_WORD_PARTS = 32
+
+
 @dataclass(slots=True)
 class LinkedFlow:
     """A flow with its target.
@@ -144,7 +148,7 @@ def _copy_boundaries(text: str, linked: LinkedFlow, boundaries: Sequence[int]) -
     for link in linked.links:
         begin, end = linked.source_words[link.source]
         first, last = bisect_right(boundaries, begin), bisect_left(boundaries, end)
-        if first == last:
+        if first == last or last - first > _MAX_WORD_PARTS:
             continue
         target_begin, target_end = linked.target_words[link.target]
         word, target = text[begin:end], linked.target_text[target_begin:target_end]
@@ -161,9 +165,11 @@ def _copy_boundaries(text: str, linked: LinkedFlow, boundaries: Sequence[int]) -
 
 
 def _pair_parts(source: range, target: range) -> list[tuple[int, int]]:
-    """Links the parts of two words: one by one where both have as many parts, otherwise each with each."""
+    """Links the parts of two words: one by one where both have as many parts or very many, otherwise each with each."""
     if len(source) == len(target):
         return list(zip(source, target, strict=True))
+    if len(source) * len(target) > _MAX_WORD_PARTS and target:
+        return [(unit, target[number * len(target) // len(source)]) for number, unit in enumerate(source)]
     return [(source_unit, target_unit) for source_unit in source for target_unit in target]
 
 
