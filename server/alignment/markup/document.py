@@ -73,7 +73,8 @@ class MarkupDocument:
         number = 0
         for part in self._parts:
             if isinstance(part, Kept):
-                writer.keep(part)
+                if not self._is_given(part, is_first=number == 0, linked=linked_flows):
+                    writer.keep(part)
                 continue
             if number:
                 writer.separate(gaps[number - 1])
@@ -95,6 +96,14 @@ class MarkupDocument:
         text, target_text, mark_spans = writer.finish()
         reports = [self._report(number, span, places) for number, span in enumerate(mark_spans)]
         return MarkedTarget(text, target_text, reports, spans, target.source_words, target.target_words, target.links)
+
+    def _is_given(self, kept: Kept, is_first: bool, linked: Sequence[LinkedFlow]) -> bool:
+        """Whether white space at an end of the source is left to the target, which the client gives with its own."""
+        if not self._options.has_target or len(linked) != 1 or not kept.raw.isspace():
+            return False
+        target = linked[0].target_text
+        has_own = (target[:1] if is_first else target[-1:]).isspace()
+        return has_own or self._options.format in ("xliff", "placeholders")
 
     def _report(self, number: int, span: Span, places: dict[int, Place]) -> MarkupReport:
         mark = self._marks[number]

@@ -77,6 +77,10 @@ XLIFF = MarkupOptions("xliff")
             "(=( )=) The=Das house=Haus is=ist",
             '(1)<x id="1"/>Das <g id="2">Haus<x id="3"/> </g>ist',
         ),
+        # White space at the ends is that of a given target.
+        ('one <ex id="1"/>', MarkupOptions("xliff", has_target=True), "eins ", "one=eins", 'eins <ex id="1"/>'),
+        ('one <ex id="1"/> ', MarkupOptions("xliff", has_target=True), "eins", "one=eins", 'eins<ex id="1"/>'),
+        ("<p> one </p>", MarkupOptions("html", has_target=True), "eins", "one=eins", "<p> eins </p>"),
         # Pairs of XLIFF.
         (
             'is <bpt id="4">&lt;b></bpt>big<ept id="4">&lt;/b></ept> now',
