@@ -155,7 +155,7 @@ def has_placeholder(source: str) -> bool:
 
 
 QUICK = settings(
-    max_examples=30, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), phases=[Phase.generate]
+    max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), phases=[Phase.generate]
 )
 
 
