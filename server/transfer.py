@@ -18,6 +18,11 @@ def to_device(values: np.ndarray, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
+def host_array(tensor: Tensor) -> Any:
+    """Returns the numbers of a tensor: on a CPU as an array of NumPy in the same memory, elsewhere as the tensor."""
+    return tensor.numpy() if tensor.device.type == "cpu" else tensor
+
+
 def writable(tensor: Tensor) -> Any:
     """A tensor whose numbers are set to zero, or copied from index to index: on a CPU its bytes as an array of NumPy.
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin, EncoderDecoderCache
 
 from ..capture import AttentionKind
-from ..transfer import int_tensor, writable
+from ..transfer import host_array, int_tensor, writable
 
 # Bytes of a line of the processor's cache. torch begins the memory of a tensor at a line.
 _LINE = 64
@@ -219,9 +219,8 @@ class KVCache:
         if source:
             self.cache = EncoderDecoderKVCache(self.own, Cache(layers=list(self.source_layers)))
         # As `writable` says: on a CPU, NumPy writes lengths.
-        is_host = device.type == "cpu"
-        self._own_lengths = self.own.lengths.numpy() if is_host else self.own.lengths
-        self._source_lengths = self.source_lengths.numpy() if is_host else self.source_lengths
+        self._own_lengths = host_array(self.own.lengths)
+        self._source_lengths = host_array(self.source_lengths)
         self._positions = torch.arange(max(length, source_length), device=device)
         self._slots = slice(0, count)  # of the next forward pass
         self._length = 0  # how many positions of targets a step sees
@@ -261,7 +260,7 @@ class KVCache:
             lengths = self._own_lengths[slots]
             lengths += 1
         else:
-            self._own_lengths[slots] += 1
+            self._own_lengths[host_array(slots)] += 1
 
     def _bind_sources(self, slots: slice, length: int) -> None:
         self.source_length = length

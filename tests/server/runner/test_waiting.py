@@ -17,6 +17,7 @@ from mixed_requests import Run, slots_run
 from model_zoo import FAMILIES, SOURCE, build_model
 from sidelight.server.api.validation import validate_request
 from sidelight.server.layers.lm_head import LMHead
+from sidelight.server.models import kv_cache
 from sidelight.server.models.loader import bundled_model, load
 from sidelight.server.request import Request
 from sidelight.server.runner import decode_step, unbatched_runner
@@ -102,7 +103,8 @@ def count_fetches(monkeypatch, module, dispatch: Dispatch) -> list[int]:
 
 @pytest.fixture(autouse=True)
 def as_on_a_gpu(monkeypatch):
-    """On a CPU, where to look at numbers is not to wait, NumPy finds an argmax, or a search that writes no logits."""
+    """On a CPU, where to look at numbers is not to wait, NumPy counts, and finds an argmax, or no logits are written."""
+    monkeypatch.setattr(kv_cache, "host_array", lambda tensor: tensor)
     monkeypatch.setattr(logits_ops, "argmax", lambda logits: logits.argmax(-1))
     monkeypatch.setattr(LMHead, "argmax_query", lambda *_: None)
 

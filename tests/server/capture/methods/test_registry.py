@@ -39,6 +39,7 @@ class Toy(Method):
 def test_a_method_of_one_class_is_served(monkeypatch, zoo_folder):
     monkeypatch.setitem(METHODS, "toy", Toy)
     monkeypatch.setitem(enums.METHODS, TOY, "toy")
+    monkeypatch.setitem(enums.METHODS.numbers, "toy", TOY)
     loaded = load(build_model("marian", zoo_folder))
     assert isinstance(loaded.attention_layers.methods["toy"], Toy)
     weights, toy = request(SOURCE, [CROSS]), request(SOURCE, [CROSS])
