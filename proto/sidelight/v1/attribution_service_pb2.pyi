@@ -3,7 +3,10 @@
 isort:skip_file
 The service: where a sequence model looks while it writes, streamed token by token.
 
-An error is a gRPC status with google.rpc details. BadRequest names each wrong field by its path in the request.
+An error is a gRPC status with google.rpc details. BadRequest names each wrong field by its path in the request. Where
+no field of a `oneof` is set, the path is the path of the message that has the `oneof`. In the messages of
+AttributeMany and Follow, which have no path, the path is "event". An index in a path counts in the message that was
+sent.
 ErrorInfo carries a reason that does not change between versions, and the domain "sidelight". RequestInfo carries the
 request id. RetryInfo carries a delay where a second try may help. Where a request asks for something that is in this
 contract but not yet in the server, the status is UNIMPLEMENTED and names the field. The server never leaves out what
@@ -1383,7 +1386,9 @@ Global___Flush: _TypeAlias = Flush  # noqa: Y015
 
 @_typing.final
 class FollowStart(_message.Message):
-    """The options of a follow stream. They hold for the whole stream."""
+    """The options of a follow stream. They hold for the whole stream. The server refuses a wrong option at once: before the
+    client has sent a source. Only options that contradict the source are refused with the source.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

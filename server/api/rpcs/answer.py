@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 from sidelight.v1 import attribution_service_pb2 as service_pb
 
@@ -22,7 +23,18 @@ MESSAGE_BYTES = 64 * 1024
 # A request of at most this many bytes is validated on the event loop, in a millisecond or two. A longer request is
 # validated in another thread, since its tokenization would hold up all streams. To change to a thread and back takes
 # several times as long as a sentence takes, since threads take turns with Python's lock.
-SHORT_BYTES = 512
+_SHORT_BYTES = 512
+
+T = TypeVar("T")
+
+
+async def validate(
+    pool: TokenizerPool, loaded: LoadedModel, num_bytes: int, function: Callable[..., T], *args: Any
+) -> T:
+    """Calls a function that validates a message of so many bytes. Returns what the function returns."""
+    if num_bytes <= _SHORT_BYTES and not loaded.tokenizer.is_busy:
+        return function(*args)
+    return await pool.run(num_bytes, function, *args)
 
 
 class AnswerStarter:
@@ -68,9 +80,7 @@ class AnswerStarter:
     async def _validate(
         self, message: service_pb.AttributeRequest, num_bytes: int, loaded: LoadedModel, request_id: str
     ) -> Request:
-        if num_bytes <= SHORT_BYTES and not loaded.tokenizer.is_busy:
-            return validate_request(message, loaded, request_id)
-        return await self._tokenizer_pool.run(num_bytes, validate_request, message, loaded, request_id)
+        return await validate(self._tokenizer_pool, loaded, num_bytes, validate_request, message, loaded, request_id)
 
 
 class Answer:

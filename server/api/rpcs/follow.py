@@ -42,7 +42,7 @@ from ..model_catalog import ModelCatalog
 from ..offsets import offsets_of
 from ..parsing import parse
 from ..validation import MAX_FOLLOW_STREAMS, FollowValidator, paths_in_start, request_id_of
-from .answer import MESSAGE_BYTES, SHORT_BYTES, Answer, group_outputs
+from .answer import MESSAGE_BYTES, Answer, group_outputs, validate
 from .attribute import deadline_of
 
 # Seconds for which a client may send nothing, and for which a stream may be open.
@@ -82,11 +82,14 @@ class FollowMethod:
             with paths_in_start():
                 call.request_id = request_id_of(message.start)
             engine = self._engines[self._catalog.find(message.start.model, "start.model").name]
-            stream = _Stream(call, engine, self._tokenizer_pool, message.start, arrived)
+            pool, loaded = self._tokenizer_pool, engine.loaded
+            args = (message.start, loaded, call.request_id)
+            validator = await validate(pool, loaded, len(data), FollowValidator, *args)
         except RequestError:
             await _read_rest(call)
             raise
-        with self._hold_open(stream, self._open[engine.loaded.name]):
+        stream = _Stream(call, engine, pool, validator, arrived)
+        with self._hold_open(stream, self._open[loaded.name]):
             await stream.run()
 
     @contextlib.contextmanager
@@ -117,13 +120,13 @@ class _Stream:
     """
 
     def __init__(
-        self, call: Call, engine: Engine, pool: TokenizerPool, start: service_pb.FollowStart, arrived: float
+        self, call: Call, engine: Engine, pool: TokenizerPool, validator: FollowValidator, arrived: float
     ) -> None:
         self._call = call
         self._engine = engine
         self._pool = pool
         self._arrived = self.last_message_time = arrived
-        self._validator = FollowValidator(start, engine.loaded, call.request_id)
+        self._validator = validator
         self._num_source_bytes = 0
         self._draining = asyncio.ensure_future(call.drained.wait())
         self._place_given = asyncio.get_running_loop().create_future()
@@ -193,9 +196,7 @@ class _Stream:
             message = parse(service_pb.FollowRequest, data)
             self._num_source_bytes += len(data) if message.HasField("source") else 0
             num_bytes = self._num_source_bytes + len(data)
-            if num_bytes <= SHORT_BYTES and not self._engine.loaded.tokenizer.is_busy:
-                return self._validator.add(message)
-            return await self._pool.run(num_bytes, self._validator.add, message)
+            return await validate(self._pool, self._engine.loaded, num_bytes, self._validator.add, message)
         except RequestError:
             await _read_rest(self._call)
             raise

@@ -1,16 +1,17 @@
 """Messages of the contract become the domain's plain data: each field is checked, each default is filled in.
 
-request     an AttributeRequest becomes a Request
-texts       the source, the prefix and the given target become tokens
-padding     token ids lose their padding, where the request says so
-truncation  texts that are too long lose tokens at one end
-decoding    a Decoding becomes DecodingParams
-beam        a Beam becomes BeamParams
-capture     a Capture becomes a CapturePlan
-contrast    a Contrast becomes the request in a second context
-methods     the method of a Capture, and what it does with special tokens
-units       a grouping and UnitOptions become a UnitPlan
-follow      the messages of a follow stream become events
+request       an AttributeRequest becomes a Request
+texts         the source, the prefix and the given target become tokens
+padding       token ids lose their padding, where the request says so
+truncation    texts that are too long lose tokens at one end
+decoding      a Decoding becomes DecodingParams
+beam          a Beam becomes BeamParams
+capture       a Capture becomes a CapturePlan
+contrast      a Contrast becomes the request in a second context
+methods       the method of a Capture, and what it does with special tokens
+units         a grouping and UnitOptions become a UnitPlan
+follow        the messages of a follow stream become events
+follow_start  the options of a follow stream, checked before the source is known
 
 Every function raises RequestError with the path of the field. What the contract has and this server does not have is
 UNIMPLEMENTED, and never ignored.
@@ -18,7 +19,8 @@ UNIMPLEMENTED, and never ignored.
 
 from .beam import MAX_BEAM_WIDTH
 from .decoding import MAX_STOP_BYTES, MAX_STOPS
-from .follow import MAX_FOLLOW_STREAMS, FollowValidator, paths_in_start
+from .follow import MAX_FOLLOW_STREAMS, FollowValidator
+from .follow_start import paths_in_start
 from .request import MAX_REQUEST_BYTES, MAX_TEXTS_PER_STREAM, request_id_of, validate_request
 from .units import MAX_SPANS
 

@@ -5,42 +5,24 @@ Raises RequestError with the path of the field in a FollowRequest.
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from contextlib import contextmanager
 from dataclasses import replace
 
-from sidelight.v1 import attention_pb2, text_pb2
 from sidelight.v1 import attribution_service_pb2 as service_pb
+from sidelight.v1 import text_pb2
 
-from ...capture import AttentionKind, CapturePlan
+from ...capture import AttentionKind
 from ...engine import SourceDone, SourceGrowth, TakeBack, TargetToken
-from ...errors import RequestError, invalid
+from ...errors import invalid
 from ...models import LoadedModel
 from ...policy import AlignAtt
 from ...request import GivenTarget, Request
 from ...text import Languages, TextOptions, TokenizedText, count_complete, encode_next, find_words
-from ..enums import ATTENTION_KINDS, number_of
-from .capture import validate_capture
-from .padding import refuse_padding
+from .follow_start import check_start, options_message, paths_in_start, policy_plan
 from .request import validate_request
 from .texts import check_text, validate_languages, validate_text_options, validate_token_ids
 
 # The follow streams of one model that are open at the same time. A stream that waits holds little more than its texts.
 MAX_FOLLOW_STREAMS = 256
-
-# Fields that FollowStart has in common with AttributeRequest, apart from the texts.
-_COMMON = (
-    "request_id",
-    "model",
-    "source_language",
-    "target_language",
-    "scores",
-    "score_top_p",
-    "offset_unit",
-    "special_tokens_in_text",
-    "add_special_tokens",
-)
-_START_FIELDS = frozenset(service_pb.FollowStart.DESCRIPTOR.fields_by_name)
 
 Event = SourceGrowth | SourceDone | TargetToken | TakeBack
 
@@ -59,14 +41,15 @@ class FollowValidator:
         self._ids: list[int] = []  # of the target
         self._text: str | None = ""  # of these tokens; None: not known
         self._waiting = ""  # text of the target that waits for the end of its word
-        _check_start(start)
+        check_start(start, loaded)
         self._is_server_written = start.HasField("decoding")
 
     def add(self, message: service_pb.FollowRequest) -> list[Event]:
         """Takes the next message. Returns the events that it makes: none while the source is blank, or text waits."""
         kind = message.WhichOneof("event")
         if kind is None:
-            raise invalid("", "REQUIRED", "one of source, source_done, target, take_back and flush must be set")
+            problem = "is unset or not known: it must be source, source_done, target, take_back or flush"
+            raise invalid("event", "REQUIRED", problem)
         if kind == "start":
             raise invalid("start", "OUT_OF_ORDER", "was sent before")
         if kind == "source":
@@ -100,15 +83,9 @@ class FollowValidator:
                 check_text(self._source.text, "source.text", self._loaded.max_source_tokens, self._loaded)
                 return []
         elif kind == "token_ids":
-            if not piece.token_ids.ids:
-                raise invalid("source.token_ids.ids", "EMPTY", "must not be empty")
-            refuse_padding(piece.token_ids.ids, "source", self._loaded)
-            self._source.token_ids.ids.extend(piece.token_ids.ids)
+            num_left = self._loaded.max_source_tokens - len(self._source.token_ids.ids)
+            self._source.token_ids.ids.extend(validate_token_ids(piece, "source", self._loaded, num_left))
         else:
-            if kind == "features" and self._start.HasField("policy"):
-                raise invalid(
-                    "source.features", "CONTRADICTION", "goes without start.policy: a recording has no tokens"
-                )
             self._source.CopyFrom(piece)
         request = self._validate()
         if len(self._ids) > max_new_tokens(request):
@@ -136,24 +113,13 @@ class FollowValidator:
             "encoder_self": len(request.source.tokens),
             "decoder_self": request.max_num_tokens if not loaded.is_encoder_decoder else num_decoded,
         }
-        plan = _policy_plan(policy, loaded, num_positions)
+        plan = policy_plan(policy, loaded, num_positions)
         return replace(request, policy=AlignAtt(plan, _first_held(policy, request.source)))
 
     def _message(self) -> service_pb.AttributeRequest:
         """Returns the options of the stream, with the source so far, as a message for one text."""
-        message = service_pb.AttributeRequest(source=self._source)
-        values = {field.name: value for field, value in self._start.ListFields()}
-        for name in _COMMON:
-            if name in values:
-                if name == "scores":
-                    message.scores.extend(self._start.scores)
-                else:
-                    setattr(message, name, values[name])
-        for name in ("capture", "prefix", "decoding"):
-            if self._start.HasField(name):
-                getattr(message, name).CopyFrom(getattr(self._start, name))
-        if self._start.HasField("decoding"):
-            message.decoding.greedy.SetInParent()
+        message = options_message(self._start)
+        message.source.CopyFrom(self._source)
         return message
 
     # ---- target -----------------------------------------------------------------------------------------------------
@@ -241,70 +207,6 @@ def max_new_tokens(request: Request) -> int:
     """Returns how many tokens the target of a follow stream may have."""
     assert not isinstance(request.target, GivenTarget)
     return request.target.max_new_tokens
-
-
-@contextmanager
-def paths_in_start() -> Generator[None, None, None]:
-    """Makes the path of a field of AttributeRequest the path of the same field of FollowStart."""
-    try:
-        yield
-    except RequestError as error:
-        root = error.field.partition(".")[0].partition("[")[0]
-        if root in _START_FIELDS:
-            error.field = f"start.{error.field}"
-        raise
-
-
-def _check_start(start: service_pb.FollowStart) -> None:
-    capture = start.capture
-    if capture.HasField("units") or capture.grouping not in (
-        attention_pb2.GROUPING_UNSPECIFIED,
-        attention_pb2.GROUPING_TOKEN,
-    ):
-        field = "units" if capture.HasField("units") else "grouping"
-        problem = "goes with whole texts: while the source of a follow stream grows, its units change"
-        raise invalid(f"start.capture.{field}", "CONTRADICTION", problem)
-    if start.HasField("policy"):
-        _check_policy(start.policy)
-    if not start.HasField("decoding"):
-        return
-    strategy = start.decoding.WhichOneof("strategy")
-    if strategy not in (None, "greedy"):
-        problem = "a follow stream is written by greedy search: what was committed stays"
-        raise invalid(f"start.decoding.{strategy}", "CONTRADICTION", problem)
-    if not start.HasField("policy"):
-        raise invalid("start.policy", "REQUIRED", "is needed with decoding: it says how far the target may go")
-
-
-def _check_policy(policy: service_pb.Policy) -> None:
-    if policy.WhichOneof("policy") is None:
-        raise invalid("start.policy.align_att", "REQUIRED", "must be set")
-    held_back = policy.align_att.WhichOneof("held_back")
-    if held_back is None:
-        raise invalid("start.policy.align_att.tokens", "REQUIRED", "one of tokens and words must be set")
-    if not getattr(policy.align_att, held_back):
-        raise invalid(f"start.policy.align_att.{held_back}", "OUT_OF_RANGE", "must be at least 1")
-
-
-def _policy_plan(
-    policy: service_pb.AlignAtt, loaded: LoadedModel, num_positions: dict[AttentionKind, int]
-) -> CapturePlan:
-    """Returns the capture of the row that says where a step looks: the mean over the policy's heads."""
-    capture = attention_pb2.Capture(row=policy.row, over_heads=attention_pb2.REDUCTION_MEAN)
-    kind: AttentionKind = "cross" if loaded.is_encoder_decoder else "decoder_self"
-    capture.kinds.append(number_of(ATTENTION_KINDS, kind))
-    if policy.HasField("heads"):
-        capture.heads.CopyFrom(policy.heads)
-    else:
-        num_layers = loaded.attention_layers.num_layers(kind)
-        capture.heads.layers.layers.extend(range(num_layers // 3, num_layers))
-    if capture.heads.WhichOneof("selection") != "list":
-        capture.over_layers = attention_pb2.REDUCTION_MEAN
-    try:
-        return validate_capture(capture, loaded, num_positions, 1)
-    except RequestError as error:
-        error.field = error.field.replace("capture", "start.policy.align_att", 1)
-        raise
 
 
 def _first_held(policy: service_pb.AlignAtt, source: TokenizedText) -> int:

@@ -29,7 +29,7 @@ def validate_padding(message: service_pb.AttributeRequest, loaded: LoadedModel) 
 def treat_padding(ids: list[int], field: str, padding: text_pb2.Padding.ValueType, loaded: LoadedModel) -> list[int]:
     """Returns the token ids of a text without padding. Raises RequestError."""
     if padding != text_pb2.PADDING_MASK:
-        refuse_padding(ids, field, loaded, "leave it out, or set padding to mask it")
+        refuse_padding(ids, field, loaded, "leave it out, or mask it by AttributeRequest.padding")
         return ids
     ids = [id_ for id_ in ids if id_ != loaded.tokenizer.padding_id]
     if not ids:

@@ -51,11 +51,11 @@ def validate_request(
     Tokenizes the texts, which takes too long for an event loop if the texts are long. In a follow stream, a message
     without `decoding` has a target that the client gives later.
     """
-    offset_unit = _validate_offset_unit(message)
+    _refuse_unserved(message)
+    offset_unit = validate_offset_unit(message)
     check_units(message)
     truncation = validate_truncation(message)
-    languages = validate_languages(message, loaded)
-    options = validate_text_options(message, loaded)
+    languages, options = validate_languages(message, loaded), validate_text_options(message, loaded)
     texts = validate_texts(message, loaded, languages, options, truncation)
     features = validate_features(message.source, loaded)
     source, prompt_ids = texts.source, texts.decoder_prompt_ids
@@ -81,8 +81,8 @@ def validate_request(
         decoder_prompt_ids=prompt_ids,
         target=target,
         capture=validate_capture(message.capture, loaded, max_positions, steps_per_pass),
-        scores=_validate_scores(message),
-        score_top_p=validate_probability(message, "score_top_p", "score_top_p", 0.9),
+        scores=validate_scores(message),
+        score_top_p=validate_score_top_p(message),
         resume_at=message.resume_at,
         prefix=texts.prefix,
         offset_unit=offset_unit,
@@ -102,8 +102,8 @@ def _refuse_unserved(message: service_pb.AttributeRequest) -> None:
         raise unimplemented("signals")
 
 
-def _validate_offset_unit(message: service_pb.AttributeRequest) -> OffsetUnit:
-    _refuse_unserved(message)
+def validate_offset_unit(message: service_pb.AttributeRequest) -> OffsetUnit:
+    """Returns what offsets count. Raises RequestError."""
     if message.offset_unit not in OFFSET_UNITS:
         raise invalid("offset_unit", "UNKNOWN_VALUE", "is no unit of offsets")
     return OFFSET_UNITS[message.offset_unit]
@@ -127,7 +127,8 @@ def _check_seed(message: service_pb.AttributeRequest, params: DecodingParams) ->
 # ---- scores ---------------------------------------------------------------------------------------------------------
 
 
-def _validate_scores(message: service_pb.AttributeRequest) -> tuple[Score, ...]:
+def validate_scores(message: service_pb.AttributeRequest) -> tuple[Score, ...]:
+    """Returns the scores of each step. Raises RequestError."""
     scores: list[Score] = []
     for index, value in enumerate(message.scores):
         field = f"scores[{index}]"
@@ -139,3 +140,8 @@ def _validate_scores(message: service_pb.AttributeRequest) -> tuple[Score, ...]:
     if message.HasField("score_top_p") and "top_p_size" not in scores:
         raise invalid("score_top_p", "CONTRADICTION", "goes with SCORE_TOP_P_SIZE: no other score uses it")
     return tuple(scores)
+
+
+def validate_score_top_p(message: service_pb.AttributeRequest) -> float:
+    """Returns the sum of probabilities that SCORE_TOP_P_SIZE counts up to. Raises RequestError."""
+    return validate_probability(message, "score_top_p", "score_top_p", 0.9)

@@ -44,14 +44,17 @@ def validate_languages(message: service_pb.AttributeRequest, loaded: LoadedModel
 
 
 def validate_text_options(message: service_pb.AttributeRequest, loaded: LoadedModel) -> TextOptions:
-    """Returns how the request's texts become tokens."""
+    """Returns how the request's texts become tokens. Raises RequestError.
+
+    Without a source, nothing is refused that goes with a source of text: see `validate_source`.
+    """
     kinds = [text.WhichOneof("kind") for text in (message.source, message.prefix, message.given)]
     value = message.special_tokens_in_text
     if value not in _PARSES_SPECIAL:
         raise invalid("special_tokens_in_text", "UNKNOWN_VALUE", "is no way with special tokens")
-    if value and not {"text", "chat"} & {*kinds}:
+    if value and kinds[0] is not None and not {"text", "chat"} & {*kinds}:
         raise invalid("special_tokens_in_text", "CONTRADICTION", "goes with texts, and there are only token ids")
-    applies = kinds[0] == "text" or (loaded.is_encoder_decoder and kinds[2] == "text")
+    applies = kinds[0] in ("text", None) or (loaded.is_encoder_decoder and kinds[2] == "text")
     if message.HasField("add_special_tokens") and not applies:
         problem = "goes with a text: token ids are used as they are, and a chat's template writes its own"
         raise invalid("add_special_tokens", "CONTRADICTION", problem)
@@ -284,8 +287,8 @@ def _check_not_blank(text: TokenizedText, field: str, loaded: LoadedModel, optio
 
 def _check_num_tokens(text: TokenizedText, field: str, max_tokens: int, limit: str) -> None:
     if len(text.tokens) > max_tokens:
-        problem = f"has {len(text.tokens):,} tokens; {limit} at most {max_tokens:,}. Set truncate to leave tokens out"
-        raise invalid(field, "TEXT_TOO_LONG", problem)
+        problem = f"has {len(text.tokens):,} tokens; {limit} at most {max_tokens:,}"
+        raise invalid(field, "TEXT_TOO_LONG", f"{problem}. AttributeRequest.truncate can leave tokens out")
 
 
 # ---- token ids ------------------------------------------------------------------------------------------------------
