@@ -412,6 +412,9 @@ def plan(
         "BLOCK_C": block_c,
         "LAST": spec.is_last,
     }
+    if weighting.factors is not None and spec.over_heads is not None:
+        # The factors of the keys of a tile take registers too: with two stages, the kernel spills on gfx942.
+        options["num_stages"] = 1
     grid = (triton.cdiv(out.length, tile.block_s), query_blocks, batch * programs)
     return [first, Launch(rows_kernel, grid, arguments, **options)]
 
