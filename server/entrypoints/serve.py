@@ -87,6 +87,9 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
         help="the share of the free memory that the slots' caches may take; fewer slots where it does not do",
     )
     parser.add_argument("--max-waiting", type=_positive, default=1024, metavar="N", help="requests queued at most")
+    parser.add_argument(
+        "--max-feature-mib", type=_positive, default=256, metavar="N", help="MiB of recordings queued at most"
+    )
 
 
 def _whole_number(text: str, most: int) -> int:
@@ -215,7 +218,14 @@ async def _serve(loaded: object, args: argparse.Namespace, threads: tuple[int, .
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stopping.set)
-    server = Server([loaded], held, EngineConfig(args.max_slots, args.max_waiting, args.memory_fraction, threads))
+    limits = EngineConfig(
+        max_running=args.max_slots,
+        max_waiting=args.max_waiting,
+        max_feature_bytes=args.max_feature_mib * 1024**2,
+        memory_fraction=args.memory_fraction,
+        thread_counts=threads,
+    )
+    server = Server([loaded], held, limits)
     address = await server.start()
     # One line on stdout for a program that has started the server and waits for it. All else goes to the log.
     print(f"sidelight: serving {loaded.name} at {address}", flush=True)

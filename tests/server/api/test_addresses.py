@@ -257,6 +257,7 @@ def test_an_address_is_refused_before_anything_is_loaded(monkeypatch, capsys):
         ("--threads", "x"),
         ("--max-slots", "99999999999"),
         ("--max-waiting", "-1"),
+        ("--max-feature-mib", "0"),
         ("--max-length", "0"),
         ("--memory-fraction", "nan"),
     ],

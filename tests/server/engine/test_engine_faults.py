@@ -102,7 +102,8 @@ def test_a_thread_that_ends_ends_all_that_waits(bundled, engines, when, monkeypa
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 async def test_a_process_whose_engine_has_ended_ends_with_a_code(bundled, engines, capsys):
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    args = argparse.Namespace(address="127.0.0.1:0", max_slots=2, max_waiting=8, memory_fraction=0.5)
+    limits = {"max_slots": 2, "max_waiting": 8, "max_feature_mib": 4, "memory_fraction": 0.5}
+    args = argparse.Namespace(address="127.0.0.1:0", **limits)
 
     def kill_when_serving() -> None:
         wait_until(lambda: engines and engines[0]._is_ready.is_set())
@@ -120,6 +121,7 @@ async def test_a_process_whose_engine_has_ended_ends_with_a_code(bundled, engine
         for number, handler in handlers.items():
             signal.signal(number, handler)
     assert "sidelight: the engine of tatoeba-en-de has failed" in capsys.readouterr().err
+    assert engines[0]._config == EngineConfig(2, 8, 0.5, max_feature_bytes=4 * 1024**2)
 
 
 def test_a_waiting_request_that_makes_the_work_fail_each_time_is_ended(bundled, monkeypatch):
