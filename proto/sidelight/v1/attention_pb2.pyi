@@ -447,7 +447,9 @@ class Capture(_message.Message):
     says which tokens these are. Unset: SPECIAL_TOKENS_KEEP.
     """
     grouping: Global___Grouping.ValueType
-    """What one position and one step stand for. Unset: GROUPING_TOKEN."""
+    """What one position and one step stand for. Unset: GROUPING_TOKEN. For a source of token ids or of features, only
+    GROUPING_TOKEN: every other grouping is refused, because such a source has no words.
+    """
     encoding: Global___Encoding.ValueType
     """The type of the numbers. Unset: ENCODING_FLOAT32."""
     top_k: _builtins.int

@@ -861,14 +861,14 @@ class Step(_message.Message):
     @_builtins.property
     def cross(self) -> _attention_pb2.Attention:
         """Cross-attention. Shape: [source positions, layers, heads], or fewer axes where heads or layers are reduced. Unset
-        where the request does not ask for it.
+        where the request does not ask for it, and with a grouping: then `Unit` has the attention.
         """
 
     @_builtins.property
     def decoder_self(self) -> _attention_pb2.Attention:
         """Decoder self-attention. Shape: [positions, layers, heads], or fewer axes where heads or layers are reduced. The
         positions are all positions before the token; with ROW_READING, the position of the token too. Unset where the
-        request does not ask for it.
+        request does not ask for it, and with a grouping: then `Unit` has the attention.
         """
 
     @_builtins.property
@@ -969,14 +969,14 @@ class Hypothesis(_message.Message):
     SCORE_FIELD_NUMBER: _builtins.int
     STOP_REASON_FIELD_NUMBER: _builtins.int
     text: _builtins.str
-    """The text of the hypothesis."""
+    """The text of the hypothesis, with the prefix of the request before it."""
     score: _builtins.float
     """The sum of the log-probabilities divided by length ** length_penalty, in nats."""
     stop_reason: _text_pb2.StopReason.ValueType
     """Why the hypothesis ends."""
     @_builtins.property
     def tokens(self) -> _containers.RepeatedCompositeFieldContainer[_text_pb2.Token]:
-        """The tokens of the hypothesis."""
+        """The tokens of the hypothesis, without those of the prefix. Their offsets count in `text`."""
 
     def __init__(
         self,
