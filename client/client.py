@@ -37,8 +37,15 @@ from .validation import check_value
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 
-# gRPC receives at most 4 MiB by default. One step of a large model, with no reduction, is larger.
-_CHANNEL_OPTIONS: tuple[tuple[str, Any], ...] = (("grpc.max_receive_message_length", -1),)
+_CHANNEL_OPTIONS: tuple[tuple[str, Any], ...] = (
+    # gRPC receives at most 4 MiB by default. One step of a large model, with no reduction, is larger.
+    ("grpc.max_receive_message_length", -1),
+    # While a call is open, the client asks the connection for a sign of life. Without that, a call would wait for ever
+    # where the host of the server or the network between is gone, and nothing says that the connection is closed.
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.max_pings_without_data", 0),  # no limit: a stream may be quiet for long
+)
 
 Response = TypeVar("Response")
 

@@ -36,6 +36,8 @@ _OPTIONS: tuple[tuple[str, int], ...] = (
     # Both have one limit: between a soft and a hard limit, gRPC refuses at random.
     ("grpc.max_metadata_size", 16 * 1024),
     ("grpc.absolute_max_metadata_size", 16 * 1024),
+    # Clients may ask for a sign of life this often. By default, gRPC closes connections that ask twice in five minutes.
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     # Requests that wait for a handler. Above these limits gRPC cancels requests without a status. The engine has a
     # limit of its own, and refuses requests with a status.
     ("grpc.server.max_pending_requests", 1 << 20),

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+import subprocess
+import sys
 import threading
+import time
+from pathlib import Path
 
 import pytest
 from sidelight.client import (
@@ -21,7 +26,10 @@ from sidelight.client import (
     Started,
     Step,
     StepCount,
+    UnavailableError,
 )
+
+COMMAND = str(Path(sys.executable).with_name("sidelight"))
 
 KINDS = ("cross", "decoder_self", "encoder_self")
 
@@ -229,3 +237,33 @@ def test_an_asyncio_stream_that_is_cancelled_by_its_id_raises_the_clients_error(
                 await anext(stream)
 
     asyncio.run(run())
+
+
+async def test_a_wrong_option_is_refused_before_there_is_a_source(bundled_server):
+    async with AsyncClient(bundled_server) as client:
+        with pytest.raises(InvalidArgumentError, match="layers"):
+            await asyncio.wait_for(anext(client.follow(capture=Capture(layers=[99]))), 60)
+    with Client(bundled_server) as client, pytest.raises(InvalidArgumentError, match="layers"):
+        next(client.follow(capture=Capture(layers=[99]), timeout=60))
+
+
+@pytest.mark.slow  # three minutes: the client asks for a sign of life each half minute
+def test_a_quiet_stream_stays_open_until_the_server_gives_no_sign_of_life(tmp_path):
+    address = f"unix:{tmp_path}/socket"
+    with subprocess.Popen(
+        [COMMAND, "serve", "--address", address], stdout=subprocess.PIPE, text=True, cwd="/"
+    ) as server:
+        try:
+            assert server.stdout is not None
+            assert server.stdout.readline()
+            with Client(address) as client, client.follow(timeout=600) as stream:
+                stream.add_source("Where did you buy that?")
+                assert isinstance(next(stream), Started)
+                time.sleep(100)
+                stream.add_target([5])
+                assert isinstance(next(stream), Step)
+                server.send_signal(signal.SIGSTOP)  # as where the host is gone: the connection is not closed
+                with pytest.raises(UnavailableError):
+                    next(stream)
+        finally:
+            server.kill()
