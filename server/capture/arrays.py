@@ -47,11 +47,11 @@ class AttentionArrays(NamedTuple):
         """
         return self._copy((query, slice(num_positions)), query)
 
-    def copy_queries(self, queries: slice) -> AttentionArrays:
-        """Copies several queries, so that the copy keeps no other query in memory."""
-        return self._copy(queries, queries)
+    def copy_queries(self, queries: slice, num_positions: int | None = None) -> AttentionArrays:
+        """Copies several queries, or their first positions, as `copy_query` does."""
+        return self._copy((queries, slice(num_positions)), queries)
 
-    def _copy(self, index: slice | tuple[int, slice], scale_index: slice | int) -> AttentionArrays:
+    def _copy(self, index: tuple[int | slice, slice], scale_index: slice | int) -> AttentionArrays:
         if self.scales is None and self.positions is None and self.shares is None:
             return AttentionArrays(self.values[index].copy())  # likewise
         return AttentionArrays(

@@ -25,7 +25,15 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from ...kernels import AttentionParams, attend_to, capped_attention, decode, rows, select_impl, write_probabilities
 from ...kernels.cpu import attend_slots, is_supported
-from .context import LayerKey, RecordTarget, context, layer_key_of, record_targets, set_layer_key
+from .context import (
+    LayerKey,
+    RecordTarget,
+    context,
+    end_pass_behind,
+    layer_key_of,
+    record_targets,
+    set_layer_key,
+)
 
 NAME = "sidelight"
 # The masks of models that do not know None as a mask.
@@ -99,6 +107,8 @@ def attend(
     if context.observer is not None:
         context.observer.observe(module, query, key, value, params)
     output = _attend_and_record(module, query, key, value, params)
+    if context.last is not None:
+        end_pass_behind(layer_key_of(module))
     if output is None:
         options = {"dropout": dropout, "scaling": scaling, "is_causal": is_causal, "position_bias": position_bias}
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options, **kwargs)

@@ -87,6 +87,7 @@ class _Context(threading.local):
     observer: Observer | None = None
     padded: bool = True  # whether a batch may have padding
     lengths: Mapping[AttentionKind, Tensor] | None = None  # see `attend_per_row`
+    last: LayerKey | None = None  # see `end_behind`
 
 
 context = _Context()
@@ -119,6 +120,31 @@ def attend_per_row(lengths: Mapping[AttentionKind, Tensor]) -> Iterator[None]:
         yield
     finally:
         context.lengths = before
+
+
+class _PassEndError(Exception):
+    """A forward pass has come to the attention behind which nothing of it is wanted."""
+
+
+@contextmanager
+def end_behind(layer_key: LayerKey | None) -> Iterator[None]:
+    """Ends the forward pass within, once the rows of an attention layer are recorded: nothing behind it is computed.
+
+    None: the pass runs to its end.
+    """
+    before, context.last = context.last, layer_key
+    try:
+        yield
+    except _PassEndError:
+        pass
+    finally:
+        context.last = before
+
+
+def end_pass_behind(layer_key: LayerKey | None) -> None:
+    """Ends this thread's forward pass if nothing behind this attention layer is wanted."""
+    if context.last is not None and context.last == layer_key:
+        raise _PassEndError
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from ..runner import DecodeOutput, Runner, SearchOutput, Sequence
 from .admission import AdmissionQueue
 from .beam_hypotheses import give_target, hypothesis_outputs
 from .follow_streams import FollowStreams
+from .given_targets import GivenTargets
 from .output_queue import OutputQueue, notify
 from .outputs import make_output_builder, make_started, split_encoder_self, target_outputs
 from .preemption import Preemption
@@ -55,6 +56,7 @@ class EngineCore:
         self._preemption = Preemption(self.requests, max_preempted, slot_bytes)
         self._scheduler = Scheduler(loaded, admission, self.requests, self._preemption, self._time_share)
         self._follow_streams = FollowStreams(loaded, self.requests)
+        self._given_targets = GivenTargets(self.requests, self._preemption, self._time_share)
 
     def schedule(self) -> bool:
         """Starts, resumes and ends requests. Returns whether some work was put off that needs another look."""
@@ -126,13 +128,15 @@ class EngineCore:
         """Puts the next pending output of each request that has any. Returns whether any was put, or put off."""
         # Where no request can decode, a waiting request may start before the next long piece of work.
         can_decode = self.requests.can_any_decode
+        self._given_targets.read(can_decode=can_decode)
         has_worked = False
         for state in [state for state in self.requests.running if state.has_pending_outputs]:
             if is_stopping():
                 return True
-            if state.is_blocked:
+            if state.is_blocked or (state.waits_for_batch and state.must_recompute):  # the latter lacks memory
                 continue
-            if not state.is_pending_computed and not self._time_share.may_work(can_decode=can_decode):
+            is_put_off = state.waits_for_batch or not self._time_share.may_work(can_decode=can_decode)
+            if is_put_off and not state.is_pending_computed:
                 self._time_share.has_put_off = has_worked = True
                 continue
             began = time.monotonic()
@@ -172,10 +176,8 @@ class EngineCore:
 
     def _compute_outputs(self, state: RequestState) -> bool:
         """Makes the pending outputs that have not been put. Returns False where they need more memory than there is."""
-        if state.must_recompute:
-            if not self._preemption.make_memory(state.request.single_pass_bytes):
-                return False
-            state.attention_bytes, state.must_recompute = state.request.single_pass_bytes, False
+        if not self._preemption.make_memory_again(state):
+            return False
         state.pending_outputs = _pending_outputs(self._loaded, state, self._runner)
         return True
 
@@ -256,7 +258,8 @@ def _pending_outputs(loaded: LoadedModel, state: RequestState, runner: Runner) -
         recorded, state.search_steps = state.search_steps, None
         outputs = hypothesis_outputs(loaded, request, state.hypotheses, recorded, runner.target_pass)
     elif state.has_given_target:
-        outputs = target_outputs(loaded, request, runner.target_pass(request))
+        target_pass, state.target_pass = state.target_pass or runner.target_pass(request), None
+        outputs = target_outputs(loaded, request, target_pass)
     else:
         outputs = split_encoder_self(runner.source_attention(request), request.units)
     return _leave_out(outputs, state.num_pending_put)

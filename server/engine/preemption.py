@@ -164,6 +164,14 @@ class Preemption:
                 state.must_recompute, state.is_pending_computed = True, False
         return not held or held + num_bytes <= _ATTENTION_BYTES
 
+    def make_memory_again(self, state: RequestState) -> bool:
+        """Whether the attention of a request can be computed, for which memory is made where it was dropped."""
+        if state.must_recompute:
+            if not self.make_memory(state.request.single_pass_bytes):
+                return False
+            state.attention_bytes, state.must_recompute = state.request.single_pass_bytes, False
+        return True
+
     def give_back_memory(self, now: float) -> None:
         """Gives memory back to the system some time after nothing is held for slow readers any more."""
         requests = self._requests

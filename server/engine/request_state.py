@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from ..request import GivenTarget, Hypothesis, Output, Request
-from ..runner import Sequence, StepOutput
+from ..runner import Sequence, StepOutput, TargetPass
 from .follow import FollowState, without_encoder_self
 from .output_queue import OutputQueue
 from .outputs import OutputBuilder
@@ -51,6 +51,9 @@ class RequestState:
     hypotheses: tuple[Hypothesis, ...] = ()
     # The steps of the best hypothesis as the search recorded them, until the pending outputs hold the steps.
     search_steps: list[StepOutput] | None = None
+
+    # The passes of a given target, from a batch's first look at them until the pending outputs have them.
+    target_pass: TargetPass | None = None
 
     # Outputs that come without a decode step: all outputs of a given target; encoder self-attention.
     # None among them says that the next output takes a forward pass.
@@ -110,6 +113,13 @@ class RequestState:
     def has_pending_outputs(self) -> bool:
         """Whether the next output comes without a decode step."""
         return self.sequence is None or self.attention_bytes > 0 or self.must_recompute
+
+    @property
+    def waits_for_batch(self) -> bool:
+        """Whether the pass over a given target has not run, and may run together with those of others."""
+        if self.pending_outputs is not None or self.is_pending_computed or self.hypotheses or not self.has_given_target:
+            return False
+        return self.target_pass is None or self.target_pass.can_share
 
     def is_expired(self, now: float) -> bool:
         """Whether the outputs are not wanted any more: the call is cancelled, or past its deadline."""

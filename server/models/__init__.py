@@ -2,7 +2,7 @@
 
 loader                   loads a model: checkpoint, packing, backend
 loaded_model             LoadedModel: what does not change with requests
-backend                  the Backend protocol: encode, prefill, decode
+backend                  the Backend protocol: encode, prefill, decode, read whole targets
 backend_selection        the registry of backends; the first whose logits and rows are the model's own
 transformers_backend     any family, by transformers' modules
 compiled_backend         the same as one graph of torch.compile
@@ -17,7 +17,7 @@ batch_invariance         int8 where torch computes it: no row changes another ro
 A new way to run models is one file with a class like `Backend`, and one line in `backend_selection.BACKENDS`.
 """
 
-from .backend import Backend, BackendConfig, UnsupportedModelError
+from .backend import Backend, BackendConfig, TargetBatch, UnsupportedModelError
 from .kv_cache import KVCache, SwappedCache
 from .loaded_model import LoadedModel
 from .loader import BUNDLED_NAME, ModelError, bundled_model, load
@@ -32,6 +32,7 @@ __all__ = [
     "LoadedModel",
     "ModelError",
     "SwappedCache",
+    "TargetBatch",
     "UnsupportedModelError",
     "bundled_model",
     "load",

@@ -7,12 +7,13 @@ file, and one line in `backend_selection.BACKENDS`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, NamedTuple, Protocol
 
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ..capture import LayerKey
 from ..layers import ArgmaxQuery, LMHead
 from .kv_cache import KVCache
 
@@ -28,6 +29,22 @@ class BackendConfig(NamedTuple):
     max_target_tokens: int
     # Whether each row of a batch must have the bits that it has when it is computed alone.
     is_batch_invariant: bool = False
+
+
+class TargetBatch(NamedTuple):
+    """Whole sequences that one pass reads, each row padded behind its end."""
+
+    sources: Tensor | None  # tokens int64 `[B, S]`, or features of recordings; None for a model without an encoder
+    source_lengths: Sequence[int]  # of each row: positions of the source that are no padding
+    targets: Tensor  # int64 `[B, T]`: what the decoder reads
+    lengths: Sequence[int]  # of each row: tokens of the target that are no padding
+    # The last attention whose rows are wanted, where the output of the decoder is not; None: the output is wanted.
+    last_attention: LayerKey | None = None
+
+    @property
+    def is_padded(self) -> bool:
+        """Whether any row has padding."""
+        return len({*self.lengths}) > 1 or len({*self.source_lengths}) > 1
 
 
 class BackendType(Protocol):
@@ -61,6 +78,8 @@ class Backend(Protocol):
     2. For each request of an encoder-decoder model `prefill_sources`.
     3. For all tokens before the first new one, but for the last, in chunks: `KVCache.begin_prefill`, then `prefill`.
     4. For each step of all slots: `KVCache.begin_decode`, then `decode`, then `KVCache.advance`.
+
+    `read_targets` needs no KV cache, and may come at any time.
     """
 
     # Whether steps must have one shape: all slots, and as many positions as `lengths` says.
@@ -81,6 +100,11 @@ class Backend(Protocol):
     @property
     def max_prefill_tokens(self) -> int:
         """How many source tokens, padding included, fill a pass of the encoder: more together are no faster."""
+        ...
+
+    @property
+    def is_batch_invariant(self) -> bool:
+        """Whether each row of a batch has the bits that it has when it is computed alone."""
         ...
 
     @property
@@ -116,5 +140,13 @@ class Backend(Protocol):
 
         Returns the input of `lm_head`, `[n, width]`, or, without an `lm_head`, logits `[n, vocabulary]`. The tensor
         stays as it is until the next step. With a `query`, the argmax of each row has been found on return.
+        """
+        ...
+
+    def read_targets(self, batch: TargetBatch) -> Tensor | None:
+        """Run encoder and decoder over whole sequences, and record their attention rows as `decode` does.
+
+        Returns the input of `lm_head`, `[B, T, width]`, or, without an `lm_head`, logits `[B, T, vocabulary]`. None
+        where the batch names a last attention: nothing behind this attention is computed.
         """
         ...

@@ -16,11 +16,19 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
-from ..capture import attend_per_row, first_token, layer_key_of, record_to, source_inputs, trial_inputs
+from ..capture import (
+    attend_per_row,
+    end_behind,
+    first_token,
+    layer_key_of,
+    record_to,
+    source_inputs,
+    trial_inputs,
+)
 from ..layers import ArgmaxQuery, LMHead
 from ..transfer import int_tensor
 from ..transformers_versions import cache_argument, cache_of
-from .backend import BackendConfig, UnsupportedModelError
+from .backend import BackendConfig, TargetBatch, UnsupportedModelError
 from .kv_cache import KVCache, KVLayout, KVShape, bytes_per_slot
 
 # Source tokens, padding included, that an encoder reads at once. Bounds the memory of sources that arrive together.
@@ -53,7 +61,7 @@ class TransformersBackend:
             raise UnsupportedModelError(f"layers of {', '.join(sorted(self._layer_types - _KNOWN_LAYERS))}")
         self._source_projections = _source_projections(model) if self._is_encoder_decoder else []
         self._source_width = int(model.get_encoder().config.hidden_size) if self._is_encoder_decoder else 0
-        self._own_shapes, self._source_shapes = self._kv_shapes()
+        self._own_shapes, self._source_shapes = _kv_shapes(model)
         forward_parameters = inspect.signature(type(model).forward).parameters
         self._takes_decoder_positions = "decoder_position_ids" in forward_parameters
         # A placeholder for the encoder's output. transformers reads only its shape, since the keys and values of
@@ -81,6 +89,11 @@ class TransformersBackend:
     def max_prefill_tokens(self) -> int:
         """How many source tokens, padding included, are encoded at once."""
         return MAX_PREFILL_TOKENS
+
+    @property
+    def is_batch_invariant(self) -> bool:
+        """Whether each row of a batch has the bits that it has when it is computed alone."""
+        return self._config.is_batch_invariant
 
     @property
     def bytes_per_slot(self) -> int:
@@ -111,11 +124,7 @@ class TransformersBackend:
 
         `lengths[row]` tokens are no padding. Features of recordings have no padding.
         """
-        mask: Tensor | None = None
-        if sources.dim() == 2 and min(lengths) < sources.shape[1]:
-            mask = torch.arange(sources.shape[1], device=sources.device) < int_tensor(
-                [[length] for length in lengths], sources.device
-            )
+        mask = _source_mask(sources, lengths)
         with record_to(None, padded=mask is not None):
             return self._encode(sources, mask)
 
@@ -174,6 +183,29 @@ class TransformersBackend:
             query.search(output, query.masked)
         return output
 
+    def read_targets(self, batch: TargetBatch) -> Tensor | None:
+        """Run encoder and decoder over whole sequences, as `Backend` describes it."""
+        inputs: dict[str, Any] = {"use_cache": False}
+        if batch.sources is None:
+            inputs["input_ids"] = batch.targets
+        else:
+            hidden = self.encode(batch.sources, batch.source_lengths)
+            inputs |= {"decoder_input_ids": batch.targets, "encoder_outputs": BaseModelOutput(hidden)}
+            mask = _source_mask(batch.sources, batch.source_lengths)
+            if mask is not None:
+                inputs["attention_mask"] = mask.long()
+        with end_behind(batch.last_attention):
+            return self._read(inputs)
+        return None
+
+    def _read(self, inputs: dict[str, Any]) -> Tensor:
+        """The output of a pass over whole sequences, of the kind that `decode` returns."""
+        if self.lm_head is None:
+            return self._model(**inputs).logits
+        with self.lm_head.skipping():
+            self._model(**inputs)
+        return self.lm_head.pop_hidden()
+
     def _decode(self, tokens: Tensor, cache: KVCache) -> Tensor:
         """The input of the LM head `[n, width]`, or, without an LM head, logits `[n, vocabulary]`."""
         if self.lm_head is None:
@@ -189,7 +221,7 @@ class TransformersBackend:
     def _forward(self, tokens: Tensor, cache: KVCache) -> Tensor:
         """The logits `[n, vocabulary]` of the model's own forward pass."""
         inputs = self._inputs(tokens, cache)
-        masks, positions = self._own_masks(cache), cache.own.get_seq_length()
+        masks, positions = _own_masks(cache, self._window, self._layer_types), cache.own.get_seq_length()
         if self._is_encoder_decoder:
             inputs |= {"decoder_attention_mask": masks, "attention_mask": cache.source_mask()}
             if self._takes_decoder_positions:
@@ -206,25 +238,35 @@ class TransformersBackend:
         encoded = self._encoder_placeholder.expand(len(ids), cache.source_length, self._source_width)
         return inputs | {"decoder_input_ids": ids, "encoder_outputs": BaseModelOutput(encoded)}
 
-    def _own_masks(self, cache: KVCache) -> Any:
-        """The masks of a step for the tokens that the decoder has read, as transformers' models take them."""
-        full = cache.own_mask()
-        if self._window is None or self._layer_types == {"full_attention"}:
-            return full
-        sliding = cache.own_mask(self._window)
-        if not self._layer_types:
-            return sliding
-        return {"full_attention": full, "sliding_attention": sliding}
 
-    def _kv_shapes(self) -> tuple[list[KVShape], list[KVShape]]:
-        """What each layer keeps of target and source, from a cache that the model makes itself."""
-        ids = torch.full((1, 2), first_token(self._model), device=self._model.device)
-        with record_to(None, padded=False), torch.inference_mode():
-            if self._is_encoder_decoder:
-                source = trial_inputs(self._model, ids)
-                cache = cache_of(self._model(**source, decoder_input_ids=ids[:, :1], use_cache=True))
-                return _shapes_of(cache.self_attention_cache), _shapes_of(cache.cross_attention_cache)
-            return _shapes_of(cache_of(self._model(input_ids=ids, use_cache=True))), []
+def _own_masks(cache: KVCache, window: int | None, layer_types: set[str]) -> Any:
+    """The masks of a step for the tokens that the decoder has read, as transformers' models take them."""
+    full = cache.own_mask()
+    if window is None or layer_types == {"full_attention"}:
+        return full
+    sliding = cache.own_mask(window)
+    if not layer_types:
+        return sliding
+    return {"full_attention": full, "sliding_attention": sliding}
+
+
+def _kv_shapes(model: Any) -> tuple[list[KVShape], list[KVShape]]:
+    """What each layer keeps of target and source, from a cache that the model makes itself."""
+    ids = torch.full((1, 2), first_token(model), device=model.device)
+    with record_to(None, padded=False), torch.inference_mode():
+        if model.config.is_encoder_decoder:
+            source = trial_inputs(model, ids)
+            cache = cache_of(model(**source, decoder_input_ids=ids[:, :1], use_cache=True))
+            return _shapes_of(cache.self_attention_cache), _shapes_of(cache.cross_attention_cache)
+        return _shapes_of(cache_of(model(input_ids=ids, use_cache=True))), []
+
+
+def _source_mask(sources: Tensor, lengths: Sequence[int]) -> Tensor | None:
+    """Which source tokens are no padding, bool `[B, S]`; None where there is no padding."""
+    if sources.dim() != 2 or min(lengths) == sources.shape[1]:
+        return None
+    ends = int_tensor([[length] for length in lengths], sources.device)
+    return torch.arange(sources.shape[1], device=sources.device) < ends
 
 
 def _shapes_of(cache: Any) -> list[KVShape]:

@@ -9,7 +9,7 @@ slot_allocator      which sequence has which slot, and what the slots hold
 step_recorder       the attention rows of a decode step, equal plans together
 unbatched_runner    UnbatchedRunner: each sequence with a cache of its own, for models that cannot be run in slots
 single_sequence     a model over one sequence, by the model's own modules: given targets, encoder self-attention
-target_pass         the forward passes of a given target
+targets             given targets: the passes of one request, and several targets in one pass
 sequence            Sequence: a decoded request in a runner; StepOutput, SearchOutput: what a step gives it
 target_text         the text of a target while the model writes it
 slot_budget         how many slots there is memory for
@@ -20,8 +20,8 @@ warmup              common captures run once before serving
 from .runner import Runner, make_runner
 from .sequence import DecodeOutput, Rewind, SearchOutput, Sequence, StepOutput
 from .slot_budget import caches_that_fit, slots_that_fit
-from .target_pass import TargetOutput, TargetPass
 from .target_text import begin_text
+from .targets import TargetOutput, TargetPass
 from .warmup import warm
 
 __all__ = [

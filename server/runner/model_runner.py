@@ -21,7 +21,7 @@ from .prefill import Prefill
 from .sequence import BeamGroup, DecodeOutput, Rewind, Sequence, accept_token, add_each
 from .single_sequence import find_special, new_combiner
 from .slot_allocator import SlotAllocator, SlotContents
-from .target_pass import TargetPass
+from .targets import TargetPass, TargetReader
 from .thread_tuner import ThreadTuner
 
 
@@ -52,6 +52,8 @@ class ModelRunner:
         self._prefill = Prefill(loaded, backend, self._cache, factors)
         self._step = DecodeStep(backend, self._cache, self._sampler, self._slots, self._tokens, factors)
         self._beam_step = BeamStep(self._cache, self._sampler, self._tokens)
+        self._target_reader = TargetReader(loaded, backend)
+        self.max_given_tokens = self._target_reader.max_tokens
         if backend.is_compiled:
             self._compile()
 
@@ -183,6 +185,10 @@ class ModelRunner:
     def target_pass(self, request: Request) -> TargetPass:
         """The forward passes of a request whose target is given. They need no slot."""
         return TargetPass(self._loaded, request)
+
+    def read_targets(self, passes: list[TargetPass], max_tokens: int) -> list[TargetPass]:
+        """Runs some of the passes together, the first among them, and returns these passes."""
+        return self._target_reader.read(passes, max_tokens)
 
     def decode(self, sequences: list[Sequence]) -> list[tuple[Sequence, DecodeOutput]]:
         """Takes one step of some sequences whose prompts have been read: what it gave each, or what went wrong.

@@ -10,7 +10,7 @@ from ..models import LoadedModel
 from ..request import Request
 from .model_runner import ModelRunner
 from .sequence import DecodeOutput, Rewind, Sequence
-from .target_pass import TargetPass
+from .targets import TargetPass
 from .unbatched_runner import UnbatchedRunner
 
 
@@ -20,7 +20,7 @@ class Runner(Protocol):
     The order of calls for a decoded request: `add`; `prefill` while the sequence `is_prefilling`; `decode` again and
     again; `remove`. Between two steps, `preempt` gives the sequence's slots to other requests, and `resume` takes slots
     again. A beam search is one sequence with several slots. A request whose target is given has no sequence: its passes
-    come from `target_pass`.
+    come from `target_pass`. `read_targets` runs the passes of several requests together.
 
     The sequence of a follow stream may be rewound between two steps. If its client gives the tokens, each `decode`
     reads the last token, and `accept` takes the next one.
@@ -84,6 +84,19 @@ class Runner(Protocol):
 
     def target_pass(self, request: Request) -> TargetPass:
         """The forward passes of a request whose target is given."""
+        ...
+
+    @property
+    def max_given_tokens(self) -> int:
+        """The most tokens of given targets, or of their sources, that one pass of several requests should read."""
+        ...
+
+    def read_targets(self, passes: list[TargetPass], max_tokens: int) -> list[TargetPass]:
+        """Runs some of the passes together, the first among them, and returns these: `decode` gives what they gave.
+
+        Each of the passes `can_share`. `max_tokens` bounds the tokens of the sources, and of the targets. Where the
+        passes fail together, none is returned, and some of them can be shared no more.
+        """
         ...
 
 

@@ -22,7 +22,7 @@ from ..transfer import to_host
 from .beams import UnbatchedBeams, make_search
 from .sequence import BeamGroup, DecodeOutput, Rewind, Sequence, StepOutput, accept_token, add_each
 from .single_sequence import ALL_QUERIES, LAST_QUERY, NO_QUERIES, ForwardOutput, SingleSequenceModel, find_special
-from .target_pass import TargetPass
+from .targets import TargetPass
 
 
 @dataclass(eq=False)
@@ -39,6 +39,7 @@ class _State:
 class UnbatchedRunner:
     """The sequences of one model. For the engine's thread, in torch's inference mode. A `Runner`."""
 
+    max_given_tokens = 0  # each target is read by itself
     max_batch_size = 1  # one forward pass at a time, so that the engine can turn to other requests in between
 
     def __init__(self, loaded: LoadedModel, max_sequences: int) -> None:
@@ -143,6 +144,10 @@ class UnbatchedRunner:
     def target_pass(self, request: Request) -> TargetPass:
         """The forward passes of a request whose target is given."""
         return TargetPass(self._loaded, request)
+
+    def read_targets(self, passes: list[TargetPass], max_tokens: int) -> list[TargetPass]:
+        """Never called: each target is read by itself."""
+        raise NotImplementedError
 
     def decode(self, sequences: list[Sequence]) -> list[tuple[Sequence, DecodeOutput]]:
         """Takes one step of some sequences: what it gave each, or what went wrong.

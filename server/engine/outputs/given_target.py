@@ -1,7 +1,6 @@
 """The outputs of a request whose target is given: the steps come from a few passes over the target.
 
-Each request has passes of its own. To batch them is to give several requests to `Runner.target_pass`, and to collect
-these requests where `EngineCore` puts pending outputs.
+`Runner.read_targets` may have run these passes together with those of other requests.
 """
 
 from __future__ import annotations

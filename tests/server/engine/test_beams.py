@@ -15,9 +15,10 @@ from sidelight.client.cli.main import main
 from sidelight.server.engine import output_queue, preemption
 from sidelight.server.engine.engine import EngineConfig
 from sidelight.server.engine.request_state import RequestState
-from sidelight.server.runner import sequence, target_pass
+from sidelight.server.runner import sequence
 from sidelight.server.runner.decode_step import DecodeStep
-from sidelight.server.runner.target_pass import TargetPass
+from sidelight.server.runner.targets import target_pass
+from sidelight.server.runner.targets.target_pass import TargetPass
 from sidelight.v1 import attention_pb2 as attention
 from sidelight.v1 import attribution_service_pb2 as pb
 from sidelight.v1 import attribution_service_pb2_grpc as services

@@ -39,7 +39,7 @@ from sidelight.server.runner.model_runner import ModelRunner
 from sidelight.server.runner.prefill import Prefill
 from sidelight.server.runner.slot_allocator import SlotAllocator
 from sidelight.server.runner.step_recorder import StepRecorder
-from sidelight.server.runner.target_pass import TargetPass
+from sidelight.server.runner.targets.target_pass import TargetPass
 from sidelight.server.sampling.beam_search import BeamSearch
 from sidelight.v1 import text_pb2 as text
 

@@ -22,7 +22,7 @@ from sidelight.server.models.loader import LoadedModel, load
 from sidelight.server.request import GivenTarget, Request
 from sidelight.server.runner import warmup
 from sidelight.server.runner.single_sequence import LAST_QUERY, SingleSequenceModel
-from sidelight.server.runner.target_pass import TargetPass
+from sidelight.server.runner.targets.target_pass import TargetPass
 
 
 def key(launch: Launch) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 from harness import CROSS, DECODER_SELF, ENCODER_SELF, request, serving, steps_of, stub
-from sidelight.server.runner import single_sequence, target_pass
+from sidelight.server.runner import single_sequence
+from sidelight.server.runner.targets import target_pass
 from sidelight.v1 import attention_pb2 as attention
 from sidelight.v1 import text_pb2 as text
 

@@ -7,19 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..capture import AttentionArrays, AttentionKind, CapturePlan, minuend_plan, subtract
-from ..errors import not_a_number
-from ..models import LoadedModel
-from ..request import MAX_PART_BYTES, Contrast, GivenTarget, Request
-from ..sampling import ContrastLogits, step_scores
-from ..transfer import int_tensor, to_host
-from .single_sequence import ALL_QUERIES, NO_QUERIES, ForwardOutput, SingleSequenceModel
+from ...capture import AttentionArrays, AttentionKind, CapturePlan, minuend_plan, subtract
+from ...errors import not_a_number
+from ...models import LoadedModel
+from ...request import MAX_PART_BYTES, Contrast, Request
+from ...sampling import ContrastLogits, step_scores
+from ...transfer import int_tensor, to_host
+from ..single_sequence import ALL_QUERIES, NO_QUERIES, ForwardOutput, SingleSequenceModel, new_combiner
+from .given_tokens import GivenTokens
 
 # The most tokens that one pass reads.
 _PASS_TOKENS = 1024
@@ -37,42 +39,27 @@ class TargetOutput(NamedTuple):
 
 
 class _Context:
-    """A given target in one context: the model, and the tokens that its decoder reads.
-
-    Attributes:
-        model: The model.
-        read: The tokens.
-        first_query: The position of the query whose row belongs to step 0.
-        steps: The steps whose rows are kept.
-    """
+    """A given target in one context: the model, and the tokens that its decoder reads."""
 
     def __init__(self, loaded: LoadedModel, request: Request, plan: CapturePlan) -> None:
-        assert isinstance(request.target, GivenTarget)
         self.model = SingleSequenceModel.of_request(loaded, request, plan=plan)
-        self.steps = request.captured_steps
+        self.tokens = GivenTokens.of_request(loaded, request)
         self._kept = NO_QUERIES  # the queries of the last pass whose rows are kept
-        self._ids = request.target.text.ids
-        self._num_prompt = len(self.model.prompt)
-        reads_last = request.capture.row == "reading"
-        # The query that predicts a token is the query before it; the query that reads a token is its own.
-        self.first_query = self._num_prompt - (0 if reads_last else 1)
-        self.read = [*self.model.prompt, *(self._ids if reads_last else self._ids[:-1])]
 
     def forward(self, begin: int, end: int) -> tuple[ForwardOutput, Tensor]:
         """Reads some of the tokens. Returns what the pass gave, with logits for each step, and the steps' tokens."""
-        first_row = max(self.steps.start + self.first_query, begin)
-        last_row = min(self.steps.stop + self.first_query, end)
-        self._kept = slice(first_row - begin, last_row - begin) if first_row < last_row else NO_QUERIES
+        tokens = self.tokens
+        self._kept = tokens.queries(begin, end)
         # A combiner needs the rows of all queries.
         queries = self._kept if self.model.combiner is None else ALL_QUERIES
         # The logits of a step are those of the query before its token, whichever query its row is from.
-        first_scored = max(0, begin - self._num_prompt + 1)
-        last_scored = max(first_scored, min(end - self._num_prompt + 1, len(self._ids)))
-        num_logits = end - max(begin, self._num_prompt - 1)
-        ids = self.model.tensor(self.read[begin:end])
-        output = self.model.forward(ids, queries, max(1, num_logits), is_last=end == len(self.read))
+        first_scored = max(0, begin - tokens.num_prompt + 1)
+        last_scored = max(first_scored, min(end - tokens.num_prompt + 1, len(tokens.ids)))
+        num_logits = end - max(begin, tokens.num_prompt - 1)
+        ids = self.model.tensor(tokens.read[begin:end])
+        output = self.model.forward(ids, queries, max(1, num_logits), is_last=end == len(tokens.read))
         logits = output.logits[: last_scored - first_scored]
-        return replace(output, logits=logits), self.model.tensor(self._ids[first_scored:last_scored])[0]
+        return replace(output, logits=logits), self.model.tensor(tokens.ids[first_scored:last_scored])[0]
 
     def rows(self, output: ForwardOutput, arrays: list[NDArray[Any]]) -> dict[AttentionKind, AttentionArrays]:
         """Returns the kept rows of the last pass, from the copies of its tensors. Raises RequestError."""
@@ -83,34 +70,66 @@ class _Context:
             return {}
         return {kind: array.copy_queries(self._kept) for kind, array in rows.items()}
 
-    def num_steps(self, end: int) -> int:
-        """Returns how many steps have their rows once so many tokens are read."""
-        return max(0, min(end - self.first_query, len(self._ids)))
-
 
 class TargetPass:
     """One request's passes: `encode`, then `decode`. For the engine's thread, in torch's inference mode.
 
-    With a contrast, both of them run a second pass, in the context of the contrast.
+    A `TargetReader` may run the passes of several requests together before. With a contrast, a second pass runs in the
+    context of the contrast.
     """
 
     def __init__(self, loaded: LoadedModel, request: Request) -> None:
-        self._request = request
+        self.request = request
+        self.result: TargetOutput | Exception | None = None  # what a pass together with others has given
+        self._loaded = loaded
         contrast = request.contrast
         self._subtracts = contrast is not None and contrast.subtracts_attention
         self._plan = minuend_plan(request.capture) if self._subtracts else request.capture
-        self._context = _Context(loaded, request, self._plan)
-        self._contrast = None
-        if contrast is not None:
-            self._contrast = _Context(loaded, contrast.request, contrast.request.capture)
+
+    @cached_property
+    def tokens(self) -> GivenTokens:
+        """What the decoder reads."""
+        return GivenTokens.of_request(self._loaded, self.request)
+
+    @property
+    def num_tokens(self) -> int:
+        """How many tokens of source and target the passes read."""
+        return self.request.source_length + len(self.tokens.read)
+
+    @cached_property
+    def can_share(self) -> bool:
+        """Whether one pass over the target may be run together with others: one that is short, without a contrast.
+
+        Encoder self-attention, and the rows of a method that combines rows, come from the passes of one request.
+        """
+        request, backend = self.request, self._loaded.backend
+        if backend is None or backend.is_batch_invariant:
+            return False
+        if request.contrast is not None or "encoder_self" in request.capture.recorded.kinds:
+            return False
+        if max(len(self.tokens.read), request.source_length) > _PASS_TOKENS:
+            return False
+        is_one_part = len([*_parts(request, self.tokens)]) == 1
+        return is_one_part and new_combiner(self._loaded, request, request.capture) is None
+
+    @cached_property
+    def _context(self) -> _Context:
+        return _Context(self._loaded, self.request, self._plan)
+
+    @cached_property
+    def _contrast(self) -> _Context | None:
+        contrast = self.request.contrast
+        return None if contrast is None else _Context(self._loaded, contrast.request, contrast.request.capture)
 
     def encode(self) -> Iterator[AttentionArrays] | None:
         """Runs the encoder, if there is one. Returns its self-attention in parts, if captured. Raises RequestError."""
+        if self.result is not None:
+            return None
         attention = self._context.model.encode()
         other = None if self._contrast is None else self._contrast.model.encode()
         if attention is None or other is None:
             return attention
-        plan = self._request.capture
+        plan = self.request.capture
         differences = (subtract(part, same, plan) for part, same in zip(attention, other, strict=True))
         return (part for part in differences if part is not None)
 
@@ -119,37 +138,30 @@ class TargetPass:
 
         Raises RequestError where a number is NaN or infinite.
         """
-        context = self._context
-        waiting = np.empty((0, len(self._request.scores)), np.float32)  # scores of steps whose rows come later
+        if self.result is not None:
+            result, self.result = self.result, None
+            if isinstance(result, Exception):
+                raise result
+            yield result
+            return
+        tokens = self.tokens
+        waiting = np.empty((0, len(self.request.scores)), np.float32)  # scores of steps whose rows come later
         num_done = 0
-        for begin, end in self._parts():
+        for begin, end in _parts(self.request, tokens):
             scores, cross, own = self._run(begin, end)
             waiting = np.concatenate([waiting, scores])
-            num_ready = context.num_steps(end) - num_done
-            first_row = max(context.steps.start, begin - context.first_query)
-            yield TargetOutput(num_done, waiting[:num_ready], first_row, cross, own, context.first_query)
+            num_ready = tokens.num_steps(end) - num_done
+            first_row = max(tokens.steps.start, begin - tokens.first_query)
+            yield TargetOutput(num_done, waiting[:num_ready], first_row, cross, own, tokens.first_query)
             waiting, num_done = waiting[num_ready:], num_done + num_ready
-
-    def _parts(self) -> Iterator[tuple[int, int]]:
-        """Yields which tokens each pass reads: a bounded number, with rows of a bounded number of bytes."""
-        context = self._context
-        first_row, last_row = (step + context.first_query for step in (context.steps.start, context.steps.stop))
-        begin, length = 0, len(context.read)
-        while begin < length:
-            end = min(length, begin + _PASS_TOKENS) if self._request.has_parts else length
-            if self._request.has_parts and begin < last_row and first_row < end:
-                max_rows = MAX_PART_BYTES // max(1, self._request.step_bytes(end + 1))
-                end = min(end, max(begin, first_row) + max(1, max_rows))
-            yield begin, end
-            begin = end
 
     def _run(self, begin: int, end: int) -> tuple[NDArray[Any], AttentionArrays | None, AttentionArrays | None]:
         """Runs a pass. Returns the scores of its steps, and its rows: cross, and decoder self-attention."""
-        request, contrast = self._request, self._request.contrast
+        request, contrast = self.request, self.request.contrast
         output, targets = self._context.forward(begin, end)
         other = compared = None
         if self._contrast is not None and contrast is not None:
-            other, tokens = self._contrast.forward(0, len(self._contrast.read))
+            other, tokens = self._contrast.forward(0, len(self._contrast.tokens.read))
             compared = _compare(contrast, other.logits, tokens)
         scores, maxima = output.logits.new_empty((0, len(request.scores))), output.logits.new_empty(0)
         if len(targets):  # a part of the prompt alone has none
@@ -175,3 +187,16 @@ def _compare(contrast: Contrast, logits: Tensor, tokens: Tensor) -> ContrastLogi
         steps = int_tensor(contrast.steps, logits.device)
         logits, tokens = logits[steps], tokens[steps]
     return ContrastLogits(logits, tokens, contrast.kl_top_p, contrast.kl_top_k)
+
+
+def _parts(request: Request, tokens: GivenTokens) -> Iterator[tuple[int, int]]:
+    """Yields which tokens each pass reads: a bounded number, with rows of a bounded number of bytes."""
+    first_row, last_row = (step + tokens.first_query for step in (tokens.steps.start, tokens.steps.stop))
+    begin, length = 0, len(tokens.read)
+    while begin < length:
+        end = min(length, begin + _PASS_TOKENS) if request.has_parts else length
+        if request.has_parts and begin < last_row and first_row < end:
+            max_rows = MAX_PART_BYTES // max(1, request.step_bytes(end + 1))
+            end = min(end, max(begin, first_row) + max(1, max_rows))
+        yield begin, end
+        begin = end

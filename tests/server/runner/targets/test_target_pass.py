@@ -12,8 +12,9 @@ from sidelight.server.capture import CapturePlan, PassRecorder
 from sidelight.server.engine.outputs.given_target import target_outputs
 from sidelight.server.models import LoadedModel
 from sidelight.server.request import GivenTarget, Request, Step
-from sidelight.server.runner import TargetPass, single_sequence, target_pass
+from sidelight.server.runner import TargetPass, single_sequence
 from sidelight.server.runner.single_sequence import SingleSequenceModel
+from sidelight.server.runner.targets import target_pass
 
 PARTS = [name for name, family in FAMILIES.items() if family.captures_rows]
 

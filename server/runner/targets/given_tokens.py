@@ -1,0 +1,50 @@
+"""What the decoder reads of a given target, and which query belongs to which step."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from ...models import LoadedModel
+from ...request import GivenTarget, Request
+
+
+class GivenTokens(NamedTuple):
+    """The tokens of a given target in one context. Steps and queries count from 0."""
+
+    ids: list[int]  # of the target: a step each
+    read: list[int]  # what the decoder reads
+    num_prompt: int  # tokens that the decoder reads before the target
+    first_query: int  # the position of the query whose row belongs to step 0
+    steps: range  # the steps whose rows are kept
+
+    @classmethod
+    def of_request(cls, loaded: LoadedModel, request: Request) -> GivenTokens:
+        """The tokens of a request whose target is given."""
+        assert isinstance(request.target, GivenTarget)
+        ids, prompt = request.target.text.ids, [*request.decoder_prompt_ids]
+        if not loaded.is_encoder_decoder:
+            prompt = [*request.source.ids, *prompt]
+        reads_last = request.capture.row == "reading"
+        # The query that predicts a token is the query before it; the query that reads a token is its own.
+        first_query = len(prompt) - (0 if reads_last else 1)
+        read = [*prompt, *(ids if reads_last else ids[:-1])]
+        return cls(ids, read, len(prompt), first_query, request.captured_steps)
+
+    def queries(self, begin: int, end: int) -> slice:
+        """The queries among those at `begin` to `end` whose rows are kept, counted from `begin`; empty for none."""
+        first, last = max(self.steps.start + self.first_query, begin), min(self.steps.stop + self.first_query, end)
+        return slice(first - begin, last - begin) if first < last else slice(0, 0)
+
+    @property
+    def all_queries(self) -> slice:
+        """The queries of the whole target whose rows are kept."""
+        return self.queries(0, len(self.read))
+
+    @property
+    def scored(self) -> slice:
+        """The queries of the whole target that predict its tokens."""
+        return slice(self.num_prompt - 1, self.num_prompt - 1 + len(self.ids))
+
+    def num_steps(self, end: int) -> int:
+        """How many steps have their rows once so many tokens are read."""
+        return max(0, min(end - self.first_query, len(self.ids)))
