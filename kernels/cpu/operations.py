@@ -37,6 +37,11 @@ class OperationList:
             self._table = np.stack(self._operations)
         return self._table
 
+    @property
+    def num_operations(self) -> int:
+        """How many operations there are so far."""
+        return len(self._operations)
+
     def _add_operation(self, kind: int, x: Tensor, out: Tensor, size: int) -> Fields:
         fields = np.zeros(op.NUM_FIELDS, np.int64)
         fields[op.KIND], fields[op.SIZE] = kind, size
@@ -61,6 +66,12 @@ class OperationList:
         for tensor, field in ((keys, op.KEYS), (values, op.VALUES)):
             self._forget_quantized(tensor)
             fields[field] = self._address(tensor)
+
+    def _set_probabilities(self, fields: Fields, probabilities: Tensor) -> None:
+        """Writes where the probabilities of an attention go, `[rows, heads, positions]`."""
+        fields[op.PROBABILITIES] = self._address(probabilities)
+        strides = [4 * stride for stride in probabilities.stride()]
+        fields[op.PROBABILITIES_STRIDE], fields[op.PROBABILITIES_HEAD] = strides[:2]
 
     def _forget_quantized(self, written: Tensor) -> None:
         """Drops the quantized copy of a tensor that an operation overwrites."""

@@ -40,7 +40,7 @@ class Attention(NamedTuple):
 class Program(OperationList):
     """A list of operations on fixed tensors, which uses the first rows of each tensor.
 
-    The program keeps its tensors alive. It is made once for a model and run for each step, by one thread at a time.
+    The program keeps its tensors alive. One thread at a time runs it.
     """
 
     def __init__(self, max_rows: int) -> None:
@@ -102,10 +102,7 @@ class Program(OperationList):
         """
         fields = self._add_operation(op.ATTEND, query, out, attention.keys.shape[3])
         self._set_keys_and_values(fields, attention.keys, attention.values)
-        fields[op.PROBABILITIES] = self._address(probabilities)
-        fields[op.PROBABILITIES_STRIDE], fields[op.PROBABILITIES_HEAD] = (
-            4 * stride for stride in probabilities.stride()[:2]
-        )
+        self._set_probabilities(fields, probabilities)
         fields[op.LENGTHS] = self._address(attention.lengths)
         fields[op.SCALE] = float_bits(attention.scale)
         if attention.new_key_value is not None:
@@ -114,31 +111,47 @@ class Program(OperationList):
             fields[op.NEW_KEY], fields[op.NEW_VALUE] = self._address(key), self._address(value)
             fields[op.NEW_KEY_STRIDE], fields[op.NEW_VALUE_STRIDE] = row_stride(key), row_stride(value)
 
-    def attend_sequences(self, projected: Tensor, heads: int, scale: float, out: Tensor) -> None:
-        """Adds the self-attention of an encoder: each row of a sequence over all rows of the sequence.
+    def attend_sequences(
+        self,
+        query: Tensor,
+        keys_and_values: Tensor,
+        heads: int,
+        scale: float,
+        out: Tensor,
+        *,
+        is_causal: bool = False,
+        is_cross: bool = False,
+        probabilities: Tensor | None = None,
+    ) -> None:
+        """Adds attention of each row of a sequence over the keys of the sequence. Raises ValueError for too wide heads.
 
         Args:
-            projected: Queries, keys and values side by side, `[rows, 3 * width]`. `run` gets the number of rows of each
-                sequence.
+            query: `[rows, width]`. `run` gets the number of rows of each sequence.
+            keys_and_values: Side by side, `[rows, 2 * width]`.
             heads: The number of heads. A head has MAX_HEAD_WIDTH numbers at most.
             scale: What scores are multiplied with.
             out: `[rows, width]`.
-
-        Raises:
-            ValueError: Heads are too wide.
+            is_causal: Whether a row sees the keys up to its own number only.
+            is_cross: Whether keys and values are rows of another program: `run` gets their number in each sequence.
+            probabilities: Receives the probabilities, `[rows, heads, positions]`; positions that a row does not see
+                become 0, up to the number of positions that `run` gets.
         """
-        width = projected.shape[1] // 3
+        width = query.shape[1]
         if width // heads > MAX_HEAD_WIDTH:
             raise ValueError(f"heads: must have {MAX_HEAD_WIDTH} numbers at most, not {width // heads}")
-        query, key, value = (projected[:, begin : begin + width] for begin in (0, width, 2 * width))
-        fields = self._add_operation(op.ATTEND_SEQUENCES, query, out, query.shape[1] // heads)
-        if self._sequences is None:
-            self._sequences = np.zeros((2, self._max_rows), np.int64)
-        fields[op.BEGINS], fields[op.LENGTHS] = (row.ctypes.data for row in self._sequences)
+        fields = self._add_operation(op.ATTEND_SEQUENCES, query, out, width // heads)
+        self._sequences = np.zeros((4, self._max_rows), np.int64) if self._sequences is None else self._sequences
+        places = [row.ctypes.data for row in self._sequences]
+        fields[[op.BEGINS, op.LENGTHS]] = places[:2]
+        fields[[op.KEY_BEGINS, op.KEY_LENGTHS]] = places[2:] if is_cross else places[:2]
+        fields[[op.IS_CAUSAL, op.IS_CROSS_SEQUENCE]] = is_causal, is_cross
         # As one slot: how long sequences are, only a run knows.
-        keys, values = (each.view(len(each), heads, -1).transpose(0, 1)[None] for each in (key, value))
+        both = keys_and_values[:, :width], keys_and_values[:, width:]
+        keys, values = (each.view(len(each), heads, -1).transpose(0, 1)[None] for each in both)
         self._set_keys_and_values(fields, keys, values)
         fields[op.SCALE] = float_bits(scale)
+        if probabilities is not None:
+            self._set_probabilities(fields, probabilities)
 
     def scatter_kv(self, projected: Tensor, keys: Tensor, values: Tensor, slots: Tensor, positions: Tensor) -> None:
         """Adds the copy of keys and values, side by side in `[rows, heads * (width + value width)]`, into slots.
@@ -183,6 +196,8 @@ class Program(OperationList):
         num_self_positions: int = 0,
         num_cross_positions: int = 0,
         sequence_lengths: Sequence[int] = (),
+        key_lengths: Sequence[int] = (),
+        num_operations: int | None = None,
         epilogue: Fields | None = None,
     ) -> None:
         """Runs the program for some rows, with as many threads as torch uses.
@@ -191,10 +206,11 @@ class Program(OperationList):
             num_rows: How many rows.
             x: What the first operation reads instead of its own input: a tensor of the same kind.
             first_slot: The slot of row 0; row i has slot `first_slot + i`.
-            num_self_positions: How many positions of each probability row are written, by attentions that append a key
-                and a value of their own.
-            num_cross_positions: Likewise, by the other attentions.
+            num_self_positions: How many positions of each probability row are written, by self-attention.
+            num_cross_positions: Likewise, by cross-attention.
             sequence_lengths: How many rows each sequence has, where rows form sequences, which follow one another.
+            key_lengths: How many keys each sequence has, of attentions over the rows of another program.
+            num_operations: How many operations run, from the first; None: all.
             epilogue: Operations that run after the program (see `store_rows` and `LinearArgmax.prepare`).
 
         Raises:
@@ -203,8 +219,10 @@ class Program(OperationList):
         if not 0 < num_rows <= self._max_rows:
             raise ValueError(f"num_rows: must be 1 to {self._max_rows}, not {num_rows}")
         if self._sequences is not None:
-            self._place_sequences(sequence_lengths, num_rows)
-        table = self.table
+            self._place_sequences(0, sequence_lengths, num_rows)
+            if key_lengths:
+                self._place_sequences(2, key_lengths, sum(key_lengths))
+        table = self.table[:num_operations]
         if epilogue is not None:
             table = np.concatenate([table, epilogue])
         elif x is not None:
@@ -213,14 +231,13 @@ class Program(OperationList):
             table[0, op.X], table[0, op.X_STRIDE] = x.data_ptr(), row_stride(x)
         run_operations(table, num_rows, first_slot, num_self_positions, num_cross_positions, len(sequence_lengths))
 
-    def _place_sequences(self, lengths: Sequence[int], num_rows: int) -> None:
-        """Writes where the sequences of a run are. Raises ValueError."""
+    def _place_sequences(self, first: int, lengths: Sequence[int], num_rows: int) -> None:
+        """Writes where the rows, or the keys, of the sequences of a run are. Raises ValueError."""
         assert self._sequences is not None
         if sum(lengths) != num_rows or min(lengths) < 1 or max(lengths) > MAX_POSITIONS:
             raise ValueError(f"sequence_lengths: must be 1 to {MAX_POSITIONS} each, and {num_rows} together")
-        begins, counts = self._sequences[:, : len(lengths)]
-        counts[:] = lengths
-        np.cumsum(counts[:-1], out=begins[1:])  # the first sequence begins at row 0
+        self._sequences[first + 1, : len(lengths)] = lengths
+        np.cumsum(lengths[:-1], out=self._sequences[first, 1 : len(lengths)])  # the first sequence begins at row 0
 
 
 class PackedMatmul:

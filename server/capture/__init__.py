@@ -23,7 +23,7 @@ and builds AttentionArrays. A method with a RowCombiner makes its rows of these.
 """
 
 from .arrays import AttentionArrays, build_arrays, list_batch_tensors, list_tensors
-from .attention_function import attend, has_fused_decode, mark_attention, register, write_step_rows
+from .attention_function import attend, has_fused_decode, mark_attention, register, write_rows, write_step_rows
 from .attention_layers import AttentionLayers, FullRecorder, find_attention_layers, first_token, matrices_of
 from .context import (
     AttentionKind,
@@ -93,5 +93,6 @@ __all__ = [
     "source_inputs",
     "subtract",
     "trial_inputs",
+    "write_rows",
     "write_step_rows",
 ]

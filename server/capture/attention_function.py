@@ -23,7 +23,16 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from ...kernels import AttentionParams, attend_to, capped_attention, decode, rows, select_impl, write_probabilities
+from ...kernels import (
+    AttentionParams,
+    KeyWeighting,
+    attend_to,
+    capped_attention,
+    decode,
+    rows,
+    select_impl,
+    write_probabilities,
+)
 from ...kernels.cpu import attend_slots, is_supported
 from .context import (
     LayerKey,
@@ -222,6 +231,15 @@ def write_step_rows(targets: Sequence[RecordTarget], probabilities: Tensor, valu
     for target in targets:
         selected = probabilities if target.rows is None else probabilities[target.rows]
         write_probabilities(selected, target.tensors, target.layer_spec, _FIRST_QUERY, target.weighting(value))
+
+
+def write_rows(target: RecordTarget, probabilities: Tensor) -> None:
+    """Writes the recorded rows of a pass into a target that has no factors.
+
+    Takes the probabilities of the recorded rows and queries, float32 `[B, H, T, S]`, of all positions.
+    """
+    queries = slice(0, probabilities.shape[2])
+    write_probabilities(probabilities, target.tensors, target.layer_spec, queries, KeyWeighting(target.left_out))
 
 
 def _record(target: RecordTarget, query: Tensor, key: Tensor, value: Tensor, params: AttentionParams) -> None:

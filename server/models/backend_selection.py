@@ -27,7 +27,7 @@ from ..capture import (
 )
 from ..layers import LMHead, find_lm_head
 from ..memory import is_out_of_memory
-from .backend import Backend, BackendConfig, BackendType, UnsupportedModelError
+from .backend import Backend, BackendConfig, BackendType, TargetBatch, UnsupportedModelError
 from .bart_backend import BartBackend
 from .bart_cpu_backend import BartCpuBackend
 from .batch_invariance import separate_activations
@@ -134,7 +134,9 @@ def _first_verified(
                 raise
             problem = _described(error)
         else:
-            problem = verification.problem(functools.partial(verification.decoded, backend), tolerance)
+            ways = (verification.decoded, verification.read)
+            problems = (verification.problem(functools.partial(way, backend), tolerance) for way in ways)
+            problem = next(filter(None, problems), None)
             if problem is None:
                 log.debug("%s is run by %s", family, backend_type.__name__)
                 return backend
@@ -229,6 +231,27 @@ class Verification:
             (key, sequence): tensors.values[sequence, 0, : self._num_positions(key, sequence)]
             for key, tensors in recorder.results.items()
             for sequence in range(len(self._targets))
+        }
+        return logits, rows
+
+    def read(self, backend: Backend) -> _Computed:
+        """What a backend computes for the last token of both sequences in a pass over whole sequences."""
+        lengths = [*map(len, self._targets)]
+        padded = [[*target, *[self._padding] * (max(lengths) - len(target))] for target in self._targets]
+        targets = torch.tensor(padded, device=self._model.device)
+        batch = TargetBatch(None, [0] * len(lengths), targets, lengths)
+        if self._is_encoder_decoder:
+            batch = batch._replace(sources=self._padded_sources(), source_lengths=self._source_lengths)
+        recorder = FullRecorder()
+        with record_to(recorder, padded=True):
+            output = backend.read_targets(batch)
+        assert output is not None
+        last = torch.stack([output[row, length - 1] for row, length in enumerate(lengths)])
+        logits = last if backend.lm_head is None else backend.lm_head.logits(last)
+        rows = {
+            (key, sequence): tensors.values[sequence, lengths[sequence] - 1, : self._num_positions(key, sequence)]
+            for key, tensors in recorder.results.items()
+            for sequence in range(len(lengths))
         }
         return logits, rows
 

@@ -8,14 +8,16 @@ sources that are too long for a program by `BartEncoder`.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import ClassVar
 
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..layers import ArgmaxQuery, LMHead
-from .backend import BackendConfig, UnsupportedModelError
-from .bart_cpu_programs import MAX_PROGRAM_TOKENS, DecoderProgram, EncoderProgram, check_stack
+from .backend import BackendConfig, TargetBatch, UnsupportedModelError
+from .bart_cpu_layers import check_stack
+from .bart_cpu_programs import MAX_PROGRAM_TOKENS, DecoderProgram, EncoderProgram, TargetProgram
 from .bart_modules import BartEncoder, check_lm_head, is_bart_style
 from .kv_cache import KVCache, KVLayout
 from .transformers_backend import TransformersBackend
@@ -75,6 +77,18 @@ class BartCpuBackend(TransformersBackend):
                 self._prefill_source(sources[row : row + 1, :length], length, slot, cache)
         if short:
             self._encoder_program.run(sources if len(rows) == len(sources) else sources[rows], short, cache)
+
+    @cached_property
+    def _target_program(self) -> TargetProgram:
+        """Made for the first given target: the program has tensors of its own."""
+        return TargetProgram(self._model, self._config)
+
+    def read_targets(self, batch: TargetBatch) -> Tensor | None:
+        """Run encoder and decoder over whole sequences as programs; long ones as `TransformersBackend` does."""
+        targets = self._target_program.record_targets(batch)
+        if targets is None:
+            return super().read_targets(batch)
+        return self._target_program.run(batch, targets)
 
     def decode(self, tokens: Tensor, cache: KVCache, query: ArgmaxQuery | None = None) -> Tensor:
         """Run a step as a program, and the search of a `query` in the same run."""

@@ -1,57 +1,30 @@
-"""The CPU programs of a BART-style model: a step of all slots, and the encoder with the projections of cross-attention.
+"""The CPU programs of a BART-style model: steps of all slots, sources, and whole targets.
 
-The layers and the numbers are those of `bart_backend`. A program is laid out once for each KV cache, whose tensors stay
-where they are. Knows layers, weights in panels and KV caches; knows nothing of requests.
+The layers and the numbers are those of `bart_backend`. A program for slots is laid out once for each KV cache, whose
+tensors stay where they are. Knows layers, weights in panels and KV caches; knows nothing of requests.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from transformers.activations import GELUActivation, SiLUActivation
+from torch import Tensor
 
-from ...kernels.cpu import (
-    MAX_HEAD_WIDTH,
-    MAX_POSITIONS,
-    Activation,
-    Attention,
-    PackedWeight,
-    Program,
-    is_supported,
-    store_rows,
-)
-from ..capture import LayerKey, RecordTarget, layer_key_of, record_targets, write_step_rows
-from ..layers import ArgmaxQuery, FusedSlice, PackedLinear
-from .backend import UnsupportedModelError
-from .bart_modules import Embedding, heads_of, is_pre_norm
-from .kv_cache import KVCache
-
-_ACTIVATIONS: dict[type, Activation] = {
-    nn.ReLU: "relu",
-    nn.SiLU: "silu",
-    SiLUActivation: "silu",
-    GELUActivation: "gelu",
-}
+from ...kernels.cpu import MAX_POSITIONS, Attention, Program, store_rows
+from ..capture import LayerKey, RecordTarget, record_targets, write_rows, write_step_rows
+from ..layers import ArgmaxQuery
+from .backend import BackendConfig, TargetBatch
+from .bart_cpu_layers import DecoderLayer, EncoderLayer, StackBuilder, TokenRows, embed_tokens, fused_panels
+from .bart_modules import Embedding, heads_of
+from .kv_cache import KVCache, zeros
 
 # Source tokens that the encoder's program reads at once: few enough to stay in a core's cache.
 MAX_PROGRAM_TOKENS = 512
-
-_POSITIONS = np.arange(MAX_POSITIONS)
-
-
-def check_stack(stack: Any) -> None:
-    """Raise UnsupportedModelError unless an encoder or decoder may run as a program once its weights are in panels."""
-    if getattr(stack, "dtype", None) != torch.float32 or stack.device.type != "cpu" or not is_supported():
-        raise UnsupportedModelError("programs are for CPUs with AVX2, and for float32 and int8")
-    heads, _ = heads_of(stack)
-    if stack.config.d_model // heads > MAX_HEAD_WIDTH:
-        raise UnsupportedModelError("heads too wide for programs")
 
 
 # ---- steps ----------------------------------------------------------------------------------------------------------
@@ -73,7 +46,7 @@ class DecoderProgram:
         self._decoder = decoder
         self._embedding = Embedding(decoder)
         self._heads, self._scaling = heads_of(decoder)
-        self._layers = [_DecoderLayer(layer) for layer in decoder.layers]
+        self._layers = [DecoderLayer(layer) for layer in decoder.layers]
         self._programs: WeakKeyDictionary[KVCache, _StepProgram] = WeakKeyDictionary()
 
     def run(self, tokens: Tensor, cache: KVCache, query: ArgmaxQuery | None = None) -> Tensor:
@@ -117,10 +90,10 @@ class DecoderProgram:
         """Lay out a step for the slots of a cache, whose keys and values stay where they are."""
         count = len(cache.own.lengths)
         program = Program(count)
-        builder = _StackBuilder(program, self._decoder)
+        builder = StackBuilder(program, self._decoder)
         ids = torch.zeros(count, 1, dtype=torch.int64)  # a placeholder for the tokens of a step
         num_positions = cache.own.slot_layers[0].get_max_length()
-        _embed(program, self._embedding, ids, cache.own.lengths, num_positions, builder.hidden)
+        embed_tokens(program, self._embedding, ids, cache.own.lengths, num_positions, builder.hidden)
         projected = program.buffer(3 * builder.width)
         all_probabilities: list[tuple[LayerKey, Tensor]] = []
 
@@ -165,10 +138,8 @@ class _PrefillProgram(NamedTuple):
     """The encoder's program for the slots of one KV cache. Rows of all sources follow one another, without padding."""
 
     program: Program
-    ids: NDArray[np.int64]  # of each row: the token
-    slots: NDArray[np.int64]
-    positions: NDArray[np.int64]
-    placeless_id: int | None  # the token that takes no position
+    tokens: TokenRows
+    slots: NDArray[np.int64]  # of each row
 
 
 class EncoderProgram:
@@ -177,10 +148,8 @@ class EncoderProgram:
     def __init__(self, model: Any) -> None:
         """Raises UnsupportedModelError for a part that no program has."""
         self._encoder: Any = model.get_encoder()
-        self._embedding = Embedding(self._encoder)
-        self._heads, self._scaling = heads_of(self._encoder)
-        self._layers = [_EncoderLayer(layer) for layer in self._encoder.layers]
-        self._projections = [_fused_panels(layer.encoder_attn.k_proj) for layer in model.get_decoder().layers]
+        self._layers = [EncoderLayer(layer) for layer in self._encoder.layers]
+        self._projections = [fused_panels(layer.encoder_attn.k_proj) for layer in model.get_decoder().layers]
         self._programs: WeakKeyDictionary[KVCache, _PrefillProgram] = WeakKeyDictionary()
 
     def takes(self, length: int) -> bool:
@@ -203,8 +172,8 @@ class EncoderProgram:
                 prefill.program.run(num_rows, sequence_lengths=counts)
                 counts, num_rows = [], 0
             rows = slice(num_rows, num_rows + length)
-            prefill.ids[rows], prefill.slots[rows] = source[:length], slot
-            prefill.positions[rows] = _positions_of(source[:length], prefill.placeless_id)
+            prefill.slots[rows] = slot
+            prefill.tokens.place(num_rows, source[:length])
             counts.append(length)
             num_rows += length
         prefill.program.run(num_rows, sequence_lengths=counts)
@@ -213,168 +182,129 @@ class EncoderProgram:
     def _build(self, cache: KVCache) -> _PrefillProgram:
         """Lay out the reading of sources for the slots of a cache."""
         program = Program(MAX_PROGRAM_TOKENS)
-        builder = _StackBuilder(program, self._encoder)
-        projected = program.buffer(3 * builder.width)
-        ids, slots, positions = torch.zeros(3, MAX_PROGRAM_TOKENS, dtype=torch.int64)
         num_positions = min(MAX_POSITIONS, cache.source_layers[0].get_max_length())
-        placeless_id = _embed(program, self._embedding, ids[:, None], positions, num_positions, builder.hidden)
-        for layer in self._layers:
-            program.matmul(builder.input_of(layer.own_norm), layer.project, projected)
-            program.attend_sequences(projected, self._heads, self._scaling, builder.attended)
-            builder.add_attention(layer.own_norm, layer.own_output)
-            builder.add_feed_forward(layer.feed_forward)
-        encoded = builder.end()
+        tokens, encoded = _add_encoder(program, self._encoder, self._layers, num_positions)
+        slots = torch.zeros(MAX_PROGRAM_TOKENS, dtype=torch.int64)
         for panels, layer in zip(self._projections, cache.source_layers, strict=True):
-            keys_and_values = projected[:, : panels.out_features]
+            keys_and_values = program.buffer(panels.out_features)
             program.matmul(encoded, panels, keys_and_values)
-            program.scatter_kv(keys_and_values, layer.all_keys, layer.all_values, slots, positions)
-        return _PrefillProgram(program, ids.numpy(), slots.numpy(), positions.numpy(), placeless_id)
+            program.scatter_kv(keys_and_values, layer.all_keys, layer.all_values, slots, tokens.positions)
+        return _PrefillProgram(program, tokens, slots.numpy())
 
 
-def _positions_of(ids: NDArray[np.int64], placeless_id: int | None) -> NDArray[np.int64]:
-    """The positions of the tokens of a source."""
-    if placeless_id is None or placeless_id not in ids:
-        return _POSITIONS[: len(ids)]
-    return np.maximum(np.cumsum(ids != placeless_id) - 1, 0)
+def _add_encoder(
+    program: Program, encoder: Any, layers: Sequence[EncoderLayer], num_positions: int
+) -> tuple[TokenRows, Tensor]:
+    """Adds the encoder to a program. Returns its input and its output, `[rows, width]`."""
+    builder, (heads, scaling) = StackBuilder(program, encoder), heads_of(encoder)
+    tokens = TokenRows(program, Embedding(encoder), MAX_PROGRAM_TOKENS, num_positions, builder.hidden)
+    projected = program.buffer(3 * builder.width)
+    query, keys_and_values = projected[:, : builder.width], projected[:, builder.width :]
+    for layer in layers:
+        program.matmul(builder.input_of(layer.own_norm), layer.project, projected)
+        program.attend_sequences(query, keys_and_values, heads, scaling, builder.attended)
+        builder.add_attention(layer.own_norm, layer.own_output)
+        builder.add_feed_forward(layer.feed_forward)
+    return tokens, builder.end()
 
 
-# ---- embeddings -----------------------------------------------------------------------------------------------------
+# ---- whole targets --------------------------------------------------------------------------------------------------
 
 
-def _embed(
-    program: Program, embedding: Embedding, ids: Tensor, positions: Tensor, num_positions: int, out: Tensor
-) -> int | None:
-    """Embed tokens `[rows, 1]` at `positions`, which are below `num_positions`: int64, one for each row.
+class _WholeAttention(NamedTuple):
+    """One attention of whole targets."""
 
-    Returns the token that takes no position, if there is one: padding, in some families (M2M100).
+    key: LayerKey
+    probabilities: Tensor  # [rows, heads, positions]
+    end: int  # how many operations of the decoder's program come before what follows
+
+
+class TargetProgram:
+    """Encoder and decoder over whole sequences as two programs, for given targets. For one thread.
+
+    Rows of all sequences follow one another, without padding. A run ends where nobody wants what follows.
     """
-    table = embedding.table
-    places = torch.arange(num_positions)[:, None]
-    padding = table.padding_idx
-    token = 0 if padding != 0 else 1  # any token that is no padding
-    of_tokens = embedding.positions(torch.full_like(places, token), places)[:, 0].float().contiguous()
-    special: tuple[int, Tensor] | None = None
-    if padding is not None:
-        of_padding = embedding.positions(torch.full_like(places, padding), places)[:, 0].float().contiguous()
-        special = None if torch.equal(of_padding, of_tokens) else (padding, of_padding)
-    # The tables of some families multiply what they return.
-    scale = float(getattr(table, "embed_scale", 1.0)) * embedding.scale
-    program.embed(ids, table.weight.detach(), scale, of_tokens, positions, out, special=special)
-    if embedding.norm is not None:
-        _normalize(program, embedding.norm, out, out)
-    return None if special is None else special[0]
 
+    def __init__(self, model: Any, config: BackendConfig) -> None:
+        """Raises UnsupportedModelError for a part that no program has."""
+        encoder, decoder = model.get_encoder(), model.get_decoder()
+        self._max_source, self._max_target = (
+            min(MAX_POSITIONS, most) for most in (config.max_source_tokens, config.max_target_tokens)
+        )
+        self._encoder, self._decoder = Program(MAX_PROGRAM_TOKENS), Program(MAX_PROGRAM_TOKENS)
+        layers = [EncoderLayer(layer) for layer in encoder.layers]
+        self._sources, encoded = _add_encoder(self._encoder, encoder, layers, self._max_source)
+        builder, (self._heads, self._scaling) = StackBuilder(self._decoder, decoder), heads_of(decoder)
+        embedding = Embedding(decoder)
+        self._targets = TokenRows(self._decoder, embedding, MAX_PROGRAM_TOKENS, self._max_target, builder.hidden)
+        self._attentions: dict[LayerKey, _WholeAttention] = {}
+        self._source_ends: list[int] = []  # how many operations of the encoder's program each decoder layer needs
+        projected = self._decoder.buffer(3 * builder.width)
+        for layer in decoder.layers:
+            panels = fused_panels(layer.encoder_attn.k_proj)
+            keys_and_values = self._encoder.buffer(panels.out_features)
+            self._encoder.matmul(encoded, panels, keys_and_values)
+            self._source_ends.append(self._encoder.num_operations)
+            self._add_layer(builder, DecoderLayer(layer), projected, keys_and_values)
+        self._output = builder.end()
 
-# ---- layers ---------------------------------------------------------------------------------------------------------
-#
-# The classes below collect the weights of a layer. They raise UnsupportedModelError for a part that no program has.
-# `find_attention_layers` has given each attention module its `LayerKey`.
+    def _add_layer(self, builder: StackBuilder, layer: DecoderLayer, projected: Tensor, source: Tensor) -> None:
+        """Adds a layer of the decoder. `source` are the keys and values of cross-attention side by side."""
+        query, keys_and_values = projected[:, : builder.width], projected[:, builder.width :]
+        self._decoder.matmul(builder.input_of(layer.own_norm), layer.project, projected)
+        self._attend(layer.own_key, query, keys_and_values, builder.attended)
+        builder.add_attention(layer.own_norm, layer.own_output)
+        self._decoder.matmul(builder.input_of(layer.source_norm), layer.source_query, query)
+        self._attend(layer.source_key, query, source, builder.attended)
+        builder.add_attention(layer.source_norm, layer.source_output)
+        builder.add_feed_forward(layer.feed_forward)
 
+    def _attend(self, key: LayerKey, query: Tensor, keys_and_values: Tensor, out: Tensor) -> None:
+        is_cross = key.kind == "cross"
+        shape = (MAX_PROGRAM_TOKENS, self._heads, self._max_source if is_cross else self._max_target)
+        probabilities = zeros(shape, torch.float32, query.device)
+        options = {"is_causal": not is_cross, "is_cross": is_cross, "probabilities": probabilities}
+        self._decoder.attend_sequences(query, keys_and_values, self._heads, self._scaling, out, **options)
+        self._attentions[key] = _WholeAttention(key, probabilities, self._decoder.num_operations)
 
-def _layer_key(module: nn.Module) -> LayerKey:
-    layer_key = layer_key_of(module)
-    if layer_key is None:
-        raise UnsupportedModelError("attention without a layer key")
-    return layer_key
+    def record_targets(self, batch: TargetBatch) -> list[tuple[_WholeAttention, RecordTarget]] | None:
+        """Where the rows of a batch go; None where the program does not run the batch.
 
+        A method that multiplies keys with factors needs the values of all layers, which the program does not keep.
+        """
+        for lengths, most in ((batch.source_lengths, self._max_source), (batch.lengths, self._max_target)):
+            if max(lengths) > most or sum(lengths) > MAX_PROGRAM_TOKENS:
+                return None
+        targets: list[tuple[_WholeAttention, RecordTarget]] = []
+        num_targets = batch.targets.shape
+        for key, attention in self._attentions.items():
+            visible = max(batch.source_lengths if key.kind == "cross" else batch.lengths)
+            shape = (num_targets[0], self._heads, num_targets[1], visible)
+            targets += [(attention, target) for target in record_targets(key, shape, batch.targets.device)]
+        return None if any(target.factors is not None for _, target in targets) else targets
 
-class _FeedForward:
-    """The weights of the feed-forward part of a layer."""
-
-    def __init__(self, layer: Any) -> None:
-        self.norm = _layer_norm(layer.final_layer_norm)
-        self.widen, self.narrow = _panels(layer.fc1), _panels(layer.fc2)
-        activation = _ACTIVATIONS.get(type(layer.activation_fn))
-        if activation is None:
-            raise UnsupportedModelError("an activation that no program has")
-        self.activation: Activation = activation
-
-
-class _EncoderLayer:
-    """The weights of an encoder layer."""
-
-    def __init__(self, layer: Any) -> None:
-        self.own_norm = _layer_norm(layer.self_attn_layer_norm)
-        self.project, self.own_output = _fused_panels(layer.self_attn.q_proj), _panels(layer.self_attn.out_proj)
-        self.own_key = _layer_key(layer.self_attn)
-        self.feed_forward = _FeedForward(layer)
-
-
-class _DecoderLayer(_EncoderLayer):
-    """The weights of a decoder layer: those of an encoder layer, and of cross-attention."""
-
-    def __init__(self, layer: Any) -> None:
-        super().__init__(layer)
-        self.source_norm = _layer_norm(layer.encoder_attn_layer_norm)
-        self.source_query = _panels(layer.encoder_attn.q_proj)
-        self.source_output = _panels(layer.encoder_attn.out_proj)
-        self.source_key = _layer_key(layer.encoder_attn)
-
-
-class _StackBuilder:
-    """Adds the operations around attention to a program, from one part of a layer to the next."""
-
-    def __init__(self, program: Program, stack: Any) -> None:
-        """`stack` is the model's encoder or decoder."""
-        self._program = program
-        self._is_pre_norm = is_pre_norm(stack.layers[0])
-        self._final_norm: nn.LayerNorm | None = getattr(stack, "layer_norm", None)
-        self.width = int(stack.config.d_model)
-        self.hidden, self.attended = program.buffer(self.width), program.buffer(self.width)
-        self._next, self._normalized = program.buffer(self.width), program.buffer(self.width)
-        self._wide = program.buffer(max(layer.fc1.out_features for layer in stack.layers))
-
-    def input_of(self, norm: nn.LayerNorm) -> Tensor:
-        """The buffer that the next part of a layer reads."""
-        if not self._is_pre_norm:
-            return self.hidden
-        _normalize(self._program, norm, self.hidden, self._normalized)
-        return self._normalized
-
-    def add_attention(self, norm: nn.LayerNorm, output: PackedWeight) -> None:
-        """Project what attention has left in `attended`, and add it to the hidden state."""
-        self._add(norm, self.attended, output)
-
-    def add_feed_forward(self, feed_forward: _FeedForward) -> None:
-        """Run the feed-forward part, and add its output to the hidden state."""
-        wide = self._wide[:, : feed_forward.widen.out_features]
-        hidden = self.input_of(feed_forward.norm)
-        self._program.matmul(hidden, feed_forward.widen, wide, activation=feed_forward.activation)
-        self._add(feed_forward.norm, wide, feed_forward.narrow)
-
-    def end(self) -> Tensor:
-        """The output of all layers."""
-        if self._final_norm is None:
-            return self.hidden
-        _normalize(self._program, _layer_norm(self._final_norm), self.hidden, self._normalized)
-        return self._normalized
-
-    def _add(self, norm: nn.LayerNorm, x: Tensor, weight: PackedWeight) -> None:
-        self._program.matmul(x, weight, self._next, added=self.hidden)
-        if self._is_pre_norm:
-            self.hidden, self._next = self._next, self.hidden
-        else:
-            _normalize(self._program, norm, self._next, self.hidden)
-
-
-def _layer_norm(norm: Any) -> nn.LayerNorm:
-    if type(norm) is not nn.LayerNorm or norm.weight is None or norm.bias is None:
-        raise UnsupportedModelError("a norm that no program has")
-    return norm
-
-
-def _panels(layer: Any) -> PackedWeight:
-    panels = layer.panels if isinstance(layer, PackedLinear) else None
-    if panels is None:
-        raise UnsupportedModelError("weights that are not in panels")
-    return panels
-
-
-def _fused_panels(layer: Any) -> PackedWeight:
-    if not isinstance(layer, FusedSlice):
-        raise UnsupportedModelError("projections that are not fused")
-    return _panels(layer.fused.linear)
-
-
-def _normalize(program: Program, norm: nn.LayerNorm, x: Tensor, out: Tensor) -> None:
-    program.layer_norm(x, norm.weight.detach(), norm.bias.detach(), norm.eps, out)
+    def run(self, batch: TargetBatch, targets: Sequence[tuple[_WholeAttention, RecordTarget]]) -> Tensor | None:
+        """Reads a batch, and records its rows where `record_targets` has said. Returns what `Backend` says."""
+        assert batch.sources is not None
+        last, lengths, source_lengths = batch.last_attention, batch.lengths, batch.source_lengths
+        num_cross = len(self._source_ends) if last is None else last.layer + (last.kind == "cross")
+        if num_cross:
+            num_rows = self._sources.place_all(batch.sources, source_lengths)
+            end = self._source_ends[num_cross - 1]
+            self._encoder.run(num_rows, sequence_lengths=source_lengths, num_operations=end)
+        self._decoder.run(
+            self._targets.place_all(batch.targets, lengths),
+            sequence_lengths=lengths,
+            key_lengths=source_lengths,
+            num_self_positions=max(lengths),
+            num_cross_positions=max(source_lengths),
+            num_operations=None if last is None else self._attentions[last].end,
+        )
+        # Where the rows of each sequence are, [B, T]; padding has the last row of its sequence.
+        counts = np.array(lengths)[:, None]
+        rows = torch.from_numpy(np.cumsum(counts)[:, None] - counts + np.minimum(np.arange(max(lengths)), counts - 1))
+        for attention, target in targets:
+            kept = rows[:, target.queries] if target.rows is None else rows[target.rows, target.queries]
+            visible = max(source_lengths if attention.key.kind == "cross" else lengths)
+            write_rows(target, attention.probabilities[:, :, :visible][kept].transpose(1, 2))
+        return self._output[rows] if last is None else None

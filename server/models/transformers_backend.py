@@ -55,7 +55,7 @@ class TransformersBackend:
         self._cache_argument = cache_argument(model)
         self._is_encoder_decoder = bool(model.config.is_encoder_decoder)
         text: Any = model.config.get_text_config(decoder=True)
-        self._layer_types = set(getattr(text, "layer_types", None) or ())
+        self._layer_types: set[str] = set(getattr(text, "layer_types", None) or ())
         self._window: int | None = getattr(text, "sliding_window", None)
         if not self._layer_types <= _KNOWN_LAYERS:
             raise UnsupportedModelError(f"layers of {', '.join(sorted(self._layer_types - _KNOWN_LAYERS))}")

@@ -38,7 +38,7 @@ class ModelRunner:
         """`thread_counts` are the numbers of CPU threads to choose from; with fewer than two, none is changed."""
         self._loaded = loaded
         self._backend = backend
-        self._num_slots = num_slots
+        self._num_slots = self.max_batch_size = num_slots
         self._cache: KVCache = backend.new_kv_cache(num_slots)
         self._sampler = Sampler(loaded, num_slots, loaded.max_target_tokens + 1)
         self._slots = SlotAllocator(num_slots)
@@ -62,11 +62,6 @@ class ModelRunner:
         self._cache.begin_decode(slice(0, self._num_slots), *self._backend.lengths)
         with record_to(None, padded=False):
             self._backend.decode(self._tokens, self._cache)
-
-    @property
-    def max_batch_size(self) -> int:
-        """The most sequences that `decode` takes at once."""
-        return self._num_slots
 
     @property
     def num_free_slots(self) -> int:

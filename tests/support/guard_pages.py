@@ -30,6 +30,7 @@ _MODULES = (
     "kernels.cpu.argmax",
     "kernels.common.attention_tensors",
     "server.runner.model_runner",
+    "server.models.bart_cpu_layers",
     "server.models.bart_cpu_programs",
     "server.models.kv_cache",
 )

@@ -33,7 +33,11 @@ from .opcodes import (
     HAS_NEW_KV,
     HAS_ROW_INDEX,
     HEADS,
+    IS_CAUSAL,
     IS_CROSS,
+    IS_CROSS_SEQUENCE,
+    KEY_BEGINS,
+    KEY_LENGTHS,
     KEYS,
     KEYS_HEAD,
     KEYS_STEP,
@@ -153,7 +157,7 @@ def run_task(operation, run_fields, task, scratch, next_weights):
         for index in range(first, min(first + heads, run_fields[NUM_ROWS] * operation[HEADS])):
             _attend(operation, run_fields, index // operation[HEADS], index % operation[HEADS])
     elif kind == ATTEND_SEQUENCES:
-        _attend_sequence(operation, task // operation[HEADS], task % operation[HEADS], scratch)
+        _attend_sequence(operation, run_fields, task // operation[HEADS], task % operation[HEADS], scratch)
     else:
         first = task * _ROWS_PER_TASK
         is_indexed = kind == STORE_ROWS and operation[HAS_ROW_INDEX] != 0
@@ -286,16 +290,18 @@ def _attend(operation, run_fields, row, head):
 
 
 @compiled
-def _attend_sequence(operation, sequence, head, scratch):
-    """Attends with each row of a sequence over all rows of the sequence, for one head.
+def _attend_sequence(operation, run_fields, sequence, head, scratch):
+    """Attends with each row of a sequence over the keys of the sequence, for one head.
 
     Scores and outputs are matrix products, for which the head's keys and values are copied into panels.
     """
-    count = int64_at(operation[LENGTHS], sequence + 1)[sequence]
+    num_rows = int64_at(operation[LENGTHS], sequence + 1)[sequence]
     first = int64_at(operation[BEGINS], sequence + 1)[sequence]
+    count = int64_at(operation[KEY_LENGTHS], sequence + 1)[sequence]
+    first_key = int64_at(operation[KEY_BEGINS], sequence + 1)[sequence]
     width, value_width = operation[SIZE], operation[VALUE_WIDTH]
-    keys = operation[KEYS] + first * operation[KEYS_STEP] + head * operation[KEYS_HEAD]
-    values = operation[VALUES] + first * operation[VALUES_STEP] + head * operation[VALUES_HEAD]
+    keys = operation[KEYS] + first_key * operation[KEYS_STEP] + head * operation[KEYS_HEAD]
+    values = operation[VALUES] + first_key * operation[VALUES_STEP] + head * operation[VALUES_HEAD]
     # A panel of keys has, for each number of a head, the numbers of all positions. A panel of values has, for each
     # position, all numbers of the head.
     num_key_panels = (count + PANEL_WIDTH - 1) // PANEL_WIDTH
@@ -316,8 +322,8 @@ def _attend_sequence(operation, sequence, head, scratch):
             from_ = values + position * operation[VALUES_STEP] + 4 * PANEL_WIDTH * panel
             _copy(from_, value_panels + 4 * PANEL_WIDTH * (panel * count + position), size)
     zeros, scale = zeros_in(scratch), bits_to_float(np.int32(operation[SCALE]))
-    for row in range(0, count, TILE_ROWS):
-        rows = min(TILE_ROWS, count - row)
+    for row in range(0, num_rows, TILE_ROWS):
+        rows = min(TILE_ROWS, num_rows - row)
         query = operation[X] + (first + row) * operation[X_STRIDE] + 4 * head * width
         out = operation[OUT] + (first + row) * operation[OUT_STRIDE] + 4 * head * value_width
         for panel in range(num_key_panels):
@@ -328,7 +334,13 @@ def _attend_sequence(operation, sequence, head, scratch):
                 *(scores + 4 * PANEL_WIDTH * panel, scores_stride, key_panels, 0),
             )
         for i in range(rows):
-            softmax_row(scores + i * scores_stride, count, scale)
+            num_seen = count
+            if operation[IS_CAUSAL] != 0:
+                num_seen = min(count, row + i + 1)
+                _fill(scores + i * scores_stride + 4 * num_seen, count - num_seen, np.float32(0))
+            softmax_row(scores + i * scores_stride, num_seen, scale)
+            if operation[PROBABILITIES] != 0:
+                _keep_probabilities(operation, run_fields, first + row + i, head, scores + i * scores_stride, count)
         for panel in range(num_value_panels):
             size = min(PANEL_WIDTH, value_width - panel * PANEL_WIDTH)
             tile_float32(
@@ -338,6 +350,18 @@ def _attend_sequence(operation, sequence, head, scratch):
             )
             for i in range(rows):
                 _copy(scratch + 4 * PANEL_WIDTH * i, out + i * operation[OUT_STRIDE] + 4 * PANEL_WIDTH * panel, size)
+
+
+@compiled
+def _keep_probabilities(operation, run_fields, row, head, scores, count):
+    """Copies the probabilities of a row and head, and writes zeros behind them."""
+    out = operation[PROBABILITIES] + row * operation[PROBABILITIES_STRIDE] + head * operation[PROBABILITIES_HEAD]
+    num_positions = run_fields[NUM_SELF_POSITIONS]
+    if operation[IS_CROSS_SEQUENCE] != 0:
+        num_positions = run_fields[NUM_CROSS_POSITIONS]
+    kept = min(count, num_positions)
+    _copy(scores, out, kept)
+    _fill(out + 4 * kept, num_positions - kept, np.float32(0))
 
 
 @compiled

@@ -39,8 +39,9 @@ HAS_NEW_KV, NEW_VALUE_STRIDE = 24, 25
 # SOFTCAP: the bits of the cap of scores.
 GROUP_SIZE, FIRST_KEYS, SCORE_BIAS, SCORE_BIAS_STRIDE, SCORE_BIAS_HEAD, SOFTCAP = range(26, 32)
 # Of ATTEND_SEQUENCES, where the rows of a sequence follow one another: fields as above. LENGTHS are those of the
-# sequences, and BEGINS says which row is the first of each, int64.
-BEGINS = 17
+# sequences, and BEGINS says which row is the first of each, int64; KEY_BEGINS and KEY_LENGTHS say the same of the keys.
+# With IS_CAUSAL, a row sees the keys up to its own number. PROBABILITIES is 0 where they are not wanted.
+BEGINS, KEY_BEGINS, KEY_LENGTHS, IS_CAUSAL, IS_CROSS_SEQUENCE = 17, 26, 27, 28, 29
 # Of EMBED, where X holds token ids, int64: the table of tokens and the bits of its factor, the table of positions, and
 # another table of positions for the tokens of one id.
 TABLE, TABLE_SCALE, POSITIONS, SPECIAL_ID, SPECIAL_POSITIONS, TABLE_ROWS = range(6, 12)

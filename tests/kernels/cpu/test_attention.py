@@ -160,7 +160,7 @@ def test_sequences(heads, width, size):
     projected[rows:] = NAN
     program = Program(rows + 3)
     scale = min(0.3, 3 / width)  # wide heads have larger scores
-    program.attend_sequences(projected, heads, scale, out)
+    program.attend_sequences(projected[:, : heads * width], projected[:, heads * width :], heads, scale, out)
     program.run(rows, sequence_lengths=lengths)
     for part, result in zip(projected[:rows].split(lengths), out[:rows].split(lengths), strict=True):
         query, key, value = part.double().view(1, -1, 3, heads, width).permute(2, 0, 3, 1, 4)
@@ -175,13 +175,47 @@ def test_sequences(heads, width, size):
     assert torch.equal(out[: lengths[0]], alone)
 
 
+@pytest.mark.parametrize("size", [1, 7, 65, 128])
+@pytest.mark.parametrize(("heads", "width"), [(1, 1), (2, 5), (3, 33), (4, 64), (2, 186)])
+@pytest.mark.parametrize("is_cross", [False, True], ids=["causal", "cross"])
+def test_sequences_of_a_decoder(heads, width, size, is_cross):
+    lengths = [size, 1, max(1, size - 3), size // 2 + 1]
+    key_lengths = [max(1, size // 2), size, 1, size] if is_cross else lengths
+    rows, keys = sum(lengths), sum(key_lengths)
+    query, keys_and_values = torch.randn(rows + 2, heads * width), torch.randn(keys + 1, 2 * heads * width)
+    keys_and_values[keys:] = NAN
+    out, probabilities = unwritten(rows + 2, heads * width), unwritten(rows + 2, heads, size + 1)
+    program = Program(max(rows, keys) + 2)
+    kinds = {"is_cross": is_cross, "is_causal": not is_cross}
+    scale = min(0.3, 3 / width)
+    program.attend_sequences(query, keys_and_values, heads, scale, out, probabilities=probabilities, **kinds)
+    end = program.num_operations
+    program.layer_norm(out, torch.full((heads * width,), NAN), torch.zeros(heads * width), 1e-5, out)
+    positions = {"num_cross_positions" if is_cross else "num_self_positions": size}
+    program.run(rows, sequence_lengths=lengths, key_lengths=key_lengths, num_operations=end, **positions)
+    parts = (query[:rows].split(lengths), keys_and_values[:keys].split(key_lengths), out[:rows].split(lengths))
+    for part, source, result, kept in zip(*parts, probabilities[:rows].split(lengths), strict=True):
+        asked = part.double().view(1, -1, heads, width).transpose(1, 2)
+        key, value = source.double().view(1, -1, 2, heads, width).permute(2, 0, 3, 1, 4)
+        scores = asked @ key.mT * scale
+        if not is_cross:
+            scores = scores.masked_fill(torch.ones(len(part), len(part)).triu(1).bool(), float("-inf"))
+        exact = scores.softmax(-1)
+        torch.testing.assert_close(kept[:, :, : len(source)].double(), exact[0].transpose(0, 1), atol=1e-6, rtol=0)
+        assert not kept[:, :, len(source) : size].any()
+        expected = (exact @ value)[0].transpose(0, 1).flatten(1)
+        torch.testing.assert_close(result.double(), expected, atol=1e-5, rtol=0)
+    for untouched in (out[rows:], probabilities[rows:], probabilities[:, :, size:]):
+        assert untouched.isnan().all()
+
+
 @pytest.mark.parametrize(
     ("count", "lengths"), [(258, [129, 129]), (0, []), (5, [2, 2]), (9, [3, 3, 3]), (4, []), (4, [4, 0]), (2, [3, -1])]
 )
 def test_sequences_that_do_not_fit_are_refused(count, lengths):
     rows = 8 if count != 258 else 258
     program = Program(rows)
-    program.attend_sequences(torch.zeros(rows, 24), 2, 1.0, torch.zeros(rows, 8))
+    program.attend_sequences(torch.zeros(rows, 8), torch.zeros(rows, 16), 2, 1.0, torch.zeros(rows, 8))
     with pytest.raises(ValueError, match=r"^(num_rows|sequence_lengths): "):
         program.run(count, sequence_lengths=lengths)
 
@@ -189,7 +223,7 @@ def test_sequences_that_do_not_fit_are_refused(count, lengths):
 def test_heads_that_are_too_wide_are_refused():
     width = MAX_HEAD_WIDTH + 1
     with pytest.raises(ValueError, match=r"^heads: "):
-        Program(2).attend_sequences(torch.zeros(2, 3 * width), 1, 1.0, torch.zeros(2, width))
+        Program(2).attend_sequences(torch.zeros(2, width), torch.zeros(2, 2 * width), 1, 1.0, torch.zeros(2, width))
 
 
 def test_sequences_with_large_scores_and_nan():
@@ -198,7 +232,7 @@ def test_sequences_with_large_scores_and_nan():
     projected[:66, :64] *= 30
     projected[66 + 65, 32 + 16] = NAN  # a key of the second head, at the last position
     program = Program(len(out))
-    program.attend_sequences(projected, 2, 0.25, out)
+    program.attend_sequences(projected[:, :32], projected[:, 32:], 2, 0.25, out)
     program.run(len(out), sequence_lengths=[66, 66, 66])
     query, key, value = projected.double().view(3, 66, 3, 2, 16).permute(2, 0, 3, 1, 4)
     exact = F.scaled_dot_product_attention(query, key, value, scale=0.25).transpose(1, 2)

@@ -16,9 +16,10 @@ from model_zoo import build_model
 from sidelight.kernels.cpu import is_supported
 from sidelight.server.capture import FullRecorder, record_to
 from sidelight.server.layers import linear_kernels
-from sidelight.server.models import LoadedModel, bart_cpu_programs, bundled_model, load
+from sidelight.server.models import LoadedModel, TargetBatch, bart_cpu_layers, bundled_model, load
 from sidelight.server.models.bart_backend import BartBackend
 from sidelight.server.models.bart_cpu_backend import BartCpuBackend
+from sidelight.server.models.transformers_backend import TransformersBackend
 
 pytestmark = pytest.mark.skipif(not is_supported(int8=True), reason="no programs on this machine")
 
@@ -134,21 +135,50 @@ def test_rows_of_all_layers_are_recorded(bundled):
 
 
 def test_a_machine_without_programs(monkeypatch):
-    monkeypatch.setattr(bart_cpu_programs, "is_supported", lambda **_: False)
+    monkeypatch.setattr(bart_cpu_layers, "is_supported", lambda **_: False)
     monkeypatch.setattr(linear_kernels, "is_supported", lambda **_: False)
     backend = load(bundled_model()).backend
     assert type(backend) is BartBackend
 
 
 def test_an_activation_that_no_program_has(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(bart_cpu_programs, "_ACTIVATIONS", {})
+    monkeypatch.setattr(bart_cpu_layers, "_ACTIVATIONS", {})
     backend = load(build_model("bart", tmp_path)).backend
     assert type(backend) is BartBackend
     assert "is not run by" not in caplog.text  # no fault
 
 
 def test_programs_that_differ_are_not_used(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(bart_cpu_programs, "_ACTIVATIONS", dict.fromkeys(bart_cpu_programs._ACTIVATIONS, "silu"))
+    monkeypatch.setattr(bart_cpu_layers, "_ACTIVATIONS", dict.fromkeys(bart_cpu_layers._ACTIVATIONS, "silu"))
     backend = load(build_model("mbart", tmp_path)).backend
     assert type(backend) is BartBackend
     assert "is not run by BartCpuBackend: its logits are " in caplog.text
+
+
+@pytest.mark.parametrize("case", ["short", "long", "many"])
+@torch.inference_mode()
+def test_whole_targets_of_any_length_are_read_as_the_model_reads_them(bundled, case):
+    """Long sequences, and more tokens than a program has rows for, run by the modules of transformers."""
+    if case == "short":
+        lengths, source_lengths = [1, 128, 5], [128, 1, 7]
+    elif case == "long":
+        lengths, source_lengths = [129, 2], [3, 130]
+    else:
+        lengths, source_lengths = [100] * 6, [4] * 6
+    generator = torch.Generator().manual_seed(0)
+    sources, targets = (
+        torch.randint(2, 6000, (len(counts), max(counts)), generator=generator) for counts in (source_lengths, lengths)
+    )
+    backend, found, expected = bundled.backend, FullRecorder(), FullRecorder()
+    batch = TargetBatch(sources, source_lengths, targets, lengths)
+    with record_to(found, padded=True):
+        output = backend.read_targets(batch)
+    with record_to(expected, padded=True):
+        same = TransformersBackend.read_targets(backend, batch)
+    tolerance = 1e-4 if bundled.precision == "float32" else 0.3
+    for row, length in enumerate(lengths):
+        torch.testing.assert_close(output[row, :length], same[row, :length], atol=tolerance, rtol=tolerance)
+        for key, tensors in found.results.items():
+            seen = source_lengths[row] if key.kind == "cross" else length
+            ours, theirs = (each.values[row, :length, :seen] for each in (tensors, expected.results[key]))
+            torch.testing.assert_close(ours, theirs, atol=tolerance, rtol=0)
