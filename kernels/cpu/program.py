@@ -133,8 +133,7 @@ class Program(OperationList):
             out: `[rows, width]`.
             is_causal: Whether a row sees the keys up to its own number only.
             is_cross: Whether keys and values are rows of another program: `run` gets their number in each sequence.
-            probabilities: Receives the probabilities, `[rows, heads, positions]`; positions that a row does not see
-                become 0, up to the number of positions that `run` gets.
+            probabilities: Receives the probabilities, `[rows, heads, positions]`, as `attend` writes them.
         """
         width = query.shape[1]
         if width // heads > MAX_HEAD_WIDTH:
@@ -206,15 +205,15 @@ class Program(OperationList):
             num_rows: How many rows.
             x: What the first operation reads instead of its own input: a tensor of the same kind.
             first_slot: The slot of row 0; row i has slot `first_slot + i`.
-            num_self_positions: How many positions of each probability row are written, by self-attention.
-            num_cross_positions: Likewise, by cross-attention.
+            num_self_positions: How many positions of each probability row self-attention writes.
+            num_cross_positions: Likewise cross-attention.
             sequence_lengths: How many rows each sequence has, where rows form sequences, which follow one another.
             key_lengths: How many keys each sequence has, of attentions over the rows of another program.
             num_operations: How many operations run, from the first; None: all.
-            epilogue: Operations that run after the program (see `store_rows` and `LinearArgmax.prepare`).
+            epilogue: Operations that run then (see `store_rows` and `LinearArgmax.prepare`).
 
         Raises:
-            ValueError: There are too many rows, or sequences that are too long or do not have all rows together.
+            ValueError: There are too many rows, or sequences are too long or do not have all rows.
         """
         if not 0 < num_rows <= self._max_rows:
             raise ValueError(f"num_rows: must be 1 to {self._max_rows}, not {num_rows}")

@@ -16,7 +16,7 @@ from .given_targets import GivenTargets
 from .output_queue import OutputQueue, notify
 from .outputs import make_output_builder, make_started, split_encoder_self, target_outputs
 from .preemption import Preemption
-from .request_state import RequestState
+from .request_state import RequestState, RequestStatus
 from .scheduler import Scheduler
 from .started_requests import StartedRequests
 from .time_share import TimeShare
@@ -116,8 +116,7 @@ class EngineCore:
             except Exception as error:
                 self.requests.fail(state, error)
                 continue
-            # A task whose next output comes with the next step is woken then: to wake it before, for the first output
-            # alone, would delay that step by a third.
+            # A task whose next output comes with the next step is woken then: before, it would delay that step.
             if not (self.requests.has_slots and sequence.has_output_next and state.can_decode):
                 ready.append(state.queue)
         notify(ready)
@@ -148,12 +147,13 @@ class EngineCore:
                 and time.monotonic() - began < _DELIVERY_SECONDS
             ):
                 self._put_next(state)
+            notify([] if state.status is RequestStatus.FINISHED else [state.queue])  # an end wakes the reader too
             self._time_share.add_work(time.monotonic() - began)
             self.requests.rotate(state)
         return has_worked
 
     def _put_next(self, state: RequestState) -> bool:
-        """Puts the next pending output of a request. Returns whether that could be done."""
+        """Puts the next pending output of a request, without waking its reader. Returns whether that could be done."""
         try:
             if state.pending_outputs is None and not self._compute_outputs(state):
                 return False
@@ -167,7 +167,7 @@ class EngineCore:
             state.is_pending_computed = False
         elif not isinstance(output, _End):
             state.is_pending_computed = state.is_pending_computed or isinstance(output, (EncoderSelf, Step))
-            state.queue.put(output)
+            state.queue.put(output, notifies=False)
         elif state.has_given_target:
             self.requests.finish(state, None)
         else:  # the decode steps follow

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import statistics
 import sys
 import tempfile
@@ -78,21 +77,6 @@ async def _send_next(call: Any, waiting: Iterator[pb.AttributeRequest]) -> int:
     return 1
 
 
-def _server_seconds(server: int) -> float:
-    fields = Path(f"/proc/{server}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / 100
-
-
-def _find_server() -> int:
-    """Returns the id of the server's process: a child of this one."""
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit() and b"\x00serve\x00" in (folder / "cmdline").read_bytes():
-            fields = (folder / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-            if int(fields[1]) == os.getpid():
-                return int(folder.name)
-    raise RuntimeError("there is no process of a server")
-
-
 @contextmanager
 def _stalled_stream(address: str) -> Iterator[None]:
     """A stream of AttributeMany whose client sends long texts and takes nothing."""
@@ -121,10 +105,10 @@ def _measure(workload: Workload, rounds: int, concurrencies: list[int]) -> tuple
         started = contenders.start_contenders(["sidelight", "ct2"], workload, size, Path(scratch), [])
         programs, _ = stack.enter_context(started)
         address = programs["sidelight"].address
-        server = _find_server()
+        server = load_client.find_server()
 
         def run(name: str, concurrency: int, *, many: bool) -> list[list[int]]:
-            wall, cpu, served = time.perf_counter(), time.process_time(), _server_seconds(server)
+            wall, cpu, served = time.perf_counter(), time.process_time(), load_client.server_seconds(server)
             if many:
                 targets = list(asyncio.run(_run_many(address, requests, concurrency)).values())
                 wall = time.perf_counter() - wall
@@ -134,7 +118,7 @@ def _measure(workload: Workload, rounds: int, concurrencies: list[int]) -> tuple
             total = sum(map(len, targets))
             entry = figures.setdefault(f"{name}, {concurrency} under way" if many else name, Figures())
             entry.rates.append(total / wall)
-            entry.server.append((_server_seconds(server) - served) / total * 1e6)
+            entry.server.append((load_client.server_seconds(server) - served) / total * 1e6)
             entry.client.append((time.process_time() - cpu) / total * 1e6)
             return targets
 

@@ -72,6 +72,22 @@ def serve(folder: Path, name: str, options: Sequence[str]) -> Iterator[str]:
                 stop_server(process)
 
 
+def server_seconds(server: int) -> float:
+    """Returns the seconds of the processor that a process has taken."""
+    fields = Path(f"/proc/{server}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / 100
+
+
+def find_server() -> int:
+    """Returns the id of the server's process: a child of this one."""
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit() and b"\x00serve\x00" in (folder / "cmdline").read_bytes():
+            fields = (folder / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+            if int(fields[1]) == os.getpid():
+                return int(folder.name)
+    raise RuntimeError("there is no process of a server")
+
+
 def run(
     address: str,
     workload: Workload,

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 
 from ...models import LoadedModel
 from ...request import Finished, GivenTarget, Output, Request, Step, Unit
@@ -78,17 +77,14 @@ def steps_of_passes(
 
 def _steps_of(request: Request, output: TargetOutput, tokens: Sequence[Token], texts: Iterator[str]) -> Iterator[Step]:
     """The steps of one pass."""
-    for index, scores in enumerate(output.scores, output.first_step):
-        step = Step(index, tokens[index], next(texts), scores.tolist())
-        if index in request.captured_steps:
-            num_visible = output.first_query + index + 1
-            cross, own, row = output.cross, output.decoder_self, index - output.first_row
-            step = replace(
-                step,
-                cross=None if cross is None else cross.copy_query(row),
-                decoder_self=None if own is None else own.copy_query(row, num_visible),
-            )
-        yield step
+    captured = request.captured_steps
+    for index, scores in enumerate(output.scores.tolist(), output.first_step):
+        cross = own = None
+        if index in captured:
+            row, num_visible = index - output.first_row, output.first_query + index + 1
+            cross = None if output.cross is None else output.cross.copy_query(row)
+            own = None if output.decoder_self is None else output.decoder_self.copy_query(row, num_visible)
+        yield Step(index, tokens[index], next(texts), scores, cross, own)
 
 
 def _added_texts(target: TokenizedText) -> Iterator[str]:

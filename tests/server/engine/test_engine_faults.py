@@ -25,6 +25,7 @@ from sidelight.server.engine.admission import AdmissionQueue
 from sidelight.server.engine.batching_delay import BatchingDelay
 from sidelight.server.engine.engine import Engine, EngineConfig
 from sidelight.server.engine.engine_core import EngineCore
+from sidelight.server.engine.given_targets import GivenTargets
 from sidelight.server.engine.output_queue import OutputQueue
 from sidelight.server.engine.outputs.output_builder import OutputBuilder
 from sidelight.server.engine.preemption import Preemption
@@ -39,7 +40,7 @@ from sidelight.server.runner.model_runner import ModelRunner
 from sidelight.server.runner.prefill import Prefill
 from sidelight.server.runner.slot_allocator import SlotAllocator
 from sidelight.server.runner.step_recorder import StepRecorder
-from sidelight.server.runner.targets.target_pass import TargetPass
+from sidelight.server.runner.targets import TargetPass, TargetReader
 from sidelight.server.sampling.beam_search import BeamSearch
 from sidelight.v1 import text_pb2 as text
 
@@ -163,7 +164,16 @@ def test_an_engine_that_cannot_begin_again_ends(bundled, engines, monkeypatch):
         assert raised.value.code() == grpc.StatusCode.UNAVAILABLE
 
 
-OF_THE_THREAD = [EngineCore, Scheduler, StartedRequests, Preemption, TimeShare, BatchingDelay, OutputBuilder]
+OF_THE_THREAD = [
+    EngineCore,
+    Scheduler,
+    StartedRequests,
+    Preemption,
+    GivenTargets,
+    TimeShare,
+    BatchingDelay,
+    OutputBuilder,
+]
 FAULTY = {owner: [name for name, value in vars(owner).items() if callable(value)] for owner in OF_THE_THREAD}
 FAULTY |= {
     Engine: ["_work", "_make_core", "_restart"],
@@ -190,7 +200,17 @@ FAULTY |= {
         "notify",
     ],
 }
-for owner in (ModelRunner, Prefill, DecodeStep, BeamStep, BeamSearch, SlotAllocator, StepRecorder, TargetPass):
+for owner in (
+    ModelRunner,
+    Prefill,
+    DecodeStep,
+    BeamStep,
+    BeamSearch,
+    SlotAllocator,
+    StepRecorder,
+    TargetPass,
+    TargetReader,
+):
     FAULTY[owner] = [name for name, value in vars(owner).items() if callable(value)]
 NOT_FAULTY = {"__init__", "__iter__", "__len__", "_compile"}
 
@@ -259,7 +279,8 @@ def test_memory_that_does_not_do_is_told_alike(bundled, monkeypatch, kind):
 
     message = request(SENTENCE)
     if kind == "given":
-        monkeypatch.setattr(TargetPass, "decode", none)
+        for owner, name in ((TargetPass, "decode"), (TargetReader, "_run")):
+            monkeypatch.setattr(owner, name, none)
         message.given.text = "Meine Großmutter"
     elif kind == "decoded":
         monkeypatch.setattr(DecodeStep, "run", none)

@@ -143,17 +143,17 @@ def test_a_queue_full_of_stalled_readers_keeps_nobody_out(bundled, engines):
 
 def test_given_targets_leave_half_of_the_time_to_what_is_written(bundled, engines, monkeypatch):
     """Many large ones whose readers read: each takes a tenth of a second, between two steps that take milliseconds."""
-    target_outputs, decode = engine_core.target_outputs, ModelRunner.decode
+    read_targets, decode = ModelRunner.read_targets, ModelRunner.decode
 
-    def slow(*args):
+    def slow(runner, passes, max_tokens):
         time.sleep(0.1)
-        yield from target_outputs(*args)
+        return read_targets(runner, passes[:1], max_tokens)
 
     def slow_decode(*args):
         time.sleep(0.005)
         return decode(*args)
 
-    monkeypatch.setattr(engine_core, "target_outputs", slow)
+    monkeypatch.setattr(ModelRunner, "read_targets", slow)
     monkeypatch.setattr(ModelRunner, "decode", slow_decode)
     with serving(bundled, limits=EngineConfig(max_running=16)) as address, stub(address) as service:
         calls = [service.Attribute(given_request(1), timeout=120) for _ in range(200)]

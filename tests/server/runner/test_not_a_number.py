@@ -127,7 +127,9 @@ def test_without_scores_or_rows_too(served, target):
     with filled(norms(loaded)["last"], float("nan")):
         message = request("I don't want to.", **TARGETS[target])
         message.capture.none = True
-        assert refused(address, message)[0] == "NOT_A_NUMBER"
+        # With a given target nothing is wanted of the model then, and in a batch nothing is computed.
+        is_computed = target != "given" or loaded.backend is None
+        assert refused(address, message)[0] == ("NOT_A_NUMBER" if is_computed else "OK")
 
 
 @pytest.mark.parametrize("target", TARGETS)
