@@ -103,7 +103,7 @@ def count_fetches(monkeypatch, module, dispatch: Dispatch) -> list[int]:
 
 @pytest.fixture(autouse=True)
 def as_on_a_gpu(monkeypatch):
-    """On a CPU, where to look at numbers is not to wait, NumPy counts and finds an argmax, or logits are not written."""
+    """On a CPU, where to look at numbers is not to wait, NumPy counts and finds an argmax, or no logits are written."""
     monkeypatch.setattr(kv_cache, "host_array", lambda tensor: tensor)
     monkeypatch.setattr(logits_ops, "argmax", lambda logits: logits.argmax(-1))
     monkeypatch.setattr(LMHead, "argmax_query", lambda *_: None)
