@@ -1,9 +1,24 @@
 """Word links between a source and its target, and what is done with links.
 
-links     Link: a source word, a target word and a score
-markup/   markup of the source, carried over to the target by the links
+links             Link: a source word, a target word and a score
+pharaoh           links as a text: the Pharaoh format
+word_scores       rows over tokens → scores of pairs of words
+spelling          how alike two words are written
+lexicon           Lexicon: a pruned table of translations of words; its file
+features          attention, lexicon and spelling → one score
+decisions         scores → links: argmax, threshold, optimal transport, itermax
+symmetrization    links of two directions → one
+preset            AlignmentPreset: heads, features and method that are best for a model
+preset_file       alignment_heads.json
+linker            Linker: rows of a pair of texts, or of a target that grows → links
+markup/           markup of the source, carried over to the target by the links
+calibration/      finds the best preset of a model
 """
 
+from .decisions import LINK_METHODS, LinkMethod
+from .features import LINK_FEATURES, LinkFeature
+from .lexicon import Lexicon
+from .linker import Linker, TargetLinks, WordedText, split_words
 from .links import Link
 from .markup import (
     LinkedSegment,
@@ -17,17 +32,47 @@ from .markup import (
     Segment,
     parse_markup,
 )
+from .pharaoh import PharaohError, format_pharaoh, parse_pharaoh
+from .preset import PRESET_NAME, AlignmentHead, AlignmentPreset, CalibrationFigures, default_preset
+from .preset_file import LEXICON_FILE, PRESET_FILE, PresetError, read_preset, read_whisper_heads, write_preset
+from .symmetrization import SYMMETRIZATIONS, Symmetrization, join_links
 
 __all__ = [
+    "LEXICON_FILE",
+    "LINK_FEATURES",
+    "LINK_METHODS",
+    "PRESET_FILE",
+    "PRESET_NAME",
+    "SYMMETRIZATIONS",
+    "AlignmentHead",
+    "AlignmentPreset",
+    "CalibrationFigures",
+    "Lexicon",
     "Link",
+    "LinkFeature",
+    "LinkMethod",
     "LinkedSegment",
+    "Linker",
     "MarkedTarget",
     "MarkupDocument",
     "MarkupFormat",
     "MarkupOptions",
     "MarkupReport",
     "MarkupSpan",
+    "PharaohError",
     "Placement",
+    "PresetError",
     "Segment",
+    "Symmetrization",
+    "TargetLinks",
+    "WordedText",
+    "default_preset",
+    "format_pharaoh",
+    "join_links",
     "parse_markup",
+    "parse_pharaoh",
+    "read_preset",
+    "read_whisper_heads",
+    "split_words",
+    "write_preset",
 ]

@@ -5,12 +5,13 @@ token_units    which tokens belong together: the tokens of a word, a sentence or
 """
 
 from .token_units import Grouping, TokenGrouper, cover, group_tokens, shares_character
-from .words import WORD_BOUNDARIES, find_sentences, find_words
+from .words import WORD_BOUNDARIES, WordFinder, find_sentences, find_words
 
 __all__ = [
     "WORD_BOUNDARIES",
     "Grouping",
     "TokenGrouper",
+    "WordFinder",
     "cover",
     "find_sentences",
     "find_words",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import Any, Literal
 
@@ -89,9 +89,10 @@ class Segments:
         is_certain = offset < self.certain_end or self._is_finished
         return bisect_right(self._boundaries, offset) if is_certain else None
 
-    def spans(self) -> Iterator[Span]:
-        """Yields the certain segments."""
-        return zip(self._boundaries, self._boundaries[1:])  # noqa: B905  # the second is shorter by one
+    def spans_from(self, first: int) -> list[Span]:
+        """Returns the certain segments, from one of them on."""
+        ends = self._boundaries[first + 1 :]
+        return list(zip(self._boundaries[first:], ends))  # noqa: B905  # the second is shorter by one
 
     def _append(self, ends: list[int]) -> None:
         self._boundaries += ends
@@ -117,6 +118,29 @@ class Segments:
         return ends[:-1]
 
 
+class WordFinder:
+    """Finds the words of one text that grows, as `find_words` finds those of the whole text."""
+
+    def __init__(self) -> None:
+        self._segments = Segments("word")
+        self._num_read = 0
+
+    def grow(self, text: str) -> list[Span]:
+        """Reads the text once more, which begins as at the call before. Returns the words that are now certain."""
+        self._segments.grow(text)
+        return self._read(text)
+
+    def finish(self, text: str) -> list[Span]:
+        """Reads the whole text. Returns the words that were not certain."""
+        self._segments.finish(text)
+        return self._read(text)
+
+    def _read(self, text: str) -> list[Span]:
+        spans = self._segments.spans_from(self._num_read)
+        self._num_read += len(spans)
+        return _without_space(text, spans)
+
+
 def find_words(text: str) -> list[Span]:
     """Finds the words of a text. A punctuation mark is a word of its own; white space is none."""
     return _find_segments(text, "word")
@@ -130,7 +154,11 @@ def find_sentences(text: str) -> list[Span]:
 def _find_segments(text: str, segmentation: Segmentation) -> list[Span]:
     segments = Segments(segmentation)
     segments.finish(text)
-    return [trim_span(text, (begin, end)) for begin, end in segments.spans() if not text[begin:end].isspace()]
+    return _without_space(text, segments.spans_from(0))
+
+
+def _without_space(text: str, segments: Sequence[Span]) -> list[Span]:
+    return [trim_span(text, (begin, end)) for begin, end in segments if not text[begin:end].isspace()]
 
 
 def _find_dictionary_run(text: str) -> int | None:

@@ -1,0 +1,90 @@
+"""From scores of pairs of words to links: argmax, threshold, optimal transport and itermax."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .links import Link
+from .pharaoh import sort_links
+from .word_scores import Matrix, WordScores
+
+LinkMethod = Literal["argmax", "threshold", "optimal_transport", "itermax"]
+LINK_METHODS: tuple[LinkMethod, ...] = get_args(LinkMethod)
+
+# Sinkhorn's iterations, and the regularization: the scores are taken to the power of its inverse.
+_NUM_SINKHORN = 20
+_REGULARIZATION = 0.5
+# SimAlign's numbers: rounds of itermax, and what a score counts for where one of its words has a link already.
+_NUM_ITERMAX = 2
+_ITERMAX_DISCOUNT = 0.9
+
+_TINY = 1e-9
+
+
+def decide_links(word_scores: WordScores, method: LinkMethod, threshold: float = 0.0) -> list[Link]:
+    """Returns the links that a method chooses, in the order of the target.
+
+    `threshold` is the least score of a link. With "optimal_transport" it is the least share of what the word with
+    fewer words on its side sends or gets.
+    """
+    scores, null = word_scores
+    if not scores.size:
+        return []
+    if method == "argmax":
+        chosen = _argmax(scores, null) & (scores >= threshold)
+    elif method == "threshold":
+        chosen = scores >= max(threshold, _TINY)
+    elif method == "optimal_transport":
+        chosen = _transport(scores, null) >= threshold
+    else:
+        chosen = _itermax(scores) & (scores >= threshold)
+    sources, targets = np.nonzero(chosen)
+    certain = np.clip(scores, 0, 1)
+    return sort_links(
+        Link(int(source), int(target), float(certain[source, target]))
+        for source, target in zip(sources, targets, strict=True)
+    )
+
+
+def _argmax(scores: Matrix, null: Matrix) -> NDArray[np.bool_]:
+    """Each target word with its best source word, unless its null share is higher. The first of equal words wins."""
+    best = scores.argmax(0)
+    chosen = np.zeros(scores.shape, np.bool_)
+    targets = np.arange(scores.shape[1])
+    values = scores[best, targets]
+    chosen[best, targets] = (values >= null) & (values > _TINY)
+    return chosen
+
+
+def _transport(scores: Matrix, null: Matrix) -> Matrix:
+    """Entropic optimal transport (Dou and Neubig 2021, section 2.2), with Sinkhorn's algorithm.
+
+    Each source word sends and each target word gets the same amount. Returns for each pair what goes from one word to
+    the other, as a share of the smaller of both amounts.
+    """
+    num_source, num_target = scores.shape
+    kernel = np.power(scores / np.maximum(scores.max(0) + null, _TINY) + _TINY, 1 / _REGULARIZATION, dtype=np.float64)
+    rows, columns = np.ones(num_source), np.ones(num_target)
+    for _ in range(_NUM_SINKHORN):
+        rows = (1 / num_source) / (kernel @ columns)
+        columns = (1 / num_target) / (kernel.T @ rows)
+    plan = rows[:, None] * kernel * columns
+    return (plan * max(num_source, num_target)).astype(np.float32)
+
+
+def _itermax(scores: Matrix) -> NDArray[np.bool_]:
+    """Mutual argmax, again among pairs of words of which at most one has a link (Jalili Sabet et al. 2020, 2.2)."""
+    chosen = np.zeros(scores.shape, np.bool_)
+    for _ in range(_NUM_ITERMAX):
+        has_source, has_target = chosen.any(1, keepdims=True), chosen.any(0, keepdims=True)
+        left = scores * np.where(has_source | has_target, np.float32(_ITERMAX_DISCOUNT), np.float32(1))
+        left = np.where(has_source & has_target, np.float32(0), left)
+        is_best = np.equal(left, left.max(1, keepdims=True)) & np.equal(left, left.max(0, keepdims=True))
+        new = is_best & (left > _TINY) & ~chosen
+        if not new.any():
+            break
+        chosen |= new
+    return chosen

@@ -1,0 +1,129 @@
+"""Lexicon: which words are translations of one another, as a pruned table; its file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from .word_scores import Matrix
+
+_ARRAYS = {"source_words": 1, "target_words": 1, "firsts": 4, "targets": 4, "scores": 1}  # with bytes of a number
+
+# A score of the file is a whole number; it stands for itself / 255.
+_SCALE = 255
+
+
+class LexiconError(ValueError):
+    """A file that holds no lexicon."""
+
+
+class Lexicon:
+    """How well pairs of words go together, from 0 to 1. Words are folded: see `fold_word`.
+
+    The pairs of source word s are `targets[firsts[s] : firsts[s + 1]]`, in ascending order.
+    """
+
+    def __init__(
+        self,
+        source_words: Sequence[str],
+        target_words: Sequence[str],
+        firsts: NDArray[np.int32],
+        targets: NDArray[np.int32],
+        scores: NDArray[np.uint8],
+    ) -> None:
+        self._source = {word: index for index, word in enumerate(source_words)}
+        self._target = {word: index for index, word in enumerate(target_words)}
+        self._firsts, self._targets, self._scores = firsts, targets, scores
+
+    @classmethod
+    def of_pairs(cls, pairs: Iterable[tuple[str, str, float]]) -> Lexicon:
+        """Makes a lexicon of pairs of folded words with their scores, each pair at most once."""
+        ordered = sorted((source, target, round(score * _SCALE)) for source, target, score in pairs)
+        source_words = sorted({source for source, _, _ in ordered})
+        target_words = sorted({target for _, target, _ in ordered})
+        numbers = {word: index for index, word in enumerate(target_words)}
+        source_numbers = {word: index for index, word in enumerate(source_words)}
+        counts = np.bincount([source_numbers[source] for source, _, _ in ordered], minlength=len(source_words))
+        return cls(
+            source_words,
+            target_words,
+            np.concatenate([[0], np.cumsum(counts)]).astype(np.int32),
+            np.array([numbers[target] for _, target, _ in ordered], np.int32),
+            np.array([score for _, _, score in ordered], np.uint8),
+        )
+
+    def __len__(self) -> int:
+        """The number of pairs."""
+        return len(self._targets)
+
+    def score(self, source: Sequence[str], target: Sequence[str]) -> Matrix:
+        """Returns the scores of all pairs of folded words, float32 `[source words, target words]`.
+
+        0 stands for a pair that the table does not have.
+        """
+        scores = np.zeros((len(source), len(target)), np.float32)
+        columns = np.array([self._target.get(word, -1) for word in target], np.int64)
+        if not (columns >= 0).any():
+            return scores
+        for row, word in enumerate(source):
+            number = self._source.get(word)
+            if number is None:
+                continue
+            first, end = self._firsts[number], self._firsts[number + 1]
+            places = np.searchsorted(self._targets[first:end], columns)
+            places = np.minimum(places, end - first - 1) + first
+            scores[row] = np.where(self._targets[places] == columns, self._scores[places], 0)
+        scores /= _SCALE
+        return scores
+
+    # ---- file -------------------------------------------------------------------------------------------------------
+
+    def save(self, path: Path) -> None:
+        """Writes the lexicon as a safetensors file."""
+        arrays = {
+            "source_words": _join_words(self._source),
+            "target_words": _join_words(self._target),
+            "firsts": self._firsts,
+            "targets": self._targets,
+            "scores": self._scores,
+        }
+        save_file(arrays, path)
+
+    @classmethod
+    def load(cls, path: Path) -> Lexicon:
+        """Reads a file that `save` has written. Raises LexiconError."""
+        try:
+            arrays = load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise LexiconError("is not a whole safetensors file") from error
+        for name, size in _ARRAYS.items():
+            array = arrays.get(name)
+            if array is None or array.ndim != 1 or array.dtype.kind not in "iu" or array.itemsize != size:
+                raise LexiconError(f"has no array {name} of the right type")
+        try:
+            source, target = (_split_words(arrays[f"{side}_words"]) for side in ("source", "target"))
+        except UnicodeDecodeError as error:
+            raise LexiconError("has words that are not UTF-8") from error
+        firsts, targets, scores = arrays["firsts"], arrays["targets"], arrays["scores"]
+        fits = len(firsts) == len(source) + 1 and firsts[0] == 0 and firsts[-1] == len(targets) == len(scores)
+        # Each source word has a pair: otherwise it would have no place in the file.
+        if (
+            not fits
+            or (np.diff(firsts) < 1).any()
+            or (len(targets) and not 0 <= targets.min() <= targets.max() < len(target))
+        ):
+            raise LexiconError("has numbers that do not fit its words")
+        return cls(source, target, firsts, targets, scores)
+
+
+def _join_words(words: Iterable[str]) -> NDArray[np.uint8]:
+    return np.frombuffer("\n".join(words).encode(), np.uint8)
+
+
+def _split_words(words: NDArray[np.uint8]) -> list[str]:
+    return words.tobytes().decode().split("\n") if len(words) else []
