@@ -16,7 +16,8 @@ follow/         FollowStream and AsyncFollowStream: streams whose source and tar
 request         AttributeOptions, and the request built from them
 parameters      Capture, Decoding and the values that a request may ask for
 offset_units    Token and Span: places in a text; texts sliced by offsets in other units than code points
-results         Step, Unit, Attribution, Model: what a server answers, as NumPy arrays
+results         Step, Unit, Attribution: what a server answers, as NumPy arrays
+models          Model: what a server says of a model
 errors          the exceptions
 contrasts       the message of a Contrast
 validation      checks values against their declared types before a request is sent
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from .formats import save
     from .many import AsyncAttributionManyStream, AttributionManyStream
     from .many_state import ManyResult, ManySource, OnStep
+    from .models import Calibration, Model, ModelAttention, RequestLimits
     from .offset_units import Span, Token
     from .parameters import (
         AlignAtt,
@@ -76,10 +78,7 @@ if TYPE_CHECKING:
         EncoderSelf,
         Finished,
         Hypothesis,
-        Model,
-        ModelAttention,
         PolicyDecision,
-        RequestLimits,
         Started,
         Step,
         StopReason,
@@ -102,6 +101,7 @@ __all__ = [
     "AttributionStream",
     "AwaitingSource",
     "Beam",
+    "Calibration",
     "CancelledError",
     "Capture",
     "Client",
@@ -158,6 +158,7 @@ _MODULES = (
     "follow",
     "many",
     "many_state",
+    "models",
     "parameters",
     "request",
     "results",

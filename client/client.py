@@ -22,6 +22,7 @@ from .errors import CancelledError, field_errors, from_rpc_error
 from .follow import AsyncFollowStream, FollowOptions, FollowStream, build_follow_start
 from .many import AsyncAttributionManyStream, AttributionManyStream
 from .many_state import DEFAULT_RUNNING, ManySource, ManyState, OnStep
+from .models import Model
 from .parameters import Source
 from .request import (
     AttributeOptions,
@@ -31,7 +32,6 @@ from .request import (
     build_resumption,
     validate_timeout,
 )
-from .results import Model
 from .streams import AsyncAttributionStream, AttributionStream
 from .validation import check_value
 

@@ -84,10 +84,12 @@ class Capture:
     Attributes:
         kinds: The kinds of attention. Empty: the model's main kind.
         layers: All heads of these layers. None: all layers.
-        heads: Single heads instead of layers; see `Head`. Weights need `over_heads` to be "mean" or "sum".
+        heads: Single heads instead of layers; see `Head`. Weights need `over_heads` to be "mean" or "sum". A text
+            is the name of a preset, such as "alignment": `Model.presets` lists what a model has.
         over_heads: How the heads are reduced to one. None: the heads stay apart.
         over_layers: How the layers are then reduced to one. Needs `over_heads`.
-        row: The query that predicts a token, or the query that reads the token.
+        row: The query that predicts a token, or the query that reads the token. None: that of the preset; without a
+            preset, "predicting".
         encoding: The type of the numbers on the wire. "uint8" sends one byte for each number and one scale for each
             row; the client multiplies them, and the arrays are float32.
         top_k: The server sends only the `top_k` greatest positions of each row. 0: all positions. The arrays still have
@@ -97,7 +99,7 @@ class Capture:
             (Kobayashi et al. 2020); or a rollout of the attention over the layers (Abnar and Zuidema 2020), which has
             no axis of heads. `Model.methods` lists what a model has.
         special_tokens: "renormalize" leaves special tokens out of each row. `special_shares` of the results then say
-            what these tokens took.
+            what these tokens took. None: as the preset says; without a preset, "keep".
         steps: (begin, end): only the steps from `begin` to before `end` carry attention. An `end` of None: to the last.
         grouping: What one position and one step stand for. With "word", "sentence" or "span", attention and scores come
             for units: see `Attribution.units`.
@@ -106,15 +108,15 @@ class Capture:
 
     kinds: Sequence[AttentionKind] = ()
     layers: Sequence[int] | None = None
-    heads: Sequence[Head] | None = None
+    heads: Sequence[Head] | str | None = None
     over_heads: Reduction | None = None
     over_layers: Reduction | None = None
-    row: Row = "predicting"
+    row: Row | None = None
     encoding: Encoding = "float32"
     top_k: int = 0
     none: bool = False
     method: Method = "weights"
-    special_tokens: SpecialTokens = "keep"
+    special_tokens: SpecialTokens | None = None
     steps: tuple[int, int | None] | None = None
     grouping: Grouping = "token"
     units: UnitOptions | None = None
@@ -208,13 +210,15 @@ class AlignAtt:
     Attributes:
         tokens: How many tokens at the end of the source are held back. Either `tokens` or `words` is needed.
         words: How many words at the end of the source are held back.
-        layers: The layers whose mean says where a token looks. None: the last two thirds of the layers.
-        heads: Single heads instead of layers; see `Head`.
-        row: The query that predicts a token, or the query that reads the token.
+        layers: The layers whose mean says where a token looks. None: the preset "alignment"; without it, the last two
+            thirds of the layers.
+        heads: Single heads instead of layers, or the name of a preset; see `Capture.heads`.
+        row: The query that predicts a token, or the query that reads the token. None: that of the preset; without a
+            preset, "predicting".
     """
 
     tokens: int | None = None
     words: int | None = None
     layers: Sequence[int] | None = None
-    heads: Sequence[Head] | None = None
-    row: Row = "predicting"
+    heads: Sequence[Head] | str | None = None
+    row: Row | None = None

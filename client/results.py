@@ -1,4 +1,4 @@
-"""The results of requests: tokens, steps, whole attributions and models. Attention is in NumPy arrays.
+"""The results of requests: tokens, steps and whole attributions. Attention is in NumPy arrays.
 
 All types here are plain data, without protobuf, gRPC or files.
 """
@@ -18,7 +18,6 @@ from .parameters import AttentionKind, Grouping, Method, OffsetUnit, Row, Score,
 
 FloatArray = NDArray[np.floating[Any]]
 
-CapturePath = Literal["rows", "matrices"]
 
 StopReason = Literal["end_token", "length", "stop_text", "given"]
 
@@ -326,65 +325,3 @@ class Attribution:
         if self.started.grouping != "token":
             missing = self.units[0].index if self.units else 0
         return (*self.started.context_positions, *([_UNKNOWN_TOKEN] * missing), *self.targets)
-
-
-@dataclass(frozen=True)
-class ModelAttention:
-    """The numbers of layers and heads of one kind of attention in a model."""
-
-    layers: int
-    heads: int
-
-
-@dataclass(frozen=True)
-class RequestLimits:
-    """How large a request may be. Sizes are in bytes of UTF-8. The server refuses a larger request and names the field.
-
-    `max_texts_per_stream` is for `attribute_many`, and `max_follow_streams` counts the follow streams of all clients.
-    A `max_beam_width` of 0: the model has no beam search.
-    """
-
-    max_request_bytes: int
-    max_source_bytes: int
-    max_target_bytes: int
-    max_chat_messages: int
-    max_stop_texts: int
-    max_stop_bytes: int
-    max_beam_width: int
-    max_texts_per_stream: int
-    max_spans: int
-    max_follow_streams: int
-
-
-@dataclass(frozen=True)
-class Model:
-    """A model that the server has loaded.
-
-    `default` says whether it serves the requests that name no model, `batches` whether its requests share batches.
-    `feature_shape` is the shape of a recording's features that are the source; empty if the model reads texts.
-
-    `word_boundaries` says how words are found: "icu" divides scripts without spaces by a dictionary, "uax29" divides
-    them into characters.
-
-    `presets` are names of sets of heads. `capture_path` says whether the server computes only the rows that a request
-    asks for, or the model computes whole matrices, which is slower. `limits` says how large a request may be.
-    """
-
-    name: str
-    family: str
-    is_encoder_decoder: bool
-    attentions: Mapping[AttentionKind, ModelAttention]
-    max_source_tokens: int
-    max_target_tokens: int
-    languages: tuple[str, ...]
-    dtype: str
-    device: str
-    default: bool
-    vocabulary_size: int
-    batches: bool = False
-    feature_shape: tuple[int, ...] = ()
-    methods: tuple[Method, ...] = ()
-    word_boundaries: str = ""
-    presets: tuple[str, ...] = ()
-    capture_path: CapturePath | None = None
-    limits: RequestLimits | None = None

@@ -113,8 +113,13 @@ def parse_layers(text: str) -> list[int]:
     return layers
 
 
-def parse_heads(text: str) -> list[Head]:
-    """Parses heads, each with or without a weight: "2.3,0.1:0.5" is (2, 3), (0, 1, 0.5). Raises ArgumentTypeError."""
+def parse_heads(text: str) -> list[Head] | str:
+    """Parses heads, each with or without a weight: "2.3,0.1:0.5" is (2, 3), (0, 1, 0.5). Raises ArgumentTypeError.
+
+    A text that begins with a letter is the name of a preset.
+    """
+    if text[:1].isalpha():
+        return text
     heads: list[Head] = []
     for part in text.split(","):
         if (match := re.fullmatch(r"(\d+)\.(\d+)(?::(\d+(?:\.\d*)?|\.\d+))?", part)) is None:
@@ -198,13 +203,13 @@ def _add_capture_arguments(parser: argparse.ArgumentParser) -> None:
         "--heads",
         type=parse_heads,
         metavar="L.H[:W],...",
-        help="single heads, such as 2.3,2.0; with weights 2.3:0.8,2.0:0.2",
+        help="single heads, such as 2.3,2.0; with weights 2.3:0.8,2.0:0.2; or a preset of the model: alignment",
     )
     capture.add_argument("--reduce", choices=get_args(Reduction), help="reduce heads to one, then layers to one")
     capture.add_argument("--reduce-heads", choices=get_args(Reduction), help="reduce only heads to one")
     capture.add_argument("--reduce-layers", choices=get_args(Reduction), help="then reduce layers to one")
     capture.add_argument(
-        "--row", choices=get_args(Row), default="predicting", help="the query that predicts a token, or reads it"
+        "--row", choices=get_args(Row), help="the query that predicts a token, which is the default, or reads it"
     )
     capture.add_argument(
         "--encoding", choices=get_args(Encoding), default="float32", help="the type of numbers on the wire"
@@ -218,8 +223,7 @@ def _add_capture_arguments(parser: argparse.ArgumentParser) -> None:
     capture.add_argument(
         "--special-tokens",
         choices=get_args(SpecialTokens),
-        default="keep",
-        help="keep special tokens, or leave them out of each row (renormalize)",
+        help="keep special tokens, which is the default, or leave them out of each row (renormalize)",
     )
     # Its name is not --top-k: that is an option of sampling, and a user may want both.
     capture.add_argument(

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import NoReturn
 
 from ..client import DEFAULT_ADDRESS, Client
-from ..results import Model
+from ..models import Calibration, Model
 from ..views import escape_controls, make_console, print_message, print_text
 from . import attribute as attribute_command
 from . import attribute_options
@@ -54,6 +54,7 @@ def make_parser() -> argparse.ArgumentParser:
     models.set_defaults(run=_list_models)
 
     _add_serve(commands)
+    _add_calibrate(commands)
     _add_kernels(commands)
     return parser
 
@@ -71,6 +72,24 @@ def _add_serve(commands: argparse._SubParsersAction[_EscapingParser]) -> None:  
     serve = commands.add_parser("serve", help="load a model and serve it")
     serve_command.add_arguments(serve)
     serve.set_defaults(run=run)
+
+
+def _add_calibrate(commands: argparse._SubParsersAction[_EscapingParser]) -> None:  # pyright: ignore[reportPrivateUsage]
+    from ...server.entrypoints import calibrate as calibrate_command
+
+    def run(args: argparse.Namespace) -> int:
+        try:
+            return calibrate_command.run(args)
+        except ModuleNotFoundError as error:
+            return _report_missing_package(error)
+
+    calibrate = commands.add_parser(
+        "calibrate",
+        help="find the heads of a model that align words",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    calibrate_command.add_arguments(calibrate)
+    calibrate.set_defaults(run=run)
 
 
 def _add_kernels(commands: argparse._SubParsersAction[_EscapingParser]) -> None:  # pyright: ignore[reportPrivateUsage]
@@ -124,6 +143,8 @@ def _describe_model(model: Model) -> Iterator[str]:
         yield f"methods: {', '.join(model.methods)}"
     if model.presets:
         yield f"presets of heads: {', '.join(model.presets)}"
+    if model.calibration is not None:
+        yield _describe_calibration(model.calibration)
     if model.languages:
         yield f"languages: {', '.join(model.languages)}"
     if model.word_boundaries:
@@ -131,3 +152,12 @@ def _describe_model(model: Model) -> Iterator[str]:
     if model.limits is not None:
         limits = dataclasses.asdict(model.limits)
         yield "limits: " + ", ".join(f"{name.removeprefix('max_')} {limit}" for name, limit in limits.items())
+
+
+def _describe_calibration(calibration: Calibration) -> str:
+    heads = ", ".join(f"{layer}.{head}:{weight:g}" for layer, head, weight in calibration.heads)
+    lexicon = f", a lexicon of {calibration.lexicon_entries} pairs" if calibration.has_lexicon else ""
+    return (
+        f"alignment: heads {heads}, row {calibration.row}{lexicon}; error rate {calibration.alignment_error_rate:.3f} "
+        f"on {calibration.pairs} pairs against {calibration.reference}"
+    )

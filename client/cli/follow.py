@@ -50,9 +50,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     heads.add_argument(
         "--layers", type=parse_layers, metavar="LAYERS", help="the layers that say where a token looks, such as 1-2"
     )
-    heads.add_argument("--heads", type=parse_heads, metavar="L.H[:W],...", help="single heads instead, such as 2.3,2.0")
+    heads.add_argument(
+        "--heads",
+        type=parse_heads,
+        metavar="L.H[:W],...",
+        help="single heads instead, such as 2.3,2.0, or a preset of the model: alignment",
+    )
     parser.add_argument(
-        "--row", choices=get_args(Row), default="predicting", help="the query that predicts a token, or reads it"
+        "--row", choices=get_args(Row), help="the query that predicts a token, which is the default, or reads it"
     )
     parser.add_argument("--max-new-tokens", type=int, metavar="N", help="the greatest number of tokens of a line")
     parser.add_argument("--timeout", type=float, metavar="SECONDS", help="the longest time for one line")

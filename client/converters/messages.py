@@ -152,19 +152,21 @@ def build_capture(capture: Capture) -> attention_pb2.Capture:
         none=capture.none,
     )
     # Defaults stay unset on the wire: "none" contradicts every other field that is set.
-    if capture.row != "predicting":
+    if capture.row is not None:
         message.row = _enum_number(_ROWS, capture.row)
     if capture.encoding != "float32":
         message.encoding = _enum_number(_ENCODINGS, capture.encoding)
     if capture.method != "weights":
         message.method = _enum_number(_METHODS, capture.method)
-    if capture.special_tokens != "keep":
+    if capture.special_tokens is not None:
         message.special_tokens = _enum_number(_SPECIAL_TOKENS, capture.special_tokens)
     with field_errors("capture.top_k"):
         message.top_k = capture.top_k
     if capture.heads is not None and capture.layers is not None:
         raise invalid_argument("capture.heads", "either single heads or whole layers, not both")
-    if capture.heads is not None:
+    if isinstance(capture.heads, str):
+        message.heads.preset = capture.heads
+    elif capture.heads is not None:
         with field_errors("capture.heads.list"):
             message.heads.list.CopyFrom(attention_pb2.HeadList(heads=[_build_head(head) for head in capture.heads]))
     if capture.layers is not None:

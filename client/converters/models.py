@@ -6,12 +6,14 @@ import dataclasses
 
 from sidelight.v1 import attention_pb2, model_pb2
 
-from ..parameters import AttentionKind, Method
-from ..results import CapturePath, Model, ModelAttention, RequestLimits
+from ..models import Calibration, CapturePath, Model, ModelAttention, RequestLimits
+from ..parameters import AttentionKind, Method, Row, SpecialTokens
 from .words import enum_words
 
 _KINDS: dict[int, AttentionKind] = enum_words(attention_pb2.AttentionKind, "ATTENTION_KIND_")
 _METHODS: dict[int, Method] = enum_words(attention_pb2.Method, "METHOD_")
+_ROWS: dict[int, Row] = enum_words(attention_pb2.Row, "ROW_")
+_SPECIAL_TOKENS: dict[int, SpecialTokens] = enum_words(attention_pb2.SpecialTokens, "SPECIAL_TOKENS_")
 _CAPTURE_PATHS: dict[int, CapturePath] = enum_words(model_pb2.CapturePath, "CAPTURE_PATH_")
 
 
@@ -36,8 +38,24 @@ def parse_model(message: model_pb2.Model) -> Model:
         presets=tuple(message.presets),
         capture_path=_CAPTURE_PATHS.get(message.capture_path),
         limits=_parse_limits(message.limits) if message.HasField("limits") else None,
+        calibration=_parse_calibration(message.calibration) if message.HasField("calibration") else None,
     )
 
 
 def _parse_limits(message: model_pb2.RequestLimits) -> RequestLimits:
     return RequestLimits(**{field.name: getattr(message, field.name) for field in dataclasses.fields(RequestLimits)})
+
+
+def _parse_calibration(message: model_pb2.Calibration) -> Calibration:
+    return Calibration(
+        heads=tuple((head.layer, head.head, head.weight) for head in message.heads),
+        row=_ROWS.get(message.row, "predicting"),
+        special_tokens=_SPECIAL_TOKENS.get(message.special_tokens, "keep"),
+        pairs=message.pairs,
+        reference=message.reference,
+        alignment_error_rate=message.alignment_error_rate,
+        precision=message.precision,
+        recall=message.recall,
+        has_lexicon=message.has_lexicon,
+        lexicon_entries=message.lexicon_entries,
+    )

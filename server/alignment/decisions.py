@@ -21,7 +21,8 @@ _REGULARIZATION = 0.5
 _NUM_ITERMAX = 2
 _ITERMAX_DISCOUNT = 0.9
 
-_TINY = 1e-9
+# No link has a smaller score.
+TINY = 1e-9
 
 
 def decide_links(word_scores: WordScores, method: LinkMethod, threshold: float = 0.0) -> list[Link]:
@@ -30,23 +31,23 @@ def decide_links(word_scores: WordScores, method: LinkMethod, threshold: float =
     `threshold` is the least score of a link. With "optimal_transport" it is the least share of what the word with
     fewer words on its side sends or gets.
     """
-    scores, null = word_scores
-    if not scores.size:
-        return []
-    if method == "argmax":
-        chosen = _argmax(scores, null) & (scores >= threshold)
-    elif method == "threshold":
-        chosen = scores >= max(threshold, _TINY)
-    elif method == "optimal_transport":
-        chosen = _transport(scores, null) >= threshold
-    else:
-        chosen = _itermax(scores) & (scores >= threshold)
-    sources, targets = np.nonzero(chosen)
-    certain = np.clip(scores, 0, 1)
+    sources, targets = np.nonzero(rate_pairs(word_scores, method) >= max(threshold, TINY))
+    certain = np.clip(word_scores.scores, 0, 1)
     return sort_links(
         Link(int(source), int(target), float(certain[source, target]))
         for source, target in zip(sources, targets, strict=True)
     )
+
+
+def rate_pairs(word_scores: WordScores, method: LinkMethod) -> Matrix:
+    """Returns what a method compares with its threshold, float32 `[source words, target words]`; 0: no link."""
+    scores, null = word_scores
+    if not scores.size or method == "threshold":
+        return scores
+    if method == "optimal_transport":
+        return _transport(scores, null)
+    chosen = _argmax(scores, null) if method == "argmax" else _itermax(scores)
+    return np.where(chosen, scores, np.float32(0))
 
 
 def _argmax(scores: Matrix, null: Matrix) -> NDArray[np.bool_]:
@@ -55,7 +56,7 @@ def _argmax(scores: Matrix, null: Matrix) -> NDArray[np.bool_]:
     chosen = np.zeros(scores.shape, np.bool_)
     targets = np.arange(scores.shape[1])
     values = scores[best, targets]
-    chosen[best, targets] = (values >= null) & (values > _TINY)
+    chosen[best, targets] = (values >= null) & (values > TINY)
     return chosen
 
 
@@ -66,7 +67,7 @@ def _transport(scores: Matrix, null: Matrix) -> Matrix:
     the other, as a share of the smaller of both amounts.
     """
     num_source, num_target = scores.shape
-    kernel = np.power(scores / np.maximum(scores.max(0) + null, _TINY) + _TINY, 1 / _REGULARIZATION, dtype=np.float64)
+    kernel = np.power(scores / np.maximum(scores.max(0) + null, TINY) + TINY, 1 / _REGULARIZATION, dtype=np.float64)
     rows, columns = np.ones(num_source), np.ones(num_target)
     for _ in range(_NUM_SINKHORN):
         rows = (1 / num_source) / (kernel @ columns)
@@ -83,7 +84,7 @@ def _itermax(scores: Matrix) -> NDArray[np.bool_]:
         left = scores * np.where(has_source | has_target, np.float32(_ITERMAX_DISCOUNT), np.float32(1))
         left = np.where(has_source & has_target, np.float32(0), left)
         is_best = np.equal(left, left.max(1, keepdims=True)) & np.equal(left, left.max(0, keepdims=True))
-        new = is_best & (left > _TINY) & ~chosen
+        new = is_best & (left > TINY) & ~chosen
         if not new.any():
             break
         chosen |= new

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 from .word_scores import Matrix
 
@@ -92,7 +92,7 @@ class Lexicon:
             "targets": self._targets,
             "scores": self._scores,
         }
-        save_file(arrays, path)
+        path.write_bytes(save(arrays))  # `save_file` would make a file that its owner alone may read
 
     @classmethod
     def load(cls, path: Path) -> Lexicon:

@@ -58,14 +58,17 @@ def read_preset(fields: Mapping[str, Any], folder: Path, num_layers: int, num_he
     reader = _Reader(fields)
     heads = tuple(_read_head(head, f"heads[{i}]", num_layers, num_heads) for i, head in enumerate(reader.list("heads")))
     _check_heads(heads)
+    weights, lexicon = reader.numbers("weights", LINK_FEATURES), _read_lexicon(fields.get("lexicon"), folder)
+    if "lexicon" in weights and lexicon is None:
+        raise _error("weights.lexicon", "needs a lexicon")
     return AlignmentPreset(
         heads,
         reader.word("row", ROWS),
         reader.word("special_tokens", SPECIAL_TOKENS),
         reader.word("method", LINK_METHODS),
         reader.numbers("thresholds", LINK_METHODS),
-        reader.numbers("weights", LINK_FEATURES),
-        _read_lexicon(fields.get("lexicon"), folder),
+        weights,
+        lexicon,
         _read_figures(fields.get("figures")),
     )
 

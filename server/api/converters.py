@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from sidelight.v1 import attention_pb2, model_pb2, text_pb2
 from sidelight.v1 import attribution_service_pb2 as service_pb
 
+from ..alignment import PRESET_NAME, AlignmentPreset
 from ..capture import AttentionArrays, AttentionKind, CapturePlan
 from ..models import LoadedModel
 from ..request import (
@@ -297,6 +298,26 @@ def model_message(loaded: LoadedModel, limits: model_pb2.RequestLimits, *, defau
         feature_shape=loaded.feature_shape or (),
         methods=[number_of(METHODS, name) for name in loaded.attention_layers.methods],
         word_boundaries=WORD_BOUNDARIES,
+        presets=() if loaded.alignment is None else (PRESET_NAME,),
+        calibration=_calibration_message(loaded.alignment),
+    )
+
+
+def _calibration_message(preset: AlignmentPreset | None) -> model_pb2.Calibration | None:
+    """Returns what was measured of a preset; None where nothing was."""
+    if preset is None or preset.figures is None:
+        return None
+    return model_pb2.Calibration(
+        heads=[attention_pb2.Head(layer=layer, head=head, weight=weight) for layer, head, weight in preset.heads],
+        row=number_of(ROWS, preset.row),
+        special_tokens=attention_pb2.SpecialTokens.Value(f"SPECIAL_TOKENS_{preset.special_tokens.upper()}"),
+        pairs=preset.figures.num_pairs,
+        reference=preset.figures.reference,
+        alignment_error_rate=preset.figures.error_rate,
+        precision=preset.figures.precision,
+        recall=preset.figures.recall,
+        has_lexicon=preset.lexicon is not None,
+        lexicon_entries=0 if preset.lexicon is None else len(preset.lexicon),
     )
 
 

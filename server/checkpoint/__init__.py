@@ -5,9 +5,11 @@ weights              makes the model; every tensor is there, has the right shape
 model_config         config.json as transformers reads it
 generation_config    checks the defaults of every request's decoding
 tokenizer_files      makes the tokenizer
+alignment_heads      reads the heads that align words
 fields               finds the field that is to blame, and says so in JSON's words
 """
 
+from .alignment_heads import load_alignment_preset
 from .files import CONFIG, Checkpoint, CheckpointError, open_checkpoint
 from .generation_config import check_generation_config
 from .model_config import class_for, model_error, read_config, read_generation_config
@@ -22,6 +24,7 @@ __all__ = [
     "check_finite",
     "check_generation_config",
     "class_for",
+    "load_alignment_preset",
     "load_tokenizer",
     "load_weights",
     "model_error",

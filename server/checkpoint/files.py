@@ -20,6 +20,8 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from safetensors import SafetensorError, safe_open
 from transformers import CONFIG_MAPPING
 
+from ..alignment import LEXICON_FILE, PRESET_FILE
+
 CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _ADAPTER = "adapter_config.json"
@@ -280,7 +282,7 @@ def _fetch(name: str, revision: str, *files: str) -> Path:
 
     Returns the folder of the files.
     """
-    wanted = list(files) or [CONFIG, GENERATION_CONFIG, _ADAPTER, _INDEX]
+    wanted = list(files) or [CONFIG, GENERATION_CONFIG, _ADAPTER, _INDEX, PRESET_FILE, LEXICON_FILE]
     try:
         folder = _snapshot(name, revision, wanted)
         if not files and not has_file(folder, _INDEX):

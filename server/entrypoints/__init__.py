@@ -1,5 +1,9 @@
 """The commands that start the server's code.
 
-serve      `sidelight serve`
-kernels    `sidelight kernels`
+serve                 `sidelight serve`
+kernels               `sidelight kernels`
+calibrate             `sidelight calibrate`: its arguments
+calibration_run       one run: pairs of texts → a preset and its file
+calibration_rows      the rows of all heads, kept in files while a run goes on
+calibration_report    a table and a picture of the heads
 """

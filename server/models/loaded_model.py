@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import GenerationConfig, PreTrainedModel
 
+from ..alignment import AlignmentPreset
 from ..capture import AttentionKind, AttentionLayers, feature_shape
 from ..text import Tokenizer
 from .backend import Backend
@@ -26,6 +27,7 @@ class LoadedModel:
     max_target_tokens: int
     precision: str  # of the linear layers: int8, or the name of a torch type
     backend: Backend | None  # runs the model over slots; None: the requests of the model run one by one
+    alignment: AlignmentPreset | None = None  # the heads that align words; None: the files of the model have none
 
     @cached_property
     def is_encoder_decoder(self) -> bool:

@@ -19,6 +19,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ...kernels.cpu import is_supported
+from ..alignment import AlignmentPreset
 from ..capture import AttentionLayers, feature_shape, find_attention_layers, register
 from ..checkpoint import (
     CONFIG,
@@ -28,6 +29,7 @@ from ..checkpoint import (
     check_finite,
     check_generation_config,
     class_for,
+    load_alignment_preset,
     load_tokenizer,
     load_weights,
     model_error,
@@ -106,11 +108,12 @@ def load(
         source, target = _lengths(config, max_length, is_speech=feature_shape(model) is not None)
         _check_lengths(tokenizer, config, source, target, max_length)
         attention_layers = find_attention_layers(model)
+        alignment = _load_alignment(checkpoint, attention_layers)
         backend = _make_backend(model, attention_layers, options, source, target)
     _check_attention(attention_layers, where)
     precision = "int8" if options.precision == "int8" else str(model.dtype).removeprefix("torch.")
     name = name or (BUNDLED_NAME if path is None else _name(path))
-    return LoadedModel(name, model, tokenizer, attention_layers, source, target, precision, backend)
+    return LoadedModel(name, model, tokenizer, attention_layers, source, target, precision, backend, alignment)
 
 
 # ---- steps of load --------------------------------------------------------------------------------------------------
@@ -171,6 +174,12 @@ def _load_model(checkpoint: Checkpoint, config: PreTrainedConfig, options: _Opti
     check_finite(model, checkpoint)
     _check_generation(model, checkpoint)
     return model
+
+
+def _load_alignment(checkpoint: Checkpoint, attention_layers: AttentionLayers) -> AlignmentPreset | None:
+    """The heads of cross-attention that align words, if the model has such attention and its files say so."""
+    heads = attention_layers.heads.get("cross", ())
+    return load_alignment_preset(checkpoint, len(heads), heads[0]) if heads else None
 
 
 def _make_backend(

@@ -12,6 +12,7 @@ from typing import Any
 from sidelight.v1 import attention_pb2
 
 from ....kernels import Encoding, Reduction
+from ...alignment import PRESET_NAME, AlignmentPreset
 from ...capture import AttentionKind, CapturePlan, Head
 from ...errors import ErrorCode, RequestError, invalid
 from ...models import LoadedModel
@@ -52,10 +53,10 @@ def validate_capture(
             raise invalid(f"capture.{others[0]}", "CONTRADICTION", "contradicts capture.none")
         return CapturePlan(kinds=(), layers={})
     kinds = _validate_kinds(message, loaded)
-    over_heads = _validate_word(message, "over_heads", REDUCTIONS)
+    over_heads, over_layers = (_validate_word(message, name, REDUCTIONS) for name in ("over_heads", "over_layers"))
     encoding: Encoding = _validate_word(message, "encoding", ENCODINGS) or "float32"
-    pairs = _validate_heads(message, loaded, kinds, over_heads, encoding)
-    over_layers = _validate_word(message, "over_layers", REDUCTIONS)
+    preset = _validate_preset(message, loaded, kinds)
+    pairs = _validate_heads(message, loaded, kinds, over_heads, encoding, preset)
     if over_layers and not over_heads:
         raise invalid("capture.over_layers", "CONTRADICTION", "needs over_heads: heads are reduced before layers")
     if over_layers and pairs:
@@ -69,13 +70,13 @@ def validate_capture(
         pairs=pairs,
         over_heads=over_heads,
         over_layers=over_layers,
-        row=_validate_word(message, "row", ROWS) or "predicting",
+        row=_validate_word(message, "row", ROWS) or (preset.row if preset else "predicting"),
         encoding="float32" if is_raw else encoding,
         top_k=0 if is_raw else message.top_k,
         first_step=first_step,
         end_step=end_step,
         method=validate_method(message, loaded),
-        leaves_out_special=validate_special_tokens(message),
+        leaves_out_special=validate_special_tokens(message, preset),
     )
     plan = complete_plan(plan, max_positions)
     encoder_rows = 1 if loaded.attention_layers.captures_rows else max_positions["encoder_self"]
@@ -119,8 +120,6 @@ def _validate_layers(
         if message.HasField("heads"):
             raise invalid("capture.heads", "REQUIRED", "one of list, layers and preset must be set")
         return {kind: tuple(range(loaded.attention_layers.num_layers(kind))) for kind in kinds}
-    if selection == "preset":
-        raise invalid("capture.heads.preset", "UNKNOWN_PRESET", "this model has no presets")
     layers = list(message.heads.layers.layers)
     path = "capture.heads.layers.layers"
     if not layers:
@@ -132,13 +131,37 @@ def _validate_layers(
     return {kind: tuple(layers) for kind in kinds}
 
 
+def _validate_preset(
+    message: attention_pb2.Capture, loaded: LoadedModel, kinds: tuple[AttentionKind, ...]
+) -> AlignmentPreset | None:
+    """Returns the preset that a capture names; None where it names none."""
+    if message.heads.WhichOneof("selection") != "preset":
+        return None
+    field = "capture.heads.preset"
+    if loaded.alignment is None or message.heads.preset != PRESET_NAME:
+        offered = "no presets" if loaded.alignment is None else f"only the preset {PRESET_NAME}"
+        raise invalid(field, "UNKNOWN_PRESET", f"this model has {offered}")
+    if kinds != ("cross",):
+        raise invalid(field, "CONTRADICTION", "has heads of cross-attention: capture.kinds must be that alone")
+    return loaded.alignment
+
+
+def preset_heads(preset: AlignmentPreset, over_heads: Reduction | None) -> tuple[Head, ...]:
+    """Returns the heads of a preset, with their weights where these have a meaning: in a mean and in a sum."""
+    is_weighted = over_heads in ("mean", "sum")
+    return tuple(Head(layer, head, weight if is_weighted else None) for layer, head, weight in preset.heads)
+
+
 def _validate_heads(
     message: attention_pb2.Capture,
     loaded: LoadedModel,
     kinds: tuple[AttentionKind, ...],
     over_heads: Reduction | None,
     encoding: Encoding,
+    preset: AlignmentPreset | None,
 ) -> tuple[Head, ...]:
+    if preset is not None:
+        return preset_heads(preset, over_heads)
     if message.heads.WhichOneof("selection") != "list":
         return ()
     path = "capture.heads.list.heads"

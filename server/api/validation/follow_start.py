@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from sidelight.v1 import attention_pb2
 from sidelight.v1 import attribution_service_pb2 as service_pb
 
+from ...alignment import PRESET_NAME
 from ...capture import AttentionKind, CapturePlan
 from ...errors import RequestError, invalid
 from ...models import LoadedModel
@@ -84,15 +85,21 @@ def policy_plan(
     policy: service_pb.AlignAtt, loaded: LoadedModel, num_positions: Mapping[AttentionKind, int]
 ) -> CapturePlan:
     """Returns the capture of the row that says where a step looks: the mean over the policy's heads."""
-    capture = attention_pb2.Capture(row=policy.row, over_heads=attention_pb2.REDUCTION_MEAN)
+    capture = attention_pb2.Capture(
+        row=policy.row,
+        over_heads=attention_pb2.REDUCTION_MEAN,
+        special_tokens=attention_pb2.SPECIAL_TOKENS_KEEP,  # the policy passes over them, whatever a preset says
+    )
     kind: AttentionKind = "cross" if loaded.is_encoder_decoder else "decoder_self"
     capture.kinds.append(number_of(ATTENTION_KINDS, kind))
     if policy.HasField("heads"):
         capture.heads.CopyFrom(policy.heads)
+    elif loaded.alignment is not None:
+        capture.heads.preset = PRESET_NAME
     else:
         num_layers = loaded.attention_layers.num_layers(kind)
         capture.heads.layers.layers.extend(range(num_layers // 3, num_layers))
-    if capture.heads.WhichOneof("selection") != "list":
+    if capture.heads.WhichOneof("selection") == "layers":
         capture.over_layers = attention_pb2.REDUCTION_MEAN
     try:
         return validate_capture(capture, loaded, num_positions, 1)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 from sidelight.v1 import attention_pb2
 
+from ...alignment import AlignmentPreset
 from ...capture import WEIGHTS, AttentionKind, CapturePlan, Method, MethodFieldError
 from ...errors import ErrorCode, RequestError, invalid
 from ...models import LoadedModel
@@ -40,8 +41,10 @@ def validate_method(message: attention_pb2.Capture, loaded: LoadedModel) -> Meth
     return method
 
 
-def validate_special_tokens(message: attention_pb2.Capture) -> bool:
-    """Returns whether rows leave out special tokens. Raises RequestError."""
+def validate_special_tokens(message: attention_pb2.Capture, preset: AlignmentPreset | None) -> bool:
+    """Returns whether rows leave out special tokens. Unset: as the preset of the capture says. Raises RequestError."""
+    if not message.special_tokens and preset is not None:
+        return preset.special_tokens == "renormalize"
     leaves_out = _LEAVES_OUT.get(message.special_tokens)
     if leaves_out is None:
         raise invalid("capture.special_tokens", "UNKNOWN_VALUE", f"{message.special_tokens} has no meaning here")

@@ -89,7 +89,7 @@ class Segments:
         is_certain = offset < self.certain_end or self._is_finished
         return bisect_right(self._boundaries, offset) if is_certain else None
 
-    def spans_from(self, first: int) -> list[Span]:
+    def spans(self, first: int = 0) -> list[Span]:
         """Returns the certain segments, from one of them on."""
         ends = self._boundaries[first + 1 :]
         return list(zip(self._boundaries[first:], ends))  # noqa: B905  # the second is shorter by one
@@ -136,7 +136,7 @@ class WordFinder:
         return self._read(text)
 
     def _read(self, text: str) -> list[Span]:
-        spans = self._segments.spans_from(self._num_read)
+        spans = self._segments.spans(self._num_read)
         self._num_read += len(spans)
         return _without_space(text, spans)
 
@@ -154,7 +154,7 @@ def find_sentences(text: str) -> list[Span]:
 def _find_segments(text: str, segmentation: Segmentation) -> list[Span]:
     segments = Segments(segmentation)
     segments.finish(text)
-    return _without_space(text, segments.spans_from(0))
+    return _without_space(text, segments.spans())
 
 
 def _without_space(text: str, segments: Sequence[Span]) -> list[Span]:

@@ -29,7 +29,9 @@ def test_what_a_model_takes_is_listed(bundled_server, capsys):
     assert parts["word boundaries"] == model.word_boundaries
     assert f"beam_width {model.limits.max_beam_width}" in parts["limits"].split(", ")
     assert model.limits.max_source_bytes > 0
-    assert (model.capture_path, model.presets) == ("rows", ())
+    assert (model.capture_path, model.presets) == ("rows", ("alignment",))
+    assert model.calibration is not None
+    assert f"error rate {model.calibration.alignment_error_rate:.3f} on 1000 pairs" in parts["alignment"]
 
 
 def test_serve_says_when_it_is_ready_and_stops_at_sigterm():

@@ -47,16 +47,22 @@ def test_encoder_self_attention_comes_with_each_source(service, method):
         np.testing.assert_allclose(array(part.attention), array(expected.attention), atol=1e-5)
 
 
-_LAYERS = attention.HeadSelection(layers=attention.LayerList(layers=[1, 2]))  # the last two thirds of three
+_PRESET = attention.HeadSelection(preset="alignment")
 
 
 def looks_at(service, source: str, ids: list[int], row) -> list[int]:
     """The source token that each token of a target looks at most, from the attention of a given target."""
-    capture = attention.Capture(kinds=[CROSS], row=row, heads=_LAYERS)
+    capture = attention.Capture(
+        kinds=[CROSS],
+        row=row,
+        heads=_PRESET,
+        over_heads=attention.REDUCTION_MEAN,
+        special_tokens=attention.SPECIAL_TOKENS_KEEP,
+    )
     message = pb.AttributeRequest(source=text(source), given=token_ids(*ids), capture=capture)
     responses = list(service.Attribute(message, timeout=60))
     special = [token.special for token in responses[0].started.source]
-    rows = [array(step.cross).mean((1, 2)) for step in steps_of(responses)]
+    rows = [array(step.cross) for step in steps_of(responses)]
     return [int(np.where(special, -1, row).argmax()) for row in rows]
 
 

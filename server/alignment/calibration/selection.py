@@ -1,0 +1,265 @@
+"""Chooses the preset whose links agree best with reference links."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..decisions import LINK_METHODS, TINY, LinkMethod, rate_pairs
+from ..features import LinkFeature, combine_features
+from ..lexicon import Lexicon
+from ..linker import WordedText
+from ..preset import (
+    ROWS,
+    SPECIAL_TOKENS,
+    AlignmentHead,
+    AlignmentPreset,
+    CalibrationFigures,
+    Row,
+    SpecialTokens,
+)
+from ..spelling import compare_spelling
+from ..word_scores import Matrix, WordScores, score_words
+from .measures import LinkCounts, count_links
+
+# The heads that the search adds, of those that are best alone; and how much a head must lower the error rate.
+_MAX_CANDIDATES = 12
+_MAX_ADDED = 6
+_MIN_GAIN = 0.001
+
+# The weights and thresholds that are tried.
+WEIGHTS: tuple[Mapping[LinkFeature, float], ...] = (
+    {"attention": 1.0},
+    {"attention": 1.0, "spelling": 5.0},
+    {"attention": 1.0, "lexicon": 1.0, "spelling": 5.0},
+    {"attention": 0.5, "lexicon": 1.0, "spelling": 5.0},
+    {"attention": 0.7, "lexicon": 0.7, "spelling": 5.0},
+    {"attention": 1.0, "lexicon": 0.5, "spelling": 5.0},
+)
+_THRESHOLDS: Mapping[LinkMethod, tuple[float, ...]] = {
+    "argmax": (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7),
+    "threshold": (0.1, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7),
+    "optimal_transport": (0.2, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7),
+    "itermax": (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5),
+}
+# How many times `on_step` is called.
+NUM_STEPS = len(ROWS) * len(SPECIAL_TOKENS) + 1
+
+
+@dataclass(frozen=True)
+class MeasuredPair:
+    """A pair of texts with its attention and its reference links.
+
+    Attributes:
+        source: The source.
+        target: The target.
+        rows: The rows of all heads, float `[target tokens, source tokens, layers, heads]`, for each row.
+        reference: bool `[source words, target words]`.
+    """
+
+    source: WordedText
+    target: WordedText
+    rows: Mapping[Row, NDArray[np.floating]]
+    reference: NDArray[np.bool_]
+
+
+class _HeadScores(NamedTuple):
+    """The scores of all heads of a pair of texts.
+
+    `scores` is float32 `[heads, source words, target words]`, `null` is float32 `[heads, target words]`.
+    """
+
+    scores: Matrix
+    null: Matrix
+
+    def mean(self, heads: Sequence[int]) -> WordScores:
+        """Returns the mean over heads, each as often as it is named."""
+        return WordScores(self.scores[heads].mean(0), self.null[heads].mean(0))
+
+
+class _Heads(NamedTuple):
+    """Heads that were chosen, as often as their weights say, and their mean scores of each pair of texts."""
+
+    error_rate: float
+    heads: list[int]
+    row: Row
+    special_tokens: SpecialTokens
+    scores: list[WordScores]
+
+
+class _Features(NamedTuple):
+    """The features of a pair of texts."""
+
+    attention: WordScores
+    lexicon: Matrix | None
+    spelling: Matrix
+
+    def combine(self, weights: Mapping[LinkFeature, float]) -> WordScores:
+        """Returns the scores that the features come to."""
+        lexicon = self.lexicon if "lexicon" in weights else None
+        spelling = self.spelling if "spelling" in weights else None
+        return combine_features(self.attention, lexicon, spelling, weights)
+
+
+class _Decision(NamedTuple):
+    """How links are decided, and what came of it."""
+
+    counts: LinkCounts
+    weights: Mapping[LinkFeature, float]
+    method: LinkMethod
+    threshold: float
+
+
+def choose_preset(
+    pairs: Sequence[MeasuredPair],
+    lexicon: Lexicon | None,
+    reference: str,
+    on_step: Callable[[], None] = lambda: None,
+    weights: Sequence[Mapping[LinkFeature, float]] = WEIGHTS,
+) -> AlignmentPreset:
+    """Returns the preset with the lowest error rate over pairs of texts, with what was measured.
+
+    First the heads are chosen, for each row and treatment of special tokens: the head that is best by argmax, then the
+    heads that lower the error rate most, one by one. A head that is chosen twice has twice the weight. Then weights of
+    features, the method and its threshold are chosen together.
+
+    Args:
+        pairs: The pairs of texts, at least one.
+        lexicon: The table for the feature "lexicon", learnt from other pairs.
+        reference: The name of the reference.
+        on_step: Called `NUM_STEPS` times.
+        weights: The weights of features that are tried.
+    """
+    best, grids = _choose_heads(pairs, on_step)
+    num_heads = len(grids[best.row][0])
+    usable = [choice for choice in weights if lexicon is not None or "lexicon" not in choice]
+    decision, thresholds = _choose_decision(best.scores, pairs, lexicon, usable)
+    on_step()
+    return AlignmentPreset(
+        tuple(
+            AlignmentHead(*divmod(head, num_heads), float(best.heads.count(head))) for head in dict.fromkeys(best.heads)
+        ),
+        best.row,
+        best.special_tokens,
+        decision.method,
+        thresholds,
+        decision.weights,
+        lexicon if "lexicon" in decision.weights else None,
+        CalibrationFigures(
+            len(pairs),
+            reference,
+            decision.counts.error_rate,
+            decision.counts.precision,
+            decision.counts.recall,
+            grids,
+        ),
+    )
+
+
+# ---- heads ----------------------------------------------------------------------------------------------------------
+
+
+def _choose_heads(
+    pairs: Sequence[MeasuredPair], on_step: Callable[[], None]
+) -> tuple[_Heads, dict[Row, tuple[tuple[float, ...], ...]]]:
+    """Returns the best heads, and the error rates of single heads for each row: of layers, of heads."""
+    num_heads = next(iter(pairs[0].rows.values())).shape[3]
+    grids: dict[Row, tuple[tuple[float, ...], ...]] = {}
+    best: _Heads | None = None
+    for row in ROWS:
+        for special_tokens in SPECIAL_TOKENS:
+            head_scores = [_score_heads(pair, row, special_tokens) for pair in pairs]
+            rates = [_rate_heads(head_scores, [head], pairs) for head in range(len(head_scores[0].scores))]
+            heads, rate = _add_heads(head_scores, rates, pairs)
+            if best is None or rate < best.error_rate:
+                best = _Heads(rate, heads, row, special_tokens, [scores.mean(heads) for scores in head_scores])
+            grids[row] = tuple(tuple(rates[first : first + num_heads]) for first in range(0, len(rates), num_heads))
+            on_step()
+    assert best is not None
+    return best, grids
+
+
+def _score_heads(pair: MeasuredPair, row: Row, special_tokens: SpecialTokens) -> _HeadScores:
+    rows = pair.rows[row]
+    by_head = np.moveaxis(rows.reshape(*rows.shape[:2], -1), 2, 0)
+    is_special = np.array([token.special for token in pair.source.tokens], np.bool_)
+    scores = [
+        score_words(
+            head, pair.source.shares, pair.target.shares, is_special, renormalizes=special_tokens == "renormalize"
+        )
+        for head in by_head
+    ]
+    return _HeadScores(np.stack([score.scores for score in scores]), np.stack([score.null for score in scores]))
+
+
+def _rate_heads(head_scores: Sequence[_HeadScores], heads: Sequence[int], pairs: Sequence[MeasuredPair]) -> float:
+    """Returns the error rate of the mean of heads, by argmax."""
+    links = (rate_pairs(scores.mean(heads), "argmax") > 0 for scores in head_scores)
+    return count_links(zip(links, (pair.reference for pair in pairs), strict=True)).error_rate
+
+
+def _add_heads(
+    head_scores: Sequence[_HeadScores], rates: Sequence[float], pairs: Sequence[MeasuredPair]
+) -> tuple[list[int], float]:
+    """Returns the heads that were added one by one, and their error rate."""
+    candidates = np.argsort(rates, kind="stable")[:_MAX_CANDIDATES].tolist()
+    heads, rate = candidates[:1], rates[candidates[0]]
+    while len(heads) < _MAX_ADDED:
+        next_rate, head = min((_rate_heads(head_scores, [*heads, head], pairs), head) for head in candidates)
+        if next_rate > rate - _MIN_GAIN:
+            break
+        heads, rate = [*heads, head], next_rate
+    return heads, rate
+
+
+# ---- features, method, threshold ------------------------------------------------------------------------------------
+
+
+def _choose_decision(
+    attention: Sequence[WordScores],
+    pairs: Sequence[MeasuredPair],
+    lexicon: Lexicon | None,
+    weights: Sequence[Mapping[LinkFeature, float]],
+) -> tuple[_Decision, dict[LinkMethod, float]]:
+    """Returns the best decision, and the best threshold of each method with the same weights."""
+    features = [
+        _Features(
+            scores,
+            None if lexicon is None else lexicon.score(pair.source.folded, pair.target.folded),
+            compare_spelling(pair.source.folded, pair.target.folded),
+        )
+        for scores, pair in zip(attention, pairs, strict=True)
+    ]
+    decisions: list[_Decision] = []
+    for choice in weights:
+        scores = [each.combine(choice) for each in features]
+        for method in LINK_METHODS:
+            rated = [rate_pairs(each, method) for each in scores]
+            decisions += [_decide(rated, pairs, choice, method, threshold) for threshold in _THRESHOLDS[method]]
+    best = min(decisions, key=_error_rate)
+    with_weights = [decision for decision in decisions if decision.weights is best.weights]
+    thresholds: dict[LinkMethod, float] = {
+        method: min((each for each in with_weights if each.method == method), key=_error_rate).threshold
+        for method in LINK_METHODS
+    }
+    return best, thresholds
+
+
+def _decide(
+    rated: Sequence[Matrix],
+    pairs: Sequence[MeasuredPair],
+    weights: Mapping[LinkFeature, float],
+    method: LinkMethod,
+    threshold: float,
+) -> _Decision:
+    links = (matrix >= max(threshold, TINY) for matrix in rated)
+    counts = count_links(zip(links, (pair.reference for pair in pairs), strict=True))
+    return _Decision(counts, weights, method, threshold)
+
+
+def _error_rate(decision: _Decision) -> float:
+    return decision.counts.error_rate

@@ -1,0 +1,212 @@
+"""One run of `sidelight calibrate`: pairs of texts → rows, lexicon and reference links → a preset and its file."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from ..alignment import (
+    PRESET_FILE,
+    AlignmentPreset,
+    Lexicon,
+    Link,
+    PharaohError,
+    WordedText,
+    parse_pharaoh,
+    write_preset,
+)
+from ..alignment.calibration import (
+    GOLD,
+    NUM_LEXICON_STEPS,
+    NUM_STEPS,
+    MeasuredPair,
+    align_statistically,
+    choose_preset,
+    learn_lexicon,
+)
+from ..errors import RequestError
+from ..models import LoadedModel, ModelError, bundled_model, load
+from .calibration_report import draw_heads, print_report
+from .calibration_rows import RowFiles, TextPair, collect_rows
+
+# With fewer pairs a lexicon would hold little but chance.
+_MIN_LEXICON_PAIRS = 1000
+
+
+class CalibrationError(Exception):
+    """A calibration that cannot be. The message is for the person who has started it."""
+
+
+class _Pairs(NamedTuple):
+    """Pairs of texts of a run.
+
+    Attributes:
+        measured: The pairs whose heads are measured.
+        gold: Their links by people; None: there are none.
+        others: The folded words of sources and of targets of other pairs, for the lexicon.
+    """
+
+    measured: list[TextPair]
+    gold: list[list[Link]] | None
+    others: tuple[list[list[str]], list[list[str]]]
+
+
+def calibrate(args: argparse.Namespace) -> None:
+    """Calibrates a model as the command line says. Raises CalibrationError."""
+    lines = _read_pairs(args.pairs)
+    more = [] if args.lexicon_pairs is None else _read_pairs(args.lexicon_pairs)
+    gold_lines = None if args.gold is None else _read_lines(args.gold)
+    output = args.output or (bundled_model() if args.model is None else Path(args.model)) / PRESET_FILE
+    if not output.parent.is_dir():
+        raise CalibrationError(f"{output.parent} is no folder: say with --output where to write")
+    loaded = _load(args.model)
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as progress:
+        pairs = _divide(loaded, lines, more, gold_lines, args)
+        files = RowFiles(output.with_name(f".{output.name}.rows"), loaded, pairs.measured)
+        preset = _choose(loaded, pairs, files, progress, wants_lexicon=not args.no_lexicon)
+    write_preset(preset, output)
+    files.remove()
+    print_report(preset, output)
+    if args.picture is not None:
+        args.picture.write_text(draw_heads(preset, loaded.name), encoding="utf-8")
+
+
+def _load(model: str | None) -> LoadedModel:
+    try:
+        loaded = load(model)
+    except ModelError as error:
+        raise CalibrationError(str(error)) from error
+    if not loaded.is_encoder_decoder or loaded.feature_shape is not None:
+        raise CalibrationError(f"{loaded.name} does not read and write texts by an encoder and a decoder")
+    return loaded
+
+
+def _choose(
+    loaded: LoadedModel, pairs: _Pairs, files: RowFiles, progress: Progress, *, wants_lexicon: bool
+) -> AlignmentPreset:
+    rows_task = progress.add_task("attention", total=len(pairs.measured))
+    rows = _collect(loaded, pairs.measured, files, lambda count: progress.advance(rows_task, count))
+    lexicon: Lexicon | None = None
+    if wants_lexicon and len(pairs.others[0]) >= _MIN_LEXICON_PAIRS:
+        lexicon_task = progress.add_task("lexicon", total=NUM_LEXICON_STEPS)
+        lexicon = learn_lexicon(*pairs.others, lambda: progress.advance(lexicon_task))
+    links, reference = pairs.gold, GOLD
+    if links is None:
+        aligner_task = progress.add_task("statistical aligner", total=None)
+        sources = [pair.source.folded for pair in pairs.measured] + pairs.others[0]
+        targets = [pair.target.folded for pair in pairs.measured] + pairs.others[1]
+        links, reference = align_statistically(sources, targets, len(pairs.measured))
+        progress.update(aligner_task, total=1, completed=1)
+    task = progress.add_task("heads and features", total=NUM_STEPS)
+    measured = [_measure(*each) for each in zip(pairs.measured, rows, links, strict=True)]
+    return choose_preset(measured, lexicon, reference, lambda: progress.advance(task))
+
+
+def _collect(
+    loaded: LoadedModel, pairs: Sequence[TextPair], files: RowFiles, on_pair: Callable[[int], None]
+) -> list[np.ndarray]:
+    try:
+        return collect_rows(loaded, pairs, files, on_pair)
+    except (RequestError, ModelError) as error:
+        raise CalibrationError(f"the model fails: {error}") from error
+
+
+def _measure(pair: TextPair, rows: np.ndarray, links: Sequence[Link]) -> MeasuredPair:
+    """Returns a pair to measure. The row that reads a token is the row that predicts the next token."""
+    reference = np.zeros((len(pair.source.words), len(pair.target.words)), np.bool_)
+    for link in links:
+        reference[link.source, link.target] = True
+    predicting = rows.astype(np.float32)
+    reading = np.concatenate([predicting[1:], predicting[-1:]])
+    return MeasuredPair(pair.source, pair.target, {"predicting": predicting, "reading": reading}, reference)
+
+
+# ---- pairs ----------------------------------------------------------------------------------------------------------
+
+
+def _divide(
+    loaded: LoadedModel,
+    lines: Sequence[tuple[str, str]],
+    more: Sequence[tuple[str, str]],
+    gold_lines: Sequence[str] | None,
+    args: argparse.Namespace,
+) -> _Pairs:
+    """Divides the pairs of the files: those that are measured, and those for the lexicon. Raises CalibrationError."""
+    if gold_lines is None:
+        # Spread over the file, which may be sorted.
+        count = min(args.max_pairs, len(lines))
+        chosen = dict.fromkeys(index * len(lines) // count for index in range(count))
+    else:
+        if len(gold_lines) > len(lines):
+            raise CalibrationError(f"{args.gold} has more lines than {args.pairs}")
+        chosen = dict.fromkeys(range(len(gold_lines)))
+    measured: list[TextPair] = []
+    gold: list[list[Link]] = []
+    for index in list(chosen)[: args.max_pairs]:
+        pair = _encode(loaded, *lines[index], is_pretokenized=args.pretokenized)
+        if not _fits(loaded, pair):
+            continue
+        measured.append(pair)
+        if gold_lines is not None:
+            try:
+                gold.append(parse_pharaoh(gold_lines[index], len(pair.source.words), len(pair.target.words)))
+            except PharaohError as error:
+                raise CalibrationError(f"{args.gold}: line {index + 1}: {error}") from error
+    if not measured:
+        raise CalibrationError(f"{args.pairs} has no pair that the model can read")
+    others = [line for index, line in enumerate(lines) if index not in chosen]
+    words = [
+        WordedText.of_text(text, (), is_pretokenized=is_pretokenized).folded
+        for group, is_pretokenized in ((others, args.pretokenized), (more, False))
+        for pair in group
+        for text in pair
+    ]
+    return _Pairs(measured, None if gold_lines is None else gold, (words[::2], words[1::2]))
+
+
+def _encode(loaded: LoadedModel, source: str, target: str, *, is_pretokenized: bool) -> TextPair:
+    texts = loaded.tokenizer.encode_source(source), loaded.tokenizer.encode_target(target)
+    return TextPair(*(WordedText.of_text(text.text, text.tokens, is_pretokenized=is_pretokenized) for text in texts))
+
+
+def _fits(loaded: LoadedModel, pair: TextPair) -> bool:
+    num_source, num_target = len(pair.source.tokens), len(pair.target.tokens)
+    return (
+        bool(pair.source.words and pair.target.words)
+        and num_source <= loaded.max_source_tokens
+        and num_target < loaded.max_target_tokens
+    )
+
+
+def _read_pairs(path: Path) -> list[tuple[str, str]]:
+    pairs: list[tuple[str, str]] = []
+    for number, line in enumerate(_read_lines(path), 1):
+        fields = line.split("\t")
+        if len(fields) < 2:
+            raise CalibrationError(f"{path}: line {number} has no tab between a source and a target")
+        pairs.append((fields[0], fields[1]))
+    return pairs
+
+
+def _read_lines(path: Path) -> list[str]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise CalibrationError(f"{path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise CalibrationError(f"{path} is not UTF-8") from error
+    lines = text.split("\n")
+    return lines[:-1] if lines[-1] == "" else lines
