@@ -441,10 +441,12 @@ class Capture(_message.Message):
     used with HeadSelection.list.
     """
     row: Global___Row.ValueType
-    """Which row of the attention matrix a token gets. Unset: ROW_PREDICTING."""
+    """Which row of the attention matrix a token gets. Unset: the row of HeadSelection.preset; without a preset,
+    ROW_PREDICTING.
+    """
     special_tokens: Global___SpecialTokens.ValueType
     """What is done with positions that hold special tokens: of the source, of the prefix and of the target. Token.special
-    says which tokens these are. Unset: SPECIAL_TOKENS_KEEP.
+    says which tokens these are. Unset: as HeadSelection.preset has it; without a preset, SPECIAL_TOKENS_KEEP.
     """
     grouping: Global___Grouping.ValueType
     """What one position and one step stand for. Unset: GROUPING_TOKEN. For a source of token ids or of features, only
@@ -610,7 +612,10 @@ class HeadSelection(_message.Message):
     LAYERS_FIELD_NUMBER: _builtins.int
     PRESET_FIELD_NUMBER: _builtins.int
     preset: _builtins.str
-    """The name of a set of heads that was measured for this model, such as "alignment". Model.presets lists the names."""
+    """The name of a set of heads that was measured for this model, such as "alignment". Model.presets lists the names.
+    The heads are those of cross-attention, which must be the only kind. They count as a list. In a mean and in a sum
+    they have their weights.
+    """
     @_builtins.property
     def list(self) -> Global___HeadList:
         """Single (layer, head) pairs. The axes [layers, heads] become one axis [pairs], in the order of the list."""

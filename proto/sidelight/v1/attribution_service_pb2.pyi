@@ -1539,7 +1539,7 @@ class AlignAtt(_message.Message):
     words: _builtins.int
     """So many words, as GROUPING_WORD divides the source. Punctuation marks do not count. At least 1."""
     row: _attention_pb2.Row.ValueType
-    """Which row of the attention matrix is used. Unset: ROW_PREDICTING."""
+    """Which row of the attention matrix is used. Unset: the row of the preset; without a preset, ROW_PREDICTING."""
     @_builtins.property
     def heads(self) -> _attention_pb2.HeadSelection:
         """The heads whose mean says where a token looks. Unset: the preset "alignment" if the model has it, otherwise all

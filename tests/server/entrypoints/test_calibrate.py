@@ -31,6 +31,7 @@ def _write(folder: Path, gold: str | None = None) -> list[str]:
     return ["--pairs", str(folder / "pairs.tsv"), "--gold", str(folder / "gold")]
 
 
+@pytest.mark.slow
 def test_a_model_is_calibrated_with_gold_links(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -67,8 +68,8 @@ def test_a_model_is_calibrated_with_gold_links(
     ("gold", "problem"),
     [
         ("0-0\n0-9\n", 'gold: line 2: pair 1 is "0-9", and the target has only 4 words'),
-        ("0-0\n" * 4, "gold has more lines than"),
-        ("0:0\n", "gold: line 1: pair 1 is"),
+        pytest.param("0-0\n" * 4, "gold has more lines than", marks=pytest.mark.slow),
+        pytest.param("0:0\n", "gold: line 1: pair 1 is", marks=pytest.mark.slow),
     ],
 )
 def test_wrong_gold_links_are_refused(

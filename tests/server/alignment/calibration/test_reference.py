@@ -3,16 +3,8 @@ from itertools import product
 import pytest
 from sidelight.server.alignment.calibration import align_statistically, reference
 
-_WORDS = {
-    "a": "ein",
-    "the": "der",
-    "dog": "hund",
-    "wolf": "wolf",
-    "bird": "vogel",
-    "sleeps": "schläft",
-    "runs": "läuft",
-}
-_SOURCES = [list(words) for words in product(["a", "the"], ["dog", "wolf", "bird"], ["sleeps", "runs"])] * 4
+_WORDS = {"a": "ein", "the": "der", "dog": "hund", "ox": "ochse", "cow": "kuh", "sleeps": "schläft", "runs": "läuft"}
+_SOURCES = [list(words) for words in product(["a", "the"], ["dog", "ox", "cow"], ["sleeps", "runs"])] * 4
 _TARGETS = [[_WORDS[verb], _WORDS[article], _WORDS[noun]] for article, noun, verb in _SOURCES]
 
 
