@@ -276,5 +276,6 @@ def test_the_command_line(bundled_server, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 4
     assert [line.split("  ")[-1] for line in lines[:2]] == [lines[0]] * 2
-    assert main(["attribute", SENTENCE, "--address", bundled_server, "--length-penalty", "2"]) == 1
+    with pytest.raises(SystemExit, match="2"):
+        main(["attribute", SENTENCE, "--address", bundled_server, "--length-penalty", "2"])
     assert "need --beam" in capsys.readouterr().err

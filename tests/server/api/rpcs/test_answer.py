@@ -43,7 +43,7 @@ async def test_two_thousand_at_once_are_served_or_refused_with_a_reason(bundled,
 
 async def test_short_texts_go_before_long_ones(bundled, monkeypatch):
     """Texts that are validated in threads, a few at a time."""
-    monkeypatch.setattr(answer_module, "SHORT_BYTES", 0)
+    monkeypatch.setattr(answer_module, "_SHORT_BYTES", 0)
     started, ended = [], []
     validate_request = answer_module.validate_request
 
