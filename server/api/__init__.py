@@ -7,6 +7,7 @@ rpcs                   Attribute, AttributeMany, Follow, CancelAttribution: requ
 model_catalog          GetModel, ListModels, and finding a model by its name
 validation             messages become Requests: each field is checked, each default is filled in
 parsing                bytes become a protobuf message, or an error that names the field
+alignment_messages     the links of a pair become a message
 converters             outputs and models become messages
 offsets                offsets in the unit of the client
 enums                  the numbers of enums, and the domain's words for them

@@ -10,8 +10,10 @@ from typing import Any, TypeVar, get_args
 
 import numpy as np
 from sidelight.v1 import attention_pb2, text_pb2
+from sidelight.v1 import attribution_service_pb2 as service_pb
 
 from ...kernels import Encoding, Reduction
+from ..alignment import LinkFeature, LinkMethod, MarkupFormat, Placement, Symmetrization
 from ..capture import METHODS as CAPTURE_METHODS
 from ..capture import AttentionKind, Row
 from ..request import EarlyStopping, Score, StopReason
@@ -52,6 +54,21 @@ OFFSET_UNITS: Words[OffsetUnit] = Words(
 )
 EARLY_STOPPINGS: Words[EarlyStopping] = _words(text_pb2.EarlyStopping, "EARLY_STOPPING_", EarlyStopping)
 STOP_REASONS: Words[StopReason] = _words(text_pb2.StopReason, "STOP_REASON_", StopReason)
+MARKUP_FORMATS: Words[MarkupFormat] = Words(
+    {
+        **_words(service_pb.MarkupFormat, "MARKUP_FORMAT_", MarkupFormat),
+        service_pb.MARKUP_FORMAT_UNSPECIFIED: "spans",
+    }
+)
+PLACEMENTS: Words[Placement] = _words(service_pb.Placement, "PLACEMENT_", Placement)
+LINK_METHODS: Words[LinkMethod] = _words(service_pb.LinkMethod, "LINK_METHOD_", LinkMethod)
+LINK_FEATURES: Words[LinkFeature] = _words(service_pb.LinkFeature, "LINK_FEATURE_", LinkFeature)
+SYMMETRIZATIONS: Words[Symmetrization] = Words(
+    {
+        **_words(service_pb.Symmetrization, "SYMMETRIZATION_", Symmetrization),
+        service_pb.SYMMETRIZATION_UNSPECIFIED: "grow_diag_final_and",
+    }
+)
 
 # The encoding of numbers by their type. By name it would be slow: NumPy takes as long to name a type as all the rest of
 # a message takes.

@@ -1,6 +1,6 @@
 """AttributionService, the contract's service over grpc.aio: which method answers which RPC.
 
-`Calls` turns errors into statuses. RPCs of later versions end with UNIMPLEMENTED.
+`Calls` turns errors into statuses.
 """
 
 from __future__ import annotations
@@ -11,10 +11,17 @@ import grpc
 from sidelight.v1 import attribution_service_pb2 as service_pb
 
 from ..engine import Engine
-from ..errors import unimplemented
-from .calls import Call, Calls
+from .calls import Calls
 from .model_catalog import ModelCatalog
-from .rpcs import AnswerStarter, AttributeManyMethod, AttributeMethod, CancelAttributionMethod, FollowMethod
+from .rpcs import (
+    Aligner,
+    AlignMethod,
+    AnswerStarter,
+    AttributeManyMethod,
+    AttributeMethod,
+    CancelAttributionMethod,
+    FollowMethod,
+)
 
 SERVICE = service_pb.DESCRIPTOR.services_by_name["AttributionService"]
 
@@ -27,15 +34,16 @@ class AttributionService:
         self._catalog = ModelCatalog(engines)
         by_name = {engine.loaded.name: engine for engine in engines}
         self._starter = AnswerStarter(by_name, self._catalog)
+        self._aligner = Aligner(self._starter)
         self._follow = FollowMethod(by_name, self._catalog)
 
     def handler(self) -> grpc.GenericRpcHandler:
         """Returns the handlers of all RPCs. They get requests as bytes, which `parsing` parses."""
         methods = {
             "Attribute": AttributeMethod(self._starter).answer,
-            "AttributeMany": AttributeManyMethod(self._starter).answer,
+            "AttributeMany": AttributeManyMethod(self._starter, self._aligner).answer,
             "Follow": self._follow.answer,
-            "Align": _refuse,
+            "Align": AlignMethod(self._aligner).answer,
             "CancelAttribution": CancelAttributionMethod(self._calls).answer,
             "GetModel": self._catalog.get_model,
             "ListModels": self._catalog.list_models,
@@ -48,7 +56,3 @@ class AttributionService:
         """Ends the service's threads."""
         self._starter.close()
         self._follow.close()
-
-
-async def _refuse(_: Call) -> None:
-    raise unimplemented("")

@@ -2,11 +2,16 @@
 
 attribute            Attribute: one request, one stream of outputs
 attribute_many       AttributeMany: many texts on one stream
+align                Align: the links of a pair, and its markup
+aligner              Aligner: what Align and AttributeMany do with a pair
+many_alignments      the pairs of one AttributeMany stream
 follow               Follow: events of a client in, outputs out
 cancel_attribution   CancelAttribution: ends requests by their id
 answer               Answer: a request that the engine works on, and the messages of its outputs; AnswerStarter
 """
 
+from .align import AlignMethod
+from .aligner import Aligner
 from .answer import AnswerStarter
 from .attribute import AttributeMethod
 from .attribute_many import AttributeManyMethod
@@ -14,6 +19,8 @@ from .cancel_attribution import CancelAttributionMethod
 from .follow import FollowMethod
 
 __all__ = [
+    "AlignMethod",
+    "Aligner",
     "AnswerStarter",
     "AttributeManyMethod",
     "AttributeMethod",

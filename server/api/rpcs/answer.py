@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from sidelight.v1 import attribution_service_pb2 as service_pb
 
-from ...engine import Engine, OutputQueue, ReadyQueues, RequestState
+from ...engine import Engine, OutputQueue, ReadyQueues, RequestState, Reservation
 from ...models import LoadedModel
 from ...request import EncoderSelf, Finished, Output, Request, Started, Step, Unit
 from ...text import TokenizerPool
@@ -49,6 +49,20 @@ class AnswerStarter:
     def close(self) -> None:
         """Ends the threads."""
         self._tokenizer_pool.close()
+
+    def find(self, name: str, field: str = "model") -> LoadedModel:
+        """Returns the model of a name; the default model for an empty name. Raises RequestError with the field."""
+        return self._catalog.find(name, field)
+
+    def reserve(self, loaded: LoadedModel, client: Hashable) -> Reservation:
+        """Takes a place in the queue of a model, before work is done for a client's request. Raises RequestError."""
+        return self._engines[loaded.name].reserve(client)
+
+    async def run(self, num_bytes: int, function: Callable[..., T], *args: object) -> T:
+        """Does work on texts of so many bytes: on the event loop if they are short, otherwise in another thread."""
+        if num_bytes <= _SHORT_BYTES:
+            return function(*args)
+        return await self._tokenizer_pool.run(num_bytes, function, *args)
 
     async def start(
         self,

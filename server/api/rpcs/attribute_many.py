@@ -15,16 +15,22 @@ from collections import deque
 from sidelight.v1 import attribution_service_pb2 as service_pb
 
 from ...engine import OutputQueue, ReadyQueues
-from ...errors import RequestError, cancelled, internal, invalid, stopped, unimplemented
+from ...errors import RequestError, cancelled, internal, invalid, stopped
 from ...request import Finished
 from .. import status
 from ..calls import EOF, Call
 from ..parsing import parse
 from ..validation import MAX_TEXTS_PER_STREAM, request_id_of
+from .aligner import Aligner
 from .answer import MESSAGE_BYTES, Answer, AnswerStarter, group_outputs
 from .attribute import deadline_of
+from .many_alignments import ManyAlignments
 
 log = logging.getLogger(__name__)
+
+# The bytes of open requests to align from which on no further request is read. An answer waits as a whole, and is some
+# times as large as its request.
+_MAX_ALIGN_BYTES = 1024**2
 
 # An error repeats this many characters of the id of its text: all of a valid id.
 _MAX_ID_CHARACTERS = 128
@@ -33,24 +39,26 @@ _MAX_ID_CHARACTERS = 128
 class AttributeManyMethod:
     """The AttributeMany RPC over the engines of all models. For one event loop."""
 
-    def __init__(self, starter: AnswerStarter) -> None:
+    def __init__(self, starter: AnswerStarter, aligner: Aligner) -> None:
         self._starter = starter
+        self._aligner = aligner
 
     async def answer(self, call: Call) -> None:
         """Answers one call."""
-        await _ManyStream(call, self._starter).run()
+        await _ManyStream(call, self._starter, self._aligner).run()
 
 
 class _ManyStream:
     """One stream with its texts."""
 
-    def __init__(self, call: Call, starter: AnswerStarter) -> None:
+    def __init__(self, call: Call, starter: AnswerStarter, aligner: Aligner) -> None:
         self._call = call
         self._starter = starter
         self._ready = ReadyQueues()
         self._answers: dict[str, Answer] = {}  # the running texts by their ids
         self._ids: dict[OutputQueue, str] = {}  # of the running texts
         self._errors: deque[tuple[str, RequestError]] = deque()  # of texts that have failed, with their ids
+        self._alignments = ManyAlignments(call, aligner, self._ready.wake)
         self._num_open = 0  # texts whose last event is not sent
         self._has_room = asyncio.Event()
         call.cancel_text = self._cancel
@@ -73,7 +81,7 @@ class _ManyStream:
                 task.cancel()
             for answer in self._answers.values():
                 answer.queue.cancel()
-            await asyncio.gather(reading, draining, return_exceptions=True)
+            await asyncio.gather(reading, draining, self._alignments.end(), return_exceptions=True)
 
     async def _drain(self, reading: asyncio.Task[None]) -> None:
         """Waits until the server is about to end. Then no further request is read."""
@@ -89,20 +97,18 @@ class _ManyStream:
         data = await self._call.read_next()
         while data is not EOF:
             await self._answer_request(parse(service_pb.AttributeManyRequest, data), len(data))
-            while self._num_open >= MAX_TEXTS_PER_STREAM:
+            while self._num_open >= MAX_TEXTS_PER_STREAM or self._alignments.num_bytes >= _MAX_ALIGN_BYTES:
                 self._has_room.clear()
                 await self._has_room.wait()
             data = await self._call.read_next("later_request")
 
     async def _answer_request(self, message: service_pb.AttributeManyRequest, num_bytes: int) -> None:
         event = message.WhichOneof("event")
-        request_id = message.attribute.request_id[:_MAX_ID_CHARACTERS]
+        text = message.align if event == "align" else message.attribute
+        request_id = text.request_id[:_MAX_ID_CHARACTERS]
         try:
-            if event == "attribute":
-                await self._start(message, num_bytes)
-            elif event == "align":
-                request_id = message.align.request_id[:_MAX_ID_CHARACTERS]
-                raise unimplemented("align")
+            if event in ("attribute", "align"):
+                await self._start(message, text, num_bytes)
             elif event is None:
                 raise invalid("event", "REQUIRED", "is unset or not known: it must be attribute, align or cancel")
             elif not message.cancel:
@@ -115,7 +121,12 @@ class _ManyStream:
             log.exception("request %s failed", request_id)
             self._fail(request_id, internal())
 
-    async def _start(self, message: service_pb.AttributeManyRequest, num_bytes: int) -> None:
+    async def _start(
+        self,
+        message: service_pb.AttributeManyRequest,
+        text: service_pb.AttributeRequest | service_pb.AlignRequest,
+        num_bytes: int,
+    ) -> None:
         """Starts a text. Raises RequestError with the path in the message."""
         deadline = deadline_of(self._call)
         if message.HasField("timeout"):
@@ -124,19 +135,19 @@ class _ManyStream:
                 raise invalid("timeout", "OUT_OF_RANGE", "must be above 0")
             end = time.monotonic() + seconds
             deadline = end if deadline is None else min(deadline, end)
-        attribute = message.attribute
         try:
-            if not attribute.request_id:
+            if not text.request_id:
                 raise invalid("request_id", "REQUIRED", "is needed on a stream of many texts")
-            request_id = request_id_of(attribute)
-            if request_id in self._answers:
+            request_id = request_id_of(text)
+            if request_id in self._answers or request_id in self._alignments:
                 raise invalid("request_id", "DUPLICATE", "is the id of a text that runs on this stream")
-            answer = await self._starter.start(
-                attribute, num_bytes, request_id, self._call.client, deadline, self._ready
-            )
+            if isinstance(text, service_pb.AlignRequest):
+                self._alignments.start(text, num_bytes, request_id, deadline)
+                self._num_open += 1
+                return
+            answer = await self._starter.start(text, num_bytes, request_id, self._call.client, deadline, self._ready)
         except RequestError as error:
-            field = f"attribute.{error.field}" if error.field else ""
-            raise dataclasses.replace(error, field=field) from None
+            raise _with_path(error, "attribute" if isinstance(text, service_pb.AttributeRequest) else "align") from None
         self._num_open += 1
         self._answers[request_id] = answer
         self._ids[answer.queue] = request_id
@@ -144,10 +155,11 @@ class _ManyStream:
 
     def _cancel(self, request_id: str) -> int:
         """Cancels the text of an id. Returns how many there were."""
-        if request_id not in self._answers:
+        if request_id in self._answers:
+            self._answers[request_id].queue.cancel()
+            self._forget(request_id)
+        elif not self._alignments.cancel(request_id):
             return 0
-        self._answers[request_id].queue.cancel()
-        self._forget(request_id)
         self._num_open -= 1
         self._fail(request_id, cancelled())
         return 1
@@ -161,9 +173,10 @@ class _ManyStream:
 
     async def _send_events(self, queues: deque[OutputQueue]) -> None:
         """Sends the failures, and the outputs that some queues have."""
-        while queues or self._errors:
+        while queues or self._errors or self._alignments.has_ended:
             message = _Message()
             self._add_errors(message)
+            self._add_alignments(message)
             self._add_outputs(message, queues)
             if message.num_events:
                 await self._call.write(message.build())
@@ -176,6 +189,14 @@ class _ManyStream:
         while self._errors and message.has_room:
             request_id, error = self._errors.popleft()
             message.add_error(request_id, error)
+
+    def _add_alignments(self, message: _Message) -> None:
+        while self._alignments.has_ended and message.has_room:
+            request_id, result = self._alignments.pop()
+            if isinstance(result, RequestError):
+                message.add_error(request_id, _with_path(result, "align"))
+            else:
+                message.add_alignment(result)
 
     def _add_outputs(self, message: _Message, queues: deque[OutputQueue]) -> None:
         """Adds what the texts of some queues have, as far as the message has room. Leaves the other queues."""
@@ -231,6 +252,14 @@ class _Message:
         self.num_events += 1
         self.num_ends += 1
 
+    def add_alignment(self, alignment: service_pb.AlignResponse) -> None:
+        """Adds the links of a pair: its one event."""
+        response = self._responses.add(request_id=alignment.request_id)
+        response.alignment.CopyFrom(alignment)
+        self._num_bytes += alignment.ByteSize()
+        self.num_events += 1
+        self.num_ends += 1
+
     def add_outputs(self, request_id: str, answer: Answer) -> bool:
         """Adds what a text has. Returns whether its last output is among them.
 
@@ -255,6 +284,11 @@ class _Message:
     def build(self) -> service_pb.AttributeManyResponse:
         """Returns the message: a batch, or a single event."""
         return self._message if self.num_events > 1 else self._responses[0]
+
+
+def _with_path(error: RequestError, path: str) -> RequestError:
+    """Returns the error with the path of its field in the message of the stream."""
+    return dataclasses.replace(error, field=f"{path}.{error.field}") if error.field else error
 
 
 def _check_reading(reading: asyncio.Task[None], last_error: RequestError | None) -> None:

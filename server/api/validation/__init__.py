@@ -10,6 +10,7 @@ capture       a Capture becomes a CapturePlan
 contrast      a Contrast becomes the request in a second context
 methods       the method of a Capture, and what it does with special tokens
 units         a grouping and UnitOptions become a UnitPlan
+align         an AlignRequest becomes an AlignPlan, and the requests to the engine
 follow        the messages of a follow stream become events
 follow_start  the options of a follow stream, checked before the source is known
 
@@ -17,6 +18,18 @@ Every function raises RequestError with the path of the field. What the contract
 UNIMPLEMENTED, and never ignored.
 """
 
+from .align import (
+    MAX_SEGMENTS,
+    AlignPlan,
+    build_reverse_request,
+    build_segment_request,
+    check_links_model,
+    find_align_field,
+    find_head_source,
+    fix_seed,
+    make_linker,
+    validate_align,
+)
 from .beam import MAX_BEAM_WIDTH
 from .decoding import MAX_STOP_BYTES, MAX_STOPS
 from .follow import MAX_FOLLOW_STREAMS, FollowValidator
@@ -28,12 +41,22 @@ __all__ = [
     "MAX_BEAM_WIDTH",
     "MAX_FOLLOW_STREAMS",
     "MAX_REQUEST_BYTES",
+    "MAX_SEGMENTS",
     "MAX_SPANS",
     "MAX_STOPS",
     "MAX_STOP_BYTES",
     "MAX_TEXTS_PER_STREAM",
+    "AlignPlan",
     "FollowValidator",
+    "build_reverse_request",
+    "build_segment_request",
+    "check_links_model",
+    "find_align_field",
+    "find_head_source",
+    "fix_seed",
+    "make_linker",
     "paths_in_start",
     "request_id_of",
+    "validate_align",
     "validate_request",
 ]

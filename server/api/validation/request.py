@@ -36,7 +36,9 @@ MAX_REQUEST_BYTES = 4 * 1024**2
 MAX_TEXTS_PER_STREAM = 64
 
 
-def request_id_of(message: service_pb.AttributeRequest | service_pb.FollowStart) -> str:
+def request_id_of(
+    message: service_pb.AttributeRequest | service_pb.FollowStart | service_pb.AlignRequest,
+) -> str:
     """Returns the request's id, or a new one. Raises RequestError if the id cannot be put into logs and trailers."""
     if len(message.request_id) > _MAX_REQUEST_ID or not message.request_id.isprintable():
         raise invalid("request_id", "MALFORMED", f"at most {_MAX_REQUEST_ID} characters, all of them printable")

@@ -119,14 +119,15 @@ def _read_spans(
         path = f"capture.units.{name}[{index}]"
         if span.end <= span.begin:
             raise invalid(f"{path}.end", "OUT_OF_RANGE", "must be after begin")
-        begin = _read_offset(span.begin, offsets, f"{path}.begin")
+        begin = read_offset(span.begin, offsets, f"{path}.begin")
         if is_ordered and read and begin < read[-1][1]:
             raise invalid(f"{path}.begin", "OUT_OF_RANGE", "must not be before the end of the span before it")
-        read.append((begin, _read_offset(span.end, offsets, f"{path}.end")))
+        read.append((begin, read_offset(span.end, offsets, f"{path}.end")))
     return tuple(read)
 
 
-def _read_offset(offset: int, offsets: OffsetMap, field: str) -> int:
+def read_offset(offset: int, offsets: OffsetMap, field: str) -> int:
+    """Returns an offset of a request in code points. Raises RequestError with the field."""
     try:
         return offsets.to_code_points(offset)
     except ValueError as error:

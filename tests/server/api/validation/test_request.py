@@ -205,12 +205,6 @@ def test_a_deadline_in_the_past_ends_at_once(bundled_server):
     assert raised.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
 
 
-def test_methods_of_later_versions_are_unimplemented(bundled_server):
-    with stub(bundled_server) as service, pytest.raises(grpc.RpcError) as raised:
-        service.Align(pb.AlignRequest(), timeout=60)
-    assert raised.value.code() == UNIMPLEMENTED
-
-
 @pytest.mark.parametrize("kind", [CROSS, ENCODER_SELF])
 def test_a_decoder_only_model_has_no_attention_onto_a_source(decoder_only, kind):
     with serving(decoder_only) as address:

@@ -1,0 +1,277 @@
+"""Aligner: links pairs of texts, with rows that the engines compute, and carries markup over.
+
+A pair is one request to the engine, and one more for the other direction. A document without a target is a request for
+each segment. Align and AttributeMany share this module.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sidelight.v1 import attribution_service_pb2 as service_pb
+
+from ...alignment import (
+    Link,
+    LinkedSegment,
+    Linker,
+    MarkedTarget,
+    MarkupDocument,
+    PharaohError,
+    Segment,
+    WordedText,
+    join_links,
+    parse_markup,
+    parse_pharaoh,
+)
+from ...engine import RequestState
+from ...errors import RequestError, invalid
+from ...models import LoadedModel
+from ...request import Finished, Step
+from ...text import Token, TokenizedText
+from ..alignment_messages import AlignUsage, alignment_message
+from ..validation import (
+    MAX_SEGMENTS,
+    AlignPlan,
+    build_reverse_request,
+    build_segment_request,
+    check_links_model,
+    find_align_field,
+    find_head_source,
+    fix_seed,
+    make_linker,
+    validate_align,
+)
+from .answer import MESSAGE_BYTES, AnswerStarter
+
+# How many segments of a document run at the same time.
+_MAX_RUNNING = 32
+
+# Called with the engine's state of each request, and a name that no other request of the pair has.
+OnStart = Callable[[str, RequestState], None]
+
+
+@dataclass(frozen=True)
+class _Client:
+    """Who waits for the links, and until when."""
+
+    request_id: str
+    connection: Hashable
+    deadline: float | None
+    on_start: OnStart
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """What the engine has said of a segment: its texts, and float32 rows `[target tokens, source tokens]`."""
+
+    source: TokenizedText
+    target_text: str
+    target: Sequence[Token]
+    rows: NDArray[np.float32]
+
+
+class Aligner:
+    """Answers AlignRequests. For one event loop."""
+
+    def __init__(self, starter: AnswerStarter) -> None:
+        self._starter = starter
+
+    async def align(
+        self,
+        message: service_pb.AlignRequest,
+        request_id: str,
+        connection: Hashable,
+        deadline: float | None,
+        on_start: OnStart,
+    ) -> service_pb.AlignResponse:
+        """Links a pair. Raises RequestError with the path of the field.
+
+        Args:
+            message: The request. Its id has been checked.
+            request_id: The id of the request.
+            connection: The client's connection.
+            deadline: When the links are not wanted any more, by `time.monotonic`; None: no deadline.
+            on_start: Told of each request that the engine gets.
+        """
+        usage = AlignUsage(time.monotonic())
+        loaded = self._starter.find(message.model)
+        client = _Client(request_id, connection, deadline, on_start)
+        with self._starter.reserve(loaded, connection):  # before any work is done for the request
+            plan = validate_align(message)
+            num_bytes = len(plan.source_text) + len(plan.target_text or "")
+            document = None
+            if plan.markup is not None:
+                document = await self._starter.run(num_bytes, parse_markup, plan.source_text, plan.markup)
+        segments = _list_segments(plan, document)
+        if plan.links is not None:
+            pairs = [await self._starter.run(num_bytes, _link_by_client, plan, segments[0])]
+            model, head_source = "", service_pb.HEAD_SOURCE_UNSPECIFIED
+        else:
+            run = _PairRun(self._starter, message, plan, client, usage)
+            pairs = await run.link_all(segments)
+            model, head_source = loaded.name, find_head_source(message, loaded)
+        num_bytes += sum(len(pair.target_text) for pair in pairs)
+        target = await self._starter.run(num_bytes, _place, document, pairs)
+        source_text = plan.source_text if document is None else document.source_text
+        return await self._starter.run(
+            num_bytes, alignment_message, request_id, model, head_source, plan, source_text, target, usage
+        )
+
+
+class _PairRun:
+    """Links the segments of one request."""
+
+    def __init__(
+        self,
+        starter: AnswerStarter,
+        message: service_pb.AlignRequest,
+        plan: AlignPlan,
+        client: _Client,
+        usage: AlignUsage,
+    ) -> None:
+        """Raises RequestError where a model of the request cannot link."""
+        self._starter = starter
+        self._message = message
+        self._plan = plan
+        self._client = client
+        self._usage = usage
+        self._loaded, self._linker = self._find_linker(message.model, "model")
+        self._reverse: LoadedModel | None = None
+        self._reverse_linker: Linker | None = None
+        if plan.reverse_model:
+            self._reverse, self._reverse_linker = self._find_linker(plan.reverse_model, "link_options.reverse_model")
+
+    def _find_linker(self, name: str, field: str) -> tuple[LoadedModel, Linker]:
+        loaded = self._starter.find(name, field)
+        check_links_model(loaded, field)
+        return loaded, make_linker(self._message.link_options, loaded)
+
+    async def link_all(self, segments: Sequence[Segment]) -> list[LinkedSegment]:
+        """Links all segments, several at the same time. Where one fails, the others end. Raises RequestError."""
+        if len(segments) == 1:
+            return [await self._link(segments[0], 0)]
+        fix_seed(self._message)
+        linked: dict[int, LinkedSegment] = {}
+        waiting = iter(enumerate(segments))
+
+        async def work() -> None:
+            for number, segment in waiting:
+                linked[number] = await self._link(segment, number)
+
+        tasks = [asyncio.create_task(work()) for _ in range(min(len(segments), _MAX_RUNNING))]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        return [linked[number] for number in range(len(segments))]
+
+    async def _link(self, segment: Segment, number: int) -> LinkedSegment:
+        plan = self._plan
+        if plan.markup is not None and not segment.text.strip():  # nothing but markup
+            return LinkedSegment(plan.target_text or "", [], [], [])
+        request = build_segment_request(self._message, self._loaded, segment.text, plan.target_text)
+        forward = await self._run(request, f"{number}", is_reverse=False)
+        backward: _Rows | None = None
+        if self._reverse is not None and forward.target_text.strip():
+            request = build_reverse_request(self._message, self._reverse, segment.text, forward.target_text)
+            backward = await self._run(request, f"{number} reverse", is_reverse=True)
+        num_bytes = len(segment.text) + len(forward.target_text)
+        return await self._starter.run(num_bytes, self._link_rows, forward, backward)
+
+    def _link_rows(self, forward: _Rows, backward: _Rows | None) -> LinkedSegment:
+        """Links the units of a segment, for any thread. `backward` is from the model of the other direction."""
+        plan = self._plan
+        source = _find_units(forward.source.text, forward.source.tokens, plan)
+        target = _find_units(forward.target_text, forward.target, plan)
+        links = self._linker.link(forward.rows, source, target)
+        if backward is not None and self._reverse_linker is not None:
+            # The same texts, with the tokens of the other model.
+            back_source = WordedText(backward.source.text, backward.source.tokens, target.words)
+            back_target = WordedText(backward.target_text, backward.target, source.words)
+            found = self._reverse_linker.link(backward.rows, back_source, back_target)
+            links = join_links(links, [Link(t, s, score) for s, t, score in found], plan.symmetrization)
+        links = [link for link in links if link.score >= plan.min_score]
+        return LinkedSegment(forward.target_text, source.words, target.words, links)
+
+    async def _run(self, request: service_pb.AttributeRequest, name: str, *, is_reverse: bool) -> _Rows:
+        """Has the engine compute the rows of a request. Raises RequestError with the field of the AlignRequest."""
+        client = self._client
+        try:
+            answer = await self._starter.start(
+                request, request.ByteSize(), client.request_id, client.connection, client.deadline
+            )
+            client.on_start(name, answer.state)
+            try:
+                return await self._collect(answer.state)
+            finally:
+                answer.queue.cancel()  # the engine drops the request if it still runs
+        except RequestError as error:
+            raise find_align_field(error, is_reverse=is_reverse) from None
+
+    async def _collect(self, state: RequestState) -> _Rows:
+        """Takes the outputs of a request."""
+        tokens: list[Token] = []
+        rows: list[NDArray[Any]] = []
+        first_step = 0.0
+        finished: Finished | None = None
+        while outputs := await state.queue.get(MESSAGE_BYTES):
+            for output in outputs:
+                if isinstance(output, Step):
+                    first_step = first_step or time.monotonic()
+                    assert output.cross is not None
+                    tokens.append(output.token)
+                    rows.append(output.cross.values)
+                elif isinstance(output, Finished):
+                    finished = output
+        assert finished is not None
+        self._usage.add(state, len(tokens), first_step, finished.seed)
+        return _Rows(state.request.source, finished.text, tokens, np.stack(rows))
+
+
+# ---- work on texts, for any thread ----------------------------------------------------------------------------------
+
+
+def _list_segments(plan: AlignPlan, document: MarkupDocument | None) -> list[Segment]:
+    if document is None:
+        return [Segment(plan.source_text, 0, len(plan.source_text))]
+    if len(document.segments) > MAX_SEGMENTS:
+        problem = f"has {len(document.segments):,} segments; at most {MAX_SEGMENTS:,} are translated"
+        raise invalid("source.text", "TOO_MANY_SEGMENTS", problem)
+    return document.segments
+
+
+def _find_units(text: str, tokens: Sequence[Token], plan: AlignPlan) -> WordedText:
+    """Finds what is linked: words, or tokens that cover characters."""
+    if plan.links_tokens:
+        return WordedText(text, tokens, [(token.begin, token.end) for token in tokens if token.begin < token.end])
+    return WordedText.of_text(text, tokens, is_pretokenized=plan.is_pretokenized)
+
+
+def _link_by_client(plan: AlignPlan, segment: Segment) -> LinkedSegment:
+    """Takes the links that a client has brought along. Raises RequestError."""
+    assert plan.target_text is not None
+    source = _find_units(segment.text, (), plan)
+    target = _find_units(plan.target_text, (), plan)
+    try:
+        links = parse_pharaoh(plan.links or "", len(source.words), len(target.words))
+    except PharaohError as error:
+        raise invalid("links", "MALFORMED", str(error)) from error
+    links = [link for link in links if link.score >= plan.min_score]
+    return LinkedSegment(plan.target_text, source.words, target.words, links)
+
+
+def _place(document: MarkupDocument | None, pairs: Sequence[LinkedSegment]) -> MarkedTarget:
+    """Carries the markup over. Without markup, the target stays as it is."""
+    if document is not None:
+        return document.place(pairs)
+    pair = pairs[0]
+    words = list(pair.source_words), list(pair.target_words)
+    return MarkedTarget(pair.target_text, pair.target_text, [], [], *words, list(pair.links))

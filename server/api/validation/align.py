@@ -1,0 +1,314 @@
+"""An AlignRequest becomes an AlignPlan: what is linked, and the requests that the engine gets for it.
+
+`validate_align` checks what needs no model and no tokens. The requests are AttributeRequests, which are validated as
+all other requests. `find_align_field` says which field of the AlignRequest is to blame where one of them is refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import secrets
+from dataclasses import dataclass
+
+from sidelight.v1 import attention_pb2, text_pb2
+from sidelight.v1 import attribution_service_pb2 as service_pb
+
+from ...alignment import AlignmentPreset, Linker, MarkupOptions, MarkupSpan, Symmetrization, default_preset
+from ...errors import RequestError, invalid, unimplemented
+from ...models import LoadedModel
+from ...text import OffsetMap, OffsetUnit
+from ..enums import (
+    GROUPINGS,
+    LINK_FEATURES,
+    LINK_METHODS,
+    MARKUP_FORMATS,
+    OFFSET_UNITS,
+    ROWS,
+    SYMMETRIZATIONS,
+    number_of,
+)
+from .units import read_offset
+
+# The most bytes of a source and of a target, and of links that a client brings along.
+MAX_ALIGN_BYTES = 1024**2
+# The most segments of a document. Each is a request of its own.
+MAX_SEGMENTS = 1_000
+# The most marked spans of a source.
+MAX_MARKUP_SPANS = 10_000
+
+# What contradicts links that are brought along: no model runs.
+_MODEL_FIELDS = ("model", "heads", "row", "decoding", "link_options", "source_language", "target_language", "signals")
+
+# The fields of the requests to the engine, and the fields of the AlignRequest that they come from.
+_FIELD_NAMES = {"given": "target", "capture.heads": "heads", "capture.row": "row", "capture": "heads"}
+
+
+@dataclass(frozen=True)
+class AlignPlan:
+    """What an AlignRequest asks for.
+
+    Attributes:
+        source_text: The source, with its markup.
+        target_text: The target; None: the model writes it.
+        markup: What the markup of the source is; None: the source has none.
+        links: Links that the client brings along; None: a model makes them.
+        links_tokens: Whether tokens are linked, not words.
+        is_pretokenized: Whether words are what white space separates.
+        min_score: The smallest score of a link.
+        offset_unit: What offsets count on the wire. Here, all offsets count code points.
+        reverse_model: The name of a model for the other direction; empty: one direction.
+        symmetrization: How the links of two directions are joined.
+    """
+
+    source_text: str
+    target_text: str | None
+    markup: MarkupOptions | None
+    links: str | None
+    links_tokens: bool
+    is_pretokenized: bool
+    min_score: float
+    offset_unit: OffsetUnit
+    reverse_model: str
+    symmetrization: Symmetrization
+
+
+def validate_align(message: service_pb.AlignRequest) -> AlignPlan:
+    """Returns what a message asks for. Raises RequestError with the path of the field."""
+    if message.signals:
+        raise unimplemented("signals")
+    _check_link_options(message.link_options)
+    source_text = _read_text(message, "source")
+    target_text = _read_text(message, "target") if message.HasField("target") else None
+    _check_links(message)
+    _check_target_fields(message)
+    if message.offset_unit not in OFFSET_UNITS:
+        raise invalid("offset_unit", "UNKNOWN_VALUE", "is no unit of offsets")
+    if message.row and message.row not in ROWS:
+        raise invalid("row", "UNKNOWN_VALUE", f"{message.row} has no meaning here")
+    if not 0 <= message.min_score <= 1:
+        raise invalid("min_score", "OUT_OF_RANGE", "must be from 0 to 1")
+    offset_unit = OFFSET_UNITS[message.offset_unit]
+    return AlignPlan(
+        source_text,
+        target_text,
+        _read_markup(message, source_text, offset_unit),
+        message.links or None,
+        _links_tokens(message),
+        message.pretokenized,
+        message.min_score,
+        offset_unit,
+        message.link_options.reverse_model,
+        SYMMETRIZATIONS[message.link_options.symmetrization],
+    )
+
+
+def _check_link_options(options: service_pb.LinkOptions) -> None:
+    if options.method and options.method not in LINK_METHODS:
+        raise invalid("link_options.method", "UNKNOWN_VALUE", f"{options.method} has no meaning here")
+    for index, feature in enumerate(options.features):
+        field = f"link_options.features[{index}]"
+        if feature not in LINK_FEATURES:
+            raise invalid(field, "UNKNOWN_VALUE", "is no feature")
+        if feature in options.features[:index]:
+            raise invalid(field, "DUPLICATE", "is asked for twice")
+    if options.symmetrization not in SYMMETRIZATIONS:
+        raise invalid("link_options.symmetrization", "UNKNOWN_VALUE", f"{options.symmetrization} has no meaning here")
+    if options.symmetrization and not options.reverse_model:
+        problem = "needs reverse_model: links of one direction are not joined"
+        raise invalid("link_options.symmetrization", "CONTRADICTION", problem)
+
+
+def _read_text(message: service_pb.AlignRequest, field: str) -> str:
+    text: text_pb2.Text = getattr(message, field)
+    kind = text.WhichOneof("kind")
+    if kind is None:
+        raise invalid(field, "REQUIRED", "is required, as a text")
+    if kind != "text":
+        raise invalid(f"{field}.{kind}", "WRONG_SOURCE", "has no words: links need a text")
+    if not text.text:
+        raise invalid(f"{field}.text", "EMPTY", "must not be empty")
+    if (num_bytes := len(text.text.encode())) > MAX_ALIGN_BYTES:
+        problem = f"is {num_bytes:,} bytes long; at most {MAX_ALIGN_BYTES:,} are linked"
+        raise invalid(f"{field}.text", "TEXT_TOO_LONG", problem)
+    return text.text
+
+
+def _check_links(message: service_pb.AlignRequest) -> None:
+    """Checks that links that are brought along stand alone: no model runs."""
+    if not message.links:
+        return
+    if not message.HasField("target"):
+        raise invalid("target", "REQUIRED", "is needed: links that are brought along belong to a target")
+    if (num_bytes := len(message.links.encode())) > MAX_ALIGN_BYTES:
+        raise invalid("links", "TOO_MANY", f"are {num_bytes:,} bytes long; at most {MAX_ALIGN_BYTES:,} are read")
+    for field, _ in message.ListFields():
+        if field.name in _MODEL_FIELDS:
+            raise invalid(
+                field.name, "CONTRADICTION", "goes without links: no model runs where links are brought along"
+            )
+
+
+def _check_target_fields(message: service_pb.AlignRequest) -> None:
+    """Checks what goes only with a given target, or only without."""
+    if message.HasField("target"):
+        if message.HasField("decoding"):
+            raise invalid("decoding", "CONTRADICTION", "goes without a target: a given target is not decoded")
+        if message.markup.split_sentences:
+            problem = "goes without a target: the server does not know which sentence of the target belongs to which"
+            raise invalid("markup.split_sentences", "CONTRADICTION", problem)
+    if message.decoding.WhichOneof("strategy") == "beam":
+        raise invalid("decoding.beam", "CONTRADICTION", "goes with Attribute; then align its target")
+
+
+def _links_tokens(message: service_pb.AlignRequest) -> bool:
+    """Returns whether tokens are linked. Raises RequestError for other units than tokens and words."""
+    if not message.grouping:
+        return False
+    grouping = GROUPINGS.get(message.grouping)
+    if grouping not in ("word", "token"):
+        raise invalid(
+            "grouping", "UNKNOWN_VALUE", "must be GROUPING_WORD or GROUPING_TOKEN: words or tokens are linked"
+        )
+    if grouping == "word":
+        return False
+    for name in ("links", "markup", "pretokenized"):
+        if any(field.name == name for field, _ in message.ListFields()):
+            raise invalid("grouping", "CONTRADICTION", f"must be GROUPING_WORD with {name}, which is about words")
+    return True
+
+
+def _read_markup(message: service_pb.AlignRequest, source_text: str, unit: OffsetUnit) -> MarkupOptions | None:
+    if not message.HasField("markup"):
+        return None
+    markup = message.markup
+    if markup.format not in MARKUP_FORMATS:
+        raise invalid("markup.format", "UNKNOWN_VALUE", f"{markup.format} has no meaning here")
+    markup_format = MARKUP_FORMATS[markup.format]
+    if markup.spans and markup_format != "spans":
+        raise invalid("markup.spans", "CONTRADICTION", "goes with MARKUP_FORMAT_SPANS")
+    if len(markup.spans) > MAX_MARKUP_SPANS:
+        problem = f"are {len(markup.spans):,}; there may be at most {MAX_MARKUP_SPANS:,}"
+        raise invalid("markup.spans", "TOO_MANY", problem)
+    offsets = OffsetMap(unit, source_text if markup.spans else "")
+    return MarkupOptions(
+        format=markup_format,
+        spans=[_read_span(span, number, offsets) for number, span in enumerate(markup.spans)],
+        is_strict=markup.strict if markup.HasField("strict") else None,
+        can_split=markup.split,
+        has_placeholders=markup.placeholders,
+        placeholder_pattern=markup.placeholder_pattern,
+        splits_sentences=markup.split_sentences,
+        has_target=message.HasField("target"),
+    )
+
+
+def _read_span(span: service_pb.MarkupSpan, number: int, offsets: OffsetMap) -> MarkupSpan:
+    path = f"markup.spans[{number}]"
+    if span.end < span.begin:
+        raise invalid(f"{path}.end", "OUT_OF_RANGE", "must not be before begin")
+    begin, end = (
+        read_offset(offset, offsets, f"{path}.{name}") for name, offset in (("begin", span.begin), ("end", span.end))
+    )
+    return MarkupSpan(span.id, begin, end)
+
+
+# ---- the requests to the engine -------------------------------------------------------------------------------------
+
+
+def fix_seed(message: service_pb.AlignRequest) -> None:
+    """Sets the seed of sampling, so that all segments of a document draw with the same one."""
+    if message.decoding.WhichOneof("strategy") == "sampling" and not message.decoding.sampling.HasField("seed"):
+        message.decoding.sampling.seed = secrets.randbits(63)
+
+
+def build_segment_request(
+    message: service_pb.AlignRequest, loaded: LoadedModel, source: str, target: str | None
+) -> service_pb.AttributeRequest:
+    """Builds the request for the rows of a segment: the mean of the chosen heads for each token of the target."""
+    request = service_pb.AttributeRequest(
+        model=message.model,
+        source=text_pb2.Text(text=source),
+        source_language=message.source_language,
+        target_language=message.target_language,
+        capture=_make_capture(find_preset(loaded), message),
+    )
+    if target is not None:
+        request.given.text = target
+    elif message.HasField("decoding"):
+        request.decoding.CopyFrom(message.decoding)
+    return request
+
+
+def build_reverse_request(
+    message: service_pb.AlignRequest, reverse: LoadedModel, source: str, target: str
+) -> service_pb.AttributeRequest:
+    """Builds the request for the rows of the other direction: `target` is what that model reads."""
+    return service_pb.AttributeRequest(
+        model=message.link_options.reverse_model,
+        source=text_pb2.Text(text=target),
+        given=text_pb2.Text(text=source),
+        source_language=message.target_language,
+        target_language=message.source_language,
+        capture=_make_capture(find_preset(reverse), service_pb.AlignRequest()),
+    )
+
+
+def _make_capture(preset: AlignmentPreset, message: service_pb.AlignRequest) -> attention_pb2.Capture:
+    capture = attention_pb2.Capture(
+        kinds=[attention_pb2.ATTENTION_KIND_CROSS],
+        over_heads=attention_pb2.REDUCTION_MEAN,
+        row=message.row or number_of(ROWS, preset.row),
+    )
+    if preset.special_tokens == "renormalize":
+        capture.special_tokens = attention_pb2.SPECIAL_TOKENS_RENORMALIZE
+    if message.HasField("heads"):
+        capture.heads.CopyFrom(message.heads)
+    else:
+        for layer, head, weight in preset.heads:
+            capture.heads.list.heads.add(layer=layer, head=head, weight=weight)
+    if capture.heads.WhichOneof("selection") == "layers":
+        capture.over_layers = attention_pb2.REDUCTION_MEAN
+    return capture
+
+
+def find_preset(loaded: LoadedModel) -> AlignmentPreset:
+    """Returns how the words of a model's texts are linked: as calibration has found, or by default."""
+    num_layers = loaded.attention_layers.num_layers("cross")
+    return loaded.alignment or default_preset(num_layers, loaded.heads("cross"))
+
+
+def make_linker(options: service_pb.LinkOptions, loaded: LoadedModel) -> Linker:
+    """Returns the linker of a model. Raises RequestError for a feature that the model does not have."""
+    preset = find_preset(loaded)
+    for index, feature in enumerate(options.features):
+        if LINK_FEATURES[feature] == "lexicon" and preset.lexicon is None:
+            problem = f"needs a lexicon, and the calibration of {loaded.name} has none"
+            raise invalid(f"link_options.features[{index}]", "NO_LEXICON", problem)
+    method = LINK_METHODS[options.method] if options.method else None
+    return Linker(preset, method, [LINK_FEATURES[feature] for feature in options.features])
+
+
+def find_head_source(message: service_pb.AlignRequest, loaded: LoadedModel) -> service_pb.HeadSource.ValueType:
+    """Returns where the heads of a request come from."""
+    if message.heads.WhichOneof("selection") in ("list", "layers"):
+        return service_pb.HEAD_SOURCE_REQUEST
+    return service_pb.HEAD_SOURCE_DEFAULT if loaded.alignment is None else service_pb.HEAD_SOURCE_CALIBRATION
+
+
+def check_links_model(loaded: LoadedModel, field: str) -> None:
+    """Raises RequestError for a model that cannot link."""
+    if "cross" not in loaded.kinds:
+        problem = "has no cross-attention, which links are made of: only an encoder-decoder can link"
+        raise invalid(field, "NO_SUCH_ATTENTION", problem)
+    if loaded.feature_shape is not None:
+        raise invalid(field, "WRONG_SOURCE", "reads recordings, which have no words")
+
+
+def find_align_field(error: RequestError, *, is_reverse: bool) -> RequestError:
+    """Returns the error of a segment's request with the field of the AlignRequest that is to blame."""
+    if is_reverse and error.field:
+        return dataclasses.replace(error, field="link_options.reverse_model", message=f"refuses the pair: {error}")
+    for name, own in _FIELD_NAMES.items():
+        if error.field == name or error.field.startswith((f"{name}.", f"{name}[")):
+            return dataclasses.replace(error, field=own + error.field[len(name) :])
+    return error
