@@ -10,6 +10,7 @@ client          Client and AsyncClient: connections to a server
 streams         AttributionStream and AsyncAttributionStream: running requests, step by step
 many            AttributionManyStream and AsyncAttributionManyStream: many texts on one stream
 many_state      ManyResult, and the texts of such a stream: which run, what has arrived
+alignments/     Markup, LinkOptions, Alignment: word links, and markup that is carried over
 parts           what has arrived of one answer, and the request for the rest
 resumption      when a broken stream is called again
 follow/         FollowStream and AsyncFollowStream: streams whose source and target grow
@@ -32,6 +33,7 @@ and must handle Ctrl-C before any import that takes time. For this reason, this 
 
 TYPE_CHECKING = False  # the same as typing.TYPE_CHECKING, but importing typing takes time
 if TYPE_CHECKING:
+    from .alignments import Alignment, Link, LinkOptions, ManyAlignment, Markup, MarkupReport, MarkupSpan, Pair
     from .client import AsyncClient, Client
     from .errors import (
         CancelledError,
@@ -46,7 +48,12 @@ if TYPE_CHECKING:
     )
     from .follow import AsyncFollowStream, AwaitingSource, FollowEvent, FollowOptions, FollowStream, StepCount
     from .formats import save
-    from .many import AsyncAttributionManyStream, AttributionManyStream
+    from .many import (
+        AlignmentManyStream,
+        AsyncAlignmentManyStream,
+        AsyncAttributionManyStream,
+        AttributionManyStream,
+    )
     from .many_state import ManyResult, ManySource, OnStep
     from .models import Calibration, Model, ModelAttention, RequestLimits
     from .offset_units import Span, Token
@@ -71,7 +78,7 @@ if TYPE_CHECKING:
         TextSpan,
         UnitOptions,
     )
-    from .request import AttributeOptions
+    from .request import AlignOptions, AttributeOptions
     from .results import (
         AttentionLayout,
         Attribution,
@@ -89,6 +96,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AlignAtt",
+    "AlignOptions",
+    "Alignment",
+    "AlignmentManyStream",
+    "AsyncAlignmentManyStream",
     "AsyncAttributionManyStream",
     "AsyncAttributionStream",
     "AsyncClient",
@@ -120,13 +131,20 @@ __all__ = [
     "Hypothesis",
     "InternalError",
     "InvalidArgumentError",
+    "Link",
+    "LinkOptions",
+    "ManyAlignment",
     "ManyResult",
     "ManySource",
+    "Markup",
+    "MarkupReport",
+    "MarkupSpan",
     "Method",
     "Model",
     "ModelAttention",
     "NotFoundError",
     "OnStep",
+    "Pair",
     "PolicyDecision",
     "Reduction",
     "RequestLimits",
@@ -153,6 +171,7 @@ __all__ = [
 ]
 
 _MODULES = (
+    "alignments",
     "client",
     "errors",
     "follow",

@@ -18,14 +18,22 @@ from sidelight.v1.attribution_service_pb2_grpc import AttributionServiceStub
 from typing_extensions import Self, Unpack
 
 from . import converters
+from .alignments import Alignment, Pair
 from .errors import CancelledError, field_errors, from_rpc_error
 from .follow import AsyncFollowStream, FollowOptions, FollowStream, build_follow_start
-from .many import AsyncAttributionManyStream, AttributionManyStream
-from .many_state import DEFAULT_RUNNING, ManySource, ManyState, OnStep
+from .many import (
+    AlignmentManyStream,
+    AsyncAlignmentManyStream,
+    AsyncAttributionManyStream,
+    AttributionManyStream,
+)
+from .many_state import DEFAULT_RUNNING, AlignmentManyState, AttributionManyState, ManySource, OnStep
 from .models import Model
 from .parameters import Source
 from .request import (
+    AlignOptions,
     AttributeOptions,
+    build_align_request,
     build_attribute_request,
     build_cancel_request,
     build_get_model_request,
@@ -81,7 +89,9 @@ class Client:
             self._channel = grpc.secure_channel(address, credentials, options=arguments)
         self._stub = AttributionServiceStub(self._channel)
         self._closed = False
-        self._streams: WeakSet[AttributionManyStream] = WeakSet()  # they have threads of their own
+        self._streams: WeakSet[AttributionManyStream | AlignmentManyStream] = (
+            WeakSet()
+        )  # they have threads of their own
         self._lock = threading.Lock()  # of `_streams`
 
     def attribute(self, source: Source, **options: Unpack[AttributeOptions]) -> AttributionStream:
@@ -127,16 +137,49 @@ class Client:
         Raises:
             InvalidArgumentError: An option is wrong. What is wrong with a single source is in the source's result.
         """
-        state = ManyState(options, max_running=max_running, ordered=ordered, on_step=on_step)
+        state = AttributionManyState(options, max_running=max_running, ordered=ordered, on_step=on_step)
 
-        def begin(requests: Iterator[service_pb.AttributeManyRequest]) -> Any:
-            _check_open(self._closed)
-            return self._stub.AttributeMany(requests)
-
-        stream = AttributionManyStream(begin, sources, state)
+        stream = AttributionManyStream(self._begin_many, sources, state)
         with self._lock:
             self._streams.add(stream)
         return stream
+
+    def align(self, source: str, target: str | None = None, **options: Unpack[AlignOptions]) -> Alignment:
+        """Links the words of a source and its target, and carries the markup of the source over to the target.
+
+        Args:
+            source: The source, with its markup if `markup` says so.
+            target: The target; None: the model writes it.
+            **options: See `AlignOptions`.
+
+        Raises SidelightError.
+        """
+        request, seconds = build_align_request(source, target, options), validate_timeout(options.get("timeout"))
+        return converters.parse_alignment(self._call(lambda: self._stub.Align(request, timeout=seconds)))
+
+    def align_many(
+        self,
+        pairs: Iterable[Pair],
+        *,
+        max_running: int = DEFAULT_RUNNING,
+        ordered: bool = True,
+        resume: int = 0,
+        **options: Unpack[AlignOptions],
+    ) -> AlignmentManyStream:
+        """Does what `align` does for many pairs over one stream. Arguments and errors are those of `attribute_many`.
+
+        `pairs` are (source, target). A pair with options of its own is (source, target, options). For the other options
+        see `AlignOptions`.
+        """
+        state = AlignmentManyState(options, max_running=max_running, ordered=ordered, resume=resume)
+        stream = AlignmentManyStream(self._begin_many, pairs, state)
+        with self._lock:
+            self._streams.add(stream)
+        return stream
+
+    def _begin_many(self, requests: Iterator[service_pb.AttributeManyRequest]) -> Any:
+        _check_open(self._closed)
+        return self._stub.AttributeMany(requests)
 
     def cancel_attribution(self, request_id: str, *, timeout: float | None = None) -> int:
         """Cancels the requests of an id, whichever client has sent them. Returns how many there were.
@@ -225,7 +268,9 @@ class AsyncClient:
             self._channel = grpc.aio.secure_channel(address, credentials, options=arguments)
         self._stub = AttributionServiceStub(self._channel)
         self._closed = False
-        self._streams: WeakSet[AsyncAttributionStream | AsyncAttributionManyStream | AsyncFollowStream] = WeakSet()
+        self._streams: WeakSet[
+            AsyncAttributionStream | AsyncAttributionManyStream | AsyncAlignmentManyStream | AsyncFollowStream
+        ] = WeakSet()
 
     def attribute(self, source: Source, **options: Unpack[AttributeOptions]) -> AsyncAttributionStream:
         """Does what `Client.attribute` does. Iterate over the stream with `async for`."""
@@ -252,13 +297,34 @@ class AsyncClient:
 
         The sources may come from an asynchronous iterator. Results come while the client waits for the next source.
         """
-        state = ManyState(options, max_running=max_running, ordered=ordered, on_step=on_step)
+        state = AttributionManyState(options, max_running=max_running, ordered=ordered, on_step=on_step)
         _check_open(self._closed)
 
         def begin() -> Any:
             return self._stub.AttributeMany()
 
         stream = AsyncAttributionManyStream(begin, sources, state)
+        self._streams.add(stream)
+        return stream
+
+    async def align(self, source: str, target: str | None = None, **options: Unpack[AlignOptions]) -> Alignment:
+        """Does what `Client.align` does."""
+        request, seconds = build_align_request(source, target, options), validate_timeout(options.get("timeout"))
+        return converters.parse_alignment(await self._call(lambda: self._stub.Align(request, timeout=seconds)))
+
+    def align_many(
+        self,
+        pairs: Iterable[Pair] | AsyncIterable[Pair],
+        *,
+        max_running: int = DEFAULT_RUNNING,
+        ordered: bool = True,
+        resume: int = 0,
+        **options: Unpack[AlignOptions],
+    ) -> AsyncAlignmentManyStream:
+        """Does what `Client.align_many` does. Iterate over the results with `async for`."""
+        state = AlignmentManyState(options, max_running=max_running, ordered=ordered, resume=resume)
+        _check_open(self._closed)
+        stream = AsyncAlignmentManyStream(lambda: self._stub.AttributeMany(), pairs, state)
         self._streams.add(stream)
         return stream
 

@@ -13,14 +13,15 @@ import threading
 import weakref
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, Generic
 
 import grpc
 from sidelight.v1 import attribution_service_pb2 as service_pb
 from typing_extensions import Self
 
+from .alignments import ManyAlignment, Pair
 from .errors import CancelledError, SidelightError, from_rpc_error
-from .many_state import ManyResult, ManySource, ManyState
+from .many_state import ManyResult, ManySource, ManyState, R, S
 from .streams import EOF, begin_sending, read_response
 
 _Requests = Iterator[service_pb.AttributeManyRequest]
@@ -34,7 +35,7 @@ def _cancelled() -> CancelledError:
     return CancelledError("the stream was cancelled", grpc.StatusCode.CANCELLED)
 
 
-class _ManySender:
+class _ManySender(Generic[S, R]):
     """Sends the texts of a synchronous stream, in a thread of its own: results must not wait for the next source.
 
     The thread refers to this object and not to the stream. So a stream that nobody refers to any more can end it.
@@ -48,7 +49,7 @@ class _ManySender:
         error: What the sources have raised, or the begin of a call.
     """
 
-    def __init__(self, begin: Callable[[_Requests], Any], sources: Iterable[ManySource], state: ManyState) -> None:
+    def __init__(self, begin: Callable[[_Requests], Any], sources: Iterable[S], state: ManyState[S, R]) -> None:
         self.changed = threading.Condition()
         self.call: Any = None
         self.is_done = False
@@ -86,7 +87,7 @@ class _ManySender:
             self.changed.wait_for(lambda: self.is_cancelled or self._state.has_room)
             return not self.is_cancelled
 
-    def _send(self, source: ManySource) -> None:
+    def _send(self, source: S) -> None:
         with self.changed:
             if self.is_cancelled:
                 return
@@ -115,14 +116,14 @@ class _ManySender:
         self._requests.put(message)
 
 
-class AttributionManyStream(Iterator[ManyResult]):
+class ManyStream(Iterator[R], Generic[S, R]):
     """Many running texts. Iterate over their results.
 
     A text that fails has its error in its result, and the others go on. A `with` block cancels all texts if the block
     is left early.
     """
 
-    def __init__(self, begin: Callable[[_Requests], Any], sources: Iterable[ManySource], state: ManyState) -> None:
+    def __init__(self, begin: Callable[[_Requests], Any], sources: Iterable[S], state: ManyState[S, R]) -> None:
         """`begin` begins a call that sends what an iterator gives."""
         self._state = state
         self._sender = _ManySender(begin, sources, state)
@@ -140,7 +141,7 @@ class AttributionManyStream(Iterator[ManyResult]):
             if (message := self._state.cancel_message(index)) is not None:
                 self._sender.put(message)
 
-    def __next__(self) -> ManyResult:
+    def __next__(self) -> R:
         if self._thread is None:
             self._thread = threading.Thread(target=self._sender.run, name="sidelight-attribute-many", daemon=True)
             self._thread.start()
@@ -148,7 +149,7 @@ class AttributionManyStream(Iterator[ManyResult]):
             self._receive()
         return result
 
-    def _await_result(self) -> ManyResult | None:
+    def _await_result(self) -> R | None:
         """Returns the next result; None if the server must send more first. Raises StopIteration at the end."""
         with self._changed:
             while (result := self._state.pop_result()) is None:
@@ -219,7 +220,7 @@ class AttributionManyStream(Iterator[ManyResult]):
         self.cancel()
 
 
-class AsyncAttributionManyStream(AsyncIterator[ManyResult]):
+class AsyncManyStream(AsyncIterator[R], Generic[S, R]):
     """Many running texts. Iterate over their results with `async for`.
 
     A text that fails has its error in its result, and the others go on. An `async with` block cancels all texts if the
@@ -227,7 +228,7 @@ class AsyncAttributionManyStream(AsyncIterator[ManyResult]):
     """
 
     def __init__(
-        self, begin: Callable[[], Any], sources: Iterable[ManySource] | AsyncIterable[ManySource], state: ManyState
+        self, begin: Callable[[], Any], sources: Iterable[S] | AsyncIterable[S], state: ManyState[S, R]
     ) -> None:
         """`begin` begins a call."""
         self._begin = begin
@@ -257,7 +258,7 @@ class AsyncAttributionManyStream(AsyncIterator[ManyResult]):
             if (message := self._state.cancel_message(index)) is not None:
                 await self._write(message)
 
-    async def __anext__(self) -> ManyResult:
+    async def __anext__(self) -> R:
         if self._sender is None:
             self._sender = asyncio.create_task(self._send_all())
         while (result := self._state.pop_result()) is None:
@@ -295,7 +296,7 @@ class AsyncAttributionManyStream(AsyncIterator[ManyResult]):
             self._has_room.clear()
             await self._has_room.wait()
 
-    async def _send(self, source: ManySource) -> None:
+    async def _send(self, source: S) -> None:
         async with self._writing:
             is_idle = not self._state.num_running
             message = self._state.add(source)
@@ -380,3 +381,19 @@ class AsyncAttributionManyStream(AsyncIterator[ManyResult]):
         self.cancel()
         tasks = [task for task in (self._sender, self._resender) if task is not None]
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class AttributionManyStream(ManyStream[ManySource, ManyResult]):
+    """The running texts of `Client.attribute_many`."""
+
+
+class AsyncAttributionManyStream(AsyncManyStream[ManySource, ManyResult]):
+    """The running texts of `AsyncClient.attribute_many`."""
+
+
+class AlignmentManyStream(ManyStream[Pair, ManyAlignment]):
+    """The running pairs of `Client.align_many`."""
+
+
+class AsyncAlignmentManyStream(AsyncManyStream[Pair, ManyAlignment]):
+    """The running pairs of `AsyncClient.align_many`."""

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import time
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, Generic, TypeVar, cast
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
 from sidelight.v1 import attribution_service_pb2 as service_pb
 
+from . import converters
+from .alignments import Alignment, ManyAlignment, Pair
 from .errors import (
     DeadlineExceededError,
     InternalError,
@@ -26,7 +29,14 @@ from .errors import (
 )
 from .parameters import Source
 from .parts import AnswerParts
-from .request import AttributeOptions, build_attribute_request, build_resumption, validate_timeout
+from .request import (
+    AlignOptions,
+    AttributeOptions,
+    build_align_request,
+    build_attribute_request,
+    build_resumption,
+    validate_timeout,
+)
 from .results import Attribution, Step
 from .validation import check_value
 
@@ -40,8 +50,8 @@ _WINDOW = 8
 # The size of a message that gRPC takes by default. A larger one would end the stream with all its texts.
 _MAX_MESSAGE_BYTES = 4 * 1024**2
 
-# The path of the request of a text in its message.
-_PATH = "attribute."
+S = TypeVar("S")
+R = TypeVar("R")
 
 ManySource = Source | tuple[Source, AttributeOptions]
 """A source, or a source with options of its own."""
@@ -72,20 +82,23 @@ class ManyResult:
         return self.attribution
 
 
-class _Text:
-    """A text that runs."""
+class RunningText(ABC, Generic[R]):
+    """A text, or a pair of texts, that runs.
 
-    def __init__(self, index: int, request: service_pb.AttributeRequest, timeout: float | None) -> None:
+    Attributes:
+        index: Its number on the stream.
+        break_error: Why the server has given it up, so that a new call resumes it; None if the server has not.
+    """
+
+    def __init__(self, index: int, timeout: float | None) -> None:
         self.index = index
-        self.parts = AnswerParts(request)
-        self.error: SidelightError | None = None  # of an answer that does not fit the contract
-        self.break_error: SidelightError | None = None  # why the server has given up the text, which a new call resumes
+        self.break_error: SidelightError | None = None
         self._end = None if timeout is None else time.monotonic() + timeout
 
     def message(self) -> service_pb.AttributeManyRequest | None:
         """Returns the request for all that has not arrived; None if there is no time left."""
         self.break_error = None
-        message = service_pb.AttributeManyRequest(attribute=self.parts.next_request())
+        message = self._next_request()
         if self._end is not None:
             seconds = self._end - time.monotonic()
             if seconds <= 0:
@@ -93,31 +106,53 @@ class _Text:
             message.timeout.CopyFrom(_duration(seconds))
         return message
 
+    @abstractmethod
+    def _next_request(self) -> service_pb.AttributeManyRequest:
+        """Returns the request for all that has not arrived."""
 
-class ManyState:
+    @abstractmethod
+    def receive(self, event: service_pb.AttributeManyResponse) -> bool:
+        """Takes an event that is no error. Returns whether it is the last one."""
+
+    @abstractmethod
+    def result(self, error: SidelightError | None) -> R:
+        """Returns how the text has ended."""
+
+
+class ManyState(ABC, Generic[S, R]):
     """The texts of one stream. For one event loop, or for two threads: one adds texts, and one receives.
+
+    `S` is what the caller gives for a text, and `R` its result.
 
     Attributes:
         resumption: How often the stream may be begun again.
     """
 
-    def __init__(self, options: AttributeOptions, *, max_running: int, ordered: bool, on_step: OnStep | None) -> None:
-        """Raises InvalidArgumentError where an option is wrong."""
-        build_attribute_request("", options)
+    path = ""
+    """The path of the request of a text in its message."""
+
+    def __init__(self, *, max_running: int, ordered: bool, request_id: str, max_tries: int) -> None:
+        """Raises InvalidArgumentError where an option is wrong. `max_tries` is for `Resumption`."""
         check_value(max_running, int, "max_running")
         check_value(ordered, bool, "ordered")
         if max_running < 1:
             raise invalid_argument("max_running", "must be at least 1")
-        self.resumption = build_resumption({"resume": options.get("resume", 0)})
-        self._options = options
+        self.resumption = build_resumption({"resume": max_tries})
         self._max_running = max_running
         self._ordered = ordered
-        self._on_step = on_step
-        self._id_prefix = options.get("request_id") or f"{uuid.uuid4().hex[:16]}-"
-        self._running: dict[str, _Text] = {}
-        self._results: dict[int, ManyResult] = {}  # in the order in which the texts have ended
+        self._id_prefix = request_id or f"{uuid.uuid4().hex[:16]}-"
+        self._running: dict[str, RunningText[R]] = {}
+        self._results: dict[int, R] = {}  # in the order in which the texts have ended
         self._num_added = 0
         self._num_returned = 0
+
+    @abstractmethod
+    def _make_text(self, index: int, source: S) -> tuple[str, RunningText[R]]:
+        """Makes a text that runs, with its request id. Raises SidelightError."""
+
+    @abstractmethod
+    def _fail(self, index: int, error: SidelightError) -> R:
+        """Returns the result of a text that was not sent."""
 
     @property
     def num_running(self) -> int:
@@ -138,32 +173,24 @@ class ManyState:
 
     # ---- what is sent -----------------------------------------------------------------------------------------------
 
-    def add(self, source: ManySource) -> service_pb.AttributeManyRequest | None:
+    def add(self, source: S) -> service_pb.AttributeManyRequest | None:
         """Adds a text. Returns the message to send; None if the text has failed already."""
         index = self._num_added
         self._num_added += 1
-        options = self._options
-        if _has_options(source):
-            source, own = cast("tuple[Source, AttributeOptions]", source)
-            options = cast("AttributeOptions", {**options, "request_id": "", **own})
         try:
-            request = build_attribute_request(cast("Source", source), options)
-            # With options of its own a text can have an id of its own.
-            is_own = options is not self._options and bool(request.request_id)
-            request.request_id = request.request_id if is_own else f"{self._id_prefix}{index}"
-            if request.request_id in self._running:
+            request_id, text = self._make_text(index, source)
+            if request_id in self._running:
                 raise invalid_argument("request_id", "is the id of another text that runs")
-            text = _Text(index, request, validate_timeout(options.get("timeout")))
             message = text.message()
             if message is not None and message.ByteSize() > _MAX_MESSAGE_BYTES:
                 size = f"more than {_MAX_MESSAGE_BYTES >> 20} MiB, the most that a server takes"
                 raise ResourceExhaustedError(f"the request has {size}", grpc.StatusCode.RESOURCE_EXHAUSTED)
         except SidelightError as error:
-            self._results[index] = ManyResult(index, error=error)
+            self._results[index] = self._fail(index, error)
             return None
-        self._running[request.request_id] = text
+        self._running[request_id] = text
         if message is None:
-            self._expire(request.request_id)
+            self._expire(request_id)
         return message
 
     def next_messages(self) -> list[service_pb.AttributeManyRequest]:
@@ -199,39 +226,138 @@ class ManyState:
             message = f"the server's answer does not fit the contract: no text {event.request_id[:100]!r} runs"
             raise InternalError(message, grpc.StatusCode.INTERNAL)
         if event.HasField("error"):
-            error = from_error_message(event.error, event.request_id, _PATH)
+            error = from_error_message(event.error, event.request_id, self.path)
             if self.resumption.covers(error):
                 text.break_error = error
             else:
                 self._end(event.request_id, error)
             return
-        try:
-            if text.error is None:
-                text.parts.add(event.response)
-        except InternalError as error:
-            text.error = error
-        while self._on_step is not None and (step := text.parts.pop_step()) is not None:
-            self._on_step(text.index, step)
-        if event.response.HasField("finished"):
-            self._end(event.request_id, text.error)
+        if text.receive(event):
+            self._end(event.request_id, None)
 
     def _end(self, request_id: str, error: SidelightError | None) -> None:
         text = self._running.pop(request_id)
-        attribution = None
-        try:
-            if error is None:
-                attribution = text.parts.collect()
-        except SidelightError as collect_error:
-            error = collect_error
-        self._results[text.index] = ManyResult(text.index, attribution, error)
+        self._results[text.index] = text.result(error)
 
-    def pop_result(self) -> ManyResult | None:
+    def pop_result(self) -> R | None:
         """Returns the next result; None if it is not there yet."""
         index = self._num_returned if self._ordered else next(iter(self._results), -1)
         result = self._results.pop(index, None)
         if result is not None:
             self._num_returned += 1
         return result
+
+
+class _Attribution(RunningText[ManyResult]):
+    """A text of `attribute_many`."""
+
+    def __init__(
+        self, index: int, request: service_pb.AttributeRequest, timeout: float | None, on_step: OnStep | None
+    ) -> None:
+        super().__init__(index, timeout)
+        self._parts = AnswerParts(request)
+        self._on_step = on_step
+        self._error: SidelightError | None = None  # of an answer that does not fit the contract
+
+    def _next_request(self) -> service_pb.AttributeManyRequest:
+        return service_pb.AttributeManyRequest(attribute=self._parts.next_request())
+
+    def receive(self, event: service_pb.AttributeManyResponse) -> bool:
+        try:
+            if self._error is None:
+                self._parts.add(event.response)
+        except InternalError as error:
+            self._error = error
+        while self._on_step is not None and (step := self._parts.pop_step()) is not None:
+            self._on_step(self.index, step)
+        return event.response.HasField("finished")
+
+    def result(self, error: SidelightError | None) -> ManyResult:
+        attribution = None
+        error = error or self._error
+        try:
+            if error is None:
+                attribution = self._parts.collect()
+        except SidelightError as collect_error:
+            error = collect_error
+        return ManyResult(self.index, attribution, error)
+
+
+class AttributionManyState(ManyState[ManySource, ManyResult]):
+    """The texts of `attribute_many`."""
+
+    path = "attribute."
+
+    def __init__(self, options: AttributeOptions, *, max_running: int, ordered: bool, on_step: OnStep | None) -> None:
+        """Raises InvalidArgumentError where an option is wrong."""
+        build_attribute_request("", options)
+        request_id, max_tries = options.get("request_id", ""), options.get("resume", 0)
+        super().__init__(max_running=max_running, ordered=ordered, request_id=request_id, max_tries=max_tries)
+        self._options = options
+        self._on_step = on_step
+
+    def _make_text(self, index: int, source: ManySource) -> tuple[str, RunningText[ManyResult]]:
+        options = self._options
+        if _has_options(source):
+            source, own = cast("tuple[Source, AttributeOptions]", source)
+            options = cast("AttributeOptions", {**options, "request_id": "", **own})
+        request = build_attribute_request(cast("Source", source), options)
+        # With options of its own a text can have an id of its own.
+        is_own = options is not self._options and bool(request.request_id)
+        request.request_id = request.request_id if is_own else f"{self._id_prefix}{index}"
+        timeout = validate_timeout(options.get("timeout"))
+        return request.request_id, _Attribution(index, request, timeout, self._on_step)
+
+    def _fail(self, index: int, error: SidelightError) -> ManyResult:
+        return ManyResult(index, error=error)
+
+
+class _Alignment(RunningText[ManyAlignment]):
+    """A pair of `align_many`."""
+
+    def __init__(self, index: int, request: service_pb.AlignRequest, timeout: float | None) -> None:
+        super().__init__(index, timeout)
+        self._request = request
+        self._alignment: Alignment | None = None
+
+    def _next_request(self) -> service_pb.AttributeManyRequest:
+        return service_pb.AttributeManyRequest(align=self._request)
+
+    def receive(self, event: service_pb.AttributeManyResponse) -> bool:
+        if event.HasField("alignment"):
+            self._alignment = converters.parse_alignment(event.alignment)
+        return True
+
+    def result(self, error: SidelightError | None) -> ManyAlignment:
+        if error is None and self._alignment is None:
+            message = "the server's answer does not fit the contract: a pair has an event without links"
+            error = InternalError(message, grpc.StatusCode.INTERNAL)
+        return ManyAlignment(self.index, self._alignment, error)
+
+
+class AlignmentManyState(ManyState[Pair, ManyAlignment]):
+    """The pairs of `align_many`."""
+
+    path = "align."
+
+    def __init__(self, options: AlignOptions, *, max_running: int, ordered: bool, resume: int) -> None:
+        """Raises InvalidArgumentError where an option is wrong."""
+        build_align_request("", "", options)
+        check_value(resume, int, "resume")
+        request_id = options.get("request_id", "")
+        super().__init__(max_running=max_running, ordered=ordered, request_id=request_id, max_tries=resume)
+        self._options = options
+
+    def _make_text(self, index: int, source: Pair) -> tuple[str, RunningText[ManyAlignment]]:
+        check_value(source, Pair, "pair")
+        text, target, own = source if len(source) == 3 else (*source, cast("dict[str, Any]", {}))
+        options = cast("AlignOptions", {**self._options, "request_id": "", **own})
+        request = build_align_request(text, target, options)
+        request.request_id = request.request_id or f"{self._id_prefix}{index}"
+        return request.request_id, _Alignment(index, request, validate_timeout(options.get("timeout")))
+
+    def _fail(self, index: int, error: SidelightError) -> ManyAlignment:
+        return ManyAlignment(index, error=error)
 
 
 def _has_options(source: ManySource) -> bool:

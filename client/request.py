@@ -12,14 +12,17 @@ from typing import Any, TypedDict
 from sidelight.v1 import attribution_service_pb2 as service_pb
 
 from . import converters
+from .alignments import LinkOptions, LinkUnit, Markup
 from .contrasts import build_contrast
 from .errors import field_errors, invalid_argument
 from .parameters import (
     Capture,
     Contrast,
     Decoding,
+    Head,
     OffsetUnit,
     Padding,
+    Row,
     Score,
     Source,
     SpecialTokensInText,
@@ -82,6 +85,43 @@ class AttributeOptions(TypedDict, total=False):
     timeout: float | None
 
 
+class AlignOptions(TypedDict, total=False):
+    """The keyword arguments of `align`. All are optional. The client refuses values of other types.
+
+    - model, source_language, target_language, request_id, offset_unit: As in `AttributeOptions`.
+    - decoding: How the server writes the target where there is none. Not with `Beam`.
+    - heads, layers: The heads whose mean is used: single heads, a preset by its name, or whole layers. Without both:
+      the model's preset "alignment"; without a calibration, all heads of the last two thirds of the layers.
+    - row: The query that predicts a token, or the query that reads the token. Without it: as the preset says.
+    - unit: What is linked: "word" (the default) or "token".
+    - pretokenized: Words are what white space separates. Otherwise they are Unicode's; each punctuation mark is one.
+    - min_score: Links with a smaller score are left out.
+    - markup: The markup of the source, to be carried over to the target.
+    - link_options: How links are decided.
+    - links: Links from another aligner, in the Pharaoh format. Then no model runs.
+    - signals: Whether the result has signals.
+    - timeout: Seconds for the answer. Without it, there is no limit.
+    """
+
+    model: str
+    source_language: str
+    target_language: str
+    request_id: str
+    offset_unit: OffsetUnit
+    decoding: Decoding | None
+    heads: Sequence[Head] | str | None
+    layers: Sequence[int] | None
+    row: Row | None
+    unit: LinkUnit
+    pretokenized: bool
+    min_score: float
+    markup: Markup | None
+    link_options: LinkOptions | None
+    links: str
+    signals: bool
+    timeout: float | None
+
+
 # Options that are fields of both messages, of the same name and type.
 _PLAIN_FIELDS = (
     "request_id",
@@ -116,6 +156,37 @@ def build_attribute_request(source: Source, options: AttributeOptions) -> servic
         request.given.CopyFrom(converters.build_text(target, "given"))
     if (contrast := options.get("contrast")) is not None:
         request.contrast.CopyFrom(build_contrast(contrast))
+    return request
+
+
+def build_align_request(source: str, target: str | None, options: AlignOptions) -> service_pb.AlignRequest:
+    """Builds the request of an `align` call. Raises InvalidArgumentError as `build_attribute_request` does."""
+    check_options(options, AlignOptions, "option of align")
+    validate_timeout(options.get("timeout"))
+    check_value(source, str, "source")
+    check_value(target, str | None, "target")
+    request = service_pb.AlignRequest(source=converters.build_text(source, "source"))
+    if target is not None:
+        request.target.CopyFrom(converters.build_text(target, "target"))
+    for field in ("request_id", "model", "source_language", "target_language", "pretokenized", "min_score", "links"):
+        if (value := options.get(field)) is not None:
+            with field_errors(field):
+                setattr(request, field, value)
+    request.signals = options.get("signals", False)
+    if (offset_unit := options.get("offset_unit")) is not None:
+        request.offset_unit = converters.offset_unit_enum(offset_unit)
+    if (decoding := options.get("decoding")) is not None:
+        request.decoding.CopyFrom(converters.build_decoding(decoding))
+    if (heads := converters.build_heads(options.get("heads"), options.get("layers"), "heads")) is not None:
+        request.heads.CopyFrom(heads)
+    if (row := options.get("row")) is not None:
+        request.row = converters.row_enum(row)
+    if (unit := options.get("unit", "word")) != "word":
+        request.grouping = converters.grouping_enum(unit)
+    if (markup := options.get("markup")) is not None:
+        request.markup.CopyFrom(converters.build_markup(markup))
+    if (link_options := options.get("link_options")) is not None:
+        request.link_options.CopyFrom(converters.build_link_options(link_options))
     return request
 
 

@@ -1,17 +1,21 @@
 """Between the client's types and protobuf messages. No other module knows the messages' fields.
 
+alignments          word links and markup
 messages            builds the messages of requests, and reads those of responses
 models              reads the description of a model
 words               the client's words for enums
+texts               texts of requests
 attention_arrays    the bytes of attention become NumPy arrays
 policy              what the policy of a follow stream says
 """
 
+from .alignments import build_link_options, build_markup, parse_alignment
 from .attention_arrays import parse_attention, parse_special_shares
 from .messages import (
     build_capture,
     build_decoding,
-    build_text,
+    build_heads,
+    grouping_enum,
     offset_unit_enum,
     padding_enum,
     parse_encoder_self,
@@ -19,18 +23,25 @@ from .messages import (
     parse_started,
     parse_step,
     parse_unit,
+    row_enum,
     score_enums,
     special_tokens_enum,
     truncation_enum,
 )
 from .models import parse_model
+from .texts import build_text
 
 __all__ = [
     "build_capture",
     "build_decoding",
+    "build_heads",
+    "build_link_options",
+    "build_markup",
     "build_text",
+    "grouping_enum",
     "offset_unit_enum",
     "padding_enum",
+    "parse_alignment",
     "parse_attention",
     "parse_encoder_self",
     "parse_finished",
@@ -39,6 +50,7 @@ __all__ = [
     "parse_started",
     "parse_step",
     "parse_unit",
+    "row_enum",
     "score_enums",
     "special_tokens_enum",
     "truncation_enum",

@@ -10,10 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from sidelight.v1 import attention_pb2, model_pb2, text_pb2
 from sidelight.v1 import attribution_service_pb2 as service_pb
 
@@ -30,7 +28,6 @@ from ..parameters import (
     Row,
     Sampling,
     Score,
-    Source,
     SpecialTokens,
     TextSpan,
     UnitOptions,
@@ -49,7 +46,7 @@ from ..results import (
     Unit,
     Usage,
 )
-from ..validation import check_fields, check_value, is_sequence
+from ..validation import check_fields
 from .attention_arrays import parse_attention, parse_special_shares
 from .policy import parse_decision
 from .words import enum_words
@@ -80,48 +77,6 @@ def _enum_number(words: Mapping[int, str], word: str | None) -> Any:
 # ---- requests -------------------------------------------------------------------------------------------------------
 
 
-def build_text(text: Source, field: str) -> text_pb2.Text:
-    """Builds the Text of a text, of token ids, of a chat or of a recording. Raises InvalidArgumentError."""
-    if isinstance(text, str):
-        with field_errors(field):
-            return text_pb2.Text(text=text)
-    if isinstance(text, np.ndarray) and text.ndim > 1:
-        return text_pb2.Text(features=_build_features(text, field))
-    if not is_sequence(text):
-        raise invalid_argument(field, "must be text, a sequence of token ids, or the messages of a chat")
-    items = list(text)
-    if items and all(isinstance(item, Mapping) for item in items):
-        messages = cast("list[Mapping[str, str]]", items)
-        return text_pb2.Text(chat=_build_chat(messages, field))
-    check_value(items, Sequence[int], field)
-    with field_errors(field):
-        return text_pb2.Text(token_ids=text_pb2.TokenIds(ids=cast("list[int]", items)))
-
-
-def _build_features(array: NDArray[Any], field: str) -> text_pb2.Features:
-    if array.ndim != 2 or not np.issubdtype(array.dtype, np.floating):
-        problem = "must be an array of floating-point numbers [mel bins, frames], not"
-        raise invalid_argument(field, f"{problem} {array.dtype} {list(array.shape)}")
-    return text_pb2.Features(shape=array.shape, values=array.astype("<f4").tobytes())
-
-
-def _build_chat(messages: Sequence[Mapping[str, str]], field: str) -> text_pb2.Chat:
-    chat = text_pb2.Chat()
-    for index, message in enumerate(messages):
-        path = f"{field}.chat.messages[{index}]"
-        chat_message = chat.messages.add()
-        for name in ("role", "content"):
-            if name not in message:
-                raise invalid_argument(field, f"messages[{index}] has no {name}")
-            check_value(message[name], str, f"{path}.{name}")
-            with field_errors(f"{path}.{name}"):
-                setattr(chat_message, name, message[name])
-        for name in message:
-            if name not in ("role", "content"):
-                raise invalid_argument(f"{path}.{name}", "is not known: a message has a role and a content")
-    return chat
-
-
 def special_tokens_enum(word: str) -> Any:
     """Returns the contract's number for the treatment of special tokens in texts."""
     return _enum_number(_SPECIAL_TOKENS_IN_TEXT, word)
@@ -140,6 +95,37 @@ def truncation_enum(word: str) -> Any:
 def padding_enum(word: str) -> Any:
     """Returns the contract's number for the treatment of padding."""
     return _enum_number(_PADDINGS, word)
+
+
+def build_heads(
+    heads: Sequence[Head] | str | None, layers: Sequence[int] | None, field: str
+) -> attention_pb2.HeadSelection | None:
+    """Builds the selection of heads, of layers, or of a preset; None where nothing is selected."""
+    if heads is not None and layers is not None:
+        raise invalid_argument(field, "either single heads or whole layers, not both")
+    message = attention_pb2.HeadSelection()
+    if isinstance(heads, str):
+        with field_errors(f"{field}.preset"):
+            message.preset = heads
+    elif heads is not None:
+        with field_errors(f"{field}.list"):
+            message.list.CopyFrom(attention_pb2.HeadList(heads=[_build_head(head) for head in heads]))
+    elif layers is not None:
+        with field_errors(f"{field}.layers"):
+            message.layers.CopyFrom(attention_pb2.LayerList(layers=layers))
+    else:
+        return None
+    return message
+
+
+def row_enum(word: str) -> Any:
+    """Returns the contract's number for a row."""
+    return _enum_number(_ROWS, word)
+
+
+def grouping_enum(word: str) -> Any:
+    """Returns the contract's number for a grouping."""
+    return _enum_number(_GROUPINGS, word)
 
 
 def build_capture(capture: Capture) -> attention_pb2.Capture:
@@ -162,16 +148,8 @@ def build_capture(capture: Capture) -> attention_pb2.Capture:
         message.special_tokens = _enum_number(_SPECIAL_TOKENS, capture.special_tokens)
     with field_errors("capture.top_k"):
         message.top_k = capture.top_k
-    if capture.heads is not None and capture.layers is not None:
-        raise invalid_argument("capture.heads", "either single heads or whole layers, not both")
-    if isinstance(capture.heads, str):
-        message.heads.preset = capture.heads
-    elif capture.heads is not None:
-        with field_errors("capture.heads.list"):
-            message.heads.list.CopyFrom(attention_pb2.HeadList(heads=[_build_head(head) for head in capture.heads]))
-    if capture.layers is not None:
-        with field_errors("capture.heads.layers"):
-            message.heads.layers.CopyFrom(attention_pb2.LayerList(layers=capture.layers))
+    if (heads := build_heads(capture.heads, capture.layers, "capture.heads")) is not None:
+        message.heads.CopyFrom(heads)
     if capture.steps is not None:
         with field_errors("capture.steps"):
             message.steps.CopyFrom(attention_pb2.StepSpan(begin=capture.steps[0], end=capture.steps[1]))
@@ -261,7 +239,7 @@ def parse_started(message: service_pb.Started) -> Started:
         is_encoder_decoder=message.architecture == model_pb2.ARCHITECTURE_ENCODER_DECODER,
         seed=message.seed if message.HasField("seed") else None,
         top_k=message.capture.top_k,
-        offset_unit=_OFFSET_UNITS.get(message.offset_unit, "code_point"),
+        offset_unit=parse_offset_unit(message.offset_unit),
         source_tokens_left_out=message.source_tokens_left_out,
         target_tokens_left_out=message.target_tokens_left_out,
         source_position_count=message.source_position_count,
@@ -369,7 +347,7 @@ def parse_finished(message: service_pb.Finished) -> Finished:
     return Finished(
         text=message.text,
         stop_reason=_STOP_REASONS[message.stop_reason],
-        usage=_parse_usage(message.usage),
+        usage=parse_usage(message.usage),
         hypotheses=tuple(map(_parse_hypothesis, message.hypotheses)),
     )
 
@@ -379,7 +357,12 @@ def _parse_hypothesis(message: service_pb.Hypothesis) -> Hypothesis:
     return Hypothesis(message.text, tokens, message.score, _STOP_REASONS[message.stop_reason])
 
 
-def _parse_usage(message: service_pb.Usage) -> Usage:
+def parse_offset_unit(number: int) -> OffsetUnit:
+    """Parses what offsets count."""
+    return _OFFSET_UNITS.get(number, "code_point")
+
+
+def parse_usage(message: service_pb.Usage) -> Usage:
     """Parses the cost of a request."""
     return Usage(
         source_tokens=message.source_tokens,

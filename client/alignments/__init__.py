@@ -1,0 +1,36 @@
+"""Word links: what a client asks for, and what it gets. Plain data.
+
+parameters    Markup, MarkupSpan, LinkOptions
+results       Alignment, Link, MarkupReport, ManyAlignment
+"""
+
+from .parameters import (
+    LinkFeature,
+    LinkMethod,
+    LinkOptions,
+    LinkUnit,
+    Markup,
+    MarkupFormat,
+    MarkupSpan,
+    Pair,
+    Symmetrization,
+)
+from .results import Alignment, HeadSource, Link, ManyAlignment, MarkupReport, Placement
+
+__all__ = [
+    "Alignment",
+    "HeadSource",
+    "Link",
+    "LinkFeature",
+    "LinkMethod",
+    "LinkOptions",
+    "LinkUnit",
+    "ManyAlignment",
+    "Markup",
+    "MarkupFormat",
+    "MarkupReport",
+    "MarkupSpan",
+    "Pair",
+    "Placement",
+    "Symmetrization",
+]

@@ -1,0 +1,105 @@
+"""What an `align` call answers: words, links, and markup in the target. Plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+from ..errors import SidelightError
+from ..offset_units import Span
+from ..parameters import OffsetUnit
+from ..results import Usage
+from .parameters import MarkupSpan
+
+HeadSource = Literal["calibration", "request", "default"]
+Placement = Literal["links", "neighbours", "empty", "copied", "structure"]
+
+
+class Link(NamedTuple):
+    """A link between two words, by their numbers. `score` is from 0 to 1."""
+
+    source: int
+    target: int
+    score: float
+
+
+@dataclass(frozen=True)
+class MarkupReport:
+    """What became of an element or a placeholder of the source.
+
+    Attributes:
+        markup: The start tag, or the placeholder, as it stands in the source.
+        source: The part of `Alignment.source_text` that it covers: (begin, end).
+        target: The part of `Alignment.target_text` that it covers.
+        placement: What the place in the target comes from: the links of its words, the links of the words beside it; a
+            placeholder that the model copied; the structure of the document. "empty": none of its words came over.
+        score: How sure the place is, from 0 to 1.
+    """
+
+    markup: str
+    source: tuple[int, int]
+    target: tuple[int, int]
+    placement: Placement | None
+    score: float
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """The links between a source and its target.
+
+    Attributes:
+        request_id: The id of the request.
+        model: The name of the model; empty where the links were brought along.
+        source_text: The source without its markup.
+        target_text: The target without markup.
+        source: The words of the source, or its tokens.
+        target: The words of the target, or its tokens.
+        links: The links, in the order of the target.
+        pharaoh: The links as "source-target" pairs of word numbers from 0.
+        marked_target_text: The target with the markup of the source. Without markup: the target.
+        report: One report for each element and placeholder of the source, in the order of the source.
+        spans: With the markup format "spans": the spans at their places in the target.
+        signals: Numbers that judge the target as a whole. Empty unless asked for.
+        head_source: Where the heads come from; None where the links were brought along.
+        usage: The cost; None where no model ran.
+        offset_unit: What offsets count.
+    """
+
+    request_id: str
+    model: str
+    source_text: str
+    target_text: str
+    source: tuple[Span, ...]
+    target: tuple[Span, ...]
+    links: tuple[Link, ...]
+    pharaoh: str
+    marked_target_text: str
+    report: tuple[MarkupReport, ...] = ()
+    spans: tuple[MarkupSpan, ...] = ()
+    signals: Mapping[str, float] = field(default_factory=dict[str, float])
+    head_source: HeadSource | None = None
+    usage: Usage | None = None
+    offset_unit: OffsetUnit = "code_point"
+
+
+@dataclass(frozen=True, eq=False)
+class ManyAlignment:
+    """How one of many pairs has ended.
+
+    Attributes:
+        index: The number of the pair, from 0.
+        alignment: The links; None if the pair has failed.
+        error: Why the pair has failed; None if it has not.
+    """
+
+    index: int
+    alignment: Alignment | None = None
+    error: SidelightError | None = None
+
+    def get(self) -> Alignment:
+        """Returns the links. Raises the error of a pair that has failed."""
+        if self.error is not None:
+            raise self.error
+        assert self.alignment is not None
+        return self.alignment
