@@ -47,7 +47,7 @@ if TYPE_CHECKING:
         UnimplementedError,
     )
     from .follow import AsyncFollowStream, AwaitingSource, FollowEvent, FollowOptions, FollowStream, StepCount
-    from .formats import save
+    from .formats import save, save_picture
     from .many import (
         AlignmentManyStream,
         AsyncAlignmentManyStream,
@@ -168,6 +168,7 @@ __all__ = [
     "UnitOptions",
     "Usage",
     "save",
+    "save_picture",
 ]
 
 _MODULES = (

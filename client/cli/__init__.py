@@ -7,6 +7,7 @@ attribute_options    the arguments of `sidelight attribute`
 decoding_options     those for decoding
 contrast_options     those for a second context
 attribute_file       `sidelight attribute --file`
+align                `sidelight align`
 follow               `sidelight follow`
 demo                 `sidelight demo`
 sources              what a text or a line describes: token ids, a chat, features

@@ -83,8 +83,8 @@ async def _print_results(
     args: argparse.Namespace, results: AsyncGenerator[LineResult, None], summary: _Summary
 ) -> None:
     """Prints each line's result as it comes, beside a progress bar, and counts it."""
-    with _make_progress_bar(quiet=args.quiet) as progress:
-        console = _choose_console(progress)
+    with make_progress_bar(quiet=args.quiet) as progress:
+        console = choose_console(progress)
         task = progress.add_task("", total=None if progress.disable else count_lines(args.file))
         async for result in results:
             summary.num_lines += 1
@@ -193,7 +193,7 @@ def _line_result(result: ManyResult) -> LineResult:
     return result.error or result.attribution
 
 
-def _choose_console(progress: Progress) -> Console:
+def choose_console(progress: Progress) -> Console:
     """Returns the console for the texts, which go to stdout.
 
     If stdout and the progress bar are both on a terminal, this is the bar's console: rich prints texts above the bar.
@@ -203,7 +203,7 @@ def _choose_console(progress: Progress) -> Console:
     return make_console(force_terminal=sys.stdout.isatty())
 
 
-def _make_progress_bar(*, quiet: bool) -> Progress:
+def make_progress_bar(*, quiet: bool) -> Progress:
     """Makes a bar on stderr, since stdout is for the texts. Without a terminal, the bar is disabled."""
     console = make_console(stderr=True)
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("texts"), TimeRemainingColumn())

@@ -12,6 +12,7 @@ from typing import NoReturn
 from ..client import DEFAULT_ADDRESS, Client
 from ..models import Calibration, Model
 from ..views import escape_controls, make_console, print_message, print_text
+from . import align as align_command
 from . import attribute as attribute_command
 from . import attribute_options
 from . import demo as demo_command
@@ -40,6 +41,10 @@ def make_parser() -> argparse.ArgumentParser:
     attribute = commands.add_parser("attribute", help="send a text, or a file of texts, and show the attention")
     attribute_options.add_arguments(attribute)
     attribute.set_defaults(run=attribute_command.run)
+
+    align = commands.add_parser("align", help="link the words of a text and its translation, and carry markup over")
+    align_command.add_arguments(align)
+    align.set_defaults(run=align_command.run)
 
     cancel = commands.add_parser("cancel", help="cancel a running request by its id")
     cancel.add_argument("request_id", metavar="ID", help="the id that the request was sent with")

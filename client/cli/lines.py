@@ -45,6 +45,7 @@ _FIELDS_OF_LINES = (
     "",
     "source",
     "given",
+    "target",
     "prefix",
     "decoding.max_new_tokens",
     "decoding.min_new_tokens",
@@ -62,7 +63,7 @@ Line = str | InvalidArgumentError
 
 
 @contextmanager
-def open_lines(name: str) -> Generator[Iterator[Line], None, None]:
+def open_lines(name: str, *, all_columns: bool = False) -> Generator[Iterator[Line], None, None]:
     """Opens a file and gives an iterator over its lines. The iterator reads only as much as its lines need.
 
     A line ends at a line feed, with or without a carriage return before the line feed. Nothing else ends a line: a text
@@ -74,16 +75,17 @@ def open_lines(name: str) -> Generator[Iterator[Line], None, None]:
 
     Args:
         name: The file's name; "-" for standard input.
+        all_columns: Of a `.tsv` file, each line is the whole line.
 
     Raises:
         OSError: The file cannot be opened; or, from the iterator, it cannot be read. Its `filename` is this name.
     """
     if name == "-":
-        yield _read_lines(standard_input(), name)
+        yield _read_lines(standard_input(), name, first_column=False)
         return
     # The file has no buffer. A thread that waits for a line would hold the buffer's lock while the process ends.
     with open(name, "rb", buffering=0) as file:
-        yield _read_lines(file, name)
+        yield _read_lines(file, name, first_column=name.endswith(".tsv") and not all_columns)
 
 
 def count_lines(name: str) -> int | None:
@@ -144,9 +146,9 @@ def standard_input() -> io.RawIOBase | BinaryIO:
     return raw
 
 
-def _read_lines(file: io.RawIOBase | BinaryIO, name: str) -> Generator[Line, None, None]:
+def _read_lines(file: io.RawIOBase | BinaryIO, name: str, *, first_column: bool) -> Generator[Line, None, None]:
     for line in _split_lines(_read_blocks(file, name)):
-        text = line.partition(b"\t")[0] if name.endswith(".tsv") else line
+        text = line.partition(b"\t")[0] if first_column else line
         yield _decode_line(text)
 
 
