@@ -1724,7 +1724,7 @@ class AlignRequest(_message.Message):
     links: _builtins.str
     """Links that the client brings along, from any aligner: "source-target" pairs that count words from 0, separated by
     white space (the Pharaoh format). Then no model runs, and `target` must be set. Words are counted as in
-    AlignResponse.source.
+    AlignResponse.source. At most 1 MiB.
     """
     pretokenized: _builtins.bool
     """Words are what white space separates, in both texts. Unset: words are Unicode's (UAX 29), and each punctuation mark
@@ -1734,16 +1734,20 @@ class AlignRequest(_message.Message):
     """Sends AlignResponse.signals."""
     @_builtins.property
     def source(self) -> _text_pb2.Text:
-        """The source: a text, with its markup if Markup.format says so. Required. Text.token_ids and Text.chat are refused."""
+        """The source: a text, with its markup if Markup.format says so. At most 1 MiB of UTF-8, and 1,000 segments that are
+        translated. Required. Only Text.text is accepted.
+        """
 
     @_builtins.property
     def target(self) -> _text_pb2.Text:
-        """The target: a translation of the source, without markup. Unset: the server writes the target as `decoding` says."""
+        """The target: a translation of the source, without markup. At most 1 MiB of UTF-8. Unset: the server writes the target
+        as `decoding` says. With markup, each segment of the source (a block such as a paragraph) is translated by itself.
+        """
 
     @_builtins.property
     def heads(self) -> _attention_pb2.HeadSelection:
         """The heads whose weighted mean is used. Unset: the preset "alignment" if the model has it, otherwise all heads of the
-        layer that AlignResponse.head_source describes.
+        last two thirds of the layers.
         """
 
     @_builtins.property
@@ -1820,7 +1824,9 @@ class Markup(_message.Message):
     """Only without a target: the text of each segment is divided into sentences, and each sentence is translated by itself."""
     @_builtins.property
     def spans(self) -> _containers.RepeatedCompositeFieldContainer[Global___MarkupSpan]:
-        """Only with MARKUP_FORMAT_SPANS: the spans, in any order. A span may lie inside another span, and spans may overlap."""
+        """Only with MARKUP_FORMAT_SPANS: the spans, in any order. A span may lie inside another span, and spans may overlap. At
+        most 10,000.
+        """
 
     def __init__(
         self,
