@@ -81,7 +81,7 @@ def open_lines(name: str, *, all_columns: bool = False) -> Generator[Iterator[Li
         OSError: The file cannot be opened; or, from the iterator, it cannot be read. Its `filename` is this name.
     """
     if name == "-":
-        yield _read_lines(standard_input(), name, first_column=False)
+        yield _read_lines(standard_input(), name)
         return
     # The file has no buffer. A thread that waits for a line would hold the buffer's lock while the process ends.
     with open(name, "rb", buffering=0) as file:
@@ -146,7 +146,7 @@ def standard_input() -> io.RawIOBase | BinaryIO:
     return raw
 
 
-def _read_lines(file: io.RawIOBase | BinaryIO, name: str, *, first_column: bool) -> Generator[Line, None, None]:
+def _read_lines(file: io.RawIOBase | BinaryIO, name: str, *, first_column: bool = False) -> Generator[Line, None, None]:
     for line in _split_lines(_read_blocks(file, name)):
         text = line.partition(b"\t")[0] if first_column else line
         yield _decode_line(text)
