@@ -33,7 +33,17 @@ and must handle Ctrl-C before any import that takes time. For this reason, this 
 
 TYPE_CHECKING = False  # the same as typing.TYPE_CHECKING, but importing typing takes time
 if TYPE_CHECKING:
-    from .alignments import Alignment, Link, LinkOptions, ManyAlignment, Markup, MarkupReport, MarkupSpan, Pair
+    from .alignments import (
+        Alignment,
+        LinkFeature,
+        LinkMethod,
+        LinkOptions,
+        ManyAlignment,
+        Markup,
+        MarkupReport,
+        MarkupSpan,
+        Pair,
+    )
     from .client import AsyncClient, Client
     from .errors import (
         CancelledError,
@@ -85,12 +95,15 @@ if TYPE_CHECKING:
         EncoderSelf,
         Finished,
         Hypothesis,
+        Link,
         PolicyDecision,
+        Signals,
         Started,
         Step,
         StopReason,
         Unit,
         Usage,
+        WordAlignment,
     )
     from .streams import AsyncAttributionStream, AttributionStream
 
@@ -132,6 +145,8 @@ __all__ = [
     "InternalError",
     "InvalidArgumentError",
     "Link",
+    "LinkFeature",
+    "LinkMethod",
     "LinkOptions",
     "ManyAlignment",
     "ManyResult",
@@ -153,6 +168,7 @@ __all__ = [
     "Sampling",
     "Score",
     "SidelightError",
+    "Signals",
     "Source",
     "Span",
     "SpecialTokens",
@@ -167,6 +183,7 @@ __all__ = [
     "Unit",
     "UnitOptions",
     "Usage",
+    "WordAlignment",
     "save",
     "save_picture",
 ]
@@ -179,6 +196,7 @@ _MODULES = (
     "many",
     "many_state",
     "models",
+    "offset_units",
     "parameters",
     "request",
     "results",

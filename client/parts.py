@@ -144,6 +144,8 @@ def build_attribution(
         stop_reason=finished.stop_reason,
         usage=finished.usage,
         hypotheses=finished.hypotheses,
+        signals=finished.signals,
+        alignment=finished.alignment,
         first_step=steps[0].index if steps else 0,
         cross=_stack_rows([row.cross for row in rows], started.source_length),
         decoder_self=_stack_rows([row.decoder_self for row in rows], positions),

@@ -61,6 +61,9 @@ class AttributeOptions(TypedDict, total=False):
       the padding, so that the model does not read it.
     - score_top_p: The p of the score "top_p_size". The default is 0.9.
     - contrast: A second context, for scores that compare two contexts and for differences of attention.
+    - link_options: Links the words of source and target while the target is written: `LinkOptions()` as the model was
+      calibrated. Links come with steps; the result has `alignment`.
+    - signals: Whether the result has numbers that judge the target as a whole. The default is False.
     - timeout: Seconds for the whole stream. Without it, there is no limit.
     """
 
@@ -82,6 +85,8 @@ class AttributeOptions(TypedDict, total=False):
     padding: Padding
     score_top_p: float | None
     contrast: Contrast | None
+    link_options: LinkOptions | None
+    signals: bool
     timeout: float | None
 
 
@@ -156,6 +161,9 @@ def build_attribute_request(source: Source, options: AttributeOptions) -> servic
         request.given.CopyFrom(converters.build_text(target, "given"))
     if (contrast := options.get("contrast")) is not None:
         request.contrast.CopyFrom(build_contrast(contrast))
+    if (link_options := options.get("link_options")) is not None:
+        request.link_options.CopyFrom(converters.build_link_options(link_options))
+    request.signals = options.get("signals", False)
     return request
 
 

@@ -4,19 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .capture import CapturePlan
-
 
 @dataclass(frozen=True)
 class AlignAtt:
     """The policy of a follow stream for one source (Papi et al. 2023, arXiv:2305.11408).
 
-    Attributes:
-        plan: Captures the row that says where a step looks: one number for each position.
-        first_held: The first source token that is held back.
+    The rows of the observer "policy" say where a step looks. `first_held` is the first source token that is held back.
     """
 
-    plan: CapturePlan
     first_held: int
 
 

@@ -7,7 +7,7 @@ AwaitingSource each time when its policy holds the target.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, NamedTuple, get_args
@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..kernels import Encoding, Reduction
+from .alignment import Alignment, Link, Linker, Signals
 from .capture import AttentionArrays, CapturePlan
 from .policy import AlignAtt, PolicyDecision
 from .text import Grouping, OffsetUnit, Span, Token, TokenizedText
@@ -23,6 +24,10 @@ from .text import Grouping, OffsetUnit, Span, Token, TokenizedText
 # The most bytes of attention that are computed at once for several messages, if a single row has no more: of the
 # encoder, and of a given target.
 MAX_PART_BYTES = 32 * 1024**2
+
+# What looks at rows of its own, whatever the client captures.
+Observer = Literal["policy", "links", "signals"]
+OBSERVERS: tuple[Observer, ...] = get_args(Observer)
 
 StopReason = Literal["end_token", "length", "stop_text", "given"]
 EarlyStopping = Literal["first", "unlikely", "never"]
@@ -155,6 +160,9 @@ class Request:
         features: The source of a speech model.
         units: How rows are grouped and cut; None: rows are sent as they are captured.
         policy: Says which steps of a follow stream are held while the source is not complete; None: no step.
+        linker: Links the words of the source and of the target; None: they are not linked.
+        observed: For each observer, the plan of its rows. A plan keeps one number for each position of one kind, and
+            all steps.
     """
 
     request_id: str
@@ -173,6 +181,8 @@ class Request:
     features: SourceFeatures | None = None
     units: UnitPlan | None = None
     policy: AlignAtt | None = None
+    linker: Linker | None = None
+    observed: Mapping[Observer, CapturePlan] = field(default_factory=dict[Observer, CapturePlan])
 
     @property
     def source_length(self) -> int:
@@ -243,6 +253,8 @@ class Request:
             # In a decoder-only model, decoder self-attention covers the source too.
             num_read = source + len(self.decoder_prompt_ids) + len(self.target.text.tokens)
             num_bytes += self._held_bytes(self.step_bytes(num_read), len(self.captured_steps))
+            observed_bytes = sum(plan.row_bytes("cross", source) for plan in self.observed.values())
+            num_bytes += observed_bytes * len(self.target.text.tokens)  # held until the last step
         if self.contrast is not None:  # to subtract is to hold both for a moment
             num_bytes = max(num_bytes, 2 * self.contrast.request.single_pass_bytes)
         return num_bytes
@@ -312,7 +324,8 @@ class EncoderSelf:
 class Step:
     """A token and its attention: `[positions, layers, heads]`. Reduced attention has fewer axes.
 
-    `unsent_text` is the text of the steps that `resume_at` leaves out, in the first step or unit that is sent.
+    `unsent_text` is the text of the steps that `resume_at` leaves out, in the first step or unit that is sent. `links`
+    are those of the words that are complete with the step.
     """
 
     index: int
@@ -323,6 +336,7 @@ class Step:
     decoder_self: AttentionArrays | None = None
     unsent_text: str = ""
     decision: PolicyDecision | None = None
+    links: Sequence[Link] = ()
 
 
 @dataclass(frozen=True)
@@ -379,6 +393,8 @@ class Finished:
     num_steps: int
     seed: int | None = None
     hypotheses: tuple[Hypothesis, ...] = ()
+    signals: Signals | None = None
+    alignment: Alignment | None = None
 
 
 Output = Started | EncoderSelf | Step | Unit | StepCount | AwaitingSource | Finished

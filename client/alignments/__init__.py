@@ -1,7 +1,7 @@
 """Word links: what a client asks for, and what it gets. Plain data.
 
 parameters    Markup, MarkupSpan, LinkOptions
-results       Alignment, Link, MarkupReport, ManyAlignment
+results       Alignment, MarkupReport, ManyAlignment
 """
 
 from .parameters import (
@@ -15,12 +15,10 @@ from .parameters import (
     Pair,
     Symmetrization,
 )
-from .results import Alignment, HeadSource, Link, ManyAlignment, MarkupReport, Placement
+from .results import Alignment, ManyAlignment, MarkupReport, Placement
 
 __all__ = [
     "Alignment",
-    "HeadSource",
-    "Link",
     "LinkFeature",
     "LinkMethod",
     "LinkOptions",

@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Literal
 
 from ..errors import SidelightError
 from ..offset_units import Span
 from ..parameters import OffsetUnit
-from ..results import Usage
+from ..results import HeadSource, Link, Signals, Usage
 from .parameters import MarkupSpan
 
-HeadSource = Literal["calibration", "request", "default"]
 Placement = Literal["links", "neighbours", "empty", "copied", "structure"]
-
-
-class Link(NamedTuple):
-    """A link between two words, by their numbers. `score` is from 0 to 1."""
-
-    source: int
-    target: int
-    score: float
 
 
 @dataclass(frozen=True)
@@ -60,7 +50,7 @@ class Alignment:
         marked_target_text: The target with the markup of the source. Without markup: the target.
         report: One report for each element and placeholder of the source, in the order of the source.
         spans: With the markup format "spans": the spans at their places in the target.
-        signals: Numbers that judge the target as a whole. Empty unless asked for.
+        signals: Numbers that judge the target as a whole. None unless asked for.
         head_source: Where the heads come from; None where the links were brought along.
         usage: The cost; None where no model ran.
         offset_unit: What offsets count.
@@ -77,7 +67,7 @@ class Alignment:
     marked_target_text: str
     report: tuple[MarkupReport, ...] = ()
     spans: tuple[MarkupSpan, ...] = ()
-    signals: Mapping[str, float] = field(default_factory=dict[str, float])
+    signals: Signals | None = None
     head_source: HeadSource | None = None
     usage: Usage | None = None
     offset_unit: OffsetUnit = "code_point"

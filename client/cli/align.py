@@ -7,6 +7,7 @@ import json
 import sys
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any, get_args
 
 from ..alignments import (
@@ -136,6 +137,7 @@ def _build_options(args: argparse.Namespace) -> AlignOptions:
         "layers": args.layers,
         "row": args.row,
         "links": args.links or "",
+        "signals": args.output == "json" and args.links is None,
         "timeout": args.timeout,
     }
     if args.markup != "none":
@@ -210,8 +212,15 @@ def _json_fields(alignment: Alignment) -> dict[str, Any]:
                 for report in alignment.report
             ]
         },
-        "signals": dict(alignment.signals),
+        "signals": _list_signals(alignment),
     }
+
+
+def _list_signals(alignment: Alignment) -> dict[str, float]:
+    """Returns the signals that there are, by name."""
+    if alignment.signals is None:
+        return {}
+    return {name: value for name, value in asdict(alignment.signals).items() if value is not None}
 
 
 # ---- the pairs of a file --------------------------------------------------------------------------------------------

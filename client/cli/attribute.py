@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import dataclasses
 import sys
 from collections.abc import Iterable
 
@@ -11,9 +12,10 @@ from rich.console import Console
 
 from ..client import Client
 from ..formats import check_path, save
+from ..offset_units import Span, Token
 from ..parameters import Source
 from ..request import AttributeOptions
-from ..results import Attribution, Span, Step, Token, Unit
+from ..results import Attribution, Step, Unit
 from ..views import Heatmap, make_console, print_error, print_message, print_text
 from .attribute_file import attribute_file
 from .attribute_options import build_options, capture_all_kinds
@@ -68,7 +70,21 @@ def print_attribution(
     if len(attribution.hypotheses) > 1:
         for hypothesis in attribution.hypotheses:
             print_text(console, f"{hypothesis.score:7.3f}  {hypothesis.text}")
+    if not quiet:
+        _print_observations(console, attribution)
     return attribution
+
+
+def _print_observations(console: Console, attribution: Attribution) -> None:
+    """Prints the links and the signals of a target, where the server has sent any."""
+    if (alignment := attribution.alignment) is not None:
+        for link in alignment.links:
+            source, target = alignment.source[link.source].text, alignment.target[link.target].text
+            print_text(console, f"{link.score:5.2f}  {source} – {target}")
+    if attribution.signals is not None:
+        for name, value in dataclasses.asdict(attribution.signals).items():
+            if value is not None:
+                print_text(console, f"{value:5.2f}  {name.replace('_', ' ')}")
 
 
 def _attribute_text(args: argparse.Namespace, options: AttributeOptions) -> int:

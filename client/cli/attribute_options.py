@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from typing import get_args
 
+from ..alignments import LinkOptions
 from ..client import DEFAULT_ADDRESS
 from ..parameters import (
     AttentionKind,
@@ -43,6 +44,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_decoding_arguments(parser)
     add_contrast_arguments(parser)
     output = parser.add_argument_group("output")
+    output.add_argument(
+        "--show-links",
+        action="store_true",
+        help="link the words of both texts; a .npz file holds the links too",
+    )
+    output.add_argument(
+        "--signals",
+        action="store_true",
+        help="numbers that judge the target as a whole: coverage, repetition and more; a .npz file holds them too",
+    )
     output.add_argument("--save", metavar="PATH", help="save in a file: .json for Inseq, .npz for NumPy, .html a page")
     output.add_argument(
         "--offset-unit",
@@ -84,6 +95,10 @@ def build_options(args: argparse.Namespace) -> AttributeOptions:
         options["special_tokens_in_text"] = args.special_tokens_in_text
     if args.truncate != "none":
         options["truncate"] = args.truncate
+    if args.show_links:
+        options["link_options"] = LinkOptions()
+    if args.signals:
+        options["signals"] = True
     if args.offset_unit != "code_point":
         options["offset_unit"] = args.offset_unit
     if args.padding != "refuse":

@@ -7,6 +7,7 @@ words               the client's words for enums
 texts               texts of requests
 attention_arrays    the bytes of attention become NumPy arrays
 policy              what the policy of a follow stream says
+observations        links between words, and signals
 """
 
 from .alignments import build_link_options, build_markup, parse_alignment

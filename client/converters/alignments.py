@@ -9,8 +9,6 @@ from sidelight.v1 import attribution_service_pb2 as service_pb
 
 from ..alignments import (
     Alignment,
-    HeadSource,
-    Link,
     LinkFeature,
     LinkMethod,
     LinkOptions,
@@ -22,16 +20,15 @@ from ..alignments import (
     Symmetrization,
 )
 from ..errors import field_errors
-from ..offset_units import Span
 from ..validation import check_fields
 from .messages import parse_offset_unit, parse_usage
+from .observations import HEAD_SOURCES, parse_links, parse_signals, parse_spans
 from .words import enum_words
 
 _FORMATS: dict[int, MarkupFormat] = enum_words(service_pb.MarkupFormat, "MARKUP_FORMAT_")
 _LINK_METHODS: dict[int, LinkMethod] = enum_words(service_pb.LinkMethod, "LINK_METHOD_")
 _FEATURES: dict[int, LinkFeature] = enum_words(service_pb.LinkFeature, "LINK_FEATURE_")
 _SYMMETRIZATIONS: dict[int, Symmetrization] = enum_words(service_pb.Symmetrization, "SYMMETRIZATION_")
-_HEAD_SOURCES: dict[int, HeadSource] = enum_words(service_pb.HeadSource, "HEAD_SOURCE_")
 _PLACEMENTS: dict[int, Placement] = enum_words(service_pb.Placement, "PLACEMENT_")
 
 
@@ -79,15 +76,15 @@ def parse_alignment(message: service_pb.AlignResponse) -> Alignment:
         model=message.model,
         source_text=message.source_text,
         target_text=message.target_text,
-        source=tuple(Span(span.begin, span.end, span.text) for span in message.source),
-        target=tuple(Span(span.begin, span.end, span.text) for span in message.target),
-        links=tuple(Link(link.source, link.target, link.score) for link in message.links),
+        source=parse_spans(message.source),
+        target=parse_spans(message.target),
+        links=parse_links(message.links),
         pharaoh=message.pharaoh,
         marked_target_text=message.marked_target_text or message.target_text,
         report=tuple(map(_parse_report, message.markup_report)),
         spans=tuple(MarkupSpan(span.id, span.begin, span.end) for span in message.markup),
-        signals={field.name: value for field, value in message.signals.ListFields()},
-        head_source=_HEAD_SOURCES.get(message.head_source),
+        signals=parse_signals(message.signals) if message.HasField("signals") else None,
+        head_source=HEAD_SOURCES.get(message.head_source),
         usage=parse_usage(message.usage) if message.HasField("usage") else None,
         offset_unit=parse_offset_unit(message.offset_unit),
     )

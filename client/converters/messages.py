@@ -16,6 +16,7 @@ from sidelight.v1 import attention_pb2, model_pb2, text_pb2
 from sidelight.v1 import attribution_service_pb2 as service_pb
 
 from ..errors import field_errors, invalid_argument
+from ..offset_units import Span, Token
 from ..parameters import (
     AttentionKind,
     Beam,
@@ -38,16 +39,15 @@ from ..results import (
     Finished,
     FloatArray,
     Hypothesis,
-    Span,
     Started,
     Step,
     StopReason,
-    Token,
     Unit,
     Usage,
 )
 from ..validation import check_fields
 from .attention_arrays import parse_attention, parse_special_shares
+from .observations import parse_links, parse_signals, parse_word_alignment
 from .policy import parse_decision
 from .words import enum_words
 
@@ -302,6 +302,7 @@ def parse_step(message: service_pb.Step, header: Started) -> Step:
         scores=dict(zip(header.scores, message.scores, strict=True)),
         special_shares=_parse_shares(message),
         decision=parse_decision(message.decision) if message.HasField("decision") else None,
+        links=parse_links(message.links),
     )
 
 
@@ -349,6 +350,8 @@ def parse_finished(message: service_pb.Finished) -> Finished:
         stop_reason=_STOP_REASONS[message.stop_reason],
         usage=parse_usage(message.usage),
         hypotheses=tuple(map(_parse_hypothesis, message.hypotheses)),
+        signals=parse_signals(message.signals) if message.HasField("signals") else None,
+        alignment=parse_word_alignment(message.alignment) if message.HasField("alignment") else None,
     )
 
 

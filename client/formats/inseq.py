@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save as save_tensors
 
-from ..results import Attribution, FloatArray, Span, Started, Token
+from ..offset_units import Span, Token
+from ..results import Attribution, FloatArray, Started
 
 # Scores that have another name in Inseq.
 _SCORE_NAMES = {"cross_entropy": "crossentropy"}

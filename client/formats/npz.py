@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ..results import Attribution, Hypothesis
+from ..results import Attribution, Hypothesis, WordAlignment
 
 
 def to_npz(attributions: Sequence[Attribution]) -> bytes:
@@ -36,8 +36,9 @@ def build_npz_arrays(attribution: Attribution) -> dict[str, Any]:
     - `source_ids`, `source_pieces`, `source_spans` (`[tokens, 2]`), and the same for `prefix` and `steps`.
     - With a grouping: `source_unit_spans`, `prefix_unit_spans`, `unit_spans` (`[units, 2]`), `unit_steps` (the first
       step of each unit, and one past its last), and `unit_score_NAME` (`[units]`). The attention is that of units.
-    - `info`: a JSON text with everything else, such as the hypotheses of a beam search. NumPy's arrays of texts lose a
-      NUL at the end of a text; `pieces` in `info` holds the pieces of `source`, `prefix` and `steps` unchanged.
+    - `info`: a JSON text with everything else, such as links, signals, and the hypotheses of a beam search. NumPy's
+      arrays of texts lose a NUL at the end of a text; `pieces` in `info` holds the pieces of `source`, `prefix` and
+      `steps` unchanged.
     """
     arrays: dict[str, Any] = {}
     for kind in ("cross", "decoder_self", "encoder_self"):
@@ -60,6 +61,17 @@ def build_npz_arrays(attribution: Attribution) -> dict[str, Any]:
     return arrays
 
 
+def _build_alignment(alignment: WordAlignment) -> dict[str, Any]:
+    """Returns the spans of the words of both texts, and the links between them."""
+    return {
+        "source": [(word.begin, word.end) for word in alignment.source],
+        "target": [(word.begin, word.end) for word in alignment.target],
+        "links": [link._asdict() for link in alignment.links],
+        "pharaoh": alignment.pharaoh,
+        "head_source": alignment.head_source,
+    }
+
+
 def _build_info(attribution: Attribution) -> dict[str, Any]:
     """Returns what no array holds."""
     started = attribution.started
@@ -69,6 +81,8 @@ def _build_info(attribution: Attribution) -> dict[str, Any]:
         "source": started.source_text,
         "text": attribution.text,
         "stop_reason": attribution.stop_reason,
+        "alignment": None if attribution.alignment is None else _build_alignment(attribution.alignment),
+        "signals": None if attribution.signals is None else asdict(attribution.signals),
         "offset_unit": started.offset_unit,
         "row": started.row,
         "top_k": started.top_k,

@@ -11,8 +11,9 @@ from html import escape
 
 from rich.cells import cell_len
 
-from ..alignments import Alignment, Link
+from ..alignments import Alignment
 from ..offset_units import Span
+from ..results import Link
 from .terminal import escape_controls
 
 # Sizes in pixels. Widths of letters are those of a monospaced font.

@@ -17,8 +17,9 @@ from rich.console import Console
 from rich.style import Style
 from rich.text import Text
 
+from ..offset_units import Span, Token
 from ..parameters import OffsetUnit
-from ..results import FloatArray, Span, Started, Step, Token, Unit
+from ..results import FloatArray, Started, Step, Unit
 from .terminal import escape_controls
 from .words import Word, find_words
 

@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from ..offset_units import Span, Token
 from ..parameters import AttentionKind, OffsetUnit
-from ..results import Attribution, FloatArray, Span, Token
+from ..results import Attribution, FloatArray
 from .terminal import escape_controls
 from .words import group_by_character, join_text
 

@@ -10,9 +10,8 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..offset_units import UnitText
+from ..offset_units import Span, Token, UnitText
 from ..parameters import OffsetUnit
-from ..results import Span, Token
 from .terminal import escape_controls
 
 # Scripts, as names of Unicode characters begin with them, that put no spaces between words.

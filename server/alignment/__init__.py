@@ -1,6 +1,6 @@
 """Word links between a source and its target, and what is done with links.
 
-links             Link: a source word, a target word and a score
+links             Link: a source word, a target word and a score; Alignment: words and their links
 pharaoh           links as a text: the Pharaoh format
 word_scores       rows over tokens → scores of pairs of words
 spelling          how alike two words are written
@@ -11,6 +11,7 @@ symmetrization    links of two directions → one
 preset            AlignmentPreset: heads, features and method that are best for a model
 preset_file       alignment_heads.json
 linker            Linker: rows of a pair of texts, or of a target that grows → links
+signals           Signals: numbers that judge a target as a whole
 markup/           markup of the source, carried over to the target by the links
 calibration/      finds the best preset of a model
 """
@@ -19,7 +20,7 @@ from .decisions import LINK_METHODS, LinkMethod
 from .features import LINK_FEATURES, LinkFeature
 from .lexicon import Lexicon
 from .linker import Linker, TargetLinks, WordedText, split_words
-from .links import Link
+from .links import Alignment, Link
 from .markup import (
     LinkedSegment,
     MarkedTarget,
@@ -35,6 +36,7 @@ from .markup import (
 from .pharaoh import PharaohError, format_pharaoh, parse_pharaoh
 from .preset import PRESET_NAME, AlignmentHead, AlignmentPreset, CalibrationFigures, default_preset
 from .preset_file import LEXICON_FILE, PRESET_FILE, PresetError, read_preset, read_whisper_heads, write_preset
+from .signals import Signals, compute_signals, mean_signals
 from .symmetrization import SYMMETRIZATIONS, Symmetrization, join_links
 
 __all__ = [
@@ -44,6 +46,7 @@ __all__ = [
     "PRESET_FILE",
     "PRESET_NAME",
     "SYMMETRIZATIONS",
+    "Alignment",
     "AlignmentHead",
     "AlignmentPreset",
     "CalibrationFigures",
@@ -63,12 +66,15 @@ __all__ = [
     "Placement",
     "PresetError",
     "Segment",
+    "Signals",
     "Symmetrization",
     "TargetLinks",
     "WordedText",
+    "compute_signals",
     "default_preset",
     "format_pharaoh",
     "join_links",
+    "mean_signals",
     "parse_markup",
     "parse_pharaoh",
     "read_preset",

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
+
+from ..text import Span
 
 
 class Link(NamedTuple):
@@ -17,3 +20,11 @@ class Link(NamedTuple):
     source: int
     target: int
     score: float
+
+
+class Alignment(NamedTuple):
+    """The words of a source and of its target, and their links in the order of the target."""
+
+    source: Sequence[Span]
+    target: Sequence[Span]
+    links: Sequence[Link]

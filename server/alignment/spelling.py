@@ -37,7 +37,8 @@ def compare_spelling(source: Sequence[str], target: Sequence[str]) -> Matrix:
         for column in beginnings.get(word[:_MIN_BEGINNING], ()) if len(word) >= _MIN_BEGINNING else ():
             share = _common_beginning(word, target[column]) / max(len(word), len(target[column]))
             alike[row, column] = share if share >= _MIN_SHARE else 0.0
-        alike[row, places.get(word, [])] = 1.0
+        for column in places.get(word, ()):
+            alike[row, column] = 1.0
     return alike
 
 

@@ -11,7 +11,7 @@ from sidelight.v1 import attribution_service_pb2 as service_pb
 from ..alignment import MarkedTarget, format_pharaoh
 from ..engine import RequestState
 from ..text import OffsetMap, OffsetUnit, Span
-from .converters import duration_message
+from .converters import duration_message, fill_links
 from .enums import OFFSET_UNITS, PLACEMENTS, number_of
 from .validation import AlignPlan
 
@@ -75,8 +75,7 @@ def alignment_message(
     )
     source.fill_spans(message.source, target.source_words)
     target_offsets.fill_spans(message.target, target.target_words)
-    for link in target.links:
-        message.links.add(source=link.source, target=link.target, score=link.score)
+    fill_links(message.links, target.links)
     for span in target.spans:
         message.markup.add(id=span.id, begin=target_offsets.to_units(span.begin), end=target_offsets.to_units(span.end))
     if has_format:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Iterable
 from typing import Any
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from sidelight.v1 import attention_pb2, model_pb2, text_pb2
 from sidelight.v1 import attribution_service_pb2 as service_pb
 
-from ..alignment import PRESET_NAME, AlignmentPreset
+from ..alignment import PRESET_NAME, Alignment, AlignmentPreset, Link, Signals, format_pharaoh
 from ..capture import AttentionArrays, AttentionKind, CapturePlan
 from ..models import LoadedModel
 from ..request import (
@@ -213,6 +214,8 @@ def fill_step(message: service_pb.Step, step: Step, offsets: RequestOffsets | No
         decision.decision = service_pb.DECISION_HOLD if step.decision.is_held else service_pb.DECISION_COMMIT
         decision.source_token = step.decision.source_token
         decision.firm_source_tokens = step.decision.num_firm
+    if step.links:
+        fill_links(message.links, step.links)
 
 
 def awaiting_source_message(waiting: AwaitingSource) -> service_pb.AwaitingSource:
@@ -241,13 +244,45 @@ def _fill_span(message: service_pb.Span, span: TextSpan, offsets: OffsetMap | No
         message.begin, message.end = offsets.to_units(span.begin), offsets.to_units(span.end)
 
 
-def finished_message(finished: Finished, usage: service_pb.Usage, offset_unit: OffsetUnit) -> service_pb.Finished:
+def finished_message(
+    finished: Finished, usage: service_pb.Usage, request: Request, loaded: LoadedModel
+) -> service_pb.Finished:
     """Returns the end of a stream."""
     stop_reason = number_of(STOP_REASONS, finished.stop_reason)
     message = service_pb.Finished(text=finished.text, stop_reason=stop_reason, usage=usage)
+    if finished.signals is not None:
+        message.signals.CopyFrom(signals_message(finished.signals))
+    if finished.alignment is not None:
+        _fill_alignment(message.alignment, finished.alignment, request, finished.text)
+        is_calibrated = loaded.alignment is not None
+        message.alignment.head_source = (
+            service_pb.HEAD_SOURCE_CALIBRATION if is_calibrated else service_pb.HEAD_SOURCE_DEFAULT
+        )
     for hypothesis in finished.hypotheses:
-        _fill_hypothesis(message.hypotheses.add(), hypothesis, offset_unit)
+        _fill_hypothesis(message.hypotheses.add(), hypothesis, request.offset_unit)
     return message
+
+
+def _fill_alignment(message: service_pb.Alignment, alignment: Alignment, request: Request, text: str) -> None:
+    """`text` is the text of the target."""
+    texts = (request.source.text, alignment.source, message.source), (text, alignment.target, message.target)
+    for whole, words, spans in texts:
+        offsets = None if request.offset_unit == "code_point" else OffsetMap(request.offset_unit, whole)
+        for begin, end in words:
+            _fill_span(spans.add(), TextSpan(begin, end, whole[begin:end]), offsets)
+    fill_links(message.links, alignment.links)
+    message.pharaoh = format_pharaoh(alignment.links)
+
+
+def fill_links(messages: Any, links: Iterable[Link]) -> None:
+    """Adds a message for each link."""
+    for source, target, score in links:
+        messages.add(source=source, target=target, score=score)
+
+
+def signals_message(signals: Signals) -> service_pb.Signals:
+    """Returns the signals of a target. A number that there is not stays unset."""
+    return service_pb.Signals(**dataclasses.asdict(signals))
 
 
 def _fill_hypothesis(message: service_pb.Hypothesis, hypothesis: Hypothesis, offset_unit: OffsetUnit) -> None:

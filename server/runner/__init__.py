@@ -8,6 +8,7 @@ prefill             sources and prompts into the KV cache
 slot_allocator      which sequence has which slot, and what the slots hold
 step_recorder       the attention rows of a decode step, equal plans together
 unbatched_runner    UnbatchedRunner: each sequence with a cache of its own, for models that cannot be run in slots
+forward_output      what one pass over one sequence records
 single_sequence     a model over one sequence, by the model's own modules: given targets, encoder self-attention
 targets             given targets: the passes of one request, and several targets in one pass
 sequence            Sequence: a decoded request in a runner; StepOutput, SearchOutput: what a step gives it

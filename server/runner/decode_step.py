@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from torch import Tensor
 
-from ..capture import AttentionKind, FactorCache, record_to
+from ..capture import AttentionArrays, AttentionKind, FactorCache, record_to
 from ..models import Backend, KVCache
-from ..request import Score
+from ..request import Observer, Score
 from ..sampling import ContrastLogits, Sampler, SamplerOutput, step_scores
 from ..transfer import cached_index, to_host
 from .sequence import Sequence, StepOutput
@@ -164,11 +165,17 @@ class DecodeStep:
                 scores.get(sequence, ()),
                 kinds.get("cross"),
                 kinds.get("decoder_self"),
-                kinds.get("policy"),
+                _observed(sequence, kinds),
             )
             sequence.count_step(token)
             outputs.append((sequence, faults.get(sequence, output)))
         return outputs
+
+
+def _observed(sequence: Sequence, rows: StepAttention) -> Mapping[Observer, AttentionArrays]:
+    """What a step recorded for the observers of a sequence."""
+    observed = sequence.request.observed
+    return {name: rows[name] for name in observed if name in rows} if observed else {}
 
 
 def _score(

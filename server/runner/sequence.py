@@ -12,13 +12,16 @@ from torch import Tensor
 from ..capture import AttentionArrays, AttentionKind, CapturePlan, RowCombiner, SpecialPositions
 from ..memory import release_memory_of
 from ..models import SwappedCache
-from ..request import DecodingParams, FollowedTarget, Request
+from ..request import DecodingParams, FollowedTarget, Observer, Request
 from ..sampling import BeamSearch, FoundHypothesis, SamplerState, step_scores
 from ..transfer import to_host
 
 # The most bytes of attention rows that the steps of a beam search keep, for each hypothesis that runs. The cache of a
 # hypothesis takes about as much.
 _MAX_ROW_BYTES = 2 * 1024**2
+
+
+_NOTHING: Mapping[Observer, AttentionArrays] = {}
 
 
 class StepOutput(NamedTuple):
@@ -36,7 +39,7 @@ class StepOutput(NamedTuple):
     scores: list[float] | tuple[float, ...] = ()
     cross: AttentionArrays | None = None
     decoder_self: AttentionArrays | None = None
-    policy_row: AttentionArrays | None = None  # `[positions]`, for the request's policy
+    observed: Mapping[Observer, AttentionArrays] = _NOTHING  # for each observer of the request, `[positions]`
 
     @property
     def row_bytes(self) -> int:
@@ -189,7 +192,7 @@ class Sequence:
     @property
     def left_out(self) -> Mapping[AttentionKind, Tensor]:
         """The positions that rows leave out, as a combiner takes them: bool `[positions]` on the host, by kind."""
-        return {} if self.special is None else self.special.host_masks
+        return self.special.host_masks if self.special is not None and self.plan.leaves_out_special else {}
 
     def pop_source_attention(self) -> Iterator[AttentionArrays] | None:
         """The encoder self-attention in parts of `[queries, positions, …]`, once: the sequence keeps no reference."""

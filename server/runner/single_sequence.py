@@ -6,10 +6,9 @@ Knows models, caches and tensors on the device; does not know texts, or which to
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,24 +20,24 @@ from ..capture import (
     AttentionArrays,
     AttentionKind,
     CapturePlan,
-    LayerKey,
     PassRecorder,
-    RecordTarget,
     RowCombiner,
     SourceRecorder,
     SpecialPositions,
     build_arrays,
     list_tensors,
-    matrices_of,
     observe_with,
     record_to,
     source_inputs,
 )
 from ..errors import not_a_number
 from ..models import LoadedModel
-from ..request import MAX_PART_BYTES, GivenTarget, Request, SourceFeatures
+from ..request import MAX_PART_BYTES, GivenTarget, Observer, Request, SourceFeatures
 from ..transfer import to_host
 from ..transformers_versions import cache_argument, cache_of, takes_whole_target
+from .forward_output import ForwardOutput, list_observed, run_pass
+
+_KINDS: tuple[AttentionKind, ...] = ("cross", "decoder_self")
 
 NO_QUERIES = slice(0, 0)
 LAST_QUERY = slice(-1, None)
@@ -50,7 +49,7 @@ def find_special(loaded: LoadedModel, request: Request, written: Sequence[int] =
 
     `written` are the tokens of the target that have been written.
     """
-    if not request.capture.leaves_out_special:
+    if not any(plan.leaves_out_special for plan in (request.capture, *request.observed.values())):
         return None
     source = request.source.ids
     given = request.target.text.ids if isinstance(request.target, GivenTarget) else []
@@ -73,36 +72,6 @@ def _max_target(loaded: LoadedModel, request: Request) -> int:
     return len(request.decoder_prompt_ids) + num_steps + (0 if loaded.is_encoder_decoder else request.source_length)
 
 
-@dataclass(frozen=True)
-class ForwardOutput:
-    """What one forward pass of the decoder gave, on its device.
-
-    `logits` is `[tokens, vocabulary]`; the attentions have a row for each query kept, and are None if not captured.
-    `policy` is float32 `[1, 1, positions, 1]`, of the last query.
-    """
-
-    logits: Tensor
-    cross: AttentionTensors | None
-    decoder_self: AttentionTensors | None
-    policy: AttentionTensors | None = None
-
-    @property
-    def tensors(self) -> list[Tensor]:
-        """The attentions' tensors, to copy to the host."""
-        return [*list_tensors(self.cross), *list_tensors(self.decoder_self)]
-
-    def recorded(self, arrays: Sequence[NDArray[Any]], plan: CapturePlan) -> dict[AttentionKind, AttentionArrays]:
-        """The recorded rows of each kind, from the copies of `tensors` on the host. `plan` is what was recorded."""
-        count = len(list_tensors(self.cross))
-        found: dict[AttentionKind, AttentionArrays | None] = {
-            "cross": build_arrays(self.cross, arrays[:count], plan.shape("cross")) if self.cross else None,
-            "decoder_self": build_arrays(self.decoder_self, arrays[count:], plan.shape("decoder_self"))
-            if self.decoder_self
-            else None,
-        }
-        return {kind: rows for kind, rows in found.items() if rows is not None}
-
-
 def features_tensor(features: SourceFeatures, model: Any) -> Tensor:
     """The features of a recording as a batch of one source, `[1, bins, frames]`, on the model's device."""
     return torch.from_numpy(features.values)[None].to(model.device, model.dtype)
@@ -120,23 +89,24 @@ class SingleSequenceModel:
         features: SourceFeatures | None = None,
         special: SpecialPositions | None = None,
         combiner: RowCombiner | None = None,
-        policy_plan: CapturePlan | None = None,
+        observed: Mapping[Observer, CapturePlan] | None = None,
     ) -> None:
         """`context_ids` are what the decoder reads between source and step 0: start token and prefix.
 
         `features` are the source of a speech model; `source_ids` are empty then. `special` are the special tokens that
-        rows leave out, `combiner` makes the rows of a method that needs it. `policy_plan` captures one more row of each
-        pass, for a policy.
+        rows leave out, `combiner` makes the rows of a method that needs it. `observed` are the plans of observers.
         """
         self._model: Any = loaded.model
         self._captures_rows = loaded.attention_layers.captures_rows
         self._plan = plan.recorded
-        self._policy_plan = policy_plan
+        self._observed = observed or {}
         self._special = special
+        self._leaves_out = plan.leaves_out_special
         self.combiner = combiner
         encoded = loaded.is_encoder_decoder
         self.source_length = (features.num_positions if features else len(source_ids)) if encoded else 0
         self._source = self.tensor(source_ids) if features is None else features_tensor(features, self._model)
+        self._mask = _make_mask(self._source, captures_rows=self._captures_rows)
         self._encoder_outputs: Any = None
         self._cache: Any = None
         self._is_encoder_decoder = loaded.is_encoder_decoder
@@ -159,8 +129,8 @@ class SingleSequenceModel:
         """
         plan = plan or request.capture
         special, combiner = find_special(loaded, request), combiner or new_combiner(loaded, request, plan)
-        ids, policy_plan = request.source.ids, None if request.policy is None else request.policy.plan
-        return cls(loaded, plan, ids, request.decoder_prompt_ids, request.features, special, combiner, policy_plan)
+        ids, prompt = request.source.ids, request.decoder_prompt_ids
+        return cls(loaded, plan, ids, prompt, request.features, special, combiner, request.observed)
 
     def forget_target(self, special: SpecialPositions | None) -> None:
         """Forgets the tokens that the decoder has read. The encoder's output stays.
@@ -191,38 +161,29 @@ class SingleSequenceModel:
         """
         if not self._is_encoder_decoder:
             return None
-        inputs = source_inputs(self._source) | self._mask()
+        inputs = source_inputs(self._source) | self._mask
         if not self._captures_rows:
-            recorder = self._new_recorder(NO_QUERIES, {"encoder_self": self.source_length})
-            self._encoder_outputs = _run(
-                self._model.get_encoder(), recorder, ("encoder_self",), None, captures_rows=False, **inputs
+            recorder = self._new_recorder(self._plan, NO_QUERIES, {"encoder_self": self.source_length})
+            self._encoder_outputs = run_pass(
+                self._model.get_encoder(), [recorder], ("encoder_self",), captures_rows=False, **inputs
             )
             tensors = recorder.result("encoder_self")
             if tensors is None:
                 return None
-            states = self._encoder_outputs.last_hidden_state
-            return self._combine(_read_parts(iter([tensors]), states, self._plan, check=check))
+            parts = _read_parts(iter([tensors]), self._encoder_outputs.last_hidden_state, self._plan, check=check)
+            return _combine(parts, self.combiner, self._left_out)
         source = None
         if "encoder_self" in self._plan.kinds:
-            left_out = self._left_out_of({"encoder_self": self.source_length})
+            positions: dict[AttentionKind, int] = {"encoder_self": self.source_length}
+            left_out = _left_out_of(self._plan, self._special, positions, self._model.device)
             source = SourceRecorder(self._plan, self.source_length, left_out.get("encoder_self"))
         with record_to(None, padded=False), nullcontext() if source is None else observe_with(source):
             self._encoder_outputs = self._model.get_encoder()(**inputs)
         if source is None:
             return None
-        length = self.source_length
-        size = max(1, MAX_PART_BYTES // max(1, self._plan.row_bytes("encoder_self", length)))
-        parts = (slice(begin, min(begin + size, length)) for begin in range(0, length, size))
         states = self._encoder_outputs.last_hidden_state
-        return self._combine(_read_parts(map(source.compute, parts), states, self._plan, check=check))
-
-    def _combine(self, parts: Iterator[AttentionArrays]) -> Iterator[AttentionArrays] | None:
-        """Gives the encoder's rows to the combiner, which needs all. Returns its rows; None if none are sent."""
-        if self.combiner is None:
-            return parts
-        rows = np.concatenate([part.values for part in parts])
-        attention = self.combiner.read_source(AttentionArrays(rows), self._left_out)
-        return None if attention is None else iter([attention])
+        computed = map(source.compute, _divide_source(self._plan, self.source_length))
+        return _combine(_read_parts(computed, states, self._plan, check=check), self.combiner, self._left_out)
 
     def attention(self, output: ForwardOutput, arrays: Sequence[NDArray[Any]]) -> dict[AttentionKind, AttentionArrays]:
         """The rows of a pass, from the copies of its tensors on the host.
@@ -244,18 +205,21 @@ class SingleSequenceModel:
 
     @property
     def _left_out(self) -> dict[AttentionKind, Tensor]:
-        return {} if self._special is None else self._special.host_masks
+        return self._special.host_masks if self._special is not None and self._leaves_out else {}
 
-    def _new_recorder(self, queries: slice, positions: dict[AttentionKind, int]) -> PassRecorder:
-        return PassRecorder(self._plan, queries, positions, left_out=self._left_out_of(positions))
+    def _new_recorder(self, plan: CapturePlan, queries: slice, positions: dict[AttentionKind, int]) -> PassRecorder:
+        left_out = _left_out_of(plan, self._special, positions, self._model.device)
+        return PassRecorder(plan, queries, positions, left_out=left_out)
 
-    def _left_out_of(self, positions: dict[AttentionKind, int]) -> dict[AttentionKind, Tensor]:
-        """The positions that the rows of a pass leave out, bool `[1, positions]` by kind."""
-        if self._special is None or not self._plan.leaves_out_special:
-            return {}
-        return self._special.masks(positions, self._model.device)
-
-    def forward(self, ids: Tensor, queries: slice, num_logits: int, *, is_last: bool = False) -> ForwardOutput:
+    def forward(
+        self,
+        ids: Tensor,
+        queries: slice,
+        num_logits: int,
+        *,
+        is_last: bool = False,
+        observed_queries: Mapping[Observer, slice] | None = None,
+    ) -> ForwardOutput:
         """Reads more tokens.
 
         Args:
@@ -263,6 +227,7 @@ class SingleSequenceModel:
             queries: The queries of these tokens whose attention is kept.
             num_logits: For how many of these tokens, counted from the last, logits are wanted.
             is_last: Whether no tokens will be read after these.
+            observed_queries: The queries whose rows each observer gets. None: the last.
 
         A model that gives whole matrices instead of rows reads tokens one by one. Unless `is_last`, it can give only
         the attention and the logits of the last token. Raises ValueError where more is asked of it.
@@ -272,21 +237,31 @@ class SingleSequenceModel:
                 raise ValueError("queries, num_logits: at most the last token's, since tokens are read one by one")
             # FSMT masks the future only without a cache: with a cache, it must not see more than one token.
             for position in range(ids.shape[1] - 1):
-                self._forward(ids[:, position : position + 1], NO_QUERIES, 1, is_last=False)
+                self._forward(ids[:, position : position + 1], NO_QUERIES, 1, {}, is_last=False)
             ids = ids[:, -1:]
-        return self._forward(ids, queries, num_logits, is_last=is_last)
+        if observed_queries is None:
+            observed_queries = dict.fromkeys(self._observed, LAST_QUERY)
+        return self._forward(ids, queries, num_logits, observed_queries, is_last=is_last)
 
-    def _forward(self, ids: Tensor, queries: slice, num_logits: int, *, is_last: bool) -> ForwardOutput:
+    def _forward(
+        self, ids: Tensor, queries: slice, num_logits: int, observed: Mapping[Observer, slice], *, is_last: bool
+    ) -> ForwardOutput:
         self.num_read += ids.shape[1]
         positions: dict[AttentionKind, int] = {"cross": self.source_length, "decoder_self": self.num_read}
-        recorder = self._new_recorder(queries, positions)
-        policy = None if self._policy_plan is None else PassRecorder(self._policy_plan, LAST_QUERY, positions)
+        recorder = self._new_recorder(self._plan, queries, positions)
+        observers: dict[Observer, PassRecorder] = {
+            name: self._new_recorder(self._observed[name], kept, positions) for name, kept in observed.items()
+        }
         inputs: dict[str, Any] = {cache_argument(self._model): self._cache, "use_cache": not is_last}
         if self._is_encoder_decoder:
             if takes_whole_target(self._model):
                 ids = ids if self._target_ids is None else torch.cat([self._target_ids, ids], 1)
                 self._target_ids = ids
-            inputs |= {"decoder_input_ids": ids, "encoder_outputs": self._encoder_outputs, **self._mask()}
+            inputs |= {
+                "decoder_input_ids": ids,
+                "encoder_outputs": self._encoder_outputs,
+                **self._mask,
+            }
             if not self._captures_rows:
                 # The encoder does not read the source again; but FSMT masks a target's future only where the decoder
                 # is given the source's ids.
@@ -295,19 +270,44 @@ class SingleSequenceModel:
             inputs["input_ids"] = ids
         if self._keeps_logits:
             inputs["logits_to_keep"] = num_logits
-        output = _run(
-            self._model, recorder, ("cross", "decoder_self"), policy, captures_rows=self._captures_rows, **inputs
+        recorders = [recorder, *observers.values()]
+        output = run_pass(
+            self._model, recorders, ("cross", "decoder_self"), captures_rows=self._captures_rows, **inputs
         )
         self._cache = None if is_last else cache_of(output)
-        logits = output.logits[0, -num_logits:]
-        policy_row = policy and (policy.result("cross") or policy.result("decoder_self"))
-        return ForwardOutput(logits, recorder.result("cross"), recorder.result("decoder_self"), policy_row)
+        cross, decoder_self = recorder.result("cross"), recorder.result("decoder_self")
+        return ForwardOutput(output.logits[0, -num_logits:], cross, decoder_self, list_observed(observers))
 
-    def _mask(self) -> dict[str, Tensor]:
-        # A single source without padding needs no mask, and to look whether a mask hides anything waits for the device.
-        # Recordings have no padding at all.
-        has_mask = not self._captures_rows and self._source.dim() == 2
-        return {"attention_mask": torch.ones_like(self._source)} if has_mask else {}
+
+def _combine(
+    parts: Iterator[AttentionArrays], combiner: RowCombiner | None, left_out: Mapping[AttentionKind, Tensor]
+) -> Iterator[AttentionArrays] | None:
+    """Gives the encoder's rows to the combiner, which needs all. Returns its rows; None if none are sent."""
+    if combiner is None:
+        return parts
+    rows = np.concatenate([part.values for part in parts])
+    attention = combiner.read_source(AttentionArrays(rows), left_out)
+    return None if attention is None else iter([attention])
+
+
+def _divide_source(plan: CapturePlan, length: int) -> Iterator[slice]:
+    """Divides the queries of the encoder into parts of a bounded number of bytes."""
+    size = max(1, MAX_PART_BYTES // max(1, plan.row_bytes("encoder_self", length)))
+    return (slice(begin, min(begin + size, length)) for begin in range(0, length, size))
+
+
+def _make_mask(source: Tensor, *, captures_rows: bool) -> dict[str, Tensor]:
+    # A single source without padding needs no mask, and to look whether a mask hides anything waits for the device.
+    # Recordings have no padding at all.
+    has_mask = not captures_rows and source.dim() == 2
+    return {"attention_mask": torch.ones_like(source)} if has_mask else {}
+
+
+def _left_out_of(
+    plan: CapturePlan, special: SpecialPositions | None, positions: dict[AttentionKind, int], device: torch.device
+) -> dict[AttentionKind, Tensor]:
+    """The positions that the rows of a pass leave out, bool `[1, positions]` by kind."""
+    return special.masks(positions, device) if special is not None and plan.leaves_out_special else {}
 
 
 def _read_parts(
@@ -329,37 +329,3 @@ def _read_parts(
             yield attention
 
     return read()
-
-
-class _Recorders(NamedTuple):
-    """A `Recorder` of two plans."""
-
-    first: PassRecorder
-    second: PassRecorder
-
-    def targets(
-        self, layer_key: LayerKey, shape: tuple[int, int, int, int], device: torch.device
-    ) -> list[RecordTarget]:
-        """As `Recorder` has it."""
-        return [*self.first.targets(layer_key, shape, device), *self.second.targets(layer_key, shape, device)]
-
-
-def _run(
-    module: Any,
-    recorder: PassRecorder,
-    kinds: tuple[AttentionKind, ...],
-    policy: PassRecorder | None,
-    *,
-    captures_rows: bool,
-    **inputs: Any,
-) -> Any:
-    """Runs a forward pass, and records what the plans capture of these kinds."""
-    if captures_rows:
-        with record_to(recorder if policy is None else _Recorders(recorder, policy), padded=False):
-            return module(**inputs)
-    output = module(**inputs, output_attentions=True)
-    matrices = {"encoder_self": list(output.attentions)} if kinds == ("encoder_self",) else matrices_of(output)
-    for each in (recorder, policy):
-        if each is not None:
-            each.record_matrices({kind: matrices[kind] for kind in kinds if kind in matrices})
-    return output

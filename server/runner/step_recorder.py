@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -25,11 +25,12 @@ from ..capture import (
 )
 from ..errors import not_a_number
 from ..memory import release_memory_of
+from ..request import OBSERVERS, Observer
 from ..transfer import cached_index, to_device
 from .sequence import Sequence
 from .single_sequence import LAST_QUERY
 
-StepAttention: TypeAlias = Mapping[AttentionKind | Literal["policy"], AttentionArrays]
+StepAttention: TypeAlias = Mapping[AttentionKind | Observer, AttentionArrays]
 """What a step recorded of one sequence."""
 
 
@@ -38,7 +39,7 @@ class _Group(NamedTuple):
 
     sequences: list[Sequence]
     plan: CapturePlan
-    is_policy: bool  # whether the rows are for the policies of the sequences, and not for their clients
+    observer: Observer | None  # what the rows are for; None: they are for the clients
     recorder: PassRecorder
     rows: Tensor | None  # which rows of the recorder's tensors belong to the sequences; None: all, in their order
 
@@ -66,13 +67,12 @@ class StepRecorder:
         for sequence in sequences:
             if sequence.wants_row or sequence.combiner is not None:
                 groups.setdefault(id(sequence.plan), []).append(sequence)
-        planned = [(group[0].plan, False, group) for group in groups.values()]
-        planned += [(plan, True, group) for plan, group in _by_policy(sequences)]
+        planned = [*_by_observer(sequences), *((group[0].plan, None, group) for group in groups.values())]
         largest = max((len(group) for *_, group in planned), default=0)
         self._groups: list[_Group] = []
         self._targets: dict[LayerKey, list[RecordTarget]] = {}
         count = slots.stop - slots.start
-        for whole_plan, is_policy, group in planned:
+        for whole_plan, observer, group in planned:
             rows = tuple(sequence.slot - slots.start for sequence in group)
             selected = None if rows == tuple(range(count)) else cached_index(rows, tokens.device)
             # To select rows of a batch is to copy their keys. Recording all rows and keeping some costs less where the
@@ -93,7 +93,7 @@ class StepRecorder:
                 _left_out(group, recorded, num_recorded, positions, tokens.device) if plan.leaves_out_special else None,
                 factors.of_step(plan.method, _lengths(group), slots, selection) if plan.method.has_factors else None,
             )
-            self._groups.append(_Group(group, whole_plan, is_policy, recorder, selected if records_all else None))
+            self._groups.append(_Group(group, whole_plan, observer, recorder, selected if records_all else None))
             for key, target in recorder.step_targets(tokens.device):
                 self._targets.setdefault(key, []).append(target)
 
@@ -131,7 +131,7 @@ class StepRecorder:
         A sequence whose attention is NaN or infinite gets an entry in `faults`, unless it has one.
         """
         remaining = iter(arrays)
-        found: dict[Sequence, dict[AttentionKind | Literal["policy"], AttentionArrays]] = {}
+        found: dict[Sequence, dict[AttentionKind | Observer, AttentionArrays]] = {}
         for group, kind, result in self._results():
             copies = [next(remaining)[:, 0] for _ in list_batch_tensors(result)]
             batch = build_arrays(result, copies, group.plan.recorded.shape(kind))
@@ -140,8 +140,7 @@ class StepRecorder:
             for row, sequence in enumerate(group.sequences):
                 # Without the positions that only other sequences of the batch have.
                 length = sequence.source_length if kind == "cross" else sequence.num_cached + 1
-                name = "policy" if group.is_policy else kind
-                attention = found.setdefault(sequence, {})[name] = batch.copy_query(row, length)
+                attention = found.setdefault(sequence, {})[group.observer or kind] = batch.copy_query(row, length)
                 if not is_all_finite and not attention.is_finite():
                     faults.setdefault(sequence, not_a_number())
         for sequence, recorded in found.items():
@@ -153,21 +152,20 @@ class StepRecorder:
         return found
 
 
-def combine_step(
-    sequence: Sequence, recorded: StepAttention
-) -> dict[AttentionKind | Literal["policy"], AttentionArrays]:
+def combine_step(sequence: Sequence, recorded: StepAttention) -> dict[AttentionKind | Observer, AttentionArrays]:
     """Makes the rows of a step from the recorded rows of its query; none where the step sends no rows.
 
-    The row for a policy stays as it is.
+    The rows of observers stay as they are.
     """
     assert sequence.combiner is not None
+    kinds: tuple[AttentionKind, ...] = ("cross", "decoder_self")
     queries: dict[AttentionKind, AttentionArrays] = {
-        kind: arrays.as_queries() for kind, arrays in recorded.items() if kind != "policy"
+        kind: recorded[kind].as_queries() for kind in kinds if kind in recorded
     }
     rows = sequence.combiner.read_target(queries, sequence.left_out)
-    found: dict[AttentionKind | Literal["policy"], AttentionArrays] = {}
-    if "policy" in recorded:
-        found["policy"] = recorded["policy"]
+    found: dict[AttentionKind | Observer, AttentionArrays] = {
+        name: recorded[name] for name in OBSERVERS if name in recorded
+    }
     if sequence.wants_row:
         found |= {kind: arrays.copy_query(-1) for kind, arrays in rows.items()}
     return found
@@ -198,15 +196,15 @@ def _left_out(
     return masks
 
 
-def _by_policy(sequences: list[Sequence]) -> list[tuple[CapturePlan, list[Sequence]]]:
-    """The sequences that have a policy, those with equal plans together."""
-    groups: list[tuple[CapturePlan, list[Sequence]]] = []
+def _by_observer(sequences: list[Sequence]) -> list[tuple[CapturePlan, Observer, list[Sequence]]]:
+    """The sequences that each observer looks at, those with equal plans together."""
+    groups: list[tuple[CapturePlan, Observer, list[Sequence]]] = []
     for sequence in sequences:
-        if (policy := sequence.request.policy) is None:
-            continue
-        group = next((group for plan, group in groups if plan == policy.plan), None)
-        if group is None:
-            groups.append((policy.plan, [sequence]))
-        else:
-            group.append(sequence)
+        for name, plan in sequence.request.observed.items():
+            same = (group for other, observer, group in groups if observer == name and (other is plan or other == plan))
+            group = next(same, None)
+            if group is None:
+                groups.append((plan, name, [sequence]))
+            else:
+                group.append(sequence)
     return groups

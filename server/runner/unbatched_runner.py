@@ -12,16 +12,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..capture import AttentionArrays, build_arrays, list_tensors
-from ..errors import not_a_number
+from ..capture import AttentionArrays
 from ..memory import release_memory_of
 from ..models import LoadedModel
 from ..request import Contrast, GivenTarget, Request
 from ..sampling import ContrastLogits, Sampler, step_scores
 from ..transfer import to_host
 from .beams import UnbatchedBeams, make_search
+from .forward_output import ForwardOutput
 from .sequence import BeamGroup, DecodeOutput, Rewind, Sequence, StepOutput, accept_token, add_each
-from .single_sequence import ALL_QUERIES, LAST_QUERY, NO_QUERIES, ForwardOutput, SingleSequenceModel, find_special
+from .single_sequence import ALL_QUERIES, LAST_QUERY, NO_QUERIES, SingleSequenceModel, find_special
 from .targets import TargetPass
 
 
@@ -179,13 +179,11 @@ class UnbatchedRunner:
         candidates = torch.ones_like(chosen.is_finite) if chosen.has_candidates is None else chosen.has_candidates
         # What the model needs for its next step stays on its device; the rest is copied in one wait.
         token, finite, left, values, *arrays = to_host(
-            [chosen.tokens, chosen.is_finite, candidates, scores, *output.tensors, *list_tensors(output.policy)]
+            [chosen.tokens, chosen.is_finite, candidates, scores, *output.tensors, *output.observed_tensors]
         )
         rows = state.model.attention(output, arrays[: len(output.tensors)])
         attention = {kind: array.copy_query(-1) for kind, array in rows.items()} if sequence.wants_row else {}
-        policy_row = build_arrays(output.policy, arrays[len(output.tensors) :], ())
-        if policy_row is not None and not policy_row.is_finite():
-            raise not_a_number()
+        observed = output.observed_rows(arrays[len(output.tensors) :])
         index, id_ = sequence.num_steps, int(token.item())
         if not sequence.is_followed:
             state.pending = chosen.tokens[:, None]
@@ -202,7 +200,7 @@ class UnbatchedRunner:
             values[0].tolist(),
             attention.get("cross"),
             attention.get("decoder_self"),
-            None if policy_row is None else policy_row.query(0),
+            {name: rows.query(0) for name, rows in observed.items()},
         )
 
     def _forward(self, sequence: Sequence) -> ForwardOutput:

@@ -13,7 +13,6 @@ from sidelight.client import (
     LinkOptions,
     Markup,
     MarkupSpan,
-    UnimplementedError,
 )
 from sidelight.client.alignments import MarkupReport
 
@@ -50,9 +49,9 @@ def test_options_reach_the_server(bundled_server):
         marked = client.align("a <b>b</b>", "x y", links="1-0", markup=Markup("xml", strict=True))
         assert marked.marked_target_text == "<b>x</b> y"
         assert marked.report == (MarkupReport("<b>", (2, 3), (0, 1), "links", 1.0),)
-        with pytest.raises(UnimplementedError) as raised:
-            client.align(SOURCE, signals=True)
-        assert raised.value.field == "signals"
+        attributed = client.attribute(SOURCE, target=TARGET, signals=True).result()
+        assert client.align(SOURCE, TARGET, signals=True).signals == attributed.signals
+        assert client.align(SOURCE, TARGET).signals is None
 
 
 @pytest.mark.parametrize(

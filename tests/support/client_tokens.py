@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sidelight.client.results import Token
+from sidelight.client import Token
 
 
 def tokens(*texts: str) -> tuple[Token, ...]:

@@ -331,7 +331,9 @@ class AttributeRequest(_message.Message):
     PADDING_REFUSE.
     """
     signals: _builtins.bool
-    """Sends Finished.signals. Only for an encoder-decoder, and not with Beam."""
+    """Sends Finished.signals. Only for an encoder-decoder. Not with Beam and not with Text.features. With a contrast, the
+    signals are those of the request's own context.
+    """
     @_builtins.property
     def source(self) -> _text_pb2.Text:
         """What the model reads: the text to translate, or the prompt to continue. Required."""
@@ -370,7 +372,8 @@ class AttributeRequest(_message.Message):
     def link_options(self) -> Global___LinkOptions:
         """Links the words of the source and the target, while the target is written: see Step.links and Finished.alignment.
         The links come from rows of their own, whatever `capture` asks for. Only for an encoder-decoder. Not with Beam and
-        not with Text.features. Unset: no links.
+        not with Text.features, and without LinkOptions.reverse_model and LinkOptions.symmetrization. With a contrast, the
+        links are those of the request's own context. Unset: no links.
         """
 
     def __init__(
@@ -881,9 +884,12 @@ class Step(_message.Message):
 
     @_builtins.property
     def links(self) -> _containers.RepeatedCompositeFieldContainer[Global___Link]:
-        """Only with AttributeRequest.link_options: the links of the target words that are complete with this step. They are those of
-        the attention so far: Finished.alignment may have others where all words of a pair are decided together. The units
-        are the words, as in Finished.alignment.
+        """Only with AttributeRequest.link_options: the links of the target words that are complete with this step: no further
+        text can move their ends. Words are numbered as in Finished.alignment. With LINK_METHOD_ARGMAX and
+        LINK_METHOD_THRESHOLD these links never change, and Finished.alignment has the same. The other methods decide all words
+        of a pair together: these links are then those of LINK_METHOD_ARGMAX, and Finished.alignment may have others. With a
+        preset of ROW_READING, a word can come one step later. With AttributeRequest.resume_at: the links of the steps that are
+        sent.
         """
 
     def __init__(
@@ -930,7 +936,7 @@ class Finished(_message.Message):
 
     @_builtins.property
     def signals(self) -> Global___Signals:
-        """Numbers that judge the target as a whole, computed from its attention."""
+        """Only with AttributeRequest.signals: numbers that judge the target as a whole."""
 
     @_builtins.property
     def usage(self) -> Global___Usage:
@@ -996,42 +1002,114 @@ Global___Hypothesis: _TypeAlias = Hypothesis  # noqa: Y015
 
 @_typing.final
 class Signals(_message.Message):
-    """Numbers that judge a target as a whole. A number is unset where the captured attention does not allow to compute it."""
+    """Numbers that judge a target as a whole, so that omissions, repetitions and hallucinations can be flagged. They say that
+    a target is unusual, not that it is wrong: compare them with those of targets that are known to be good. A number is
+    unset where there is nothing to compute it from.
+    They come from rows of their own, whatever the capture asks for: of the last layer of the decoder, the mean of its
+    heads, ROW_PREDICTING, with special tokens of source and target, as in Guerreiro et al. 2023 (arXiv:2212.09631). Below,
+    a[i, j] is the number of target token i at source token j, of m target tokens and n source tokens.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     COVERAGE_FIELD_NUMBER: _builtins.int
     END_TOKEN_ATTENTION_FIELD_NUMBER: _builtins.int
     ATTENTION_ENTROPY_FIELD_NUMBER: _builtins.int
+    SPECIAL_TOKEN_ATTENTION_FIELD_NUMBER: _builtins.int
+    NORMALIZED_ATTENTION_ENTROPY_FIELD_NUMBER: _builtins.int
+    ATTENTION_REPETITION_FIELD_NUMBER: _builtins.int
+    TARGET_REPETITION_FIELD_NUMBER: _builtins.int
+    IGNORED_SOURCE_FIELD_NUMBER: _builtins.int
+    WASSERSTEIN_TO_UNIFORM_FIELD_NUMBER: _builtins.int
     coverage: _builtins.float
-    """The share of the source tokens whose attention, summed over all target tokens, is at least 0.5. From 0 to 1."""
+    """The mean over the source tokens of min(1, c[j]), where c[j] is the attention that source token j gets from all target
+    tokens together, with special tokens of the source left out of each row. From 0 to 1. Low: parts of the source have no
+    counterpart. It is the coverage of Wu et al. 2016 (arXiv:1609.08144, equation 14), as a mean so that sources of all
+    lengths compare.
+    """
     end_token_attention: _builtins.float
-    """The mean share of the attention that goes to the end token of the source. From 0 to 1."""
+    """The mean share of the attention that goes to the end token of the source. From 0 to 1. Unset where the source does not
+    end with a special token.
+    """
     attention_entropy: _builtins.float
-    """The mean entropy of the rows, in nats."""
+    """The mean entropy of the rows, in nats: of -sum(a[i, j] * log a[i, j]) over j. Longer sources have more."""
+    special_token_attention: _builtins.float
+    """The mean share of the attention that goes to all special tokens of the source. From 0 to 1. High: the target does not
+    look at the source. Very low: the target ends too early.
+    """
+    normalized_attention_entropy: _builtins.float
+    """attention_entropy divided by log n, the entropy of a uniform row. From 0 to 1. High: a hallucination."""
+    attention_repetition: _builtins.float
+    """The share of the attention that is more than 1 for a source token: sum(max(0, c[j] - 1)) / sum(c[j]), with c[j] as in
+    coverage. From 0 to 1. High: the target goes through parts of the source again (over-translation in Tu et al. 2016,
+    arXiv:1601.04811).
+    """
+    target_repetition: _builtins.float
+    """The share of the pairs of neighbouring target tokens that have come before in the target: seq-rep-2 of Welleck et al.
+    2020 (arXiv:1908.04319). From 0 to 1. Long texts repeat some pairs anyway.
+    """
+    ignored_source: _builtins.float
+    """Attn-ign-SRC (Berard et al. 2019, arXiv:1907.06488, with the threshold of Guerreiro et al. 2023): the share of the
+    source tokens that get an attention of less than 0.2 from all target tokens together. From 0 to 1. High: an omission.
+    """
+    wasserstein_to_uniform: _builtins.float
+    """Wass-to-Unif (Guerreiro et al. 2023): the Wasserstein distance with 0/1 cost between the attention that the source
+    tokens get on average, and a uniform one: sum(|sum(a[i, j]) / m - 1 / n|) / 2, over i inside and over j outside. From 0
+    to 1. High: the target looks at few source tokens.
+    """
     def __init__(
         self,
         *,
         coverage: _builtins.float | None = ...,
         end_token_attention: _builtins.float | None = ...,
         attention_entropy: _builtins.float | None = ...,
+        special_token_attention: _builtins.float | None = ...,
+        normalized_attention_entropy: _builtins.float | None = ...,
+        attention_repetition: _builtins.float | None = ...,
+        target_repetition: _builtins.float | None = ...,
+        ignored_source: _builtins.float | None = ...,
+        wasserstein_to_uniform: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_attention_entropy", b"_attention_entropy", "_coverage", b"_coverage", "_end_token_attention", b"_end_token_attention", "attention_entropy", b"attention_entropy", "coverage", b"coverage", "end_token_attention", b"end_token_attention"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_attention_entropy", b"_attention_entropy", "_attention_repetition", b"_attention_repetition", "_coverage", b"_coverage", "_end_token_attention", b"_end_token_attention", "_ignored_source", b"_ignored_source", "_normalized_attention_entropy", b"_normalized_attention_entropy", "_special_token_attention", b"_special_token_attention", "_target_repetition", b"_target_repetition", "_wasserstein_to_uniform", b"_wasserstein_to_uniform", "attention_entropy", b"attention_entropy", "attention_repetition", b"attention_repetition", "coverage", b"coverage", "end_token_attention", b"end_token_attention", "ignored_source", b"ignored_source", "normalized_attention_entropy", b"normalized_attention_entropy", "special_token_attention", b"special_token_attention", "target_repetition", b"target_repetition", "wasserstein_to_uniform", b"wasserstein_to_uniform"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_attention_entropy", b"_attention_entropy", "_coverage", b"_coverage", "_end_token_attention", b"_end_token_attention", "attention_entropy", b"attention_entropy", "coverage", b"coverage", "end_token_attention", b"end_token_attention"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_attention_entropy", b"_attention_entropy", "_attention_repetition", b"_attention_repetition", "_coverage", b"_coverage", "_end_token_attention", b"_end_token_attention", "_ignored_source", b"_ignored_source", "_normalized_attention_entropy", b"_normalized_attention_entropy", "_special_token_attention", b"_special_token_attention", "_target_repetition", b"_target_repetition", "_wasserstein_to_uniform", b"_wasserstein_to_uniform", "attention_entropy", b"attention_entropy", "attention_repetition", b"attention_repetition", "coverage", b"coverage", "end_token_attention", b"end_token_attention", "ignored_source", b"ignored_source", "normalized_attention_entropy", b"normalized_attention_entropy", "special_token_attention", b"special_token_attention", "target_repetition", b"target_repetition", "wasserstein_to_uniform", b"wasserstein_to_uniform"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__attention_entropy: _TypeAlias = _typing.Literal["attention_entropy"]  # noqa: Y015
     _WhichOneofArgType__attention_entropy: _TypeAlias = _typing.Literal["_attention_entropy", b"_attention_entropy"]  # noqa: Y015
+    _WhichOneofReturnType__attention_repetition: _TypeAlias = _typing.Literal["attention_repetition"]  # noqa: Y015
+    _WhichOneofArgType__attention_repetition: _TypeAlias = _typing.Literal["_attention_repetition", b"_attention_repetition"]  # noqa: Y015
     _WhichOneofReturnType__coverage: _TypeAlias = _typing.Literal["coverage"]  # noqa: Y015
     _WhichOneofArgType__coverage: _TypeAlias = _typing.Literal["_coverage", b"_coverage"]  # noqa: Y015
     _WhichOneofReturnType__end_token_attention: _TypeAlias = _typing.Literal["end_token_attention"]  # noqa: Y015
     _WhichOneofArgType__end_token_attention: _TypeAlias = _typing.Literal["_end_token_attention", b"_end_token_attention"]  # noqa: Y015
+    _WhichOneofReturnType__ignored_source: _TypeAlias = _typing.Literal["ignored_source"]  # noqa: Y015
+    _WhichOneofArgType__ignored_source: _TypeAlias = _typing.Literal["_ignored_source", b"_ignored_source"]  # noqa: Y015
+    _WhichOneofReturnType__normalized_attention_entropy: _TypeAlias = _typing.Literal["normalized_attention_entropy"]  # noqa: Y015
+    _WhichOneofArgType__normalized_attention_entropy: _TypeAlias = _typing.Literal["_normalized_attention_entropy", b"_normalized_attention_entropy"]  # noqa: Y015
+    _WhichOneofReturnType__special_token_attention: _TypeAlias = _typing.Literal["special_token_attention"]  # noqa: Y015
+    _WhichOneofArgType__special_token_attention: _TypeAlias = _typing.Literal["_special_token_attention", b"_special_token_attention"]  # noqa: Y015
+    _WhichOneofReturnType__target_repetition: _TypeAlias = _typing.Literal["target_repetition"]  # noqa: Y015
+    _WhichOneofArgType__target_repetition: _TypeAlias = _typing.Literal["_target_repetition", b"_target_repetition"]  # noqa: Y015
+    _WhichOneofReturnType__wasserstein_to_uniform: _TypeAlias = _typing.Literal["wasserstein_to_uniform"]  # noqa: Y015
+    _WhichOneofArgType__wasserstein_to_uniform: _TypeAlias = _typing.Literal["_wasserstein_to_uniform", b"_wasserstein_to_uniform"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__attention_entropy) -> _WhichOneofReturnType__attention_entropy | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__attention_repetition) -> _WhichOneofReturnType__attention_repetition | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__coverage) -> _WhichOneofReturnType__coverage | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__end_token_attention) -> _WhichOneofReturnType__end_token_attention | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__ignored_source) -> _WhichOneofReturnType__ignored_source | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__normalized_attention_entropy) -> _WhichOneofReturnType__normalized_attention_entropy | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__special_token_attention) -> _WhichOneofReturnType__special_token_attention | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__target_repetition) -> _WhichOneofReturnType__target_repetition | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__wasserstein_to_uniform) -> _WhichOneofReturnType__wasserstein_to_uniform | None: ...
 
 Global___Signals: _TypeAlias = Signals  # noqa: Y015
 

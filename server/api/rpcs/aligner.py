@@ -24,8 +24,10 @@ from ...alignment import (
     MarkupDocument,
     PharaohError,
     Segment,
+    Signals,
     WordedText,
     join_links,
+    mean_signals,
     parse_markup,
     parse_pharaoh,
 )
@@ -35,6 +37,7 @@ from ...models import LoadedModel
 from ...request import Finished, Step
 from ...text import Token, TokenizedText
 from ..alignment_messages import AlignUsage, alignment_message
+from ..converters import signals_message
 from ..validation import (
     MAX_SEGMENTS,
     AlignPlan,
@@ -74,6 +77,7 @@ class _Rows:
     target_text: str
     target: Sequence[Token]
     rows: NDArray[np.float32]
+    signals: Signals | None
 
 
 class Aligner:
@@ -111,17 +115,20 @@ class Aligner:
         segments = _list_segments(plan, document)
         if plan.links is not None:
             pairs = [await self._starter.run(num_bytes, _link_by_client, plan, segments[0])]
-            model, head_source = "", service_pb.HEAD_SOURCE_UNSPECIFIED
+            model, head_source, signals = "", service_pb.HEAD_SOURCE_UNSPECIFIED, None
         else:
             run = _PairRun(self._starter, message, plan, client, usage)
             pairs = await run.link_all(segments)
-            model, head_source = loaded.name, find_head_source(message, loaded)
+            model, head_source, signals = loaded.name, find_head_source(message, loaded), run.find_signals()
         num_bytes += sum(len(pair.target_text) for pair in pairs)
         target = await self._starter.run(num_bytes, _place, document, pairs)
         source_text = plan.source_text if document is None else document.source_text
-        return await self._starter.run(
+        response = await self._starter.run(
             num_bytes, alignment_message, request_id, model, head_source, plan, source_text, target, usage
         )
+        if signals is not None:
+            response.signals.CopyFrom(signals_message(signals))
+        return response
 
 
 class _PairRun:
@@ -141,6 +148,7 @@ class _PairRun:
         self._plan = plan
         self._client = client
         self._usage = usage
+        self._signals: list[tuple[Signals, int]] = []  # of each segment, and its number of target tokens
         self._loaded, self._linker = self._find_linker(message.model, "model")
         self._reverse: LoadedModel | None = None
         self._reverse_linker: Linker | None = None
@@ -173,12 +181,18 @@ class _PairRun:
             await asyncio.gather(*tasks, return_exceptions=True)
         return [linked[number] for number in range(len(segments))]
 
+    def find_signals(self) -> Signals | None:
+        """Returns the means of the signals of all segments; None if the request does not ask for them."""
+        return mean_signals(self._signals) if self._message.signals else None
+
     async def _link(self, segment: Segment, number: int) -> LinkedSegment:
         plan = self._plan
         if plan.markup is not None and not segment.text.strip():  # nothing but markup
             return LinkedSegment(plan.target_text or "", [], [], [])
         request = build_segment_request(self._message, self._loaded, segment.text, plan.target_text)
         forward = await self._run(request, f"{number}", is_reverse=False)
+        if forward.signals is not None:
+            self._signals.append((forward.signals, len(forward.target)))
         backward: _Rows | None = None
         if self._reverse is not None and forward.target_text.strip():
             request = build_reverse_request(self._message, self._reverse, segment.text, forward.target_text)
@@ -233,7 +247,7 @@ class _PairRun:
                     finished = output
         assert finished is not None
         self._usage.add(state, len(tokens), first_step, finished.seed)
-        return _Rows(state.request.source, finished.text, tokens, np.stack(rows))
+        return _Rows(state.request.source, finished.text, tokens, np.stack(rows), finished.signals)
 
 
 # ---- work on texts, for any thread ----------------------------------------------------------------------------------

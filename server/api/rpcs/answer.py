@@ -129,7 +129,7 @@ class Answer:
             response.encoder_self.CopyFrom(converters.encoder_self_message(output))
         elif isinstance(output, Finished):
             response.finished.CopyFrom(
-                converters.finished_message(output, self._usage_message(output), self._request.offset_unit)
+                converters.finished_message(output, self._usage_message(output), self._request, self._loaded)
             )
         elif isinstance(output, Unit) and isinstance(response, service_pb.AttributeResponse):
             self._fill_units(response, group)

@@ -10,7 +10,7 @@ capture       a Capture becomes a CapturePlan
 contrast      a Contrast becomes the request in a second context
 methods       the method of a Capture, and what it does with special tokens
 units         a grouping and UnitOptions become a UnitPlan
-align         an AlignRequest becomes an AlignPlan, and the requests to the engine
+alignment/    AlignRequests, LinkOptions, links and signals
 follow        the messages of a follow stream become events
 follow_start  the options of a follow stream, checked before the source is known
 
@@ -18,7 +18,7 @@ Every function raises RequestError with the path of the field. What the contract
 UNIMPLEMENTED, and never ignored.
 """
 
-from .align import (
+from .alignment import (
     MAX_SEGMENTS,
     AlignPlan,
     build_reverse_request,

@@ -114,7 +114,8 @@ class FollowValidator:
             "decoder_self": request.max_num_tokens if not loaded.is_encoder_decoder else num_decoded,
         }
         plan = policy_plan(policy, loaded, num_positions)
-        return replace(request, policy=AlignAtt(plan, _first_held(policy, request.source)))
+        align_att = AlignAtt(_first_held(policy, request.source))
+        return replace(request, policy=align_att, observed={"policy": plan})
 
     def _message(self) -> service_pb.AttributeRequest:
         """Returns the options of the stream, with the source so far, as a message for one text."""

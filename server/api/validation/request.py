@@ -12,11 +12,12 @@ from dataclasses import replace
 from sidelight.v1 import attribution_service_pb2 as service_pb
 
 from ...capture import AttentionKind
-from ...errors import invalid, unimplemented
+from ...errors import invalid
 from ...models import LoadedModel
 from ...request import DecodingParams, FollowedTarget, GivenTarget, Request, Score
-from ...text import OffsetUnit
+from ...text import Languages, OffsetUnit
 from ..enums import OFFSET_UNITS, SCORES
+from .alignment import validate_observers
 from .capture import validate_capture
 from .contrast import validate_contrast
 from .decoding import validate_decoding, validate_probability
@@ -53,34 +54,32 @@ def validate_request(
     Tokenizes the texts, which takes too long for an event loop if the texts are long. In a follow stream, a message
     without `decoding` has a target that the client gives later.
     """
-    _refuse_unserved(message)
     offset_unit = validate_offset_unit(message)
     check_units(message)
+    observers = validate_observers(message, loaded)
     truncation = validate_truncation(message)
     languages, options = validate_languages(message, loaded), validate_text_options(message, loaded)
     texts = validate_texts(message, loaded, languages, options, truncation)
     features = validate_features(message.source, loaded)
-    source, prompt_ids = texts.source, texts.decoder_prompt_ids
-    max_target = find_room(message, loaded, source, prompt_ids, is_follow=is_follow)
+    source = texts.source
+    max_target = find_room(message, loaded, source, texts.decoder_prompt_ids, is_follow=is_follow)
     num_before = loaded.max_target_tokens - max_target - is_follow
-    source_length = len(source.tokens) if features is None else features.num_positions
+    source_length = features.num_positions if features else len(source.tokens)
     if is_follow:
         max_target = find_method_room(message.capture, loaded, source_length, num_before, max_target)
     has_parts = loaded.attention_layers.captures_rows and not message.HasField("contrast")
+    target: _Target = FollowedTarget(max_target)
     if texts.given is not None:
-        target: _Target = GivenTarget(texts.given)
-    elif is_follow and not message.HasField("decoding"):
-        target = FollowedTarget(max_target)
-    else:
-        target = validate_decoding(message.decoding, loaded, languages, num_before, max_target)
-        _check_seed(message, target)
+        target = GivenTarget(texts.given)
+    elif not is_follow or message.HasField("decoding"):
+        target = _validate_decoding(message, loaded, languages, num_before, max_target)
     max_steps = len(target.text.tokens) if isinstance(target, GivenTarget) else target.max_new_tokens
     max_positions = _max_positions(source_length, num_before + max_steps)
     steps_per_pass = max_steps if _is_whole(target) and not has_parts else 1
     request = Request(
         request_id=request_id,
         source=source,
-        decoder_prompt_ids=prompt_ids,
+        decoder_prompt_ids=texts.decoder_prompt_ids,
         target=target,
         capture=validate_capture(message.capture, loaded, max_positions, steps_per_pass),
         scores=validate_scores(message),
@@ -92,16 +91,11 @@ def validate_request(
         has_parts=has_parts,
         features=features,
         units=validate_units(message, source, texts.given, offset_unit),
+        linker=observers.linker,
+        observed=observers.plans,
     )
     contrast = validate_contrast(message, loaded, languages, options, request, max_positions)
     return request if contrast is None else replace(request, contrast=contrast)
-
-
-def _refuse_unserved(message: service_pb.AttributeRequest) -> None:
-    if message.HasField("link_options"):
-        raise unimplemented("link_options")
-    if message.signals:
-        raise unimplemented("signals")
 
 
 def validate_offset_unit(message: service_pb.AttributeRequest) -> OffsetUnit:
@@ -121,9 +115,13 @@ def _is_whole(target: _Target) -> bool:
     return isinstance(target, GivenTarget) or (isinstance(target, DecodingParams) and target.beam is not None)
 
 
-def _check_seed(message: service_pb.AttributeRequest, params: DecodingParams) -> None:
+def _validate_decoding(
+    message: service_pb.AttributeRequest, loaded: LoadedModel, languages: Languages, num_before: int, max_target: int
+) -> DecodingParams:
+    params = validate_decoding(message.decoding, loaded, languages, num_before, max_target)
     if params.do_sample and message.resume_at and not message.decoding.sampling.HasField("seed"):
         raise invalid("decoding.sampling.seed", "REQUIRED", "is needed to draw the same tokens up to resume_at")
+    return params
 
 
 # ---- scores ---------------------------------------------------------------------------------------------------------

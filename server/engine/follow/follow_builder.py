@@ -208,8 +208,8 @@ class FollowBuilder:
     @property
     def _needs_reading(self) -> bool:
         """Whether a step needs the pass that reads its token."""
-        policy, capture = self.request.policy, self.request.capture
-        return (policy is not None and policy.plan.row == "reading") or bool(capture.kinds and capture.row == "reading")
+        plans = (self.request.capture, *self.request.observed.values())
+        return any(plan.kinds and plan.row == "reading" for plan in plans)
 
     def _decide(self, id_: int, before: StepOutput, reading: StepOutput | None) -> PolicyDecision | None:
         """Says whether the policy holds a step (Papi et al. 2023, section 3); None without a policy.
@@ -219,10 +219,9 @@ class FollowBuilder:
         policy, tokens = self.request.policy, self.request.source.tokens
         if policy is None:
             return None
-        rows = reading if policy.plan.row == "reading" else before
+        rows = reading if self.request.observed["policy"].row == "reading" else before
         assert rows is not None
-        assert rows.policy_row is not None
-        source_token = _find_greatest(rows.policy_row.values, tokens)
+        source_token = _find_greatest(rows.observed["policy"].values, tokens)
         is_end = id_ in end_ids(self._loaded.generation_config)
         is_held = not self._has_source and (source_token >= policy.first_held or is_end)
         num_firm = self._num_firm[-1] if self._num_firm else 0

@@ -3,6 +3,7 @@
 output_builder    tokens and attention → outputs: text, stop reasons, which row belongs to which step
 unit_builder      steps that belong together become one unit
 given_target      the outputs of a request whose target is given
+observed_target   ObservedTarget: what is made of the rows that observers have of a target
 """
 
 from .given_target import given_steps, steps_of_passes, target_outputs

@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from ...models import LoadedModel
 from ...request import Finished, GivenTarget, Output, Request, Step, Unit
 from ...runner import TargetOutput, TargetPass
 from ...text import Token, TokenizedText
-from .output_builder import make_started, make_unit_builder, split_encoder_self
+from .observed_target import ObservedTarget, make_observed_target
+from .output_builder import add_observations, make_started, make_unit_builder, split_encoder_self
 from .unit_builder import UnitBuilder
 
 
@@ -29,13 +31,13 @@ def target_outputs(loaded: LoadedModel, request: Request, target_pass: TargetPas
     del attention  # its memory, while steps are computed and wait
     outputs = target_pass.decode()
     del target_pass  # likewise
-    units = make_unit_builder(loaded, request, started)
+    units, observed = make_unit_builder(loaded, request, started), make_observed_target(request)
     assert isinstance(request.target, GivenTarget)
     tokens, text = request.target.text.tokens, request.target.text.text
-    parts = steps_of_passes(request, outputs, tokens, _added_texts(request.target.text))
+    parts = steps_of_passes(request, outputs, tokens, _added_texts(request.target.text), observed)
     del outputs  # likewise
     yield from given_steps(request, parts, units)
-    yield Finished(text, "given", len(tokens))
+    yield add_observations(Finished(text, "given", len(tokens)), observed)
 
 
 def given_steps(
@@ -62,17 +64,34 @@ def given_steps(
 
 
 def steps_of_passes(
-    request: Request, outputs: Iterator[TargetOutput], tokens: Sequence[Token], texts: Iterator[str]
+    request: Request,
+    outputs: Iterator[TargetOutput],
+    tokens: Sequence[Token],
+    texts: Iterator[str],
+    observed: ObservedTarget | None = None,
 ) -> Iterator[Iterator[Step]]:
     """The steps of a target, from the passes over it: a part for each pass.
 
-    `texts` are what the tokens add to the text of the target. Keeps no output while the next pass runs.
+    `texts` are what the tokens add to the text of the target. `observed` gets the tokens and what observers have of the
+    passes. Keeps no output while the next pass runs.
     """
 
     def steps_of(output: TargetOutput) -> Iterator[Step]:
-        return _steps_of(request, output, tokens, texts)
+        steps = _steps_of(request, output, tokens, texts)
+        return steps if observed is None else _observe(request, steps, output, observed)
 
     return map(steps_of, outputs)
+
+
+def _observe(request: Request, steps: Iterator[Step], output: TargetOutput, observed: ObservedTarget) -> Iterator[Step]:
+    """The steps of one pass, with the links that `observed` has found of them."""
+    assert isinstance(request.target, GivenTarget)
+    target = request.target.text
+    observed.add_rows(output.observed)
+    for step in steps:
+        is_last = step.index == len(target.tokens) - 1
+        text = target.text if is_last else target.text[: max(target.begin, step.token.end)]
+        yield replace(step, links=observed.add_token(step.token, text, is_last=is_last))
 
 
 def _steps_of(request: Request, output: TargetOutput, tokens: Sequence[Token], texts: Iterator[str]) -> Iterator[Step]:

@@ -26,6 +26,7 @@ from ...request import (
 )
 from ...runner import StepOutput, begin_text
 from ...text import Detokenizer, StopTexts
+from .observed_target import ObservedTarget, make_observed_target
 from .unit_builder import UnitBuilder, group_encoder_self, group_prefix, spans_of
 
 # Encoder self-attention is cut into parts of about this size, a fraction of what is held for a slow reader.
@@ -93,6 +94,7 @@ class OutputBuilder:
         self._params = request.target
         self._detokenizer = detokenizer
         self._units = units
+        self._observed = make_observed_target(request)
         self._stop_texts = StopTexts(self._params.stop, len(detokenizer.text))
         self._reads_last = request.capture.row == "reading"
         self._last_step: Step | None = None  # waits for the row that reads its token
@@ -107,14 +109,27 @@ class OutputBuilder:
         """
         if self._stop_reason is None:  # else the pass has only read the last token, and its own token is not sent
             _check(output)
-        if not self._reads_last:
-            return self._complete(self._add(output))
+        if self._observed is not None:
+            self._observed.add_pass(output.observed, output.step)
         outputs: list[Output] = []
         if self._last_step is not None:
-            outputs = self._complete(replace(self._last_step, cross=output.cross, decoder_self=output.decoder_self))
-        if not self.is_finished:
-            self._last_step = self._add(output)
-        return outputs
+            step, self._last_step = self._last_step, None
+            if self._reads_last:
+                step = replace(step, cross=output.cross, decoder_self=output.decoder_self)
+            outputs = self._complete(step)
+        if self.is_finished:
+            return outputs
+        step = self._add(output)
+        if self._reads_last or self._lacks_row(step):
+            self._last_step = step
+            return outputs
+        return [*outputs, *self._complete(step)]
+
+    def _lacks_row(self, step: Step) -> bool:
+        """Whether the last token needs another pass, whose row an observer wants. A special token needs none."""
+        if self._stop_reason is None or step.token.special:
+            return False
+        return any(plan.row == "reading" for plan in self._request.observed.values())
 
     def _add(self, output: StepOutput) -> Step:
         """Adds a token to the text, and looks whether the text stops there.
@@ -132,6 +147,9 @@ class OutputBuilder:
 
     def _complete(self, step: Step) -> list[Output]:
         """A step with its attention, and the end if it is the last step."""
+        if self._observed is not None:
+            links = self._observed.add_token(step.token, self._detokenizer.text, is_last=self._stop_reason is not None)
+            step = replace(step, links=links)
         rows: list[Step | Unit] = []
         text = self._detokenizer.text
         if self._units is not None:
@@ -147,7 +165,15 @@ class OutputBuilder:
         if self._stop_reason is None:
             return [*rows]
         self.is_finished = True
-        return [*rows, Finished(text, self._stop_reason, step.index + 1, self._params.seed)]
+        finished = Finished(text, self._stop_reason, step.index + 1, self._params.seed)
+        return [*rows, add_observations(finished, self._observed)]
+
+
+def add_observations(finished: Finished, observed: ObservedTarget | None) -> Finished:
+    """Adds what was made of the rows of observers."""
+    if observed is None:
+        return finished
+    return replace(finished, signals=observed.find_signals(), alignment=observed.find_alignment(finished.text))
 
 
 def find_stop(

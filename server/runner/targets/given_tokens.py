@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from ...capture import Row
 from ...models import LoadedModel
 from ...request import GivenTarget, Request
 
@@ -24,15 +25,21 @@ class GivenTokens(NamedTuple):
         ids, prompt = request.target.text.ids, [*request.decoder_prompt_ids]
         if not loaded.is_encoder_decoder:
             prompt = [*request.source.ids, *prompt]
-        reads_last = request.capture.row == "reading"
+        reads_last = any(plan.row == "reading" for plan in (request.capture, *request.observed.values()))
         # The query that predicts a token is the query before it; the query that reads a token is its own.
-        first_query = len(prompt) - (0 if reads_last else 1)
+        first_query = len(prompt) - (0 if request.capture.row == "reading" else 1)
         read = [*prompt, *(ids if reads_last else ids[:-1])]
         return cls(ids, read, len(prompt), first_query, request.captured_steps)
 
     def queries(self, begin: int, end: int) -> slice:
         """The queries among those at `begin` to `end` whose rows are kept, counted from `begin`; empty for none."""
         first, last = max(self.steps.start + self.first_query, begin), min(self.steps.stop + self.first_query, end)
+        return slice(first - begin, last - begin) if first < last else slice(0, 0)
+
+    def observed_queries(self, row: Row, begin: int, end: int) -> slice:
+        """The queries among those at `begin` to `end` that belong to steps, for a plan of this row."""
+        first_query = self.num_prompt - (0 if row == "reading" else 1)
+        first, last = max(first_query, begin), min(first_query + len(self.ids), end)
         return slice(first - begin, last - begin) if first < last else slice(0, 0)
 
     @property

@@ -5,7 +5,7 @@ The decoder reads a long text in parts, so that neither masks nor logits nor row
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -17,14 +17,18 @@ from torch import Tensor
 from ...capture import AttentionArrays, AttentionKind, CapturePlan, minuend_plan, subtract
 from ...errors import not_a_number
 from ...models import LoadedModel
-from ...request import MAX_PART_BYTES, Contrast, Request
+from ...request import MAX_PART_BYTES, Contrast, Observer, Request
 from ...sampling import ContrastLogits, step_scores
 from ...transfer import int_tensor, to_host
-from ..single_sequence import ALL_QUERIES, NO_QUERIES, ForwardOutput, SingleSequenceModel, new_combiner
+from ..forward_output import ForwardOutput
+from ..single_sequence import ALL_QUERIES, NO_QUERIES, SingleSequenceModel, new_combiner
 from .given_tokens import GivenTokens
 
 # The most tokens that one pass reads.
 _PASS_TOKENS = 1024
+
+
+_NOTHING: Mapping[Observer, AttentionArrays] = {}
 
 
 class TargetOutput(NamedTuple):
@@ -36,6 +40,7 @@ class TargetOutput(NamedTuple):
     cross: AttentionArrays | None  # a query for each step from `first_row` on; None if not captured
     decoder_self: AttentionArrays | None
     first_query: int  # the position of the query of step 0
+    observed: Mapping[Observer, AttentionArrays] = _NOTHING  # for each observer, the rows of the steps that come next
 
 
 class _Context:
@@ -44,6 +49,7 @@ class _Context:
     def __init__(self, loaded: LoadedModel, request: Request, plan: CapturePlan) -> None:
         self.model = SingleSequenceModel.of_request(loaded, request, plan=plan)
         self.tokens = GivenTokens.of_request(loaded, request)
+        self._observed = request.observed
         self._kept = NO_QUERIES  # the queries of the last pass whose rows are kept
 
     def forward(self, begin: int, end: int) -> tuple[ForwardOutput, Tensor]:
@@ -57,7 +63,11 @@ class _Context:
         last_scored = max(first_scored, min(end - tokens.num_prompt + 1, len(tokens.ids)))
         num_logits = end - max(begin, tokens.num_prompt - 1)
         ids = self.model.tensor(tokens.read[begin:end])
-        output = self.model.forward(ids, queries, max(1, num_logits), is_last=end == len(tokens.read))
+        is_last = end == len(tokens.read)
+        observed: dict[Observer, slice] = {
+            name: tokens.observed_queries(plan.row, begin, end) for name, plan in self._observed.items()
+        }
+        output = self.model.forward(ids, queries, max(1, num_logits), is_last=is_last, observed_queries=observed)
         logits = output.logits[: last_scored - first_scored]
         return replace(output, logits=logits), self.model.tensor(tokens.ids[first_scored:last_scored])[0]
 
@@ -148,15 +158,17 @@ class TargetPass:
         waiting = np.empty((0, len(self.request.scores)), np.float32)  # scores of steps whose rows come later
         num_done = 0
         for begin, end in _parts(self.request, tokens):
-            scores, cross, own = self._run(begin, end)
+            scores, cross, own, observed = self._run(begin, end)
             waiting = np.concatenate([waiting, scores])
             num_ready = tokens.num_steps(end) - num_done
             first_row = max(tokens.steps.start, begin - tokens.first_query)
-            yield TargetOutput(num_done, waiting[:num_ready], first_row, cross, own, tokens.first_query)
+            yield TargetOutput(num_done, waiting[:num_ready], first_row, cross, own, tokens.first_query, observed)
             waiting, num_done = waiting[num_ready:], num_done + num_ready
 
-    def _run(self, begin: int, end: int) -> tuple[NDArray[Any], AttentionArrays | None, AttentionArrays | None]:
-        """Runs a pass. Returns the scores of its steps, and its rows: cross, and decoder self-attention."""
+    def _run(
+        self, begin: int, end: int
+    ) -> tuple[NDArray[Any], AttentionArrays | None, AttentionArrays | None, Mapping[Observer, AttentionArrays]]:
+        """Runs a pass. Returns the scores of its steps, and its rows: cross, decoder self-attention, those observed."""
         request, contrast = self.request, self.request.contrast
         output, targets = self._context.forward(begin, end)
         other = compared = None
@@ -169,7 +181,9 @@ class TargetPass:
             # The maximum of a row is NaN where any number of the row is.
             maxima = output.logits.amax(-1)
         subtracted = [] if other is None else other.tensors
-        scores, maxima, *arrays = to_host([scores.float(), maxima.float(), *output.tensors, *subtracted])
+        seen = output.observed_tensors
+        scores, maxima, *arrays = to_host([scores.float(), maxima.float(), *seen, *output.tensors, *subtracted])
+        observed, arrays = output.observed_rows(arrays[: len(seen)]), arrays[len(seen) :]
         if not all(array.is_finite() for array in (AttentionArrays(maxima), AttentionArrays(scores))):
             raise not_a_number()
         rows = self._context.rows(output, arrays[: len(output.tensors)])
@@ -178,7 +192,7 @@ class TargetPass:
             others = self._contrast.rows(other, arrays[len(output.tensors) :])
             cross = subtract(cross, others.get("cross"), request.capture)
             decoder_self = subtract(decoder_self, others.get("decoder_self"), request.capture)
-        return scores, cross, decoder_self
+        return scores, cross, decoder_self, observed
 
 
 def _compare(contrast: Contrast, logits: Tensor, tokens: Tensor) -> ContrastLogits:

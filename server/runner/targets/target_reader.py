@@ -29,10 +29,11 @@ from ...capture import (
 from ...errors import not_a_number
 from ...memory import release_memory_of
 from ...models import Backend, LoadedModel, TargetBatch
-from ...request import MAX_PART_BYTES
+from ...request import MAX_PART_BYTES, OBSERVERS, Observer
 from ...sampling import step_scores
 from ...transfer import int_tensor, to_device, to_host
 from ..single_sequence import features_tensor, find_special
+from .given_tokens import GivenTokens
 from .target_pass import TargetOutput, TargetPass
 
 # The most tokens of a pass that gives logits for all of them at once, because the model has no LM head of its own.
@@ -48,6 +49,7 @@ class _Group(NamedTuple):
     """The passes of a batch that have the same plan, and where their rows are recorded."""
 
     plan: CapturePlan
+    observer: Observer | None  # what the rows are for; None: they are for the clients
     rows: list[int]  # of the batch
     queries: slice  # the recorded ones
     recorder: PassRecorder
@@ -123,39 +125,40 @@ class TargetReader:
             )
         )
         scores = {row: (next(arrays), next(arrays)) for row, *_ in scored}
-        found: dict[int, dict[AttentionKind, AttentionArrays]] = {}
+        found: dict[int, dict[AttentionKind | Observer, AttentionArrays]] = {}
         for group, kind, tensors in recorded:
             copies = [next(arrays) for _ in list_batch_tensors(tensors)]
             for number, row in enumerate(group.rows):
                 whole = build_arrays(tensors, [copy[number] for copy in copies], group.plan.shape(kind))
                 assert whole is not None
-                found.setdefault(row, {})[kind] = _cut(whole, batch[row], kind, group.queries.start)
+                kept = _kept_queries(batch[row].tokens, group.plan, group.observer)
+                cut = _cut(whole, batch[row], kind, kept, group.queries.start)
+                found.setdefault(row, {})[group.observer or kind] = cut
         return [_result(target_pass, scores.get(row), found.get(row, {})) for row, target_pass in enumerate(batch)]
 
     def _make_groups(self, batch: Sequence[TargetPass]) -> list[_Group]:
         """The passes whose rows are recorded, those with equal plans together."""
-        rows_of: list[tuple[CapturePlan, list[int]]] = []
+        rows_of: list[tuple[CapturePlan, Observer | None, list[int]]] = []
         for row, target_pass in enumerate(batch):
-            plan = target_pass.request.capture.recorded
-            if not plan.kinds or not target_pass.tokens.steps:
-                continue
-            rows = next((rows for other, rows in rows_of if other is plan or other == plan), None)
-            if rows is None:
-                rows_of.append((plan, [row]))
-            else:
-                rows.append(row)
+            for observer, plan in _plans(target_pass):
+                same = (rows for other, name, rows in rows_of if name == observer and (other is plan or other == plan))
+                rows = next(same, None)
+                if rows is None:
+                    rows_of.append((plan, observer, [row]))
+                else:
+                    rows.append(row)
         positions: dict[AttentionKind, int] = {
             "cross": max(target_pass.request.source_length for target_pass in batch),
             "decoder_self": max(len(target_pass.tokens.read) for target_pass in batch),
         }
         groups: list[_Group] = []
-        for plan, rows in rows_of:
-            kept = [batch[row].tokens.all_queries for row in rows]
+        for plan, observer, rows in rows_of:
+            kept = [_kept_queries(batch[row].tokens, plan, observer) for row in rows]
             queries = slice(min(each.start for each in kept), max(each.stop for each in kept))
             left_out = self._left_out([batch[row] for row in rows], positions) if plan.leaves_out_special else None
             selection = None if len(rows) == len(batch) else int_tensor(rows, self._device)
             recorder = PassRecorder(plan, queries, positions, selection, len(rows), left_out)
-            groups.append(_Group(plan, rows, queries, recorder))
+            groups.append(_Group(plan, observer, rows, queries, recorder))
         return groups
 
     def _left_out(
@@ -223,7 +226,8 @@ def _choose(passes: Sequence[TargetPass], max_tokens: int) -> list[TargetPass]:
     for target_pass in (first, *others):
         request, tokens = target_pass.request, target_pass.tokens
         sizes = max(source, request.source_length), max(target, len(tokens.read)), max(queries, len(tokens.steps))
-        cross, own = (request.capture.row_bytes(kind, 1) if kind in request.capture.kinds else 0 for kind in _KINDS)
+        plans = (request.capture, *request.observed.values())
+        cross, own = (sum(plan.row_bytes(kind, 1) for plan in plans if kind in plan.kinds) for kind in _KINDS)
         num_bytes = sizes[2] * (sizes[0] * (cross_bytes + cross) + sizes[1] * (own_bytes + own))
         has_room = (len(chosen) + 1) * max(sizes[:2]) <= max_tokens and num_bytes <= MAX_PART_BYTES
         if chosen and not has_room:
@@ -234,9 +238,23 @@ def _choose(passes: Sequence[TargetPass], max_tokens: int) -> list[TargetPass]:
     return chosen
 
 
-def _cut(whole: AttentionArrays, target_pass: TargetPass, kind: AttentionKind, first_query: int) -> AttentionArrays:
-    """Copies the rows and positions of one pass out of those of a batch, which begin at query `first_query`."""
-    kept = target_pass.tokens.all_queries
+def _plans(target_pass: TargetPass) -> Iterator[tuple[Observer | None, CapturePlan]]:
+    """What is recorded of a pass: for its observers, and for its client."""
+    request = target_pass.request
+    yield from request.observed.items()
+    if request.capture.recorded.kinds and target_pass.tokens.steps:
+        yield None, request.capture.recorded
+
+
+def _kept_queries(tokens: GivenTokens, plan: CapturePlan, observer: Observer | None) -> slice:
+    """The queries of a whole target whose rows are kept."""
+    return tokens.all_queries if observer is None else tokens.observed_queries(plan.row, 0, len(tokens.read))
+
+
+def _cut(
+    whole: AttentionArrays, target_pass: TargetPass, kind: AttentionKind, kept: slice, first_query: int
+) -> AttentionArrays:
+    """Copies the `kept` rows and the positions of one pass out of those of a batch, which begin at `first_query`."""
     length = target_pass.request.source_length if kind == "cross" else len(target_pass.tokens.read)
     return whole.copy_queries(slice(kept.start - first_query, kept.stop - first_query), length)
 
@@ -244,7 +262,7 @@ def _cut(whole: AttentionArrays, target_pass: TargetPass, kind: AttentionKind, f
 def _result(
     target_pass: TargetPass,
     scored: tuple[NDArray[Any], NDArray[Any]] | None,
-    rows: dict[AttentionKind, AttentionArrays],
+    rows: dict[AttentionKind | Observer, AttentionArrays],
 ) -> TargetOutput | Exception:
     """What a pass gives, or that it has given NaN or infinity. `scored` are its scores, and the maxima of logits."""
     tokens = target_pass.tokens
@@ -253,4 +271,6 @@ def _result(
     if not all(array.is_finite() for array in numbers):
         return not_a_number()
     first_row = max(tokens.steps.start, -tokens.first_query)
-    return TargetOutput(0, scores, first_row, rows.get("cross"), rows.get("decoder_self"), tokens.first_query)
+    observed: dict[Observer, AttentionArrays] = {name: rows[name] for name in OBSERVERS if name in rows}
+    cross, decoder_self = rows.get("cross"), rows.get("decoder_self")
+    return TargetOutput(0, scores, first_row, cross, decoder_self, tokens.first_query, observed)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
+from sidelight.client import Signals
 from sidelight.client.cli.main import main
 
 SOURCE, TARGET = "I don't want to be your friend.", "Ich will nicht dein Freund sein."
@@ -40,6 +42,8 @@ def test_each_output_of_a_pair(align):
         },
         "signals": {},
     }
+    signals = json.loads(align(SOURCE, "--target", TARGET, "--output", "json")[1])["signals"]
+    assert set(signals) == {field.name for field in dataclasses.fields(Signals)}
 
 
 def test_the_table_has_the_links(align):

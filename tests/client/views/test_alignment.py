@@ -6,7 +6,7 @@ import random
 
 import pytest
 from rich.cells import cell_len
-from sidelight.client.alignments import Alignment, Link
+from sidelight.client import Alignment, Link
 from sidelight.client.offset_units import Span
 from sidelight.client.views import draw_links
 

@@ -10,7 +10,7 @@ import pytest
 from client_tokens import SHORT, byte_tokens, tokens
 from rich.cells import cell_len
 from rich.console import Console
-from sidelight.client.results import AttentionLayout, Started, Step, Token
+from sidelight.client import AttentionLayout, Started, Step, Token
 from sidelight.client.views.heatmap import Heatmap
 from sidelight.client.views.words import find_words
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from client_tokens import SHORT, byte_tokens, tokens
 from hypothesis import given
 from hypothesis import strategies as st
-from sidelight.client.results import Token
+from sidelight.client import Token
 from sidelight.client.views.words import find_words
 
 

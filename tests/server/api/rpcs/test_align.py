@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterator
 
 import grpc
+import numpy as np
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2
@@ -155,6 +156,21 @@ def test_the_segments_of_a_document_are_translated_one_by_one(bundled_server):
     ]
 
 
+def test_the_signals_of_a_document_are_means_weighted_by_target_tokens(bundled_server):
+    html = pb.Markup(format=pb.MARKUP_FORMAT_HTML)
+    texts = ["I bought a big house.", "Where is the dog?"]
+    alone = [align(bundled_server, pair(text, signals=True)) for text in texts]
+    whole = align(bundled_server, pair("<hr>".join(f"<p>{text}</p>" for text in texts), markup=html, signals=True))
+    weights = [response.usage.target_tokens for response in alone]
+    for field in pb.Signals.DESCRIPTOR.fields:
+        values = [getattr(response.signals, field.name) for response in alone]
+        assert getattr(whole.signals, field.name) == pytest.approx(np.average(values, weights=weights), abs=1e-5)
+    empty = align(bundled_server, pair("<hr>", markup=html, signals=True))
+    assert empty.HasField("signals")
+    assert not empty.signals.ListFields()
+    assert not align(bundled_server, pair("a")).HasField("signals")
+
+
 def test_a_document_without_words_needs_no_model(bundled_server):
     response = align(bundled_server, pair("<br><!-- x -->", markup=pb.Markup(format=pb.MARKUP_FORMAT_HTML)))
     assert response.marked_target_text == "<br><!-- x -->"
@@ -244,7 +260,7 @@ BAD = [
     (pair("<a>b", markup=pb.Markup(format=pb.MARKUP_FORMAT_XML)), "source.text", INVALID),
     (pair("<p>a</p>" * 1001, markup=pb.Markup(format=2)), "source.text", INVALID),
     (pair("a", request_id="x" * 129), "request_id", INVALID),
-    (pair("a", signals=True), "signals", grpc.StatusCode.UNIMPLEMENTED),
+    (pair("a", "b", links="0-0", signals=True), "signals", INVALID),
 ]
 
 

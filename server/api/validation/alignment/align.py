@@ -13,21 +13,20 @@ from dataclasses import dataclass
 from sidelight.v1 import attention_pb2, text_pb2
 from sidelight.v1 import attribution_service_pb2 as service_pb
 
-from ...alignment import AlignmentPreset, Linker, MarkupOptions, MarkupSpan, Symmetrization, default_preset
-from ...errors import RequestError, invalid, unimplemented
-from ...models import LoadedModel
-from ...text import OffsetMap, OffsetUnit
-from ..enums import (
+from ....alignment import AlignmentPreset, MarkupOptions, MarkupSpan, Symmetrization
+from ....errors import RequestError, invalid
+from ....models import LoadedModel
+from ....text import OffsetMap, OffsetUnit
+from ...enums import (
     GROUPINGS,
-    LINK_FEATURES,
-    LINK_METHODS,
     MARKUP_FORMATS,
     OFFSET_UNITS,
     ROWS,
     SYMMETRIZATIONS,
     number_of,
 )
-from .units import read_offset
+from ..units import read_offset
+from .links import check_link_options, find_preset
 
 # The most bytes of a source and of a target, and of links that a client brings along.
 MAX_ALIGN_BYTES = 1024**2
@@ -74,9 +73,7 @@ class AlignPlan:
 
 def validate_align(message: service_pb.AlignRequest) -> AlignPlan:
     """Returns what a message asks for. Raises RequestError with the path of the field."""
-    if message.signals:
-        raise unimplemented("signals")
-    _check_link_options(message.link_options)
+    check_link_options(message.link_options)
     source_text = _read_text(message, "source")
     target_text = _read_text(message, "target") if message.HasField("target") else None
     _check_links(message)
@@ -100,22 +97,6 @@ def validate_align(message: service_pb.AlignRequest) -> AlignPlan:
         message.link_options.reverse_model,
         SYMMETRIZATIONS[message.link_options.symmetrization],
     )
-
-
-def _check_link_options(options: service_pb.LinkOptions) -> None:
-    if options.method and options.method not in LINK_METHODS:
-        raise invalid("link_options.method", "UNKNOWN_VALUE", f"{options.method} has no meaning here")
-    for index, feature in enumerate(options.features):
-        field = f"link_options.features[{index}]"
-        if feature not in LINK_FEATURES:
-            raise invalid(field, "UNKNOWN_VALUE", "is no feature")
-        if feature in options.features[:index]:
-            raise invalid(field, "DUPLICATE", "is asked for twice")
-    if options.symmetrization not in SYMMETRIZATIONS:
-        raise invalid("link_options.symmetrization", "UNKNOWN_VALUE", f"{options.symmetrization} has no meaning here")
-    if options.symmetrization and not options.reverse_model:
-        problem = "needs reverse_model: links of one direction are not joined"
-        raise invalid("link_options.symmetrization", "CONTRADICTION", problem)
 
 
 def _read_text(message: service_pb.AlignRequest, field: str) -> str:
@@ -231,6 +212,7 @@ def build_segment_request(
         source_language=message.source_language,
         target_language=message.target_language,
         capture=_make_capture(find_preset(loaded), message),
+        signals=message.signals,
     )
     if target is not None:
         request.given.text = target
@@ -269,23 +251,6 @@ def _make_capture(preset: AlignmentPreset, message: service_pb.AlignRequest) -> 
     if capture.heads.WhichOneof("selection") == "layers":
         capture.over_layers = attention_pb2.REDUCTION_MEAN
     return capture
-
-
-def find_preset(loaded: LoadedModel) -> AlignmentPreset:
-    """Returns how the words of a model's texts are linked: as calibration has found, or by default."""
-    num_layers = loaded.attention_layers.num_layers("cross")
-    return loaded.alignment or default_preset(num_layers, loaded.heads("cross"))
-
-
-def make_linker(options: service_pb.LinkOptions, loaded: LoadedModel) -> Linker:
-    """Returns the linker of a model. Raises RequestError for a feature that the model does not have."""
-    preset = find_preset(loaded)
-    for index, feature in enumerate(options.features):
-        if LINK_FEATURES[feature] == "lexicon" and preset.lexicon is None:
-            problem = f"needs a lexicon, and the calibration of {loaded.name} has none"
-            raise invalid(f"link_options.features[{index}]", "NO_LEXICON", problem)
-    method = LINK_METHODS[options.method] if options.method else None
-    return Linker(preset, method, [LINK_FEATURES[feature] for feature in options.features])
 
 
 def find_head_source(message: service_pb.AlignRequest, loaded: LoadedModel) -> service_pb.HeadSource.ValueType:

@@ -13,8 +13,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .offset_units import Span, Token
-from .parameters import AttentionKind, Grouping, Method, OffsetUnit, Row, Score, SpecialTokens
+from ..offset_units import Span, Token
+from ..parameters import AttentionKind, Grouping, Method, OffsetUnit, Row, Score, SpecialTokens
+from .observations import Link, Signals, WordAlignment
 
 FloatArray = NDArray[np.floating[Any]]
 
@@ -161,6 +162,7 @@ class Step:
         special_shares: For each kind, what special tokens took of the attention before they were left out,
             `[layers, heads]`, or fewer axes if reduced: the mean. Empty unless the capture renormalizes.
         decision: What the policy of a follow stream says. None without a policy.
+        links: The links of the target words that are complete with this step. Empty if the request asks for none.
     """
 
     index: int
@@ -171,6 +173,7 @@ class Step:
     scores: Mapping[Score, float]
     special_shares: Mapping[AttentionKind, FloatArray] = field(default_factory=dict[AttentionKind, FloatArray])
     decision: PolicyDecision | None = None
+    links: tuple[Link, ...] = ()
 
 
 class EncoderSelf(NamedTuple):
@@ -244,6 +247,8 @@ class Finished:
     stop_reason: StopReason
     usage: Usage
     hypotheses: tuple[Hypothesis, ...] = ()
+    signals: Signals | None = None
+    alignment: WordAlignment | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -272,6 +277,8 @@ class Attribution:
         special_shares: For each kind, what special tokens took of each row before they were left out: the shape of the
             kind's array without the axis of positions. Empty unless the capture renormalizes.
         hypotheses: The best hypotheses of a beam search.
+        signals: Numbers that judge the target as a whole. None if the request did not ask for them.
+        alignment: The links between the words of source and target. None if the request did not ask for them.
         first_step: The index of the first of `steps`. It is above 0 only for a resumed stream.
         units: With a grouping: the units of the target in order, without their attention.
         unit_scores: With a grouping: `[units]` for each score of the request.
@@ -288,6 +295,8 @@ class Attribution:
     scores: Mapping[Score, FloatArray] = field(default_factory=dict[Score, FloatArray])
     special_shares: Mapping[AttentionKind, FloatArray] = field(default_factory=dict[AttentionKind, FloatArray])
     hypotheses: tuple[Hypothesis, ...] = ()
+    signals: Signals | None = None
+    alignment: WordAlignment | None = None
     first_step: int = 0
     units: tuple[Unit, ...] = ()
     unit_scores: Mapping[Score, FloatArray] = field(default_factory=dict[Score, FloatArray])

@@ -1,0 +1,84 @@
+"""What links and signals cost beside plain Attribute: times of the same texts with them, divided by times without.
+
+Run by `make bench`, or by itself: `python tests/bench/bench_link_cost.py [--rounds 9] [--sentences 96]`. The model is
+the bundled one, in a server of its own. The texts go through AttributeMany, 32 under way, or one by one. Plain requests
+ask for all cross-attention. The variants take turns in every round. Figures are medians of the ratios of each round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
+
+import load_client
+from rich.console import Console
+from rich.table import Table
+from sidelight.client import Client, LinkOptions
+from workloads import DATA, bundled_workload
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "links, argmax": {"link_options": LinkOptions("argmax")},
+    "links, as calibrated": {"link_options": LinkOptions()},
+    "signals": {"signals": True},
+    "links and signals": {"link_options": LinkOptions(), "signals": True},
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=9, help="runs of each variant")
+    parser.add_argument("--sentences", type=int, default=96, help="texts of a run")
+    args = parser.parse_args()
+    workload = bundled_workload(args.sentences)
+    if workload is None:
+        print(f"skipped: there is no {DATA}")
+        return 0
+    pairs = [line.split("\t")[:2] for line in DATA.read_text(encoding="utf-8").splitlines()[: args.sentences]]
+    decoded: list[Any] = [source for source, _ in pairs]
+    given: list[Any] = [(source, {"target": target}) for source, target in pairs]
+    settings: dict[str, tuple[list[Any], int]] = {
+        "decoded, 1": (decoded[: args.sentences // 4], 1),
+        "decoded, 32": (decoded, 32),
+        "given, 32": (given, 32),
+    }
+    table = Table(f"times plain Attribute, {args.sentences} sentences, {args.rounds} rounds", *settings)
+    with load_client.serve(workload.folder, "bundled", []) as address, Client(address) as client:
+        ratios = {name: measure(client, texts, count, args.rounds) for name, (texts, count) in settings.items()}
+    for variant in VARIANTS:
+        table.add_row(variant, *(f"{found[variant]:.2f}" for found in ratios.values()))
+    Console(width=120).print(table)
+    return 0
+
+
+def measure(client: Client, texts: Sequence[Any], max_running: int, rounds: int) -> dict[str, float]:
+    """The median ratio of each variant's time to the time of plain requests in the same round."""
+    ratios: dict[str, list[float]] = {name: [] for name in VARIANTS}
+    for number in range(rounds + 1):  # the first round warms
+        names = [*VARIANTS]
+        turned = names[number % len(names) :] + names[: number % len(names)]
+        seconds = {name: run(client, texts, max_running, VARIANTS[name]) for name in turned}
+        if number:
+            for name in names:
+                ratios[name].append(seconds[name] / seconds["plain"])
+        print(f"round {number}, {max_running} under way: plain {seconds['plain']:.2f} s", file=sys.stderr)
+    return {name: statistics.median(values) for name, values in ratios.items()}
+
+
+def run(client: Client, texts: Sequence[Any], max_running: int, options: dict[str, Any]) -> float:
+    """The seconds of one run."""
+    began = time.perf_counter()
+    for result in client.attribute_many(texts, max_running=max_running, **options):
+        assert result.attribution is not None, result.error
+    return time.perf_counter() - began
+
+
+if __name__ == "__main__":
+    sys.exit(main())
