@@ -16,7 +16,7 @@ from ..offset_units import Span, Token
 from ..parameters import Source
 from ..request import AttributeOptions
 from ..results import Attribution, Step, Unit
-from ..views import Heatmap, make_console, print_error, print_message, print_text
+from ..views import Heatmap, make_console, print_alignment, print_error, print_message, print_text
 from .attribute_file import attribute_file
 from .attribute_options import build_options, capture_all_kinds
 from .lines import open_lines
@@ -77,10 +77,8 @@ def print_attribution(
 
 def _print_observations(console: Console, attribution: Attribution) -> None:
     """Prints the links and the signals of a target, where the server has sent any."""
-    if (alignment := attribution.alignment) is not None:
-        for link in alignment.links:
-            source, target = alignment.source[link.source].text, alignment.target[link.target].text
-            print_text(console, f"{link.score:5.2f}  {source} – {target}")
+    if attribution.alignment is not None:
+        print_alignment(console, attribution.alignment)
     if attribution.signals is not None:
         for name, value in dataclasses.asdict(attribution.signals).items():
             if value is not None:

@@ -3,7 +3,7 @@
 heatmap             Heatmap: in a terminal, a line for each step
 page                render_page: a page for the browser, in one file and without a network; page.html is its template
 alignment           print_alignment: word links in a terminal
-alignment_picture   the same as SVG, or as a page
+alignment_picture   the same as SVG, as a page, or beside the heatmap of `page`
 words               which tokens a view shows as one word
 terminal            text for terminals and pipes: control characters escaped, no markup
 """

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from ..alignments import Alignment
 from ..offset_units import Span
+from ..results import WordAlignment
 from .terminal import escape_controls
 
 # Which ends of a cell have a line. Together they say which sign stands in the cell.
@@ -22,7 +23,7 @@ _SIGNS = " │││─╯╮┤─╰╭├─┴┬┼"
 _ASCII_SIGNS = " |||-++|-++|-++*"
 
 
-def print_alignment(console: Console, alignment: Alignment) -> None:
+def print_alignment(console: Console, alignment: Alignment | WordAlignment) -> None:
     """Prints two lines of words with lines between them, if the terminal is wide enough, and a table of the links."""
     lines = draw_links(alignment, ascii_only=not console.encoding.lower().startswith("utf"))
     if lines and max(map(cell_len, lines)) < console.width:
@@ -42,7 +43,7 @@ def print_alignment(console: Console, alignment: Alignment) -> None:
         console.print(table)
 
 
-def draw_links(alignment: Alignment, *, ascii_only: bool = False) -> list[str]:
+def draw_links(alignment: Alignment | WordAlignment, *, ascii_only: bool = False) -> list[str]:
     """Draws the words of the source, lines, and the words of the target. Returns the lines of text; none without words.
 
     Lines go down from source words in even columns, and down to target words in odd columns. So lines that go down are

@@ -19,6 +19,7 @@ import numpy as np
 from ..offset_units import Span, Token
 from ..parameters import AttentionKind, OffsetUnit
 from ..results import Attribution, FloatArray
+from .alignment_picture import attention_rows, draw_picture, find_members
 from .terminal import escape_controls
 from .words import group_by_character, join_text
 
@@ -59,11 +60,23 @@ def _attribution_data(attribution: Attribution) -> dict[str, Any]:
         "model": escape_controls(attribution.started.model),
         "row": attribution.started.row,
         "views": views,
+        "links": _links_data(attribution),
         # JSON has no infinity; a perplexity can be infinite.
         "scores": {
             name: [float(value) if np.isfinite(value) else None for value in values]
             for name, values in (attribution.unit_scores if grouped else attribution.scores).items()
         },
+    }
+
+
+def _links_data(attribution: Attribution) -> dict[str, Any] | None:
+    """Returns the picture of word links, and for each target word the lines of the heatmap that it has."""
+    alignment = attribution.alignment
+    if alignment is None or not alignment.source or not alignment.target:
+        return None
+    return {
+        "picture": draw_picture(alignment, attention_rows(attribution, alignment)),
+        "rows": find_members(alignment.target, attribution.targets),
     }
 
 

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sidelight.client import AttentionLayout, Attribution, Capture, Client, Started, Token, Usage, save
+from sidelight.client import AttentionLayout, Attribution, Capture, Client, Link, Started, Token, Usage, save
+from sidelight.client.offset_units import Span
+from sidelight.client.results import WordAlignment
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
@@ -207,3 +209,15 @@ def test_marks_of_direction_and_controls_are_shown_and_texts_stand_apart(tmp_pat
         assert f"<bdi>{label}</bdi>" in body
     assert '<bdi id="columns" dir="auto">' in body
     assert "<bdi>x</bdi> ← <bdi>\ufffdabc</bdi>" in body
+
+
+def test_a_linked_word_brings_out_its_lines_of_the_heatmap(results, tmp_path):
+    words = tuple(Span(step.begin, step.end, step.label) for step in results[0].steps if not step.special)
+    source = tuple(Span(token.begin, token.end, token.label) for token in results[0].source if not token.special)
+    alignment = WordAlignment(source, words, (Link(0, 1, 0.5),), "0-1", None)
+    script = "document.querySelector('[data-target=\"1\"]').dispatchEvent(new Event('mouseenter'))"
+    document = open_page([dataclasses.replace(results[0], alignment=alignment)], tmp_path, script)
+    lines = re.findall(r'<tr(?: class="(\w*)")?><th[^>]*><bdi>', document.split("<tbody>")[1].split("</tbody>")[0])
+    assert [number for number, name in enumerate(lines) if name == "linked"] == [1]
+    assert document.count("<path ") == 1
+    assert 'id="links" hidden' in open_page(results, tmp_path)
