@@ -75,7 +75,7 @@ def _cell(x: float, y: float, rate: float, *, is_chosen: bool) -> str:
     strength = 1 - min(1.0, max(0.0, rate))
     red, green, blue = (round(255 - strength * (255 - full)) for full in (8, 81, 156))
     frame = 'stroke="#d94801" stroke-width="3"' if is_chosen else 'stroke="white"'
-    color = "white" if strength > 0.5 else "black"
+    color = "white" if strength > 0.75 else "black"
     return (
         f'<rect x="{x + 2}" y="{y + 2}" width="{_WIDTH - 4}" height="{_HEIGHT - 4}" '
         f'fill="rgb({red},{green},{blue})" {frame}/>' + _text(x + _WIDTH / 2, y + 0.62 * _HEIGHT, f"{rate:.3f}", color)
