@@ -36,8 +36,9 @@ class FlowBuilder:
 
     def finish(self, begin: int) -> Flow:
         """Returns the flow. Elements that are open end behind the flow. `begin` is its place in the source text."""
-        for node in self._open:
+        for node in self._open[1:]:
             node.end = self.length
+            node.is_open_right = True
         self._root.end = self.length
         return Flow("".join(self._parts), self._root, begin, self._protected)
 
@@ -60,7 +61,7 @@ class FlowBuilder:
             self._open_pieces.pop()
             node.end, node.end_tag = here, piece.raw
         else:  # the element begins before the flow: it holds all that the flow has so far
-            node = Node(mark, 0, here, "", piece.raw, self._open[-1].children)
+            node = Node(mark, 0, here, "", piece.raw, self._open[-1].children, is_open_left=True)
             self._open[-1].children = [node]
 
     def add_point(self, node: Node) -> None:

@@ -37,6 +37,8 @@ class Node:
         is_repeatable: Whether the element may be repeated where its words come apart.
         side: The neighbour that a tag without a partner stays beside.
         inner_marks: The marks of what is kept inside `raw_content`, or inside a point.
+        is_open_left: Whether the element begins before the flow. Then it is the first child of its parent.
+        is_open_right: Whether the element ends behind the flow. Then it is the last child of its parent.
     """
 
     mark: int
@@ -50,6 +52,8 @@ class Node:
     is_repeatable: bool = False
     side: Side | None = None
     inner_marks: Sequence[int] = ()
+    is_open_left: bool = False
+    is_open_right: bool = False
 
 
 @dataclass(slots=True)

@@ -74,6 +74,7 @@ class FlowPlacer:
         if whole is not None:
             self._cover(whole, areas, taken)
         else:
+            self._choose_ends(children, areas, taken)
             self._choose_runs(children, areas, taken)
         placed: list[tuple[Placed, Child]] = []
         for child in children:
@@ -85,6 +86,7 @@ class FlowPlacer:
             placed += [(Placed(child.node, begin, end), child) for begin, end in spans]
             if child.node.mark >= 0:
                 self.places[child.node.mark] = child.place
+        _keep_between(parents, [part for part, _ in placed])
         arrange(self._units, parents, [part for part, _ in placed])
         below: dict[int, tuple[list[Placed], list[Area]]] = {}
         for part, child in placed:
@@ -116,13 +118,28 @@ class FlowPlacer:
             taken.add(first, last)
         child.place = Place("structure", 1.0)
 
+    def _choose_ends(self, children: list[Child], areas: list[Area], taken: Taken) -> None:
+        """Gives an element that begins before the flow the first units, and an element that ends behind it the last.
+
+        Otherwise such an element and an element beside it would overlap. Its parent has one area.
+        """
+        for child in (children[0], children[-1]):
+            if not areas or not child.first < child.last or not (child.node.is_open_left or child.node.is_open_right):
+                continue
+            run = self._finder.find_end(child.first, child.last, areas[0], taken, is_left=child.node.is_open_left)
+            if run is not None:
+                child.runs = [run]
+                child.place = Place("links", run.score)
+                taken.add(run.first, run.last)
+
     def _choose_runs(self, children: list[Child], areas: list[Area], taken: Taken) -> None:
         """Chooses runs for all children with words: the largest gain first."""
         candidates: list[tuple[float, int, Child]] = []
         for number, child in enumerate(children):
             # A placeholder that was not copied has no words in the target.
             is_lost = child.node.content is not None and not child.node.start_tag and not self._is_anchored(child.node)
-            if child.first < child.last and not is_lost:
+            is_open = child.node.is_open_left or child.node.is_open_right
+            if child.first < child.last and not is_lost and not is_open:
                 run = self._finder.find_best(child.first, child.last, areas, taken)
                 if run is not None:
                     candidates.append((-run.gain, number, child))
@@ -142,7 +159,8 @@ class FlowPlacer:
             for run in runs:
                 taken.add(run.first, run.last)
         for child in children:
-            if child.first < child.last and not child.runs and child.node.content is None:
+            is_open = child.node.is_open_left or child.node.is_open_right
+            if child.first < child.last and not child.runs and child.node.content is None and not is_open:
                 self._fill_gap(child, areas, taken)
 
     def _fit_punctuation(self, child: Child, run: Run, areas: list[Area], taken: Taken) -> None:
@@ -164,6 +182,21 @@ class FlowPlacer:
         child.runs = [run]
         child.place = Place("neighbours", run.score)
         taken.add(run.first, run.last)
+
+
+def _keep_between(parents: list[Placed], placed: list[Placed]) -> None:
+    """Keeps all nodes behind the end of an element that begins before the flow, and before one that ends behind it."""
+    low, high = parents[0].begin, parents[-1].end
+    first, last = placed[0], placed[-1]
+    if first.node.is_open_left:
+        first.begin, first.end = low, first.end if first.node.begin < first.node.end else low
+        low = first.end
+    if last.node.is_open_right:
+        last.begin, last.end = last.begin if last.node.begin < last.node.end else high, high
+        high = last.begin
+    for part in placed:
+        if part.begin == part.end and part is not first and part is not last:
+            part.begin = part.end = min(max(part.begin, low), high)
 
 
 def _mean(runs: Sequence[Run]) -> float:

@@ -49,6 +49,21 @@ class RunFinder:
                 best = run
         return best
 
+    def find_end(self, first: int, last: int, area: Area, taken: Taken, *, is_left: bool) -> Run | None:
+        """Finds the run with the largest gain among those at the begin of an area if `is_left`, or else at its end."""
+        best: Run | None = None
+        inside, scores = 0.0, [0.0]
+        for unit, (total, score, _) in sorted(self._weigh(first, last, [area]).items(), reverse=not is_left):
+            edge = (area[0], unit + 1) if is_left else (unit, area[1])
+            if taken.holds(*edge):
+                break
+            inside += total
+            scores.append(score)
+            gain = 2 * inside - (self._sums[edge[1]] - self._sums[edge[0]])
+            if best is None or gain > best.gain:
+                best = Run(*edge, gain, sum(scores) / (len(scores) - 1))
+        return best
+
     def find_parts(self, first: int, last: int, areas: Sequence[Area], taken: Taken) -> list[Run]:
         """Finds all runs that have links into the element, and between these no links from elsewhere."""
         parts: list[Run] = []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from sidelight.server.alignment import (
     Link,
@@ -231,3 +233,26 @@ def test_xml_keeps_declarations_entities_and_unknown_blocks() -> None:
     assert marked.text.count("&co;") == 1
     assert marked.text.count('<u x="&#10;"/>') == 1
     assert marked.target_text == "A b\nc d<&"
+
+
+@pytest.mark.parametrize("has_target", [False, True])
+def test_elements_that_cross_lines_do_not_overlap(has_target: bool) -> None:
+    source = "<b>one<br>two <u>three</u></b> four <i>five<br>six</i>"
+    options = MarkupOptions("html", has_target=has_target)
+    if has_target:
+        targets = [("eins\nfünf vier drei zwei\nsechs", "one=eins two=zwei three=drei four=vier five=fünf six=sechs")]
+    else:
+        middle = "fünf vier drei zwei", "two=zwei three=drei four=vier five=fünf"
+        targets = [("eins", "one=eins"), middle, ("sechs", "six=sechs")]
+    text = carry(source, options, *targets).text
+    middle = text.split("<br>")[1]
+    assert middle.index("</b>") < middle.index("<i>")
+    assert middle.index("<u>") < middle.index("</u>") < middle.index("</b>")
+    assert re.sub("<[^>]*>", " ", text).split() == ["eins", "fünf", "vier", "drei", "zwei", "sechs"]
+
+
+def test_an_element_whose_end_crosses_a_line_covers_its_own_words() -> None:
+    source = "<b>one<br>two</b> four <i>five<br>six</i>"
+    middle = "zwei vier fünf", "two=zwei four=vier five=fünf"
+    marked = carry(source, HTML, ("eins", "one=eins"), middle, ("sechs", "six=sechs"))
+    assert marked.text == "<b>eins<br>zwei</b> vier <i>fünf<br>sechs</i>"
