@@ -16,7 +16,7 @@ markup/           markup of the source, carried over to the target by the links
 calibration/      finds the best preset of a model
 """
 
-from .decisions import LINK_METHODS, LinkMethod
+from .decisions import LINK_METHODS, LinkMethod, guess_links
 from .features import LINK_FEATURES, LinkFeature
 from .lexicon import Lexicon
 from .linker import Linker, TargetLinks, WordedText, split_words
@@ -73,6 +73,7 @@ __all__ = [
     "compute_signals",
     "default_preset",
     "format_pharaoh",
+    "guess_links",
     "join_links",
     "mean_signals",
     "parse_markup",

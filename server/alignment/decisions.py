@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import numpy as np
@@ -21,6 +22,9 @@ _REGULARIZATION = 0.5
 _NUM_ITERMAX = 2
 _ITERMAX_DISCOUNT = 0.9
 
+# What the score of a guess counts for beside the score of a link.
+_GUESS_DISCOUNT = 0.1
+
 # No link has a smaller score.
 TINY = 1e-9
 
@@ -37,6 +41,23 @@ def decide_links(word_scores: WordScores, method: LinkMethod, threshold: float =
         Link(int(source), int(target), float(certain[source, target]))
         for source, target in zip(sources, targets, strict=True)
     )
+
+
+def guess_links(word_scores: WordScores, links: Sequence[Link], min_score: float = 0.0) -> list[Link]:
+    """Returns for each source word without a link the target word that it goes with best, in the order of the source.
+
+    A guess is no link: its score is far below that of a link. Markup needs a place for words that have no link.
+    """
+    scores = np.clip(word_scores.scores, 0, 1)
+    if not scores.size:
+        return []
+    linked = {link.source for link in links}
+    best = scores.argmax(1)
+    return [
+        Link(source, int(target), _GUESS_DISCOUNT * float(scores[source, target]))
+        for source, target in enumerate(best)
+        if source not in linked and scores[source, target] >= max(min_score, TINY)
+    ]
 
 
 def rate_pairs(word_scores: WordScores, method: LinkMethod) -> Matrix:

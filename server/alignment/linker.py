@@ -78,11 +78,15 @@ class Linker:
             source: The source, with its special tokens.
             target: The target. The rows of its special tokens have no part.
         """
-        return decide_links(self.score(rows, source, target), self.method, self._threshold)
+        return self.decide(self.score(rows, source, target))
 
     def score(self, rows: Matrix, source: WordedText, target: WordedText) -> WordScores:
         """Returns the scores of all pairs of words."""
         return self._score(rows, source, target.shares, target.folded)
+
+    def decide(self, scores: WordScores) -> list[Link]:
+        """Returns the links of a pair of texts whose words have these scores, in the order of the target."""
+        return decide_links(scores, self.method, self._threshold)
 
     def follow(self, source: WordedText) -> TargetLinks:
         """Links the words of a target that grows."""

@@ -82,12 +82,14 @@ class LinkedSegment:
         source_words: The words of `Segment.text`, ascending. Offsets count in `Segment.text`.
         target_words: The words of `target_text`, ascending. Offsets count in `target_text`.
         links: Links between the numbers of both.
+        guesses: Weak links of source words that have no link. They have a part in places only.
     """
 
     target_text: str
     source_words: Sequence[Span]
     target_words: Sequence[Span]
     links: Sequence[Link]
+    guesses: Sequence[Link] = ()
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from ...alignment import (
     Segment,
     Signals,
     WordedText,
+    guess_links,
     join_links,
     mean_signals,
     parse_markup,
@@ -205,7 +206,8 @@ class _PairRun:
         plan = self._plan
         source = _find_units(forward.source.text, forward.source.tokens, plan)
         target = _find_units(forward.target_text, forward.target, plan)
-        links = self._linker.link(forward.rows, source, target)
+        scores = self._linker.score(forward.rows, source, target)
+        links = self._linker.decide(scores)
         if backward is not None and self._reverse_linker is not None:
             # The same texts, with the tokens of the other model.
             back_source = WordedText(backward.source.text, backward.source.tokens, target.words)
@@ -213,7 +215,8 @@ class _PairRun:
             found = self._reverse_linker.link(backward.rows, back_source, back_target)
             links = join_links(links, [Link(t, s, score) for s, t, score in found], plan.symmetrization)
         links = [link for link in links if link.score >= plan.min_score]
-        return LinkedSegment(forward.target_text, source.words, target.words, links)
+        guesses = [] if plan.markup is None else guess_links(scores, links, plan.min_score)
+        return LinkedSegment(forward.target_text, source.words, target.words, links, guesses)
 
     async def _run(self, request: service_pb.AttributeRequest, name: str, *, is_reverse: bool) -> _Rows:
         """Has the engine compute the rows of a request. Raises RequestError with the field of the AlignRequest."""

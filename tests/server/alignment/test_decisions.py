@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from sidelight.server.alignment import LINK_METHODS, LinkMethod
-from sidelight.server.alignment.decisions import decide_links
+from sidelight.server.alignment import LINK_METHODS, Link, LinkMethod
+from sidelight.server.alignment.decisions import decide_links, guess_links
 from sidelight.server.alignment.word_scores import WordScores
 
 _SCORES = st.tuples(st.integers(0, 6), st.integers(0, 6)).flatmap(
@@ -59,3 +59,12 @@ def test_links_are_in_range_in_order_and_finite(method: LinkMethod, scores: np.n
 @pytest.mark.parametrize("method", LINK_METHODS)
 def test_words_without_any_score_stay_unaligned(method: LinkMethod) -> None:
     assert _pairs(np.zeros((3, 2)), method, 0.6) == []
+
+
+def test_a_guess_is_the_best_target_word_of_a_source_word_without_links() -> None:
+    scores = np.array([[0.9, 0.1, 0.0], [0.05, 0.2, 0.3], [0.0, 0.0, 0.0]], np.float32)
+    word_scores = WordScores(scores, np.zeros(3, np.float32))
+    guesses = guess_links(word_scores, [Link(0, 0, 0.9)])
+    assert [(guess.source, guess.target) for guess in guesses] == [(1, 2)]
+    assert 0 < guesses[0].score < 0.1, "less than any link"
+    assert guess_links(word_scores, [Link(0, 0, 0.9)], min_score=0.4) == []

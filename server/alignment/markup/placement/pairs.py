@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 
 from ....text import Span
@@ -37,9 +37,8 @@ def join_sentences(flow: Flow, pairs: Iterator[LinkedSegment]) -> LinkedFlow:
             num_source, num_target = len(joined.source_words), len(joined.target_words)
             joined.source_words += _restore_words(sentence, pair.source_words)
             joined.target_words += [(begin + length, end + length) for begin, end in pair.target_words]
-            joined.links += [
-                Link(link.source + num_source, link.target + num_target, link.score) for link in pair.links
-            ]
+            joined.links += _shift(pair.links, num_source, num_target)
+            joined.guesses += _shift(pair.guesses, num_source, num_target)
         else:
             target = flow.text[sentence.begin : sentence.end]
             anchors = [
@@ -61,9 +60,7 @@ def divide_target(flows: Sequence[Flow], pair: LinkedSegment) -> list[tuple[Link
     flow_begins = [flow.begin for flow in flows]
     flow_of = [max(bisect_right(flow_begins, begin) - 1, 0) for begin, _ in pair.source_words]
     cuts = _cut_at_lines(text, words, len(flows)) or _cut_at_links(text, words, pair.links, flow_of, len(flows))
-    links_of: list[list[Link]] = [[] for _ in flows]
-    for link in pair.links:
-        links_of[flow_of[link.source]].append(link)
+    links_of, guesses_of = _sort_links(pair.links, flow_of, cuts), _sort_links(pair.guesses, flow_of, cuts)
     divided: list[tuple[LinkedFlow, Span]] = []
     begins = [0, *(words[cut][0] if cut < len(words) else len(text) for cut in cuts[1:-1]), len(text)]
     for number, flow in enumerate(flows):
@@ -75,15 +72,27 @@ def divide_target(flows: Sequence[Flow], pair: LinkedSegment) -> list[tuple[Link
             for word in pair.source_words[first_source : bisect_right(flow_of, number)]
         ]
         target = [(word[0] - begin, word[1] - begin) for word in words[first:last]]
-        links = [
-            Link(link.source - first_source, link.target - first, link.score)
-            for link in links_of[number]
-            if first <= link.target < last
-        ]
+        links = _shift(links_of[number], -first_source, -first)
         linked = LinkedFlow(text[begin:end], source, target, links)
+        linked.guesses = _shift(guesses_of[number], -first_source, -first)
         linked.anchors = _find_copies(flow.protected, linked.target_text)
         divided.append((linked, (begin, end)))
     return divided
+
+
+def _shift(links: Iterable[Link], num_source: int, num_target: int) -> list[Link]:
+    """Returns links with other numbers of words."""
+    return [Link(link.source + num_source, link.target + num_target, link.score) for link in links]
+
+
+def _sort_links(links: Sequence[Link], flow_of: Sequence[int], cuts: Sequence[int]) -> list[list[Link]]:
+    """Returns for each flow the links whose both words it has."""
+    links_of: list[list[Link]] = [[] for _ in cuts[1:]]
+    for link in links:
+        number = flow_of[link.source]
+        if cuts[number] <= link.target < cuts[number + 1]:
+            links_of[number].append(link)
+    return links_of
 
 
 # ---- what was copied ------------------------------------------------------------------------------------------------

@@ -34,6 +34,7 @@ class LinkedFlow:
         target_words: The words of the target. Offsets count in `target_text`.
         links: Links between the numbers of both.
         anchors: For nodes with `content`: where the target has the content, or a stand-in of the content.
+        guesses: Weak links of source words that have no link.
     """
 
     target_text: str
@@ -41,6 +42,7 @@ class LinkedFlow:
     target_words: list[Span]
     links: list[Link]
     anchors: list[tuple[Node, Span]] = field(default_factory=list[tuple[Node, Span]])
+    guesses: list[Link] = field(default_factory=list[Link])
 
 
 @dataclass(slots=True)
@@ -93,7 +95,7 @@ def make_units(flow: Flow, nodes: Sequence[Node], linked: LinkedFlow) -> Units:
     anchor_bounds = {offset for span in anchors for offset in span}
     target, target_parts = _cut(linked.target_words, sorted(anchor_bounds | copies), anchors)
     scores: dict[tuple[int, int], float] = {}
-    for link in linked.links:
+    for link in [*linked.links, *linked.guesses]:
         for pair in _pair_parts(source_parts[link.source], target_parts[link.target]):
             scores[pair] = max(scores.get(pair, 0.0), link.score)
     anchored = _link_anchors(linked, source, target, scores)

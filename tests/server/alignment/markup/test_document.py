@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 from sidelight.server.alignment import (
@@ -256,3 +257,21 @@ def test_an_element_whose_end_crosses_a_line_covers_its_own_words() -> None:
     middle = "zwei vier fünf", "two=zwei four=vier five=fünf"
     marked = carry(source, HTML, ("eins", "one=eins"), middle, ("sechs", "six=sechs"))
     assert marked.text == "<b>eins<br>zwei</b> vier <i>fünf<br>sechs</i>"
+
+
+def test_a_guess_places_an_element_whose_words_have_no_links() -> None:
+    pair = link("the big house", "das große Haus dort", "the=das")
+    guessed = replace(pair, guesses=[Link(1, 1, 0.05), Link(2, 1, 0.03)])
+    document = parse_markup("the <b>big</b> house", HTML)
+    marked = document.place([guessed])
+    assert marked.text == "das <b>große</b> Haus dort"
+    assert marked.links == pair.links, "a guess is no link"
+    assert marked.reports[0].placement == "links"
+    assert marked.reports[0].score == 0.05
+
+
+def test_links_count_more_than_guesses() -> None:
+    pair = link("the big house", "das Haus dort", "the=das big=Haus")
+    guessed = replace(pair, guesses=[Link(2, 1, 0.05)])
+    document = parse_markup("the <b>big</b> <i>house</i>", HTML)
+    assert "<b>Haus</b>" in document.place([guessed]).text
