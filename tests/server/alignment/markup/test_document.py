@@ -275,3 +275,11 @@ def test_links_count_more_than_guesses() -> None:
     guessed = replace(pair, guesses=[Link(2, 1, 0.05)])
     document = parse_markup("the <b>big</b> <i>house</i>", HTML)
     assert "<b>Haus</b>" in document.place([guessed]).text
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["x <img/><b>y</b> z", "x <b>y</b><img/> z", "x <i></i><img/><b>y</b><wbr/><!--c--> z", "x <b><img/>y<wbr/></b> z"],
+)
+def test_elements_without_words_keep_their_order(source: str) -> None:
+    assert carry(source, HTML, ("x y z", "x=x y=y z=z")).text == source
