@@ -1801,8 +1801,8 @@ class AlignRequest(_message.Message):
     """As in AttributeRequest."""
     links: _builtins.str
     """Links that the client brings along, from any aligner: "source-target" pairs that count words from 0, separated by
-    white space (the Pharaoh format). Then no model runs, and `target` must be set. Words are counted as in
-    AlignResponse.source. At most 1 MiB.
+    white space (the Pharaoh format). A pair may have a score from 0 to 1, as in "0-1-0.5". Then no model runs, and
+    `target` must be set. Words are counted as in AlignResponse.source. At most 1 MiB.
     """
     pretokenized: _builtins.bool
     """Words are what white space separates, in both texts. Unset: words are Unicode's (UAX 29), and each punctuation mark
@@ -1969,7 +1969,7 @@ class LinkOptions(_message.Message):
     SYMMETRIZATION_FIELD_NUMBER: _builtins.int
     method: Global___LinkMethod.ValueType
     """How links are chosen from the scores of all pairs of words. Unset: what calibration has chosen for the model,
-    otherwise LINK_METHOD_ARGMAX.
+    otherwise LINK_METHOD_OPTIMAL_TRANSPORT.
     """
     reverse_model: _builtins.str
     """The name of a loaded model that translates from the target language to the source language. The links of both
@@ -1980,7 +1980,7 @@ class LinkOptions(_message.Message):
     @_builtins.property
     def features(self) -> _containers.RepeatedScalarFieldContainer[Global___LinkFeature.ValueType]:
         """What the scores of pairs of words are made of, each at most once. Empty: what calibration has chosen for the model,
-        otherwise LINK_FEATURE_ATTENTION alone.
+        otherwise LINK_FEATURE_ATTENTION and LINK_FEATURE_SPELLING.
         """
 
     def __init__(
@@ -2225,7 +2225,7 @@ class Link(_message.Message):
     target: _builtins.int
     """The index of the unit in AlignResponse.target."""
     score: _builtins.float
-    """How sure the link is. From 0 to 1. 1 for a link that was brought along."""
+    """How sure the link is. From 0 to 1. A link that was brought along has its own score; without a score, 1."""
     def __init__(
         self,
         *,
