@@ -92,7 +92,7 @@ class Lexicon:
             "targets": self._targets,
             "scores": self._scores,
         }
-        path.write_bytes(save(arrays))  # `save_file` would make a file that its owner alone may read
+        replace_file(path, save(arrays))  # `save_file` would make a file that its owner alone may read
 
     @classmethod
     def load(cls, path: Path) -> Lexicon:
@@ -119,6 +119,17 @@ class Lexicon:
         ):
             raise LexiconError("has numbers that do not fit its words")
         return cls(source, target, firsts, targets, scores)
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Writes a whole file, or leaves the file that was there: no reader ever finds a part."""
+    new = path.with_name(f".{path.name}.new")
+    try:
+        new.write_bytes(data)
+        new.replace(path)
+    except OSError:
+        new.unlink(missing_ok=True)
+        raise
 
 
 def _join_words(words: Iterable[str]) -> NDArray[np.uint8]:

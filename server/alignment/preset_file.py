@@ -15,7 +15,7 @@ from typing import Any
 
 from .decisions import LINK_METHODS
 from .features import LINK_FEATURES
-from .lexicon import Lexicon, LexiconError
+from .lexicon import Lexicon, LexiconError, replace_file
 from .preset import ROWS, SPECIAL_TOKENS, AlignmentHead, AlignmentPreset, CalibrationFigures
 
 PRESET_FILE = "alignment_heads.json"
@@ -40,7 +40,7 @@ def write_preset(preset: AlignmentPreset, path: Path) -> None:
     }
     if preset.lexicon is not None:
         preset.lexicon.save(path.parent / LEXICON_FILE)
-    path.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+    replace_file(path, (json.dumps(fields, indent=2) + "\n").encode())
 
 
 def read_preset(fields: Mapping[str, Any], folder: Path, num_layers: int, num_heads: int) -> AlignmentPreset:

@@ -67,6 +67,9 @@ def run(args: argparse.Namespace) -> int:
     except CalibrationError as error:
         print(f"sidelight: {error}", file=sys.stderr)
         return 1
+    except OSError as error:  # such as a disk that is full
+        print(f"sidelight: {error.filename or 'a file'} cannot be written: {error.strerror}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("sidelight: broken off; the same command goes on from here", file=sys.stderr)
         return 130

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -63,8 +64,9 @@ def calibrate(args: argparse.Namespace) -> None:
     more = [] if args.lexicon_pairs is None else _read_pairs(args.lexicon_pairs)
     gold_lines = None if args.gold is None else _read_lines(args.gold)
     output = args.output or (bundled_model() if args.model is None else Path(args.model)) / PRESET_FILE
-    if not output.parent.is_dir():
-        raise CalibrationError(f"{output.parent} is no folder: say with --output where to write")
+    _check_writable(output, "--output")
+    if args.picture is not None:
+        _check_writable(args.picture, "--picture")
     loaded = _load(args.model)
     console = Console(stderr=True)
     columns = (
@@ -82,6 +84,16 @@ def calibrate(args: argparse.Namespace) -> None:
     print_report(preset, output)
     if args.picture is not None:
         args.picture.write_text(draw_heads(preset, loaded.name), encoding="utf-8")
+
+
+def _check_writable(path: Path, option: str) -> None:
+    """Refuses a path that cannot be written, before minutes of work are done for it. Raises CalibrationError."""
+    if not path.parent.is_dir():
+        raise CalibrationError(f"{path.parent} is no folder: say with {option} where to write")
+    if path.is_dir():
+        raise CalibrationError(f"{path} is a folder: say with {option} which file to write")
+    if not os.access(path.parent, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
+        raise CalibrationError(f"{path} cannot be written: say with {option} where to write")
 
 
 def _load(model: str | None) -> LoadedModel:
@@ -169,12 +181,13 @@ def _divide(
         raise CalibrationError(f"{args.pairs} has no pair that the model can read")
     others = [line for index, line in enumerate(lines) if index not in chosen]
     words = [
-        WordedText.of_text(text, (), is_pretokenized=is_pretokenized).folded
+        [WordedText.of_text(text, (), is_pretokenized=is_pretokenized).folded for text in pair]
         for group, is_pretokenized in ((others, args.pretokenized), (more, False))
         for pair in group
-        for text in pair
     ]
-    return _Pairs(measured, None if gold_lines is None else gold, (words[::2], words[1::2]))
+    whole = [(source, target) for source, target in words if source and target]
+    texts = [source for source, _ in whole], [target for _, target in whole]
+    return _Pairs(measured, None if gold_lines is None else gold, texts)
 
 
 def _encode(loaded: LoadedModel, source: str, target: str, *, is_pretokenized: bool) -> TextPair:
@@ -203,7 +216,7 @@ def _read_pairs(path: Path) -> list[tuple[str, str]]:
 
 def _read_lines(path: Path) -> list[str]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise CalibrationError(f"{path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:

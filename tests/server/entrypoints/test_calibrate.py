@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from sidelight.client.cli.main import main
 from sidelight.server.alignment import LEXICON_FILE, PRESET_FILE
-from sidelight.server.entrypoints import calibration_rows
+from sidelight.server.entrypoints import calibration_rows, calibration_run
 from sidelight.server.models import bundled_model, load
 
 _PAIRS = [
@@ -78,6 +78,19 @@ def test_wrong_gold_links_are_refused(
     assert main(["calibrate", str(model), *_write(tmp_path, gold)]) == 1
     assert problem in capsys.readouterr().err
     assert not (model / PRESET_FILE).exists()
+
+
+@pytest.mark.parametrize("option", ["--output", "--picture"])
+@pytest.mark.parametrize(("name", "problem"), [("missing/file", "is no folder"), ("", "is a folder")])
+def test_what_cannot_be_written_is_refused_before_a_model_is_loaded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, option, name, problem
+) -> None:
+    monkeypatch.setattr(calibration_run, "load", None)
+    output = [] if option == "--output" else ["--output", str(tmp_path / "heads.json")]
+    arguments = ["calibrate", *_write(tmp_path), *output, option, str(tmp_path / name)]
+    assert main(arguments) == 1
+    assert problem in (error := capsys.readouterr().err)
+    assert option in error
 
 
 def test_wrong_pairs_are_refused_before_a_model_is_loaded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
