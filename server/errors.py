@@ -30,6 +30,10 @@ class ErrorCode(IntEnum):
     UNAVAILABLE = 14
 
 
+# The reason of an error where no more requests may wait.
+QUEUE_FULL = "QUEUE_FULL"
+
+
 @dataclass
 class RequestError(Exception):
     """A request cannot be served.
@@ -115,13 +119,13 @@ def broken() -> RequestError:
 def queue_full(num_waiting: int) -> RequestError:
     """Returns RESOURCE_EXHAUSTED: no more requests may wait."""
     message = f"{num_waiting:,} requests are waiting already"
-    return RequestError(ErrorCode.RESOURCE_EXHAUSTED, "QUEUE_FULL", message, retry_after=1.0)
+    return RequestError(ErrorCode.RESOURCE_EXHAUSTED, QUEUE_FULL, message, retry_after=1.0)
 
 
 def features_full(num_bytes: int) -> RequestError:
     """Returns RESOURCE_EXHAUSTED: no more recordings may wait."""
     message = f"{num_bytes / 1024**2:,.0f} MiB of recordings are waiting already"
-    return RequestError(ErrorCode.RESOURCE_EXHAUSTED, "QUEUE_FULL", message, "source.features", retry_after=1.0)
+    return RequestError(ErrorCode.RESOURCE_EXHAUSTED, QUEUE_FULL, message, "source.features", retry_after=1.0)
 
 
 def too_few_slots(num_needed: int, num_slots: int, field: str) -> RequestError:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,7 +34,7 @@ from ...alignment import (
     parse_pharaoh,
 )
 from ...engine import RequestState
-from ...errors import RequestError, invalid
+from ...errors import QUEUE_FULL, RequestError, invalid
 from ...models import LoadedModel
 from ...request import Finished, Step
 from ...text import Token, TokenizedText
@@ -55,6 +56,9 @@ from .answer import MESSAGE_BYTES, AnswerStarter
 
 # How many segments of a document run at the same time.
 _MAX_RUNNING = 32
+
+# The reason and the field of the error for a source without tokens.
+_BLANK_SOURCE = ("EMPTY", "source.text")
 
 # Called with the engine's state of each request, and a name that no other request of the pair has.
 OnStart = Callable[[str, RequestState], None]
@@ -162,18 +166,31 @@ class _PairRun:
         return loaded, make_linker(self._message.link_options, loaded)
 
     async def link_all(self, segments: Sequence[Segment]) -> list[LinkedSegment]:
-        """Links all segments, several at the same time. Where one fails, the others end. Raises RequestError."""
+        """Links all segments, several at the same time. Where one fails, the others end. Raises RequestError.
+
+        Where the queue of the model is full, fewer segments run at the same time.
+        """
         if len(segments) == 1:
             return [await self._link(segments[0], 0)]
         fix_seed(self._message)
         linked: dict[int, LinkedSegment] = {}
-        waiting = iter(enumerate(segments))
+        waiting = deque(enumerate(segments))
+        num_workers = min(len(segments), _MAX_RUNNING)
 
         async def work() -> None:
-            for number, segment in waiting:
-                linked[number] = await self._link(segment, number)
+            nonlocal num_workers
+            while waiting:
+                number, segment = waiting.popleft()
+                try:
+                    linked[number] = await self._link(segment, number)
+                except RequestError as error:
+                    if error.reason != QUEUE_FULL or num_workers == 1:
+                        raise
+                    waiting.appendleft((number, segment))  # for another worker
+                    break
+            num_workers -= 1
 
-        tasks = [asyncio.create_task(work()) for _ in range(min(len(segments), _MAX_RUNNING))]
+        tasks = [asyncio.create_task(work()) for _ in range(num_workers)]
         try:
             await asyncio.gather(*tasks)
         finally:
@@ -191,13 +208,18 @@ class _PairRun:
         if plan.markup is not None and not segment.text.strip():  # nothing but markup
             return LinkedSegment(plan.target_text or "", [], [], [])
         request = build_segment_request(self._message, self._loaded, segment.text, plan.target_text)
-        forward = await self._run(request, f"{number}", is_reverse=False)
-        if forward.signals is not None:
-            self._signals.append((forward.signals, len(forward.target)))
+        try:
+            forward = await self._run(request, f"{number}", is_reverse=False)
+        except RequestError as error:
+            if plan.markup is None or plan.target_text is None or (error.reason, error.field) != _BLANK_SOURCE:
+                raise
+            return LinkedSegment(plan.target_text, [], [], [])  # the model has no tokens for what stands there
         backward: _Rows | None = None
         if self._reverse is not None and forward.target_text.strip():
             request = build_reverse_request(self._message, self._reverse, segment.text, forward.target_text)
             backward = await self._run(request, f"{number} reverse", is_reverse=True)
+        if forward.signals is not None:
+            self._signals.append((forward.signals, len(forward.target)))
         num_bytes = len(segment.text) + len(forward.target_text)
         return await self._starter.run(num_bytes, self._link_rows, forward, backward)
 

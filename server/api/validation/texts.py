@@ -288,7 +288,7 @@ def _check_not_blank(text: TokenizedText, field: str, loaded: LoadedModel, optio
 def _check_num_tokens(text: TokenizedText, field: str, max_tokens: int, limit: str) -> None:
     if len(text.tokens) > max_tokens:
         problem = f"has {len(text.tokens):,} tokens; {limit} at most {max_tokens:,}"
-        raise invalid(field, "TEXT_TOO_LONG", f"{problem}. AttributeRequest.truncate can leave tokens out")
+        raise invalid(field, "TEXT_TOO_LONG", problem)
 
 
 # ---- token ids ------------------------------------------------------------------------------------------------------

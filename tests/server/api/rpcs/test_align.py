@@ -14,7 +14,7 @@ from grpc_status import rpc_status
 from harness import CROSS, request, serving, stub, wait_until
 from hostile_clients import long_request
 from sidelight.server.api import rpcs
-from sidelight.server.engine.engine import Engine
+from sidelight.server.engine.engine import Engine, EngineConfig
 from sidelight.v1 import attention_pb2 as attention
 from sidelight.v1 import attribution_service_pb2 as pb
 from sidelight.v1 import text_pb2 as text
@@ -177,6 +177,25 @@ def test_a_document_without_words_needs_no_model(bundled_server):
     assert not response.HasField("usage")
 
 
+@pytest.mark.parametrize("blank", ["\u200b", "\u2581", "\u200b \u2581"])
+def test_a_document_without_tokens_keeps_its_tags(bundled_server, blank):
+    html = pb.Markup(format=pb.MARKUP_FORMAT_HTML)
+    response = align(bundled_server, pair(f"<p><b>{blank}</b></p>", TARGET, markup=html))
+    assert response.target_text == TARGET
+    assert response.marked_target_text == f"<p><b>{TARGET}</b></p>"
+    assert align(bundled_server, pair(f"<p><b>{blank}</b></p>", markup=html)).marked_target_text.startswith("<p><b>")
+    with pytest.raises(grpc.RpcError) as raised:
+        align(bundled_server, pair("<p><b>a</b></p>", blank, markup=html))
+    assert raised.value.details().startswith("target.text: ")
+
+
+def test_an_error_names_only_fields_that_the_request_has(bundled_server):
+    for message in (pair("a " * 300), pair("a", "a " * 300)):
+        with pytest.raises(grpc.RpcError) as raised:
+            align(bundled_server, message)
+        assert "truncate" not in raised.value.details()
+
+
 def test_pretokenized_words_are_what_white_space_separates(bundled_server):
     response = align(bundled_server, pair("I do n't know .", "Ich weiß es nicht .", pretokenized=True))
     assert words(response.source) == ["I", "do", "n't", "know", "."]
@@ -308,6 +327,16 @@ def test_a_stream_of_pairs_answers_each_as_a_call_of_its_own(bundled_server):
         "": ("align.request_id", "REQUIRED"),
     }
     assert [event for event in events if event.request_id == "text"][-1].response.HasField("finished")
+
+
+def test_a_document_goes_on_where_the_queue_is_full(bundled):
+    document = pair("<p>A dog.</p>" * 60, markup=pb.Markup(format=pb.MARKUP_FORMAT_HTML), signals=True)
+    options = pb.LinkOptions(reverse_model="reverse")
+    both_ways = pair("<p>A dog.</p>" * 60, markup=document.markup, link_options=options, model=bundled.name)
+    models = bundled, dataclasses.replace(bundled, name="reverse")
+    with serving(*models, limits=EngineConfig(max_running=1, max_waiting=4)) as address:
+        for message in (document, both_ways):
+            assert align(address, message).marked_target_text == "<p>Ein Hund.</p>" * 60
 
 
 def test_a_pair_of_a_stream_is_cancelled_and_its_id_is_free_again(bundled_server):
