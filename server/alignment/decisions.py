@@ -35,6 +35,8 @@ def decide_links(word_scores: WordScores, method: LinkMethod, threshold: float =
     `threshold` is the least score of a link. With "optimal_transport" it is the least share of what the word with
     fewer words on its side sends or gets.
     """
+    if method == "argmax":
+        return _decide_argmax(word_scores, float(np.float32(max(threshold, TINY))))
     sources, targets = np.nonzero(rate_pairs(word_scores, method) >= max(threshold, TINY))
     certain = np.clip(word_scores.scores, 0, 1)
     return sort_links(
@@ -69,6 +71,19 @@ def rate_pairs(word_scores: WordScores, method: LinkMethod) -> Matrix:
         return _transport(scores, null)
     chosen = _argmax(scores, null) if method == "argmax" else _itermax(scores)
     return np.where(chosen, scores, np.float32(0))
+
+
+def _decide_argmax(word_scores: WordScores, threshold: float) -> list[Link]:
+    """The links of `rate_pairs` and its argmax, without a matrix: links of words that come one by one are made here."""
+    scores, null = word_scores
+    if not scores.size:
+        return []
+    pairs = zip(scores.argmax(0).tolist(), scores.max(0).tolist(), null.tolist(), strict=True)
+    return [
+        Link(source, target, min(value, 1.0))
+        for target, (source, value, null_share) in enumerate(pairs)
+        if value >= max(threshold, null_share)
+    ]
 
 
 def _argmax(scores: Matrix, null: Matrix) -> NDArray[np.bool_]:

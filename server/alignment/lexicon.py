@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -66,20 +66,20 @@ class Lexicon:
 
         0 stands for a pair that the table does not have.
         """
-        scores = np.zeros((len(source), len(target)), np.float32)
-        columns = np.array([self._target.get(word, -1) for word in target], np.int64)
-        if not (columns >= 0).any():
-            return scores
-        for row, word in enumerate(source):
-            number = self._source.get(word)
-            if number is None:
-                continue
-            first, end = self._firsts[number], self._firsts[number + 1]
-            places = np.searchsorted(self._targets[first:end], columns)
-            places = np.minimum(places, end - first - 1) + first
-            scores[row] = np.where(self._targets[places] == columns, self._scores[places], 0)
-        scores /= _SCALE
-        return scores
+        return self.select(source).score(target)
+
+    def select(self, source: Sequence[str]) -> SourceLexicon:
+        """Selects the pairs of the folded words of a source."""
+        known = [(row, self._source[word]) for row, word in enumerate(source) if word in self._source]
+        ranges = [(row, self._firsts[number], self._firsts[number + 1]) for row, number in known]
+        rows = np.repeat([row for row, _ in known], [end - first for _, first, end in ranges]).astype(np.intp)
+        places = [slice(first, end) for _, first, end in ranges]
+        targets = np.concatenate([self._targets[:0], *(self._targets[place] for place in places)])
+        scores = np.concatenate([self._scores[:0], *(self._scores[place] for place in places)])
+        order = targets.argsort(kind="stable")
+        values = scores[order].astype(np.float32)
+        values /= _SCALE
+        return SourceLexicon(len(source), self._target, targets[order], rows[order], values)
 
     # ---- file -------------------------------------------------------------------------------------------------------
 
@@ -119,6 +119,40 @@ class Lexicon:
         ):
             raise LexiconError("has numbers that do not fit its words")
         return cls(source, target, firsts, targets, scores)
+
+
+class SourceLexicon:
+    """The pairs of a lexicon whose source words one text has."""
+
+    def __init__(
+        self,
+        num_words: int,
+        numbers: Mapping[str, int],
+        targets: NDArray[np.int32],
+        rows: NDArray[np.intp],
+        scores: Matrix,
+    ) -> None:
+        """The pairs are in the order of `targets`.
+
+        Args:
+            num_words: The number of words of the source.
+            numbers: The number of each target word of the lexicon.
+            targets: The number of the target word of each pair.
+            rows: The place of the source word of each pair in the source.
+            scores: The score of each pair.
+        """
+        self._num_words, self._numbers = num_words, numbers
+        self._targets, self._rows, self._scores = targets, rows, scores
+
+    def score(self, target: Sequence[str]) -> Matrix:
+        """Returns the scores of the source with the folded words of a target, as `Lexicon.score` does."""
+        scores = np.zeros((self._num_words, len(target)), np.float32)
+        for column, word in enumerate(target):
+            number = self._numbers.get(word)
+            if number is not None:
+                first, end = self._targets.searchsorted(np.array([number, number + 1], np.int32))
+                scores[self._rows[first:end], column] = self._scores[first:end]
+        return scores
 
 
 def replace_file(path: Path, data: bytes) -> None:

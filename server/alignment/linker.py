@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..text import Span, Token, WordFinder, find_words
 from .decisions import LinkMethod, decide_links
 from .features import DEFAULT_WEIGHTS, LinkFeature, combine_features
+from .lexicon import Lexicon, SourceLexicon
 from .links import Link
 from .preset import AlignmentPreset
-from .spelling import compare_spelling, fold_word
+from .spelling import SourceSpelling, fold_word
 from .word_scores import Matrix, WordScores, score_words, token_shares
 
 
@@ -39,6 +41,27 @@ class WordedText:
     def shares(self) -> Matrix:
         """Which share of each token belongs to each word, float32 `[tokens, words]`."""
         return token_shares(self.text, self.tokens, self.words)
+
+    @cached_property
+    def is_special(self) -> NDArray[np.bool_]:
+        """Which tokens are special, `[tokens]`."""
+        return np.array([token.special for token in self.tokens], np.bool_)
+
+    @cached_property
+    def spelling(self) -> SourceSpelling:
+        """The words by their beginnings."""
+        return SourceSpelling(self.folded)
+
+    @cached_property
+    def _lexicons(self) -> dict[Lexicon, SourceLexicon]:
+        return {}
+
+    def select_lexicon(self, lexicon: Lexicon) -> SourceLexicon:
+        """Returns the pairs of a lexicon that have words of this text as source words. They are selected once."""
+        selected = self._lexicons.get(lexicon)
+        if selected is None:
+            selected = self._lexicons[lexicon] = lexicon.select(self.folded)
+        return selected
 
 
 def split_words(text: str) -> list[Span]:
@@ -103,14 +126,13 @@ class Linker:
         return [link._replace(target=number) for link in links]
 
     def _score(self, rows: Matrix, source: WordedText, target_shares: Matrix, target: Sequence[str]) -> WordScores:
-        is_special = np.array([token.special for token in source.tokens], np.bool_)
         renormalizes = self.preset.special_tokens == "renormalize"
-        attention = score_words(rows, source.shares, target_shares, is_special, renormalizes=renormalizes)
+        attention = score_words(rows, source.shares, target_shares, source.is_special, renormalizes=renormalizes)
         lexicon = spelling = None
         if "lexicon" in self._weights and self.preset.lexicon is not None:
-            lexicon = self.preset.lexicon.score(source.folded, target)
+            lexicon = source.select_lexicon(self.preset.lexicon).score(target)
         if "spelling" in self._weights:
-            spelling = compare_spelling(source.folded, target)
+            spelling = source.spelling.compare(target)
         return combine_features(attention, lexicon, spelling, self._weights)
 
 
@@ -146,7 +168,7 @@ class TargetLinks:
         for begin, end in words:
             shares = token_shares(text, self._tokens, [(begin, end)])
             links += self._linker.link_word(
-                np.stack(self._rows), self._source, shares, text[begin:end], self._num_words
+                np.array(self._rows, np.float32), self._source, shares, text[begin:end], self._num_words
             )
             self._num_words += 1
             # The last token of a word may have characters of the next word. A token that covers nothing belongs to the

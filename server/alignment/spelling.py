@@ -19,27 +19,40 @@ def fold_word(word: str) -> str:
     return unicodedata.normalize("NFKC", word).casefold()
 
 
-def compare_spelling(source: Sequence[str], target: Sequence[str]) -> Matrix:
-    """Returns how alike the words of both texts are written, float32 `[source words, target words]`, from 0 to 1.
+class SourceSpelling:
+    """The words of a source by their beginnings, to be compared with words of targets. The words must be folded."""
 
-    1 stands for words that are the same. Words with a common beginning of at least four characters, and half of the
-    longer word, get the share of the longer word that the beginning has. The words must be folded.
-    """
-    alike = np.zeros((len(source), len(target)), np.float32)
-    places: dict[str, list[int]] = {}
-    for column, word in enumerate(target):
-        places.setdefault(word, []).append(column)
-    beginnings: dict[str, list[int]] = {}
-    for word, columns in places.items():
-        if len(word) >= _MIN_BEGINNING:
-            beginnings.setdefault(word[:_MIN_BEGINNING], []).extend(columns)
-    for row, word in enumerate(source):
-        for column in beginnings.get(word[:_MIN_BEGINNING], ()) if len(word) >= _MIN_BEGINNING else ():
-            share = _common_beginning(word, target[column]) / max(len(word), len(target[column]))
-            alike[row, column] = share if share >= _MIN_SHARE else 0.0
-        for column in places.get(word, ()):
-            alike[row, column] = 1.0
-    return alike
+    def __init__(self, source: Sequence[str]) -> None:
+        self._source = source
+        self._places: dict[str, list[int]] = {}
+        for row, word in enumerate(source):
+            self._places.setdefault(word, []).append(row)
+        self._beginnings: dict[str, list[int]] = {}
+        for word, rows in self._places.items():
+            if len(word) >= _MIN_BEGINNING:
+                self._beginnings.setdefault(word[:_MIN_BEGINNING], []).extend(rows)
+
+    def compare(self, target: Sequence[str]) -> Matrix:
+        """Returns how alike the words of both texts are written, float32 `[source words, target words]`, from 0 to 1.
+
+        1 stands for words that are the same. Words with a common beginning of at least four characters, and half of the
+        longer word, get the share of the longer word that the beginning has.
+        """
+        alike = np.zeros((len(self._source), len(target)), np.float32)
+        for column, word in enumerate(target):
+            # A word that is shorter than a beginning is none of the beginnings.
+            for row in self._beginnings.get(word[:_MIN_BEGINNING], ()):
+                source_word = self._source[row]
+                share = _common_beginning(source_word, word) / max(len(source_word), len(word))
+                alike[row, column] = share if share >= _MIN_SHARE else 0.0
+            for row in self._places.get(word, ()):
+                alike[row, column] = 1.0
+        return alike
+
+
+def compare_spelling(source: Sequence[str], target: Sequence[str]) -> Matrix:
+    """Returns how alike the words of two texts are written, as `SourceSpelling.compare` does."""
+    return SourceSpelling(source).compare(target)
 
 
 def _common_beginning(one: str, other: str) -> int:

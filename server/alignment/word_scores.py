@@ -12,6 +12,9 @@ from ..text import Span, Token
 
 Matrix = NDArray[np.float32]
 
+# A sum that is 0 counts as this number, so that a division by the sum gives 0. No other sum is as small.
+_SMALLEST_SUM = np.float32(1e-30)
+
 
 class WordScores(NamedTuple):
     """How well words go together.
@@ -40,7 +43,7 @@ def token_shares(text: str, tokens: Sequence[Token], words: Sequence[Span]) -> M
             begin, end = words[word]
             shares[index, word] = max(0, min(end, token.end) - max(begin, token.begin))
             word += 1
-        shares[index] /= max(1, sum(not character.isspace() for character in text[token.begin : token.end]))
+        shares[index] /= max(1, sum(map(len, text[token.begin : token.end].split())))
     for index in range(len(tokens) - 2, -1, -1):
         token = tokens[index]
         if not token.special and token.begin == token.end:
@@ -64,12 +67,12 @@ def score_words(
             share of a target word.
     """
     rows = np.asarray(rows, np.float32)
+    means = target_shares / np.maximum(target_shares.sum(0), _SMALLEST_SUM)
     if renormalizes:
-        rows = np.where(is_special, np.float32(0), rows)
-        totals = rows.sum(1, keepdims=True)
-        rows = np.divide(rows, totals, out=np.zeros_like(rows), where=totals > 0)
-    weights = target_shares.sum(0)
-    means = np.divide(target_shares, weights, out=np.zeros_like(target_shares), where=weights > 0)
-    scores = source_shares.T @ (rows.T @ means)
-    null = np.where(is_special, rows, np.float32(0)).sum(1) @ means
-    return WordScores(scores, null)
+        # Special tokens have no share of a word. So it is enough to divide by what the other tokens take.
+        totals = rows @ (~is_special).astype(np.float32)
+        means /= np.maximum(totals, _SMALLEST_SUM)[:, None]
+        null = np.zeros(target_shares.shape[1], np.float32)
+    else:
+        null = (rows @ is_special.astype(np.float32)) @ means
+    return WordScores(source_shares.T @ (rows.T @ means), null)

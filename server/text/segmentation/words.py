@@ -100,6 +100,9 @@ class Segments:
 
     def _certain_ends(self, stretch: str) -> list[int]:
         """Returns the ends of segments of a stretch that do not depend on the text behind the stretch."""
+        rest = stretch.removeprefix(" ")
+        if self._segmentation == "word" and rest.isascii() and rest.isalnum():
+            return []  # most tokens that come alone: what follows may belong to the word
         ends = self._divide(stretch)[:-1]
         if self._segmentation == "sentence":
             # What follows a full stop decides up to the next letter: "etc. (3) and" is one sentence.
