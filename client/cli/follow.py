@@ -1,7 +1,8 @@
 """`sidelight follow`: reads words from standard input as they come, and writes their translation as far as it is firm.
 
 What is written never changes: the server commits tokens by the policy AlignAtt, and a word is written when it is
-complete. Each line is a text of its own. A line that fails is named on standard error, and the next lines follow.
+complete. Each line is a text of its own; a line that is too long for the model is translated part by part. A line that
+fails is named on standard error, and the next lines follow.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import codecs
 import re
 import select
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
+from itertools import accumulate
 from typing import get_args
 
 from rich.console import Console
@@ -21,7 +23,7 @@ from ..client import DEFAULT_ADDRESS, AsyncClient
 from ..errors import SidelightError, describe_error
 from ..follow import AsyncFollowStream, FollowOptions
 from ..parameters import AlignAtt, Capture, Decoding, Row
-from ..results import Step
+from ..results import Started, Step
 from ..views import count_complete, escape_controls, make_console, print_error
 from .attribute_options import parse_heads, parse_layers
 from .lines import is_line_error, standard_input
@@ -87,58 +89,88 @@ def run(args: argparse.Namespace) -> int:
 async def _follow_lines(address: str, options: FollowOptions) -> int:
     """Translates all lines. Returns how many lines have failed. Raises SidelightError for an error of all lines."""
     console = make_console()
-    pieces = _read_pieces()
+    pieces = _Pieces()
     number, num_failed = 1, 0
     async with AsyncClient(address) as client:
-        async for piece in pieces:
+        while (piece := await pieces.read()) is not None:
             error = None
             if piece != _END_OF_LINE:
-                async with client.follow(**options) as stream:
-                    sending = asyncio.create_task(_send_line(stream, piece, pieces))
-                    error = await _write_target(stream, console)
-                    if error is not None:
-                        if sending.done():
-                            sending.result()  # raises what standard input has raised
-                        print_error(f"line {number}: {describe_error(error)}")
-                    await sending  # a stream that has failed drops what it is sent
+                line = _Line([piece], pieces)
+                error = await _follow_line(client, options, line, console)
+                if error is not None:
+                    print_error(f"line {number}: {describe_error(error)}")
+                    await line.skip()
             _write(console, "\n")
             num_failed += error is not None
             number += 1
     return num_failed
 
 
-async def _send_line(stream: AsyncFollowStream, piece: str, pieces: AsyncIterator[str]) -> None:
-    """Sends the pieces of a line, up to the end of the line."""
-    try:
-        await stream.add_source(piece)
-        async for following in pieces:
-            if following == _END_OF_LINE:
-                break
-            await stream.add_source(following)
-        await stream.complete_source()
-    except UnicodeDecodeError:  # the server waits for no more source
-        stream.cancel()
-        raise
+async def _follow_line(
+    client: AsyncClient, options: FollowOptions, line: _Line, console: Console
+) -> SidelightError | None:
+    """Translates a line: part by part if the line is too long for the model. Returns the error of the line.
+
+    A stream ends where the next piece of its source is too long. A second stream then writes the rest of the part's
+    target, behind what is written. The next part begins with the piece that was too long.
+    """
+    text, error = await _follow_part(client, options, line, console)
+    while error is not None and _is_too_long(error) and line.num_read:
+        part = line.split()
+        begun: FollowOptions = {**options, "prefix": f"{options.get('prefix') or ''}{text}" or None}
+        rest, error = await _follow_part(client, begun, part, console)
+        if error is not None:
+            break
+        text += rest
+        if count_complete(text) < len(text):  # the script of the target puts spaces between words
+            _write(console, " ")
+        options = {**options, "prefix": None}
+        text, error = await _follow_part(client, options, line, console)
+    return error
 
 
-async def _write_target(stream: AsyncFollowStream, console: Console) -> SidelightError | None:
-    """Writes each word as soon as it is complete. Returns the error of the line. Raises an error of all lines."""
+async def _follow_part(
+    client: AsyncClient, options: FollowOptions, line: _Line, console: Console
+) -> tuple[str, SidelightError | None]:
+    """Translates what waits of a line, on one stream. Returns the text that is written, and the error of the line."""
+    async with client.follow(**options) as stream:
+        sending = asyncio.create_task(line.send(stream))
+        text, error = await _write_target(stream, line, console)
+        if error is not None and not sending.done():
+            sending.cancel()  # a stream that has failed takes no more, and the next piece may be long in coming
+            await asyncio.wait([sending])
+        if not sending.cancelled():
+            await sending  # raises what standard input has raised
+    return text, error
+
+
+def _is_too_long(error: SidelightError) -> bool:
+    """Whether the source of a stream has become too long for the model."""
+    return error.reason == "TEXT_TOO_LONG" and error.field.startswith("source")
+
+
+async def _write_target(stream: AsyncFollowStream, line: _Line, console: Console) -> tuple[str, SidelightError | None]:
+    """Writes each word as soon as it is complete. Returns what `_follow_part` does. Raises an error of all lines."""
     text, num_written = "", 0
-    error: SidelightError | None = None
     try:
         async for event in stream:
-            if isinstance(event, Step):
+            if isinstance(event, Started):
+                line.note_read(len(event.source_text))
+            elif isinstance(event, Step):
                 text += event.text
                 num_complete = count_complete(text)
                 if num_complete > num_written:
                     _write(console, text[num_written:num_complete])
                     num_written = num_complete
-    except SidelightError as stream_error:
-        if not is_line_error(stream_error):
+    except SidelightError as error:
+        if not is_line_error(error):
             raise
-        error = stream_error
+        if _is_too_long(error):  # the word that is not complete is written anew
+            return text[:num_written], error
+        _write(console, text[num_written:])
+        return text, error
     _write(console, text[num_written:])
-    return error
+    return text, None
 
 
 def _write(console: Console, text: str) -> None:
@@ -150,30 +182,99 @@ def _write(console: Console, text: str) -> None:
 # ---- standard input -------------------------------------------------------------------------------------------------
 
 
-async def _read_pieces() -> AsyncIterator[str]:
-    """Yields words with the white space before them, and each end of a line, as they come.
+class _Pieces:
+    """Words with the white space before them, and each end of a line, as they come.
 
-    A thread reads, since a read cannot be interrupted, and the command must not wait for it. Raises UnicodeDecodeError.
+    A thread reads, since a read cannot be interrupted, and the command must not wait for it.
     """
-    loop = asyncio.get_running_loop()
-    waiting: asyncio.Queue[str | Exception | None] = asyncio.Queue(_MAX_WAITING)
 
-    def read() -> None:
+    def __init__(self) -> None:
+        self._waiting: asyncio.Queue[str | Exception | None] = asyncio.Queue(_MAX_WAITING)
+        self._is_ended = False
+        threading.Thread(target=self._fill, args=(asyncio.get_running_loop(),), daemon=True).start()
+
+    def _fill(self, loop: asyncio.AbstractEventLoop) -> None:
         last: Exception | None = None
         try:
             for piece in _split_words(_read_text()):
-                asyncio.run_coroutine_threadsafe(waiting.put(piece), loop).result()
+                asyncio.run_coroutine_threadsafe(self._waiting.put(piece), loop).result()
         except RuntimeError:  # the loop is closed
             return
         except Exception as error:
             last = error
-        asyncio.run_coroutine_threadsafe(waiting.put(last), loop)
+        asyncio.run_coroutine_threadsafe(self._waiting.put(last), loop)
 
-    threading.Thread(target=read, daemon=True).start()
-    while (piece := await waiting.get()) is not None:
+    async def read(self) -> str | None:
+        """Returns the next piece; None at the end. A task that is cancelled here loses no piece.
+
+        Raises UnicodeDecodeError.
+        """
+        if self._is_ended:
+            return None
+        piece = await self._waiting.get()
         if isinstance(piece, Exception):
             raise piece
-        yield piece
+        self._is_ended = piece is None
+        return piece
+
+
+class _Line:
+    """One line, piece by piece, as far as it is not translated.
+
+    Attributes:
+        num_read: How many characters the model has read on the present stream.
+    """
+
+    def __init__(self, waiting: list[str], pieces: _Pieces | None = None) -> None:
+        """`waiting` are the first pieces. The others come from `pieces`, up to the end of the line."""
+        self._waiting = waiting
+        self._pieces = pieces  # None: no more pieces come
+        self._reading = asyncio.Event()  # something new has been read
+        self.num_read = 0
+
+    async def send(self, stream: AsyncFollowStream) -> None:
+        """Sends all pieces as they come, each when the model has read those before it. Raises UnicodeDecodeError."""
+        self.num_read = num_characters = num_sent = 0
+        try:
+            while num_sent < len(self._waiting) or await self._read():
+                await stream.add_source(self._waiting[num_sent])
+                num_characters += len(self._waiting[num_sent])
+                num_sent += 1
+                while self.num_read < num_characters:  # so it is known which piece is too long
+                    self._reading.clear()
+                    await self._reading.wait()
+            await stream.complete_source()
+        except UnicodeDecodeError:  # the server waits for no more source
+            stream.cancel()
+            raise
+
+    def note_read(self, num_characters: int) -> None:
+        """Takes note that the model has read so many characters."""
+        self.num_read = num_characters
+        self._reading.set()
+
+    async def skip(self) -> None:
+        """Reads up to the end of the line."""
+        while await self._read():
+            self._waiting.clear()
+
+    def split(self) -> _Line:
+        """Takes off the pieces that the model has read. Returns these as a line of their own."""
+        ends = accumulate(map(len, self._waiting))
+        count = sum(end <= self.num_read for end in ends)
+        part, self._waiting = self._waiting[:count], self._waiting[count:]
+        return _Line(["".join(part)])
+
+    async def _read(self) -> bool:
+        """Reads the next piece. Returns whether there is one."""
+        if self._pieces is None:
+            return False
+        piece = await self._pieces.read()
+        if piece is None or piece == _END_OF_LINE:
+            self._pieces = None
+            return False
+        self._waiting.append(piece)
+        return True
 
 
 def _read_text() -> Iterator[str]:

@@ -39,12 +39,24 @@ def test_what_is_written_comes_before_the_end_and_stays(bundled_server):
         assert process.wait(30) == 0
 
 
-def test_a_line_that_is_too_long_is_named_and_other_lines_go_on(bundled_server, translations):
-    lines = [LINES[2], "dog-" * 300, LINES[2]]
+@pytest.mark.parametrize("part", ["dog!" * 85, "dog," * 84 + " dog,"])  # 255 tokens of 256
+def test_a_line_that_is_too_long_is_translated_part_by_part(bundled_server, part):
+    rest = "I'm your friend."  # three words, which are held back until the line is complete
+    process = run("follow", "--address", bundled_server, "--hold-words", "3", stdin=f"{part} {rest}\n")
+    assert (process.returncode, process.stderr, process.stdout.count("\n")) == (0, "", 1)
+    with Client(bundled_server) as client:
+        begin, space, end = process.stdout[:-1].rpartition(" " + client.attribute(rest).result().text)
+        assert (bool(begin), bool(space), end) == (True, True, "")
+        whole = client.attribute(part, prefix=begin).result()
+    # The target of the first part is whole: the model writes nothing behind it.
+    assert (whole.text, whole.stop_reason) == (begin, "end_token")
+
+
+def test_a_word_that_is_too_long_is_named_and_other_lines_go_on(bundled_server, translations):
+    lines = [LINES[2], "dog-" * 300 + " and more", LINES[2]]
     process = run("follow", "--address", bundled_server, "--hold-words", "3", stdin="\n".join(lines))
     written = process.stdout.splitlines()
-    assert (process.returncode, len(written)) == (1, 3)
-    assert written[::2] == [translations[2]] * 2
+    assert (process.returncode, written) == (1, [translations[2], "", translations[2]])
     (message,) = process.stderr.splitlines()
     assert message.startswith("sidelight: line 2: source.text: ")
 
