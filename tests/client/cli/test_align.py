@@ -98,7 +98,7 @@ def test_a_picture_has_a_curve_for_each_link(align, tmp_path, suffix):
     picture = path.read_text(encoding="utf-8")
     assert (status, messages) == (0, f"saved {path}\n")
     assert picture.count("<path ") == 1
-    assert "<title>a – y: 1.00</title>" in picture
+    assert "<title>a – y: 1.00\n\n1.00  a</title></path>" in picture
     assert ">&lt;</text>" in picture
     assert align("a", "--target", "b", "--save", str(tmp_path / "x.gif"))[0] == 1
 
