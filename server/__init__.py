@@ -13,5 +13,6 @@ checkpoint               the files of a model
 layers                   replacements of single layers
 capture                  attention rows while a model runs
 text                     tokenizer and detokenizer
+settings                 flags, environment, file and defaults
 request, policy, errors, memory, transfer, transformers_versions    what these share
 """

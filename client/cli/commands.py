@@ -74,9 +74,19 @@ def _add_serve(commands: argparse._SubParsersAction[_EscapingParser]) -> None:  
         except ModuleNotFoundError as error:
             return _report_missing_package(error)
 
+    def print_settings(args: argparse.Namespace) -> int:
+        try:
+            return serve_command.print_settings(args)
+        except ModuleNotFoundError as error:
+            return _report_missing_package(error)
+
     serve = commands.add_parser("serve", help="load a model and serve it")
     serve_command.add_arguments(serve)
     serve.set_defaults(run=run)
+
+    config = commands.add_parser("config", help="print the settings of `sidelight serve`, and where each comes from")
+    serve_command.add_arguments(config)
+    config.set_defaults(run=print_settings)
 
 
 def _add_calibrate(commands: argparse._SubParsersAction[_EscapingParser]) -> None:  # pyright: ignore[reportPrivateUsage]

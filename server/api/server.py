@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Sequence
+from itertools import repeat
 
 import grpc
 from grpc_health.v1 import health
@@ -53,9 +54,16 @@ class Server:
     """
 
     def __init__(
-        self, models: Sequence[LoadedModel], address: str | Address, config: EngineConfig | None = None
+        self,
+        models: Sequence[LoadedModel],
+        address: str | Address,
+        config: EngineConfig | Sequence[EngineConfig] | None = None,
     ) -> None:
-        self._engines = [Engine(loaded, config, self._report_failure) for loaded in models]
+        """`config` is for all models, or has one for each model."""
+        configs = repeat(config, len(models)) if isinstance(config, EngineConfig | None) else config
+        self._engines = [
+            Engine(loaded, limits, self._report_failure) for loaded, limits in zip(models, configs, strict=True)
+        ]
         self._address = address
         self._loop = asyncio.get_running_loop()
         self.failed = asyncio.Event()

@@ -39,7 +39,7 @@ class EngineConfig:
     max_running: int = 32  # slots, each with a cache in memory; and requests with given targets that run
     max_waiting: int = 1024  # requests that wait for their turn, before more are refused
     memory_fraction: float = 0.5  # of the memory that is free at start, for the slots' caches
-    thread_counts: tuple[int, ...] = ()  # numbers of CPU threads to choose from; fewer than two: torch's own
+    thread_counts: tuple[int, ...] = ()  # numbers of CPU threads to choose from; none: torch's own
     max_feature_bytes: int = 256 * 1024**2  # of the recordings of requests that wait for their turn
     max_preempted: int = 512  # requests that wait for slow readers, each with a cache
 

@@ -16,11 +16,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from ..settings import ModelSettings, Settings, SettingsError, add_flags, list_settings, read_settings
+
 if TYPE_CHECKING:
     from ..api import Address
-
-# Numbers above these are no wish, but a slip.
-_MOST, _MOST_THREADS = 10**9, 1024
+    from ..engine import EngineConfig
+    from ..models import LoadedModel
 
 # Seconds for which running requests may go on after a signal: containers are killed after 10 seconds.
 _GRACE_SECONDS = 7.0
@@ -28,111 +29,41 @@ _GRACE_SECONDS = 7.0
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `sidelight serve`."""
-    _add_model_arguments(parser)
-    _add_limits(parser)
-    parser.add_argument(
-        "--log-level",
-        default="info",
-        choices=("debug", "info", "warning", "error"),
-        help="the least serious lines that the log has; debug says too how each layer runs, and how loading proceeds",
-    )
-
-
-def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds what is served, where, and how the model runs."""
-    parser.add_argument(
-        "model",
-        nargs="?",
-        metavar="MODEL",
-        help="a directory or an id on the Hugging Face hub; without one, the English-German model that comes along",
-    )
-    parser.add_argument(
-        "--address",
-        default="127.0.0.1:50051",
-        metavar="HOST:PORT",
-        help="where to listen; port 0 picks one; unix:PATH is a socket in the file system",
-    )
-    parser.add_argument("--name", help="what requests call the model; without one, its last path component or its id")
-    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ...; auto: a GPU if there is one")
-    parser.add_argument(
-        "--dtype",
-        default="auto",
-        choices=("auto", "float32", "float16", "bfloat16", "int8"),
-        help="auto: float32 on a CPU, the checkpoint's own type on a GPU; int8: linear layers in 8 bits, on a CPU",
-    )
-    parser.add_argument(
-        "--threads",
-        type=_threads,
-        metavar="N",
-        help="CPU threads for the model; without it, all cores, or fewer while others want them too",
-    )
-    parser.add_argument(
-        "--compile",
-        action="store_true",
-        help="have torch.compile make one graph of a step; for GPUs, as a step is then of all slots and --max-length",
-    )
-
-
-def _add_limits(parser: argparse.ArgumentParser) -> None:
-    """Adds how much the server takes on."""
-    parser.add_argument("--max-length", type=_positive, metavar="N", help="the most tokens of a source or a target")
-    parser.add_argument(
-        "--max-slots", type=_positive, default=32, metavar="N", help="the most requests worked on at once"
-    )
-    parser.add_argument(
-        "--memory-fraction",
-        type=_fraction,
-        default=0.5,
-        metavar="X",
-        help="the share of the free memory that the slots' caches may take; fewer slots where it does not do",
-    )
-    parser.add_argument("--max-waiting", type=_positive, default=1024, metavar="N", help="requests queued at most")
-    parser.add_argument(
-        "--max-feature-mib", type=_positive, default=256, metavar="N", help="MiB of recordings queued at most"
-    )
-
-
-def _whole_number(text: str, most: int) -> int:
-    try:
-        number = int(text)
-    except ValueError:
-        number = 0
-    if not 1 <= number <= most:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1 to {most:,}")
-    return number
-
-
-def _positive(text: str) -> int:
-    return _whole_number(text, _MOST)
-
-
-def _threads(text: str) -> int:
-    return _whole_number(text, _MOST_THREADS)
-
-
-def _fraction(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = 0.0
-    if not 0 < number <= 1:
-        raise argparse.ArgumentTypeError("must be a number above 0 and at most 1")
-    return number
+    add_flags(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Serves until SIGINT or SIGTERM. Returns the exit status."""
-    _configure_log(getattr(logging, args.log_level.upper()))
+    try:
+        settings = read_settings(args)
+    except SettingsError as error:
+        print(f"sidelight: {error}", file=sys.stderr)
+        return 2
+    _configure_log(getattr(logging, settings.values.log_level.upper()))
+    if settings.values.offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"  # which the hub's library reads when it is imported
     from ..api import Address, AddressError
 
     try:
-        with Address(args.address) as address:  # before anything that takes its time
-            return _load_and_serve(args, address)
+        with Address(settings.values.address) as address:  # before anything that takes its time
+            return _load_and_serve(settings, address)
     except AddressError as error:
         print(f"sidelight: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:  # Ctrl-C before the signal handlers are set
         return 130
+
+
+def print_settings(args: argparse.Namespace) -> int:
+    """Prints the settings with which `sidelight serve` would start. Returns the exit status."""
+    try:
+        settings = read_settings(args)
+    except SettingsError as error:
+        print(f"sidelight: {error}", file=sys.stderr)
+        return 2
+    for line in list_settings(settings):
+        print(line)
+    return 0
 
 
 def _configure_log(level: int) -> None:
@@ -169,66 +100,101 @@ def _hide_loading_bar() -> None:
         enable_progress_bars()
 
 
-def _load_and_serve(args: argparse.Namespace, address: Address) -> int:
-    """Loads the model, and serves it at an address that is held."""
-    logging.getLogger(__name__).info("loading %s", args.model or "the bundled model")
+def _load_and_serve(settings: Settings, address: Address) -> int:
+    """Loads the models, and serves them at an address that is held."""
     # For GCC's OpenMP, which reads it when torch comes in: how often a thread looks for work before it falls asleep.
     # Enough for what is between two operations; those that look longer keep others from the core that all wait for.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    logging.getLogger(__name__).info("loading %s", settings.models[0].path or "the bundled model")
     with _objects_that_stay():
         import torch
 
         from ..api.server import Server  # noqa: F401  (used by _serve)
-        from ..models import ModelError, load
-        from ..runner.thread_tuner import thread_counts
+        from ..models import ModelError
 
-    threads = (args.threads,) if args.threads else thread_counts()
-    if not args.threads and "OMP_NUM_THREADS" in os.environ:
-        threads = (torch.get_num_threads(),)
-    # One thread loads the model, for two reasons. Layers are timed during loading, and other processes disturb the
+    counts = [_thread_counts(model) for model in settings.models]
+    # One thread loads the models, for two reasons. Layers are timed during loading, and other processes disturb the
     # timing least if one thread runs. And OpenMP would keep a pool of threads for this thread besides the engine's
     # pool: with more threads than cores, all sleep between two operations, and a step on 2 cores takes twice the time.
     torch.set_num_threads(1)
-    if args.log_level != "debug":
+    if settings.values.log_level != "debug":
         _hide_loading_bar()
     try:
-        loaded = load(
-            args.model,
-            name=args.name,
-            device=args.device,
-            dtype=args.dtype,
-            max_length=args.max_length,
-            compiled=args.compile,
-        )
-        torch.set_num_threads(threads[-1])
-        return asyncio.run(_serve(loaded, args, threads, address))
+        loaded = _load_models(settings)
+        torch.set_num_threads(counts[0][-1])
+        return asyncio.run(_serve(loaded, settings, counts, address))
     except ModelError as error:
         print(f"sidelight: {error}", file=sys.stderr)
         return 1
 
 
-async def _serve(loaded: object, args: argparse.Namespace, threads: tuple[int, ...], held: Address) -> int:
+def _thread_counts(model: ModelSettings) -> tuple[int, ...]:
+    """Returns the numbers of threads that a model may use. Call this before torch's own number is changed."""
+    import torch
+
+    from ..runner.thread_tuner import thread_counts
+
+    if model.values.threads:
+        return (model.values.threads,)
+    return (torch.get_num_threads(),) if "OMP_NUM_THREADS" in os.environ else thread_counts()
+
+
+def _load_models(settings: Settings) -> list[LoadedModel]:
+    """Loads all models, one after another. Raises ModelError."""
+    from ..models import ModelError, load
+
+    loaded: list[LoadedModel] = []
+    for model in settings.models:
+        if loaded:
+            logging.getLogger(__name__).info("loading %s", model.path)
+        if model.name in [other.name for other in loaded]:
+            raise ModelError(f"two models are named {model.name}: give one of them another name")
+        values = model.values
+        loaded.append(
+            load(
+                model.path,
+                name=model.name,
+                device=values.device,
+                dtype=values.dtype,
+                max_length=values.max_length,
+                compiled=values.compile,
+            )
+        )
+    return loaded
+
+
+def _engine_configs(loaded: list[LoadedModel], settings: Settings, counts: list[tuple[int, ...]]) -> list[EngineConfig]:
+    """Returns how much the engine of each model takes on. The models share the memory of their device."""
+    from ..engine import EngineConfig
+    from ..runner import divide_memory
+
+    models = [model.values for model in settings.models]
+    fractions = divide_memory(loaded, [values.max_slots for values in models], settings.values.memory_fraction)
+    return [
+        EngineConfig(
+            max_running=values.max_slots,
+            max_waiting=values.max_waiting,
+            max_feature_bytes=values.max_feature_mib * 1024**2,
+            memory_fraction=fraction,
+            thread_counts=thread_counts,
+        )
+        for values, fraction, thread_counts in zip(models, fractions, counts, strict=True)
+    ]
+
+
+async def _serve(loaded: list[LoadedModel], settings: Settings, counts: list[tuple[int, ...]], held: Address) -> int:
     """Serves until a signal, or until the engine fails. Returns the exit status."""
     from ..api import Server
-    from ..engine import EngineConfig
-    from ..models import LoadedModel
 
-    assert isinstance(loaded, LoadedModel)
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stopping.set)
-    limits = EngineConfig(
-        max_running=args.max_slots,
-        max_waiting=args.max_waiting,
-        max_feature_bytes=args.max_feature_mib * 1024**2,
-        memory_fraction=args.memory_fraction,
-        thread_counts=threads,
-    )
-    server = Server([loaded], held, limits)
+    server = Server(loaded, held, _engine_configs(loaded, settings, counts))
     address = await server.start()
     # One line on stdout for a program that has started the server and waits for it. All else goes to the log.
-    print(f"sidelight: serving {loaded.name} at {address}", flush=True)
+    names = ", ".join(model.name for model in loaded)
+    print(f"sidelight: serving {names} at {address}", flush=True)
     waits = [asyncio.ensure_future(event.wait()) for event in (stopping, server.failed)]
     await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
     for number in (signal.SIGINT, signal.SIGTERM):  # a second signal ends the process at once
@@ -237,6 +203,6 @@ async def _serve(loaded: object, args: argparse.Namespace, threads: tuple[int, .
     logging.getLogger(__name__).info("stopping")
     await server.stop(_GRACE_SECONDS)
     if server.failed.is_set():
-        print(f"sidelight: the engine of {loaded.name} has failed; the log says why", file=sys.stderr)
+        print(f"sidelight: the engine of {names} has failed; the log says why", file=sys.stderr)
         return 1
     return 0

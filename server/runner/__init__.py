@@ -20,7 +20,7 @@ warmup              common captures run once before serving
 
 from .runner import Runner, make_runner
 from .sequence import DecodeOutput, Rewind, SearchOutput, Sequence, StepOutput
-from .slot_budget import caches_that_fit, slots_that_fit
+from .slot_budget import caches_that_fit, divide_memory, slots_that_fit
 from .target_text import begin_text
 from .targets import TargetOutput, TargetPass
 from .warmup import warm
@@ -36,6 +36,7 @@ __all__ = [
     "TargetPass",
     "begin_text",
     "caches_that_fit",
+    "divide_memory",
     "make_runner",
     "slots_that_fit",
     "warm",

@@ -35,7 +35,7 @@ class ModelRunner:
         num_slots: int,
         thread_counts: tuple[int, ...] = (),
     ) -> None:
-        """`thread_counts` are the numbers of CPU threads to choose from; with fewer than two, none is changed."""
+        """`thread_counts` are the numbers of CPU threads to choose from; with none, torch's own number stays."""
         self._loaded = loaded
         self._backend = backend
         self._num_slots = self.max_batch_size = num_slots

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
 import torch
 
@@ -35,3 +36,21 @@ def slots_that_fit(loaded: LoadedModel, max_slots: int, fraction: float) -> int:
             *(loaded.name, slots, max_slots, loaded.backend.bytes_per_slot / 1e6, 100 * fraction),
         )
     return slots
+
+
+def divide_memory(models: Sequence[LoadedModel], max_slots: Sequence[int], fraction: float) -> list[float]:
+    """Divides a share of the free memory between the models of a server. Returns the share of each model.
+
+    The models of a device share its memory in proportion to what their caches need: the bytes of a slot times
+    `max_slots`. So where memory lacks, all models of a device lose the same part of their slots. A model without slots
+    has no cache of its own, and takes nothing from the others.
+    """
+    needs = [
+        loaded.backend.bytes_per_slot * slots if loaded.backend is not None else 0
+        for loaded, slots in zip(models, max_slots, strict=True)
+    ]
+    devices = [loaded.model.device for loaded in models]
+    totals = {
+        device: sum(need for need, other in zip(needs, devices, strict=True) if other == device) for device in devices
+    }
+    return [fraction * need / totals[device] if need else fraction for need, device in zip(needs, devices, strict=True)]

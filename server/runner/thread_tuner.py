@@ -60,7 +60,7 @@ class ThreadTuner:
     """Chooses the number of threads that decode steps use. For the thread that takes all steps."""
 
     def __init__(self, counts: Sequence[int]) -> None:
-        """`counts` are the numbers of threads to choose from, in ascending order. With a single one, none is tried."""
+        """`counts` are the numbers of threads to choose from, in ascending order. A single one is kept."""
         self._counts = tuple(counts)
         self._index = len(self._counts) - 1  # of the number in use
         self._set_index = -1  # of the number that torch has
@@ -87,6 +87,8 @@ class ThreadTuner:
     def step(self, work: Hashable) -> Iterator[None]:
         """A context for one step. Steps of equal `work` take about the same time."""
         if len(self._counts) < 2:
+            if self._counts:  # models of one server may each have a number of their own
+                self._use(0)
             yield
             return
         self._use(self._begin(work))

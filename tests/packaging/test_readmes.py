@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
 import json
@@ -18,7 +17,7 @@ from google.protobuf import json_format
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from sidelight.client.cli.main import main
-from sidelight.server.entrypoints import serve
+from sidelight.server.settings import SETTINGS
 from sidelight.v1 import attribution_service_pb2, attribution_service_pb2_grpc
 
 ROOT = Path(__file__).parents[2]
@@ -114,16 +113,16 @@ def test_every_option_is_explained(name: str, commands: list[str]):
         assert options_in(help_of(*command.split())) - {"--help"} <= options_in(text), command
 
 
-def test_the_table_of_the_servers_options_is_what_the_command_takes():
-    rows = re.findall(r"^\| `(--[\w-]+)` \| (.*?) \|", (ROOT / "server/README.md").read_text(encoding="utf-8"), re.M)
-    assert {option for option, _ in rows} == options_in(help_of("serve")) - {"--help"}
-    parser = argparse.ArgumentParser()
-    serve.add_arguments(parser)
-    defaults = vars(parser.parse_args([]))
-    documented = {option.removeprefix("--").replace("-", "_"): default.strip("`") for option, default in rows}
-    fixed = {name: str(value) for name, value in defaults.items() if value not in (None, False)}
+def test_the_table_of_the_servers_settings_has_each_setting_with_its_default():
+    rows = re.findall(
+        r"^\| `(--[\w-]+|MODEL)` \| (.*?) \|", (ROOT / "server/README.md").read_text(encoding="utf-8"), re.M
+    )
+    documented = {flag: default.strip("`") for flag, default in rows}
+    assert len(documented) == len(rows)
+    assert documented.keys() == {setting.flag for setting in SETTINGS} | {"--config", "--model"}
+    fixed = {setting.flag: str(setting.default) for setting in SETTINGS if setting.default not in (None, False)}
     assert len(fixed) == 8
-    assert {name: documented[name] for name in fixed} == fixed
+    assert {flag: documented[flag] for flag in fixed} == fixed
 
 
 @pytest.mark.parametrize("name", WITH_PYTHON)

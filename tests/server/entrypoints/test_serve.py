@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -10,8 +11,23 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from sidelight.client import Client
+from sidelight.server.models.loader import bundled_model
 
 COMMAND = str(Path(sys.executable).with_name("sidelight"))
+
+
+@contextlib.contextmanager
+def running(*options: object):
+    """A server of the command line: its first line, and its address."""
+    command = [COMMAND, "serve", *map(str, options), "--address", "127.0.0.1:0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=tempfile.gettempdir()) as process:
+        assert process.stdout is not None
+        try:
+            line = process.stdout.readline()
+            yield line, line.split()[-1]
+        finally:
+            process.kill()
 
 
 def lines_until_serving(*options: str) -> tuple[str, list[str]]:
@@ -49,3 +65,17 @@ def test_a_start_prints_five_lines_at_most():
 def test_the_log_says_as_much_as_it_is_asked_for(level, least):
     _, log = lines_until_serving("--log-level", level)
     assert len(log) >= least if least else not log
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_two_models_are_served_each_with_its_own_settings():
+    options = ["--model", f"b={bundled_model()},dtype=int8,max-slots=3,max-length=20,threads=1", "--max-slots", "5"]
+    with running(bundled_model(), *options) as (line, address):
+        assert line.startswith("sidelight: serving bundled, b at ")
+        with Client(address) as client:
+            first, second = client.list_models(timeout=30)
+            assert (first.name, first.dtype, second.name, second.dtype) == ("bundled", "float32", "b", "int8")
+            assert second.max_source_tokens == 20 < first.max_source_tokens
+            texts = [client.attribute("A dog.", model=name).result().text for name in ("bundled", "b")]
+    assert texts == ["Ein Hund.", "Ein Hund."]

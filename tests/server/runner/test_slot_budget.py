@@ -17,7 +17,7 @@ from sidelight.server.memory import free_bytes
 from sidelight.server.models.kv_cache import KVShape, bytes_per_slot, zeros
 from sidelight.server.models.loader import load
 from sidelight.server.runner import slot_budget
-from sidelight.server.runner.slot_budget import slots_that_fit
+from sidelight.server.runner.slot_budget import divide_memory, slots_that_fit
 
 
 def test_a_slot_takes_what_its_layers_keep(bundled):
@@ -86,3 +86,13 @@ def test_the_slots_are_told_at_start(bundled, caplog):
     with caplog.at_level(logging.INFO), serving(bundled, limits=EngineConfig(max_running=3)):
         pass
     assert f"3 slots of {bundled.max_source_tokens} source" in caplog.text
+
+
+def test_models_of_a_device_share_its_memory_by_what_their_caches_need(bundled, monkeypatch):
+    size = bundled.backend.bytes_per_slot
+    models = [bundled, bundled, replace(bundled, backend=None)]
+    assert divide_memory(models[:1], [7], 0.5) == [0.5]
+    shares = divide_memory(models, [30, 10, 5], 0.5)
+    assert shares == [0.375, 0.125, 0.5]
+    monkeypatch.setattr(slot_budget, "free_bytes", lambda _: 40 * size)  # half of it is for half of the slots
+    assert [slots_that_fit(*each) for each in zip(models, [30, 10, 5], shares, strict=True)] == [15, 5, 5]

@@ -1,0 +1,159 @@
+"""All settings of a server: name, type, default, description, and which values are right."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+# Numbers above these are no wish, but a slip.
+_MOST, _MOST_THREADS = 10**9, 1024
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting.
+
+    Attributes:
+        name: The name, which is the key of the TOML file too.
+        description: One line for people. The help of the command line shows it.
+        default: What holds where nothing is set. None: the program decides.
+        kind: The type of the value: str, int, float or bool.
+        metavar: What the help writes for the value.
+        choices: The only right values of a text.
+        maximum: The greatest right number. The least whole number is 1. Other numbers must be above 0.
+        is_of_model: Whether models of one server may differ in this setting.
+        is_positional: Whether the command line has an argument instead of an option.
+    """
+
+    name: str
+    description: str
+    default: str | float | bool | None = None
+    kind: type[Any] = str
+    metavar: str | None = None
+    choices: tuple[str, ...] = ()
+    maximum: int = _MOST
+    is_of_model: bool = False
+    is_positional: bool = False
+
+    @property
+    def flag(self) -> str:
+        """The option of the command line."""
+        return self.metavar or self.name if self.is_positional else f"--{self.name.replace('_', '-')}"
+
+    @property
+    def variable(self) -> str:
+        """The variable of the environment."""
+        return f"SIDELIGHT_{self.name.upper()}"
+
+    @property
+    def requirement(self) -> str:
+        """Says which values are right, after the word "must be"."""
+        if self.choices:
+            return f"one of {', '.join(self.choices)}"
+        if self.kind is int:
+            return f"a whole number from 1 to {self.maximum:,}"
+        if self.kind is float:
+            return f"a number above 0 and at most {self.maximum}"
+        return "true or false" if self.kind is bool else "a text"
+
+    def read(self, value: object) -> Any:
+        """Returns a value in its type. A number and a truth value may be texts. Raises ValueError for a wrong value."""
+        if self.kind is str:
+            if isinstance(value, str) and (not self.choices or value in self.choices):
+                return value
+        elif self.kind is bool:
+            truth = {"true": True, "1": True, "false": False, "0": False}
+            if isinstance(value, bool):
+                return value
+            if isinstance(value, str) and value.lower() in truth:
+                return truth[value.lower()]
+        elif (number := _number(value, self.kind)) is not None and number <= self.maximum:
+            return number
+        raise ValueError(f"must be {self.requirement}")
+
+
+def _number(value: object, kind: type[Any]) -> Any:
+    """Returns a number of a type that is above 0; None if the value is something else."""
+    kinds = (str, int) if kind is int else (str, int, float)  # 1.5 is no whole number
+    if isinstance(value, bool) or not isinstance(value, kinds):
+        return None
+    try:
+        number = kind(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if number > 0 and math.isfinite(number) else None
+
+
+SETTINGS: tuple[Setting, ...] = (
+    Setting(
+        "model",
+        "a directory or an id on the Hugging Face hub; without one, the English-German model that comes along",
+        metavar="MODEL",
+        is_positional=True,
+    ),
+    Setting(
+        "address",
+        "where to listen; port 0 picks one; unix:PATH is a socket in the file system",
+        "127.0.0.1:50051",
+        metavar="HOST:PORT",
+    ),
+    Setting("name", "what requests call the model; without one, its last path component or its id"),
+    Setting("device", "cpu, cuda, cuda:1, ...; auto: a GPU if there is one", "auto", is_of_model=True),
+    Setting(
+        "dtype",
+        "auto: float32 on a CPU, the checkpoint's own type on a GPU; int8: linear layers in 8 bits, on a CPU",
+        "auto",
+        choices=("auto", "float32", "float16", "bfloat16", "int8"),
+        is_of_model=True,
+    ),
+    Setting(
+        "threads",
+        "CPU threads for the model; without it, all cores, or fewer while others want them too",
+        kind=int,
+        metavar="N",
+        maximum=_MOST_THREADS,
+        is_of_model=True,
+    ),
+    Setting(
+        "compile",
+        "have torch.compile make one graph of a step; for GPUs, as a step is then of all slots and --max-length",
+        False,
+        kind=bool,
+        is_of_model=True,
+    ),
+    Setting("offline", "fetch nothing from the Hugging Face hub: take what is on this machine", False, kind=bool),
+    Setting(
+        "max_length", "the most tokens of a source or a target", kind=int, metavar="N", is_of_model=True
+    ),
+    Setting("max_slots", "the most requests worked on at once", 32, kind=int, metavar="N", is_of_model=True),
+    Setting(
+        "memory_fraction",
+        "the share of the free memory that the slots' caches may take; fewer slots where it does not do",
+        0.5,
+        kind=float,
+        metavar="X",
+        maximum=1,
+    ),
+    Setting("max_waiting", "requests queued at most", 1024, kind=int, metavar="N", is_of_model=True),
+    Setting("max_feature_mib", "MiB of recordings queued at most", 256, kind=int, metavar="N", is_of_model=True),
+    Setting(
+        "log_level",
+        "the least serious lines that the log has; debug says too how each layer runs, and how loading proceeds",
+        "info",
+        choices=("debug", "info", "warning", "error"),
+    ),
+)  # fmt: skip
+
+# What a table [models.NAME] of the file, and the option --model, must have besides settings with `is_of_model`.
+PATH = Setting("path", "the model's directory, or its id on the Hugging Face hub")
+
+# The same settings by their names.
+BY_NAME = {setting.name: setting for setting in SETTINGS}
+MODEL_KEYS = {"path": PATH} | {setting.name: setting for setting in SETTINGS if setting.is_of_model}
+
+# Variables of clients, which a server has no use for.
+CLIENT_VARIABLES = frozenset(
+    f"SIDELIGHT_{name}"
+    for name in ("TLS", "TLS_CA", "TLS_CLIENT_CERT", "TLS_CLIENT_KEY", "TLS_SERVER_NAME", "TOKEN", "TOKEN_FILE")
+)
