@@ -74,7 +74,7 @@ def test_two_models_are_served_each_with_its_own_settings():
     with running(bundled_model(), *options) as (line, address):
         assert line.startswith("sidelight: serving bundled, b at ")
         with Client(address) as client:
-            first, second = client.list_models(timeout=30)
+            second, first = client.list_models(timeout=30)  # by name
             assert (first.name, first.dtype, second.name, second.dtype) == ("bundled", "float32", "b", "int8")
             assert second.max_source_tokens == 20 < first.max_source_tokens
             texts = [client.attribute("A dog.", model=name).result().text for name in ("bundled", "b")]
