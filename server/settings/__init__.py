@@ -4,6 +4,7 @@ This package is quick to import: every run of the command line imports it, also 
 
 table      Setting, and all settings: name, type, default, description
 flags      the options of the command line, made of the table
+schema     the table as a model of pydantic
 reading    read_settings: what holds, and where each value comes from; by pydantic-settings, imported when it is called
 listing    what holds as a TOML file, for `sidelight config`
 
