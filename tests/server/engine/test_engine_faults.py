@@ -42,6 +42,7 @@ from sidelight.server.runner.slot_allocator import SlotAllocator
 from sidelight.server.runner.step_recorder import StepRecorder
 from sidelight.server.runner.targets import TargetPass, TargetReader
 from sidelight.server.sampling.beam_search import BeamSearch
+from sidelight.server.settings import add_flags, read_settings
 from sidelight.v1 import text_pb2 as text
 
 SENTENCE = "My grandmother is still vigorous at 82 years old."
@@ -103,8 +104,10 @@ def test_a_thread_that_ends_ends_all_that_waits(bundled, engines, when, monkeypa
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 async def test_a_process_whose_engine_has_ended_ends_with_a_code(bundled, engines, capsys):
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    limits = {"max_slots": 2, "max_waiting": 8, "max_feature_mib": 4, "memory_fraction": 0.5}
-    args = argparse.Namespace(address="127.0.0.1:0", **limits)
+    parser = argparse.ArgumentParser()
+    add_flags(parser)
+    flags = ["--address", "127.0.0.1:0", "--max-slots", "2", "--max-waiting", "8", "--max-feature-mib", "4"]
+    settings = read_settings(parser.parse_args(flags))
 
     def kill_when_serving() -> None:
         wait_until(lambda: engines and engines[0]._is_ready.is_set())
@@ -115,8 +118,8 @@ async def test_a_process_whose_engine_has_ended_ends_with_a_code(bundled, engine
     killer = threading.Thread(target=kill_when_serving)
     killer.start()
     try:
-        with Address(args.address) as held:
-            assert await command._serve(bundled, args, (), held) == 1
+        with Address(settings.values.address) as held:
+            assert await command._serve([bundled], settings, [()], held) == 1
     finally:
         killer.join()
         for number, handler in handlers.items():
