@@ -109,6 +109,21 @@ def test_heads_are_selected_with_their_factors(operation, impl):
 
 @pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("operation", ["rows", "decode"])
+@pytest.mark.parametrize("encoding", ["float32", "uint8"])
+def test_keys_after_missing_positions_have_their_own_factors(encoding, operation, impl):
+    """As in a layer with a sliding window: a row has more positions than the layer has keys."""
+    keys, missing = 33, 7
+    layer = make_layer(2, 4, 2, 1, keys, 16)
+    weighting = make_weighting(2, 4, keys, 3)
+    expected, shares = weighted(layer.probabilities(), weighting)
+    result = run(operation, [layer], [LayerSpec()], missing + keys, 4, weighting, impl, encoding=encoding)
+    positions = np.pad(expected, [(0, 0)] * 3 + [(missing, 0)])
+    assert_is(result, truth.columns([positions]), 3e-6)
+    np.testing.assert_allclose(result.shares, shares.transpose(0, 2, 1), atol=1e-6)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("operation", ["rows", "decode"])
 @settings(max_examples=12, deadline=None, derandomize=True, phases=[Phase.explicit, Phase.generate])
 @given(data=st.data())
 def test_any_weighting_of_any_capture(operation, impl, data):
