@@ -177,7 +177,7 @@ class Engine:
         core = self._core
         assert core is not None
         self._wakeup.clear()
-        if core.schedule():
+        if core.schedule() or self._admission.is_stopped:  # the end may have come before the event was cleared
             self._wakeup.set()
         # Whatever happens from here on sets the event again, so that waiting misses nothing.
         if not core.run(lambda: self._admission.is_stopped):

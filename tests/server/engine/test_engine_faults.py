@@ -128,6 +128,13 @@ async def test_a_process_whose_engine_has_ended_ends_with_a_code(bundled, engine
     assert engines[0]._config == EngineConfig(2, 8, 0.5, max_feature_bytes=4 * 1024**2)
 
 
+def test_a_server_ends_while_its_engine_begins_again(bundled, monkeypatch):
+    monkeypatch.setattr(ModelRunner, "add", lambda *_: 1 / 0)
+    with serving(bundled) as address, stub(address) as service, pytest.raises(grpc.RpcError) as raised:
+        list(service.Attribute(request("A dog."), timeout=60))
+    assert raised.value.code() == grpc.StatusCode.INTERNAL
+
+
 def test_a_waiting_request_that_makes_the_work_fail_each_time_is_ended(bundled, monkeypatch):
     """The engine looks at waiting requests before it starts anything, and would fail there for ever."""
     make_memory = Preemption.make_memory
