@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from sidelight.v1 import attribution_service_pb2 as service_pb
 
 from ..alignments import (
@@ -23,7 +20,7 @@ from ..errors import field_errors
 from ..validation import check_fields
 from .messages import parse_offset_unit, parse_usage
 from .observations import HEAD_SOURCES, parse_links, parse_signals, parse_spans
-from .words import enum_words
+from .words import enum_number, enum_words
 
 _FORMATS: dict[int, MarkupFormat] = enum_words(service_pb.MarkupFormat, "MARKUP_FORMAT_")
 _LINK_METHODS: dict[int, LinkMethod] = enum_words(service_pb.LinkMethod, "LINK_METHOD_")
@@ -32,15 +29,11 @@ _SYMMETRIZATIONS: dict[int, Symmetrization] = enum_words(service_pb.Symmetrizati
 _PLACEMENTS: dict[int, Placement] = enum_words(service_pb.Placement, "PLACEMENT_")
 
 
-def _number(words: Mapping[int, str], word: str) -> Any:
-    return next(number for number, known in words.items() if known == word)
-
-
 def build_markup(markup: Markup) -> service_pb.Markup:
     """Builds the Markup message. Raises InvalidArgumentError."""
     check_fields(markup, "markup")
     message = service_pb.Markup(
-        format=_number(_FORMATS, markup.format),
+        format=enum_number(_FORMATS, markup.format),
         split=markup.split,
         placeholders=markup.placeholders,
         split_sentences=markup.split_sentences,
@@ -59,13 +52,13 @@ def build_markup(markup: Markup) -> service_pb.Markup:
 def build_link_options(options: LinkOptions) -> service_pb.LinkOptions:
     """Builds the LinkOptions message. Raises InvalidArgumentError."""
     check_fields(options, "link_options")
-    message = service_pb.LinkOptions(features=[_number(_FEATURES, feature) for feature in options.features])
+    message = service_pb.LinkOptions(features=[enum_number(_FEATURES, feature) for feature in options.features])
     with field_errors("link_options.reverse_model"):
         message.reverse_model = options.reverse_model
     if options.method is not None:
-        message.method = _number(_LINK_METHODS, options.method)
+        message.method = enum_number(_LINK_METHODS, options.method)
     if options.symmetrization is not None:
-        message.symmetrization = _number(_SYMMETRIZATIONS, options.symmetrization)
+        message.symmetrization = enum_number(_SYMMETRIZATIONS, options.symmetrization)
     return message
 
 

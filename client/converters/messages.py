@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -49,7 +49,7 @@ from ..validation import check_fields
 from .attention_arrays import parse_attention, parse_special_shares
 from .observations import parse_links, parse_signals, parse_word_alignment
 from .policy import parse_decision
-from .words import enum_words
+from .words import enum_number, enum_words
 
 _KINDS: dict[int, AttentionKind] = enum_words(attention_pb2.AttentionKind, "ATTENTION_KIND_")
 _REDUCTIONS: dict[int, str] = enum_words(attention_pb2.Reduction, "REDUCTION_")
@@ -69,32 +69,27 @@ _TRUNCATIONS: dict[int, str] = enum_words(text_pb2.Truncation, "TRUNCATION_")
 _PADDINGS: dict[int, str] = enum_words(text_pb2.Padding, "PADDING_")
 
 
-def _enum_number(words: Mapping[int, str], word: str | None) -> Any:
-    """Returns the enum's number for a known word; for None 0, which is "unspecified"."""
-    return 0 if word is None else next(number for number, known in words.items() if known == word)
-
-
 # ---- requests -------------------------------------------------------------------------------------------------------
 
 
 def special_tokens_enum(word: str) -> Any:
     """Returns the contract's number for the treatment of special tokens in texts."""
-    return _enum_number(_SPECIAL_TOKENS_IN_TEXT, word)
+    return enum_number(_SPECIAL_TOKENS_IN_TEXT, word)
 
 
 def offset_unit_enum(word: str) -> Any:
     """Returns the contract's number for a unit of offsets."""
-    return _enum_number(_OFFSET_UNITS, word)
+    return enum_number(_OFFSET_UNITS, word)
 
 
 def truncation_enum(word: str) -> Any:
     """Returns the contract's number for the truncation of texts."""
-    return _enum_number(_TRUNCATIONS, word)
+    return enum_number(_TRUNCATIONS, word)
 
 
 def padding_enum(word: str) -> Any:
     """Returns the contract's number for the treatment of padding."""
-    return _enum_number(_PADDINGS, word)
+    return enum_number(_PADDINGS, word)
 
 
 def build_heads(
@@ -120,32 +115,32 @@ def build_heads(
 
 def row_enum(word: str) -> Any:
     """Returns the contract's number for a row."""
-    return _enum_number(_ROWS, word)
+    return enum_number(_ROWS, word)
 
 
 def grouping_enum(word: str) -> Any:
     """Returns the contract's number for a grouping."""
-    return _enum_number(_GROUPINGS, word)
+    return enum_number(_GROUPINGS, word)
 
 
 def build_capture(capture: Capture) -> attention_pb2.Capture:
     """Builds the Capture message. Raises InvalidArgumentError."""
     check_fields(capture, "capture", {"heads": "heads.list", "layers": "heads.layers"})
     message = attention_pb2.Capture(
-        kinds=[_enum_number(_KINDS, kind) for kind in capture.kinds],
-        over_heads=_enum_number(_REDUCTIONS, capture.over_heads),
-        over_layers=_enum_number(_REDUCTIONS, capture.over_layers),
+        kinds=[enum_number(_KINDS, kind) for kind in capture.kinds],
+        over_heads=enum_number(_REDUCTIONS, capture.over_heads),
+        over_layers=enum_number(_REDUCTIONS, capture.over_layers),
         none=capture.none,
     )
     # Defaults stay unset on the wire: "none" contradicts every other field that is set.
     if capture.row is not None:
-        message.row = _enum_number(_ROWS, capture.row)
+        message.row = enum_number(_ROWS, capture.row)
     if capture.encoding != "float32":
-        message.encoding = _enum_number(_ENCODINGS, capture.encoding)
+        message.encoding = enum_number(_ENCODINGS, capture.encoding)
     if capture.method != "weights":
-        message.method = _enum_number(_METHODS, capture.method)
+        message.method = enum_number(_METHODS, capture.method)
     if capture.special_tokens is not None:
-        message.special_tokens = _enum_number(_SPECIAL_TOKENS, capture.special_tokens)
+        message.special_tokens = enum_number(_SPECIAL_TOKENS, capture.special_tokens)
     with field_errors("capture.top_k"):
         message.top_k = capture.top_k
     if (heads := build_heads(capture.heads, capture.layers, "capture.heads")) is not None:
@@ -154,7 +149,7 @@ def build_capture(capture: Capture) -> attention_pb2.Capture:
         with field_errors("capture.steps"):
             message.steps.CopyFrom(attention_pb2.StepSpan(begin=capture.steps[0], end=capture.steps[1]))
     if capture.grouping != "token":
-        message.grouping = _enum_number(_GROUPINGS, capture.grouping)
+        message.grouping = enum_number(_GROUPINGS, capture.grouping)
     if capture.units is not None:
         message.units.CopyFrom(_build_units(capture.units))
     return message
@@ -163,9 +158,9 @@ def build_capture(capture: Capture) -> attention_pb2.Capture:
 def _build_units(units: UnitOptions) -> attention_pb2.UnitOptions:
     check_fields(units, "capture.units")
     message = attention_pb2.UnitOptions(
-        over_positions=_enum_number(_REDUCTIONS, units.over_positions),
-        over_steps=_enum_number(_REDUCTIONS, units.over_steps),
-        over_scores=_enum_number(_REDUCTIONS, units.over_scores),
+        over_positions=enum_number(_REDUCTIONS, units.over_positions),
+        over_steps=enum_number(_REDUCTIONS, units.over_steps),
+        over_scores=enum_number(_REDUCTIONS, units.over_scores),
     )
     for name in ("source_spans", "target_spans", "source_slices", "target_slices"):
         spans: Sequence[TextSpan] = getattr(units, name)
@@ -198,7 +193,7 @@ def build_decoding(decoding: Decoding) -> text_pb2.Decoding:
         check_fields(strategy, "decoding.beam")
         for name in ("width", "length_penalty", "hypotheses"):
             _set_field(message.beam, name, getattr(strategy, name), "decoding.beam")
-        message.beam.early_stopping = _enum_number(_EARLY_STOPPINGS, strategy.early_stopping)
+        message.beam.early_stopping = enum_number(_EARLY_STOPPINGS, strategy.early_stopping)
     elif strategy is not None:
         message.greedy.SetInParent()
     return message
@@ -213,7 +208,7 @@ def _set_field(message: Any, name: str, value: Any, path: str) -> None:
 
 def score_enums(scores: Sequence[Score]) -> list[attention_pb2.Score.ValueType]:
     """Returns the contract's numbers for scores."""
-    return [_enum_number(_SCORES, score) for score in scores]
+    return [enum_number(_SCORES, score) for score in scores]
 
 
 # ---- responses ------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from sidelight.v1 import attribution_service_pb2 as service_pb
 from ..alignment import MarkedTarget, format_pharaoh
 from ..engine import RequestState
 from ..text import OffsetMap, OffsetUnit, Span
-from .converters import duration_message, fill_links
+from .converters import duration_message, fill_links, fill_words
 from .enums import OFFSET_UNITS, PLACEMENTS, number_of
 from .validation import AlignPlan
 
@@ -102,5 +102,4 @@ class _Offsets:
 
     def fill_spans(self, messages: Any, spans: Sequence[Span]) -> None:
         """Adds a message for each span, with its text."""
-        for begin, end in spans:
-            messages.add(begin=self.to_units(begin), end=self.to_units(end), text=self._text[begin:end])
+        fill_words(messages, self._text, spans, self._map)

@@ -268,10 +268,15 @@ def _fill_alignment(message: service_pb.Alignment, alignment: Alignment, request
     texts = (request.source.text, alignment.source, message.source), (text, alignment.target, message.target)
     for whole, words, spans in texts:
         offsets = None if request.offset_unit == "code_point" else OffsetMap(request.offset_unit, whole)
-        for begin, end in words:
-            _fill_span(spans.add(), TextSpan(begin, end, whole[begin:end]), offsets)
+        fill_words(spans, whole, words, offsets)
     fill_links(message.links, alignment.links)
     message.pharaoh = format_pharaoh(alignment.links)
+
+
+def fill_words(messages: Any, text: str, words: Iterable[Span], offsets: OffsetMap | None) -> None:
+    """Adds a message for each word of a text."""
+    for begin, end in words:
+        _fill_span(messages.add(), TextSpan(begin, end, text[begin:end]), offsets)
 
 
 def fill_links(messages: Any, links: Iterable[Link]) -> None:

@@ -66,7 +66,7 @@ OnStart = Callable[[str, RequestState], None]
 
 @dataclass(frozen=True)
 class _Client:
-    """Who waits for the links, and until when."""
+    """The client of an AlignRequest, and its deadline."""
 
     request_id: str
     connection: Hashable
@@ -106,7 +106,7 @@ class Aligner:
             request_id: The id of the request.
             connection: The client's connection.
             deadline: When the links are not wanted any more, by `time.monotonic`; None: no deadline.
-            on_start: Told of each request that the engine gets.
+            on_start: Is called for each request that the engine gets.
         """
         usage = AlignUsage(time.monotonic())
         loaded = self._starter.find(message.model)

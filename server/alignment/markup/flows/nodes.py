@@ -55,6 +55,11 @@ class Node:
     is_open_left: bool = False
     is_open_right: bool = False
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the element begins before the flow or ends behind it."""
+        return self.is_open_left or self.is_open_right
+
 
 @dataclass(slots=True)
 class Kept:

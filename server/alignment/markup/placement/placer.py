@@ -124,7 +124,7 @@ class FlowPlacer:
         Otherwise such an element and an element beside it would overlap. Its parent has one area.
         """
         for child in (children[0], children[-1]):
-            if not areas or not child.first < child.last or not (child.node.is_open_left or child.node.is_open_right):
+            if not areas or not child.first < child.last or not child.node.is_open:
                 continue
             run = self._finder.find_end(child.first, child.last, areas[0], taken, is_left=child.node.is_open_left)
             if run is not None:
@@ -138,8 +138,7 @@ class FlowPlacer:
         for number, child in enumerate(children):
             # A placeholder that was not copied has no words in the target.
             is_lost = child.node.content is not None and not child.node.start_tag and not self._is_anchored(child.node)
-            is_open = child.node.is_open_left or child.node.is_open_right
-            if child.first < child.last and not is_lost and not is_open:
+            if child.first < child.last and not is_lost and not child.node.is_open:
                 run = self._finder.find_best(child.first, child.last, areas, taken)
                 if run is not None:
                     candidates.append((-run.gain, number, child))
@@ -159,8 +158,7 @@ class FlowPlacer:
             for run in runs:
                 taken.add(run.first, run.last)
         for child in children:
-            is_open = child.node.is_open_left or child.node.is_open_right
-            if child.first < child.last and not child.runs and child.node.content is None and not is_open:
+            if child.first < child.last and not child.runs and child.node.content is None and not child.node.is_open:
                 self._fill_gap(child, areas, taken)
 
     def _fit_punctuation(self, child: Child, run: Run, areas: list[Area], taken: Taken) -> None:
