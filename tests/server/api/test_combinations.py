@@ -149,7 +149,9 @@ def other_ways(name: str, message: pb.AttributeRequest, answer: Answer) -> Itera
     # While Moses' text is written, a punctuation mark waits for the token behind it, and belongs to the word of that.
     has_other_units = message.model == "fsmt" and message.capture.grouping > attention.GROUPING_TOKEN
     is_alone = not (message.HasField("prefix") or message.resume_at or has_other_units)
-    if message.WhichOneof("target") == "decoding" and is_alone:
+    # A model of random numbers may write <pad>, which a given target must not have.
+    is_padded = any(step.token.piece == "<pad>" for step in answer.steps)
+    if message.WhichOneof("target") == "decoding" and is_alone and not is_padded:
         given = with_target(message, [step.token.id for step in answer.steps])
         yield Other(f"given {name}", given, answer, without_texts)
 
@@ -170,7 +172,7 @@ def test_each_way_of_asking_gives_the_same_answer_for_many_requests(request, mod
     ends: Counter[str] = Counter()
     for _ in range(8):
         ends += check_all(service, [draw() for _ in range(16)])
-    assert ends[""] > 128 / 3
+    assert ends[""] > 128 / 4
 
 
 def test_each_field_of_the_contract_is_drawn(service):
