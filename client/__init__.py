@@ -6,7 +6,8 @@ with Client("127.0.0.1:50051") as client:
     for step in client.attribute("I don't want to be your friend."):
         print(step.text, step.cross.shape)
 
-client          Client and AsyncClient: connections to a server
+client          Client and AsyncClient, of a server
+connection      the way to a server: address, TLS, token
 streams         AttributionStream and AsyncAttributionStream: running requests, step by step
 many            AttributionManyStream and AsyncAttributionManyStream: many texts on one stream
 many_state      ManyResult, and the texts of such a stream: which run, what has arrived
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
         Pair,
     )
     from .client import AsyncClient, Client
+    from .connection import ConnectionOptions, TlsOptions
     from .errors import (
         CancelledError,
         DeadlineExceededError,
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
         NotFoundError,
         ResourceExhaustedError,
         SidelightError,
+        UnauthenticatedError,
         UnavailableError,
         UnimplementedError,
     )
@@ -129,6 +132,7 @@ __all__ = [
     "CancelledError",
     "Capture",
     "Client",
+    "ConnectionOptions",
     "Contrast",
     "DeadlineExceededError",
     "Decoding",
@@ -177,7 +181,9 @@ __all__ = [
     "StepCount",
     "StopReason",
     "TextSpan",
+    "TlsOptions",
     "Token",
+    "UnauthenticatedError",
     "UnavailableError",
     "UnimplementedError",
     "Unit",
@@ -191,6 +197,7 @@ __all__ = [
 _MODULES = (
     "alignments",
     "client",
+    "connection",
     "errors",
     "follow",
     "many",

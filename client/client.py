@@ -1,13 +1,13 @@
 """The two clients of a Sidelight server: `Client` is synchronous, `AsyncClient` is for asyncio.
 
-This module opens the connection and makes the calls. `streams` and `follow` hold the running requests, `converters` the
-messages.
+This module makes the calls. `connection` opens the connection, `streams` and `follow` hold the running requests, and
+`converters` the messages.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Iterator
 from types import TracebackType
 from typing import Any, TypeVar
 from weakref import WeakSet
@@ -19,7 +19,8 @@ from typing_extensions import Self, Unpack
 
 from . import converters
 from .alignments import Alignment, Pair
-from .errors import CancelledError, field_errors, from_rpc_error
+from .connection import Connection, ConnectionOptions
+from .errors import CancelledError, from_rpc_error
 from .follow import AsyncFollowStream, FollowOptions, FollowStream, build_follow_start
 from .many import (
     AlignmentManyStream,
@@ -41,19 +42,6 @@ from .request import (
     validate_timeout,
 )
 from .streams import AsyncAttributionStream, AttributionStream
-from .validation import check_value
-
-DEFAULT_ADDRESS = "127.0.0.1:50051"
-
-_CHANNEL_OPTIONS: tuple[tuple[str, Any], ...] = (
-    # gRPC receives at most 4 MiB by default. One step of a large model, with no reduction, is larger.
-    ("grpc.max_receive_message_length", -1),
-    # While a call is open, the client asks the connection for a sign of life. Without that, a call would wait for ever
-    # where the host of the server or the network between is gone, and nothing says that the connection is closed.
-    ("grpc.keepalive_time_ms", 30_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.http2.max_pings_without_data", 0),  # no limit: a stream may be quiet for long
-)
 
 Response = TypeVar("Response")
 
@@ -64,30 +52,20 @@ class Client:
     The client connects at its first call. A `with` block closes the connection at its end.
     """
 
-    def __init__(
-        self,
-        address: str = DEFAULT_ADDRESS,
-        *,
-        credentials: grpc.ChannelCredentials | None = None,
-        options: Sequence[tuple[str, Any]] = (),
-    ) -> None:
+    def __init__(self, address: str | None = None, **options: Unpack[ConnectionOptions]) -> None:
         """Creates a client, without connecting.
 
         Args:
-            address: "HOST:PORT", or another form that gRPC knows, such as "unix:/run/sidelight.sock".
-            credentials: Credentials for TLS. Without them the connection is not encrypted.
-            options: Further gRPC channel arguments.
+            address: "HOST:PORT", or another form that gRPC knows, such as "unix:/run/sidelight.sock"; None: that of the
+                environment, or else "127.0.0.1:50051".
+            **options: See `ConnectionOptions`.
 
         Raises:
-            InvalidArgumentError: An argument is not of its type.
+            InvalidArgumentError: An argument is not of its type, or a file is wrong.
         """
-        _check_connection(address, credentials, options)
-        arguments = (*_CHANNEL_OPTIONS, *options)
-        if credentials is None:
-            self._channel = grpc.insecure_channel(address, options=arguments)
-        else:
-            self._channel = grpc.secure_channel(address, credentials, options=arguments)
-        self._stub = AttributionServiceStub(self._channel)
+        connection = Connection(address, options)
+        self._channel = connection.open()
+        self._stub = connection.authorize(AttributionServiceStub(self._channel))
         self._closed = False
         self._streams: WeakSet[AttributionManyStream | AlignmentManyStream] = (
             WeakSet()
@@ -184,7 +162,8 @@ class Client:
     def cancel_attribution(self, request_id: str, *, timeout: float | None = None) -> int:
         """Cancels the requests of an id, whichever client has sent them. Returns how many there were.
 
-        Raises NotFoundError if there is none.
+        Where tokens or certificates name clients, only those of this client's own name. Raises NotFoundError if there
+        is none.
         """
         request, seconds = build_cancel_request(request_id), validate_timeout(timeout)
         return self._call(lambda: self._stub.CancelAttribution(request, timeout=seconds)).cancelled
@@ -252,21 +231,11 @@ class AsyncClient:
     Create it in the event loop that uses it. An `async with` block closes the connection at its end.
     """
 
-    def __init__(
-        self,
-        address: str = DEFAULT_ADDRESS,
-        *,
-        credentials: grpc.ChannelCredentials | None = None,
-        options: Sequence[tuple[str, Any]] = (),
-    ) -> None:
+    def __init__(self, address: str | None = None, **options: Unpack[ConnectionOptions]) -> None:
         """Creates a client, without connecting. The arguments and errors are those of `Client`."""
-        _check_connection(address, credentials, options)
-        arguments = (*_CHANNEL_OPTIONS, *options)
-        if credentials is None:
-            self._channel = grpc.aio.insecure_channel(address, options=arguments)
-        else:
-            self._channel = grpc.aio.secure_channel(address, credentials, options=arguments)
-        self._stub = AttributionServiceStub(self._channel)
+        connection = Connection(address, options)
+        self._channel = connection.open_async()
+        self._stub = connection.authorize(AttributionServiceStub(self._channel))
         self._closed = False
         self._streams: WeakSet[
             AsyncAttributionStream | AsyncAttributionManyStream | AsyncAlignmentManyStream | AsyncFollowStream
@@ -384,14 +353,6 @@ class AsyncClient:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
-
-
-def _check_connection(address: str, credentials: grpc.ChannelCredentials | None, options: object) -> None:
-    check_value(address, str, "address")
-    with field_errors("address"):
-        address.encode()  # gRPC's own error would not be a SidelightError
-    check_value(credentials, grpc.ChannelCredentials | None, "credentials")
-    check_value(options, Sequence[tuple[str, Any]], "options")
 
 
 def _check_open(closed: bool) -> None:

@@ -9,6 +9,7 @@ contract's: users never see gRPC's own.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -75,6 +76,10 @@ class UnavailableError(SidelightError):
     """No server answers at the address, or the server is shutting down."""
 
 
+class UnauthenticatedError(SidelightError):
+    """The server does not know who calls: the token is absent, wrong or expired."""
+
+
 class InternalError(SidelightError):
     """The server is at fault."""
 
@@ -87,6 +92,7 @@ _ERROR_CLASSES: dict[grpc.StatusCode, type[SidelightError]] = {
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceededError,
     grpc.StatusCode.CANCELLED: CancelledError,
     grpc.StatusCode.UNAVAILABLE: UnavailableError,
+    grpc.StatusCode.UNAUTHENTICATED: UnauthenticatedError,
     grpc.StatusCode.INTERNAL: InternalError,
 }
 
@@ -96,6 +102,21 @@ _MESSAGES: dict[grpc.StatusCode, str] = {
     grpc.StatusCode.CANCELLED: "the stream was cancelled",
 }
 _CLOSED = "Channel closed"  # what gRPC says of a call that was cancelled because its client was closed
+
+# What gRPC says where a connection fails for TLS, and what that means.
+_NOT_CONNECTED = "failed to connect to all addresses"
+_TLS_FAILURES: tuple[tuple[re.Pattern[str], str], ...] = (
+    (
+        re.compile(r"CERTIFICATE_VERIFY_FAILED(?:: (?P<why>[a-z ]+))?"),
+        "the server's certificate is not trusted{why}; tls names the file with its authority",
+    ),
+    (re.compile("Hostname Verification Check failed"), "the server's certificate is for another name"),
+    (re.compile("WRONG_VERSION_NUMBER"), "the server does not speak TLS, and this client does"),
+    (
+        re.compile("Socket closed|Connection reset|Broken pipe"),
+        "the server has closed the connection at once: it may want TLS, or a certificate of the client that it trusts",
+    ),
+)
 
 _STATUSES: dict[int, grpc.StatusCode] = {status.value[0]: status for status in grpc.StatusCode}
 
@@ -122,7 +143,19 @@ def from_rpc_error(error: grpc.RpcError) -> SidelightError:
     if not _add_details(exception, trailers or ()) and status in _MESSAGES:
         is_closed = status is grpc.StatusCode.CANCELLED and _CLOSED in exception.message
         exception.message = "the client is closed" if is_closed else _MESSAGES[status]
+    if status is grpc.StatusCode.UNAVAILABLE and _NOT_CONNECTED in exception.message:
+        _explain_tls(exception)
     return exception
+
+
+def _explain_tls(exception: SidelightError) -> None:
+    """Says what is wrong with TLS, if that is why there is no connection."""
+    for pattern, meaning in _TLS_FAILURES:
+        if match := pattern.search(exception.message):
+            why = match.groupdict().get("why")
+            exception.message = meaning.format(why=f" ({why})" if why else "")
+            exception.reason = "TLS_FAILED"
+            return
 
 
 def from_error_message(message: service_pb.Error, request_id: str, path: str) -> SidelightError:

@@ -14,5 +14,6 @@ layers                   replacements of single layers
 capture                  attention rows while a model runs
 text                     tokenizer and detokenizer
 settings                 flags, environment, file and defaults
+operations               what the operator decides: certificates, tokens, limits of clients
 request, policy, errors, memory, transfer, transformers_versions    what these share
 """

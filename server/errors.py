@@ -28,6 +28,7 @@ class ErrorCode(IntEnum):
     UNIMPLEMENTED = 12
     INTERNAL = 13
     UNAVAILABLE = 14
+    UNAUTHENTICATED = 16
 
 
 # The reason of an error where no more requests may wait.
@@ -94,6 +95,14 @@ def internal(
     return RequestError(ErrorCode.INTERNAL, reason, message)
 
 
+def unauthenticated(*, has_token: bool) -> RequestError:
+    """Returns UNAUTHENTICATED: the server does not know who calls."""
+    if has_token:
+        return RequestError(ErrorCode.UNAUTHENTICATED, "TOKEN_INVALID", "the token is unknown or has expired")
+    message = "this server needs a token: metadata 'authorization: Bearer TOKEN'"
+    return RequestError(ErrorCode.UNAUTHENTICATED, "TOKEN_REQUIRED", message)
+
+
 def expired() -> RequestError:
     """Returns DEADLINE_EXCEEDED: the request's own deadline has passed."""
     return RequestError(ErrorCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", "the deadline has passed")
@@ -120,6 +129,18 @@ def queue_full(num_waiting: int) -> RequestError:
     """Returns RESOURCE_EXHAUSTED: no more requests may wait."""
     message = f"{num_waiting:,} requests are waiting already"
     return RequestError(ErrorCode.RESOURCE_EXHAUSTED, QUEUE_FULL, message, retry_after=1.0)
+
+
+def client_queue_full(max_waiting: int) -> RequestError:
+    """Returns RESOURCE_EXHAUSTED: no more requests of this client may wait."""
+    message = f"{max_waiting:,} requests of this client are waiting already, the most that its token allows"
+    return RequestError(ErrorCode.RESOURCE_EXHAUSTED, "CLIENT_QUEUE_FULL", message, retry_after=1.0)
+
+
+def too_many_requests(max_requests: int) -> RequestError:
+    """Returns RESOURCE_EXHAUSTED: the client may have no more requests at once."""
+    message = f"this client has {max_requests:,} requests already, the most at once that its token allows"
+    return RequestError(ErrorCode.RESOURCE_EXHAUSTED, "TOO_MANY_REQUESTS", message, retry_after=1.0)
 
 
 def features_full(num_bytes: int) -> RequestError:

@@ -4,6 +4,7 @@ main                 the process: from its arguments to a command and an exit st
 commands             the parser: commands and their arguments; `sidelight models`
 attribute            `sidelight attribute`
 attribute_options    the arguments of `sidelight attribute`
+connection_options   those of all commands that connect to a server
 decoding_options     those for decoding
 contrast_options     those for a second context
 attribute_file       `sidelight attribute --file`

@@ -20,7 +20,7 @@ from ..alignments import (
     Pair,
     Symmetrization,
 )
-from ..client import DEFAULT_ADDRESS, Client
+from ..client import Client
 from ..errors import SidelightError, describe_error
 from ..formats import check_picture_path, save_picture
 from ..parameters import Row
@@ -28,6 +28,7 @@ from ..request import AlignOptions
 from ..views import make_console, print_alignment, print_error, print_message, print_text
 from .attribute_file import choose_console, make_progress_bar
 from .attribute_options import parse_heads, parse_layers
+from .connection_options import add_connection_arguments, build_connection
 from .lines import Line, count_lines, is_line_error, open_lines
 
 _MARKUPS = ("none", "html", "xml", "xliff", "placeholders")
@@ -48,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--pairs", metavar="FILE", help="a file with a pair on each line: source, tab, target; - is standard input"
     )
-    parser.add_argument("--address", default=DEFAULT_ADDRESS, metavar="HOST:PORT", help="the server")
+    add_connection_arguments(parser)
     parser.add_argument("--model", default="", metavar="NAME", help="a loaded model; otherwise the default model")
     parser.add_argument("--source-language", default="", metavar="CODE", help="for models that need one")
     parser.add_argument("--target-language", default="", metavar="CODE", help="for models that need one")
@@ -96,7 +97,10 @@ def run(args: argparse.Namespace) -> int:
             check_picture_path(args.save)
         if args.pairs is None:
             return _align_pair(args, options)
-        with open_lines(args.pairs, all_columns=True) as lines, Client(args.address) as client:
+        with (
+            open_lines(args.pairs, all_columns=True) as lines,
+            Client(args.address, **build_connection(args)) as client,
+        ):
             return _print_results(args, _align_lines(client, lines, options))
     except BrokenPipeError:  # `main` handles it
         raise
@@ -168,7 +172,7 @@ def _parse_features(text: str) -> tuple[LinkFeature, ...]:
 
 
 def _align_pair(args: argparse.Namespace, options: AlignOptions) -> int:
-    with Client(args.address) as client:
+    with Client(args.address, **build_connection(args)) as client:
         alignment = client.align(args.source, args.target, **options)
     is_table = args.output in (None, "table")
     console = make_console(no_color=args.no_color, force_terminal=None if is_table else sys.stdout.isatty())

@@ -19,6 +19,7 @@ from ..results import Attribution, Step, Unit
 from ..views import Heatmap, make_console, print_alignment, print_error, print_message, print_text
 from .attribute_file import attribute_file
 from .attribute_options import build_options, capture_all_kinds
+from .connection_options import build_connection
 from .lines import open_lines
 from .sources import parse_source
 
@@ -87,7 +88,7 @@ def _print_observations(console: Console, attribution: Attribution) -> None:
 
 def _attribute_text(args: argparse.Namespace, options: AttributeOptions) -> int:
     source = parse_source(args.text, args.source_kind)
-    with Client(args.address) as client:
+    with Client(args.address, **build_connection(args)) as client:
         if args.save:
             capture_all_kinds(options, list(client.get_model(args.model, timeout=30).attentions))
         # With --quiet, FORCE_COLOR must not make a terminal of a pipe: the text alone has no colours.

@@ -23,6 +23,7 @@ from ..request import AttributeOptions
 from ..results import Attribution
 from ..views import make_console, print_error, print_message, print_text
 from .attribute_options import capture_all_kinds
+from .connection_options import build_connection
 from .lines import Line, count_lines, is_line_error, next_line
 from .sources import SourceKind, parse_source
 
@@ -56,7 +57,7 @@ async def attribute_file(args: argparse.Namespace, options: AttributeOptions, li
     summary = _Summary()
     failure: SidelightError | OSError | None = None
     began = time.monotonic()
-    async with AsyncClient(args.address) as client:
+    async with AsyncClient(args.address, **build_connection(args)) as client:
         if args.save:
             capture_all_kinds(options, list((await client.get_model(args.model, timeout=30)).attentions))
         # Closed before the client is closed: if printing fails, the running requests must be cancelled and awaited.

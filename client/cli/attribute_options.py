@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import get_args
 
 from ..alignments import LinkOptions
-from ..client import DEFAULT_ADDRESS
 from ..parameters import (
     AttentionKind,
     Capture,
@@ -30,6 +29,7 @@ from ..parameters import (
     UnitOptions,
 )
 from ..request import AttributeOptions
+from .connection_options import add_connection_arguments
 from .contrast_options import add_contrast_arguments, build_contrast_option
 from .decoding_options import add_decoding_arguments, build_decoding_option
 from .sources import SourceKind
@@ -179,7 +179,7 @@ def _add_text_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--padding", choices=get_args(Padding), default="refuse", help="of token ids: refuse padding, or mask it"
     )
-    parser.add_argument("--address", default=DEFAULT_ADDRESS, metavar="HOST:PORT", help="the server")
+    add_connection_arguments(parser)
     parser.add_argument("--model", default="", metavar="NAME", help="a loaded model; otherwise the default model")
     parser.add_argument("--target", metavar="TEXT", help="attribute this target instead of writing one")
     parser.add_argument("--prefix", metavar="TEXT", help="the beginning of the target")

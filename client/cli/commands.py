@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from typing import NoReturn
 
-from ..client import DEFAULT_ADDRESS, Client
+from ..client import Client
 from ..models import Calibration, Model
 from ..views import escape_controls, make_console, print_message, print_text
 from . import align as align_command
@@ -17,6 +17,7 @@ from . import attribute as attribute_command
 from . import attribute_options
 from . import demo as demo_command
 from . import follow as follow_command
+from .connection_options import add_connection_arguments, build_connection
 
 
 class _EscapingParser(argparse.ArgumentParser):
@@ -48,14 +49,14 @@ def make_parser() -> argparse.ArgumentParser:
 
     cancel = commands.add_parser("cancel", help="cancel a running request by its id")
     cancel.add_argument("request_id", metavar="ID", help="the id that the request was sent with")
-    cancel.add_argument("--address", default=DEFAULT_ADDRESS, metavar="HOST:PORT", help="the server")
+    add_connection_arguments(cancel)
     cancel.set_defaults(run=_cancel)
     follow = commands.add_parser("follow", help="translate words from standard input as they come")
     follow_command.add_arguments(follow)
     follow.set_defaults(run=follow_command.run)
 
     models = commands.add_parser("models", help="list the models that a server has loaded")
-    models.add_argument("--address", default=DEFAULT_ADDRESS, metavar="HOST:PORT", help="the server")
+    add_connection_arguments(models)
     models.set_defaults(run=_list_models)
 
     _add_serve(commands)
@@ -134,7 +135,7 @@ def _report_missing_package(error: ModuleNotFoundError) -> int:
 
 
 def _cancel(args: argparse.Namespace) -> int:
-    with Client(args.address) as client:
+    with Client(args.address, **build_connection(args)) as client:
         count = client.cancel_attribution(args.request_id, timeout=30)
     print_message(f"cancelled {count} request{'s' if count > 1 else ''}")
     return 0
@@ -142,7 +143,7 @@ def _cancel(args: argparse.Namespace) -> int:
 
 def _list_models(args: argparse.Namespace) -> int:
     console = make_console(force_terminal=sys.stdout.isatty())
-    with Client(args.address) as client:
+    with Client(args.address, **build_connection(args)) as client:
         for model in client.list_models(timeout=30):
             kinds = ", ".join(f"{kind} {size.layers}x{size.heads}" for kind, size in model.attentions.items())
             print_text(console, f"{model.name}  {model.family}, {model.dtype} on {model.device}; {kinds}")

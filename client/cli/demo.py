@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     options: AttributeOptions = {"capture": Capture(layers=[2], over_heads="mean"), "timeout": 120}
     console.print("Starting a server on the bundled English-German model ...", style="dim")
     try:
-        with bundled_server() as (name, address), Client(address) as client:
+        with bundled_server() as (name, address), Client(address, tls=False, token="") as client:
             captured = "cross-attention of the last layer, mean of its heads"
             console.print(f"{name} at {address}: {captured}\n", style="dim")
             for text in args.texts or _SENTENCES:

@@ -19,13 +19,15 @@ from typing import get_args
 
 from rich.console import Console
 
-from ..client import DEFAULT_ADDRESS, AsyncClient
+from ..client import AsyncClient
+from ..connection import ConnectionOptions
 from ..errors import SidelightError, describe_error
 from ..follow import AsyncFollowStream, FollowOptions
 from ..parameters import AlignAtt, Capture, Decoding, Row
 from ..results import Started, Step
 from ..views import count_complete, escape_controls, make_console, print_error
 from .attribute_options import parse_heads, parse_layers
+from .connection_options import add_connection_arguments, build_connection
 from .lines import is_line_error, standard_input
 
 # Words that are read ahead of the server.
@@ -38,7 +40,7 @@ _END_OF_LINE = "\n"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `sidelight follow` to a parser."""
-    parser.add_argument("--address", default=DEFAULT_ADDRESS, metavar="HOST:PORT", help="the server")
+    add_connection_arguments(parser)
     parser.add_argument("--model", default="", metavar="NAME", help="a loaded model; otherwise the default model")
     parser.add_argument("--source-language", default="", metavar="CODE", help="for models that need one")
     parser.add_argument("--target-language", default="", metavar="CODE", help="for models that need one")
@@ -79,19 +81,19 @@ def run(args: argparse.Namespace) -> int:
         "prefix": args.prefix,
     }
     try:
-        num_failed = asyncio.run(_follow_lines(args.address, options))
+        num_failed = asyncio.run(_follow_lines(args.address, build_connection(args), options))
     except UnicodeDecodeError as error:
         print_error(f"standard input: not UTF-8: {error.reason} at byte {error.start}")
         return 1
     return 1 if num_failed else 0
 
 
-async def _follow_lines(address: str, options: FollowOptions) -> int:
+async def _follow_lines(address: str, connection: ConnectionOptions, options: FollowOptions) -> int:
     """Translates all lines. Returns how many lines have failed. Raises SidelightError for an error of all lines."""
     console = make_console()
     pieces = _Pieces()
     number, num_failed = 1, 0
-    async with AsyncClient(address) as client:
+    async with AsyncClient(address, **connection) as client:
         while (piece := await pieces.read()) is not None:
             error = None
             if piece != _END_OF_LINE:

@@ -54,7 +54,8 @@ def _run(args: argparse.Namespace) -> int:
     except UnavailableError as error:
         # `sidelight demo` has no argument for an address: its own server is gone.
         where = getattr(args, "address", "its address")
-        print_error(f"no server answers at {where}: {describe_error(error)}")
+        what = where if error.reason == "TLS_FAILED" else f"no server answers at {where}"
+        print_error(f"{what}: {describe_error(error)}")
         return 1
     except SidelightError as error:
         print_error(describe_error(error))

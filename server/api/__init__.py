@@ -13,6 +13,7 @@ offsets                offsets in the unit of the client
 enums                  the numbers of enums, and the domain's words for them
 status                 a RequestError becomes a status with details
 calls                  the open calls, and what each call waits for
+authentication         which client a call comes from; the credentials of TLS
 standard_services      gRPC's health and reflection services
 """
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import ipaddress
 import os
 import re
 import socket
 import stat
-from typing import NoReturn
+from typing import Any, NoReturn
 
 _FORMS = "HOST:PORT, [IPv6]:PORT or unix:PATH"
 _TCP = re.compile(r"(?P<host>\[[^\[\]]+\]|[^\[\]:/\s]+):(?P<port>[0-9]+)")
@@ -61,6 +62,18 @@ class Address:
         """Whether the address is a unix socket, which has no port."""
         return self.name.startswith("unix")
 
+    @property
+    def is_path(self) -> bool:
+        """Whether the address is a socket in the file system."""
+        return self.name.startswith("unix:")
+
+    @property
+    def is_local(self) -> bool:
+        """Whether only this machine can reach the address. Raises AddressError."""
+        if self.is_unix:
+            return True
+        return all(ipaddress.ip_address(address[0]).is_loopback for _, address in self._resolve())
+
     def release(self) -> None:
         """Lets a server of this process listen there, at once. Raises AddressError if another process listens there."""
         while self._sockets:
@@ -83,17 +96,21 @@ class Address:
     # ---- ports ------------------------------------------------------------------------------------------------------
 
     def _hold_port(self) -> None:
-        host, port = self._parse()
-        if port == 0:  # the server finds a free port when it listens
+        if self._parse()[1] == 0:  # the server finds a free port when it listens
             return
+        errors = [self._bind(family, address) for family, address in self._resolve()]
+        # A host may have addresses of a family that this machine does not have: one good address is enough.
+        if None not in errors:
+            self.refuse(str(errors[0]))
+
+    def _resolve(self) -> list[tuple[int, tuple[Any, ...]]]:
+        """Returns the families and the addresses of the host."""
+        host, port = self._parse()
         try:
             infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         except (OSError, UnicodeError):
             self.refuse("there is no such host")
-        errors = [self._bind(family, address) for family, _, _, _, address in infos]
-        # A host may have addresses of a family that this machine does not have: one good address is enough.
-        if None not in errors:
-            self.refuse(str(errors[0]))
+        return [(family, address) for family, _, _, _, address in infos]
 
     def _parse(self) -> tuple[str, int]:
         match = _TCP.fullmatch(self.name)

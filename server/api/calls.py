@@ -7,6 +7,7 @@ messages that were sent. `Calls` ends both.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import time
@@ -18,9 +19,11 @@ import grpc
 from google.protobuf.message import Message
 
 from ..engine import HeldBack, RequestState, RequestStatus
-from ..errors import RequestError, cancelled, idle, internal, invalid, late, stalled
+from ..errors import RequestError, cancelled, idle, internal, invalid, late, stalled, too_many_requests
 from ..memory import give_back
+from ..operations import Identity
 from . import status
+from .authentication import Authenticator
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +54,7 @@ class Call:
 
     Attributes:
         context: gRPC's context.
+        identity: The client's name; None where nothing names the client.
         drained: Set when the server is about to end.
         request_id: The request's id, as soon as it is known. Empty for a call that has many requests.
         requests: The engine's states of the call's requests, as soon as the engine has them, by their ids.
@@ -61,9 +65,15 @@ class Call:
         error: Why another task has ended the call.
     """
 
-    def __init__(self, context: Context, drained: asyncio.Event) -> None:
+    def __init__(
+        self, context: Context, drained: asyncio.Event, num_requests_of: Counter[Identity] | None = None
+    ) -> None:
+        """`num_requests_of` counts the open requests of all clients with names."""
         self.context = context
+        self.identity: Identity | None = None
         self.drained = drained
+        self._num_requests_of: Counter[Identity] = Counter() if num_requests_of is None else num_requests_of
+        self._num_requests = 0  # of this call, in that count
         self.request_id = ""
         self.requests: dict[str, RequestState] = {}
         self.cancel_text: Callable[[str], int] | None = None
@@ -126,8 +136,46 @@ class Call:
 
     @property
     def client(self) -> Hashable:
-        """The client's connection. All clients behind a proxy are one, and all clients of a unix socket."""
-        return self.context.peer()
+        """The client, whose requests come after those of other clients where its readers stall.
+
+        The client's identity, or else its connection: all clients without names behind a proxy are one, and all of a
+        unix socket.
+        """
+        return self.identity or self.context.peer()
+
+    @property
+    def max_requests(self) -> float:
+        """How many requests the client may have at once."""
+        limit = None if self.identity is None else self.identity.max_requests
+        return math.inf if limit is None else limit
+
+    def begin_request(self) -> None:
+        """Counts a request of the client until `end_request`, or until the call ends.
+
+        Raises RequestError where the client may have no more requests.
+        """
+        if self.identity is None:
+            return
+        if self._num_requests_of[self.identity] >= self.max_requests:
+            raise too_many_requests(int(self.max_requests))
+        self._num_requests_of[self.identity] += 1
+        self._num_requests += 1
+
+    def end_request(self) -> None:
+        """Counts one request of the call no more."""
+        self._end_requests(1)
+
+    def close(self) -> None:
+        """Counts no request of the call any more. The call has ended."""
+        self._end_requests(self._num_requests)
+
+    def _end_requests(self, count: int) -> None:
+        if self.identity is None:
+            return
+        self._num_requests -= count
+        self._num_requests_of[self.identity] -= count
+        if not self._num_requests_of[self.identity]:
+            del self._num_requests_of[self.identity]
 
     def end(self, error: RequestError) -> bool:
         """Ends the call with an error, once. A reader that has stalled gets the status when it reads on.
@@ -153,22 +201,30 @@ class Call:
 class Calls:
     """All open calls of one server. For one event loop."""
 
-    def __init__(self) -> None:
+    def __init__(self, authenticator: Authenticator | None = None) -> None:
+        self._authenticator = authenticator or Authenticator()
+        self._num_requests_of: Counter[Identity] = Counter()  # the open requests of clients with names
         self._calls: dict[Call, None] = {}  # in the order in which they have begun
         self._drained = asyncio.Event()
         self._give_back_at = math.inf  # when to give back the memory of requests that have not arrived
 
-    def make_handler(self, method: Callable[[Call], Awaitable[None]]) -> grpc.RpcMethodHandler[Any, Any]:
+    def make_handler(
+        self, method: Callable[[Call], Awaitable[None]], *, is_public: bool = False
+    ) -> grpc.RpcMethodHandler[Any, Any]:
         """Returns the gRPC handler of a method. The handler turns every error into a status.
+
+        A public method needs no token.
 
         Every method reads and writes by itself, so all methods are streams for gRPC. On the wire there is no
         difference.
         """
 
         async def handle(_: object, context: Context) -> None:
-            call = Call(context, self._drained)
+            call = Call(context, self._drained, self._num_requests_of)
             self._calls[call] = None
             try:
+                if not is_public:
+                    call.identity = await self._identify(call)
                 await method(call)
                 return
             except grpc.aio.AbortError:  # the status has been sent
@@ -184,9 +240,20 @@ class Calls:
                 error = internal()
             finally:
                 del self._calls[call]
+                call.close()
             await call.abort(error)
 
         return grpc.stream_stream_rpc_method_handler(handle, response_serializer=_serialize)
+
+    async def _identify(self, call: Call) -> Identity | None:
+        """Returns whose call this is. Raises UNAUTHENTICATED."""
+        try:
+            return self._authenticator.identify(call.context)
+        except RequestError:
+            # A client of grpc.aio reports a status as an internal error if it has not sent its first message yet.
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(call.read_next(), _MOMENT_SECONDS)
+            raise
 
     async def watch(self, hold_back: Callable[[HeldBack], None]) -> None:
         """Ends calls that wait too long, and reports clients whose readers are slow, until it is cancelled."""
@@ -227,9 +294,9 @@ class Calls:
         states = [state for call in stalled_calls for state in call.requests.values()]
         return HeldBack(states, num_stalled, num_reading)
 
-    def cancel(self, request_id: str) -> int:
-        """Cancels all requests of an id. Returns how many there were."""
-        return sum(call.cancel(request_id) for call in list(self._calls))
+    def cancel(self, request_id: str, identity: Identity | None) -> int:
+        """Cancels all requests of an id that a client has sent. Returns how many there were."""
+        return sum(call.cancel(request_id) for call in list(self._calls) if call.identity == identity)
 
     def drain(self) -> None:
         """Tells all calls that the server is about to end."""

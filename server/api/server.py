@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import repeat
 
 import grpc
@@ -14,8 +15,10 @@ from grpc_reflection.v1alpha import reflection
 
 from ..engine import Engine, EngineConfig, HeldBack
 from ..models import LoadedModel
+from ..operations import Security
 from ..runner import warm
 from .addresses import Address, AddressError
+from .authentication import Authenticator, make_credentials
 from .calls import Calls
 from .service import SERVICE, AttributionService
 from .standard_services import Health, reflection_handler
@@ -58,6 +61,7 @@ class Server:
         models: Sequence[LoadedModel],
         address: str | Address,
         config: EngineConfig | Sequence[EngineConfig] | None = None,
+        security: Security | None = None,
     ) -> None:
         """`config` is for all models, or has one for each model."""
         configs = repeat(config, len(models)) if isinstance(config, EngineConfig | None) else config
@@ -67,12 +71,15 @@ class Server:
         self._address = address
         self._loop = asyncio.get_running_loop()
         self.failed = asyncio.Event()
-        self._calls = Calls()
+        self._security = security or Security()
+        self._calls = Calls(Authenticator(self._security.tokens))
         self._health = Health(self._calls)
         self._service = AttributionService(self._engines, self._calls)
         self._server = grpc.aio.server(options=_OPTIONS)
-        names = (SERVICE.full_name, health.SERVICE_NAME, reflection.SERVICE_NAME)
-        handlers = (self._service.handler(), self._health.handler(), reflection_handler(self._calls, names))
+        handlers = [self._service.handler(), self._health.handler()]
+        if self._security.has_reflection:
+            names = (SERVICE.full_name, health.SERVICE_NAME, reflection.SERVICE_NAME)
+            handlers.append(reflection_handler(self._calls, names))
         self._server.add_generic_rpc_handlers(handlers)
         self._watch: asyncio.Task[None] | None = None
 
@@ -84,10 +91,7 @@ class Server:
         address = self._address if isinstance(self._address, Address) else Address(self._address)
         self._address = address
         address.release()
-        try:
-            port = self._server.add_insecure_port(address.name)
-        except RuntimeError as error:
-            raise AddressError(f"cannot listen on {address.name}") from error
+        port = self._listen(address)
         for engine in self._engines:
             await asyncio.to_thread(warm, engine.loaded)
             await asyncio.to_thread(engine.start)
@@ -96,6 +100,18 @@ class Server:
         for name in ("", SERVICE.full_name):
             await self._health.set_serving(name)
         return address.name if address.is_unix else f"{address.name.rpartition(':')[0]}:{port}"
+
+    def _listen(self, address: Address) -> int:
+        """Makes the socket. Returns the port. Raises AddressError."""
+        mode = self._security.unix_mode if address.is_path else None
+        certificates = self._security.certificates
+        try:
+            with _creation_mode(mode):
+                if certificates is None:
+                    return self._server.add_insecure_port(address.name)
+                return self._server.add_secure_port(address.name, make_credentials(certificates))
+        except RuntimeError as error:
+            raise AddressError(f"cannot listen on {address.name}") from error
 
     def _hold_back(self, held_back: HeldBack) -> None:
         for engine in self._engines:
@@ -140,3 +156,19 @@ class Server:
             self._watch.cancel()
         if isinstance(self._address, Address):  # gRPC has removed its socket by now
             self._address.close()
+
+
+@contextlib.contextmanager
+def _creation_mode(mode: int | None) -> Iterator[None]:
+    """Gives sockets that are made meanwhile these permissions from their first moment; None: those of the umask.
+
+    The umask is that of the whole process. A file that another thread makes meanwhile gets at most these permissions.
+    """
+    if mode is None:
+        yield
+        return
+    umask = os.umask(0o777 & ~mode)
+    try:
+        yield
+    finally:
+        os.umask(umask)

@@ -23,7 +23,11 @@ _NOT_SERVING = health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckRespo
 
 
 class Health:
-    """The health service: which services serve. For one event loop."""
+    """The health service: which services serve. For one event loop.
+
+    It needs no token: the probes of load balancers and orchestrators cannot send any, and whether a server serves is
+    no secret from whoever can connect.
+    """
 
     def __init__(self, calls: Calls) -> None:
         self._calls = calls
@@ -34,7 +38,7 @@ class Health:
     def handler(self) -> grpc.GenericRpcHandler:
         """Returns the handlers of the service's methods."""
         methods = {"Check": self._check, "List": _list, "Watch": self._watch}
-        handlers = {name: self._calls.make_handler(method) for name, method in methods.items()}
+        handlers = {name: self._calls.make_handler(method, is_public=True) for name, method in methods.items()}
         return grpc.method_handlers_generic_handler(health.SERVICE_NAME, handlers)
 
     async def set_serving(self, name: str) -> None:

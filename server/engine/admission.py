@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Hashable
 
-from ..errors import RequestError, broken, features_full, queue_full, stopped
+from ..errors import RequestError, broken, client_queue_full, features_full, queue_full, stopped
+from ..operations import Identity
 from .request_state import RequestState, RequestStatus
 from .waiting_queue import HeldBack, WaitingQueue
 
@@ -35,7 +37,7 @@ class Reservation:
         """Gives the place back, once."""
         admission, self._admission = self._admission, None
         if admission is not None:
-            admission.release(self._num_bytes)
+            admission.release(self.client, self._num_bytes)
 
 
 class AdmissionQueue:
@@ -48,6 +50,7 @@ class AdmissionQueue:
         self._states: set[RequestState] = set()  # all that have not ended, wherever they are
         self._waiting: WaitingQueue[RequestState] = WaitingQueue()
         self._num_reserved = self._num_reserved_bytes = 0  # of requests that are being validated
+        self._num_reserved_of: Counter[Hashable] = Counter()  # of clients with names
         self._needs_announcing = False  # from `hold_back` or `announce_later` until `late_requests`
         self._is_draining = False
         self._is_stopped = False
@@ -69,6 +72,7 @@ class AdmissionQueue:
         try:
             with self._lock:
                 self._check_open()
+                self._check_client(client)
                 while (error := self._find_lack(num_bytes)) is not None:
                     state = self._waiting.newest_held_back(client)
                     if state is None:
@@ -77,10 +81,18 @@ class AdmissionQueue:
                     evicted.append((state, error))
                 self._num_reserved += 1
                 self._num_reserved_bytes += num_bytes
+                if isinstance(client, Identity):
+                    self._num_reserved_of[client] += 1
         finally:
             for state, error in evicted:
                 self.close(state, error)
         return Reservation(self, client, num_bytes)
+
+    def _check_client(self, client: Hashable) -> None:
+        """Raises RequestError where as many requests wait as the client may have."""
+        max_waiting = client.max_waiting if isinstance(client, Identity) else None
+        if max_waiting and self._num_reserved_of[client] + self._waiting.count(client) >= max_waiting:
+            raise client_queue_full(max_waiting)
 
     def _find_lack(self, num_bytes: int) -> RequestError | None:
         """Returns why no request with recordings of so many bytes may wait; None where one may."""
@@ -90,11 +102,13 @@ class AdmissionQueue:
         num_held = self._waiting.num_bytes + self._num_reserved_bytes
         return features_full(num_held) if num_bytes and num_held + num_bytes > self._max_bytes else None
 
-    def release(self, num_bytes: int) -> None:
+    def release(self, client: Hashable, num_bytes: int) -> None:
         """Gives a reserved place back."""
         with self._lock:
             self._num_reserved -= 1
             self._num_reserved_bytes -= num_bytes
+            if isinstance(client, Identity):
+                self._num_reserved_of -= Counter([client])  # keeps counts above 0 only
 
     def submit(self, state: RequestState, client: Hashable) -> None:
         """Adds a request. Raises RequestError."""

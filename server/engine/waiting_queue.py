@@ -81,6 +81,10 @@ class WaitingQueue(Generic[T]):
     def __iter__(self) -> Iterator[T]:
         return iter(self._entries)
 
+    def count(self, client: Hashable) -> int:
+        """The number of a client's requests."""
+        return sum(entry.client == client for entry in self._entries.values())
+
     def add(self, request: T, client: Hashable, size: int, num_bytes: int = 0) -> None:
         """Adds a request behind the others. `size` is in tokens; `num_bytes` is the size of its recordings."""
         self._entries[request] = _Entry(client, size, num_bytes)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ..api import Address
     from ..engine import EngineConfig
     from ..models import LoadedModel
+    from ..operations import Security
 
 # Seconds for which running requests may go on after a signal: containers are killed after 10 seconds.
 _GRACE_SECONDS = 7.0
@@ -43,11 +44,12 @@ def run(args: argparse.Namespace) -> int:
     if settings.values.offline:
         os.environ["HF_HUB_OFFLINE"] = "1"  # which the hub's library reads when it is imported
     from ..api import Address, AddressError
+    from ..operations import SecurityError
 
     try:
         with Address(settings.values.address) as address:  # before anything that takes its time
-            return _load_and_serve(settings, address)
-    except AddressError as error:
+            return _load_and_serve(settings, address, _make_security(settings, address))
+    except (AddressError, SecurityError) as error:
         print(f"sidelight: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:  # Ctrl-C before the signal handlers are set
@@ -100,7 +102,25 @@ def _hide_loading_bar() -> None:
         enable_progress_bars()
 
 
-def _load_and_serve(settings: Settings, address: Address) -> int:
+def _make_security(settings: Settings, address: Address) -> Security:
+    """Returns how the server is protected. Raises SecurityError."""
+    from ..operations import make_security
+
+    values = settings.values
+    return make_security(
+        is_local=address.is_local,
+        is_path=address.is_path,
+        tls_cert=values.tls_cert,
+        tls_key=values.tls_key,
+        tls_client_ca=values.tls_client_ca,
+        tokens=values.tokens,
+        unix_mode=None if values.unix_mode is None else int(values.unix_mode, 8),
+        insecure=values.insecure,
+        reflection=values.reflection,
+    )
+
+
+def _load_and_serve(settings: Settings, address: Address, security: Security) -> int:
     """Loads the models, and serves them at an address that is held."""
     # For GCC's OpenMP, which reads it when torch comes in: how often a thread looks for work before it falls asleep.
     # Enough for what is between two operations; those that look longer keep others from the core that all wait for.
@@ -122,7 +142,7 @@ def _load_and_serve(settings: Settings, address: Address) -> int:
     try:
         loaded = _load_models(settings)
         torch.set_num_threads(counts[0][-1])
-        return asyncio.run(_serve(loaded, settings, counts, address))
+        return asyncio.run(_serve(loaded, _engine_configs(loaded, settings, counts), address, security))
     except ModelError as error:
         print(f"sidelight: {error}", file=sys.stderr)
         return 1
@@ -182,7 +202,7 @@ def _engine_configs(loaded: list[LoadedModel], settings: Settings, counts: list[
     ]
 
 
-async def _serve(loaded: list[LoadedModel], settings: Settings, counts: list[tuple[int, ...]], held: Address) -> int:
+async def _serve(loaded: list[LoadedModel], configs: list[EngineConfig], held: Address, security: Security) -> int:
     """Serves until a signal, or until the engine fails. Returns the exit status."""
     from ..api import Server
 
@@ -190,7 +210,7 @@ async def _serve(loaded: list[LoadedModel], settings: Settings, counts: list[tup
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stopping.set)
-    server = Server(loaded, held, _engine_configs(loaded, settings, counts))
+    server = Server(loaded, held, configs, security)
     address = await server.start()
     # One line on stdout for a program that has started the server and waits for it. All else goes to the log.
     names = ", ".join(model.name for model in loaded)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ class Setting:
         kind: The type of the value: str, int, float or bool.
         metavar: What the help writes for the value.
         choices: The only right values of a text.
+        pattern: A regular expression that a text must match, and what the text is for people.
         maximum: The greatest right number. The least whole number is 1. Other numbers must be above 0.
         is_of_model: Whether models of one server may differ in this setting.
         is_positional: Whether the command line has an argument instead of an option.
@@ -32,6 +34,7 @@ class Setting:
     kind: type[Any] = str
     metavar: str | None = None
     choices: tuple[str, ...] = ()
+    pattern: tuple[str, str] | None = None
     maximum: int = _MOST
     is_of_model: bool = False
     is_positional: bool = False
@@ -55,12 +58,15 @@ class Setting:
             return f"a whole number from 1 to {self.maximum:,}"
         if self.kind is float:
             return f"a number above 0 and at most {self.maximum}"
+        if self.pattern:
+            return self.pattern[1]
         return "true or false" if self.kind is bool else "a text"
 
     def read(self, value: object) -> Any:
         """Returns a value in its type. A number and a truth value may be texts. Raises ValueError for a wrong value."""
         if self.kind is str:
-            if isinstance(value, str) and (not self.choices or value in self.choices):
+            has_form = isinstance(value, str) and (not self.pattern or re.fullmatch(self.pattern[0], value))
+            if has_form and (not self.choices or value in self.choices):
                 return value
         elif self.kind is bool:
             truth = {"true": True, "1": True, "false": False, "0": False}
@@ -97,6 +103,22 @@ SETTINGS: tuple[Setting, ...] = (
         "where to listen; port 0 picks one; unix:PATH is a socket in the file system",
         "127.0.0.1:50051",
         metavar="HOST:PORT",
+    ),
+    Setting("tls_cert", "encrypt with this certificate, as PEM; may be replaced", metavar="FILE"),
+    Setting("tls_key", "the certificate's private key, as PEM", metavar="FILE"),
+    Setting("tls_client_ca", "clients need a certificate of one of these authorities, as PEM", metavar="FILE"),
+    Setting("tokens", "calls need a token of this TOML file, which may be replaced; see the README", metavar="FILE"),
+    Setting(
+        "unix_mode",
+        "permissions of the socket unix:PATH, such as 0660",
+        metavar="MODE",
+        pattern=("0?[67][0-7]{2}", "a text of octal digits, from 0600 to 0777"),
+    ),
+    Setting("insecure", "listen beyond this machine although connections are not encrypted", False, kind=bool),
+    Setting(
+        "reflection",
+        "whether clients may ask for the contract; without it, if only this machine can reach the address",
+        kind=bool,
     ),
     Setting("name", "what requests call the model; without one, its last path component or its id"),
     Setting("device", "cpu, cuda, cuda:1, ...; auto: a GPU if there is one", "auto", is_of_model=True),

@@ -12,6 +12,7 @@ import grpc
 from sidelight.server.api.server import Server
 from sidelight.server.engine.engine import EngineConfig
 from sidelight.server.models.loader import LoadedModel
+from sidelight.server.operations import Security
 from sidelight.v1 import attention_pb2, attribution_service_pb2, attribution_service_pb2_grpc
 
 CROSS = attention_pb2.ATTENTION_KIND_CROSS
@@ -20,14 +21,16 @@ ENCODER_SELF = attention_pb2.ATTENTION_KIND_ENCODER_SELF
 
 
 @contextmanager
-def serving(*models: LoadedModel, limits: EngineConfig | None = None) -> Iterator[str]:
+def serving(
+    *models: LoadedModel, limits: EngineConfig | None = None, security: Security | None = None
+) -> Iterator[str]:
     """Serves models; gives the address."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="server loop")
     thread.start()
 
     async def start() -> tuple[Server, str]:
-        server = Server(models, "127.0.0.1:0", limits)
+        server = Server(models, "127.0.0.1:0", limits, security)
         return server, await server.start()
 
     try:

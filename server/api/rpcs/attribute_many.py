@@ -60,6 +60,7 @@ class _ManyStream:
         self._errors: deque[tuple[str, RequestError]] = deque()  # of texts that have failed, with their ids
         self._alignments = ManyAlignments(call, aligner, self._ready.wake)
         self._num_open = 0  # texts whose last event is not sent
+        self._max_open = min(MAX_TEXTS_PER_STREAM, call.max_requests)
         self._has_room = asyncio.Event()
         call.cancel_text = self._cancel
 
@@ -97,7 +98,7 @@ class _ManyStream:
         data = await self._call.read_next()
         while data is not EOF:
             await self._answer_request(parse(service_pb.AttributeManyRequest, data), len(data))
-            while self._num_open >= MAX_TEXTS_PER_STREAM or self._alignments.num_bytes >= _MAX_ALIGN_BYTES:
+            while self._num_open >= self._max_open or self._alignments.num_bytes >= _MAX_ALIGN_BYTES:
                 self._has_room.clear()
                 await self._has_room.wait()
             data = await self._call.read_next("later_request")
@@ -145,13 +146,23 @@ class _ManyStream:
                 self._alignments.start(text, num_bytes, request_id, deadline)
                 self._num_open += 1
                 return
-            answer = await self._starter.start(text, num_bytes, request_id, self._call.client, deadline, self._ready)
+            answer = await self._start_answer(text, num_bytes, request_id, deadline)
         except RequestError as error:
             raise _with_path(error, "attribute" if isinstance(text, service_pb.AttributeRequest) else "align") from None
         self._num_open += 1
         self._answers[request_id] = answer
         self._ids[answer.queue] = request_id
         self._call.requests[request_id] = answer.state
+
+    async def _start_answer(
+        self, text: service_pb.AttributeRequest, num_bytes: int, request_id: str, deadline: float | None
+    ) -> Answer:
+        self._call.begin_request()
+        try:
+            return await self._starter.start(text, num_bytes, request_id, self._call.client, deadline, self._ready)
+        except BaseException:
+            self._call.end_request()
+            raise
 
     def _cancel(self, request_id: str) -> int:
         """Cancels the text of an id. Returns how many there were."""
@@ -220,6 +231,7 @@ class _ManyStream:
         del self._ids[self._answers[request_id].queue]
         del self._answers[request_id]
         del self._call.requests[request_id]
+        self._call.end_request()
 
 
 class _Message:

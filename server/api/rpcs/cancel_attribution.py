@@ -1,4 +1,4 @@
-"""The CancelAttribution RPC: ends the requests of an id, whichever connection they came on."""
+"""The CancelAttribution RPC: ends the requests of an id, whichever connection of the client they came on."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class CancelAttributionMethod:
         request_id = parse(service_pb.CancelAttributionRequest, await call.read()).request_id
         if not request_id:
             raise invalid("request_id", "REQUIRED", "is needed: the id of the request to cancel")
-        num_cancelled = self._calls.cancel(request_id)
+        num_cancelled = self._calls.cancel(request_id, call.identity)
         if not num_cancelled:
             raise not_found("request_id", "UNKNOWN_REQUEST", f"no request {quote(request_id)} runs")
         await call.write(service_pb.CancelAttributionResponse(cancelled=num_cancelled))

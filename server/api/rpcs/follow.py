@@ -81,6 +81,7 @@ class FollowMethod:
                 raise invalid("start", "REQUIRED", "comes first")
             with paths_in_start():
                 call.request_id = request_id_of(message.start)
+                call.begin_request()
             engine = self._engines[self._catalog.find(message.start.model, "start.model").name]
             pool, loaded = self._tokenizer_pool, engine.loaded
             args = (message.start, loaded, call.request_id)

@@ -54,7 +54,8 @@ class ManyAlignments:
         return bool(self._ended)
 
     def start(self, message: service_pb.AlignRequest, num_bytes: int, request_id: str, deadline: float | None) -> None:
-        """Starts to link a pair."""
+        """Starts to link a pair. Raises RequestError where the client may have no more requests."""
+        self._call.begin_request()
         alignment = _Alignment(num_bytes)
         self._open[request_id] = alignment
         self.num_bytes += num_bytes
@@ -105,5 +106,6 @@ class ManyAlignments:
     def _forget(self, request_id: str) -> None:
         alignment = self._open.pop(request_id)
         self.num_bytes -= alignment.num_bytes
+        self._call.end_request()
         for name in alignment.names:
             self._call.requests.pop(name, None)

@@ -34,6 +34,7 @@ from sidelight.server.engine.started_requests import StartedRequests
 from sidelight.server.engine.time_share import TimeShare
 from sidelight.server.engine.waiting_queue import WaitingQueue
 from sidelight.server.entrypoints import serve as command
+from sidelight.server.operations import Security
 from sidelight.server.runner.beams import BeamStep
 from sidelight.server.runner.decode_step import DecodeStep
 from sidelight.server.runner.model_runner import ModelRunner
@@ -119,7 +120,7 @@ async def test_a_process_whose_engine_has_ended_ends_with_a_code(bundled, engine
     killer.start()
     try:
         with Address(settings.values.address) as held:
-            assert await command._serve([bundled], settings, [()], held) == 1
+            assert await command._serve([bundled], command._engine_configs([bundled], settings, [()]), held, Security()) == 1
     finally:
         killer.join()
         for number, handler in handlers.items():
