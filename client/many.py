@@ -22,7 +22,7 @@ from typing_extensions import Self
 from .alignments import ManyAlignment, Pair
 from .errors import CancelledError, SidelightError, from_rpc_error
 from .many_state import ManyResult, ManySource, ManyState, R, S
-from .streams import EOF, begin_sending, read_response
+from .streams import EOF, DuplexCall, begin_sending, read_response
 
 _Requests = Iterator[service_pb.AttributeManyRequest]
 
@@ -302,7 +302,7 @@ class AsyncManyStream(AsyncIterator[R], Generic[S, R]):
             message = self._state.add(source)
             if message is not None:
                 if self._call is None or (is_idle and self._call.done()):  # a server may end an idle stream
-                    self._call = self._begin()
+                    self._call = DuplexCall(self._begin())
                 self._has_changed.set()
                 await self._write(message)
         self._has_changed.set()
@@ -312,8 +312,6 @@ class AsyncManyStream(AsyncIterator[R], Generic[S, R]):
         call = self._call
         try:
             await call.write(message)
-        except (grpc.RpcError, asyncio.InvalidStateError):
-            pass
         except asyncio.CancelledError:
             if self._is_cancelled or not call.cancelled():  # this task was cancelled, not the call alone
                 raise
@@ -351,7 +349,7 @@ class AsyncManyStream(AsyncIterator[R], Generic[S, R]):
         if self._is_cancelled:
             self._writing.release()
             raise _cancelled()
-        self._call = self._begin()
+        self._call = DuplexCall(self._begin())
         # In a task of its own: the server may take the last of them only after its first answers are read.
         self._resender = asyncio.create_task(self._resend(self._state.next_messages()))
 
@@ -367,7 +365,7 @@ class AsyncManyStream(AsyncIterator[R], Generic[S, R]):
         """Closes the stream after its last text, once."""
         call, self._call = self._call, None
         if call is not None:
-            with contextlib.suppress(grpc.RpcError, asyncio.InvalidStateError):
+            with contextlib.suppress(grpc.RpcError):
                 await call.done_writing()
                 while await call.read() is not EOF:
                     pass

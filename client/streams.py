@@ -7,6 +7,7 @@ A stream that may be resumed calls the server again after a break, and goes on w
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
 from queue import SimpleQueue
@@ -24,6 +25,9 @@ from .resumption import Resumption
 
 # What an asyncio call gives after its last response.
 EOF: Any = vars(grpc.aio)["EOF"]  # grpc's stubs leave it out
+
+# The details of the status that gRPC gives a call by itself where a message cannot be sent.
+_ERROR_OF_GRPC = "Internal error from Core"
 
 # Begins a call with a request and a timeout in seconds. gRPC's synchronous and asyncio call objects have no common
 # type, and its stubs have neither of the two.
@@ -189,6 +193,66 @@ def begin_sending(begin: Callable[[Iterator[Any]], Any], requests: SimpleQueue[A
     if not call.add_callback(lambda: requests.put(None)):  # the call has ended already
         requests.put(None)
     return call
+
+
+class DuplexCall:
+    """An asyncio call on which both sides send messages. A call that has ended drops what is sent.
+
+    Where the server ends a call while a message is sent, gRPC replaces the call's status by an internal error of its
+    own. This class keeps the server's status, and returns all responses before it.
+    """
+
+    def __init__(self, call: Any) -> None:
+        self._call = call
+        # Not call.read(): after an internal error of gRPC it would leave out the responses that have arrived.
+        self._responses = aiter(call)
+        self._status: asyncio.Future[grpc.aio.AioRpcError] = asyncio.get_running_loop().create_future()
+        call.add_done_callback(self._keep_status)
+
+    def _keep_status(self, call: Any) -> None:
+        """Keeps the first status that is not gRPC's own error. gRPC calls this function for each status."""
+        try:
+            _error_of(call).send(None)  # needs no event loop, as the status is there
+        except StopIteration as stop:
+            error = stop.value
+            is_own = error.code() is grpc.StatusCode.INTERNAL and error.details() == _ERROR_OF_GRPC
+            if not is_own and not self._status.done():
+                self._status.set_result(error)
+
+    def done(self) -> bool:
+        """Whether the call has ended."""
+        return self._call.done()
+
+    def cancelled(self) -> bool:
+        """Whether the call was cancelled, by either side."""
+        return self._call.cancelled()
+
+    def cancel(self) -> None:
+        """Cancels the call."""
+        self._call.cancel()
+
+    async def trailing_metadata(self) -> Any:
+        """Returns the metadata of the status."""
+        return await self._call.trailing_metadata()
+
+    async def write(self, message: Any) -> None:
+        """Sends a message."""
+        with contextlib.suppress(grpc.RpcError, asyncio.InvalidStateError):
+            await self._call.write(message)
+
+    async def done_writing(self) -> None:
+        """Says that nothing more is sent."""
+        with contextlib.suppress(grpc.RpcError, grpc.aio.InternalError, asyncio.InvalidStateError):
+            await self._call.done_writing()
+
+    async def read(self) -> Any:
+        """Returns the next response; EOF at the end of a call without an error. Raises gRPC's error."""
+        with contextlib.suppress(StopAsyncIteration, grpc.RpcError):
+            return await anext(self._responses)
+        status = await asyncio.shield(self._status)
+        if status.code() is not grpc.StatusCode.OK:
+            raise status
+        return EOF
 
 
 async def read_response(call: Any, is_cancelled: Callable[[], bool]) -> Any:

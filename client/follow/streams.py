@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import queue
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -21,7 +20,7 @@ from .. import converters
 from ..errors import InternalError, from_rpc_error, invalid_argument
 from ..parameters import Source
 from ..results import Started
-from ..streams import begin_sending, read_response
+from ..streams import DuplexCall, begin_sending, read_response
 from .events import AwaitingSource, FollowEvent, StepCount
 from .request import build_flush, build_source, build_source_done, build_take_back, build_target
 
@@ -154,7 +153,7 @@ class AsyncFollowStream(_FollowState, AsyncIterator[FollowEvent]):
 
     def __init__(self, call: Any, start: service_pb.FollowRequest) -> None:
         super().__init__()
-        self._call = call
+        self._call = DuplexCall(call)
         self._start: service_pb.FollowRequest | None = start  # until it is sent
         self._lock = asyncio.Lock()  # gRPC takes one message at a time
         # The server waits for the first message only so long, whenever the caller sends or reads.
@@ -192,19 +191,17 @@ class AsyncFollowStream(_FollowState, AsyncIterator[FollowEvent]):
         self._check_complete(request)
         await self._send_start()
         async with self._lock:
-            with contextlib.suppress(grpc.RpcError, asyncio.InvalidStateError):
-                if request is None:
-                    await self._call.done_writing()
-                else:
-                    await self._call.write(request)
+            if request is None:
+                await self._call.done_writing()
+            else:
+                await self._call.write(request)
 
     async def _send_start(self) -> None:
         """Sends the first message, unless it is sent already."""
         async with self._lock:
             start, self._start = self._start, None
             if start is not None:
-                with contextlib.suppress(grpc.RpcError, asyncio.InvalidStateError):
-                    await self._call.write(start)
+                await self._call.write(start)
 
     async def __anext__(self) -> FollowEvent:
         while not self._events:

@@ -7,7 +7,6 @@ messages that were sent. `Calls` ends both.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import math
 import time
@@ -224,7 +223,7 @@ class Calls:
             self._calls[call] = None
             try:
                 if not is_public:
-                    call.identity = await self._identify(call)
+                    call.identity = self._authenticator.identify(context)
                 await method(call)
                 return
             except grpc.aio.AbortError:  # the status has been sent
@@ -244,16 +243,6 @@ class Calls:
             await call.abort(error)
 
         return grpc.stream_stream_rpc_method_handler(handle, response_serializer=_serialize)
-
-    async def _identify(self, call: Call) -> Identity | None:
-        """Returns whose call this is. Raises UNAUTHENTICATED."""
-        try:
-            return self._authenticator.identify(call.context)
-        except RequestError:
-            # A client of grpc.aio reports a status as an internal error if it has not sent its first message yet.
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(call.read_next(), _MOMENT_SECONDS)
-            raise
 
     async def watch(self, hold_back: Callable[[HeldBack], None]) -> None:
         """Ends calls that wait too long, and reports clients whose readers are slow, until it is cancelled."""

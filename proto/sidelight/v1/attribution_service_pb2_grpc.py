@@ -128,7 +128,8 @@ class AttributionServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CancelAttribution(self, request, context):
-        """Cancels a request by its id, from any connection: for gateways. The request ends with CANCELLED, CANCELLED.
+        """Cancels a request by its id, from any connection: for gateways. The request ends with CANCELLED, CANCELLED. Where a
+        token or a certificate names the clients, a client cancels only requests of its own name.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -90,7 +90,9 @@ class AttributionServiceStub:
     many pairs over one stream.
     """
     CancelAttribution: _grpc.UnaryUnaryMultiCallable[_attribution_service_pb2.CancelAttributionRequest, _attribution_service_pb2.CancelAttributionResponse]
-    """Cancels a request by its id, from any connection: for gateways. The request ends with CANCELLED, CANCELLED."""
+    """Cancels a request by its id, from any connection: for gateways. The request ends with CANCELLED, CANCELLED. Where a
+    token or a certificate names the clients, a client cancels only requests of its own name.
+    """
     GetModel: _grpc.UnaryUnaryMultiCallable[_attribution_service_pb2.GetModelRequest, _attribution_service_pb2.GetModelResponse]
     """Describes one loaded model."""
     ListModels: _grpc.UnaryUnaryMultiCallable[_attribution_service_pb2.ListModelsRequest, _attribution_service_pb2.ListModelsResponse]
@@ -137,7 +139,9 @@ class AttributionServiceAsyncStub(AttributionServiceStub):
     many pairs over one stream.
     """
     CancelAttribution: _aio.UnaryUnaryMultiCallable[_attribution_service_pb2.CancelAttributionRequest, _attribution_service_pb2.CancelAttributionResponse]  # type: ignore[assignment]
-    """Cancels a request by its id, from any connection: for gateways. The request ends with CANCELLED, CANCELLED."""
+    """Cancels a request by its id, from any connection: for gateways. The request ends with CANCELLED, CANCELLED. Where a
+    token or a certificate names the clients, a client cancels only requests of its own name.
+    """
     GetModel: _aio.UnaryUnaryMultiCallable[_attribution_service_pb2.GetModelRequest, _attribution_service_pb2.GetModelResponse]  # type: ignore[assignment]
     """Describes one loaded model."""
     ListModels: _aio.UnaryUnaryMultiCallable[_attribution_service_pb2.ListModelsRequest, _attribution_service_pb2.ListModelsResponse]  # type: ignore[assignment]
@@ -211,7 +215,9 @@ class AttributionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _attribution_service_pb2.CancelAttributionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_attribution_service_pb2.CancelAttributionResponse, _abc.Awaitable[_attribution_service_pb2.CancelAttributionResponse]]:
-        """Cancels a request by its id, from any connection: for gateways. The request ends with CANCELLED, CANCELLED."""
+        """Cancels a request by its id, from any connection: for gateways. The request ends with CANCELLED, CANCELLED. Where a
+        token or a certificate names the clients, a client cancels only requests of its own name.
+        """
 
     @_abc_1.abstractmethod
     def GetModel(

@@ -33,6 +33,7 @@ from sidelight.server.operations import CertificateFiles, Security, TokenFile
 from sidelight.v1 import attribution_service_pb2_grpc
 
 WEB, BATCH, OLD, NARROW = "token-of-the-website", "token-of-the-batch-job", "token-that-is-old", "token-with-limits"
+QUEUED = "token-with-a-short-queue"
 TOKENS = f"""
 [web]
 tokens = ["{WEB}"]
@@ -44,6 +45,9 @@ expires = 2020-01-01T00:00:00Z
 [narrow]
 tokens = ["{NARROW}"]
 max_requests = 2
+[queued]
+tokens = ["{QUEUED}"]
+max_waiting = 3
 """
 
 
@@ -267,6 +271,20 @@ def test_a_token_has_its_own_limit_of_requests(guarded):
         assert client.attribute("A dog.").result().text  # all have been given back
 
 
+def test_a_token_has_its_own_limit_of_waiting_requests(guarded):
+    with Client(guarded, token=WEB) as other, Client(guarded, token=QUEUED) as client, contextlib.ExitStack() as streams:
+        for _ in range(2):  # all slots
+            assert streams.enter_context(other.attribute("A dog. " * 60)).started
+        for _ in range(3):
+            streams.enter_context(client.attribute("A dog."))
+        # Which of the four waits is not known: the fourth to arrive is refused.
+        fourth = streams.enter_context(client.attribute("A dog."))
+        with pytest.raises(ResourceExhaustedError, match="3 requests") as raised:
+            fourth.result()
+        assert raised.value.reason == "CLIENT_QUEUE_FULL"
+        assert streams.enter_context(other.attribute("A dog."))
+
+
 def _is_free(client: Client) -> bool:
     try:
         return bool(client.attribute("A dog.").result().text)
@@ -321,11 +339,45 @@ def test_a_token_is_not_sent_to_another_machine_without_encryption(monkeypatch, 
         Client(address, token=WEB).close()
 
 
-async def test_a_stream_of_many_texts_is_told_that_the_token_is_wrong(guarded):
-    for _ in range(5):
+async def test_streams_in_both_directions_are_told_that_the_token_is_wrong(guarded):
+    """The server ends the call while the client sends, at another moment each time."""
+
+    async def follow(client: AsyncClient, num_sent: int) -> None:
+        async with client.follow() as stream:
+            for _ in range(num_sent):
+                await stream.add_source("A dog ")
+            if num_sent > 1:
+                await stream.end()
+            async for _ in stream:
+                pass
+
+    async def run_many(client: AsyncClient, num_sent: int) -> None:
+        async for _ in client.attribute_many(["A dog."] * num_sent):
+            pass
+
+    for number in range(50):
         async with AsyncClient(guarded, token="no-such-token") as client:
+            if number % 2:  # there is a connection
+                with pytest.raises(UnauthenticatedError):
+                    await client.list_models()
+            for call in (follow, run_many):
+                with pytest.raises(UnauthenticatedError) as raised:
+                    await call(client, 1 + number % 4)
+                assert raised.value.reason == "TOKEN_INVALID"
+
+
+def test_synchronous_streams_in_both_directions_are_told_that_the_token_is_wrong(guarded):
+    for number in range(50):
+        with Client(guarded, token="no-such-token") as client:
+            if number % 2:
+                with pytest.raises(UnauthenticatedError):
+                    client.list_models()
+            with client.follow() as stream, pytest.raises(UnauthenticatedError):
+                for _ in range(number % 4):
+                    stream.add_source("A dog ")
+                list(stream)
             with pytest.raises(UnauthenticatedError):
-                [result async for result in client.attribute_many(["A dog."])]
+                list(client.attribute_many(["A dog."] * (1 + number % 4)))
 
 
 # ---- sockets in the file system -------------------------------------------------------------------------------------
