@@ -204,7 +204,7 @@ class AdmissionQueue:
         with self._lock:
             self._is_draining = True
             num_turns = int(seconds / self._average_seconds) - 1 if self._average_seconds else 0  # running ones first
-            dropped = list(self._waiting)[max(0, num_turns) * num_slots :]
+            dropped = list(self._waiting.in_turns())[max(0, num_turns) * num_slots :]
             for state in dropped:
                 self._waiting.remove(state)
         return dropped

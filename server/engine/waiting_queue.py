@@ -1,15 +1,17 @@
 """The order of waiting requests, and which clients come after others.
 
-First come, first served, among requests whose readers take outputs. A request whose reader has not taken its first
-output starts when the engine has nothing else to do. Another reader may take the first outputs and then nothing, which
-shows only after the work is done. Where many readers of one client do so, the requests of this client come after the
-requests of other clients, the smallest and the oldest in turn. Knows clients as keys; knows neither gRPC nor models.
+Clients take turns, each with its oldest request, among requests whose readers take outputs. A request whose reader has
+not taken its first output starts when the engine has nothing else to do. Another reader may take the first outputs and
+then nothing, which shows only after the work is done. Where many readers of one client do so, the requests of this
+client come after the requests of other clients, the smallest and the oldest in turn. Knows clients as keys; knows
+neither gRPC nor models.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Iterator, Mapping
-from typing import Generic, NamedTuple, TypeVar
+from itertools import zip_longest
+from typing import Generic, NamedTuple, TypeVar, cast
 
 T = TypeVar("T", bound=Hashable)
 
@@ -61,7 +63,7 @@ class _Entry(NamedTuple):
 
 
 class WaitingQueue(Generic[T]):
-    """The waiting requests, in the order of their arrival. For one thread at a time.
+    """The waiting requests. Iteration is in the order of arrival. For one thread at a time.
 
     Attributes:
         num_bytes: The size of the recordings of all waiting requests.
@@ -69,6 +71,7 @@ class WaitingQueue(Generic[T]):
 
     def __init__(self) -> None:
         self._entries: dict[T, _Entry] = {}
+        self._requests_of: dict[Hashable, dict[T, None]] = {}  # by clients; the next client's turn comes first
         self._held_back = HeldBack()
         self._num_begun = 0  # requests that have started since the last held-back one
         self._takes_oldest = False  # the next held-back request is the oldest; otherwise the smallest
@@ -81,31 +84,45 @@ class WaitingQueue(Generic[T]):
     def __iter__(self) -> Iterator[T]:
         return iter(self._entries)
 
+    def in_turns(self) -> Iterator[T]:
+        """Yields the requests in the order in which they start if all readers take outputs."""
+        rounds = zip_longest(*self._requests_of.values())
+        return (cast("T", request) for turn in rounds for request in turn if request is not None)
+
     def count(self, client: Hashable) -> int:
         """The number of a client's requests."""
-        return sum(entry.client == client for entry in self._entries.values())
+        return len(self._requests_of.get(client, ()))
 
     def add(self, request: T, client: Hashable, size: int, num_bytes: int = 0) -> None:
         """Adds a request behind the others. `size` is in tokens; `num_bytes` is the size of its recordings."""
         self._entries[request] = _Entry(client, size, num_bytes)
+        self._requests_of.setdefault(client, {})[request] = None
         self.num_bytes += num_bytes
         self._cached = None
 
     def remove(self, request: T) -> None:
         """Takes out a request that does not start."""
-        self.num_bytes -= self._entries.pop(request).num_bytes
+        entry = self._entries.pop(request)
+        requests = self._requests_of[entry.client]
+        del requests[request]
+        if not requests:
+            del self._requests_of[entry.client]
+        self.num_bytes -= entry.num_bytes
         self._cached = None
 
     def begin(self, request: T) -> None:
-        """Takes out a request that starts."""
+        """Takes out a request that starts. The turns of all other clients come before the next one of its client."""
         if self.is_held_back(request):
             self._takes_oldest = not self._takes_oldest
         self._num_begun = 0 if self._comes_after_others(request) else self._num_begun + 1
+        client = self._entries[request].client
+        self._requests_of[client] = self._requests_of.pop(client)
         self.remove(request)
 
     def clear(self) -> None:
         """Takes out all requests."""
         self._entries.clear()
+        self._requests_of.clear()
         self.num_bytes = 0
         self._cached = None
 
@@ -126,7 +143,7 @@ class WaitingQueue(Generic[T]):
         waits for it.
         """
         if not self._held_back:
-            return next(iter(self._entries), None)
+            return next((next(iter(requests)) for requests in self._requests_of.values()), None)
         if self._cached is None or self._cached[:2] != (is_idle, has_time):
             self._cached = is_idle, has_time, self._find(is_idle=is_idle, has_time=has_time)
         return self._cached[2]
@@ -154,12 +171,17 @@ class WaitingQueue(Generic[T]):
         if held_back and has_time and (not in_order or self._num_begun >= _SHARE - 1):
             return self._in_turn(held_back)
         if in_order and not self._held_back.others:
-            return in_order[0]
+            return self._of_next_client(in_order)
         if not has_time:
             return None
         if in_order:
             return self._in_turn(in_order)
         return next(iter(self._entries), None) if is_idle else None
+
+    def _of_next_client(self, requests: list[T]) -> T:
+        """The oldest request of the client whose turn it is."""
+        turns = {client: turn for turn, client in enumerate(self._requests_of)}
+        return min(requests, key=lambda request: turns[self._entries[request].client])
 
     def _in_turn(self, requests: list[T]) -> T:
         """The oldest and the smallest request in turn; of several that are as small, the newest."""

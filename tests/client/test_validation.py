@@ -21,11 +21,13 @@ from sidelight.client import (
     Beam,
     Capture,
     Client,
+    ConnectionOptions,
     Contrast,
     Decoding,
     Greedy,
     InvalidArgumentError,
     Sampling,
+    TlsOptions,
     save,
 )
 
@@ -301,9 +303,13 @@ def test_invalid_sources(fake, source, field):
 @pytest.mark.parametrize(
     ("arguments", "field"),
     [
-        ({"address": None}, "address"),
         ({"address": 50051}, "address"),
         ({"address": "\ud800"}, "address"),
+        ({"tls": 1}, "tls"),
+        ({"tls": TlsOptions(ca=1)}, "tls.ca"),
+        ({"token": b"secret"}, "token"),
+        ({"token": "two words"}, "token"),
+        ({"insecure": "yes"}, "insecure"),
         ({"credentials": "secret"}, "credentials"),
         ({"credentials": grpc.ChannelCredentials}, "credentials"),
         ({"options": {"grpc.max_send_message_length": 1}}, "options"),
@@ -352,8 +358,9 @@ def test_this_module_tests_every_public_call():
         Beam,
     }
     assert all(not dataclasses.fields(strategy) for strategy in (Greedy,))
+    assert set(ConnectionOptions.__annotations__) == {"tls", "token", "insecure", "credentials", "options"}
     for client in (Client, AsyncClient):
-        assert set(inspect.signature(client).parameters) == {"address", "credentials", "options"}
+        assert set(inspect.signature(client).parameters) == {"address", "options"}
         assert set(inspect.signature(client.get_model).parameters) == {"self", "name", "timeout"}
         assert set(inspect.signature(client.list_models).parameters) == {"self", "timeout"}
     assert set(inspect.signature(save).parameters) == {"attributions", "path"}

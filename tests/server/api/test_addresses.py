@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
+import stat
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -15,9 +18,11 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from harness import request, stub
+from sidelight.client import AsyncClient
 from sidelight.client.cli.main import main
 from sidelight.server.api.addresses import Address, AddressError
 from sidelight.server.api.server import Server
+from sidelight.server.operations import Security
 
 COMMAND = str(Path(sys.executable).with_name("sidelight"))
 
@@ -308,3 +313,31 @@ def test_an_address_in_use_is_said(bundled, bundled_server):
 
     with pytest.raises(AddressError, match="cannot listen"):
         asyncio.run(start())
+
+
+@pytest.mark.parametrize("mode", [0o660, 0o600, 0o777])
+async def test_a_unix_socket_has_its_mode_from_its_first_moment(bundled, tmp_path, mode):
+    path = tmp_path / "socket"
+    seen: set[int] = set()
+    is_over = threading.Event()
+
+    def watch() -> None:
+        while not is_over.is_set():
+            with contextlib.suppress(FileNotFoundError):
+                seen.add(stat.S_IMODE(os.stat(path).st_mode))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    umask = os.umask(0o022)
+    try:
+        server = Server([bundled], f"unix:{path}", security=Security(unix_mode=mode))
+        address = await server.start()
+        async with AsyncClient(address) as client:
+            assert await client.list_models()
+        assert os.umask(0o022) == 0o022
+    finally:
+        os.umask(umask)
+        await server.stop()
+        is_over.set()
+        watcher.join()
+    assert seen == {mode}

@@ -212,14 +212,45 @@ def begin_all(queue: WaitingQueue[int], *, is_idle: bool = True) -> list[int]:
 requests = st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 5)), max_size=40)
 
 
+def take_turns(entries: list[tuple[str, int]]) -> list[int]:
+    """Returns the numbers of all requests: the first of each client, in the order of arrival, then the second."""
+    clients = dict.fromkeys(client for client, _ in entries)
+    places: list[tuple[int, int, int]] = []
+    for turn, client in enumerate(clients):
+        numbers = [number for number, entry in enumerate(entries) if entry[0] == client]
+        places += [(place, turn, number) for place, number in enumerate(numbers)]
+    return [number for _, _, number in sorted(places)]
+
+
 @settings(max_examples=60, deadline=None)
 @given(requests)
-def test_requests_whose_readers_read_come_in_their_order(entries):
+def test_clients_whose_readers_read_take_turns(entries):
     queue: WaitingQueue[int] = WaitingQueue()
     queue.hold_back(HeldBack([], {"a": FEW, "b": 30}, {"b": 50}))  # a proxy may have as many
     for number, (client, size) in enumerate(entries):
         queue.add(number, client, size)
-    assert begin_all(queue) == list(range(len(entries)))
+    assert list(queue.in_turns()) == take_turns(entries)
+    assert begin_all(queue) == take_turns(entries)
+    assert not queue.count("a")
+
+
+@pytest.mark.parametrize("held_back", [HeldBack(), HeldBack([5], {"x": FEW + 1})])
+def test_a_client_with_one_request_waits_for_one_request_of_each_other(held_back):
+    """Also where many requests of another client arrive meanwhile, and when the client comes again."""
+    queue: WaitingQueue[int] = WaitingQueue()
+    queue.hold_back(held_back)
+    for number in range(1000):
+        queue.add(number, "many", 1)
+    for newcomer in (-1, -2, -3):
+        queue.add(newcomer, "one", 1)
+        begun = []
+        for _ in range(2):
+            request = queue.next(is_idle=False, has_time=True)
+            assert request is not None
+            queue.begin(request)
+            begun.append(request)
+            queue.add(2000 - 10 * newcomer + len(begun), "many", 1)
+        assert newcomer in begun
 
 
 @settings(max_examples=60, deadline=None)
@@ -238,7 +269,9 @@ def test_all_are_begun_and_none_waits_for_ever(entries, stalled, clients, are_ma
     assert begin_all(queue) == sorted(stalled & set(numbers))
     last = [number for number in begun if entries[number][0] in clients]
     if not are_many:
-        assert [n for n in begun if n not in last] == sorted(set(begun) - set(last))
+        for client in set("abc") - clients:
+            own = [number for number in begun if entries[number][0] == client]
+            assert own == sorted(own)
     # Of the requests that come after others, the oldest starts second at the latest, and so on.
     for place, number in enumerate(last):
         assert place <= 2 * sum(other <= number for other in last)

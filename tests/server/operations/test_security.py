@@ -43,7 +43,7 @@ def test_a_server_that_is_not_protected_does_not_start(monkeypatch, capsys, argu
 def test_a_mode_is_octal(capsys, mode):
     with pytest.raises(SystemExit):
         main(["serve", "--unix-mode", mode])
-    assert "must be permissions in octal digits" in capsys.readouterr().err
+    assert "must be a text of octal digits, from 0600 to 0777" in capsys.readouterr().err
 
 
 def test_files_that_do_not_fit_together_are_named(authority, tmp_path):
