@@ -50,7 +50,7 @@ class AdmissionQueue:
         self._states: set[RequestState] = set()  # all that have not ended, wherever they are
         self._waiting: WaitingQueue[RequestState] = WaitingQueue()
         self._num_reserved = self._num_reserved_bytes = 0  # of requests that are being validated
-        self._num_reserved_of: Counter[Hashable] = Counter()  # of clients with names
+        self._num_reserved_of: Counter[Hashable] = Counter()  # by clients
         self._needs_announcing = False  # from `hold_back` or `announce_later` until `late_requests`
         self._is_draining = False
         self._is_stopped = False
@@ -66,7 +66,7 @@ class AdmissionQueue:
         """Takes a place for a client's request whose recordings have so many bytes. Raises RequestError.
 
         Where the queue is full, the newest waiting requests of held-back clients end with QUEUE_FULL and give their
-        places.
+        places, and then those of the client with the most, as far as it has more than this client.
         """
         evicted: list[tuple[RequestState, RequestError]] = []
         try:
@@ -74,15 +74,16 @@ class AdmissionQueue:
                 self._check_open()
                 self._check_client(client)
                 while (error := self._find_lack(num_bytes)) is not None:
+                    others, has_recordings = self._num_reserved_of[client], bool(error.field)
                     state = self._waiting.newest_held_back(client)
+                    state = state or self._waiting.newest_of_largest(client, others, has_recordings=has_recordings)
                     if state is None:
                         raise error
                     self._waiting.remove(state)
                     evicted.append((state, error))
                 self._num_reserved += 1
                 self._num_reserved_bytes += num_bytes
-                if isinstance(client, Identity):
-                    self._num_reserved_of[client] += 1
+                self._num_reserved_of[client] += 1
         finally:
             for state, error in evicted:
                 self.close(state, error)
@@ -107,8 +108,7 @@ class AdmissionQueue:
         with self._lock:
             self._num_reserved -= 1
             self._num_reserved_bytes -= num_bytes
-            if isinstance(client, Identity):
-                self._num_reserved_of -= Counter([client])  # keeps counts above 0 only
+            self._num_reserved_of -= Counter([client])  # keeps counts above 0 only
 
     def submit(self, state: RequestState, client: Hashable) -> None:
         """Adds a request. Raises RequestError."""

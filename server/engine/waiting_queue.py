@@ -3,8 +3,9 @@
 Clients take turns, each with its oldest request, among requests whose readers take outputs. A request whose reader has
 not taken its first output starts when the engine has nothing else to do. Another reader may take the first outputs and
 then nothing, which shows only after the work is done. Where many readers of one client do so, the requests of this
-client come after the requests of other clients, the smallest and the oldest in turn. Knows clients as keys; knows
-neither gRPC nor models.
+client come after the requests of other clients, the smallest and the oldest in turn. In a full queue, requests that
+come after others give their places to a newcomer, and then requests of the client with the most. Knows clients as keys;
+knows neither gRPC nor models.
 """
 
 from __future__ import annotations
@@ -160,6 +161,20 @@ class WaitingQueue(Generic[T]):
         if newcomer in self._held_back.clients:
             return None
         return next((request for request in reversed(self._entries) if self._comes_after_others(request)), None)
+
+    def newest_of_largest(self, newcomer: Hashable, num_reserved: int, *, has_recordings: bool) -> T | None:
+        """The newest request of the client with the most, to give its place to the request of client `newcomer`.
+
+        None where no client has at least two requests more than this client with its `num_reserved` other places. With
+        `has_recordings`, only requests with recordings count.
+        """
+
+        def select(requests: Collection[T]) -> Collection[T]:
+            return [each for each in requests if self._entries[each].num_bytes] if has_recordings else requests
+
+        largest = max(map(select, self._requests_of.values()), key=len, default=())
+        num_others = len(select(self._requests_of.get(newcomer, ()))) + num_reserved
+        return next(reversed(tuple(largest))) if len(largest) > num_others + 1 else None
 
     def _comes_after_others(self, request: T) -> bool:
         return self.has_stalled(request) or self._entries[request].client in self._held_back.clients

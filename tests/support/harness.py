@@ -47,8 +47,9 @@ def serving(
 
 @contextmanager
 def stub(address: str) -> Iterator[attribution_service_pb2_grpc.AttributionServiceStub]:
-    """The generated stub, as clients in other languages have it."""
-    with grpc.insecure_channel(address, options=[("grpc.max_receive_message_length", -1)]) as channel:
+    """The generated stub, as clients in other languages have it, with a connection of its own."""
+    options = [("grpc.max_receive_message_length", -1), ("grpc.use_local_subchannel_pool", 1)]
+    with grpc.insecure_channel(address, options=options) as channel:
         yield attribution_service_pb2_grpc.AttributionServiceStub(channel)
 
 

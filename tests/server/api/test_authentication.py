@@ -349,7 +349,7 @@ async def test_streams_in_both_directions_are_told_that_the_token_is_wrong(guard
         async for _ in client.attribute_many(["A dog."] * num_sent):
             pass
 
-    for number in range(50):
+    for number in range(8):
         async with AsyncClient(guarded, token="no-such-token") as client:
             if number % 2:  # there is a connection
                 with pytest.raises(UnauthenticatedError):
@@ -361,7 +361,7 @@ async def test_streams_in_both_directions_are_told_that_the_token_is_wrong(guard
 
 
 def test_synchronous_streams_in_both_directions_are_told_that_the_token_is_wrong(guarded):
-    for number in range(50):
+    for number in range(8):
         with Client(guarded, token="no-such-token") as client:
             if number % 2:
                 with pytest.raises(UnauthenticatedError):

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
+import grpc
 import pytest
 from harness import CROSS, DECODER_SELF, request, serving, steps_of, stub, wait_until
 from hypothesis import given, settings
@@ -139,6 +143,27 @@ def test_a_queue_full_of_stalled_readers_keeps_nobody_out(bundled, engines):
         wait_until(lambda: len(waiting) >= 39 and sum(map(waiting.has_stalled, list(waiting))) > 20)
         for _ in range(5):
             assert list(service.Attribute(request("A dog."), timeout=60))[-1].HasField("finished")
+
+
+@pytest.mark.usefixtures("slow_engine")
+def test_a_queue_full_of_one_clients_requests_keeps_no_other_client_out(bundled, engines):
+    """The newest requests of the client with the most give their places away."""
+    limits = EngineConfig(max_running=1, max_waiting=12)
+    with serving(bundled, limits=limits) as address, stub(address) as many, stub(address) as one:
+        pool = ThreadPoolExecutor(30)
+        codes = [pool.submit(code_of, many.Attribute(given_request(), timeout=60)) for _ in range(30)]
+        wait_until(lambda: len(engines[0]._admission._waiting) == 12)
+        for _ in range(3):
+            assert code_of(one.Attribute(request("A dog."), timeout=60)) is grpc.StatusCode.OK
+        pool.shutdown()
+    assert {code.result() for code in codes} == {grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED}
+
+
+def code_of(call: Any) -> grpc.StatusCode:
+    """Reads a call to its end."""
+    with contextlib.suppress(grpc.RpcError):
+        list(call)
+    return call.code()
 
 
 def test_given_targets_leave_half_of_the_time_to_what_is_written(bundled, engines, monkeypatch):
@@ -330,3 +355,29 @@ def test_who_gives_its_place_away():
     queue.hold_back(HeldBack([], {"a": FEW + 1}))
     assert queue.newest_held_back("b") == "reads too"
     assert queue.newest_held_back("a") is None
+
+
+@given(st.lists(st.tuples(st.sampled_from("abcd"), st.booleans(), st.integers(0, 2)), max_size=60), st.integers(1, 12))
+def test_a_full_queue_is_shared_among_clients(newcomers, capacity):
+    """A newcomer is kept out only where no client has two requests more. Then clients differ by one at most."""
+    queue: WaitingQueue[int] = WaitingQueue()
+    client_of: dict[int, tuple[str, bool]] = {}
+    for number, (client, has_recordings, num_reserved) in enumerate(newcomers):
+        if len(client_of) == capacity:
+            counts = Counter(other for other, has in client_of.values() if has or not has_recordings)
+            most = max(counts.values(), default=0)
+            evicted = queue.newest_of_largest(client, num_reserved, has_recordings=has_recordings)
+            if most <= counts[client] + num_reserved + 1:
+                assert evicted is None
+                continue
+            assert evicted is not None
+            largest = client_of[evicted][0]
+            assert counts[largest] == most
+            same = [
+                each for each, (other, has) in client_of.items() if other == largest and (has or not has_recordings)
+            ]
+            assert evicted == max(same)
+            queue.remove(evicted)
+            del client_of[evicted]
+        queue.add(number, client, 1, int(has_recordings))
+        client_of[number] = client, has_recordings
