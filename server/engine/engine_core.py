@@ -127,8 +127,8 @@ class EngineCore:
         """Puts the next pending output of each request that has any. Returns whether any was put, or put off."""
         # Where no request can decode, a waiting request may start before the next long piece of work.
         can_decode = self.requests.can_any_decode
-        self._given_targets.read(can_decode=can_decode)
-        has_worked = False
+        followed = self._given_targets.read(can_decode=can_decode)
+        has_worked = self._follow_streams.accept_passes(followed) or self._time_share.has_put_off
         for state in [state for state in self.requests.running if state.has_pending_outputs]:
             if is_stopping():
                 return True

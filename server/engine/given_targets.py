@@ -1,4 +1,7 @@
-"""Given targets that wait for their passes: several of them are read in one pass, beside the decode steps of others."""
+"""Targets that wait for their passes: several of them are read in one pass, beside the decode steps of others.
+
+These are given targets, and what follow streams have to catch up on.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ _AVERAGE_WEIGHT = 0.2
 
 
 class GivenTargets:
-    """Puts batches together from the given targets that wait. For the engine's thread."""
+    """Puts batches together from the targets that wait. For the engine's thread."""
 
     def __init__(self, requests: StartedRequests, preemption: Preemption, time_share: TimeShare) -> None:
         self._requests = requests
@@ -29,27 +32,44 @@ class GivenTargets:
         self._time_share = time_share
         self._token_seconds = 0.0  # of late; 0 before the first batch
 
-    def read(self, *, can_decode: bool) -> None:
-        """Runs a batch of the targets that wait, as far as time allows. `can_decode`: whether decode steps wait."""
+    def read(self, *, can_decode: bool) -> list[RequestState]:
+        """Runs a batch of the targets that wait, as far as time allows. `can_decode`: whether decode steps wait.
+
+        Returns the follow streams whose passes have run.
+        """
         if not any(state.waits_for_batch for state in self._requests.running):
-            return
-        if not self._time_share.may_work(can_decode=can_decode):
-            return
-        runner, began = self._requests.runner, time.monotonic()
+            return []
+        followed: list[RequestState] = []
+        if self._time_share.may_work(can_decode=can_decode):
+            began = time.monotonic()
+            waiting = self._passes()
+            if waiting:
+                read = self._requests.runner.read_targets([*waiting], self._max_tokens(can_decode=can_decode))
+                for target_pass in read:
+                    state = waiting[target_pass]
+                    if state.follow is None:
+                        state.is_pending_computed = True
+                    else:
+                        followed.append(state)
+                self._count(sum(target_pass.num_tokens for target_pass in read), time.monotonic() - began)
+            self._time_share.add_work(time.monotonic() - began)
+        streams = (state for state in self._requests.running if state.follow is not None and state not in followed)
+        if any(state.waits_for_batch and not state.is_blocked for state in streams):
+            self._time_share.has_put_off = True
+        return followed
+
+    def _passes(self) -> dict[TargetPass, RequestState]:
+        """The passes that may run now. Of a request whose attention lacks memory, none may."""
         waiting: dict[TargetPass, RequestState] = {}
         for state in self._requests.running:
             if not state.waits_for_batch or state.is_blocked:
                 continue
             if state.target_pass is None:
-                state.target_pass = runner.target_pass(state.request)
-            if state.target_pass.can_share and self._preemption.make_memory_again(state):
+                state.target_pass = self._requests.runner.target_pass(state.request)
+            can_share = state.target_pass.can_share and self._preemption.make_memory_again(state)
+            if can_share or state.follow is not None:
                 waiting[state.target_pass] = state
-        if waiting:
-            read = runner.read_targets([*waiting], self._max_tokens(can_decode=can_decode))
-            for target_pass in read:
-                waiting[target_pass].is_pending_computed = True
-            self._count(sum(target_pass.num_tokens for target_pass in read), time.monotonic() - began)
-        self._time_share.add_work(time.monotonic() - began)
+        return waiting
 
     def _max_tokens(self, *, can_decode: bool) -> int:
         """The most tokens of the next batch."""

@@ -52,7 +52,8 @@ class RequestState:
     # The steps of the best hypothesis as the search recorded them, until the pending outputs hold the steps.
     search_steps: list[StepOutput] | None = None
 
-    # The passes of a given target, from a batch's first look at them until the pending outputs have them.
+    # The passes of a given target, from a batch's first look at them until the pending outputs have them. Of a follow
+    # stream: the pass that its sequence needs before the next decode step.
     target_pass: TargetPass | None = None
 
     # Outputs that come without a decode step: all outputs of a given target; encoder self-attention.
@@ -85,7 +86,7 @@ class RequestState:
     def is_idle(self) -> bool:
         """Whether a follow stream waits for its client."""
         follow = self.follow
-        if follow is None or self.attention_bytes or self.must_recompute:
+        if follow is None or self.attention_bytes or self.must_recompute or self.target_pass is not None:
             return False
         return not follow.has_work or self.is_sending
 
@@ -107,7 +108,7 @@ class RequestState:
         """Whether the request can take a decode step, or a chunk of its prompt."""
         if self.sequence is None or self.attention_bytes or self.must_recompute or self.queue.is_full:
             return False
-        return self.follow is None or self.follow.needs_pass
+        return self.follow is None or (self.follow.needs_pass and self.target_pass is None)
 
     @property
     def has_pending_outputs(self) -> bool:
@@ -116,7 +117,9 @@ class RequestState:
 
     @property
     def waits_for_batch(self) -> bool:
-        """Whether the pass over a given target has not run, and may run together with those of others."""
+        """Whether the pass over a target has not run, and may run together with those of others."""
+        if self.follow is not None:
+            return self.target_pass is not None
         if self.pending_outputs is not None or self.is_pending_computed or self.hypotheses or not self.has_given_target:
             return False
         return self.target_pass is None or self.target_pass.can_share

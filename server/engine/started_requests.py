@@ -74,6 +74,7 @@ class StartedRequests:
         """Frees the sequence of a follow stream, which gets another one with its next event."""
         assert state.follow is not None
         state.follow.forget_sequence()
+        state.target_pass = None
         self.remove_sequence(state)
         if state.status is RequestStatus.RUNNING:
             self.running.remove(state)

@@ -40,6 +40,9 @@ class TargetBatch(NamedTuple):
     lengths: Sequence[int]  # of each row: tokens of the target that are no padding
     # The last attention whose rows are wanted, where the output of the decoder is not; None: the output is wanted.
     last_attention: LayerKey | None = None
+    # The KV cache that keeps the keys and values of source and target, and the slot of each row; None: they are lost.
+    cache: KVCache | None = None
+    slots: Sequence[int] = ()
 
     @property
     def is_padded(self) -> bool:
@@ -79,7 +82,7 @@ class Backend(Protocol):
     3. For all tokens before the first new one, but for the last, in chunks: `KVCache.begin_prefill`, then `prefill`.
     4. For each step of all slots: `KVCache.begin_decode`, then `decode`, then `KVCache.advance`.
 
-    `read_targets` needs no KV cache, and may come at any time.
+    `read_targets` may come at any time. It needs no KV cache, and fills slots where the batch says so.
     """
 
     # Whether steps must have one shape: all slots, and as many positions as `lengths` says.
@@ -146,6 +149,7 @@ class Backend(Protocol):
     def read_targets(self, batch: TargetBatch) -> Tensor | None:
         """Run encoder and decoder over whole sequences, and record their attention rows as `decode` does.
 
+        Stores keys and values in the slots of the batch, if there are any; the runner calls `KVCache.end_read` then.
         Returns the input of `lm_head`, `[B, T, width]`, or, without an `lm_head`, logits `[B, T, vocabulary]`. None
         where the batch names a last attention: nothing behind this attention is computed.
         """

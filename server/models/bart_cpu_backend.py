@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cached_property
 from typing import ClassVar
+from weakref import WeakKeyDictionary
 
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -36,6 +37,8 @@ class BartCpuBackend(TransformersBackend):
         self._long_source_encoder = BartEncoder(model.get_encoder())
         self._encoder_program = EncoderProgram(model)
         self._decoder_program = DecoderProgram(model.get_decoder())
+        # Programs that read targets into the slots of a KV cache.
+        self._filling_programs: WeakKeyDictionary[KVCache, TargetProgram] = WeakKeyDictionary()
 
     @classmethod
     def supports(cls, model: PreTrainedModel) -> bool:
@@ -85,10 +88,13 @@ class BartCpuBackend(TransformersBackend):
 
     def read_targets(self, batch: TargetBatch) -> Tensor | None:
         """Run encoder and decoder over whole sequences as programs; long ones as `TransformersBackend` does."""
-        targets = self._target_program.record_targets(batch)
-        if targets is None:
-            return super().read_targets(batch)
-        return self._target_program.run(batch, targets)
+        program = self._target_program
+        if batch.cache is not None:
+            if batch.cache not in self._filling_programs:
+                self._filling_programs[batch.cache] = TargetProgram(self._model, self._config, batch.cache)
+            program = self._filling_programs[batch.cache]
+        targets = program.record_targets(batch)
+        return super().read_targets(batch) if targets is None else program.run(batch, targets)
 
     def decode(self, tokens: Tensor, cache: KVCache, query: ArgmaxQuery | None = None) -> Tensor:
         """Run a step as a program, and the search of a `query` in the same run."""

@@ -21,7 +21,7 @@ from ..layers import ArgmaxQuery
 from .backend import BackendConfig, TargetBatch
 from .bart_cpu_layers import DecoderLayer, EncoderLayer, StackBuilder, TokenRows, embed_tokens, fused_panels
 from .bart_modules import Embedding, heads_of
-from .kv_cache import KVCache, zeros
+from .kv_cache import KVCache, KVCacheLayer, zeros
 
 # Source tokens that the encoder's program reads at once: few enough to stay in a core's cache.
 MAX_PROGRAM_TOKENS = 512
@@ -211,6 +211,24 @@ def _add_encoder(
 # ---- whole targets --------------------------------------------------------------------------------------------------
 
 
+class _Places:
+    """Where the keys and values of the rows of a program go: the slot, and the position in the slot."""
+
+    def __init__(self, program: Program) -> None:
+        self._program = program
+        self._places = torch.zeros(2, MAX_PROGRAM_TOKENS, dtype=torch.int64)
+
+    def store(self, keys_and_values: Tensor, layer: KVCacheLayer) -> None:
+        """Adds an operation that copies keys and values, side by side, into the slots of a layer."""
+        self._program.scatter_kv(keys_and_values, layer.all_keys, layer.all_values, *self._places)
+
+    def set(self, slots: Sequence[int], lengths: Sequence[int]) -> None:
+        """Writes the places of a run whose sequences go to these slots."""
+        num_rows, places = sum(lengths), self._places.numpy()
+        places[0, :num_rows] = np.repeat(slots, lengths)
+        places[1, :num_rows] = np.concatenate([np.arange(length) for length in lengths])
+
+
 class _WholeAttention(NamedTuple):
     """One attention of whole targets."""
 
@@ -225,8 +243,11 @@ class TargetProgram:
     Rows of all sequences follow one another, without padding. A run ends where nobody wants what follows.
     """
 
-    def __init__(self, model: Any, config: BackendConfig) -> None:
-        """Raises UnsupportedModelError for a part that no program has."""
+    def __init__(self, model: Any, config: BackendConfig, cache: KVCache | None = None) -> None:
+        """With a `cache`, the programs store keys and values in its slots, which the batches name.
+
+        Raises UnsupportedModelError for a part that no program has.
+        """
         encoder, decoder = model.get_encoder(), model.get_decoder()
         self._max_source, self._max_target = (
             min(MAX_POSITIONS, most) for most in (config.max_source_tokens, config.max_target_tokens)
@@ -239,19 +260,30 @@ class TargetProgram:
         self._targets = TokenRows(self._decoder, embedding, MAX_PROGRAM_TOKENS, self._max_target, builder.hidden)
         self._attentions: dict[LayerKey, _WholeAttention] = {}
         self._source_ends: list[int] = []  # how many operations of the encoder's program each decoder layer needs
+        self._source_places, self._target_places = _Places(self._encoder), _Places(self._decoder)
         projected = self._decoder.buffer(3 * builder.width)
-        for layer in decoder.layers:
+        for number, layer in enumerate(decoder.layers):
             panels = fused_panels(layer.encoder_attn.k_proj)
             keys_and_values = self._encoder.buffer(panels.out_features)
             self._encoder.matmul(encoded, panels, keys_and_values)
+            if cache is not None:
+                self._source_places.store(keys_and_values, cache.source_layers[number])
             self._source_ends.append(self._encoder.num_operations)
-            self._add_layer(builder, DecoderLayer(layer), projected, keys_and_values)
+            own = None if cache is None else cache.own.slot_layers[number]
+            self._add_layer(builder, DecoderLayer(layer), projected, keys_and_values, own)
         self._output = builder.end()
 
-    def _add_layer(self, builder: StackBuilder, layer: DecoderLayer, projected: Tensor, source: Tensor) -> None:
-        """Adds a layer of the decoder. `source` are the keys and values of cross-attention side by side."""
+    def _add_layer(
+        self, builder: StackBuilder, layer: DecoderLayer, projected: Tensor, source: Tensor, own: KVCacheLayer | None
+    ) -> None:
+        """Adds a layer of the decoder. `source` are the keys and values of cross-attention side by side.
+
+        Those of self-attention go to the slots of `own`.
+        """
         query, keys_and_values = projected[:, : builder.width], projected[:, builder.width :]
         self._decoder.matmul(builder.input_of(layer.own_norm), layer.project, projected)
+        if own is not None:
+            self._target_places.store(keys_and_values, own)
         self._attend(layer.own_key, query, keys_and_values, builder.attended)
         builder.add_attention(layer.own_norm, layer.own_output)
         self._decoder.matmul(builder.input_of(layer.source_norm), layer.source_query, query)
@@ -288,6 +320,9 @@ class TargetProgram:
         assert batch.sources is not None
         last, lengths, source_lengths = batch.last_attention, batch.lengths, batch.source_lengths
         num_cross = len(self._source_ends) if last is None else last.layer + (last.kind == "cross")
+        if batch.cache is not None:
+            self._source_places.set(batch.slots, source_lengths)
+            self._target_places.set(batch.slots, lengths)
         if num_cross:
             num_rows = self._sources.place_all(batch.sources, source_lengths)
             end = self._source_ends[num_cross - 1]

@@ -305,6 +305,16 @@ class KVCache:
         self.source_layers[layer].all_keys[slot, :, : keys.shape[1]] = keys
         self.source_layers[layer].all_values[slot, :, : values.shape[1]] = values
 
+    def write_target(self, slot: int, layer: int, keys: Tensor, values: Tensor) -> None:
+        """Store the keys and values `[heads, T, width]` of a target, from its first position on."""
+        self.own.slot_layers[layer].all_keys[slot, :, : keys.shape[1]] = keys
+        self.own.slot_layers[layer].all_values[slot, :, : values.shape[1]] = values
+
+    def end_read(self, slot: int, length: int, source_length: int) -> None:
+        """A slot holds a target, of which the first positions count, and a source; 0 without a source."""
+        self.own.lengths[slot] = length
+        self.source_lengths[slot] = max(1, source_length)
+
     def move(self, slot: int, to: int, length: int, source_length: int) -> None:
         """Copy the first positions of the target and of the source of one slot to another."""
         for layer in self.own.slot_layers:

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
 
 from ..capture import (
@@ -185,7 +186,8 @@ class TransformersBackend:
 
     def read_targets(self, batch: TargetBatch) -> Tensor | None:
         """Run encoder and decoder over whole sequences, as `Backend` describes it."""
-        inputs: dict[str, Any] = {"use_cache": False}
+        kept = _new_cache(batch)
+        inputs: dict[str, Any] = {"use_cache": kept is not None, self._cache_argument: kept}
         if batch.sources is None:
             inputs["input_ids"] = batch.targets
         else:
@@ -194,9 +196,11 @@ class TransformersBackend:
             mask = _source_mask(batch.sources, batch.source_lengths)
             if mask is not None:
                 inputs["attention_mask"] = mask.long()
+        output: Tensor | None = None
         with end_behind(batch.last_attention):
-            return self._read(inputs)
-        return None
+            output = self._read(inputs)
+        _keep(kept, batch)
+        return output
 
     def _read(self, inputs: dict[str, Any]) -> Tensor:
         """The output of a pass over whole sequences, of the kind that `decode` returns."""
@@ -237,6 +241,27 @@ class TransformersBackend:
             return inputs | {"input_ids": ids}
         encoded = self._encoder_placeholder.expand(len(ids), cache.source_length, self._source_width)
         return inputs | {"decoder_input_ids": ids, "encoder_outputs": BaseModelOutput(encoded)}
+
+
+def _new_cache(batch: TargetBatch) -> Any:
+    """A cache of transformers for the keys and values of a batch; None for a batch without slots."""
+    if batch.cache is None:
+        return None
+    return DynamicCache() if batch.sources is None else EncoderDecoderCache(DynamicCache(), DynamicCache())
+
+
+def _keep(kept: Any, batch: TargetBatch) -> None:
+    """Store the keys and values of a batch, which transformers' cache has, in the slots of the batch."""
+    cache = batch.cache
+    if cache is None:
+        return
+    own = kept if batch.sources is None else kept.self_attention_cache
+    sources = () if batch.sources is None else kept.cross_attention_cache.layers
+    parts = ((own.layers, batch.lengths, cache.write_target), (sources, batch.source_lengths, cache.write_source))
+    for layers, lengths, write in parts:
+        for number, layer in enumerate(layers):
+            for slot, keys, values, length in zip(batch.slots, layer.keys, layer.values, lengths, strict=True):
+                write(slot, number, keys[:, :length], values[:, :length])
 
 
 def _own_masks(cache: KVCache, window: int | None, layer_types: set[str]) -> Any:

@@ -21,7 +21,7 @@ from .prefill import Prefill
 from .sequence import BeamGroup, DecodeOutput, Rewind, Sequence, accept_token, add_each
 from .single_sequence import find_special, new_combiner
 from .slot_allocator import SlotAllocator, SlotContents
-from .targets import TargetPass, TargetReader
+from .targets import TargetPass, TargetReader, catch_up_pass
 from .thread_tuner import ThreadTuner
 
 
@@ -29,11 +29,7 @@ class ModelRunner:
     """The slots of one model. For the engine's thread, in torch's inference mode. A `Runner`."""
 
     def __init__(
-        self,
-        loaded: LoadedModel,
-        backend: Backend,
-        num_slots: int,
-        thread_counts: tuple[int, ...] = (),
+        self, loaded: LoadedModel, backend: Backend, num_slots: int, thread_counts: tuple[int, ...] = ()
     ) -> None:
         """`thread_counts` are the numbers of CPU threads to choose from; with none, torch's own number stays."""
         self._loaded = loaded
@@ -52,7 +48,7 @@ class ModelRunner:
         self._prefill = Prefill(loaded, backend, self._cache, factors)
         self._step = DecodeStep(backend, self._cache, self._sampler, self._slots, self._tokens, factors)
         self._beam_step = BeamStep(self._cache, self._sampler, self._tokens)
-        self._target_reader = TargetReader(loaded, backend)
+        self._target_reader = TargetReader(loaded, backend, self._cache)
         self.max_given_tokens = self._target_reader.max_tokens
         if backend.is_compiled:
             self._compile()
@@ -129,7 +125,7 @@ class ModelRunner:
     def rewind(self, rewinds: list[Rewind]) -> dict[Sequence, Exception]:
         """Puts sequences of follow streams behind other sources or targets. Returns what went wrong, by sequence."""
         faults = self._prefill.rewind(rewinds)
-        for sequence, request, target_ids in rewinds:
+        for sequence, request, target_ids, *_ in rewinds:
             slot, prompt = sequence.slot, sequence.prompt
             self._tokens[slot] = prompt[-1]
             if isinstance(request.target, DecodingParams):
@@ -180,6 +176,10 @@ class ModelRunner:
     def target_pass(self, request: Request) -> TargetPass:
         """The forward passes of a request whose target is given. They need no slot."""
         return TargetPass(self._loaded, request)
+
+    def catch_up_pass(self, rewind: Rewind) -> TargetPass | None:
+        """The pass that reads what the sequence of a follow stream is to stand behind; None: there is none."""
+        return catch_up_pass(self._loaded, rewind)
 
     def read_targets(self, passes: list[TargetPass], max_tokens: int) -> list[TargetPass]:
         """Runs some of the passes together, the first among them, and returns these passes."""

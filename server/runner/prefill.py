@@ -63,11 +63,11 @@ class Prefill:
     def rewind(self, rewinds: list[Rewind]) -> dict[Sequence, Exception]:
         """Takes sequences back, in the cache, to the tokens that they have in common with what they are to stand at.
 
-        The other tokens are a prompt, which `read_prompt` reads. Changed sources are read at once. Returns the
-        sequences whose source could not be read, each with the reason.
+        The other tokens are a prompt, which `read_prompt` reads. Changed sources are read at once, if no pass over
+        source and target reads them. Returns the sequences whose source could not be read, each with the reason.
         """
         changed: list[Sequence] = []
-        for sequence, request, target_ids in rewinds:
+        for sequence, request, target_ids, _, is_read_whole in rewinds:
             is_new_source = self._loaded.is_encoder_decoder and request.source != sequence.request.source
             prompt = [*request.decoder_prompt_ids, *target_ids]
             if not self._loaded.is_encoder_decoder:
@@ -78,7 +78,8 @@ class Prefill:
                 self._cache.clear(sequence.slot, sequence.num_written, sequence.source_length)
                 sequence.source_length = request.source_length
                 sequence.combiner = new_combiner(self._loaded, request, request.capture)
-                changed.append(sequence)
+                if not is_read_whole:
+                    changed.append(sequence)
             else:
                 self._cache.take_back(sequence.slot, num_kept, sequence.num_written)
                 if sequence.combiner is not None:

@@ -22,8 +22,9 @@ class Runner(Protocol):
     again. A beam search is one sequence with several slots. A request whose target is given has no sequence: its passes
     come from `target_pass`. `read_targets` runs the passes of several requests together.
 
-    The sequence of a follow stream may be rewound between two steps. If its client gives the tokens, each `decode`
-    reads the last token, and `accept` takes the next one.
+    The sequence of a follow stream may be rewound between two steps. If `catch_up_pass` makes a pass for the rewind,
+    `read_targets` must run the pass before the next step. If the client gives the tokens, each `decode` reads the last
+    token, and `accept` takes the next one.
     """
 
     @property
@@ -86,6 +87,13 @@ class Runner(Protocol):
         """The forward passes of a request whose target is given."""
         ...
 
+    def catch_up_pass(self, rewind: Rewind) -> TargetPass | None:
+        """The pass over source and target that a rewind needs, with the steps of the new tokens.
+
+        None where no such pass is needed: then new tokens have no steps, and the target may have none.
+        """
+        ...
+
     @property
     def max_given_tokens(self) -> int:
         """The most tokens of given targets, or of their sources, that one pass of several requests should read."""
@@ -94,8 +102,8 @@ class Runner(Protocol):
     def read_targets(self, passes: list[TargetPass], max_tokens: int) -> list[TargetPass]:
         """Runs some of the passes together, the first among them, and returns these: `decode` gives what they gave.
 
-        Each of the passes `can_share`. `max_tokens` bounds the tokens of the sources, and of the targets. Where the
-        passes fail together, none is returned, and some of them can be shared no more.
+        Each of the passes `can_share`, or is one of `catch_up_pass`. `max_tokens` bounds the tokens of the sources, and
+        of the targets. Where the passes fail together, none is returned, and some of them can be shared no more.
         """
         ...
 

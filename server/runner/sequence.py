@@ -206,6 +206,8 @@ class Rewind(NamedTuple):
     sequence: Sequence
     request: Request  # with another source, or the sequence's own
     target_ids: list[int]
+    num_new: int = 0  # how many of the last tokens have no step yet
+    is_read_whole: bool = False  # whether the pass that `Runner.catch_up_pass` makes reads source and target
 
 
 def accept_token(sequence: Sequence, id_: int) -> list[float]:

@@ -91,7 +91,7 @@ class UnbatchedRunner:
         faults: dict[Sequence, Exception] = {}
         for rewind in rewinds:
             try:
-                self._rewind(*rewind)
+                self._rewind(*rewind[:3])
             except Exception as error:  # noqa: PERF203  # one request's fault must not end the others
                 faults[rewind.sequence] = release_memory_of(error)
         return faults
@@ -144,6 +144,10 @@ class UnbatchedRunner:
     def target_pass(self, request: Request) -> TargetPass:
         """The forward passes of a request whose target is given."""
         return TargetPass(self._loaded, request)
+
+    def catch_up_pass(self, rewind: Rewind) -> TargetPass | None:  # noqa: ARG002
+        """None: the next step of a sequence reads all tokens that the sequence has not read."""
+        return None
 
     def read_targets(self, passes: list[TargetPass], max_tokens: int) -> list[TargetPass]:
         """Never called: each target is read by itself."""

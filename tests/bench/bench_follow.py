@@ -1,8 +1,11 @@
-"""Follow streams: the time from a token to its attention beside a decode step, and AlignAtt's quality and lag.
+"""Follow streams: the time of a token and of several beside decode steps, and AlignAtt's quality and lag.
 
 Run by `make bench`. The latency is measured in pairs that alternate, so that a noisy machine treats both alike. Its
 parts are those of the bundled model: an empty message there and back, by gRPC alone and through the engine; and the
 engine in this process, from the event in its queue to the step in its queue, beside its own decode step.
+
+Streams catch up on several tokens at once, and on a source that has grown behind them, beside the same tokens one by
+one, and beside the same pairs as given targets.
 
 The average lagging is that of Ma et al. 2019 (arXiv:1810.08398, equation 8), in words: how many source words a target
 word comes behind an ideal translator who writes all the time.
@@ -11,6 +14,7 @@ word comes behind an ideal translator who writes all the time.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import queue
 import statistics
@@ -18,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Awaitable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -30,6 +34,7 @@ from rich.table import Table
 from sidelight.client import (
     AlignAtt,
     AsyncClient,
+    AsyncFollowStream,
     AwaitingSource,
     Capture,
     Client,
@@ -55,6 +60,7 @@ from workloads import Source, opus_workload
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "tatoeba-en-de.dev.tsv"
 SENTENCES, LATENCY_SENTENCES, MAX_NEW_TOKENS = 100, 20, 30
+CATCH_UP_TOKENS, CATCH_UP_ROUNDS = 32, 15
 SETTINGS = {"AlignAtt, 1 word held back": AlignAtt(words=1), "AlignAtt, 3 words held back": AlignAtt(words=3)}
 
 
@@ -68,6 +74,7 @@ def main() -> int:
         sentences = [row[0] for row in rows[:LATENCY_SENTENCES]]
         latencies = {"the bundled model": _measure_latency(address, sentences)}
         _report_parts(_measure_messages(address, sentences[0]), asyncio.run(_measure_engine(sentences)))
+        asyncio.run(_report_catch_up(address, [row[0] for row in rows]))
     with tempfile.TemporaryDirectory() as folder:
         workload = opus_workload(Path(folder), 4)
         with load_client.serve(workload.folder, workload.name, []) as address:
@@ -254,6 +261,78 @@ def _report_parts(messages: tuple[float, float], engine: dict[float, tuple[float
         name = f"in the engine, from a token to its step, {1000 * pause:.0f} ms after the step before"
         table.add_row(name, f"{1000 * followed:.2f}", f"{followed / decoded:.2f}")
     Console(width=120).print(table)
+
+
+# ---- streams that catch up ------------------------------------------------------------------------------------------
+
+
+async def _report_catch_up(address: str, sentences: list[str]) -> None:
+    """Prints the times of all streams together, each with the tokens of a text of four sentences."""
+    names = "one by one", "at once", "as given targets", "the source grows"
+    table = Table(f"{CATCH_UP_TOKENS} tokens, milliseconds, medians", *names, "one by one / at once", "at once / given")
+    async with AsyncClient(address) as client:
+        for num_streams in (1, 8):
+            sources = [" ".join(sentences[4 * n : 4 * n + 4]) for n in range(num_streams)]
+            medians = await _measure_catch_up(client, sources)
+            one_by_one, at_once, given, _ = medians
+            ratios = f"{one_by_one / at_once:.1f}", f"{at_once / given:.2f}"
+            table.add_row(f"{num_streams} streams", *(f"{1000 * seconds:.1f}" for seconds in medians), *ratios)
+    Console(width=140).print(table)
+
+
+async def _measure_catch_up(client: AsyncClient, sources: list[str]) -> list[float]:
+    """The median seconds until all streams have the steps of their tokens, by the four ways to send them."""
+    limit = Decoding(max_new_tokens=CATCH_UP_TOKENS)
+    results = [
+        await client.attribute(source, capture=Capture(none=True), decoding=limit).result() for source in sources
+    ]
+    ids = [[step.token.id for step in result.steps] for result in results]
+    seconds: list[list[float]] = [[] for _ in range(4)]
+
+    async def measure(way: int, *waits: Awaitable[object]) -> None:
+        began = time.perf_counter()
+        await asyncio.gather(*waits)
+        seconds[way].append(time.perf_counter() - began)
+
+    async with contextlib.AsyncExitStack() as stack:
+        streams = [await stack.enter_async_context(client.follow(capture=Capture())) for _ in sources]
+        for stream, source in zip(streams, sources, strict=True):
+            await stream.add_source(source)
+            assert isinstance(await anext(stream), Started)
+        for _ in range(CATCH_UP_ROUNDS):
+            for way in (_send_one_by_one, _send_at_once):
+                await measure(way is _send_at_once, *map(way, streams, ids))
+                if way is _send_at_once:
+                    await measure(3, *map(_grow, streams, ids))
+                await asyncio.gather(*map(_take_back, streams, ids))
+            given = (client.attribute(*pair, capture=Capture()) for pair in zip(sources, ids, strict=True))
+            await measure(2, *(call.result() for call in given))
+    return [statistics.median(each) for each in seconds]
+
+
+async def _send_one_by_one(stream: AsyncFollowStream, ids: list[int]) -> None:
+    for id_ in ids:
+        await stream.add_target([id_])
+        assert isinstance(await anext(stream), Step)
+
+
+async def _send_at_once(stream: AsyncFollowStream, ids: list[int]) -> None:
+    await stream.add_target(ids)
+    for _ in ids:
+        assert isinstance(await anext(stream), Step)
+
+
+async def _grow(stream: AsyncFollowStream, ids: list[int]) -> None:
+    """Adds a word to the source, and the token behind the target, which is taken back again."""
+    await stream.add_source(" again")
+    assert isinstance(await anext(stream), Started)
+    await _send_at_once(stream, ids[:1])
+    await _take_back(stream, ids[:1])
+
+
+async def _take_back(stream: AsyncFollowStream, ids: list[int]) -> None:
+    await stream.take_back(len(ids))
+    assert isinstance(await anext(stream), StepCount)
 
 
 # ---- AlignAtt -------------------------------------------------------------------------------------------------------

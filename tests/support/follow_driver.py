@@ -92,6 +92,10 @@ class FollowDriver:
         """Adds tokens to the target, and waits for their steps."""
         count = len(self.ids) + len(ids)
         self.send(target=token_ids(*ids))
+        self.wait_for_steps(count)
+
+    def wait_for_steps(self, count: int) -> None:
+        """Waits until the target has so many steps."""
         self._read(lambda: len(self.ids) == count)
 
     def add_text(self, *pieces: str) -> None:

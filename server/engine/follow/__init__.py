@@ -6,12 +6,13 @@ events          what a client does
 event_queue     EventQueue: from an asyncio task to the engine's thread, bounded
 """
 
-from .event_queue import EventQueue
+from .event_queue import MAX_EVENTS, EventQueue
 from .events import FollowEvent, SourceDone, SourceGrowth, StreamBreak, StreamEnd, TakeBack, TargetToken
 from .follow_builder import FollowBuilder
 from .follow_state import FollowState, without_encoder_self
 
 __all__ = [
+    "MAX_EVENTS",
     "EventQueue",
     "FollowBuilder",
     "FollowEvent",

@@ -7,10 +7,10 @@ import contextlib
 from collections import deque
 from collections.abc import Callable
 
-from .events import FollowEvent
+from .events import FollowEvent, TargetToken
 
 # Events that wait for the engine. A client that sends more waits for its turn.
-_CAPACITY = 64
+MAX_EVENTS = 64
 
 
 class EventQueue:
@@ -25,9 +25,9 @@ class EventQueue:
 
     async def put(self, event: FollowEvent) -> None:
         """Adds an event. Waits until there is room."""
-        while len(self._events) >= _CAPACITY:
+        while len(self._events) >= MAX_EVENTS:
             self._room.clear()
-            if len(self._events) >= _CAPACITY:
+            if len(self._events) >= MAX_EVENTS:
                 await self._room.wait()
         self._events.append(event)
         self._on_event()
@@ -37,9 +37,19 @@ class EventQueue:
         """The event that comes next; None where none waits."""
         return self._events[0] if self._events else None
 
+    def target_ids(self, most: int) -> list[int]:
+        """The tokens of the client that come next, at most so many, up to an event of another kind."""
+        ids: list[int] = []
+        for index in range(min(most, len(self._events))):  # the other thread may add events meanwhile
+            event = self._events[index]
+            if not isinstance(event, TargetToken):
+                break
+            ids.append(event.id)
+        return ids
+
     def pop(self) -> None:
         """Takes the first event out. For the engine's thread."""
-        was_full = len(self._events) >= _CAPACITY
+        was_full = len(self._events) >= MAX_EVENTS
         self._events.popleft()
         if was_full:
             with contextlib.suppress(RuntimeError):  # the loop is closed

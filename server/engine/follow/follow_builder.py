@@ -7,7 +7,7 @@ the pass, and reads the token before.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -100,7 +100,7 @@ class FollowBuilder:
         return [StepCount(len(self.target_ids))]
 
     def forget_pass(self) -> None:
-        """Takes note that the sequence has been lost, and with it what its last pass gave."""
+        """Takes note that the sequence is lost or put elsewhere, and with it what its last pass gave."""
         self._ahead = self._proposed = None
 
     def finish(self) -> Finished:
@@ -134,6 +134,15 @@ class FollowBuilder:
         self.target_ids.append(id_)
         return [step]
 
+    def accept_pass(self, outputs: Iterable[StepOutput]) -> list[Output]:
+        """Takes the client's next tokens, and what one pass has given of all of them. Returns their steps."""
+        steps: list[Output] = []
+        for each in outputs:
+            self.target_ids.append(each.token_id)
+            decision = self._decide(each.token_id, each, each)
+            steps.append(self._make_step(each.token_id, [*each.scores], each, each, decision))
+        return steps
+
     def add_token(self, output: StepOutput) -> list[Output]:
         """Takes what a forward pass gave. Returns the outputs that are complete.
 
@@ -153,10 +162,8 @@ class FollowBuilder:
         """Commits or holds what the model wants to write next, as soon as the rows for the decision are there."""
         if not self._needs_reading:
             return self._write(output, None)
-        outputs: list[Output] = []
         proposed, self._proposed = self._proposed, output
-        if proposed is not None:
-            outputs = self._write(proposed, output)
+        outputs = [] if proposed is None else self._write(proposed, output)
         if not self.is_written and output.is_end_token and not self._has_source:
             outputs.append(self._await_source())
         return outputs
@@ -187,7 +194,6 @@ class FollowBuilder:
         """Makes the step of a token from the pass before it, and from the pass that reads it."""
         if not all(map(math.isfinite, scores)):
             raise not_a_number()
-        index = before.step
         self._num_firm.append(decision.num_firm if decision is not None else 0)
         num_searched = len(self._detokenizer.text)
         text, token = self._detokenizer.add(id_)
@@ -201,7 +207,7 @@ class FollowBuilder:
         capture = self.request.capture
         rows = reading if capture.row == "reading" and capture.kinds else before
         assert rows is not None
-        return Step(index, token, text, scores, rows.cross, rows.decoder_self, decision=decision)
+        return Step(before.step, token, text, scores, rows.cross, rows.decoder_self, decision=decision)
 
     # ---- the policy -------------------------------------------------------------------------------------------------
 

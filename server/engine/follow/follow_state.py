@@ -17,6 +17,7 @@ class FollowState:
 
     events: EventQueue
     builder: FollowBuilder | None = None  # once the request has started
+    new_ids: list[int] = field(default_factory=list[int])  # taken tokens of the client: the next pass gives their steps
     has_just_written: bool = False  # whether the last event was a token of the client: the next token is near
     active_at: float = field(default_factory=time.monotonic)  # when the stream last had anything to do
 

@@ -98,12 +98,8 @@ def _steps_of(request: Request, output: TargetOutput, tokens: Sequence[Token], t
     """The steps of one pass."""
     captured = request.captured_steps
     for index, scores in enumerate(output.scores.tolist(), output.first_step):
-        cross = own = None
-        if index in captured:
-            row, num_visible = index - output.first_row, output.first_query + index + 1
-            cross = None if output.cross is None else output.cross.copy_query(row)
-            own = None if output.decoder_self is None else output.decoder_self.copy_query(row, num_visible)
-        yield Step(index, tokens[index], next(texts), scores, cross, own)
+        rows = output.rows(index) if index in captured else (None, None)
+        yield Step(index, tokens[index], next(texts), scores, *rows)
 
 
 def _added_texts(target: TokenizedText) -> Iterator[str]:

@@ -17,10 +17,11 @@ class GivenTokens(NamedTuple):
     num_prompt: int  # tokens that the decoder reads before the target
     first_query: int  # the position of the query whose row belongs to step 0
     steps: range  # the steps whose rows are kept
+    first_step: int = 0  # nothing is wanted of the steps before
 
     @classmethod
-    def of_request(cls, loaded: LoadedModel, request: Request) -> GivenTokens:
-        """The tokens of a request whose target is given."""
+    def of_request(cls, loaded: LoadedModel, request: Request, first_step: int = 0) -> GivenTokens:
+        """The tokens of a request whose target is given. Nothing is wanted of the steps before `first_step`."""
         assert isinstance(request.target, GivenTarget)
         ids, prompt = request.target.text.ids, [*request.decoder_prompt_ids]
         if not loaded.is_encoder_decoder:
@@ -29,7 +30,9 @@ class GivenTokens(NamedTuple):
         # The query that predicts a token is the query before it; the query that reads a token is its own.
         first_query = len(prompt) - (0 if request.capture.row == "reading" else 1)
         read = [*prompt, *(ids if reads_last else ids[:-1])]
-        return cls(ids, read, len(prompt), first_query, request.captured_steps)
+        captured = request.captured_steps
+        steps = range(max(captured.start, first_step), captured.stop)
+        return cls(ids, read, len(prompt), first_query, steps, first_step)
 
     def queries(self, begin: int, end: int) -> slice:
         """The queries among those at `begin` to `end` whose rows are kept, counted from `begin`; empty for none."""
@@ -39,7 +42,7 @@ class GivenTokens(NamedTuple):
     def observed_queries(self, row: Row, begin: int, end: int) -> slice:
         """The queries among those at `begin` to `end` that belong to steps, for a plan of this row."""
         first_query = self.num_prompt - (0 if row == "reading" else 1)
-        first, last = max(first_query, begin), min(first_query + len(self.ids), end)
+        first, last = max(first_query + self.first_step, begin), min(first_query + len(self.ids), end)
         return slice(first - begin, last - begin) if first < last else slice(0, 0)
 
     @property
@@ -49,8 +52,13 @@ class GivenTokens(NamedTuple):
 
     @property
     def scored(self) -> slice:
-        """The queries of the whole target that predict its tokens."""
-        return slice(self.num_prompt - 1, self.num_prompt - 1 + len(self.ids))
+        """The queries of the whole target that predict its tokens, from the first wanted step on."""
+        return slice(self.num_prompt - 1 + self.first_step, self.num_prompt - 1 + len(self.ids))
+
+    @property
+    def num_scored(self) -> int:
+        """How many steps have scores."""
+        return len(self.ids) - self.first_step
 
     def num_steps(self, end: int) -> int:
         """How many steps have their rows once so many tokens are read."""

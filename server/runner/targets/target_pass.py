@@ -5,7 +5,7 @@ The decoder reads a long text in parts, so that neither masks nor logits nor row
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -21,6 +21,7 @@ from ...request import MAX_PART_BYTES, Contrast, Observer, Request
 from ...sampling import ContrastLogits, step_scores
 from ...transfer import int_tensor, to_host
 from ..forward_output import ForwardOutput
+from ..sequence import Sequence, StepOutput
 from ..single_sequence import ALL_QUERIES, NO_QUERIES, SingleSequenceModel, new_combiner
 from .given_tokens import GivenTokens
 
@@ -41,6 +42,32 @@ class TargetOutput(NamedTuple):
     decoder_self: AttentionArrays | None
     first_query: int  # the position of the query of step 0
     observed: Mapping[Observer, AttentionArrays] = _NOTHING  # for each observer, the rows of the steps that come next
+
+    def rows(self, step: int) -> tuple[AttentionArrays | None, AttentionArrays | None]:
+        """Copies the rows of a step: cross, and the positions of decoder self-attention that the step can see."""
+        row, num_visible = step - self.first_row, self.first_query + step + 1
+        if row < 0:
+            return None, None
+        cross, own = self.cross, self.decoder_self
+        return (
+            None if cross is None or row >= len(cross.values) else cross.copy_query(row),
+            None if own is None or row >= len(own.values) else own.copy_query(row, num_visible),
+        )
+
+    def steps(self, ids: Iterable[int]) -> Iterator[StepOutput]:
+        """What the pass gave of each of its steps, whose tokens are `ids`.
+
+        The row is the step's own, also where it is that of the query that reads the token.
+        """
+        for number, (id_, scores) in enumerate(zip(ids, self.scores.tolist(), strict=True)):
+            step = self.first_step + number
+            cross, own = self.rows(step)
+            observed: Mapping[Observer, AttentionArrays] = {
+                name: rows.query(number) for name, rows in self.observed.items()
+            }
+            yield StepOutput(
+                step, id_, is_end_token=False, scores=scores, cross=cross, decoder_self=own, observed=observed
+            )
 
 
 class _Context:
@@ -88,8 +115,16 @@ class TargetPass:
     context of the contrast.
     """
 
-    def __init__(self, loaded: LoadedModel, request: Request) -> None:
+    def __init__(
+        self, loaded: LoadedModel, request: Request, *, sequence: Sequence | None = None, first_step: int = 0
+    ) -> None:
+        """The slot of a `sequence` keeps the keys and values. Only a `TargetReader` runs such a pass.
+
+        Nothing is wanted of the steps before `first_step`.
+        """
         self.request = request
+        self.sequence = sequence
+        self._first_step = first_step
         self.result: TargetOutput | Exception | None = None  # what a pass together with others has given
         self._loaded = loaded
         contrast = request.contrast
@@ -99,12 +134,18 @@ class TargetPass:
     @cached_property
     def tokens(self) -> GivenTokens:
         """What the decoder reads."""
-        return GivenTokens.of_request(self._loaded, self.request)
+        return GivenTokens.of_request(self._loaded, self.request, self._first_step)
 
     @property
     def num_tokens(self) -> int:
         """How many tokens of source and target the passes read."""
         return self.request.source_length + len(self.tokens.read)
+
+    def goes_with(self, other: TargetPass) -> bool:
+        """Whether one batch may have this pass and the other: either both have sequences, or neither has."""
+        if self.sequence is None or other.sequence is None:
+            return self.sequence is other.sequence
+        return self.can_share and other.can_share
 
     @cached_property
     def can_share(self) -> bool:

@@ -6,6 +6,7 @@ so that its fault is its own.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -28,7 +29,7 @@ from ...capture import (
 )
 from ...errors import not_a_number
 from ...memory import release_memory_of
-from ...models import Backend, LoadedModel, TargetBatch
+from ...models import Backend, KVCache, LoadedModel, TargetBatch
 from ...request import MAX_PART_BYTES, OBSERVERS, Observer
 from ...sampling import step_scores
 from ...transfer import int_tensor, to_device, to_host
@@ -70,9 +71,11 @@ class _Recorders(NamedTuple):
 class TargetReader:
     """Runs the passes of several given targets as one, by the backend of a model."""
 
-    def __init__(self, loaded: LoadedModel, backend: Backend) -> None:
+    def __init__(self, loaded: LoadedModel, backend: Backend, cache: KVCache) -> None:
+        """`cache` is that of the sequences of passes."""
         self._loaded = loaded
         self._backend = backend
+        self._cache = cache
         self._device = loaded.model.device
         self._padding: int = loaded.model.config.pad_token_id or 0
         self.max_tokens = backend.max_prefill_tokens
@@ -83,25 +86,32 @@ class TargetReader:
         """Runs some of the passes together, the first among them, and gives them their results. Returns these passes.
 
         `max_tokens` bounds the tokens of the sources, and those of the targets, with their padding; the first pass
-        runs however long it is. All passes must be ones that can be shared. None is returned where running them
-        together has failed: each must run alone then.
+        runs however long it is. All passes must be ones that can be shared, or have a sequence. None is returned where
+        running them together has failed: each must run alone then, which this method does for passes with a sequence.
         """
         batch = _choose(passes, max_tokens)
         try:
             results = self._run(batch)
         except Exception as error:
-            release_memory_of(error)
-            for target_pass in batch:
-                target_pass.can_share = False
-            return []
+            error = release_memory_of(error)
+            if batch[0].sequence is None or len(batch) > 1:
+                for target_pass in batch:
+                    target_pass.can_share = False
+                return []
+            results = [error]
         for target_pass, result in zip(batch, results, strict=True):
             target_pass.result = result
+            if (sequence := target_pass.sequence) is not None:
+                sequence.num_cached = len(sequence.prompt) - 1  # the next step reads the last token
+                self._cache.end_read(sequence.slot, sequence.num_cached, sequence.source_length)
         return batch
 
     def _run(self, batch: Sequence[TargetPass]) -> list[TargetOutput | Exception]:
         groups = self._make_groups(batch)
         has_scores = any(target_pass.request.scores for target_pass in batch)
         layer_keys = [key for group in groups for key in group.plan.layer_specs if key.kind in _KINDS]
+        if batch[0].sequence is not None:  # the keys and values of all layers are kept
+            layer_keys.append(self._last_attention)
         output: Tensor | None = None
         if has_scores or layer_keys:
             # In a layer, cross-attention comes last.
@@ -180,14 +190,21 @@ class TargetReader:
         requests = [target_pass.request for target_pass in batch]
         reads = [target_pass.tokens.read for target_pass in batch]
         targets, lengths = self._pad(reads), [*map(len, reads)]
+        slots = [target_pass.sequence.slot for target_pass in batch if target_pass.sequence is not None]
+        kept = last_attention, self._cache if slots else None, slots
         if not self._loaded.is_encoder_decoder:
-            return TargetBatch(None, [0] * len(batch), targets, lengths, last_attention)
+            return TargetBatch(None, [0] * len(batch), targets, lengths, *kept)
         features = [request.features for request in requests if request.features is not None]
         if features:
             sources = torch.cat([features_tensor(each, self._loaded.model) for each in features])
         else:
             sources = self._pad([request.source.ids for request in requests])
-        return TargetBatch(sources, [request.source_length for request in requests], targets, lengths, last_attention)
+        return TargetBatch(sources, [request.source_length for request in requests], targets, lengths, *kept)
+
+    @property
+    def _last_attention(self) -> LayerKey:
+        kind: AttentionKind = "cross" if self._loaded.is_encoder_decoder else "decoder_self"
+        return LayerKey(kind, self._loaded.attention_layers.num_layers(kind) - 1)
 
     def _pad(self, rows: Sequence[Sequence[int]]) -> Tensor:
         """Tokens as a batch with padding, int64 `[B, longest]`."""
@@ -202,14 +219,15 @@ class TargetReader:
         rows = [row for row, target_pass in enumerate(batch) if target_pass.request.scores]
         while rows:
             part = [rows.pop(0)]
-            while rows and sum(len(batch[row].tokens.ids) for row in (*part, rows[0])) <= _HEAD_ROWS:
+            while rows and sum(batch[row].tokens.num_scored for row in (*part, rows[0])) <= _HEAD_ROWS:
                 part.append(rows.pop(0))
             tokens = [batch[row].tokens for row in part]
             hidden = [output[row, each.scored] for row, each in zip(part, tokens, strict=True)]
             lm_head, together = self._backend.lm_head, torch.cat(hidden)
             logits = together if lm_head is None else lm_head.logits(together)
             for row, own in zip(part, logits.split([*map(len, hidden)]), strict=True):
-                request, targets = batch[row].request, int_tensor(batch[row].tokens.ids, self._device)
+                wanted = batch[row].tokens.ids[batch[row].tokens.first_step :]
+                request, targets = batch[row].request, int_tensor(wanted, self._device)
                 scores = step_scores(request.scores, own, targets, request.score_top_p)
                 yield row, scores.float(), own.amax(-1).float()
 
@@ -220,20 +238,25 @@ def _choose(passes: Sequence[TargetPass], max_tokens: int) -> list[TargetPass]:
     A pass is padded to the longest target and the longest source of its batch.
     """
     first = passes[0]
-    others = sorted(passes[1:], key=lambda other: abs(other.num_tokens - first.num_tokens))
+    others = [other for other in passes[1:] if first.goes_with(other)]
+    others.sort(key=lambda other: abs(other.num_tokens - first.num_tokens))
     chosen: list[TargetPass] = []
-    source = target = queries = cross_bytes = own_bytes = 0
+    source = target = cross_bytes = own_bytes = 0
+    first_row, last_row = math.inf, 0  # the recorded queries of a batch
     for target_pass in (first, *others):
         request, tokens = target_pass.request, target_pass.tokens
-        sizes = max(source, request.source_length), max(target, len(tokens.read)), max(queries, len(tokens.steps))
+        sizes = max(source, request.source_length), max(target, len(tokens.read))
+        rows = tokens.all_queries
+        span = (min(first_row, rows.start), max(last_row, rows.stop)) if tokens.steps else (first_row, last_row)
         plans = (request.capture, *request.observed.values())
         cross, own = (sum(plan.row_bytes(kind, 1) for plan in plans if kind in plan.kinds) for kind in _KINDS)
-        num_bytes = sizes[2] * (sizes[0] * (cross_bytes + cross) + sizes[1] * (own_bytes + own))
-        has_room = (len(chosen) + 1) * max(sizes[:2]) <= max_tokens and num_bytes <= MAX_PART_BYTES
+        num_rows = max(0, span[1] - span[0])
+        num_bytes = num_rows * (sizes[0] * (cross_bytes + cross) + sizes[1] * (own_bytes + own))
+        has_room = (len(chosen) + 1) * max(sizes) <= max_tokens and num_bytes <= MAX_PART_BYTES
         if chosen and not has_room:
             break
         chosen.append(target_pass)
-        source, target, queries = sizes
+        (source, target), (first_row, last_row) = sizes, span
         cross_bytes, own_bytes = cross_bytes + cross, own_bytes + own
     return chosen
 
@@ -266,11 +289,11 @@ def _result(
 ) -> TargetOutput | Exception:
     """What a pass gives, or that it has given NaN or infinity. `scored` are its scores, and the maxima of logits."""
     tokens = target_pass.tokens
-    scores = np.empty((len(tokens.ids), 0), np.float32) if scored is None else scored[0].copy()
+    scores = np.empty((tokens.num_scored, 0), np.float32) if scored is None else scored[0].copy()
     numbers = [*rows.values(), *(AttentionArrays(array) for array in scored or ())]
     if not all(array.is_finite() for array in numbers):
         return not_a_number()
     first_row = max(tokens.steps.start, -tokens.first_query)
     observed: dict[Observer, AttentionArrays] = {name: rows[name] for name in OBSERVERS if name in rows}
     cross, decoder_self = rows.get("cross"), rows.get("decoder_self")
-    return TargetOutput(0, scores, first_row, cross, decoder_self, tokens.first_query, observed)
+    return TargetOutput(tokens.first_step, scores, first_row, cross, decoder_self, tokens.first_query, observed)

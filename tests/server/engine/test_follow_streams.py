@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import numpy as np
@@ -13,6 +14,7 @@ from follow_driver import (
     align_att,
     array,
     assert_as_given,
+    assert_same_step,
     event,
     start,
     text,
@@ -23,6 +25,7 @@ from hostile_clients import NARROW
 from sidelight.server.engine import output_queue, preemption
 from sidelight.server.engine.engine import EngineConfig
 from sidelight.server.engine.started_requests import StartedRequests
+from sidelight.server.runner.targets import TargetPass, TargetReader
 from sidelight.v1 import attention_pb2 as attention
 from sidelight.v1 import attribution_service_pb2_grpc as services
 
@@ -122,6 +125,116 @@ def test_neighbours_keep_their_tokens(bundled):
                     np.testing.assert_allclose(array(step.cross), array(other.cross), atol=1e-5)
         driver.finish()
         assert_as_given(service, driver.stretches, scores=[attention.SCORE_ENTROPY])
+
+
+# ---- streams that catch up ------------------------------------------------------------------------------------------
+
+IDS = (174, 25, 379, 1195, 309, 835, 8, 261, 54, 379, 25, 8)
+
+
+@pytest.fixture
+def passes(monkeypatch) -> list[list[TargetPass]]:
+    """The batches of follow streams. Each waits some milliseconds before it is read, so that others come meanwhile."""
+    found: list[list[TargetPass]] = []
+    run = TargetReader._run
+
+    def noting(reader, batch):
+        if batch[0].sequence is not None:
+            time.sleep(0.02)
+            found.append(batch)
+        return run(reader, batch)
+
+    monkeypatch.setattr(TargetReader, "_run", noting)
+    return found
+
+
+def catch_up(drivers: list[FollowDriver], add) -> None:
+    """Streams whose sources and targets change, at the same time as far as `add` lets them."""
+    for driver in drivers:
+        driver.add_source("Where did you buy")
+    add(IDS)
+    for driver in drivers:
+        driver.take_back(7)
+    add(IDS[:9])
+    for number, driver in enumerate(drivers):
+        driver.add_source(f" that old book {number}?")
+    add(IDS[3:5])
+    add(IDS[2:3])
+
+
+def add_together(drivers: list[FollowDriver], ids: tuple[int, ...]) -> None:
+    counts = [len(driver.ids) + len(ids) for driver in drivers]
+    for driver in drivers:
+        driver.send(target=token_ids(*ids))
+    for driver, count in zip(drivers, counts, strict=True):
+        driver.wait_for_steps(count)
+
+
+def add_one_by_one(drivers: list[FollowDriver], ids: tuple[int, ...]) -> None:
+    for driver in drivers:
+        for id_ in ids:
+            driver.add_ids(id_)
+
+
+def options_by_row(number: int) -> dict:
+    fields = options_of(number)
+    fields["capture"].row = attention.ROW_READING if number % 4 > 1 else attention.ROW_PREDICTING
+    return {**fields, "policy": align_att(words=1)} if number % 2 else fields
+
+
+def assert_same_streams(drivers: list[FollowDriver], others: list[FollowDriver]) -> None:
+    for driver, other in zip(drivers, others, strict=True):
+        for step, same in zip(driver.steps, other.steps, strict=True):
+            assert_same_step(step, same)
+            assert step.decision == same.decision
+
+
+def test_streams_that_catch_up_together_get_what_single_tokens_get(bundled, passes):
+    """Their passes are shared, also beside a decoder, which writes what it writes alone."""
+    message = request(SENTENCE, [CROSS], scores=[attention.SCORE_PROBABILITY])
+    with serving(bundled, limits=EngineConfig(max_running=16)) as address, stub(address) as service:
+        singles = [FollowDriver(service, **options_by_row(number)) for number in range(6)]
+        catch_up(singles, lambda ids: add_one_by_one(singles, ids))
+        alone = steps_of(list(service.Attribute(message, timeout=60)))
+        assert all(len(each.tokens.ids) - each.tokens.first_step < 2 for batch in passes for each in batch)
+        del passes[:]
+        drivers = [FollowDriver(service, **options_by_row(number)) for number in range(6)]
+        with ThreadPoolExecutor() as pool:
+            beside = pool.submit(lambda: [steps_of(list(service.Attribute(message, timeout=60))) for _ in range(8)])
+            catch_up(drivers, lambda ids: add_together(drivers, ids))
+            decoded = beside.result()
+        for driver in (*singles, *drivers):
+            driver.finish()
+    assert_same_streams(drivers, singles)
+    assert max(map(len, passes)) > 2
+    assert sum(len(each.tokens.ids) - each.tokens.first_step for batch in passes for each in batch) >= 80
+    for steps in decoded:
+        assert [step.token for step in steps] == [step.token for step in alone]
+        assert [step.cross.values for step in steps] == [step.cross.values for step in alone]
+
+
+def test_a_stream_that_fails_in_a_batch_fails_alone(bundled, monkeypatch):
+    run = TargetReader._run
+
+    def failing(reader, batch):
+        if any(each.request.source.text.endswith("1?") for each in batch):
+            raise RuntimeError("no such source")
+        return run(reader, batch)
+
+    monkeypatch.setattr(TargetReader, "_run", failing)
+    with serving(bundled) as address, stub(address) as service:
+        drivers = [FollowDriver(service) for _ in range(3)]
+        for number, driver in enumerate(drivers):
+            driver.add_source(f"Where did you buy it {number}?")
+        for driver in drivers:
+            driver.send(target=token_ids(*IDS))
+        with pytest.raises(grpc.RpcError) as caught:
+            drivers[1].wait_for_steps(len(IDS))
+        assert caught.value.code() == grpc.StatusCode.INTERNAL
+        for driver in (drivers[0], drivers[2]):
+            driver.wait_for_steps(len(IDS))
+            driver.finish()
+            assert_as_given(service, driver.stretches)
 
 
 def test_a_stalled_reader_holds_up_its_own_stream_only(bundled, engines, monkeypatch):

@@ -134,7 +134,7 @@ def test_a_batch_beside_decode_steps_takes_a_bounded_time():
 
     def make_state() -> Any:
         target_pass = SimpleNamespace(can_share=True, num_tokens=10, request=None)
-        return SimpleNamespace(waits_for_batch=True, is_blocked=False, target_pass=cast(Any, target_pass))
+        return SimpleNamespace(waits_for_batch=True, is_blocked=False, follow=None, target_pass=cast(Any, target_pass))
 
     class Passes(SimpleNamespace):
         __hash__ = object.__hash__

@@ -14,7 +14,7 @@ import torch
 from mixed_requests import mixed_requests, then_one_by_one, together
 from model_zoo import build_model
 from sidelight.kernels.cpu import is_supported
-from sidelight.server.capture import FullRecorder, record_to
+from sidelight.server.capture import FullRecorder, LayerKey, record_to
 from sidelight.server.layers import linear_kernels
 from sidelight.server.models import LoadedModel, TargetBatch, bart_cpu_layers, bundled_model, load
 from sidelight.server.models.bart_backend import BartBackend
@@ -182,3 +182,31 @@ def test_whole_targets_of_any_length_are_read_as_the_model_reads_them(bundled, c
             seen = source_lengths[row] if key.kind == "cross" else length
             ours, theirs = (each.values[row, :length, :seen] for each in (tensors, expected.results[key]))
             torch.testing.assert_close(ours, theirs, atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize("read_targets", [BartCpuBackend.read_targets, TransformersBackend.read_targets])
+@torch.inference_mode()
+def test_whole_targets_leave_in_slots_what_sources_and_prompts_leave(bundled, read_targets):
+    lengths, source_lengths, slots = [9, 1, 30], [4, 20, 7], [3, 0, 1]
+    generator = torch.Generator().manual_seed(1)
+    sources, targets = (
+        torch.randint(2, 6000, (len(counts), max(counts)), generator=generator) for counts in (source_lengths, lengths)
+    )
+    backend = bundled.backend
+    found, expected = backend.new_kv_cache(4), backend.new_kv_cache(4)
+    with record_to(None, padded=True):
+        # Nothing behind the last attention is needed for keys and values.
+        batch = TargetBatch(sources, source_lengths, targets, lengths, LayerKey("cross", 2), found, slots)
+        assert read_targets(backend, batch) is None
+    with record_to(None, padded=False):
+        for row, slot in enumerate(slots):
+            length, source_length = lengths[row], source_lengths[row]
+            backend.prefill_sources(sources[row : row + 1, :source_length], {slot: source_length}, expected)
+            expected.begin_prefill(slot, 0, length, source_length)
+            backend.prefill(targets[row : row + 1, :length], expected)
+    layers = [*found.own.slot_layers, *found.source_layers]
+    others = [*expected.own.slot_layers, *expected.source_layers]
+    tolerance = 1e-4 if bundled.precision == "float32" else 0.3
+    for layer, other in zip(layers, others, strict=True):
+        torch.testing.assert_close(layer.all_keys, other.all_keys, atol=tolerance, rtol=tolerance)
+        torch.testing.assert_close(layer.all_values, other.all_values, atol=tolerance, rtol=tolerance)

@@ -39,7 +39,7 @@ def given_request(loaded: LoadedModel, name: str, number: int) -> Request:
 @torch.inference_mode()
 def read(loaded: LoadedModel, requests: list[Request], max_tokens: int = 200) -> tuple[list[list[Output]], int]:
     """Reads the targets together as far as they can be. Returns the outputs of each, and the number of batches."""
-    reader = TargetReader(loaded, loaded.backend)
+    reader = TargetReader(loaded, loaded.backend, loaded.backend.new_kv_cache(1))
     passes = [TargetPass(loaded, request) for request in requests]
     waiting, num_batches = [each for each in passes if each.can_share], 0
     while waiting:
@@ -148,7 +148,8 @@ def test_a_number_that_is_not_finite_ends_its_own_request(bundled):
     others = {id_ for request in requests[:3] for id_ in (*request.target.text.ids, *request.source.ids)}
     own = set(requests[3].target.text.ids[:-1]) - others
     token, weight = next(iter(own)), bundled.model.get_input_embeddings().weight
-    reader, passes = TargetReader(bundled, bundled.backend), [TargetPass(bundled, request) for request in requests]
+    reader = TargetReader(bundled, bundled.backend, bundled.backend.new_kv_cache(1))
+    passes = [TargetPass(bundled, request) for request in requests]
     before = weight[token].clone()
     try:
         weight[token] = float("nan")
