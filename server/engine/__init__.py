@@ -3,7 +3,7 @@
 engine              Engine: submits requests to its thread; start, drain, stop
 engine_core         one iteration of the thread: schedule → run → deliver
 scheduler           starts waiting requests, resumes preempted ones, ends expired ones
-given_targets       batches of the given targets that wait
+given_targets       batches of the targets that wait: given ones, and those of follow streams
 preemption          which requests give way because their readers are slow
 time_share          how much time given targets may take beside the decode steps
 started_requests    the requests that have started, by status, and how they end

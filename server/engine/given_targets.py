@@ -59,15 +59,17 @@ class GivenTargets:
         return followed
 
     def _passes(self) -> dict[TargetPass, RequestState]:
-        """The passes that may run now. Of a request whose attention lacks memory, none may."""
+        """The passes that may run now. The pass of a given target needs memory for its attention."""
         waiting: dict[TargetPass, RequestState] = {}
         for state in self._requests.running:
             if not state.waits_for_batch or state.is_blocked:
                 continue
             if state.target_pass is None:
                 state.target_pass = self._requests.runner.target_pass(state.request)
-            can_share = state.target_pass.can_share and self._preemption.make_memory_again(state)
-            if can_share or state.follow is not None:
+            is_ready = state.follow is not None or (
+                state.target_pass.can_share and self._preemption.make_memory_again(state)
+            )
+            if is_ready:
                 waiting[state.target_pass] = state
         return waiting
 
