@@ -60,7 +60,7 @@ from workloads import Source, opus_workload
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "tatoeba-en-de.dev.tsv"
 SENTENCES, LATENCY_SENTENCES, MAX_NEW_TOKENS = 100, 20, 30
-CATCH_UP_TOKENS, CATCH_UP_ROUNDS = 32, 15
+CATCH_UP_TOKENS, CATCH_UP_ROUNDS, GROWTH = 32, 15, " again"
 SETTINGS = {"AlignAtt, 1 word held back": AlignAtt(words=1), "AlignAtt, 3 words held back": AlignAtt(words=3)}
 
 
@@ -283,10 +283,8 @@ async def _report_catch_up(address: str, sentences: list[str]) -> None:
 async def _measure_catch_up(client: AsyncClient, sources: list[str]) -> list[float]:
     """The median seconds until all streams have the steps of their tokens, by the four ways to send them."""
     limit = Decoding(max_new_tokens=CATCH_UP_TOKENS)
-    results = [
-        await client.attribute(source, capture=Capture(none=True), decoding=limit).result() for source in sources
-    ]
-    ids = [[step.token.id for step in result.steps] for result in results]
+    results = [await client.attribute(source, capture=Capture(), decoding=limit).result() for source in sources]
+    ids = [[token.id for token in result.steps] for result in results]
     seconds: list[list[float]] = [[] for _ in range(4)]
 
     async def measure(way: int, *waits: Awaitable[object]) -> None:
@@ -299,14 +297,17 @@ async def _measure_catch_up(client: AsyncClient, sources: list[str]) -> list[flo
         for stream, source in zip(streams, sources, strict=True):
             await stream.add_source(source)
             assert isinstance(await anext(stream), Started)
-        for _ in range(CATCH_UP_ROUNDS):
+        for round_ in range(CATCH_UP_ROUNDS):
             for way in (_send_one_by_one, _send_at_once):
                 await measure(way is _send_at_once, *map(way, streams, ids))
                 if way is _send_at_once:
                     await measure(3, *map(_grow, streams, ids))
                 await asyncio.gather(*map(_take_back, streams, ids))
-            given = (client.attribute(*pair, capture=Capture()) for pair in zip(sources, ids, strict=True))
-            await measure(2, *(call.result() for call in given))
+            grown = [source + GROWTH * (round_ + 1) for source in sources]
+            calls = [
+                client.attribute(source, target=own, capture=Capture()) for source, own in zip(grown, ids, strict=True)
+            ]
+            await measure(2, *(call.result() for call in calls))
     return [statistics.median(each) for each in seconds]
 
 
@@ -324,7 +325,7 @@ async def _send_at_once(stream: AsyncFollowStream, ids: list[int]) -> None:
 
 async def _grow(stream: AsyncFollowStream, ids: list[int]) -> None:
     """Adds a word to the source, and the token behind the target, which is taken back again."""
-    await stream.add_source(" again")
+    await stream.add_source(GROWTH)
     assert isinstance(await anext(stream), Started)
     await _send_at_once(stream, ids[:1])
     await _take_back(stream, ids[:1])
