@@ -1,4 +1,4 @@
-"""Follow streams: the time of a token and of several beside decode steps, and AlignAtt's quality and lag.
+"""Follow streams: the time of a token and of several tokens, beside decode steps and given targets.
 
 Run by `make bench`. The latency is measured in pairs that alternate, so that a noisy machine treats both alike. Its
 parts are those of the bundled model: an empty message there and back, by gRPC alone and through the engine; and the
@@ -6,9 +6,6 @@ engine in this process, from the event in its queue to the step in its queue, be
 
 Streams catch up on several tokens at once, and on a source that has grown behind them, beside the same tokens one by
 one, and beside the same pairs as given targets.
-
-The average lagging is that of Ma et al. 2019 (arXiv:1810.08398, equation 8), in words: how many source words a target
-word comes behind an ideal translator who writes all the time.
 """
 
 from __future__ import annotations
@@ -27,25 +24,20 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import grpc
-import sacrebleu
 import sidelight.server
 from rich.console import Console
 from rich.table import Table
 from sidelight.client import (
-    AlignAtt,
     AsyncClient,
     AsyncFollowStream,
-    AwaitingSource,
     Capture,
     Client,
     Decoding,
-    Finished,
     Started,
     Step,
     StepCount,
 )
 from sidelight.client.cli.demo import bundled_server
-from sidelight.client.views import count_complete
 from sidelight.server.api.validation import FollowValidator, validate_request
 from sidelight.server.engine import Engine, EventQueue, OutputQueue, SourceGrowth, StreamEnd, TargetToken
 from sidelight.server.models.loader import load
@@ -59,22 +51,20 @@ import load_client
 from workloads import Source, opus_workload
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "tatoeba-en-de.dev.tsv"
-SENTENCES, LATENCY_SENTENCES, MAX_NEW_TOKENS = 100, 20, 30
+SENTENCES, MAX_NEW_TOKENS = 20, 30
 CATCH_UP_TOKENS, CATCH_UP_ROUNDS, GROWTH = 32, 15, " again"
-SETTINGS = {"AlignAtt, 1 word held back": AlignAtt(words=1), "AlignAtt, 3 words held back": AlignAtt(words=3)}
 
 
 def main() -> int:
     if not DATA.exists():
         print(f"skipped: {DATA} is not here")
         return 0
-    rows = [line.split("\t") for line in DATA.read_text(encoding="utf-8").splitlines()[:SENTENCES]]
+    sentences = [line.split("\t")[0] for line in DATA.read_text(encoding="utf-8").splitlines()]
     with bundled_server() as (_, address):
-        asyncio.run(_report_align_att(address, rows))
-        sentences = [row[0] for row in rows[:LATENCY_SENTENCES]]
-        latencies = {"the bundled model": _measure_latency(address, sentences)}
-        _report_parts(_measure_messages(address, sentences[0]), asyncio.run(_measure_engine(sentences)))
-        asyncio.run(_report_catch_up(address, [row[0] for row in rows]))
+        latencies = {"the bundled model": _measure_latency(address, sentences[:SENTENCES])}
+        in_engine = asyncio.run(_measure_engine(sentences[:SENTENCES]))
+        _report_parts(_measure_messages(address, sentences[0]), in_engine)
+        asyncio.run(_report_catch_up(address, sentences))
     with tempfile.TemporaryDirectory() as folder:
         workload = opus_workload(Path(folder), 4)
         with load_client.serve(workload.folder, workload.name, []) as address:
@@ -334,62 +324,6 @@ async def _grow(stream: AsyncFollowStream, ids: list[int]) -> None:
 async def _take_back(stream: AsyncFollowStream, ids: list[int]) -> None:
     await stream.take_back(len(ids))
     assert isinstance(await anext(stream), StepCount)
-
-
-# ---- AlignAtt -------------------------------------------------------------------------------------------------------
-
-
-async def _report_align_att(address: str, rows: list[list[str]]) -> None:
-    sources = [row[0] for row in rows]
-    longest = max(map(len, rows))
-    references = [[row[n] if n < len(row) else None for row in rows] for n in range(1, longest)]
-    table = Table(f"{len(rows)} sentences", "BLEU", "average lagging, words")
-    async with AsyncClient(address) as client:
-        for name, policy in SETTINGS.items():
-            results = [await _translate(client, source, policy) for source in sources]
-            lag = statistics.mean(
-                _average_lagging(source, read) for source, (_, read) in zip(sources, results, strict=True)
-            )
-            bleu = sacrebleu.corpus_bleu([text for text, _ in results], references).score
-            table.add_row(name, f"{bleu:.1f}", f"{lag:.2f}")
-        texts = [(await client.attribute(source).result()).text for source in sources]
-    lag = statistics.mean(len(source.split()) for source in sources)
-    table.add_row("offline", f"{sacrebleu.corpus_bleu(texts, references).score:.1f}", f"{lag:.2f}")
-    Console(width=100).print(table)
-
-
-async def _translate(client: AsyncClient, source: str, policy: AlignAtt) -> tuple[str, list[int]]:
-    """Sends a source word by word, each when the server waits for it.
-
-    Returns the target, and for each target word how many source words had been sent when the word was complete.
-    """
-    words = source.split()
-    text, num_sent = "", 1
-    read: list[int] = []
-    async with client.follow(policy=policy, decoding=Decoding(), capture=Capture(none=True)) as stream:
-        await stream.add_source(words[0])
-        async for event in stream:
-            if isinstance(event, Step):
-                text += event.text
-                num_words = len(text[: count_complete(text)].split())
-                read += [num_sent] * (num_words - len(read))
-            elif isinstance(event, AwaitingSource):
-                if num_sent < len(words):
-                    await stream.add_source(f" {words[num_sent]}")
-                    num_sent += 1
-                else:
-                    await stream.complete_source()
-            elif isinstance(event, Finished):
-                read += [num_sent] * (len(text.split()) - len(read))
-    return text, read
-
-
-def _average_lagging(source: str, read: list[int]) -> float:
-    """The average lagging of one sentence. `read` is as `_translate` returns it."""
-    num_source = len(source.split())
-    rate = len(read) / num_source
-    num_counted = next((index + 1 for index, count in enumerate(read) if count >= num_source), len(read))
-    return statistics.mean(count - index / rate for index, count in enumerate(read[:num_counted]))
 
 
 if __name__ == "__main__":
