@@ -1615,13 +1615,16 @@ class AlignAtt(_message.Message):
     tokens: _builtins.int
     """So many tokens, special tokens not counted. At least 1."""
     words: _builtins.int
-    """So many words, as GROUPING_WORD divides the source. Punctuation marks do not count. At least 1."""
+    """So many words, as GROUPING_WORD divides the source. Punctuation marks do not count. At least 1. With 1, 2 and 3
+    words, the bundled model reached a BLEU of 32, 42 and 44, in an average lagging of 2.7, 4.0 and 4.8 words.
+    """
     row: _attention_pb2.Row.ValueType
     """Which row of the attention matrix is used. Unset: the row of the preset; without a preset, ROW_PREDICTING."""
     @_builtins.property
     def heads(self) -> _attention_pb2.HeadSelection:
         """The heads whose mean says where a token looks. Unset: the preset "alignment" if the model has it, otherwise all
-        heads of the last two thirds of the layers.
+        heads of the last two thirds of the layers. At the same lagging, the bundled model has about the same BLEU with
+        either.
         """
 
     def __init__(
