@@ -18,7 +18,7 @@ import grpc
 from google.protobuf.message import Message
 
 from ..engine import HeldBack, RequestState, RequestStatus
-from ..errors import RequestError, cancelled, idle, internal, invalid, late, stalled, too_many_requests
+from ..errors import RequestError, cancelled, idle, internal, invalid, late, stalled, stopped, too_many_requests
 from ..memory import give_back
 from ..operations import Identity
 from . import status
@@ -208,11 +208,12 @@ class Calls:
         self._give_back_at = math.inf  # when to give back the memory of requests that have not arrived
 
     def make_handler(
-        self, method: Callable[[Call], Awaitable[None]], *, is_public: bool = False
+        self, method: Callable[[Call], Awaitable[None]], *, is_public: bool = False, serves_to_end: bool = False
     ) -> grpc.RpcMethodHandler[Any, Any]:
         """Returns the gRPC handler of a method. The handler turns every error into a status.
 
-        A public method needs no token.
+        A public method needs no token, and answers while the server ends. So do methods with `serves_to_end`; calls of
+        all others get UNAVAILABLE then.
 
         Every method reads and writes by itself, so all methods are streams for gRPC. On the wire there is no
         difference.
@@ -224,6 +225,8 @@ class Calls:
             try:
                 if not is_public:
                     call.identity = self._authenticator.identify(context)
+                if self._drained.is_set() and not (is_public or serves_to_end):
+                    raise stopped()
                 await method(call)
                 return
             except grpc.aio.AbortError:  # the status has been sent
@@ -288,7 +291,7 @@ class Calls:
         return sum(call.cancel(request_id) for call in list(self._calls) if call.identity == identity)
 
     def drain(self) -> None:
-        """Tells all calls that the server is about to end."""
+        """Tells all calls that the server is about to end. From now on, new calls get UNAVAILABLE."""
         self._drained.set()
 
     def end_failed(self, seconds: float) -> None:

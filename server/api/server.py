@@ -24,6 +24,10 @@ from .service import SERVICE, AttributionService
 from .standard_services import Health, reflection_handler
 from .validation import MAX_REQUEST_BYTES
 
+# Seconds for which the server answers new calls after its end has begun, with a status that says when to try again.
+# Load balancers and Kubernetes need about as long to lead clients to other servers.
+_NOTICE_SECONDS = 5.0
+
 # Seconds for the last statuses to be sent after the engines have stopped.
 _LAST_STATUS_SECONDS = 1.0
 
@@ -73,12 +77,14 @@ class Server:
         self.failed = asyncio.Event()
         self._security = security or Security()
         self._calls = Calls(Authenticator(self._security.tokens))
-        self._health = Health(self._calls)
+        names = [SERVICE.full_name, health.SERVICE_NAME]
+        if self._security.has_reflection:
+            names.append(reflection.SERVICE_NAME)
+        self._health = Health(self._calls, names, [loaded.name for loaded in models])
         self._service = AttributionService(self._engines, self._calls)
         self._server = grpc.aio.server(options=_OPTIONS)
         handlers = [self._service.handler(), self._health.handler()]
         if self._security.has_reflection:
-            names = (SERVICE.full_name, health.SERVICE_NAME, reflection.SERVICE_NAME)
             handlers.append(reflection_handler(self._calls, names))
         self._server.add_generic_rpc_handlers(handlers)
         self._watch: asyncio.Task[None] | None = None
@@ -95,10 +101,9 @@ class Server:
         for engine in self._engines:
             await asyncio.to_thread(warm, engine.loaded)
             await asyncio.to_thread(engine.start)
+            self._health.set_serving(engine.loaded.name, is_serving=True)
         await self._server.start()
         self._watch = asyncio.create_task(self._calls.watch(self._hold_back))
-        for name in ("", SERVICE.full_name):
-            await self._health.set_serving(name)
         return address.name if address.is_unix else f"{address.name.rpartition(':')[0]}:{port}"
 
     def _listen(self, address: Address) -> int:
@@ -120,28 +125,27 @@ class Server:
     def _report_failure(self) -> None:
         """Reports that the server serves no more. For any thread."""
 
-        async def report() -> None:
-            await self._health.end()
+        def report() -> None:
+            self._health.end()
             self.failed.set()
 
         with contextlib.suppress(RuntimeError):  # the event loop may be closed
-            asyncio.run_coroutine_threadsafe(report(), self._loop)
+            self._loop.call_soon_threadsafe(report)
 
     async def stop(self, grace: float = 0.0) -> None:
-        """Accepts no more requests, lets running requests go on for `grace` seconds, then ends them with UNAVAILABLE.
+        """Accepts no more calls, lets those in flight go on for `grace` seconds, then ends them with UNAVAILABLE.
 
-        A waiting request that would not finish in that time ends at once. A stream whose reader takes nothing delays no
-        other call.
+        New calls get UNAVAILABLE. After a notice, gRPC closes connections for new calls, and clients that call again
+        connect to another server. A waiting request that would not finish in time ends at once. A stream whose reader
+        takes nothing delays no other call.
         """
-        await self._health.end()
-        for engine in self._engines:
-            engine.drain(grace)
+        self._health.end()
         self._calls.drain()
+        end = time.monotonic() + grace
+        await self._let_finish(end, min(grace, _NOTICE_SECONDS))
         # gRPC gets more time than needed: the loops below end the grace, and the time for the last statuses.
         stopping = asyncio.ensure_future(self._server.stop(grace + 60 * _LAST_STATUS_SECONDS))
-        end = time.monotonic() + grace
-        while not (stopping.done() or self._calls.are_over) and (left := end - time.monotonic()) > 0:
-            await asyncio.wait([stopping], timeout=min(left, _CHECK_INTERVAL))
+        await self._let_finish(end, grace)
         # The engines end the requests that are left, with a status. gRPC waits a little longer for these statuses.
         for engine in self._engines:
             await asyncio.to_thread(engine.stop)
@@ -156,6 +160,14 @@ class Server:
             self._watch.cancel()
         if isinstance(self._address, Address):  # gRPC has removed its socket by now
             self._address.close()
+
+    async def _let_finish(self, end: float, seconds: float) -> None:
+        """Waits until all calls with requests are over, for some seconds and until `end`, by the monotonic clock."""
+        until = min(end, time.monotonic() + seconds)
+        while not self._calls.are_over and (now := time.monotonic()) < until:
+            for engine in self._engines:
+                engine.drain(end - now)
+            await asyncio.sleep(min(until - now, _CHECK_INTERVAL))
 
 
 @contextlib.contextmanager

@@ -49,7 +49,11 @@ class AttributionService:
             "ListModels": self._catalog.list_models,
         }
         assert set(methods) == {method.name for method in SERVICE.methods}
-        handlers = {name: self._calls.make_handler(method) for name, method in methods.items()}
+        # To cancel what still runs shortens the end of the server.
+        handlers = {
+            name: self._calls.make_handler(method, serves_to_end=name == "CancelAttribution")
+            for name, method in methods.items()
+        }
         return grpc.method_handlers_generic_handler(SERVICE.full_name, handlers)
 
     def close(self) -> None:

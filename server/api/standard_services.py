@@ -7,7 +7,6 @@ traceback in the log, and a stream of Watch never ends.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -15,68 +14,86 @@ import grpc
 from grpc_health.v1 import health, health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
-from ..errors import unimplemented
+from ..errors import not_found, quote
 from .calls import EOF, Call, Calls
 from .parsing import parse
 
-_NOT_SERVING = health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.NOT_SERVING)
+_MESSAGES: Any = health_pb2  # whose stubs lack the messages of List
+_SERVING, _NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
+_UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 
 
 class Health:
-    """The health service: which services serve. For one event loop.
+    """The health service: which services and which models serve. For one event loop.
+
+    A model serves under its own name. A service, and the whole server under the empty name, serves while all models do.
+    The names never change.
 
     It needs no token: the probes of load balancers and orchestrators cannot send any, and whether a server serves is
     no secret from whoever can connect.
     """
 
-    def __init__(self, calls: Calls) -> None:
+    def __init__(self, calls: Calls, services: Sequence[str], models: Sequence[str]) -> None:
+        """No model serves before `set_serving`."""
         self._calls = calls
-        self._servicer: Any = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue]
-        self._watches: set[asyncio.Task[None]] = set()
+        self._services = ("", *services)
+        self._is_serving = dict.fromkeys(models, False)
         self._has_ended = False
+        self._changed = asyncio.Event()  # another one after each change
 
     def handler(self) -> grpc.GenericRpcHandler:
         """Returns the handlers of the service's methods."""
-        methods = {"Check": self._check, "List": _list, "Watch": self._watch}
+        methods = {"Check": self._check, "List": self._list, "Watch": self._watch}
         handlers = {name: self._calls.make_handler(method, is_public=True) for name, method in methods.items()}
         return grpc.method_handlers_generic_handler(health.SERVICE_NAME, handlers)
 
-    async def set_serving(self, name: str) -> None:
-        """Sets a service to SERVING."""
-        await self._servicer.set(name, health_pb2.HealthCheckResponse.SERVING)
+    def set_serving(self, model: str, *, is_serving: bool) -> None:
+        """Says whether a model serves."""
+        self._is_serving[model] = is_serving
+        self._announce()
 
-    async def end(self) -> None:
-        """Sets all services to NOT_SERVING for good, and ends all streams of Watch with that."""
+    def end(self) -> None:
+        """Sets everything to NOT_SERVING for good, and ends all streams of Watch with that."""
         self._has_ended = True
-        if self._watches:
-            for watch in self._watches:
-                watch.cancel()
-            await asyncio.wait(self._watches)
-        await self._servicer.enter_graceful_shutdown()
+        self._announce()
+
+    def _announce(self) -> None:
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+
+    def _find_status(self, name: str) -> Any:
+        """Returns the status of a name; None if nothing has this name."""
+        if name not in self._services and name not in self._is_serving:
+            return None
+        serves = all(self._is_serving.values()) if name in self._services else self._is_serving[name]
+        return _SERVING if serves and not self._has_ended else _NOT_SERVING
 
     async def _check(self, call: Call) -> None:
-        request = parse(health_pb2.HealthCheckRequest, await call.read())
-        await call.write(await self._servicer.Check(request, call.context))
+        name = parse(health_pb2.HealthCheckRequest, await call.read()).service
+        status = self._find_status(name)
+        if status is None:
+            raise not_found("service", "UNKNOWN_SERVICE", f"neither a service nor a model has the name {quote(name)}")
+        await call.write(health_pb2.HealthCheckResponse(status=status))
+
+    async def _list(self, call: Call) -> None:
+        parse(_MESSAGES.HealthListRequest, await call.read())
+        names = dict.fromkeys((*self._services, *self._is_serving))
+        statuses = {name: health_pb2.HealthCheckResponse(status=self._find_status(name)) for name in names}
+        await call.write(_MESSAGES.HealthListResponse(statuses=statuses))
 
     async def _watch(self, call: Call) -> None:
-        request = parse(health_pb2.HealthCheckRequest, await call.read())
-        await call.send_headers()
-        if not self._has_ended:
-            watch = asyncio.create_task(self._servicer.Watch(request, call.context))
-            self._watches.add(watch)
-            try:
-                await asyncio.wait([watch])
-            finally:
-                self._watches.discard(watch)
-                watch.cancel()
-                with contextlib.suppress(asyncio.CancelledError, grpc.aio.InternalError):
-                    await watch
-        await call.write(_NOT_SERVING)
-
-
-async def _list(call: Call) -> None:
-    await call.read()
-    raise unimplemented("")
+        name = parse(health_pb2.HealthCheckRequest, await call.read()).service
+        last = None
+        while True:
+            changed = self._changed
+            found = self._find_status(name)
+            status = _UNKNOWN if found is None else found
+            if status != last:
+                await call.write(health_pb2.HealthCheckResponse(status=status))
+                last = status
+            if self._has_ended:
+                return
+            await changed.wait()
 
 
 def reflection_handler(calls: Calls, services: Sequence[str]) -> grpc.GenericRpcHandler:

@@ -5,6 +5,7 @@ Shared by the event loop, which submits, and the engine's thread, which starts r
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import Counter
@@ -52,7 +53,6 @@ class AdmissionQueue:
         self._num_reserved = self._num_reserved_bytes = 0  # of requests that are being validated
         self._num_reserved_of: Counter[Hashable] = Counter()  # by clients
         self._needs_announcing = False  # from `hold_back` or `announce_later` until `late_requests`
-        self._is_draining = False
         self._is_stopped = False
         self._has_failed = False
         self._average_seconds: float | None = None  # from the start of a request to its end, of late
@@ -118,7 +118,7 @@ class AdmissionQueue:
             self._waiting.add(state, client, state.request.max_num_tokens, state.request.feature_bytes)
 
     def _check_open(self) -> None:
-        if self._is_stopped or self._is_draining:
+        if self._is_stopped:
             raise self.refusal()
 
     def refusal(self) -> RequestError:
@@ -197,13 +197,14 @@ class AdmissionQueue:
     # ---- the end ----------------------------------------------------------------------------------------------------
 
     def drain(self, seconds: float, num_slots: int) -> list[RequestState]:
-        """Takes no more requests. Takes out the waiting ones that would not be done in so many seconds.
+        """Takes out the waiting requests that would not be done in so many seconds, in so many slots.
 
-        How many would be done follows from what other requests have taken, in so many slots.
+        How many would be done follows from what others have taken, or from how long those that run have run.
         """
         with self._lock:
-            self._is_draining = True
-            num_turns = int(seconds / self._average_seconds) - 1 if self._average_seconds else 0  # running ones first
+            begun = [state.start_time for state in self._states if state.start_time is not None]
+            each = self._average_seconds or time.monotonic() - min(begun, default=math.inf)
+            num_turns = int(seconds / each) - 1 if each > 0 else len(self._waiting)  # running ones first
             dropped = list(self._waiting.in_turns())[max(0, num_turns) * num_slots :]
             for state in dropped:
                 self._waiting.remove(state)

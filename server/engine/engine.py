@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..errors import internal, too_few_slots
+from ..errors import internal, stopped, too_few_slots
 from ..models import LoadedModel, ModelError
 from ..request import Request
 from ..runner import caches_that_fit, make_runner, slots_that_fit
@@ -88,10 +88,12 @@ class Engine:
             raise ModelError(f"cannot run {self.loaded.name}: {reason}") from self._startup_error
 
     def drain(self, seconds: float) -> None:
-        """Takes no more requests. Waiting requests that would not be done in so many seconds end with UNAVAILABLE."""
+        """Ends the waiting requests that would not be done in so many seconds with UNAVAILABLE.
+
+        To be called again and again: what can be done is known better later.
+        """
         for state in self._admission.drain(seconds, self.num_slots):
-            self._admission.close(state, self._admission.refusal())
-        self.wake()
+            self._admission.close(state, stopped())
 
     def stop(self) -> None:
         """Ends all requests and the thread, and waits for it."""

@@ -14,6 +14,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from ..settings import ModelSettings, Settings, SettingsError, add_flags, list_settings, read_settings
@@ -24,8 +25,7 @@ if TYPE_CHECKING:
     from ..models import LoadedModel
     from ..operations import Security
 
-# Seconds for which running requests may go on after a signal: containers are killed after 10 seconds.
-_GRACE_SECONDS = 7.0
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,6 +46,8 @@ def run(args: argparse.Namespace) -> int:
     from ..api import Address, AddressError
     from ..operations import SecurityError
 
+    if os.getpid() == 1:  # see `_end_at_once`: loading takes its time, too
+        signal.signal(signal.SIGTERM, _end_at_once)
     try:
         with Address(settings.values.address) as address:  # before anything that takes its time
             return _load_and_serve(settings, address, _make_security(settings, address))
@@ -142,7 +144,8 @@ def _load_and_serve(settings: Settings, address: Address, security: Security) ->
     try:
         loaded = _load_models(settings)
         torch.set_num_threads(counts[0][-1])
-        return asyncio.run(_serve(loaded, _engine_configs(loaded, settings, counts), address, security))
+        configs = _engine_configs(loaded, settings, counts)
+        return asyncio.run(_serve(loaded, configs, address, security, settings.values.grace))
     except ModelError as error:
         print(f"sidelight: {error}", file=sys.stderr)
         return 1
@@ -202,13 +205,26 @@ def _engine_configs(loaded: list[LoadedModel], settings: Settings, counts: list[
     ]
 
 
-async def _serve(loaded: list[LoadedModel], configs: list[EngineConfig], held: Address, security: Security) -> int:
-    """Serves until a signal, or until the engine fails. Returns the exit status."""
+def _end_at_once(number: int, _frame: FrameType | None = None) -> None:
+    """Ends the process as a signal does that nothing handles.
+
+    The kernel gives the first process of a container no such signal. That process exits with the status that a shell
+    would see.
+    """
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
+    os._exit(128 + number)
+
+
+async def _serve(
+    loaded: list[LoadedModel], configs: list[EngineConfig], held: Address, security: Security, grace: float
+) -> int:
+    """Serves until a signal, or until the engine fails; then for `grace` seconds at most. Returns the exit status."""
     from ..api import Server
 
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in _SIGNALS:
         loop.add_signal_handler(number, stopping.set)
     server = Server(loaded, held, configs, security)
     address = await server.start()
@@ -217,11 +233,11 @@ async def _serve(loaded: list[LoadedModel], configs: list[EngineConfig], held: A
     print(f"sidelight: serving {names} at {address}", flush=True)
     waits = [asyncio.ensure_future(event.wait()) for event in (stopping, server.failed)]
     await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-    for number in (signal.SIGINT, signal.SIGTERM):  # a second signal ends the process at once
+    for number in _SIGNALS:  # a second signal ends the process at once
         loop.remove_signal_handler(number)
-        signal.signal(number, signal.SIG_DFL)
-    logging.getLogger(__name__).info("stopping")
-    await server.stop(_GRACE_SECONDS)
+        signal.signal(number, _end_at_once)
+    logging.getLogger(__name__).info("stopping within %g seconds", grace)
+    await server.stop(grace)
     if server.failed.is_set():
         print(f"sidelight: the engine of {names} has failed; the log says why", file=sys.stderr)
         return 1

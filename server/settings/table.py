@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 # Numbers above these are no wish, but a slip.
-_MOST, _MOST_THREADS = 10**9, 1024
+_MOST, _MOST_THREADS, _MOST_SECONDS = 10**9, 1024, 86_400
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Setting:
         if self.kind is int:
             return f"a whole number from 1 to {self.maximum:,}"
         if self.kind is float:
-            return f"a number above 0 and at most {self.maximum}"
+            return f"a number above 0 and at most {self.maximum:,}"
         if self.pattern:
             return self.pattern[1]
         return "true or false" if self.kind is bool else "a text"
@@ -159,6 +159,14 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     Setting("max_waiting", "requests queued at most", 1024, kind=int, metavar="N", is_of_model=True),
     Setting("max_feature_mib", "MiB of recordings queued at most", 256, kind=int, metavar="N", is_of_model=True),
+    Setting(
+        "grace",
+        "for how long running requests may go on after SIGTERM; docker kills after 10 seconds, Kubernetes after 30",
+        7.0,
+        kind=float,
+        metavar="SECONDS",
+        maximum=_MOST_SECONDS,
+    ),
     Setting(
         "log_level",
         "the least serious lines that the log has; debug says too how each layer runs, and how loading proceeds",

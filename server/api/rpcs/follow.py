@@ -52,6 +52,9 @@ _MAX_IDLE_SECONDS, _MAX_AGE_SECONDS = 600.0, 12 * 3600.0
 # sent nothing for so many seconds.
 _MIN_IDLE_SECONDS = 10.0
 
+# Seconds for which a client may send nothing while the server is about to end.
+_MAX_LAST_PAUSE_SECONDS = 1.0
+
 # Seconds for which the rest of a client's messages is read before the status of an error: in all, and from one message
 # to the next.
 _MAX_REST_SECONDS, _MAX_PAUSE_SECONDS = 2.0, 0.1
@@ -110,7 +113,7 @@ class FollowMethod:
 
 
 class _DrainedError(Exception):
-    """The server is about to end, and reads no further message."""
+    """The server is about to end, and the client has sent nothing for a while: no further message is read."""
 
 
 class _Stream:
@@ -174,7 +177,7 @@ class _Stream:
         raise invalid("source", "REQUIRED", "the stream has ended without a source")
 
     async def _hand_over(self, events: EventQueue) -> None:
-        """Hands all events to the engine. Where the server is about to end, only events that have arrived."""
+        """Hands all events to the engine. Where the server is about to end, up to a pause of the client."""
         try:
             while (received := await self._read_events()) is not None:
                 for event in received:
@@ -203,13 +206,18 @@ class _Stream:
             raise
 
     async def _read_message(self) -> Any:
-        """Returns the bytes of the next message, or EOF. Raises _DrainedError where the server is about to end."""
+        """Returns the bytes of the next message, or EOF.
+
+        Raises _DrainedError where the server is about to end, and the client has nothing more to send for now.
+        """
         age = time.monotonic() - self._arrived
         seconds = min(_MAX_IDLE_SECONDS, max(0.0, _MAX_AGE_SECONDS - age))
         reading = asyncio.ensure_future(self._call.context.read())
         try:
             waits = (reading, self._draining, self._place_given)
             await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            if self._draining.done():
+                await asyncio.wait((reading,), timeout=_MAX_LAST_PAUSE_SECONDS)
             if reading.done():
                 self.last_message_time = time.monotonic()
                 return reading.result()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
+import asyncio
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,8 +14,14 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from harness import wait_until
 from sidelight.client import Client
+from sidelight.server.api.addresses import Address
+from sidelight.server.api.server import Server
+from sidelight.server.entrypoints import serve
 from sidelight.server.models.loader import bundled_model
+from sidelight.server.operations import Security
+from sidelight.server.settings import add_flags, read_settings
 
 COMMAND = str(Path(sys.executable).with_name("sidelight"))
 
@@ -79,3 +88,48 @@ def test_two_models_are_served_each_with_its_own_settings():
             assert second.max_source_tokens == 20 < first.max_source_tokens
             texts = [client.attribute("A dog.", model=name).result().text for name in ("bundled", "b")]
     assert texts == ["Ein Hund.", "Ein Hund."]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_signal_ends_the_server_with_status_0(bundled, monkeypatch, capsys, number):
+    """Within the grace of the setting."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    graces: list[float] = []
+    stop = Server.stop
+
+    async def noting(server: Server, grace: float = 0.0) -> None:
+        graces.append(grace)
+        await stop(server, grace)
+
+    monkeypatch.setattr(Server, "stop", noting)
+    arguments = argparse.ArgumentParser()
+    add_flags(arguments)
+    settings = read_settings(arguments.parse_args(["--address", "127.0.0.1:0", "--grace", "2.5"]))
+    try:
+        with Address(settings.values.address) as held:
+            configs = serve._engine_configs([bundled], settings, [()])
+            serving = asyncio.create_task(serve._serve([bundled], configs, held, Security(), settings.values.grace))
+            while "serving" not in capsys.readouterr().out:
+                await asyncio.sleep(0.01)
+            os.kill(os.getpid(), number)
+            assert await asyncio.wait_for(serving, 60) == 0
+    finally:
+        for each, handler in handlers.items():
+            signal.signal(each, handler)
+    assert graces == [2.5]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("unshare") is None or os.geteuid() != 0, reason="needs a process with the id 1")
+def test_the_first_process_of_a_container_ends_while_it_loads(tmp_path):
+    """The kernel gives such a process no signal that it does not handle."""
+    (log := tmp_path / "log").touch()
+    command = ["unshare", "--pid", "--fork", "--kill-child", COMMAND, "serve", "--address", "127.0.0.1:0"]
+    with log.open("w") as errors, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors) as process:
+        wait_until(lambda: "loading" in log.read_text())
+        (server,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        os.kill(int(server), signal.SIGTERM)
+        assert process.wait(60) == 128 + signal.SIGTERM
+        assert process.stdout is not None
+        assert not process.stdout.read()
