@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import repeat
 
 import grpc
@@ -70,7 +71,8 @@ class Server:
         """`config` is for all models, or has one for each model."""
         configs = repeat(config, len(models)) if isinstance(config, EngineConfig | None) else config
         self._engines = [
-            Engine(loaded, limits, self._report_failure) for loaded, limits in zip(models, configs, strict=True)
+            Engine(loaded, limits, self._report_failure, partial(self._report_progress, loaded.name))
+            for loaded, limits in zip(models, configs, strict=True)
         ]
         self._address = address
         self._loop = asyncio.get_running_loop()
@@ -129,8 +131,20 @@ class Server:
             self._health.end()
             self.failed.set()
 
+        self._call_soon(report)
+
+    def _report_progress(self, model: str, is_serving: bool) -> None:
+        """Reports that the engine of a model has stalled, or goes on. For any thread."""
+        self._call_soon(lambda: self._health.set_serving(model, is_serving=is_serving))
+
+    def _call_soon(self, function: Callable[[], None]) -> None:
         with contextlib.suppress(RuntimeError):  # the event loop may be closed
-            self._loop.call_soon_threadsafe(report)
+            self._loop.call_soon_threadsafe(function)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether a thread of an engine runs: after `stop`, in a step that takes too long."""
+        return any(engine.is_running for engine in self._engines)
 
     async def stop(self, grace: float = 0.0) -> None:
         """Accepts no more calls, lets those in flight go on for `grace` seconds, then ends them with UNAVAILABLE.

@@ -15,8 +15,10 @@ from dataclasses import dataclass
 
 import torch
 
-from ..errors import internal, stopped, too_few_slots
+from ..errors import RequestError, internal, stopped, too_few_slots
+from ..memory import release_memory_of
 from ..models import LoadedModel, ModelError
+from ..operations import RESTING, Watchdog
 from ..request import Request
 from ..runner import caches_that_fit, make_runner, slots_that_fit
 from .admission import AdmissionQueue, Reservation
@@ -31,6 +33,9 @@ log = logging.getLogger(__name__)
 # How often in a row the engine tries to begin again after a fault, before it ends.
 _MAX_ATTEMPTS = 5
 
+# Seconds for which `stop` waits for the step that the thread takes.
+_LAST_STEP_SECONDS = 1.5
+
 
 @dataclass(frozen=True)
 class EngineConfig:
@@ -42,18 +47,28 @@ class EngineConfig:
     thread_counts: tuple[int, ...] = ()  # numbers of CPU threads to choose from; none: torch's own
     max_feature_bytes: int = 256 * 1024**2  # of the recordings of requests that wait for their turn
     max_preempted: int = 512  # requests that wait for slow readers, each with a cache
+    step_timeout: float = 60.0  # seconds that a step may take before the engine counts as stalled
 
 
 class Engine:
     """One model's engine. `start` before `submit`; `stop` ends what still runs with UNAVAILABLE. For any thread."""
 
     def __init__(
-        self, loaded: LoadedModel, config: EngineConfig | None = None, on_failure: Callable[[], None] = lambda: None
+        self,
+        loaded: LoadedModel,
+        config: EngineConfig | None = None,
+        on_failure: Callable[[], None] = lambda: None,
+        on_progress: Callable[[bool], None] = lambda _: None,
     ) -> None:
-        """`on_failure` is called, from another thread, if the engine ends without a call of `stop`."""
+        """`on_failure` and `on_progress` are called from another thread.
+
+        `on_failure` is called if the engine ends without a call of `stop`; `on_progress` with False if a step takes too
+        long, and with True if the engine goes on after that.
+        """
         self.loaded = loaded
         self._on_failure = on_failure
         self._config = config or EngineConfig()
+        self._watchdog = Watchdog(loaded.name, self._config.step_timeout, on_progress)
         self._admission = AdmissionQueue(self._config.max_waiting, self._config.max_feature_bytes)
         self._wakeup = threading.Event()  # set by a new request, room in a queue, a cancelled request, or the end
         self._is_ready = threading.Event()
@@ -96,11 +111,18 @@ class Engine:
             self._admission.close(state, stopped())
 
     def stop(self) -> None:
-        """Ends all requests and the thread, and waits for it."""
+        """Ends all requests and the thread, and waits for it. A step that takes too long is not waited for."""
         self._admission.stop()
         self.wake()
         if self._watcher.is_alive():
-            self._watcher.join()
+            self._watcher.join(_LAST_STEP_SECONDS)
+        if self._watcher.is_alive():
+            self._end_all()
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the thread runs, after `stop` too."""
+        return self._thread.is_alive()
 
     def wake(self) -> None:
         """Makes the thread look at its requests again."""
@@ -155,18 +177,20 @@ class Engine:
             finally:
                 self._is_ready.set()
             num_restart_faults = num_faults = 0  # in a row
-            is_sound = True
+            is_sound, fault = True, internal()
             while not self._admission.is_stopped:
                 try:
                     if not is_sound:
                         # A waiting request may be what makes the work fail each time that it is looked at.
-                        self._restart(ends_waiting=num_faults >= _MAX_ATTEMPTS)
+                        self._restart(fault, ends_waiting=num_faults >= _MAX_ATTEMPTS)
                     is_sound, num_restart_faults = True, 0
                     self._work()
                     num_faults = 0
                 # Not a request's fault, but ours: waiting requests must not wait for ever.
-                except Exception:  # noqa: PERF203
+                except Exception as error:  # noqa: PERF203
                     log.exception("the engine of %s failed", self.loaded.name)
+                    lack = release_memory_of(error)
+                    fault = lack if isinstance(lack, RequestError) else internal()
                     num_restart_faults += not is_sound
                     num_faults += is_sound
                     is_sound = False
@@ -178,35 +202,46 @@ class Engine:
         """Does what there is to do now, or waits until there is something to do."""
         core = self._core
         assert core is not None
+        self._watchdog.num_rounds += 1
         self._wakeup.clear()
         if core.schedule() or self._admission.is_stopped:  # the end may have come before the event was cleared
             self._wakeup.set()
         # Whatever happens from here on sets the event again, so that waiting misses nothing.
         if not core.run(lambda: self._admission.is_stopped):
+            self._watchdog.activity = RESTING
             self._wakeup.wait(core.patience)
 
     def _make_core(self) -> EngineCore:
         runner = make_runner(self.loaded, self.num_slots, self._config.thread_counts)
         max_given = self._config.max_running
-        return EngineCore(self.loaded, self._admission, runner, self.num_slots, max_given, self._max_preempted)
+        return EngineCore(
+            self.loaded, self._admission, runner, self.num_slots, max_given, self._max_preempted, self._watchdog
+        )
 
-    def _restart(self, *, ends_waiting: bool) -> None:
-        """Ends started requests with INTERNAL, as their state is unknown; with `ends_waiting`, waiting ones too."""
+    def _restart(self, fault: RequestError, *, ends_waiting: bool) -> None:
+        """Ends started requests, as their state is unknown; with `ends_waiting`, waiting ones too."""
+        self._watchdog.activity = RESTING  # a compiled step takes a minute
         for state in self._admission.take_all() if ends_waiting else self._admission.started():
-            self._admission.close(state, internal())
+            self._admission.close(state, fault)
         self._core = None  # its memory first
         self._core = self._make_core()
 
     def _watch(self) -> None:
         """Waits for the end of the thread, whatever its reason, and ends all requests that it has left."""
-        self._thread.join()
+        while self._thread.is_alive():
+            self._watchdog.look(self._thread.ident)
+            self._thread.join(self._watchdog.interval)
         self._admission.fail()
+        self._end_all()
+        self._is_ready.set()
+        if self._admission.has_failed and self._startup_error is None:
+            log.critical("the engine of %s has ended: no more requests are served", self.loaded.name)
+            self._on_failure()
+
+    def _end_all(self) -> None:
+        """Ends all requests with UNAVAILABLE."""
         for state in self._admission.take_all():
             try:
                 self._admission.close(state, self._admission.refusal())
             except Exception:  # noqa: PERF203  # the other requests end all the same
                 log.exception("request %s was not ended when the engine ended", state.request.request_id)
-        self._is_ready.set()
-        if self._admission.has_failed and self._startup_error is None:
-            log.critical("the engine of %s has ended: no more requests are served", self.loaded.name)
-            self._on_failure()

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from ..models import LoadedModel
+from ..operations import Phase, Watchdog
 from ..request import EncoderSelf, Output, Step
 from ..runner import DecodeOutput, Runner, SearchOutput, Sequence
 from .admission import AdmissionQueue
@@ -45,21 +46,26 @@ class EngineCore:
         num_slots: int,
         max_given: int,
         max_preempted: int,
+        watchdog: Watchdog,
     ) -> None:
         """`max_given` bounds the running requests with given targets; `max_preempted` those without a slot."""
         self._loaded = loaded
         self._runner = runner
         self._num_slots = num_slots
+        self._watchdog = watchdog
         self._time_share = TimeShare()
         slot_bytes = 0 if loaded.backend is None else loaded.backend.bytes_per_slot
         self.requests = StartedRequests(admission, runner, max_given, has_slots=loaded.backend is not None)
         self._preemption = Preemption(self.requests, max_preempted, slot_bytes)
         self._scheduler = Scheduler(loaded, admission, self.requests, self._preemption, self._time_share)
         self._follow_streams = FollowStreams(loaded, self.requests)
-        self._given_targets = GivenTargets(self.requests, self._preemption, self._time_share)
+        self._pending_outputs = _PendingOutputs(
+            loaded, self.requests, self._preemption, self._time_share, self._follow_streams, watchdog
+        )
 
     def schedule(self) -> bool:
         """Starts, resumes and ends requests. Returns whether some work was put off that needs another look."""
+        self._watchdog.activity = Phase.SCHEDULING, self.requests.running
         self._preemption.drop_idle(time.monotonic())
         self._preemption.give_back_memory(time.monotonic())
         self._scheduler.wait_for_burst(self._num_slots)
@@ -84,8 +90,9 @@ class EngineCore:
         """
         self._time_share.has_put_off = False
         has_worked = self._scheduler.end_expired_running()
+        self._watchdog.activity = Phase.FOLLOWING, self.requests.running
         has_worked = self._follow_streams.advance() or has_worked
-        has_worked = self._put_pending(is_stopping) or has_worked
+        has_worked = self._pending_outputs.put(is_stopping) or has_worked
         began = time.monotonic()
         has_decoded = not is_stopping() and self._decode()
         if has_decoded:
@@ -99,6 +106,7 @@ class EngineCore:
     def _start_sequences(self) -> None:
         """Gives the starting requests their sequences, and puts their first outputs."""
         states = self.requests.starting
+        self._watchdog.activity = Phase.READING_SOURCES, states
         self._scheduler.record_starts(states)
         added = self._runner.add([state.runner_request for state in states])
         self.requests.run_starting()
@@ -121,66 +129,6 @@ class EngineCore:
                 ready.append(state.queue)
         notify(ready)
 
-    # ---- outputs without a decode step ------------------------------------------------------------------------------
-
-    def _put_pending(self, is_stopping: Callable[[], bool]) -> bool:
-        """Puts the next pending output of each request that has any. Returns whether any was put, or put off."""
-        # Where no request can decode, a waiting request may start before the next long piece of work.
-        can_decode = self.requests.can_any_decode
-        followed = self._given_targets.read(can_decode=can_decode)
-        has_worked = self._follow_streams.accept_passes(followed) or self._time_share.has_put_off
-        for state in [state for state in self.requests.running if state.has_pending_outputs]:
-            if is_stopping():
-                return True
-            if state.is_blocked or (state.waits_for_batch and state.must_recompute):  # the latter lacks memory
-                continue
-            is_put_off = state.waits_for_batch or not self._time_share.may_work(can_decode=can_decode)
-            if is_put_off and not state.is_pending_computed:
-                self._time_share.has_put_off = has_worked = True
-                continue
-            began = time.monotonic()
-            has_worked = self._put_next(state) or has_worked
-            while (
-                state.is_pending_computed
-                and state.pending_outputs is not None
-                and not state.is_blocked
-                and time.monotonic() - began < _DELIVERY_SECONDS
-            ):
-                self._put_next(state)
-            notify([] if state.status is RequestStatus.FINISHED else [state.queue])  # an end wakes the reader too
-            self._time_share.add_work(time.monotonic() - began)
-            self.requests.rotate(state)
-        return has_worked
-
-    def _put_next(self, state: RequestState) -> bool:
-        """Puts the next pending output of a request, without waking its reader. Returns whether that could be done."""
-        try:
-            if state.pending_outputs is None and not self._compute_outputs(state):
-                return False
-            assert state.pending_outputs is not None
-            output = next(state.pending_outputs, _END)
-        except Exception as error:  # one request's fault must not end the others
-            self.requests.fail(state, error)
-            return True
-        state.num_pending_put += output is not None and output is not _END
-        if output is None:
-            state.is_pending_computed = False
-        elif not isinstance(output, _End):
-            state.is_pending_computed = state.is_pending_computed or isinstance(output, (EncoderSelf, Step))
-            state.queue.put(output, notifies=False)
-        elif state.has_given_target:
-            self.requests.finish(state, None)
-        else:  # the decode steps follow
-            state.pending_outputs, state.attention_bytes = None, 0
-        return True
-
-    def _compute_outputs(self, state: RequestState) -> bool:
-        """Makes the pending outputs that have not been put. Returns False where they need more memory than there is."""
-        if not self._preemption.make_memory_again(state):
-            return False
-        state.pending_outputs = _pending_outputs(self._loaded, state, self._runner)
-        return True
-
     # ---- decode steps -----------------------------------------------------------------------------------------------
 
     def _decode(self) -> bool:
@@ -192,6 +140,7 @@ class EngineCore:
         self._preemption.preempt_slow(time.monotonic())
         prefilling = next((sequence for sequence in ready if sequence.is_prefilling), None)
         if prefilling is not None:  # a chunk of one long prompt at a time, so that no request waits for all of them
+            self._watchdog.activity = Phase.READING_PROMPT, (prefilling,)
             try:
                 self._runner.prefill(prefilling)
                 self.requests.rotate(ready[prefilling])  # the next time, the next prompt
@@ -200,7 +149,10 @@ class EngineCore:
         decoding = [sequence for sequence in ready if not sequence.is_prefilling]
         batch = decoding[: self._runner.max_batch_size]
         if batch:
-            self._deliver([(ready[sequence], output) for sequence, output in self._runner.decode(batch)])
+            self._watchdog.activity = Phase.DECODING, batch
+            outputs = self._runner.decode(batch)
+            self._watchdog.activity = Phase.DELIVERING, batch
+            self._deliver([(ready[sequence], output) for sequence, output in outputs])
         if len(batch) < len(decoding):  # the others come first the next time
             for sequence in batch:
                 self.requests.rotate(ready[sequence])
@@ -234,6 +186,87 @@ class EngineCore:
         # To free slots takes a moment, in which the clients of the ended requests learn of their ends.
         for state in ended:
             self.requests.finish(state, None)
+
+
+class _PendingOutputs:
+    """Puts the outputs that come without a decode step: those of given targets, and encoder self-attention."""
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        requests: StartedRequests,
+        preemption: Preemption,
+        time_share: TimeShare,
+        follow_streams: FollowStreams,
+        watchdog: Watchdog,
+    ) -> None:
+        self._loaded = loaded
+        self._requests = requests
+        self._preemption = preemption
+        self._follow_streams = follow_streams
+        self._time_share = time_share
+        self._watchdog = watchdog
+        self._given_targets = GivenTargets(requests, preemption, time_share)
+
+    def put(self, is_stopping: Callable[[], bool]) -> bool:
+        """Puts the next pending output of each request that has any. Returns whether any was put, or put off."""
+        # Where no request can decode, a waiting request may start before the next long piece of work.
+        can_decode = self._requests.can_any_decode
+        self._watchdog.activity = Phase.READING_TARGETS, self._requests.running
+        followed = self._given_targets.read(can_decode=can_decode)
+        has_worked = self._follow_streams.accept_passes(followed) or self._time_share.has_put_off
+        for state in [state for state in self._requests.running if state.has_pending_outputs]:
+            if is_stopping():
+                return True
+            if state.is_blocked or (state.waits_for_batch and state.must_recompute):  # the latter lacks memory
+                continue
+            is_put_off = state.waits_for_batch or not self._time_share.may_work(can_decode=can_decode)
+            if is_put_off and not state.is_pending_computed:
+                self._time_share.has_put_off = has_worked = True
+                continue
+            began = time.monotonic()
+            self._watchdog.activity = Phase.COMPUTING, (state,)
+            has_worked = self._put_next(state) or has_worked
+            while (
+                state.is_pending_computed
+                and state.pending_outputs is not None
+                and not state.is_blocked
+                and time.monotonic() - began < _DELIVERY_SECONDS
+            ):
+                self._put_next(state)
+            notify([] if state.status is RequestStatus.FINISHED else [state.queue])  # an end wakes the reader too
+            self._time_share.add_work(time.monotonic() - began)
+            self._requests.rotate(state)
+        return has_worked
+
+    def _put_next(self, state: RequestState) -> bool:
+        """Puts the next pending output of a request, without waking its reader. Returns whether that could be done."""
+        try:
+            if state.pending_outputs is None and not self._compute_outputs(state):
+                return False
+            assert state.pending_outputs is not None
+            output = next(state.pending_outputs, _END)
+        except Exception as error:  # one request's fault must not end the others
+            self._requests.fail(state, error)
+            return True
+        state.num_pending_put += output is not None and output is not _END
+        if output is None:
+            state.is_pending_computed = False
+        elif not isinstance(output, _End):
+            state.is_pending_computed = state.is_pending_computed or isinstance(output, (EncoderSelf, Step))
+            state.queue.put(output, notifies=False)
+        elif state.has_given_target:
+            self._requests.finish(state, None)
+        else:  # the decode steps follow
+            state.pending_outputs, state.attention_bytes = None, 0
+        return True
+
+    def _compute_outputs(self, state: RequestState) -> bool:
+        """Makes the pending outputs that have not been put. Returns False where they need more memory than there is."""
+        if not self._preemption.make_memory_again(state):
+            return False
+        state.pending_outputs = _pending_outputs(self._loaded, state, self._requests.runner)
+        return True
 
 
 def _put_started(loaded: LoadedModel, state: RequestState, sequence: Sequence) -> None:

@@ -168,6 +168,15 @@ SETTINGS: tuple[Setting, ...] = (
         maximum=_MOST_SECONDS,
     ),
     Setting(
+        "step_timeout",
+        "for how long a step may take before health checks say that the model does not serve",
+        60.0,
+        kind=float,
+        metavar="SECONDS",
+        maximum=_MOST_SECONDS,
+        is_of_model=True,
+    ),
+    Setting(
         "log_level",
         "the least serious lines that the log has; debug says too how each layer runs, and how loading proceeds",
         "info",
