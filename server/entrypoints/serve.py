@@ -164,7 +164,7 @@ def _thread_counts(model: ModelSettings) -> tuple[int, ...]:
 
 def _load_models(settings: Settings) -> list[LoadedModel]:
     """Loads all models, one after another. Raises ModelError."""
-    from ..models import ModelError, load
+    from ..models import BUNDLED_NAME, ModelError, load
 
     loaded: list[LoadedModel] = []
     for model in settings.models:
@@ -173,8 +173,8 @@ def _load_models(settings: Settings) -> list[LoadedModel]:
         if model.name in [other.name for other in loaded]:
             raise ModelError(f"two models are named {model.name}: give one of them another name")
         values = model.values
-        loaded.append(
-            load(
+        try:
+            found = load(
                 model.path,
                 name=model.name,
                 device=values.device,
@@ -182,7 +182,15 @@ def _load_models(settings: Settings) -> list[LoadedModel]:
                 max_length=values.max_length,
                 compiled=values.compile,
             )
-        )
+        except ModelError:
+            raise
+        except Exception as error:  # which nobody has foreseen
+            logging.getLogger(__name__).debug("loading failed", exc_info=True)
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            raise ModelError(
+                f"cannot load {model.path or BUNDLED_NAME}: {reason}; --log-level debug says more"
+            ) from error
+        loaded.append(found)
     return loaded
 
 
@@ -200,6 +208,7 @@ def _engine_configs(loaded: list[LoadedModel], settings: Settings, counts: list[
             max_feature_bytes=values.max_feature_mib * 1024**2,
             memory_fraction=fraction,
             thread_counts=thread_counts,
+            step_timeout=values.step_timeout,
         )
         for values, fraction, thread_counts in zip(models, fractions, counts, strict=True)
     ]
@@ -240,5 +249,10 @@ async def _serve(
     await server.stop(grace)
     if server.failed.is_set():
         print(f"sidelight: the engine of {names} has failed; the log says why", file=sys.stderr)
-        return 1
-    return 0
+    status = int(server.failed.is_set())
+    if server.is_running:  # its thread is in a step that has no end, and Python would wait for it, or crash
+        logging.getLogger(__name__).error("an engine is still at a step: the process ends without it")
+        logging.shutdown()
+        sys.stdout.flush()
+        os._exit(status)
+    return status

@@ -5,20 +5,25 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from damaged_checkpoints import weights
 from harness import wait_until
 from sidelight.client import Client
+from sidelight.client.cli.main import main
 from sidelight.server.api.addresses import Address
 from sidelight.server.api.server import Server
 from sidelight.server.entrypoints import serve
+from sidelight.server.models import loader
 from sidelight.server.models.loader import bundled_model
 from sidelight.server.operations import Security
 from sidelight.server.settings import add_flags, read_settings
@@ -133,3 +138,67 @@ def test_the_first_process_of_a_container_ends_while_it_loads(tmp_path):
         assert process.wait(60) == 128 + signal.SIGTERM
         assert process.stdout is not None
         assert not process.stdout.read()
+
+
+def break_nothing(_folder: Path) -> None:
+    pass
+
+
+def remove(name: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).unlink()
+
+
+def cut(folder: Path) -> None:
+    with (folder / "model.safetensors").open("r+b") as file:
+        file.truncate(1_000_000)
+
+
+def empty_folder(folder: Path) -> None:
+    for file in folder.iterdir():
+        file.unlink()
+
+
+def turn_a_tensor(folder: Path) -> None:
+    with weights(folder) as tensors:
+        name = next(name for name, tensor in tensors.items() if tensor.dim() == 2 and len(set(tensor.shape)) == 2)
+        tensors[name] = tensors[name].T.contiguous()
+
+
+def write_config(text: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / "config.json").write_text(text)
+
+
+UNKNOWN = json.dumps({"model_type": "sidelight-has-no-such", "architectures": ["NoSuchModel"]})
+
+
+@pytest.mark.parametrize(
+    ("damage", "path", "words"),
+    [
+        (break_nothing, "no/such/folder", "no/such/folder"),
+        (break_nothing, "model/config.json", "is a file, where a model's folder should be"),
+        (empty_folder, "model", "config.json"),
+        (remove("config.json"), "model", "config.json"),
+        (remove("model.safetensors"), "model", "model.safetensors"),
+        (cut, "model", "model.safetensors"),
+        (turn_a_tensor, "model", "by config.json"),
+        (write_config('{"model_type": '), "model", "config.json"),
+        (write_config(UNKNOWN), "model", "sidelight-has-no-such"),
+    ],
+    ids=["no folder", "a file", "empty", "no config", "no weights", "cut", "shape", "JSON", "architecture"],
+)
+def test_a_broken_model_ends_the_start_with_one_line(copy_model, tmp_path, capsys, damage, path, words):
+    damage(copy_model("bundled"))
+    assert main(["serve", str(tmp_path / path), "--address", "127.0.0.1:0", "--offline"]) == 1
+    captured = capsys.readouterr()
+    assert not captured.out
+    (line,) = captured.err.splitlines()
+    assert line.startswith("sidelight: cannot load ")
+    assert words in line
+
+
+def test_what_nobody_has_foreseen_ends_the_start_with_one_line(capsys, monkeypatch):
+    monkeypatch.setattr(loader, "open_checkpoint", lambda _: {}["unforeseen\nTraceback"])
+    assert main(["serve", "--address", "127.0.0.1:0"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("sidelight: cannot load")
+    assert "unforeseen" in line
