@@ -31,8 +31,8 @@ class ErrorCode(IntEnum):
     UNAUTHENTICATED = 16
 
 
-# The reason of an error where no more requests may wait.
-QUEUE_FULL = "QUEUE_FULL"
+# The reasons of errors where no more requests may wait, and where memory lacks.
+QUEUE_FULL, OUT_OF_MEMORY = "QUEUE_FULL", "OUT_OF_MEMORY"
 
 
 @dataclass
@@ -147,6 +147,12 @@ def features_full(num_bytes: int) -> RequestError:
     """Returns RESOURCE_EXHAUSTED: no more recordings may wait."""
     message = f"{num_bytes / 1024**2:,.0f} MiB of recordings are waiting already"
     return RequestError(ErrorCode.RESOURCE_EXHAUSTED, QUEUE_FULL, message, "source.features", retry_after=1.0)
+
+
+def out_of_memory() -> RequestError:
+    """Returns RESOURCE_EXHAUSTED: the request needs more memory than there is now."""
+    message = "the request needs more memory than there is now"
+    return RequestError(ErrorCode.RESOURCE_EXHAUSTED, OUT_OF_MEMORY, message, retry_after=1.0)
 
 
 def too_few_slots(num_needed: int, num_slots: int, field: str) -> RequestError:

@@ -8,7 +8,10 @@ import os
 
 import torch
 
-from .errors import RequestError, internal
+from .errors import out_of_memory
+
+# What torch's errors of other classes say where memory lacks: on a CPU, of CUDA itself, and of CUDA's libraries.
+_LACKS = ("allocate memory", "out of memory", "ALLOC_FAILED")
 
 
 def free_bytes(device: torch.device) -> int:
@@ -24,11 +27,6 @@ def give_back() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def out_of_memory() -> RequestError:
-    """The error of a request that needs more memory than there is."""
-    return internal("OUT_OF_MEMORY", "the model needs more memory for this request than there is")
-
-
 def release_memory_of(error: Exception) -> Exception:
     """An out-of-memory error as a RequestError, which holds no tensors; any other error as it is.
 
@@ -42,4 +40,4 @@ def is_out_of_memory(error: Exception) -> bool:
     """Whether an error of Python or of torch is a lack of memory."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    return isinstance(error, RuntimeError) and "allocate memory" in str(error)
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _LACKS)

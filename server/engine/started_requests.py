@@ -6,7 +6,7 @@ import itertools
 import logging
 from collections.abc import Iterator
 
-from ..errors import RequestError, internal
+from ..errors import OUT_OF_MEMORY, RequestError, internal
 from ..memory import release_memory_of
 from ..runner import Runner
 from .admission import AdmissionQueue
@@ -63,9 +63,13 @@ class StartedRequests:
             self.running.append(state)
 
     def preempt(self, state: RequestState) -> None:
-        """Takes a running request out of its slots, until its reader reads on."""
-        if state.sequence is not None:
-            self.runner.preempt(state.sequence)
+        """Takes a running request out of its slots, until its reader reads on. Where that fails, the request ends."""
+        try:
+            if state.sequence is not None:
+                self.runner.preempt(state.sequence)
+        except Exception as error:  # such as too little memory for its cache
+            self.fail(state, error)
+            return
         self.running.remove(state)
         self.preempted.append(state)
         state.status = RequestStatus.PREEMPTED
@@ -82,14 +86,19 @@ class StartedRequests:
             state.status = RequestStatus.PREEMPTED
 
     def resume(self, state: RequestState) -> None:
-        """Lets a preempted request run again. There must be room."""
-        self.preempted.remove(state)
+        """Lets a preempted request run again. There must be room. Where that fails, the request ends."""
         if state.follow is not None and state.sequence is None:
+            self.preempted.remove(state)
             self.starting.append(state)
             state.status = RequestStatus.STARTING
             return
-        if state.sequence is not None:
-            self.runner.resume(state.sequence)
+        try:
+            if state.sequence is not None:
+                self.runner.resume(state.sequence)
+        except Exception as error:
+            self.fail(state, error)
+            return
+        self.preempted.remove(state)
         self.running.append(state)
         state.status = RequestStatus.RUNNING
 
@@ -112,4 +121,6 @@ class StartedRequests:
         if not isinstance(error, RequestError):
             log.error("request %s failed", state.request.request_id, exc_info=error)
             error = internal()
+        elif error.reason == OUT_OF_MEMORY:
+            log.warning("request %s ends, as there is too little memory for it now", state.request.request_id)
         self.finish(state, error)

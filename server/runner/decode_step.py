@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from torch import Tensor
 
 from ..capture import AttentionArrays, AttentionKind, FactorCache, record_to
+from ..memory import is_out_of_memory, release_memory_of
 from ..models import Backend, KVCache
 from ..request import Observer, Score
 from ..sampling import ContrastLogits, Sampler, SamplerOutput, step_scores
@@ -47,12 +48,25 @@ class DecodeStep:
         self._slots = slots
         self._tokens = tokens
         self._factors = factors
-        self.has_sampled = False  # whether the step under way has chosen tokens
+        self.chosen: SamplerOutput | None = None  # what the step under way has chosen
+        self._has_ended = False  # whether the step under way has changed its sequences
         self.log_probs: Tensor | None = None  # of the last step, by slot: see `SamplerOutput.log_probs`
 
-    def run(self, batch: list[Sequence]) -> list[tuple[Sequence, StepOutput | Exception]]:
-        """Takes one step of some sequences, in the order of their slots: what it gave each, or what went wrong."""
-        self.has_sampled, self.log_probs = False, None
+    @property
+    def can_repeat(self) -> bool:
+        """Whether another attempt may follow after a step that has failed. It must get what was `chosen`."""
+        return not self._has_ended and (self.chosen is not None or not self._sampler.has_begun)
+
+    def run(
+        self, batch: list[Sequence], chosen: SamplerOutput | None = None
+    ) -> list[tuple[Sequence, StepOutput | Exception]]:
+        """Takes one step of some sequences, in the order of their slots: what it gave each, or what went wrong.
+
+        `chosen` is what a former attempt at the step has chosen, for these sequences among others. Raises what goes
+        wrong in a part that all sequences share.
+        """
+        self.chosen, self.log_probs, self._has_ended = chosen, None, False
+        self._sampler.has_begun = False
         step = self._plan_step(batch)
         self._cache.begin_decode(step.slots, step.length, step.source_length, is_uniform=step.is_uniform)
         tokens = self._tokens[step.slots]
@@ -66,14 +80,14 @@ class DecodeStep:
             writes_selected_rows=self._backend.writes_selected_rows,
         )
         logits, chosen = self._forward(step, batch, tokens, recorder)
-        # A fault of a logits processor is its request's alone, and so is a fault of a score.
+        self.log_probs = chosen.log_probs
+        # A fault of a logits processor is its request's alone.
         failed = self._sampler.errors
         faults: dict[Sequence, Exception] = {
             sequence: failed[sequence.slot] for sequence in batch if sequence.slot in failed
         }
         sound = [sequence for sequence in batch if sequence not in faults]
-        scored = [] if logits is None else _score(sound, logits, step.slots.start, chosen.tokens, faults)
-        self._follow(batch, chosen.tokens)
+        scored = [] if logits is None else _score(sound, logits, step.slots.start, chosen.tokens)
         return self._collect(step, batch, chosen, scored, recorder, faults)
 
     def _plan_step(self, batch: list[Sequence]) -> _Step:
@@ -95,22 +109,27 @@ class DecodeStep:
     def _forward(
         self, step: _Step, batch: list[Sequence], tokens: Tensor, recorder: StepRecorder
     ) -> tuple[Tensor | None, SamplerOutput]:
-        """Runs the model and chooses tokens. Returns the logits of the step's slots; None if not needed."""
+        """Runs the model and chooses tokens. Returns the logits of the step's slots, or None if they are not needed.
+
+        Where a former attempt at the step has chosen tokens, only the model runs.
+        """
         first, end = step.slots.start, step.slots.stop
         active = [sequence.slot for sequence in batch]
         keeps_logits = any(sequence.request.scores for sequence in batch)  # scores come from the model's own logits
         lm_head = self._backend.lm_head
-        query = None if keeps_logits else self._sampler.argmax_query(lm_head, first, end, active)
+        query = None
+        if self.chosen is None and not keeps_logits:
+            query = self._sampler.argmax_query(lm_head, first, end, active)
         with record_to(recorder, padded=False):
             output = self._backend.decode(tokens, self._cache, query)
         if query is not None:
-            self.has_sampled = True
-            return None, self._sampler.accept_argmax(query, active)
+            self.chosen = self._sampler.accept_argmax(query, active)
+        if self.chosen is not None and not keeps_logits:
+            return None, self.chosen
         logits = output if lm_head is None else lm_head.logits(output)
-        self.has_sampled = True
-        chosen = self._sampler.sample(logits, active, first=first, keep_logits=keeps_logits)
-        self.log_probs = chosen.log_probs
-        return logits, chosen
+        if self.chosen is None:
+            self.chosen = self._sampler.sample(logits, active, first=first, keep_logits=keeps_logits)
+        return logits, self.chosen
 
     def _follow(self, batch: list[Sequence], chosen: Tensor) -> None:
         """Hands the chosen tokens, int64 `[slots]`, to the sequences of contrasts, which read them at the next step."""
@@ -146,12 +165,14 @@ class DecodeStep:
             [tokens, chosen.is_finite[index], *candidates, *(scores for _, scores in scored), *recorder.tensors]
         )
         has_candidates, arrays = arrays[: len(candidates)], arrays[len(candidates) :]
-        self._tokens[index] = tokens[:, None]
-        self._cache.advance(index)
         scores: dict[Sequence, list[float]] = {}
         for (group, _), values in zip(scored, arrays, strict=False):
             scores |= zip(group, values.tolist(), strict=True)
         attention = recorder.attention(arrays[len(scored) :], faults)
+        self._has_ended = True
+        self._tokens[index] = tokens[:, None]
+        self._cache.advance(index)
+        self._follow(batch, chosen.tokens)
         outputs: list[tuple[Sequence, StepOutput | Exception]] = []
         drawable: list[bool] = has_candidates[0].tolist() if has_candidates else [True] * len(batch)
         for sequence, token, is_finite, can_draw in zip(batch, ids.tolist(), finite.tolist(), drawable, strict=True):
@@ -172,6 +193,46 @@ class DecodeStep:
         return outputs
 
 
+class StepAttempts:
+    """Takes a decode step of many sequences, in parts where it fails: by the `DecodeStep` of a runner."""
+
+    def __init__(self, step: DecodeStep, num_slots: int) -> None:
+        self._step = step
+        self._num_slots = self._safe_size = num_slots  # sequences of a step for which memory suffices
+
+    def grow(self) -> None:
+        """Lets later steps be larger again."""
+        self._safe_size = min(2 * self._safe_size, self._num_slots)
+
+    def run(self, sequences: list[Sequence]) -> Iterator[list[tuple[Sequence, StepOutput | Exception]]]:
+        """Yields what each part of the step gave its sequences, or what went wrong.
+
+        An error is met by parts of half as many sequences, down to one, where it can be.
+        """
+        remaining = sorted(sequences, key=lambda sequence: sequence.slot)
+        size = len(remaining)  # an error that is not of memory makes no later step smaller
+        chosen, num_chosen = None, 0  # by an attempt that failed later on, for the first of the remaining sequences
+        while remaining:
+            batch = remaining[: min(size, self._safe_size, num_chosen or size)]
+            results: list[tuple[Sequence, StepOutput | Exception]]
+            try:
+                results = self._step.run(batch, chosen)
+            except Exception as error:
+                if len(batch) > 1 and self._step.can_repeat:
+                    size = len(batch) // 2
+                    if is_out_of_memory(error):
+                        self._safe_size = size
+                    if chosen is None and self._step.chosen is not None:
+                        chosen, num_chosen = self._step.chosen, len(batch)
+                    continue
+                fault = release_memory_of(error)
+                results = [(sequence, fault) for sequence in batch]
+            yield results
+            del remaining[: len(batch)]
+            num_chosen = max(0, num_chosen - len(batch))
+            chosen = chosen if num_chosen else None
+
+
 def _observed(sequence: Sequence, rows: StepAttention) -> Mapping[Observer, AttentionArrays]:
     """What a step recorded for the observers of a sequence."""
     observed = sequence.request.observed
@@ -179,9 +240,9 @@ def _observed(sequence: Sequence, rows: StepAttention) -> Mapping[Observer, Atte
 
 
 def _score(
-    sequences: list[Sequence], logits: Tensor, first: int, tokens: Tensor, faults: dict[Sequence, Exception]
+    sequences: list[Sequence], logits: Tensor, first: int, tokens: Tensor
 ) -> list[tuple[list[Sequence], Tensor]]:
-    """The scores of a step, `[sequences, scores]` for sequences that ask for the same. Adds what fails to `faults`.
+    """The scores of a step, `[sequences, scores]` for sequences that ask for the same.
 
     `logits` are those of the slots from `first` on; `tokens` are by slot. A followed sequence keeps its logits until
     its client gives the token.
@@ -199,12 +260,9 @@ def _score(
     for (names, top_p, kl_options), group in groups.items():
         slots = cached_index(tuple(sequence.slot for sequence in group), logits.device)
         rows = cached_index(tuple(sequence.slot - first for sequence in group), logits.device)
-        try:
-            contrast = None
-            if kl_options is not None:
-                others = tuple(member.slot - first for sequence in group for member in sequence.members[1:])
-                contrast = ContrastLogits(logits[cached_index(others, logits.device)], tokens[slots], *kl_options)
-            scored.append((group, step_scores(names, logits[rows], tokens[slots], top_p, contrast)))
-        except Exception as error:
-            faults |= dict.fromkeys(group, error)
+        contrast = None
+        if kl_options is not None:
+            others = tuple(member.slot - first for sequence in group for member in sequence.members[1:])
+            contrast = ContrastLogits(logits[cached_index(others, logits.device)], tokens[slots], *kl_options)
+        scored.append((group, step_scores(names, logits[rows], tokens[slots], top_p, contrast)))
     return scored

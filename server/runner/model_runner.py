@@ -16,7 +16,7 @@ from ..models import Backend, KVCache, LoadedModel
 from ..request import DecodingParams, GivenTarget, Request
 from ..sampling import Sampler
 from .beams import BeamStep, flatten, make_search, records_rows, search_request
-from .decode_step import DecodeStep
+from .decode_step import DecodeStep, StepAttempts
 from .prefill import Prefill
 from .sequence import BeamGroup, DecodeOutput, Rewind, Sequence, accept_token, add_each
 from .single_sequence import find_special, new_combiner
@@ -34,19 +34,19 @@ class ModelRunner:
         """`thread_counts` are the numbers of CPU threads to choose from; with none, torch's own number stays."""
         self._loaded = loaded
         self._backend = backend
-        self._num_slots = self.max_batch_size = num_slots
+        self.max_batch_size = num_slots
         self._cache: KVCache = backend.new_kv_cache(num_slots)
         self._sampler = Sampler(loaded, num_slots, loaded.max_target_tokens + 1)
         self._slots = SlotAllocator(num_slots)
         # A compiled step is compiled for its number of threads, and a GPU takes as long with any number.
         is_tunable = loaded.model.device.type == "cpu" and not backend.is_compiled
         self._threads = ThreadTuner(thread_counts if is_tunable else ())
-        self._safe_batch_size = num_slots  # sequences of a step for which memory suffices
         self._tokens = torch.zeros(num_slots, 1, dtype=torch.int64, device=loaded.model.device)  # read next, by slot
         factors = FactorCache(num_slots, backend.lengths)
         self._contents = SlotContents(self._slots, self._cache, self._sampler, self._tokens, factors)
         self._prefill = Prefill(loaded, backend, self._cache, factors)
         self._step = DecodeStep(backend, self._cache, self._sampler, self._slots, self._tokens, factors)
+        self._attempts = StepAttempts(self._step, num_slots)
         self._beam_step = BeamStep(self._cache, self._sampler, self._tokens)
         self._target_reader = TargetReader(loaded, backend, self._cache)
         self.max_given_tokens = self._target_reader.max_tokens
@@ -55,7 +55,7 @@ class ModelRunner:
 
     def _compile(self) -> None:
         """Runs a step of idle slots, so that the first request need not wait for the compiler."""
-        self._cache.begin_decode(slice(0, self._num_slots), *self._backend.lengths)
+        self._cache.begin_decode(slice(0, self.max_batch_size), *self._backend.lengths)
         with record_to(None, padded=False):
             self._backend.decode(self._tokens, self._cache)
 
@@ -85,12 +85,14 @@ class ModelRunner:
     def _add(self, request: Request) -> Sequence:
         sequence = self._add_sequence(request)
         contrast = sequence.request.contrast
-        if contrast is not None:
-            try:
+        try:
+            if request.beam is not None:
+                self._add_beams(sequence, request.beam.width)
+            if contrast is not None:
                 sequence.contrast = self._add_sequence(contrast.request)
-            except Exception:
-                self.remove(sequence)
-                raise
+        except Exception:
+            self.remove(sequence)
+            raise
         return sequence
 
     def _add_sequence(self, request: Request) -> Sequence:
@@ -110,30 +112,39 @@ class ModelRunner:
         sequence.combiner = new_combiner(self._loaded, request, request.capture)
         self._slots.allocate(sequence)
         self._tokens[slot] = prompt[-1]
-        if request.beam is not None:
-            self._add_beams(sequence, request.beam.width)
         return sequence
 
     def _add_beams(self, first: Sequence, width: int) -> None:
         """Gives a sequence that stands for a beam search the other sequences of the search, each with a slot."""
-        others = [Sequence(first.request, first.params, first.plan, 0, []) for _ in range(width - 1)]
-        for sequence in others:
-            self._sampler.copy(first.slot, self._slots.allocate(sequence))
         search, keeps_rows = make_search(self._loaded, first), records_rows(first.request)
-        first.group = BeamGroup(search, [first, *others], keeps_rows=keeps_rows)
+        first.group = BeamGroup(search, [first], keeps_rows=keeps_rows)
+        for _ in range(width - 1):
+            self._sampler.copy(first.slot, self._slots.next_slot)
+            sequence = Sequence(first.request, first.params, first.plan, 0, [])
+            self._slots.allocate(sequence)
+            first.group.sequences.append(sequence)
 
     def rewind(self, rewinds: list[Rewind]) -> dict[Sequence, Exception]:
         """Puts sequences of follow streams behind other sources or targets. Returns what went wrong, by sequence."""
         faults = self._prefill.rewind(rewinds)
-        for sequence, request, target_ids, *_ in rewinds:
-            slot, prompt = sequence.slot, sequence.prompt
-            self._tokens[slot] = prompt[-1]
-            if isinstance(request.target, DecodingParams):
-                context = prompt[: len(prompt) - len(target_ids)]
-                source = request.source.ids if self._loaded.is_encoder_decoder else None
-                self._sampler.add(slot, request.target, context, source)
-                self._sampler.continue_from(slot, context, target_ids)
+        for rewind in rewinds:
+            if rewind.sequence not in faults:
+                try:
+                    self._continue(rewind)
+                except Exception as error:  # one request's fault must not end the others
+                    faults[rewind.sequence] = release_memory_of(error)
         return faults
+
+    def _continue(self, rewind: Rewind) -> None:
+        """Lets the sampler go on where a sequence stands now."""
+        sequence, request, target_ids, *_ = rewind
+        slot, prompt = sequence.slot, sequence.prompt
+        self._tokens[slot] = prompt[-1]
+        if isinstance(request.target, DecodingParams):
+            context = prompt[: len(prompt) - len(target_ids)]
+            source = request.source.ids if self._loaded.is_encoder_decoder else None
+            self._sampler.add(slot, request.target, context, source)
+            self._sampler.continue_from(slot, context, target_ids)
 
     def accept(self, sequence: Sequence, id_: int) -> list[float]:
         """Takes the next token of a followed sequence from its client. Returns the scores of the token."""
@@ -147,7 +158,7 @@ class ModelRunner:
                 self._sampler.remove(member.slot)
                 self._contents.release(member)
             member.swapped, member.is_preempted = None, False
-        self._safe_batch_size = min(2 * self._safe_batch_size, self._num_slots)  # there is memory again
+        self._attempts.grow()  # there is memory again
 
     def preempt(self, sequence: Sequence) -> None:
         """Frees the slots of a sequence that goes on later: its caches move to the host."""
@@ -188,8 +199,9 @@ class ModelRunner:
     def decode(self, sequences: list[Sequence]) -> list[tuple[Sequence, DecodeOutput]]:
         """Takes one step of some sequences whose prompts have been read: what it gave each, or what went wrong.
 
-        A sequence that stands for a beam search gets nothing before the search has ended. An error before tokens are
-        chosen is met by steps of half as many sequences, down to one: the error ends only the sequences that cause it.
+        A sequence that stands for a beam search gets nothing before the search has ended. An error, such as too little
+        memory, is met by steps of half as many sequences, down to one: it ends only the sequences that cause it. Tokens
+        that are chosen already stay.
         """
         searching = [sequence for sequence in sequences if sequence.group is not None]
         if searching:
@@ -197,29 +209,17 @@ class ModelRunner:
         with self._threads.step(len(sequences)):
             self._compact()
             outputs: list[tuple[Sequence, DecodeOutput]] = []
-            remaining = sorted(sequences, key=lambda sequence: sequence.slot)
-            batch_size = len(remaining)  # an error that is not of memory makes no later step smaller
-            while remaining:
-                batch = remaining[: min(batch_size, self._safe_batch_size)]
-                try:
-                    results = self._step.run(batch)
-                    if searching:
-                        self._beam_step.keep(batch, self._step.log_probs)
-                    outputs += results
-                except Exception as error:
-                    # Once tokens are chosen, another attempt would draw them again and count them twice.
-                    if len(batch) > 1 and not self._step.has_sampled:
-                        batch_size = len(batch) // 2
-                        if is_out_of_memory(error):
-                            self._safe_batch_size = batch_size
-                        continue
-                    outputs += [(sequence, release_memory_of(error)) for sequence in batch]
-                del remaining[: len(batch)]
+            for results in self._attempts.run(sequences):
+                outputs += self._beam_step.keep(results, self._step.log_probs) if searching else results
             return self._beam_step.finish(searching, outputs) if searching else outputs
 
     def _compact(self) -> None:
         """Moves the last sequence to the first free slot while more than half of the slots in between are idle."""
         if self._backend.is_compiled:  # each step runs all slots
             return
-        while (last := self._slots.sparse_slot()) is not None:
-            self._contents.move(self._slots.sequences[last])
+        try:
+            while (last := self._slots.sparse_slot()) is not None:
+                self._contents.move(self._slots.sequences[last])
+        except Exception as error:
+            if not is_out_of_memory(error):  # where memory lacks, idle slots run along
+                raise

@@ -67,28 +67,37 @@ class Prefill:
         source and target reads them. Returns the sequences whose source could not be read, each with the reason.
         """
         changed: list[Sequence] = []
-        for sequence, request, target_ids, _, is_read_whole in rewinds:
-            is_new_source = self._loaded.is_encoder_decoder and request.source != sequence.request.source
-            prompt = [*request.decoder_prompt_ids, *target_ids]
-            if not self._loaded.is_encoder_decoder:
-                prompt = [*request.source.ids, *prompt]
-            read = [*sequence.prompt, *(sequence.added_ids or ())][: sequence.num_cached]
-            num_kept = 0 if is_new_source else num_common(read, prompt[:-1])
-            if is_new_source:
-                self._cache.clear(sequence.slot, sequence.num_written, sequence.source_length)
-                sequence.source_length = request.source_length
-                sequence.combiner = new_combiner(self._loaded, request, request.capture)
-                if not is_read_whole:
-                    changed.append(sequence)
-            else:
-                self._cache.take_back(sequence.slot, num_kept, sequence.num_written)
-                if sequence.combiner is not None:
-                    sequence.combiner.take_back(num_kept)
-            self._factors.take_back(sequence.slot, num_kept, 0 if is_new_source else sequence.source_length)
-            sequence.special = find_special(self._loaded, request, target_ids)
-            sequence.request, sequence.prompt, sequence.added_ids, sequence.next_logits = request, prompt, [], None
-            sequence.num_cached, sequence.num_steps = num_kept, len(target_ids)
-        return self.read_sources(changed)
+        faults: dict[Sequence, Exception] = {}
+        for rewind in rewinds:
+            try:
+                if self._rewind(rewind):
+                    changed.append(rewind.sequence)
+            except Exception as error:  # noqa: PERF203  # one request's fault must not end the others
+                faults[rewind.sequence] = release_memory_of(error)
+        return faults | self.read_sources(changed)
+
+    def _rewind(self, rewind: Rewind) -> bool:
+        """Takes one sequence back. Returns whether its source must be read."""
+        sequence, request, target_ids, _, is_read_whole = rewind
+        is_new_source = self._loaded.is_encoder_decoder and request.source != sequence.request.source
+        prompt = [*request.decoder_prompt_ids, *target_ids]
+        if not self._loaded.is_encoder_decoder:
+            prompt = [*request.source.ids, *prompt]
+        read = [*sequence.prompt, *(sequence.added_ids or ())][: sequence.num_cached]
+        num_kept = 0 if is_new_source else num_common(read, prompt[:-1])
+        if is_new_source:
+            self._cache.clear(sequence.slot, sequence.num_written, sequence.source_length)
+            sequence.source_length = request.source_length
+            sequence.combiner = new_combiner(self._loaded, request, request.capture)
+        else:
+            self._cache.take_back(sequence.slot, num_kept, sequence.num_written)
+            if sequence.combiner is not None:
+                sequence.combiner.take_back(num_kept)
+        self._factors.take_back(sequence.slot, num_kept, 0 if is_new_source else sequence.source_length)
+        sequence.special = find_special(self._loaded, request, target_ids)
+        sequence.request, sequence.prompt, sequence.added_ids, sequence.next_logits = request, prompt, [], None
+        sequence.num_cached, sequence.num_steps = num_kept, len(target_ids)
+        return is_new_source and not is_read_whole
 
     def _read_groups(self, sequences: list[Sequence]) -> dict[Sequence, Exception]:
         faults: dict[Sequence, Exception] = {}

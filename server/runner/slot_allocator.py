@@ -68,6 +68,7 @@ class SlotContents:
 
     def swap_out(self, sequence: Sequence) -> None:
         """Frees the slot of a sequence. Its cache moves to the host."""
+        # What may lack memory comes first: until then the sequence stays as it is.
         cache = self._cache.swap_out(sequence.slot, sequence.num_cached, sequence.source_length)
         token = self._tokens[sequence.slot].clone()
         sequence.swapped = SwappedSequence(cache, self._sampler.swap_out(sequence.slot), token)
@@ -75,21 +76,30 @@ class SlotContents:
         self.release(sequence)
 
     def swap_in(self, sequence: Sequence) -> None:
-        """Gives a sequence a slot again. There must be a free one."""
+        """Gives a sequence a slot again. There must be a free one. Where that fails, the slot is free again."""
         swapped = sequence.swapped
         assert swapped is not None
         slot = self._slots.allocate(sequence)
-        self._cache.swap_in(slot, swapped.cache)
-        self._sampler.swap_in(slot, swapped.sampler_state)
-        self._tokens[slot] = swapped.token
+        try:
+            self._cache.swap_in(slot, swapped.cache)
+            self._sampler.swap_in(slot, swapped.sampler_state)
+            self._tokens[slot] = swapped.token
+        except Exception:
+            self.release(sequence)
+            raise
         sequence.swapped, sequence.is_preempted = None, False
 
     def move(self, sequence: Sequence) -> None:
-        """Moves a sequence to the first free slot. There must be one."""
+        """Moves a sequence to the first free slot. There must be one. Where that fails, the sequence stays."""
         former, slot = sequence.slot, self._slots.allocate(sequence)
-        self._cache.move(former, slot, sequence.num_written, sequence.source_length)
-        self._sampler.swap_in(slot, self._sampler.swap_out(former))
-        self._tokens[slot] = self._tokens[former]
+        try:
+            self._cache.move(former, slot, sequence.num_written, sequence.source_length)
+            self._tokens[slot] = self._tokens[former]
+            self._sampler.swap_in(slot, self._sampler.swap_out(former))
+        except Exception:
+            self._clear(slot, sequence)
+            sequence.slot = former
+            raise
         self._clear(former, sequence)
 
     def release(self, sequence: Sequence) -> None:

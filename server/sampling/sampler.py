@@ -95,6 +95,8 @@ class Sampler:
         self._plan: SamplingPlan | None = None
         self._has_changed = False  # whether a slot has got another request since the plan was made
         self._options_reader = _OptionsReader(loaded, self._vocabulary)
+        # Set where a step draws or counts its first token: another attempt would do that twice.
+        self.has_begun = False
         self.errors: dict[int, Exception] = {}  # by slot: what the slot's own processors raised in the last step
 
     def add(
@@ -217,7 +219,9 @@ class Sampler:
             op(logits)
         output = _greedy(logits) if plan.has_greedy else None
         if plan.random_sampling is not None:
-            output = plan.random_sampling.draw(logits, output)
+            weights = plan.random_sampling.weigh(logits)
+            self.has_begun = True
+            output = plan.random_sampling.draw(weights, len(logits), output)
         if plan.num_beams:
             if output is None:
                 count = len(logits)
@@ -244,6 +248,7 @@ class Sampler:
 
     def _finish_step(self, plan: SamplingPlan, output: SamplerOutput) -> None:
         """Counts the step, and appends its tokens."""
+        self.has_begun = True
         plan.steps_left -= 1
         self._history.append(plan.slots, plan.history_rows, output.tokens)
         for slot, custom in plan.custom.items():

@@ -101,6 +101,15 @@ class SamplingPlan:
         return bool(self.ops) or (drawn is not None and drawn.rows is None and bool(drawn.ops))
 
 
+class _Weights(NamedTuple):
+    """What the tokens of some rows are drawn by."""
+
+    probabilities: Tensor  # float32 `[rows, vocabulary]`
+    draws: Tensor  # of the same shape, to be filled
+    is_finite: Tensor  # bool `[rows]`
+    has_candidates: Tensor  # likewise
+
+
 @dataclass
 class RandomSampling:
     """The rows whose tokens are drawn at random."""
@@ -109,11 +118,8 @@ class RandomSampling:
     generators: list[torch.Generator]  # one for each of the rows
     ops: list[LogitsOp]  # on the logits of these rows alone
 
-    def draw(self, logits: Tensor, greedy: SamplerOutput | None) -> SamplerOutput:
-        """Draws a token for each of the rows; the other rows keep their `greedy` tokens.
-
-        Changes `logits` if the rows are all rows.
-        """
+    def weigh(self, logits: Tensor) -> _Weights:
+        """Computes how probable each token of the rows is. Changes `logits` if the rows are all rows."""
         drawn = (logits if self.rows is None else logits.index_select(0, self.rows)).float()
         # If no token is allowed, as can happen with banned n-grams in a small vocabulary, probabilities are NaN too.
         has_candidates = drawn.amax(-1) != -float("inf")
@@ -122,15 +128,22 @@ class RandomSampling:
         probabilities = drawn.softmax(-1)
         # One NaN or infinity makes all probabilities of a row NaN.
         is_finite = ~probabilities[:, 0].isnan()
+        return _Weights(probabilities, torch.empty_like(probabilities), is_finite, has_candidates)
+
+    def draw(self, weights: _Weights, num_rows: int, greedy: SamplerOutput | None) -> SamplerOutput:
+        """Draws a token for each of the rows; the other ones of `num_rows` rows keep their `greedy` tokens.
+
+        Another call would draw other tokens.
+        """
+        probabilities, draws, is_finite, has_candidates = weights
         # torch.multinomial's own way to draw one token, to the bit, without its look at the sum, which waits.
-        draws = torch.empty_like(probabilities)
         for row, generator in zip(draws, self.generators, strict=True):
             row.exponential_(generator=generator)
         tokens = logits_ops.argmax(probabilities.div_(draws))
         if self.rows is None:
             return SamplerOutput(tokens, is_finite, has_candidates)
         if greedy is None:
-            greedy = SamplerOutput(tokens.new_zeros(len(logits)), is_finite.new_zeros(len(logits)))
+            greedy = SamplerOutput(tokens.new_zeros(num_rows), is_finite.new_zeros(num_rows))
         return SamplerOutput(
             greedy.tokens.index_copy(0, self.rows, tokens),
             greedy.is_finite.index_copy(0, self.rows, is_finite),

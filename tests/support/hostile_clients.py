@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import grpc
 from google.rpc import error_details_pb2, status_pb2
 from harness import request
@@ -25,3 +27,11 @@ def reason_of_aio(error: grpc.aio.AioRpcError) -> str:
     info, status = error_details_pb2.ErrorInfo(), status_pb2.Status()
     status.ParseFromString(dict(error.trailing_metadata() or ()).get("grpc-status-details-bin", b""))
     return info.reason if any(detail.Unpack(info) for detail in status.details) else "without a reason"
+
+
+def retry_delay_of(error: Any) -> float:
+    """The seconds after which an error says to try again. Fails where the error has none."""
+    status, retry = status_pb2.Status(), error_details_pb2.RetryInfo()
+    status.ParseFromString(dict(error.trailing_metadata() or ())["grpc-status-details-bin"])
+    assert any(detail.Unpack(retry) for detail in status.details)
+    return retry.retry_delay.ToTimedelta().total_seconds()

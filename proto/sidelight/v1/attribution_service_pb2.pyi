@@ -19,7 +19,9 @@ These errors can happen to any request:
 - DEADLINE_EXCEEDED, REQUEST_LATE: the request did not arrive within 10 seconds after its call began.
 - RESOURCE_EXHAUSTED, QUEUE_FULL, with a delay: too many requests wait already, or requests with too many bytes of
   recordings. The error then names source.features.
-- UNAVAILABLE, SHUTTING_DOWN, with a delay: the server is about to end.
+- RESOURCE_EXHAUSTED, OUT_OF_MEMORY, with a delay: the request needs more memory than there is now.
+- UNAVAILABLE, SHUTTING_DOWN, with a delay: the server is about to end. New calls get this, and calls that are not done
+  when the time of the server is over.
 - UNAVAILABLE, ENGINE_FAILED: the engine of the server has failed.
 - UNAVAILABLE without details, from gRPC itself: the client read nothing until the server had ended.
 """

@@ -113,6 +113,9 @@ class AttributionServiceServicer:
         At most RequestLimits.max_follow_streams streams of a model are open. Beyond this number, the stream whose client
         has sent nothing for longest, and for 10 seconds at least, ends with UNAVAILABLE, STREAM_IDLE. Where there is none,
         the new stream ends with RESOURCE_EXHAUSTED, TOO_MANY_STREAMS.
+
+        When the server is about to end, a stream goes on, as far as there is time, until its client has sent nothing for a
+        second. Then it ends with UNAVAILABLE, SHUTTING_DOWN, after the answers to all events that were sent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -19,7 +19,9 @@ These errors can happen to any request:
 - DEADLINE_EXCEEDED, REQUEST_LATE: the request did not arrive within 10 seconds after its call began.
 - RESOURCE_EXHAUSTED, QUEUE_FULL, with a delay: too many requests wait already, or requests with too many bytes of
   recordings. The error then names source.features.
-- UNAVAILABLE, SHUTTING_DOWN, with a delay: the server is about to end.
+- RESOURCE_EXHAUSTED, OUT_OF_MEMORY, with a delay: the request needs more memory than there is now.
+- UNAVAILABLE, SHUTTING_DOWN, with a delay: the server is about to end. New calls get this, and calls that are not done
+  when the time of the server is over.
 - UNAVAILABLE, ENGINE_FAILED: the engine of the server has failed.
 - UNAVAILABLE without details, from gRPC itself: the client read nothing until the server had ended.
 """
@@ -83,6 +85,9 @@ class AttributionServiceStub:
     At most RequestLimits.max_follow_streams streams of a model are open. Beyond this number, the stream whose client
     has sent nothing for longest, and for 10 seconds at least, ends with UNAVAILABLE, STREAM_IDLE. Where there is none,
     the new stream ends with RESOURCE_EXHAUSTED, TOO_MANY_STREAMS.
+
+    When the server is about to end, a stream goes on, as far as there is time, until its client has sent nothing for a
+    second. Then it ends with UNAVAILABLE, SHUTTING_DOWN, after the answers to all events that were sent.
     """
     Align: _grpc.UnaryUnaryMultiCallable[_attribution_service_pb2.AlignRequest, _attribution_service_pb2.AlignResponse]
     """Links the words of a pair of texts: each target word with the source words that it comes from. Carries the markup of
@@ -132,6 +137,9 @@ class AttributionServiceAsyncStub(AttributionServiceStub):
     At most RequestLimits.max_follow_streams streams of a model are open. Beyond this number, the stream whose client
     has sent nothing for longest, and for 10 seconds at least, ends with UNAVAILABLE, STREAM_IDLE. Where there is none,
     the new stream ends with RESOURCE_EXHAUSTED, TOO_MANY_STREAMS.
+
+    When the server is about to end, a stream goes on, as far as there is time, until its client has sent nothing for a
+    second. Then it ends with UNAVAILABLE, SHUTTING_DOWN, after the answers to all events that were sent.
     """
     Align: _aio.UnaryUnaryMultiCallable[_attribution_service_pb2.AlignRequest, _attribution_service_pb2.AlignResponse]  # type: ignore[assignment]
     """Links the words of a pair of texts: each target word with the source words that it comes from. Carries the markup of
@@ -196,6 +204,9 @@ class AttributionServiceServicer(metaclass=_abc_1.ABCMeta):
         At most RequestLimits.max_follow_streams streams of a model are open. Beyond this number, the stream whose client
         has sent nothing for longest, and for 10 seconds at least, ends with UNAVAILABLE, STREAM_IDLE. Where there is none,
         the new stream ends with RESOURCE_EXHAUSTED, TOO_MANY_STREAMS.
+
+        When the server is about to end, a stream goes on, as far as there is time, until its client has sent nothing for a
+        second. Then it ends with UNAVAILABLE, SHUTTING_DOWN, after the answers to all events that were sent.
         """
 
     @_abc_1.abstractmethod

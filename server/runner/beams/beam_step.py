@@ -102,13 +102,28 @@ class BeamStep:
         self._tokens = tokens
         self._kept: list[tuple[list[Sequence], Tensor]] = []
 
-    def keep(self, batch: list[Sequence], log_probs: Tensor | None) -> None:
-        """Keeps what a decode step gave the sequences of beam searches; a step may have run a part of them."""
-        sequences = [sequence for sequence in batch if sequence.request.beam is not None]
-        if sequences:
-            assert log_probs is not None
+    def keep(
+        self, results: list[tuple[Sequence, StepOutput | Exception]], log_probs: Tensor | None
+    ) -> list[tuple[Sequence, StepOutput | Exception]]:
+        """Keeps what a decode step gave the sequences of beam searches; a step may have run a part of them.
+
+        Returns the results of the step, with an error for these sequences where memory lacks.
+        """
+        sequences = [
+            sequence
+            for sequence, output in results
+            if sequence.request.beam is not None and not isinstance(output, Exception)
+        ]
+        if not sequences:
+            return results
+        assert log_probs is not None
+        try:
             slots = int_tensor([sequence.slot for sequence in sequences], log_probs.device)
             self._kept.append((sequences, log_probs.index_select(0, slots)))
+        except Exception as error:
+            fault = release_memory_of(error)
+            return [(each, fault if each in sequences else output) for each, output in results]
+        return results
 
     def finish(
         self, searching: list[Sequence], outputs: list[tuple[Sequence, DecodeOutput]]

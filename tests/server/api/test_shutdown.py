@@ -13,11 +13,10 @@ from pathlib import Path
 import grpc
 import pytest
 from follow_driver import event, start, token_ids
-from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from harness import CROSS, DECODER_SELF, request
-from hostile_clients import reason_of_aio
+from hostile_clients import reason_of_aio, retry_delay_of
 from raw_http2 import RawConnection
 from sidelight.server.api import server as server_module
 from sidelight.server.api.server import Server
@@ -71,13 +70,6 @@ async def slow_server(model, monkeypatch, seconds: float, max_running: int) -> t
     monkeypatch.setattr(type(model.backend), "decode", slow)
     server = Server([model], "127.0.0.1:0", EngineConfig(max_running=max_running))
     return server, await server.start()
-
-
-def retry_delay_of(error: grpc.aio.AioRpcError) -> float:
-    status, retry = status_pb2.Status(), error_details_pb2.RetryInfo()
-    status.ParseFromString(dict(error.trailing_metadata() or ())["grpc-status-details-bin"])
-    assert any(detail.Unpack(retry) for detail in status.details)
-    return retry.retry_delay.ToTimedelta().total_seconds()
 
 
 async def test_nobody_who_only_listens_holds_up_the_end(bundled):

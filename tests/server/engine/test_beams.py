@@ -213,18 +213,17 @@ def test_a_search_that_is_not_wanted_frees_its_slots(bundled, engines):
 
 def test_too_little_memory_for_a_whole_step(bundled, monkeypatch):
     """A step of half of the hypotheses, and then of the other half, gives the same ones."""
-    run, sizes = DecodeStep.run, []
+    plan_step, sizes = DecodeStep._plan_step, []
 
     def limited(step, batch):
         sizes.append(len(batch))
         if len(batch) > 2:
-            step.has_sampled = False
             raise torch.OutOfMemoryError("out of memory")
-        return run(step, batch)
+        return plan_step(step, batch)
 
     with serving(bundled) as address, stub(address) as service:
         expected = list(service.Attribute(request(SENTENCE, decoding=BEAM), timeout=60))
-        monkeypatch.setattr(DecodeStep, "run", limited)
+        monkeypatch.setattr(DecodeStep, "_plan_step", limited)
         responses = list(service.Attribute(request(SENTENCE, decoding=BEAM), timeout=60))
         assert max(sizes) > 2
         assert ids_of(responses) == ids_of(expected)

@@ -15,8 +15,11 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 import pytest
 import torch
+from follow_driver import details_of
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from harness import CROSS, DECODER_SELF, ENCODER_SELF, request, serving, stub, wait_until
+from hostile_clients import retry_delay_of
+from memory_lack import MemoryLack
 from raw_http2 import RawConnection
 from sidelight.server.api.addresses import Address
 from sidelight.server.engine import engine as engine_module
@@ -24,7 +27,7 @@ from sidelight.server.engine import engine_core, output_queue
 from sidelight.server.engine.admission import AdmissionQueue
 from sidelight.server.engine.batching_delay import BatchingDelay
 from sidelight.server.engine.engine import Engine, EngineConfig
-from sidelight.server.engine.engine_core import EngineCore
+from sidelight.server.engine.engine_core import EngineCore, _PendingOutputs
 from sidelight.server.engine.given_targets import GivenTargets
 from sidelight.server.engine.output_queue import OutputQueue
 from sidelight.server.engine.outputs.output_builder import OutputBuilder
@@ -178,6 +181,7 @@ def test_an_engine_that_cannot_begin_again_ends(bundled, engines, monkeypatch):
 
 OF_THE_THREAD = [
     EngineCore,
+    _PendingOutputs,
     Scheduler,
     StartedRequests,
     Preemption,
@@ -301,5 +305,55 @@ def test_memory_that_does_not_do_is_told_alike(bundled, monkeypatch, kind):
         message.prefix.text = "Meine Großmutter ist"
     with serving(bundled) as address, stub(address) as service, pytest.raises(grpc.RpcError) as raised:
         list(service.Attribute(message, timeout=60))
-    assert raised.value.code() == grpc.StatusCode.INTERNAL
-    assert "memory" in raised.value.details()
+    assert raised.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert details_of(raised.value)[1] == "OUT_OF_MEMORY"
+    assert retry_delay_of(raised.value) > 0  # others may end, and free theirs
+
+
+def answer(service, number: int) -> tuple[str, list[int]]:
+    """How a request ends, and the tokens that its client gets until then."""
+    ids: list[int] = []
+    try:
+        for response in service.Attribute(mixed_request(number), timeout=60):
+            ids += [step.token.id for step in response.steps.steps]
+    except grpc.RpcError as error:
+        return error.code().name, ids
+    return "finished", ids
+
+
+def test_memory_that_lacks_at_random_changes_no_tokens(bundled, engines, monkeypatch):
+    """One of 500 operations of a runner finds no memory, in all that requests of all kinds ask for."""
+    draw = random.Random(7)
+    is_on = threading.Event()
+
+    def lacking(function):
+        @functools.wraps(function)
+        def perhaps(*args, **kwargs):
+            if not is_on.is_set() or threading.current_thread() is not engines[0]._thread:
+                return function(*args, **kwargs)
+            with MemoryLack(lambda _: draw.random() < 0.002):
+                return function(*args, **kwargs)
+
+        return perhaps
+
+    for owner, names in {
+        ModelRunner: ("add", "decode", "prefill", "preempt", "resume", "read_targets"),
+        TargetPass: ("decode",),
+    }.items():
+        for name in names:
+            monkeypatch.setattr(owner, name, lacking(getattr(owner, name)))
+    with serving(bundled, limits=EngineConfig(max_running=8)) as address, stub(address) as service:
+        expected = {number: answer(service, number) for number in range(15)}
+        is_on.set()
+        with ThreadPoolExecutor(8) as pool:
+            answers = [*pool.map(functools.partial(answer, service), range(15))]
+        is_on.clear()
+        for number, (end, ids) in enumerate(answers):
+            assert ids == expected[number][1][: len(ids)]
+            assert end in ("finished", "RESOURCE_EXHAUSTED")
+            assert (end == "finished") == (len(ids) == len(expected[number][1]))
+        assert {end for end, _ in expected.values()} == {"finished"}
+        wait_until(lambda: not engines[0]._admission._states)
+        assert engines[0]._core.requests.runner.num_free_slots == 8
+    ends = Counter(end for end, _ in answers)
+    assert ends["finished"] > ends["RESOURCE_EXHAUSTED"] > 0
