@@ -66,7 +66,7 @@ def check(loaded: LoadedModel, requests: list[Request], expected: list, at: int)
 
 
 @pytest.mark.parametrize("name", slow_except(["marian", "gpt2", "t5"], {"marian"}))
-@pytest.mark.parametrize("num_places", [8, pytest.param(60, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("num_places", [4, pytest.param(60, marks=pytest.mark.slow)])
 @torch.inference_mode()
 def test_memory_that_lacks_anywhere_changes_no_other_request(name, num_places, tmp_path: Path):
     loaded = load(build_model(name, tmp_path))
