@@ -17,6 +17,7 @@ from model_zoo import build_model
 from sidelight.server.errors import OUT_OF_MEMORY, RequestError
 from sidelight.server.models.loader import LoadedModel, load
 from sidelight.server.request import Request
+from sidelight.server.runner.decode_step import DecodeStep
 from sidelight.server.runner.sequence import Sequence
 
 NUM_REQUESTS = 7
@@ -63,6 +64,29 @@ def check(loaded: LoadedModel, requests: list[Request], expected: list, at: int)
             assert not isinstance(fault, RequestError) or fault.reason == OUT_OF_MEMORY
     assert run.runner.num_free_slots == NUM_SLOTS
     return num_shed
+
+
+@torch.inference_mode()
+def test_tokens_that_are_chosen_stay(bundled, monkeypatch):
+    """Each step of several requests fails after it has chosen tokens, and is taken again one by one."""
+    requests = mixed_requests(bundled, "marian", NUM_REQUESTS)
+    expected = alone(bundled, requests)
+    collect, num_failed = DecodeStep._collect, 0
+
+    def fail_together(step, plan, batch, *args):
+        nonlocal num_failed
+        if len(batch) > 1:
+            num_failed += 1
+            raise RuntimeError("planted")
+        return collect(step, plan, batch, *args)
+
+    monkeypatch.setattr(DecodeStep, "_collect", fail_together)
+    run = slots_run(bundled, NUM_SLOTS)
+    sequences = run.add_all(requests)
+    run.finish()
+    assert num_failed > 10
+    for sequence, theirs in zip(sequences, expected, strict=True):
+        assert_same(run.outputs[sequence], theirs)
 
 
 @pytest.mark.parametrize("name", slow_except(["marian", "gpt2", "t5"], {"marian"}))
