@@ -15,11 +15,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...kernels.cpu import MAX_POSITIONS, Attention, Program, store_rows
+from ...kernels.cpu import MAX_POSITIONS, Attention, Program
 from ..capture import LayerKey, RecordTarget, record_targets, write_rows, write_step_rows
 from ..layers import ArgmaxQuery
 from .backend import BackendConfig, TargetBatch
-from .bart_cpu_layers import DecoderLayer, EncoderLayer, StackBuilder, TokenRows, embed_tokens, fused_panels
+from .bart_cpu_layers import (
+    DecoderLayer,
+    EncoderLayer,
+    Epilogue,
+    StackBuilder,
+    TokenRows,
+    embed_tokens,
+    fused_panels,
+)
 from .bart_modules import Embedding, heads_of
 from .kv_cache import KVCache, KVCacheLayer, zeros
 
@@ -58,29 +66,26 @@ class DecoderProgram:
         if step is None:
             step = self._programs[cache] = self._build(cache)
         first, count, length, source_length = cache.stepping
-        epilogue: list[NDArray[np.int64]] = []
+        epilogue = Epilogue()
         other_targets: list[tuple[RecordTarget, Tensor, Tensor]] = []
         for key, probabilities in step.probabilities:
             visible = source_length if key.kind == "cross" else length
             for target in record_targets(key, (count, self._heads, 1, visible), tokens.device):
-                if _is_stored_as_computed(target, visible):
-                    column, is_cross = target.layer_spec.column, key.kind == "cross"
-                    operation = store_rows(probabilities, target.tensors.values, column, target.rows, is_cross=is_cross)
-                    epilogue.append(operation[None])
-                else:
-                    layers = cache.source_layers if key.kind == "cross" else cache.own.slot_layers
+                is_cross = key.kind == "cross"
+                if not epilogue.add(target, probabilities, target.rows, visible, is_cross=is_cross):
+                    layers = cache.source_layers if is_cross else cache.own.slot_layers
                     values = layers[key.layer].all_values[first : first + count, :, :visible]
                     other_targets.append((target, probabilities[:count, :, None, :visible], values))
         output = step.output[:count]
         if query is not None:
-            epilogue.append(query.search.prepare(output, query.masked))
+            epilogue.operations.append(query.search.prepare(output, query.masked))
         step.program.run(
             count,
             x=tokens,
             first_slot=first,
             num_self_positions=length,
             num_cross_positions=source_length,
-            epilogue=np.concatenate(epilogue) if epilogue else None,
+            epilogue=epilogue.table,
         )
         for target, probabilities, values in other_targets:
             write_step_rows([target], probabilities, values)
@@ -115,20 +120,6 @@ class DecoderProgram:
             builder.add_attention(layer.source_norm, layer.source_output)
             builder.add_feed_forward(layer.feed_forward)
         return _StepProgram(program, builder.end(), all_probabilities)
-
-
-def _is_stored_as_computed(target: RecordTarget, visible: int) -> bool:
-    """Whether a target takes `visible` positions of all heads side by side, in float32."""
-    result, part = target.tensors, target.layer_spec
-    return (
-        target.is_plain
-        and result.is_dense_float
-        and result.values.dtype == torch.float32
-        and result.length == visible
-        and part.heads is None
-        and part.columns is None
-        and part.over_heads is None
-    )
 
 
 # ---- sources --------------------------------------------------------------------------------------------------------
@@ -327,6 +318,17 @@ class TargetProgram:
             num_rows = self._sources.place_all(batch.sources, source_lengths)
             end = self._source_ends[num_cross - 1]
             self._encoder.run(num_rows, sequence_lengths=source_lengths, num_operations=end)
+        # Where the rows of each sequence are, [B, T]; padding has the last row of its sequence.
+        counts = np.array(lengths)[:, None]
+        rows = torch.from_numpy(np.cumsum(counts)[:, None] - counts + np.minimum(np.arange(max(lengths)), counts - 1))
+        epilogue = Epilogue()
+        others: list[tuple[_WholeAttention, RecordTarget, Tensor]] = []
+        for attention, target in targets:
+            kept = rows[:, target.queries] if target.rows is None else rows[target.rows, target.queries]
+            is_cross = attention.key.kind == "cross"
+            visible = max(source_lengths if is_cross else lengths)
+            if not epilogue.add(target, attention.probabilities, kept, visible, is_cross=is_cross):
+                others.append((attention, target, kept))
         self._decoder.run(
             self._targets.place_all(batch.targets, lengths),
             sequence_lengths=lengths,
@@ -334,12 +336,9 @@ class TargetProgram:
             num_self_positions=max(lengths),
             num_cross_positions=max(source_lengths),
             num_operations=None if last is None else self._attentions[last].end,
+            epilogue=epilogue.table,
         )
-        # Where the rows of each sequence are, [B, T]; padding has the last row of its sequence.
-        counts = np.array(lengths)[:, None]
-        rows = torch.from_numpy(np.cumsum(counts)[:, None] - counts + np.minimum(np.arange(max(lengths)), counts - 1))
-        for attention, target in targets:
-            kept = rows[:, target.queries] if target.rows is None else rows[target.rows, target.queries]
+        for attention, target, kept in others:
             visible = max(source_lengths if attention.key.kind == "cross" else lengths)
             write_rows(target, attention.probabilities[:, :, :visible][kept].transpose(1, 2))
         return self._output[rows] if last is None else None
