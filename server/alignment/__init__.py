@@ -10,7 +10,8 @@ decisions         scores → links: argmax, threshold, optimal transport, iterma
 symmetrization    links of two directions → one
 preset            AlignmentPreset: heads, features and method that are best for a model
 preset_file       alignment_heads.json
-linker            Linker: rows of a pair of texts, or of a target that grows → links
+linker            Linker: rows of a pair of texts → links
+target_links      TargetLinks: rows of a target that grows → links
 signals           Signals: numbers that judge a target as a whole
 markup/           markup of the source, carried over to the target by the links
 calibration/      finds the best preset of a model
@@ -19,7 +20,7 @@ calibration/      finds the best preset of a model
 from .decisions import LINK_METHODS, LinkMethod, guess_links
 from .features import LINK_FEATURES, LinkFeature
 from .lexicon import Lexicon
-from .linker import Linker, TargetLinks, WordedText, split_words
+from .linker import Linker, WordedText, split_words
 from .links import Alignment, Link
 from .markup import (
     LinkedSegment,
@@ -38,6 +39,7 @@ from .preset import PRESET_NAME, AlignmentHead, AlignmentPreset, CalibrationFigu
 from .preset_file import LEXICON_FILE, PRESET_FILE, PresetError, read_preset, read_whisper_heads, write_preset
 from .signals import Signals, compute_signals, mean_signals
 from .symmetrization import SYMMETRIZATIONS, Symmetrization, join_links
+from .target_links import TargetLinks
 
 __all__ = [
     "LEXICON_FILE",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from math import exp, log, log1p
 from typing import Literal, get_args
 
 import numpy as np
@@ -37,15 +38,42 @@ def combine_features(
     attention_weight = weights.get("attention", 0.0)
     if lexicon is None and spelling is None and attention_weight == 1.0:
         return attention
-    logits = attention_weight * np.log(attention.scores + np.float32(_ATTENTION_FLOOR))
-    null = attention_weight * np.log(attention.null + np.float32(_ATTENTION_FLOOR))
+    # The last row is the null share. Logits are without what all words and the null share have in common.
+    logits = np.concatenate((attention.scores, attention.null[None]))
+    logits += _ATTENTION_FLOOR
+    np.log(logits, out=logits)
+    logits *= attention_weight
     if lexicon is not None:
-        weight = weights.get("lexicon", 0.0)
-        logits += weight * np.log(lexicon + np.float32(_LEXICON_FLOOR))
-        null += np.float32(weight * np.log(_LEXICON_FLOOR))
+        logits[:-1] += weights.get("lexicon", 0.0) * np.log1p(lexicon * (1 / _LEXICON_FLOOR))
     if spelling is not None:
-        logits += np.float32(weights.get("spelling", 0.0)) * spelling
-    highest = np.maximum(logits.max(0, initial=-np.inf), null)
-    scores, null = np.exp(logits - highest), np.exp(null - highest)
-    total = scores.sum(0) + null
-    return WordScores((scores / total).astype(np.float32), (null / total).astype(np.float32))
+        logits[:-1] += weights.get("spelling", 0.0) * spelling
+    logits -= np.maximum.reduce(logits, 0)
+    scores = np.exp(logits, out=logits)
+    scores /= np.add.reduce(scores, 0)
+    return WordScores(scores[:-1], scores[-1])
+
+
+def combine_word(
+    attention: Sequence[float],
+    null: float,
+    lexicon: Mapping[int, float] | None,
+    spelling: Mapping[int, float] | None,
+    weights: Mapping[LinkFeature, float],
+) -> tuple[list[float], float]:
+    """Returns the scores of one target word, and its null share, as `combine_features` does.
+
+    Few numbers take less time here than a call of NumPy takes. `lexicon` and `spelling` are without zeros.
+    """
+    attention_weight = weights.get("attention", 0.0)
+    if lexicon is None and spelling is None and attention_weight == 1.0:
+        return [*attention], null
+    logits = [attention_weight * log(share + _ATTENTION_FLOOR) for share in (*attention, null)]
+    for row, value in (lexicon or {}).items():
+        logits[row] += weights.get("lexicon", 0.0) * log1p(value / _LEXICON_FLOOR)
+    for row, value in (spelling or {}).items():
+        logits[row] += weights.get("spelling", 0.0) * value
+    highest = max(logits)
+    scores = [exp(logit - highest) for logit in logits]
+    total = sum(scores)
+    *normalized, null = [score / total for score in scores]
+    return normalized, null

@@ -186,12 +186,9 @@ def _choose_heads(
 def _score_heads(pair: MeasuredPair, row: Row, special_tokens: SpecialTokens) -> _HeadScores:
     rows = pair.rows[row]
     by_head = np.moveaxis(rows.reshape(*rows.shape[:2], -1), 2, 0)
-    is_special = np.array([token.special for token in pair.source.tokens], np.bool_)
+    renormalizes = special_tokens == "renormalize"
     scores = [
-        score_words(
-            head, pair.source.shares, pair.target.shares, is_special, renormalizes=special_tokens == "renormalize"
-        )
-        for head in by_head
+        score_words(head @ pair.source.columns, pair.target.shares, renormalizes=renormalizes) for head in by_head
     ]
     return _HeadScores(np.stack([score.scores for score in scores]), np.stack([score.null for score in scores]))
 
