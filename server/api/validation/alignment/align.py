@@ -26,7 +26,7 @@ from ...enums import (
     number_of,
 )
 from ..units import read_offset
-from .links import check_link_options, find_preset
+from .links import check_link_options
 
 # The most bytes of a source and of a target, and of links that a client brings along.
 MAX_ALIGN_BYTES = 1024**2
@@ -211,7 +211,7 @@ def build_segment_request(
         source=text_pb2.Text(text=source),
         source_language=message.source_language,
         target_language=message.target_language,
-        capture=_make_capture(find_preset(loaded), message),
+        capture=_make_capture(loaded.link_preset, message),
         signals=message.signals,
     )
     if target is not None:
@@ -231,7 +231,7 @@ def build_reverse_request(
         given=text_pb2.Text(text=source),
         source_language=message.target_language,
         target_language=message.source_language,
-        capture=_make_capture(find_preset(reverse), service_pb.AlignRequest()),
+        capture=_make_capture(reverse.link_preset, service_pb.AlignRequest()),
     )
 
 
