@@ -72,7 +72,7 @@ class LoadedModel:
 
     @cached_property
     def links_plan(self) -> CapturePlan:
-        """The rows that are linked: the weighted mean of the preset's heads. One object, so that requests share them."""
+        """The rows that are linked: the weighted mean of the preset's heads. One object, for all requests."""
         preset = self.link_preset
         return CapturePlan(
             kinds=("cross",),
