@@ -173,7 +173,8 @@ def _describe_model(model: Model) -> Iterator[str]:
 def _describe_calibration(calibration: Calibration) -> str:
     heads = ", ".join(f"{layer}.{head}:{weight:g}" for layer, head, weight in calibration.heads)
     lexicon = f", a lexicon of {calibration.lexicon_entries} pairs" if calibration.has_lexicon else ""
+    states = ", encoder states" if calibration.has_encoder_states else ""
+    figures = f"error rate {calibration.alignment_error_rate:.3f} on {calibration.pairs} pairs"
     return (
-        f"alignment: heads {heads}, row {calibration.row}{lexicon}; error rate {calibration.alignment_error_rate:.3f} "
-        f"on {calibration.pairs} pairs against {calibration.reference}"
+        f"alignment: heads {heads}, row {calibration.row}{lexicon}{states}; {figures} against {calibration.reference}"
     )

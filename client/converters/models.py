@@ -58,4 +58,5 @@ def _parse_calibration(message: model_pb2.Calibration) -> Calibration:
         recall=message.recall,
         has_lexicon=message.has_lexicon,
         lexicon_entries=message.lexicon_entries,
+        has_encoder_states=message.has_encoder_states,
     )

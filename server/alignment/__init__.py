@@ -5,7 +5,8 @@ pharaoh           links as a text: the Pharaoh format
 word_scores       rows over tokens → scores of pairs of words
 spelling          how alike two words are written
 lexicon           Lexicon: a pruned table of translations of words; its file
-features          attention, lexicon and spelling → one score
+encoder_states    how alike the encoder's states of words are
+features          attention, lexicon, spelling and states → one score
 decisions         scores → links: argmax, threshold, optimal transport, itermax
 symmetrization    links of two directions → one
 preset            AlignmentPreset: heads, features and method that are best for a model
@@ -18,6 +19,7 @@ calibration/      finds the best preset of a model
 """
 
 from .decisions import LINK_METHODS, LinkMethod, guess_links
+from .encoder_states import compare_states
 from .features import LINK_FEATURES, LinkFeature
 from .lexicon import Lexicon
 from .linker import Linker, WordedText, split_words
@@ -72,6 +74,7 @@ __all__ = [
     "Symmetrization",
     "TargetLinks",
     "WordedText",
+    "compare_states",
     "compute_signals",
     "default_preset",
     "format_pharaoh",

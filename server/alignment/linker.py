@@ -84,7 +84,10 @@ class Linker:
     def __init__(
         self, preset: AlignmentPreset, method: LinkMethod | None = None, features: Sequence[LinkFeature] = ()
     ) -> None:
-        """`method` and `features` replace those of the preset. "lexicon" needs a preset with a lexicon."""
+        """`method` and `features` replace those of the preset. "lexicon" needs a preset with a lexicon.
+
+        With "encoder_states", the words of whole pairs alone can be linked, from their states too.
+        """
         self.preset = preset
         self.method: LinkMethod = method or preset.method
         self._threshold = preset.threshold(self.method)
@@ -101,7 +104,14 @@ class Linker:
         self._word_method: LinkMethod = "threshold" if self.method == "threshold" else "argmax"
         self._word_threshold = preset.threshold(self._word_method)
 
-    def link(self, rows: Matrix, source: WordedText, target: WordedText) -> list[Link]:
+    @property
+    def has_encoder_states(self) -> bool:
+        """Whether the scores need what `compare_states` says."""
+        return "encoder_states" in self._weights
+
+    def link(
+        self, rows: Matrix, source: WordedText, target: WordedText, encoder_states: Matrix | None = None
+    ) -> list[Link]:
         """Returns the links of a pair, in the order of the target.
 
         Args:
@@ -109,12 +119,15 @@ class Linker:
                 row, with special tokens as the preset says.
             source: The source, with its special tokens.
             target: The target. The rows of its special tokens have no part.
+            encoder_states: What `compare_states` says of the words; None only without this feature.
         """
-        return self.decide(self.score(rows, source, target))
+        return self.decide(self.score(rows, source, target, encoder_states))
 
-    def score(self, rows: Matrix, source: WordedText, target: WordedText) -> WordScores:
-        """Returns the scores of all pairs of words."""
-        return self.score_words(source.sum_rows(rows), source, target.shares, target.folded)
+    def score(
+        self, rows: Matrix, source: WordedText, target: WordedText, encoder_states: Matrix | None = None
+    ) -> WordScores:
+        """Returns the scores of all pairs of words. The arguments are those of `link`."""
+        return self.score_words(source.sum_rows(rows), source, target.shares, target.folded, encoder_states)
 
     def decide(self, scores: WordScores) -> list[Link]:
         """Returns the links of a pair of texts whose words have these scores, in the order of the target."""
@@ -148,12 +161,21 @@ class Linker:
         """Returns the links of words as `link_word` does, from their scores."""
         return decide_links(scores, self._word_method, self._word_threshold)
 
-    def score_words(self, sums: Matrix, source: WordedText, target_shares: Matrix, target: Sequence[str]) -> WordScores:
+    def score_words(
+        self,
+        sums: Matrix,
+        source: WordedText,
+        target_shares: Matrix,
+        target: Sequence[str],
+        encoder_states: Matrix | None = None,
+    ) -> WordScores:
         """Returns the scores of some folded words of a target, from the sums and the shares of their tokens."""
+        if self.has_encoder_states and encoder_states is None:
+            raise ValueError("the feature encoder_states needs states")
         attention = score_words(sums, target_shares, renormalizes=self._renormalizes)
         lexicon = spelling = None
         if self._lexicon is not None:
             lexicon = source.select_lexicon(self._lexicon).score(target)
         if self._compares_spelling:
             spelling = source.spelling.compare(target)
-        return combine_features(attention, lexicon, spelling, self._weights)
+        return combine_features(attention, lexicon, spelling, self._weights, encoder_states)

@@ -14,7 +14,7 @@ from ..text import Span, Token
 Matrix = NDArray[np.float32]
 
 # A sum that is 0 counts as this number, so that a division by the sum gives 0. No other sum is as small.
-_SMALLEST_SUM = 1e-30
+SMALLEST_SUM = 1e-30
 
 
 class WordScores(NamedTuple):
@@ -91,10 +91,10 @@ def score_words(sums: Matrix, target_shares: Matrix, *, renormalizes: bool) -> W
         renormalizes: Special tokens are left out of each row before anything else. Otherwise what they take is the null
             share of a target word.
     """
-    means = target_shares / np.maximum(np.add.reduce(target_shares, 0), _SMALLEST_SUM)
+    means = target_shares / np.maximum(np.add.reduce(target_shares, 0), SMALLEST_SUM)
     if renormalizes:
         # Special tokens have no share of a word. So it is enough to divide by what the other tokens take.
-        means /= np.maximum(sums[:, -1:], _SMALLEST_SUM)
+        means /= np.maximum(sums[:, -1:], SMALLEST_SUM)
     scores = sums[:, :-1].T @ means
     if renormalizes:
         scores[-1] = 0
@@ -108,9 +108,9 @@ def score_word(
 
     `sums` and `shares` are those of the tokens of the word: see `word_shares`.
     """
-    total = max(sum(shares), _SMALLEST_SUM)
+    total = max(sum(shares), SMALLEST_SUM)
     factors = [
-        share / (total * max(own[-1], _SMALLEST_SUM)) if renormalizes else share / total
+        share / (total * max(own[-1], SMALLEST_SUM)) if renormalizes else share / total
         for share, own in zip(shares, sums, strict=True)
     ]
     if len(sums) == 1:  # most words have one token

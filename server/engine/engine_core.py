@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from ..models import LoadedModel
-from ..request import EncoderSelf, Output, Step
+from ..request import EncoderSelf, EncoderStates, Output, Step
 from ..runner import DecodeOutput, Runner, SearchOutput, Sequence
 from .admission import AdmissionQueue
 from .beam_hypotheses import give_target, hypothesis_outputs
@@ -23,6 +23,9 @@ from .time_share import TimeShare
 
 # Seconds for which outputs that are computed already go to one reader, before the next request's turn.
 _DELIVERY_SECONDS = 0.002
+
+# The outputs that a pass of a given target, or of the encoder, gives.
+_COMPUTED = (EncoderSelf, EncoderStates, Step)
 
 
 class _End(enum.Enum):
@@ -166,7 +169,7 @@ class EngineCore:
         if output is None:
             state.is_pending_computed = False
         elif not isinstance(output, _End):
-            state.is_pending_computed = state.is_pending_computed or isinstance(output, (EncoderSelf, Step))
+            state.is_pending_computed = state.is_pending_computed or isinstance(output, _COMPUTED)
             state.queue.put(output, notifies=False)
         elif state.has_given_target:
             self.requests.finish(state, None)

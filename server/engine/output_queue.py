@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 
 from ..errors import RequestError
-from ..request import EncoderSelf, Output, Step, Unit
+from ..request import EncoderSelf, EncoderStates, Output, Step, Unit
 
 # Bytes held for one reader at most, with what is being sent. The limit is checked after a put.
 CAPACITY = 256 * 1024
@@ -32,6 +32,8 @@ def size_of(output: Output) -> int:
             size += output.decoder_self.nbytes
     elif isinstance(output, EncoderSelf):
         size += output.attention.nbytes
+    elif isinstance(output, EncoderStates):
+        size += output.source.nbytes + output.target.nbytes
     return size
 
 

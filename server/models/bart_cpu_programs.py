@@ -245,7 +245,8 @@ class TargetProgram:
         )
         self._encoder, self._decoder = Program(MAX_PROGRAM_TOKENS), Program(MAX_PROGRAM_TOKENS)
         layers = [EncoderLayer(layer) for layer in encoder.layers]
-        self._sources, encoded = _add_encoder(self._encoder, encoder, layers, self._max_source)
+        self._sources, self._encoded = _add_encoder(self._encoder, encoder, layers, self._max_source)
+        self._encoded_end = self._encoder.num_operations
         builder, (self._heads, self._scaling) = StackBuilder(self._decoder, decoder), heads_of(decoder)
         embedding = Embedding(decoder)
         self._targets = TokenRows(self._decoder, embedding, MAX_PROGRAM_TOKENS, self._max_target, builder.hidden)
@@ -256,7 +257,7 @@ class TargetProgram:
         for number, layer in enumerate(decoder.layers):
             panels = fused_panels(layer.encoder_attn.k_proj)
             keys_and_values = self._encoder.buffer(panels.out_features)
-            self._encoder.matmul(encoded, panels, keys_and_values)
+            self._encoder.matmul(self._encoded, panels, keys_and_values)
             if cache is not None:
                 self._source_places.store(keys_and_values, cache.source_layers[number])
             self._source_ends.append(self._encoder.num_operations)
@@ -290,14 +291,23 @@ class TargetProgram:
         self._decoder.attend_sequences(query, keys_and_values, self._heads, self._scaling, out, **options)
         self._attentions[key] = _WholeAttention(key, probabilities, self._decoder.num_operations)
 
+    def takes_sources(self, lengths: Sequence[int]) -> bool:
+        """Whether the encoder's program reads sources of so many tokens together."""
+        return _fits(lengths, self._max_source)
+
+    def encode(self, sources: Tensor, lengths: Sequence[int]) -> Tensor:
+        """The encoder's output for source tokens `[B, S]`: `[B, longest, width]`."""
+        num_rows = self._sources.place_all(sources, lengths)
+        self._encoder.run(num_rows, sequence_lengths=lengths, num_operations=self._encoded_end)
+        return self._encoded[_find_rows(lengths)]
+
     def record_targets(self, batch: TargetBatch) -> list[tuple[_WholeAttention, RecordTarget]] | None:
         """Where the rows of a batch go; None where the program does not run the batch.
 
         A method that multiplies keys with factors needs the values of all layers, which the program does not keep.
         """
-        for lengths, most in ((batch.source_lengths, self._max_source), (batch.lengths, self._max_target)):
-            if max(lengths) > most or sum(lengths) > MAX_PROGRAM_TOKENS:
-                return None
+        if not self.takes_sources(batch.source_lengths) or not _fits(batch.lengths, self._max_target):
+            return None
         targets: list[tuple[_WholeAttention, RecordTarget]] = []
         num_targets = batch.targets.shape
         for key, attention in self._attentions.items():
@@ -318,9 +328,7 @@ class TargetProgram:
             num_rows = self._sources.place_all(batch.sources, source_lengths)
             end = self._source_ends[num_cross - 1]
             self._encoder.run(num_rows, sequence_lengths=source_lengths, num_operations=end)
-        # Where the rows of each sequence are, [B, T]; padding has the last row of its sequence.
-        counts = np.array(lengths)[:, None]
-        rows = torch.from_numpy(np.cumsum(counts)[:, None] - counts + np.minimum(np.arange(max(lengths)), counts - 1))
+        rows = _find_rows(lengths)
         epilogue = Epilogue()
         others: list[tuple[_WholeAttention, RecordTarget, Tensor]] = []
         for attention, target in targets:
@@ -342,3 +350,14 @@ class TargetProgram:
             visible = max(source_lengths if attention.key.kind == "cross" else lengths)
             write_rows(target, attention.probabilities[:, :, :visible][kept].transpose(1, 2))
         return self._output[rows] if last is None else None
+
+
+def _fits(lengths: Sequence[int], longest: int) -> bool:
+    """Whether a program reads sequences of so many tokens together, each of at most `longest`."""
+    return max(lengths) <= longest and sum(lengths) <= MAX_PROGRAM_TOKENS
+
+
+def _find_rows(lengths: Sequence[int]) -> Tensor:
+    """Where the rows of each sequence are, int64 `[B, longest]`; padding has the last row of its sequence."""
+    counts = np.array(lengths)[:, None]
+    return torch.from_numpy(np.cumsum(counts)[:, None] - counts + np.minimum(np.arange(max(lengths)), counts - 1))

@@ -95,6 +95,12 @@ class LoadedModel:
             over_layers="mean",
         )
 
+    @cached_property
+    def encoder_width(self) -> int:
+        """The width of the encoder's states."""
+        config: Any = getattr(self.model.get_encoder(), "config", self.model.config)  # FSMT's encoder has none
+        return int(config.hidden_size)
+
     def heads(self, kind: AttentionKind) -> int:
         """The number of query heads in each layer of a kind."""
         return self.attention_layers.heads[kind][0]

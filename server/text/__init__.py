@@ -34,7 +34,7 @@ from .segmentation import (
     group_tokens,
     shares_character,
 )
-from .tokenizer import Tokenizer
+from .tokenizer import Tokenizer, turn_languages
 from .tokenizer_pool import TokenizerPool
 from .tokens import TextOptions, Token, TokenizedText
 
@@ -61,4 +61,5 @@ __all__ = [
     "find_words",
     "group_tokens",
     "shares_character",
+    "turn_languages",
 ]

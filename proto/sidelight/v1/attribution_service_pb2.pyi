@@ -154,6 +154,11 @@ class _LinkFeatureEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LinkFeatu
     """How often words were translations of one another in the pairs of the calibration."""
     LINK_FEATURE_SPELLING: _LinkFeature.ValueType  # 3
     """Identical words, and words with a common beginning: names and numbers."""
+    LINK_FEATURE_ENCODER_STATES: _LinkFeature.ValueType  # 4
+    """How alike the encoder's states of both words are: the encoder of the model reads the target too, as if the target
+    were a source (TransAlign, arXiv:2510.27337). Only with Align: costs two more passes of the encoder. A pair may have
+    as many source and target tokens as 32 MiB of states have room for.
+    """
 
 class LinkFeature(_LinkFeature, metaclass=_LinkFeatureEnumTypeWrapper):
     """What the score of a pair of words is made of."""
@@ -166,6 +171,11 @@ LINK_FEATURE_LEXICON: LinkFeature.ValueType  # 2
 """How often words were translations of one another in the pairs of the calibration."""
 LINK_FEATURE_SPELLING: LinkFeature.ValueType  # 3
 """Identical words, and words with a common beginning: names and numbers."""
+LINK_FEATURE_ENCODER_STATES: LinkFeature.ValueType  # 4
+"""How alike the encoder's states of both words are: the encoder of the model reads the target too, as if the target
+were a source (TransAlign, arXiv:2510.27337). Only with Align: costs two more passes of the encoder. A pair may have
+as many source and target tokens as 32 MiB of states have room for.
+"""
 Global___LinkFeature: _TypeAlias = LinkFeature  # noqa: Y015
 
 class _Symmetrization:
@@ -1983,7 +1993,8 @@ class LinkOptions(_message.Message):
     @_builtins.property
     def features(self) -> _containers.RepeatedScalarFieldContainer[Global___LinkFeature.ValueType]:
         """What the scores of pairs of words are made of, each at most once. Empty: what calibration has chosen for the model,
-        otherwise LINK_FEATURE_ATTENTION and LINK_FEATURE_SPELLING.
+        otherwise LINK_FEATURE_ATTENTION and LINK_FEATURE_SPELLING. Links that come while a target is written never have
+        LINK_FEATURE_ENCODER_STATES.
         """
 
     def __init__(

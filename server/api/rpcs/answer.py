@@ -72,6 +72,7 @@ class AnswerStarter:
         client: Hashable,
         deadline: float | None,
         ready: ReadyQueues | None = None,
+        validator: Callable[[service_pb.AttributeRequest, LoadedModel, str], Request] = validate_request,
     ) -> Answer:
         """Starts the answer to a message. Raises RequestError.
 
@@ -82,19 +83,17 @@ class AnswerStarter:
             client: The client's connection.
             deadline: When the outputs are not wanted any more, by `time.monotonic`; None: no deadline.
             ready: For a task that reads several answers: where the answer's queue is announced.
+            validator: Makes the engine's request of the message. Raises RequestError.
         """
         arrived = time.monotonic()
         engine = self._engines[self._catalog.find(message.model).name]
         feature_bytes = len(message.source.features.values) + len(message.contrast.source.features.values)
         with engine.reserve(client, feature_bytes) as place:  # before any work is done for the request
-            request = await self._validate(message, num_bytes, engine.loaded, request_id)
+            request = await validate(
+                self._tokenizer_pool, engine.loaded, num_bytes, validator, message, engine.loaded, request_id
+            )
             state = engine.submit(request, OutputQueue(engine.wake, ready), deadline, place)
             return Answer(state, engine.loaded, arrived)
-
-    async def _validate(
-        self, message: service_pb.AttributeRequest, num_bytes: int, loaded: LoadedModel, request_id: str
-    ) -> Request:
-        return await validate(self._tokenizer_pool, loaded, num_bytes, validate_request, message, loaded, request_id)
 
 
 class Answer:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 
 from ...alignment import Link
 from ...models import LoadedModel
-from ...request import Finished, GivenTarget, Output, Request, Step, Unit
+from ...request import EncodedTarget, Finished, GivenTarget, Output, Request, Step, Unit
 from ...runner import TargetOutput, TargetPass
 from ...text import Token, TokenizedText
 from .observed_target import ObservedTarget, make_observed_target
@@ -25,6 +25,12 @@ def target_outputs(loaded: LoadedModel, request: Request, target_pass: TargetPas
     thread that takes the outputs.
     """
     _, started = make_started(loaded, request)
+    if isinstance(request.target, EncodedTarget):
+        states = target_pass.read_states()
+        yield started
+        yield states
+        yield Finished("", "given", 0)
+        return
     attention = target_pass.encode()
     yield started
     yield from split_encoder_self(attention, request.units)

@@ -19,6 +19,7 @@ from ....models import LoadedModel
 from ....text import OffsetMap, OffsetUnit
 from ...enums import (
     GROUPINGS,
+    LINK_FEATURES,
     MARKUP_FORMATS,
     OFFSET_UNITS,
     ROWS,
@@ -235,6 +236,17 @@ def build_reverse_request(
     )
 
 
+def build_states_request(request: service_pb.AttributeRequest, target: str) -> service_pb.AttributeRequest:
+    """Builds the request for the encoder's states of a pair, from the request for its rows."""
+    return service_pb.AttributeRequest(
+        model=request.model,
+        source=request.source,
+        given=text_pb2.Text(text=target),
+        source_language=request.source_language,
+        target_language=request.target_language,
+    )
+
+
 def _make_capture(preset: AlignmentPreset, message: service_pb.AlignRequest) -> attention_pb2.Capture:
     capture = attention_pb2.Capture(
         kinds=[attention_pb2.ATTENTION_KIND_CROSS],
@@ -277,3 +289,14 @@ def find_align_field(error: RequestError, *, is_reverse: bool) -> RequestError:
         if error.field == name or error.field.startswith((f"{name}.", f"{name}[")):
             return dataclasses.replace(error, field=own + error.field[len(name) :])
     return error
+
+
+def find_states_field(error: RequestError, message: service_pb.AlignRequest) -> RequestError:
+    """Returns the error of a request for the encoder's states with the field of the AlignRequest that is to blame."""
+    if not error.field:
+        return error
+    features, field = list(message.link_options.features), "link_options.features"
+    if features:  # otherwise calibration has chosen the feature
+        field += f"[{features.index(number_of(LINK_FEATURES, 'encoder_states'))}]"
+    problem = f"needs the encoder's states of the target, read as a source, which is refused: {error}"
+    return dataclasses.replace(error, field=field, message=problem)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from sidelight.v1 import attribution_service_pb2 as service_pb
 
-from ....alignment import Linker
+from ....alignment import Linker, LinkFeature
 from ....errors import invalid
 from ....models import LoadedModel
 from ...enums import LINK_FEATURES, LINK_METHODS, SYMMETRIZATIONS
@@ -30,12 +30,22 @@ def check_link_options(options: service_pb.LinkOptions) -> None:
         raise invalid("link_options.symmetrization", "CONTRADICTION", problem)
 
 
-def make_linker(options: service_pb.LinkOptions, loaded: LoadedModel) -> Linker:
-    """Returns the linker of a model. Raises RequestError for a feature that the model does not have."""
+def make_linker(options: service_pb.LinkOptions, loaded: LoadedModel, *, is_live: bool = False) -> Linker:
+    """Returns the linker of a model. Raises RequestError for a feature that cannot be had.
+
+    `is_live` is for words that are linked while a target grows: then the encoder cannot read the target. What
+    calibration has chosen goes without this feature.
+    """
     preset = loaded.link_preset
-    for index, feature in enumerate(options.features):
-        if LINK_FEATURES[feature] == "lexicon" and preset.lexicon is None:
+    features: list[LinkFeature] = [LINK_FEATURES[feature] for feature in options.features]
+    if is_live and "encoder_states" in features:
+        problem = "goes with Align: the encoder reads a target as a whole, and not while the target is written"
+        raise invalid(f"link_options.features[{features.index('encoder_states')}]", "CONTRADICTION", problem)
+    if is_live and not features:
+        features = [feature for feature in preset.weights if feature != "encoder_states"] or ["attention"]
+    for index, feature in enumerate(features):
+        if feature == "lexicon" and preset.lexicon is None:
             problem = f"needs a lexicon, and the calibration of {loaded.name} has none"
             raise invalid(f"link_options.features[{index}]", "NO_LEXICON", problem)
     method = LINK_METHODS[options.method] if options.method else None
-    return Linker(preset, method, [LINK_FEATURES[feature] for feature in options.features])
+    return Linker(preset, method, features)

@@ -36,7 +36,7 @@ def validate_observers(message: service_pb.AttributeRequest, loaded: LoadedModel
             if getattr(options, field):
                 problem = "goes with Align: links that come while a target is written have one direction"
                 raise invalid(f"link_options.{field}", "CONTRADICTION", problem)
-        linker = make_linker(options, loaded)
+        linker = make_linker(options, loaded, is_live=True)
         plans["links"] = loaded.links_plan
     if message.signals:
         _check_request("signals", message, loaded)
