@@ -66,7 +66,9 @@ def test_each_gets_the_states_of_transformers(zoo, name):
     passes = [TargetPass(loaded, request) for request in requests]
     if loaded.backend is not None:
         with torch.inference_mode():
-            assert {*TargetReader(loaded, loaded.backend).read(passes, 10_000)} == {*passes}
+            assert {*TargetReader(loaded, loaded.backend, loaded.backend.new_kv_cache(1)).read(passes, 10_000)} == {
+                *passes
+            }
     for request, target_pass in zip(requests, passes, strict=True):
         assert (target_pass.result is None) == (loaded.backend is None)
         assert_own(loaded, request, outputs_of(loaded, target_pass))
@@ -118,7 +120,7 @@ def test_states_that_are_no_numbers_end_their_request_alone(bundled, monkeypatch
 
     monkeypatch.setattr(type(bundled.backend), "encode", encode_with_damage)
     with torch.inference_mode():
-        TargetReader(bundled, bundled.backend).read(passes, 10_000)
+        TargetReader(bundled, bundled.backend, bundled.backend.new_kv_cache(1)).read(passes, 10_000)
     assert_own(bundled, passes[0].request, outputs_of(bundled, passes[0]))
     with pytest.raises(RequestError):
         outputs_of(bundled, passes[1])
