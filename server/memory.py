@@ -18,6 +18,11 @@ def free_bytes(device: torch.device) -> int:
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
+def used_bytes(device: torch.device) -> int | None:
+    """The bytes that tensors take on a GPU; None on a CPU, where the process has the memory."""
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else None
+
+
 def give_back() -> None:
     """Return the free memory of this process to the system, if the C library can."""
     with contextlib.suppress(AttributeError, OSError):

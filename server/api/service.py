@@ -49,7 +49,9 @@ class AttributionService:
             "ListModels": self._catalog.list_models,
         }
         assert set(methods) == {method.name for method in SERVICE.methods}
-        handlers = {name: self._calls.make_handler(method) for name, method in methods.items()}
+        handlers = {
+            name: self._calls.make_handler(method, SERVICE.methods_by_name[name]) for name, method in methods.items()
+        }
         return grpc.method_handlers_generic_handler(SERVICE.full_name, handlers)
 
     def close(self) -> None:

@@ -12,12 +12,17 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import grpc
+from google.protobuf.descriptor import ServiceDescriptor
 from grpc_health.v1 import health, health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from ..errors import unimplemented
 from .calls import EOF, Call, Calls
 from .parsing import parse
+
+# As `Any`: the stubs of the two packages name the class of gRPC's C extension.
+_HEALTH: Any = health_pb2.DESCRIPTOR
+_REFLECTION: Any = reflection_pb2.DESCRIPTOR
 
 _NOT_SERVING = health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.NOT_SERVING)
 
@@ -38,7 +43,11 @@ class Health:
     def handler(self) -> grpc.GenericRpcHandler:
         """Returns the handlers of the service's methods."""
         methods = {"Check": self._check, "List": _list, "Watch": self._watch}
-        handlers = {name: self._calls.make_handler(method, is_public=True) for name, method in methods.items()}
+        service: ServiceDescriptor = _HEALTH.services_by_name["Health"]
+        handlers = {
+            name: self._calls.make_handler(method, service.methods_by_name[name], is_public=True)
+            for name, method in methods.items()
+        }
         return grpc.method_handlers_generic_handler(health.SERVICE_NAME, handlers)
 
     async def set_serving(self, name: str) -> None:
@@ -91,5 +100,7 @@ def reflection_handler(calls: Calls, services: Sequence[str]) -> grpc.GenericRpc
         async for response in servicer.ServerReflectionInfo(requests(), call.context):
             await call.write(response)
 
-    handlers = {"ServerReflectionInfo": calls.make_handler(reflect)}
+    name = "ServerReflectionInfo"
+    service: ServiceDescriptor = _REFLECTION.services_by_name["ServerReflection"]
+    handlers = {name: calls.make_handler(reflect, service.methods_by_name[name])}
     return grpc.method_handlers_generic_handler(reflection.SERVICE_NAME, handlers)

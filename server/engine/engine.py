@@ -15,8 +15,10 @@ from dataclasses import dataclass
 
 import torch
 
-from ..errors import internal, too_few_slots
+from ..errors import RequestError, internal, report_fault, too_few_slots
+from ..memory import used_bytes
 from ..models import LoadedModel, ModelError
+from ..operations import ModelLoad, ModelMetrics, current_call
 from ..request import Request
 from ..runner import caches_that_fit, make_runner, slots_that_fit
 from .admission import AdmissionQueue, Reservation
@@ -54,7 +56,8 @@ class Engine:
         self.loaded = loaded
         self._on_failure = on_failure
         self._config = config or EngineConfig()
-        self._admission = AdmissionQueue(self._config.max_waiting, self._config.max_feature_bytes)
+        self.metrics = ModelMetrics(loaded.name, self._read_load)
+        self._admission = AdmissionQueue(self._config.max_waiting, self._config.max_feature_bytes, self.metrics)
         self._wakeup = threading.Event()  # set by a new request, room in a queue, a cancelled request, or the end
         self._is_ready = threading.Event()
         self._startup_error: Exception | None = None
@@ -130,7 +133,10 @@ class Engine:
         if request.num_sequences > self.num_slots:
             field = "decoding.beam.width" if request.beam is not None else "contrast"
             raise too_few_slots(request.num_sequences, self.num_slots, field)
-        state = RequestState(request, queue, deadline, None if events is None else FollowState(events))
+        call = current_call.get()
+        queue.on_full = self.metrics.record_stall
+        follow = None if events is None else FollowState(events)
+        state = RequestState(request, queue, deadline, follow, None if call is None else call.trace)
         with reservation or self.reserve() as place:
             self._admission.submit(state, place.client)
         self.wake()
@@ -153,18 +159,18 @@ class Engine:
             finally:
                 self._is_ready.set()
             num_restart_faults = num_faults = 0  # in a row
-            is_sound = True
+            is_sound, fault = True, internal()
             while not self._admission.is_stopped:
                 try:
                     if not is_sound:
                         # A waiting request may be what makes the work fail each time that it is looked at.
-                        self._restart(ends_waiting=num_faults >= _MAX_ATTEMPTS)
+                        self._restart(fault, ends_waiting=num_faults >= _MAX_ATTEMPTS)
                     is_sound, num_restart_faults = True, 0
                     self._work()
                     num_faults = 0
                 # Not a request's fault, but ours: waiting requests must not wait for ever.
-                except Exception:  # noqa: PERF203
-                    log.exception("the engine of %s failed", self.loaded.name)
+                except Exception as error:  # noqa: PERF203
+                    fault = report_fault(log, "", error, f"the engine of {self.loaded.name}")
                     num_restart_faults += not is_sound
                     num_faults += is_sound
                     is_sound = False
@@ -186,14 +192,27 @@ class Engine:
     def _make_core(self) -> EngineCore:
         runner = make_runner(self.loaded, self.num_slots, self._config.thread_counts)
         max_given = self._config.max_running
-        return EngineCore(self.loaded, self._admission, runner, self.num_slots, max_given, self._max_preempted)
+        return EngineCore(
+            self.loaded, self._admission, runner, self.num_slots, max_given, self._max_preempted, self.metrics
+        )
 
-    def _restart(self, *, ends_waiting: bool) -> None:
+    def _restart(self, fault: RequestError, *, ends_waiting: bool) -> None:
         """Ends started requests with INTERNAL, as their state is unknown; with `ends_waiting`, waiting ones too."""
         for state in self._admission.take_all() if ends_waiting else self._admission.started():
-            self._admission.close(state, internal())
+            self._admission.close(state, fault)
         self._core = None  # its memory first
         self._core = self._make_core()
+
+    def _read_load(self) -> ModelLoad:
+        """Returns what the engine works on now. For any thread; the numbers may be of two moments."""
+        backend, core = self.loaded.backend, self._core
+        load = ModelLoad(
+            num_waiting=len(self._admission),
+            num_slots=self.num_slots,
+            cache_bytes=0 if backend is None else self.num_slots * backend.bytes_per_slot,
+            device_bytes=used_bytes(self.loaded.model.device),
+        )
+        return load if core is None else core.requests.add_load(load)
 
     def _watch(self) -> None:
         """Waits for the end of the thread, whatever its reason, and ends all requests that it has left."""

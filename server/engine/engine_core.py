@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from ..models import LoadedModel
+from ..operations import ModelMetrics
 from ..request import EncoderSelf, EncoderStates, Output, Step
 from ..runner import DecodeOutput, Runner, SearchOutput, Sequence
 from .admission import AdmissionQueue
@@ -48,11 +49,13 @@ class EngineCore:
         num_slots: int,
         max_given: int,
         max_preempted: int,
+        metrics: ModelMetrics,
     ) -> None:
         """`max_given` bounds the running requests with given targets; `max_preempted` those without a slot."""
         self._loaded = loaded
         self._runner = runner
         self._num_slots = num_slots
+        self._metrics = metrics
         self._time_share = TimeShare()
         slot_bytes = 0 if loaded.backend is None else loaded.backend.bytes_per_slot
         self.requests = StartedRequests(admission, runner, max_given, has_slots=loaded.backend is not None)
@@ -169,8 +172,7 @@ class EngineCore:
         if output is None:
             state.is_pending_computed = False
         elif not isinstance(output, _End):
-            state.is_pending_computed = state.is_pending_computed or isinstance(output, _COMPUTED)
-            state.queue.put(output, notifies=False)
+            _put_output(state, output, self._metrics)
         elif state.has_given_target:
             self.requests.finish(state, None)
         else:  # the decode steps follow
@@ -189,7 +191,7 @@ class EngineCore:
     def _decode(self) -> bool:
         """Takes a decode step of the requests that can. Returns whether there were any."""
         ready = {state.sequence: state for state in self.requests.running if state.sequence and state.can_decode}
-        # To send a step and to run a pass at the same time takes longer for the step than to do one after the other.
+        # To send a step and to run a pass at the same time takes longer for the step than one after the other.
         if all(state.is_sending for state in ready.values()):
             return False
         self._preemption.preempt_slow(time.monotonic())
@@ -203,10 +205,9 @@ class EngineCore:
         decoding = [sequence for sequence in ready if not sequence.is_prefilling]
         batch = decoding[: self._runner.max_batch_size]
         if batch:
-            self._deliver([(ready[sequence], output) for sequence, output in self._runner.decode(batch)])
-        if len(batch) < len(decoding):  # the others come first the next time
-            for sequence in batch:
-                self.requests.rotate(ready[sequence])
+            self._deliver(_run_step(self._runner, ready, batch, self._metrics))
+        for sequence in batch if len(batch) < len(decoding) else ():  # the others come first the next time
+            self.requests.rotate(ready[sequence])
         return True
 
     def _deliver(self, outputs: list[tuple[RequestState, DecodeOutput]]) -> None:
@@ -239,8 +240,26 @@ class EngineCore:
             self.requests.finish(state, None)
 
 
+def _run_step(
+    runner: Runner, states: dict[Sequence, RequestState], batch: list[Sequence], metrics: ModelMetrics
+) -> list[tuple[RequestState, DecodeOutput]]:
+    """Takes a decode step of a batch, and counts the step. Returns what each request gets."""
+    began = time.monotonic()
+    outputs = runner.decode(batch)
+    metrics.record_step(time.monotonic() - began, len(batch))
+    return [(states[sequence], output) for sequence, output in outputs]
+
+
+def _put_output(state: RequestState, output: Output, metrics: ModelMetrics) -> None:
+    """Puts a pending output, and counts the step of a given target."""
+    state.is_pending_computed = state.is_pending_computed or isinstance(output, _COMPUTED)
+    metrics.num_given_steps += isinstance(output, Step)
+    state.queue.put(output, notifies=False)
+
+
 def _put_started(loaded: LoadedModel, state: RequestState, sequence: Sequence) -> None:
     """Puts the first output of a request that has got a sequence."""
+    state.source_read_time = state.source_read_time or time.monotonic()
     detokenizer, started = make_started(loaded, state.request)
     state.builder = make_output_builder(loaded, state.request, detokenizer, started)
     if not state.is_announced:

@@ -102,6 +102,7 @@ class OutputQueue:
 
         With `ready`, the task waits for several queues, and takes outputs by `take`.
         """
+        self.on_full: Callable[[], None] = lambda: None  # for the engine's thread
         self._ready = ready or ReadyQueues()
         self._on_room = on_room
         self._lock = threading.Lock()
@@ -157,6 +158,7 @@ class OutputQueue:
             self._held_bytes += size
             if self._full_since is None and self._held_bytes >= CAPACITY:
                 self._full_since = time.monotonic()
+                self.on_full()
         if notifies:
             notify([self])
 

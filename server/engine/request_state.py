@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from ..operations import CallTrace, RequestTimes
 from ..request import GivenTarget, Hypothesis, Output, Request
 from ..runner import Sequence, StepOutput, TargetPass
 from .follow import FollowState, without_encoder_self
@@ -38,8 +39,10 @@ class RequestState:
     queue: OutputQueue
     deadline: float | None = None
     follow: FollowState | None = None  # of a follow stream
+    trace: CallTrace | None = None  # of a call that is recorded
     arrival_time: float = field(default_factory=time.monotonic)
     start_time: float | None = None
+    source_read_time: float | None = None  # of a decoded request
     status: RequestStatus = RequestStatus.WAITING
     is_announced: bool = False  # whether the first output was put before the start
 
@@ -123,6 +126,11 @@ class RequestState:
         if self.pending_outputs is not None or self.is_pending_computed or self.hypotheses or not self.has_given_target:
             return False
         return self.target_pass is None or self.target_pass.can_share
+
+    @property
+    def times(self) -> RequestTimes:
+        """The times of the request, which ends now."""
+        return RequestTimes(self.arrival_time, self.start_time, self.source_read_time, time.monotonic())
 
     def is_expired(self, now: float) -> bool:
         """Whether the outputs are not wanted any more: the call is cancelled, or past its deadline."""

@@ -8,12 +8,14 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
+import importlib.metadata
 import logging
 import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..settings import ModelSettings, Settings, SettingsError, add_flags, list_settings, read_settings
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from ..api import Address
     from ..engine import EngineConfig
     from ..models import LoadedModel
-    from ..operations import Security
+    from ..operations import MetricsServer, Security, Telemetry
 
 # Seconds for which running requests may go on after a signal: containers are killed after 10 seconds.
 _GRACE_SECONDS = 7.0
@@ -40,16 +42,20 @@ def run(args: argparse.Namespace) -> int:
     except SettingsError as error:
         print(f"sidelight: {error}", file=sys.stderr)
         return 2
-    _configure_log(getattr(logging, settings.values.log_level.upper()))
-    if settings.values.offline:
+    from ..operations import LogOptions, MetricsAddressError, TelemetryError, configure_log
+
+    values = settings.values
+    configure_log(LogOptions(getattr(logging, values.log_level.upper()), values.log_format == "json", values.log_texts))
+    if values.offline:
         os.environ["HF_HUB_OFFLINE"] = "1"  # which the hub's library reads when it is imported
     from ..api import Address, AddressError
     from ..operations import SecurityError
 
     try:
-        with Address(settings.values.address) as address:  # before anything that takes its time
-            return _load_and_serve(settings, address, _make_security(settings, address))
-    except (AddressError, SecurityError) as error:
+        with Address(values.address) as address, _open_monitoring(values.metrics_address) as monitoring:
+            # With the ports open: loading takes its time.
+            return _load_and_serve(settings, address, _make_security(settings, address), monitoring)
+    except (AddressError, MetricsAddressError, SecurityError, TelemetryError) as error:
         print(f"sidelight: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:  # Ctrl-C before the signal handlers are set
@@ -68,12 +74,27 @@ def print_settings(args: argparse.Namespace) -> int:
     return 0
 
 
-def _configure_log(level: int) -> None:
-    """Sends the log to standard error: Sidelight's own lines from a level on, those of libraries from INFO on."""
-    form = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-    logging.basicConfig(level=max(level, logging.INFO), format=form, stream=sys.stderr)
-    logging.getLogger("sidelight").setLevel(level)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+@dataclass(frozen=True)
+class _Monitoring:
+    """What shows operators the server, as far as they want it."""
+
+    metrics_server: MetricsServer | None
+    telemetry: Telemetry | None
+
+
+@contextmanager
+def _open_monitoring(metrics_address: str | None) -> Iterator[_Monitoring]:
+    """Opens the port of the metrics, and OpenTelemetry. Raises MetricsAddressError and TelemetryError."""
+    from ..operations import MetricsServer, make_telemetry
+
+    with ExitStack() as stack:
+        metrics_server = MetricsServer(metrics_address) if metrics_address else None
+        if metrics_server is not None:
+            stack.callback(metrics_server.close)
+        telemetry = make_telemetry(importlib.metadata.version("sidelight"))
+        if telemetry is not None:
+            stack.callback(telemetry.close)
+        yield _Monitoring(metrics_server, telemetry)
 
 
 @contextmanager
@@ -120,7 +141,7 @@ def _make_security(settings: Settings, address: Address) -> Security:
     )
 
 
-def _load_and_serve(settings: Settings, address: Address, security: Security) -> int:
+def _load_and_serve(settings: Settings, address: Address, security: Security, monitoring: _Monitoring) -> int:
     """Loads the models, and serves them at an address that is held."""
     # For GCC's OpenMP, which reads it when torch comes in: how often a thread looks for work before it falls asleep.
     # Enough for what is between two operations; those that look longer keep others from the core that all wait for.
@@ -142,7 +163,8 @@ def _load_and_serve(settings: Settings, address: Address, security: Security) ->
     try:
         loaded = _load_models(settings)
         torch.set_num_threads(counts[0][-1])
-        return asyncio.run(_serve(loaded, _engine_configs(loaded, settings, counts), address, security))
+        configs = _engine_configs(loaded, settings, counts)
+        return asyncio.run(_serve(loaded, configs, address, security, monitoring))
     except ModelError as error:
         print(f"sidelight: {error}", file=sys.stderr)
         return 1
@@ -202,7 +224,13 @@ def _engine_configs(loaded: list[LoadedModel], settings: Settings, counts: list[
     ]
 
 
-async def _serve(loaded: list[LoadedModel], configs: list[EngineConfig], held: Address, security: Security) -> int:
+async def _serve(
+    loaded: list[LoadedModel],
+    configs: list[EngineConfig],
+    held: Address,
+    security: Security,
+    monitoring: _Monitoring,
+) -> int:
     """Serves until a signal, or until the engine fails. Returns the exit status."""
     from ..api import Server
 
@@ -210,8 +238,11 @@ async def _serve(loaded: list[LoadedModel], configs: list[EngineConfig], held: A
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stopping.set)
-    server = Server(loaded, held, configs, security)
+    server = Server(loaded, held, configs, security, monitoring.telemetry)
     address = await server.start()
+    if (metrics_server := monitoring.metrics_server) is not None:
+        metrics_server.start(server.method_metrics, server.model_metrics)
+        logging.getLogger(__name__).info("metrics at http://%s/metrics", metrics_server.address)
     # One line on stdout for a program that has started the server and waits for it. All else goes to the log.
     names = ", ".join(model.name for model in loaded)
     print(f"sidelight: serving {names} at {address}", flush=True)
