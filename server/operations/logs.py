@@ -6,6 +6,7 @@ the message of an exception may quote a text, so an exception is its type and it
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import sys
@@ -43,7 +44,9 @@ def configure_log(options: LogOptions) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_JsonFormatter() if options.is_json else _LineFormatter(_LINE))
     handler.addFilter(_add_ids)
-    logging.basicConfig(level=max(options.level, logging.INFO), handlers=[handler])
+    root = logging.getLogger()
+    root.addHandler(handler)
+    root.setLevel(max(options.level, logging.INFO))
     logging.getLogger("sidelight").setLevel(options.level)
     logging.getLogger("httpx").setLevel(logging.WARNING)
 
@@ -66,6 +69,12 @@ def _add_ids(record: logging.LogRecord) -> bool:
 
 class _LineFormatter(logging.Formatter):
     """Lines for people. The stack of an exception follows its line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Returns the line and the stack."""
+        record = copy.copy(record)
+        record.exc_text = None  # another handler may have put its own text with messages here
+        return super().format(record)
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  (the name is the base class's)
         """Returns the line without the stack."""

@@ -16,12 +16,6 @@ if TYPE_CHECKING:
     from opentelemetry.metrics import MeterProvider
     from opentelemetry.trace import Span, TracerProvider
 
-_ENDPOINTS = (
-    "OTEL_EXPORTER_OTLP_ENDPOINT",
-    "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
-    "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT",
-)
-
 # The buckets that the conventions give.
 _CALL_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
 _FIRST_TOKEN_SECONDS = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
@@ -133,10 +127,8 @@ class Telemetry:
 
 def make_telemetry(version: str) -> Telemetry | None:
     """Makes the telemetry that the environment asks for; None without an endpoint. Raises TelemetryError."""
-    if (
-        not any(os.environ.get(name) for name in _ENDPOINTS)
-        or os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true"
-    ):
+    has_traces, has_metrics = _has_endpoint("TRACES"), _has_endpoint("METRICS")
+    if not (has_traces or has_metrics) or os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
         return None
     try:
         from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
@@ -152,5 +144,12 @@ def make_telemetry(version: str) -> Telemetry | None:
     name = os.environ.get("OTEL_SERVICE_NAME", "sidelight")
     resource = Resource.create({"service.name": name, "service.version": version})
     tracers = TracerProvider(resource=resource)
-    tracers.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
-    return Telemetry(tracers, MeterProvider([PeriodicExportingMetricReader(OTLPMetricExporter())], resource))
+    if has_traces:
+        tracers.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    readers = [PeriodicExportingMetricReader(OTLPMetricExporter())] if has_metrics else []
+    return Telemetry(tracers, MeterProvider(readers, resource))
+
+
+def _has_endpoint(signal: str) -> bool:
+    """Whether the environment names an endpoint for "TRACES" or "METRICS"."""
+    return any(os.environ.get(f"OTEL_EXPORTER_OTLP_{kind}ENDPOINT") for kind in ("", f"{signal}_"))

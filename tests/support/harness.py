@@ -12,7 +12,7 @@ import grpc
 from sidelight.server.api.server import Server
 from sidelight.server.engine.engine import EngineConfig
 from sidelight.server.models.loader import LoadedModel
-from sidelight.server.operations import Security
+from sidelight.server.operations import Security, Telemetry
 from sidelight.v1 import attention_pb2, attribution_service_pb2, attribution_service_pb2_grpc
 
 CROSS = attention_pb2.ATTENTION_KIND_CROSS
@@ -22,7 +22,10 @@ ENCODER_SELF = attention_pb2.ATTENTION_KIND_ENCODER_SELF
 
 @contextmanager
 def serving(
-    *models: LoadedModel, limits: EngineConfig | None = None, security: Security | None = None
+    *models: LoadedModel,
+    limits: EngineConfig | None = None,
+    security: Security | None = None,
+    telemetry: Telemetry | None = None,
 ) -> Iterator[str]:
     """Serves models; gives the address."""
     loop = asyncio.new_event_loop()
@@ -30,7 +33,7 @@ def serving(
     thread.start()
 
     async def start() -> tuple[Server, str]:
-        server = Server(models, "127.0.0.1:0", limits, security)
+        server = Server(models, "127.0.0.1:0", limits, security, telemetry)
         return server, await server.start()
 
     try:

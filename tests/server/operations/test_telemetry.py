@@ -1,0 +1,206 @@
+"""What OpenTelemetry records of calls, through a real server, and what a collector gets."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from concurrent import futures
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import pytest
+from harness import CROSS, request, serving, stub, wait_until
+from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2, metrics_service_pb2_grpc
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import SpanKind, StatusCode
+from sidelight.server.operations import Telemetry, make_telemetry
+from sidelight.server.runner.model_runner import ModelRunner
+
+_METHOD = "sidelight.v1.AttributionService/Attribute"
+_TRACE, _PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+
+
+@dataclass
+class Recorded:
+    """A server that records in memory."""
+
+    address: str
+    exporter: InMemorySpanExporter
+    reader: InMemoryMetricReader
+
+    def attribute(self, message: Any, flags: str = "01") -> None:
+        """Sends a request below a span of the client, and takes all responses."""
+        with stub(self.address) as service:
+            list(service.Attribute(message, metadata=[("traceparent", f"00-{_TRACE}-{_PARENT}-{flags}")]))
+
+    def spans(self, count: int) -> dict[str, ReadableSpan]:
+        """Waits for as many spans; gives them by name."""
+        wait_until(lambda: len(self.exporter.get_finished_spans()) >= count)
+        return {span.name: span for span in self.exporter.get_finished_spans()}
+
+    def points(self) -> dict[str, list[Any]]:
+        """All points of the metrics, by name."""
+        data: Any = self.reader.get_metrics_data()
+        scopes = data.resource_metrics[0].scope_metrics
+        return {metric.name: list(metric.data.data_points) for scope in scopes for metric in scope.metrics}
+
+
+@pytest.fixture(scope="module")
+def server(bundled) -> Iterator[Recorded]:
+    exporter, reader = InMemorySpanExporter(), InMemoryMetricReader()
+    tracers = TracerProvider()
+    tracers.add_span_processor(SimpleSpanProcessor(exporter))
+    with serving(bundled, telemetry=Telemetry(tracers, MeterProvider([reader]))) as address:
+        yield Recorded(address, exporter, reader)
+
+
+@pytest.fixture
+def recorded(server) -> Recorded:
+    """The server, with no span so far."""
+    server.exporter.clear()
+    return server
+
+
+def test_a_call_has_a_span_below_the_clients_and_its_request_has_three(recorded, bundled):
+    recorded.attribute(request("A dog sleeps.", [CROSS], request_id="my-id"))
+    spans = recorded.spans(4)
+    assert set(spans) == {_METHOD, "queue", "read source", "steps"}
+    call = spans[_METHOD]
+    assert call.kind is SpanKind.SERVER
+    assert format(call.context.trace_id, "032x") == _TRACE
+    assert call.parent is not None
+    assert format(call.parent.span_id, "016x") == _PARENT
+    assert dict(call.attributes or {}) == {
+        "rpc.system.name": "grpc",
+        "rpc.method": _METHOD,
+        "rpc.response.status_code": "OK",
+    }
+    stages = [spans[name] for name in ("queue", "read source", "steps")]
+    for stage in stages:
+        assert stage.parent is not None
+        assert stage.parent.span_id == call.context.span_id
+        assert dict(stage.attributes or {}) == {
+            "gen_ai.request.model": bundled.name,
+            "sidelight.request_id": "my-id",
+        }
+    times = [time for stage in stages for time in (stage.start_time, stage.end_time)]
+    assert None not in times
+    assert times == sorted(times, key=lambda time: time or 0)
+    slack = 5_000_000  # nanoseconds: the spans of a request are placed by another clock
+    assert all(abs(stages[i].end_time - stages[i + 1].start_time) < slack for i in (0, 1))
+    assert stages[1].end_time > stages[1].start_time
+    assert stages[2].end_time > stages[2].start_time
+
+
+def test_a_given_target_has_no_span_for_its_source(recorded):
+    message = request("A dog.", [CROSS])
+    message.given.text = "Ein Hund."
+    recorded.attribute(message)
+    assert set(recorded.spans(3)) == {_METHOD, "queue", "steps"}
+
+
+def test_what_the_client_does_not_sample_is_not_recorded(recorded):
+    recorded.attribute(request("A dog."), flags="00")
+    recorded.attribute(request("A dog.", request_id="sampled"))
+    recorded.spans(4)
+    spans = recorded.exporter.get_finished_spans()
+    assert len(spans) == 4
+    assert {(span.attributes or {}).get("sidelight.request_id", "sampled") for span in spans} == {"sampled"}
+
+
+@pytest.mark.parametrize(("model", "code", "is_fault"), [("other", "NOT_FOUND", False), ("", "INTERNAL", True)])
+def test_only_faults_of_the_server_are_errors(recorded, monkeypatch, model, code, is_fault):
+    monkeypatch.setattr(ModelRunner, "add", lambda *_: 1 / 0)
+    with pytest.raises(grpc.RpcError):
+        recorded.attribute(request("A dog.", model=model))
+    spans = recorded.spans(3 if is_fault else 1)
+    failed = {_METHOD, "steps"} if is_fault else set()
+    assert {name for name, span in spans.items() if span.status.status_code is StatusCode.ERROR} == failed
+    assert {name for name, span in spans.items() if "error.type" in (span.attributes or {})} == failed
+    assert (spans[_METHOD].attributes or {})["rpc.response.status_code"] == code
+
+
+def test_the_two_metrics_count_calls_that_are_not_sampled(recorded, bundled):
+    recorded.attribute(request("A dog."), flags="00")
+
+    def counts() -> list[int]:
+        points = recorded.points()
+        calls = [p for p in points["rpc.server.call.duration"] if p.attributes["rpc.response.status_code"] == "OK"]
+        return [calls[0].count, points["gen_ai.server.time_to_first_token"][0].count]
+
+    before = counts()
+    recorded.attribute(request("A dog."), flags="00")
+    wait_until(lambda: counts() == [count + 1 for count in before])
+    (point,) = recorded.points()["gen_ai.server.time_to_first_token"]
+    assert point.attributes["gen_ai.request.model"] == bundled.name
+    assert 0 < point.sum < 60
+
+
+class _Collector(trace_service_pb2_grpc.TraceServiceServicer, metrics_service_pb2_grpc.MetricsServiceServicer):
+    """A collector that keeps the names of what it gets. Both services have a method of the same name."""
+
+    def __init__(self) -> None:
+        self.names: set[str] = set()
+        self.services: set[str] = set()
+        self._lock = threading.Lock()
+
+    def Export(self, request: Any, context: Any) -> Any:  # noqa: ARG002, N802
+        with self._lock:
+            if isinstance(request, trace_service_pb2.ExportTraceServiceRequest):
+                groups: Any = request.resource_spans
+                self.names |= {span.name for group in groups for scope in group.scope_spans for span in scope.spans}
+                answer: Any = trace_service_pb2.ExportTraceServiceResponse()
+            else:
+                groups = request.resource_metrics
+                self.names |= {each.name for group in groups for scope in group.scope_metrics for each in scope.metrics}
+                answer = metrics_service_pb2.ExportMetricsServiceResponse()
+            for group in groups:
+                attributes = {each.key: each.value.string_value for each in group.resource.attributes}
+                self.services.add(attributes["service.name"] + " " + attributes["service.version"])
+        return answer
+
+
+@pytest.fixture
+def collector() -> Iterator[tuple[_Collector, int]]:
+    collector = _Collector()
+    server = grpc.server(futures.ThreadPoolExecutor(2))
+    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(collector, server)
+    metrics_service_pb2_grpc.add_MetricsServiceServicer_to_server(collector, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    yield collector, port
+    server.stop(None)
+
+
+@pytest.mark.parametrize(
+    ("signals", "names"),
+    [
+        ("", {"call", "rpc.server.call.duration"}),
+        ("_TRACES", {"call"}),
+        ("_METRICS", {"rpc.server.call.duration"}),
+    ],
+)
+def test_a_collector_gets_what_its_endpoint_is_for(collector, monkeypatch, signals, names):
+    service, port = collector
+    monkeypatch.setenv(f"OTEL_EXPORTER_OTLP{signals}_ENDPOINT", f"http://127.0.0.1:{port}")
+    telemetry = make_telemetry("1.2")
+    assert telemetry is not None
+    telemetry.end_call("call", telemetry.begin_call("call", {}), "OK", 0.5)
+    telemetry.close()
+    assert service.names == names
+    assert service.services == {"sidelight 1.2"}
+
+
+def test_without_an_endpoint_there_is_no_telemetry(monkeypatch):
+    for name in ("", "_TRACES", "_METRICS"):
+        monkeypatch.delenv(f"OTEL_EXPORTER_OTLP{name}_ENDPOINT", raising=False)
+    assert make_telemetry("1.2") is None
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
+    monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
+    assert make_telemetry("1.2") is None
