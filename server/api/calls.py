@@ -255,7 +255,8 @@ class Calls:
         Every method reads and writes by itself, so all methods are streams for gRPC. On the wire there is no
         difference.
         """
-        metrics = MethodMetrics(descriptor.containing_service.full_name, descriptor.name, _kind_of(descriptor))
+        service, codes = descriptor.containing_service.full_name, [code.name for code in grpc.StatusCode]
+        metrics = MethodMetrics(service, descriptor.name, _kind_of(descriptor), codes)
         self.methods.append(metrics)
 
         async def handle(_: object, context: Context) -> None:

@@ -38,6 +38,7 @@ def fill_error(message: service_pb.Error, error: RequestError) -> None:
     message.code = error.code.value
     message.message = str(error)
     message.reason = error.reason
+    message.reference = error.reference
     message.field = error.field
     if error.retry_after is not None:
         message.retry_delay.FromMilliseconds(round(error.retry_after * 1000))

@@ -93,8 +93,7 @@ class EngineCore:
         has_worked = self._follow_streams.advance() or has_worked
         has_worked = self._put_pending(is_stopping) or has_worked
         began = time.monotonic()
-        has_decoded = not is_stopping() and self._decode()
-        if has_decoded:
+        if has_decoded := not is_stopping() and self._decode():
             self._time_share.add_step(time.monotonic() - began)
         else:
             self._time_share.clear()
@@ -199,6 +198,7 @@ class EngineCore:
         if prefilling is not None:  # a chunk of one long prompt at a time, so that no request waits for all of them
             try:
                 self._runner.prefill(prefilling)
+                ready[prefilling].record_source_read()
                 self.requests.rotate(ready[prefilling])  # the next time, the next prompt
             except Exception as error:
                 self.requests.fail(ready.pop(prefilling), error)
@@ -259,7 +259,7 @@ def _put_output(state: RequestState, output: Output, metrics: ModelMetrics) -> N
 
 def _put_started(loaded: LoadedModel, state: RequestState, sequence: Sequence) -> None:
     """Puts the first output of a request that has got a sequence."""
-    state.source_read_time = state.source_read_time or time.monotonic()
+    state.record_source_read()
     detokenizer, started = make_started(loaded, state.request)
     state.builder = make_output_builder(loaded, state.request, detokenizer, started)
     if not state.is_announced:

@@ -132,6 +132,11 @@ class RequestState:
         """The times of the request, which ends now."""
         return RequestTimes(self.arrival_time, self.start_time, self.source_read_time, time.monotonic())
 
+    def record_source_read(self) -> None:
+        """Takes note of the time, the first time that the source of the sequence is read to its end."""
+        if self.source_read_time is None and self.sequence is not None and not self.sequence.is_prefilling:
+            self.source_read_time = time.monotonic()
+
     def is_expired(self, now: float) -> bool:
         """Whether the outputs are not wanted any more: the call is cancelled, or past its deadline."""
         return self.queue.is_cancelled or (self.deadline is not None and now >= self.deadline)

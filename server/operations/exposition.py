@@ -71,7 +71,7 @@ def _method_metrics(methods: Sequence[MethodMetrics]) -> Iterator[Metric]:
         "grpc_server_handled", "Calls that have ended.", labels=(*_METHOD_LABELS, "grpc_code")
     )
     for method in methods:
-        for code, count in list(method.handled.items()):
+        for code, count in method.handled.items():
             handled.add_metric((*_labels_of(method), _camel(code)), count)
     yield handled
     seconds = HistogramMetricFamily("grpc_server_handling_seconds", "Time of a whole call.", labels=_METHOD_LABELS)

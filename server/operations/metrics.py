@@ -7,8 +7,7 @@ complete yet; the next scrape sees all of it.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 # The upper bounds of the buckets: seconds of a step, seconds that a client waits, and requests in one batch.
@@ -42,11 +41,14 @@ class Histogram:
 class MethodMetrics:
     """The counters of one gRPC method. The event loop writes them."""
 
-    def __init__(self, service: str, method: str, kind: str) -> None:
-        """`kind` is "unary", "server_stream", "client_stream" or "bidi_stream"."""
+    def __init__(self, service: str, method: str, kind: str, codes: Iterable[str]) -> None:
+        """`kind` is "unary", "server_stream", "client_stream" or "bidi_stream"; `codes` are the names of all statuses.
+
+        Each status is there from the beginning: Prometheus sees no growth where a counter begins with its first error.
+        """
         self.service, self.method, self.kind = service, method, kind
         self.num_started = self.num_received = self.num_sent = 0
-        self.handled: Counter[str] = Counter()  # by the name of the status code
+        self.handled = dict.fromkeys(codes, 0)
         self.seconds = Histogram(WAIT_SECONDS)
 
     @property

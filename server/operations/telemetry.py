@@ -47,7 +47,10 @@ class CallTrace:
         self.trace_id = format(span.get_span_context().trace_id, "032x")
 
     def record_request(self, model: str, request_id: str, times: RequestTimes, error: str) -> None:
-        """Records the stages of a request that has ended: queue, read source, steps. For any thread."""
+        """Records the stages of a request that has ended: queue, read source, steps. For any thread.
+
+        In a follow stream, the stage of steps has the reading of what the source grows by.
+        """
         from opentelemetry.trace import Status, StatusCode, set_span_in_context
 
         context = set_span_in_context(self.span)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from harness import serving
 from model_zoo import build_model
 from sidelight.server.engine.engine import Engine
 from sidelight.server.models.loader import LoadedModel, bundled_model, load
+from sidelight.server.operations import MetricsServer
 
 
 @pytest.fixture
@@ -24,6 +28,27 @@ def engines(monkeypatch) -> list[Engine]:
 
     monkeypatch.setattr(Engine, "start", noting)
     return started
+
+
+@dataclass(frozen=True)
+class ObservedServer:
+    """The addresses of a server and of its metrics."""
+
+    address: str
+    metrics_address: str
+
+    def read_metrics(self) -> str:
+        """What a scrape gives."""
+        with urllib.request.urlopen(f"http://{self.metrics_address}/metrics", timeout=10) as answer:
+            return answer.read().decode()
+
+
+@pytest.fixture(scope="session")
+def observed(bundled) -> Iterator[ObservedServer]:
+    """A server on the bundled model with a port for metrics."""
+    metrics = MetricsServer("127.0.0.1:0")
+    with serving(bundled, metrics=metrics) as address:
+        yield ObservedServer(address, metrics.address)
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ import grpc
 from sidelight.server.api.server import Server
 from sidelight.server.engine.engine import EngineConfig
 from sidelight.server.models.loader import LoadedModel
-from sidelight.server.operations import Security, Telemetry
+from sidelight.server.operations import MetricsServer, Security, Telemetry
 from sidelight.v1 import attention_pb2, attribution_service_pb2, attribution_service_pb2_grpc
 
 CROSS = attention_pb2.ATTENTION_KIND_CROSS
@@ -26,8 +26,9 @@ def serving(
     limits: EngineConfig | None = None,
     security: Security | None = None,
     telemetry: Telemetry | None = None,
+    metrics: MetricsServer | None = None,
 ) -> Iterator[str]:
-    """Serves models; gives the address."""
+    """Serves models; gives the address. `metrics` is closed at the end."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="server loop")
     thread.start()
@@ -38,9 +39,13 @@ def serving(
 
     try:
         server, address = asyncio.run_coroutine_threadsafe(start(), loop).result(240)
+        if metrics is not None:
+            metrics.start(server.method_metrics, server.model_metrics)
         try:
             yield address
         finally:
+            if metrics is not None:
+                metrics.close()
             asyncio.run_coroutine_threadsafe(server.stop(0), loop).result(60)
     finally:
         loop.call_soon_threadsafe(loop.stop)

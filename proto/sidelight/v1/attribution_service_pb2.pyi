@@ -7,10 +7,11 @@ An error is a gRPC status with google.rpc details. BadRequest names each wrong f
 no field of a `oneof` is set, the path is the path of the message that has the `oneof`. In the messages of
 AttributeMany and Follow, which have no path, the path is "event". An index in a path counts in the message that was
 sent.
-ErrorInfo carries a reason that does not change between versions, and the domain "sidelight". RequestInfo carries the
-request id. RetryInfo carries a delay where a second try may help. Where a request asks for something that is in this
-contract but not yet in the server, the status is UNIMPLEMENTED and names the field. The server never leaves out what
-a request asks for without saying so.
+ErrorInfo carries a reason that does not change between versions, and the domain "sidelight". Where an error was not
+foreseen, its metadata has an entry "reference", and the server's log has the error under this reference. RequestInfo
+carries the request id. RetryInfo carries a delay where a second try may help. Where a request asks for something that
+is in this contract but not yet in the server, the status is UNIMPLEMENTED and names the field. The server never
+leaves out what a request asks for without saying so.
 
 These errors can happen to any request:
 - ABORTED, READER_STALLED: the client read nothing from the stream for 60 seconds, while the server had something to
@@ -1312,6 +1313,7 @@ class Error(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     FIELD_FIELD_NUMBER: _builtins.int
     RETRY_DELAY_FIELD_NUMBER: _builtins.int
+    REFERENCE_FIELD_NUMBER: _builtins.int
     code: _builtins.int
     """The canonical gRPC status code, such as 3 for INVALID_ARGUMENT, or 1 for CANCELLED."""
     message: _builtins.str
@@ -1320,6 +1322,8 @@ class Error(_message.Message):
     """A reason for programs, such as "LAYER_OUT_OF_RANGE". It does not change between versions."""
     field: _builtins.str
     """The path of the wrong field in the AttributeManyRequest, such as "attribute.source.text". Empty: no field is wrong."""
+    reference: _builtins.str
+    """What the server's log has this error under. Empty: the error was foreseen."""
     @_builtins.property
     def retry_delay(self) -> _duration_pb2.Duration:
         """The time after which a second try may help."""
@@ -1332,10 +1336,11 @@ class Error(_message.Message):
         reason: _builtins.str = ...,
         field: _builtins.str = ...,
         retry_delay: _duration_pb2.Duration | None = ...,
+        reference: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["retry_delay", b"retry_delay"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "field", b"field", "message", b"message", "reason", b"reason", "retry_delay", b"retry_delay"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "field", b"field", "message", b"message", "reason", b"reason", "reference", b"reference", "retry_delay", b"retry_delay"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

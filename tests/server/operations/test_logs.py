@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Iterator
 
 import grpc
@@ -48,9 +49,16 @@ def test_a_fault_has_one_reference_for_client_and_log(bundled, monkeypatch, caps
         metadata = [("traceparent", f"00-{_TRACE}-00f067aa0ba902b7-01")]
         with stub(address) as service, pytest.raises(grpc.RpcError) as raised:
             list(service.Attribute(request(SECRET, request_id="my-id"), metadata=metadata))
-        with Client(address) as client, pytest.raises(InternalError, match="reference"):
-            client.attribute("A dog.").result()
+        with Client(address) as client:
+            with pytest.raises(InternalError) as from_status:
+                client.attribute("A dog.").result()
+            (many,) = client.attribute_many(["A dog."])
     log = capsys.readouterr().err
+    assert isinstance(many.error, InternalError)
+    for error in (from_status.value, many.error):
+        assert re.fullmatch("[0-9a-f]{16}", error.reference)
+        assert error.message.endswith(error.reference)
+        assert error.reference in log
     assert raised.value.code() == grpc.StatusCode.INTERNAL
     trailers = {entry.key: entry.value for entry in raised.value.trailing_metadata()}
     info = error_details_pb2.ErrorInfo()

@@ -8,6 +8,7 @@ from concurrent import futures
 from dataclasses import dataclass
 from typing import Any
 
+import follow_driver
 import grpc
 import pytest
 from harness import CROSS, request, serving, stub, wait_until
@@ -21,6 +22,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind, StatusCode
 from sidelight.server.operations import Telemetry, make_telemetry
 from sidelight.server.runner.model_runner import ModelRunner
+from sidelight.v1 import text_pb2
 
 _METHOD = "sidelight.v1.AttributionService/Attribute"
 _TRACE, _PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
@@ -96,6 +98,30 @@ def test_a_call_has_a_span_below_the_clients_and_its_request_has_three(recorded,
     assert all(abs(stages[i].end_time - stages[i + 1].start_time) < slack for i in (0, 1))
     assert stages[1].end_time > stages[1].start_time
     assert stages[2].end_time > stages[2].start_time
+
+
+def test_a_follow_stream_has_spans_too(recorded):
+    events = [follow_driver.start(request_id="mine"), follow_driver.event(source=follow_driver.text("A dog."))]
+    with stub(recorded.address) as service:
+        list(service.Follow(iter(events)))
+    spans = recorded.spans(4)
+    assert set(spans) == {_METHOD.replace("Attribute", "Follow"), "queue", "read source", "steps"}
+    assert spans["read source"].end_time == spans["steps"].start_time
+    assert spans["steps"].end_time > spans["steps"].start_time
+    assert (spans["steps"].attributes or {})["sidelight.request_id"] == "mine"
+
+
+def test_the_prompt_of_a_decoder_is_a_source(zoo):
+    exporter, tracers = InMemorySpanExporter(), TracerProvider()
+    tracers.add_span_processor(SimpleSpanProcessor(exporter))
+    model = zoo("gpt2")
+    decoding = text_pb2.Decoding(max_new_tokens=2)
+    with serving(model, telemetry=Telemetry(tracers, MeterProvider())) as address, stub(address) as service:
+        list(service.Attribute(request("A dog sleeps. " * 5, decoding=decoding)))
+        wait_until(lambda: len(exporter.get_finished_spans()) == 4)
+    spans = {span.name: span for span in exporter.get_finished_spans()}
+    assert spans["read source"].end_time == spans["steps"].start_time
+    assert spans["read source"].end_time - spans["read source"].start_time > 100_000  # nanoseconds, of a forward pass
 
 
 def test_a_given_target_has_no_span_for_its_source(recorded):
