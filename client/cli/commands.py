@@ -60,6 +60,7 @@ def make_parser() -> argparse.ArgumentParser:
     models.set_defaults(run=_list_models)
 
     _add_serve(commands)
+    _add_top(commands)
     _add_calibrate(commands)
     _add_kernels(commands)
     return parser
@@ -88,6 +89,20 @@ def _add_serve(commands: argparse._SubParsersAction[_EscapingParser]) -> None:  
     config = commands.add_parser("config", help="print the settings of `sidelight serve`, and where each comes from")
     serve_command.add_arguments(config)
     config.set_defaults(run=print_settings)
+
+
+def _add_top(commands: argparse._SubParsersAction[_EscapingParser]) -> None:  # pyright: ignore[reportPrivateUsage]
+    from ...server.entrypoints import top as top_command
+
+    def run(args: argparse.Namespace) -> int:
+        try:
+            return top_command.run(args)
+        except ModuleNotFoundError as error:
+            return _report_missing_package(error)
+
+    top = commands.add_parser("top", help="show calls, slots, rates and times of a server, from its metrics")
+    top_command.add_arguments(top)
+    top.set_defaults(run=run)
 
 
 def _add_calibrate(commands: argparse._SubParsersAction[_EscapingParser]) -> None:  # pyright: ignore[reportPrivateUsage]
