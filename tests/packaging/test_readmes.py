@@ -101,7 +101,7 @@ def test_commands_exist(name: str):
         (name, commands)
         for name, commands in (
             ("client/README.md", ["attribute", "demo", "models"]),
-            ("server/README.md", ["serve"]),
+            ("server/README.md", ["serve", "top"]),
             ("kernels/README.md", ["kernels audit", "kernels bench", "kernels build"]),
         )
         if name in READMES

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import cast
 
 import grpc
@@ -118,6 +120,24 @@ def test_all_methods_are_there_before_their_first_call(scrape):
     labels = _METHOD | {"grpc_method": "Follow", "grpc_type": "bidi_stream"}
     assert scrape("grpc_server_started_total", **labels) == 0
     assert scrape("process_resident_memory_bytes") > 1e6
+
+
+def test_the_readme_has_each_metric_with_its_labels_and_its_description(observed):
+    readme = (Path(__file__).parents[3] / "server" / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `((?:grpc_server|sidelight)_\w+)` \| (.*?) \| (.*?)(?:: a histogram\.)? \|$", readme, re.M)
+    families = {
+        family.name + "_total" * (family.type == "counter"): family
+        for family in text_string_to_metric_families(observed.read_metrics())
+        if family.name.startswith(("grpc_server", "sidelight"))
+    }
+    assert [name for name, _, _ in rows] == [*dict.fromkeys(name for name, _, _ in rows)]
+    assert {name for name, _, _ in rows} == families.keys()
+    for name, labels, text in rows:
+        family = families[name]
+        assert text.startswith(family.documentation.rstrip("."))
+        if "the same" not in labels:
+            expected = {label for sample in family.samples for label in sample.labels} - {"le"}
+            assert {label.strip("`") for label in labels.split(", ")} == (expected or {"model"})
 
 
 def test_buckets_hold_what_is_at_most_their_bound():
