@@ -7,13 +7,11 @@ messages that were sent. `Calls` ends both.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Hashable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Hashable, Iterable
 from typing import Any, Literal, NoReturn
 
 import grpc
@@ -23,7 +21,7 @@ from google.protobuf.message import Message
 from ..engine import HeldBack, RequestState, RequestStatus
 from ..errors import RequestError, cancelled, idle, invalid, late, report_fault, stalled, too_many_requests
 from ..memory import give_back
-from ..operations import CallContext, Identity, MethodMetrics, Telemetry, current_call, parse_trace_id
+from ..operations import CallContext, Identity, MethodMetrics, Telemetry, observe_call
 from . import status
 from .authentication import Authenticator
 
@@ -71,7 +69,7 @@ class Call:
         context: Context,
         drained: asyncio.Event,
         metrics: MethodMetrics,
-        ids: CallContext,
+        observed: CallContext,
         num_requests_of: Counter[Identity],
     ) -> None:
         """Makes a call.
@@ -80,14 +78,14 @@ class Call:
             context: gRPC's context.
             drained: Set when the server is about to end.
             metrics: Those of the method.
-            ids: For the log and for spans.
+            observed: The call in the log and in spans.
             num_requests_of: The open requests of all clients with names.
         """
         self.context = context
         self.identity: Identity | None = None
         self.drained = drained
         self._metrics = metrics
-        self._ids = ids
+        self._observed = observed
         self._num_requests_of = num_requests_of
         self._num_requests = 0  # of this call, in that count
         self.requests: dict[str, RequestState] = {}
@@ -102,11 +100,11 @@ class Call:
     @property
     def request_id(self) -> str:
         """The request's id, as soon as it is known. Empty for a call that has many requests."""
-        return self._ids.request_id
+        return self._observed.request_id
 
     @request_id.setter
     def request_id(self, request_id: str) -> None:
-        self._ids.request_id = request_id
+        self._observed.request_id = request_id
 
     async def read(self) -> bytes:
         """Returns the call's one request. Raises RequestError if there is none."""
@@ -260,17 +258,19 @@ class Calls:
         self.methods.append(metrics)
 
         async def handle(_: object, context: Context) -> None:
-            with self._observe(metrics, context) as end:
-                call = Call(context, self._drained, metrics, end.ids, self._num_requests_of)
+            metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
+            with observe_call(metrics, self._telemetry, metadata) as observed:
+                call = Call(context, self._drained, metrics, observed, self._num_requests_of)
                 self._calls[call] = None
                 try:
                     if not is_public:
                         call.identity = self._authenticator.identify(context)
+                        observed.client = "" if call.identity is None else call.identity.name
                     await method(call)
-                    end.code = grpc.StatusCode.OK.name
+                    observed.code = grpc.StatusCode.OK.name
                     return
                 except grpc.aio.AbortError:  # the status has been sent
-                    end.code = _code_of(context)
+                    observed.code = _code_of(context)
                     raise
                 except RequestError as request_error:
                     error = request_error
@@ -283,30 +283,10 @@ class Calls:
                 finally:
                     del self._calls[call]
                     call.close()
-                end.code = error.code.name
+                observed.code = error.code.name
                 await call.abort(error)
 
         return grpc.stream_stream_rpc_method_handler(handle, response_serializer=_serialize)
-
-    @contextlib.contextmanager
-    def _observe(self, metrics: MethodMetrics, context: Context) -> Iterator[_Observation]:
-        """Counts a call, and records its span where it is sampled."""
-        began = time.monotonic()
-        metrics.num_started += 1
-        metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
-        end = _Observation(CallContext(trace_id=parse_trace_id(metadata.get("traceparent", ""))))
-        if self._telemetry is not None:
-            end.ids.trace = self._telemetry.begin_call(metrics.full_name, metadata)
-            if end.ids.trace is not None:
-                end.ids.trace_id = end.ids.trace.trace_id
-        current_call.set(end.ids)  # of the task that answers this call, and ends with the call
-        try:
-            yield end
-        finally:
-            seconds = time.monotonic() - began
-            metrics.record_end(end.code, seconds)
-            if self._telemetry is not None:
-                self._telemetry.end_call(metrics.full_name, end.ids.trace, end.code, seconds)
 
     async def watch(self, hold_back: Callable[[HeldBack], None]) -> None:
         """Ends calls that wait too long, and reports clients whose readers are slow, until it is cancelled."""
@@ -372,14 +352,6 @@ class Calls:
         """Whether all calls with outputs have ended, except calls whose readers take no message."""
         stalled_calls = set(self._find_waiting("reader", time.monotonic() - _MOMENT_SECONDS))
         return all(not call.requests or call in stalled_calls for call in self._calls)
-
-
-@dataclass
-class _Observation:
-    """What is known of one call: its ids, and the name of its status code. CANCELLED is what no other end sets."""
-
-    ids: CallContext
-    code: str = grpc.StatusCode.CANCELLED.name
 
 
 def _kind_of(descriptor: MethodDescriptor) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Hashable
 
 from ..errors import RequestError, broken, client_queue_full, features_full, queue_full, stopped
 from ..operations import Identity, ModelMetrics
-from .request_state import RequestState, RequestStatus
+from .request_state import RequestState
 from .waiting_queue import HeldBack, WaitingQueue
 
 # The weight of one request in the average time of a request.
@@ -187,12 +187,7 @@ class AdmissionQueue:
 
     def close(self, state: RequestState, error: RequestError | None) -> None:
         """Ends the queue of a request, and forgets it: the last that is done for it."""
-        is_new = state.status is not RequestStatus.FINISHED
-        state.status = RequestStatus.FINISHED
-        state.queue.end(error)
-        if is_new and state.trace is not None:
-            reason = "" if error is None else error.reason
-            state.trace.record_request(self._metrics.name, state.request.request_id, state.times, reason)
+        state.end(error, self._metrics.name)
         with self._lock:
             self._states.discard(state)
             if error is None and state.start_time is not None:

@@ -133,10 +133,9 @@ class Engine:
         if request.num_sequences > self.num_slots:
             field = "decoding.beam.width" if request.beam is not None else "contrast"
             raise too_few_slots(request.num_sequences, self.num_slots, field)
-        call = current_call.get()
         queue.on_full = self.metrics.record_stall
         follow = None if events is None else FollowState(events)
-        state = RequestState(request, queue, deadline, follow, None if call is None else call.trace)
+        state = RequestState(request, queue, deadline, follow, current_call.get())
         with reservation or self.reserve() as place:
             self._admission.submit(state, place.client)
         self.wake()

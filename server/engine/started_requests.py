@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from ..errors import RequestError, report_fault
 from ..memory import release_memory_of
-from ..operations import ModelLoad
+from ..operations import ModelLoad, as_current
 from ..runner import Runner
 from .admission import AdmissionQueue
 from .request_state import RequestState, RequestStatus
@@ -121,5 +121,6 @@ class StartedRequests:
         """Ends a request with what went wrong, in words for its client."""
         error = release_memory_of(error)
         if not isinstance(error, RequestError):
-            error = report_fault(log, state.request.request_id, error)
+            with as_current(state.call):
+                error = report_fault(log, state.request.request_id, error)
         self.finish(state, error)

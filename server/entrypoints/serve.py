@@ -52,9 +52,10 @@ def run(args: argparse.Namespace) -> int:
     from ..operations import SecurityError
 
     try:
-        with Address(values.address) as address, _open_monitoring(values.metrics_address) as monitoring:
-            # With the ports open: loading takes its time.
-            return _load_and_serve(settings, address, _make_security(settings, address), monitoring)
+        with Address(values.address) as address:  # with the ports open: loading takes its time
+            security = _make_security(settings, address)
+            with _open_monitoring(settings) as monitoring:
+                return _load_and_serve(settings, address, security, monitoring)
     except (AddressError, MetricsAddressError, SecurityError, TelemetryError) as error:
         print(f"sidelight: {error}", file=sys.stderr)
         return 1
@@ -83,13 +84,16 @@ class _Monitoring:
 
 
 @contextmanager
-def _open_monitoring(metrics_address: str | None) -> Iterator[_Monitoring]:
+def _open_monitoring(settings: Settings) -> Iterator[_Monitoring]:
     """Opens the port of the metrics, and OpenTelemetry. Raises MetricsAddressError and TelemetryError."""
     from ..operations import MetricsServer, make_telemetry
 
+    values = settings.values
+    certificate = (values.tls_cert, values.tls_key) if values.tls_cert else None
     with ExitStack() as stack:
-        metrics_server = MetricsServer(metrics_address) if metrics_address else None
-        if metrics_server is not None:
+        metrics_server = None
+        if values.metrics_address:
+            metrics_server = MetricsServer(values.metrics_address, certificate, insecure=values.insecure)
             stack.callback(metrics_server.close)
         telemetry = make_telemetry(importlib.metadata.version("sidelight"))
         if telemetry is not None:
@@ -112,12 +116,12 @@ def _objects_that_stay() -> Iterator[None]:
         gc.enable()
 
 
-def _hide_loading_bar() -> None:
-    """Hides transformers' progress bar for weights, but not the one of the hub for downloads, which may take long."""
+def _hide_bars(*, keeps_downloads: bool) -> None:
+    """Hides transformers' progress bar for weights, and the one of the hub for downloads unless that is kept."""
     from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
     from transformers.utils.logging import disable_progress_bar
 
-    has_download_bars = not are_progress_bars_disabled()
+    has_download_bars = keeps_downloads and not are_progress_bars_disabled()
     disable_progress_bar()  # the hub's as well
     if has_download_bars:
         enable_progress_bars()
@@ -158,8 +162,9 @@ def _load_and_serve(settings: Settings, address: Address, security: Security, mo
     # timing least if one thread runs. And OpenMP would keep a pool of threads for this thread besides the engine's
     # pool: with more threads than cores, all sleep between two operations, and a step on 2 cores takes twice the time.
     torch.set_num_threads(1)
-    if settings.values.log_level != "debug":
-        _hide_loading_bar()
+    is_json = settings.values.log_format == "json"
+    if settings.values.log_level != "debug" or is_json:
+        _hide_bars(keeps_downloads=not is_json)  # downloads may take long
     try:
         loaded = _load_models(settings)
         torch.set_num_threads(counts[0][-1])
@@ -242,7 +247,7 @@ async def _serve(
     address = await server.start()
     if (metrics_server := monitoring.metrics_server) is not None:
         metrics_server.start(server.method_metrics, server.model_metrics)
-        logging.getLogger(__name__).info("metrics at http://%s/metrics", metrics_server.address)
+        logging.getLogger(__name__).info("metrics at %s", metrics_server.url)
     # One line on stdout for a program that has started the server and waits for it. All else goes to the log.
     names = ", ".join(model.name for model in loaded)
     print(f"sidelight: serving {names} at {address}", flush=True)

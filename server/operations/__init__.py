@@ -9,11 +9,11 @@ metrics         plain counters of methods and models, which cost their callers n
 exposition      the counters as Prometheus' metrics
 metrics_server  the port that Prometheus reads from
 telemetry       spans and metrics for OpenTelemetry, where an endpoint is configured
-call_context    the ids of the call that a task answers, for logs and spans
+call_context    observe_call: counts a call and records its span; the ids of the call that a task answers
 logs            the log as lines of text or as JSON
 """
 
-from .call_context import CallContext, current_call, parse_trace_id
+from .call_context import CallContext, as_current, current_call, observe_call
 from .certificates import CertificateFiles, Certificates
 from .identities import Identity
 from .logs import LogOptions, configure_log, log_text
@@ -41,10 +41,11 @@ __all__ = [
     "Telemetry",
     "TelemetryError",
     "TokenFile",
+    "as_current",
     "configure_log",
     "current_call",
     "log_text",
     "make_security",
     "make_telemetry",
-    "parse_trace_id",
+    "observe_call",
 ]

@@ -21,7 +21,7 @@ from .call_context import current_call
 log = logging.getLogger(__name__)
 
 # What a log record may have beside its message.
-_FIELDS = ("request_id", "trace_id", "reference", "text")
+_FIELDS = ("request_id", "client", "trace_id", "reference", "text")
 
 _LINE = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
@@ -61,7 +61,7 @@ def _add_ids(record: logging.LogRecord) -> bool:
     """Adds the ids of the call that the current task answers, where the line has none."""
     call = current_call.get()
     if call is not None:
-        for name in ("request_id", "trace_id"):
+        for name in ("request_id", "client", "trace_id"):
             if getattr(call, name) and not hasattr(record, name):
                 setattr(record, name, getattr(call, name))
     return True

@@ -99,8 +99,8 @@ class Telemetry:
         span = self._tracer.start_span(method, parent, SpanKind.SERVER, attributes)
         return CallTrace(self._tracer, span) if span.is_recording() else None
 
-    def end_call(self, method: str, trace: CallTrace | None, code: str, seconds: float) -> None:
-        """Ends the span of a call, and records the duration."""
+    def end_call(self, method: str, trace: CallTrace | None, code: str, seconds: float, client: str = "") -> None:
+        """Ends the span of a call, and records the duration. The span alone has the client: clients may be many."""
         attributes = {"rpc.system.name": "grpc", "rpc.method": method, "rpc.response.status_code": code}
         if code in _FAULTS:
             attributes["error.type"] = code
@@ -108,7 +108,7 @@ class Telemetry:
         if trace is not None:
             from opentelemetry.trace import Status, StatusCode
 
-            trace.span.set_attributes(attributes)
+            trace.span.set_attributes(attributes | ({"enduser.id": client} if client else {}))
             if code in _FAULTS:
                 trace.span.set_status(Status(StatusCode.ERROR))
             trace.span.end()

@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import cli_process
 import numpy as np
 import pytest
+from authorities import Authority
 from harness import CROSS, request, stub
 from rich.cells import cell_len
 from rich.console import Console
@@ -19,6 +20,7 @@ from sidelight.client.cli.main import main
 from sidelight.server.entrypoints import top
 from sidelight.server.entrypoints.top_figures import Scrape, compare, estimate_quantile
 from sidelight.server.entrypoints.top_tables import render
+from sidelight.server.operations import MetricsServer, ModelLoad, ModelMetrics
 
 _METHOD = 'grpc_type="server_stream",grpc_service="sidelight.v1.AttributionService",grpc_method="Attribute"'
 
@@ -104,19 +106,19 @@ def test_quantiles_lie_in_the_bucket_of_the_real_ones():
 
 
 def test_a_real_server_has_its_figures_in_the_tables(observed, bundled, monkeypatch, capsys):
-    read_scrape, scrapes = top._read_scrape, []
+    read_scrape, scrapes = top._Source.read, []
 
-    def read(address: str) -> Scrape:
+    def read(source: top._Source) -> Scrape:
         if scrapes:  # between the two scrapes
             with stub(observed.address) as service:
                 list(service.Attribute(request("A dog sleeps.", [CROSS])))
-        scrapes.append(read_scrape(address))
+        scrapes.append(read_scrape(source))
         return scrapes[-1]
 
-    monkeypatch.setattr(top, "_read_scrape", read)
+    monkeypatch.setattr(top._Source, "read", read)
     monkeypatch.setattr(top, "_INTERVAL", 0.0)
     monkeypatch.setenv("COLUMNS", "80")
-    assert main(["top", "--metrics", observed.metrics_address, "--once"]) == 0
+    assert main(["top", "--metrics", observed.metrics_url, "--once"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert max(map(cell_len, lines)) <= 80
     call = words_of(lines, "Attribute ")
@@ -168,6 +170,24 @@ def test_a_wrong_address_is_refused_in_one_line(address, capsys):
     assert error.count("\n") == 1
 
 
+def test_metrics_are_read_by_https_where_an_authority_is_given(tmp_path, monkeypatch, capsys):
+    authority, other = (Authority(tmp_path / name, name) for name in ("one", "other"))
+    chain, key = authority.issue("server")
+    metrics = MetricsServer("127.0.0.1:0", (str(chain), str(key)))
+    metrics.start([], [ModelMetrics("opus", ModelLoad)])
+    monkeypatch.setattr(top, "_INTERVAL", 0.0)
+    address = metrics.url.split("/")[2]
+    try:
+        assert main(["top", "--metrics", address, "--tls-ca", str(authority.ca), "--once"]) == 0
+        assert "opus" in capsys.readouterr().out
+        assert main(["top", "--metrics", metrics.url, "--tls-ca", str(other.ca)]) == 1
+        assert "certificate verify failed" in capsys.readouterr().err
+        assert main(["top", "--metrics", address, "--tls-ca", str(key)]) == 1
+        assert capsys.readouterr().err.startswith(f"sidelight: --tls-ca: {key}: ")
+    finally:
+        metrics.close()
+
+
 def test_where_no_server_answers_one_line_says_so(capsys):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -185,20 +205,20 @@ def test_the_live_view_goes_on_while_the_server_is_away_and_begins_anew_with_a_n
     texts = iter([busy_text(scale=1), busy_text(scale=2), None, *new])
     shown: list[str] = []
 
-    def read(address: str) -> Scrape:
+    def read(source: top._Source) -> Scrape:
         try:
             text = next(texts)
         except StopIteration:
             raise KeyboardInterrupt from None
         if text is None:
-            raise top._UnavailableError(f"no metrics at {address}")
+            raise top._UnavailableError(f"no metrics at {source.address}")
         return scrape_at(len(shown), text)
 
     def show(figures, _: str, problem: str = "") -> str:
         shown.append("\n".join(lines_of(figures, problem=problem)))
         return shown[-1]
 
-    monkeypatch.setattr(top, "_read_scrape", read)
+    monkeypatch.setattr(top._Source, "read", read)
     monkeypatch.setattr(top, "_INTERVAL", 0.0)
     monkeypatch.setattr("sidelight.server.entrypoints.top_tables.render", show)
     monkeypatch.setenv("FORCE_COLOR", "1")
@@ -212,7 +232,7 @@ def test_the_live_view_goes_on_while_the_server_is_away_and_begins_anew_with_a_n
 
 @pytest.mark.slow
 def test_top_in_a_pipe_prints_once(observed):
-    completed = cli_process.run("top", "--metrics", observed.metrics_address)
+    completed = cli_process.run("top", "--metrics", observed.metrics_url)
     assert completed.returncode == 0, completed.stderr
-    assert completed.stdout.startswith(f"sidelight at {observed.metrics_address}   up ")
+    assert completed.stdout.startswith(f"sidelight at {observed.metrics_url}   up ")
     assert "\x1b" not in completed.stdout

@@ -13,6 +13,7 @@ from google.rpc import error_details_pb2, status_pb2
 from harness import request, serving, stub
 from sidelight.client import Client, InternalError
 from sidelight.server.api.rpcs.answer import AnswerStarter
+from sidelight.server.engine import engine_core
 from sidelight.server.operations import LogOptions, configure_log, logs
 
 SECRET = "a text that nobody else may read"
@@ -100,3 +101,16 @@ def test_exceptions_that_name_each_other_have_an_end(capsys):
     first.__cause__, second.__cause__ = second, first
     logging.getLogger("sidelight").error("failed", exc_info=first)
     assert capsys.readouterr().err.count("builtins.") == 2
+
+
+def test_a_fault_in_the_engine_has_the_ids_of_its_call(bundled, security, token_metadata, monkeypatch, capsys):
+    monkeypatch.setattr(engine_core, "make_output_builder", quote_text)
+    configure_log(LogOptions(is_json=True))
+    metadata = [("traceparent", f"00-{_TRACE}-00f067aa0ba902b7-00"), *token_metadata["someone"]]
+    message = request(SECRET, request_id="my-id")
+    with serving(bundled, security=security) as address, stub(address) as service, pytest.raises(grpc.RpcError):
+        list(service.Attribute(message, metadata=metadata))
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    (line,) = [line for line in lines if line["level"] == "error"]
+    assert (line["request_id"], line["client"], line["trace_id"]) == ("my-id", "someone", _TRACE)
+    assert "reference" in line

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+import socket
+import ssl
+import urllib.error
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
 import grpc
 import pytest
-from harness import CROSS, request, steps_of, stub, wait_until
+from authorities import Authority, replace
+from harness import CROSS, request, serving, steps_of, stub, wait_until
 from prometheus_client.parser import text_string_to_metric_families
 from sidelight.server.operations import MetricsAddressError, MetricsServer
 from sidelight.server.operations.metrics import Histogram
@@ -152,3 +158,61 @@ def test_buckets_hold_what_is_at_most_their_bound():
 def test_a_wrong_address_is_refused_by_its_option(address):
     with pytest.raises(MetricsAddressError, match="--metrics-address"):
         MetricsServer(address)
+
+
+def test_beyond_this_machine_the_port_needs_a_certificate_or_a_word():
+    with pytest.raises(MetricsAddressError, match=r"give --tls-cert and --tls-key.* or say --insecure"):
+        MetricsServer("0.0.0.0:0")
+    server = MetricsServer("0.0.0.0:0", insecure=True)
+    assert server.url.startswith("http://0.0.0.0:")
+    server.close()
+    MetricsServer("localhost:0").close()
+
+
+def test_a_renewed_certificate_is_taken_and_a_half_renewed_one_is_not(tmp_path):
+    authorities = [Authority(tmp_path / name, name) for name in ("first", "second")]
+    chain, key = authorities[0].issue("server")
+    server = MetricsServer("0.0.0.0:0", (str(chain), str(key)))
+    server.start([], [])
+    url = server.url.replace("0.0.0.0", "127.0.0.1")
+
+    def is_answered(authority: Authority) -> bool:
+        try:
+            context = ssl.create_default_context(cafile=authority.ca)
+            return b"process_" in urllib.request.urlopen(url, timeout=10, context=context).read()
+        except urllib.error.URLError as error:
+            if "certificate verify failed" not in str(error):
+                raise
+            return False
+
+    try:
+        assert url.startswith("https://")
+        assert [is_answered(authority) for authority in authorities] == [True, False]
+        new_chain, new_key = authorities[1].issue("server")
+        replace(chain, new_chain.read_bytes())
+        assert [is_answered(authority) for authority in authorities] == [True, False]
+        replace(key, new_key.read_bytes())
+        assert [is_answered(authority) for authority in authorities] == [False, True]
+        with socket.create_connection(("127.0.0.1", int(url.split(":")[2].split("/")[0]))):  # it says nothing
+            assert is_answered(authorities[1])
+    finally:
+        server.close()
+
+
+def test_calls_with_a_wrong_token_are_counted_and_no_label_has_a_client(bundled, security, token_metadata):
+    metrics = MetricsServer("127.0.0.1:0")
+    with serving(bundled, security=security, metrics=metrics) as address:
+        with stub(address) as service:
+            for metadata in token_metadata.values():
+                with contextlib.suppress(grpc.RpcError):
+                    service.ListModels(attribution_service_pb2.ListModelsRequest(), metadata=metadata)
+        with urllib.request.urlopen(metrics.url, timeout=10) as answer:
+            text = answer.read().decode()
+    counts = {
+        sample.labels["grpc_code"]: sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name == "grpc_server_handled_total" and sample.labels["grpc_method"] == "ListModels" and sample.value
+    }
+    assert counts == {"OK": 1, "Unauthenticated": 1}
+    assert "someone" not in text

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import threading
+import contextlib
 from collections.abc import Iterator
-from concurrent import futures
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,17 +11,16 @@ import follow_driver
 import grpc
 import pytest
 from harness import CROSS, request, serving, stub, wait_until
-from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2, metrics_service_pb2_grpc
-from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
+from otlp_collector import collecting
 from sidelight.server.operations import Telemetry, make_telemetry
 from sidelight.server.runner.model_runner import ModelRunner
-from sidelight.v1 import text_pb2
+from sidelight.v1 import attribution_service_pb2, text_pb2
 
 _METHOD = "sidelight.v1.AttributionService/Attribute"
 _TRACE, _PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
@@ -124,6 +122,20 @@ def test_the_prompt_of_a_decoder_is_a_source(zoo):
     assert spans["read source"].end_time - spans["read source"].start_time > 100_000  # nanoseconds, of a forward pass
 
 
+def test_the_span_of_a_call_names_its_client(bundled, security, token_metadata):
+    exporter, tracers = InMemorySpanExporter(), TracerProvider()
+    tracers.add_span_processor(SimpleSpanProcessor(exporter))
+    with serving(bundled, security=security, telemetry=Telemetry(tracers, MeterProvider())) as address:
+        with stub(address) as service:
+            for metadata in token_metadata.values():
+                with contextlib.suppress(grpc.RpcError):
+                    service.ListModels(attribution_service_pb2.ListModelsRequest(), metadata=metadata)
+        wait_until(lambda: len(exporter.get_finished_spans()) == 2)
+    spans = [dict(span.attributes or {}) for span in exporter.get_finished_spans()]
+    ends = {span["rpc.response.status_code"]: span.get("enduser.id") for span in spans}
+    assert ends == {"OK": "someone", "UNAUTHENTICATED": None}
+
+
 def test_a_given_target_has_no_span_for_its_source(recorded):
     message = request("A dog.", [CROSS])
     message.given.text = "Ein Hund."
@@ -168,42 +180,6 @@ def test_the_two_metrics_count_calls_that_are_not_sampled(recorded, bundled):
     assert 0 < point.sum < 60
 
 
-class _Collector(trace_service_pb2_grpc.TraceServiceServicer, metrics_service_pb2_grpc.MetricsServiceServicer):
-    """A collector that keeps the names of what it gets. Both services have a method of the same name."""
-
-    def __init__(self) -> None:
-        self.names: set[str] = set()
-        self.services: set[str] = set()
-        self._lock = threading.Lock()
-
-    def Export(self, request: Any, context: Any) -> Any:  # noqa: ARG002, N802
-        with self._lock:
-            if isinstance(request, trace_service_pb2.ExportTraceServiceRequest):
-                groups: Any = request.resource_spans
-                self.names |= {span.name for group in groups for scope in group.scope_spans for span in scope.spans}
-                answer: Any = trace_service_pb2.ExportTraceServiceResponse()
-            else:
-                groups = request.resource_metrics
-                self.names |= {each.name for group in groups for scope in group.scope_metrics for each in scope.metrics}
-                answer = metrics_service_pb2.ExportMetricsServiceResponse()
-            for group in groups:
-                attributes = {each.key: each.value.string_value for each in group.resource.attributes}
-                self.services.add(attributes["service.name"] + " " + attributes["service.version"])
-        return answer
-
-
-@pytest.fixture
-def collector() -> Iterator[tuple[_Collector, int]]:
-    collector = _Collector()
-    server = grpc.server(futures.ThreadPoolExecutor(2))
-    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(collector, server)
-    metrics_service_pb2_grpc.add_MetricsServiceServicer_to_server(collector, server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    yield collector, port
-    server.stop(None)
-
-
 @pytest.mark.parametrize(
     ("signals", "names"),
     [
@@ -212,15 +188,15 @@ def collector() -> Iterator[tuple[_Collector, int]]:
         ("_METRICS", {"rpc.server.call.duration"}),
     ],
 )
-def test_a_collector_gets_what_its_endpoint_is_for(collector, monkeypatch, signals, names):
-    service, port = collector
-    monkeypatch.setenv(f"OTEL_EXPORTER_OTLP{signals}_ENDPOINT", f"http://127.0.0.1:{port}")
-    telemetry = make_telemetry("1.2")
-    assert telemetry is not None
-    telemetry.end_call("call", telemetry.begin_call("call", {}), "OK", 0.5)
-    telemetry.close()
-    assert service.names == names
-    assert service.services == {"sidelight 1.2"}
+def test_a_collector_gets_what_its_endpoint_is_for(monkeypatch, signals, names):
+    with collecting() as (collector, endpoint):
+        monkeypatch.setenv(f"OTEL_EXPORTER_OTLP{signals}_ENDPOINT", endpoint)
+        telemetry = make_telemetry("1.2")
+        assert telemetry is not None
+        telemetry.end_call("call", telemetry.begin_call("call", {}), "OK", 0.5)
+        telemetry.close()
+    assert collector.names == names
+    assert collector.services == {"sidelight 1.2"}
 
 
 def test_without_an_endpoint_there_is_no_telemetry(monkeypatch):
