@@ -79,8 +79,8 @@ def print_settings(args: argparse.Namespace) -> int:
 class _Monitoring:
     """What shows operators the server, as far as they want it."""
 
-    metrics_server: MetricsServer | None
-    telemetry: Telemetry | None
+    metrics_server: MetricsServer | None = None
+    telemetry: Telemetry | None = None
 
 
 @contextmanager

@@ -120,10 +120,8 @@ async def test_a_process_whose_engine_has_ended_ends_with_a_code(bundled, engine
     killer.start()
     try:
         with Address(settings.values.address) as held:
-            assert (
-                await command._serve([bundled], command._engine_configs([bundled], settings, [()]), held, Security())
-                == 1
-            )
+            configs = command._engine_configs([bundled], settings, [()])
+            assert await command._serve([bundled], configs, held, Security(), command._Monitoring()) == 1
     finally:
         killer.join()
         for number, handler in handlers.items():
