@@ -164,20 +164,19 @@ def test_only_faults_of_the_server_are_errors(recorded, monkeypatch, model, code
     assert (spans[_METHOD].attributes or {})["rpc.response.status_code"] == code
 
 
-def test_the_two_metrics_count_calls_that_are_not_sampled(recorded, bundled):
-    recorded.attribute(request("A dog."), flags="00")
-
-    def counts() -> list[int]:
+def test_the_two_metrics_count_calls_that_are_not_sampled(bundled):
+    reader = InMemoryMetricReader()
+    with serving(bundled, telemetry=Telemetry(TracerProvider(), MeterProvider([reader]))) as address:
+        recorded = Recorded(address, InMemorySpanExporter(), reader)
+        for _ in range(2):
+            recorded.attribute(request("A dog."), flags="00")
+        wait_until(lambda: recorded.points()["rpc.server.call.duration"][0].count == 2)
         points = recorded.points()
-        calls = [p for p in points["rpc.server.call.duration"] if p.attributes["rpc.response.status_code"] == "OK"]
-        return [calls[0].count, points["gen_ai.server.time_to_first_token"][0].count]
-
-    before = counts()
-    recorded.attribute(request("A dog."), flags="00")
-    wait_until(lambda: counts() == [count + 1 for count in before])
-    (point,) = recorded.points()["gen_ai.server.time_to_first_token"]
-    assert point.attributes["gen_ai.request.model"] == bundled.name
-    assert 0 < point.sum < 60
+    (call,), (first_token,) = points["rpc.server.call.duration"], points["gen_ai.server.time_to_first_token"]
+    assert call.attributes["rpc.response.status_code"] == "OK"
+    assert first_token.attributes["gen_ai.request.model"] == bundled.name
+    assert first_token.count == 2
+    assert 0 < first_token.sum < 60
 
 
 @pytest.mark.parametrize(
