@@ -32,6 +32,7 @@ from .segmentation import (
     find_sentences,
     find_words,
     group_tokens,
+    is_unspaced,
     shares_character,
 )
 from .tokenizer import Tokenizer, turn_languages
@@ -60,6 +61,7 @@ __all__ = [
     "find_sentences",
     "find_words",
     "group_tokens",
+    "is_unspaced",
     "shares_character",
     "turn_languages",
 ]
