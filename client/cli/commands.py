@@ -59,6 +59,14 @@ def make_parser() -> argparse.ArgumentParser:
     add_connection_arguments(models)
     models.set_defaults(run=_list_models)
 
+    health = commands.add_parser("health", help="check whether a server serves; ends with 0 if so, else with 1")
+    health.add_argument(
+        "--service", default="", metavar="NAME", help="a model, or a service of gRPC; without one, the server"
+    )
+    health.add_argument("--timeout", type=float, default=5.0, metavar="SECONDS", help="without it, 5 seconds")
+    add_connection_arguments(health)
+    health.set_defaults(run=_check_health)
+
     _add_serve(commands)
     _add_top(commands)
     _add_calibrate(commands)
@@ -154,6 +162,13 @@ def _cancel(args: argparse.Namespace) -> int:
         count = client.cancel_attribution(args.request_id, timeout=30)
     print_message(f"cancelled {count} request{'s' if count > 1 else ''}")
     return 0
+
+
+def _check_health(args: argparse.Namespace) -> int:
+    with Client(args.address, **build_connection(args)) as client:
+        is_serving = client.check_health(args.service, timeout=args.timeout)
+    print("SERVING" if is_serving else "NOT_SERVING")
+    return 0 if is_serving else 1
 
 
 def _list_models(args: argparse.Namespace) -> int:
