@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from weakref import WeakSet
 
 import grpc
+from grpc_health.v1.health_pb2_grpc import HealthStub
 from sidelight.v1 import attribution_service_pb2 as service_pb
 from sidelight.v1.attribution_service_pb2_grpc import AttributionServiceStub
 from typing_extensions import Self, Unpack
@@ -38,6 +39,7 @@ from .request import (
     build_attribute_request,
     build_cancel_request,
     build_get_model_request,
+    build_health_request,
     build_resumption,
     validate_timeout,
 )
@@ -66,6 +68,7 @@ class Client:
         connection = Connection(address, options)
         self._channel = connection.open()
         self._stub = connection.authorize(AttributionServiceStub(self._channel))
+        self._health: Any = HealthStub(self._channel)  # which needs no token
         self._closed = False
         self._streams: WeakSet[AttributionManyStream | AlignmentManyStream] = (
             WeakSet()
@@ -199,6 +202,11 @@ class Client:
                 return models
             request.page_token = page.next_page_token
 
+    def check_health(self, name: str = "", *, timeout: float | None = None) -> bool:
+        """Returns whether a model or a service of gRPC serves; without a name, the server. Raises SidelightError."""
+        request, seconds = build_health_request(name), validate_timeout(timeout)
+        return converters.parse_health(self._call(lambda: self._health.Check(request, timeout=seconds)))
+
     def close(self) -> None:
         """Closes the connection and cancels the running streams."""
         self._closed = True
@@ -236,6 +244,7 @@ class AsyncClient:
         connection = Connection(address, options)
         self._channel = connection.open_async()
         self._stub = connection.authorize(AttributionServiceStub(self._channel))
+        self._health: Any = HealthStub(self._channel)  # which needs no token
         self._closed = False
         self._streams: WeakSet[
             AsyncAttributionStream | AsyncAttributionManyStream | AsyncAlignmentManyStream | AsyncFollowStream
@@ -328,6 +337,11 @@ class AsyncClient:
             if not page.next_page_token:
                 return models
             request.page_token = page.next_page_token
+
+    async def check_health(self, name: str = "", *, timeout: float | None = None) -> bool:
+        """Does what `Client.check_health` does."""
+        request, seconds = build_health_request(name), validate_timeout(timeout)
+        return converters.parse_health(await self._call(lambda: self._health.Check(request, timeout=seconds)))
 
     async def close(self) -> None:
         """Closes the connection and cancels the running streams."""

@@ -34,6 +34,7 @@ class SidelightError(Exception):
         reason: A stable code for programs, such as "LAYER_OUT_OF_RANGE"; or empty.
         request_id: The id of the request, if it is known.
         retry_delay: Seconds to wait before a retry, which may then succeed; None if the server did not say.
+        reference: What the log of the server has this error under, where the server did not foresee it; or empty.
     """
 
     message: str
@@ -43,6 +44,7 @@ class SidelightError(Exception):
     reason: str = ""
     request_id: str = ""
     retry_delay: float | None = None
+    reference: str = ""
 
     def __str__(self) -> str:
         return self.message
@@ -162,7 +164,7 @@ def from_error_message(message: service_pb.Error, request_id: str, path: str) ->
     """Converts the error of one text on a stream of many. Fields are named as in a request of its own, below `path`."""
     status = _STATUSES.get(message.code, grpc.StatusCode.UNKNOWN)
     error = _ERROR_CLASSES.get(status, SidelightError)(message.message.removeprefix(path), status)
-    error.reason, error.request_id = message.reason, request_id
+    error.reason, error.request_id, error.reference = message.reason, request_id, message.reference
     if message.field:
         error.field = message.field.removeprefix(path)
         error.fields = {error.field: error.message.removeprefix(f"{error.field}: ")}
@@ -190,7 +192,7 @@ def _add_details(error: SidelightError, trailers: Iterable[tuple[str, str | byte
                 error.fields[violation.field] = f"{previous}; {description}" if previous else description
             error.field = next(iter(error.fields), "")
         elif detail.Unpack(error_info):
-            error.reason = error_info.reason
+            error.reason, error.reference = error_info.reason, error_info.metadata.get("reference", "")
         elif detail.Unpack(request_info):
             error.request_id = request_info.request_id
         elif detail.Unpack(retry_info):

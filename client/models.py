@@ -54,6 +54,7 @@ class Calibration:
         recall: The share of the reference's links that were found.
         has_lexicon: Whether there is a table of translations of words.
         lexicon_entries: The number of pairs of words in the table.
+        has_encoder_states: Whether the encoder's states are compared if a request names no features.
     """
 
     heads: tuple[tuple[int, int, float], ...]
@@ -66,6 +67,7 @@ class Calibration:
     recall: float
     has_lexicon: bool
     lexicon_entries: int
+    has_encoder_states: bool
 
 
 @dataclass(frozen=True)

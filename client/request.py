@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
+from grpc_health.v1 import health_pb2
 from sidelight.v1 import attribution_service_pb2 as service_pb
 
 from . import converters
@@ -222,6 +223,13 @@ def build_get_model_request(name: str) -> service_pb.GetModelRequest:
     check_value(name, str, "name")
     with field_errors("name"):
         return service_pb.GetModelRequest(name=name)
+
+
+def build_health_request(name: str) -> health_pb2.HealthCheckRequest:
+    """Builds the request of a `check_health` call. Raises InvalidArgumentError if the name is not a text."""
+    check_value(name, str, "name")
+    with field_errors("name"):
+        return health_pb2.HealthCheckRequest(service=name)
 
 
 def build_cancel_request(request_id: str) -> service_pb.CancelAttributionRequest:

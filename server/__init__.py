@@ -14,6 +14,6 @@ layers                   replacements of single layers
 capture                  attention rows while a model runs
 text                     tokenizer and detokenizer
 settings                 flags, environment, file and defaults
-operations               what the operator decides: certificates, tokens, limits of clients
+operations               what operators decide and see: certificates, tokens, metrics, traces, logs
 request, policy, errors, memory, transfer, transformers_versions    what these share
 """

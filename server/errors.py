@@ -6,6 +6,8 @@ long message is cut here, so that all trailers of a call stay below 4 KiB: clien
 
 from __future__ import annotations
 
+import logging
+import secrets
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -45,6 +47,7 @@ class RequestError(Exception):
         message: What is wrong, for people.
         field: A path in the request, such as "capture.heads.list.heads[2].layer"; empty if no field is to blame.
         retry_after: Seconds after which another try may succeed.
+        reference: What the log has this error under; empty for an error that is foreseen.
     """
 
     code: ErrorCode
@@ -52,6 +55,7 @@ class RequestError(Exception):
     message: str
     field: str = ""
     retry_after: float | None = None
+    reference: str = ""
 
     def __post_init__(self) -> None:
         self.message = _cut(self.message, _MAX_MESSAGE_BYTES)
@@ -101,6 +105,20 @@ def unauthenticated(*, has_token: bool) -> RequestError:
         return RequestError(ErrorCode.UNAUTHENTICATED, "TOKEN_INVALID", "the token is unknown or has expired")
     message = "this server needs a token: metadata 'authorization: Bearer TOKEN'"
     return RequestError(ErrorCode.UNAUTHENTICATED, "TOKEN_REQUIRED", message)
+
+
+def report_fault(log: logging.Logger, request_id: str, fault: BaseException, subject: str = "") -> RequestError:
+    """Writes an unforeseen error into the log. Returns INTERNAL with a reference id, which the line of the log has too.
+
+    `subject` is what has failed, where that is not the request.
+    """
+    reference = secrets.token_hex(8)
+    ids = {"reference": reference} | ({"request_id": request_id} if request_id else {})
+    subject = subject or f"request {request_id or '-'}"
+    log.error("%s failed, reference %s", subject, reference, exc_info=fault, extra=ids)
+    error = internal(message=f"internal error; the server's log has the details under reference {reference}")
+    error.reference = reference
+    return error
 
 
 def expired() -> RequestError:

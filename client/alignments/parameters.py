@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 MarkupFormat = Literal["spans", "html", "xml", "xliff", "placeholders"]
 LinkMethod = Literal["argmax", "threshold", "optimal_transport", "itermax"]
-LinkFeature = Literal["attention", "lexicon", "spelling"]
+LinkFeature = Literal["attention", "lexicon", "spelling", "encoder_states"]
 Symmetrization = Literal["grow_diag_final_and", "intersection", "union"]
 LinkUnit = Literal["word", "token"]
 
@@ -55,7 +55,8 @@ class LinkOptions:
 
     Attributes:
         method: How links are chosen from the scores of pairs of words. None: as calibration has chosen for the model.
-        features: What the scores are made of. Empty: as calibration has chosen for the model.
+        features: What the scores are made of. Empty: as calibration has chosen for the model. "encoder_states"
+            goes with `align` and `align_many`, and costs two more passes of the encoder.
         reverse_model: The name of a loaded model for the other direction. The links of both directions are joined.
         symmetrization: How the links of two directions are joined. None: "grow_diag_final_and".
     """

@@ -59,7 +59,16 @@ def make_parser() -> argparse.ArgumentParser:
     add_connection_arguments(models)
     models.set_defaults(run=_list_models)
 
+    health = commands.add_parser("health", help="check whether a server serves; ends with 0 if so, else with 1")
+    health.add_argument(
+        "--service", default="", metavar="NAME", help="a model, or a service of gRPC; without one, the server"
+    )
+    health.add_argument("--timeout", type=float, default=5.0, metavar="SECONDS", help="without it, 5 seconds")
+    add_connection_arguments(health)
+    health.set_defaults(run=_check_health)
+
     _add_serve(commands)
+    _add_top(commands)
     _add_calibrate(commands)
     _add_kernels(commands)
     return parser
@@ -88,6 +97,20 @@ def _add_serve(commands: argparse._SubParsersAction[_EscapingParser]) -> None:  
     config = commands.add_parser("config", help="print the settings of `sidelight serve`, and where each comes from")
     serve_command.add_arguments(config)
     config.set_defaults(run=print_settings)
+
+
+def _add_top(commands: argparse._SubParsersAction[_EscapingParser]) -> None:  # pyright: ignore[reportPrivateUsage]
+    from ...server.entrypoints import top as top_command
+
+    def run(args: argparse.Namespace) -> int:
+        try:
+            return top_command.run(args)
+        except ModuleNotFoundError as error:
+            return _report_missing_package(error)
+
+    top = commands.add_parser("top", help="show calls, slots, rates and times of a server, from its metrics")
+    top_command.add_arguments(top)
+    top.set_defaults(run=run)
 
 
 def _add_calibrate(commands: argparse._SubParsersAction[_EscapingParser]) -> None:  # pyright: ignore[reportPrivateUsage]
@@ -141,6 +164,13 @@ def _cancel(args: argparse.Namespace) -> int:
     return 0
 
 
+def _check_health(args: argparse.Namespace) -> int:
+    with Client(args.address, **build_connection(args)) as client:
+        is_serving = client.check_health(args.service, timeout=args.timeout)
+    print("SERVING" if is_serving else "NOT_SERVING")
+    return 0 if is_serving else 1
+
+
 def _list_models(args: argparse.Namespace) -> int:
     console = make_console(force_terminal=sys.stdout.isatty())
     with Client(args.address, **build_connection(args)) as client:
@@ -173,7 +203,8 @@ def _describe_model(model: Model) -> Iterator[str]:
 def _describe_calibration(calibration: Calibration) -> str:
     heads = ", ".join(f"{layer}.{head}:{weight:g}" for layer, head, weight in calibration.heads)
     lexicon = f", a lexicon of {calibration.lexicon_entries} pairs" if calibration.has_lexicon else ""
+    states = ", encoder states" if calibration.has_encoder_states else ""
+    figures = f"error rate {calibration.alignment_error_rate:.3f} on {calibration.pairs} pairs"
     return (
-        f"alignment: heads {heads}, row {calibration.row}{lexicon}; error rate {calibration.alignment_error_rate:.3f} "
-        f"on {calibration.pairs} pairs against {calibration.reference}"
+        f"alignment: heads {heads}, row {calibration.row}{lexicon}{states}; {figures} against {calibration.reference}"
     )

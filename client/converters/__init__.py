@@ -2,7 +2,7 @@
 
 alignments          word links and markup
 messages            builds the messages of requests, and reads those of responses
-models              reads the description of a model
+models              reads the description of a model, and whether it serves
 words               the client's words for enums
 texts               texts of requests
 attention_arrays    the bytes of attention become NumPy arrays
@@ -29,7 +29,7 @@ from .messages import (
     special_tokens_enum,
     truncation_enum,
 )
-from .models import parse_model
+from .models import parse_health, parse_model
 from .texts import build_text
 
 __all__ = [
@@ -46,6 +46,7 @@ __all__ = [
     "parse_attention",
     "parse_encoder_self",
     "parse_finished",
+    "parse_health",
     "parse_model",
     "parse_special_shares",
     "parse_started",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from grpc_health.v1 import health_pb2
 from sidelight.v1 import attention_pb2, model_pb2
 
 from ..models import Calibration, CapturePath, Model, ModelAttention, RequestLimits
@@ -58,4 +59,10 @@ def _parse_calibration(message: model_pb2.Calibration) -> Calibration:
         recall=message.recall,
         has_lexicon=message.has_lexicon,
         lexicon_entries=message.lexicon_entries,
+        has_encoder_states=message.has_encoder_states,
     )
+
+
+def parse_health(message: health_pb2.HealthCheckResponse) -> bool:
+    """Returns whether the answer of the health service says SERVING."""
+    return message.status == health_pb2.HealthCheckResponse.SERVING

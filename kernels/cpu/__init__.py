@@ -14,7 +14,7 @@ jit              what Numba compiles
 from .argmax import ErrorBounds, LinearArgmax, MaskedColumns, mask_columns
 from .decode_step import attend_slots
 from .jit.opcodes import MAX_HEAD_WIDTH, MAX_POSITIONS
-from .operations import store_rows
+from .operations import HeadSum, store_rows, sum_heads
 from .packed_weights import PackedWeight, pack_weight
 from .program import Activation, Attention, PackedMatmul, Program
 from .support import is_supported
@@ -25,6 +25,7 @@ __all__ = [
     "Activation",
     "Attention",
     "ErrorBounds",
+    "HeadSum",
     "LinearArgmax",
     "MaskedColumns",
     "PackedMatmul",
@@ -35,4 +36,5 @@ __all__ = [
     "mask_columns",
     "pack_weight",
     "store_rows",
+    "sum_heads",
 ]

@@ -7,7 +7,7 @@ An operation is a row of int64 numbers: addresses, strides in bytes, sizes and t
 from __future__ import annotations
 
 import struct
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -129,10 +129,77 @@ def store_rows(probabilities: Tensor, values: Tensor, column: int, rows: Tensor 
     Raises:
         ValueError: `values` is not float32, or has fewer columns.
     """
-    if values.dtype != torch.float32 or column < 0 or column + probabilities.shape[1] > values.shape[3]:
+    heads = probabilities.shape[1]
+    fields = _store(op.STORE_ROWS, probabilities, values, column, heads, rows, is_cross=is_cross)
+    fields[op.STORED_HEADS] = heads
+    return fields
+
+
+class HeadSum(NamedTuple):
+    """Which heads `sum_heads` adds, each times a factor. `share_factor` is that of the shares of left-out positions."""
+
+    numbers: NDArray[np.int64]
+    factors: NDArray[np.float32]
+    share_factor: float
+
+
+def sum_heads(
+    probabilities: Tensor,
+    values: Tensor,
+    column: int,
+    rows: Tensor | None,
+    heads: HeadSum,
+    *,
+    is_cross: bool,
+    is_added: bool,
+    left_out: Tensor | None = None,
+    shares: Tensor | None = None,
+) -> Fields:
+    """An operation for the epilogue of a program: writes the weighted sum of some heads into one column.
+
+    All tensors, and the arrays of `heads`, must exist until the run has ended.
+
+    Args:
+        probabilities: As in `store_rows`.
+        values: As in `store_rows`.
+        column: The column.
+        rows: As in `store_rows`.
+        heads: The heads and their factors.
+        is_cross: As in `store_rows`.
+        is_added: Whether the sum is added to what `values` and `shares` hold.
+        left_out: Which positions each stored row leaves out, bool `[1 or stored, positions]`. A head is divided by the
+            sum of its other positions.
+        shares: float32 `[stored, 1, columns]`: where the sum of the left-out positions of all heads goes.
+
+    Raises:
+        ValueError: `values` is not float32, or has fewer columns.
+    """
+    fields = _store(op.SUM_HEADS, probabilities, values, column, 1, rows, is_cross=is_cross)
+    fields[op.STORED_HEADS], fields[op.IS_ADDED] = len(heads.numbers), is_added
+    fields[op.HEAD_NUMBERS], fields[op.HEAD_FACTORS] = heads.numbers.ctypes.data, heads.factors.ctypes.data
+    if left_out is not None and shares is not None:
+        fields[op.LEFT_OUT] = left_out.data_ptr()
+        fields[op.LEFT_OUT_STRIDE] = left_out.stride(0) if left_out.shape[0] > 1 else 0
+        fields[op.SHARES], fields[op.SHARES_STRIDE] = shares.data_ptr() + 4 * column, 4 * shares.stride(0)
+        fields[op.SHARE_FACTOR] = float_bits(heads.share_factor)
+    return fields
+
+
+def _store(
+    kind: int,
+    probabilities: Tensor,
+    values: Tensor,
+    column: int,
+    num_columns: int,
+    rows: Tensor | None,
+    *,
+    is_cross: bool,
+) -> Fields:
+    """What the operations that write rows have in common."""
+    if values.dtype != torch.float32 or column < 0 or column + num_columns > values.shape[3]:
         raise ValueError("values: must be float32, with a column for each head")
     fields = np.zeros(op.NUM_FIELDS, np.int64)
-    fields[op.KIND], fields[op.STORED_HEADS], fields[op.IS_CROSS] = op.STORE_ROWS, probabilities.shape[1], is_cross
+    fields[op.KIND], fields[op.IS_CROSS] = kind, is_cross
     fields[op.X], fields[op.X_STRIDE] = probabilities.data_ptr(), 4 * probabilities.stride(0)
     fields[op.X_HEAD] = 4 * probabilities.stride(1)
     fields[op.OUT], fields[op.OUT_STRIDE] = values.data_ptr() + 4 * column, 4 * values.stride(0)

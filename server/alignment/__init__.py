@@ -5,21 +5,24 @@ pharaoh           links as a text: the Pharaoh format
 word_scores       rows over tokens → scores of pairs of words
 spelling          how alike two words are written
 lexicon           Lexicon: a pruned table of translations of words; its file
-features          attention, lexicon and spelling → one score
+encoder_states    how alike the encoder's states of words are
+features          attention, lexicon, spelling and states → one score
 decisions         scores → links: argmax, threshold, optimal transport, itermax
 symmetrization    links of two directions → one
 preset            AlignmentPreset: heads, features and method that are best for a model
 preset_file       alignment_heads.json
-linker            Linker: rows of a pair of texts, or of a target that grows → links
+linker            Linker: rows of a pair of texts → links
+target_links      TargetLinks: rows of a target that grows → links
 signals           Signals: numbers that judge a target as a whole
 markup/           markup of the source, carried over to the target by the links
 calibration/      finds the best preset of a model
 """
 
 from .decisions import LINK_METHODS, LinkMethod, guess_links
+from .encoder_states import compare_states
 from .features import LINK_FEATURES, LinkFeature
 from .lexicon import Lexicon
-from .linker import Linker, TargetLinks, WordedText, split_words
+from .linker import Linker, WordedText, split_words
 from .links import Alignment, Link
 from .markup import (
     LinkedSegment,
@@ -38,6 +41,7 @@ from .preset import PRESET_NAME, AlignmentHead, AlignmentPreset, CalibrationFigu
 from .preset_file import LEXICON_FILE, PRESET_FILE, PresetError, read_preset, read_whisper_heads, write_preset
 from .signals import Signals, compute_signals, mean_signals
 from .symmetrization import SYMMETRIZATIONS, Symmetrization, join_links
+from .target_links import TargetLinks
 
 __all__ = [
     "LEXICON_FILE",
@@ -70,6 +74,7 @@ __all__ = [
     "Symmetrization",
     "TargetLinks",
     "WordedText",
+    "compare_states",
     "compute_signals",
     "default_preset",
     "format_pharaoh",

@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .links import Link
-from .pharaoh import sort_links
 from .word_scores import Matrix, WordScores
 
 LinkMethod = Literal["argmax", "threshold", "optimal_transport", "itermax"]
@@ -37,12 +36,27 @@ def decide_links(word_scores: WordScores, method: LinkMethod, threshold: float =
     """
     if method == "argmax":
         return _decide_argmax(word_scores, float(np.float32(max(threshold, TINY))))
-    sources, targets = np.nonzero(rate_pairs(word_scores, method) >= max(threshold, TINY))
-    certain = np.clip(word_scores.scores, 0, 1)
-    return sort_links(
-        Link(int(source), int(target), float(certain[source, target]))
-        for source, target in zip(sources, targets, strict=True)
-    )
+    is_link = rate_pairs(word_scores, method) >= max(threshold, TINY)
+    targets, sources = np.nonzero(is_link.T)  # in the order of the target
+    scores = np.minimum(word_scores.scores[sources, targets], 1)
+    return list(map(Link, sources.tolist(), targets.tolist(), scores.tolist()))
+
+
+def decide_word(scores: Sequence[float], null: float, method: LinkMethod, threshold: float, target: int) -> list[Link]:
+    """Returns the links of one target word, as `decide_links` does with "argmax" and "threshold".
+
+    Args:
+        scores: The scores of the word with all source words.
+        null: The null share of the word.
+        method: "argmax" or "threshold".
+        threshold: The least score of a link.
+        target: The number of the word.
+    """
+    least = max(threshold, TINY)
+    if method == "threshold":
+        return [Link(source, target, min(score, 1.0)) for source, score in enumerate(scores) if score >= least]
+    best = max(scores, default=0.0)
+    return [Link(scores.index(best), target, min(best, 1.0))] if best >= max(least, null) else []
 
 
 def guess_links(word_scores: WordScores, links: Sequence[Link], min_score: float = 0.0) -> list[Link]:
@@ -103,11 +117,13 @@ def _transport(scores: Matrix, null: Matrix) -> Matrix:
     the other, as a share of the smaller of both amounts.
     """
     num_source, num_target = scores.shape
-    kernel = np.power(scores / np.maximum(scores.max(0) + null, TINY) + TINY, 1 / _REGULARIZATION, dtype=np.float64)
+    shares = scores / np.maximum(np.maximum.reduce(scores, 0) + null, TINY)
+    kernel = np.asarray(shares + TINY, np.float64) ** (1 / _REGULARIZATION)
+    transposed = kernel.T
     rows, columns = np.ones(num_source), np.ones(num_target)
     for _ in range(_NUM_SINKHORN):
-        rows = (1 / num_source) / (kernel @ columns)
-        columns = (1 / num_target) / (kernel.T @ rows)
+        np.divide(1 / num_source, kernel.dot(columns, rows), rows)
+        np.divide(1 / num_target, transposed.dot(rows, columns), columns)
     plan = rows[:, None] * kernel * columns
     return (plan * max(num_source, num_target)).astype(np.float32)
 

@@ -1,51 +1,93 @@
-"""What the score of a pair of words is made of: attention, lexicon and spelling, each with a weight."""
+"""What the score of a pair of words is made of: attention, lexicon, spelling and the encoder's states."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from math import exp, log, log1p
 from typing import Literal, get_args
 
 import numpy as np
 
 from .word_scores import Matrix, WordScores
 
-LinkFeature = Literal["attention", "lexicon", "spelling"]
+LinkFeature = Literal["attention", "lexicon", "spelling", "encoder_states"]
 LINK_FEATURES: tuple[LinkFeature, ...] = get_args(LinkFeature)
 
-DEFAULT_WEIGHTS: Mapping[LinkFeature, float] = {"attention": 1.0, "lexicon": 1.0, "spelling": 5.0}
+DEFAULT_WEIGHTS: Mapping[LinkFeature, float] = {
+    "attention": 1.0,
+    "lexicon": 1.0,
+    "spelling": 5.0,
+    "encoder_states": 0.5,
+}
 
-# What is added to a share of attention and to a number of the lexicon, so that none of them excludes a pair alone.
+# What is added to a share of attention, to a number of the lexicon and to the likeness of states, so that none of them
+# excludes a pair alone.
 _ATTENTION_FLOOR = 0.01
 _LEXICON_FLOOR = 0.003
+_STATES_FLOOR = 0.01
 
 
 def combine_features(
-    attention: WordScores, lexicon: Matrix | None, spelling: Matrix | None, weights: Mapping[LinkFeature, float]
+    attention: WordScores,
+    lexicon: Matrix | None,
+    spelling: Matrix | None,
+    weights: Mapping[LinkFeature, float],
+    encoder_states: Matrix | None = None,
 ) -> WordScores:
     """Returns the product of the features, each to the power of its weight, normalized for each target word.
 
-    The score of a pair is (a + 0.01) ** wa * (l + 0.003) ** wl * exp(ws * s), for its share of attention a, its number
-    in the lexicon l and its likeness in spelling s. To go with no word is a pair without a number in the lexicon and
-    without likeness. A weight of 0 leaves a feature out.
+    The score of a pair is (a + 0.01) ** wa * (l + 0.003) ** wl * exp(ws * s) * (e + 0.01) ** we, for its share of
+    attention a, its number in the lexicon l, its likeness in spelling s and that of its encoder's states e. To go with
+    no word is a pair without a number in the lexicon and without likeness. A weight of 0 leaves a feature out.
 
     Args:
         attention: The shares of attention.
         lexicon: float32 `[source words, target words]`; None: the feature has no part.
         spelling: Likewise.
         weights: The weight of each feature; a feature that is missing has no part.
+        encoder_states: What `compare_states` says, float32 `[source words, target words]`; None: no part.
+    """
+    attention_weight = weights.get("attention", 0.0)
+    if lexicon is None and spelling is None and encoder_states is None and attention_weight == 1.0:
+        return attention
+    # The last row is the null share. Logits are without what all words and the null share have in common.
+    logits = np.concatenate((attention.scores, attention.null[None]))
+    logits += _ATTENTION_FLOOR
+    np.log(logits, out=logits)
+    logits *= attention_weight
+    if lexicon is not None:
+        logits[:-1] += weights.get("lexicon", 0.0) * np.log1p(lexicon * (1 / _LEXICON_FLOOR))
+    if spelling is not None:
+        logits[:-1] += weights.get("spelling", 0.0) * spelling
+    if encoder_states is not None:
+        logits[:-1] += weights.get("encoder_states", 0.0) * np.log1p(encoder_states * (1 / _STATES_FLOOR))
+    logits -= np.maximum.reduce(logits, 0)
+    scores = np.exp(logits, out=logits)
+    scores /= np.add.reduce(scores, 0)
+    return WordScores(scores[:-1], scores[-1])
+
+
+def combine_word(
+    attention: Sequence[float],
+    null: float,
+    lexicon: Mapping[int, float] | None,
+    spelling: Mapping[int, float] | None,
+    weights: Mapping[LinkFeature, float],
+) -> tuple[list[float], float]:
+    """Returns the scores of one target word, and its null share, as `combine_features` does.
+
+    Few numbers take less time here than a call of NumPy takes. `lexicon` and `spelling` are without zeros.
     """
     attention_weight = weights.get("attention", 0.0)
     if lexicon is None and spelling is None and attention_weight == 1.0:
-        return attention
-    logits = attention_weight * np.log(attention.scores + np.float32(_ATTENTION_FLOOR))
-    null = attention_weight * np.log(attention.null + np.float32(_ATTENTION_FLOOR))
-    if lexicon is not None:
-        weight = weights.get("lexicon", 0.0)
-        logits += weight * np.log(lexicon + np.float32(_LEXICON_FLOOR))
-        null += np.float32(weight * np.log(_LEXICON_FLOOR))
-    if spelling is not None:
-        logits += np.float32(weights.get("spelling", 0.0)) * spelling
-    highest = np.maximum(logits.max(0, initial=-np.inf), null)
-    scores, null = np.exp(logits - highest), np.exp(null - highest)
-    total = scores.sum(0) + null
-    return WordScores((scores / total).astype(np.float32), (null / total).astype(np.float32))
+        return [*attention], null
+    logits = [attention_weight * log(share + _ATTENTION_FLOOR) for share in (*attention, null)]
+    for row, value in (lexicon or {}).items():
+        logits[row] += weights.get("lexicon", 0.0) * log1p(value / _LEXICON_FLOOR)
+    for row, value in (spelling or {}).items():
+        logits[row] += weights.get("spelling", 0.0) * value
+    highest = max(logits)
+    scores = [exp(logit - highest) for logit in logits]
+    total = sum(scores)
+    *normalized, null = [score / total for score in scores]
+    return normalized, null

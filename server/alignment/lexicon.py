@@ -70,16 +70,15 @@ class Lexicon:
 
     def select(self, source: Sequence[str]) -> SourceLexicon:
         """Selects the pairs of the folded words of a source."""
-        known = [(row, self._source[word]) for row, word in enumerate(source) if word in self._source]
-        ranges = [(row, self._firsts[number], self._firsts[number + 1]) for row, number in known]
-        rows = np.repeat([row for row, _ in known], [end - first for _, first, end in ranges]).astype(np.intp)
-        places = [slice(first, end) for _, first, end in ranges]
-        targets = np.concatenate([self._targets[:0], *(self._targets[place] for place in places)])
-        scores = np.concatenate([self._scores[:0], *(self._scores[place] for place in places)])
-        order = targets.argsort(kind="stable")
-        values = scores[order].astype(np.float32)
-        values /= _SCALE
-        return SourceLexicon(len(source), self._target, targets[order], rows[order], values)
+        return SourceLexicon([self._list_pairs(word) for word in source], self._target)
+
+    def _list_pairs(self, word: str) -> Mapping[int, int]:
+        """Returns the numbers of the file for a folded source word, by the numbers of the target words."""
+        number = self._source.get(word)
+        if number is None:
+            return {}
+        pairs = slice(self._firsts[number], self._firsts[number + 1])
+        return dict(zip(self._targets[pairs].tolist(), self._scores[pairs].tolist(), strict=True))
 
     # ---- file -------------------------------------------------------------------------------------------------------
 
@@ -124,35 +123,24 @@ class Lexicon:
 class SourceLexicon:
     """The pairs of a lexicon whose source words one text has."""
 
-    def __init__(
-        self,
-        num_words: int,
-        numbers: Mapping[str, int],
-        targets: NDArray[np.int32],
-        rows: NDArray[np.intp],
-        scores: Matrix,
-    ) -> None:
-        """The pairs are in the order of `targets`.
-
-        Args:
-            num_words: The number of words of the source.
-            numbers: The number of each target word of the lexicon.
-            targets: The number of the target word of each pair.
-            rows: The place of the source word of each pair in the source.
-            scores: The score of each pair.
-        """
-        self._num_words, self._numbers = num_words, numbers
-        self._targets, self._rows, self._scores = targets, rows, scores
+    def __init__(self, pairs: Sequence[Mapping[int, int]], numbers: Mapping[str, int]) -> None:
+        """`pairs` has for each word of the source the numbers of the file, by the numbers of the target words."""
+        self._pairs, self._numbers = pairs, numbers
 
     def score(self, target: Sequence[str]) -> Matrix:
         """Returns the scores of the source with the folded words of a target, as `Lexicon.score` does."""
-        scores = np.zeros((self._num_words, len(target)), np.float32)
+        scores = np.zeros((len(self._pairs), len(target)), np.float32)
         for column, word in enumerate(target):
-            number = self._numbers.get(word)
-            if number is not None:
-                first, end = self._targets.searchsorted(np.array([number, number + 1], np.int32))
-                scores[self._rows[first:end], column] = self._scores[first:end]
+            for row, score in self.score_word(word).items():
+                scores[row, column] = score
         return scores
+
+    def score_word(self, word: str) -> dict[int, float]:
+        """Returns the scores of a folded target word that are not 0, by the number of the source word."""
+        number = self._numbers.get(word)
+        if number is None:
+            return {}
+        return {row: pairs[number] / _SCALE for row, pairs in enumerate(self._pairs) if number in pairs}
 
 
 def replace_file(path: Path, data: bytes) -> None:

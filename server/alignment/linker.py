@@ -7,16 +7,15 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ..text import Span, Token, WordFinder, find_words
-from .decisions import LinkMethod, decide_links
-from .features import DEFAULT_WEIGHTS, LinkFeature, combine_features
+from ..text import Span, Token, find_words
+from .decisions import LinkMethod, decide_links, decide_word
+from .features import DEFAULT_WEIGHTS, LinkFeature, combine_features, combine_word
 from .lexicon import Lexicon, SourceLexicon
 from .links import Link
 from .preset import AlignmentPreset
 from .spelling import SourceSpelling, fold_word
-from .word_scores import Matrix, WordScores, score_words, token_shares
+from .word_scores import Matrix, WordScores, score_word, score_words, source_columns, token_shares
 
 
 @dataclass(frozen=True)
@@ -43,9 +42,13 @@ class WordedText:
         return token_shares(self.text, self.tokens, self.words)
 
     @cached_property
-    def is_special(self) -> NDArray[np.bool_]:
-        """Which tokens are special, `[tokens]`."""
-        return np.array([token.special for token in self.tokens], np.bool_)
+    def columns(self) -> Matrix:
+        """What rows are multiplied with, where the text is a source: see `source_columns`."""
+        return source_columns(self.shares, [token.special for token in self.tokens])
+
+    def sum_rows(self, rows: Matrix) -> Matrix:
+        """Returns what rows give to the words of this text, and to special and other tokens: see `score_words`."""
+        return np.asarray(rows, np.float32) @ self.columns
 
     @cached_property
     def spelling(self) -> SourceSpelling:
@@ -81,7 +84,10 @@ class Linker:
     def __init__(
         self, preset: AlignmentPreset, method: LinkMethod | None = None, features: Sequence[LinkFeature] = ()
     ) -> None:
-        """`method` and `features` replace those of the preset. "lexicon" needs a preset with a lexicon."""
+        """`method` and `features` replace those of the preset. "lexicon" needs a preset with a lexicon.
+
+        With "encoder_states", the words of whole pairs alone can be linked, from their states too.
+        """
         self.preset = preset
         self.method: LinkMethod = method or preset.method
         self._threshold = preset.threshold(self.method)
@@ -91,8 +97,21 @@ class Linker:
         }
         if "lexicon" in self._weights and preset.lexicon is None:
             raise ValueError("the preset has no lexicon")
+        self._lexicon = preset.lexicon if "lexicon" in self._weights else None
+        self._compares_spelling = "spelling" in self._weights
+        self._renormalizes = preset.special_tokens == "renormalize"
+        # What decides the links of single words.
+        self._word_method: LinkMethod = "threshold" if self.method == "threshold" else "argmax"
+        self._word_threshold = preset.threshold(self._word_method)
 
-    def link(self, rows: Matrix, source: WordedText, target: WordedText) -> list[Link]:
+    @property
+    def has_encoder_states(self) -> bool:
+        """Whether the scores need what `compare_states` says."""
+        return "encoder_states" in self._weights
+
+    def link(
+        self, rows: Matrix, source: WordedText, target: WordedText, encoder_states: Matrix | None = None
+    ) -> list[Link]:
         """Returns the links of a pair, in the order of the target.
 
         Args:
@@ -100,80 +119,63 @@ class Linker:
                 row, with special tokens as the preset says.
             source: The source, with its special tokens.
             target: The target. The rows of its special tokens have no part.
+            encoder_states: What `compare_states` says of the words; None only without this feature.
         """
-        return self.decide(self.score(rows, source, target))
+        return self.decide(self.score(rows, source, target, encoder_states))
 
-    def score(self, rows: Matrix, source: WordedText, target: WordedText) -> WordScores:
-        """Returns the scores of all pairs of words."""
-        return self._score(rows, source, target.shares, target.folded)
+    def score(
+        self, rows: Matrix, source: WordedText, target: WordedText, encoder_states: Matrix | None = None
+    ) -> WordScores:
+        """Returns the scores of all pairs of words. The arguments are those of `link`."""
+        return self.score_words(source.sum_rows(rows), source, target.shares, target.folded, encoder_states)
 
     def decide(self, scores: WordScores) -> list[Link]:
         """Returns the links of a pair of texts whose words have these scores, in the order of the target."""
         return decide_links(scores, self.method, self._threshold)
 
-    def follow(self, source: WordedText) -> TargetLinks:
-        """Links the words of a target that grows."""
-        return TargetLinks(self, source)
+    def link_word(
+        self, sums: Sequence[Sequence[float]], source: WordedText, shares: Sequence[float], word: str, number: int
+    ) -> tuple[list[Link], list[float]]:
+        """Links one word of a target by argmax or threshold alone: other methods need all words.
 
-    def link_word(self, rows: Matrix, source: WordedText, shares: Matrix, word: str, number: int) -> list[Link]:
-        """Returns the links of a single target word, by argmax or threshold alone: other methods need all words.
+        Returns the links, and the scores of the word with all source words, with its null share at the end.
 
-        `rows` and `shares` are those of the tokens of the word, `[tokens, source tokens]` and `[tokens, 1]`.
+        Args:
+            sums: What the rows of the tokens of the word give to the words of the source: see `WordedText.sum_rows`.
+            source: The source.
+            shares: Which share of each token belongs to the word: see `word_shares`.
+            word: The word.
+            number: The number of the word.
         """
-        scores = self._score(rows, source, shares, [fold_word(word)])
-        method: LinkMethod = "threshold" if self.method == "threshold" else "argmax"
-        links = decide_links(scores, method, self.preset.threshold(method))
-        return [link._replace(target=number) for link in links]
+        attention, null = score_word(sums, shares, renormalizes=self._renormalizes)
+        folded, lexicon, spelling = fold_word(word), None, None
+        if self._lexicon is not None:
+            lexicon = source.select_lexicon(self._lexicon).score_word(folded)
+        if self._compares_spelling:
+            spelling = source.spelling.compare_word(folded)
+        scores, null = combine_word(attention, null, lexicon, spelling, self._weights)
+        links = decide_word(scores, null, self._word_method, self._word_threshold, number)
+        return links, [*scores, null]
 
-    def _score(self, rows: Matrix, source: WordedText, target_shares: Matrix, target: Sequence[str]) -> WordScores:
-        renormalizes = self.preset.special_tokens == "renormalize"
-        attention = score_words(rows, source.shares, target_shares, source.is_special, renormalizes=renormalizes)
+    def decide_words(self, scores: WordScores) -> list[Link]:
+        """Returns the links of words as `link_word` does, from their scores."""
+        return decide_links(scores, self._word_method, self._word_threshold)
+
+    def score_words(
+        self,
+        sums: Matrix,
+        source: WordedText,
+        target_shares: Matrix,
+        target: Sequence[str],
+        encoder_states: Matrix | None = None,
+    ) -> WordScores:
+        """Returns the scores of some folded words of a target, from the sums and the shares of their tokens."""
+        if self.has_encoder_states and encoder_states is None:
+            raise ValueError("the feature encoder_states needs states")
+        attention = score_words(sums, target_shares, renormalizes=self._renormalizes)
         lexicon = spelling = None
-        if "lexicon" in self._weights and self.preset.lexicon is not None:
-            lexicon = source.select_lexicon(self.preset.lexicon).score(target)
-        if "spelling" in self._weights:
+        if self._lexicon is not None:
+            lexicon = source.select_lexicon(self._lexicon).score(target)
+        if self._compares_spelling:
             spelling = source.spelling.compare(target)
-        return combine_features(attention, lexicon, spelling, self._weights)
-
-
-class TargetLinks:
-    """The links of one target that grows, word by word. The links of complete words do not change.
-
-    A word is complete where no further text can move its end.
-    """
-
-    def __init__(self, linker: Linker, source: WordedText) -> None:
-        self._linker = linker
-        self._source = source
-        self._finder = WordFinder()
-        self._tokens: list[Token] = []  # those that a word which is not complete may have
-        self._rows: list[Matrix] = []
-        self._num_words = 0
-
-    def add(self, token: Token, row: Matrix, text: str) -> list[Link]:
-        """Adds a token with its row, float32 `[source tokens]`. Returns the links of words that are now complete.
-
-        `text` is the text so far.
-        """
-        self._tokens.append(token)
-        self._rows.append(row)
-        return self._link(self._finder.grow(text), text)
-
-    def finish(self, text: str) -> list[Link]:
-        """Ends the text. Returns the links of the words that were not complete."""
-        return self._link(self._finder.finish(text), text)
-
-    def _link(self, words: list[Span], text: str) -> list[Link]:
-        links: list[Link] = []
-        for begin, end in words:
-            shares = token_shares(text, self._tokens, [(begin, end)])
-            links += self._linker.link_word(
-                np.array(self._rows, np.float32), self._source, shares, text[begin:end], self._num_words
-            )
-            self._num_words += 1
-            # The last token of a word may have characters of the next word. A token that covers nothing belongs to the
-            # next token.
-            done = [i for i, token in enumerate(self._tokens) if token.begin < token.end <= end]
-            num_done = done[-1] + 1 if done else 0
-            del self._tokens[:num_done], self._rows[:num_done]
-        return links
+        return combine_features(attention, lexicon, spelling, self._weights, encoder_states)

@@ -45,6 +45,8 @@ class CalibrationFigures:
         precision: The share of its links that the reference has.
         recall: The share of the reference's links that it has.
         head_error_rates: The error rate of each single head by argmax, for each row: lists of layers, of heads.
+        states_error_rates: The error rates without and with the feature "encoder_states", cross-validated; None: this
+            was not measured.
     """
 
     num_pairs: int
@@ -53,6 +55,7 @@ class CalibrationFigures:
     precision: float
     recall: float
     head_error_rates: Mapping[Row, tuple[tuple[float, ...], ...]]
+    states_error_rates: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)

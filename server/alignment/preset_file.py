@@ -128,7 +128,16 @@ def _read_figures(fields: object) -> CalibrationFigures | None:
         reader.number("precision"),
         reader.number("recall"),
         {row: _read_grid(grids.fields.get(row), row) for row in ROWS if row in grids.fields},
+        _read_rates(reader.fields.get("states_error_rates")),
     )
+
+
+def _read_rates(rates: object) -> tuple[float, float] | None:
+    if rates is None:
+        return None
+    if not isinstance(rates, list) or len(rates) != 2 or not all(map(_is_number, rates)):
+        raise _error("figures.states_error_rates", "must be two numbers or null")
+    return float(rates[0]), float(rates[1])
 
 
 def _read_grid(layers: object, row: str) -> tuple[tuple[float, ...], ...]:

@@ -16,7 +16,7 @@ _MIN_SHARE = 0.5
 
 def fold_word(word: str) -> str:
     """Returns the form of a word in which words are compared: NFKC, without case."""
-    return unicodedata.normalize("NFKC", word).casefold()
+    return word.lower() if word.isascii() else unicodedata.normalize("NFKC", word).casefold()
 
 
 class SourceSpelling:
@@ -40,13 +40,21 @@ class SourceSpelling:
         """
         alike = np.zeros((len(self._source), len(target)), np.float32)
         for column, word in enumerate(target):
-            # A word that is shorter than a beginning is none of the beginnings.
-            for row in self._beginnings.get(word[:_MIN_BEGINNING], ()):
-                source_word = self._source[row]
-                share = _common_beginning(source_word, word) / max(len(source_word), len(word))
-                alike[row, column] = share if share >= _MIN_SHARE else 0.0
-            for row in self._places.get(word, ()):
-                alike[row, column] = 1.0
+            for row, share in self.compare_word(word).items():
+                alike[row, column] = share
+        return alike
+
+    def compare_word(self, word: str) -> dict[int, float]:
+        """Returns what `compare` says of one word of a target, by the number of the source word. Without zeros."""
+        alike: dict[int, float] = {}
+        # A word that is shorter than a beginning is none of the beginnings.
+        for row in self._beginnings.get(word[:_MIN_BEGINNING], ()):
+            source_word = self._source[row]
+            share = _common_beginning(source_word, word) / max(len(source_word), len(word))
+            if share >= _MIN_SHARE:
+                alike[row] = share
+        for row in self._places.get(word, ()):
+            alike[row] = 1.0
         return alike
 
 

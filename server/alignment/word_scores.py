@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import mul
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +14,7 @@ from ..text import Span, Token
 Matrix = NDArray[np.float32]
 
 # A sum that is 0 counts as this number, so that a division by the sum gives 0. No other sum is as small.
-_SMALLEST_SUM = np.float32(1e-30)
+SMALLEST_SUM = 1e-30
 
 
 class WordScores(NamedTuple):
@@ -34,45 +35,86 @@ def token_shares(text: str, tokens: Sequence[Token], words: Sequence[Span]) -> M
     that covers nothing belongs to the words of the next token. A special token belongs to no word.
     """
     shares = np.zeros((len(tokens), len(words)), np.float32)
-    first = 0  # the first word that a later token may share characters with
+    first, num_words = 0, len(words)  # the first word that a later token may share characters with
     for index, token in enumerate(tokens):
-        while first < len(words) and words[first][1] <= token.begin:
+        begin, end = token.begin, token.end
+        while first < num_words and words[first][1] <= begin:
             first += 1
         word = first
-        while word < len(words) and words[word][0] < token.end:
-            begin, end = words[word]
-            shares[index, word] = max(0, min(end, token.end) - max(begin, token.begin))
+        if word == num_words or words[word][0] >= end:
+            continue
+        size = max(1, sum(map(len, text[begin:end].split())))
+        while word < num_words and words[word][0] < end:
+            word_begin, word_end = words[word]
+            shares[index, word] = max(0, min(word_end, end) - max(word_begin, begin)) / size
             word += 1
-        shares[index] /= max(1, sum(map(len, text[token.begin : token.end].split())))
     for index in range(len(tokens) - 2, -1, -1):
         token = tokens[index]
-        if not token.special and token.begin == token.end:
+        if token.begin == token.end and not token.special:
             shares[index] = shares[index + 1]
     return shares
 
 
-def score_words(
-    rows: Matrix, source_shares: Matrix, target_shares: Matrix, is_special: NDArray[np.bool_], *, renormalizes: bool
-) -> WordScores:
+def word_shares(text: str, tokens: Sequence[Token], word: Span) -> list[float]:
+    """Returns which share of each token belongs to a word, as `token_shares` does."""
+    begin, end = word
+    shares: list[float] = []
+    for token in tokens:
+        covered = min(end, token.end) - max(begin, token.begin)
+        size = 0 if covered <= 0 else sum(map(len, text[token.begin : token.end].split()))
+        shares.append(covered / size if size else 0.0)
+    for index in range(len(tokens) - 2, -1, -1):
+        if tokens[index].begin == tokens[index].end and not tokens[index].special:
+            shares[index] = shares[index + 1]
+    return shares
+
+
+def source_columns(source_shares: Matrix, is_special: Sequence[bool]) -> Matrix:
+    """Returns what rows are multiplied with, so that they are about words, float32 `[source tokens, source words + 2]`.
+
+    The columns are what `token_shares` says of the source, which tokens are special, and which are not.
+    """
+    columns = np.empty((len(is_special), source_shares.shape[1] + 2), np.float32)
+    columns[:, :-2], columns[:, -2] = source_shares, is_special
+    np.subtract(1, columns[:, -2], out=columns[:, -1])
+    return columns
+
+
+def score_words(sums: Matrix, target_shares: Matrix, *, renormalizes: bool) -> WordScores:
     """Returns the scores of all pairs of words.
 
     A score is a sum over the tokens of the source word, and a mean over the tokens of the target word.
 
     Args:
-        rows: float32 `[steps, source tokens]`, the mean rows of the heads.
-        source_shares: What `token_shares` says of the source, `[source tokens, source words]`.
-        target_shares: Likewise of the target, `[steps, target words]`.
-        is_special: Which source tokens are special, bool `[source tokens]`.
+        sums: What each row gives to the words of the source, and to special and other tokens: see `source_columns`.
+        target_shares: What `token_shares` says of the target, `[steps, target words]`.
         renormalizes: Special tokens are left out of each row before anything else. Otherwise what they take is the null
             share of a target word.
     """
-    rows = np.asarray(rows, np.float32)
-    means = target_shares / np.maximum(target_shares.sum(0), _SMALLEST_SUM)
+    means = target_shares / np.maximum(np.add.reduce(target_shares, 0), SMALLEST_SUM)
     if renormalizes:
         # Special tokens have no share of a word. So it is enough to divide by what the other tokens take.
-        totals = rows @ (~is_special).astype(np.float32)
-        means /= np.maximum(totals, _SMALLEST_SUM)[:, None]
-        null = np.zeros(target_shares.shape[1], np.float32)
+        means /= np.maximum(sums[:, -1:], SMALLEST_SUM)
+    scores = sums[:, :-1].T @ means
+    if renormalizes:
+        scores[-1] = 0
+    return WordScores(scores[:-1], scores[-1])
+
+
+def score_word(
+    sums: Sequence[Sequence[float]], shares: Sequence[float], *, renormalizes: bool
+) -> tuple[list[float], float]:
+    """Returns the scores of one target word with all source words, and its null share, as `score_words` does.
+
+    `sums` and `shares` are those of the tokens of the word: see `word_shares`.
+    """
+    total = max(sum(shares), SMALLEST_SUM)
+    factors = [
+        share / (total * max(own[-1], SMALLEST_SUM)) if renormalizes else share / total
+        for share, own in zip(shares, sums, strict=True)
+    ]
+    if len(sums) == 1:  # most words have one token
+        numbers = [factors[0] * number for number in sums[0]]
     else:
-        null = (rows @ is_special.astype(np.float32)) @ means
-    return WordScores(source_shares.T @ (rows.T @ means), null)
+        numbers = [float(sum(map(mul, factors, column))) for column in zip(*sums, strict=True)]
+    return numbers[:-2], 0.0 if renormalizes else numbers[-2]

@@ -35,6 +35,11 @@ class AlignUsage:
         self._first_steps.append(first_step)
         self._seed = seed
 
+    def add_states(self, state: RequestState, num_tokens: int) -> None:
+        """Adds a request for the encoder's states, of which the encoder has read so many tokens."""
+        self._source_tokens += num_tokens
+        self._started.append(state.start_time or self._arrived)
+
     def message(self) -> service_pb.Usage | None:
         """Returns the cost; None where no model ran."""
         if not self._started:

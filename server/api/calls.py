@@ -15,12 +15,13 @@ from collections.abc import Awaitable, Callable, Hashable, Iterable
 from typing import Any, Literal, NoReturn
 
 import grpc
+from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message import Message
 
 from ..engine import HeldBack, RequestState, RequestStatus
-from ..errors import RequestError, cancelled, idle, internal, invalid, late, stalled, stopped, too_many_requests
+from ..errors import RequestError, cancelled, idle, invalid, late, report_fault, stalled, stopped, too_many_requests
 from ..memory import give_back
-from ..operations import Identity
+from ..operations import CallContext, Identity, MethodMetrics, Telemetry, observe_call
 from . import status
 from .authentication import Authenticator
 
@@ -55,7 +56,6 @@ class Call:
         context: gRPC's context.
         identity: The client's name; None where nothing names the client.
         drained: Set when the server is about to end.
-        request_id: The request's id, as soon as it is known. Empty for a call that has many requests.
         requests: The engine's states of the call's requests, as soon as the engine has them, by their ids.
         cancel_text: For a call that has many requests: cancels the requests of an id. Returns how many there were.
         last_error: For a call that has many requests: the error that the call ends with after its requests.
@@ -65,15 +65,29 @@ class Call:
     """
 
     def __init__(
-        self, context: Context, drained: asyncio.Event, num_requests_of: Counter[Identity] | None = None
+        self,
+        context: Context,
+        drained: asyncio.Event,
+        metrics: MethodMetrics,
+        observed: CallContext,
+        num_requests_of: Counter[Identity],
     ) -> None:
-        """`num_requests_of` counts the open requests of all clients with names."""
+        """Makes a call.
+
+        Args:
+            context: gRPC's context.
+            drained: Set when the server is about to end.
+            metrics: Those of the method.
+            observed: The call in the log and in spans.
+            num_requests_of: The open requests of all clients with names.
+        """
         self.context = context
         self.identity: Identity | None = None
         self.drained = drained
-        self._num_requests_of: Counter[Identity] = Counter() if num_requests_of is None else num_requests_of
+        self._metrics = metrics
+        self._observed = observed
+        self._num_requests_of = num_requests_of
         self._num_requests = 0  # of this call, in that count
-        self.request_id = ""
         self.requests: dict[str, RequestState] = {}
         self.cancel_text: Callable[[str], int] | None = None
         self.last_error: RequestError | None = None
@@ -82,6 +96,15 @@ class Call:
         self.error: RequestError | None = None
         self._has_sent_headers = False
         self._task = asyncio.current_task()
+
+    @property
+    def request_id(self) -> str:
+        """The request's id, as soon as it is known. Empty for a call that has many requests."""
+        return self._observed.request_id
+
+    @request_id.setter
+    def request_id(self, request_id: str) -> None:
+        self._observed.request_id = request_id
 
     async def read(self) -> bytes:
         """Returns the call's one request. Raises RequestError if there is none."""
@@ -92,7 +115,13 @@ class Call:
 
     async def read_next(self, reason: Wait = "request") -> Any:
         """Returns the next request of a stream, or EOF. A request may be as late as `reason` allows."""
-        return await self._wait(reason, self.context.read())
+        data = await self._wait(reason, self.context.read())
+        self.record_message(data)
+        return data
+
+    def record_message(self, data: Any) -> None:
+        """Counts what a read gave, where that is a message."""
+        self._metrics.num_received += data is not EOF
 
     async def send_headers(self) -> None:
         """Sends the response headers, once.
@@ -109,6 +138,7 @@ class Call:
         await self.send_headers()
         await self._wait("reader", self.context.write(message))
         self.num_written += 1
+        self._metrics.num_sent += 1
 
     async def _wait(self, reason: Wait, operation: Awaitable[Any]) -> Any:
         self.waits[reason] = time.monotonic()
@@ -198,54 +228,75 @@ class Call:
 
 
 class Calls:
-    """All open calls of one server. For one event loop."""
+    """All open calls of one server. For one event loop.
 
-    def __init__(self, authenticator: Authenticator | None = None) -> None:
+    Attributes:
+        methods: The counters of all methods.
+    """
+
+    def __init__(self, authenticator: Authenticator | None = None, telemetry: Telemetry | None = None) -> None:
+        self.methods: list[MethodMetrics] = []
         self._authenticator = authenticator or Authenticator()
+        self._telemetry = telemetry
         self._num_requests_of: Counter[Identity] = Counter()  # the open requests of clients with names
         self._calls: dict[Call, None] = {}  # in the order in which they have begun
         self._drained = asyncio.Event()
         self._give_back_at = math.inf  # when to give back the memory of requests that have not arrived
 
     def make_handler(
-        self, method: Callable[[Call], Awaitable[None]], *, is_public: bool = False, serves_to_end: bool = False
+        self,
+        method: Callable[[Call], Awaitable[None]],
+        descriptor: MethodDescriptor,
+        *,
+        is_public: bool = False,
+        serves_to_end: bool = False,
     ) -> grpc.RpcMethodHandler[Any, Any]:
-        """Returns the gRPC handler of a method. The handler turns every error into a status.
+        """Returns the gRPC handler of a method. The handler turns every error into a status, and counts calls.
 
-        A public method needs no token, and answers while the server ends. So do methods with `serves_to_end`; calls of
-        all others get UNAVAILABLE then.
-
+        A public method needs no token. While the server ends, public methods and those with `serves_to_end` still
+        answer, and calls of all others get UNAVAILABLE.
         Every method reads and writes by itself, so all methods are streams for gRPC. On the wire there is no
         difference.
         """
+        service, codes = descriptor.containing_service.full_name, [code.name for code in grpc.StatusCode]
+        metrics = MethodMetrics(service, descriptor.name, _kind_of(descriptor), codes)
+        self.methods.append(metrics)
 
         async def handle(_: object, context: Context) -> None:
-            call = Call(context, self._drained, self._num_requests_of)
-            self._calls[call] = None
-            try:
-                if not is_public:
-                    call.identity = self._authenticator.identify(context)
-                if self._drained.is_set() and not (is_public or serves_to_end):
-                    raise stopped()
-                await method(call)
-                return
-            except grpc.aio.AbortError:  # the status has been sent
-                raise
-            except RequestError as request_error:
-                error = request_error
-            except asyncio.CancelledError:
-                if call.error is None:  # the client has cancelled, or the server ends
+            metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
+            with observe_call(metrics, self._telemetry, metadata) as observed:
+                call = Call(context, self._drained, metrics, observed, self._num_requests_of)
+                self._calls[call] = None
+                try:
+                    if not is_public:
+                        call.identity = self._authenticator.identify(context)
+                        observed.client = "" if call.identity is None else call.identity.name
+                        self._check_open(serves_to_end=serves_to_end)
+                    await method(call)
+                    observed.code = grpc.StatusCode.OK.name
+                    return
+                except grpc.aio.AbortError:  # the status has been sent
+                    observed.code = _code_of(context)
                     raise
-                error = call.error
-            except Exception:
-                log.exception("request %s failed", call.request_id)
-                error = internal()
-            finally:
-                del self._calls[call]
-                call.close()
-            await call.abort(error)
+                except RequestError as request_error:
+                    error = request_error
+                except asyncio.CancelledError:
+                    if call.error is None:  # the client has cancelled, or the server ends
+                        raise
+                    error = call.error
+                except Exception as fault:
+                    error = report_fault(log, call.request_id, fault)
+                finally:
+                    del self._calls[call]
+                    call.close()
+                observed.code = error.code.name
+                await call.abort(error)
 
         return grpc.stream_stream_rpc_method_handler(handle, response_serializer=_serialize)
+
+    def _check_open(self, *, serves_to_end: bool) -> None:
+        if self._drained.is_set() and not serves_to_end:
+            raise stopped()
 
     async def watch(self, hold_back: Callable[[HeldBack], None]) -> None:
         """Ends calls that wait too long, and reports clients whose readers are slow, until it is cancelled."""
@@ -311,6 +362,18 @@ class Calls:
         """Whether all calls with outputs have ended, except calls whose readers take no message."""
         stalled_calls = set(self._find_waiting("reader", time.monotonic() - _MOMENT_SECONDS))
         return all(not call.requests or call in stalled_calls for call in self._calls)
+
+
+def _kind_of(descriptor: MethodDescriptor) -> str:
+    if descriptor.client_streaming:
+        return "bidi_stream" if descriptor.server_streaming else "client_stream"
+    return "server_stream" if descriptor.server_streaming else "unary"
+
+
+def _code_of(context: Context) -> str:
+    """Returns the name of the status that was set for a call."""
+    code: Any = context.code()
+    return next((each.name for each in grpc.StatusCode if code in (each, each.value[0])), "UNKNOWN")
 
 
 def _count_requests(calls: Iterable[Call]) -> Counter[Hashable]:

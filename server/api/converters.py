@@ -358,6 +358,7 @@ def _calibration_message(preset: AlignmentPreset | None) -> model_pb2.Calibratio
         recall=preset.figures.recall,
         has_lexicon=preset.lexicon is not None,
         lexicon_entries=0 if preset.lexicon is None else len(preset.lexicon),
+        has_encoder_states="encoder_states" in preset.weights,
     )
 
 

@@ -16,7 +16,7 @@ from grpc_reflection.v1alpha import reflection
 
 from ..engine import Engine, EngineConfig, HeldBack
 from ..models import LoadedModel
-from ..operations import Security
+from ..operations import MethodMetrics, ModelMetrics, Security, Telemetry
 from ..runner import warm
 from .addresses import Address, AddressError
 from .authentication import Authenticator, make_credentials
@@ -67,6 +67,7 @@ class Server:
         address: str | Address,
         config: EngineConfig | Sequence[EngineConfig] | None = None,
         security: Security | None = None,
+        telemetry: Telemetry | None = None,
     ) -> None:
         """`config` is for all models, or has one for each model."""
         configs = repeat(config, len(models)) if isinstance(config, EngineConfig | None) else config
@@ -78,7 +79,10 @@ class Server:
         self._loop = asyncio.get_running_loop()
         self.failed = asyncio.Event()
         self._security = security or Security()
-        self._calls = Calls(Authenticator(self._security.tokens))
+        self._calls = Calls(Authenticator(self._security.tokens), telemetry)
+        if telemetry is not None:
+            for engine in self._engines:
+                engine.metrics.on_first_step = telemetry.record_first_step
         names = [SERVICE.full_name, health.SERVICE_NAME]
         if self._security.has_reflection:
             names.append(reflection.SERVICE_NAME)
@@ -107,6 +111,16 @@ class Server:
         await self._server.start()
         self._watch = asyncio.create_task(self._calls.watch(self._hold_back))
         return address.name if address.is_unix else f"{address.name.rpartition(':')[0]}:{port}"
+
+    @property
+    def method_metrics(self) -> list[MethodMetrics]:
+        """The counters of all methods."""
+        return self._calls.methods
+
+    @property
+    def model_metrics(self) -> list[ModelMetrics]:
+        """The counters of all models."""
+        return [engine.metrics for engine in self._engines]
 
     def _listen(self, address: Address) -> int:
         """Makes the socket. Returns the port. Raises AddressError."""

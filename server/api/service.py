@@ -51,7 +51,9 @@ class AttributionService:
         assert set(methods) == {method.name for method in SERVICE.methods}
         # To cancel what still runs shortens the end of the server.
         handlers = {
-            name: self._calls.make_handler(method, serves_to_end=name == "CancelAttribution")
+            name: self._calls.make_handler(
+                method, SERVICE.methods_by_name[name], serves_to_end=name == "CancelAttribution"
+            )
             for name, method in methods.items()
         }
         return grpc.method_handlers_generic_handler(SERVICE.full_name, handlers)

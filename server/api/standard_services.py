@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import grpc
+from google.protobuf.descriptor import ServiceDescriptor
 from grpc_health.v1 import health, health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
@@ -19,6 +20,10 @@ from .calls import EOF, Call, Calls
 from .parsing import parse
 
 _MESSAGES: Any = health_pb2  # whose stubs lack the messages of List
+# As `Any`: the stubs of the two packages name the class of gRPC's C extension.
+_HEALTH: Any = health_pb2.DESCRIPTOR
+_REFLECTION: Any = reflection_pb2.DESCRIPTOR
+
 _SERVING, _NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 _UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 
@@ -44,7 +49,11 @@ class Health:
     def handler(self) -> grpc.GenericRpcHandler:
         """Returns the handlers of the service's methods."""
         methods = {"Check": self._check, "List": self._list, "Watch": self._watch}
-        handlers = {name: self._calls.make_handler(method, is_public=True) for name, method in methods.items()}
+        service: ServiceDescriptor = _HEALTH.services_by_name["Health"]
+        handlers = {
+            name: self._calls.make_handler(method, service.methods_by_name[name], is_public=True)
+            for name, method in methods.items()
+        }
         return grpc.method_handlers_generic_handler(health.SERVICE_NAME, handlers)
 
     def set_serving(self, model: str, *, is_serving: bool) -> None:
@@ -108,5 +117,7 @@ def reflection_handler(calls: Calls, services: Sequence[str]) -> grpc.GenericRpc
         async for response in servicer.ServerReflectionInfo(requests(), call.context):
             await call.write(response)
 
-    handlers = {"ServerReflectionInfo": calls.make_handler(reflect)}
+    name = "ServerReflectionInfo"
+    service: ServiceDescriptor = _REFLECTION.services_by_name["ServerReflection"]
+    handlers = {name: calls.make_handler(reflect, service.methods_by_name[name])}
     return grpc.method_handlers_generic_handler(reflection.SERVICE_NAME, handlers)

@@ -38,6 +38,7 @@ def fill_error(message: service_pb.Error, error: RequestError) -> None:
     message.code = error.code.value
     message.message = str(error)
     message.reason = error.reason
+    message.reference = error.reference
     message.field = error.field
     if error.retry_after is not None:
         message.retry_delay.FromMilliseconds(round(error.retry_after * 1000))
@@ -45,7 +46,10 @@ def fill_error(message: service_pb.Error, error: RequestError) -> None:
 
 def _details(error: RequestError, request_id: str) -> bytes:
     """Returns the error as a serialized google.rpc.Status, for the trailer `grpc-status-details-bin`."""
-    details: list[Message] = [error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN)]
+    info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN)
+    if error.reference:
+        info.metadata["reference"] = error.reference
+    details: list[Message] = [info]
     if error.field:
         violation = error_details_pb2.BadRequest.FieldViolation(
             field=error.field, description=error.message, reason=error.reason

@@ -43,11 +43,6 @@ class RecordTarget(NamedTuple):
     # whole batch; None: all are 1.
     factors: Callable[[Tensor], Tensor] | None = None
 
-    @property
-    def is_plain(self) -> bool:
-        """Whether the rows are the probabilities as they are."""
-        return self.left_out is None and self.factors is None
-
     def weighting(self, value: Tensor) -> KeyWeighting:
         """Returns the weighting of the recorded rows, from the values `[B, Hkv, S, D]` of the whole batch."""
         # The keys are the last positions: the cache of a sliding window has dropped the first.

@@ -1,6 +1,9 @@
 """The files of a model, checked before anything is made of them. Errors name the file, and the field.
 
-files                Checkpoint: which files there are; JSON of the right form; weights in safetensors only
+files                Checkpoint: which files there are; weights in safetensors only
+folder               opens files: in the folder, of a bounded size, JSON of the right form
+unsafe_fields        refuses fields that name code, unknown classes, or files elsewhere
+manifest             compares the files with their SHA-256, if the folder has a list
 weights              makes the model; every tensor is there, has the right shape, and is finite
 model_config         config.json as transformers reads it
 generation_config    checks the defaults of every request's decoding
@@ -10,10 +13,11 @@ fields               finds the field that is to blame, and says so in JSON's wor
 """
 
 from .alignment_heads import load_alignment_preset
-from .files import CONFIG, Checkpoint, CheckpointError, open_checkpoint
+from .files import CONFIG, Checkpoint, open_checkpoint
+from .folder import CheckpointError
 from .generation_config import check_generation_config
 from .model_config import class_for, model_error, read_config, read_generation_config
-from .tokenizer_files import load_tokenizer, tokenizer_error
+from .tokenizer_files import check_token_ids, load_tokenizer, tokenizer_error
 from .weights import TooLargeError, check_finite, load_weights
 
 __all__ = [
@@ -23,6 +27,7 @@ __all__ = [
     "TooLargeError",
     "check_finite",
     "check_generation_config",
+    "check_token_ids",
     "class_for",
     "load_alignment_preset",
     "load_tokenizer",

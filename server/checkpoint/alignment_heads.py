@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from ..alignment import LEXICON_FILE, PRESET_FILE, AlignmentPreset, PresetError, read_preset, read_whisper_heads
-from .files import Checkpoint, CheckpointError, check_file, has_file, read_object
+from .files import Checkpoint
+from .folder import CheckpointError, check_file, has_file, read_object
 
 
 def load_alignment_preset(checkpoint: Checkpoint, num_layers: int, num_heads: int) -> AlignmentPreset | None:

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import torch
 import transformers
 
-from .files import CheckpointError
+from .folder import CheckpointError
 
 # Seconds after which no other field is tried, for all files of a model together.
 _MAX_SEARCH_SECONDS = 10.0

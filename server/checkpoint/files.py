@@ -1,7 +1,7 @@
-"""The files of a model: which files there are, JSON of the right form, and weights in safetensors only.
+"""The files of a model: which files there are, and weights in safetensors only.
 
-Every file of weights that is opened is a safetensors file in the model's folder. A snapshot of the Hugging Face hub may
-link into the hub's own cache. Only names and shapes of tensors are read here, no numbers.
+Every file of weights that is opened is a safetensors file in the model's folder. Only names and shapes of tensors are
+read here, no numbers.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,14 +19,14 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from safetensors import SafetensorError, safe_open
 from transformers import CONFIG_MAPPING
 
-from ..alignment import LEXICON_FILE, PRESET_FILE
+from ..alignment import LEXICON_FILE
+from .folder import CheckpointError, check_file, has_file, read_object
+from .manifest import MANIFEST, READ_SUFFIXES, check_manifest, find_read_files
+from .unsafe_fields import check_unsafe_fields
 
 CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _ADAPTER = "adapter_config.json"
-
-# How a file begins that Git LFS has not fetched yet.
-_LFS_POINTER = b"version https://git-lfs"
 
 # The name of a field that counts layers, and how many layers are always allowed. More layers are an error if the model
 # has fewer tensors than layers.
@@ -42,10 +41,6 @@ _MAX_LABELS = 10**6
 
 # The names of torch's distributed checkpoints, which transformers loads before all other files.
 _DISTRIBUTED = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
-
-
-class CheckpointError(Exception):
-    """A file of a model is wrong. The message names the file, in one line for people."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +74,7 @@ class Checkpoint:
 def open_checkpoint(source: str | Path) -> Checkpoint:
     """Checks the files of a folder, or of an id on the Hugging Face hub. Raises CheckpointError.
 
-    The files that are checked here are fetched from the hub. The tokenizer's files are not.
+    All files that a model may be made of are fetched from the hub before they are checked.
     """
     name, revision, folder = str(source), "main", Path(source)
     try:
@@ -95,12 +90,17 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
         if not has_file(folder, _WEIGHTS) and not has_file(folder, _INDEX):
             folder = _fetch_converted(name)
         revision = folder.name
+    for file in find_read_files(folder):
+        if (folder / file).is_symlink():
+            check_file(folder, file)
+    check_unsafe_fields(folder)
     config = read_object(folder, CONFIG)
     _check_config(config)
     _refuse_other_files(folder)
     weights, files = _find_weights(folder, config)
     if revision != "main":
         _fetch(name, revision, *files)
+    check_manifest(folder)
     shapes: dict[str, tuple[int, ...]] = {}
     for file in files:
         shapes |= _read_shapes(folder, file, weights)
@@ -117,71 +117,6 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
             )
     generation_config = read_object(folder, GENERATION_CONFIG) if has_file(folder, GENERATION_CONFIG) else {}
     return Checkpoint(name, revision, folder, config, generation_config, weights, shapes)
-
-
-def check_file(folder: Path, name: str) -> Path:
-    """Returns the path of a model's file. Raises CheckpointError if it is missing, elsewhere, or a Git LFS pointer."""
-    path = _contained(folder, name)
-    try:
-        with path.open("rb") as file:
-            begin = file.read(len(_LFS_POINTER))
-    except OSError as error:
-        raise CheckpointError(f"{name} cannot be read: {error.strerror}") from error
-    if begin == _LFS_POINTER:
-        raise CheckpointError(f"{name} is a pointer of Git LFS, not the file itself: git lfs pull fetches it")
-    return path
-
-
-def read_text(folder: Path, name: str, *, may_be_empty: bool = False) -> str:
-    """Returns the text of a model's file, in UTF-8. Raises CheckpointError."""
-    data = check_file(folder, name).read_bytes()
-    if not data.strip() and not may_be_empty:
-        raise CheckpointError(f"{name} is empty")
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise CheckpointError(f"{name} is not UTF-8 at byte {error.start:,}") from error
-
-
-def read_object(folder: Path, name: str) -> Mapping[str, Any]:
-    """Returns the fields of a model's JSON file. Raises CheckpointError."""
-    try:
-        value = json.loads(read_text(folder, name))
-    except json.JSONDecodeError as error:
-        raise CheckpointError(f"{name} is not JSON: {error.msg} at line {error.lineno}") from error
-    except RecursionError as error:
-        raise CheckpointError(f"{name} is not JSON that can be read: it is nested too deeply") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{name} must hold an object with fields, not {_kind_of(value)}")
-    return cast(Mapping[str, Any], value)
-
-
-def has_file(folder: Path, name: str) -> bool:
-    """Whether a folder has a file of this name, or a broken link."""
-    return (folder / name).exists() or (folder / name).is_symlink()
-
-
-def _kind_of(value: object) -> str:
-    kinds = {list: "a list", str: "a text", bool: "true or false", int: "a number", float: "a number"}
-    return kinds.get(type(value), "null")
-
-
-def _contained(folder: Path, name: str) -> Path:
-    """Returns the path of a file in a folder. Raises CheckpointError if it is elsewhere, or is no file."""
-    root = folder.resolve()
-    path = (folder / name).resolve()
-    # The files of a snapshot are links to the blobs beside the snapshot's folder.
-    is_snapshot = root.parent.name == "snapshots" and (root.parent.parent / "blobs").is_dir()
-    roots = [root, root.parent.parent / "blobs"] if is_snapshot else [root]
-    if not any(path.is_relative_to(parent) for parent in roots):
-        raise CheckpointError(f"{name} is outside the model's folder")
-    try:
-        mode = path.stat().st_mode
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{name} is missing") from error
-    if not stat.S_ISREG(mode):  # reading a pipe would wait for ever
-        raise CheckpointError(f"{name} is not a file")
-    return path
 
 
 # ---- config.json ----------------------------------------------------------------------------------------------------
@@ -278,11 +213,11 @@ def _read_shapes(folder: Path, name: str, listed_by: str) -> dict[str, tuple[int
 
 
 def _fetch(name: str, revision: str, *files: str) -> Path:
-    """Fetches files of an id on the hub into the hub's cache. Without `files`: the files that name the others.
+    """Fetches files of an id on the hub into the hub's cache. Without `files`: all files that are no weights.
 
     Returns the folder of the files.
     """
-    wanted = list(files) or [CONFIG, GENERATION_CONFIG, _ADAPTER, _INDEX, PRESET_FILE, LEXICON_FILE]
+    wanted = list(files) or [*(f"*{suffix}" for suffix in READ_SUFFIXES - {".safetensors"}), MANIFEST, LEXICON_FILE]
     try:
         folder = _snapshot(name, revision, wanted)
         if not files and not has_file(folder, _INDEX):

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from .fields import wrong_field
-from .files import CONFIG, GENERATION_CONFIG, Checkpoint, CheckpointError
+from .files import CONFIG, GENERATION_CONFIG, Checkpoint
+from .folder import CheckpointError
 
 
 class _Rule(NamedTuple):

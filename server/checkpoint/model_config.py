@@ -32,7 +32,8 @@ from transformers import (
 
 from ..capture import feature_shape, source_inputs
 from .fields import deadline, declared_types, field_to_blame, plain_words, words_of_type, wrong_field
-from .files import CONFIG, GENERATION_CONFIG, Checkpoint, CheckpointError
+from .files import CONFIG, GENERATION_CONFIG, Checkpoint
+from .folder import CheckpointError
 from .weights import TooLargeError, limit_size, silence_transformers
 
 log = logging.getLogger(__name__)

@@ -17,15 +17,8 @@ import transformers
 from transformers import AutoTokenizer, PreTrainedConfig
 
 from .fields import deadline, field_to_blame, plain_words, wrong_field
-from .files import (
-    CONFIG,
-    Checkpoint,
-    CheckpointError,
-    check_file,
-    has_file,
-    read_object,
-    read_text,
-)
+from .files import CONFIG, Checkpoint
+from .folder import CheckpointError, check_file, has_file, read_object, read_text
 from .weights import silence_transformers
 
 _CONFIG = "tokenizer_config.json"
@@ -46,6 +39,10 @@ _TOKENIZER_FIELDS: dict[str, tuple[type, str]] = {
     "model": (dict, "an object with fields"),
 }
 
+# The models of the tokenizers library, and fields for what is around the model.
+_MODELS = ("BPE", "Unigram", "WordLevel", "WordPiece")
+_TOKENIZER_PARTS = ("normalizer", "pre_tokenizer", "post_processor", "decoder", "truncation", "padding")
+
 # Fields of a tokenizer's class for files that are no vocabulary, or that need not exist.
 _OTHER_FILES = {"tokenizer_config_file", "target_vocab_file"}
 
@@ -57,9 +54,8 @@ def load_tokenizer(checkpoint: Checkpoint, config: PreTrainedConfig) -> Any:
     """Makes the tokenizer of a model. Raises CheckpointError with the file to blame."""
     folder = checkpoint.folder
     for name in _COMMON:
-        fields = read_object(folder, name) if has_file(folder, name) else {}
-        if not isinstance(fields.get("tokenizer_class", ""), (str, type(None))):
-            raise CheckpointError(f"{name}: tokenizer_class must be a text")
+        if has_file(folder, name):
+            read_object(folder, name)
     if has_file(folder, _TEMPLATE):
         read_text(folder, _TEMPLATE)
     for name, field in _files_of(checkpoint, config).items():
@@ -84,6 +80,19 @@ def _make(name: str, revision: str = "main") -> Any:
     if not tokenizer.decode(ids, skip_special_tokens=True).strip():  # some tokenizers are made without their files
         raise ValueError("none of its tokens has a text")
     return tokenizer
+
+
+def check_token_ids(tokenizer: Any, checkpoint: Checkpoint, config: PreTrainedConfig, vocabulary_size: int) -> None:
+    """Raises CheckpointError if a token's number is outside the model's vocabulary.
+
+    Tokens that were added to the vocabulary may be outside: requests that have such tokens are refused.
+    """
+    added: Mapping[str, int] = tokenizer.get_added_vocab()
+    for token, id_ in tokenizer.get_vocab().items():
+        if not 0 <= id_ < vocabulary_size and (token not in added or id_ < 0):
+            files = ", ".join(name for name in _files_of(checkpoint, config) if has_file(checkpoint.folder, name))
+            number = f"the number of the token {json.dumps(token, ensure_ascii=False)[:60]}"
+            raise CheckpointError(f"{files}: {number} is {id_}, and the model has {vocabulary_size:,} tokens")
 
 
 def tokenizer_error(
@@ -164,6 +173,11 @@ def _check_vocabulary(folder: Path, name: str, field: str) -> None:
                 raise wrong_field(name, needed, fields.get(needed), words)
         if "vocab" not in fields["model"]:
             raise wrong_field(name, "model", fields["model"], "an object with a field vocab")
+        if fields["model"].get("type", _MODELS[0]) not in _MODELS:
+            raise wrong_field(name, "model.type", fields["model"]["type"], " or ".join(map(json.dumps, _MODELS)))
+        for part in _TOKENIZER_PARTS:
+            if not isinstance(fields.get(part), (dict, type(None))):
+                raise wrong_field(name, part, fields[part], "an object with fields or null")
     else:
         tokens = read_object(folder, name)
         if field not in _VOCABULARIES:

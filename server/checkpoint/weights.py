@@ -24,7 +24,8 @@ from torch.nn.modules.module import (
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from .files import CONFIG, Checkpoint, CheckpointError
+from .files import CONFIG, Checkpoint
+from .folder import CheckpointError
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +40,9 @@ _MAX_FACTOR, _MAX_FACTOR_QUANTIZED = 4, 32
 _EXTRA_ELEMENTS = 1 << 26
 _EXTRA_TENSORS = 4096
 _MODULES_PER_TENSOR = 4  # activations and dropout have no tensor
+
+# The most numbers of a table of positions that is not in the files. Some families compute the table number by number.
+_MAX_TABLE_ELEMENTS = 1 << 24
 
 # How many names an error lists.
 _MAX_NAMES = 3
@@ -129,13 +133,13 @@ def limit_size(checkpoint: Checkpoint, *, limits_elements: bool = True, end: flo
         num_modules += 1
         check()
 
-    def count_tensor(_module: nn.Module, _name: str, tensor: Tensor | None) -> None:
+    def count_tensor(module: nn.Module, _name: str, tensor: Tensor | None) -> None:
         nonlocal num_tensors, num_elements
-        if tensor is None or not tensor.is_meta:
-            return
-        num_tensors += 1
-        num_elements += tensor.numel()
-        check()
+        if tensor is not None and tensor.is_meta:
+            _check_table(module, tensor, checkpoint)
+            num_tensors += 1
+            num_elements += tensor.numel()
+            check()
 
     def check() -> None:
         check_time()
@@ -155,6 +159,13 @@ def limit_size(checkpoint: Checkpoint, *, limits_elements: bool = True, end: flo
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _check_table(module: nn.Module, tensor: Tensor, checkpoint: Checkpoint) -> None:
+    """Raises TooLargeError for a table of positions that is not in the files and would take long to compute."""
+    is_large = "Position" in type(module).__name__ and tensor.numel() > _MAX_TABLE_ELEMENTS
+    if is_large and tuple(tensor.shape) not in checkpoint.shapes.values():
+        raise TooLargeError(f"{CONFIG} describes a table of positions with {tensor.numel():,} numbers")
 
 
 @contextmanager

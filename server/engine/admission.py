@@ -12,8 +12,8 @@ from collections import Counter
 from collections.abc import Hashable
 
 from ..errors import RequestError, broken, client_queue_full, features_full, queue_full, stopped
-from ..operations import Identity
-from .request_state import RequestState, RequestStatus
+from ..operations import Identity, ModelMetrics
+from .request_state import RequestState
 from .waiting_queue import HeldBack, WaitingQueue
 
 # The weight of one request in the average time of a request.
@@ -44,9 +44,10 @@ class Reservation:
 class AdmissionQueue:
     """The waiting requests of one engine, and a register of all its requests that have not ended. For any thread."""
 
-    def __init__(self, capacity: int, max_bytes: int) -> None:
+    def __init__(self, capacity: int, max_bytes: int, metrics: ModelMetrics) -> None:
         """`capacity` is the most requests that may wait; `max_bytes` the most bytes that their recordings may have."""
         self._capacity, self._max_bytes = capacity, max_bytes
+        self._metrics = metrics
         self._lock = threading.Lock()
         self._states: set[RequestState] = set()  # all that have not ended, wherever they are
         self._waiting: WaitingQueue[RequestState] = WaitingQueue()
@@ -146,7 +147,8 @@ class AdmissionQueue:
                 return None
             is_held_back = self._waiting.is_held_back(state)
             self._waiting.begin(state)
-            return is_held_back
+        self._metrics.queue_seconds.observe(time.monotonic() - state.arrival_time)
+        return is_held_back
 
     def has_stalled(self, state: RequestState) -> bool:
         """Whether the reader of a request takes nothing, as far as is known."""
@@ -185,8 +187,7 @@ class AdmissionQueue:
 
     def close(self, state: RequestState, error: RequestError | None) -> None:
         """Ends the queue of a request, and forgets it: the last that is done for it."""
-        state.status = RequestStatus.FINISHED
-        state.queue.end(error)
+        state.end(error, self._metrics.name)
         with self._lock:
             self._states.discard(state)
             if error is None and state.start_time is not None:

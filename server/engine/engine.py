@@ -15,10 +15,10 @@ from dataclasses import dataclass
 
 import torch
 
-from ..errors import RequestError, internal, stopped, too_few_slots
-from ..memory import release_memory_of
+from ..errors import RequestError, internal, report_fault, stopped, too_few_slots
+from ..memory import release_memory_of, used_bytes
 from ..models import LoadedModel, ModelError
-from ..operations import RESTING, Watchdog
+from ..operations import RESTING, ModelLoad, ModelMetrics, Watchdog, current_call
 from ..request import Request
 from ..runner import caches_that_fit, make_runner, slots_that_fit
 from .admission import AdmissionQueue, Reservation
@@ -69,7 +69,10 @@ class Engine:
         self._on_failure = on_failure
         self._config = config or EngineConfig()
         self._watchdog = Watchdog(loaded.name, self._config.step_timeout, on_progress)
-        self._admission = AdmissionQueue(self._config.max_waiting, self._config.max_feature_bytes)
+        self.metrics = ModelMetrics(
+            loaded.name, lambda: _read_load(self.loaded, self._admission, self.num_slots, self._core)
+        )
+        self._admission = AdmissionQueue(self._config.max_waiting, self._config.max_feature_bytes, self.metrics)
         self._wakeup = threading.Event()  # set by a new request, room in a queue, a cancelled request, or the end
         self._is_ready = threading.Event()
         self._startup_error: Exception | None = None
@@ -87,13 +90,7 @@ class Engine:
 
     def start(self) -> None:
         """Starts the thread, and waits until it can work: a compiled step takes a minute. Raises ModelError."""
-        backend = self.loaded.backend
-        if backend is not None:
-            lengths = f"{self.loaded.max_source_tokens} source and {self.loaded.max_target_tokens} target tokens"
-            if not self.loaded.is_encoder_decoder:
-                lengths = f"{self.loaded.max_target_tokens} tokens"
-            size = backend.bytes_per_slot / 1e6
-            log.info("%s has %d slots of %s, %.1f MB each", self.loaded.name, self.num_slots, lengths, size)
+        _log_slots(self.loaded, self.num_slots)
         self._thread.start()
         self._watcher.start()
         self._is_ready.wait()
@@ -154,7 +151,9 @@ class Engine:
         if request.num_sequences > self.num_slots:
             field = "decoding.beam.width" if request.beam is not None else "contrast"
             raise too_few_slots(request.num_sequences, self.num_slots, field)
-        state = RequestState(request, queue, deadline, None if events is None else FollowState(events))
+        queue.on_full = self.metrics.record_stall
+        follow = None if events is None else FollowState(events)
+        state = RequestState(request, queue, deadline, follow, current_call.get())
         with reservation or self.reserve() as place:
             self._admission.submit(state, place.client)
         self.wake()
@@ -188,9 +187,8 @@ class Engine:
                     num_faults = 0
                 # Not a request's fault, but ours: waiting requests must not wait for ever.
                 except Exception as error:  # noqa: PERF203
-                    log.exception("the engine of %s failed", self.loaded.name)
-                    lack = release_memory_of(error)
-                    fault = lack if isinstance(lack, RequestError) else internal()
+                    what, lack = f"the engine of {self.loaded.name}", release_memory_of(error)
+                    fault = lack if isinstance(lack, RequestError) else report_fault(log, "", error, what)
                     num_restart_faults += not is_sound
                     num_faults += is_sound
                     is_sound = False
@@ -213,9 +211,15 @@ class Engine:
 
     def _make_core(self) -> EngineCore:
         runner = make_runner(self.loaded, self.num_slots, self._config.thread_counts)
-        max_given = self._config.max_running
         return EngineCore(
-            self.loaded, self._admission, runner, self.num_slots, max_given, self._max_preempted, self._watchdog
+            self.loaded,
+            self._admission,
+            runner,
+            self.num_slots,
+            self._config.max_running,
+            self._max_preempted,
+            self._watchdog,
+            self.metrics,
         )
 
     def _restart(self, fault: RequestError, *, ends_waiting: bool) -> None:
@@ -245,3 +249,23 @@ class Engine:
                 self._admission.close(state, self._admission.refusal())
             except Exception:  # noqa: PERF203  # the other requests end all the same
                 log.exception("request %s was not ended when the engine ended", state.request.request_id)
+
+
+def _log_slots(loaded: LoadedModel, num_slots: int) -> None:
+    backend = loaded.backend
+    if backend is not None:
+        lengths = f"{loaded.max_source_tokens} source and {loaded.max_target_tokens} target tokens"
+        if not loaded.is_encoder_decoder:
+            lengths = f"{loaded.max_target_tokens} tokens"
+        log.info("%s has %d slots of %s, %.1f MB each", loaded.name, num_slots, lengths, backend.bytes_per_slot / 1e6)
+
+
+def _read_load(loaded: LoadedModel, admission: AdmissionQueue, num_slots: int, core: EngineCore | None) -> ModelLoad:
+    """Returns what an engine works on now. For any thread; the numbers may be of two moments."""
+    load = ModelLoad(
+        num_waiting=len(admission),
+        num_slots=num_slots,
+        cache_bytes=0 if loaded.backend is None else num_slots * loaded.backend.bytes_per_slot,
+        device_bytes=used_bytes(loaded.model.device),
+    )
+    return load if core is None else core.requests.add_load(load)

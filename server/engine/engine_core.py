@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable, Iterator
 
 from ..models import LoadedModel
-from ..operations import Phase, Watchdog
-from ..request import EncoderSelf, Output, Step
+from ..operations import ModelMetrics, Phase, Watchdog
+from ..request import EncoderSelf, EncoderStates, Output, Step
 from ..runner import DecodeOutput, Runner, SearchOutput, Sequence
 from .admission import AdmissionQueue
 from .beam_hypotheses import give_target, hypothesis_outputs
@@ -24,6 +24,9 @@ from .time_share import TimeShare
 
 # Seconds for which outputs that are computed already go to one reader, before the next request's turn.
 _DELIVERY_SECONDS = 0.002
+
+# The outputs that a pass of a given target, or of the encoder, gives.
+_COMPUTED = (EncoderSelf, EncoderStates, Step)
 
 
 class _End(enum.Enum):
@@ -47,12 +50,14 @@ class EngineCore:
         max_given: int,
         max_preempted: int,
         watchdog: Watchdog,
+        metrics: ModelMetrics,
     ) -> None:
         """`max_given` bounds the running requests with given targets; `max_preempted` those without a slot."""
         self._loaded = loaded
         self._runner = runner
         self._num_slots = num_slots
         self._watchdog = watchdog
+        self._metrics = metrics
         self._time_share = TimeShare()
         slot_bytes = 0 if loaded.backend is None else loaded.backend.bytes_per_slot
         self.requests = StartedRequests(admission, runner, max_given, has_slots=loaded.backend is not None)
@@ -60,7 +65,7 @@ class EngineCore:
         self._scheduler = Scheduler(loaded, admission, self.requests, self._preemption, self._time_share)
         self._follow_streams = FollowStreams(loaded, self.requests)
         self._pending_outputs = _PendingOutputs(
-            loaded, self.requests, self._preemption, self._time_share, self._follow_streams, watchdog
+            loaded, self.requests, self._preemption, self._time_share, self._follow_streams, watchdog, metrics
         )
 
     def schedule(self) -> bool:
@@ -94,8 +99,7 @@ class EngineCore:
         has_worked = self._follow_streams.advance() or has_worked
         has_worked = self._pending_outputs.put(is_stopping) or has_worked
         began = time.monotonic()
-        has_decoded = not is_stopping() and self._decode()
-        if has_decoded:
+        if has_decoded := not is_stopping() and self._decode():
             self._time_share.add_step(time.monotonic() - began)
         else:
             self._time_share.clear()
@@ -134,7 +138,7 @@ class EngineCore:
     def _decode(self) -> bool:
         """Takes a decode step of the requests that can. Returns whether there were any."""
         ready = {state.sequence: state for state in self.requests.running if state.sequence and state.can_decode}
-        # To send a step and to run a pass at the same time takes longer for the step than to do one after the other.
+        # To send a step and to run a pass at the same time takes longer for the step than one after the other.
         if all(state.is_sending for state in ready.values()):
             return False
         self._preemption.preempt_slow(time.monotonic())
@@ -143,6 +147,7 @@ class EngineCore:
             self._watchdog.activity = Phase.READING_PROMPT, (prefilling,)
             try:
                 self._runner.prefill(prefilling)
+                ready[prefilling].record_source_read()
                 self.requests.rotate(ready[prefilling])  # the next time, the next prompt
             except Exception as error:
                 self.requests.fail(ready.pop(prefilling), error)
@@ -150,12 +155,11 @@ class EngineCore:
         batch = decoding[: self._runner.max_batch_size]
         if batch:
             self._watchdog.activity = Phase.DECODING, batch
-            outputs = self._runner.decode(batch)
+            outputs = _run_step(self._runner, ready, batch, self._metrics)
             self._watchdog.activity = Phase.DELIVERING, batch
-            self._deliver([(ready[sequence], output) for sequence, output in outputs])
-        if len(batch) < len(decoding):  # the others come first the next time
-            for sequence in batch:
-                self.requests.rotate(ready[sequence])
+            self._deliver(outputs)
+        for sequence in batch if len(batch) < len(decoding) else ():  # the others come first the next time
+            self.requests.rotate(ready[sequence])
         return True
 
     def _deliver(self, outputs: list[tuple[RequestState, DecodeOutput]]) -> None:
@@ -199,6 +203,7 @@ class _PendingOutputs:
         time_share: TimeShare,
         follow_streams: FollowStreams,
         watchdog: Watchdog,
+        metrics: ModelMetrics,
     ) -> None:
         self._loaded = loaded
         self._requests = requests
@@ -206,6 +211,7 @@ class _PendingOutputs:
         self._follow_streams = follow_streams
         self._time_share = time_share
         self._watchdog = watchdog
+        self._metrics = metrics
         self._given_targets = GivenTargets(requests, preemption, time_share)
 
     def put(self, is_stopping: Callable[[], bool]) -> bool:
@@ -253,7 +259,8 @@ class _PendingOutputs:
         if output is None:
             state.is_pending_computed = False
         elif not isinstance(output, _End):
-            state.is_pending_computed = state.is_pending_computed or isinstance(output, (EncoderSelf, Step))
+            state.is_pending_computed = state.is_pending_computed or isinstance(output, _COMPUTED)
+            self._metrics.num_given_steps += isinstance(output, Step)
             state.queue.put(output, notifies=False)
         elif state.has_given_target:
             self._requests.finish(state, None)
@@ -269,8 +276,19 @@ class _PendingOutputs:
         return True
 
 
+def _run_step(
+    runner: Runner, states: dict[Sequence, RequestState], batch: list[Sequence], metrics: ModelMetrics
+) -> list[tuple[RequestState, DecodeOutput]]:
+    """Takes a decode step of a batch, and counts the step. Returns what each request gets."""
+    began = time.monotonic()
+    outputs = runner.decode(batch)
+    metrics.record_step(time.monotonic() - began, len(batch))
+    return [(states[sequence], output) for sequence, output in outputs]
+
+
 def _put_started(loaded: LoadedModel, state: RequestState, sequence: Sequence) -> None:
     """Puts the first output of a request that has got a sequence."""
+    state.record_source_read()
     detokenizer, started = make_started(loaded, state.request)
     state.builder = make_output_builder(loaded, state.request, detokenizer, started)
     if not state.is_announced:

@@ -40,6 +40,7 @@ class FollowStreams:
 
     def start(self, state: RequestState, follow: FollowState) -> None:
         """Takes up a stream that has just got a sequence, for the first time or again."""
+        state.record_source_read()
         if follow.builder is not None:
             self._rewind([state])
             return

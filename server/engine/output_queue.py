@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 
 from ..errors import RequestError
-from ..request import EncoderSelf, Output, Step, Unit
+from ..request import EncoderSelf, EncoderStates, Output, Step, Unit
 
 # Bytes held for one reader at most, with what is being sent. The limit is checked after a put.
 CAPACITY = 256 * 1024
@@ -32,6 +32,8 @@ def size_of(output: Output) -> int:
             size += output.decoder_self.nbytes
     elif isinstance(output, EncoderSelf):
         size += output.attention.nbytes
+    elif isinstance(output, EncoderStates):
+        size += output.source.nbytes + output.target.nbytes
     return size
 
 
@@ -100,6 +102,7 @@ class OutputQueue:
 
         With `ready`, the task waits for several queues, and takes outputs by `take`.
         """
+        self.on_full: Callable[[], None] = lambda: None  # for the engine's thread
         self._ready = ready or ReadyQueues()
         self._on_room = on_room
         self._lock = threading.Lock()
@@ -155,6 +158,7 @@ class OutputQueue:
             self._held_bytes += size
             if self._full_since is None and self._held_bytes >= CAPACITY:
                 self._full_since = time.monotonic()
+                self.on_full()
         if notifies:
             notify([self])
 

@@ -7,6 +7,8 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from ..errors import RequestError
+from ..operations import CallContext, RequestTimes
 from ..request import GivenTarget, Hypothesis, Output, Request
 from ..runner import Sequence, StepOutput, TargetPass
 from .follow import FollowState, without_encoder_self
@@ -38,8 +40,10 @@ class RequestState:
     queue: OutputQueue
     deadline: float | None = None
     follow: FollowState | None = None  # of a follow stream
+    call: CallContext | None = None
     arrival_time: float = field(default_factory=time.monotonic)
     start_time: float | None = None
+    source_read_time: float | None = None  # of a decoded request
     status: RequestStatus = RequestStatus.WAITING
     is_announced: bool = False  # whether the first output was put before the start
 
@@ -123,6 +127,21 @@ class RequestState:
         if self.pending_outputs is not None or self.is_pending_computed or self.hypotheses or not self.has_given_target:
             return False
         return self.target_pass is None or self.target_pass.can_share
+
+    def record_source_read(self) -> None:
+        """Takes note of the time, the first time that the source of the sequence is read to its end."""
+        if self.source_read_time is None and self.sequence is not None and not self.sequence.is_prefilling:
+            self.source_read_time = time.monotonic()
+
+    def end(self, error: RequestError | None, model: str) -> None:
+        """Ends the queue. The first time, it also records the stages of the request where its call is recorded."""
+        is_new = self.status is not RequestStatus.FINISHED
+        self.status = RequestStatus.FINISHED
+        self.queue.end(error)
+        if is_new and self.call is not None and self.call.trace is not None:
+            times = RequestTimes(self.arrival_time, self.start_time, self.source_read_time, time.monotonic())
+            reason = "" if error is None else error.reason
+            self.call.trace.record_request(model, self.request.request_id, times, reason)
 
     def is_expired(self, now: float) -> bool:
         """Whether the outputs are not wanted any more: the call is cancelled, or past its deadline."""

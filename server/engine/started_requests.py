@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import logging
 from collections.abc import Iterator
 
-from ..errors import OUT_OF_MEMORY, RequestError, internal
+from ..errors import OUT_OF_MEMORY, RequestError, report_fault
 from ..memory import release_memory_of
+from ..operations import ModelLoad, as_current
 from ..runner import Runner
 from .admission import AdmissionQueue
 from .request_state import RequestState, RequestStatus
@@ -33,6 +35,15 @@ class StartedRequests:
 
     def __iter__(self) -> Iterator[RequestState]:
         return itertools.chain(self.running, self.preempted, self.starting)
+
+    def add_load(self, load: ModelLoad) -> ModelLoad:
+        """Returns a load with the numbers of the started requests. For any thread."""
+        return dataclasses.replace(
+            load,
+            num_running=len(self.running) + len(self.starting),
+            num_preempted=len(self.preempted),
+            num_used_slots=load.num_slots - self.runner.num_free_slots,
+        )
 
     @property
     def can_any_decode(self) -> bool:
@@ -119,8 +130,8 @@ class StartedRequests:
         """Ends a request with what went wrong, in words for its client."""
         error = release_memory_of(error)
         if not isinstance(error, RequestError):
-            log.error("request %s failed", state.request.request_id, exc_info=error)
-            error = internal()
+            with as_current(state.call):
+                error = report_fault(log, state.request.request_id, error)
         elif error.reason == OUT_OF_MEMORY:
             log.warning("request %s ends, as there is too little memory for it now", state.request.request_id)
         self.finish(state, error)

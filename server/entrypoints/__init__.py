@@ -1,6 +1,9 @@
 """The commands that start the server's code.
 
 serve                 `sidelight serve`
+top                   `sidelight top`: reads the metrics of a server each second
+top_figures           what two scrapes say of the time between them
+top_tables            these figures as tables for the terminal
 kernels               `sidelight kernels`
 calibrate             `sidelight calibrate`: its arguments
 calibration_run       one run: pairs of texts → a preset and its file

@@ -32,9 +32,15 @@ def print_report(preset: AlignmentPreset, path: Path) -> None:
     features = ", ".join(f"{name} {weight:g}" for name, weight in preset.weights.items())
     lexicon = "none" if preset.lexicon is None else f"{len(preset.lexicon):,} pairs"
     threshold = preset.threshold(preset.method)
+    states = "not measured"
+    if figures.states_error_rates is not None:
+        choice = "used" if "encoder_states" in preset.weights else "left out"
+        without, with_states = figures.states_error_rates
+        states = f"{choice}; error rate {without:.3f} without them, {with_states:.3f} with them, cross-validated"
     for line in (
         f"heads {heads}; row {preset.row}; special tokens {preset.special_tokens}",
         f"method {preset.method} from {threshold:g}; features {features}; lexicon {lexicon}",
+        f"encoder states {states}",
         f"error rate {figures.error_rate:.3f}, precision {figures.precision:.3f}, recall {figures.recall:.3f}, "
         f"on {figures.num_pairs:,} pairs against {figures.reference}",
         f"written to {path}",

@@ -34,7 +34,7 @@ from ..alignment.calibration import (
 from ..errors import RequestError
 from ..models import LoadedModel, ModelError, bundled_model, load
 from .calibration_report import draw_heads, print_report
-from .calibration_rows import RowFiles, TextPair, collect_rows
+from .calibration_rows import CollectedPair, RowFiles, TextPair, collect_rows
 
 # With fewer pairs a lexicon would hold little but chance.
 _MIN_LEXICON_PAIRS = 1000
@@ -110,7 +110,7 @@ def _choose(
     loaded: LoadedModel, pairs: _Pairs, files: RowFiles, progress: Progress, *, wants_lexicon: bool
 ) -> AlignmentPreset:
     rows_task = progress.add_task("attention", total=len(pairs.measured))
-    rows = _collect(loaded, pairs.measured, files, lambda count: progress.advance(rows_task, count))
+    collected = _collect(loaded, pairs.measured, files, lambda count: progress.advance(rows_task, count))
     lexicon: Lexicon | None = None
     if wants_lexicon and len(pairs.others[0]) >= _MIN_LEXICON_PAIRS:
         lexicon_task = progress.add_task("lexicon", total=NUM_LEXICON_STEPS)
@@ -123,27 +123,33 @@ def _choose(
         links, reference = align_statistically(sources, targets, len(pairs.measured))
         progress.update(aligner_task, total=1, completed=1)
     task = progress.add_task("heads and features", total=NUM_STEPS)
-    measured = [_measure(*each) for each in zip(pairs.measured, rows, links, strict=True)]
+    measured = [_measure(*each) for each in zip(pairs.measured, collected, links, strict=True)]
     return choose_preset(measured, lexicon, reference, lambda: progress.advance(task))
 
 
 def _collect(
     loaded: LoadedModel, pairs: Sequence[TextPair], files: RowFiles, on_pair: Callable[[int], None]
-) -> list[np.ndarray]:
+) -> list[CollectedPair]:
     try:
         return collect_rows(loaded, pairs, files, on_pair)
     except (RequestError, ModelError) as error:
         raise CalibrationError(f"the model fails: {error}") from error
 
 
-def _measure(pair: TextPair, rows: np.ndarray, links: Sequence[Link]) -> MeasuredPair:
+def _measure(pair: TextPair, collected: CollectedPair, links: Sequence[Link]) -> MeasuredPair:
     """Returns a pair to measure. The row that reads a token is the row that predicts the next token."""
     reference = np.zeros((len(pair.source.words), len(pair.target.words)), np.bool_)
     for link in links:
         reference[link.source, link.target] = True
-    predicting = rows.astype(np.float32)
+    predicting = collected.rows.astype(np.float32)
     reading = np.concatenate([predicting[1:], predicting[-1:]])
-    return MeasuredPair(pair.source, pair.target, {"predicting": predicting, "reading": reading}, reference)
+    return MeasuredPair(
+        pair.source,
+        pair.target,
+        {"predicting": predicting, "reading": reading},
+        reference,
+        collected.encoder_states,
+    )
 
 
 # ---- pairs ----------------------------------------------------------------------------------------------------------
@@ -168,8 +174,8 @@ def _divide(
     measured: list[TextPair] = []
     gold: list[list[Link]] = []
     for index in list(chosen)[: args.max_pairs]:
-        pair = _encode(loaded, *lines[index], is_pretokenized=args.pretokenized)
-        if not _fits(loaded, pair):
+        pair = TextPair.of_texts(loaded, *lines[index], is_pretokenized=args.pretokenized)
+        if not pair.fits(loaded):
             continue
         measured.append(pair)
         if gold_lines is not None:
@@ -188,20 +194,6 @@ def _divide(
     whole = [(source, target) for source, target in words if source and target]
     texts = [source for source, _ in whole], [target for _, target in whole]
     return _Pairs(measured, None if gold_lines is None else gold, texts)
-
-
-def _encode(loaded: LoadedModel, source: str, target: str, *, is_pretokenized: bool) -> TextPair:
-    texts = loaded.tokenizer.encode_source(source), loaded.tokenizer.encode_target(target)
-    return TextPair(*(WordedText.of_text(text.text, text.tokens, is_pretokenized=is_pretokenized) for text in texts))
-
-
-def _fits(loaded: LoadedModel, pair: TextPair) -> bool:
-    num_source, num_target = len(pair.source.tokens), len(pair.target.tokens)
-    return (
-        bool(pair.source.words and pair.target.words)
-        and num_source <= loaded.max_source_tokens
-        and num_target < loaded.max_target_tokens
-    )
 
 
 def _read_pairs(path: Path) -> list[tuple[str, str]]:

@@ -8,12 +8,14 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
+import importlib.metadata
 import logging
 import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     from ..api import Address
     from ..engine import EngineConfig
     from ..models import LoadedModel
-    from ..operations import Security
+    from ..operations import MetricsServer, Security, Telemetry
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -40,8 +42,11 @@ def run(args: argparse.Namespace) -> int:
     except SettingsError as error:
         print(f"sidelight: {error}", file=sys.stderr)
         return 2
-    _configure_log(getattr(logging, settings.values.log_level.upper()))
-    if settings.values.offline:
+    from ..operations import LogOptions, MetricsAddressError, TelemetryError, configure_log
+
+    values = settings.values
+    configure_log(LogOptions(getattr(logging, values.log_level.upper()), values.log_format == "json", values.log_texts))
+    if values.offline:
         os.environ["HF_HUB_OFFLINE"] = "1"  # which the hub's library reads when it is imported
     from ..api import Address, AddressError
     from ..operations import SecurityError
@@ -49,9 +54,11 @@ def run(args: argparse.Namespace) -> int:
     if os.getpid() == 1:  # see `_end_at_once`: loading takes its time, too
         signal.signal(signal.SIGTERM, _end_at_once)
     try:
-        with Address(settings.values.address) as address:  # before anything that takes its time
-            return _load_and_serve(settings, address, _make_security(settings, address))
-    except (AddressError, SecurityError) as error:
+        with Address(values.address) as address:  # with the ports open: loading takes its time
+            security = _make_security(settings, address)
+            with _open_monitoring(settings) as monitoring:
+                return _load_and_serve(settings, address, security, monitoring)
+    except (AddressError, MetricsAddressError, SecurityError, TelemetryError) as error:
         print(f"sidelight: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:  # Ctrl-C before the signal handlers are set
@@ -70,12 +77,30 @@ def print_settings(args: argparse.Namespace) -> int:
     return 0
 
 
-def _configure_log(level: int) -> None:
-    """Sends the log to standard error: Sidelight's own lines from a level on, those of libraries from INFO on."""
-    form = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-    logging.basicConfig(level=max(level, logging.INFO), format=form, stream=sys.stderr)
-    logging.getLogger("sidelight").setLevel(level)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+@dataclass(frozen=True)
+class _Monitoring:
+    """What shows operators the server, as far as they want it."""
+
+    metrics_server: MetricsServer | None = None
+    telemetry: Telemetry | None = None
+
+
+@contextmanager
+def _open_monitoring(settings: Settings) -> Iterator[_Monitoring]:
+    """Opens the port of the metrics, and OpenTelemetry. Raises MetricsAddressError and TelemetryError."""
+    from ..operations import MetricsServer, make_telemetry
+
+    values = settings.values
+    certificate = (values.tls_cert, values.tls_key) if values.tls_cert else None
+    with ExitStack() as stack:
+        metrics_server = None
+        if values.metrics_address:
+            metrics_server = MetricsServer(values.metrics_address, certificate, insecure=values.insecure)
+            stack.callback(metrics_server.close)
+        telemetry = make_telemetry(importlib.metadata.version("sidelight"))
+        if telemetry is not None:
+            stack.callback(telemetry.close)
+        yield _Monitoring(metrics_server, telemetry)
 
 
 @contextmanager
@@ -93,12 +118,12 @@ def _objects_that_stay() -> Iterator[None]:
         gc.enable()
 
 
-def _hide_loading_bar() -> None:
-    """Hides transformers' progress bar for weights, but not the one of the hub for downloads, which may take long."""
+def _hide_bars(*, keeps_downloads: bool) -> None:
+    """Hides transformers' progress bar for weights, and the one of the hub for downloads unless that is kept."""
     from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
     from transformers.utils.logging import disable_progress_bar
 
-    has_download_bars = not are_progress_bars_disabled()
+    has_download_bars = keeps_downloads and not are_progress_bars_disabled()
     disable_progress_bar()  # the hub's as well
     if has_download_bars:
         enable_progress_bars()
@@ -122,7 +147,7 @@ def _make_security(settings: Settings, address: Address) -> Security:
     )
 
 
-def _load_and_serve(settings: Settings, address: Address, security: Security) -> int:
+def _load_and_serve(settings: Settings, address: Address, security: Security, monitoring: _Monitoring) -> int:
     """Loads the models, and serves them at an address that is held."""
     # For GCC's OpenMP, which reads it when torch comes in: how often a thread looks for work before it falls asleep.
     # Enough for what is between two operations; those that look longer keep others from the core that all wait for.
@@ -139,13 +164,14 @@ def _load_and_serve(settings: Settings, address: Address, security: Security) ->
     # timing least if one thread runs. And OpenMP would keep a pool of threads for this thread besides the engine's
     # pool: with more threads than cores, all sleep between two operations, and a step on 2 cores takes twice the time.
     torch.set_num_threads(1)
-    if settings.values.log_level != "debug":
-        _hide_loading_bar()
+    is_json = settings.values.log_format == "json"
+    if settings.values.log_level != "debug" or is_json:
+        _hide_bars(keeps_downloads=not is_json)  # downloads may take long
     try:
         loaded = _load_models(settings)
         torch.set_num_threads(counts[0][-1])
         configs = _engine_configs(loaded, settings, counts)
-        return asyncio.run(_serve(loaded, configs, address, security, settings.values.grace))
+        return asyncio.run(_serve(loaded, configs, address, security, monitoring, settings.values.grace))
     except ModelError as error:
         print(f"sidelight: {error}", file=sys.stderr)
         return 1
@@ -226,7 +252,12 @@ def _end_at_once(number: int, _frame: FrameType | None = None) -> None:
 
 
 async def _serve(
-    loaded: list[LoadedModel], configs: list[EngineConfig], held: Address, security: Security, grace: float
+    loaded: list[LoadedModel],
+    configs: list[EngineConfig],
+    held: Address,
+    security: Security,
+    monitoring: _Monitoring,
+    grace: float,
 ) -> int:
     """Serves until a signal, or until the engine fails; then for `grace` seconds at most. Returns the exit status."""
     from ..api import Server
@@ -235,8 +266,11 @@ async def _serve(
     loop = asyncio.get_running_loop()
     for number in _SIGNALS:
         loop.add_signal_handler(number, stopping.set)
-    server = Server(loaded, held, configs, security)
+    server = Server(loaded, held, configs, security, monitoring.telemetry)
     address = await server.start()
+    if (metrics_server := monitoring.metrics_server) is not None:
+        metrics_server.start(server.method_metrics, server.model_metrics)
+        logging.getLogger(__name__).info("metrics at %s", metrics_server.url)
     # One line on stdout for a program that has started the server and waits for it. All else goes to the log.
     names = ", ".join(model.name for model in loaded)
     print(f"sidelight: serving {names} at {address}", flush=True)

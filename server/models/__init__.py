@@ -9,7 +9,7 @@ compiled_backend         the same as one graph of torch.compile
 bart_backend             BART-style models, layer by layer
 bart_cpu_backend         BART-style models on a CPU, a step as one compiled program
 bart_cpu_programs        lays out these programs
-bart_cpu_layers          what the programs share: embeddings, weights, what stands around attention
+bart_cpu_layers          what the programs share: embeddings, weights, what is around attention, rows
 bart_modules             what BART-style models are made of
 kv_cache                 keys and values of all slots
 row_positions            a position for each row, in families that expect one for all

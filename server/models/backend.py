@@ -82,7 +82,8 @@ class Backend(Protocol):
     3. For all tokens before the first new one, but for the last, in chunks: `KVCache.begin_prefill`, then `prefill`.
     4. For each step of all slots: `KVCache.begin_decode`, then `decode`, then `KVCache.advance`.
 
-    `read_targets` may come at any time. It needs no KV cache, and fills slots where the batch says so.
+    `read_targets` and `encode` may come at any time. They need no KV cache; `read_targets` fills slots where the batch
+    says so.
     """
 
     # Whether steps must have one shape: all slots, and as many positions as `lengths` says.
@@ -121,6 +122,13 @@ class Backend(Protocol):
 
     def new_kv_cache(self, count: int, length: int | None = None) -> KVCache:
         """A KV cache of `count` slots with `length` positions of target and source; None: as many as `lengths`."""
+        ...
+
+    def encode(self, sources: Tensor, lengths: Sequence[int]) -> Tensor:
+        """The encoder's output `[B, S, width]` for sources as `prefill_sources` takes them.
+
+        `lengths[row]` positions are no padding. The output at padding has no meaning.
+        """
         ...
 
     def prefill_sources(self, sources: Tensor, lengths: Mapping[int, int], cache: KVCache) -> None:

@@ -7,7 +7,7 @@ sources that are too long for a program by `BartEncoder`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import ClassVar
 from weakref import WeakKeyDictionary
@@ -95,6 +95,12 @@ class BartCpuBackend(TransformersBackend):
             program = self._filling_programs[batch.cache]
         targets = program.record_targets(batch)
         return super().read_targets(batch) if targets is None else program.run(batch, targets)
+
+    def encode(self, sources: Tensor, lengths: Sequence[int]) -> Tensor:
+        """The output of the encoder's program; that of `BartEncoder` for long sources."""
+        if self._target_program.takes_sources(lengths):
+            return self._target_program.encode(sources, lengths)
+        return super().encode(sources, lengths)
 
     def decode(self, tokens: Tensor, cache: KVCache, query: ArgmaxQuery | None = None) -> Tensor:
         """Run a step as a program, and the search of a `query` in the same run."""

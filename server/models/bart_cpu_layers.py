@@ -1,4 +1,4 @@
-"""What the CPU programs of BART-style models share: embeddings, the weights of layers, what stands around attention.
+"""What the CPU programs of BART-style models share: embeddings, layers' weights, what is around attention, rows.
 
 The classes here collect the weights of a layer. They raise UnsupportedModelError for a part that no program has.
 `find_attention_layers` has given each attention module its `LayerKey`.
@@ -7,6 +7,7 @@ The classes here collect the weights of a layer. They raise UnsupportedModelErro
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,19 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers.activations import GELUActivation, SiLUActivation
 
-from ...kernels.cpu import MAX_HEAD_WIDTH, MAX_POSITIONS, Activation, PackedWeight, Program, is_supported
-from ..capture import LayerKey, layer_key_of
+from ...kernels import LayerSpec
+from ...kernels.cpu import (
+    MAX_HEAD_WIDTH,
+    MAX_POSITIONS,
+    Activation,
+    HeadSum,
+    PackedWeight,
+    Program,
+    is_supported,
+    store_rows,
+    sum_heads,
+)
+from ..capture import LayerKey, RecordTarget, layer_key_of
 from ..layers import FusedSlice, PackedLinear
 from .backend import UnsupportedModelError
 from .bart_modules import Embedding, heads_of, is_pre_norm
@@ -199,3 +211,90 @@ def fused_panels(layer: Any) -> PackedWeight:
 
 def _normalize(program: Program, norm: nn.LayerNorm, x: Tensor, out: Tensor) -> None:
     program.layer_norm(x, norm.weight.detach(), norm.bias.detach(), norm.eps, out)
+
+
+# ---- rows -----------------------------------------------------------------------------------------------------------
+
+
+class Epilogue:
+    """The operations behind a program that write attention rows where a recorder wants them, for one run.
+
+    Must exist until the run has ended: operations hold addresses only.
+
+    Attributes:
+        operations: The operations in order, `[n, fields]` each.
+    """
+
+    def __init__(self) -> None:
+        self.operations: list[NDArray[np.int64]] = []
+        self._kept: list[tuple[Tensor | None, HeadSum | None]] = []  # what the operations have the addresses of
+
+    @property
+    def table(self) -> NDArray[np.int64] | None:
+        """All operations; None where there are none."""
+        return np.concatenate(self.operations) if self.operations else None
+
+    def add(
+        self, target: RecordTarget, probabilities: Tensor, rows: Tensor | None, visible: int, *, is_cross: bool
+    ) -> bool:
+        """Adds the operation that writes `visible` positions of some rows into a target.
+
+        Returns whether there is one: rows that are packed or that have factors need more, and so do reductions that are
+        no sums.
+
+        Args:
+            target: Where the rows go.
+            probabilities: `[rows, heads, positions]`, of the program.
+            rows: Which rows are written, int64 `[B]` or `[B, queries]`; None: all.
+            visible: The number of positions.
+            is_cross: Whether the probabilities are those of cross-attention.
+        """
+        result, part = target.tensors, target.layer_spec
+        if not result.is_dense_float or result.values.dtype != torch.float32 or result.length != visible:
+            return False
+        if target.factors is not None:
+            return False
+        values = result.values.flatten(0, 1)[:, None]  # a query after the other, as rows are
+        index = None if rows is None else rows.flatten()
+        heads: HeadSum | None = None
+        if part.over_heads is None:
+            if target.left_out is not None or part.heads is not None or part.columns is not None:
+                return False
+            operation = store_rows(probabilities, values, part.column, index, is_cross=is_cross)
+        else:
+            heads = _sum_of(part, probabilities.shape[1])
+            if heads is None:
+                return False
+            left_out = target.left_out
+            if left_out is not None and (num_queries := result.values.shape[1]) > 1:
+                left_out = left_out.repeat_interleave(num_queries, 0)
+            operation = sum_heads(
+                probabilities,
+                values,
+                part.column,
+                index,
+                heads,
+                is_cross=is_cross,
+                is_added=part.pools_layers and not part.is_first,
+                left_out=left_out,
+                shares=None if result.shares is None else result.shares.flatten(0, 1)[:, None],
+            )
+            self._kept.append((left_out, heads))
+        self._kept.append((index, None))
+        self.operations.append(operation[None])
+        return True
+
+
+@lru_cache(maxsize=256)
+def _sum_of(part: LayerSpec, num_heads: int) -> HeadSum | None:
+    """What a layer contributes as a weighted sum of its heads; None for reductions that are no sums."""
+    if part.over_heads not in ("mean", "sum") or part.over_layers not in (None, "mean", "sum"):
+        return None
+    numbers = range(num_heads) if part.heads is None else part.heads
+    divisor = part.mean_divisor(num_heads) if part.over_heads == "mean" else 1.0
+    num_shares = part.num_pooled_heads if part.pools_all_heads else len(numbers)
+    if part.pools_layers and not part.pools_all_heads:
+        divisor *= part.num_layers if part.over_layers == "mean" else 1
+        num_shares *= part.num_layers
+    factors = np.array(part.weights or [1.0] * len(numbers)) / divisor
+    return HeadSum(np.array(numbers, np.int64), factors.astype(np.float32), 1 / num_shares)

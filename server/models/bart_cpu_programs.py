@@ -15,11 +15,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...kernels.cpu import MAX_POSITIONS, Attention, Program, store_rows
+from ...kernels.cpu import MAX_POSITIONS, Attention, Program
 from ..capture import LayerKey, RecordTarget, record_targets, write_rows, write_step_rows
 from ..layers import ArgmaxQuery
 from .backend import BackendConfig, TargetBatch
-from .bart_cpu_layers import DecoderLayer, EncoderLayer, StackBuilder, TokenRows, embed_tokens, fused_panels
+from .bart_cpu_layers import (
+    DecoderLayer,
+    EncoderLayer,
+    Epilogue,
+    StackBuilder,
+    TokenRows,
+    embed_tokens,
+    fused_panels,
+)
 from .bart_modules import Embedding, heads_of
 from .kv_cache import KVCache, KVCacheLayer, zeros
 
@@ -58,29 +66,26 @@ class DecoderProgram:
         if step is None:
             step = self._programs[cache] = self._build(cache)
         first, count, length, source_length = cache.stepping
-        epilogue: list[NDArray[np.int64]] = []
+        epilogue = Epilogue()
         other_targets: list[tuple[RecordTarget, Tensor, Tensor]] = []
         for key, probabilities in step.probabilities:
             visible = source_length if key.kind == "cross" else length
             for target in record_targets(key, (count, self._heads, 1, visible), tokens.device):
-                if _is_stored_as_computed(target, visible):
-                    column, is_cross = target.layer_spec.column, key.kind == "cross"
-                    operation = store_rows(probabilities, target.tensors.values, column, target.rows, is_cross=is_cross)
-                    epilogue.append(operation[None])
-                else:
-                    layers = cache.source_layers if key.kind == "cross" else cache.own.slot_layers
+                is_cross = key.kind == "cross"
+                if not epilogue.add(target, probabilities, target.rows, visible, is_cross=is_cross):
+                    layers = cache.source_layers if is_cross else cache.own.slot_layers
                     values = layers[key.layer].all_values[first : first + count, :, :visible]
                     other_targets.append((target, probabilities[:count, :, None, :visible], values))
         output = step.output[:count]
         if query is not None:
-            epilogue.append(query.search.prepare(output, query.masked))
+            epilogue.operations.append(query.search.prepare(output, query.masked))
         step.program.run(
             count,
             x=tokens,
             first_slot=first,
             num_self_positions=length,
             num_cross_positions=source_length,
-            epilogue=np.concatenate(epilogue) if epilogue else None,
+            epilogue=epilogue.table,
         )
         for target, probabilities, values in other_targets:
             write_step_rows([target], probabilities, values)
@@ -115,20 +120,6 @@ class DecoderProgram:
             builder.add_attention(layer.source_norm, layer.source_output)
             builder.add_feed_forward(layer.feed_forward)
         return _StepProgram(program, builder.end(), all_probabilities)
-
-
-def _is_stored_as_computed(target: RecordTarget, visible: int) -> bool:
-    """Whether a target takes `visible` positions of all heads side by side, in float32."""
-    result, part = target.tensors, target.layer_spec
-    return (
-        target.is_plain
-        and result.is_dense_float
-        and result.values.dtype == torch.float32
-        and result.length == visible
-        and part.heads is None
-        and part.columns is None
-        and part.over_heads is None
-    )
 
 
 # ---- sources --------------------------------------------------------------------------------------------------------
@@ -254,7 +245,8 @@ class TargetProgram:
         )
         self._encoder, self._decoder = Program(MAX_PROGRAM_TOKENS), Program(MAX_PROGRAM_TOKENS)
         layers = [EncoderLayer(layer) for layer in encoder.layers]
-        self._sources, encoded = _add_encoder(self._encoder, encoder, layers, self._max_source)
+        self._sources, self._encoded = _add_encoder(self._encoder, encoder, layers, self._max_source)
+        self._encoded_end = self._encoder.num_operations
         builder, (self._heads, self._scaling) = StackBuilder(self._decoder, decoder), heads_of(decoder)
         embedding = Embedding(decoder)
         self._targets = TokenRows(self._decoder, embedding, MAX_PROGRAM_TOKENS, self._max_target, builder.hidden)
@@ -265,7 +257,7 @@ class TargetProgram:
         for number, layer in enumerate(decoder.layers):
             panels = fused_panels(layer.encoder_attn.k_proj)
             keys_and_values = self._encoder.buffer(panels.out_features)
-            self._encoder.matmul(encoded, panels, keys_and_values)
+            self._encoder.matmul(self._encoded, panels, keys_and_values)
             if cache is not None:
                 self._source_places.store(keys_and_values, cache.source_layers[number])
             self._source_ends.append(self._encoder.num_operations)
@@ -299,14 +291,23 @@ class TargetProgram:
         self._decoder.attend_sequences(query, keys_and_values, self._heads, self._scaling, out, **options)
         self._attentions[key] = _WholeAttention(key, probabilities, self._decoder.num_operations)
 
+    def takes_sources(self, lengths: Sequence[int]) -> bool:
+        """Whether the encoder's program reads sources of so many tokens together."""
+        return _fits(lengths, self._max_source)
+
+    def encode(self, sources: Tensor, lengths: Sequence[int]) -> Tensor:
+        """The encoder's output for source tokens `[B, S]`: `[B, longest, width]`."""
+        num_rows = self._sources.place_all(sources, lengths)
+        self._encoder.run(num_rows, sequence_lengths=lengths, num_operations=self._encoded_end)
+        return self._encoded[_find_rows(lengths)]
+
     def record_targets(self, batch: TargetBatch) -> list[tuple[_WholeAttention, RecordTarget]] | None:
         """Where the rows of a batch go; None where the program does not run the batch.
 
         A method that multiplies keys with factors needs the values of all layers, which the program does not keep.
         """
-        for lengths, most in ((batch.source_lengths, self._max_source), (batch.lengths, self._max_target)):
-            if max(lengths) > most or sum(lengths) > MAX_PROGRAM_TOKENS:
-                return None
+        if not self.takes_sources(batch.source_lengths) or not _fits(batch.lengths, self._max_target):
+            return None
         targets: list[tuple[_WholeAttention, RecordTarget]] = []
         num_targets = batch.targets.shape
         for key, attention in self._attentions.items():
@@ -327,6 +328,15 @@ class TargetProgram:
             num_rows = self._sources.place_all(batch.sources, source_lengths)
             end = self._source_ends[num_cross - 1]
             self._encoder.run(num_rows, sequence_lengths=source_lengths, num_operations=end)
+        rows = _find_rows(lengths)
+        epilogue = Epilogue()
+        others: list[tuple[_WholeAttention, RecordTarget, Tensor]] = []
+        for attention, target in targets:
+            kept = rows[:, target.queries] if target.rows is None else rows[target.rows, target.queries]
+            is_cross = attention.key.kind == "cross"
+            visible = max(source_lengths if is_cross else lengths)
+            if not epilogue.add(target, attention.probabilities, kept, visible, is_cross=is_cross):
+                others.append((attention, target, kept))
         self._decoder.run(
             self._targets.place_all(batch.targets, lengths),
             sequence_lengths=lengths,
@@ -334,12 +344,20 @@ class TargetProgram:
             num_self_positions=max(lengths),
             num_cross_positions=max(source_lengths),
             num_operations=None if last is None else self._attentions[last].end,
+            epilogue=epilogue.table,
         )
-        # Where the rows of each sequence are, [B, T]; padding has the last row of its sequence.
-        counts = np.array(lengths)[:, None]
-        rows = torch.from_numpy(np.cumsum(counts)[:, None] - counts + np.minimum(np.arange(max(lengths)), counts - 1))
-        for attention, target in targets:
-            kept = rows[:, target.queries] if target.rows is None else rows[target.rows, target.queries]
+        for attention, target, kept in others:
             visible = max(source_lengths if attention.key.kind == "cross" else lengths)
             write_rows(target, attention.probabilities[:, :, :visible][kept].transpose(1, 2))
         return self._output[rows] if last is None else None
+
+
+def _fits(lengths: Sequence[int], longest: int) -> bool:
+    """Whether a program reads sequences of so many tokens together, each of at most `longest`."""
+    return max(lengths) <= longest and sum(lengths) <= MAX_PROGRAM_TOKENS
+
+
+def _find_rows(lengths: Sequence[int]) -> Tensor:
+    """Where the rows of each sequence are, int64 `[B, longest]`; padding has the last row of its sequence."""
+    counts = np.array(lengths)[:, None]
+    return torch.from_numpy(np.cumsum(counts)[:, None] - counts + np.minimum(np.arange(max(lengths)), counts - 1))

@@ -9,8 +9,8 @@ from typing import Any
 
 from transformers import GenerationConfig, PreTrainedModel
 
-from ..alignment import AlignmentPreset
-from ..capture import AttentionKind, AttentionLayers, feature_shape
+from ..alignment import AlignmentPreset, default_preset
+from ..capture import AttentionKind, AttentionLayers, CapturePlan, Head, feature_shape
 from ..text import Tokenizer
 from .backend import Backend
 
@@ -64,6 +64,42 @@ class LoadedModel:
         """The kinds of attention of the model. A request that names no kind gets the first."""
         order: tuple[AttentionKind, ...] = ("cross", "decoder_self", "encoder_self")
         return tuple(kind for kind in order if self.attention_layers.num_layers(kind))
+
+    @cached_property
+    def link_preset(self) -> AlignmentPreset:
+        """How the words of the model's texts are linked: as calibration has found, or by default."""
+        return self.alignment or default_preset(self.attention_layers.num_layers("cross"), self.heads("cross"))
+
+    @cached_property
+    def links_plan(self) -> CapturePlan:
+        """The rows that are linked: the weighted mean of the preset's heads. One object, for all requests."""
+        preset = self.link_preset
+        return CapturePlan(
+            kinds=("cross",),
+            layers={},
+            num_heads={"cross": self.heads("cross")},
+            pairs=tuple(Head(layer, head, weight) for layer, head, weight in preset.heads),
+            over_heads="mean",
+            row=preset.row,
+            leaves_out_special=preset.special_tokens == "renormalize",
+        )
+
+    @cached_property
+    def signals_plan(self) -> CapturePlan:
+        """The rows that signals are computed from (Guerreiro et al. 2023, arXiv:2212.09631)."""
+        return CapturePlan(
+            kinds=("cross",),
+            layers={"cross": (self.attention_layers.num_layers("cross") - 1,)},
+            num_heads={"cross": self.heads("cross")},
+            over_heads="mean",
+            over_layers="mean",
+        )
+
+    @cached_property
+    def encoder_width(self) -> int:
+        """The width of the encoder's states."""
+        config: Any = getattr(self.model.get_encoder(), "config", self.model.config)  # FSMT's encoder has none
+        return int(config.hidden_size)
 
     def heads(self, kind: AttentionKind) -> int:
         """The number of query heads in each layer of a kind."""

@@ -28,6 +28,7 @@ from ..checkpoint import (
     TooLargeError,
     check_finite,
     check_generation_config,
+    check_token_ids,
     class_for,
     load_alignment_preset,
     load_tokenizer,
@@ -265,6 +266,7 @@ def _make_tokenizer(
     if pretrained.vocab_size > vocabulary:
         message = f"its tokenizer has {pretrained.vocab_size:,} tokens, and the model {vocabulary:,}"
         raise CheckpointError(message)
+    check_token_ids(pretrained, checkpoint, config, vocabulary)
     return tokenizer
 
 

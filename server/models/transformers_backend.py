@@ -121,10 +121,7 @@ class TransformersBackend:
     # ---- sources ----------------------------------------------------------------------------------------------------
 
     def encode(self, sources: Tensor, lengths: Sequence[int]) -> Tensor:
-        """The encoder's output `[B, S, width]` for sources as `Backend` describes them.
-
-        `lengths[row]` tokens are no padding. Features of recordings have no padding.
-        """
+        """The encoder's output `[B, S, width]`, as `Backend` describes it. Features of recordings have no padding."""
         mask = _source_mask(sources, lengths)
         with record_to(None, padded=mask is not None):
             return self._encode(sources, mask)

@@ -107,7 +107,7 @@ class SingleSequenceModel:
         self.source_length = (features.num_positions if features else len(source_ids)) if encoded else 0
         self._source = self.tensor(source_ids) if features is None else features_tensor(features, self._model)
         self._mask = _make_mask(self._source, captures_rows=self._captures_rows)
-        self._encoder_outputs: Any = None
+        self.encoder_outputs: Any = None  # what `encode` has given
         self._cache: Any = None
         self._is_encoder_decoder = loaded.is_encoder_decoder
         self._keeps_logits = loaded.takes_logits_to_keep
@@ -164,13 +164,13 @@ class SingleSequenceModel:
         inputs = source_inputs(self._source) | self._mask
         if not self._captures_rows:
             recorder = self._new_recorder(self._plan, NO_QUERIES, {"encoder_self": self.source_length})
-            self._encoder_outputs = run_pass(
+            self.encoder_outputs = run_pass(
                 self._model.get_encoder(), [recorder], ("encoder_self",), captures_rows=False, **inputs
             )
             tensors = recorder.result("encoder_self")
             if tensors is None:
                 return None
-            parts = _read_parts(iter([tensors]), self._encoder_outputs.last_hidden_state, self._plan, check=check)
+            parts = _read_parts(iter([tensors]), self.encoder_outputs.last_hidden_state, self._plan, check=check)
             return _combine(parts, self.combiner, self._left_out)
         source = None
         if "encoder_self" in self._plan.kinds:
@@ -178,10 +178,10 @@ class SingleSequenceModel:
             left_out = _left_out_of(self._plan, self._special, positions, self._model.device)
             source = SourceRecorder(self._plan, self.source_length, left_out.get("encoder_self"))
         with record_to(None, padded=False), nullcontext() if source is None else observe_with(source):
-            self._encoder_outputs = self._model.get_encoder()(**inputs)
+            self.encoder_outputs = self._model.get_encoder()(**inputs)
         if source is None:
             return None
-        states = self._encoder_outputs.last_hidden_state
+        states = self.encoder_outputs.last_hidden_state
         computed = map(source.compute, _divide_source(self._plan, self.source_length))
         return _combine(_read_parts(computed, states, self._plan, check=check), self.combiner, self._left_out)
 
@@ -259,7 +259,7 @@ class SingleSequenceModel:
                 self._target_ids = ids
             inputs |= {
                 "decoder_input_ids": ids,
-                "encoder_outputs": self._encoder_outputs,
+                "encoder_outputs": self.encoder_outputs,
                 **self._mask,
             }
             if not self._captures_rows:

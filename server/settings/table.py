@@ -182,6 +182,13 @@ SETTINGS: tuple[Setting, ...] = (
         "info",
         choices=("debug", "info", "warning", "error"),
     ),
+    Setting("log_format", "text: lines for people; json: a JSON object a line", "text", choices=("text", "json")),
+    Setting("log_texts", "write the source text of each request into the log", False, kind=bool),
+    Setting(
+        "metrics_address",
+        "where Prometheus reads metrics, by HTTP at /metrics; port 0 picks one; without it, no port is open",
+        metavar="HOST:PORT",
+    ),
 )  # fmt: skip
 
 # What a table [models.NAME] of the file, and the option --model, must have besides settings with `is_of_model`.

@@ -32,9 +32,10 @@ from .segmentation import (
     find_sentences,
     find_words,
     group_tokens,
+    is_unspaced,
     shares_character,
 )
-from .tokenizer import Tokenizer
+from .tokenizer import Tokenizer, turn_languages
 from .tokenizer_pool import TokenizerPool
 from .tokens import TextOptions, Token, TokenizedText
 
@@ -60,5 +61,7 @@ __all__ = [
     "find_sentences",
     "find_words",
     "group_tokens",
+    "is_unspaced",
     "shares_character",
+    "turn_languages",
 ]

@@ -229,3 +229,11 @@ class Tokenizer:
             for id_, role, (begin, end) in zip(encoded.ids, roles, spans, strict=True)
         ]
         return TokenizedText(text, tuple(tokens), options)
+
+
+def turn_languages(tokenizer: Tokenizer, languages: Languages) -> Languages:
+    """Returns the languages for `encode_source` of a target that the encoder reads as if it were a source.
+
+    Where the target's code is a token of the source, the code stays: the model may not have the other code.
+    """
+    return languages if tokenizer.puts_target_in_source else Languages(languages.target, languages.source)

@@ -25,6 +25,7 @@ from sidelight.server.alignment import (
     parse_pharaoh,
 )
 from sidelight.server.alignment.calibration import (
+    STATES_WEIGHTS,
     WEIGHTS,
     LinkCounts,
     MeasuredPair,
@@ -39,6 +40,7 @@ from sidelight.server.models import LoadedModel, load
 _NUM_MEASURED = 1000
 _NUM_FOLDS = 5
 _ALONE: tuple[Mapping[LinkFeature, float], ...] = ({"attention": 1.0},)
+_SPELLING: tuple[Mapping[LinkFeature, float], ...] = ({"attention": 1.0, "spelling": 5.0},)
 _PRIOR: tuple[Mapping[LinkFeature, float], ...] = ({"lexicon": 1.0}, {"lexicon": 1.0, "spelling": 5.0})
 _BOTH = tuple(weights for weights in WEIGHTS if "lexicon" in weights)
 
@@ -46,6 +48,7 @@ _BOTH = tuple(weights for weights in WEIGHTS if "lexicon" in weights)
 def measure(preset: AlignmentPreset, pairs: Sequence[MeasuredPair]) -> LinkCounts:
     """Counts the links of a preset, as a server links: from the weighted mean of the heads' rows."""
     linker = Linker(preset)
+    has_states = linker.has_encoder_states
     found: list[np.ndarray] = []
     for pair in pairs:
         rows = pair.rows[preset.row]
@@ -55,7 +58,8 @@ def measure(preset: AlignmentPreset, pairs: Sequence[MeasuredPair]) -> LinkCount
         weights = np.array([head.weight for head in preset.heads])
         mean = sum(head.weight * rows[..., head.layer, head.head] for head in preset.heads) / weights.sum()
         links = np.zeros(pair.reference.shape, np.bool_)
-        for link in linker.link(mean, pair.source, pair.target):
+        states = pair.encoder_states.astype(np.float32) if has_states and pair.encoder_states is not None else None
+        for link in linker.link(mean, pair.source, pair.target, states):
             links[link.source, link.target] = True
         found.append(links)
     return count_links(zip(found, (pair.reference for pair in pairs), strict=True))
@@ -68,7 +72,8 @@ def cross_validate(
     total = np.zeros(3, np.int64)
     for fold in range(_NUM_FOLDS):
         rest = [pair for index, pair in enumerate(pairs) if index % _NUM_FOLDS != fold]
-        total += measure(choose_preset(rest, lexicon, "gold", weights=weights), pairs[fold::_NUM_FOLDS])
+        preset = choose_preset(rest, lexicon, "gold", weights=weights, states_weights=())
+        total += measure(preset, pairs[fold::_NUM_FOLDS])
     return LinkCounts(*map(int, total))
 
 
@@ -76,20 +81,14 @@ def measured_pairs(
     loaded: LoadedModel, texts: Sequence[tuple[str, str]], folder: Path, *, is_pretokenized: bool
 ) -> list[MeasuredPair]:
     """Returns pairs with their rows, and without reference links."""
-    tokenizer = loaded.tokenizer
-    pairs: list[TextPair] = []
-    for source, target in texts:
-        encoded = tokenizer.encode_source(source), tokenizer.encode_target(target)
-        pairs.append(
-            TextPair(*(WordedText.of_text(each.text, each.tokens, is_pretokenized=is_pretokenized) for each in encoded))
-        )
-    rows = collect_rows(loaded, pairs, RowFiles(folder, loaded, pairs), lambda _: None)
+    pairs = [TextPair.of_texts(loaded, *text, is_pretokenized=is_pretokenized) for text in texts]
+    collected = collect_rows(loaded, pairs, RowFiles(folder, loaded, pairs), lambda _: None)
     measured: list[MeasuredPair] = []
-    for pair, array in zip(pairs, rows, strict=True):
-        predicting = array.astype(np.float32)
+    for pair, found in zip(pairs, collected, strict=True):
+        predicting = found.rows.astype(np.float32)
         both = {"predicting": predicting, "reading": np.concatenate([predicting[1:], predicting[-1:]])}
         nothing = np.zeros((len(pair.source.words), len(pair.target.words)), np.bool_)
-        measured.append(MeasuredPair(pair.source, pair.target, both, nothing))
+        measured.append(MeasuredPair(pair.source, pair.target, both, nothing, found.encoder_states))
     return measured
 
 
@@ -150,11 +149,53 @@ def measure_gold(gold: Sequence[MeasuredPair], train: Sequence[MeasuredPair], le
         show(name, measure(alone(heads), pairs), measure(both(heads), pairs))
     default = AlignmentPreset(tuple(head for heads in every[num_heads:] for head in heads), weights=_ALONE[0])
     show("default without calibration", measure(default, gold), None)
-    chosen = [choose_preset(train, lexicon, "eflomal", weights=weights) for weights in (_ALONE, _BOTH, _PRIOR)]
+    chosen = [choose_without_gold(train, lexicon, weights) for weights in (_ALONE, _BOTH, _PRIOR)]
     show("calibrated without gold", *(measure(preset, gold) for preset in chosen[:2]))
     show("calibrated with gold, five folds", *(cross_validate(gold, lexicon, weights) for weights in (_ALONE, _BOTH)))
     show("the prior alone, calibrated without gold", None, measure(chosen[2], gold))
     show("the prior alone, calibrated with gold, five folds", None, cross_validate(gold, lexicon, _PRIOR))
+
+
+def measure_states(gold: Sequence[MeasuredPair], train: Sequence[MeasuredPair], lexicon: Lexicon) -> None:
+    """Prints what the encoder's states add to other features, and what `sidelight calibrate` says of them."""
+    print("| gold-de-en: AER, precision, recall               | without states    | with states       |")
+    print("|---|---|---|")
+    for name, weights in (
+        ("nothing else", ({},)),
+        ("attention", _ALONE),
+        ("attention and spelling", _SPELLING),
+        ("lexicon and spelling", _PRIOR),
+        ("attention, lexicon and spelling", _BOTH),
+    ):
+        extended = [{**choice, "encoder_states": weight} for choice in weights for weight in STATES_WEIGHTS]
+        for reference, compute in (
+            ("without gold", lambda tried: measure(choose_without_gold(train, lexicon, tried), gold)),
+            ("with gold, five folds", lambda tried: cross_validate(gold, lexicon, tried)),
+        ):
+            without = compute(weights) if weights[0] else None
+            show(f"{name}, {reference}", without, compute(extended))
+    for reference, pairs, table in (
+        ("eflomal", train, lexicon),
+        ("gold", gold, lexicon),
+        ("eflomal", train, None),
+        ("gold", gold, None),
+    ):
+        preset = choose_preset(pairs, table, reference)
+        assert preset.figures is not None
+        without, with_states = preset.figures.states_error_rates or (0.0, 0.0)
+        choice = "uses" if "encoder_states" in preset.weights else "leaves out"
+        print(
+            f"calibrate on {len(pairs)} pairs against {reference}, {'no' if table is None else 'with a'} lexicon, "
+            f"{choice} the states: "
+            f"error rate {without:.4f} without, {with_states:.4f} with them, cross-validated"
+        )
+
+
+def choose_without_gold(
+    train: Sequence[MeasuredPair], lexicon: Lexicon, weights: Sequence[Mapping[LinkFeature, float]]
+) -> AlignmentPreset:
+    """Returns the preset that agrees best with eflomal."""
+    return choose_preset(train, lexicon, "eflomal", weights=weights, states_weights=())
 
 
 def measure_agreement(
@@ -205,7 +246,8 @@ def main() -> None:
     links = align_statistically(*sides, len(train))[0]
     train = [with_reference(pair, [link[:2] for link in each]) for pair, each in zip(train, links, strict=True)]
     measure_gold(gold, train, lexicon)
-    alone = choose_preset(train, None, "eflomal", weights=_ALONE)
+    measure_states(gold, train, lexicon)
+    alone = choose_preset(train, None, "eflomal", weights=_ALONE, states_weights=())
     presets = {"attention alone": alone}
     if loaded.alignment is not None:
         presets["as the bundled model ships"] = loaded.alignment

@@ -54,7 +54,16 @@ def main() -> int:
         "last layer, first head": {"heads": [(last, 0)], "link_options": NAIVE},
     }
     table = Table(
-        "lines", "links", "tags", "tags lost", "malformed", "other text", "at the place", "elements exact", "overlap"
+        "lines",
+        "links",
+        "no text",
+        "tags",
+        "tags lost",
+        "malformed",
+        "other text",
+        "at the place",
+        "elements exact",
+        "overlap",
     )
     with serving(loaded) as address, Client(address) as client:
         for name in ("dev-glossary", "dev-eurlex"):
@@ -83,12 +92,16 @@ def _compare(client: Client, name: str, limit: int | None, options: AlignOptions
     sources = (DATA / f"{name}.en").read_text().splitlines()[:limit]
     references = (DATA / f"{name}.de").read_text().splitlines()[:limit]
     targets = [_strip(reference) for reference in references]
+    num_empty = targets.count("")  # a line with a tag and no text: there is nothing to align
+    sources = [source for source, target in zip(sources, targets, strict=True) if target]
+    references = [reference for reference, target in zip(references, targets, strict=True) if target]
+    targets = list(filter(None, targets))
     pairs = list(zip(sources, targets, strict=True))
     stream = client.align_many(pairs, max_running=NUM_RUNNING, markup=Markup("xliff"), **options)
     num_lost = num_malformed = num_different = num_same = num_tags = num_exact = num_overlapping = num_elements = 0
     for source, target, reference, result in zip(sources, targets, references, stream, strict=True):
-        if result.alignment is None:  # a pair that is too long for the model
-            continue
+        if result.alignment is None:
+            raise RuntimeError(f"{source}: {result.error}")
         text = result.alignment.marked_target_text
         num_lost += Counter(TAG.findall(text)) != Counter(TAG.findall(source))
         try:
@@ -105,7 +118,7 @@ def _compare(client: Client, name: str, limit: int | None, options: AlignOptions
             span = spans.get(tag, (0, 0))
             num_exact += span == (begin, end)
             num_overlapping += span[0] < end and begin < span[1] and span[0] < span[1]
-    counts = (num_tags, num_lost, num_malformed, num_different)
+    counts = (num_empty, num_tags, num_lost, num_malformed, num_different)
     shares = (num_same / num_tags, num_exact / num_elements, num_overlapping / num_elements)
     return [*(f"{count:,}" for count in counts), *(f"{share:.3f}" for share in shares)]
 

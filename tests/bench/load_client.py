@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,14 +60,23 @@ class Stream:
 @contextlib.contextmanager
 def serve(folder: Path, name: str, options: Sequence[str]) -> Iterator[str]:
     """Serves a model in a process of its own; gives the address. Raises ServerError."""
+    with start_server([COMMAND, "serve", str(folder), "--name", name, *options], {}) as (address, _):
+        yield address
+
+
+@contextlib.contextmanager
+def start_server(command: Sequence[str], variables: Mapping[str, str]) -> Iterator[tuple[str, int]]:
+    """Runs a command that serves, with variables of its own; gives the address and the process's id."""
     # The server chooses its threads itself.
     environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
-    command = [COMMAND, "serve", str(folder), "--address", "127.0.0.1:0", "--name", name, *options]
+    command = [*command, "--address", "127.0.0.1:0"]
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment)
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=log, text=True, env={**environment, **variables}
+        )
         with process:
             try:
-                yield await_server(process, log)[1]
+                yield await_server(process, log)[1], process.pid
             finally:
                 stop_server(process)
 
@@ -96,6 +105,7 @@ def run(
     capture: attention_pb2.Capture = NOTHING,
     axes: Sequence[int] = (),
     keep: bool = False,
+    metadata: Sequence[tuple[str, str]] = (),
 ) -> tuple[float, list[Stream]]:
     """Sends a workload's sentences, the next as soon as one ends. Raises RuntimeError if an answer is wrong.
 
@@ -106,15 +116,22 @@ def run(
         capture: `EVERY_HEAD` or `NOTHING`.
         axes: The expected shape of a step's attention, without the axis of source positions.
         keep: Whether to keep the first sentence's steps.
+        metadata: What each call sends beside its request.
 
     Returns:
         Seconds from the first request to the end of the last stream, and the streams in the sentences' order.
     """
-    return asyncio.run(_run(address, workload, concurrency, capture, axes, keep))
+    return asyncio.run(_run(address, workload, concurrency, capture, axes, keep, metadata))
 
 
 async def _run(
-    address: str, workload: Workload, concurrency: int, capture: attention_pb2.Capture, axes: Sequence[int], keep: bool
+    address: str,
+    workload: Workload,
+    concurrency: int,
+    capture: attention_pb2.Capture,
+    axes: Sequence[int],
+    keep: bool,
+    metadata: Sequence[tuple[str, str]],
 ) -> tuple[float, list[Stream]]:
     requests = [request_of(source, workload.new_tokens, capture) for source in workload.sentences(concurrency)]
     streams: dict[int, Stream] = {}
@@ -126,7 +143,7 @@ async def _run(
 
         async def work() -> None:
             for index, request in waiting:  # shared by all the workers
-                streams[index] = await _read(stub, request, axes, keep=keep and index == 0)
+                streams[index] = await _read(stub, request, axes, keep=keep and index == 0, metadata=metadata)
 
         began = time.perf_counter()
         await asyncio.gather(*(work() for _ in range(concurrency)))
@@ -156,11 +173,12 @@ async def _read(
     axes: Sequence[int],
     *,
     keep: bool,
+    metadata: Sequence[tuple[str, str]],
 ) -> Stream:
     stream = Stream(time.perf_counter())
     shape: list[int] = []
     finished: attribution_service_pb2.Finished | None = None
-    async for response in stub.Attribute(request):
+    async for response in stub.Attribute(request, metadata=tuple(metadata)):
         event = response.WhichOneof("event")
         if event == "steps":
             stream.last = time.perf_counter()

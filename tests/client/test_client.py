@@ -128,6 +128,16 @@ def test_models_are_described(client):
     assert model.default
 
 
+async def test_health_is_that_of_a_service_or_of_the_server(client, bundled_server):
+    assert client.check_health()
+    async with AsyncClient(bundled_server) as async_client:
+        assert await async_client.check_health("sidelight.v1.AttributionService", timeout=60)
+        with pytest.raises(NotFoundError):
+            await async_client.check_health("nobody")
+    with pytest.raises(NotFoundError):
+        client.check_health("nobody")
+
+
 def test_errors_have_the_servers_details(client):
     with pytest.raises(InvalidArgumentError) as error_info:
         client.attribute(SENTENCE, capture=Capture(layers=[7]), request_id="r-1").result()

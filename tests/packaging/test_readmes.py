@@ -101,7 +101,7 @@ def test_commands_exist(name: str):
         (name, commands)
         for name, commands in (
             ("client/README.md", ["attribute", "demo", "models"]),
-            ("server/README.md", ["serve"]),
+            ("server/README.md", ["serve", "top"]),
             ("kernels/README.md", ["kernels audit", "kernels bench", "kernels build"]),
         )
         if name in READMES
@@ -121,7 +121,7 @@ def test_the_table_of_the_servers_settings_has_each_setting_with_its_default():
     assert len(documented) == len(rows)
     assert documented.keys() == {setting.flag for setting in SETTINGS} | {"--config", "--model"}
     fixed = {setting.flag: str(setting.default) for setting in SETTINGS if setting.default not in (None, False)}
-    assert len(fixed) == 10
+    assert len(fixed) == 11
     assert {flag: documented[flag] for flag in fixed} == fixed
 
 

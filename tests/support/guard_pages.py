@@ -17,7 +17,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from sidelight.kernels.cpu import LinearArgmax, Program, mask_columns, pack_weight, store_rows
+from sidelight.kernels.cpu import LinearArgmax, Program, mask_columns, pack_weight, store_rows, sum_heads
 from sidelight.server.models.kv_cache import zeros
 from torch import Tensor
 
@@ -207,13 +207,19 @@ def _guard_operands(memory: GuardedMemory, replacements: _Replacements) -> None:
     def address(program: Any, tensor: Tensor | None) -> int:
         return address_of(program, tensor if tensor is None else memory.copy(tensor))
 
-    def store_guarded(probabilities: Tensor, values: Tensor, column: int, rows: Tensor | None, **options: Any) -> Any:
-        row_copies.append(None if rows is None else memory.empty(rows.shape, dtype=rows.dtype).copy_(rows))
-        del row_copies[:-1000]  # keeps at least the copies of the last step
-        return store_rows(probabilities, values, column, row_copies[-1], **options)
+    def guard_rows(function: Callable[..., Any]) -> Callable[..., Any]:
+        def store_guarded(
+            probabilities: Tensor, values: Tensor, column: int, rows: Tensor | None, *args: Any, **options: Any
+        ) -> Any:
+            row_copies.append(None if rows is None else memory.empty(rows.shape, dtype=rows.dtype).copy_(rows))
+            del row_copies[:-1000]  # keeps at least the copies of the last step
+            return function(probabilities, values, column, row_copies[-1], *args, **options)
+
+        return store_guarded
 
     replacements.replace(Program, "_address", address)
-    replacements.replace_everywhere(store_rows, store_guarded)
+    for function in (store_rows, sum_heads):
+        replacements.replace_everywhere(function, guard_rows(function))
 
 
 def _guard_threads(thread_pool: ModuleType, memory: GuardedMemory, replacements: _Replacements) -> None:

@@ -12,7 +12,7 @@ import grpc
 from sidelight.server.api.server import Server
 from sidelight.server.engine.engine import EngineConfig
 from sidelight.server.models.loader import LoadedModel
-from sidelight.server.operations import Security
+from sidelight.server.operations import MetricsServer, Security, Telemetry
 from sidelight.v1 import attention_pb2, attribution_service_pb2, attribution_service_pb2_grpc
 
 CROSS = attention_pb2.ATTENTION_KIND_CROSS
@@ -22,22 +22,30 @@ ENCODER_SELF = attention_pb2.ATTENTION_KIND_ENCODER_SELF
 
 @contextmanager
 def serving(
-    *models: LoadedModel, limits: EngineConfig | None = None, security: Security | None = None
+    *models: LoadedModel,
+    limits: EngineConfig | None = None,
+    security: Security | None = None,
+    telemetry: Telemetry | None = None,
+    metrics: MetricsServer | None = None,
 ) -> Iterator[str]:
-    """Serves models; gives the address."""
+    """Serves models; gives the address. `metrics` is closed at the end."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="server loop")
     thread.start()
 
     async def start() -> tuple[Server, str]:
-        server = Server(models, "127.0.0.1:0", limits, security)
+        server = Server(models, "127.0.0.1:0", limits, security, telemetry)
         return server, await server.start()
 
     try:
         server, address = asyncio.run_coroutine_threadsafe(start(), loop).result(240)
+        if metrics is not None:
+            metrics.start(server.method_metrics, server.model_metrics)
         try:
             yield address
         finally:
+            if metrics is not None:
+                metrics.close()
             asyncio.run_coroutine_threadsafe(server.stop(0), loop).result(60)
     finally:
         loop.call_soon_threadsafe(loop.stop)

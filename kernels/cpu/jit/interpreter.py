@@ -11,7 +11,7 @@ import numpy as np
 from .argmax_ops import argmax_of_row, maxima_of_panel
 from .attention import attend_row, softmax_row
 from .isa import PANEL_WIDTH, TILE_ROWS, compiled
-from .llvm import bits_to_float, float32_at, int64_at
+from .llvm import bits_to_float, float32_at, int64_at, uint8_at
 from .matmul import MATMUL_SCRATCH, multiply, num_panels, panel_address, panel_inputs
 from .matmul_vector import NO_FLOOR, tile_float32, zeros_in
 from .opcodes import (
@@ -32,7 +32,10 @@ from .opcodes import (
     GROUP_SIZE,
     HAS_NEW_KV,
     HAS_ROW_INDEX,
+    HEAD_FACTORS,
+    HEAD_NUMBERS,
     HEADS,
+    IS_ADDED,
     IS_CAUSAL,
     IS_CROSS,
     IS_CROSS_SEQUENCE,
@@ -44,6 +47,8 @@ from .opcodes import (
     KEYS_STRIDE,
     KIND,
     LAYER_NORM,
+    LEFT_OUT,
+    LEFT_OUT_STRIDE,
     LENGTHS,
     MATMUL,
     MAX_HEAD_WIDTH,
@@ -73,6 +78,9 @@ from .opcodes import (
     SCORE_BIAS,
     SCORE_BIAS_HEAD,
     SCORE_BIAS_STRIDE,
+    SHARE_FACTOR,
+    SHARES,
+    SHARES_STRIDE,
     SIZE,
     SLOTS,
     SOFTCAP,
@@ -80,6 +88,7 @@ from .opcodes import (
     SPECIAL_POSITIONS,
     STORE_ROWS,
     STORED_HEADS,
+    SUM_HEADS,
     TABLE,
     TABLE_ROWS,
     TABLE_SCALE,
@@ -113,7 +122,7 @@ def num_tasks(operation, run_fields):
         return (rows * operation[HEADS] + heads - 1) // heads
     if kind == ATTEND_SEQUENCES:
         return run_fields[NUM_SEQUENCES] * operation[HEADS]
-    if kind == STORE_ROWS and operation[HAS_ROW_INDEX] != 0:
+    if kind in (STORE_ROWS, SUM_HEADS) and operation[HAS_ROW_INDEX] != 0:
         rows = operation[SIZE]
     return (rows + _ROWS_PER_TASK - 1) // _ROWS_PER_TASK
 
@@ -160,7 +169,7 @@ def run_task(operation, run_fields, task, scratch, next_weights):
         _attend_sequence(operation, run_fields, task // operation[HEADS], task % operation[HEADS], scratch)
     else:
         first = task * _ROWS_PER_TASK
-        is_indexed = kind == STORE_ROWS and operation[HAS_ROW_INDEX] != 0
+        is_indexed = kind in (STORE_ROWS, SUM_HEADS) and operation[HAS_ROW_INDEX] != 0
         end = operation[SIZE] if is_indexed else run_fields[NUM_ROWS]
         for row in range(first, min(first + _ROWS_PER_TASK, end)):
             _compute_row(operation, run_fields, row)
@@ -180,8 +189,10 @@ def _compute_row(operation, run_fields, row):
         _embed(operation, run_fields, row, int64_at(x, 1)[0], out)
     elif kind == SCATTER_KV:
         _scatter_kv(operation, row, x)
-    else:
+    elif kind == STORE_ROWS:
         _store_row(operation, run_fields, row)
+    else:
+        _sum_heads(operation, run_fields, row)
 
 
 @compiled
@@ -218,17 +229,59 @@ def _scatter_kv(operation, row, x):
 @compiled
 def _store_row(operation, run_fields, stored):
     """Writes the probabilities of a row in the layout of a message: positions, then heads."""
+    x, num_positions = _stored_probabilities(operation, run_fields, stored)
+    heads = operation[STORED_HEADS]
+    out = operation[OUT] + stored * operation[OUT_STRIDE]
+    for head in range(heads):
+        probabilities = float32_at(x + head * operation[X_HEAD], num_positions)
+        for position in range(num_positions):
+            float32_at(out + position * operation[OUT_STEP], heads)[head] = probabilities[position]
+
+
+@compiled
+def _stored_probabilities(operation, run_fields, stored):
+    """Returns the address of the probabilities of a stored row, and how many positions it has."""
     row = stored
     if operation[HAS_ROW_INDEX] != 0:
         row = int64_at(operation[ROW_INDEX], stored + 1)[stored]
     num_positions = run_fields[NUM_CROSS_POSITIONS] if operation[IS_CROSS] != 0 else run_fields[NUM_SELF_POSITIONS]
+    return operation[X] + row * operation[X_STRIDE], num_positions
+
+
+@compiled
+def _sum_heads(operation, run_fields, stored):
+    """Writes the weighted sum of heads of a row. Each head is divided by the sum of the positions that are kept.
+
+    A row whose positions are all left out is zeros.
+    """
+    x, num_positions = _stored_probabilities(operation, run_fields, stored)
     heads = operation[STORED_HEADS]
+    numbers, factors = int64_at(operation[HEAD_NUMBERS], heads), float32_at(operation[HEAD_FACTORS], heads)
     out = operation[OUT] + stored * operation[OUT_STRIDE]
-    for head in range(heads):
-        x = operation[X] + row * operation[X_STRIDE] + head * operation[X_HEAD]
-        probabilities = float32_at(x, num_positions)
+    has_left_out = operation[LEFT_OUT] != 0
+    left_out = uint8_at(operation[LEFT_OUT] + stored * operation[LEFT_OUT_STRIDE], num_positions)
+    if operation[IS_ADDED] == 0:
         for position in range(num_positions):
-            float32_at(out + position * operation[OUT_STEP], heads)[head] = probabilities[position]
+            float32_at(out + position * operation[OUT_STEP], 1)[0] = np.float32(0)
+    share = 0.0
+    for head in range(heads):
+        probabilities = float32_at(x + numbers[head] * operation[X_HEAD], num_positions)
+        factor = factors[head]
+        if has_left_out:
+            kept = 0.0  # in float64, as in the kernels' reference
+            for position in range(num_positions):
+                if left_out[position] != 0:
+                    share += probabilities[position]
+                else:
+                    kept += probabilities[position]
+            factor = np.float32(factor / kept) if kept != 0.0 else np.float32(0)
+        for position in range(num_positions):
+            if not has_left_out or left_out[position] == 0:
+                float32_at(out + position * operation[OUT_STEP], 1)[0] += factor * probabilities[position]
+    if has_left_out:
+        shares = float32_at(operation[SHARES] + stored * operation[SHARES_STRIDE], 1)
+        before = shares[0] if operation[IS_ADDED] != 0 else np.float32(0)
+        shares[0] = before + np.float32(share * bits_to_float(np.int32(operation[SHARE_FACTOR])))
 
 
 # The scratch memory of a thread, in numbers: what matrix products need, then the keys and values of one head in panels,

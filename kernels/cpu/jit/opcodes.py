@@ -13,9 +13,9 @@ NUM_FIELDS = 40
 MAX_POSITIONS, MAX_HEAD_WIDTH = 128, 2048
 
 # Kinds of operations.
-MATMUL, LAYER_NORM, QUANTIZE, ATTEND, ATTEND_SEQUENCES, EMBED, SCATTER_KV, STORE_ROWS = range(8)
+MATMUL, LAYER_NORM, QUANTIZE, ATTEND, ATTEND_SEQUENCES, EMBED, SCATTER_KV, STORE_ROWS, SUM_HEADS = range(9)
 # A search (see `argmax_ops`) is two operations: the maxima of panels, then the argmax of each row.
-FIND_MAXIMA, FIND_ARGMAX = range(8, 10)
+FIND_MAXIMA, FIND_ARGMAX = range(9, 11)
 
 # Fields of all operations: the kind, the input and the output. Strides are from one row to the next.
 KIND, X, X_STRIDE, OUT, OUT_STRIDE = range(5)
@@ -51,6 +51,11 @@ SLOTS, ROW_POSITIONS = 16, 17
 # from row to row and X_HEAD from head to head. The heads of one position are written side by side, OUT_STEP after the
 # position before.
 ROW_INDEX, STORED_HEADS, X_HEAD, OUT_STEP, IS_CROSS, HAS_ROW_INDEX = range(6, 12)
+# Of SUM_HEADS, which writes STORED_HEADS heads as their weighted sum: fields as above, the numbers of these heads,
+# int64, and their factors, float32. With IS_ADDED the sum is added to what is there. LEFT_OUT: the positions that a
+# row leaves out, one byte each, with the bytes from one stored row to the next; 0: a row leaves out nothing. SHARES:
+# what these positions have taken of all heads, times the bits of a factor, goes there, with a stride.
+HEAD_NUMBERS, HEAD_FACTORS, IS_ADDED, LEFT_OUT, LEFT_OUT_STRIDE, SHARES, SHARES_STRIDE, SHARE_FACTOR = range(12, 20)
 
 # Of a search, what it writes: all scores, by panel and row; the greatest score of each panel, by row and panel; of each
 # row the greatest score, and its column.

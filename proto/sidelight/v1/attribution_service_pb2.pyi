@@ -7,10 +7,11 @@ An error is a gRPC status with google.rpc details. BadRequest names each wrong f
 no field of a `oneof` is set, the path is the path of the message that has the `oneof`. In the messages of
 AttributeMany and Follow, which have no path, the path is "event". An index in a path counts in the message that was
 sent.
-ErrorInfo carries a reason that does not change between versions, and the domain "sidelight". RequestInfo carries the
-request id. RetryInfo carries a delay where a second try may help. Where a request asks for something that is in this
-contract but not yet in the server, the status is UNIMPLEMENTED and names the field. The server never leaves out what
-a request asks for without saying so.
+ErrorInfo carries a reason that does not change between versions, and the domain "sidelight". Where an error was not
+foreseen, its metadata has an entry "reference", and the server's log has the error under this reference. RequestInfo
+carries the request id. RetryInfo carries a delay where a second try may help. Where a request asks for something that
+is in this contract but not yet in the server, the status is UNIMPLEMENTED and names the field. The server never
+leaves out what a request asks for without saying so.
 
 These errors can happen to any request:
 - ABORTED, READER_STALLED: the client read nothing from the stream for 60 seconds, while the server had something to
@@ -156,6 +157,11 @@ class _LinkFeatureEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LinkFeatu
     """How often words were translations of one another in the pairs of the calibration."""
     LINK_FEATURE_SPELLING: _LinkFeature.ValueType  # 3
     """Identical words, and words with a common beginning: names and numbers."""
+    LINK_FEATURE_ENCODER_STATES: _LinkFeature.ValueType  # 4
+    """How alike the encoder's states of both words are: the encoder of the model reads the target too, as if the target
+    were a source (TransAlign, arXiv:2510.27337). Only with Align: costs two more passes of the encoder. A pair may have
+    as many source and target tokens as 32 MiB of states have room for.
+    """
 
 class LinkFeature(_LinkFeature, metaclass=_LinkFeatureEnumTypeWrapper):
     """What the score of a pair of words is made of."""
@@ -168,6 +174,11 @@ LINK_FEATURE_LEXICON: LinkFeature.ValueType  # 2
 """How often words were translations of one another in the pairs of the calibration."""
 LINK_FEATURE_SPELLING: LinkFeature.ValueType  # 3
 """Identical words, and words with a common beginning: names and numbers."""
+LINK_FEATURE_ENCODER_STATES: LinkFeature.ValueType  # 4
+"""How alike the encoder's states of both words are: the encoder of the model reads the target too, as if the target
+were a source (TransAlign, arXiv:2510.27337). Only with Align: costs two more passes of the encoder. A pair may have
+as many source and target tokens as 32 MiB of states have room for.
+"""
 Global___LinkFeature: _TypeAlias = LinkFeature  # noqa: Y015
 
 class _Symmetrization:
@@ -1304,6 +1315,7 @@ class Error(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     FIELD_FIELD_NUMBER: _builtins.int
     RETRY_DELAY_FIELD_NUMBER: _builtins.int
+    REFERENCE_FIELD_NUMBER: _builtins.int
     code: _builtins.int
     """The canonical gRPC status code, such as 3 for INVALID_ARGUMENT, or 1 for CANCELLED."""
     message: _builtins.str
@@ -1312,6 +1324,8 @@ class Error(_message.Message):
     """A reason for programs, such as "LAYER_OUT_OF_RANGE". It does not change between versions."""
     field: _builtins.str
     """The path of the wrong field in the AttributeManyRequest, such as "attribute.source.text". Empty: no field is wrong."""
+    reference: _builtins.str
+    """What the server's log has this error under. Empty: the error was foreseen."""
     @_builtins.property
     def retry_delay(self) -> _duration_pb2.Duration:
         """The time after which a second try may help."""
@@ -1324,10 +1338,11 @@ class Error(_message.Message):
         reason: _builtins.str = ...,
         field: _builtins.str = ...,
         retry_delay: _duration_pb2.Duration | None = ...,
+        reference: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["retry_delay", b"retry_delay"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "field", b"field", "message", b"message", "reason", b"reason", "retry_delay", b"retry_delay"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "field", b"field", "message", b"message", "reason", b"reason", "reference", b"reference", "retry_delay", b"retry_delay"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1985,7 +2000,8 @@ class LinkOptions(_message.Message):
     @_builtins.property
     def features(self) -> _containers.RepeatedScalarFieldContainer[Global___LinkFeature.ValueType]:
         """What the scores of pairs of words are made of, each at most once. Empty: what calibration has chosen for the model,
-        otherwise LINK_FEATURE_ATTENTION and LINK_FEATURE_SPELLING.
+        otherwise LINK_FEATURE_ATTENTION and LINK_FEATURE_SPELLING. Links that come while a target is written never have
+        LINK_FEATURE_ENCODER_STATES.
         """
 
     def __init__(

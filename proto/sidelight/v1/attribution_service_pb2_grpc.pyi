@@ -7,10 +7,11 @@ An error is a gRPC status with google.rpc details. BadRequest names each wrong f
 no field of a `oneof` is set, the path is the path of the message that has the `oneof`. In the messages of
 AttributeMany and Follow, which have no path, the path is "event". An index in a path counts in the message that was
 sent.
-ErrorInfo carries a reason that does not change between versions, and the domain "sidelight". RequestInfo carries the
-request id. RetryInfo carries a delay where a second try may help. Where a request asks for something that is in this
-contract but not yet in the server, the status is UNIMPLEMENTED and names the field. The server never leaves out what
-a request asks for without saying so.
+ErrorInfo carries a reason that does not change between versions, and the domain "sidelight". Where an error was not
+foreseen, its metadata has an entry "reference", and the server's log has the error under this reference. RequestInfo
+carries the request id. RetryInfo carries a delay where a second try may help. Where a request asks for something that
+is in this contract but not yet in the server, the status is UNIMPLEMENTED and names the field. The server never
+leaves out what a request asks for without saying so.
 
 These errors can happen to any request:
 - ABORTED, READER_STALLED: the client read nothing from the stream for 60 seconds, while the server had something to

@@ -204,6 +204,7 @@ class Calibration(_message.Message):
     RECALL_FIELD_NUMBER: _builtins.int
     HAS_LEXICON_FIELD_NUMBER: _builtins.int
     LEXICON_ENTRIES_FIELD_NUMBER: _builtins.int
+    HAS_ENCODER_STATES_FIELD_NUMBER: _builtins.int
     row: _attention_pb2.Row.ValueType
     """The row that is used."""
     special_tokens: _attention_pb2.SpecialTokens.ValueType
@@ -222,6 +223,10 @@ class Calibration(_message.Message):
     """Whether the calibration has a lexicon: LINK_FEATURE_LEXICON."""
     lexicon_entries: _builtins.int
     """The number of pairs of a source word and a target word in the lexicon."""
+    has_encoder_states: _builtins.bool
+    """Whether calibration has chosen LINK_FEATURE_ENCODER_STATES: Align then compares the encoder's states if a request
+    names no features.
+    """
     @_builtins.property
     def heads(self) -> _containers.RepeatedCompositeFieldContainer[_attention_pb2.Head]:
         """The heads, with their weights."""
@@ -239,10 +244,11 @@ class Calibration(_message.Message):
         recall: _builtins.float = ...,
         has_lexicon: _builtins.bool = ...,
         lexicon_entries: _builtins.int = ...,
+        has_encoder_states: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alignment_error_rate", b"alignment_error_rate", "has_lexicon", b"has_lexicon", "heads", b"heads", "lexicon_entries", b"lexicon_entries", "pairs", b"pairs", "precision", b"precision", "recall", b"recall", "reference", b"reference", "row", b"row", "special_tokens", b"special_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alignment_error_rate", b"alignment_error_rate", "has_encoder_states", b"has_encoder_states", "has_lexicon", b"has_lexicon", "heads", b"heads", "lexicon_entries", b"lexicon_entries", "pairs", b"pairs", "precision", b"precision", "recall", b"recall", "reference", b"reference", "row", b"row", "special_tokens", b"special_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -34,7 +34,15 @@ class LinkCounts(NamedTuple):
 
 def count_links(pairs: Iterable[tuple[NDArray[np.bool_], NDArray[np.bool_]]]) -> LinkCounts:
     """Counts links and reference links, each pair of texts as two bool matrices `[source words, target words]`."""
-    counts = np.zeros(3, np.int64)
-    for links, reference in pairs:
-        counts += (links.sum(), reference.sum(), (links & reference).sum())
-    return LinkCounts(*map(int, counts))
+    return sum_counts(count_each(pairs))
+
+
+def count_each(pairs: Iterable[tuple[NDArray[np.bool_], NDArray[np.bool_]]]) -> NDArray[np.int64]:
+    """Counts as `count_links` does, each pair of texts for itself: int64 `[pairs, 3]`."""
+    counts = [(links.sum(), reference.sum(), (links & reference).sum()) for links, reference in pairs]
+    return np.array(counts, np.int64).reshape(-1, 3)
+
+
+def sum_counts(counts: NDArray[np.int64]) -> LinkCounts:
+    """Returns the sums over pairs of texts of counts `[pairs, 3]`."""
+    return LinkCounts(*map(int, counts.sum(0)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -24,7 +24,8 @@ from ..preset import (
 )
 from ..spelling import compare_spelling
 from ..word_scores import Matrix, WordScores, score_words
-from .measures import LinkCounts, count_links
+from .cross_validation import cross_validate, gains_clearly
+from .measures import count_each, count_links, sum_counts
 
 # The heads that the search adds, of those that are best alone; and how much a head must lower the error rate.
 _MAX_CANDIDATES = 12
@@ -40,6 +41,8 @@ WEIGHTS: tuple[Mapping[LinkFeature, float], ...] = (
     {"attention": 0.7, "lexicon": 0.7, "spelling": 5.0},
     {"attention": 1.0, "lexicon": 0.5, "spelling": 5.0},
 )
+# The weights of the feature "encoder_states" that are tried on top of each of these.
+STATES_WEIGHTS = (0.25, 0.5, 1.0)
 _THRESHOLDS: Mapping[LinkMethod, tuple[float, ...]] = {
     "argmax": (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7),
     "threshold": (0.1, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7),
@@ -59,12 +62,15 @@ class MeasuredPair:
         target: The target.
         rows: The rows of all heads, float `[target tokens, source tokens, layers, heads]`, for each row.
         reference: bool `[source words, target words]`.
+        encoder_states: How alike the encoder's states of the words are, `[source words, target words]`; None: this was
+            not measured.
     """
 
     source: WordedText
     target: WordedText
     rows: Mapping[Row, NDArray[np.floating]]
     reference: NDArray[np.bool_]
+    encoder_states: NDArray[np.floating] | None = None
 
 
 class _HeadScores(NamedTuple):
@@ -97,18 +103,21 @@ class _Features(NamedTuple):
     attention: WordScores
     lexicon: Matrix | None
     spelling: Matrix
+    encoder_states: Matrix | None
 
     def combine(self, weights: Mapping[LinkFeature, float]) -> WordScores:
         """Returns the scores that the features come to."""
         lexicon = self.lexicon if "lexicon" in weights else None
         spelling = self.spelling if "spelling" in weights else None
-        return combine_features(self.attention, lexicon, spelling, weights)
+        states = self.encoder_states if "encoder_states" in weights else None
+        return combine_features(self.attention, lexicon, spelling, weights, states)
 
 
 class _Decision(NamedTuple):
-    """How links are decided, and what came of it."""
+    """How links are decided, and what came of it: the error rate, and the counts of each pair, `[pairs, 3]`."""
 
-    counts: LinkCounts
+    error_rate: float
+    counts: NDArray[np.int64]
     weights: Mapping[LinkFeature, float]
     method: LinkMethod
     threshold: float
@@ -120,12 +129,14 @@ def choose_preset(
     reference: str,
     on_step: Callable[[], None] = lambda: None,
     weights: Sequence[Mapping[LinkFeature, float]] = WEIGHTS,
+    states_weights: Sequence[float] = STATES_WEIGHTS,
 ) -> AlignmentPreset:
     """Returns the preset with the lowest error rate over pairs of texts, with what was measured.
 
     First the heads are chosen, for each row and treatment of special tokens: the head that is best by argmax, then the
     heads that lower the error rate most, one by one. A head that is chosen twice has twice the weight. Then weights of
-    features, the method and its threshold are chosen together.
+    features, the method and its threshold are chosen together. The encoder's states have a part only where the error
+    rate is clearly lower with them, in cross-validation: they cost passes of the encoder.
 
     Args:
         pairs: The pairs of texts, at least one.
@@ -133,31 +144,43 @@ def choose_preset(
         reference: The name of the reference.
         on_step: Called `NUM_STEPS` times.
         weights: The weights of features that are tried.
+        states_weights: The weights of the feature "encoder_states" that are tried on top of these.
     """
     best, grids = _choose_heads(pairs, on_step)
-    num_heads = len(grids[best.row][0])
     usable = [choice for choice in weights if lexicon is not None or "lexicon" not in choice]
-    decision, thresholds = _choose_decision(best.scores, pairs, lexicon, usable)
+    features = _find_features(best.scores, pairs, lexicon)
+    decisions = _try_decisions(features, pairs, usable)
+    error_rates: tuple[float, float] | None = None
+    if states_weights and all(pair.encoder_states is not None for pair in pairs):
+        decisions, error_rates = _compare(decisions, _try_decisions(features, pairs, _extend(usable, states_weights)))
+    decision, thresholds = _choose_decision(decisions)
+    counts = sum_counts(decision.counts)
     on_step()
+    rates = counts.error_rate, counts.precision, counts.recall
     return AlignmentPreset(
-        tuple(
-            AlignmentHead(*divmod(head, num_heads), float(best.heads.count(head))) for head in dict.fromkeys(best.heads)
-        ),
+        _weigh(best.heads, len(grids[best.row][0])),
         best.row,
         best.special_tokens,
         decision.method,
         thresholds,
         decision.weights,
         lexicon if "lexicon" in decision.weights else None,
-        CalibrationFigures(
-            len(pairs),
-            reference,
-            decision.counts.error_rate,
-            decision.counts.precision,
-            decision.counts.recall,
-            grids,
-        ),
+        CalibrationFigures(len(pairs), reference, *rates, grids, error_rates),
     )
+
+
+def _weigh(heads: Sequence[int], num_heads: int) -> tuple[AlignmentHead, ...]:
+    """Returns each head once, with the number of times that it was chosen as its weight."""
+    return tuple(AlignmentHead(*divmod(head, num_heads), float(heads.count(head))) for head in dict.fromkeys(heads))
+
+
+def _extend(
+    weights: Iterable[Mapping[LinkFeature, float]], states_weights: Sequence[float]
+) -> Iterator[Mapping[LinkFeature, float]]:
+    """Yields all weights with each weight of the encoder's states."""
+    for choice in weights:
+        for weight in states_weights:
+            yield {**choice, "encoder_states": weight}
 
 
 # ---- heads ----------------------------------------------------------------------------------------------------------
@@ -186,12 +209,9 @@ def _choose_heads(
 def _score_heads(pair: MeasuredPair, row: Row, special_tokens: SpecialTokens) -> _HeadScores:
     rows = pair.rows[row]
     by_head = np.moveaxis(rows.reshape(*rows.shape[:2], -1), 2, 0)
-    is_special = np.array([token.special for token in pair.source.tokens], np.bool_)
+    renormalizes = special_tokens == "renormalize"
     scores = [
-        score_words(
-            head, pair.source.shares, pair.target.shares, is_special, renormalizes=special_tokens == "renormalize"
-        )
-        for head in by_head
+        score_words(head @ pair.source.columns, pair.target.shares, renormalizes=renormalizes) for head in by_head
     ]
     return _HeadScores(np.stack([score.scores for score in scores]), np.stack([score.null for score in scores]))
 
@@ -219,34 +239,31 @@ def _add_heads(
 # ---- features, method, threshold ------------------------------------------------------------------------------------
 
 
-def _choose_decision(
-    attention: Sequence[WordScores],
-    pairs: Sequence[MeasuredPair],
-    lexicon: Lexicon | None,
-    weights: Sequence[Mapping[LinkFeature, float]],
-) -> tuple[_Decision, dict[LinkMethod, float]]:
-    """Returns the best decision, and the best threshold of each method with the same weights."""
-    features = [
+def _find_features(
+    attention: Sequence[WordScores], pairs: Sequence[MeasuredPair], lexicon: Lexicon | None
+) -> list[_Features]:
+    return [
         _Features(
             scores,
             None if lexicon is None else lexicon.score(pair.source.folded, pair.target.folded),
             compare_spelling(pair.source.folded, pair.target.folded),
+            None if pair.encoder_states is None else pair.encoder_states.astype(np.float32),
         )
         for scores, pair in zip(attention, pairs, strict=True)
     ]
+
+
+def _try_decisions(
+    features: Sequence[_Features], pairs: Sequence[MeasuredPair], weights: Iterable[Mapping[LinkFeature, float]]
+) -> list[_Decision]:
+    """Returns what comes of all weights, methods and thresholds."""
     decisions: list[_Decision] = []
     for choice in weights:
         scores = [each.combine(choice) for each in features]
         for method in LINK_METHODS:
             rated = [rate_pairs(each, method) for each in scores]
             decisions += [_decide(rated, pairs, choice, method, threshold) for threshold in _THRESHOLDS[method]]
-    best = min(decisions, key=_error_rate)
-    with_weights = [decision for decision in decisions if decision.weights is best.weights]
-    thresholds: dict[LinkMethod, float] = {
-        method: min((each for each in with_weights if each.method == method), key=_error_rate).threshold
-        for method in LINK_METHODS
-    }
-    return best, thresholds
+    return decisions
 
 
 def _decide(
@@ -257,9 +274,27 @@ def _decide(
     threshold: float,
 ) -> _Decision:
     links = (matrix >= max(threshold, TINY) for matrix in rated)
-    counts = count_links(zip(links, (pair.reference for pair in pairs), strict=True))
-    return _Decision(counts, weights, method, threshold)
+    counts = count_each(zip(links, (pair.reference for pair in pairs), strict=True))
+    return _Decision(sum_counts(counts).error_rate, counts, weights, method, threshold)
+
+
+def _compare(without: list[_Decision], with_states: list[_Decision]) -> tuple[list[_Decision], tuple[float, float]]:
+    """Returns the decisions to choose from, and the cross-validated error rates without and with encoder states."""
+    before, after = (cross_validate(np.stack([each.counts for each in tried])) for tried in (without, with_states))
+    chosen = with_states if gains_clearly(before, after) else without
+    return chosen, (sum_counts(before).error_rate, sum_counts(after).error_rate)
+
+
+def _choose_decision(decisions: Sequence[_Decision]) -> tuple[_Decision, dict[LinkMethod, float]]:
+    """Returns the best decision, and the best threshold of each method with the same weights."""
+    best = min(decisions, key=_error_rate)
+    with_weights = [decision for decision in decisions if decision.weights is best.weights]
+    thresholds: dict[LinkMethod, float] = {
+        method: min((each for each in with_weights if each.method == method), key=_error_rate).threshold
+        for method in LINK_METHODS
+    }
+    return best, thresholds
 
 
 def _error_rate(decision: _Decision) -> float:
-    return decision.counts.error_rate
+    return decision.error_rate

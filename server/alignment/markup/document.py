@@ -66,7 +66,7 @@ class MarkupDocument:
         return self._write(linked_flows, [SEPARATOR] * len(linked_flows))
 
     def _write(self, linked_flows: Sequence[LinkedFlow], gaps: Sequence[str]) -> MarkedTarget:
-        writer = TargetWriter(self._escapes, len(self._marks))
+        writer = TargetWriter(self._escapes, len(self._marks), keeps_points=not self._options.has_target)
         places: dict[int, Place] = {}
         target = MarkedTarget("", "", [], [], [], [], [])
         spans: list[MarkupSpan] = []
@@ -90,7 +90,7 @@ class MarkupDocument:
             else:
                 placer.place()
                 places.update(placer.places)
-            words = writer.write(linked, placer.root)
+            words = writer.write(part.text, linked, placer.root)
             _add_words(target, part, linked, words)
             number += 1
         text, target_text, mark_spans = writer.finish()

@@ -4,6 +4,7 @@ attribute            Attribute: one request, one stream of outputs
 attribute_many       AttributeMany: many texts on one stream
 align                Align: the links of a pair, and its markup
 aligner              Aligner: what Align and AttributeMany do with a pair
+pair_reader          what the engines compute of a pair: rows and states
 many_alignments      the pairs of one AttributeMany stream
 follow               Follow: events of a client in, outputs out
 cancel_attribution   CancelAttribution: ends requests by their id

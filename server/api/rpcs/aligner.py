@@ -1,7 +1,7 @@
 """Aligner: links pairs of texts, with rows that the engines compute, and carries markup over.
 
-A pair is one request to the engine, and one more for the other direction. A document without a target is a request for
-each segment. Align and AttributeMany share this module.
+The requests to the engines of a pair are those of `PairReader`, and as many again for the other direction. A document
+without a target has these requests for each segment. Align and AttributeMany share this module.
 """
 
 from __future__ import annotations
@@ -9,12 +9,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Hashable, Sequence
 
-import numpy as np
-from numpy.typing import NDArray
 from sidelight.v1 import attribution_service_pb2 as service_pb
 
 from ...alignment import (
@@ -33,11 +29,9 @@ from ...alignment import (
     parse_markup,
     parse_pharaoh,
 )
-from ...engine import RequestState
 from ...errors import QUEUE_FULL, RequestError, invalid
 from ...models import LoadedModel
-from ...request import Finished, Step
-from ...text import Token, TokenizedText
+from ...text import Token
 from ..alignment_messages import AlignUsage, alignment_message
 from ..converters import signals_message
 from ..validation import (
@@ -46,43 +40,19 @@ from ..validation import (
     build_reverse_request,
     build_segment_request,
     check_links_model,
-    find_align_field,
     find_head_source,
     fix_seed,
     make_linker,
     validate_align,
 )
-from .answer import MESSAGE_BYTES, AnswerStarter
+from .answer import AnswerStarter
+from .pair_reader import OnStart, PairClient, PairReader, PairRows
 
 # How many segments of a document run at the same time.
 _MAX_RUNNING = 32
 
 # The reason and the field of the error for a source without tokens.
 _BLANK_SOURCE = ("EMPTY", "source.text")
-
-# Called with the engine's state of each request, and a name that no other request of the pair has.
-OnStart = Callable[[str, RequestState], None]
-
-
-@dataclass(frozen=True)
-class _Client:
-    """The client of an AlignRequest, and its deadline."""
-
-    request_id: str
-    connection: Hashable
-    deadline: float | None
-    on_start: OnStart
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """What the engine has said of a segment: its texts, and float32 rows `[target tokens, source tokens]`."""
-
-    source: TokenizedText
-    target_text: str
-    target: Sequence[Token]
-    rows: NDArray[np.float32]
-    signals: Signals | None
 
 
 class Aligner:
@@ -110,7 +80,7 @@ class Aligner:
         """
         usage = AlignUsage(time.monotonic())
         loaded = self._starter.find(message.model)
-        client = _Client(request_id, connection, deadline, on_start)
+        client = PairClient(request_id, connection, deadline, on_start)
         with self._starter.reserve(loaded, connection):  # before any work is done for the request
             plan = validate_align(message)
             num_bytes = len(plan.source_text) + len(plan.target_text or "")
@@ -122,7 +92,8 @@ class Aligner:
             pairs = [await self._starter.run(num_bytes, _link_by_client, plan, segments[0])]
             model, head_source, signals = "", service_pb.HEAD_SOURCE_UNSPECIFIED, None
         else:
-            run = _PairRun(self._starter, message, plan, client, usage)
+            reader = PairReader(self._starter, message, client, usage)
+            run = _PairRun(self._starter, message, plan, reader)
             pairs = await run.link_all(segments)
             model, head_source, signals = loaded.name, find_head_source(message, loaded), run.find_signals()
         num_bytes += sum(len(pair.target_text) for pair in pairs)
@@ -144,15 +115,13 @@ class _PairRun:
         starter: AnswerStarter,
         message: service_pb.AlignRequest,
         plan: AlignPlan,
-        client: _Client,
-        usage: AlignUsage,
+        reader: PairReader,
     ) -> None:
         """Raises RequestError where a model of the request cannot link."""
         self._starter = starter
         self._message = message
         self._plan = plan
-        self._client = client
-        self._usage = usage
+        self._reader = reader
         self._signals: list[tuple[Signals, int]] = []  # of each segment, and its number of target tokens
         self._loaded, self._linker = self._find_linker(message.model, "model")
         self._reverse: LoadedModel | None = None
@@ -209,70 +178,38 @@ class _PairRun:
             return LinkedSegment(plan.target_text or "", [], [], [])
         request = build_segment_request(self._message, self._loaded, segment.text, plan.target_text)
         try:
-            forward = await self._run(request, f"{number}", is_reverse=False)
+            forward = await self._reader.read(request, self._linker, f"{number}", is_reverse=False)
         except RequestError as error:
             if plan.markup is None or plan.target_text is None or (error.reason, error.field) != _BLANK_SOURCE:
                 raise
             return LinkedSegment(plan.target_text, [], [], [])  # the model has no tokens for what stands there
-        backward: _Rows | None = None
+        backward: PairRows | None = None
         if self._reverse is not None and forward.target_text.strip():
             request = build_reverse_request(self._message, self._reverse, segment.text, forward.target_text)
-            backward = await self._run(request, f"{number} reverse", is_reverse=True)
+            assert self._reverse_linker is not None
+            backward = await self._reader.read(request, self._reverse_linker, f"{number} reverse", is_reverse=True)
         if forward.signals is not None:
             self._signals.append((forward.signals, len(forward.target)))
         num_bytes = len(segment.text) + len(forward.target_text)
         return await self._starter.run(num_bytes, self._link_rows, forward, backward)
 
-    def _link_rows(self, forward: _Rows, backward: _Rows | None) -> LinkedSegment:
+    def _link_rows(self, forward: PairRows, backward: PairRows | None) -> LinkedSegment:
         """Links the units of a segment, for any thread. `backward` is from the model of the other direction."""
         plan = self._plan
         source = _find_units(forward.source.text, forward.source.tokens, plan)
         target = _find_units(forward.target_text, forward.target, plan)
-        scores = self._linker.score(forward.rows, source, target)
+        scores = self._linker.score(forward.rows, source, target, forward.compare_states(self._linker, source, target))
         links = self._linker.decide(scores)
         if backward is not None and self._reverse_linker is not None:
             # The same texts, with the tokens of the other model.
             back_source = WordedText(backward.source.text, backward.source.tokens, target.words)
             back_target = WordedText(backward.target_text, backward.target, source.words)
-            found = self._reverse_linker.link(backward.rows, back_source, back_target)
+            states = backward.compare_states(self._reverse_linker, back_source, back_target)
+            found = self._reverse_linker.link(backward.rows, back_source, back_target, states)
             links = join_links(links, [Link(t, s, score) for s, t, score in found], plan.symmetrization)
         links = [link for link in links if link.score >= plan.min_score]
         guesses = [] if plan.markup is None else guess_links(scores, links, plan.min_score)
         return LinkedSegment(forward.target_text, source.words, target.words, links, guesses)
-
-    async def _run(self, request: service_pb.AttributeRequest, name: str, *, is_reverse: bool) -> _Rows:
-        """Has the engine compute the rows of a request. Raises RequestError with the field of the AlignRequest."""
-        client = self._client
-        try:
-            answer = await self._starter.start(
-                request, request.ByteSize(), client.request_id, client.connection, client.deadline
-            )
-            client.on_start(name, answer.state)
-            try:
-                return await self._collect(answer.state)
-            finally:
-                answer.queue.cancel()  # the engine drops the request if it still runs
-        except RequestError as error:
-            raise find_align_field(error, is_reverse=is_reverse) from None
-
-    async def _collect(self, state: RequestState) -> _Rows:
-        """Takes the outputs of a request."""
-        tokens: list[Token] = []
-        rows: list[NDArray[Any]] = []
-        first_step = 0.0
-        finished: Finished | None = None
-        while outputs := await state.queue.get(MESSAGE_BYTES):
-            for output in outputs:
-                if isinstance(output, Step):
-                    first_step = first_step or time.monotonic()
-                    assert output.cross is not None
-                    tokens.append(output.token)
-                    rows.append(output.cross.values)
-                elif isinstance(output, Finished):
-                    finished = output
-        assert finished is not None
-        self._usage.add(state, len(tokens), first_step, finished.seed)
-        return _Rows(state.request.source, finished.text, tokens, np.stack(rows), finished.signals)
 
 
 # ---- work on texts, for any thread ----------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from sidelight.v1 import attribution_service_pb2 as service_pb
 
 from ...engine import Engine, OutputQueue, ReadyQueues, RequestState, Reservation
 from ...models import LoadedModel
+from ...operations import log_text
 from ...request import EncoderSelf, Finished, Output, Request, Started, Step, Unit
 from ...text import TokenizerPool
 from .. import converters
@@ -72,6 +73,7 @@ class AnswerStarter:
         client: Hashable,
         deadline: float | None,
         ready: ReadyQueues | None = None,
+        validator: Callable[[service_pb.AttributeRequest, LoadedModel, str], Request] = validate_request,
     ) -> Answer:
         """Starts the answer to a message. Raises RequestError.
 
@@ -82,19 +84,18 @@ class AnswerStarter:
             client: The client's connection.
             deadline: When the outputs are not wanted any more, by `time.monotonic`; None: no deadline.
             ready: For a task that reads several answers: where the answer's queue is announced.
+            validator: Makes the engine's request of the message. Raises RequestError.
         """
         arrived = time.monotonic()
         engine = self._engines[self._catalog.find(message.model).name]
         feature_bytes = len(message.source.features.values) + len(message.contrast.source.features.values)
         with engine.reserve(client, feature_bytes) as place:  # before any work is done for the request
-            request = await self._validate(message, num_bytes, engine.loaded, request_id)
+            log_text(request_id, message.source.text)
+            request = await validate(
+                self._tokenizer_pool, engine.loaded, num_bytes, validator, message, engine.loaded, request_id
+            )
             state = engine.submit(request, OutputQueue(engine.wake, ready), deadline, place)
-            return Answer(state, engine.loaded, arrived)
-
-    async def _validate(
-        self, message: service_pb.AttributeRequest, num_bytes: int, loaded: LoadedModel, request_id: str
-    ) -> Request:
-        return await validate(self._tokenizer_pool, loaded, num_bytes, validate_request, message, loaded, request_id)
+            return Answer(state, engine, arrived)
 
 
 class Answer:
@@ -105,13 +106,14 @@ class Answer:
         queue: Where the outputs come from.
     """
 
-    def __init__(self, state: RequestState, loaded: LoadedModel, arrived: float) -> None:
+    def __init__(self, state: RequestState, engine: Engine, arrived: float) -> None:
         """`arrived` is when the request arrived, by the monotonic clock."""
         self.state = state
         self.queue = state.queue
         self._request = state.request
         self._offsets = offsets_of(state.request)
-        self._loaded = loaded
+        self._loaded = engine.loaded
+        self._metrics = engine.metrics
         self._arrived = arrived
         self._first_step: float | None = None
         self._last_step = arrived
@@ -119,6 +121,13 @@ class Answer:
 
     def fill(self, response: service_pb.AttributeResponse | service_pb.FollowResponse, group: Sequence[Output]) -> None:
         """Writes a group of outputs, as `group_outputs` yields them, into an empty message, and counts what is sent."""
+        num_sent = self._attention_bytes
+        self._fill(response, group)
+        self._metrics.num_attention_bytes += self._attention_bytes - num_sent
+
+    def _fill(
+        self, response: service_pb.AttributeResponse | service_pb.FollowResponse, group: Sequence[Output]
+    ) -> None:
         output = group[0]
         if isinstance(output, Step):  # what comes most often
             self._fill_steps(response, group)
@@ -138,7 +147,9 @@ class Answer:
         self, response: service_pb.AttributeResponse | service_pb.FollowResponse, group: Sequence[Output]
     ) -> None:
         self._last_step = time.monotonic()
-        self._first_step = self._first_step or self._last_step
+        if self._first_step is None:
+            self._first_step = self._last_step
+            self._metrics.record_first_step(self._first_step - self._arrived)
         steps = response.steps.steps
         for step in group:
             if isinstance(step, Step):

@@ -15,7 +15,7 @@ from collections import deque
 from sidelight.v1 import attribution_service_pb2 as service_pb
 
 from ...engine import OutputQueue, ReadyQueues
-from ...errors import RequestError, cancelled, internal, invalid, stopped
+from ...errors import RequestError, cancelled, invalid, report_fault, stopped
 from ...request import Finished
 from .. import status
 from ..calls import EOF, Call
@@ -118,9 +118,8 @@ class _ManyStream:
                 self._cancel(message.cancel)
         except RequestError as error:
             self._fail(request_id, error)
-        except Exception:
-            log.exception("request %s failed", request_id)
-            self._fail(request_id, internal())
+        except Exception as fault:
+            self._fail(request_id, report_fault(log, request_id, fault))
 
     async def _start(
         self,

@@ -26,7 +26,6 @@ from ...engine import (
     StreamEnd,
 )
 from ...errors import RequestError, idle, invalid, silent, stopped, too_many_streams, too_old
-from ...models import LoadedModel
 from ...request import (
     AwaitingSource,
     Output,
@@ -160,7 +159,7 @@ class _Stream:
         call.requests[call.request_id] = state
         try:
             await call.send_headers()
-            answer = _FollowAnswer(state, engine.loaded, self._arrived, self._requests)
+            answer = _FollowAnswer(state, engine, self._arrived, self._requests)
             await _run_until_first_ends(self._write(answer), self._hand_over(events))
         finally:
             queue.cancel()
@@ -220,6 +219,7 @@ class _Stream:
                 await asyncio.wait((reading,), timeout=_MAX_LAST_PAUSE_SECONDS)
             if reading.done():
                 self.last_message_time = time.monotonic()
+                self._call.record_message(reading.result())
                 return reading.result()
         except grpc.aio.InternalError:  # the client has gone
             raise asyncio.CancelledError from None
@@ -248,9 +248,9 @@ class _Stream:
 class _FollowAnswer(Answer):
     """The messages of one stream, whose source grows, and whose steps may be taken back."""
 
-    def __init__(self, state: RequestState, loaded: LoadedModel, arrived: float, requests: deque[Request]) -> None:
+    def __init__(self, state: RequestState, engine: Engine, arrived: float, requests: deque[Request]) -> None:
         """`requests` have the sources whose first output has not come."""
-        super().__init__(state, loaded, arrived)
+        super().__init__(state, engine, arrived)
         self._requests = requests
         self._started: Started | None = None
         self._texts: list[str] = []  # of the steps

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from sidelight.v1 import attribution_service_pb2 as service_pb
 
 from ...engine import RequestState
-from ...errors import RequestError, internal
+from ...errors import RequestError, report_fault
 from ..calls import Call
 from .aligner import Aligner
 
@@ -97,9 +97,8 @@ class ManyAlignments:
             result: Result = await self._aligner.align(message, request_id, self._call.client, deadline, note)
         except RequestError as error:
             result = error
-        except Exception:
-            log.exception("request %s failed", request_id)
-            result = internal()
+        except Exception as fault:
+            result = report_fault(log, request_id, fault)
         self._ended.append((request_id, result))
         self._on_end()
 

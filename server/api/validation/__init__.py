@@ -8,6 +8,7 @@ decoding      a Decoding becomes DecodingParams
 beam          a Beam becomes BeamParams
 capture       a Capture becomes a CapturePlan
 contrast      a Contrast becomes the request in a second context
+encoded_pair  an AttributeRequest becomes a Request for the encoder's states of both texts
 methods       the method of a Capture, and what it does with special tokens
 units         a grouping and UnitOptions become a UnitPlan
 alignment/    AlignRequests, LinkOptions, links and signals
@@ -23,15 +24,18 @@ from .alignment import (
     AlignPlan,
     build_reverse_request,
     build_segment_request,
+    build_states_request,
     check_links_model,
     find_align_field,
     find_head_source,
+    find_states_field,
     fix_seed,
     make_linker,
     validate_align,
 )
 from .beam import MAX_BEAM_WIDTH
 from .decoding import MAX_STOP_BYTES, MAX_STOPS
+from .encoded_pair import validate_encoded_pair
 from .follow import MAX_FOLLOW_STREAMS, FollowValidator
 from .follow_start import paths_in_start
 from .request import MAX_REQUEST_BYTES, MAX_TEXTS_PER_STREAM, request_id_of, validate_request
@@ -50,13 +54,16 @@ __all__ = [
     "FollowValidator",
     "build_reverse_request",
     "build_segment_request",
+    "build_states_request",
     "check_links_model",
     "find_align_field",
     "find_head_source",
+    "find_states_field",
     "fix_seed",
     "make_linker",
     "paths_in_start",
     "request_id_of",
     "validate_align",
+    "validate_encoded_pair",
     "validate_request",
 ]

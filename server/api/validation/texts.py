@@ -96,6 +96,7 @@ def validate_source(
         raise invalid("source", "REQUIRED", "one of text, token_ids, chat and features must be set")
     if not text.tokens:
         raise invalid(f"source.{kind}", "EMPTY", "must not be empty: it tokenizes to nothing")
+    _check_ids(text.ids, f"source.{kind}", loaded)
     if truncation == "none":
         _check_num_tokens(text, f"source.{kind}", max_tokens, "the model reads")
     return text
@@ -204,6 +205,7 @@ def validate_prefix(
         tokens = text.tokens
         if not tokens or not (options.parses_special or any(not token.special for token in tokens)):
             raise invalid("prefix.text", "EMPTY", "must not be empty: it tokenizes to nothing")
+        _check_ids(text.ids, "prefix.text", loaded)
         return text.ids, text
     if kind == "token_ids":
         ids = treat_padding(_read_token_ids(prefix, "prefix", loaded), "prefix", message.padding, loaded)
@@ -233,6 +235,7 @@ def validate_given(
         else:
             text = loaded.tokenizer.encode_continuation(source, checked, options)
         _check_not_blank(text, "given.text", loaded, options)
+        _check_ids(text.ids, "given.text", loaded)
     elif kind == "token_ids":
         max_ids = max_target if truncation == "none" else loaded.max_target_tokens
         ids = treat_padding(_read_token_ids(given, "given", loaded), "given", message.padding, loaded)
@@ -307,10 +310,16 @@ def _read_token_ids(message: text_pb2.Text, field: str, loaded: LoadedModel) -> 
     if not ids:
         raise invalid(path, "EMPTY", "must not be empty")
     if max(ids) >= loaded.vocabulary_size:
-        index, id_ = next((index, id_) for index, id_ in enumerate(ids) if id_ >= loaded.vocabulary_size)
-        problem = f"{id_} is outside the vocabulary of {loaded.vocabulary_size:,} tokens"
-        raise invalid(f"{path}[{index}]", "TOKEN_OUT_OF_RANGE", problem)
+        index = next(index for index, id_ in enumerate(ids) if id_ >= loaded.vocabulary_size)
+        _check_ids(ids[index : index + 1], f"{path}[{index}]", loaded)
     return ids
+
+
+def _check_ids(ids: Sequence[int], field: str, loaded: LoadedModel) -> None:
+    """Refuses tokens that the model has no numbers for. Some tokenizers have further tokens, such as images' places."""
+    if ids and max(ids) >= loaded.vocabulary_size:
+        problem = f"{max(ids)} is outside the vocabulary of {loaded.vocabulary_size:,} tokens"
+        raise invalid(field, "TOKEN_OUT_OF_RANGE", problem)
 
 
 def _limit_ids(

@@ -6,10 +6,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 
+from ...alignment import Link
 from ...models import LoadedModel
-from ...request import Finished, GivenTarget, Output, Request, Step, Unit
+from ...request import EncodedTarget, Finished, GivenTarget, Output, Request, Step, Unit
 from ...runner import TargetOutput, TargetPass
 from ...text import Token, TokenizedText
 from .observed_target import ObservedTarget, make_observed_target
@@ -25,6 +25,12 @@ def target_outputs(loaded: LoadedModel, request: Request, target_pass: TargetPas
     thread that takes the outputs.
     """
     _, started = make_started(loaded, request)
+    if isinstance(request.target, EncodedTarget):
+        states = target_pass.read_states()
+        yield started
+        yield states
+        yield Finished("", "given", 0)
+        return
     attention = target_pass.encode()
     yield started
     yield from split_encoder_self(attention, request.units)
@@ -77,29 +83,37 @@ def steps_of_passes(
     """
 
     def steps_of(output: TargetOutput) -> Iterator[Step]:
-        steps = _steps_of(request, output, tokens, texts)
-        return steps if observed is None else _observe(request, steps, output, observed)
+        links = None if observed is None else _observe(request, output, tokens, observed)
+        return _steps_of(request, output, tokens, texts, links)
 
     return map(steps_of, outputs)
 
 
-def _observe(request: Request, steps: Iterator[Step], output: TargetOutput, observed: ObservedTarget) -> Iterator[Step]:
-    """The steps of one pass, with the links that `observed` has found of them."""
+def _observe(
+    request: Request, output: TargetOutput, tokens: Sequence[Token], observed: ObservedTarget
+) -> Sequence[Sequence[Link]]:
+    """Adds the steps of one pass to what observers have. Returns the links that each of these steps carries."""
     assert isinstance(request.target, GivenTarget)
-    target = request.target.text
+    target, end = request.target.text, output.first_step + len(output.scores)
+    added, is_last = tokens[output.first_step : end], end == len(tokens)
+    text = target.text if is_last or not added else target.text[: max(target.begin, added[-1].end)]
     observed.add_rows(output.observed)
-    for step in steps:
-        is_last = step.index == len(target.tokens) - 1
-        text = target.text if is_last else target.text[: max(target.begin, step.token.end)]
-        yield replace(step, links=observed.add_token(step.token, text, is_last=is_last))
+    return observed.place_links(observed.add_tokens(added, text, is_last=is_last), added)
 
 
-def _steps_of(request: Request, output: TargetOutput, tokens: Sequence[Token], texts: Iterator[str]) -> Iterator[Step]:
-    """The steps of one pass."""
+def _steps_of(
+    request: Request,
+    output: TargetOutput,
+    tokens: Sequence[Token],
+    texts: Iterator[str],
+    links: Sequence[Sequence[Link]] | None,
+) -> Iterator[Step]:
+    """The steps of one pass. `links` has those of each step; None: a step has none."""
     captured = request.captured_steps
-    for index, scores in enumerate(output.scores.tolist(), output.first_step):
+    for number, scores in enumerate(output.scores.tolist()):
+        index = output.first_step + number
         rows = output.rows(index) if index in captured else (None, None)
-        yield Step(index, tokens[index], next(texts), scores, *rows)
+        yield Step(index, tokens[index], next(texts), scores, *rows, links=() if links is None else links[number])
 
 
 def _added_texts(target: TokenizedText) -> Iterator[str]:

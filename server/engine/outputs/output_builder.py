@@ -148,8 +148,9 @@ class OutputBuilder:
     def _complete(self, step: Step) -> list[Output]:
         """A step with its attention, and the end if it is the last step."""
         if self._observed is not None:
-            links = self._observed.add_token(step.token, self._detokenizer.text, is_last=self._stop_reason is not None)
-            step = replace(step, links=links)
+            is_last = self._stop_reason is not None
+            if links := self._observed.add_tokens([step.token], self._detokenizer.text, is_last=is_last):
+                step = replace(step, links=links)
         rows: list[Step | Unit] = []
         text = self._detokenizer.text
         if self._units is not None:
@@ -173,7 +174,7 @@ def add_observations(finished: Finished, observed: ObservedTarget | None) -> Fin
     """Adds what was made of the rows of observers."""
     if observed is None:
         return finished
-    return replace(finished, signals=observed.find_signals(), alignment=observed.find_alignment(finished.text))
+    return replace(finished, signals=observed.find_signals(), alignment=observed.find_alignment())
 
 
 def find_stop(

@@ -2,6 +2,7 @@
 
 given_tokens    GivenTokens: what the decoder reads of a given target, and which query belongs to which step
 target_pass     TargetPass: the passes of one request; TargetOutput: what a pass gives
+encoder_states  read_states(): the encoder's states of the texts of several requests
 target_reader   TargetReader: whole targets of several requests in one pass
 catch_up        catch_up_pass(): what a follow stream has, as such a target
 """

@@ -17,12 +17,13 @@ from torch import Tensor
 from ...capture import AttentionArrays, AttentionKind, CapturePlan, minuend_plan, subtract
 from ...errors import not_a_number
 from ...models import LoadedModel
-from ...request import MAX_PART_BYTES, Contrast, Observer, Request
+from ...request import MAX_PART_BYTES, Contrast, EncoderStates, Observer, Request
 from ...sampling import ContrastLogits, step_scores
 from ...transfer import int_tensor, to_host
 from ..forward_output import ForwardOutput
 from ..sequence import Sequence, StepOutput
 from ..single_sequence import ALL_QUERIES, NO_QUERIES, SingleSequenceModel, new_combiner
+from .encoder_states import read_states_alone
 from .given_tokens import GivenTokens
 
 # The most tokens that one pass reads.
@@ -111,8 +112,8 @@ class _Context:
 class TargetPass:
     """One request's passes: `encode`, then `decode`. For the engine's thread, in torch's inference mode.
 
-    A `TargetReader` may run the passes of several requests together before. With a contrast, a second pass runs in the
-    context of the contrast.
+    With an EncodedTarget: `read_states` alone. A `TargetReader` may run the passes of several requests together before.
+    With a contrast, a second pass runs in the context of the contrast.
     """
 
     def __init__(
@@ -125,7 +126,8 @@ class TargetPass:
         self.request = request
         self.sequence = sequence
         self._first_step = first_step
-        self.result: TargetOutput | Exception | None = None  # what a pass together with others has given
+        # What a pass together with others has given.
+        self.result: TargetOutput | EncoderStates | Exception | None = None
         self._loaded = loaded
         contrast = request.contrast
         self._subtracts = contrast is not None and contrast.subtracts_attention
@@ -193,6 +195,7 @@ class TargetPass:
             result, self.result = self.result, None
             if isinstance(result, Exception):
                 raise result
+            assert isinstance(result, TargetOutput)
             yield result
             return
         tokens = self.tokens
@@ -205,6 +208,14 @@ class TargetPass:
             first_row = max(tokens.steps.start, begin - tokens.first_query)
             yield TargetOutput(num_done, waiting[:num_ready], first_row, cross, own, tokens.first_query, observed)
             waiting, num_done = waiting[num_ready:], num_done + num_ready
+
+    def read_states(self) -> EncoderStates:
+        """Runs the encoder over source and target. Raises RequestError where a number is NaN or infinite."""
+        result, self.result = self.result or read_states_alone(self._loaded, self.request), None
+        if isinstance(result, Exception):
+            raise result
+        assert isinstance(result, EncoderStates)
+        return result
 
     def _run(
         self, begin: int, end: int

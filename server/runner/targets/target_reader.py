@@ -30,10 +30,11 @@ from ...capture import (
 from ...errors import not_a_number
 from ...memory import release_memory_of
 from ...models import Backend, KVCache, LoadedModel, TargetBatch
-from ...request import MAX_PART_BYTES, OBSERVERS, Observer
+from ...request import MAX_PART_BYTES, OBSERVERS, EncodedTarget, EncoderStates, Observer
 from ...sampling import step_scores
 from ...transfer import int_tensor, to_device, to_host
 from ..single_sequence import features_tensor, find_special
+from .encoder_states import read_states
 from .given_tokens import GivenTokens
 from .target_pass import TargetOutput, TargetPass
 
@@ -91,7 +92,7 @@ class TargetReader:
         """
         batch = _choose(passes, max_tokens)
         try:
-            results = self._run(batch)
+            results = self._run_all(batch)
         except Exception as error:
             error = release_memory_of(error)
             if batch[0].sequence is None or len(batch) > 1:
@@ -105,6 +106,17 @@ class TargetReader:
                 sequence.num_cached = len(sequence.prompt) - 1  # the next step reads the last token
                 self._cache.end_read(sequence.slot, sequence.num_cached, sequence.source_length)
         return batch
+
+    def _run_all(self, batch: Sequence[TargetPass]) -> list[TargetOutput | EncoderStates | Exception]:
+        """Runs the passes: those of the encoder alone, and those of encoder and decoder."""
+        is_encoded = [isinstance(target_pass.request.target, EncodedTarget) for target_pass in batch]
+        if not any(is_encoded):
+            return [*self._run(batch)]
+        alone = [target_pass.request for target_pass, each in zip(batch, is_encoded, strict=True) if each]
+        others = [target_pass for target_pass, each in zip(batch, is_encoded, strict=True) if not each]
+        states = iter(read_states(self._loaded, self._backend, alone))
+        outputs = iter(self._run(others) if others else ())
+        return [next(states) if each else next(outputs) for each in is_encoded]
 
     def _run(self, batch: Sequence[TargetPass]) -> list[TargetOutput | Exception]:
         groups = self._make_groups(batch)

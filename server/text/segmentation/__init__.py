@@ -5,7 +5,7 @@ token_units    which tokens belong together: the tokens of a word, a sentence or
 """
 
 from .token_units import Grouping, TokenGrouper, cover, group_tokens, shares_character
-from .words import WORD_BOUNDARIES, WordFinder, find_sentences, find_words
+from .words import WORD_BOUNDARIES, WordFinder, find_sentences, find_words, is_unspaced
 
 __all__ = [
     "WORD_BOUNDARIES",
@@ -16,5 +16,6 @@ __all__ = [
     "find_sentences",
     "find_words",
     "group_tokens",
+    "is_unspaced",
     "shares_character",
 ]

@@ -50,6 +50,15 @@ _LAST_LETTER = re.compile(r"[^\W\d_]")
 _PARAGRAPH_ENDS = "\n\r\x85\u2028\u2029"
 
 
+# Marks of Chinese and Japanese, which are as wide as a character.
+_WIDE_MARKS = re.compile("[\u3000-\u3004\u3008-\u3020\u3030\uff00-\uff65]")
+
+
+def is_unspaced(character: str) -> bool:
+    """Whether a character is of a script that is written without spaces."""
+    return bool(_IN_DICTIONARY.match(character) or _WIDE_MARKS.match(character))
+
+
 class Segments:
     """The words or the sentences of one text that grows. White space between words is a segment too.
 

@@ -34,6 +34,14 @@ def test_what_a_model_takes_is_listed(bundled_server, capsys):
     assert f"error rate {model.calibration.alignment_error_rate:.3f} on 1000 pairs" in parts["alignment"]
 
 
+def test_health_is_the_exit_status(fake, capsys):
+    for service, status, printed in (("", 0, "SERVING\n"), ("asleep", 1, "NOT_SERVING\n"), ("nobody", 1, "")):
+        assert main(["health", "--service", service, "--address", fake.address]) == status
+        assert capsys.readouterr().out == printed
+    assert main(["health", "--address", "127.0.0.1:1"]) == 1
+    assert "no server answers at 127.0.0.1:1" in capsys.readouterr().err
+
+
 def test_serve_says_when_it_is_ready_and_stops_at_sigterm():
     process = subprocess.Popen(
         [COMMAND, "serve", "--address", "127.0.0.1:0", "--name", "mine"],

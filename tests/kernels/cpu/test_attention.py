@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from linear_layers import NAN, unwritten
-from sidelight.kernels.cpu import MAX_HEAD_WIDTH, Attention, Program, is_supported, store_rows
+from sidelight.kernels.cpu import MAX_HEAD_WIDTH, Attention, HeadSum, Program, is_supported, store_rows, sum_heads
 from torch import Tensor
 
 pytestmark = [
@@ -285,6 +285,42 @@ def test_rows_are_stored_beside_other_columns(rows):
     expected[:, 0, :, 2:5] = stored[:, :, :15].transpose(1, 2)
     expected[:, 0, :11, 6] = stored[:, 1, :11]
     torch.testing.assert_close(values, expected, atol=0, rtol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("rows", [None, [4], [6, 0, 3, 3, 1, 5]])
+@pytest.mark.parametrize("leaves_out", [False, True])
+def test_heads_are_summed_over_layers(rows, leaves_out):
+    layers, index = torch.rand(2, 7, 3, 20), None if rows is None else torch.tensor(rows)
+    num_stored = 7 if rows is None else len(rows)
+    values, shares = unwritten(num_stored, 1, 15, 2), unwritten(num_stored, 1, 2) if leaves_out else None
+    left_out = torch.rand(num_stored, 15) < 0.3 if leaves_out else None
+    if left_out is not None:
+        left_out[0] = True
+    sums = [
+        HeadSum(np.array(numbers), np.array(factors, np.float32), 1 / 3)
+        for numbers, factors in (([2, 0], [0.5, 0.2]), ([1], [0.3]))
+    ]
+    epilogue = [
+        sum_heads(
+            layers[layer], values, 1, index, heads, is_cross=True, is_added=layer > 0, left_out=left_out, shares=shares
+        )
+        for layer, heads in enumerate(sums)
+    ]
+    run_epilogue(epilogue, 7, num_cross_positions=15)
+    expected, expected_shares = torch.zeros(num_stored, 15), torch.zeros(num_stored)
+    for layer, heads in zip(layers, sums, strict=True):
+        for number, factor in zip(heads.numbers, heads.factors, strict=True):
+            row = (layer if index is None else layer[index])[:, number, :15]
+            if left_out is not None:
+                expected_shares += row.masked_fill(~left_out, 0).sum(1) / 3
+                row = row.masked_fill(left_out, 0)
+                row = row / row.sum(1, keepdim=True).clamp_min(1e-30)
+            expected += float(factor) * row
+    torch.testing.assert_close(values[:, 0, :, 1], expected)
+    assert values[:, 0, :, 0].isnan().all()
+    if shares is not None:
+        torch.testing.assert_close(shares[:, 0, 1], expected_shares)
+        assert shares[:, 0, 0].isnan().all()
 
 
 def test_no_rows_are_stored():

@@ -1,5 +1,5 @@
 import numpy as np
-from sidelight.server.alignment.word_scores import score_words, token_shares
+from sidelight.server.alignment.word_scores import score_words, source_columns, token_shares
 from sidelight.server.text import Token
 
 
@@ -20,10 +20,10 @@ def test_tokens_belong_to_the_words_whose_characters_they_have() -> None:
 def test_sums_over_source_tokens_and_means_over_target_tokens() -> None:
     rows = np.array([[0.1, 0.2, 0.1, 0.1, 0.5], [0.3, 0.3, 0.0, 0.4, 0.0]], np.float32)
     target = token_shares("ab", _tokens((0, 1), (1, 2)), [(0, 2)])
-    is_special = np.array([False] * 4 + [True])
-    kept = score_words(rows, token_shares("abcd e", _SOURCE, _WORDS), target, is_special, renormalizes=False)
+    source = source_columns(token_shares("abcd e", _SOURCE, _WORDS), [False] * 4 + [True])
+    kept = score_words(rows @ source, target, renormalizes=False)
     np.testing.assert_allclose(kept.scores, [[0.45], [0.3]], atol=1e-6)
     np.testing.assert_allclose(kept.null, [0.25])
-    without = score_words(rows, token_shares("abcd e", _SOURCE, _WORDS), target, is_special, renormalizes=True)
+    without = score_words(rows @ source, target, renormalizes=True)
     np.testing.assert_allclose(without.scores, [[0.6], [0.4]], atol=1e-6)
     np.testing.assert_allclose(without.null, [0.0])

@@ -10,7 +10,7 @@ import pytest
 import torch
 from damaged_checkpoints import edit, refusal, shard, write_index
 from safetensors.torch import load_file
-from sidelight.server.checkpoint.files import CheckpointError, open_checkpoint
+from sidelight.server.checkpoint import CheckpointError, open_checkpoint
 from sidelight.server.models.loader import ModelError, load
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3\n"
@@ -54,7 +54,7 @@ def test_layers_of_a_part_of_a_model_are_counted(copy_model):
     assert refusal(path).startswith("config.json: text_config.num_hidden_layers is 1,000,000, and model.safetensors")
 
 
-@pytest.mark.parametrize("path", [["text_config"], ["decoder", "text_config"], ["a"] * 800])
+@pytest.mark.parametrize("path", [["text_config"], ["decoder", "text_config"], ["a"] * 60])
 def test_labels_of_a_part_of_a_model_are_counted(copy_model, path):
     folder = copy_model("gpt2")
     part: dict[str, object] = {"num_labels": 5 * 10**6}

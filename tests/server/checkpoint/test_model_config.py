@@ -39,6 +39,7 @@ def test_a_failure_that_is_not_the_files_blames_no_field(copy_model, monkeypatch
         ("d_model", 10**9),
         ("vocab_size", 10**12),
         ("max_position_embeddings", 10**12),
+        ("max_position_embeddings", 10**6),  # which would be computed in Python for minutes
         ("encoder_ffn_dim", 10**11),
         ("num_labels", 10**12),
     ],

@@ -48,3 +48,19 @@ def test_files_of_a_tokenizer_that_number_no_tokens_are_objects(copy_model, kind
     load(path, packed=False)
     (path / name).write_text("[]")
     assert refusal(path).startswith(f"{name} must hold an object with fields")
+
+
+@pytest.mark.parametrize("id_", [-1, 10**6, 2**31])
+def test_a_token_beyond_the_models_vocabulary_is_named(copy_model, id_):
+    path = copy_model("marian")
+    edit(path / "vocab.json", **{".": id_})
+    assert f'vocab.json: the number of the token "." is {id_}, and the model has ' in refusal(path)
+
+
+@pytest.mark.parametrize("kind", ["x", 3, None, [1]])
+def test_a_model_that_the_tokenizers_library_does_not_have_is_named(copy_model, kind):
+    path = copy_model("gpt2")
+    fields = json.loads((path / "tokenizer.json").read_text(encoding="utf-8"))
+    fields["model"]["type"] = kind
+    (path / "tokenizer.json").write_text(json.dumps(fields), encoding="utf-8")
+    assert refusal(path).startswith('tokenizer.json: model.type must be "BPE" or "Unigram"')

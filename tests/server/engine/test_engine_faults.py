@@ -124,7 +124,8 @@ async def test_a_process_whose_engine_has_ended_ends_with_a_code(bundled, engine
     try:
         with Address(settings.values.address) as held:
             configs = command._engine_configs([bundled], settings, [()])
-            assert await command._serve([bundled], configs, held, Security(), settings.values.grace) == 1
+            args = ([bundled], configs, held, Security(), command._Monitoring(), settings.values.grace)
+            assert await command._serve(*args) == 1
     finally:
         killer.join()
         for number, handler in handlers.items():

@@ -31,7 +31,7 @@ _LINE_BREAK = re.compile(r"(\r\n|\r|\n)")
 
 @dataclass(slots=True)
 class _Item:
-    """A piece, or several pieces that are kept together: an element whose contents are not translated."""
+    """A piece, or pieces that are kept together: an element whose contents are not translated, or an entity."""
 
     piece: Piece
     inner: list[Piece]
@@ -196,7 +196,8 @@ class DocumentBuilder:
                 self._add_protected(builder, number, item)
             elif item.inner or piece.kind == "empty":
                 mark = self._new_mark(number, item.inner[0].raw if item.inner else piece.raw)
-                node = Node(mark, start_tag=piece.raw, inner_marks=self._mark_inner(item))
+                is_visible = piece.is_element and (not item.inner or self._format == "xliff")
+                node = Node(mark, start_tag=piece.raw, is_visible=is_visible, inner_marks=self._mark_inner(item))
                 builder.add_point(node)
                 for inner in [mark, *node.inner_marks]:
                     self.marks[inner].begin = self.marks[inner].end = here
@@ -221,12 +222,14 @@ class DocumentBuilder:
     def _add_protected(self, builder: FlowBuilder, number: int, item: _Item) -> None:
         mark = self._new_mark(number, item.inner[0].raw)
         content = "".join(piece.text for piece in item.inner)
-        raw = "".join(piece.raw for piece in item.inner[1:-1])
         here = self.length + builder.length
         inner_marks = self._mark_inner(item)
-        builder.add_protected(
-            Node(mark, 0, 0, item.inner[0].raw, item.inner[-1].raw, [], content, raw, inner_marks=inner_marks)
-        )
+        if item.piece.is_reference:
+            node = Node(mark, content=content, raw_content=item.piece.raw)
+        else:
+            raw = "".join(piece.raw for piece in item.inner[1:-1])
+            node = Node(mark, 0, 0, item.inner[0].raw, item.inner[-1].raw, [], content, raw, inner_marks=inner_marks)
+        builder.add_protected(node)
         for inner in inner_marks:
             self.marks[inner].begin, self.marks[inner].end = here, here + len(content)
 
@@ -252,6 +255,8 @@ def _join_verbatim(pieces: list[Piece], options: MarkupOptions) -> list[_Item]:
             is_hiding = is_hidden(piece, options.format)
             last = piece.partner if piece.partner >= 0 or not is_hiding else len(pieces) - 1
             inner = pieces[number : last + 1] if last >= 0 else []
+        elif piece.kind == "empty" and piece.is_reference:
+            inner = [piece]
         joined = _join(piece, inner, options) if inner else _Item(piece, [])
         if options.format == "xliff" and (pair := pair_name(piece)):
             joined = _Item(Piece("start" if pair[0] == "start" else "end", joined.piece.raw, "", pair[1]), [])
@@ -282,5 +287,5 @@ def _join(piece: Piece, inner: list[Piece], options: MarkupOptions) -> _Item:
     raw = "".join(part.raw for part in inner)
     content = "".join(part.text for part in inner)
     is_point = is_hidden(piece, options.format) or not content.strip()
-    joined = Piece("empty", raw, "", piece.name, piece.attributes, is_element=True)
+    joined = Piece("empty", raw, "", piece.name, piece.attributes, piece.is_reference, piece.is_element)
     return _Item(joined, inner, is_point)

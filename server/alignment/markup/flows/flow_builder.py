@@ -33,6 +33,7 @@ class FlowBuilder:
         self._open_pieces = [-1]
         self._protected: list[Node] = []
         self._ends_with_space = True
+        self._point: Node | None = None  # the last element without text
 
     def finish(self, begin: int) -> Flow:
         """Returns the flow. Elements that are open end behind the flow. `begin` is its place in the source text."""
@@ -52,7 +53,8 @@ class FlowBuilder:
             side = "right" if piece.kind == "start" else "left"
             self._open[-1].children.append(Node(mark, here, here, piece.raw, side=side))
         elif piece.kind == "start":
-            node = Node(mark, here, here, piece.raw, is_repeatable=is_inside and is_repeatable(piece, self._format))
+            can_repeat = is_inside and is_repeatable(piece, self._format)
+            node = Node(mark, here, here, piece.raw, is_repeatable=can_repeat, is_visible=is_inside)
             self._open[-1].children.append(node)
             self._open.append(node)
             self._open_pieces.append(number)
@@ -60,6 +62,7 @@ class FlowBuilder:
             node = self._open.pop()
             self._open_pieces.pop()
             node.end, node.end_tag = here, piece.raw
+            self._point = node if node.begin == here else self._point
         else:  # the element begins before the flow: it holds all that the flow has so far
             node = Node(mark, 0, here, "", piece.raw, self._open[-1].children, is_open_left=True)
             self._open[-1].children = [node]
@@ -67,6 +70,7 @@ class FlowBuilder:
     def add_point(self, node: Node) -> None:
         """Adds an empty element, a comment, or an element whose contents are no part of the sentence."""
         node.begin = node.end = self.length
+        self._point = node
         self._open[-1].children.append(node)
 
     def add_protected(self, node: Node) -> None:
@@ -96,6 +100,8 @@ class FlowBuilder:
             text = " ".join(words)
             if self._ends_with_space and text.startswith(" "):
                 text = text[1:]
+                if self._point is not None and self._point.end == self.length:
+                    self._point.has_space_behind = True
         self._append(text)
 
     def _append(self, text: str) -> None:

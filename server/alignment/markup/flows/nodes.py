@@ -36,6 +36,8 @@ class Node:
         raw_content: The same with its markup.
         is_repeatable: Whether the element may be repeated where its words come apart.
         side: The neighbour that a tag without a partner stays beside.
+        is_visible: Of an element without text: whether it shows something there, such as an image.
+        has_space_behind: Of such an element: whether the text of the flow leaves out white space that stands behind it.
         inner_marks: The marks of what is kept inside `raw_content`, or inside a point.
         is_open_left: Whether the element begins before the flow. Then it is the first child of its parent.
         is_open_right: Whether the element ends behind the flow. Then it is the last child of its parent.
@@ -51,6 +53,8 @@ class Node:
     raw_content: str = ""
     is_repeatable: bool = False
     side: Side | None = None
+    is_visible: bool = False
+    has_space_behind: bool = False
     inner_marks: Sequence[int] = ()
     is_open_left: bool = False
     is_open_right: bool = False

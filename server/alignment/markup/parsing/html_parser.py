@@ -8,6 +8,7 @@ the places of the end tags, so quotes, references and white space in tags are lo
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,6 +25,8 @@ _turbohtml: Any = _imported
 
 # The tokenizer leaves this out without a token.
 _EMPTY_END_TAG = "</>"
+# The tokenizer gives a reference to an entity that HTML does not know as a part of a text.
+_ENTITY = re.compile(r"(&[A-Za-z][A-Za-z0-9]*;)")
 
 
 def parse_html(text: str, is_strict: bool) -> list[Piece]:
@@ -100,11 +103,21 @@ def _cut_text(text: str, begin: int, end: int, data: str, is_strict: bool) -> It
         if gap >= 0 and gap < part_end:
             part = text[begin:gap].replace("\r\n", "\n").replace("\r", "\n")
             if not data.startswith(part + _EMPTY_END_TAG, done):
-                yield Piece("text", text[begin:gap], part)
+                yield from _cut_entities(text[begin:gap], part)
                 yield _keep(text, gap, gap + len(_EMPTY_END_TAG), is_strict)
                 begin = gap + len(_EMPTY_END_TAG)
                 done += len(part)
                 continue
-        yield Piece("text", text[begin:part_end], data[done:])
+        yield from _cut_entities(text[begin:part_end], data[done:])
         begin, done = part_end, len(data)
     yield _keep(text, begin, end, is_strict)
+
+
+def _cut_entities(raw: str, text: str) -> Iterator[Piece]:
+    """Yields a text, and the references to entities in the text as pieces of their own."""
+    if "&" not in raw:
+        yield Piece("text", raw, text)
+        return
+    parts = zip(_ENTITY.split(raw), _ENTITY.split(text), strict=True)
+    for number, (raw_part, part) in enumerate(parts):
+        yield Piece("empty" if number % 2 else "text", raw_part, part, is_reference=number % 2 == 1)

@@ -12,7 +12,7 @@ from ....errors import RequestError, invalid
 from ..options import MAX_TAGS
 
 PieceKind = Literal["text", "start", "end", "empty"]
-"""A text, a start tag, an end tag, or what has no contents: an empty element, a comment, a declaration."""
+"""A text, a start tag, an end tag, or what has no contents: an empty element, a comment, a declaration, an entity."""
 
 
 @dataclass(slots=True)
@@ -22,10 +22,11 @@ class Piece:
     Attributes:
         kind: What the piece is.
         raw: The piece as it stands in the source.
-        text: Of a text: the text that it means, with character references resolved.
+        text: Of a text: the text that it means, with character references resolved. Of an entity: the reference.
         name: Of a tag: the name of the element.
         attributes: Of a start tag and of an empty element.
-        is_reference: Whether the text is a character reference.
+        is_reference: Whether the piece is a reference: a text to a character, an empty piece to an entity whose text
+            is not known.
         is_element: Whether the piece is a tag or an empty element, as distinct from a comment or a declaration.
         partner: Of a start tag: the number of its end tag, and the other way round. -1: there is none.
     """

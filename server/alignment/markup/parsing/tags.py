@@ -109,7 +109,8 @@ def find_blocks(pieces: list[Piece], markup_format: MarkupFormat) -> list[bool]:
         if piece.kind == "end" and 0 <= piece.partner == open_tags[-1]:
             open_tags.pop()
         parents.append(open_tags[-1])
-        if (piece.kind == "text" and piece.text.strip()) or piece.name in INLINE_ELEMENTS:
+        is_text = piece.text.strip() if piece.kind == "text" else piece.is_reference
+        if is_text or piece.name in INLINE_ELEMENTS:
             with_text.add(open_tags[-1])
         if piece.kind == "start" and piece.partner >= 0:
             open_tags.append(number)

@@ -85,10 +85,11 @@ class _XmlReader:
             self._pieces.insert(0, Piece("empty", ""))
             ends.insert(0, self._begins[0])
             self._begins.insert(0, 0)
-        for piece, begin, end in zip(self._pieces, self._begins, ends, strict=True):
+        for number, (piece, begin, end) in enumerate(zip(self._pieces, self._begins, ends, strict=True)):
             piece.raw = self._bytes[begin:end].decode()
-            # Line ends are normalized, and a character reference is not what it means.
-            piece.is_reference = piece.kind == "text" and piece.raw.startswith("&")
+            if piece.kind == "end" and not piece.raw:  # <x/> ends where its tag ends
+                self._pieces[number - 1].kind = "empty"
+            piece.is_reference = piece.raw.startswith("&")
         return [piece for piece in self._pieces if piece.raw]
 
     def _describe(self, error: expat.ExpatError) -> RequestError:
@@ -112,10 +113,7 @@ class _XmlReader:
         self._add(Piece("start", "", "", name, pairs, is_element=True))
 
     def _end(self, name: str) -> None:
-        if self._begins and self._pieces[-1].kind == "start" and self._is_at(self._begins[-1]):
-            self._pieces[-1].kind = "empty"  # <x/> begins and ends at one byte
-        else:
-            self._add(Piece("end", "", "", name, is_element=True))
+        self._add(Piece("end", "", "", name, is_element=True))
 
     def _is_at(self, begin: int) -> bool:
         return self._parser.CurrentByteIndex - self._shift == begin
@@ -147,4 +145,4 @@ class _XmlReader:
         if data.isspace():
             self._add(Piece("text", "", data))
         else:
-            self._keep()
+            self._add(Piece("empty", "", data if data.startswith("&") else ""))

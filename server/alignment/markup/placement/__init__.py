@@ -7,6 +7,7 @@ points        places beside a neighbour
 arrangement   the order of elements in the target
 placer        places all elements of a flow
 placed        elements at their places: plain data
+spacing       white space beside what a target did not have
 writer        writes the target with its markup
 """
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Iterable
+from itertools import takewhile
 
 from .placed import Placed
 from .units import Units
@@ -24,13 +26,23 @@ def arrange(units: Units, parents: list[Placed], placed: list[Placed]) -> None:
 
 
 def _take_white_space(units: Units, child: Placed, low: int, high: int) -> None:
-    """Takes white space into an element where the source has white space at that end of the element."""
-    node = child.node
+    """Takes white space into an element where the source has white space at that end of the element.
+
+    Where the source has white space on both sides of the tag, one character stays outside.
+    """
+    node, source, target = child.node, units.source_text, units.target_text
     if node.begin == node.end or node.content is not None:
         return
-    if units.source_text[node.begin].isspace():
-        while child.begin > low and units.target_text[child.begin - 1].isspace():
-            child.begin -= 1
-    if units.source_text[node.end - 1].isspace():
-        while child.end < high and units.target_text[child.end].isspace():
-            child.end += 1
+    text = source[node.begin : node.end]
+    num_first, num_last = len(text) - len(text.lstrip()), len(text) - len(text.rstrip())
+    has_space_before = source[max(node.begin - 1, 0) : node.begin].isspace()
+    has_space_behind = source[node.end : node.end + 1].isspace()
+    num_before = _count_spaces(reversed(target[max(low, child.begin - num_first - 1) : child.begin]))
+    num_behind = _count_spaces(target[child.end : min(high, child.end + num_last + 1)])
+    child.begin -= max(min(num_first, num_before - has_space_before), 0)
+    child.end += max(min(num_last, num_behind - has_space_behind), 0)
+
+
+def _count_spaces(characters: Iterable[str]) -> int:
+    """Counts the white space at the begin of characters."""
+    return sum(1 for _ in takewhile(str.isspace, characters))

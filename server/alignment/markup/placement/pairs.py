@@ -11,7 +11,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 
-from ....text import Span
+from ....text import Span, find_words
 from ...links import Link
 from ..flows import Flow, Node, Sentence, StandIn
 from ..options import LinkedSegment
@@ -22,7 +22,10 @@ _MIN_FOLDED = 4
 
 
 def join_sentences(flow: Flow, pairs: Iterator[LinkedSegment]) -> LinkedFlow:
-    """Joins the targets of the sentences of a flow, with what the source has between the sentences."""
+    """Joins the targets of the sentences of a flow, with what the source has between the sentences.
+
+    A sentence without words for the model, such as a number, is its own target, and each word is linked with itself.
+    """
     joined = LinkedFlow("", [], [], [])
     parts: list[str] = []
     length = done = 0
@@ -33,19 +36,20 @@ def join_sentences(flow: Flow, pairs: Iterator[LinkedSegment]) -> LinkedFlow:
         done = sentence.end
         if sentence.text:
             pair = next(pairs)
-            target, anchors = pair.target_text, _find_stand_ins(sentence.stand_ins, pair.target_text)
-            num_source, num_target = len(joined.source_words), len(joined.target_words)
-            joined.source_words += _restore_words(sentence, pair.source_words)
-            joined.target_words += [(begin + length, end + length) for begin, end in pair.target_words]
-            joined.links += _shift(pair.links, num_source, num_target)
-            joined.guesses += _shift(pair.guesses, num_source, num_target)
+            anchors = _find_stand_ins(sentence.stand_ins, pair.target_text)
         else:
-            target = flow.text[sentence.begin : sentence.end]
+            pair = _link_with_itself(flow.text[sentence.begin : sentence.end])
             anchors = [
                 (node, (node.begin - sentence.begin, node.end - sentence.begin))
                 for node in flow.protected
                 if sentence.begin <= node.begin < node.end <= sentence.end
             ]
+        target = pair.target_text
+        num_source, num_target = len(joined.source_words), len(joined.target_words)
+        joined.source_words += _restore_words(sentence, pair.source_words)
+        joined.target_words += [(begin + length, end + length) for begin, end in pair.target_words]
+        joined.links += _shift(pair.links, num_source, num_target)
+        joined.guesses += _shift(pair.guesses, num_source, num_target)
         joined.anchors += [(node, (begin + length, end + length)) for node, (begin, end) in anchors]
         parts.append(target)
         length += len(target)
@@ -78,6 +82,11 @@ def divide_target(flows: Sequence[Flow], pair: LinkedSegment) -> list[tuple[Link
         linked.anchors = _find_copies(flow.protected, linked.target_text)
         divided.append((linked, (begin, end)))
     return divided
+
+
+def _link_with_itself(text: str) -> LinkedSegment:
+    words = find_words(text)
+    return LinkedSegment(text, words, words, [Link(number, number, 1.0) for number in range(len(words))])
 
 
 def _shift(links: Iterable[Link], num_source: int, num_target: int) -> list[Link]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from ..flows import Node
@@ -43,3 +44,14 @@ class Child:
     last: int
     runs: list[Run]
     place: Place
+
+
+def walk(root: Placed) -> Iterator[tuple[Placed, bool]]:
+    """Yields each node twice, at its begin and at its end, without recursion."""
+    waiting: list[tuple[Placed, bool]] = [(root, True)]
+    while waiting:
+        part, is_begin = waiting.pop()
+        yield part, is_begin
+        if is_begin:
+            waiting.append((part, False))
+            waiting += [(child, True) for child in reversed(part.children)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
+from dataclasses import replace
 
 from ..flows import Flow, Node
 from .arrangement import arrange
@@ -77,15 +78,19 @@ class FlowPlacer:
             self._choose_ends(children, areas, taken)
             self._choose_runs(children, areas, taken)
         placed: list[tuple[Placed, Child]] = []
-        for child in children:
-            if child.runs:
-                spans = [(self._units.target[run.first][0], self._units.target[run.last - 1][1]) for run in child.runs]
-            else:
-                offset = self._points.find(child, around, parents, areas, taken)
+        for group in _join_touching(children):
+            spans = [(self._units.target[run.first][0], self._units.target[run.last - 1][1]) for run in group[0].runs]
+            if not spans:
+                whole = group[0]
+                if len(group) > 1:
+                    node = replace(whole.node, end=group[-1].node.end)
+                    whole = replace(whole, node=node, last=group[-1].last)
+                offset = self._points.find(whole, around, parents, areas, taken)
                 spans = [(offset, offset)]
-            placed += [(Placed(child.node, begin, end), child) for begin, end in spans]
-            if child.node.mark >= 0:
-                self.places[child.node.mark] = child.place
+                for child in group:
+                    child.place = whole.place
+            placed += [(Placed(child.node, begin, end), child) for child in group for begin, end in spans]
+        self.places.update((child.node.mark, child.place) for child in children if child.node.mark >= 0)
         _keep_between(parents, [part for part, _ in placed])
         arrange(self._units, parents, [part for part, _ in placed])
         below: dict[int, tuple[list[Placed], list[Area]]] = {}
@@ -195,6 +200,19 @@ def _keep_between(parents: list[Placed], placed: list[Placed]) -> None:
     for part in placed:
         if part.begin == part.end and part is not first and part is not last:
             part.begin = part.end = min(max(part.begin, low), high)
+
+
+def _join_touching(children: Sequence[Child]) -> list[list[Child]]:
+    """Groups placeholders that the target does not have and that touch: they stay together, in their order."""
+    groups: list[list[Child]] = []
+    for child in children:
+        last = groups[-1][-1] if groups else child
+        is_lost = all(each.node.content is not None and not each.runs for each in (last, child))
+        if is_lost and last is not child and last.node.end == child.node.begin:
+            groups[-1].append(child)
+        else:
+            groups.append([child])
+    return groups
 
 
 def _mean(runs: Sequence[Run]) -> float:

@@ -41,31 +41,39 @@ class PointFinder:
         if limit is not None:
             unit = limit - 1 if side == "left" else limit
         offset = self._units.target[unit][1 if side == "left" else 0]
-        if side == "left" and self._stands_after_space(child.node):
-            while offset < parents[find_area(areas, unit)].end and self._units.target_text[offset].isspace():
-                offset += 1
+        if side == "left":
+            offset = self._skip_spaces(offset, parents[find_area(areas, unit)].end, self._count_spaces(child.node))
         return self._settle(child, "empty" if is_lost else "neighbours", score, offset)
 
     def _find_begin(self, node: Node, parent: Placed) -> int:
         """Returns the begin of the parent, or the end of the white space there if the node stands behind it."""
-        offset = parent.begin
-        while node.begin > parent.node.begin and offset < parent.end and self._units.target_text[offset].isspace():
-            offset += 1
-        return offset
+        return self._skip_spaces(parent.begin, parent.end, node.begin - parent.node.begin)
 
     def _find_end(self, node: Node, parent: Placed) -> int:
         """Returns the end of the parent, or the begin of the white space there if the node stands before it."""
+        low = max(parent.begin, parent.end - (parent.node.end - node.end))
         offset = parent.end
-        while node.end < parent.node.end and offset > parent.begin and self._units.target_text[offset - 1].isspace():
+        while offset > low and self._units.target_text[offset - 1].isspace():
             offset -= 1
+        return offset
+
+    def _count_spaces(self, node: Node) -> int:
+        """Counts the white space before a node in the source."""
+        begin = node.begin
+        while begin > 0 and self._units.source_text[begin - 1].isspace():
+            begin -= 1
+        return node.begin - begin
+
+    def _skip_spaces(self, offset: int, end: int, num_spaces: int) -> int:
+        """Returns the end of at most so many characters of white space."""
+        end = min(end, offset + num_spaces)
+        while offset < end and self._units.target_text[offset].isspace():
+            offset += 1
         return offset
 
     def _settle(self, child: Child, placement: Placement, score: float, offset: int) -> int:
         child.place = Place(placement, score)
         return offset
-
-    def _stands_after_space(self, node: Node) -> bool:
-        return node.begin > 0 and self._units.source_text[node.begin - 1].isspace()
 
     def _ask_neighbours(
         self, child: Child, around: tuple[int, int], areas: list[Area]

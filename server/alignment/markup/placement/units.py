@@ -95,8 +95,12 @@ def make_units(flow: Flow, nodes: Sequence[Node], linked: LinkedFlow) -> Units:
     anchor_bounds = {offset for span in anchors for offset in span}
     target, target_parts = _cut(linked.target_words, sorted(anchor_bounds | copies), anchors)
     scores: dict[tuple[int, int], float] = {}
+    # What is not translated and touches a word is a part of the word, but no part of its links.
+    wholes = _find_numbers(source, protected)
     for link in [*linked.links, *linked.guesses]:
-        for pair in _pair_parts(source_parts[link.source], target_parts[link.target]):
+        parts = source_parts[link.source]
+        own = [unit for unit in parts if unit not in wholes] if wholes else []
+        for pair in _pair_parts(own or parts, target_parts[link.target]):
             scores[pair] = max(scores.get(pair, 0.0), link.score)
     anchored = _link_anchors(linked, source, target, scores)
     links: list[list[tuple[int, float]]] = [[] for _ in source]
@@ -166,7 +170,13 @@ def _copy_boundaries(text: str, linked: LinkedFlow, boundaries: Sequence[int]) -
     return found
 
 
-def _pair_parts(source: range, target: range) -> list[tuple[int, int]]:
+def _find_numbers(units: Sequence[Span], spans: Sequence[Span]) -> set[int]:
+    """Returns the numbers of the units that are among the spans."""
+    wanted = set(spans)
+    return {number for number, unit in enumerate(units) if unit in wanted} if wanted else set()
+
+
+def _pair_parts(source: Sequence[int], target: Sequence[int]) -> list[tuple[int, int]]:
     """Links the parts of two words: one by one where both have as many parts or very many, otherwise each with each."""
     if len(source) == len(target):
         return list(zip(source, target, strict=True))

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ....text import Span
-from ..flows import Kept
+from ..flows import Kept, Node
 from ..options import MarkupFormat
 from ..parsing import Piece
-from .placed import Placed
+from .placed import Placed, walk
+from .spacing import MAX_BESIDE, TargetSpacing, find_put
 from .units import LinkedFlow
 
 # Characters that are never written as a reference, whatever the source has.
@@ -50,8 +51,11 @@ class TargetWriter:
         length: How long the target text is so far.
     """
 
-    def __init__(self, escapes: dict[int, str], num_marks: int) -> None:
+    def __init__(self, escapes: dict[int, str], num_marks: int, keeps_points: bool) -> None:
+        """`keeps_points` says whether elements without words keep white space on both sides, as in the source."""
         self._escapes = escapes
+        self._keeps_points = keeps_points
+        self._spacing = TargetSpacing("")
         self._marked: list[str] = []
         self._plain: list[str] = []
         self.length = 0
@@ -80,23 +84,31 @@ class TargetWriter:
         self._plain.append(text)
         self.length += len(text)
 
-    def write(self, linked: LinkedFlow, root: Placed) -> list[Span]:
-        """Writes the target of a flow. Returns where its target words stand in the target text."""
+    def write(self, source: str, linked: LinkedFlow, root: Placed) -> list[Span]:
+        """Writes the target of a flow, whose text is `source`. Returns where its words stand in the target text."""
         self._settle()
-        dropped = _find_dropped(linked, root)
+        self._spacing = TargetSpacing(source)
+        target, dropped, put = linked.target_text, _find_dropped(linked, root), find_put(root, self._keeps_points)
         moves: list[_Move] = []
         written = 0
-        for part, is_begin in _walk(root):
+        for part, is_begin in walk(root):
             offset = part.begin if is_begin else part.end
+            is_put = id(part) in put
             if not is_begin and part.node.content is not None:
                 self._write_content(part, moves)
+                self._spacing.add(part.node, is_put)
                 written = part.end
                 continue
-            written = self._write_text(linked.target_text, written, offset, dropped, moves)
+            written = self._write_text(target, written, offset, dropped, moves)
             if part is root:
                 continue
+            if is_begin and (is_put or part.begin < part.end):
+                is_node = is_put or part.node.content is not None
+                self._write_space(part.node if is_node else target[offset : offset + MAX_BESIDE], is_put)
             self._note(part, is_begin)
             self._marked.append(part.node.start_tag if is_begin else part.node.end_tag)
+            if not is_begin and is_put and part.node.begin == part.node.end:
+                self._spacing.add(part.node, is_put)
         return [_move(word, moves, self.length) for word in linked.target_words]
 
     def _settle(self) -> None:
@@ -121,6 +133,8 @@ class TargetWriter:
             last = min(gap_begin, end)
             if begin < last:
                 text = target[begin:last]
+                self._write_space(target[begin : begin + MAX_BESIDE], is_put=False)
+                self._spacing.add(text, is_put=False)
                 moves.append(_Move(begin, last, self.length, self.length + last - begin, is_copy=True))
                 self._marked.append(text.translate(self._escapes) if self._escapes else text)
                 self._plain.append(text)
@@ -129,6 +143,14 @@ class TargetWriter:
                 break
             begin = max(gap_end, begin)
         return max(begin, end)
+
+    def _write_space(self, right: Node | str, is_put: bool) -> None:
+        """Writes the white space that is missing before a node or a text."""
+        if space := self._spacing.find_space(right, is_put):
+            self._marked.append(space.translate(self._escapes))
+            self._plain.append(space)
+            self.length += len(space)
+            self._spacing.add(space, is_put=False)
 
     def _write_content(self, part: Placed, moves: list[_Move]) -> None:
         """Writes what is not translated in the place of what the target has there."""
@@ -142,20 +164,9 @@ class TargetWriter:
             self._ends[inner] = self.length
 
 
-def _walk(root: Placed) -> Iterator[tuple[Placed, bool]]:
-    """Yields each node twice, at its begin and at its end, without recursion."""
-    waiting: list[tuple[Placed, bool]] = [(root, True)]
-    while waiting:
-        part, is_begin = waiting.pop()
-        yield part, is_begin
-        if is_begin:
-            waiting.append((part, False))
-            waiting += [(child, True) for child in reversed(part.children)]
-
-
 def _find_dropped(linked: LinkedFlow, root: Placed) -> list[Span]:
     """Returns the anchors whose nodes stand elsewhere: each content stands in the target once."""
-    used = {id(part.node): (part.begin, part.end) for part, is_begin in _walk(root) if is_begin}
+    used = {id(part.node): (part.begin, part.end) for part, is_begin in walk(root) if is_begin}
     return sorted(span for node, span in linked.anchors if used.get(id(node)) != span)
 
 

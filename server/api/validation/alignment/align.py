@@ -19,6 +19,7 @@ from ....models import LoadedModel
 from ....text import OffsetMap, OffsetUnit
 from ...enums import (
     GROUPINGS,
+    LINK_FEATURES,
     MARKUP_FORMATS,
     OFFSET_UNITS,
     ROWS,
@@ -26,7 +27,7 @@ from ...enums import (
     number_of,
 )
 from ..units import read_offset
-from .links import check_link_options, find_preset
+from .links import check_link_options
 
 # The most bytes of a source and of a target, and of links that a client brings along.
 MAX_ALIGN_BYTES = 1024**2
@@ -211,7 +212,7 @@ def build_segment_request(
         source=text_pb2.Text(text=source),
         source_language=message.source_language,
         target_language=message.target_language,
-        capture=_make_capture(find_preset(loaded), message),
+        capture=_make_capture(loaded.link_preset, message),
         signals=message.signals,
     )
     if target is not None:
@@ -231,7 +232,18 @@ def build_reverse_request(
         given=text_pb2.Text(text=source),
         source_language=message.target_language,
         target_language=message.source_language,
-        capture=_make_capture(find_preset(reverse), service_pb.AlignRequest()),
+        capture=_make_capture(reverse.link_preset, service_pb.AlignRequest()),
+    )
+
+
+def build_states_request(request: service_pb.AttributeRequest, target: str) -> service_pb.AttributeRequest:
+    """Builds the request for the encoder's states of a pair, from the request for its rows."""
+    return service_pb.AttributeRequest(
+        model=request.model,
+        source=request.source,
+        given=text_pb2.Text(text=target),
+        source_language=request.source_language,
+        target_language=request.target_language,
     )
 
 
@@ -277,3 +289,14 @@ def find_align_field(error: RequestError, *, is_reverse: bool) -> RequestError:
         if error.field == name or error.field.startswith((f"{name}.", f"{name}[")):
             return dataclasses.replace(error, field=own + error.field[len(name) :])
     return error
+
+
+def find_states_field(error: RequestError, message: service_pb.AlignRequest) -> RequestError:
+    """Returns the error of a request for the encoder's states with the field of the AlignRequest that is to blame."""
+    if not error.field:
+        return error
+    features, field = list(message.link_options.features), "link_options.features"
+    if features:  # otherwise calibration has chosen the feature
+        field += f"[{features.index(number_of(LINK_FEATURES, 'encoder_states'))}]"
+    problem = f"needs the encoder's states of the target, read as a source, which is refused: {error}"
+    return dataclasses.replace(error, field=field, message=problem)

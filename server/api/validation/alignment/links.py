@@ -1,4 +1,4 @@
-"""LinkOptions become a Linker, for any way to link, and the plan of the rows that links are made of.
+"""LinkOptions become a Linker, for any way to link.
 
 Raises RequestError with the path of the field.
 """
@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from sidelight.v1 import attribution_service_pb2 as service_pb
 
-from ....alignment import AlignmentPreset, Linker, default_preset
-from ....capture import CapturePlan, Head
+from ....alignment import Linker, LinkFeature
 from ....errors import invalid
 from ....models import LoadedModel
 from ...enums import LINK_FEATURES, LINK_METHODS, SYMMETRIZATIONS
@@ -31,31 +30,22 @@ def check_link_options(options: service_pb.LinkOptions) -> None:
         raise invalid("link_options.symmetrization", "CONTRADICTION", problem)
 
 
-def find_preset(loaded: LoadedModel) -> AlignmentPreset:
-    """Returns how the words of a model's texts are linked: as calibration has found, or by default."""
-    num_layers = loaded.attention_layers.num_layers("cross")
-    return loaded.alignment or default_preset(num_layers, loaded.heads("cross"))
+def make_linker(options: service_pb.LinkOptions, loaded: LoadedModel, *, is_live: bool = False) -> Linker:
+    """Returns the linker of a model. Raises RequestError for a feature that cannot be had.
 
-
-def make_linker(options: service_pb.LinkOptions, loaded: LoadedModel) -> Linker:
-    """Returns the linker of a model. Raises RequestError for a feature that the model does not have."""
-    preset = find_preset(loaded)
-    for index, feature in enumerate(options.features):
-        if LINK_FEATURES[feature] == "lexicon" and preset.lexicon is None:
+    `is_live` is for words that are linked while a target grows: then the encoder cannot read the target. What
+    calibration has chosen goes without this feature.
+    """
+    preset = loaded.link_preset
+    features: list[LinkFeature] = [LINK_FEATURES[feature] for feature in options.features]
+    if is_live and "encoder_states" in features:
+        problem = "goes with Align: the encoder reads a target as a whole, and not while the target is written"
+        raise invalid(f"link_options.features[{features.index('encoder_states')}]", "CONTRADICTION", problem)
+    if is_live and not features:
+        features = [feature for feature in preset.weights if feature != "encoder_states"] or ["attention"]
+    for index, feature in enumerate(features):
+        if feature == "lexicon" and preset.lexicon is None:
             problem = f"needs a lexicon, and the calibration of {loaded.name} has none"
             raise invalid(f"link_options.features[{index}]", "NO_LEXICON", problem)
     method = LINK_METHODS[options.method] if options.method else None
-    return Linker(preset, method, [LINK_FEATURES[feature] for feature in options.features])
-
-
-def links_plan(preset: AlignmentPreset, loaded: LoadedModel) -> CapturePlan:
-    """Returns the plan of the rows that are linked: the weighted mean of the preset's heads."""
-    return CapturePlan(
-        kinds=("cross",),
-        layers={},
-        num_heads={"cross": loaded.heads("cross")},
-        pairs=tuple(Head(layer, head, weight) for layer, head, weight in preset.heads),
-        over_heads="mean",
-        row=preset.row,
-        leaves_out_special=preset.special_tokens == "renormalize",
-    )
+    return Linker(preset, method, features)

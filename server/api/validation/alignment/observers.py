@@ -14,7 +14,7 @@ from ....capture import CapturePlan
 from ....errors import invalid
 from ....models import LoadedModel
 from ....request import Observer
-from .links import check_link_options, links_plan, make_linker
+from .links import check_link_options, make_linker
 
 
 class Observers(NamedTuple):
@@ -36,24 +36,12 @@ def validate_observers(message: service_pb.AttributeRequest, loaded: LoadedModel
             if getattr(options, field):
                 problem = "goes with Align: links that come while a target is written have one direction"
                 raise invalid(f"link_options.{field}", "CONTRADICTION", problem)
-        linker = make_linker(options, loaded)
-        plans["links"] = links_plan(linker.preset, loaded)
+        linker = make_linker(options, loaded, is_live=True)
+        plans["links"] = loaded.links_plan
     if message.signals:
         _check_request("signals", message, loaded)
-        plans["signals"] = signals_plan(loaded)
+        plans["signals"] = loaded.signals_plan
     return Observers(plans, linker)
-
-
-def signals_plan(loaded: LoadedModel) -> CapturePlan:
-    """Returns the plan of the rows that signals are computed from (Guerreiro et al. 2023, arXiv:2212.09631)."""
-    last = loaded.attention_layers.num_layers("cross") - 1
-    return CapturePlan(
-        kinds=("cross",),
-        layers={"cross": (last,)},
-        num_heads={"cross": loaded.heads("cross")},
-        over_heads="mean",
-        over_layers="mean",
-    )
 
 
 def _check_request(field: str, message: service_pb.AttributeRequest, loaded: LoadedModel) -> None:

@@ -1,7 +1,19 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
-from sidelight.server.alignment import AlignmentHead, Lexicon, WordedText
-from sidelight.server.alignment.calibration import NUM_STEPS, MeasuredPair, choose_preset
+from sidelight.server.alignment import (
+    PRESET_FILE,
+    AlignmentHead,
+    Lexicon,
+    PresetError,
+    WordedText,
+    read_preset,
+    write_preset,
+)
+from sidelight.server.alignment.calibration import NUM_STEPS, STATES_WEIGHTS, MeasuredPair, choose_preset
 from sidelight.server.text import Token
 
 
@@ -60,3 +72,40 @@ def test_a_lexicon_is_used_where_it_helps() -> None:
     assert preset.lexicon is lexicon
     assert preset.figures is not None
     assert preset.figures.error_rate < 0.1
+
+
+@pytest.mark.parametrize("are_good", [True, False])
+def test_encoder_states_are_used_only_where_they_lower_the_error_clearly(are_good: bool) -> None:
+    """Heads that look anywhere, and states that say which words belong together, or that say nothing."""
+    chance = np.random.default_rng(7)
+    pairs: list[MeasuredPair] = []
+    for pair in _pairs(40, (0, 1)):
+        noise = chance.random(pair.reference.shape).astype(np.float32) / 2
+        rows = dict.fromkeys(pair.rows, pair.rows["predicting"])
+        states = noise + 0.5 * pair.reference if are_good else noise
+        pairs.append(MeasuredPair(pair.source, pair.target, rows, pair.reference, states))
+    preset = choose_preset(pairs, None, "truth")
+    assert preset.figures is not None
+    assert preset.figures.states_error_rates is not None
+    without, with_states = preset.figures.states_error_rates
+    if are_good:
+        assert preset.weights["encoder_states"] in STATES_WEIGHTS
+        assert with_states < without - 0.1
+        assert preset.figures.error_rate < without - 0.1
+    else:
+        unmeasured = [replace(pair, encoder_states=None) for pair in pairs]
+        expected = choose_preset(unmeasured, None, "truth")
+        assert expected.figures is not None
+        assert expected.figures.states_error_rates is None
+        assert preset == replace(expected, figures=replace(expected.figures, states_error_rates=(without, with_states)))
+
+
+def test_figures_of_encoder_states_are_kept_in_the_file(tmp_path: Path) -> None:
+    pairs = [replace(pair, encoder_states=pair.reference / 2) for pair in _pairs(20, (0, 1))]
+    preset = choose_preset(pairs, None, "truth")
+    write_preset(preset, tmp_path / PRESET_FILE)
+    fields = json.loads((tmp_path / PRESET_FILE).read_text())
+    assert read_preset(fields, tmp_path, 2, 3) == preset
+    fields["figures"]["states_error_rates"] = [0.5]
+    with pytest.raises(PresetError, match=r"figures\.states_error_rates must be two numbers or null"):
+        read_preset(fields, tmp_path, 2, 3)

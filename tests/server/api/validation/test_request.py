@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from pathlib import Path
+
 import grpc
 import numpy as np
 import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from harness import CROSS, DECODER_SELF, ENCODER_SELF, request, serving, stub
+from model_zoo import build_model
 from sidelight.server.models.loader import LoadedModel, load
 from sidelight.v1 import attention_pb2 as attention
 from sidelight.v1 import attribution_service_pb2 as pb
@@ -253,3 +258,22 @@ def test_numbers_that_are_not_finite_end_the_request_with_a_status(bundled, monk
             assert list(service.Attribute(request("A dog."), timeout=60))[-1].HasField("finished")
     assert error.code() == grpc.StatusCode.INTERNAL
     assert "finite" in error.details()
+
+
+@pytest.mark.parametrize("fields", [{"source": "a <image>"}, {"prefix": "<image>"}, {"given": "a <image>"}])
+def test_a_token_that_the_model_has_no_numbers_for_is_refused(zoo_folder, tmp_path, fields):
+    path = Path(shutil.copytree(build_model("llama", zoo_folder), tmp_path / "model"))
+    tokenizer = json.loads((path / "tokenizer.json").read_text(encoding="utf-8"))
+    id_ = json.loads((path / "config.json").read_text(encoding="utf-8"))["vocab_size"]
+    token = {"id": id_, "content": "<image>", "special": False, "normalized": False}
+    tokenizer["added_tokens"].append(token | dict.fromkeys(("single_word", "lstrip", "rstrip"), False))
+    (path / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+    message = request(fields.get("source", "a"))
+    if "prefix" in fields:
+        message.prefix.text = fields["prefix"]
+    if "given" in fields:
+        message.given.text = fields["given"]
+    with serving(load(path, packed=False)) as address:
+        error = refusal(address, message)
+    assert error.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert f"{id_} is outside the vocabulary of {id_} tokens" in error.details()

@@ -7,11 +7,11 @@ import pytest
 import torch
 from combinations import slow_except
 from model_zoo import FAMILIES
-from sidelight.server import request as request_module
 from sidelight.server.capture import CapturePlan, PassRecorder
 from sidelight.server.engine.outputs.given_target import target_outputs
 from sidelight.server.models import LoadedModel
 from sidelight.server.request import GivenTarget, Request, Step
+from sidelight.server.request import request as request_module
 from sidelight.server.runner import TargetPass, single_sequence
 from sidelight.server.runner.single_sequence import SingleSequenceModel
 from sidelight.server.runner.targets import target_pass

@@ -1,25 +1,21 @@
-"""A request, and the outputs that answer it: plain data, without protobuf.
-
-A `Request` has been validated. Its outputs come in this order: one Started, any number of EncoderSelf, the Steps and
-the Units of steps, one Finished. A follow stream gets a Started for each source, a StepCount for each TakeBack, and an
-AwaitingSource each time when its policy holds the target.
-"""
+"""A validated request, and what it may ask for."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..kernels import Encoding, Reduction
-from .alignment import Alignment, Link, Linker, Signals
-from .capture import AttentionArrays, CapturePlan
-from .policy import AlignAtt, PolicyDecision
-from .text import Grouping, OffsetUnit, Span, Token, TokenizedText
+from ...kernels import Encoding, Reduction
+from ..alignment import Linker
+from ..capture import CapturePlan
+from ..policy import AlignAtt
+from ..text import Grouping, OffsetUnit, Span, TokenizedText
+from .targets import BeamParams, DecodingParams, EncodedTarget, FollowedTarget, GivenTarget
 
 # The most bytes of attention that are computed at once for several messages, if a single row has no more: of the
 # encoder, and of a given target.
@@ -29,8 +25,6 @@ MAX_PART_BYTES = 32 * 1024**2
 Observer = Literal["policy", "links", "signals"]
 OBSERVERS: tuple[Observer, ...] = get_args(Observer)
 
-StopReason = Literal["end_token", "length", "stop_text", "given"]
-EarlyStopping = Literal["first", "unlikely", "never"]
 ContrastScore = Literal[
     "contrast_logits",
     "contrast_prob",
@@ -42,36 +36,6 @@ ContrastScore = Literal[
 ]
 Score = Literal["probability", "logit", "entropy", "cross_entropy", "perplexity", "top_p_size", ContrastScore]
 CONTRAST_SCORES: frozenset[Score] = frozenset(get_args(ContrastScore))
-
-
-@dataclass(frozen=True)
-class BeamParams:
-    """A beam search: the contract's message Beam, with every default filled in."""
-
-    width: int  # hypotheses that each step keeps
-    num_hypotheses: int  # hypotheses in the last output
-    length_penalty: float
-    early_stopping: EarlyStopping
-
-
-@dataclass(frozen=True)
-class DecodingParams:
-    """How the model generates a target. `generation` overrides the model's generation config, by its field names."""
-
-    max_new_tokens: int
-    do_sample: bool
-    seed: int | None = None
-    stop: tuple[str, ...] = ()
-    ignore_eos: bool = False
-    generation: dict[str, Any] = field(default_factory=dict[str, Any])
-    beam: BeamParams | None = None  # None: greedy search or sampling
-
-
-@dataclass(frozen=True)
-class GivenTarget:
-    """A target that the client gives. Every token of its text is a step."""
-
-    text: TokenizedText
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,13 +91,6 @@ class UnitPlan:
     def source_begins(self) -> list[int]:
         """The first token of each unit of the source."""
         return [unit.start for unit in self.source_units]
-
-
-@dataclass(frozen=True)
-class FollowedTarget:
-    """A target that the client of a follow stream gives token by token. Every token is a step."""
-
-    max_new_tokens: int
 
 
 @dataclass(frozen=True)
@@ -242,8 +199,8 @@ class Request:
     def single_pass_bytes(self) -> int:
         """The most bytes of attention that one forward pass computes and several messages carry.
 
-        These are encoder self-attention, and the steps of a given target that one pass computes. 0 if all attention is
-        computed step by step.
+        These are encoder self-attention, and the steps of a given target that one pass computes. The encoder's states
+        count as attention. 0 if all attention is computed step by step.
         """
         source = self.source_length
         num_bytes = 0
@@ -255,6 +212,8 @@ class Request:
             num_bytes += self._held_bytes(self.step_bytes(num_read), len(self.captured_steps))
             observed_bytes = sum(plan.row_bytes("cross", source) for plan in self.observed.values())
             num_bytes += observed_bytes * len(self.target.text.tokens)  # held until the last step
+        if isinstance(self.target, EncodedTarget):
+            num_bytes += self.target.count_bytes(source)
         if self.contrast is not None:  # to subtract is to hold both for a moment
             num_bytes = max(num_bytes, 2 * self.contrast.request.single_pass_bytes)
         return num_bytes
@@ -283,118 +242,3 @@ class Contrast:
     subtracts_attention: bool = False
     kl_top_p: float = 1.0
     kl_top_k: int = 0
-
-
-class TextSpan(NamedTuple):
-    """A part of a text, with its characters."""
-
-    begin: int
-    end: int
-    text: str
-
-
-@dataclass(frozen=True)
-class Started:
-    """The first output, sent before the model runs.
-
-    `decoder_prompt` holds the tokens of `Request.decoder_prompt_ids`, and `prefix_text` is their text, as far as it is
-    complete. `seed` is the seed of sampling. `source_units` and `prefix_units` are what the units of the source and of
-    `decoder_prompt` cover; empty without a grouping.
-    """
-
-    decoder_prompt: tuple[Token, ...]
-    seed: int | None = None
-    prefix_text: str = ""
-    source_units: tuple[TextSpan, ...] = ()
-    prefix_units: tuple[TextSpan, ...] = ()
-
-
-@dataclass(frozen=True)
-class EncoderSelf:
-    """Encoder self-attention of some consecutive queries: `[queries, positions, layers, heads]`.
-
-    Reduced attention has fewer axes.
-    """
-
-    first_query: int
-    attention: AttentionArrays
-
-
-@dataclass(frozen=True)
-class Step:
-    """A token and its attention: `[positions, layers, heads]`. Reduced attention has fewer axes.
-
-    `unsent_text` is the text of the steps that `resume_at` leaves out, in the first step or unit that is sent. `links`
-    are those of the words that are complete with the step.
-    """
-
-    index: int
-    token: Token
-    text: str
-    scores: Sequence[float] = ()
-    cross: AttentionArrays | None = None
-    decoder_self: AttentionArrays | None = None
-    unsent_text: str = ""
-    decision: PolicyDecision | None = None
-    links: Sequence[Link] = ()
-
-
-@dataclass(frozen=True)
-class StepCount:
-    """How many steps of a follow stream are left."""
-
-    num_steps: int
-
-
-@dataclass(frozen=True)
-class AwaitingSource:
-    """A follow stream has written what its policy allows. `num_firm` as in PolicyDecision."""
-
-    num_steps: int
-    num_firm: int
-
-
-@dataclass(frozen=True)
-class Hypothesis:
-    """One result of a beam search.
-
-    `score` is the sum of the log-probabilities divided by length ** length_penalty.
-    """
-
-    text: str
-    tokens: tuple[Token, ...]
-    score: float
-    stop_reason: StopReason
-
-
-@dataclass(frozen=True)
-class Unit:
-    """Consecutive steps that belong together, and their attention: `[units, layers, heads]`, or fewer axes."""
-
-    index: int
-    span: TextSpan
-    first_step: int
-    end_step: int
-    scores: Sequence[float] = ()
-    cross: AttentionArrays | None = None
-    decoder_self: AttentionArrays | None = None
-    unsent_text: str = ""
-
-
-@dataclass(frozen=True)
-class Finished:
-    """The last output: the whole text, and why it ends.
-
-    `seed` is the seed of sampling. `hypotheses` are the best ones of a beam search, the best first.
-    """
-
-    text: str
-    stop_reason: StopReason
-    num_steps: int
-    seed: int | None = None
-    hypotheses: tuple[Hypothesis, ...] = ()
-    signals: Signals | None = None
-    alignment: Alignment | None = None
-
-
-Output = Started | EncoderSelf | Step | Unit | StepCount | AwaitingSource | Finished
