@@ -79,6 +79,27 @@ def test_the_server_takes_its_arguments(name: str, monkeypatch):
 
 
 @pytest.mark.parametrize("name", SETS)
+def test_a_pod_has_time_to_end(name: str, monkeypatch):
+    server, pod = server_of(name), pod_of(name)
+    grace = server_settings(server["args"], monkeypatch).values.grace
+    pause = server.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
+    assert pod["terminationGracePeriodSeconds"] >= pause + grace + 5
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_prometheus_finds_the_metrics(name: str, monkeypatch):
+    server = server_of(name)
+    address = server_settings(server["args"], monkeypatch).values.metrics_address
+    assert {"name": "metrics", "containerPort": int(address.rpartition(":")[2])} in server["ports"]
+
+
+def test_the_autoscaler_counts_what_the_server_measures():
+    (metric,) = find("service", "HorizontalPodAutoscaler")["spec"]["metrics"]
+    documented = re.findall(r"^\| `(\w+)`", (ROOT / "server/README.md").read_text(encoding="utf-8"), re.M)
+    assert metric["pods"]["metric"]["name"] in documented
+
+
+@pytest.mark.parametrize("name", SETS)
 def test_probes_reach_the_server(name: str, monkeypatch):
     """The kubelet's own probes reach a port of the pod without TLS, and nothing else."""
     server = server_of(name)
@@ -134,7 +155,7 @@ def test_the_sidecar_shares_its_socket_alone():
     pod = pod_of("sidecar.yaml")
     server, (service,) = server_of("sidecar.yaml"), pod["containers"]
     assert server["restartPolicy"] == "Always"
-    assert "ports" not in server
+    assert [port["name"] for port in server["ports"]] == ["metrics"]
     (variable,) = service["env"]
     assert (variable["name"], variable["value"]) == ("SIDELIGHT_ADDRESS", argument(server, "--address"))
     shared = {m["name"] for m in service["volumeMounts"]} & {m["name"] for m in server["volumeMounts"]}
