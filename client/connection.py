@@ -163,16 +163,17 @@ def _find_tls(tls: bool | str | Path | TlsOptions | None) -> TlsOptions | None:
     if isinstance(tls, str | Path):
         return TlsOptions(ca=tls)
     if tls is not None:
-        return _tls_of_environment() if tls else None
+        return tls_of_environment() if tls else None
     switch = os.environ.get("SIDELIGHT_TLS", "").lower()
     if switch not in ("", "0", "1", "false", "true"):
         raise invalid_argument("SIDELIGHT_TLS", "must be 1 or 0")
-    found = _tls_of_environment()
+    found = tls_of_environment()
     wants_tls = found != TlsOptions() if not switch else switch in ("1", "true")
     return found if wants_tls else None
 
 
-def _tls_of_environment() -> TlsOptions:
+def tls_of_environment() -> TlsOptions:
+    """Returns the files and the name that the environment has."""
     names = ("CA", "CLIENT_CERT", "CLIENT_KEY", "SERVER_NAME")
     return TlsOptions(*(os.environ.get(f"SIDELIGHT_TLS_{name}") or None for name in names))
 

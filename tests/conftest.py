@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from harness import serving
 from sidelight.server.models.loader import LoadedModel, load
+from sidelight.server.operations import logs
 
 # torch notes which functions make tensors when a device is first a context. Tests that replace one come later.
 with torch.device("meta"):
@@ -18,6 +20,19 @@ with torch.device("meta"):
 
 # Workers run side by side; more threads for such small models only get in each other's way.
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def root_log(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Puts the log of the process back after each test: `sidelight serve` within a test configures it."""
+    root, own = logging.getLogger(), logging.getLogger("sidelight")
+    levels, handlers = (root.level, own.level), set(root.handlers)
+    monkeypatch.setattr(logs, "_has_texts", False)
+    yield
+    for handler in set(root.handlers) - handlers:
+        root.removeHandler(handler)
+    root.setLevel(levels[0])
+    own.setLevel(levels[1])
 
 
 @pytest.fixture(scope="session")

@@ -26,6 +26,8 @@ class TargetLinks:
     """
 
     def __init__(self, linker: Linker, source: WordedText) -> None:
+        if linker.has_encoder_states:
+            raise ValueError("the encoder has no states of a target that grows")
         self.words: list[Span] = []
         self._linker = linker
         self._source = source

@@ -255,8 +255,7 @@ class Calls:
 
         A public method needs no token. While the server ends, public methods and those with `serves_to_end` still
         answer, and calls of all others get UNAVAILABLE.
-        Every method reads and writes by itself, so all methods are streams for gRPC. On the wire there is no
-        difference.
+        Every method reads and writes by itself, so all methods are streams for gRPC, and the same on the wire.
         """
         service, codes = descriptor.containing_service.full_name, [code.name for code in grpc.StatusCode]
         metrics = MethodMetrics(service, descriptor.name, _kind_of(descriptor), codes)
@@ -281,7 +280,8 @@ class Calls:
                 except RequestError as request_error:
                     error = request_error
                 except asyncio.CancelledError:
-                    if call.error is None:  # the client has cancelled, or the server ends
+                    if call.error is None:  # the client has cancelled, the deadline has passed, or the server ends
+                        observed.code = "DEADLINE_EXCEEDED" if context.time_remaining() == 0 else observed.code
                         raise
                     error = call.error
                 except Exception as fault:

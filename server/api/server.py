@@ -102,12 +102,12 @@ class Server:
         """
         address = self._address if isinstance(self._address, Address) else Address(self._address)
         self._address = address
-        address.release()
-        port = self._listen(address)
         for engine in self._engines:
             await asyncio.to_thread(warm, engine.loaded)
             await asyncio.to_thread(engine.start)
             self._health.set_serving(engine.loaded.name, is_serving=True)
+        address.release()
+        port = self._listen(address)  # gRPC accepts connections from here on
         await self._server.start()
         self._watch = asyncio.create_task(self._calls.watch(self._hold_back))
         return address.name if address.is_unix else f"{address.name.rpartition(':')[0]}:{port}"

@@ -94,13 +94,13 @@ class Health:
         name = parse(health_pb2.HealthCheckRequest, await call.read()).service
         last = None
         while True:
-            changed = self._changed
+            changed, has_ended = self._changed, self._has_ended
             found = self._find_status(name)
             status = _UNKNOWN if found is None else found
             if status != last:
                 await call.write(health_pb2.HealthCheckResponse(status=status))
                 last = status
-            if self._has_ended:
+            if has_ended:
                 return
             await changed.wait()
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 import torch
 
-from ..errors import RequestError, internal, report_fault, stopped, too_few_slots
-from ..memory import release_memory_of, used_bytes
+from ..errors import RequestError, internal, out_of_memory, report_fault, stopped, too_few_slots
+from ..memory import is_out_of_memory, used_bytes
 from ..models import LoadedModel, ModelError
 from ..operations import RESTING, ModelLoad, ModelMetrics, Watchdog, current_call
 from ..request import Request
@@ -187,8 +187,9 @@ class Engine:
                     num_faults = 0
                 # Not a request's fault, but ours: waiting requests must not wait for ever.
                 except Exception as error:  # noqa: PERF203
-                    what, lack = f"the engine of {self.loaded.name}", release_memory_of(error)
-                    fault = lack if isinstance(lack, RequestError) else report_fault(log, "", error, what)
+                    # Nothing keeps the error: its traceback holds the core, whose memory the next core needs.
+                    fault = report_fault(log, "", error, f"the engine of {self.loaded.name}")
+                    fault = out_of_memory() if is_out_of_memory(error) else fault
                     num_restart_faults += not is_sound
                     num_faults += is_sound
                     is_sound = False

@@ -129,9 +129,11 @@ class StartedRequests:
     def fail(self, state: RequestState, error: Exception) -> None:
         """Ends a request with what went wrong, in words for its client."""
         error = release_memory_of(error)
-        if not isinstance(error, RequestError):
-            with as_current(state.call):
-                error = report_fault(log, state.request.request_id, error)
-        elif error.reason == OUT_OF_MEMORY:
-            log.warning("request %s ends, as there is too little memory for it now", state.request.request_id)
+        request_id = state.request.request_id
+        with as_current(state.call):
+            if not isinstance(error, RequestError):
+                error = report_fault(log, request_id, error)
+            elif error.reason == OUT_OF_MEMORY:
+                words = "request %s ends, as there is too little memory for it now"
+                log.warning(words, request_id, extra={"request_id": request_id})
         self.finish(state, error)

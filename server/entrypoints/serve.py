@@ -264,10 +264,10 @@ async def _serve(
 
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in _SIGNALS:
-        loop.add_signal_handler(number, stopping.set)
     server = Server(loaded, held, configs, security, monitoring.telemetry)
     address = await server.start()
+    for number in _SIGNALS:
+        loop.add_signal_handler(number, stopping.set)
     if (metrics_server := monitoring.metrics_server) is not None:
         metrics_server.start(server.method_metrics, server.model_metrics)
         logging.getLogger(__name__).info("metrics at %s", metrics_server.url)
@@ -282,10 +282,12 @@ async def _serve(
     logging.getLogger(__name__).info("stopping within %g seconds", grace)
     await server.stop(grace)
     if server.failed.is_set():
-        print(f"sidelight: the engine of {names} has failed; the log says why", file=sys.stderr)
+        print("sidelight: the engine of a model has failed; the log says why", file=sys.stderr)
     status = int(server.failed.is_set())
     if server.is_running:  # its thread is in a step that has no end, and Python would wait for it, or crash
         logging.getLogger(__name__).error("an engine is still at a step: the process ends without it")
+        if monitoring.telemetry is not None:
+            monitoring.telemetry.close()
         logging.shutdown()
         sys.stdout.flush()
         os._exit(status)

@@ -7,6 +7,7 @@ development. The SDK reads its own environment, such as OTEL_TRACES_SAMPLER. Not
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 # The buckets that the conventions give.
 _CALL_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
 _FIRST_TOKEN_SECONDS = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
+
+# Seconds for which the end may take: a container is killed soon after its grace.
+_CLOSE_SECONDS = 2.0
 
 # The status codes that are faults of a server, by the conventions of gRPC.
 _FAULTS = frozenset({"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"})
@@ -123,7 +127,12 @@ class Telemetry:
         self._first_token_seconds.record(seconds, attributes)
 
     def close(self) -> None:
-        """Sends what is left, and ends the threads of the exporters."""
+        """Sends what is left, within two seconds: a collector that is gone must not keep the process from its end."""
+        closing = threading.Thread(target=self._shut_down, name="end of telemetry", daemon=True)
+        closing.start()
+        closing.join(_CLOSE_SECONDS)
+
+    def _shut_down(self) -> None:
         for provider in self._providers:
             provider.shutdown()
 

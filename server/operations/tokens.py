@@ -137,6 +137,8 @@ class TokenFile:
         return limit
 
     def _error(self, place: str, message: str) -> TokenFileError:
+        # A name that may be a token, as where names and tokens have changed places, is not shown.
+        place = ".".join("a name that is not shown here" if _TOKEN.match(part) else part for part in place.split("."))
         return TokenFileError(f"{self._path}: {place}{': ' if place else ''}{message}")
 
 

@@ -73,7 +73,7 @@ class AnswerStarter:
         client: Hashable,
         deadline: float | None,
         ready: ReadyQueues | None = None,
-        validator: Callable[[service_pb.AttributeRequest, LoadedModel, str], Request] = validate_request,
+        validator: Callable[[service_pb.AttributeRequest, LoadedModel, str], Request] | None = None,
     ) -> Answer:
         """Starts the answer to a message. Raises RequestError.
 
@@ -84,16 +84,15 @@ class AnswerStarter:
             client: The client's connection.
             deadline: When the outputs are not wanted any more, by `time.monotonic`; None: no deadline.
             ready: For a task that reads several answers: where the answer's queue is announced.
-            validator: Makes the engine's request of the message. Raises RequestError.
+            validator: Makes the engine's request of the message, and raises RequestError; None: `validate_request`.
         """
         arrived = time.monotonic()
         engine = self._engines[self._catalog.find(message.model).name]
         feature_bytes = len(message.source.features.values) + len(message.contrast.source.features.values)
         with engine.reserve(client, feature_bytes) as place:  # before any work is done for the request
             log_text(request_id, message.source.text)
-            request = await validate(
-                self._tokenizer_pool, engine.loaded, num_bytes, validator, message, engine.loaded, request_id
-            )
+            pool, validator = self._tokenizer_pool, validator or validate_request
+            request = await validate(pool, engine.loaded, num_bytes, validator, message, engine.loaded, request_id)
             state = engine.submit(request, OutputQueue(engine.wake, ready), deadline, place)
             return Answer(state, engine, arrived)
 

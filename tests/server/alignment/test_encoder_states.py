@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from sidelight.server.alignment import Linker, compare_states, default_preset
 from sidelight.server.alignment.features import combine_features
 from sidelight.server.alignment.linker import WordedText
+from sidelight.server.alignment.target_links import TargetLinks
 from sidelight.server.alignment.word_scores import WordScores
 from sidelight.server.text import Token
 
@@ -77,11 +78,13 @@ def test_the_feature_multiplies_the_score():
     np.testing.assert_allclose(found.null, null / (scores.sum(0) + null), rtol=1e-5)
 
 
-def test_a_linker_with_the_feature_links_no_word_alone():
+def test_a_linker_with_the_feature_needs_states_of_a_whole_target():
     text = WordedText.of_text("a", [Token(1, "a", 0, 1, False, "a")])
     linker = Linker(default_preset(1, 1), features=["attention", "encoder_states"])
     assert linker.has_encoder_states
     rows = np.ones((1, 1), np.float32)
     assert len(linker.link(rows, text, text, rows)) == 1
     with pytest.raises(ValueError, match="needs states"):
-        linker.link_word(rows, text, rows, "a", 0)
+        linker.link(rows, text, text)
+    with pytest.raises(ValueError, match="grows"):
+        TargetLinks(linker, text)

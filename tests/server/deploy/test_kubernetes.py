@@ -68,8 +68,9 @@ def test_the_server_takes_its_arguments(name: str, monkeypatch):
     assert settings.offline  # the model is in the image
     assert int(server["resources"]["requests"]["cpu"]) == settings.threads
     # Rule of the server: beyond this machine only with TLS, or where the operator says so.
-    is_local = settings.address.startswith("unix:")
-    assert (settings.tls_cert is not None) + settings.insecure + is_local == 1
+    ports = [settings.address, settings.metrics_address]
+    are_local = all(port.startswith(("unix:", "127.0.0.1:")) for port in ports if port)
+    assert (settings.tls_cert is not None) + settings.insecure + are_local == 1
     mounts = {mount["mountPath"]: mount["name"] for mount in server["volumeMounts"]}
     assert {"/var/cache/sidelight", "/tmp"} <= {*mounts}
     for path in (settings.tls_cert, settings.tls_key, settings.tokens, settings.address.partition("unix:")[2]):

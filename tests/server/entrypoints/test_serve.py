@@ -114,7 +114,8 @@ async def test_a_signal_ends_the_server_with_status_0(bundled, monkeypatch, caps
     try:
         with Address(settings.values.address) as held:
             configs = serve._engine_configs([bundled], settings, [()])
-            serving = asyncio.create_task(serve._serve([bundled], configs, held, Security(), settings.values.grace))
+            arguments = ([bundled], configs, held, Security(), serve._Monitoring(), settings.values.grace)
+            serving = asyncio.create_task(serve._serve(*arguments))
             while "serving" not in capsys.readouterr().out:
                 await asyncio.sleep(0.01)
             os.kill(os.getpid(), number)
@@ -182,13 +183,13 @@ UNKNOWN = json.dumps({"model_type": "sidelight-has-no-such", "architectures": ["
         (cut, "model", "model.safetensors"),
         (turn_a_tensor, "model", "by config.json"),
         (write_config('{"model_type": '), "model", "config.json"),
-        (write_config(UNKNOWN), "model", "sidelight-has-no-such"),
+        (write_config(UNKNOWN), "model", "NoSuchModel"),
     ],
     ids=["no folder", "a file", "empty", "no config", "no weights", "cut", "shape", "JSON", "architecture"],
 )
 def test_a_broken_model_ends_the_start_with_one_line(copy_model, tmp_path, capsys, damage, path, words):
     damage(copy_model("bundled"))
-    assert main(["serve", str(tmp_path / path), "--address", "127.0.0.1:0", "--offline"]) == 1
+    assert main(["serve", str(tmp_path / path), "--address", "127.0.0.1:0", "--offline", "--log-level", "error"]) == 1
     captured = capsys.readouterr()
     assert not captured.out
     (line,) = captured.err.splitlines()
@@ -198,7 +199,7 @@ def test_a_broken_model_ends_the_start_with_one_line(copy_model, tmp_path, capsy
 
 def test_what_nobody_has_foreseen_ends_the_start_with_one_line(capsys, monkeypatch):
     monkeypatch.setattr(loader, "open_checkpoint", lambda _: {}["unforeseen\nTraceback"])
-    assert main(["serve", "--address", "127.0.0.1:0"]) == 1
+    assert main(["serve", "--address", "127.0.0.1:0", "--log-level", "error"]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("sidelight: cannot load")
     assert "unforeseen" in line

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Iterator
 
 import grpc
 import pytest
@@ -14,23 +13,10 @@ from harness import request, serving, stub
 from sidelight.client import Client, InternalError
 from sidelight.server.api.rpcs import answer
 from sidelight.server.engine import engine_core
-from sidelight.server.operations import LogOptions, configure_log, logs
+from sidelight.server.operations import LogOptions, configure_log
 
 SECRET = "a text that nobody else may read"
 _TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
-
-
-@pytest.fixture(autouse=True)
-def root_log(monkeypatch) -> Iterator[None]:
-    """Puts the log of the process back after the test."""
-    root, own = logging.getLogger(), logging.getLogger("sidelight")
-    levels, handlers = (root.level, own.level), set(root.handlers)
-    monkeypatch.setattr(logs, "_has_texts", False)
-    yield
-    for handler in set(root.handlers) - handlers:
-        root.removeHandler(handler)
-    root.setLevel(levels[0])
-    own.setLevel(levels[1])
 
 
 def quote_text(*_: object) -> None:
