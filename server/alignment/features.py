@@ -37,8 +37,8 @@ def combine_features(
     """Returns the product of the features, each to the power of its weight, normalized for each target word.
 
     The score of a pair is (a + 0.01) ** wa * (l + 0.003) ** wl * exp(ws * s) * (e + 0.01) ** we, for its share of
-    attention a, its number in the lexicon l, its likeness in spelling s and that of its encoder's states e. To go with
-    no word is a pair without a number in the lexicon and without likeness. A weight of 0 leaves a feature out.
+    attention a, its number in the lexicon l, its likeness in spelling s and that of its encoder's states e. The null
+    share counts as a pair that the lexicon lacks and that is not alike. A weight of 0 leaves a feature out.
 
     Args:
         attention: The shares of attention.

@@ -66,6 +66,9 @@ class TargetLinks:
     def _link(self, words: list[Span], text: str, num_known: int) -> list[Link]:
         """Returns the links of words. The first `num_known` tokens have rows."""
         tokens, sums = self._tokens[:num_known], self._sums[:num_known]
+        if not tokens:  # as where the target ends at once behind a prefix: these words look nowhere
+            begin = words[0][0]
+            tokens, sums = [Token(0, "", begin, begin, special=False, text="")], [[0.0] * (len(self._source.words) + 2)]
         size = len(words) * (len(self._source.words) + num_known)
         link = self._link_each if size <= _FEW_NUMBERS else self._link_together
         links = link(words, tokens, sums, text)

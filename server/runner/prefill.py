@@ -79,7 +79,8 @@ class Prefill:
     def _rewind(self, rewind: Rewind) -> bool:
         """Takes one sequence back. Returns whether its source must be read."""
         sequence, request, target_ids, _, is_read_whole = rewind
-        is_new_source = self._loaded.is_encoder_decoder and request.source != sequence.request.source
+        is_other_source = request.source != sequence.request.source or sequence.must_read_source
+        is_new_source = self._loaded.is_encoder_decoder and is_other_source
         prompt = [*request.decoder_prompt_ids, *target_ids]
         if not self._loaded.is_encoder_decoder:
             prompt = [*request.source.ids, *prompt]
@@ -97,6 +98,7 @@ class Prefill:
         sequence.special = find_special(self._loaded, request, target_ids)
         sequence.request, sequence.prompt, sequence.added_ids, sequence.next_logits = request, prompt, [], None
         sequence.num_cached, sequence.num_steps = num_kept, len(target_ids)
+        sequence.must_read_source = is_new_source and is_read_whole
         return is_new_source and not is_read_whole
 
     def _read_groups(self, sequences: list[Sequence]) -> dict[Sequence, Exception]:

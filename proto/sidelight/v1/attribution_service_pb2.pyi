@@ -2000,7 +2000,7 @@ class LinkOptions(_message.Message):
     @_builtins.property
     def features(self) -> _containers.RepeatedScalarFieldContainer[Global___LinkFeature.ValueType]:
         """What the scores of pairs of words are made of, each at most once. Empty: what calibration has chosen for the model,
-        otherwise LINK_FEATURE_ATTENTION and LINK_FEATURE_SPELLING. Links that come while a target is written never have
+        otherwise LINK_FEATURE_ATTENTION and LINK_FEATURE_SPELLING. Links of AttributeRequests never have
         LINK_FEATURE_ENCODER_STATES.
         """
 

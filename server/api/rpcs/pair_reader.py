@@ -106,10 +106,14 @@ class PairReader:
         if not linker.has_encoder_states:
             return await rows
         if request.WhichOneof("target") == "given":
-            found, states = await _run_both(rows, self._run_states(request, request.given.text, name))
+            found, states = await _run_both(
+                rows, self._run_states(request, request.given.text, name, is_reverse=is_reverse)
+            )
         else:
             found = await rows
-            states = await self._run_states(request, found.target_text, name) if found.target_text.strip() else None
+            text, states = found.target_text, None
+            if text.strip():
+                states = await self._run_states(request, text, name, is_reverse=is_reverse)
         return replace(found, states=states)
 
     async def _run_rows(self, request: service_pb.AttributeRequest, name: str, *, is_reverse: bool) -> PairRows:
@@ -133,7 +137,9 @@ class PairReader:
         self._usage.add(state, len(tokens), first_step, finished.seed)
         return PairRows(state.request.source, finished.text, tokens, np.stack(rows), finished.signals)
 
-    async def _run_states(self, request: service_pb.AttributeRequest, target: str, name: str) -> _States | None:
+    async def _run_states(
+        self, request: service_pb.AttributeRequest, target: str, name: str, *, is_reverse: bool
+    ) -> _States | None:
         """Has the engine compute the encoder's states of a pair; None for a target without tokens for the encoder."""
         try:
             states_request = build_states_request(request, target)
@@ -141,7 +147,7 @@ class PairReader:
         except RequestError as error:
             if (error.reason, error.field) == ("EMPTY", "given.text"):
                 return None
-            raise find_states_field(error, self._message) from None
+            raise find_states_field(error, self._message, is_reverse=is_reverse) from None
         states = next(output for _, output in outputs if isinstance(output, EncoderStates))
         assert isinstance(state.request.target, EncodedTarget)
         self._usage.add_states(state, len(states.source) + len(states.target))

@@ -22,8 +22,8 @@ def catch_up_pass(loaded: LoadedModel, rewind: Rewind) -> TargetPass | None:
     """
     sequence, request, target_ids, num_new = rewind[:4]
     # Of a decoder, the tokens that are read go on to count where the source behind them grows.
-    has_other_source = loaded.is_encoder_decoder and request.source != sequence.request.source
-    has_read = sequence.num_cached > 0 and not has_other_source
+    has_other_source = request.source != sequence.request.source or sequence.must_read_source
+    has_read = sequence.num_cached > 0 and not (loaded.is_encoder_decoder and has_other_source)
     num_tokens = request.source_length + len(request.decoder_prompt_ids) + len(target_ids)
     if not target_ids or (has_read and _STEP_TOKENS * num_new < num_tokens):
         return None

@@ -87,8 +87,9 @@ class TargetReader:
         """Runs some of the passes together, the first among them, and gives them their results. Returns these passes.
 
         `max_tokens` bounds the tokens of the sources, and those of the targets, with their padding; the first pass
-        runs however long it is. All passes must be ones that can be shared, or have a sequence. None is returned where
-        running them together has failed: each must run alone then, which this method does for passes with a sequence.
+        runs however long it is. All passes must be ones that can be shared, or have a sequence. The list is empty where
+        running them together has failed. Then each runs alone: passes with a sequence in later calls of this method,
+        others by their own `decode`.
         """
         batch = _choose(passes, max_tokens)
         try:
@@ -104,6 +105,7 @@ class TargetReader:
             target_pass.result = result
             if (sequence := target_pass.sequence) is not None:
                 sequence.num_cached = len(sequence.prompt) - 1  # the next step reads the last token
+                sequence.must_read_source = False
                 self._cache.end_read(sequence.slot, sequence.num_cached, sequence.source_length)
         return batch
 

@@ -80,3 +80,18 @@ def test_a_word_has_links_once_the_rows_of_its_tokens_are_there() -> None:
     assert found == [[], [], [], [0], [], [], [1]]
     whole = Linker(preset).link(rows, source, target)
     assert [link[:2] for link in growing.decide()] == [link[:2] for link in whole]
+
+
+@pytest.mark.parametrize("special_tokens", SPECIAL_TOKENS)
+@pytest.mark.parametrize("method", LINK_METHODS)
+@pytest.mark.parametrize("text", ["Ein", "Ein Hund. " * 20])
+def test_words_before_the_first_row_have_no_links(special_tokens: SpecialTokens, method: LinkMethod, text: str) -> None:
+    """The words of a prefix, behind which the target ends at once."""
+    source = WordedText.of_text("A dog.", _cut("A dog.", with_end=True))
+    preset = AlignmentPreset((AlignmentHead(0, 0),), "reading", special_tokens, method, {}, {"attention": 1.0})
+    links = TargetLinks(Linker(preset), source)
+    end = Token(1, "</s>", len(text), len(text), True, "")
+    found = links.add_tokens([end], text, is_last=True)
+    assert all(link.score == 0 for link in found)
+    assert len(links.words) > 0
+    links.decide()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -250,3 +251,25 @@ def test_a_stalled_reader_holds_up_its_own_stream_only(bundled, engines, monkeyp
             assert list(service.Attribute(request(SENTENCE), timeout=60))[-1].HasField("finished")
         counts = [r.step_count for r in call if r.HasField("step_count")]
         assert counts == [0] * 20
+
+
+def test_a_source_whose_pass_is_not_needed_any_more_is_read_all_the_same(bundled, monkeypatch):
+    """The pass over a grown source is put off, and the client takes back all tokens that it was for."""
+    read, is_put_off = TargetReader.read, threading.Event()
+
+    def perhaps(reader, passes, max_tokens):
+        return [] if is_put_off.is_set() else read(reader, passes, max_tokens)
+
+    monkeypatch.setattr(TargetReader, "read", perhaps)
+    with serving(bundled) as address, stub(address) as service:
+        driver = FollowDriver(service)
+        driver.add_source("Where did you")
+        driver.add_text("Wo hast du")
+        is_put_off.set()
+        driver.add_source(" buy that?")
+        driver.take_back(len(driver.ids))
+        is_put_off.clear()
+        driver.add_ids(driver.stretches[-2].ids[0])
+        driver.add_ids(driver.stretches[-3].ids[1])
+        driver.finish()
+        assert_as_given(service, driver.stretches)

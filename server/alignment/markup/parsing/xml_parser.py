@@ -90,7 +90,9 @@ class _XmlReader:
             if piece.kind == "end" and not piece.raw:  # <x/> ends where its tag ends
                 self._pieces[number - 1].kind = "empty"
             piece.is_reference = piece.raw.startswith("&")
-        return [piece for piece in self._pieces if piece.raw]
+        pieces = [piece for piece in self._pieces if piece.raw]
+        check_count(sum(piece.kind != "text" for piece in pieces))
+        return pieces
 
     def _describe(self, error: expat.ExpatError) -> RequestError:
         line, column = error.lineno, error.offset
@@ -103,7 +105,7 @@ class _XmlReader:
     def _add(self, piece: Piece) -> None:
         if self._is_in_doctype:
             return
-        self._num_tags += piece.kind != "text"
+        self._num_tags += piece.kind not in ("text", "end")  # that an end is no tag of its own shows later
         check_count(self._num_tags)
         self._pieces.append(piece)
         self._begins.append(self._parser.CurrentByteIndex - self._shift)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable
-from itertools import takewhile
 
 from .placed import Placed
 from .units import Units
@@ -30,19 +28,15 @@ def _take_white_space(units: Units, child: Placed, low: int, high: int) -> None:
 
     Where the source has white space on both sides of the tag, one character stays outside.
     """
-    node, source, target = child.node, units.source_text, units.target_text
+    node, source = child.node, units.source_text
     if node.begin == node.end or node.content is not None:
         return
-    text = source[node.begin : node.end]
-    num_first, num_last = len(text) - len(text.lstrip()), len(text) - len(text.rstrip())
+    num_first = min(units.source_space.end_behind(node.begin), node.end) - node.begin
+    num_last = node.end - max(units.source_space.begin_before(node.end), node.begin)
     has_space_before = source[max(node.begin - 1, 0) : node.begin].isspace()
     has_space_behind = source[node.end : node.end + 1].isspace()
-    num_before = _count_spaces(reversed(target[max(low, child.begin - num_first - 1) : child.begin]))
-    num_behind = _count_spaces(target[child.end : min(high, child.end + num_last + 1)])
+    first = max(units.target_space.begin_before(child.begin), low, child.begin - num_first - 1)
+    last = min(units.target_space.end_behind(child.end), high, child.end + num_last + 1)
+    num_before, num_behind = child.begin - first, last - child.end
     child.begin -= max(min(num_first, num_before - has_space_before), 0)
     child.end += max(min(num_last, num_behind - has_space_behind), 0)
-
-
-def _count_spaces(characters: Iterable[str]) -> int:
-    """Counts the white space at the begin of characters."""
-    return sum(1 for _ in takewhile(str.isspace, characters))

@@ -52,24 +52,15 @@ class PointFinder:
     def _find_end(self, node: Node, parent: Placed) -> int:
         """Returns the end of the parent, or the begin of the white space there if the node stands before it."""
         low = max(parent.begin, parent.end - (parent.node.end - node.end))
-        offset = parent.end
-        while offset > low and self._units.target_text[offset - 1].isspace():
-            offset -= 1
-        return offset
+        return max(low, self._units.target_space.begin_before(parent.end))
 
     def _count_spaces(self, node: Node) -> int:
         """Counts the white space before a node in the source."""
-        begin = node.begin
-        while begin > 0 and self._units.source_text[begin - 1].isspace():
-            begin -= 1
-        return node.begin - begin
+        return node.begin - self._units.source_space.begin_before(node.begin)
 
     def _skip_spaces(self, offset: int, end: int, num_spaces: int) -> int:
         """Returns the end of at most so many characters of white space."""
-        end = min(end, offset + num_spaces)
-        while offset < end and self._units.target_text[offset].isspace():
-            offset += 1
-        return offset
+        return max(offset, min(end, offset + num_spaces, self._units.target_space.end_behind(offset)))
 
     def _settle(self, child: Child, placement: Placement, score: float, offset: int) -> int:
         child.place = Place(placement, score)

@@ -15,6 +15,7 @@ from math import inf
 from ....text import Span
 from ...links import Link
 from ..flows import Flow, Node
+from .white_space import WhiteSpace
 
 Area = tuple[int, int]
 """A range of target units that an element may lie in."""
@@ -57,6 +58,8 @@ class Units:
         anchored: The source units that are anchored.
         source_text: The text of the flow.
         target_text: The target of the flow.
+        source_space: The white space of the first text.
+        target_space: The white space of the second text.
     """
 
     source: list[Span]
@@ -66,6 +69,11 @@ class Units:
     anchored: set[int]
     source_text: str
     target_text: str
+    source_space: WhiteSpace = field(init=False)
+    target_space: WhiteSpace = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.source_space, self.target_space = WhiteSpace(self.source_text), WhiteSpace(self.target_text)
 
     def is_mark(self, unit: int) -> bool:
         """Whether a source unit is a punctuation mark or a symbol."""

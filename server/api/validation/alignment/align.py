@@ -291,10 +291,10 @@ def find_align_field(error: RequestError, *, is_reverse: bool) -> RequestError:
     return error
 
 
-def find_states_field(error: RequestError, message: service_pb.AlignRequest) -> RequestError:
+def find_states_field(error: RequestError, message: service_pb.AlignRequest, *, is_reverse: bool) -> RequestError:
     """Returns the error of a request for the encoder's states with the field of the AlignRequest that is to blame."""
-    if not error.field:
-        return error
+    if is_reverse or not error.field.startswith("given"):
+        return find_align_field(error, is_reverse=is_reverse)
     features, field = list(message.link_options.features), "link_options.features"
     if features:  # otherwise calibration has chosen the feature
         field += f"[{features.index(number_of(LINK_FEATURES, 'encoder_states'))}]"

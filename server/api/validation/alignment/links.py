@@ -39,7 +39,7 @@ def make_linker(options: service_pb.LinkOptions, loaded: LoadedModel, *, is_live
     preset = loaded.link_preset
     features: list[LinkFeature] = [LINK_FEATURES[feature] for feature in options.features]
     if is_live and "encoder_states" in features:
-        problem = "goes with Align: the encoder reads a target as a whole, and not while the target is written"
+        problem = "goes with Align: links of Attribute have no states of the target"
         raise invalid(f"link_options.features[{features.index('encoder_states')}]", "CONTRADICTION", problem)
     if is_live and not features:
         features = [feature for feature in preset.weights if feature != "encoder_states"] or ["attention"]

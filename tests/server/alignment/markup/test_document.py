@@ -297,3 +297,10 @@ def test_links_count_more_than_guesses() -> None:
 )
 def test_elements_without_words_keep_their_order(source: str) -> None:
     assert carry(source, HTML, ("x y z", "x=x y=y z=z")).text == source
+
+
+@pytest.mark.parametrize(("markup", "tag"), [("html", "<br/>"), ("xml", "<x/>"), ("xliff", "<x/>")])
+def test_an_element_without_an_end_counts_once(markup, tag):
+    assert parse_markup("a " + tag * 11_000 + " b", MarkupOptions(markup))
+    with pytest.raises(RequestError, match="more than 20,000 tags"):
+        parse_markup("a " + tag * 20_001 + " b", MarkupOptions(markup))

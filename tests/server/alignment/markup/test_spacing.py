@@ -8,6 +8,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from sidelight.server.alignment import Link, LinkedSegment, MarkupFormat, MarkupOptions, parse_markup
+from sidelight.server.alignment.markup.placement.white_space import WhiteSpace
 from sidelight.server.text import find_words
 
 PLACEHOLDERS = ["%s", "{name}", "{{ x }}", "__y__", "%1$s"]
@@ -109,3 +110,11 @@ def test_white_space_of_given_targets(markup_format: MarkupFormat, source: str, 
 def test_numbers_keep_their_elements() -> None:
     source = "<td>12 <b>34</b> 56</td> <td>7 <img> 8, <i>9</i></td>"
     assert parse_markup(source, MarkupOptions("html")).place([]).text == source
+
+
+@given(st.text(" a\t\u00a0b", max_size=12))
+def test_white_space_reaches_as_far_as_it_does(text):
+    space = WhiteSpace(text)
+    for offset in range(len(text) + 1):
+        assert space.begin_before(offset) == len(text[:offset].rstrip())
+        assert space.end_behind(offset) == len(text) - len(text[offset:].lstrip())
