@@ -252,8 +252,11 @@ def without_rows(events: Sequence[Message]) -> list[Message]:
 
 
 def without_texts(events: Sequence[Message]) -> list[Message]:
-    """The rows and scores of steps and units alone, with the ids of tokens. First the steps, then the units."""
-    names = ("piece", "begin", "end", "special", "text", "span")
+    """The rows and scores of steps and units alone, with the ids of tokens. First the steps, then the units.
+
+    Without links: those of a given target come with the last token of a word, others once the word is complete.
+    """
+    names = ("piece", "begin", "end", "special", "text", "span", "links")
     return [_cleared(event, names) for kind in (pb.Step, pb.Unit) for event in events if isinstance(event, kind)]
 
 
