@@ -48,7 +48,7 @@ class TlsOptions:
     """How a connection is encrypted. All files are PEM.
 
     Attributes:
-        ca: A file with the authorities that may vouch for the server; None: those that gRPC brings along.
+        ca: A file with the authorities that may vouch for the server; None: the authorities that gRPC brings along.
         client_cert: A file with the client's certificate, for servers that want one.
         client_key: A file with its private key.
         server_name: The name that the server's certificate must have; None: the host of the address.

@@ -32,7 +32,7 @@ class TargetLinks:
         self._linker = linker
         self._source = source
         self._finder = WordFinder()
-        self._tokens: list[Token] = []  # those that a word which is not complete may have
+        self._tokens: list[Token] = []  # the tokens of a word that is not complete
         self._sums: list[list[float]] = []  # what the rows of these tokens give to the words of the source
         self._scores: list[list[float]] = []  # of each word, with the null share at the end
         self._links: list[Link] = []

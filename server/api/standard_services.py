@@ -35,7 +35,7 @@ class Health:
     The names never change.
 
     It needs no token: the probes of load balancers and orchestrators cannot send any, and whether a server serves is
-    no secret from whoever can connect.
+    no secret from any client that can connect.
     """
 
     def __init__(self, calls: Calls, services: Sequence[str], models: Sequence[str]) -> None:

@@ -188,8 +188,8 @@ class Engine:
                 # Not a request's fault, but ours: waiting requests must not wait for ever.
                 except Exception as error:  # noqa: PERF203
                     # Nothing keeps the error: its traceback holds the core, whose memory the next core needs.
-                    fault = report_fault(log, "", error, f"the engine of {self.loaded.name}")
-                    fault = out_of_memory() if is_out_of_memory(error) else fault
+                    reported = report_fault(log, "", error, f"the engine of {self.loaded.name}")
+                    fault = out_of_memory() if is_out_of_memory(error) else reported
                     num_restart_faults += not is_sound
                     num_faults += is_sound
                     is_sound = False
