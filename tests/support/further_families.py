@@ -164,7 +164,7 @@ FURTHER_FAMILIES: dict[str, Family] = {
     "olmo2": _causal("Olmo2"),
     "olmo3": _causal("Olmo3", **_MIXED),
     "gemma": _causal("Gemma"),
-    "gemma4_text": Family(_gemma4, is_encoder_decoder=False, inseq=False),
+    "gemma4_text": Family(_gemma4, is_encoder_decoder=False, inseq=False, sharpness=0.5),
     "exaone4": _causal("Exaone4", **_MIXED),
     "ernie4_5": _causal("Ernie4_5"),
     "nemotron": _causal("Nemotron"),
@@ -185,7 +185,7 @@ FURTHER_FAMILIES: dict[str, Family] = {
     "phimoe": _causal("Phimoe", num_local_experts=4, num_experts_per_tok=2),
     "olmoe": _causal("Olmoe", num_experts=4, num_experts_per_tok=2),
     "granitemoe": _causal("GraniteMoe", num_local_experts=4, num_experts_per_tok=2, attention_multiplier=0.2),
-    "deepseek_v2": _causal("DeepseekV2", seed=10, sharpness=0.5, q_lora_rank=None, **_LATENT),
+    "deepseek_v2": _causal("DeepseekV2", seed=10, sharpness=0.02, q_lora_rank=None, **_LATENT),
     "deepseek_v3": _causal("DeepseekV3", q_lora_rank=16, **_LATENT),
     # ---- decoders: rows, but one by one ----
     "gemma3n_text": _causal(
