@@ -67,7 +67,7 @@ format: $(VENV)/.lint ## Rewrite the code and the contract in the house style
 	$(BIN)/buf format proto --write
 
 proto: $(VENV)/.test ## Generate Python, type stubs and proto/README.md from the contract
-	@rm -f proto/sidelight/v1/*_pb2*.py proto/sidelight/v1/*_pb2*.pyi
+	@rm -f proto/sidelight/*/*_pb2*.py proto/sidelight/*/*_pb2*.pyi
 	@$(BIN)/python proto/generate.py
 
 families: $(VENV)/.test ## Write the table of tested families, server/models/FAMILIES.md
