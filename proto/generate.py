@@ -65,8 +65,10 @@ def _generate_pooled(proto: Path, out: Path) -> None:
     """Writes `*_pb2.py` and `*_pb2.pyi` of a .proto that imports nothing."""
     _protoc([proto], f"--mypy_out={out}")
     (file,) = _describe([proto]).file
-    lines = [f'{message.name} = GetMessageClass(DESCRIPTOR.message_types_by_name["{message.name}"])'
-             for message in file.message_type]
+    lines = [
+        f'{message.name} = GetMessageClass(DESCRIPTOR.message_types_by_name["{message.name}"])'
+        for message in file.message_type
+    ]
     code = POOLED.format(file=file.SerializeToString(deterministic=True), classes="\n".join(lines))
     path = out / proto.relative_to(ROOT).with_name(f"{proto.stem}_pb2.py")
     path.parent.mkdir(parents=True, exist_ok=True)
