@@ -60,7 +60,7 @@ def _invalid_strings(message: Message, descriptor: Any) -> Iterator[str]:
         for key, entry in itertools.islice(_entries_of(field, value), _MAX_CHECKED):
             name = field.name if key is None else f"{field.name}[{key}]"
             if isinstance(entry, Message):
-                yield from (f"{name}.{inner}" for inner in _invalid_strings(entry, field.message_type))
+                yield from (f"{name}.{inner}" for inner in _invalid_strings(entry, _value_type(field)))
             elif not _is_utf8(entry):
                 yield name
 
@@ -69,8 +69,16 @@ def _entries_of(field: FieldDescriptor, value: Any) -> Iterator[tuple[object, An
     """Returns the entries of a field with their indexes or keys; None where the field has one value."""
     if not field.is_repeated:
         return iter([(None, value)])
-    is_map = field.message_type is not None and field.message_type.GetOptions().map_entry
-    return iter(value.items() if is_map else enumerate(value))
+    return iter(value.items() if _is_map(field) else enumerate(value))
+
+
+def _is_map(field: FieldDescriptor) -> bool:
+    return field.message_type is not None and field.message_type.GetOptions().map_entry
+
+
+def _value_type(field: FieldDescriptor) -> Any:
+    """Returns the type of the messages of a field; of a map, the type of its values."""
+    return field.message_type.fields_by_name["value"].message_type if _is_map(field) else field.message_type
 
 
 def _is_utf8(data: bytes) -> bool:

@@ -15,6 +15,7 @@ from sidelight.server.api.enums import SCORES
 from sidelight.v1 import attention_pb2, text_pb2
 from sidelight.v1 import attribution_service_pb2 as pb
 
+LONG = {"min_new_tokens": 250, "max_new_tokens": 250}
 TEXTS = [SENTENCE, "A dog.", "Where is the nearest train station?"]
 SCORES_WANTED = ["probability", "entropy"]
 ATTENTION = {"cross_attention": "cross", "decoder_self_attention": "decoder_self"}
@@ -116,8 +117,8 @@ def test_a_model_without_an_encoder_has_no_cross_attention_and_no_links(zoo):
 
 
 def test_parameters_are_the_fields_of_attribute(bundled_server):
-    sampled = infer(bundled_server, SENTENCE, seed=3, temperature=1.5, top_k=20, max_new_tokens=6)
-    decoding = text_pb2.Decoding(max_new_tokens=6)
+    sampled = infer(bundled_server, SENTENCE, seed=3, temperature=1.5, top_k=20, max_new_tokens=3)
+    decoding = text_pb2.Decoding(max_new_tokens=3)
     decoding.sampling.seed, decoding.sampling.temperature, decoding.sampling.top_k = 3, 1.5, 20
     _, _, finished, _ = attribute(bundled_server, SENTENCE, decoding=decoding)
     assert sampled["text_output"] == [finished.text]
@@ -171,7 +172,7 @@ def test_the_texts_of_a_request_run_together(bundled_server, observed):
 
 
 def test_a_call_is_cancelled_by_its_id(bundled_server):
-    message = infer_request(*[SENTENCE] * 32, min_new_tokens=400, outputs=["text_output"])
+    message = infer_request(*[SENTENCE] * 32, **LONG, outputs=["text_output"])
     message.id = "to-cancel"
     cancelled = []
     with inference_stub(bundled_server) as service, stub(bundled_server) as ours:
@@ -190,7 +191,7 @@ def test_a_call_is_cancelled_by_its_id(bundled_server):
 
 def test_a_client_that_goes_leaves_nothing_behind(bundled, engines):
     with serving(bundled) as address, inference_stub(address) as service:
-        call = service.ModelInfer.future(infer_request(*[SENTENCE] * 8, min_new_tokens=400), timeout=60)
+        call = service.ModelInfer.future(infer_request(*[SENTENCE] * 8, **LONG), timeout=60)
         wait_until(lambda: engines[0].metrics.read_load().num_running)
         call.cancel()
         wait_until(lambda: not engines[0].metrics.read_load().num_running)
