@@ -9,9 +9,9 @@ from harness import CROSS, DECODER_SELF, ENCODER_SELF, request, serving, stub, w
 from hostile_clients import SENTENCE
 from inference_stubs import MODEL, infer_request, inference_stub, tensors_of
 from sidelight.open_inference import grpc_service_pb2 as oip
+from sidelight.server.api.enums import SCORES, STOP_REASONS
 from sidelight.server.api.inference_protocol.outputs import OUTPUTS
 from sidelight.server.request import CONTRAST_SCORES
-from sidelight.server.api.enums import SCORES
 from sidelight.v1 import attention_pb2, text_pb2
 from sidelight.v1 import attribution_service_pb2 as pb
 
@@ -43,7 +43,8 @@ def infer(address: str, *texts: str, **fields) -> dict:
 @pytest.mark.parametrize("is_given", [False, True])
 def test_outputs_are_those_of_attribute(bundled_server, raw, is_given):
     given = ["Meine Oma ist noch rüstig.", "Ein Hund.", "Wo ist der nächste Bahnhof?"] if is_given else []
-    found = infer(bundled_server, *TEXTS, raw=raw, targets=given, outputs=[n for n in OUTPUTS if n not in ("logit", "cross_entropy", "perplexity", "top_p_size")])
+    wanted = [name for name, output in OUTPUTS.items() if output.score in (None, *SCORES_WANTED)]
+    found = infer(bundled_server, *TEXTS, raw=raw, targets=given, outputs=wanted)
     for index, text in enumerate(TEXTS):
         fields = {"given": text_pb2.Text(text=given[index])} if is_given else {}
         started, steps, finished, encoder_self = attribute(bundled_server, text, **fields)
@@ -68,9 +69,13 @@ def test_outputs_are_those_of_attribute(bundled_server, raw, is_given):
                 assert not row[expected.size :].any()
             assert not found[name][index][num_steps:].any()
         expected = np.frombuffer(encoder_self.attention.values, "<f4").reshape(num_source, num_source)
-        np.testing.assert_allclose(found["encoder_self_attention"][index][:num_source, :num_source], expected, atol=1e-5)
+        np.testing.assert_allclose(
+            found["encoder_self_attention"][index][:num_source, :num_source], expected, atol=1e-5
+        )
         for place, name in enumerate(SCORES_WANTED):
-            np.testing.assert_allclose(found[name][index][:num_steps], [step.scores[place] for step in steps], atol=1e-4)
+            np.testing.assert_allclose(
+                found[name][index][:num_steps], [step.scores[place] for step in steps], atol=1e-4
+            )
         assert found["links"][index] == finished.alignment.pharaoh
         links = finished.alignment.links
         assert found["link_pairs"][index][: len(links)].tolist() == [[link.source, link.target] for link in links]
@@ -122,9 +127,17 @@ def test_parameters_are_the_fields_of_attribute(bundled_server):
     decoding.sampling.seed, decoding.sampling.temperature, decoding.sampling.top_k = 3, 1.5, 20
     _, _, finished, _ = attribute(bundled_server, SENTENCE, decoding=decoding)
     assert sampled["text_output"] == [finished.text]
-    assert sampled["stop_reason"] == ["length"]
+    assert sampled["stop_reason"] == [STOP_REASONS[finished.stop_reason]]
+    assert infer(bundled_server, SENTENCE, max_new_tokens=2)["target_lengths"].tolist() == [2]
 
-    found = infer(bundled_server, SENTENCE, outputs=["cross_attention"], heads_preset="alignment", over_heads="max", special_tokens="renormalize")
+    found = infer(
+        bundled_server,
+        SENTENCE,
+        outputs=["cross_attention"],
+        heads_preset="alignment",
+        over_heads="max",
+        special_tokens="renormalize",
+    )
     message = request(SENTENCE, [CROSS])
     message.capture.heads.preset, message.capture.over_heads = "alignment", attention_pb2.REDUCTION_MAX
     message.capture.special_tokens = attention_pb2.SPECIAL_TOKENS_RENORMALIZE
@@ -145,7 +158,9 @@ def test_a_beam_search_has_no_links_by_default(bundled_server):
 
 
 def test_a_number_may_be_a_text_as_from_a_client_that_has_no_doubles(bundled_server):
-    texts = [infer(bundled_server, SENTENCE, seed=5, temperature=value)["text_output"] for value in (1.7, "1.7", "0.001")]
+    texts = [
+        infer(bundled_server, SENTENCE, seed=5, temperature=value)["text_output"] for value in (1.7, "1.7", "0.001")
+    ]
     assert texts[0] == texts[1] != texts[2]
 
 
@@ -157,7 +172,7 @@ def test_an_axis_for_a_batch_is_taken(bundled_server):
         assert service.ModelInfer(message, timeout=60) == flat
 
 
-def test_the_texts_of_a_request_run_together(bundled_server, observed):
+def test_the_texts_of_a_request_run_together(observed):
     """Sixteen texts take hardly more steps of the engine than the longest of them alone."""
 
     def count_steps() -> float:
@@ -171,21 +186,15 @@ def test_the_texts_of_a_request_run_together(bundled_server, observed):
     assert 0 < count_steps() - together <= 2 * (together - alone)
 
 
-def test_a_call_is_cancelled_by_its_id(bundled_server):
+def test_a_call_is_cancelled_by_its_id(bundled, engines):
     message = infer_request(*[SENTENCE] * 32, **LONG, outputs=["text_output"])
     message.id = "to-cancel"
-    cancelled = []
-    with inference_stub(bundled_server) as service, stub(bundled_server) as ours:
+    with serving(bundled) as address, inference_stub(address) as service, stub(address) as ours:
         call = service.ModelInfer.future(message, timeout=60)
 
-        def is_cancelled() -> bool:
-            try:
-                cancelled.append(ours.CancelAttribution(pb.CancelAttributionRequest(request_id="to-cancel"), timeout=60))
-            except grpc.RpcError as error:  # it has not begun
-                assert error.code() is grpc.StatusCode.NOT_FOUND
-            return bool(cancelled)
-
-        wait_until(is_cancelled)
+        wait_until(lambda: engines[0].metrics.read_load().num_running)
+        answer = ours.CancelAttribution(pb.CancelAttributionRequest(request_id="to-cancel"), timeout=60)
+        assert answer.cancelled == 1
         assert call.code() is grpc.StatusCode.CANCELLED
 
 

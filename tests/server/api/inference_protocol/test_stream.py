@@ -184,7 +184,8 @@ async def test_a_client_that_reads_nothing_holds_up_its_own_stream_only(bundled_
         return read(*args, **kwargs)
 
     monkeypatch.setattr(stream_infer, "read_request", counting)
-    sent = [stream_request(f"r{number}", *[SENTENCE] * 8, **LONG) for number in range(40)]
+    steps = {"min_new_tokens": 30, "max_new_tokens": 30}
+    sent = [stream_request(f"r{number}", *[SENTENCE] * 16, **steps) for number in range(40)]
     async with grpc.aio.insecure_channel(bundled_server, options=NARROW) as channel:
         serialize, parse = oip.ModelInferRequest.SerializeToString, oip.ModelStreamInferResponse.FromString
         call = channel.stream_stream(f"{SERVICE}/ModelStreamInfer", serialize, parse)(iter(sent), timeout=120)
