@@ -316,7 +316,7 @@ requests = st.builds(
 
 
 @given(message=requests)
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 def test_generated_requests_get_an_answer_or_a_status_that_says_why(bundled_server, message):
     allowed = {INVALID, NOT_FOUND, grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.DEADLINE_EXCEEDED}
     with inference_stub(bundled_server) as service:
