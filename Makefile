@@ -16,7 +16,7 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS = 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all test-lowest test-newest lint format proto families bench pictures lock clean
+.PHONY: help demo test test-all test-lowest test-newest test-clients lint format proto families bench pictures lock clean
 
 help: ## Show this list
 	@echo "Sidelight: streams, token by token, where a sequence model looks while it writes."
@@ -46,6 +46,10 @@ test-newest: $(VENV)-newest/.test ## ... with the newest versions that pip finds
 RUN_VERSIONS = OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(<D)/bin/pytest -n 2 --dist worksteal $(VERSION_TESTS) $(ARGS)
 VERSION_TESTS ?= tests/kernels tests/parity tests/gpu tests/server/capture tests/server/runner tests/server/models
 
+# KServe's client asks for protobuf 6, and Sidelight for protobuf 7.
+test-clients: $(VENV)/.test $(VENV)-clients/.kserve ## Run the tests with KServe's client, in an environment of its own
+	@SIDELIGHT_CLIENTS_PYTHON="$(abspath $(VENV)-clients/bin/python)" $(PYTEST) tests/server/api/inference_protocol $(ARGS)
+
 lint: $(VENV)/.lint ## Check style, types and the contract
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -67,7 +71,7 @@ format: $(VENV)/.lint ## Rewrite the code and the contract in the house style
 	$(BIN)/buf format proto --write
 
 proto: $(VENV)/.test ## Generate Python, type stubs and proto/README.md from the contract
-	@rm -f proto/sidelight/v1/*_pb2*.py proto/sidelight/v1/*_pb2*.pyi
+	@rm -f proto/sidelight/*/*_pb2*.py proto/sidelight/*/*_pb2*.pyi
 	@$(BIN)/python proto/generate.py
 
 families: $(VENV)/.test ## Write the table of tested families, server/models/FAMILIES.md
@@ -92,7 +96,7 @@ lock: $(VENV)/.python ## Resolve requirements.lock anew (ARGS=--upgrade for the 
 	@sed -i.old -E '/^(nvidia|cuda)-/d' requirements.lock $(LOWEST) && rm requirements.lock.old $(LOWEST).old
 
 clean: ## Remove the environment and everything built
-	rm -rf $(VENV) $(VENV)-lowest $(VENV)-newest build dist out *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-lowest $(VENV)-newest $(VENV)-clients build dist out *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Set-up: one stamp for each extra, renewed when what it was made from changes.
@@ -122,6 +126,12 @@ $(VENV)-lowest/.test: pyproject.toml $(LOWEST)
 
 $(VENV)-newest/.test: pyproject.toml
 	$(call install_versions,newest versions that pip finds,--upgrade)
+
+$(VENV)-clients/.kserve: | $(VENV)/.python
+	@$(PYTHON) -m venv $(@D)
+	@echo "Installing KServe's client into $(@D)"
+	@$(@D)/bin/pip install -qq 'kserve==0.21.0'
+	@touch $@
 
 define install_versions
 	@$(PYTHON) -m venv $(@D)

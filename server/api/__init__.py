@@ -4,6 +4,7 @@ server                 Server: a grpc.aio server with its engines, started and s
 addresses              Address: where the server listens; checked and held before models are loaded
 service                AttributionService: which method answers which RPC
 rpcs                   Attribute, AttributeMany, Follow, CancelAttribution: requests on the engines
+inference_protocol     the Open Inference Protocol of KServe and Triton, over the same requests
 model_catalog          GetModel, ListModels, and finding a model by its name
 validation             messages become Requests: each field is checked, each default is filled in
 parsing                bytes become a protobuf message, or an error that names the field

@@ -21,6 +21,7 @@ from ..runner import warm
 from .addresses import Address, AddressError
 from .authentication import Authenticator, make_credentials
 from .calls import Calls
+from .inference_protocol import INFERENCE_SERVICE, InferenceService
 from .service import SERVICE, AttributionService
 from .standard_services import Health, reflection_handler
 from .validation import MAX_REQUEST_BYTES
@@ -83,15 +84,16 @@ class Server:
         if telemetry is not None:
             for engine in self._engines:
                 engine.metrics.on_first_step = telemetry.record_first_step
-        names = [SERVICE.full_name, health.SERVICE_NAME]
+        names = [SERVICE.full_name, INFERENCE_SERVICE.full_name, health.SERVICE_NAME]
         if self._security.has_reflection:
             names.append(reflection.SERVICE_NAME)
         self._health = Health(self._calls, names, [loaded.name for loaded in models])
         self._service = AttributionService(self._engines, self._calls)
         self._server = grpc.aio.server(options=_OPTIONS)
-        handlers = [self._service.handler(), self._health.handler()]
+        inference = InferenceService(self._service.starter, self._calls, self._health)
+        handlers = [self._service.handler(), inference.handler(), self._health.handler()]
         if self._security.has_reflection:
-            handlers.append(reflection_handler(self._calls, names))
+            handlers.append(reflection_handler(self._calls, names, [INFERENCE_SERVICE.file.pool]))
         self._server.add_generic_rpc_handlers(handlers)
         self._watch: asyncio.Task[None] | None = None
 

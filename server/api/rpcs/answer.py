@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
@@ -9,6 +10,7 @@ from typing import Any, TypeVar
 from sidelight.v1 import attribution_service_pb2 as service_pb
 
 from ...engine import Engine, OutputQueue, ReadyQueues, RequestState, Reservation
+from ...errors import RequestError
 from ...models import LoadedModel
 from ...operations import log_text
 from ...request import EncoderSelf, Finished, Output, Request, Started, Step, Unit
@@ -27,6 +29,9 @@ MESSAGE_BYTES = 64 * 1024
 _SHORT_BYTES = 512
 
 T = TypeVar("T")
+
+# Makes the engine's request of a message to a model, with its id. Raises RequestError.
+Validator = Callable[[service_pb.AttributeRequest, LoadedModel, str], Request]
 
 
 async def validate(
@@ -73,7 +78,7 @@ class AnswerStarter:
         client: Hashable,
         deadline: float | None,
         ready: ReadyQueues | None = None,
-        validator: Callable[[service_pb.AttributeRequest, LoadedModel, str], Request] | None = None,
+        validator: Validator = validate_request,
     ) -> Answer:
         """Starts the answer to a message. Raises RequestError.
 
@@ -84,17 +89,56 @@ class AnswerStarter:
             client: The client's connection.
             deadline: When the outputs are not wanted any more, by `time.monotonic`; None: no deadline.
             ready: For a task that reads several answers: where the answer's queue is announced.
-            validator: Makes the engine's request of the message, and raises RequestError; None: `validate_request`.
+            validator: Makes the engine's request of the message, and raises RequestError.
+        """
+        (answer,) = await self.start_all([(message, validator)], num_bytes, request_id, client, deadline, ready)
+        return answer
+
+    async def start_all(
+        self,
+        messages: Sequence[tuple[service_pb.AttributeRequest, Validator]],
+        num_bytes: int,
+        request_id: str,
+        client: Hashable,
+        deadline: float | None,
+        ready: ReadyQueues | None = None,
+        check: Callable[[Sequence[Request]], None] | None = None,
+    ) -> list[Answer]:
+        """Starts the answers to several messages to one model: all of them, or none. Raises RequestError.
+
+        `messages` have a validator each. `check` sees all requests before the engine has any, and raises RequestError.
+        The other arguments are those of `start`.
         """
         arrived = time.monotonic()
-        engine = self._engines[self._catalog.find(message.model).name]
-        feature_bytes = len(message.source.features.values) + len(message.contrast.source.features.values)
-        with engine.reserve(client, feature_bytes) as place:  # before any work is done for the request
-            log_text(request_id, message.source.text)
-            pool, validator = self._tokenizer_pool, validator or validate_request
-            request = await validate(pool, engine.loaded, num_bytes, validator, message, engine.loaded, request_id)
-            state = engine.submit(request, OutputQueue(engine.wake, ready), deadline, place)
-            return Answer(state, engine, arrived)
+        engine = self._engines[self._catalog.find(messages[0][0].model).name]
+        with contextlib.ExitStack() as places:
+            # Before any work is done for the request.
+            reservations = [
+                places.enter_context(engine.reserve(client, _feature_bytes(message))) for message, _ in messages
+            ]
+            for message, _ in messages:
+                log_text(request_id, message.source.text)
+
+            def validate_all() -> list[Request]:
+                return [validator(message, engine.loaded, request_id) for message, validator in messages]
+
+            requests = await validate(self._tokenizer_pool, engine.loaded, num_bytes, validate_all)
+            if check is not None:
+                check(requests)
+            answers: list[Answer] = []
+            try:
+                for request, place in zip(requests, reservations, strict=True):
+                    state = engine.submit(request, OutputQueue(engine.wake, ready), deadline, place)
+                    answers.append(Answer(state, engine, arrived))
+            except RequestError:
+                for answer in answers:
+                    answer.queue.cancel()
+                raise
+            return answers
+
+
+def _feature_bytes(message: service_pb.AttributeRequest) -> int:
+    return len(message.source.features.values) + len(message.contrast.source.features.values)
 
 
 class Answer:

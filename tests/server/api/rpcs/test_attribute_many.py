@@ -17,6 +17,7 @@ from hostile_clients import INVALID, NARROW, SENTENCE, long_request, reason_of_a
 from raw_http2 import RawConnection
 from sidelight.server.api import calls as calls_module
 from sidelight.server.api.rpcs import attribute_many as many_module
+from sidelight.server.api.rpcs import text_stream as stream_module
 from sidelight.server.api.server import Server
 from sidelight.server.engine import output_queue
 from sidelight.server.engine.engine import EngineConfig
@@ -224,7 +225,7 @@ def test_what_is_no_message_ends_the_stream(bundled_server):
 def test_a_reader_that_stalls_holds_up_its_own_stream_only(bundled, engines, monkeypatch):
     """The server reads no further request, holds a bounded number of outputs, and gives the stream up in the end."""
     monkeypatch.setattr(calls_module, "_MAX_STALL_SECONDS", 4.0)
-    monkeypatch.setattr(many_module, "MAX_TEXTS_PER_STREAM", 12)
+    monkeypatch.setattr(stream_module, "MAX_TEXTS_PER_STREAM", 12)
     monkeypatch.setattr(output_queue, "CAPACITY", 16 * 1024)
     started = []
     start = many_module._ManyStream._start
