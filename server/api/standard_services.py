@@ -16,7 +16,8 @@ from grpc_health.v1 import health, health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from ..errors import not_found, quote
-from .calls import EOF, Call, Calls
+from .call import EOF, Call
+from .calls import Calls
 from .parsing import parse
 
 _MESSAGES: Any = health_pb2  # whose stubs lack the messages of List
@@ -65,6 +66,11 @@ class Health:
         """Sets everything to NOT_SERVING for good, and ends all streams of Watch with that."""
         self._has_ended = True
         self._announce()
+
+    @property
+    def is_serving(self) -> bool:
+        """Whether all models serve."""
+        return all(self._is_serving.values()) and not self._has_ended
 
     def _announce(self) -> None:
         changed, self._changed = self._changed, asyncio.Event()

@@ -15,12 +15,12 @@ from collections import deque
 from sidelight.v1 import attribution_service_pb2 as service_pb
 
 from ...engine import OutputQueue, ReadyQueues
-from ...errors import RequestError, cancelled, invalid, report_fault, stopped
+from ...errors import RequestError, cancelled, invalid, report_fault, stopped, too_old
 from ...request import Finished
 from .. import status
-from ..calls import EOF, Call
+from ..call import EOF, Call
 from ..parsing import parse
-from ..validation import MAX_TEXTS_PER_STREAM, request_id_of
+from ..validation import request_id_of
 from .aligner import Aligner
 from .answer import MESSAGE_BYTES, Answer, AnswerStarter, group_outputs
 from .attribute import deadline_of
@@ -60,7 +60,7 @@ class _ManyStream:
         self._errors: deque[tuple[str, RequestError]] = deque()  # of texts that have failed, with their ids
         self._alignments = ManyAlignments(call, aligner, self._ready.wake)
         self._num_open = 0  # texts whose last event is not sent
-        self._max_open = min(MAX_TEXTS_PER_STREAM, call.max_requests)
+        self._max_open = min(call.limits.max_texts_per_stream, call.max_requests)
         self._has_room = asyncio.Event()
         call.cancel_text = self._cancel
 
@@ -85,10 +85,14 @@ class _ManyStream:
             await asyncio.gather(reading, draining, self._alignments.end(), return_exceptions=True)
 
     async def _drain(self, reading: asyncio.Task[None]) -> None:
-        """Waits until the server is about to end. Then no further request is read."""
-        await self._call.drained.wait()
+        """Waits until the server is about to end, or the stream is too old. Then no further request is read."""
+        max_age, error = self._call.limits.max_stream_age, stopped()
+        try:
+            await asyncio.wait_for(self._call.drained.wait(), max_age)
+        except asyncio.TimeoutError:
+            error = too_old(max_age)
         if not reading.done():
-            self._call.last_error = stopped()
+            self._call.last_error = error
             reading.cancel()
 
     # ---- requests ---------------------------------------------------------------------------------------------------
