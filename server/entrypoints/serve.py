@@ -48,6 +48,7 @@ def run(args: argparse.Namespace) -> int:
     configure_log(LogOptions(getattr(logging, values.log_level.upper()), values.log_format == "json", values.log_texts))
     if values.offline:
         os.environ["HF_HUB_OFFLINE"] = "1"  # which the hub's library reads when it is imported
+    os.environ["USE_HUB_KERNELS"] = "0"  # transformers would fetch code from the hub where the package kernels is there
     from ..api import Address, AddressError
     from ..operations import SecurityError
 

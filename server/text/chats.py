@@ -32,6 +32,10 @@ def find_control_tokens(tokenizer: Any, is_special: Callable[[int], bool]) -> di
     return controls
 
 
+class ChatTooLongError(Exception):
+    """A chat template has written more than any prompt may have. The message says how much, for people."""
+
+
 class MarkedMessages:
     """The messages of one conversation, with marks around each control token.
 

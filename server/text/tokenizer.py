@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .chats import MarkedMessages, find_control_tokens
+from .chats import ChatTooLongError, MarkedMessages, find_control_tokens
 from .detokenizer import Detokenizer
 from .encoding import EncodedText, Encoder
 from .fast_encoder import FastEncoder
@@ -165,18 +165,25 @@ class Tokenizer:
         """Whether conversations can be rendered."""
         return bool(getattr(self._tokenizer, "chat_template", None))
 
-    def render_chat(self, messages: Sequence[dict[str, str]], options: TextOptions = _PLAIN) -> TokenizedText:
+    def render_chat(
+        self, messages: Sequence[dict[str, str]], options: TextOptions = _PLAIN, max_bytes: int | None = None
+    ) -> TokenizedText:
         """Renders a conversation as a prompt, and encodes the prompt. The template writes the special tokens itself.
 
-        Control tokens that a user typed are text, unless `options` say otherwise. Raises what the template raises.
+        Control tokens that a user typed are text, unless `options` say otherwise. Raises what the template raises, and
+        ChatTooLongError for a prompt of more than `max_bytes` bytes.
         """
         marked = MarkedMessages(messages, () if options.parses_special else self._controls.values())
         rendered = self._tokenizer.apply_chat_template(marked.messages, tokenize=False, add_generation_prompt=True)
+        parts = list(marked.split(rendered))
+        num_bytes = sum(len(part.encode("utf-8", "replace")) for part, _ in parts)
+        if max_bytes is not None and num_bytes > max_bytes:
+            raise ChatTooLongError(f"becomes {num_bytes:,} bytes by the chat template; at most {max_bytes:,} are read")
         ids: list[int] = []
         spans: list[Span] = []
         text = ""
         with self._lock:
-            for part, is_typed in marked.split(rendered):
+            for part, is_typed in parts:
                 if text:
                     encoded = self._encode_after_break(part, not is_typed)
                 else:
