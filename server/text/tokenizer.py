@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .chats import ChatTooLongError, MarkedMessages, find_control_tokens
+from .chats import MarkedMessages, find_control_tokens
 from .detokenizer import Detokenizer
 from .encoding import EncodedText, Encoder
 from .fast_encoder import FastEncoder
@@ -175,19 +175,13 @@ class Tokenizer:
         """
         marked = MarkedMessages(messages, () if options.parses_special else self._controls.values())
         rendered = self._tokenizer.apply_chat_template(marked.messages, tokenize=False, add_generation_prompt=True)
-        parts = list(marked.split(rendered))
-        num_bytes = sum(len(part.encode("utf-8", "replace")) for part, _ in parts)
-        if max_bytes is not None and num_bytes > max_bytes:
-            raise ChatTooLongError(f"becomes {num_bytes:,} bytes by the chat template; at most {max_bytes:,} are read")
         ids: list[int] = []
         spans: list[Span] = []
         text = ""
         with self._lock:
-            for part, is_typed in parts:
-                if text:
-                    encoded = self._encode_after_break(part, not is_typed)
-                else:
-                    encoded = self._encode(part, TextOptions(not is_typed, adds_special=False))
+            for part, is_typed in marked.split(rendered, max_bytes):
+                plain = TextOptions(not is_typed, adds_special=False)
+                encoded = self._encode_after_break(part, not is_typed) if text else self._encode(part, plain)
                 ids += encoded.ids
                 spans += [(begin + len(text), end + len(text)) for begin, end in encoded.spans]
                 text += part
