@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import importlib.metadata
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NoReturn
 
 from ..client import Client
@@ -78,49 +78,25 @@ def _add_serve(commands: argparse._SubParsersAction[_EscapingParser]) -> None:  
     # The server's own module defines the arguments. Its import does not need torch; only running the command does.
     from ...server.entrypoints import serve as serve_command
 
-    def run(args: argparse.Namespace) -> int:
-        try:
-            return serve_command.run(args)
-        except ModuleNotFoundError as error:
-            return _report_missing_package(error)
-
-    def print_settings(args: argparse.Namespace) -> int:
-        try:
-            return serve_command.print_settings(args)
-        except ModuleNotFoundError as error:
-            return _report_missing_package(error)
-
     serve = commands.add_parser("serve", help="load a model and serve it")
     serve_command.add_arguments(serve)
-    serve.set_defaults(run=run)
+    serve.set_defaults(run=_needs_server(serve_command.run))
 
     config = commands.add_parser("config", help="print the settings of `sidelight serve`, and where each comes from")
     serve_command.add_arguments(config)
-    config.set_defaults(run=print_settings)
+    config.set_defaults(run=_needs_server(serve_command.print_settings))
 
 
 def _add_top(commands: argparse._SubParsersAction[_EscapingParser]) -> None:  # pyright: ignore[reportPrivateUsage]
     from ...server.entrypoints import top as top_command
 
-    def run(args: argparse.Namespace) -> int:
-        try:
-            return top_command.run(args)
-        except ModuleNotFoundError as error:
-            return _report_missing_package(error)
-
     top = commands.add_parser("top", help="show calls, slots, rates and times of a server, from its metrics")
     top_command.add_arguments(top)
-    top.set_defaults(run=run)
+    top.set_defaults(run=_needs_server(top_command.run))
 
 
 def _add_calibrate(commands: argparse._SubParsersAction[_EscapingParser]) -> None:  # pyright: ignore[reportPrivateUsage]
     from ...server.entrypoints import calibrate as calibrate_command
-
-    def run(args: argparse.Namespace) -> int:
-        try:
-            return calibrate_command.run(args)
-        except ModuleNotFoundError as error:
-            return _report_missing_package(error)
 
     calibrate = commands.add_parser(
         "calibrate",
@@ -128,7 +104,7 @@ def _add_calibrate(commands: argparse._SubParsersAction[_EscapingParser]) -> Non
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     calibrate_command.add_arguments(calibrate)
-    calibrate.set_defaults(run=run)
+    calibrate.set_defaults(run=_needs_server(calibrate_command.run))
 
 
 def _add_kernels(commands: argparse._SubParsersAction[_EscapingParser]) -> None:  # pyright: ignore[reportPrivateUsage]
@@ -139,22 +115,27 @@ def _add_kernels(commands: argparse._SubParsersAction[_EscapingParser]) -> None:
         "kernels", help="check, measure and build the GPU kernels", add_help=False, prefix_chars="\0"
     )
     kernels.add_argument("arguments", nargs="*")
-    kernels.set_defaults(run=_run_kernels)
+    kernels.set_defaults(run=_needs_server(_run_kernels))
 
 
 def _run_kernels(args: argparse.Namespace) -> int:
-    try:
-        from ...server.entrypoints import kernels as kernels_command
+    from ...server.entrypoints import kernels as kernels_command
 
-        return kernels_command.main(args.arguments)
-    except ModuleNotFoundError as error:
-        return _report_missing_package(error)
+    return kernels_command.main(args.arguments)
 
 
-def _report_missing_package(error: ModuleNotFoundError) -> int:
-    """Says how to install a package that the client's own installation does not have. Returns the exit status."""
-    print(f"sidelight: {error.name} is missing; install it with: pip install 'sidelight[server]'", file=sys.stderr)
-    return 1
+def _needs_server(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
+    """Returns a command that says how to install what it needs where only the client is installed."""
+
+    def run_or_say(args: argparse.Namespace) -> int:
+        try:
+            return run(args)
+        except ModuleNotFoundError as error:
+            message = f"{error.name} is missing; install it with: pip install 'sidelight[server]'"
+            print(f"sidelight: {message}", file=sys.stderr)
+            return 1
+
+    return run_or_say
 
 
 def _cancel(args: argparse.Namespace) -> int:

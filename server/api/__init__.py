@@ -13,7 +13,8 @@ converters             outputs and models become messages
 offsets                offsets in the unit of the client
 enums                  the numbers of enums, and the domain's words for them
 status                 a RequestError becomes a status with details
-calls                  the open calls, and what each call waits for
+call                   one call, and what it waits for
+calls                  the open calls: their handlers, and the ends of those that wait too long
 authentication         which client a call comes from; the credentials of TLS
 standard_services      gRPC's health and reflection services
 """

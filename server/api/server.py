@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +17,7 @@ from grpc_reflection.v1alpha import reflection
 
 from ..engine import Engine, EngineConfig, HeldBack
 from ..models import LoadedModel
-from ..operations import MethodMetrics, ModelMetrics, Security, Telemetry
+from ..operations import CallLimits, MethodMetrics, ModelMetrics, Security, Telemetry
 from ..runner import warm
 from .addresses import Address, AddressError
 from .authentication import Authenticator, make_credentials
@@ -24,7 +25,6 @@ from .calls import Calls
 from .inference_protocol import INFERENCE_SERVICE, InferenceService
 from .service import SERVICE, AttributionService
 from .standard_services import Health, reflection_handler
-from .validation import MAX_REQUEST_BYTES
 
 # Seconds for which the server answers new calls after its end has begun, with a status that says when to try again.
 # Load balancers and Kubernetes need about as long to lead clients to other servers.
@@ -41,13 +41,7 @@ _CHECK_INTERVAL = 0.05
 
 _OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.so_reuseport", 0),
-    ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
     ("grpc.max_send_message_length", -1),  # validation limits what is sent
-    # Both have one limit: between a soft and a hard limit, gRPC refuses at random.
-    ("grpc.max_metadata_size", 16 * 1024),
-    ("grpc.absolute_max_metadata_size", 16 * 1024),
-    # Clients may ask for a sign of life this often. By default, gRPC closes connections that ask twice in five minutes.
-    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     # Requests that wait for a handler. Above these limits gRPC cancels requests without a status. The engine has a
     # limit of its own, and refuses requests with a status.
     ("grpc.server.max_pending_requests", 1 << 20),
@@ -69,18 +63,19 @@ class Server:
         config: EngineConfig | Sequence[EngineConfig] | None = None,
         security: Security | None = None,
         telemetry: Telemetry | None = None,
+        limits: CallLimits | None = None,
     ) -> None:
         """`config` is for all models, or has one for each model."""
         configs = repeat(config, len(models)) if isinstance(config, EngineConfig | None) else config
         self._engines = [
-            Engine(loaded, limits, self._report_failure, partial(self._report_progress, loaded.name))
-            for loaded, limits in zip(models, configs, strict=True)
+            Engine(loaded, engine_config, self._report_failure, partial(self._report_progress, loaded.name))
+            for loaded, engine_config in zip(models, configs, strict=True)
         ]
         self._address = address
         self._loop = asyncio.get_running_loop()
         self.failed = asyncio.Event()
         self._security = security or Security()
-        self._calls = Calls(Authenticator(self._security.tokens), telemetry)
+        self._calls = Calls(Authenticator(self._security.tokens), telemetry, limits)
         if telemetry is not None:
             for engine in self._engines:
                 engine.metrics.on_first_step = telemetry.record_first_step
@@ -89,7 +84,7 @@ class Server:
             names.append(reflection.SERVICE_NAME)
         self._health = Health(self._calls, names, [loaded.name for loaded in models])
         self._service = AttributionService(self._engines, self._calls)
-        self._server = grpc.aio.server(options=_OPTIONS)
+        self._server = grpc.aio.server(options=(*_OPTIONS, *_options_of(self._calls.limits)))
         inference = InferenceService(self._service.starter, self._calls, self._health)
         handlers = [self._service.handler(), inference.handler(), self._health.handler()]
         if self._security.has_reflection:
@@ -118,6 +113,11 @@ class Server:
     def method_metrics(self) -> list[MethodMetrics]:
         """The counters of all methods."""
         return self._calls.methods
+
+    @property
+    def is_serving(self) -> bool:
+        """Whether all models serve. For any thread."""
+        return self._health.is_serving("")
 
     @property
     def model_metrics(self) -> list[ModelMetrics]:
@@ -198,6 +198,27 @@ class Server:
             for engine in self._engines:
                 engine.drain(end - now)
             await asyncio.sleep(min(until - now, _CHECK_INTERVAL))
+
+
+def _options_of(limits: CallLimits) -> list[tuple[str, int]]:
+    """Returns the options of gRPC that keep limits."""
+    options = [
+        ("grpc.max_receive_message_length", limits.max_message_bytes),
+        # Both have one limit: between a soft and a hard limit, gRPC refuses at random.
+        ("grpc.max_metadata_size", limits.max_metadata_bytes),
+        ("grpc.absolute_max_metadata_size", limits.max_metadata_bytes),
+        ("grpc.max_concurrent_streams", limits.max_concurrent_streams),
+        # By default, gRPC closes connections whose clients ask for a sign of life twice in five minutes.
+        ("grpc.http2.min_ping_interval_without_data_ms", _milliseconds(limits.min_ping_interval)),
+    ]
+    if limits.max_connection_age is not None:
+        # Calls in flight go on: what ends them are the limits of streams.
+        options.append(("grpc.max_connection_age_ms", _milliseconds(limits.max_connection_age)))
+    return options
+
+
+def _milliseconds(seconds: float) -> int:
+    return math.ceil(seconds * 1000)
 
 
 @contextlib.contextmanager

@@ -35,7 +35,7 @@ class AttributionService:
 
     def __init__(self, engines: Sequence[Engine], calls: Calls) -> None:
         self._calls = calls
-        self._catalog = ModelCatalog(engines)
+        self._catalog = ModelCatalog(engines, calls.limits)
         by_name = {engine.loaded.name: engine for engine in engines}
         self.starter = AnswerStarter(by_name, self._catalog)
         self._aligner = Aligner(self.starter)

@@ -19,7 +19,8 @@ from grpc_health.v1 import health, health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from ..errors import not_found, quote
-from .calls import EOF, Call, Calls
+from .call import EOF, Call
+from .calls import Calls
 from .parsing import parse
 
 _MESSAGES: Any = health_pb2  # whose stubs lack the messages of List

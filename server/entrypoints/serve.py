@@ -15,8 +15,8 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from types import FrameType
+from dataclasses import dataclass, replace
+from types import FrameType, SimpleNamespace
 from typing import TYPE_CHECKING
 
 from ..settings import ModelSettings, Settings, SettingsError, add_flags, list_settings, read_settings
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ..api import Address
     from ..engine import EngineConfig
     from ..models import LoadedModel
-    from ..operations import MetricsServer, Security, Telemetry
+    from ..operations import CallLimits, MetricsServer, ModelLimits, Security, Telemetry
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -48,6 +48,7 @@ def run(args: argparse.Namespace) -> int:
     configure_log(LogOptions(getattr(logging, values.log_level.upper()), values.log_format == "json", values.log_texts))
     if values.offline:
         os.environ["HF_HUB_OFFLINE"] = "1"  # which the hub's library reads when it is imported
+    os.environ["USE_HUB_KERNELS"] = "0"  # transformers would fetch code from the hub where the package kernels is there
     from ..api import Address, AddressError
     from ..operations import SecurityError
 
@@ -171,7 +172,7 @@ def _load_and_serve(settings: Settings, address: Address, security: Security, mo
         loaded = _load_models(settings)
         torch.set_num_threads(counts[0][-1])
         configs = _engine_configs(loaded, settings, counts)
-        return asyncio.run(_serve(loaded, configs, address, security, monitoring, settings.values.grace))
+        return asyncio.run(_serve(loaded, configs, address, security, monitoring, settings.values))
     except ModelError as error:
         print(f"sidelight: {error}", file=sys.stderr)
         return 1
@@ -216,7 +217,7 @@ def _load_models(settings: Settings) -> list[LoadedModel]:
             raise ModelError(
                 f"cannot load {model.path or BUNDLED_NAME}: {reason}; --log-level debug says more"
             ) from error
-        loaded.append(found)
+        loaded.append(replace(found, limits=_model_limits(values)))
     return loaded
 
 
@@ -235,9 +236,40 @@ def _engine_configs(loaded: list[LoadedModel], settings: Settings, counts: list[
             memory_fraction=fraction,
             thread_counts=thread_counts,
             step_timeout=values.step_timeout,
+            max_unread_bytes=values.max_unread_kib * 1024,
         )
         for values, fraction, thread_counts in zip(models, fractions, counts, strict=True)
     ]
+
+
+def _model_limits(values: SimpleNamespace) -> ModelLimits:
+    """Returns the limits of requests to a model with these settings."""
+    from ..operations import ModelLimits
+
+    return ModelLimits(
+        max_new_tokens=values.max_new_tokens,
+        max_step_bytes=values.max_step_mib * 1024**2,
+        max_pass_bytes=values.max_pass_mib * 1024**2,
+        max_follow_streams=values.max_follow_streams,
+    )
+
+
+def _call_limits(values: SimpleNamespace) -> CallLimits:
+    """Returns the limits of connections, calls and streams."""
+    from ..operations import CallLimits
+
+    return CallLimits(
+        max_message_bytes=values.max_message_mib * 1024**2,
+        max_metadata_bytes=values.max_metadata_kib * 1024,
+        max_concurrent_streams=values.max_concurrent_streams,
+        min_ping_interval=values.min_ping_interval,
+        max_connection_age=values.max_connection_age,
+        arrival_timeout=values.arrival_timeout,
+        reader_timeout=values.reader_timeout,
+        stream_idle_timeout=values.stream_idle_timeout,
+        max_stream_age=values.max_stream_age,
+        max_texts_per_stream=values.max_texts_per_stream,
+    )
 
 
 def _end_at_once(number: int, _frame: FrameType | None = None) -> None:
@@ -257,19 +289,19 @@ async def _serve(
     held: Address,
     security: Security,
     monitoring: _Monitoring,
-    grace: float,
+    values: SimpleNamespace,
 ) -> int:
-    """Serves until a signal, or until the engine fails; then for `grace` seconds at most. Returns the exit status."""
+    """Serves until a signal, or until the engine fails; then to the end of the grace. Returns the exit status."""
     from ..api import Server
 
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
-    server = Server(loaded, held, configs, security, monitoring.telemetry)
+    server = Server(loaded, held, configs, security, monitoring.telemetry, _call_limits(values))
     address = await server.start()
     for number in _SIGNALS:
         loop.add_signal_handler(number, stopping.set)
     if (metrics_server := monitoring.metrics_server) is not None:
-        metrics_server.start(server.method_metrics, server.model_metrics)
+        metrics_server.start(server.method_metrics, server.model_metrics, lambda: server.is_serving)
         logging.getLogger(__name__).info("metrics at %s", metrics_server.url)
     # One line on stdout for a program that has started the server and waits for it. All else goes to the log.
     names = ", ".join(model.name for model in loaded)
@@ -279,8 +311,8 @@ async def _serve(
     for number in _SIGNALS:  # a second signal ends the process at once
         loop.remove_signal_handler(number)
         signal.signal(number, _end_at_once)
-    logging.getLogger(__name__).info("stopping within %g seconds", grace)
-    await server.stop(grace)
+    logging.getLogger(__name__).info("stopping within %g seconds", values.grace)
+    await server.stop(values.grace)
     if server.failed.is_set():
         print("sidelight: the engine of a model has failed; the log says why", file=sys.stderr)
     status = int(server.failed.is_set())

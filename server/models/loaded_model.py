@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -11,6 +11,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from ..alignment import AlignmentPreset, default_preset
 from ..capture import AttentionKind, AttentionLayers, CapturePlan, Head, feature_shape
+from ..operations import ModelLimits
 from ..text import Tokenizer
 from .backend import Backend
 
@@ -28,6 +29,7 @@ class LoadedModel:
     precision: str  # of the linear layers: int8, or the name of a torch type
     backend: Backend | None  # runs the model over slots; None: the requests of the model run one by one
     alignment: AlignmentPreset | None = None  # the heads that align words; None: the files of the model have none
+    limits: ModelLimits = field(default_factory=ModelLimits)  # of requests
 
     @cached_property
     def is_encoder_decoder(self) -> bool:

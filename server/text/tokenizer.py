@@ -165,10 +165,13 @@ class Tokenizer:
         """Whether conversations can be rendered."""
         return bool(getattr(self._tokenizer, "chat_template", None))
 
-    def render_chat(self, messages: Sequence[dict[str, str]], options: TextOptions = _PLAIN) -> TokenizedText:
+    def render_chat(
+        self, messages: Sequence[dict[str, str]], options: TextOptions = _PLAIN, max_bytes: int | None = None
+    ) -> TokenizedText:
         """Renders a conversation as a prompt, and encodes the prompt. The template writes the special tokens itself.
 
-        Control tokens that a user typed are text, unless `options` say otherwise. Raises what the template raises.
+        Control tokens that a user typed are text, unless `options` say otherwise. Raises what the template raises, and
+        ChatTooLongError for a prompt of more than `max_bytes` bytes.
         """
         marked = MarkedMessages(messages, () if options.parses_special else self._controls.values())
         rendered = self._tokenizer.apply_chat_template(marked.messages, tokenize=False, add_generation_prompt=True)
@@ -176,11 +179,9 @@ class Tokenizer:
         spans: list[Span] = []
         text = ""
         with self._lock:
-            for part, is_typed in marked.split(rendered):
-                if text:
-                    encoded = self._encode_after_break(part, not is_typed)
-                else:
-                    encoded = self._encode(part, TextOptions(not is_typed, adds_special=False))
+            for part, is_typed in marked.split(rendered, max_bytes):
+                plain = TextOptions(not is_typed, adds_special=False)
+                encoded = self._encode_after_break(part, not is_typed) if text else self._encode(part, plain)
                 ids += encoded.ids
                 spans += [(begin + len(text), end + len(text)) for begin, end in encoded.spans]
                 text += part

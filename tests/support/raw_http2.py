@@ -7,7 +7,8 @@ import struct
 from types import TracebackType
 
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-_DATA, _HEADERS, _RESET, _SETTINGS, _PING, _WINDOW = 0, 1, 3, 4, 6, 8
+_DATA, _HEADERS, _RESET, _SETTINGS, _PING, _GOAWAY, _WINDOW = 0, 1, 3, 4, 6, 7, 8
+_CANCEL = 8
 _END_STREAM, _END_HEADERS, _ACK = 1, 4, 1
 _INITIAL_WINDOW = 4
 
@@ -63,20 +64,38 @@ class RawConnection:
         self._send(_WINDOW, 0, stream, struct.pack(">I", size))
         self._send(_WINDOW, 0, 0, struct.pack(">I", size))
 
+    def reset(self, stream: int) -> None:
+        """Cancels a call."""
+        self._send(_RESET, 0, stream, struct.pack(">I", _CANCEL))
+
+    def ping(self) -> None:
+        """Asks for a sign of life."""
+        self._send(_PING, 0, 0, b"8 bytes.")
+
+    def until_refused(self) -> int:
+        """Receives frames until the server resets a stream or says goodbye. Returns the code of HTTP/2's error."""
+        while True:
+            kind, _, _, payload = self._read_frame()
+            if kind in (_RESET, _GOAWAY):
+                return int.from_bytes(payload[:4] if kind == _RESET else payload[4:8], "big")
+
     def frames_until_closed(self, stream: int) -> bytes:
         """Receives the frames of a stream until the server ends it. Returns their payloads; headers are not decoded."""
         received = b""
         while True:
-            length, kind, flags, on = struct.unpack(">IBBI", b"\x00" + self._read(9))
-            payload = self._read(length)
-            if kind == _SETTINGS and not flags & _ACK:
-                self._send(_SETTINGS, _ACK, 0, b"")
-            if kind == _PING and not flags & _ACK:
-                self._send(_PING, _ACK, 0, payload)
+            kind, flags, on, payload = self._read_frame()
             if on == stream:
                 received += payload
                 if kind == _RESET or (kind in (_DATA, _HEADERS) and flags & _END_STREAM):
                     return received
+
+    def _read_frame(self) -> tuple[int, int, int, bytes]:
+        """Receives a frame: its kind, flags, stream and payload. Answers what must be answered."""
+        length, kind, flags, on = struct.unpack(">IBBI", b"\x00" + self._read(9))
+        payload = self._read(length)
+        if kind in (_SETTINGS, _PING) and not flags & _ACK:
+            self._send(kind, _ACK, 0, payload if kind == _PING else b"")
+        return kind, flags, on, payload
 
     def _read(self, count: int) -> bytes:
         data = b""

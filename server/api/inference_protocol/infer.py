@@ -7,7 +7,7 @@ import asyncio
 from sidelight.open_inference import grpc_service_pb2 as oip
 from sidelight.v1 import attribution_service_pb2 as service_pb
 
-from ..calls import Call
+from ..call import Call
 from ..parsing import parse
 from ..rpcs import MESSAGE_BYTES, Answer, AnswerStarter, deadline_of, group_outputs
 from .inference_request import read_request
@@ -27,7 +27,8 @@ class ModelInferMethod:
         """Answers one call. Raises RequestError."""
         message = parse(oip.ModelInferRequest, await call.read())
         deadline = read_deadline(message.parameters, deadline_of(call))
-        request = read_request(message, self._starter.find(message.model_name, "model_name"), is_stream=False)
+        loaded = self._starter.find(message.model_name, "model_name")
+        request = read_request(message, loaded, call.limits.max_texts_per_stream, is_stream=False)
         call.request_id = request.request_id
         for _ in request.messages:
             call.begin_request()

@@ -19,16 +19,13 @@ from ...models import LoadedModel
 from ...request import GivenTarget, Request, Score
 from ..enums import ATTENTION_KINDS, SCORES, number_of
 from ..rpcs import Validator
-from ..validation import MAX_TEXTS_PER_STREAM, request_id_of, validate_request
+from ..validation import request_id_of, validate_request
 from .outputs import Output, outputs_of
 from .parameters import PARAMETERS, apply_parameters, is_given, rename_field, wants_empty_final_response
 from .tensors import TensorType, check_tensor_parameters, read_inputs
 
 # The version of every model.
 VERSION = "1"
-
-# The most texts of a request.
-MAX_TEXTS = MAX_TEXTS_PER_STREAM
 
 # The most bytes of attention in one response.
 MAX_ATTENTION_BYTES = 64 * 1024**2
@@ -92,14 +89,16 @@ class InferenceRequest:
             raise invalid("outputs", "TOO_LARGE", problem)
 
 
-def read_request(message: oip.ModelInferRequest, loaded: LoadedModel, *, is_stream: bool) -> InferenceRequest:
-    """Returns what a message asks of a model. Raises RequestError.
+def read_request(
+    message: oip.ModelInferRequest, loaded: LoadedModel, max_texts: int, *, is_stream: bool
+) -> InferenceRequest:
+    """Returns what a message with at most `max_texts` texts asks of a model. Raises RequestError.
 
     `is_stream` is for ModelStreamInfer, where the default is a response for each step.
     """
     check_version(message.model_version, "model_version")
     check_reads_texts(loaded)
-    inputs = read_inputs(message, INPUTS, MAX_TEXTS)
+    inputs = read_inputs(message, INPUTS, max_texts)
     if "text_input" not in inputs:
         raise invalid("text_input", "REQUIRED", "is needed: the texts that the model reads")
     streams = inputs["stream"].truth() if "stream" in inputs else is_stream
@@ -111,7 +110,7 @@ def read_request(message: oip.ModelInferRequest, loaded: LoadedModel, *, is_stre
         problem = f"has {len(targets)} elements for {len(texts)} texts"
         raise invalid("target_input.shape", "SHAPE_MISMATCH", problem)
     outputs = _read_outputs(message, loaded)
-    scores = tuple(output.score for output in outputs if output.score is not None)
+    scores: tuple[Score, ...] = tuple(output.score for output in outputs if output.score is not None)
     template = service_pb.AttributeRequest(request_id=message.id, model=loaded.name)
     if targets is not None:
         template.given.SetInParent()

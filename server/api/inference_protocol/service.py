@@ -8,7 +8,8 @@ from importlib import metadata
 import grpc
 from sidelight.open_inference import grpc_service_pb2 as oip
 
-from ..calls import Call, Calls
+from ..call import Call
+from ..calls import Calls
 from ..parsing import parse
 from ..rpcs import AnswerStarter
 from ..standard_services import Health

@@ -14,7 +14,7 @@ from sidelight.v1 import attribution_service_pb2 as service_pb
 
 from ...engine import OutputQueue
 from ...errors import RequestError, cancelled, report_fault
-from ..calls import Call
+from ..call import Call
 from ..parsing import parse
 from ..rpcs import MESSAGE_BYTES, Answer, AnswerStarter, TextStream, deadline_of, group_outputs
 from .inference_request import InferenceRequest, read_request
@@ -85,7 +85,12 @@ class _InferStream(TextStream):
     async def _start(self, message: oip.ModelInferRequest) -> None:
         """Starts the texts of a request. Raises RequestError."""
         deadline = read_deadline(message.parameters, deadline_of(self._call))
-        request = read_request(message, self._starter.find(message.model_name, "model_name"), is_stream=True)
+        request = read_request(
+            message,
+            self._starter.find(message.model_name, "model_name"),
+            self._call.limits.max_texts_per_stream,
+            is_stream=True,
+        )
         num_texts = len(request.messages)
         await self._wait_for_room(num_texts)
         num_begun = 0

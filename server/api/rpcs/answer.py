@@ -128,7 +128,9 @@ class AnswerStarter:
             answers: list[Answer] = []
             try:
                 for request, place in zip(requests, reservations, strict=True):
-                    state = engine.submit(request, OutputQueue(engine.wake, ready), deadline, place)
+                    state = engine.submit(
+                        request, OutputQueue(engine.wake, ready, engine.config.max_unread_bytes), deadline, place
+                    )
                     answers.append(Answer(state, engine, arrived))
             except RequestError:
                 for answer in answers:
@@ -189,10 +191,7 @@ class Answer:
     def _fill_steps(
         self, response: service_pb.AttributeResponse | service_pb.FollowResponse, group: Sequence[Output]
     ) -> None:
-        self._last_step = time.monotonic()
-        if self._first_step is None:
-            self._first_step = self._last_step
-            self._metrics.record_first_step(self._first_step - self._arrived)
+        self._note_time()
         steps = response.steps.steps
         for step in group:
             if isinstance(step, Step):
@@ -200,10 +199,22 @@ class Answer:
                 converters.fill_step(steps.add(), step, self._offsets)
 
     def _fill_units(self, response: service_pb.AttributeResponse, group: Sequence[Output]) -> None:
+        self._note_time()
         for unit in group:
             if isinstance(unit, Unit):
                 self._count(unit)
                 converters.fill_unit(response.units.units.add(), unit, self._offsets)
+
+    def _note_time(self) -> None:
+        """Takes note of the time, when steps or units are ready to send."""
+        self._last_step = time.monotonic()
+        if self._first_step is None:
+            self._first_step = self._last_step
+            self._record_first_step(self._first_step - self._arrived)
+
+    def _record_first_step(self, seconds: float) -> None:
+        """Counts the time from the arrival of the request to its first step or unit."""
+        self._metrics.record_first_step(seconds)
 
     def _count(self, output: Step | Unit) -> None:
         if output.cross is not None:

@@ -16,7 +16,7 @@ from ...engine import OutputQueue
 from ...errors import RequestError, cancelled, invalid, report_fault
 from ...request import Finished
 from .. import status
-from ..calls import Call
+from ..call import Call
 from ..parsing import parse
 from ..validation import request_id_of
 from .aligner import Aligner

@@ -12,7 +12,7 @@ from sidelight.v1 import attribution_service_pb2 as service_pb
 
 from ...engine import RequestState
 from ...errors import RequestError, report_fault
-from ..calls import Call
+from ..call import Call
 from .aligner import Aligner
 
 log = logging.getLogger(__name__)

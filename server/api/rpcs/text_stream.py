@@ -11,9 +11,8 @@ import asyncio
 from collections import deque
 
 from ...engine import OutputQueue, ReadyQueues
-from ...errors import RequestError, stopped
-from ..calls import EOF, Call
-from ..validation import MAX_TEXTS_PER_STREAM
+from ...errors import RequestError, stopped, too_old
+from ..call import EOF, Call
 
 
 class TextStream(abc.ABC):
@@ -27,7 +26,7 @@ class TextStream(abc.ABC):
         self._call = call
         self._ready = ReadyQueues()
         self._num_open = 0  # texts whose last event is not sent
-        self._max_open = min(MAX_TEXTS_PER_STREAM, call.max_requests)
+        self._max_open = min(call.limits.max_texts_per_stream, call.max_requests)
         self._has_room = asyncio.Event()
         call.cancel_text = self._cancel
 
@@ -50,10 +49,14 @@ class TextStream(abc.ABC):
             await asyncio.gather(reading, draining, self._close(), return_exceptions=True)
 
     async def _drain(self, reading: asyncio.Task[None]) -> None:
-        """Waits until the server is about to end. Then no further request is read."""
-        await self._call.drained.wait()
+        """Waits until the server is about to end, or the stream is too old. Then no further request is read."""
+        max_age, error = self._call.limits.max_stream_age, stopped()
+        try:
+            await asyncio.wait_for(self._call.drained.wait(), max_age)
+        except asyncio.TimeoutError:
+            error = too_old(max_age)
         if not reading.done():
-            self._call.last_error = stopped()
+            self._call.last_error = error
             reading.cancel()
 
     async def _read_requests(self) -> None:
