@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import repeat
 
-import grpc
 from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection
 
@@ -22,6 +21,7 @@ from .addresses import Address, AddressError
 from .authentication import Authenticator, make_credentials
 from .calls import Calls
 from .inference_protocol import INFERENCE_SERVICE, InferenceService
+from .path_safe_server import PathSafeServer
 from .service import SERVICE, AttributionService
 from .standard_services import Health, reflection_handler
 from .validation import MAX_REQUEST_BYTES
@@ -89,7 +89,7 @@ class Server:
             names.append(reflection.SERVICE_NAME)
         self._health = Health(self._calls, names, [loaded.name for loaded in models])
         self._service = AttributionService(self._engines, self._calls)
-        self._server = grpc.aio.server(options=_OPTIONS)
+        self._server = PathSafeServer(_OPTIONS)
         inference = InferenceService(self._service.starter, self._calls, self._health)
         handlers = [self._service.handler(), inference.handler(), self._health.handler()]
         if self._security.has_reflection:

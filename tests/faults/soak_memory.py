@@ -17,8 +17,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
-for folder in ("support", "bench"):
-    sys.path.insert(0, str(Path(__file__).parents[1] / folder))
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
 
 import grpc.aio
 from load_client import COMMAND, start_server

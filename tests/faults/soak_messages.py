@@ -17,8 +17,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-for folder in ("support", "bench", "wire"):
-    sys.path.insert(0, str(Path(__file__).parents[1] / folder))
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "wire"))
 
 import grpc
 import torch

@@ -77,9 +77,7 @@ class Fuzzer:
         mutated = self._chance.randrange(len(messages))
         is_all = self._chance.random() < 0.2
         return path, [
-            self._mutator.mutate(message, self._bytes)
-            if is_all or number == mutated
-            else message.SerializeToString()
+            self._mutator.mutate(message, self._bytes) if is_all or number == mutated else message.SerializeToString()
             for number, message in enumerate(messages)
         ]
 
@@ -167,7 +165,8 @@ def fuzz(fuzzer: Fuzzer, count: int, end: Callable[[str, Sequence[bytes]], str])
 
 
 # The methods, those with large requests more often.
-_WEIGHTED = [*REQUESTS, *[f"{_OURS}{name}" for name in ("Attribute", "AttributeMany", "Follow", "Align") for _ in range(4)]]
+_LARGE = [f"{_OURS}{name}" for name in ("Attribute", "AttributeMany", "Follow", "Align")]
+_WEIGHTED = [*REQUESTS, *_LARGE * 4]
 
 
 def _valid_requests(loaded: LoadedModel) -> dict[str, list[Message]]:

@@ -7,13 +7,13 @@ All choices come from one `random.Random`. So a seed gives the same mutants agai
 from __future__ import annotations
 
 import random
-import struct
 from typing import Any
 
 from google.protobuf.descriptor import FieldDescriptor as Field
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import Message
 
-_INTEGERS = (0, 1, 2, 3, 63, 64, 65, 127, 255, 256, 1023, 1025, 65_537, 2**31 - 1, 2**31, 2**32 - 1, 2**63 - 1, 2**64 - 1)
+_INTEGERS = (0, 1, 2, 3, 63, 64, 65, 127, 255, 256, 1023, 1025, 65_537)
+_INTEGERS += (2**31 - 1, 2**31, 2**32 - 1, 2**63 - 1, 2**64 - 1)
 _FLOATS = (0.0, -0.0, 0.5, 1.0, -1.0, 1e-45, 1e30, -1e308, float("inf"), float("-inf"), float("nan"))
 _TEXTS = (
     "",
@@ -37,6 +37,7 @@ _TEXTS = (
     "x" * 5000,
     "</s><unk><pad>▁",
 )
+_CHARACTERS = "\0\t \u0301\u200b\ud7ff\ufffd\U0010ffff"
 _BYTES = (b"", b"\0", b"\xff" * 7, b"\x00\x00\x80\x7f" * 8, b"\x00\x00\xc0\x7f" * 80, b"RIFF" + b"\0" * 100)
 # Bytes that mean much to a parser: tags, wire types, lengths.
 _INTERESTING = (0, 1, 2, 7, 8, 10, 18, 26, 34, 42, 63, 64, 127, 128, 250, 255)
@@ -114,7 +115,7 @@ class MessageMutator:
             return self._chance.random() < 0.5
         if field.cpp_type in (Field.CPPTYPE_FLOAT, Field.CPPTYPE_DOUBLE):
             value = self._chance.choice((*_FLOATS, self._chance.uniform(-2, 2)))
-            return value if field.cpp_type == Field.CPPTYPE_DOUBLE else struct.unpack("f", struct.pack("f", _fit(value)))[0]
+            return value if field.cpp_type == Field.CPPTYPE_DOUBLE else _fit(value)
         if field.type == Field.TYPE_ENUM:
             numbers = [value.number for value in field.enum_type.values]
             return self._chance.choice((*numbers, numbers[-1] + 1, 2**31 - 1, -1))
@@ -132,7 +133,7 @@ class MessageMutator:
             return before + text
         if how < 0.4 and text:
             place = self._chance.randrange(len(text))
-            return text[:place] + chr(self._chance.choice((0, 9, 32, 0x301, 0x200B, 0xD7FF, 0xFFFD, 0x10FFFF))) + text[place:]
+            return text[:place] + self._chance.choice(_CHARACTERS) + text[place:]
         return text
 
     # ---- bytes ------------------------------------------------------------------------------------------------------
@@ -159,15 +160,6 @@ class MessageMutator:
                 begin = self._chance.randrange(len(other) + 1)
                 mutant[place:end] = other[begin : begin + 64]
         return bytes(mutant[:_MAX_BYTES])
-
-
-def parses(cls: type[Message], data: bytes) -> bool:
-    """Whether the bytes are a message."""
-    try:
-        cls.FromString(data)
-    except DecodeError:
-        return False
-    return True
 
 
 def _is_map(field: Field) -> bool:

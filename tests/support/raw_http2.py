@@ -115,7 +115,7 @@ class RawConnection:
 
 
 def _string(text: str) -> bytes:
-    """Encodes a string for HPACK, without a Huffman code."""
-    data = text.encode()
+    """Encodes a string, one byte for each character, for HPACK without a Huffman code."""
+    data = text.encode("latin-1")
     assert len(data) < 127
     return bytes([len(data)]) + data

@@ -58,7 +58,8 @@ async def soak(loaded: LoadedModel, count: int, seed: int = 0, *, collects: bool
     chance = random.Random(seed)
     try:
         async with grpc.aio.insecure_channel(address) as channel:
-            await send_calls(channel, address, chance, min(500, count))  # makes what is made once: threads, buffers, plans
+            # Makes what is made once: threads, buffers, caches of plans.
+            await send_calls(channel, address, chance, min(500, count))
             before = await _usage(server, collects=True)
             if not collects:
                 gc.disable()
@@ -174,7 +175,7 @@ async def _usage(server: Server, *, collects: bool) -> Usage:
         *_count_work(server, engine),
         len(asyncio.all_tasks()),
         threading.active_count(),
-        num_descriptors(),
+        num_descriptors(os.getpid()),
         resident(os.getpid()),
     )
 
@@ -187,10 +188,10 @@ def _count_work(server: Server, engine: Engine) -> tuple[int, int, int]:
     return slots, len(list(core.requests)) + len(engine._admission), len(server._calls._calls)
 
 
-def num_descriptors() -> int:
-    """How many files and sockets this process has open; 0 if the system does not say."""
+def num_descriptors(process: int) -> int:
+    """How many files and sockets a process has open; 0 if the system does not say."""
     with contextlib.suppress(OSError):
-        return len(os.listdir("/proc/self/fd"))
+        return len(list(Path(f"/proc/{process}/fd").iterdir()))
     return 0
 
 

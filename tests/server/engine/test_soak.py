@@ -14,7 +14,8 @@ async def test_nothing_stays_behind(bundled, collects):
     assert sum(outcome.ends.values()) == 200
     early = {"cancelled", "cancelled at once", "DEADLINE_EXCEEDED", "left unread", "reset", "killed"}
     assert early | {"to the end"} <= set(outcome.ends)
-    assert not [end for end in outcome.ends if end.startswith(("INTERNAL", "UNKNOWN", "INVALID_ARGUMENT"))], outcome.ends
+    faults = [end for end in outcome.ends if end.startswith(("INTERNAL", "UNKNOWN", "INVALID_ARGUMENT"))]
+    assert not faults, outcome.ends
     after = outcome.after
     assert (after.slots, after.requests, after.calls) == (0, 0, 0)
     assert after.tasks <= outcome.before.tasks
