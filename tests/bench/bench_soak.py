@@ -3,8 +3,8 @@
 Run by `make bench`, or by itself: `python tests/bench/bench_soak.py [--requests 10000] [--stalled 256] [--rounds 3]`.
 First: which slots, requests, calls, tasks, threads, descriptors and memory are still in use after so many calls, which
 clients cancel, reset, leave unread, or leave by their death; half of them without Python's garbage collector. Then: how
-long healthy requests take, with and without readers that have stopped reading. The stream of a stalled reader is longer than what
-the server holds for a reader. Both take turns, so that a noisy machine treats both alike.
+long healthy requests take, with and without readers that have stopped reading. The stream of a stalled reader is longer
+than what the server holds for a reader. Both take turns, so that a noisy machine treats both alike.
 """
 
 from __future__ import annotations
