@@ -17,7 +17,7 @@ from typing import Any
 import grpc
 import grpc.aio
 from grpc._cython import cygrpc  # pyright: ignore[reportAttributeAccessIssue]
-from grpc.aio import _server as grpc_server
+from grpc.aio import _server as grpc_server  # pyright: ignore[reportAttributeAccessIssue]
 
 _cygrpc: Any = cygrpc  # whose stubs lack nearly everything
 

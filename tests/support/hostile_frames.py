@@ -105,7 +105,7 @@ class HostileConnection:
         if b"grpc-status" not in fields:
             return
         code = _CODES[int(fields[b"grpc-status"])]
-        message = urllib.parse.unquote(fields.get(b"grpc-message", b"").decode())
+        message = urllib.parse.unquote(fields.get(b"grpc-message", b"").decode("latin-1"))
         if message.startswith(_WORDS_OF_GRPC):  # with numbers from the frames
             code, message = grpc.StatusCode.UNAVAILABLE, re.sub("0x[0-9a-f]+", "", message)
         details = fields.get(b"grpc-status-details-bin", b"")
