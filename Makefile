@@ -16,7 +16,7 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS = 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all test-lowest test-newest test-clients lint format proto families bench pictures lock clean
+.PHONY: help demo test test-all test-lowest test-newest test-clients lint format proto families bench soak pictures lock clean
 
 help: ## Show this list
 	@echo "Sidelight: streams, token by token, where a sequence model looks while it writes."
@@ -79,6 +79,11 @@ families: $(VENV)/.test ## Write the table of tested families, server/models/FAM
 
 bench: $(VENV)/.bench ## Measure: against Inseq, and what else tests/bench holds
 	@for script in tests/bench/bench_*.py; do echo "$$script"; $(BIN)/python "$$script" || exit 1; done
+
+# Each script takes its number of messages, frames, calls or minutes: python tests/faults/soak_messages.py --help.
+soak: $(VENV)/.bench $(VENV)/.test ## A million mutants, ten thousand calls that end early, 20 minutes of load: two hours
+	@for script in tests/faults/soak_*.py tests/bench/bench_soak.py tests/bench/bench_clients.py; do \
+	  echo "$$script"; $(BIN)/python "$$script" || exit 1; done
 
 pictures: $(VENV)/.test ## Make the README's pictures with Sidelight's own commands
 	@$(BIN)/python tests/pictures.py

@@ -1,7 +1,7 @@
 """gRPC and protobuf. No other package of the server knows them.
 
 server                 Server: a grpc.aio server with its engines, started and stopped in order
-addresses              Address: where the server listens; checked and held before models are loaded
+transport              where gRPC listens, and how it stays up
 service                AttributionService: which method answers which RPC
 rpcs                   Attribute, AttributeMany, Follow, CancelAttribution: requests on the engines
 inference_protocol     the Open Inference Protocol of KServe and Triton, over the same requests
@@ -21,7 +21,7 @@ standard_services      gRPC's health and reflection services
 
 from typing import TYPE_CHECKING
 
-from .addresses import Address, AddressError
+from .transport import Address, AddressError
 
 if TYPE_CHECKING:
     from .server import Server

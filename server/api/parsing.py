@@ -78,7 +78,8 @@ def _is_map(field: FieldDescriptor) -> bool:
 
 def _value_type(field: FieldDescriptor) -> Any:
     """Returns the type of the messages of a field; of a map, the type of its values."""
-    return field.message_type.fields_by_name["value"].message_type if _is_map(field) else field.message_type
+    message_type: Any = field.message_type
+    return message_type.fields_by_name["value"].message_type if _is_map(field) else message_type
 
 
 def _is_utf8(data: bytes) -> bool:

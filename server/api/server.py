@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import repeat
 
-import grpc
 from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection
 
@@ -19,12 +18,13 @@ from ..engine import Engine, EngineConfig, HeldBack
 from ..models import LoadedModel
 from ..operations import CallLimits, MethodMetrics, ModelMetrics, Security, Telemetry
 from ..runner import warm
-from .addresses import Address, AddressError
 from .authentication import Authenticator, make_credentials
 from .calls import Calls
 from .inference_protocol import INFERENCE_SERVICE, InferenceService
 from .service import SERVICE, AttributionService
 from .standard_services import Health, reflection_handler
+from .transport import Address, AddressError
+from .transport.path_safe_server import PathSafeServer
 
 # Seconds for which the server answers new calls after its end has begun, with a status that says when to try again.
 # Load balancers and Kubernetes need about as long to lead clients to other servers.
@@ -84,7 +84,7 @@ class Server:
             names.append(reflection.SERVICE_NAME)
         self._health = Health(self._calls, names, [loaded.name for loaded in models])
         self._service = AttributionService(self._engines, self._calls)
-        self._server = grpc.aio.server(options=(*_OPTIONS, *_options_of(self._calls.limits)))
+        self._server = PathSafeServer((*_OPTIONS, *_options_of(self._calls.limits)))
         inference = InferenceService(self._service.starter, self._calls, self._health)
         handlers = [self._service.handler(), inference.handler(), self._health.handler()]
         if self._security.has_reflection:

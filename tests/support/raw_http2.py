@@ -40,6 +40,12 @@ class RawConnection:
             of: The length of the whole message in bytes, if `message` is its beginning.
             timeout: The value of the header grpc-timeout, such as "10S".
         """
+        stream = self.begin(method, timeout=timeout)
+        self.send_message(stream, message, of=of, is_last=of is None)
+        return stream
+
+    def begin(self, method: str, *, timeout: str = "") -> int:
+        """Sends the headers of a call, and returns its stream."""
         stream, self._next_stream = self._next_stream, self._next_stream + 2
         fields = [
             (":method", "POST"),
@@ -52,12 +58,28 @@ class RawConnection:
         ]
         block = b"".join(b"\x00" + _string(name) + _string(value) for name, value in fields)
         self._send(_HEADERS, _END_HEADERS, stream, block)
+        return stream
+
+    def send_message(self, stream: int, message: bytes, *, of: int | None = None, is_last: bool = False) -> None:
+        """Sends a message, or its beginning, where `of` is the length of the whole message."""
         framed = struct.pack(">BI", 0, len(message) if of is None else of) + message
         while len(framed) > 16384:
             self._send(_DATA, 0, stream, framed[:16384])
             framed = framed[16384:]
-        self._send(_DATA, _END_STREAM if of is None else 0, stream, framed)
-        return stream
+        self._send(_DATA, _END_STREAM if is_last else 0, stream, framed)
+
+    def end(self, stream: int) -> None:
+        """Closes the client's side of a stream."""
+        self._send(_DATA, _END_STREAM, stream, b"")
+
+    def reset(self, stream: int, code: int = 8) -> None:
+        """Resets a stream, by default with CANCEL."""
+        self._send(_RESET, 0, stream, struct.pack(">I", code))
+
+    def kill(self) -> None:
+        """Closes the connection as the system does for a process that was killed while data waited: by a TCP reset."""
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self._socket.close()
 
     def open_window(self, stream: int, size: int) -> None:
         """Lets the server send `size` more bytes of a stream."""
@@ -112,7 +134,7 @@ class RawConnection:
 
 
 def _string(text: str) -> bytes:
-    """Encodes a string for HPACK, without a Huffman code."""
-    data = text.encode()
+    """Encodes a string, one byte for each character, for HPACK without a Huffman code."""
+    data = text.encode("latin-1")
     assert len(data) < 127
     return bytes([len(data)]) + data

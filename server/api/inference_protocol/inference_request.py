@@ -125,7 +125,9 @@ def read_request(
         request_id=request_id,
         client_id=message.id,
         model=loaded.name,
-        messages=[_fill_texts(template, text, targets and targets[index]) for index, text in enumerate(texts)],
+        messages=[
+            _fill_texts(template, text, None if targets is None else targets[index]) for index, text in enumerate(texts)
+        ],
         outputs=outputs,
         scores=scores,
         is_raw=bool(message.raw_input_contents),
