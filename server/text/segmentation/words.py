@@ -154,6 +154,8 @@ class WordFinder:
 
     def _read(self, text: str) -> list[Span]:
         spans = self._segments.spans(self._num_read)
+        if not spans:
+            return []
         self._num_read += len(spans)
         return _without_space(text, spans)
 
@@ -184,6 +186,8 @@ def _find_dictionary_run(text: str) -> int | None:
     More characters at the end of the text may change all words of the run.
     """
     begin = None
+    if text.isascii():
+        return None
     for index in range(len(text) - 1, -1, -1):
         if _IN_DICTIONARY.match(text[index]):
             begin = index
