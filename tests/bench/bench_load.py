@@ -1,10 +1,10 @@
-"""Messages and tokens per second of a server, called by a compiled client and by Python's: what the server can do alone.
+"""Messages and tokens per second of a server, called by a compiled client and by Python's client.
 
-Run by `make bench`, or by itself: `python tests/bench/bench_load.py [--rounds 5] [--concurrency 1 8 32 128]`. The model is
-the bundled one, and requests ask for all cross-attention. One server runs; the clients take turns, and read every message.
-The compiled client is the program in Go of client/examples, which is built first; without a toolchain for Go the script
-says so and ends. Client and server share the cores, so the client's own work takes from the server. Figures are medians
-of the rounds.
+Run by `make bench`, or by itself: `python tests/bench/bench_load.py [--rounds 5] [--concurrency 1 8 32 128]`. The
+model is the bundled one, and requests ask for all cross-attention. One server runs; the clients take turns, and read
+every message. The compiled client is the program in Go of client/examples, which is built first. Without a toolchain
+for Go the script says so and ends. Client and server share the cores: what the client works, the server lacks. Figures
+are medians of the rounds.
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ def request(source: str = TEXT, **fields: Any) -> service.AttributeRequest:
 
 def plans() -> Iterator[Plan]:
     """All exchanges, in the order of the index."""
-    for name, description, message in (*encodings(), *heads_and_rows(), *units(), *targets()):
+    for name, description, message in (*encodings(), *heads_and_rows(), *methods(), *units(), *targets()):
         yield Plan(name, "Attribute", description, [message])
     given = request(given=plain(TARGET), capture=capture(CROSS, over_heads=MEAN), scores=[1, 3])
     yield Plan("steps_together", "Attribute", "Several steps in one message.", [given], steps_of_a_message=4)
@@ -95,7 +95,7 @@ def encodings() -> Requests:
 
 
 def heads_and_rows() -> Requests:
-    """Which heads, how they are reduced, which row, and what the numbers measure."""
+    """Which heads, how they are reduced, which row, and which positions and steps."""
     yield "defaults", "A request without a capture: cross-attention of every layer and head.", request()
     yield (
         "no_attention",
@@ -137,6 +137,10 @@ def heads_and_rows() -> Requests:
         "Only step 1 carries attention.",
         request(capture=capture(CROSS, over_heads=MEAN, steps=attention.StepSpan(begin=1, end=2))),
     )
+
+
+def methods() -> Requests:
+    """What the numbers measure."""
     yield (
         "value_norms",
         "Norms of the value vectors, which are greater than 1.",

@@ -6,6 +6,7 @@ variable SIDELIGHT_EXAMPLES names a folder, the builds are kept there.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
@@ -40,14 +41,18 @@ Run = Callable[..., "subprocess.CompletedProcess[str]"]
 def command(tmp_path_factory) -> Callable[[str], list[str]]:
     """Builds a program at its first use; gives the command that runs it. Skips where there is no toolchain."""
     kept = os.environ.get("SIDELIGHT_EXAMPLES")
-    base = Path(kept) if kept else tmp_path_factory.mktemp("examples")
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base  # by all workers
+    folders = Path(kept) if kept else shared / "examples"
 
     @cache
     def build(language: str) -> list[str] | str:
-        folder = base / PROGRAMS[language].folder
+        folder = folders / PROGRAMS[language].folder
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            return PROGRAMS[language].make(folder)
+            with open(folders / f"{folder.name}.lock", "w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)  # another worker may build the program; then little is left to do
+                return PROGRAMS[language].make(folder)
         except ToolchainError as error:
             return str(error)
 
