@@ -20,6 +20,7 @@ import java.util.List;
 import java.util.Map;
 import java.util.concurrent.CompletableFuture;
 import java.util.concurrent.ConcurrentHashMap;
+import java.util.concurrent.ExecutionException;
 import java.util.concurrent.Executor;
 import java.util.concurrent.TimeUnit;
 import sidelight.v1.AttentionOuterClass.Capture;
@@ -268,7 +269,11 @@ public final class Main {
           .build());
     }
     requests.onCompleted();
-    end.get();
+    try {
+      end.get();
+    } catch (ExecutionException error) {
+      throw error.getCause() instanceof StatusRuntimeException cause ? cause : error;
+    }
     for (int number = 0; number < texts.size(); number++) {
       System.out.println(number + " " + results.get(Integer.toString(number)));
     }

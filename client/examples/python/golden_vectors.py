@@ -1,5 +1,8 @@
 """Decodes the golden vectors, and compares them with their JSON and their arrays."""
 
+# NumPy's stubs leave some members partly unknown, and google.rpc has none.
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+
 from __future__ import annotations
 
 import json
@@ -19,7 +22,7 @@ from sidelight.v1 import attribution_service_pb2 as service
 from sidelight.v1 import text_pb2 as text
 
 _METHODS = service.DESCRIPTOR.services_by_name["AttributionService"].methods_by_name
-_ENCODINGS = {text.OFFSET_UNIT_UTF16: ("utf-16-le", 2), text.OFFSET_UNIT_UTF8: ("utf-8", 1)}
+_ENCODINGS: dict[int, tuple[str, int]] = {text.OFFSET_UNIT_UTF16: ("utf-16-le", 2), text.OFFSET_UNIT_UTF8: ("utf-8", 1)}
 
 
 def check_vectors(folder: Path, describe_status: Callable[[status_pb2.Status], str]) -> None:

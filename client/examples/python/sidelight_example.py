@@ -11,6 +11,10 @@
 The program shows the contract as it is. `sidelight.client` is the client for Python: it does all of this, and more.
 """
 
+# google.rpc has no stubs.
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
+
 from __future__ import annotations
 
 import os
@@ -135,7 +139,7 @@ def wrong_request(stub: Stub, value: str) -> None:
 
 def describe(error: grpc.RpcError) -> str:
     """The code of an error, its reason, and the fields that are wrong."""
-    status = rpc_status.from_call(error)
+    status = rpc_status.from_call(error)  # pyright: ignore[reportArgumentType]
     if status is None:  # no details: the error comes from gRPC
         return f"{error.code().name} {error.details()}"
     return describe_status(status)

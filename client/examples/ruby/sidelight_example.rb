@@ -21,7 +21,10 @@ include Sidelight::V1 # the messages of the contract
 # Makes a stub as the environment says: SIDELIGHT_ADDRESS, SIDELIGHT_TLS (1), SIDELIGHT_TLS_CA (a file with the authority
 # that vouches for the server), and SIDELIGHT_TOKEN, which gRPC sends over TLS alone.
 def connect
-  authority, token = ENV.values_at("SIDELIGHT_TLS_CA", "SIDELIGHT_TOKEN")
+  address, authority, token = %w[ADDRESS TLS_CA TOKEN].map do |name|
+    value = ENV.fetch("SIDELIGHT_#{name}", "")
+    value unless value.empty?
+  end
   credentials = :this_channel_is_insecure
   if authority || ENV["SIDELIGHT_TLS"] == "1"
     credentials = GRPC::Core::ChannelCredentials.new(authority && File.read(authority))
@@ -34,7 +37,7 @@ def connect
   end
   # gRPC receives at most 4 MiB by default. One step of a large model can be larger.
   options = { "grpc.max_receive_message_length" => -1 }
-  AttributionService::Stub.new(ENV.fetch("SIDELIGHT_ADDRESS", "127.0.0.1:50051"), credentials, channel_args: options)
+  AttributionService::Stub.new(address || "127.0.0.1:50051", credentials, channel_args: options)
 end
 
 def plain(text)
