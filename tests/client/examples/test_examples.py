@@ -177,6 +177,8 @@ def test_a_program_calls_each_method(run, language, bundled_server, expected):
 
 @every_language
 def test_a_program_connects_with_tls_and_a_token(run, language, secured_server):
+    if language == "Java" and Path("/usr/share/java/grpc-netty.jar").exists():
+        pytest.skip("Java: Debian's build of netty has no ALPN, without which gRPC has no TLS")
     output = run(language, "many", "A dog.", SIDELIGHT_TOKEN=TOKEN, **secured_server).stdout
     assert output.strip() == "0 Ein Hund."
     for token in ("another-token", ""):
@@ -204,7 +206,7 @@ def test_the_load_client_counts_what_the_server_sends(command, bundled_server):
     assert process.returncode == 0, process.stderr
     counts = json.loads(process.stdout)
     with Client(bundled_server) as client:
-        tokens = sum(len(client.attribute(text).result().target) for text in ("A dog.", "Good morning!"))
+        tokens = sum(len(client.attribute(text).result().steps) for text in ("A dog.", "Good morning!"))
     assert (counts["streams"], counts["requests"], counts["tokens"]) == (2, 6, 3 * tokens)
     assert counts["messages"] >= 6 * 3  # Started, at least one Steps, Finished
 
