@@ -4,7 +4,7 @@ Run by `make bench`, or by itself: `python tests/bench/bench_load.py [--rounds 5
 model is the bundled one, and requests ask for all cross-attention. One server runs; the clients take turns, and read
 every message. The compiled client is the program in Go of client/examples, which is built first. Without a toolchain
 for Go the script says so and ends. Client and server share the cores: what the client works, the server lacks. Figures
-are medians of the rounds. Where the variable SIDELIGHT_EXAMPLES names a folder, the build is kept there.
+are medians of the rounds. Where the variable EXAMPLE_BUILDS names a folder, the build is kept there.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def main() -> int:
     console = Console(width=110)
     with tempfile.TemporaryDirectory() as folder:
         try:
-            command = PROGRAMS["Go"].make(Path(os.environ.get("SIDELIGHT_EXAMPLES") or folder, "go"))
+            command = PROGRAMS["Go"].make(Path(os.environ.get("EXAMPLE_BUILDS") or folder, "go"))
         except ToolchainError as error:
             console.print(f"The program in Go cannot be built: {error}")
             return 0

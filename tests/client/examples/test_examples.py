@@ -1,7 +1,7 @@
 """Each program of client/examples is built and run against real servers, and decodes the golden vectors.
 
 A program is skipped where its toolchain is not there: `make test-clients` installs what Debian and npm have. Where the
-variable SIDELIGHT_EXAMPLES names a folder, the builds are kept there.
+variable EXAMPLE_BUILDS names a folder, the builds are kept there.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ Run = Callable[..., "subprocess.CompletedProcess[str]"]
 @pytest.fixture(scope="module")
 def command(tmp_path_factory) -> Callable[[str], list[str]]:
     """Builds a program at its first use; gives the command that runs it. Skips where there is no toolchain."""
-    kept = os.environ.get("SIDELIGHT_EXAMPLES")
+    kept = os.environ.get("EXAMPLE_BUILDS")
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base  # by all workers
     folders = Path(kept) if kept else shared / "examples"
