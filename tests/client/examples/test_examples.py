@@ -1,6 +1,6 @@
 """Each program of client/examples is built and run against real servers, and decodes the golden vectors.
 
-A program is skipped where its toolchain is not there: `make test-clients` installs what Debian and npm have. Where the
+A program is skipped where its toolchain is not there: `make test-examples` installs what Debian and npm have. Where the
 variable EXAMPLE_BUILDS names a folder, the builds are kept there.
 """
 
