@@ -16,12 +16,12 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS = 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all test-lowest test-newest test-clients lint format proto families bench soak pictures lock clean
+.PHONY: help demo test test-all test-lowest test-newest test-clients test-examples lint format proto families bench soak pictures lock clean
 
 help: ## Show this list
 	@echo "Sidelight: streams, token by token, where a sequence model looks while it writes."
 	@echo
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo "  PYTHON=python3.12 chooses the interpreter, ARGS=\"-k name\" goes to pytest."
 
@@ -33,6 +33,17 @@ test: $(VENV)/.test ## Run the tests, but for those marked slow (ARGS="-m slow" 
 
 test-all: $(VENV)/.test ## Run all tests
 	@$(PYTEST) $(ARGS)
+
+# What Debian has; npm's packages come with the build. Without apt-get, with whatever is there.
+CLIENT_TOOLS := cmake g++ protobuf-compiler protobuf-compiler-grpc libgrpc++-dev nlohmann-json3-dev golang-go \
+  golang-google-grpc-dev protoc-gen-go-grpc default-jdk-headless libgrpc-java libnetty-java libgoogle-gson-java \
+  libguava-java libperfmark-java libprotobuf-java protobuf-compiler-grpc-java-plugin ruby ruby-grpc \
+  ruby-grpc-tools $(if $(shell command -v npm),,nodejs npm)
+test-examples: $(VENV)/.test ## Install the toolchains of other languages, build client/examples and test them
+	@for tool in $(CLIENT_TOOLS); do dpkg -s $$tool >/dev/null 2>&1 || missing="$$missing $$tool"; done; \
+	test -z "$$missing" || { echo "Installing$$missing"; DEBIAN_FRONTEND=noninteractive \
+	  apt-get -qq install --yes --no-install-recommends $$missing >/dev/null; } || echo "Not all of it can be had"
+	@OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/pytest -v tests/client/examples tests/vectors $(ARGS)
 
 PYTEST = OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/pytest -n 2 --dist worksteal
 

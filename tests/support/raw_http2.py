@@ -72,7 +72,7 @@ class RawConnection:
         """Closes the client's side of a stream."""
         self._send(_DATA, _END_STREAM, stream, b"")
 
-    def reset(self, stream: int, code: int = 8) -> None:
+    def reset(self, stream: int, code: int = _CANCEL) -> None:
         """Resets a stream, by default with CANCEL."""
         self._send(_RESET, 0, stream, struct.pack(">I", code))
 
@@ -85,10 +85,6 @@ class RawConnection:
         """Lets the server send `size` more bytes of a stream."""
         self._send(_WINDOW, 0, stream, struct.pack(">I", size))
         self._send(_WINDOW, 0, 0, struct.pack(">I", size))
-
-    def reset(self, stream: int) -> None:
-        """Cancels a call."""
-        self._send(_RESET, 0, stream, struct.pack(">I", _CANCEL))
 
     def ping(self) -> None:
         """Asks for a sign of life."""
