@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib.metadata
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NoReturn
 
-from ..client import Client
+from ..client import AsyncClient, Client
 from ..models import Calibration, Model
 from ..views import escape_controls, make_console, print_message, print_text
 from . import align as align_command
@@ -67,11 +68,55 @@ def make_parser() -> argparse.ArgumentParser:
     add_connection_arguments(health)
     health.set_defaults(run=_check_health)
 
+    _add_ui(commands)
     _add_serve(commands)
     _add_top(commands)
     _add_calibrate(commands)
     _add_kernels(commands)
     return parser
+
+
+def _add_ui(commands: argparse._SubParsersAction[_EscapingParser]) -> None:  # pyright: ignore[reportPrivateUsage]
+    ui = commands.add_parser(
+        "ui",
+        help="show attention in the browser, live",
+        description="Serves a page that shows attention while a text is written. Without an address of a server, "
+        "it starts a server on the bundled model.",
+    )
+    add_connection_arguments(ui)
+    ui.add_argument(
+        "--listen", default="127.0.0.1:8090", metavar="HOST:PORT", help="where the browser finds the page; port 0: any"
+    )
+    ui.add_argument(
+        "--host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a further name of the page, HOST or HOST:PORT, as a proxy or another machine calls it",
+    )
+    ui.set_defaults(run=_run_ui, address=os.environ.get("SIDELIGHT_ADDRESS"))
+
+
+def _run_ui(args: argparse.Namespace) -> int:
+    try:
+        from ..ui import ListenError, serve
+    except ModuleNotFoundError as error:
+        return _report_missing_package(error, "ui")
+
+    def serve_page(connect: Callable[[], AsyncClient]) -> None:
+        serve(connect, args.listen, args.host, lambda url: print(f"sidelight: page at {url}", flush=True))
+
+    try:
+        if args.address is not None:
+            serve_page(lambda: AsyncClient(args.address, **build_connection(args)))
+        else:
+            print_message("starting a server on the bundled model ...")
+            with demo_command.bundled_server() as (_, address):
+                serve_page(lambda: AsyncClient(address, tls=False, token=""))
+    except (ListenError, demo_command.ServerError) as error:
+        print_error(str(error))
+        return 1
+    return 0
 
 
 def _add_serve(commands: argparse._SubParsersAction[_EscapingParser]) -> None:  # pyright: ignore[reportPrivateUsage]
@@ -151,9 +196,9 @@ def _run_kernels(args: argparse.Namespace) -> int:
         return _report_missing_package(error)
 
 
-def _report_missing_package(error: ModuleNotFoundError) -> int:
+def _report_missing_package(error: ModuleNotFoundError, extra: str = "server") -> int:
     """Says how to install a package that the client's own installation does not have. Returns the exit status."""
-    print(f"sidelight: {error.name} is missing; install it with: pip install 'sidelight[server]'", file=sys.stderr)
+    print(f"sidelight: {error.name} is missing; install it with: pip install 'sidelight[{extra}]'", file=sys.stderr)
     return 1
 
 
