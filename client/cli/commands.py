@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from ..client import AsyncClient, Client
 from ..models import Calibration, Model
-from ..views import escape_controls, make_console, print_message, print_text
+from ..views import escape_controls, make_console, print_error, print_message, print_text
 from . import align as align_command
 from . import attribute as attribute_command
 from . import attribute_options

@@ -34,20 +34,21 @@ const changed = () => {
   $("status").textContent = running ? "Writing …" : models.length ? "Ready" : "";
   document.body.classList.toggle("running", running);
   state.pins = [...first.pinned].join(".");
-  exports.offer(first);
+  exports.offer(main());
 };
 
 const first = new Pane({ title: "Target", settings, changed: () => changed(), fail });
 const second = new Pane({ title: "Compared with", settings, changed: () => changed(), fail });
 const live = new Live({ settings, changed: () => changed(), fail });
 const markup = new MarkupView({ changed: () => changed(), fail });
+const main = () => (state.mode === "live" ? live.pane : first);
 const shownPanes = () => (state.mode === "compare" ? [first, second] : state.mode === "translate" ? [first] : []);
 const picks = new Picks($("picks"), state, {
   ask: () => run(),
   show: () => [first, second, live.pane].forEach((pane) => pane.pick()),
   view: () => [first, second, live.pane].forEach((pane) => pane.view()),
 });
-const exports = addExports(picks.tools, { pane: first, settings, link: () => stateLink({ ...state, text: $("source").value }) });
+const exports = addExports(picks.tools, { pane: main, settings, link: () => stateLink({ ...state, text: $("source").value }) });
 
 // What the second pane of a comparison has: another model, or a target that is given.
 const given = element("textarea", { id: "given", rows: 2, dir: "auto", spellcheck: "false", placeholder: "A target of your own; empty: the model writes it" });

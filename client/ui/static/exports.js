@@ -3,11 +3,11 @@
 import { direction, download, element } from "./dom.js";
 import { heat, palette } from "./colors.js";
 
-export function addExports(box, { pane, settings, link }) {
+export function addExports(box, { pane: shown, settings, link }) {
   const button = (text, title, click) => element("button", { class: "plain", text, title, "aria-label": title, on: { click } });
-  const svg = button("SVG", "Save the picture as SVG", () => download("sidelight.svg", picture(pane, settings().view), "image/svg+xml"));
-  const png = button("PNG", "Save the picture as PNG", async () => download("sidelight.png", await toPng(picture(pane, settings().view))));
-  const json = button("JSON", "Save all numbers as JSON for Inseq", () => location.assign(`/results/${pane.result}.json`));
+  const svg = button("SVG", "Save the picture as SVG", () => download("sidelight.svg", picture(shown(), settings().view), "image/svg+xml"));
+  const png = button("PNG", "Save the picture as PNG", async () => download("sidelight.png", await toPng(picture(shown(), settings().view))));
+  const json = button("JSON", "Save all numbers as JSON for Inseq", () => location.assign(`/results/${shown().result}.json`));
   const share = button("Link", "Copy a link that restores this state", async () => {
     const url = link();
     history.replaceState(null, "", url);

@@ -1,6 +1,6 @@
 // Head by head: what each head looks at while one token is written, as small bars. A click pins heads.
 
-import { element } from "./dom.js";
+import { direction, element } from "./dom.js";
 import { heat, palette } from "./colors.js";
 
 const MOST = 192; // pictures: of a larger model, those of one layer are shown
@@ -49,6 +49,7 @@ export class Heads {
   bring(line) {
     this.line = line;
     const ratio = devicePixelRatio || 1, { line: rule } = palette();
+    const mirrored = this.attention && direction(this.attention.started.sourceText) === "rtl"; // as the heatmap is
     for (const { canvas, button, head } of this.cells) {
       const row = line === null ? new Float32Array(0) : this.attention.headRow(line, head.index);
       const width = Math.max(20, canvas.clientWidth), height = 26, context = canvas.getContext("2d");
@@ -64,9 +65,10 @@ export class Heads {
       row.forEach((value, position) => value > row[greatest] && (greatest = position));
       const most = row[greatest] || 1, step = width / Math.max(1, row.length);
       row.forEach((value, position) => {
+        const place = mirrored ? row.length - 1 - position : position;
         const share = Math.max(0, value / most);
         context.fillStyle = heat(0.35 + 0.65 * share);
-        if (share > 0.02) context.fillRect(position * step, height - 1 - share * (height - 3), Math.max(1, step - (step > 3 ? 1 : 0)), share * (height - 3));
+        if (share > 0.02) context.fillRect(place * step, height - 1 - share * (height - 3), Math.max(1, step - (step > 3 ? 1 : 0)), share * (height - 3));
       });
       const word = row.length ? this.attention.columns()[greatest]?.label ?? "" : "";
       button.setAttribute("aria-label", word ? `${head.label}, looks most at ${word}` : head.label);

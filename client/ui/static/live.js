@@ -16,7 +16,7 @@ export class Live {
     this.read = element("p", { class: "read", dir: "auto", "aria-label": "Source: what the target is firm up to" });
     this.done = element("button", { class: "plain", text: "The text ends here", on: { click: () => this.complete() } });
     this.card = this.pane.card;
-    this.card.append(this.draft);
+    this.pane.legend.before(this.draft);
     this.card.firstChild.append(this.done);
     this.card.prepend(this.read);
     this.stage = this.pane.stage;

@@ -76,14 +76,14 @@ export class MarkupView {
 function withTags(text, reports, side) {
   const marks = reports.map(({ [side]: [begin, end], ...more }) => ({ begin, end, ...more })).sort((a, b) => a.begin - b.begin || b.end - a.end);
   const place = element("p", { class: "tagged", dir: "auto" });
-  const open = [{ node: place, end: Infinity }];
+  const open = [{ node: place, end: Infinity, closing: "" }];
   let at = 0;
   const write = (to) => {
     while (at < to || open.at(-1).end <= to) {
       const { node, end } = open.at(-1), stop = Math.min(to, end);
       if (stop > at) node.append(text.slice(at, stop));
       at = Math.max(at, stop);
-      if (end <= to && open.length > 1) open.pop();
+      if (end <= to && open.length > 1) node.append(open.pop().closing);
       else if (at >= to) break;
     }
   };
@@ -91,8 +91,13 @@ function withTags(text, reports, side) {
     write(begin);
     const node = element("span", { class: "marked-part", data: { color } }, element("code", { class: "tag", text: markup, data: { color } }));
     open.at(-1).node.append(node);
-    open.push({ node, end });
+    const name = /^<([^\s/>]+)/.exec(markup)?.[1];
+    open.push({ node, end, closing: name && end > begin ? element("code", { class: "tag", text: `</${name}>`, data: { color } }) : "" });
   }
   write(text.length);
+  while (open.length > 1) {
+    const { node, closing } = open.pop();
+    node.append(closing);
+  }
   return place;
 }

@@ -53,6 +53,7 @@ export class Pane {
       this.heads.box,
     );
     this.stage = element("div", { class: "stage" }, element("div", { class: "card main" }, this.views, this.scrubber), this.aside);
+    this.stage.hidden = true;
     this.refresh = onFrame(() => this.#refresh());
     this.view();
   }
