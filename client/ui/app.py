@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.resources
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncGenerator, Callable, Collection
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -42,7 +42,7 @@ def build_app(connect: Callable[[], AsyncClient], hosts: Collection[str]) -> Sta
     results = Results()
 
     @asynccontextmanager
-    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+    async def lifespan(app: Starlette) -> AsyncGenerator[None]:
         async with connect() as client:
             app.state.client, app.state.streams = client, Streams(client, results)
             yield

@@ -1,8 +1,8 @@
 """What the server answers, as messages for the page.
 
 Messages without arrays are JSON in text frames. A message with arrays is a binary frame: the length of the JSON that
-follows as a little-endian 32-bit number, the JSON, spaces up to an even offset, and then the arrays, one after another, as
-little-endian float16 in C order. `arrays` in the JSON has the kind and the shape of each array.
+follows as a little-endian 32-bit number, the JSON, spaces up to an even offset, and then the arrays, one after another,
+as little-endian float16 in C order. `arrays` in the JSON has the kind and the shape of each array.
 """
 
 # NumPy's stubs leave some members partly unknown.

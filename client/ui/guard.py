@@ -46,7 +46,7 @@ class Guard:
         headers = Headers(scope=scope)
         host, origin = headers.get("host", "").lower(), headers.get("origin")
         # A browser names the origin of each WebSocket. Of other calls it names it where they come from elsewhere.
-        is_own = origin is None and scope["type"] == "http" or (origin or "").lower() in self._origins
+        is_own = (origin is None and scope["type"] == "http") or (origin or "").lower() in self._origins
         if host not in self._hosts or not is_own:
             if scope["type"] == "websocket":
                 await send({"type": "websocket.close", "code": 1008})  # before it is accepted: status 403

@@ -21,10 +21,7 @@ TIMEOUT = 600.0
 _COMMON = ("model", "source_language", "target_language")
 _CAPTURE = ("row", "method", "special_tokens")
 _TASKS: dict[str, frozenset[str]] = {
-    "attribute": frozenset(
-        {"task", "source", "target", "prefix", "kind", "preset", "links", "max_new_tokens", "ignore_eos"}
-        | {*_COMMON, *_CAPTURE}
-    ),
+    "attribute": frozenset({"task", "source", "target", "kind", "preset", "links", *_COMMON, *_CAPTURE}),
     "align": frozenset({"task", "source", "target", "markup", *_COMMON}),
     "follow": frozenset({"task", "words", "kind", *_COMMON, *_CAPTURE}),
 }
@@ -60,16 +57,10 @@ def build_attribute_options(message: Mapping[str, Any]) -> AttributeOptions:
         "scores": ["probability"],
         "offset_unit": "utf16",  # as JavaScript counts
         "timeout": TIMEOUT,
-        **_common(message),
     }
+    _add_common(options, message)
     if (target := message.get("target")) is not None:
         options["target"] = target
-    else:
-        options["decoding"] = Decoding(
-            max_new_tokens=message.get("max_new_tokens"), ignore_eos=message.get("ignore_eos", False)
-        )
-    if (prefix := message.get("prefix")) is not None:
-        options["prefix"] = prefix
     if message.get("links"):
         options["link_options"] = LinkOptions()
     return options
@@ -77,7 +68,8 @@ def build_attribute_options(message: Mapping[str, Any]) -> AttributeOptions:
 
 def build_align_options(message: Mapping[str, Any]) -> AlignOptions:
     """Returns the options of `align`."""
-    options: AlignOptions = {"offset_unit": "utf16", "timeout": TIMEOUT, **_common(message)}
+    options: AlignOptions = {"offset_unit": "utf16", "timeout": TIMEOUT}
+    _add_common(options, message)
     if (markup := message.get("markup")) is not None:
         options["markup"] = Markup(markup)
     return options
@@ -85,15 +77,16 @@ def build_align_options(message: Mapping[str, Any]) -> AlignOptions:
 
 def build_follow_options(message: Mapping[str, Any]) -> FollowOptions:
     """Returns the options of `follow`, where the server writes the target as far as AlignAtt allows."""
-    return {
+    options: FollowOptions = {
         "policy": AlignAtt(words=message.get("words", 2)),
         "decoding": Decoding(),
         "capture": _build_capture(message),
         "scores": ["probability"],
         "offset_unit": "utf16",
         "timeout": TIMEOUT,
-        **_common(message),
     }
+    _add_common(options, message)
+    return options
 
 
 def _build_capture(message: Mapping[str, Any]) -> Capture:
@@ -112,5 +105,5 @@ def _build_capture(message: Mapping[str, Any]) -> Capture:
     )
 
 
-def _common(message: Mapping[str, Any]) -> Any:
-    return {name: message[name] for name in _COMMON if message.get(name)}
+def _add_common(options: Any, message: Mapping[str, Any]) -> None:
+    options.update({name: message[name] for name in _COMMON if message.get(name)})

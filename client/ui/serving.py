@@ -26,8 +26,8 @@ class ListenError(Exception):
 def serve(
     connect: Callable[[], AsyncClient],
     address: str,
-    names: Sequence[str] = (),
-    on_ready: Callable[[str], None] = lambda url: None,
+    names: Sequence[str],
+    on_ready: Callable[[str], None],
 ) -> None:
     """Serves the page until a signal ends the process.
 
@@ -41,7 +41,9 @@ def serve(
     """
     host, port = _parse(address)
     if not _is_loopback(host) and not names:
-        raise ListenError(f"--listen: others can reach {host}, and use the server through the page: name the hosts with --host")
+        raise ListenError(
+            f"--listen: others can reach {host}, and use the server through the page: name the hosts with --host"
+        )
     with _bind(host, port) as listener:
         port = listener.getsockname()[1]
         config = uvicorn.Config(

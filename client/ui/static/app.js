@@ -158,7 +158,7 @@ async function start() {
 }
 
 function listen() {
-  const soon = debounce(250, run);
+  const soon = debounce(100, run);
   $("source").addEventListener("input", () => {
     count();
     if (state.mode === "live") live.type($("source").value);

@@ -19,7 +19,8 @@ export class Attention {
     this.kind = kind;
     this.layout = started.layouts[kind];
     this.source = started.source;
-    this.steps = []; // {token, joined, text, probability, values, size}
+    this.steps = []; // {token, text, probability}
+    this.tokens = []; // of the steps
     this.rows = []; // of encoder self-attention only: the queries are the source
     this.cache = [];
     this.picked = { heads: null, reduction: "mean" };
@@ -36,12 +37,12 @@ export class Attention {
   columns() {
     if (this.kind !== "decoder_self") return this.source;
     const prompt = this.started.encoderDecoder ? [] : this.source;
-    return [...prompt, ...this.started.prefix, ...this.steps.map((step) => step.token)];
+    return [...prompt, ...this.started.prefix, ...this.tokens];
   }
 
   // What the lines stand for.
   lines() {
-    return this.isSelf ? this.source : this.steps.map((step) => step.token);
+    return this.isSelf ? this.source : this.tokens;
   }
 
   get length() {
@@ -49,8 +50,9 @@ export class Attention {
   }
 
   add(message) {
-    const { token, joined, text, scores, decision } = message;
-    this.steps.push({ token: { ...token, joined }, text, probability: scores.probability, decision });
+    const { token, joined, text, scores } = message;
+    this.steps.push({ token: { ...token, joined }, text, probability: scores.probability });
+    this.tokens.push(this.steps.at(-1).token);
     if (!this.isSelf) this.rows.push(message.values[this.kind] ?? null);
   }
 

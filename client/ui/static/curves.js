@@ -1,7 +1,7 @@
 // Curves from the words of the target to the words of the source: what each target word looks at, and once the text is
 // written, the word links of the server. Two columns, so that long texts, narrow screens and all scripts have room.
 
-import { direction, element, percent, svgElement } from "./dom.js";
+import { direction, element, percent, svgElement, visible } from "./dom.js";
 import { Attention } from "./attention.js";
 
 const LINE = 26, MOST = 600; // words of a text that have curves
@@ -32,9 +32,9 @@ export class Curves {
     const { attention } = this, { alignment } = attention;
     const targetText = attention.steps.map((step) => step.text).join("");
     if (alignment && attention.kind === "cross") {
-      const source = alignment.source.map(([begin, end]) => ({ label: attention.started.sourceText.slice(begin, end) }));
+      const source = alignment.source.map(([begin, end]) => ({ label: visible(attention.started.sourceText.slice(begin, end)) }));
       const target = alignment.target.map(([begin, end]) => ({
-        label: targetText.slice(begin, end),
+        label: visible(targetText.slice(begin, end)),
         lines: attention.steps.flatMap(({ token }, i) => (token.begin < end && token.end > begin ? [i] : [])),
       }));
       const links = alignment.links.map(([from, to, score]) => ({ from, to, score }));

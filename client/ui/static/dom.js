@@ -33,6 +33,9 @@ export function direction(text) {
   return "ltr";
 }
 
+// A text to be shown: characters that control, or that turn the direction of what stands beside them, are visible.
+export const visible = (text) => text.replace(/[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u202a-\u202e\u2066-\u2069]/g, "\ufffd");
+
 export const percent = (share) => (share > 0.9995 ? "100%" : `${(100 * share).toFixed(share < 0.0995 ? 1 : 0)}%`);
 
 export function debounce(wait, call) {

@@ -67,8 +67,9 @@ export class Heads {
       row.forEach((value, position) => {
         const place = mirrored ? row.length - 1 - position : position;
         const share = Math.max(0, value / most);
+        if (share <= 0.02) return;
         context.fillStyle = heat(0.35 + 0.65 * share);
-        if (share > 0.02) context.fillRect(place * step, height - 1 - share * (height - 3), Math.max(1, step - (step > 3 ? 1 : 0)), share * (height - 3));
+        context.fillRect(place * step, height - 1 - share * (height - 3), Math.max(1, step - (step > 3 ? 1 : 0)), share * (height - 3));
       });
       const word = row.length ? this.attention.columns()[greatest]?.label ?? "" : "";
       button.setAttribute("aria-label", word ? `${head.label}, looks most at ${word}` : head.label);

@@ -1,7 +1,7 @@
 // Simultaneous mode: the text is translated while it is typed. What is written is committed; the draft is held back, and
 // more source may change it.
 
-import { element } from "./dom.js";
+import { element, visible } from "./dom.js";
 import { Pane } from "./pane.js";
 import { openStream } from "./stream.js";
 
@@ -111,7 +111,7 @@ export class Live {
       this.draftText.textContent = "";
       this.firm = message.firm;
       this.#showRead();
-    } else if (message.event === "draft") this.draftText.textContent += message.text;
+    } else if (message.event === "draft") this.draftText.textContent += visible(message.text);
     else if (message.event === "finished") {
       pane.end(message);
       this.draftText.textContent = "";
@@ -130,6 +130,6 @@ export class Live {
     if (!this.started) return;
     const { sourceText, source } = this.started;
     const at = this.firm === Infinity ? sourceText.length : source[this.firm - 1]?.end ?? 0;
-    this.read.replaceChildren(element("span", { class: "firm", text: sourceText.slice(0, at) }), element("span", { class: "held", text: sourceText.slice(at) }));
+    this.read.replaceChildren(element("span", { class: "firm", text: visible(sourceText.slice(0, at)) }), element("span", { class: "held", text: visible(sourceText.slice(at)) }));
   }
 }

@@ -1,7 +1,7 @@
 // Markup transfer: HTML in, HTML out as text, and the words of both texts with the places of the tags. The HTML is never a
 // part of this page: tags are shown as labels.
 
-import { element, percent } from "./dom.js";
+import { element, percent, visible } from "./dom.js";
 import { openStream } from "./stream.js";
 
 const PLACEMENTS = {
@@ -17,7 +17,7 @@ export class MarkupView {
     this.changed = changed;
     this.fail = fail;
     this.output = element("pre", { class: "html", dir: "auto", tabindex: 0, "aria-label": "HTML of the target" });
-    this.copy = element("button", { class: "plain", text: "Copy", on: { click: () => navigator.clipboard?.writeText(this.output.textContent) } });
+    this.copy = element("button", { class: "plain", text: "Copy", on: { click: () => navigator.clipboard?.writeText(this.marked ?? "") } });
     this.card = element("div", { class: "card target" }, element("div", { class: "card-head" }, element("h2", { text: "HTML of the target" }), element("span", { class: "grow" }), this.copy), this.output);
     this.stage = element("div", { class: "marked" });
     this.stream = null;
@@ -49,15 +49,16 @@ export class MarkupView {
   }
 
   #show({ marked, sourceText, targetText, report }) {
-    this.output.textContent = marked;
+    this.marked = marked;
+    this.output.textContent = visible(marked);
     const reports = report.map((one, index) => ({ ...one, color: index % 6 }));
     const rows = reports.map(({ markup, source, target, placement, score, color }) =>
       element(
         "tr",
         {},
-        element("td", {}, element("code", { class: "tag", text: markup, data: { color } })),
-        element("td", {}, element("bdi", { text: sourceText.slice(...source) })),
-        element("td", {}, element("bdi", { text: targetText.slice(...target) })),
+        element("td", {}, element("code", { class: "tag", text: visible(markup), data: { color } })),
+        element("td", {}, element("bdi", { text: visible(sourceText.slice(...source)) })),
+        element("td", {}, element("bdi", { text: visible(targetText.slice(...target)) })),
         element("td", { text: PLACEMENTS[placement] ?? "" }),
         element("td", { class: "number", text: percent(score) }),
       ),
@@ -81,7 +82,7 @@ function withTags(text, reports, side) {
   const write = (to) => {
     while (at < to || open.at(-1).end <= to) {
       const { node, end } = open.at(-1), stop = Math.min(to, end);
-      if (stop > at) node.append(text.slice(at, stop));
+      if (stop > at) node.append(visible(text.slice(at, stop)));
       at = Math.max(at, stop);
       if (end <= to && open.length > 1) node.append(open.pop().closing);
       else if (at >= to) break;
@@ -89,7 +90,7 @@ function withTags(text, reports, side) {
   };
   for (const { begin, end, markup, color } of marks) {
     write(begin);
-    const node = element("span", { class: "marked-part", data: { color } }, element("code", { class: "tag", text: markup, data: { color } }));
+    const node = element("span", { class: "marked-part", data: { color } }, element("code", { class: "tag", text: visible(markup), data: { color } }));
     open.at(-1).node.append(node);
     const name = /^<([^\s/>]+)/.exec(markup)?.[1];
     open.push({ node, end, closing: name && end > begin ? element("code", { class: "tag", text: `</${name}>`, data: { color } }) : "" });

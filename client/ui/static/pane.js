@@ -69,7 +69,6 @@ export class Pane {
   // Begins a stream. The stream before it is cancelled.
   run(start) {
     this.stop();
-    this.began = performance.now();
     this.kind = start.kind;
     this.result = null;
     this.fixed = null;
@@ -141,7 +140,6 @@ export class Pane {
     this.attention.add(message);
     const { token, joined, text, scores } = message;
     this.words.add(message.index, text, { ...token, joined }, scores.probability);
-    this.firstStep ??= performance.now();
   }
 
   end(message) {
@@ -196,6 +194,18 @@ export class Pane {
     this.#showRange();
   }
 
+  // Curves of a text that grows are drawn some times a second: all of them may change.
+  #drawCurves() {
+    clearTimeout(this.later);
+    const wait = this.isRunning ? 200 - (performance.now() - (this.curvesDrawn ?? 0)) : 0;
+    if (wait > 0) {
+      this.later = setTimeout(() => this.#drawCurves(), wait);
+      return;
+    }
+    this.curvesDrawn = performance.now();
+    this.curves.draw();
+  }
+
   #showRange() {
     const count = this.attention.steps.length, at = this.scrubbed ?? count;
     this.range.max = count;
@@ -208,7 +218,7 @@ export class Pane {
   #refresh() {
     if (!this.attention) return;
     this.heatmap.grow();
-    if (this.settings().view === "curves") this.curves.draw();
+    if (this.settings().view === "curves") this.#drawCurves();
     this.#showRange();
     if (!this.hovered && this.fixed === null && this.scrubbed === null) this.#bringNewest();
   }

@@ -1,6 +1,6 @@
 // A text as words: each can be hovered, focused (arrow keys move) and pinned. The confidence of a word is the underline.
 
-import { element, percent } from "./dom.js";
+import { element, percent, visible } from "./dom.js";
 
 export class Words {
   // `look(word | null)` is called where a word is hovered or focused, `pick(word)` where it is clicked.
@@ -26,6 +26,7 @@ export class Words {
   add(index, text, { joined, special, label }, probability) {
     if (special) return;
     let word = this.words.at(-1);
+    text = visible(text);
     const rest = text.trimStart(), space = text.slice(0, text.length - rest.length);
     if (!word || !joined) {
       if (space || this.words.length === 0) this.box.append(space);
@@ -48,15 +49,19 @@ export class Words {
 
   // Colours words: `shares` are numbers of 0 to 1 by word; null: no colours.
   tint(shares) {
-    this.words.forEach(({ node }, index) => {
-      const share = shares?.[index] ?? 0;
-      node.style.setProperty("--share", share > 0.015 ? `${Math.round(Math.min(1, share) * 100)}%` : "0%");
-      node.classList.toggle("strong", share > 0.6);
+    this.words.forEach((word, index) => {
+      const share = Math.min(20, Math.round(20 * (shares?.[index] ?? 0))); // in steps, so that few words change
+      if (share === word.share) return;
+      word.share = share;
+      word.node.style.setProperty("--share", `${5 * share}%`);
+      word.node.classList.toggle("strong", share > 12);
     });
   }
 
   mark(index) {
-    this.words.forEach(({ node }, i) => node.classList.toggle("here", i === index));
+    this.words[this.marked]?.node.classList.remove("here");
+    this.words[index]?.node.classList.add("here");
+    this.marked = index;
   }
 
   pale(from) {

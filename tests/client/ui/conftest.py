@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -77,5 +76,3 @@ def visit(browser):
     for context in opened:
         context.close()
     assert problems == []
-
-
