@@ -9,6 +9,7 @@ export function element(name, properties = {}, ...children) {
     if (key === "text") node.textContent = value;
     else if (key === "on") for (const [event, listener] of Object.entries(value)) node.addEventListener(event, listener);
     else if (key === "data") Object.assign(node.dataset, value);
+    else if (key.startsWith("aria-") && value !== undefined) node.setAttribute(key, String(value));
     else if (value === true) node.setAttribute(key, "");
     else if (value !== false && value !== undefined && value !== null) node.setAttribute(key, String(value));
   }

@@ -45,7 +45,7 @@ export class Pane {
     this.views = element("div", { class: "views" });
     this.aside = element(
       "aside",
-      { class: "card look", "aria-label": "Where it looked" },
+      { class: "card look", "aria-label": `Where it looked: ${title}` },
       element("h3", { text: "Source, as the model reads it" }),
       this.source.box,
       this.detail,
@@ -109,7 +109,7 @@ export class Pane {
   begin(started) {
     const before = this.attention;
     this.attention = new Attention(started, this.kind);
-    if (before?.heads.length !== this.attention.heads.length) this.pinned.clear();
+    if (before && before.heads.length !== this.attention.heads.length) this.pinned.clear();
     this.words.clear();
     this.#showSource();
     this.stage.hidden = this.legend.hidden = false;

@@ -68,6 +68,6 @@ def test_reduced_to_the_keyboard_every_control_can_be_reached(visit, page_url):
     reached = set()
     for _ in range(60):
         page.keyboard.press("Tab")
-        reached.add(page.evaluate("document.activeElement.id || document.activeElement.className || ''"))
+        reached.add(page.evaluate("document.activeElement.id || document.activeElement.classList[0] || ''"))
     wanted = {"tab-translate", "theme", "source", "run", "word", "map", "head", "model", "pick-kind", "pick-reduction"}
     assert wanted <= reached
