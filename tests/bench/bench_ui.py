@@ -7,6 +7,7 @@ Keystrokes are measured with the bundled model. Frames are counted while a model
 from __future__ import annotations
 
 import argparse
+import itertools
 import shutil
 import statistics
 import subprocess
@@ -38,9 +39,13 @@ _WATCH = """() => {
 }"""
 _TYPE = """(text) => new Promise((done) => {
   const box = document.getElementById("source"), canvas = document.querySelector(".map-canvas");
+  let isOver = false; // the text before
+  const words = new MutationObserver((changes) => (isOver ||= changes.some(({ removedNodes }) => removedNodes.length)));
+  words.observe(document.querySelector(".target .words"), { childList: true });
   const watcher = new MutationObserver(() => {
-    if (!/: [1-9]/.test(canvas.getAttribute("aria-label")) || !document.querySelector(".target .word")) return;
+    if (!isOver || !/: [1-9]/.test(canvas.getAttribute("aria-label"))) return;
     watcher.disconnect();
+    words.disconnect();
     done(performance.now() - begin);
   });
   canvas.setAttribute("aria-label", "");
@@ -92,7 +97,7 @@ def measure_bytes(page: Page, url: str) -> dict[str, int]:
 
 
 def measure_keystrokes(page: Page, rounds: int) -> list[float]:
-    """Returns milliseconds from a keystroke to the first row that is drawn, with the page's pause for more keystrokes."""
+    """Returns milliseconds from a keystroke to the first row that is drawn, the page's pause for more included."""
     times: list[float] = []
     for number in range(rounds + 1):
         times.append(page.evaluate(_TYPE, f"Where did you buy that old book, {number}?"))
@@ -113,8 +118,8 @@ def measure_frames(page: Page, url: str, view: str) -> tuple[list[float], int, f
           box.dispatchEvent(new Event("input", { bubbles: true }));
           let begin = 0;
           const look = () => {
-            const writing = status.textContent.startsWith("Writing") && document.querySelectorAll(".target .word").length;
-            if (!begin && writing) { begin = performance.now(); window.frames_.length = 0; }
+            const writing = status.textContent.startsWith("Writing");
+            if (!begin && writing && document.querySelector(".target .word")) { begin = performance.now(); window.frames_.length = 0; }
             if (begin && status.textContent === "Ready") return done((performance.now() - begin) / 1000);
             setTimeout(look, 5);
           };
@@ -124,7 +129,7 @@ def measure_frames(page: Page, url: str, view: str) -> tuple[list[float], int, f
     )
     times: list[float] = page.evaluate("window.frames_")
     count = int(page.locator(".scrubber output").inner_text().split("/")[1])
-    return [after - before for before, after in zip(times, times[1:], strict=False)], count, seconds
+    return [after - before for before, after in itertools.pairwise(times)], count, seconds
 
 
 def main() -> int:
