@@ -118,8 +118,8 @@ def measure_frames(page: Page, url: str, view: str) -> tuple[list[float], int, f
           box.dispatchEvent(new Event("input", { bubbles: true }));
           let begin = 0;
           const look = () => {
-            const writing = status.textContent.startsWith("Writing");
-            if (!begin && writing && document.querySelector(".target .word")) { begin = performance.now(); window.frames_.length = 0; }
+            const isWriting = status.textContent.startsWith("Writing") && document.querySelector(".target .word");
+            if (!begin && isWriting) { begin = performance.now(); window.frames_.length = 0; }
             if (begin && status.textContent === "Ready") return done((performance.now() - begin) / 1000);
             setTimeout(look, 5);
           };
