@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
 from cli_process import start
-from model_zoo import build_model
-from sidelight.server.models.loader import load
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
@@ -21,26 +20,17 @@ def page_url(bundled_server: str) -> Iterator[str]:
         yield url
 
 
-class serving_page:  # noqa: N801  it is used as a function
+@contextmanager
+def serving_page(address: str) -> Iterator[str]:
     """Runs `sidelight ui` before a server. Gives the address of the page."""
-
-    def __init__(self, address: str, *arguments: str) -> None:
-        self._process = start("ui", "--address", address, "--listen", "127.0.0.1:0", *arguments)
-
-    def __enter__(self) -> str:
-        line = self._process.stdout.readline()
-        assert "page at" in line, self._process.communicate()
-        return line.split()[-1]
-
-    def __exit__(self, *_: object) -> None:
-        self._process.terminate()
-        self._process.communicate(timeout=60)
-
-
-@pytest.fixture(scope="session")
-def small_model(tmp_path_factory: pytest.TempPathFactory):
-    """A model with random weights, beside the bundled one."""
-    return load(str(build_model("marian", tmp_path_factory.mktemp("models"))), name="random")
+    process = start("ui", "--address", address, "--listen", "127.0.0.1:0")
+    try:
+        line = process.stdout.readline()
+        assert "page at" in line, process.communicate()
+        yield line.split()[-1]
+    finally:
+        process.terminate()
+        process.communicate(timeout=60)
 
 
 @pytest.fixture(scope="module")
