@@ -27,6 +27,7 @@ converters/     between these types and protobuf messages
 cli/            the command line
 views/          a heatmap in the terminal, a page in the browser
 formats/        files: Inseq's JSON, NumPy's npz, the page
+ui/             the live page of `sidelight ui`, which needs the extra `ui`
 
 This module imports the other modules when one of their names is first used. The command line lies in this package too,
 and must handle Ctrl-C before any import that takes time. For this reason, this module imports nothing at its top.
