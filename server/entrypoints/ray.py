@@ -1,4 +1,4 @@
-"""Replicas on Ray Serve. Each replica has models, engines and services of its own, as a server of `sidelight serve` has.
+"""Replicas on Ray Serve. Each replica has models, engines and services, as a server of `sidelight serve` has.
 
 Ray starts the replicas, watches them, changes their number with the load, and has HAProxy choose a replica for each
 call. A call stays with its replica: the replica's own gRPC server accepts it, and hands it to the services here.
@@ -35,8 +35,8 @@ _SERVICES: tuple[ServiceDescriptor, ...] = (
     _HEALTH.services_by_name["Health"],
 )
 
-# What Ray reads when its processes start. In Ray's own proxy, and with the replica's methods in a thread of their own, a
-# reader that takes nothing does not hold up what is made for it, and errors lose their details.
+# What Ray reads when its processes start. With Ray's own proxy, and with methods in a thread of their own, a replica
+# goes on for a reader that takes nothing. And from Ray's own proxy, errors come without their details.
 _REQUIRED_VARIABLES = {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0"}
 
 # Settings of sockets and of ends, which are Ray's.
@@ -98,7 +98,7 @@ def _read(args: Mapping[str, Any]) -> Settings:
 
 
 class Replica:
-    """One replica: a server without sockets of its own. Ray calls its methods by the names of the contract's methods."""
+    """One replica: a server without sockets of its own. Ray calls its methods by the names of the contract's."""
 
     async def __init__(self, args: Mapping[str, Any]) -> None:
         """Loads the models and starts the engines. Raises SettingsError, SecurityError and ModelError."""

@@ -17,7 +17,7 @@ import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,7 @@ class RayCluster:
 
     def replica_pids(self) -> list[int]:
         """The processes of replicas, those that start among them."""
-        return [pid for pid in _marked_pids(self.mark) if _command_of(pid).startswith("ray::ServeReplica")]
+        return [pid for pid in _marked_pids(self.mark) if read_process(pid, "cmdline").startswith(b"ray::ServeReplica")]
 
     def num_up(self) -> int:
         """How many replicas HAProxy sends calls to."""
@@ -89,25 +89,39 @@ def serving_on_ray(args: dict[str, Any], deployment: dict[str, Any]) -> Iterator
     application["args"].update(args)
     application["deployments"][0].update(deployment)
     (folder / "serve.yaml").write_text(yaml.safe_dump(config))
-    log_path = folder / "log.txt"
-    with log_path.open("wb") as log:
-        command = [sys.executable, str(SCRIPT), str(folder / "serve.yaml"), str(folder)]
-        process = subprocess.Popen(
-            command, env=_environment(folder, mark, stats_port), cwd=folder, stdout=log, stderr=log
-        )
+    environment = _environment(folder, mark, stats_port)
     cluster = RayCluster(f"127.0.0.1:{port}", mark, f"http://127.0.0.1:{stats_port}/stats;csv")
     try:
-        wait_while_alive(process, lambda: cluster.num_up() > 0)
+        ray_address = _start_ray(folder, environment)
+        with (folder / "serve.txt").open("wb") as log:
+            command = [sys.executable, str(SCRIPT), str(folder / "serve.yaml"), ray_address]
+            process = subprocess.Popen(command, env=environment, cwd=folder, stdout=log, stderr=log)
+        _wait_while_alive(process, lambda: cluster.num_up() > 0)
         yield cluster
     except BaseException:
         _print_logs(folder)
         raise
     finally:
-        _end(process, mark)
+        _end(mark)
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def wait_while_alive(process: subprocess.Popen[bytes], condition: Callable[[], object]) -> None:
+def _start_ray(folder: Path, environment: dict[str, str]) -> str:
+    """Starts a cluster. Returns its address."""
+    # Where ports are given, Ray does not wait for the processes that take them, and a busy machine may take its time.
+    names = ("port", "ray-client-server-port", "node-manager-port", "object-manager-port", "runtime-env-agent-port")
+    names += ("dashboard-agent-grpc-port", "dashboard-agent-listen-port", "metrics-export-port")
+    ports = {name: free_port() for name in names}
+    command = [str(Path(sys.executable).with_name("ray")), "start", "--head", f"--temp-dir={folder}"]
+    # The processors that Ray counts are what replicas ask for, and need not be there.
+    command += ["--num-cpus=8", "--object-store-memory=80000000", "--include-dashboard=false"]
+    command += [f"--{name}={port}" for name, port in ports.items()]
+    with (folder / "start.txt").open("wb") as log:
+        subprocess.run(command, env=environment, cwd=folder, stdout=log, stderr=log, timeout=150, check=True)
+    return f"127.0.0.1:{ports['port']}"
+
+
+def _wait_while_alive(process: subprocess.Popen[bytes], condition: Callable[[], object]) -> None:
     """Waits for a cluster, which takes a minute where other processes run."""
     end = time.monotonic() + 240
     while not condition():
@@ -124,7 +138,8 @@ def _environment(folder: Path, mark: str, stats_port: int) -> dict[str, str]:
         "OMP_NUM_THREADS": "1",
         "RAY_AUTH_MODE": "disabled",
         "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_raylet_start_wait_time_s": "120",
+        "RAY_agent_register_timeout_ms": "200000",  # a busy machine may be that slow
+        "RAY_enable_metrics_collection": "0",
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
         "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": "131072",
@@ -136,39 +151,27 @@ def _environment(folder: Path, mark: str, stats_port: int) -> dict[str, str]:
 
 def _marked_pids(mark: str) -> list[int]:
     entry = f"{_MARK}={mark}".encode()
-    pids = []
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            if entry in (path / "environ").read_bytes().split(b"\0"):
-                pids.append(int(path.name))
-        except OSError:
-            continue
-    return pids
+    pids = [int(path.name) for path in Path("/proc").glob("[0-9]*")]
+    return [pid for pid in pids if entry in read_process(pid, "environ").split(b"\0")]
 
 
-def _command_of(pid: int) -> str:
+def read_process(pid: int, name: str) -> bytes:
+    """A file of /proc about a process; empty if the process has ended."""
     try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
+        return Path(f"/proc/{pid}/{name}").read_bytes()
     except OSError:
-        return ""
+        return b""
 
 
-def _end(process: subprocess.Popen[bytes], mark: str) -> None:
-    """Ends all processes of the cluster. Ray leaves some behind, HAProxy among them."""
-    process.terminate()
-    try:
-        process.wait(20)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+def _end(mark: str) -> None:
+    """Ends all processes of the cluster, those among them that Ray would leave behind."""
     for pid in _marked_pids(mark):
-        try:
+        with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
     wait_until(lambda: not _marked_pids(mark))
 
 
 def _print_logs(folder: Path) -> None:
-    for path in [folder / "log.txt", *folder.glob("session_latest/logs/serve/*sidelight*.log")]:
-        print(f"--- {path.name}\n{path.read_text(errors='replace')[-6000:]}")
+    logs = ("raylet.*", "serve/controller*.log", "serve/replica*.log")
+    for path in [*folder.glob("*.txt"), *(path for log in logs for path in folder.glob(f"session_latest/logs/{log}"))]:
+        print(f"--- {path.name}\n{path.read_text(errors='replace')[-4000:]}")

@@ -1,4 +1,4 @@
-"""Starts a small cluster of Ray and serves a file of Ray Serve on it, until a signal: `serve_on_ray.py FILE FOLDER`."""
+"""Serves a file of Ray Serve on a cluster of this machine, until a signal: `serve_on_ray.py FILE ADDRESS`."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from ray.serve import scripts
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    config, folder = sys.argv[1:]
-    # The processors that Ray counts are what replicas ask for, and need not be there.
-    options = {"include_dashboard": False, "object_store_memory": 80_000_000, "log_to_driver": False}
-    ray.init(num_cpus=8, _temp_dir=folder, logging_level="warning", **options)
+    config, address = sys.argv[1:]
+    ray.init(address, namespace="serve", logging_level="warning", log_to_driver=False)
     scripts.run.main([config], standalone_mode=False)
