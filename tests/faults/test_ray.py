@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import signal
 import sys
+import threading
+import time
+from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import grpc
+import numpy as np
 import pytest
 from follow_driver import details_of, event, start, token_ids
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from harness import CROSS, DECODER_SELF, request, steps_of, stub, wait_until
-from ray_cluster import RayCluster, serving_on_ray
-from sidelight.client import Client, Decoding
+from ray_cluster import RayCluster, read_process, serving_on_ray
+from sidelight.client import Capture, Client, Decoding
 from sidelight.v1 import attribution_service_pb2 as pb
 from sidelight.v1 import text_pb2 as text
 
@@ -42,12 +50,6 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
     deployment = {"autoscaling_config": scaling, "ray_actor_options": {"num_cpus": 1}}
     with serving_on_ray({"tokens": str(tokens)}, deployment) as found:
         yield found
-
-
-@pytest.fixture(scope="module")
-def client(cluster: RayCluster) -> Iterator[Client]:
-    with Client(cluster.address, token=TOKEN) as made:
-        yield made
 
 
 def calls_of(address: str, metadata: list[tuple[str, str]] | None) -> dict[str, list[object]]:
@@ -123,3 +125,145 @@ def begins(service) -> bool:
 def long_request(**fields: object) -> pb.AttributeRequest:
     decoding = text.Decoding(ignore_eos=True, max_new_tokens=200)
     return request(SENTENCE, [CROSS, DECODER_SELF], decoding=decoding, **fields)
+
+
+# ---- load -----------------------------------------------------------------------------------------------------------
+
+
+class Load:
+    """Clients that send one long request after another, each on a connection of its own."""
+
+    def __init__(self, address: str, num_clients: int) -> None:
+        self._address = address
+        self._stop = threading.Event()
+        self.num_steps = 0
+        self._pool = ThreadPoolExecutor(num_clients)
+        self._clients = [self._pool.submit(self._run) for _ in range(num_clients)]
+
+    def _run(self) -> None:
+        with stub(self._address) as service:
+            while not self._stop.is_set():
+                for response in service.Attribute(long_request(), metadata=METADATA):
+                    self.num_steps += len(response.steps.steps)
+
+    def steps_per_second(self, seconds: float) -> float:
+        before, began = self.num_steps, time.monotonic()
+        time.sleep(seconds)
+        return (self.num_steps - before) / (time.monotonic() - began)
+
+    def end(self) -> None:
+        self._stop.set()
+        for client in self._clients:
+            client.result()
+        self._pool.shutdown()
+
+
+@pytest.fixture(scope="module")
+def two_replicas(cluster: RayCluster) -> RayCluster:
+    """The cluster with a second replica, which the load brings up: 12 requests at once, where 4 are asked for."""
+    load = Load(cluster.address, 12)
+    try:
+        load.steps_per_second(5)
+        print(f"\none replica: {load.steps_per_second(10):.0f} steps/s")
+        began = time.monotonic()
+        wait_until(lambda: len(cluster.replica_pids()) == 2)
+        print(f"a second process at most {time.monotonic() - began + 15:.0f} s after the load")
+        cluster.wait_until_up(2)
+        print(f"HAProxy sends calls to it after {time.monotonic() - began + 15:.0f} s at most")
+        load.end()
+        load = Load(cluster.address, 12)  # its connections know both
+        load.steps_per_second(5)
+        print(f"two replicas: {load.steps_per_second(10):.0f} steps/s")
+    finally:
+        load.end()
+    return cluster
+
+
+def test_load_brings_a_second_replica(two_replicas):
+    assert two_replicas.num_up() == 2
+
+
+# ---- a reader that takes nothing ------------------------------------------------------------------------------------
+
+
+def test_a_reader_that_takes_nothing_has_backpressure(cluster):
+    """64 texts in one stream, with all of their attention: 60 MB and more, if all was made."""
+    pid, haproxy = cluster.replica_pids()[0], cluster.haproxy_pids()
+    with stub(cluster.address) as stalled, stub(cluster.address) as service:
+        messages = [pb.AttributeManyRequest(attribute=long_request(request_id=f"{n}")) for n in range(64)]
+        before = memory_of(pid), sum(map(memory_of, haproxy))
+        call = stalled.AttributeMany(iter(messages), metadata=METADATA)
+        next(call)
+        times = []
+        for _ in range(100):
+            began = time.monotonic()
+            list(service.Attribute(request(SENTENCE), metadata=METADATA))
+            times.append(time.monotonic() - began)
+        grown = [now - then for now, then in zip((memory_of(pid), sum(map(memory_of, haproxy))), before, strict=True)]
+        num_bytes = sum(response.ByteSize() for response in call)
+    replica, proxy = (each / 1e6 for each in grown)
+    print(f"\n{num_bytes / 1e6:.0f} MB for a stalled reader: replica {replica:+.1f} MB, HAProxy {proxy:+.1f} MB")
+    print(f"100 other calls: {np.median(times):.3f} s in the median, {max(times):.3f} s at most")
+    assert num_bytes > 30e6
+    assert sum(grown) < num_bytes / 2
+
+
+def memory_of(pid: int) -> int:
+    """The bytes of a process that are in memory."""
+    pages = int(read_process(pid, "statm").split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+# ---- the end of a replica -------------------------------------------------------------------------------------------
+
+
+class Broken:
+    """One long stream, as clients in other languages have it: how it ends."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self.num_steps = 0
+        self.code = ""
+
+    def run(self) -> None:
+        with stub(self._address) as service:
+            call = service.Attribute(long_request(), metadata=METADATA)
+            with suppress(grpc.RpcError):
+                for response in call:
+                    self.num_steps += len(response.steps.steps)
+            self.code = call.code().name
+
+
+def test_a_replica_that_is_killed(two_replicas):
+    """The other one loses nothing, new calls succeed, and broken streams go on with the same rows."""
+    capture = Capture(kinds=("cross", "decoder_self"))
+    with Client(two_replicas.address, token=TOKEN) as client:
+        expected = client.attribute(SENTENCE, capture=capture, decoding=LONG).result()
+    raw = [Broken(two_replicas.address) for _ in range(12)]
+
+    def resumed() -> tuple[bool, bool]:
+        with Client(two_replicas.address, token=TOKEN) as client:
+            stream = client.attribute(SENTENCE, capture=capture, decoding=LONG, resume=5, timeout=120)
+            result = stream.result()
+            np.testing.assert_allclose(result.cross, expected.cross, rtol=0, atol=1e-6)
+            np.testing.assert_allclose(result.decoder_self, expected.decoder_self, rtol=0, atol=1e-6)
+            return result.steps == expected.steps, result.text == expected.text
+
+    with ThreadPoolExecutor(24) as pool, stub(two_replicas.address) as service:
+        runs = [pool.submit(each.run) for each in raw]
+        results = [pool.submit(resumed) for _ in range(12)]
+        wait_until(lambda: all(each.num_steps for each in raw))
+        os.kill(two_replicas.replica_pids()[0], signal.SIGKILL)
+        times = []
+        for _ in range(100):
+            began = time.monotonic()
+            service.GetModel(pb.GetModelRequest(), metadata=METADATA)
+            times.append(time.monotonic() - began)
+        assert all(result.result() == (True, True) for result in results)
+        for run in runs:
+            run.result()
+    codes = Counter(each.code for each in raw)
+    print(f"\n12 streams that do not resume: {dict(codes)}; 12 of 12 that resume are whole")
+    print(f"100 of 100 new calls: {np.median(times):.3f} s in the median, {max(times):.3f} s at most")
+    assert set(codes) == {"OK", "UNAVAILABLE"}
+    assert all(each.num_steps == 200 for each in raw if each.code == "OK")
