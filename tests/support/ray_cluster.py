@@ -149,6 +149,7 @@ def _environment(folder: Path, mark: str, stats_port: int) -> dict[str, str]:
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
         "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": "131072",
+        "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(stats_port),
         **{f"RAY_SERVE_HAPROXY_{name}": str(folder / file) for name, file in haproxy.items()},
