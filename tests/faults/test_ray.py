@@ -26,7 +26,7 @@ from sidelight.v1 import text_pb2 as text
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.timeout(420),  # the cluster takes a minute or more to start
+    pytest.mark.timeout(600),  # a busy machine takes minutes to start the cluster and the second replica
     pytest.mark.xdist_group("ray"),
     pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Ray's HAProxy is for Linux"),
     pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="pip install 'sidelight[ray]'"),

@@ -31,7 +31,7 @@ SCRIPT = Path(__file__).with_name("serve_on_ray.py")
 _MARK = "TEST_OF_RAY_SERVE"
 _MAX_START_SECONDS = 240
 # Ray gives its own processes 15 seconds to start, which are not always enough on a busy machine.
-_MAX_TRIES = 4
+_MAX_TRIES = 6
 
 
 @dataclass(frozen=True)
