@@ -226,7 +226,7 @@ class Broken:
     def __init__(self, address: str) -> None:
         self._address = address
         self.num_steps = 0
-        self.code = ""
+        self.code = self.details = ""
 
     def run(self) -> None:
         with stub(self._address) as service:
@@ -234,7 +234,7 @@ class Broken:
             with suppress(grpc.RpcError):
                 for response in call:
                     self.num_steps += len(response.steps.steps)
-            self.code = call.code().name
+            self.code, self.details = call.code().name, call.details()
 
 
 def test_a_replica_that_is_killed(two_replicas):
@@ -266,7 +266,9 @@ def test_a_replica_that_is_killed(two_replicas):
         for run in runs:
             run.result()
     codes = Counter(each.code for each in raw)
+    print({each.details for each in raw})
     print(f"\n12 streams that do not resume: {dict(codes)}; 12 of 12 that resume are whole")
     print(f"100 of 100 new calls: {np.median(times):.3f} s in the median, {max(times):.3f} s at most")
-    assert set(codes) == {"OK", "UNAVAILABLE"}
+    assert set(codes) <= {"OK", "UNAVAILABLE", "CANCELLED"}
+    assert codes["OK"] < 12
     assert all(each.num_steps == 200 for each in raw if each.code == "OK")
