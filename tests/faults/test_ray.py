@@ -226,7 +226,7 @@ class Broken:
     def __init__(self, address: str) -> None:
         self._address = address
         self.num_steps = 0
-        self.code = self.details = ""
+        self.code = ""
 
     def run(self) -> None:
         with stub(self._address) as service:
@@ -234,7 +234,7 @@ class Broken:
             with suppress(grpc.RpcError):
                 for response in call:
                     self.num_steps += len(response.steps.steps)
-            self.code, self.details = call.code().name, call.details()
+            self.code = call.code().name
 
 
 def test_a_replica_that_is_killed(two_replicas):
@@ -266,7 +266,6 @@ def test_a_replica_that_is_killed(two_replicas):
         for run in runs:
             run.result()
     codes = Counter(each.code for each in raw)
-    print({each.details for each in raw})
     print(f"\n12 streams that do not resume: {dict(codes)}; 12 of 12 that resume are whole")
     print(f"100 of 100 new calls: {np.median(times):.3f} s in the median, {max(times):.3f} s at most")
     assert set(codes) <= {"OK", "UNAVAILABLE", "CANCELLED"}
