@@ -94,7 +94,7 @@ def _add_ui(commands: argparse._SubParsersAction[_EscapingParser]) -> None:  # p
         metavar="NAME",
         help="a further name of the page, HOST or HOST:PORT, as a proxy or another machine calls it",
     )
-    ui.set_defaults(run=_run_ui, address=os.environ.get("SIDELIGHT_ADDRESS"))
+    ui.set_defaults(run=_needs("ui", _run_ui), address=os.environ.get("SIDELIGHT_ADDRESS"))
 
 
 def _run_ui(args: argparse.Namespace) -> int:

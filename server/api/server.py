@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import repeat
+from typing import Any, NamedTuple
 
 from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection
@@ -19,7 +20,7 @@ from ..models import LoadedModel
 from ..operations import CallLimits, MethodMetrics, ModelMetrics, Security, Telemetry
 from ..runner import warm
 from .authentication import Authenticator, make_credentials
-from .calls import Calls
+from .calls import Calls, Context
 from .inference_protocol import INFERENCE_SERVICE, InferenceService
 from .service import SERVICE, AttributionService
 from .standard_services import Health, reflection_handler
@@ -49,8 +50,17 @@ _OPTIONS: tuple[tuple[str, int], ...] = (
 )
 
 
+class _HandlerCallDetails(NamedTuple):
+    """How gRPC asks for the handler of a method."""
+
+    method: str
+    invocation_metadata: tuple[()] = ()
+
+
 class Server:
     """Serves loaded models. The first model is the default. For one event loop.
+
+    Without an address it has no socket: another gRPC server hands each of its calls to `answer`.
 
     Attributes:
         failed: Set when an engine has ended by itself. The server then serves no more.
@@ -59,7 +69,7 @@ class Server:
     def __init__(
         self,
         models: Sequence[LoadedModel],
-        address: str | Address,
+        address: str | Address | None,
         config: EngineConfig | Sequence[EngineConfig] | None = None,
         security: Security | None = None,
         telemetry: Telemetry | None = None,
@@ -86,28 +96,50 @@ class Server:
         self._service = AttributionService(self._engines, self._calls)
         self._server = PathSafeServer((*_OPTIONS, *_options_of(self._calls.limits)))
         inference = InferenceService(self._service.starter, self._calls, self._health)
-        handlers = [self._service.handler(), inference.handler(), self._health.handler()]
+        self._handlers = [self._service.handler(), inference.handler(), self._health.handler()]
         if self._security.has_reflection:
-            handlers.append(reflection_handler(self._calls, names, [INFERENCE_SERVICE.file.pool]))
-        self._server.add_generic_rpc_handlers(handlers)
+            self._handlers.append(reflection_handler(self._calls, names, [INFERENCE_SERVICE.file.pool]))
+        self._server.add_generic_rpc_handlers(self._handlers)
         self._watch: asyncio.Task[None] | None = None
 
     async def start(self) -> str:
         """Listens and serves. Returns the address, with the real port if port 0 was asked for. Raises AddressError.
 
         The server accepts no connection before the engines run. `stop` closes an address that was given as `Address`.
+        Without an address, the result is empty.
         """
-        address = self._address if isinstance(self._address, Address) else Address(self._address)
-        self._address = address
+        if isinstance(self._address, str):
+            self._address = Address(self._address)
         for engine in self._engines:
             await asyncio.to_thread(warm, engine.loaded)
             await asyncio.to_thread(engine.start)
             self._health.set_serving(engine.loaded.name, is_serving=True)
+        name = "" if self._address is None else await self._open(self._address)
+        self._watch = asyncio.create_task(self._calls.watch(self._hold_back))
+        return name
+
+    async def _open(self, address: Address) -> str:
+        """Accepts connections. Returns the address with its port. Raises AddressError."""
         address.release()
         port = self._listen(address)  # gRPC accepts connections from here on
         await self._server.start()
-        self._watch = asyncio.create_task(self._calls.watch(self._hold_back))
         return address.name if address.is_unix else f"{address.name.rpartition(':')[0]}:{port}"
+
+    async def answer(self, method: str, context: Context) -> None:
+        """Answers a call that another gRPC server has accepted.
+
+        Args:
+            method: The full name, such as "/sidelight.v1.AttributionService/Attribute".
+            context: What reads and writes the messages of the call. It gives requests as bytes.
+        """
+        details: Any = _HandlerCallDetails(method)
+        found = next(filter(None, (handler.service(details) for handler in self._handlers)))
+        await found.stream_stream(None, context)
+
+    @property
+    def is_serving(self) -> bool:
+        """Whether all models serve."""
+        return self._health.is_serving("")
 
     @property
     def method_metrics(self) -> list[MethodMetrics]:

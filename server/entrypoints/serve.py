@@ -150,15 +150,32 @@ def _make_security(settings: Settings, address: Address) -> Security:
 
 def _load_and_serve(settings: Settings, address: Address, security: Security, monitoring: _Monitoring) -> int:
     """Loads the models, and serves them at an address that is held."""
+    logging.getLogger(__name__).info("loading %s", settings.models[0].path or "the bundled model")
+    import_server()
+    from ..models import ModelError
+
+    try:
+        loaded, configs = load_models(settings)
+        return asyncio.run(_serve(loaded, configs, address, security, monitoring, settings.values))
+    except ModelError as error:
+        print(f"sidelight: {error}", file=sys.stderr)
+        return 1
+
+
+def import_server() -> None:
+    """Imports what a server needs, torch among it."""
     # For GCC's OpenMP, which reads it when torch comes in: how often a thread looks for work before it falls asleep.
     # Enough for what is between two operations; those that look longer keep others from the core that all wait for.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-    logging.getLogger(__name__).info("loading %s", settings.models[0].path or "the bundled model")
     with _objects_that_stay():
-        import torch
+        import torch  # noqa: F401
 
-        from ..api.server import Server  # noqa: F401  (used by _serve)
-        from ..models import ModelError
+        from ..api.server import Server  # noqa: F401
+
+
+def load_models(settings: Settings) -> tuple[list[LoadedModel], list[EngineConfig]]:
+    """Loads all models. Returns them with how much the engine of each takes on. Raises ModelError."""
+    import torch
 
     counts = [_thread_counts(model) for model in settings.models]
     # One thread loads the models, for two reasons. Layers are timed during loading, and other processes disturb the
@@ -168,14 +185,9 @@ def _load_and_serve(settings: Settings, address: Address, security: Security, mo
     is_json = settings.values.log_format == "json"
     if settings.values.log_level != "debug" or is_json:
         _hide_bars(keeps_downloads=not is_json)  # downloads may take long
-    try:
-        loaded = _load_models(settings)
-        torch.set_num_threads(counts[0][-1])
-        configs = _engine_configs(loaded, settings, counts)
-        return asyncio.run(_serve(loaded, configs, address, security, monitoring, settings.values))
-    except ModelError as error:
-        print(f"sidelight: {error}", file=sys.stderr)
-        return 1
+    loaded = _load_models(settings)
+    torch.set_num_threads(counts[0][-1])
+    return loaded, _engine_configs(loaded, settings, counts)
 
 
 def _thread_counts(model: ModelSettings) -> tuple[int, ...]:
@@ -254,7 +266,7 @@ def _model_limits(values: SimpleNamespace) -> ModelLimits:
     )
 
 
-def _call_limits(values: SimpleNamespace) -> CallLimits:
+def call_limits(values: SimpleNamespace) -> CallLimits:
     """Returns the limits of connections, calls and streams."""
     from ..operations import CallLimits
 
@@ -296,7 +308,7 @@ async def _serve(
 
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
-    server = Server(loaded, held, configs, security, monitoring.telemetry, _call_limits(values))
+    server = Server(loaded, held, configs, security, monitoring.telemetry, call_limits(values))
     address = await server.start()
     for number in _SIGNALS:
         loop.add_signal_handler(number, stopping.set)
