@@ -137,11 +137,6 @@ class Server:
         await found.stream_stream(None, context)
 
     @property
-    def is_serving(self) -> bool:
-        """Whether all models serve."""
-        return self._health.is_serving("")
-
-    @property
     def method_metrics(self) -> list[MethodMetrics]:
         """The counters of all methods."""
         return self._calls.methods
