@@ -133,7 +133,7 @@ class Server:
             context: What reads and writes the messages of the call. It gives requests as bytes.
         """
         details: Any = _HandlerCallDetails(method)
-        found = next(filter(None, (handler.service(details) for handler in self._handlers)))
+        found: Any = next(filter(None, (handler.service(details) for handler in self._handlers)))
         await found.stream_stream(None, context)
 
     @property
