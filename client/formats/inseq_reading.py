@@ -172,16 +172,19 @@ def _place(pieces: Sequence[tuple[str, int]], text: str) -> tuple[Token, ...]:
     """Returns tokens with their places in a text. A piece that does not follow in the text covers nothing."""
     tokens: list[Token] = []
     at = 0
+    is_sure = True  # whether no token before has an unknown part of the text
     for piece, id_ in pieces:
         plain = piece
         for space in _SPACES:
             plain = plain.replace(space, " ")
         plain = plain.strip()
         begin = text.find(plain, at) if plain else -1
-        # What lies between two pieces of a text is white space. Everything else has been left out by the tokenizer.
-        if begin < 0 or text[at:begin].strip():
-            tokens.append(Token(id_, piece, at, at, True, ""))
+        # Between two pieces of a text is white space, unless an unknown token stands for something else.
+        if begin < 0 or (is_sure and text[at:begin].strip()):
+            is_special = piece.startswith(("<", "[")) and piece.endswith((">", "]"))
+            tokens.append(Token(id_, piece, at, at, is_special, ""))
+            is_sure = is_sure and not plain
             continue
-        at = begin + len(plain)
+        at, is_sure = begin + len(plain), True
         tokens.append(Token(id_, piece, begin, at, False, plain))
     return tuple(tokens)

@@ -6,12 +6,13 @@ import asyncio
 import dataclasses
 import re
 from html import unescape
+from pathlib import Path
 
 import numpy as np
 import pytest
 from IPython.core.displaypub import CapturingDisplayPublisher
 from IPython.core.interactiveshell import InteractiveShell
-from sidelight.client import AlignOptions, AsyncClient, Attribution, Capture, Client, Head
+from sidelight.client import AlignOptions, AsyncClient, Attribution, Capture, Client, Markup
 
 SOURCE = "I don't want to be your friend."
 ALL = ("cross", "decoder_self", "encoder_self")
@@ -29,7 +30,7 @@ def others(bundled_server) -> dict[str, Attribution]:
     captures = {
         "reduced": Capture(kinds=("cross",), over_heads="mean"),
         "scalar": Capture(kinds=("cross",), over_heads="mean", over_layers="mean"),
-        "pairs": Capture(kinds=("cross",), heads=[Head(0, 1), Head(2, 3)]),
+        "pairs": Capture(kinds=("cross",), heads=[(0, 1), (2, 3)]),
         "layer": Capture(kinds=("cross", "decoder_self"), layers=[2]),
         "words": Capture(kinds=ALL, grouping="word"),
     }
@@ -122,6 +123,8 @@ def test_what_was_not_captured_is_named(whole, others, name, options, message):
         (whole if name == "whole" else others[name]).plot(**options)
 
 
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # BertViz leaves its files to the collector
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_bertviz_opens_on_a_result(whole, others):
     bertviz = pytest.importorskip("bertviz")
     arguments = whole.to_bertviz()
@@ -153,7 +156,7 @@ def test_jupyter_shows_a_result(whole, bundled_server):
     nothing = dataclasses.replace(whole, cross=None, decoder_self=None, encoder_self=None, text="<b>&")
     assert nothing._repr_html_().endswith(">&lt;b&gt;&amp;</pre>")
     with Client(bundled_server) as client:
-        options: AlignOptions = {"markup": "html", "timeout": 60}
+        options: AlignOptions = {"markup": Markup("html"), "timeout": 60}
         alignment = client.align("My <b>sister</b> sleeps.", "Meine Schwester schläft.", **options)
     assert "<svg" in alignment._repr_html_()
     assert "Meine &lt;b&gt;Schwester&lt;/b&gt; schläft." in alignment._repr_html_()
@@ -210,3 +213,21 @@ def test_lines_of_a_stream_are_escaped_and_few(whole, monkeypatch):
     assert "<img" not in last
     assert last.count("<tr>") == 1 + 40
     assert last.count("<td ") == 40 * len(whole.source)
+
+
+@pytest.mark.slow
+def test_the_notebook_of_the_examples_runs(bundled_server, monkeypatch, tmp_path):
+    import nbformat
+    from nbclient import NotebookClient
+
+    path = Path(__file__).parents[3] / "client/examples/attention.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    monkeypatch.setenv("SIDELIGHT_ADDRESS", bundled_server)
+    done = NotebookClient(
+        notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": tmp_path}}
+    ).execute()
+    cells = [cell for cell in done.cells if cell.cell_type == "code"]
+    assert not [output for cell in cells for output in cell.outputs if output.output_type == "error"]
+    assert "Ich will nicht dein Freund sein." in str(cells[-1].outputs)
+    assert any("image/png" in output.get("data", {}) for cell in cells for output in cell.outputs)

@@ -7,6 +7,8 @@ from urllib.parse import urlencode
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 WAIT = 60_000
 SENTENCE = "Where did you buy that old book?"
 STATES = {

@@ -50,6 +50,7 @@ def test_a_text_is_translated_while_it_is_typed(visit, page_url):
     expect(page.locator(".target .words")).to_have_text("", timeout=WAIT)
 
 
+@pytest.mark.slow
 def test_a_new_text_and_stop_cancel_the_stream(visit, page_url):
     page = visit.open(state(page_url, text="<b> " * 60))  # a text that the model writes much about
     page.locator("#source").fill("A small dog.")
@@ -84,6 +85,7 @@ def test_the_heatmap_has_the_colours_of_the_numbers(visit, page_url, bundled_ser
     assert pixels[strongest[0]] < 200 < 600 < max(pixels)
 
 
+@pytest.mark.slow
 def test_a_word_shows_where_it_looked_head_by_head(visit, page_url, bundled_server):
     page = visit.open(state(page_url, text=SENTENCE))
     wait_done(page)
@@ -107,6 +109,7 @@ def test_a_word_shows_where_it_looked_head_by_head(visit, page_url, bundled_serv
     expect(last).to_have_attribute("aria-pressed", "false")
 
 
+@pytest.mark.slow
 def test_a_source_word_shows_what_looked_at_it(visit, page_url):
     page = visit.open(state(page_url, text=SENTENCE))
     wait_done(page)
@@ -116,6 +119,7 @@ def test_a_source_word_shows_what_looked_at_it(visit, page_url):
     assert max(shares, key=lambda word: shares[word]) == "Buch"
 
 
+@pytest.mark.slow
 def test_words_and_steps_go_by_keyboard(visit, page_url):
     page = visit.open(state(page_url, text=SENTENCE))
     wait_done(page)
@@ -138,6 +142,7 @@ def test_words_and_steps_go_by_keyboard(visit, page_url):
     expect(page.locator("#tab-compare")).to_have_attribute("aria-selected", "true")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("pick", "value", "columns"),
     [("kind", "decoder_self", 10), ("kind", "encoder_self", 9), ("method", "rollout", 9), ("preset", "alignment", 9)],
@@ -151,6 +156,7 @@ def test_picks_of_the_model(visit, page_url, pick, value, columns):
     assert page.locator(".head").count() == {"rollout": 3, "alignment": 4}.get(value, 12)
 
 
+@pytest.mark.slow
 def test_picks_that_need_no_server(visit, page_url, bundled_server):
     page = visit.open(state(page_url, text=SENTENCE))
     wait_done(page)
@@ -166,6 +172,7 @@ def test_picks_that_need_no_server(visit, page_url, bundled_server):
             assert shown == pytest.approx(float(row.max()), rel=0.02)
 
 
+@pytest.mark.slow
 def test_curves_and_their_links(visit, page_url, bundled_server):
     page = visit.open(state(page_url, text=SENTENCE, view="curves"))
     wait_done(page)
@@ -180,6 +187,7 @@ def test_curves_and_their_links(visit, page_url, bundled_server):
     expect(page.locator(".look-head")).to_contain_text("Buch looked at")
 
 
+@pytest.mark.slow
 def test_a_given_target_is_compared(visit, page_url):
     page = visit.open(state(page_url, mode="compare", text=SENTENCE, target="Wo hast du das Buch her?"))
     wait_done(page)
@@ -205,6 +213,7 @@ def test_markup_is_text_everywhere(visit, page_url):
     assert page.title().startswith("Sidelight")
 
 
+@pytest.mark.slow
 def test_typing_commits_and_holds(visit, page_url):
     page = visit.open(state(page_url, mode="live"))
     page.locator("#source").press_sequentially("Where did you buy that ", delay=60)
@@ -226,6 +235,7 @@ def test_errors_are_shown_with_their_field(visit, page_url):
     expect(page.locator("#error")).to_be_empty()
 
 
+@pytest.mark.slow
 def test_exports(visit, page_url, tmp_path):
     page = visit.open(state(page_url, text="A <b> dog."), accept_downloads=True)
     wait_done(page)
@@ -244,6 +254,7 @@ def test_exports(visit, page_url, tmp_path):
     page.get_by_role("button", name=re.compile("as JSON")).is_enabled()
 
 
+@pytest.mark.slow
 def test_a_link_restores_the_state(visit, page_url):
     page = visit.open(page_url)
     wait_done(page)
@@ -262,6 +273,7 @@ def test_a_link_restores_the_state(visit, page_url):
     expect(again.locator(".curves")).to_be_visible()
 
 
+@pytest.mark.slow
 def test_the_theme_can_be_switched_and_stays(visit, page_url):
     page = visit.open(page_url, color_scheme="dark")
     background = "getComputedStyle(document.body).backgroundColor"
