@@ -74,6 +74,23 @@ class Address:
             return True
         return all(ipaddress.ip_address(address[0]).is_loopback for _, address in self._resolve())
 
+    def share(self) -> None:
+        """Lets several processes of this server listen there at once, from `release` in each. Picks the port 0.
+
+        Raises AddressError for a unix socket, whose connections the kernel gives to one process.
+        """
+        if self.is_unix:
+            self.refuse("a unix socket has one front end: give HOST:PORT, or --frontends 1")
+        if not hasattr(socket, "SO_REUSEPORT") or not hasattr(os, "memfd_create"):
+            self.refuse("several front ends need Linux: give --frontends 1")
+        if self._parse()[1] == 0:
+            for family, (host, _, *more) in self._resolve():  # the same port for all addresses of the host
+                self._bind(family, (host, self._parse()[1], *more))
+                if self._sockets and self._parse()[1] == 0:
+                    self.name = f"{self.name.rpartition(':')[0]}:{self._sockets[0].getsockname()[1]}"
+        for holder in self._sockets:
+            holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+
     def release(self) -> None:
         """Lets a server of this process listen there, at once. Raises AddressError if another process listens there."""
         while self._sockets:

@@ -18,8 +18,9 @@ import grpc
 from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message import Message
 
-from ..engine import HeldBack, RequestState, RequestStatus
-from ..errors import RequestError, cancelled, idle, invalid, late, report_fault, stalled, stopped, too_many_requests
+from ..engine import HeldBack, RequestStatus
+from ..errors import RequestError, cancelled, idle, invalid, late, report_fault, stalled, stopped
+from ..frontends import ClientCounts, Clients, EngineRequest
 from ..memory import give_back
 from ..operations import CallContext, Identity, MethodMetrics, Telemetry, observe_call
 from . import status
@@ -70,7 +71,7 @@ class Call:
         drained: asyncio.Event,
         metrics: MethodMetrics,
         observed: CallContext,
-        num_requests_of: Counter[Identity],
+        clients: Clients,
     ) -> None:
         """Makes a call.
 
@@ -79,16 +80,16 @@ class Call:
             drained: Set when the server is about to end.
             metrics: Those of the method.
             observed: The call in the log and in spans.
-            num_requests_of: The open requests of all clients with names.
+            clients: The clients of the server.
         """
         self.context = context
         self.identity: Identity | None = None
         self.drained = drained
         self._metrics = metrics
         self._observed = observed
-        self._num_requests_of = num_requests_of
-        self._num_requests = 0  # of this call, in that count
-        self.requests: dict[str, RequestState] = {}
+        self._clients = clients
+        self._num_requests = 0  # of this call, in the count of `clients`
+        self.requests: dict[str, EngineRequest] = {}
         self.cancel_text: Callable[[str], int] | None = None
         self.last_error: RequestError | None = None
         self.waits: dict[Wait, float] = {}
@@ -178,17 +179,14 @@ class Call:
         limit = None if self.identity is None else self.identity.max_requests
         return math.inf if limit is None else limit
 
-    def begin_request(self) -> None:
+    async def begin_request(self) -> None:
         """Counts a request of the client until `end_request`, or until the call ends.
 
         Raises RequestError where the client may have no more requests.
         """
-        if self.identity is None:
-            return
-        if self._num_requests_of[self.identity] >= self.max_requests:
-            raise too_many_requests(int(self.max_requests))
-        self._num_requests_of[self.identity] += 1
-        self._num_requests += 1
+        if self.identity is not None:
+            await self._clients.begin_request(self.identity)
+            self._num_requests += 1
 
     def end_request(self) -> None:
         """Counts one request of the call no more."""
@@ -199,12 +197,9 @@ class Call:
         self._end_requests(self._num_requests)
 
     def _end_requests(self, count: int) -> None:
-        if self.identity is None:
-            return
-        self._num_requests -= count
-        self._num_requests_of[self.identity] -= count
-        if not self._num_requests_of[self.identity]:
-            del self._num_requests_of[self.identity]
+        if self.identity is not None and count:
+            self._num_requests -= count
+            self._clients.end_requests(self.identity, count)
 
     def end(self, error: RequestError) -> bool:
         """Ends the call with an error, once. A reader that has stalled gets the status when it reads on.
@@ -234,11 +229,16 @@ class Calls:
         methods: The counters of all methods.
     """
 
-    def __init__(self, authenticator: Authenticator | None = None, telemetry: Telemetry | None = None) -> None:
+    def __init__(
+        self,
+        authenticator: Authenticator | None = None,
+        telemetry: Telemetry | None = None,
+        clients: Clients | None = None,
+    ) -> None:
         self.methods: list[MethodMetrics] = []
         self._authenticator = authenticator or Authenticator()
         self._telemetry = telemetry
-        self._num_requests_of: Counter[Identity] = Counter()  # the open requests of clients with names
+        self._clients = clients or ClientCounts()
         self._calls: dict[Call, None] = {}  # in the order in which they have begun
         self._drained = asyncio.Event()
         self._give_back_at = math.inf  # when to give back the memory of requests that have not arrived
@@ -264,7 +264,7 @@ class Calls:
         async def handle(_: object, context: Context) -> None:
             metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
             with observe_call(metrics, self._telemetry, metadata) as observed:
-                call = Call(context, self._drained, metrics, observed, self._num_requests_of)
+                call = Call(context, self._drained, metrics, observed, self._clients)
                 self._calls[call] = None
                 try:
                     if not is_public:
@@ -338,8 +338,12 @@ class Calls:
         return HeldBack(states, num_stalled, num_reading)
 
     def cancel(self, request_id: str, identity: Identity | None) -> int:
-        """Cancels all requests of an id that a client has sent. Returns how many there were."""
+        """Cancels all requests of an id that a client has sent to this process. Returns how many there were."""
         return sum(call.cancel(request_id) for call in list(self._calls) if call.identity == identity)
+
+    async def cancel_everywhere(self, request_id: str, identity: Identity | None) -> int:
+        """Cancels all requests of an id that a client has sent. Returns how many there were."""
+        return self.cancel(request_id, identity) + await self._clients.cancel_elsewhere(request_id, identity)
 
     def drain(self) -> None:
         """Tells all calls that the server is about to end. From now on, new calls get UNAVAILABLE."""

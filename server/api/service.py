@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import grpc
 from sidelight.v1 import attribution_service_pb2 as service_pb
 
-from ..engine import Engine
+from ..frontends import EngineClient
 from .calls import Calls
 from .model_catalog import ModelCatalog
 from .rpcs import (
@@ -29,7 +29,7 @@ SERVICE = service_pb.DESCRIPTOR.services_by_name["AttributionService"]
 class AttributionService:
     """The contract's service over the engines of the loaded models. The first engine's model is the default."""
 
-    def __init__(self, engines: Sequence[Engine], calls: Calls) -> None:
+    def __init__(self, engines: Sequence[EngineClient], calls: Calls) -> None:
         self._calls = calls
         self._catalog = ModelCatalog(engines)
         by_name = {engine.loaded.name: engine for engine in engines}

@@ -16,14 +16,15 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from types import FrameType
+from types import FrameType, SimpleNamespace
 from typing import TYPE_CHECKING
 
 from ..settings import ModelSettings, Settings, SettingsError, add_flags, list_settings, read_settings
 
 if TYPE_CHECKING:
-    from ..api import Address
+    from ..api import Address, Server
     from ..engine import EngineConfig
+    from ..frontends import FrontEnds, Nursery
     from ..models import LoadedModel
     from ..operations import MetricsServer, Security, Telemetry
 
@@ -56,8 +57,9 @@ def run(args: argparse.Namespace) -> int:
     try:
         with Address(values.address) as address:  # with the ports open: loading takes its time
             security = _make_security(settings, address)
+            nursery = _make_nursery(address, security) if values.frontends > 1 else None
             with _open_monitoring(settings) as monitoring:
-                return _load_and_serve(settings, address, security, monitoring)
+                return _load_and_serve(settings, address, security, monitoring, nursery)
     except (AddressError, MetricsAddressError, SecurityError, TelemetryError) as error:
         print(f"sidelight: {error}", file=sys.stderr)
         return 1
@@ -147,17 +149,35 @@ def _make_security(settings: Settings, address: Address) -> Security:
     )
 
 
-def _load_and_serve(settings: Settings, address: Address, security: Security, monitoring: _Monitoring) -> int:
-    """Loads the models, and serves them at an address that is held."""
+def _make_nursery(address: Address, security: Security) -> Nursery:
+    """Forks the process that starts front ends. Raises AddressError for an address that has one front end only."""
+    address.share()
+    _import_server()
+    from ..frontends import Nursery
+    from .front_end import run_front_end
+
+    return Nursery(lambda end: run_front_end(end, address, security))
+
+
+def _import_server() -> None:
+    """Imports what takes time."""
     # For GCC's OpenMP, which reads it when torch comes in: how often a thread looks for work before it falls asleep.
     # Enough for what is between two operations; those that look longer keep others from the core that all wait for.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-    logging.getLogger(__name__).info("loading %s", settings.models[0].path or "the bundled model")
     with _objects_that_stay():
-        import torch
-
         from ..api.server import Server  # noqa: F401  (used by _serve)
-        from ..models import ModelError
+
+
+def _load_and_serve(
+    settings: Settings, address: Address, security: Security, monitoring: _Monitoring, nursery: Nursery | None
+) -> int:
+    """Loads the models, and serves them at an address that is held."""
+    logging.getLogger(__name__).info("loading %s", settings.models[0].path or "the bundled model")
+    _import_server()
+    import torch
+
+    from ..frontends import FrontEndError
+    from ..models import ModelError
 
     counts = [_thread_counts(model) for model in settings.models]
     # One thread loads the models, for two reasons. Layers are timed during loading, and other processes disturb the
@@ -171,8 +191,10 @@ def _load_and_serve(settings: Settings, address: Address, security: Security, mo
         loaded = _load_models(settings)
         torch.set_num_threads(counts[0][-1])
         configs = _engine_configs(loaded, settings, counts)
-        return asyncio.run(_serve(loaded, configs, address, security, monitoring, settings.values.grace))
-    except ModelError as error:
+        if nursery is None:
+            return asyncio.run(_serve(loaded, configs, address, security, monitoring, settings.values.grace))
+        return asyncio.run(_serve_with_front_ends(loaded, configs, address, monitoring, settings.values, nursery))
+    except (FrontEndError, ModelError) as error:
         print(f"sidelight: {error}", file=sys.stderr)
         return 1
 
@@ -262,10 +284,33 @@ async def _serve(
     """Serves until a signal, or until the engine fails; then for `grace` seconds at most. Returns the exit status."""
     from ..api import Server
 
-    stopping = asyncio.Event()
-    loop = asyncio.get_running_loop()
     server = Server(loaded, held, configs, security, monitoring.telemetry)
     address = await server.start()
+    return await _run(server, address, loaded, monitoring, grace)
+
+
+async def _serve_with_front_ends(
+    loaded: list[LoadedModel],
+    configs: list[EngineConfig],
+    held: Address,
+    monitoring: _Monitoring,
+    values: SimpleNamespace,
+    nursery: Nursery,
+) -> int:
+    """Serves as `_serve` does, with front ends in processes of their own."""
+    from ..frontends import FrontEnds
+
+    front_ends = FrontEnds(loaded, configs, nursery, values.frontends)
+    await front_ends.start()
+    return await _run(front_ends, held.name, loaded, monitoring, values.grace)
+
+
+async def _run(
+    server: Server | FrontEnds, address: str, loaded: list[LoadedModel], monitoring: _Monitoring, grace: float
+) -> int:
+    """Serves at an address until a signal or a failure, and stops the server. Returns the exit status."""
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
     for number in _SIGNALS:
         loop.add_signal_handler(number, stopping.set)
     if (metrics_server := monitoring.metrics_server) is not None:
@@ -282,7 +327,7 @@ async def _serve(
     logging.getLogger(__name__).info("stopping within %g seconds", grace)
     await server.stop(grace)
     if server.failed.is_set():
-        print("sidelight: the engine of a model has failed; the log says why", file=sys.stderr)
+        print("sidelight: a part of the server has failed; the log says why", file=sys.stderr)
     status = int(server.failed.is_set())
     if server.is_running:  # its thread is in a step that has no end, and Python would wait for it, or crash
         logging.getLogger(__name__).error("an engine is still at a step: the process ends without it")

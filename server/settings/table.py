@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 # Numbers above these are no wish, but a slip.
-_MOST, _MOST_THREADS, _MOST_SECONDS = 10**9, 1024, 86_400
+_MOST, _MOST_THREADS, _MOST_SECONDS, _MOST_FRONT_ENDS = 10**9, 1024, 86_400, 64
 
 
 @dataclass(frozen=True)
@@ -159,6 +159,14 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     Setting("max_waiting", "requests queued at most", 1024, kind=int, metavar="N", is_of_model=True),
     Setting("max_feature_mib", "MiB of recordings queued at most", 256, kind=int, metavar="N", is_of_model=True),
+    Setting(
+        "frontends",
+        "processes that own connections and messages, beside the one with the model; 1: one process does all; on Linux",
+        1,
+        kind=int,
+        metavar="N",
+        maximum=_MOST_FRONT_ENDS,
+    ),
     Setting(
         "grace",
         "for how long running requests may go on after SIGTERM; docker kills after 10 seconds, Kubernetes after 30",

@@ -6,8 +6,10 @@ decoder's start token.
 
 from __future__ import annotations
 
+import copyreg
 import threading
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -42,6 +44,7 @@ class Tokenizer:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
         self._tokenizer: Any = tokenizer
+        self._origin = tokenizer, model.config, model.generation_config
         self._lock = threading.Lock()
         self._is_encoder_decoder = bool(model.config.is_encoder_decoder)
         config: Any = model.generation_config
@@ -237,3 +240,12 @@ def turn_languages(tokenizer: Tokenizer, languages: Languages) -> Languages:
     Where the target's code is a token of the source, the code stays: the model may not have the other code.
     """
     return languages if tokenizer.puts_target_in_source else Languages(languages.target, languages.source)
+
+
+def _copy_tokenizer(tokenizer: PreTrainedTokenizerBase, config: Any, generation_config: Any) -> Tokenizer:
+    model: Any = SimpleNamespace(config=config, generation_config=generation_config)
+    return Tokenizer(tokenizer, model)
+
+
+# A copy in another process has a lock and caches of its own.
+copyreg.pickle(Tokenizer, lambda tokenizer: (_copy_tokenizer, tokenizer._origin))

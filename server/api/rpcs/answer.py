@@ -8,8 +8,9 @@ from typing import Any, TypeVar
 
 from sidelight.v1 import attribution_service_pb2 as service_pb
 
-from ...engine import Engine, OutputQueue, ReadyQueues, RequestState, Reservation
-from ...models import LoadedModel
+from ...engine import ReadyQueues
+from ...frontends import EngineClient, EngineRequest, Place
+from ...models import ModelInfo
 from ...operations import log_text
 from ...request import EncoderSelf, Finished, Output, Request, Started, Step, Unit
 from ...text import TokenizerPool
@@ -29,9 +30,7 @@ _SHORT_BYTES = 512
 T = TypeVar("T")
 
 
-async def validate(
-    pool: TokenizerPool, loaded: LoadedModel, num_bytes: int, function: Callable[..., T], *args: Any
-) -> T:
+async def validate(pool: TokenizerPool, loaded: ModelInfo, num_bytes: int, function: Callable[..., T], *args: Any) -> T:
     """Calls a function that validates a message of so many bytes. Returns what the function returns."""
     if num_bytes <= _SHORT_BYTES and not loaded.tokenizer.is_busy:
         return function(*args)
@@ -41,7 +40,7 @@ async def validate(
 class AnswerStarter:
     """Validates requests and hands them to the engines of their models. For one event loop."""
 
-    def __init__(self, engines: Mapping[str, Engine], catalog: ModelCatalog) -> None:
+    def __init__(self, engines: Mapping[str, EngineClient], catalog: ModelCatalog) -> None:
         """`engines` are by the names of their models."""
         self._engines = engines
         self._catalog = catalog
@@ -51,13 +50,13 @@ class AnswerStarter:
         """Ends the threads."""
         self._tokenizer_pool.close()
 
-    def find(self, name: str, field: str = "model") -> LoadedModel:
+    def find(self, name: str, field: str = "model") -> ModelInfo:
         """Returns the model of a name; the default model for an empty name. Raises RequestError with the field."""
         return self._catalog.find(name, field)
 
-    def reserve(self, loaded: LoadedModel, client: Hashable) -> Reservation:
+    async def reserve(self, loaded: ModelInfo, client: Hashable) -> Place:
         """Takes a place in the queue of a model, before work is done for a client's request. Raises RequestError."""
-        return self._engines[loaded.name].reserve(client)
+        return await self._engines[loaded.name].reserve(client)
 
     async def run(self, num_bytes: int, function: Callable[..., T], *args: object) -> T:
         """Does work on texts of so many bytes: on the event loop if they are short, otherwise in another thread."""
@@ -73,7 +72,7 @@ class AnswerStarter:
         client: Hashable,
         deadline: float | None,
         ready: ReadyQueues | None = None,
-        validator: Callable[[service_pb.AttributeRequest, LoadedModel, str], Request] | None = None,
+        validator: Callable[[service_pb.AttributeRequest, ModelInfo, str], Request] | None = None,
     ) -> Answer:
         """Starts the answer to a message. Raises RequestError.
 
@@ -89,11 +88,11 @@ class AnswerStarter:
         arrived = time.monotonic()
         engine = self._engines[self._catalog.find(message.model).name]
         feature_bytes = len(message.source.features.values) + len(message.contrast.source.features.values)
-        with engine.reserve(client, feature_bytes) as place:  # before any work is done for the request
+        with await engine.reserve(client, feature_bytes) as place:  # before any work is done for the request
             log_text(request_id, message.source.text)
             pool, validator = self._tokenizer_pool, validator or validate_request
             request = await validate(pool, engine.loaded, num_bytes, validator, message, engine.loaded, request_id)
-            state = engine.submit(request, OutputQueue(engine.wake, ready), deadline, place)
+            state = engine.submit(request, engine.new_queue(ready), deadline, place)
             return Answer(state, engine, arrived)
 
 
@@ -105,7 +104,7 @@ class Answer:
         queue: Where the outputs come from.
     """
 
-    def __init__(self, state: RequestState, engine: Engine, arrived: float) -> None:
+    def __init__(self, state: EngineRequest, engine: EngineClient, arrived: float) -> None:
         """`arrived` is when the request arrived, by the monotonic clock."""
         self.state = state
         self.queue = state.queue
