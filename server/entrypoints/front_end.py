@@ -42,6 +42,7 @@ class _FrontEnd:
         self._address, self._security, self._telemetry = address, security, telemetry
         self._grpc_server: GrpcServer | None = None
         self._is_stopping = False
+        self._stopping: asyncio.Task[None] | None = None
         self._has_ended = asyncio.Event()
         self._status = 0
 
@@ -75,7 +76,7 @@ class _FrontEnd:
         server = self._grpc_server
         if name == "stop":
             self._is_stopping = True
-            asyncio.ensure_future(self._stop(*arguments))
+            self._stopping = asyncio.ensure_future(self._stop(*arguments))
         elif server is None:  # it has not begun to listen
             return
         elif name == "serving":
@@ -103,7 +104,7 @@ class _FrontEnd:
         log.critical("the process with the engines has gone: front end %d ends", os.getpid())
         self._is_stopping = True
         self._status = 1
-        asyncio.ensure_future(self._stop_with_error())
+        self._stopping = asyncio.ensure_future(self._stop_with_error())
 
     async def _stop_with_error(self) -> None:
         """Gives calls their last status, UNAVAILABLE, which the link has set."""

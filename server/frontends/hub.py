@@ -1,4 +1,4 @@
-"""FrontEnds: all front ends of a server, in the engine's process. It starts them, again after a fault, and ends them."""
+"""FrontEnds: all front ends of a server, in the engine's process: started, again after a fault, and stopped."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ class FrontEnds:
         self._nursery.close()
         await self._group.stop()
 
-    # ---- of sessions: see `Owner` ---------------------------------------------------------------------------------------
+    # ---- of sessions: see `Owner` ------------------------------------------------------------------------------------
 
     def count_request(self, identity: Identity) -> None:
         """Counts a request of a client. Raises RequestError where the client may have no more."""

@@ -1,4 +1,4 @@
-"""Nursery: a process that makes front ends by forking, so that each starts within milliseconds, and again after a fault.
+"""Nursery: a process that makes front ends by forking, so that each starts within milliseconds.
 
 It is forked itself from the engine's process, once all modules are imported and before any thread or model is there.
 """

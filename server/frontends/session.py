@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Protocol
 
@@ -72,6 +72,19 @@ class Owner(Protocol):
         ...
 
 
+class _EventRelay:
+    """The events of one follow stream, on their way to the engine. The front end sends few that are not taken."""
+
+    def __init__(self, events: EventQueue, on_taken: Callable[[], None]) -> None:
+        self.waiting: asyncio.Queue[FollowEvent] = asyncio.Queue()
+        self.task = asyncio.ensure_future(self._hand_over(events, on_taken))
+
+    async def _hand_over(self, events: EventQueue, on_taken: Callable[[], None]) -> None:
+        while True:
+            await events.put(await self.waiting.get())
+            on_taken()
+
+
 class Session:
     """One front end, from the beginning of its process to its end. For one event loop.
 
@@ -89,27 +102,11 @@ class Session:
         self._places: dict[int, Reservation] = {}
         self._requests: dict[int, tuple[RequestState, Engine]] = {}
         self._numbers: dict[OutputQueue, int] = {}  # of the requests
-        self._events: dict[int, tuple[asyncio.Queue[FollowEvent], asyncio.Task[None]]] = {}
+        self._events: dict[int, _EventRelay] = {}
         self._num_requests_of: Counter[Identity] = Counter()
         self._cancelling: dict[int, asyncio.Future[int]] = {}  # by the numbers of what was asked
         self._num_asked = 0
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._receivers = {
-            "reserve": self._reserve,
-            "release": self._release,
-            "submit": self._submit,
-            "sent": self._note_sent,
-            "drop": self._drop,
-            "event": self._add_event,
-            "count": self._count,
-            "uncount": self._uncount,
-            "cancel_elsewhere": lambda *arguments: self._start(self._cancel_elsewhere(*arguments)),
-            "cancelled": self._note_cancelled,
-            "hold_back": self._hold_back,
-            "drain": self._drain,
-            "growth": owner.add_growth,
-            "listening": lambda methods: owner.note_ready(self, methods),
-        }
 
     async def open(self, *hello: Any) -> None:
         """Begins. `hello` is what the front end must know first."""
@@ -142,11 +139,12 @@ class Session:
         task.add_done_callback(self._tasks.discard)
 
     def _receive(self, name: str, arguments: tuple[Any, ...]) -> None:
-        self._receivers[name](*arguments)
+        """Calls the method of a message: the names are those that `remote_engine` and the front end send."""
+        getattr(self, f"_receive_{name}")(*arguments)
 
     def _close(self) -> None:
         """Ends all that the front end has asked for."""
-        for task in [*self._tasks, *(task for _, task in self._events.values())]:
+        for task in [*self._tasks, *(relay.task for relay in self._events.values())]:
             task.cancel()
         for state, engine in self._requests.values():
             state.queue.cancel()
@@ -166,7 +164,7 @@ class Session:
 
     # ---- requests ---------------------------------------------------------------------------------------------------
 
-    def _reserve(self, number: int, model: str, client: Hashable, feature_bytes: int) -> None:
+    def _receive_reserve(self, number: int, model: str, client: Hashable, feature_bytes: int) -> None:
         engine = self._engines[model]
 
         async def reserve() -> None:
@@ -179,12 +177,12 @@ class Session:
 
         self._start(reserve())
 
-    def _release(self, number: int) -> None:
+    def _receive_release(self, number: int) -> None:
         place = self._places.pop(number, None)
         if place is not None:
             place.release()
 
-    def _submit(
+    def _receive_submit(
         self,
         number: int,
         model: str,
@@ -208,20 +206,13 @@ class Session:
         self._requests[number] = state, engine
         self._numbers[queue] = number
         if events is not None:
-            waiting: asyncio.Queue[FollowEvent] = asyncio.Queue()  # the front end bounds it
-            self._events[number] = waiting, asyncio.ensure_future(self._hand_over(number, waiting, events))
+            self._events[number] = _EventRelay(events, lambda: self.send("event_taken", number))
 
-    def _add_event(self, number: int, event: FollowEvent) -> None:
+    def _receive_event(self, number: int, event: FollowEvent) -> None:
         if number in self._events:
-            self._events[number][0].put_nowait(event)
+            self._events[number].waiting.put_nowait(event)
 
-    async def _hand_over(self, number: int, waiting: asyncio.Queue[FollowEvent], events: EventQueue) -> None:
-        """Hands the events of a stream to the engine, and says so to the front end, which then sends more."""
-        while True:
-            await events.put(await waiting.get())
-            self.send("event_taken", number)
-
-    def _note_sent(self, sent: list[tuple[int, int]]) -> None:
+    def _receive_sent(self, sent: list[tuple[int, int]]) -> None:
         for number, num_bytes in sent:
             if number in self._requests:
                 state, engine = self._requests[number]
@@ -229,7 +220,7 @@ class Session:
                 if state.follow is not None:
                     engine.wake()  # which may have put off a pass meanwhile
 
-    def _drop(self, number: int) -> None:
+    def _receive_drop(self, number: int) -> None:
         if number in self._requests:
             state, _ = self._requests[number]
             self._forget(number)
@@ -239,7 +230,7 @@ class Session:
         state, _ = self._requests.pop(number)
         del self._numbers[state.queue]
         if number in self._events:
-            self._events.pop(number)[1].cancel()
+            self._events.pop(number).task.cancel()
 
     # ---- outputs ----------------------------------------------------------------------------------------------------
 
@@ -255,22 +246,20 @@ class Session:
 
     def _take(self, number: int) -> Delivery | None:
         state, _ = self._requests[number]
-        outputs: list[Output] = []
-        end: End | None = None
-        try:
-            while end is None and (taken := state.queue.take(_EVERYTHING)) is not None:
-                outputs += taken
-                if not taken:
-                    end = None, _times_of(state)
-        except RequestError as error:
-            end = error, _times_of(state)
+        outputs, end = _take_outputs(state)
         if end is not None:
             self._forget(number)
         return (number, state.start_time, outputs, end) if outputs or end is not None else None
 
-    # ---- other front ends, and the end --------------------------------------------------------------------------------
+    def _receive_listening(self, methods: Sequence[MethodDescription]) -> None:
+        self._owner.note_ready(self, methods)
 
-    def _count(self, number: int, identity: Identity) -> None:
+    def _receive_growth(self, growth: Growth) -> None:
+        self._owner.add_growth(growth)
+
+    # ---- other front ends, and the end -------------------------------------------------------------------------------
+
+    def _receive_count(self, number: int, identity: Identity) -> None:
         try:
             self._owner.count_request(identity)
         except RequestError as error:
@@ -279,27 +268,43 @@ class Session:
         self._num_requests_of[identity] += 1
         self.send("reply", number, None)
 
-    def _uncount(self, identity: Identity, count: int) -> None:
+    def _receive_uncount(self, identity: Identity, count: int) -> None:
         self._num_requests_of[identity] -= count
         self._owner.end_requests(identity, count)
 
-    async def _cancel_elsewhere(self, number: int, request_id: str, identity: Identity | None) -> None:
-        self.send("reply", number, await self._owner.cancel_elsewhere(self, request_id, identity))
+    def _receive_cancel_elsewhere(self, number: int, request_id: str, identity: Identity | None) -> None:
+        async def cancel() -> None:
+            self.send("reply", number, await self._owner.cancel_elsewhere(self, request_id, identity))
 
-    def _note_cancelled(self, number: int, count: int) -> None:
+        self._start(cancel())
+
+    def _receive_cancelled(self, number: int, count: int) -> None:
         with suppress(KeyError):
             self._cancelling.pop(number).set_result(count)
 
-    def _hold_back(
+    def _receive_hold_back(
         self, model: str, stalled: list[int], stalled_of: Mapping[Hashable, int], reading_of: Mapping[Hashable, int]
     ) -> None:
         states = [self._requests[number][0] for number in stalled if number in self._requests]
         self.held_back[model] = HeldBack(states, stalled_of, reading_of)
         self._owner.hold_back()
 
-    def _drain(self, model: str, seconds: float) -> None:
+    def _receive_drain(self, model: str, seconds: float) -> None:
         self._engines[model].drain(seconds)
 
 
-def _times_of(state: RequestState) -> RequestTimes:
-    return RequestTimes(state.arrival_time, state.start_time, state.source_read_time, time.monotonic())
+def _take_outputs(state: RequestState) -> tuple[list[Output], End | None]:
+    """Returns all outputs that a request has now, and its end if it has ended."""
+    outputs: list[Output] = []
+    error: RequestError | None = None
+    try:
+        while taken := state.queue.take(_EVERYTHING):
+            outputs += taken
+        if taken is None:  # more will come
+            return outputs, None
+    except RequestError as raised:
+        error = raised
+    return outputs, (
+        error,
+        RequestTimes(state.arrival_time, state.start_time, state.source_read_time, time.monotonic()),
+    )
