@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, Protocol
 
 from ..engine import (
@@ -90,6 +91,7 @@ class Session:
 
     Attributes:
         held_back: For each model, which requests come after others, as the front end says.
+        send: Sends a message to the front end.
     """
 
     def __init__(self, engines: Mapping[str, Engine], owner: Owner, end: ChannelEnd) -> None:
@@ -98,6 +100,9 @@ class Session:
         self._engines = engines
         self._owner = owner
         self._channel = Channel(end, self._receive, self._close)
+        self.send = self._channel.send
+        self._receive_growth = owner.add_growth
+        self._receive_listening = partial(owner.note_ready, self)
         self._ready = ReadyQueues()
         self._places: dict[int, Reservation] = {}
         self._requests: dict[int, tuple[RequestState, Engine]] = {}
@@ -116,10 +121,6 @@ class Session:
         # From here on, the front end has the objects too.
         self._channel.references.add_models([engine.loaded for engine in self._engines.values()])
         self._start(self._deliver())
-
-    def send(self, name: str, *arguments: Any) -> None:
-        """Sends a message to the front end."""
-        self._channel.send(name, *arguments)
 
     def close(self) -> None:
         """Ends the channel. The front end takes that for the end of this process, unless it was told to stop."""
@@ -250,12 +251,6 @@ class Session:
         if end is not None:
             self._forget(number)
         return (number, state.start_time, outputs, end) if outputs or end is not None else None
-
-    def _receive_listening(self, methods: Sequence[MethodDescription]) -> None:
-        self._owner.note_ready(self, methods)
-
-    def _receive_growth(self, growth: Growth) -> None:
-        self._owner.add_growth(growth)
 
     # ---- other front ends, and the end -------------------------------------------------------------------------------
 
