@@ -121,7 +121,7 @@ def test_a_pair_is_linked_by_the_encoders_states(one_process, front_ends):
 @pytest.mark.parametrize("by_policy", [False, True])
 def test_a_source_grows(one_process, front_ends, by_policy):
     def steps(service):
-        options = {"policy": align_att(tokens=2)} if by_policy else {}
+        options = {"policy": align_att(tokens=2), "decoding": text.Decoding()} if by_policy else {}
         driver = FollowDriver(service, **options)
         driver.add_source("My grandmother is still")
         if by_policy:
