@@ -53,6 +53,8 @@ class _FrontEnd:
         engines = self._link.engines
         clients = RemoteClients(self._link)
         self._grpc_server = GrpcServer(engines, self._address, self._security, self._telemetry, clients)
+        for model, is_serving in self._link.is_serving.items():
+            self._grpc_server.set_serving(model, is_serving=is_serving)
         methods = self._grpc_server.calls.methods
         self._counters = GrowingCounters(methods, [engine.metrics for engine in engines])
         await self._grpc_server.start()
@@ -77,15 +79,14 @@ class _FrontEnd:
         if name == "stop":
             self._is_stopping = True
             self._stopping = asyncio.ensure_future(self._stop(*arguments))
-        elif server is None:  # it has not begun to listen
-            return
-        elif name == "serving":
-            server.set_serving(arguments[0], is_serving=arguments[1])
-        elif name == "failed":
-            server.end_health()
         elif name == "cancel":
             number, request_id, identity = arguments
-            self._link.send("cancelled", number, server.calls.cancel(request_id, identity))
+            count = 0 if server is None else server.calls.cancel(request_id, identity)
+            self._link.send("cancelled", number, count)
+        elif name == "serving" and server is not None:
+            server.set_serving(arguments[0], is_serving=arguments[1])
+        elif name == "failed" and server is not None:
+            server.end_health()
 
     async def _stop(self, grace: float) -> None:
         """Stops, as the engine's process has asked."""

@@ -91,7 +91,7 @@ class FrontEnds:
         descriptions = [
             EngineDescription(ModelDescription.of(engine.loaded), engine.num_slots) for engine in self._engines.values()
         ]
-        await session.open(descriptions)
+        await session.open(descriptions, self._is_serving)
         await process.ready
 
     async def _start_again(self, index: int) -> None:
@@ -172,7 +172,7 @@ class FrontEnds:
         if not self.method_metrics:
             self.method_metrics += [MethodMetrics(*method) for method in methods]
         process = self._processes[session]
-        for model, is_serving in self._is_serving.items():
+        for model, is_serving in self._is_serving.items():  # it may have changed meanwhile
             session.send("serving", model, is_serving)
         log.info("front end %d listens, process %d", process.index, process.pid)
         if not process.ready.done():

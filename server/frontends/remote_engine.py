@@ -99,6 +99,7 @@ class EngineLink:
 
     Attributes:
         engines: The engines, the default model's first; empty before `open` returns.
+        is_serving: For each model, whether it served when this front end began.
         on_message: Gets each message that does not concern requests: its name and its arguments.
     """
 
@@ -107,6 +108,7 @@ class EngineLink:
     ) -> None:
         """`on_close` is called when the other process has gone."""
         self.engines: list[RemoteEngine] = []
+        self.is_serving: dict[str, bool] = {}
         self.loop = asyncio.get_running_loop()
         self.on_message = on_message
         self._on_close = on_close
@@ -214,7 +216,8 @@ class EngineLink:
         else:
             self.on_message(name, arguments)
 
-    def _begin(self, descriptions: Sequence[EngineDescription]) -> None:
+    def _begin(self, descriptions: Sequence[EngineDescription], is_serving: dict[str, bool]) -> None:
+        self.is_serving = is_serving
         self._channel.references.add_models([each.model for each in descriptions])
         self.engines = [RemoteEngine(each, self) for each in descriptions]
         self._hello.set_result(None)

@@ -10,7 +10,6 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from contextlib import suppress
 from functools import partial
 from typing import Any, Protocol
 
@@ -29,6 +28,9 @@ from ..operations import CallContext, Identity, RequestTimes, as_current
 from ..request import Output, Request
 from .channel import Channel, ChannelEnd
 from .counters import Growth
+
+# Seconds for which a front end may take to cancel a request: one that hangs does not hold up a client of another one.
+_CANCEL_SECONDS = 2.0
 
 # `OutputQueue.take` gives all there is.
 _EVERYTHING = 1 << 62
@@ -132,7 +134,8 @@ class Session:
         number, future = self._num_asked, asyncio.get_running_loop().create_future()
         self._cancelling[number] = future
         self.send("cancel", number, request_id, identity)
-        return await future
+        done, _ = await asyncio.wait([future], timeout=_CANCEL_SECONDS)
+        return future.result() if done else 0
 
     def _start(self, coroutine: Any) -> None:
         task = asyncio.ensure_future(coroutine)
@@ -274,8 +277,7 @@ class Session:
         self._start(cancel())
 
     def _receive_cancelled(self, number: int, count: int) -> None:
-        with suppress(KeyError):
-            self._cancelling.pop(number).set_result(count)
+        self._cancelling.pop(number).set_result(count)
 
     def _receive_hold_back(
         self, model: str, stalled: list[int], stalled_of: Mapping[Hashable, int], reading_of: Mapping[Hashable, int]

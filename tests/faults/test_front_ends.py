@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 import urllib.request
+from pathlib import Path
 
 import grpc
 import pytest
@@ -69,44 +70,52 @@ def begin(server, count: int, message: pb.AttributeRequest) -> list[Stream]:
     return streams
 
 
-def test_a_killed_front_end_loses_its_own_streams_and_starts_again():
-    with running_front_ends("--metrics-address", "127.0.0.1:0") as server:
-        pids = server.pids
-        assert sorted(pids) == [0, 1]
-        streams = begin(server, 16, long_request())
-        kill(pids[0])
-        ends = [stream.join() for stream in streams]
-        assert 0 < ends.count("finished") < 16
-        assert {end.split()[0] for end in ends if end != "finished"} == {"UNAVAILABLE"}
-        wait_until(lambda: server.pids[0] != pids[0])
-        wait_until(lambda: metric(server, "sidelight_requests_running") == 0)
-        assert metric(server, "sidelight_slots_used") == 0
-        again = [Stream(server, request("A dog.")) for _ in range(16)]
-        assert [stream.join() for stream in again] == ["finished"] * 16
-        descriptors = num_descriptors(server.process.pid)
-        for _ in range(3):
-            victim = server.pids[1]
-            kill(victim)
-            wait_until(lambda victim=victim: server.pids[1] != victim)
-        wait_until(lambda: num_descriptors(server.process.pid) <= descriptors)
-        server.process.send_signal(signal.SIGTERM)
-        assert server.wait() == 0
+@pytest.fixture(scope="module")
+def server():
+    """A server for several tests. The last one ends it."""
+    with running_front_ends("--metrics-address", "127.0.0.1:0", "--grace", "30") as server:
+        yield server
+
+
+def test_a_killed_front_end_loses_its_own_streams_and_starts_again(server):
+    pids = server.pids
+    assert sorted(pids) == [0, 1]
+    streams = begin(server, 16, long_request())
+    kill(pids[0])
+    ends = [stream.join() for stream in streams]
+    assert 0 < ends.count("finished") < 16
+    assert {end.split()[0] for end in ends if end != "finished"} == {"UNAVAILABLE"}
+    wait_until(lambda: server.pids[0] != pids[0])
+    wait_until(lambda: metric(server, "sidelight_requests_running") == 0)
+    assert metric(server, "sidelight_slots_used") == 0
+    again = [Stream(server, request("A dog.")) for _ in range(16)]
+    assert [stream.join() for stream in again] == ["finished"] * 16
+
+
+def test_front_ends_that_are_killed_leave_no_descriptor_and_no_memory(server):
+    descriptors = num_descriptors(server.process.pid)
+    for _ in range(3):
+        victim = server.pids[1]
+        kill(victim)
+        wait_until(lambda victim=victim: server.pids[1] != victim)
+    wait_until(lambda: num_descriptors(server.process.pid) <= descriptors)
+    shared = Path(f"/proc/{server.process.pid}/maps").read_text().count("memfd:sidelight")
+    assert shared == 2 * 2  # two rings for each front end
+
+
+def test_sigterm_lets_the_streams_of_all_front_ends_finish(server):
+    streams = begin(server, 24, long_request(100))
+    server.process.send_signal(signal.SIGTERM)
+    wait_until(lambda: "stopping within" in server.log)
+    time.sleep(0.2)
+    codes = [Stream(server, request("A dog.")).join() for _ in range(6)]
+    assert {code.split()[0] for code in codes} == {"UNAVAILABLE"}
+    assert [stream.join() for stream in streams] == ["finished"] * 24
+    assert server.wait() == 0
 
 
 def num_descriptors(pid: int) -> int:
     return len(os.listdir(f"/proc/{pid}/fd"))
-
-
-def test_sigterm_lets_the_streams_of_all_front_ends_finish():
-    with running_front_ends("--grace", "30") as server:
-        streams = begin(server, 24, long_request(100))
-        server.process.send_signal(signal.SIGTERM)
-        wait_until(lambda: "stopping within" in server.log)
-        time.sleep(0.2)
-        codes = [Stream(server, request("A dog.")).join() for _ in range(6)]
-        assert {code.split()[0] for code in codes} == {"UNAVAILABLE"}
-        assert [stream.join() for stream in streams] == ["finished"] * 24
-        assert server.wait() == 0
 
 
 def test_a_second_signal_ends_all_processes_at_once():
