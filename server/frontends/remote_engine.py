@@ -7,8 +7,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..engine import FollowEvent, HeldBack, OutputQueue, ReadyQueues, RequestStatus
-from ..engine.output_queue import CAPACITY
+from ..engine import FollowEvent, HeldBack, OutputQueue, ReadyQueues, RequestStatus, output_queue
 from ..errors import RequestError, broken, stopped, too_few_slots
 from ..models import ModelDescription
 from ..operations import CallContext, Identity, ModelLoad, ModelMetrics, RequestTimes, current_call
@@ -16,8 +15,8 @@ from ..request import Request
 from .channel import Channel, ChannelEnd
 from .session import Delivery
 
-# Bytes that a reader has taken before the engine hears of it: a small part of what may be held for the reader.
-_REPORTED_BYTES = CAPACITY // 8
+# The engine hears of what a reader has taken when that is this part of what may be held for the reader.
+_REPORTED_PART = 8
 
 # Events of one follow stream that are on their way to the engine.
 _MAX_SENT_EVENTS = 8
@@ -172,7 +171,9 @@ class EngineLink:
     def note_sent(self, state: RemoteRequest, num_bytes: int) -> None:
         """Tells the engine, soon, what a reader has taken."""
         state.num_sent_bytes += num_bytes
-        if (state.events is None and state.num_sent_bytes < _REPORTED_BYTES) or state.number not in self._requests:
+        # A follow stream puts a pass off until all is sent.
+        is_due = state.events is not None or state.num_sent_bytes * _REPORTED_PART >= output_queue.CAPACITY
+        if not is_due or state.number not in self._requests:
             return
         if not self._sent:
             asyncio.get_running_loop().call_soon(self._report_sent)
