@@ -195,6 +195,8 @@ class Channel(asyncio.Protocol):
         del exc
         self._is_closed = True
         self._messages.clear()
+        self._writer.close()
+        self._reader.close()
         with suppress(OSError):
             self._socket.close()
         self._on_close()

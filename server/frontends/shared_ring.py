@@ -14,7 +14,8 @@ class RingWriter:
 
     def __init__(self, file: int) -> None:
         """`file` is a descriptor from `make_ring`."""
-        self._memory = memoryview(mmap.mmap(file, 0))
+        self._map = mmap.mmap(file, 0)
+        self._memory = memoryview(self._map)
         self._size = len(self._memory)
         self._written = self._read = 0  # bytes since the beginning
 
@@ -33,6 +34,11 @@ class RingWriter:
         self._written = place + num_bytes
         return place
 
+    def close(self) -> None:
+        """Gives the memory back, and the descriptor that Python keeps with it."""
+        self._memory.release()
+        self._map.close()
+
     def free(self, read: int) -> None:
         """Says how far the other process has read."""
         self._read = read
@@ -43,7 +49,8 @@ class RingReader:
 
     def __init__(self, file: int) -> None:
         """`file` is a descriptor from `make_ring`."""
-        self._memory = memoryview(mmap.mmap(file, 0))
+        self._map = mmap.mmap(file, 0)
+        self._memory = memoryview(self._map)
         self._size = len(self._memory)
         self._read = self._reported = 0
 
@@ -52,6 +59,11 @@ class RingReader:
         begin = place % self._size
         self._read = place + num_bytes
         return bytearray(self._memory[begin : begin + num_bytes])
+
+    def close(self) -> None:
+        """Gives the memory back, and the descriptor that Python keeps with it."""
+        self._memory.release()
+        self._map.close()
 
     def report(self) -> int | None:
         """Returns how far the ring is read, where the other process should know that; otherwise None."""
