@@ -75,7 +75,7 @@ async def test_a_closed_channel_leaves_no_descriptor():
     await asyncio.sleep(0)
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(5):
-        one, other, closed = await open_channels(print, print)
+        one, _, closed = await open_channels(print, print)
         one.close()
         while len(closed) < 2:
             await asyncio.sleep(0.01)
