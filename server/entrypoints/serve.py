@@ -327,7 +327,7 @@ async def _run(
     logging.getLogger(__name__).info("stopping within %g seconds", grace)
     await server.stop(grace)
     if server.failed.is_set():
-        print("sidelight: a part of the server has failed; the log says why", file=sys.stderr)
+        print("sidelight: the engine of a model has failed, or front ends; the log says why", file=sys.stderr)
     status = int(server.failed.is_set())
     if server.is_running:  # its thread is in a step that has no end, and Python would wait for it, or crash
         logging.getLogger(__name__).error("an engine is still at a step: the process ends without it")
