@@ -16,12 +16,12 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS = 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all test-lowest test-newest lint format proto families bench pictures lock clean
+.PHONY: help demo test test-all test-lowest test-newest test-clients test-examples lint format proto families bench soak pictures lock clean
 
 help: ## Show this list
 	@echo "Sidelight: streams, token by token, where a sequence model looks while it writes."
 	@echo
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo "  PYTHON=python3.12 chooses the interpreter, ARGS=\"-k name\" goes to pytest."
 
@@ -34,6 +34,17 @@ test: $(VENV)/.test ## Run the tests, but for those marked slow (ARGS="-m slow" 
 test-all: $(VENV)/.test ## Run all tests
 	@$(PYTEST) $(ARGS)
 
+# What Debian has; npm's packages come with the build. Without apt-get, with whatever is there.
+CLIENT_TOOLS := cmake g++ protobuf-compiler protobuf-compiler-grpc libgrpc++-dev nlohmann-json3-dev golang-go \
+  golang-google-grpc-dev protoc-gen-go-grpc default-jdk-headless libgrpc-java libnetty-java libgoogle-gson-java \
+  libguava-java libperfmark-java libprotobuf-java protobuf-compiler-grpc-java-plugin ruby ruby-grpc \
+  ruby-grpc-tools $(if $(shell command -v npm),,nodejs npm)
+test-examples: $(VENV)/.test ## Install the toolchains of other languages, build client/examples and test them
+	@for tool in $(CLIENT_TOOLS); do dpkg -s $$tool >/dev/null 2>&1 || missing="$$missing $$tool"; done; \
+	test -z "$$missing" || { echo "Installing$$missing"; DEBIAN_FRONTEND=noninteractive \
+	  apt-get -qq install --yes --no-install-recommends $$missing >/dev/null; } || echo "Not all of it can be had"
+	@OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/pytest -v tests/client/examples tests/vectors $(ARGS)
+
 PYTEST = OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/pytest -n 2 --dist worksteal
 
 # What users may have: the oldest and the newest versions of what Sidelight stands on, each in an environment of its own.
@@ -45,6 +56,10 @@ test-newest: $(VENV)-newest/.test ## ... with the newest versions that pip finds
 
 RUN_VERSIONS = OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(<D)/bin/pytest -n 2 --dist worksteal $(VERSION_TESTS) $(ARGS)
 VERSION_TESTS ?= tests/kernels tests/parity tests/gpu tests/server/capture tests/server/runner tests/server/models
+
+# KServe's client asks for protobuf 6, and Sidelight for protobuf 7.
+test-clients: $(VENV)/.test $(VENV)-clients/.kserve ## Run the tests with KServe's client, in an environment of its own
+	@SIDELIGHT_CLIENTS_PYTHON="$(abspath $(VENV)-clients/bin/python)" $(PYTEST) tests/server/api/inference_protocol $(ARGS)
 
 lint: $(VENV)/.lint ## Check style, types and the contract
 	$(BIN)/ruff check .
@@ -67,7 +82,7 @@ format: $(VENV)/.lint ## Rewrite the code and the contract in the house style
 	$(BIN)/buf format proto --write
 
 proto: $(VENV)/.test ## Generate Python, type stubs and proto/README.md from the contract
-	@rm -f proto/sidelight/v1/*_pb2*.py proto/sidelight/v1/*_pb2*.pyi
+	@rm -f proto/sidelight/*/*_pb2*.py proto/sidelight/*/*_pb2*.pyi
 	@$(BIN)/python proto/generate.py
 
 families: $(VENV)/.test ## Write the table of tested families, server/models/FAMILIES.md
@@ -75,6 +90,11 @@ families: $(VENV)/.test ## Write the table of tested families, server/models/FAM
 
 bench: $(VENV)/.bench ## Measure: against Inseq, and what else tests/bench holds
 	@for script in tests/bench/bench_*.py; do echo "$$script"; $(BIN)/python "$$script" || exit 1; done
+
+# Each script takes its number of messages, frames, calls or minutes: python tests/faults/soak_messages.py --help.
+soak: $(VENV)/.bench $(VENV)/.test ## A million mutants, ten thousand calls that end early, 20 minutes of load: two hours
+	@for script in tests/faults/soak_*.py tests/bench/bench_soak.py tests/bench/bench_clients.py; do \
+	  echo "$$script"; $(BIN)/python "$$script" || exit 1; done
 
 pictures: $(VENV)/.test ## Make the README's pictures with Sidelight's own commands
 	@$(BIN)/python tests/pictures.py
@@ -92,7 +112,7 @@ lock: $(VENV)/.python ## Resolve requirements.lock anew (ARGS=--upgrade for the 
 	@sed -i.old -E '/^(nvidia|cuda)-/d' requirements.lock $(LOWEST) && rm requirements.lock.old $(LOWEST).old
 
 clean: ## Remove the environment and everything built
-	rm -rf $(VENV) $(VENV)-lowest $(VENV)-newest build dist out *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-lowest $(VENV)-newest $(VENV)-clients build dist out *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Set-up: one stamp for each extra, renewed when what it was made from changes.
@@ -122,6 +142,12 @@ $(VENV)-lowest/.test: pyproject.toml $(LOWEST)
 
 $(VENV)-newest/.test: pyproject.toml
 	$(call install_versions,newest versions that pip finds,--upgrade)
+
+$(VENV)-clients/.kserve: | $(VENV)/.python
+	@$(PYTHON) -m venv $(@D)
+	@echo "Installing KServe's client into $(@D)"
+	@$(@D)/bin/pip install -qq 'kserve==0.21.0'
+	@touch $@
 
 define install_versions
 	@$(PYTHON) -m venv $(@D)

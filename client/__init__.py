@@ -27,6 +27,8 @@ converters/     between these types and protobuf messages
 cli/            the command line
 views/          a heatmap in the terminal, a page in the browser
 formats/        files: Inseq's JSON, NumPy's npz, the page
+ui/             the live page of `sidelight ui`, which needs the extra `ui`
+notebook/       results in Jupyter, pandas, xarray, matplotlib and BertViz
 
 This module imports the other modules when one of their names is first used. The command line lies in this package too,
 and must handle Ctrl-C before any import that takes time. For this reason, this module imports nothing at its top.
@@ -60,7 +62,7 @@ if TYPE_CHECKING:
         UnimplementedError,
     )
     from .follow import AsyncFollowStream, AwaitingSource, FollowEvent, FollowOptions, FollowStream, StepCount
-    from .formats import save, save_picture
+    from .formats import from_inseq, save, save_picture, to_inseq
     from .many import (
         AlignmentManyStream,
         AsyncAlignmentManyStream,
@@ -190,8 +192,10 @@ __all__ = [
     "UnitOptions",
     "Usage",
     "WordAlignment",
+    "from_inseq",
     "save",
     "save_picture",
+    "to_inseq",
 ]
 
 _MODULES = (

@@ -67,7 +67,7 @@ class Client:
         """
         connection = Connection(address, options)
         self._channel = connection.open()
-        self._stub = connection.authorize(AttributionServiceStub(self._channel))
+        self._stub = connection.add_metadata(AttributionServiceStub(self._channel))
         self._health: Any = HealthStub(self._channel)  # which needs no token
         self._closed = False
         self._streams: WeakSet[AttributionManyStream | AlignmentManyStream] = (
@@ -243,7 +243,7 @@ class AsyncClient:
         """Creates a client, without connecting. The arguments and errors are those of `Client`."""
         connection = Connection(address, options)
         self._channel = connection.open_async()
-        self._stub = connection.authorize(AttributionServiceStub(self._channel))
+        self._stub = connection.add_metadata(AttributionServiceStub(self._channel))
         self._health: Any = HealthStub(self._channel)  # which needs no token
         self._closed = False
         self._streams: WeakSet[

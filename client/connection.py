@@ -11,6 +11,7 @@ import ipaddress
 import os
 import re
 import ssl
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,16 +118,17 @@ class Connection:
             return grpc.aio.insecure_channel(self._address, options=self._arguments)
         return grpc.aio.secure_channel(self._address, self._credentials, options=self._arguments)
 
-    def authorize(self, stub: Stub) -> Stub:
-        """Adds the token to the calls of a stub. Returns the stub."""
-        if self._token is not None:
-            for name, method in list(vars(stub).items()):
-                setattr(stub, name, self._authorize(method))
+    def add_metadata(self, stub: Stub) -> Stub:
+        """Adds the token and the caller's trace to the calls of a stub. Returns the stub."""
+        for name, method in list(vars(stub).items()):
+            setattr(stub, name, self._add_metadata(method))
         return stub
 
-    def _authorize(self, method: Callable[..., Any]) -> Callable[..., Any]:
+    def _add_metadata(self, method: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **options: Any) -> Any:
-            return method(*args, metadata=(("authorization", f"Bearer {self._read_token()}"),), **options)
+            token = self._read_token()
+            authorization = () if token is None else (("authorization", f"Bearer {token}"),)
+            return method(*args, metadata=(*authorization, *_trace_metadata()), **options)
 
         return call
 
@@ -139,6 +141,17 @@ class Connection:
         if not _TOKEN.fullmatch(token):
             raise invalid_argument("token", "must be printable ASCII characters without spaces")
         return token
+
+
+def _trace_metadata() -> tuple[tuple[str, str], ...]:
+    """Returns the caller's span as W3C Trace Context; empty where no part of the process uses OpenTelemetry."""
+    if "opentelemetry.trace" not in sys.modules:
+        return ()
+    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+    carrier: dict[str, str] = {}
+    TraceContextTextMapPropagator().inject(carrier)
+    return tuple(carrier.items())
 
 
 _HINTS: dict[str, Any] = {
@@ -163,19 +176,20 @@ def _find_tls(tls: bool | str | Path | TlsOptions | None) -> TlsOptions | None:
     if isinstance(tls, str | Path):
         return TlsOptions(ca=tls)
     if tls is not None:
-        return tls_of_environment() if tls else None
+        return complete_tls() if tls else None
     switch = os.environ.get("SIDELIGHT_TLS", "").lower()
     if switch not in ("", "0", "1", "false", "true"):
         raise invalid_argument("SIDELIGHT_TLS", "must be 1 or 0")
-    found = tls_of_environment()
+    found = complete_tls()
     wants_tls = found != TlsOptions() if not switch else switch in ("1", "true")
     return found if wants_tls else None
 
 
-def tls_of_environment() -> TlsOptions:
-    """Returns the files and the name that the environment has."""
-    names = ("CA", "CLIENT_CERT", "CLIENT_KEY", "SERVER_NAME")
-    return TlsOptions(*(os.environ.get(f"SIDELIGHT_TLS_{name}") or None for name in names))
+def complete_tls(given: TlsOptions | None = None) -> TlsOptions:
+    """Returns options with what the environment has for those that are None."""
+    fields = vars(given or TlsOptions())
+    found = {name: os.environ.get(f"SIDELIGHT_TLS_{name.upper()}") or None for name in fields}
+    return TlsOptions(**{name: found[name] if value is None else value for name, value in fields.items()})
 
 
 def _load_credentials(tls: TlsOptions) -> grpc.ChannelCredentials:

@@ -103,6 +103,8 @@ _MESSAGES: dict[grpc.StatusCode, str] = {
     grpc.StatusCode.DEADLINE_EXCEEDED: "the deadline has passed",
     grpc.StatusCode.CANCELLED: "the stream was cancelled",
 }
+# What gRPC says of a stream that somebody between client and server has reset, such as a proxy whose server has ended.
+_RESET, _RESET_STATUSES = "RST_STREAM", (grpc.StatusCode.CANCELLED, grpc.StatusCode.INTERNAL)
 _CLOSED = "Channel closed"  # what gRPC says of a call that was cancelled because its client was closed
 
 # What gRPC says where a connection fails for TLS, and what that means.
@@ -140,6 +142,8 @@ def from_rpc_error(error: grpc.RpcError) -> SidelightError:
     """Converts an error of gRPC, synchronous or asyncio, into the exception of this module."""
     status = error.code() if isinstance(error, grpc.Call | grpc.aio.AioRpcError) else grpc.StatusCode.UNKNOWN
     message = error.details() if isinstance(error, grpc.Call | grpc.aio.AioRpcError) else str(error)
+    if status in _RESET_STATUSES and _RESET in (message or ""):
+        status = grpc.StatusCode.UNAVAILABLE
     trailers = error.trailing_metadata() if isinstance(error, grpc.Call | grpc.aio.AioRpcError) else None
     exception = _ERROR_CLASSES.get(status, SidelightError)(message or status.name.lower().replace("_", " "), status)
     if not _add_details(exception, trailers or ()) and status in _MESSAGES:

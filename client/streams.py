@@ -120,6 +120,18 @@ class AttributionStream(_StreamState, Iterator[Step]):
                 raise StopIteration
         return step
 
+    def _ipython_display_(self) -> None:
+        """What Jupyter does with a stream at the end of a cell: shows the steps as they arrive, then the result.
+
+        Raises SidelightError.
+        """
+        from .notebook.live import LiveDisplay
+
+        display = LiveDisplay(self.started)
+        for part in self if self.started.grouping == "token" else self.units():
+            display.add(part)
+        display.finish(self.result())
+
     def __enter__(self) -> Self:
         return self
 
@@ -173,6 +185,21 @@ class AsyncAttributionStream(_StreamState, AsyncIterator[Step]):
             if not await self._read():
                 raise StopAsyncIteration
         return step
+
+    async def show(self) -> Attribution:
+        """Shows the steps in a notebook as they arrive, then the result, and returns the result. Raises SidelightError.
+
+        Jupyter shows a synchronous stream by itself, but cannot wait for this one.
+        """
+        from .notebook.live import LiveDisplay
+
+        started = await self.started()
+        display = LiveDisplay(started)
+        async for part in self if started.grouping == "token" else self.units():
+            display.add(part)
+        result = await self.result()
+        display.finish(result)
+        return result
 
     async def __aenter__(self) -> Self:
         return self

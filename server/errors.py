@@ -185,7 +185,7 @@ def too_few_slots(num_needed: int, num_slots: int, field: str) -> RequestError:
 
 def late(seconds: float) -> RequestError:
     """Returns DEADLINE_EXCEEDED: a call has begun, and its request has not arrived."""
-    message = f"the request has not arrived within {seconds:.0f} seconds"
+    message = f"the request has not arrived within {seconds:g} seconds"
     return RequestError(ErrorCode.DEADLINE_EXCEEDED, "REQUEST_LATE", message)
 
 
@@ -197,13 +197,13 @@ def too_many_streams(num_open: int) -> RequestError:
 
 def silent(seconds: float) -> RequestError:
     """Returns DEADLINE_EXCEEDED: the client of an open stream has sent nothing for too long."""
-    message = f"the stream's client has sent nothing for {seconds:.0f} seconds"
+    message = f"the stream's client has sent nothing for {seconds:g} seconds"
     return RequestError(ErrorCode.DEADLINE_EXCEEDED, "CLIENT_SILENT", message)
 
 
 def too_old(seconds: float) -> RequestError:
     """Returns DEADLINE_EXCEEDED: a stream has been open for too long."""
-    message = f"the stream has been open for {seconds / 3600:.0f} hours: open another one"
+    message = f"the stream has been open for {seconds:g} seconds: open another one"
     return RequestError(ErrorCode.DEADLINE_EXCEEDED, "STREAM_TOO_OLD", message)
 
 

@@ -1,6 +1,7 @@
 """Makes the README's pictures with Sidelight's own commands: `make pictures`.
 
-heatmap.svg is what `sidelight attribute` prints; page.png is what `--save out.html` looks like in Chromium.
+heatmap.svg is what `sidelight attribute` prints; page.png is what `--save out.html` looks like in Chromium; ui.png is
+the page of `sidelight ui`, with a word under the pointer.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from urllib.parse import urlencode
 
+from playwright.sync_api import expect, sync_playwright
 from rich.console import Console
 from rich.terminal_theme import MONOKAI
 from sidelight.client import Capture, Client, save
@@ -41,7 +44,26 @@ def main() -> int:
         size = ["--window-size=980,680", f"--user-data-dir={folder}/profile"]
         command = [browser, *OPTIONS, *size, f"--screenshot={OUT / 'page.png'}", page.as_uri()]
         subprocess.run(command, check=True, capture_output=True, timeout=120)
+        _take_live_page(address, browser)
     return 0
+
+
+def _take_live_page(address: str, browser: str) -> None:
+    """Takes the picture of `sidelight ui` before a server."""
+    command = [str(Path(sys.executable).with_name("sidelight")), "ui", "--address", address, "--listen", "127.0.0.1:0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process, sync_playwright() as playwright:
+        try:
+            assert process.stdout is not None
+            url = process.stdout.readline().split()[-1]
+            chromium = playwright.chromium.launch(executable_path=browser, args=["--no-sandbox"])
+            page = chromium.new_page(viewport={"width": 1240, "height": 860}, device_scale_factor=1.5)
+            page.goto(f"{url}#{urlencode({'text': SENTENCE})}")
+            expect(page.locator("#status")).to_have_text("Ready", timeout=60_000)
+            page.locator(".target .words .word", has_text="Buch").hover()
+            page.screenshot(path=str(OUT / "ui.png"))
+            chromium.close()
+        finally:
+            process.terminate()
 
 
 if __name__ == "__main__":

@@ -1,15 +1,21 @@
 """What an `align` call answers: words, links, and markup in the target. Plain data."""
 
+# pandas is optional.
+# pyright: reportMissingImports=false, reportMissingTypeStubs=false
+
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from ..errors import SidelightError
 from ..offset_units import Span
 from ..parameters import OffsetUnit
 from ..results import HeadSource, Link, Signals, Usage
 from .parameters import MarkupSpan
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Placement = Literal["links", "neighbours", "empty", "copied", "structure"]
 
@@ -71,6 +77,22 @@ class Alignment:
     head_source: HeadSource | None = None
     usage: Usage | None = None
     offset_unit: OffsetUnit = "code_point"
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Returns a table with a line for each link: `source_index`, `source`, `target_index`, `target`, `score`.
+
+        Raises:
+            ImportError: pandas is not installed.
+        """
+        from ..notebook import frames
+
+        return frames.alignment_frame(self)
+
+    def _repr_html_(self) -> str:
+        """What Jupyter shows: the picture that `save_picture` writes."""
+        from ..notebook import html
+
+        return html.alignment_html(self)
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,7 +7,6 @@ import json
 import sys
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import asdict
 from typing import Any, get_args
 
 from ..alignments import (
@@ -216,15 +215,8 @@ def _json_fields(alignment: Alignment) -> dict[str, Any]:
                 for report in alignment.report
             ]
         },
-        "signals": _list_signals(alignment),
+        "signals": {} if alignment.signals is None else alignment.signals.by_name(),
     }
-
-
-def _list_signals(alignment: Alignment) -> dict[str, float]:
-    """Returns the signals that there are, by name."""
-    if alignment.signals is None:
-        return {}
-    return {name: value for name, value in asdict(alignment.signals).items() if value is not None}
 
 
 # ---- the pairs of a file --------------------------------------------------------------------------------------------

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import dataclasses
 import sys
 from collections.abc import Iterable
 
@@ -81,9 +80,8 @@ def _print_observations(console: Console, attribution: Attribution) -> None:
     if attribution.alignment is not None:
         print_alignment(console, attribution.alignment)
     if attribution.signals is not None:
-        for name, value in dataclasses.asdict(attribution.signals).items():
-            if value is not None:
-                print_text(console, f"{value:5.2f}  {name.replace('_', ' ')}")
+        for name, value in attribution.signals.by_name().items():
+            print_text(console, f"{value:5.2f}  {name.replace('_', ' ')}")
 
 
 def _attribute_text(args: argparse.Namespace, options: AttributeOptions) -> int:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib.metadata
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NoReturn
 
-from ..client import Client
+from ..client import AsyncClient, Client
 from ..models import Calibration, Model
-from ..views import escape_controls, make_console, print_message, print_text
+from ..views import escape_controls, make_console, print_error, print_message, print_text
 from . import align as align_command
 from . import attribute as attribute_command
 from . import attribute_options
@@ -67,6 +68,7 @@ def make_parser() -> argparse.ArgumentParser:
     add_connection_arguments(health)
     health.set_defaults(run=_check_health)
 
+    _add_ui(commands)
     _add_serve(commands)
     _add_top(commands)
     _add_calibrate(commands)
@@ -74,53 +76,69 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_ui(commands: argparse._SubParsersAction[_EscapingParser]) -> None:  # pyright: ignore[reportPrivateUsage]
+    ui = commands.add_parser(
+        "ui",
+        help="show attention in the browser, live",
+        description="Serves a page that shows attention while a text is written. Without an address of a server, "
+        "it starts a server on the bundled model.",
+    )
+    add_connection_arguments(ui)
+    ui.add_argument(
+        "--listen", default="127.0.0.1:8090", metavar="HOST:PORT", help="where the browser finds the page; port 0: any"
+    )
+    ui.add_argument(
+        "--host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a further name of the page, HOST or HOST:PORT, as a proxy or another machine calls it",
+    )
+    ui.set_defaults(run=_needs("ui", _run_ui), address=os.environ.get("SIDELIGHT_ADDRESS"))
+
+
+def _run_ui(args: argparse.Namespace) -> int:
+    from ..ui import ListenError, serve
+
+    def serve_page(connect: Callable[[], AsyncClient]) -> None:
+        serve(connect, args.listen, args.host, lambda url: print(f"sidelight: page at {url}", flush=True))
+
+    try:
+        if args.address is not None:
+            serve_page(lambda: AsyncClient(args.address, **build_connection(args)))
+        else:
+            print_message("starting a server on the bundled model ...")
+            with demo_command.bundled_server() as (_, address):
+                serve_page(lambda: AsyncClient(address, tls=False, token=""))
+    except (ListenError, demo_command.ServerError) as error:
+        print_error(str(error))
+        return 1
+    return 0
+
+
 def _add_serve(commands: argparse._SubParsersAction[_EscapingParser]) -> None:  # pyright: ignore[reportPrivateUsage]
     # The server's own module defines the arguments. Its import does not need torch; only running the command does.
     from ...server.entrypoints import serve as serve_command
 
-    def run(args: argparse.Namespace) -> int:
-        try:
-            return serve_command.run(args)
-        except ModuleNotFoundError as error:
-            return _report_missing_package(error)
-
-    def print_settings(args: argparse.Namespace) -> int:
-        try:
-            return serve_command.print_settings(args)
-        except ModuleNotFoundError as error:
-            return _report_missing_package(error)
-
     serve = commands.add_parser("serve", help="load a model and serve it")
     serve_command.add_arguments(serve)
-    serve.set_defaults(run=run)
+    serve.set_defaults(run=_needs("server", serve_command.run))
 
     config = commands.add_parser("config", help="print the settings of `sidelight serve`, and where each comes from")
     serve_command.add_arguments(config)
-    config.set_defaults(run=print_settings)
+    config.set_defaults(run=_needs("server", serve_command.print_settings))
 
 
 def _add_top(commands: argparse._SubParsersAction[_EscapingParser]) -> None:  # pyright: ignore[reportPrivateUsage]
     from ...server.entrypoints import top as top_command
 
-    def run(args: argparse.Namespace) -> int:
-        try:
-            return top_command.run(args)
-        except ModuleNotFoundError as error:
-            return _report_missing_package(error)
-
     top = commands.add_parser("top", help="show calls, slots, rates and times of a server, from its metrics")
     top_command.add_arguments(top)
-    top.set_defaults(run=run)
+    top.set_defaults(run=_needs("server", top_command.run))
 
 
 def _add_calibrate(commands: argparse._SubParsersAction[_EscapingParser]) -> None:  # pyright: ignore[reportPrivateUsage]
     from ...server.entrypoints import calibrate as calibrate_command
-
-    def run(args: argparse.Namespace) -> int:
-        try:
-            return calibrate_command.run(args)
-        except ModuleNotFoundError as error:
-            return _report_missing_package(error)
 
     calibrate = commands.add_parser(
         "calibrate",
@@ -128,7 +146,7 @@ def _add_calibrate(commands: argparse._SubParsersAction[_EscapingParser]) -> Non
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     calibrate_command.add_arguments(calibrate)
-    calibrate.set_defaults(run=run)
+    calibrate.set_defaults(run=_needs("server", calibrate_command.run))
 
 
 def _add_kernels(commands: argparse._SubParsersAction[_EscapingParser]) -> None:  # pyright: ignore[reportPrivateUsage]
@@ -139,22 +157,27 @@ def _add_kernels(commands: argparse._SubParsersAction[_EscapingParser]) -> None:
         "kernels", help="check, measure and build the GPU kernels", add_help=False, prefix_chars="\0"
     )
     kernels.add_argument("arguments", nargs="*")
-    kernels.set_defaults(run=_run_kernels)
+    kernels.set_defaults(run=_needs("server", _run_kernels))
 
 
 def _run_kernels(args: argparse.Namespace) -> int:
-    try:
-        from ...server.entrypoints import kernels as kernels_command
+    from ...server.entrypoints import kernels as kernels_command
 
-        return kernels_command.main(args.arguments)
-    except ModuleNotFoundError as error:
-        return _report_missing_package(error)
+    return kernels_command.main(args.arguments)
 
 
-def _report_missing_package(error: ModuleNotFoundError) -> int:
-    """Says how to install a package that the client's own installation does not have. Returns the exit status."""
-    print(f"sidelight: {error.name} is missing; install it with: pip install 'sidelight[server]'", file=sys.stderr)
-    return 1
+def _needs(extra: str, run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
+    """Returns a command that says which extra brings what it needs, where only the client is installed."""
+
+    def run_or_say(args: argparse.Namespace) -> int:
+        try:
+            return run(args)
+        except ModuleNotFoundError as error:
+            message = f"{error.name} is missing; install it with: pip install 'sidelight[{extra}]'"
+            print(f"sidelight: {message}", file=sys.stderr)
+            return 1
+
+    return run_or_say
 
 
 def _cancel(args: argparse.Namespace) -> int:

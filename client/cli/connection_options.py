@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..connection import ConnectionOptions, TlsOptions, default_address, tls_of_environment
+from ..connection import ConnectionOptions, TlsOptions, complete_tls, default_address
 
 
 def add_connection_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,10 +28,8 @@ def add_connection_arguments(parser: argparse.ArgumentParser) -> None:
 def build_connection(args: argparse.Namespace) -> ConnectionOptions:
     """Returns the options of a client."""
     given = TlsOptions(args.tls_ca, args.tls_client_cert, args.tls_client_key, args.tls_server_name)
-    own, found = vars(given), vars(tls_of_environment())
-    both = TlsOptions(**{name: found[name] if own[name] is None else own[name] for name in own})
     return {
-        "tls": args.tls if given == TlsOptions() else both,
+        "tls": args.tls if given == TlsOptions() else complete_tls(given),
         "token": None if args.token_file is None else Path(args.token_file),
         "insecure": args.insecure,
     }

@@ -41,15 +41,21 @@ def save(attributions: Attribution | Sequence[Attribution], path: str | Path) ->
         OSError: The file cannot be written.
     """
     check_value(path, str | Path, "path")
+    _write(Path(path), encode(attributions, path))
+
+
+def encode(attributions: Attribution | Sequence[Attribution], path: str | Path) -> bytes:
+    """Returns what `save` would write in the file. Raises ValueError and InvalidArgumentError, as `save` does."""
+    check_value(path, str | Path, "path")
     check_value(attributions, Attribution | Sequence[Attribution], "attributions")
     path = Path(path)
-    encode = _find_encoder(path)
+    encoder = _find_encoder(path)
     sequence = [attributions] if isinstance(attributions, Attribution) else list(attributions)
     if not sequence:
         raise ValueError("there is nothing to save")
     if path.suffix != ".npz" and any(attribution.started.source_position_count for attribution in sequence):
         raise ValueError(f"{path.name}: {path.suffix} has no place for a source that is a recording; .npz has")
-    _write(path, encode(sequence))
+    return encoder(sequence)
 
 
 def save_picture(alignment: Alignment, path: str | Path) -> None:

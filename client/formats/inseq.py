@@ -22,7 +22,7 @@ from ..offset_units import Span, Token
 from ..results import Attribution, FloatArray, Started
 
 # Scores that have another name in Inseq.
-_SCORE_NAMES = {"cross_entropy": "crossentropy"}
+SCORE_NAMES = {"cross_entropy": "crossentropy"}
 
 
 def to_inseq_json(attributions: Sequence[Attribution]) -> bytes:
@@ -66,7 +66,7 @@ def _build_info(attributions: Sequence[Attribution]) -> dict[str, Any]:
         "input_texts": [a.started.source_text for a in attributions],
         "model_name": first.model,
         "output_step_attributions": False,
-        "step_scores": [_SCORE_NAMES.get(score, score) for score in first.scores],
+        "step_scores": [SCORE_NAMES.get(score, score) for score in first.scores],
         "step_scores_args": {},
     }
 
@@ -97,7 +97,7 @@ def _build_sequence(attribution: Attribution) -> dict[str, Any]:
         "attr_pos_end": len(attribution.decoder_positions),
         "source_attributions": _encode_tensor(attribution.cross),
         "target_attributions": _encode_tensor(attribution.decoder_self),
-        "step_scores": {_SCORE_NAMES.get(name, name): _encode_tensor(values) for name, values in step_scores.items()},
+        "step_scores": {SCORE_NAMES.get(name, name): _encode_tensor(values) for name, values in step_scores.items()},
         "sequence_scores": {name: _encode_tensor(values) for name, values in scores.items()},
         # The number of axes behind positions and steps. By default, Inseq takes the mean over these axes.
         "_num_dimensions": attention.ndim - 2,

@@ -2,6 +2,7 @@
 
 attributions    tokens, steps and whole attributions
 observations    links between words, and signals
+conversions     what notebooks make of a result
 """
 
 from .attributions import (

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ..offset_units import Span, Token
 from ..parameters import AttentionKind, Grouping, Method, OffsetUnit, Row, Score, SpecialTokens
+from .conversions import NotebookMethods
 from .observations import Link, Signals, WordAlignment
 
 FloatArray = NDArray[np.floating[Any]]
@@ -252,7 +253,7 @@ class Finished:
 
 
 @dataclass(frozen=True, eq=False)
-class Attribution:
+class Attribution(NotebookMethods):
     """The whole result of a request.
 
     With a grouping, the arrays of attention have source units where this text says source positions, and units where

@@ -70,3 +70,7 @@ class Signals:
     target_repetition: float | None = None
     ignored_source: float | None = None
     wasserstein_to_uniform: float | None = None
+
+    def by_name(self) -> dict[str, float]:
+        """Returns the numbers that there are, by their names."""
+        return {name: value for name, value in vars(self).items() if value is not None}

@@ -13,13 +13,14 @@ from .alignment_picture import render_alignment_page, render_alignment_svg
 from .heatmap import Heatmap
 from .page import render_page
 from .terminal import escape_controls, make_console, print_error, print_message, print_text
-from .words import count_complete
+from .words import count_complete, find_words
 
 __all__ = [
     "Heatmap",
     "count_complete",
     "draw_links",
     "escape_controls",
+    "find_words",
     "make_console",
     "print_alignment",
     "print_error",

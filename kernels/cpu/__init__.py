@@ -7,6 +7,7 @@ argmax           the greatest score of each row of a linear layer
 decode_step      the attention of one step over slots, outside of any program
 packed_weights   weights in panels
 operations       operations as rows of numbers, and running a table of them
+word_links       scores of pairs of words, outside of any program
 support          whether programs run on this machine
 jit              what Numba compiles
 """
@@ -18,6 +19,7 @@ from .operations import HeadSum, store_rows, sum_heads
 from .packed_weights import PackedWeight, pack_weight
 from .program import Activation, Attention, PackedMatmul, Program
 from .support import is_supported
+from .word_links import LexiconRows, ScoreParameters, links_words, score_words, transport
 
 __all__ = [
     "MAX_HEAD_WIDTH",
@@ -26,15 +28,20 @@ __all__ = [
     "Attention",
     "ErrorBounds",
     "HeadSum",
+    "LexiconRows",
     "LinearArgmax",
     "MaskedColumns",
     "PackedMatmul",
     "PackedWeight",
     "Program",
+    "ScoreParameters",
     "attend_slots",
     "is_supported",
+    "links_words",
     "mask_columns",
     "pack_weight",
+    "score_words",
     "store_rows",
     "sum_heads",
+    "transport",
 ]

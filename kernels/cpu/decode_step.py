@@ -8,6 +8,7 @@ grouped key heads, biases, soft caps and windows. It needs what programs need.
 from __future__ import annotations
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ..common.attention_params import AttentionParams
@@ -33,8 +34,7 @@ def attend_slots(
     batch, heads, _, width = query.shape
     query = query.transpose(1, 2).reshape(batch, heads * width)
     key, value = (tensor if tensor.stride(3) == 1 else tensor.contiguous() for tensor in (key, value))
-    out = query.new_empty(batch, heads, 1, value.shape[3])
-    probabilities = query.new_empty(batch, heads, 1, key.shape[2])
+    out, probabilities = torch.empty(batch, heads, 1, value.shape[3]), torch.empty(batch, heads, 1, key.shape[2])
     table = np.zeros((1, op.NUM_FIELDS), np.int64)
     fields = table[0]
     fields[op.KIND], fields[op.SIZE] = op.ATTEND, width

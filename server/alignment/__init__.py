@@ -36,12 +36,13 @@ from .markup import (
     Segment,
     parse_markup,
 )
-from .pharaoh import PharaohError, format_pharaoh, parse_pharaoh
-from .preset import PRESET_NAME, AlignmentHead, AlignmentPreset, CalibrationFigures, default_preset
+from .pharaoh import PharaohError, format_pharaoh, parse_gold, parse_pharaoh
+from .preset import PRESET_NAME, AlignmentHead, AlignmentPreset, CalibrationFigures, LinkDecision, default_preset
 from .preset_file import LEXICON_FILE, PRESET_FILE, PresetError, read_preset, read_whisper_heads, write_preset
 from .signals import Signals, compute_signals, mean_signals
 from .symmetrization import SYMMETRIZATIONS, Symmetrization, join_links
 from .target_links import TargetLinks
+from .word_scores import WordScores
 
 __all__ = [
     "LEXICON_FILE",
@@ -56,6 +57,7 @@ __all__ = [
     "CalibrationFigures",
     "Lexicon",
     "Link",
+    "LinkDecision",
     "LinkFeature",
     "LinkMethod",
     "LinkedSegment",
@@ -73,6 +75,7 @@ __all__ = [
     "Signals",
     "Symmetrization",
     "TargetLinks",
+    "WordScores",
     "WordedText",
     "compare_states",
     "compute_signals",
@@ -81,6 +84,7 @@ __all__ = [
     "guess_links",
     "join_links",
     "mean_signals",
+    "parse_gold",
     "parse_markup",
     "parse_pharaoh",
     "read_preset",

@@ -8,8 +8,9 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from ...kernels.cpu import links_words, transport
 from .links import Link
-from .word_scores import Matrix, WordScores
+from .word_scores import FEW_NUMBERS, Matrix, WordScores
 
 LinkMethod = Literal["argmax", "threshold", "optimal_transport", "itermax"]
 LINK_METHODS: tuple[LinkMethod, ...] = get_args(LinkMethod)
@@ -23,6 +24,9 @@ _ITERMAX_DISCOUNT = 0.9
 
 # What the score of a guess counts for beside the score of a link.
 _GUESS_DISCOUNT = 0.1
+
+# Up to so many numbers, lists are searched for the greatest numbers.
+_FEWEST_NUMBERS = 64
 
 # No link has a smaller score.
 TINY = 1e-9
@@ -40,23 +44,6 @@ def decide_links(word_scores: WordScores, method: LinkMethod, threshold: float =
     targets, sources = np.nonzero(is_link.T)  # in the order of the target
     scores = np.minimum(word_scores.scores[sources, targets], 1)
     return list(map(Link, sources.tolist(), targets.tolist(), scores.tolist()))
-
-
-def decide_word(scores: Sequence[float], null: float, method: LinkMethod, threshold: float, target: int) -> list[Link]:
-    """Returns the links of one target word, as `decide_links` does with "argmax" and "threshold".
-
-    Args:
-        scores: The scores of the word with all source words.
-        null: The null share of the word.
-        method: "argmax" or "threshold".
-        threshold: The least score of a link.
-        target: The number of the word.
-    """
-    least = max(threshold, TINY)
-    if method == "threshold":
-        return [Link(source, target, min(score, 1.0)) for source, score in enumerate(scores) if score >= least]
-    best = max(scores, default=0.0)
-    return [Link(scores.index(best), target, min(best, 1.0))] if best >= max(least, null) else []
 
 
 def guess_links(word_scores: WordScores, links: Sequence[Link], min_score: float = 0.0) -> list[Link]:
@@ -92,7 +79,17 @@ def _decide_argmax(word_scores: WordScores, threshold: float) -> list[Link]:
     scores, null = word_scores
     if not scores.size:
         return []
-    pairs = zip(scores.argmax(0).tolist(), scores.max(0).tolist(), null.tolist(), strict=True)
+    if scores.size <= _FEWEST_NUMBERS:  # then lists take less time than NumPy's calls
+        columns = scores.T.tolist()
+        values = [max(column) for column in columns]
+        best = [column.index(value) for column, value in zip(columns, values, strict=True)]
+        return _keep(best, values, null.tolist(), threshold)
+    return _keep(scores.argmax(0).tolist(), scores.max(0).tolist(), null.tolist(), threshold)
+
+
+def _keep(best: Sequence[int], values: Sequence[float], null: Sequence[float], threshold: float) -> list[Link]:
+    """Returns the links of target words with their best source words, where the scores are high enough."""
+    pairs = zip(best, values, null, strict=True)
     return [
         Link(source, target, min(value, 1.0))
         for target, (source, value, null_share) in enumerate(pairs)
@@ -117,6 +114,8 @@ def _transport(scores: Matrix, null: Matrix) -> Matrix:
     the other, as a share of the smaller of both amounts.
     """
     num_source, num_target = scores.shape
+    if scores.size <= FEW_NUMBERS and links_words():
+        return transport(scores, null, 1 / _REGULARIZATION, _NUM_SINKHORN, TINY)
     shares = scores / np.maximum(np.maximum.reduce(scores, 0) + null, TINY)
     kernel = np.asarray(shares + TINY, np.float64) ** (1 / _REGULARIZATION)
     transposed = kernel.T

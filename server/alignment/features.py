@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from math import exp, log, log1p
+from collections.abc import Mapping
 from typing import Literal, get_args
 
 import numpy as np
 
-from .word_scores import Matrix, WordScores
+from .word_scores import SMALLEST_SUM, Matrix, WordScores
 
 LinkFeature = Literal["attention", "lexicon", "spelling", "encoder_states"]
 LINK_FEATURES: tuple[LinkFeature, ...] = get_args(LinkFeature)
@@ -22,8 +21,8 @@ DEFAULT_WEIGHTS: Mapping[LinkFeature, float] = {
 
 # What is added to a share of attention, to a number of the lexicon and to the likeness of states, so that none of them
 # excludes a pair alone.
-_ATTENTION_FLOOR = 0.01
-_LEXICON_FLOOR = 0.003
+ATTENTION_FLOOR = 0.01
+LEXICON_FLOOR = 0.003
 _STATES_FLOOR = 0.01
 
 
@@ -52,11 +51,11 @@ def combine_features(
         return attention
     # The last row is the null share. Logits are without what all words and the null share have in common.
     logits = np.concatenate((attention.scores, attention.null[None]))
-    logits += _ATTENTION_FLOOR
+    logits += ATTENTION_FLOOR
     np.log(logits, out=logits)
     logits *= attention_weight
     if lexicon is not None:
-        logits[:-1] += weights.get("lexicon", 0.0) * np.log1p(lexicon * (1 / _LEXICON_FLOOR))
+        logits[:-1] += weights.get("lexicon", 0.0) * np.log1p(lexicon * (1 / LEXICON_FLOOR))
     if spelling is not None:
         logits[:-1] += weights.get("spelling", 0.0) * spelling
     if encoder_states is not None:
@@ -67,27 +66,10 @@ def combine_features(
     return WordScores(scores[:-1], scores[-1])
 
 
-def combine_word(
-    attention: Sequence[float],
-    null: float,
-    lexicon: Mapping[int, float] | None,
-    spelling: Mapping[int, float] | None,
-    weights: Mapping[LinkFeature, float],
-) -> tuple[list[float], float]:
-    """Returns the scores of one target word, and its null share, as `combine_features` does.
-
-    Few numbers take less time here than a call of NumPy takes. `lexicon` and `spelling` are without zeros.
-    """
-    attention_weight = weights.get("attention", 0.0)
-    if lexicon is None and spelling is None and attention_weight == 1.0:
-        return [*attention], null
-    logits = [attention_weight * log(share + _ATTENTION_FLOOR) for share in (*attention, null)]
-    for row, value in (lexicon or {}).items():
-        logits[row] += weights.get("lexicon", 0.0) * log1p(value / _LEXICON_FLOOR)
-    for row, value in (spelling or {}).items():
-        logits[row] += weights.get("spelling", 0.0) * value
-    highest = max(logits)
-    scores = [exp(logit - highest) for logit in logits]
-    total = sum(scores)
-    *normalized, null = [score / total for score in scores]
-    return normalized, null
+def parameters_of(weights: Mapping[LinkFeature, float]) -> Matrix:
+    """Returns the weights for the compiled function: see `ScoreParameters`. It knows no states of the encoder."""
+    attention = weights.get("attention", 0.0)
+    is_plain = attention == 1.0 and "lexicon" not in weights and "spelling" not in weights
+    lexicon, spelling = weights.get("lexicon", 0.0), weights.get("spelling", 0.0)
+    numbers = (attention, lexicon, spelling, ATTENTION_FLOOR, LEXICON_FLOOR, SMALLEST_SUM, is_plain)
+    return np.array(numbers, np.float32)

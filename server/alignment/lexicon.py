@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
+from ...kernels.cpu import LexiconRows
 from .word_scores import Matrix
 
 _ARRAYS = {"source_words": 1, "target_words": 1, "firsts": 4, "targets": 4, "scores": 1}  # with bytes of a number
@@ -70,15 +72,8 @@ class Lexicon:
 
     def select(self, source: Sequence[str]) -> SourceLexicon:
         """Selects the pairs of the folded words of a source."""
-        return SourceLexicon([self._list_pairs(word) for word in source], self._target)
-
-    def _list_pairs(self, word: str) -> Mapping[int, int]:
-        """Returns the numbers of the file for a folded source word, by the numbers of the target words."""
-        number = self._source.get(word)
-        if number is None:
-            return {}
-        pairs = slice(self._firsts[number], self._firsts[number + 1])
-        return dict(zip(self._targets[pairs].tolist(), self._scores[pairs].tolist(), strict=True))
+        numbers = np.array([self._source.get(word, -1) for word in source], np.int32)
+        return SourceLexicon(numbers, self._target, self._firsts, self._targets, self._scores)
 
     # ---- file -------------------------------------------------------------------------------------------------------
 
@@ -123,24 +118,45 @@ class Lexicon:
 class SourceLexicon:
     """The pairs of a lexicon whose source words one text has."""
 
-    def __init__(self, pairs: Sequence[Mapping[int, int]], numbers: Mapping[str, int]) -> None:
-        """`pairs` has for each word of the source the numbers of the file, by the numbers of the target words."""
-        self._pairs, self._numbers = pairs, numbers
+    def __init__(
+        self,
+        source: NDArray[np.int32],
+        numbers: Mapping[str, int],
+        firsts: NDArray[np.int32],
+        targets: NDArray[np.int32],
+        scores: NDArray[np.uint8],
+    ) -> None:
+        """`source` are the numbers of the words of the text, or -1; `numbers` are those of target words."""
+        self._source, self._numbers = source, numbers
+        self._firsts, self._targets, self._scores = firsts, targets, scores
+
+    def rows(self, target: Sequence[str]) -> LexiconRows:
+        """Returns where the table has the words of the text and the folded words of a target."""
+        numbers = np.array([self._numbers.get(word, -1) for word in target], np.int32)
+        return LexiconRows(self._source, numbers, self._firsts, self._targets, self._scores)
 
     def score(self, target: Sequence[str]) -> Matrix:
         """Returns the scores of the source with the folded words of a target, as `Lexicon.score` does."""
-        scores = np.zeros((len(self._pairs), len(target)), np.float32)
-        for column, word in enumerate(target):
-            for row, score in self.score_word(word).items():
-                scores[row, column] = score
-        return scores
+        rows = self.rows(target)
+        columns, columns_of_words = np.unique(rows.target, return_inverse=True)
+        entries, sources = self._entries
+        if not len(columns) or not len(entries):
+            return np.zeros((len(self._source), len(target)), np.float32)
+        found = self._targets[entries]
+        places = np.minimum(np.searchsorted(columns, found), len(columns) - 1)
+        is_pair = columns[places] == found
+        scores = np.zeros((len(self._source), len(columns)), np.float32)
+        scores[sources[is_pair], places[is_pair]] = self._scores[entries[is_pair]] / np.float32(_SCALE)
+        return scores[:, columns_of_words]
 
-    def score_word(self, word: str) -> dict[int, float]:
-        """Returns the scores of a folded target word that are not 0, by the number of the source word."""
-        number = self._numbers.get(word)
-        if number is None:
-            return {}
-        return {row: pairs[number] / _SCALE for row, pairs in enumerate(self._pairs) if number in pairs}
+    @cached_property
+    def _entries(self) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """The places in the table of all pairs of the words of the text, and the number of the word in the text."""
+        words = np.flatnonzero(self._source >= 0)
+        begins, ends = self._firsts[self._source[words]], self._firsts[self._source[words] + 1]
+        counts = ends - begins
+        before = np.cumsum(counts) - counts  # the pairs of the words before each word
+        return np.repeat(begins - before, counts) + np.arange(counts.sum()), np.repeat(words, counts)
 
 
 def replace_file(path: Path, data: bytes) -> None:

@@ -8,14 +8,15 @@ from functools import cached_property
 
 import numpy as np
 
+from ...kernels import cpu as kernels
 from ..text import Span, Token, find_words
-from .decisions import LinkMethod, decide_links, decide_word
-from .features import DEFAULT_WEIGHTS, LinkFeature, combine_features, combine_word
+from .decisions import LinkMethod, decide_links
+from .features import DEFAULT_WEIGHTS, LinkFeature, combine_features, parameters_of
 from .lexicon import Lexicon, SourceLexicon
 from .links import Link
 from .preset import AlignmentPreset
 from .spelling import SourceSpelling, fold_word
-from .word_scores import Matrix, WordScores, score_word, score_words, source_columns, token_shares
+from .word_scores import FEW_NUMBERS, Matrix, WordScores, score_words, source_columns, token_shares
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,13 @@ def split_words(text: str) -> list[Span]:
 
 
 class Linker:
-    """Links the words of pairs of texts. It has no state: all threads may use it."""
+    """Links the words of pairs of texts. It has no state: all threads may use it.
+
+    Attributes:
+        preset: The preset.
+        method: How links are decided.
+        decides_together: Whether the links of a word depend on all words of the target.
+    """
 
     def __init__(
         self, preset: AlignmentPreset, method: LinkMethod | None = None, features: Sequence[LinkFeature] = ()
@@ -89,20 +96,23 @@ class Linker:
         With "encoder_states", the words of whole pairs alone can be linked, from their states too.
         """
         self.preset = preset
-        self.method: LinkMethod = method or preset.method
-        self._threshold = preset.threshold(self.method)
         names: Iterable[LinkFeature] = features or preset.weights
+        decision = preset.decision(has_states="encoder_states" in names)
+        self.method: LinkMethod = method or decision.method
+        self._threshold = decision.threshold(self.method)
         self._weights: dict[LinkFeature, float] = {
-            name: preset.weights.get(name, DEFAULT_WEIGHTS[name]) for name in names
+            name: decision.weights.get(name, DEFAULT_WEIGHTS[name]) for name in names
         }
         if "lexicon" in self._weights and preset.lexicon is None:
             raise ValueError("the preset has no lexicon")
         self._lexicon = preset.lexicon if "lexicon" in self._weights else None
         self._compares_spelling = "spelling" in self._weights
         self._renormalizes = preset.special_tokens == "renormalize"
+        self.decides_together = self.method not in ("argmax", "threshold")
+        self._parameters = kernels.ScoreParameters(parameters_of(self._weights), self._renormalizes)
         # What decides the links of single words.
         self._word_method: LinkMethod = "threshold" if self.method == "threshold" else "argmax"
-        self._word_threshold = preset.threshold(self._word_method)
+        self._word_threshold = decision.threshold(self._word_method)
 
     @property
     def has_encoder_states(self) -> bool:
@@ -133,32 +143,8 @@ class Linker:
         """Returns the links of a pair of texts whose words have these scores, in the order of the target."""
         return decide_links(scores, self.method, self._threshold)
 
-    def link_word(
-        self, sums: Sequence[Sequence[float]], source: WordedText, shares: Sequence[float], word: str, number: int
-    ) -> tuple[list[Link], list[float]]:
-        """Links one word of a target by argmax or threshold alone: other methods need all words.
-
-        Returns the links, and the scores of the word with all source words, with its null share at the end.
-
-        Args:
-            sums: What the rows of the tokens of the word give to the words of the source: see `WordedText.sum_rows`.
-            source: The source.
-            shares: Which share of each token belongs to the word: see `word_shares`.
-            word: The word.
-            number: The number of the word.
-        """
-        attention, null = score_word(sums, shares, renormalizes=self._renormalizes)
-        folded, lexicon, spelling = fold_word(word), None, None
-        if self._lexicon is not None:
-            lexicon = source.select_lexicon(self._lexicon).score_word(folded)
-        if self._compares_spelling:
-            spelling = source.spelling.compare_word(folded)
-        scores, null = combine_word(attention, null, lexicon, spelling, self._weights)
-        links = decide_word(scores, null, self._word_method, self._word_threshold, number)
-        return links, [*scores, null]
-
     def decide_words(self, scores: WordScores) -> list[Link]:
-        """Returns the links of words as `link_word` does, from their scores."""
+        """Returns the links of some words of a target by argmax or threshold alone: other methods need all words."""
         return decide_links(scores, self._word_method, self._word_threshold)
 
     def score_words(
@@ -172,6 +158,8 @@ class Linker:
         """Returns the scores of some folded words of a target, from the sums and the shares of their tokens."""
         if self.has_encoder_states and encoder_states is None:
             raise ValueError("the feature encoder_states needs states")
+        if encoder_states is None and len(source.words) * len(target) <= FEW_NUMBERS and kernels.links_words():
+            return self._score_few(sums, source, target_shares, target)
         attention = score_words(sums, target_shares, renormalizes=self._renormalizes)
         lexicon = spelling = None
         if self._lexicon is not None:
@@ -179,3 +167,13 @@ class Linker:
         if self._compares_spelling:
             spelling = source.spelling.compare(target)
         return combine_features(attention, lexicon, spelling, self._weights, encoder_states)
+
+    def _score_few(self, sums: Matrix, source: WordedText, target_shares: Matrix, target: Sequence[str]) -> WordScores:
+        """Does what `score_words` does, by a compiled function."""
+        lexicon = None if self._lexicon is None else source.select_lexicon(self._lexicon).rows(target)
+        if self._compares_spelling:
+            likeness = source.spelling.compare(target)
+        else:
+            likeness = np.zeros((len(source.words), len(target)), np.float32)
+        scores = kernels.score_words(sums, target_shares, likeness, lexicon, self._parameters)
+        return WordScores(scores[:-1], scores[-1])

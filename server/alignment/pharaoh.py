@@ -7,8 +7,8 @@ from collections.abc import Iterable
 
 from .links import Link
 
-# Some tools write "source-target-score", and "p" where a person was not sure.
-_PAIR = re.compile(r"(\d{1,9})[-p](\d{1,9})(?:-(\d+(?:\.\d*)?(?:e-\d+)?))?", re.ASCII)
+# Some tools write "source-target-score", and "p" or "?" in the place of "-" where a person was not sure.
+_PAIR = re.compile(r"(\d{1,9})([-p?])(\d{1,9})(?:-(\d+(?:\.\d*)?(?:e-\d+)?))?", re.ASCII)
 
 # The most characters of a wrong pair that an error quotes.
 _MAX_QUOTED = 40
@@ -31,19 +31,34 @@ def parse_pharaoh(text: str, num_source: int | None = None, num_target: int | No
     Raises:
         PharaohError: With a message for people.
     """
+    sure, possible = parse_gold(text, num_source, num_target)
+    return sort_links([*sure, *possible])
+
+
+def parse_gold(
+    text: str, num_source: int | None = None, num_target: int | None = None
+) -> tuple[list[Link], list[Link]]:
+    """Parses links as `parse_pharaoh` does, and tells the sure links ("0-1") from the possible ones ("0?1", "0p1").
+
+    Returns the sure links, and those that are possible alone. A pair that is both is sure.
+    """
     links: dict[tuple[int, int], Link] = {}
+    sure: set[tuple[int, int]] = set()
     for number, pair in enumerate(text.split(), 1):
         match = _PAIR.fullmatch(pair)
         if match is None:
             raise PharaohError(f'pair {number} is {_quote(pair)}, not "source-target" with two numbers from 0')
-        link = Link(int(match[1]), int(match[2]), 1.0 if match[3] is None else float(match[3]))
+        link = Link(int(match[1]), int(match[3]), 1.0 if match[4] is None else float(match[4]))
         for side, word, count in (("source", link.source, num_source), ("target", link.target, num_target)):
             if count is not None and word >= count:
                 raise PharaohError(f"pair {number} is {_quote(pair)}, and the {side} has {_count_words(count)}")
         if not 0 <= link.score <= 1:
             raise PharaohError(f"pair {number} is {_quote(pair)}, and a score must be from 0 to 1")
         links[link.source, link.target] = link
-    return sort_links(links.values())
+        if match[2] == "-":
+            sure.add((link.source, link.target))
+    ordered = sort_links(links.values())
+    return [link for link in ordered if link[:2] in sure], [link for link in ordered if link[:2] not in sure]
 
 
 def format_pharaoh(links: Iterable[Link]) -> str:

@@ -59,6 +59,25 @@ class CalibrationFigures:
 
 
 @dataclass(frozen=True)
+class LinkDecision:
+    """How scores are made and links are decided.
+
+    Attributes:
+        weights: The features that scores are made of, each with its weight.
+        method: How links are decided.
+        thresholds: The threshold of each method; a method that is missing has its default.
+    """
+
+    weights: Mapping[LinkFeature, float]
+    method: LinkMethod
+    thresholds: Mapping[LinkMethod, float]
+
+    def threshold(self, method: LinkMethod) -> float:
+        """Returns the threshold of a method."""
+        return self.thresholds.get(method, DEFAULT_THRESHOLDS[method])
+
+
+@dataclass(frozen=True)
 class AlignmentPreset:
     """Heads whose mean says which words belong together, and what is made of it.
 
@@ -72,6 +91,8 @@ class AlignmentPreset:
         weights: The features that scores are made of, each with its weight.
         lexicon: The table for the feature "lexicon"; None: there is none.
         figures: What was measured; None: nothing was.
+        without_states: What decides links that are made without the feature "encoder_states", where `weights` has it:
+            scores without the states have other thresholds. None: the same as with the states.
     """
 
     heads: tuple[AlignmentHead, ...]
@@ -82,10 +103,13 @@ class AlignmentPreset:
     weights: Mapping[LinkFeature, float] = field(default_factory=lambda: {"attention": 1.0, "spelling": 5.0})
     lexicon: Lexicon | None = None
     figures: CalibrationFigures | None = None
+    without_states: LinkDecision | None = None
 
-    def threshold(self, method: LinkMethod) -> float:
-        """Returns the threshold of a method."""
-        return self.thresholds.get(method, DEFAULT_THRESHOLDS[method])
+    def decision(self, *, has_states: bool) -> LinkDecision:
+        """Returns what decides links that are made with or without the feature "encoder_states"."""
+        if self.without_states is not None and not has_states:
+            return self.without_states
+        return LinkDecision(self.weights, self.method, self.thresholds)
 
 
 def default_preset(num_layers: int, num_heads: int) -> AlignmentPreset:

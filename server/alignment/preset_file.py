@@ -1,7 +1,8 @@
 """alignment_heads.json: the file of an AlignmentPreset, beside a model.
 
 Its fields are those of AlignmentPreset: `heads` (objects with `layer`, `head` and `weight`), `row`, `special_tokens`,
-`method`, `thresholds`, `weights`, `lexicon` (the name of a file beside it, or null), and `figures` (or null).
+`method`, `thresholds`, `weights`, `lexicon` (the name of a file beside it, or null), `figures` (or null), and
+`without_states` (an object with `weights`, `method` and `thresholds`, or null).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 from .decisions import LINK_METHODS
 from .features import LINK_FEATURES
 from .lexicon import Lexicon, LexiconError, replace_file
-from .preset import ROWS, SPECIAL_TOKENS, AlignmentHead, AlignmentPreset, CalibrationFigures
+from .preset import ROWS, SPECIAL_TOKENS, AlignmentHead, AlignmentPreset, CalibrationFigures, LinkDecision
 
 PRESET_FILE = "alignment_heads.json"
 LEXICON_FILE = "alignment_lexicon.safetensors"
@@ -37,6 +38,7 @@ def write_preset(preset: AlignmentPreset, path: Path) -> None:
         "weights": dict(preset.weights),
         "lexicon": None if preset.lexicon is None else LEXICON_FILE,
         "figures": None if preset.figures is None else asdict(preset.figures),
+        "without_states": None if preset.without_states is None else asdict(preset.without_states),
     }
     if preset.lexicon is not None:
         preset.lexicon.save(path.parent / LEXICON_FILE)
@@ -58,18 +60,25 @@ def read_preset(fields: Mapping[str, Any], folder: Path, num_layers: int, num_he
     reader = _Reader(fields)
     heads = tuple(_read_head(head, f"heads[{i}]", num_layers, num_heads) for i, head in enumerate(reader.list("heads")))
     _check_heads(heads)
-    weights, lexicon = reader.numbers("weights", LINK_FEATURES), _read_lexicon(fields.get("lexicon"), folder)
-    if "lexicon" in weights and lexicon is None:
-        raise _error("weights.lexicon", "needs a lexicon")
+    lexicon = _read_lexicon(fields.get("lexicon"), folder)
+    decision = _read_decision(reader, "", lexicon)
+    without_states: LinkDecision | None = None
+    if fields.get("without_states") is not None:
+        without_states = _read_decision(
+            _Reader(fields["without_states"], "without_states."), "without_states.", lexicon
+        )
+        if "encoder_states" in without_states.weights:
+            raise _error("without_states.weights.encoder_states", "contradicts its name")
     return AlignmentPreset(
         heads,
         reader.word("row", ROWS),
         reader.word("special_tokens", SPECIAL_TOKENS),
-        reader.word("method", LINK_METHODS),
-        reader.numbers("thresholds", LINK_METHODS),
-        weights,
+        decision.method,
+        decision.thresholds,
+        decision.weights,
         lexicon,
         _read_figures(fields.get("figures")),
+        without_states,
     )
 
 
@@ -85,6 +94,13 @@ def read_whisper_heads(pairs: object, num_layers: int, num_heads: int) -> Alignm
     except PresetError as error:
         raise PresetError(str(error).replace(f"{PRESET_FILE}: ", name)) from error
     return AlignmentPreset(heads)
+
+
+def _read_decision(reader: _Reader, path: str, lexicon: Lexicon | None) -> LinkDecision:
+    weights = reader.numbers("weights", LINK_FEATURES)
+    if "lexicon" in weights and lexicon is None:
+        raise _error(f"{path}weights.lexicon", "needs a lexicon")
+    return LinkDecision(weights, reader.word("method", LINK_METHODS), reader.numbers("thresholds", LINK_METHODS))
 
 
 def _read_head(fields: object, path: str, num_layers: int, num_heads: int) -> AlignmentHead:
@@ -168,10 +184,10 @@ class _Reader:
         return float(self._get(name, "a number", _is_number))
 
     def numbers(self, name: str, keys: Sequence[Any]) -> dict[Any, float]:
-        reader = _Reader(self.fields.get(name), f"{name}.")
+        reader = _Reader(self.fields.get(name), f"{self._path}{name}.")
         for key in reader.fields:
             if key not in keys:
-                raise _error(f"{name}.{key}", f"is none of {', '.join(keys)}")
+                raise _error(f"{self._path}{name}.{key}", f"is none of {', '.join(keys)}")
         return {key: reader.number(key) for key in reader.fields}
 
     def index(self, name: str, count: int) -> int:

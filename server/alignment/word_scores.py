@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from operator import mul
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +14,9 @@ Matrix = NDArray[np.float32]
 
 # A sum that is 0 counts as this number, so that a division by the sum gives 0. No other sum is as small.
 SMALLEST_SUM = 1e-30
+
+# Up to so many pairs of words, the compiled functions are faster than NumPy.
+FEW_NUMBERS = 1024
 
 
 class WordScores(NamedTuple):
@@ -34,6 +36,8 @@ def token_shares(text: str, tokens: Sequence[Token], words: Sequence[Span]) -> M
     The share of a word is the share of the characters of the token, without white space, that the word has. A token
     that covers nothing belongs to the words of the next token. A special token belongs to no word.
     """
+    if len(words) == 1:  # as while a target grows
+        return np.array(_word_shares(text, tokens, words[0]), np.float32)[:, None]
     shares = np.zeros((len(tokens), len(words)), np.float32)
     first, num_words = 0, len(words)  # the first word that a later token may share characters with
     for index, token in enumerate(tokens):
@@ -55,8 +59,8 @@ def token_shares(text: str, tokens: Sequence[Token], words: Sequence[Span]) -> M
     return shares
 
 
-def word_shares(text: str, tokens: Sequence[Token], word: Span) -> list[float]:
-    """Returns which share of each token belongs to a word, as `token_shares` does."""
+def _word_shares(text: str, tokens: Sequence[Token], word: Span) -> list[float]:
+    """Returns which share of each token belongs to a word."""
     begin, end = word
     shares: list[float] = []
     for token in tokens:
@@ -99,22 +103,3 @@ def score_words(sums: Matrix, target_shares: Matrix, *, renormalizes: bool) -> W
     if renormalizes:
         scores[-1] = 0
     return WordScores(scores[:-1], scores[-1])
-
-
-def score_word(
-    sums: Sequence[Sequence[float]], shares: Sequence[float], *, renormalizes: bool
-) -> tuple[list[float], float]:
-    """Returns the scores of one target word with all source words, and its null share, as `score_words` does.
-
-    `sums` and `shares` are those of the tokens of the word: see `word_shares`.
-    """
-    total = max(sum(shares), SMALLEST_SUM)
-    factors = [
-        share / (total * max(own[-1], SMALLEST_SUM)) if renormalizes else share / total
-        for share, own in zip(shares, sums, strict=True)
-    ]
-    if len(sums) == 1:  # most words have one token
-        numbers = [factors[0] * number for number in sums[0]]
-    else:
-        numbers = [float(sum(map(mul, factors, column))) for column in zip(*sums, strict=True)]
-    return numbers[:-2], 0.0 if renormalizes else numbers[-2]

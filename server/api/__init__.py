@@ -2,9 +2,10 @@
 
 server                 Server: engines and their services in one process
 grpc_server            GrpcServer: a grpc.aio server with the services of engines, started and stopped in order
-addresses              Address: where the server listens; checked and held before models are loaded
+transport              where gRPC listens, and how it stays up
 service                AttributionService: which method answers which RPC
 rpcs                   Attribute, AttributeMany, Follow, CancelAttribution: requests on the engines
+inference_protocol     the Open Inference Protocol of KServe and Triton, over the same requests
 model_catalog          GetModel, ListModels, and finding a model by its name
 validation             messages become Requests: each field is checked, each default is filled in
 parsing                bytes become a protobuf message, or an error that names the field
@@ -13,14 +14,15 @@ converters             outputs and models become messages
 offsets                offsets in the unit of the client
 enums                  the numbers of enums, and the domain's words for them
 status                 a RequestError becomes a status with details
-calls                  the open calls, and what each call waits for
+call                   one call, and what it waits for
+calls                  the open calls: their handlers, and the ends of those that wait too long
 authentication         which client a call comes from; the credentials of TLS
 standard_services      gRPC's health and reflection services
 """
 
 from typing import TYPE_CHECKING
 
-from .addresses import Address, AddressError
+from .transport import Address, AddressError
 
 if TYPE_CHECKING:
     from .grpc_server import GrpcServer

@@ -40,6 +40,7 @@ from .enums import (
     ROWS,
     SCORES,
     STOP_REASONS,
+    head_source_of,
     number_of,
 )
 from .offsets import RequestOffsets
@@ -254,10 +255,7 @@ def finished_message(
         message.signals.CopyFrom(signals_message(finished.signals))
     if finished.alignment is not None:
         _fill_alignment(message.alignment, finished.alignment, request, finished.text)
-        is_calibrated = loaded.alignment is not None
-        message.alignment.head_source = (
-            service_pb.HEAD_SOURCE_CALIBRATION if is_calibrated else service_pb.HEAD_SOURCE_DEFAULT
-        )
+        message.alignment.head_source = head_source_of(loaded.alignment)
     for hypothesis in finished.hypotheses:
         _fill_hypothesis(message.hypotheses.add(), hypothesis, request.offset_unit)
     return message

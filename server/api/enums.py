@@ -13,7 +13,7 @@ from sidelight.v1 import attention_pb2, text_pb2
 from sidelight.v1 import attribution_service_pb2 as service_pb
 
 from ...kernels import Encoding, Reduction
-from ..alignment import LinkFeature, LinkMethod, MarkupFormat, Placement, Symmetrization
+from ..alignment import AlignmentPreset, LinkFeature, LinkMethod, MarkupFormat, Placement, Symmetrization
 from ..capture import METHODS as CAPTURE_METHODS
 from ..capture import AttentionKind, Row
 from ..request import EarlyStopping, Score, StopReason
@@ -78,3 +78,8 @@ ENCODING_OF_DTYPE: dict[np.dtype[Any], Any] = {np.dtype(word): number for number
 def number_of(words: Words[W], word: W | None) -> Any:
     """Returns the enum number of a word; 0, which means unspecified, for None."""
     return 0 if word is None else words.numbers[word]
+
+
+def head_source_of(preset: AlignmentPreset | None) -> service_pb.HeadSource.ValueType:
+    """Returns where the heads of a model with this preset come from, unless a request names heads."""
+    return service_pb.HEAD_SOURCE_DEFAULT if preset is None else service_pb.HEAD_SOURCE_CALIBRATION

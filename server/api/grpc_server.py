@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import time
 from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
-import grpc
 from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection
 
 from ..engine import HeldBack
 from ..frontends import Clients, EngineClient
-from ..operations import Security, Telemetry
-from .addresses import Address, AddressError
+from ..operations import CallLimits, Security, Telemetry
 from .authentication import Authenticator, make_credentials
+from .call import Context
 from .calls import Calls
+from .inference_protocol import INFERENCE_SERVICE, InferenceService
 from .service import SERVICE, AttributionService
 from .standard_services import Health, reflection_handler
-from .validation import MAX_REQUEST_BYTES
+from .transport import Address, AddressError
+from .transport.path_safe_server import PathSafeServer
 
 # Seconds for which the server answers new calls after its end has begun, with a status that says when to try again.
 # Load balancers and Kubernetes need about as long to lead clients to other servers.
@@ -36,13 +39,7 @@ _SLOW_READER_SECONDS = 0.2
 _CHECK_INTERVAL = 0.05
 
 _OPTIONS: tuple[tuple[str, int], ...] = (
-    ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
     ("grpc.max_send_message_length", -1),  # validation limits what is sent
-    # Both have one limit: between a soft and a hard limit, gRPC refuses at random.
-    ("grpc.max_metadata_size", 16 * 1024),
-    ("grpc.absolute_max_metadata_size", 16 * 1024),
-    # Clients may ask for a sign of life this often. By default, gRPC closes connections that ask twice in five minutes.
-    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     # Requests that wait for a handler. Above these limits gRPC cancels requests without a status. The engine has a
     # limit of its own, and refuses requests with a status.
     ("grpc.server.max_pending_requests", 1 << 20),
@@ -50,54 +47,83 @@ _OPTIONS: tuple[tuple[str, int], ...] = (
 )
 
 
+class _HandlerCallDetails(NamedTuple):
+    """How gRPC asks for the handler of a method."""
+
+    method: str
+    invocation_metadata: tuple[()] = ()
+
+
 class GrpcServer:
-    """The services of engines at an address: all of a server but its engines. For one event loop."""
+    """The services of engines at an address: all of a server but its engines. For one event loop.
+
+    Without an address it has no socket: another gRPC server hands each of its calls to `answer`.
+    """
 
     def __init__(
         self,
         engines: Sequence[EngineClient],
-        address: str | Address,
+        address: str | Address | None,
         security: Security | None = None,
         telemetry: Telemetry | None = None,
+        limits: CallLimits | None = None,
         clients: Clients | None = None,
     ) -> None:
         """No model serves before `set_serving`. With `clients`, other processes may listen at the same address."""
         self._engines = engines
         self._address = address
         self._security = security or Security()
-        self.calls = Calls(Authenticator(self._security.tokens), telemetry, clients)
+        self.calls = Calls(Authenticator(self._security.tokens), telemetry, limits, clients)
         if telemetry is not None:
             for engine in engines:
                 engine.metrics.on_first_step = telemetry.record_first_step
-        names = [SERVICE.full_name, health.SERVICE_NAME]
+        names = [SERVICE.full_name, INFERENCE_SERVICE.full_name, health.SERVICE_NAME]
         if self._security.has_reflection:
             names.append(reflection.SERVICE_NAME)
         self._health = Health(self.calls, names, [engine.loaded.name for engine in engines])
         self._service = AttributionService(engines, self.calls)
-        self._server = grpc.aio.server(options=(*_OPTIONS, ("grpc.so_reuseport", int(clients is not None))))
-        handlers = [self._service.handler(), self._health.handler()]
+        is_shared = ("grpc.so_reuseport", int(clients is not None))
+        self._server = PathSafeServer((*_OPTIONS, is_shared, *_options_of(self.calls.limits)))
+        inference = InferenceService(self._service.starter, self.calls, self._health)
+        self._handlers = [self._service.handler(), inference.handler(), self._health.handler()]
         if self._security.has_reflection:
-            handlers.append(reflection_handler(self.calls, names))
-        self._server.add_generic_rpc_handlers(handlers)
+            self._handlers.append(reflection_handler(self.calls, names, [INFERENCE_SERVICE.file.pool]))
+        self._server.add_generic_rpc_handlers(self._handlers)
         self._watch: asyncio.Task[None] | None = None
 
     async def start(self) -> str:
         """Listens and serves. Returns the address, with the real port if port 0 was asked for. Raises AddressError.
 
-        `stop` closes an address that was given as `Address`.
+        `stop` closes an address that was given as `Address`. Without an address, the result is empty.
         """
         address = self.hold_address()
+        name = "" if address is None else await self._open(address)
+        self._watch = asyncio.create_task(self.calls.watch(self._hold_back))
+        return name
+
+    def hold_address(self) -> Address | None:
+        """Keeps other processes from the address until `start`. Raises AddressError."""
+        if isinstance(self._address, str):
+            self._address = Address(self._address)
+        return self._address
+
+    async def _open(self, address: Address) -> str:
+        """Accepts connections. Returns the address with its port. Raises AddressError."""
         address.release()
         port = self._listen(address)  # gRPC accepts connections from here on
         await self._server.start()
-        self._watch = asyncio.create_task(self.calls.watch(self._hold_back))
         return address.name if address.is_unix else f"{address.name.rpartition(':')[0]}:{port}"
 
-    def hold_address(self) -> Address:
-        """Keeps other processes from the address until `start`. Raises AddressError."""
-        if not isinstance(self._address, Address):
-            self._address = Address(self._address)
-        return self._address
+    async def answer(self, method: str, context: Context) -> None:
+        """Answers a call that another gRPC server has accepted. See `Server.answer`."""
+        details: Any = _HandlerCallDetails(method)
+        found = next(filter(None, (handler.service(details) for handler in self._handlers)))
+        await found.stream_stream(None, context)
+
+    @property
+    def is_serving(self) -> bool:
+        """Whether all models serve. For any thread."""
+        return self._health.is_serving("")
 
     def set_serving(self, model: str, *, is_serving: bool) -> None:
         """Says in health checks whether a model serves."""
@@ -159,6 +185,27 @@ class GrpcServer:
             for engine in self._engines:
                 engine.drain(end - now)
             await asyncio.sleep(min(until - now, _CHECK_INTERVAL))
+
+
+def _options_of(limits: CallLimits) -> list[tuple[str, int]]:
+    """Returns the options of gRPC that keep limits."""
+    options = [
+        ("grpc.max_receive_message_length", limits.max_message_bytes),
+        # Both have one limit: between a soft and a hard limit, gRPC refuses at random.
+        ("grpc.max_metadata_size", limits.max_metadata_bytes),
+        ("grpc.absolute_max_metadata_size", limits.max_metadata_bytes),
+        ("grpc.max_concurrent_streams", limits.max_concurrent_streams),
+        # By default, gRPC closes connections whose clients ask for a sign of life twice in five minutes.
+        ("grpc.http2.min_ping_interval_without_data_ms", _milliseconds(limits.min_ping_interval)),
+    ]
+    if limits.max_connection_age is not None:
+        # Calls in flight go on: what ends them are the limits of streams.
+        options.append(("grpc.max_connection_age_ms", _milliseconds(limits.max_connection_age)))
+    return options
+
+
+def _milliseconds(seconds: float) -> int:
+    return math.ceil(seconds * 1000)
 
 
 @contextlib.contextmanager

@@ -10,17 +10,15 @@ from sidelight.v1 import model_pb2
 from ..errors import invalid, not_found
 from ..frontends import EngineClient
 from ..models import ModelInfo
+from ..operations import CallLimits
 from . import converters
-from .calls import Call
+from .call import Call
 from .parsing import parse
 from .validation import (
     MAX_BEAM_WIDTH,
-    MAX_FOLLOW_STREAMS,
-    MAX_REQUEST_BYTES,
     MAX_SPANS,
     MAX_STOP_BYTES,
     MAX_STOPS,
-    MAX_TEXTS_PER_STREAM,
 )
 
 _MAX_PAGE_SIZE = 1000
@@ -29,7 +27,8 @@ _MAX_PAGE_SIZE = 1000
 class ModelCatalog:
     """The models that a server serves. The first model is the default."""
 
-    def __init__(self, engines: Sequence[EngineClient]) -> None:
+    def __init__(self, engines: Sequence[EngineClient], limits: CallLimits) -> None:
+        self._limits = limits
         self._models = {engine.loaded.name: engine.loaded for engine in engines}
         self._num_slots = {engine.loaded.name: engine.num_slots for engine in engines}
         self._default = engines[0].loaded.name
@@ -66,21 +65,21 @@ class ModelCatalog:
         await call.write(response)
 
     def _describe(self, loaded: ModelInfo) -> model_pb2.Model:
-        limits = _request_limits(loaded, self._num_slots[loaded.name])
+        limits = _request_limits(loaded, self._limits, self._num_slots[loaded.name])
         return converters.model_message(loaded, limits, default=loaded.name == self._default)
 
 
-def _request_limits(loaded: ModelInfo, num_slots: int) -> model_pb2.RequestLimits:
+def _request_limits(loaded: ModelInfo, limits: CallLimits, num_slots: int) -> model_pb2.RequestLimits:
     """Returns the limits that are checked before any work is done for a request."""
     return model_pb2.RequestLimits(
-        max_request_bytes=MAX_REQUEST_BYTES,
+        max_request_bytes=limits.max_message_bytes,
         max_source_bytes=loaded.tokenizer.max_bytes(loaded.max_source_tokens),
         max_target_bytes=loaded.tokenizer.max_bytes(loaded.max_target_tokens),
         max_chat_messages=loaded.max_source_tokens,
         max_stop_texts=MAX_STOPS,
         max_stop_bytes=MAX_STOP_BYTES,
-        max_texts_per_stream=MAX_TEXTS_PER_STREAM,
+        max_texts_per_stream=limits.max_texts_per_stream,
         max_beam_width=min(MAX_BEAM_WIDTH, num_slots) if num_slots > 1 else 0,
         max_spans=MAX_SPANS,
-        max_follow_streams=MAX_FOLLOW_STREAMS,
+        max_follow_streams=loaded.limits.max_follow_streams,
     )

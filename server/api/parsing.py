@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
 from google.protobuf.descriptor import FieldDescriptor
@@ -57,13 +57,29 @@ def _invalid_strings(message: Message, descriptor: Any) -> Iterator[str]:
         field = descriptor.fields_by_number[lenient.number]
         if field.type not in (FieldDescriptor.TYPE_STRING, FieldDescriptor.TYPE_MESSAGE):
             continue
-        values: Sequence[Any] = value if field.is_repeated else (value,)
-        for index, entry in enumerate(itertools.islice(values, _MAX_CHECKED)):
-            name = f"{field.name}[{index}]" if field.is_repeated else field.name
-            if field.type == FieldDescriptor.TYPE_MESSAGE:
-                yield from (f"{name}.{inner}" for inner in _invalid_strings(entry, field.message_type))
+        for key, entry in itertools.islice(_entries_of(field, value), _MAX_CHECKED):
+            name = field.name if key is None else f"{field.name}[{key}]"
+            if isinstance(entry, Message):
+                yield from (f"{name}.{inner}" for inner in _invalid_strings(entry, _value_type(field)))
             elif not _is_utf8(entry):
                 yield name
+
+
+def _entries_of(field: FieldDescriptor, value: Any) -> Iterator[tuple[object, Any]]:
+    """Returns the entries of a field with their indexes or keys; None where the field has one value."""
+    if not field.is_repeated:
+        return iter([(None, value)])
+    return iter(value.items() if _is_map(field) else enumerate(value))
+
+
+def _is_map(field: FieldDescriptor) -> bool:
+    return field.message_type is not None and field.message_type.GetOptions().map_entry
+
+
+def _value_type(field: FieldDescriptor) -> Any:
+    """Returns the type of the messages of a field; of a map, the type of its values."""
+    message_type: Any = field.message_type
+    return message_type.fields_by_name["value"].message_type if _is_map(field) else message_type
 
 
 def _is_utf8(data: bytes) -> bool:

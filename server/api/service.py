@@ -27,21 +27,25 @@ SERVICE = service_pb.DESCRIPTOR.services_by_name["AttributionService"]
 
 
 class AttributionService:
-    """The contract's service over the engines of the loaded models. The first engine's model is the default."""
+    """The contract's service over the engines of the loaded models. The first engine's model is the default.
+
+    Attributes:
+        starter: Starts requests on the engines, for other services too.
+    """
 
     def __init__(self, engines: Sequence[EngineClient], calls: Calls) -> None:
         self._calls = calls
-        self._catalog = ModelCatalog(engines)
+        self._catalog = ModelCatalog(engines, calls.limits)
         by_name = {engine.loaded.name: engine for engine in engines}
-        self._starter = AnswerStarter(by_name, self._catalog)
-        self._aligner = Aligner(self._starter)
+        self.starter = AnswerStarter(by_name, self._catalog)
+        self._aligner = Aligner(self.starter)
         self._follow = FollowMethod(by_name, self._catalog)
 
     def handler(self) -> grpc.GenericRpcHandler:
         """Returns the handlers of all RPCs. They get requests as bytes, which `parsing` parses."""
         methods = {
-            "Attribute": AttributeMethod(self._starter).answer,
-            "AttributeMany": AttributeManyMethod(self._starter, self._aligner).answer,
+            "Attribute": AttributeMethod(self.starter).answer,
+            "AttributeMany": AttributeManyMethod(self.starter, self._aligner).answer,
             "Follow": self._follow.answer,
             "Align": AlignMethod(self._aligner).answer,
             "CancelAttribution": CancelAttributionMethod(self._calls).answer,
@@ -60,5 +64,5 @@ class AttributionService:
 
     def close(self) -> None:
         """Ends the service's threads."""
-        self._starter.close()
+        self.starter.close()
         self._follow.close()

@@ -7,16 +7,20 @@ traceback in the log, and a stream of Watch never ends.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+import contextlib
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import grpc
+from google.protobuf import descriptor_pool
 from google.protobuf.descriptor import ServiceDescriptor
+from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_health.v1 import health, health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from ..errors import not_found, quote
-from .calls import EOF, Call, Calls
+from .call import EOF, Call
+from .calls import Calls
 from .parsing import parse
 
 _MESSAGES: Any = health_pb2  # whose stubs lack the messages of List
@@ -60,6 +64,10 @@ class Health:
         """Says whether a model serves."""
         self._is_serving[model] = is_serving
         self._announce()
+
+    def is_serving(self, name: str) -> bool:
+        """Whether a model, a service, or the server under the empty name serves."""
+        return self._find_status(name) == _SERVING
 
     def end(self) -> None:
         """Sets everything to NOT_SERVING for good, and ends all streams of Watch with that."""
@@ -105,9 +113,31 @@ class Health:
             await changed.wait()
 
 
-def reflection_handler(calls: Calls, services: Sequence[str]) -> grpc.GenericRpcHandler:
-    """Returns the handler of the reflection service for the named services."""
-    servicer: Any = reflection.aio.ReflectionServicer(services)
+class _Pools:
+    """Several descriptor pools as one, as far as the reflection service looks into it."""
+
+    def __init__(self, *pools: DescriptorPool) -> None:
+        self._pools = pools
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        def find(*args: Any) -> Any:
+            """Calls the method of the first pool that knows what is asked for. Raises KeyError where none does."""
+            for pool in self._pools[:-1]:
+                with contextlib.suppress(KeyError):
+                    return getattr(pool, name)(*args)
+            return getattr(self._pools[-1], name)(*args)
+
+        return find
+
+
+def reflection_handler(
+    calls: Calls, services: Sequence[str], pools: Sequence[DescriptorPool] = ()
+) -> grpc.GenericRpcHandler:
+    """Returns the handler of the reflection service for the named services.
+
+    `pools` have what is not in the default pool.
+    """
+    servicer: Any = reflection.aio.ReflectionServicer(services, _Pools(*pools, descriptor_pool.Default()))
 
     async def reflect(call: Call) -> None:
         async def requests() -> AsyncIterator[reflection_pb2.ServerReflectionRequest]:

@@ -25,8 +25,13 @@ _TOKENIZER_CONFIGS = ("tokenizer_config.json", "special_tokens_map.json")
 # Fields that name code of the model's author, which transformers would import.
 _CODE = ("auto_map", "custom_pipelines", "custom_generate", "trust_remote_code")
 
-# Fields that name a function of transformers, or as `owner/name` code on the Hugging Face hub.
+# Fields that name a function of transformers, or as `owner/name` code on the Hugging Face hub. For the names of flash
+# attention and of some functions of experts, transformers fetches code from the hub where the package `kernels` is
+# installed. These functions need no other package, and the server captures attention by functions of its own anyway.
 _FUNCTIONS = re.compile(r"^_?(attn|experts)_implementation(_internal)?$")
+_OWN_FUNCTIONS = ("eager", "sdpa", "flex_attention", "batched_mm", "grouped_mm")
+
+_NAMES = ", ".join(_OWN_FUNCTIONS)
 
 # Fields that name a file or a folder, and fields of these names that no tokenizer opens.
 _PATHS = re.compile(r"(^|_)(files?|paths?|dirs?|folders?|dic)$")
@@ -53,8 +58,8 @@ def _check_code(file: str, part: Part) -> None:
         raise CheckpointError(f"{file}: {part.path} asks for code of its own, and only transformers' code runs here")
     if _FUNCTIONS.match(part.name):
         texts = [inner.value for inner in walk({part.name: part.value})]
-        if any(isinstance(text, str) and not text.replace("|", "").isidentifier() for text in texts):
-            raise wrong_field(file, part.path, part.value, "the name of an attention function of transformers")
+        if any(isinstance(text, str) and text.removeprefix("paged|") not in _OWN_FUNCTIONS for text in texts):
+            raise wrong_field(file, part.path, part.value, f"the name of a function of transformers: {_NAMES}")
 
 
 def _check_path(file: str, part: Part) -> None:

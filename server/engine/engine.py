@@ -48,6 +48,7 @@ class EngineConfig:
     max_feature_bytes: int = 256 * 1024**2  # of the recordings of requests that wait for their turn
     max_preempted: int = 512  # requests that wait for slow readers, each with a cache
     step_timeout: float = 60.0  # seconds that a step may take before the engine counts as stalled
+    max_unread_bytes: int | None = None  # held for one reader; None: the default of OutputQueue
 
 
 class Engine:
@@ -65,23 +66,22 @@ class Engine:
         `on_failure` is called if the engine ends without a call of `stop`; `on_progress` with False if a step takes too
         long, and with True if the engine goes on after that.
         """
-        self.loaded = loaded
+        self.loaded, self.config = loaded, config or EngineConfig()
         self._on_failure = on_failure
-        self._config = config or EngineConfig()
-        self._watchdog = Watchdog(loaded.name, self._config.step_timeout, on_progress)
+        self._watchdog = Watchdog(loaded.name, self.config.step_timeout, on_progress)
         self.metrics = ModelMetrics(
             loaded.name, lambda: _read_load(self.loaded, self._admission, self.num_slots, self._core)
         )
-        self._admission = AdmissionQueue(self._config.max_waiting, self._config.max_feature_bytes, self.metrics)
+        self._admission = AdmissionQueue(self.config.max_waiting, self.config.max_feature_bytes, self.metrics)
         self._wakeup = threading.Event()  # set by a new request, room in a queue, a cancelled request, or the end
         self._is_ready = threading.Event()
         self._startup_error: Exception | None = None
-        fraction = self._config.memory_fraction
-        self.num_slots = slots_that_fit(loaded, self._config.max_running, fraction)
+        fraction = self.config.memory_fraction
+        self.num_slots = slots_that_fit(loaded, self.config.max_running, fraction)
         # The caches of preempted requests are in the host's memory, beside the slots.
         self._max_preempted = 1  # of a model without slots: its caches stay where they are
         if loaded.backend is not None:
-            self._max_preempted = caches_that_fit(loaded, self._config.max_preempted, fraction / 2)
+            self._max_preempted = caches_that_fit(loaded, self.config.max_preempted, fraction / 2)
         self._core: EngineCore | None = None  # the thread's
         self._thread = threading.Thread(target=self._run, name=f"engine {loaded.name}", daemon=True)
         self._watcher = threading.Thread(target=self._watch, name=f"watch of {loaded.name}", daemon=True)
@@ -129,7 +129,7 @@ class Engine:
 
     def new_queue(self, ready: ReadyQueues | None = None) -> OutputQueue:
         """Makes the queue of a request, in the event loop of the task that gets. `ready` as in `OutputQueue`."""
-        return OutputQueue(self.wake, ready)
+        return OutputQueue(self.wake, ready, self.config.max_unread_bytes)
 
     def new_events(self) -> EventQueue:
         """Makes the events of a follow stream, in the event loop of the task that puts."""
@@ -219,13 +219,13 @@ class Engine:
             self._wakeup.wait(core.patience)
 
     def _make_core(self) -> EngineCore:
-        runner = make_runner(self.loaded, self.num_slots, self._config.thread_counts)
+        runner = make_runner(self.loaded, self.num_slots, self.config.thread_counts)
         return EngineCore(
             self.loaded,
             self._admission,
             runner,
             self.num_slots,
-            self._config.max_running,
+            self.config.max_running,
             self._max_preempted,
             self._watchdog,
             self.metrics,

@@ -26,7 +26,7 @@ from .follow import (
     TargetToken,
     without_encoder_self,
 )
-from .output_queue import CAPACITY, OutputQueue, notify
+from .output_queue import OutputQueue, notify
 from .request_state import RequestState
 from .started_requests import StartedRequests
 
@@ -141,7 +141,7 @@ class FollowStreams:
             return False
         # The steps of a pass wait for their reader together.
         num_read = request.source_length + len(request.decoder_prompt_ids) + len(builder.target_ids) + MAX_EVENTS
-        new_ids = follow.events.target_ids(CAPACITY // max(1, request.step_bytes(num_read)))
+        new_ids = follow.events.target_ids(state.queue.capacity // max(1, request.step_bytes(num_read)))
         if len(new_ids) < least or self._requests.runner.catch_up_pass(_rewind_of(state, new_ids)) is None:
             return False
         for _ in new_ids:

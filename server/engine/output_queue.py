@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from ..errors import RequestError
 from ..request import EncoderSelf, EncoderStates, Output, Step, Unit
 
-# Bytes held for one reader at most, with what is being sent. The limit is checked after a put.
+# Bytes held for one reader at most, with what is being sent, by default. The limit is checked after a put.
 CAPACITY = 256 * 1024
 
 # Bytes of an output beside its arrays: its texts, and Python's objects.
@@ -95,13 +95,21 @@ class ReadyQueues:
 
 
 class OutputQueue:
-    """The outputs of one request. The engine's thread puts, one asyncio task gets."""
+    """The outputs of one request. The engine's thread puts, one asyncio task gets.
 
-    def __init__(self, on_room: Callable[[], None], ready: ReadyQueues | None = None) -> None:
+    Attributes:
+        capacity: The number of bytes from which on the queue is full.
+    """
+
+    def __init__(
+        self, on_room: Callable[[], None], ready: ReadyQueues | None = None, capacity: int | None = None
+    ) -> None:
         """Made in the event loop of the task that gets. `on_room` is called when there is room, or at `cancel`.
 
-        With `ready`, the task waits for several queues, and takes outputs by `take`.
+        With `ready`, the task waits for several queues, and takes outputs by `take`. `capacity` is the number of bytes
+        from which on the queue is full; None: CAPACITY.
         """
+        self.capacity = CAPACITY if capacity is None else capacity
         self.on_full: Callable[[], None] = lambda: None  # for the engine's thread
         self.on_sent: Callable[[int], None] | None = None  # gets the bytes of what is sent
         self._ready = ready or ReadyQueues()
@@ -157,7 +165,7 @@ class OutputQueue:
         with self._lock:
             self._outputs.append((output, size))
             self._held_bytes += size
-            if self._full_since is None and self._held_bytes >= CAPACITY:
+            if self._full_since is None and self._held_bytes >= self.capacity:
                 self._full_since = time.monotonic()
                 self.on_full()
         if notifies:
@@ -211,7 +219,7 @@ class OutputQueue:
             sent = self._sending_bytes if num_bytes is None else num_bytes
             self._held_bytes -= sent
             self._sending_bytes -= sent
-            has_room = self._full_since is not None and self._held_bytes < CAPACITY
+            has_room = self._full_since is not None and self._held_bytes < self.capacity
             if has_room:
                 self._full_since = None
         if has_room:

@@ -4,6 +4,8 @@ serve                 `sidelight serve`
 top                   `sidelight top`: reads the metrics of a server each second
 top_figures           what two scrapes say of the time between them
 top_tables            these figures as tables for the terminal
+ray                   replicas on Ray Serve
+ray_context           a call that Ray's gRPC server has accepted, as the server's methods know calls
 kernels               `sidelight kernels`
 calibrate             `sidelight calibrate`: its arguments
 calibration_run       one run: pairs of texts → a preset and its file

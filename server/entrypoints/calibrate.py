@@ -12,8 +12,9 @@ from pathlib import Path
 _EXPLANATION = """
 FILE.tsv has a pair of texts in each line: the source, a tab, the target; further columns are left alone.
 With --gold, line N of the gold file has the links of line N of FILE.tsv, as "source-target" pairs of word numbers
-from 0 (the Pharaoh format). The gold file may end earlier: the lines of FILE.tsv behind its end teach the lexicon
-alone. Without --gold, links of a statistical aligner are the reference: eflomal if it is installed
+from 0 (the Pharaoh format); "0?1" and "0p1" are links that are possible and not sure. The gold file may end earlier:
+the lines of FILE.tsv behind its end teach the lexicon alone. Without --gold, links of a statistical aligner are the
+reference: eflomal if it is installed
 (pip install 'sidelight[calibration]'), otherwise a model of Sidelight's own. Words are those of Unicode (UAX 29), and
 punctuation marks are words of their own; with --pretokenized, what white space separates. A run that was broken off
 goes on where it was.

@@ -31,7 +31,7 @@ def print_report(preset: AlignmentPreset, path: Path) -> None:
     heads = ", ".join(f"{layer}.{head}:{weight:g}" for layer, head, weight in preset.heads)
     features = ", ".join(f"{name} {weight:g}" for name, weight in preset.weights.items())
     lexicon = "none" if preset.lexicon is None else f"{len(preset.lexicon):,} pairs"
-    threshold = preset.threshold(preset.method)
+    threshold = preset.decision(has_states=True).threshold(preset.method)
     states = "not measured"
     if figures.states_error_rates is not None:
         choice = "used" if "encoder_states" in preset.weights else "left out"

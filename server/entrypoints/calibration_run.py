@@ -19,7 +19,7 @@ from ..alignment import (
     Link,
     PharaohError,
     WordedText,
-    parse_pharaoh,
+    parse_gold,
     write_preset,
 )
 from ..alignment.calibration import (
@@ -44,17 +44,21 @@ class CalibrationError(Exception):
     """A calibration that cannot be. The message is for the person who has started it."""
 
 
+# The sure links of a pair of texts, and its possible links.
+_Reference = tuple[Sequence[Link], Sequence[Link]]
+
+
 class _Pairs(NamedTuple):
     """Pairs of texts of a run.
 
     Attributes:
         measured: The pairs whose heads are measured.
-        gold: Their links by people; None: there are none.
+        gold: Their links by people, sure ones and possible ones; None: there are none.
         others: The folded words of sources and of targets of other pairs, for the lexicon.
     """
 
     measured: list[TextPair]
-    gold: list[list[Link]] | None
+    gold: list[_Reference] | None
     others: tuple[list[list[str]], list[list[str]]]
 
 
@@ -120,7 +124,8 @@ def _choose(
         aligner_task = progress.add_task("statistical aligner", total=None)
         sources = [pair.source.folded for pair in pairs.measured] + pairs.others[0]
         targets = [pair.target.folded for pair in pairs.measured] + pairs.others[1]
-        links, reference = align_statistically(sources, targets, len(pairs.measured))
+        found, reference = align_statistically(sources, targets, len(pairs.measured))
+        links = [(each, ()) for each in found]
         progress.update(aligner_task, total=1, completed=1)
     task = progress.add_task("heads and features", total=NUM_STEPS)
     measured = [_measure(*each) for each in zip(pairs.measured, collected, links, strict=True)]
@@ -136,19 +141,21 @@ def _collect(
         raise CalibrationError(f"the model fails: {error}") from error
 
 
-def _measure(pair: TextPair, collected: CollectedPair, links: Sequence[Link]) -> MeasuredPair:
+def _measure(pair: TextPair, collected: CollectedPair, links: _Reference) -> MeasuredPair:
     """Returns a pair to measure. The row that reads a token is the row that predicts the next token."""
-    reference = np.zeros((len(pair.source.words), len(pair.target.words)), np.bool_)
-    for link in links:
-        reference[link.source, link.target] = True
+    sure, possible = (np.zeros((len(pair.source.words), len(pair.target.words)), np.bool_) for _ in links)
+    for matrix, group in zip((sure, possible), links, strict=True):
+        for link in group:
+            matrix[link.source, link.target] = True
     predicting = collected.rows.astype(np.float32)
     reading = np.concatenate([predicting[1:], predicting[-1:]])
     return MeasuredPair(
         pair.source,
         pair.target,
         {"predicting": predicting, "reading": reading},
-        reference,
+        sure,
         collected.encoder_states,
+        possible if links[1] else None,
     )
 
 
@@ -172,7 +179,7 @@ def _divide(
             raise CalibrationError(f"{args.gold} has more lines than {args.pairs}")
         chosen = dict.fromkeys(range(len(gold_lines)))
     measured: list[TextPair] = []
-    gold: list[list[Link]] = []
+    gold: list[_Reference] = []
     for index in list(chosen)[: args.max_pairs]:
         pair = TextPair.of_texts(loaded, *lines[index], is_pretokenized=args.pretokenized)
         if not pair.fits(loaded):
@@ -180,7 +187,7 @@ def _divide(
         measured.append(pair)
         if gold_lines is not None:
             try:
-                gold.append(parse_pharaoh(gold_lines[index], len(pair.source.words), len(pair.target.words)))
+                gold.append(parse_gold(gold_lines[index], len(pair.source.words), len(pair.target.words)))
             except PharaohError as error:
                 raise CalibrationError(f"{args.gold}: line {index + 1}: {error}") from error
     if not measured:

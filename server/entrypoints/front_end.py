@@ -13,7 +13,7 @@ import grpc
 from ..api import Address
 from ..api.grpc_server import GrpcServer
 from ..frontends import ChannelEnd, EngineLink, GrowingCounters, RemoteClients
-from ..operations import Security, Telemetry, make_telemetry
+from ..operations import CallLimits, Security, Telemetry, make_telemetry
 
 log = logging.getLogger(__name__)
 
@@ -24,11 +24,11 @@ _REPORT_INTERVAL = 0.25
 _LAST_STATUS_SECONDS = 1.0
 
 
-def run_front_end(end: ChannelEnd, address: Address, security: Security) -> int:
+def run_front_end(end: ChannelEnd, address: Address, security: Security, limits: CallLimits) -> int:
     """Serves until the engine's process says that this is over, or until it has gone. Returns the exit status."""
     telemetry = make_telemetry(importlib.metadata.version("sidelight"))
     try:
-        return asyncio.run(_FrontEnd(address, security, telemetry).run(end))
+        return asyncio.run(_FrontEnd(address, security, telemetry, limits).run(end))
     finally:
         if telemetry is not None:
             telemetry.close()
@@ -38,8 +38,8 @@ def run_front_end(end: ChannelEnd, address: Address, security: Security) -> int:
 class _FrontEnd:
     """What a front end does. For one event loop."""
 
-    def __init__(self, address: Address, security: Security, telemetry: Telemetry | None) -> None:
-        self._address, self._security, self._telemetry = address, security, telemetry
+    def __init__(self, address: Address, security: Security, telemetry: Telemetry | None, limits: CallLimits) -> None:
+        self._address, self._security, self._telemetry, self._limits = address, security, telemetry, limits
         self._grpc_server: GrpcServer | None = None
         self._is_stopping = False
         self._stopping: asyncio.Task[None] | None = None
@@ -52,7 +52,7 @@ class _FrontEnd:
         await self._link.open()
         engines = self._link.engines
         clients = RemoteClients(self._link)
-        self._grpc_server = GrpcServer(engines, self._address, self._security, self._telemetry, clients)
+        self._grpc_server = GrpcServer(engines, self._address, self._security, self._telemetry, self._limits, clients)
         for model, is_serving in self._link.is_serving.items():
             self._grpc_server.set_serving(model, is_serving=is_serving)
         methods = self._grpc_server.calls.methods

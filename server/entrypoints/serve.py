@@ -15,7 +15,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import FrameType, SimpleNamespace
 from typing import TYPE_CHECKING
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ..engine import EngineConfig
     from ..frontends import FrontEnds, Nursery
     from ..models import LoadedModel
-    from ..operations import MetricsServer, Security, Telemetry
+    from ..operations import CallLimits, MetricsServer, ModelLimits, Security, Telemetry
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -49,6 +49,7 @@ def run(args: argparse.Namespace) -> int:
     configure_log(LogOptions(getattr(logging, values.log_level.upper()), values.log_format == "json", values.log_texts))
     if values.offline:
         os.environ["HF_HUB_OFFLINE"] = "1"  # which the hub's library reads when it is imported
+    os.environ["USE_HUB_KERNELS"] = "0"  # transformers would fetch code from the hub where the package kernels is there
     from ..api import Address, AddressError
     from ..operations import SecurityError
 
@@ -57,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         with Address(values.address) as address:  # with the ports open: loading takes its time
             security = _make_security(settings, address)
-            nursery = _make_nursery(address, security) if values.frontends > 1 else None
+            nursery = _make_nursery(address, security, call_limits(values)) if values.frontends > 1 else None
             with _open_monitoring(settings) as monitoring:
                 return _load_and_serve(settings, address, security, monitoring, nursery)
     except (AddressError, MetricsAddressError, SecurityError, TelemetryError) as error:
@@ -149,23 +150,14 @@ def _make_security(settings: Settings, address: Address) -> Security:
     )
 
 
-def _make_nursery(address: Address, security: Security) -> Nursery:
+def _make_nursery(address: Address, security: Security, limits: CallLimits) -> Nursery:
     """Forks the process that starts front ends. Raises AddressError for an address that has one front end only."""
     address.share()
-    _import_server()
+    import_server()
     from ..frontends import Nursery
     from .front_end import run_front_end
 
-    return Nursery(lambda end: run_front_end(end, address, security))
-
-
-def _import_server() -> None:
-    """Imports what takes time."""
-    # For GCC's OpenMP, which reads it when torch comes in: how often a thread looks for work before it falls asleep.
-    # Enough for what is between two operations; those that look longer keep others from the core that all wait for.
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-    with _objects_that_stay():
-        from ..api.server import Server  # noqa: F401  (used by _serve)
+    return Nursery(lambda end: run_front_end(end, address, security, limits))
 
 
 def _load_and_serve(
@@ -173,11 +165,35 @@ def _load_and_serve(
 ) -> int:
     """Loads the models, and serves them at an address that is held."""
     logging.getLogger(__name__).info("loading %s", settings.models[0].path or "the bundled model")
-    _import_server()
-    import torch
-
+    import_server()
     from ..frontends import FrontEndError
     from ..models import ModelError
+
+    values = settings.values
+    try:
+        loaded, configs = load_models(settings)
+        if nursery is None:
+            return asyncio.run(_serve(loaded, configs, address, security, monitoring, values))
+        return asyncio.run(_serve_with_front_ends(loaded, configs, address, monitoring, values, nursery))
+    except (FrontEndError, ModelError) as error:
+        print(f"sidelight: {error}", file=sys.stderr)
+        return 1
+
+
+def import_server() -> None:
+    """Imports what a server needs, torch among it."""
+    # For GCC's OpenMP, which reads it when torch comes in: how often a thread looks for work before it falls asleep.
+    # Enough for what is between two operations; those that look longer keep others from the core that all wait for.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    with _objects_that_stay():
+        import torch  # noqa: F401
+
+        from ..api.server import Server  # noqa: F401
+
+
+def load_models(settings: Settings) -> tuple[list[LoadedModel], list[EngineConfig]]:
+    """Loads all models. Returns them with how much the engine of each takes on. Raises ModelError."""
+    import torch
 
     counts = [_thread_counts(model) for model in settings.models]
     # One thread loads the models, for two reasons. Layers are timed during loading, and other processes disturb the
@@ -187,16 +203,9 @@ def _load_and_serve(
     is_json = settings.values.log_format == "json"
     if settings.values.log_level != "debug" or is_json:
         _hide_bars(keeps_downloads=not is_json)  # downloads may take long
-    try:
-        loaded = _load_models(settings)
-        torch.set_num_threads(counts[0][-1])
-        configs = _engine_configs(loaded, settings, counts)
-        if nursery is None:
-            return asyncio.run(_serve(loaded, configs, address, security, monitoring, settings.values.grace))
-        return asyncio.run(_serve_with_front_ends(loaded, configs, address, monitoring, settings.values, nursery))
-    except (FrontEndError, ModelError) as error:
-        print(f"sidelight: {error}", file=sys.stderr)
-        return 1
+    loaded = _load_models(settings)
+    torch.set_num_threads(counts[0][-1])
+    return loaded, _engine_configs(loaded, settings, counts)
 
 
 def _thread_counts(model: ModelSettings) -> tuple[int, ...]:
@@ -238,7 +247,7 @@ def _load_models(settings: Settings) -> list[LoadedModel]:
             raise ModelError(
                 f"cannot load {model.path or BUNDLED_NAME}: {reason}; --log-level debug says more"
             ) from error
-        loaded.append(found)
+        loaded.append(replace(found, limits=_model_limits(values)))
     return loaded
 
 
@@ -257,9 +266,40 @@ def _engine_configs(loaded: list[LoadedModel], settings: Settings, counts: list[
             memory_fraction=fraction,
             thread_counts=thread_counts,
             step_timeout=values.step_timeout,
+            max_unread_bytes=values.max_unread_kib * 1024,
         )
         for values, fraction, thread_counts in zip(models, fractions, counts, strict=True)
     ]
+
+
+def _model_limits(values: SimpleNamespace) -> ModelLimits:
+    """Returns the limits of requests to a model with these settings."""
+    from ..operations import ModelLimits
+
+    return ModelLimits(
+        max_new_tokens=values.max_new_tokens,
+        max_step_bytes=values.max_step_mib * 1024**2,
+        max_pass_bytes=values.max_pass_mib * 1024**2,
+        max_follow_streams=values.max_follow_streams,
+    )
+
+
+def call_limits(values: SimpleNamespace) -> CallLimits:
+    """Returns the limits of connections, calls and streams."""
+    from ..operations import CallLimits
+
+    return CallLimits(
+        max_message_bytes=values.max_message_mib * 1024**2,
+        max_metadata_bytes=values.max_metadata_kib * 1024,
+        max_concurrent_streams=values.max_concurrent_streams,
+        min_ping_interval=values.min_ping_interval,
+        max_connection_age=values.max_connection_age,
+        arrival_timeout=values.arrival_timeout,
+        reader_timeout=values.reader_timeout,
+        stream_idle_timeout=values.stream_idle_timeout,
+        max_stream_age=values.max_stream_age,
+        max_texts_per_stream=values.max_texts_per_stream,
+    )
 
 
 def _end_at_once(number: int, _frame: FrameType | None = None) -> None:
@@ -279,14 +319,14 @@ async def _serve(
     held: Address,
     security: Security,
     monitoring: _Monitoring,
-    grace: float,
+    values: SimpleNamespace,
 ) -> int:
-    """Serves until a signal, or until the engine fails; then for `grace` seconds at most. Returns the exit status."""
+    """Serves until a signal, or until the engine fails; then to the end of the grace. Returns the exit status."""
     from ..api import Server
 
-    server = Server(loaded, held, configs, security, monitoring.telemetry)
+    server = Server(loaded, held, configs, security, monitoring.telemetry, call_limits(values))
     address = await server.start()
-    return await _run(server, address, loaded, monitoring, grace)
+    return await _run(server, address, loaded, monitoring, values.grace)
 
 
 async def _serve_with_front_ends(
@@ -314,7 +354,7 @@ async def _run(
     for number in _SIGNALS:
         loop.add_signal_handler(number, stopping.set)
     if (metrics_server := monitoring.metrics_server) is not None:
-        metrics_server.start(server.method_metrics, server.model_metrics)
+        metrics_server.start(server.method_metrics, server.model_metrics, lambda: server.is_serving)
         logging.getLogger(__name__).info("metrics at %s", metrics_server.url)
     # One line on stdout for a program that has started the server and waits for it. All else goes to the log.
     names = ", ".join(model.name for model in loaded)

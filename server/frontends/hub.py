@@ -66,6 +66,7 @@ class FrontEnds:
         self._counts = ClientCounts()
         self._is_serving = dict.fromkeys(self._engines, False)
         self._processes: dict[Session, _Process] = {}
+        self._num_listening = 0  # of the front ends
         self._num_faults = 0  # in a row
         self._is_stopping = False
         self._ended = asyncio.Event()  # set while there is no front end
@@ -89,7 +90,8 @@ class FrontEnds:
         self._processes[session] = process
         self._ended.clear()
         descriptions = [
-            EngineDescription(ModelDescription.of(engine.loaded), engine.num_slots) for engine in self._engines.values()
+            EngineDescription(ModelDescription.of(engine.loaded), engine.num_slots, engine.config.max_unread_bytes)
+            for engine in self._engines.values()
         ]
         await session.open(descriptions, self._is_serving)
         await process.ready
@@ -107,6 +109,12 @@ class FrontEnds:
     def model_metrics(self) -> list[ModelMetrics]:
         """The counters of all models."""
         return self._group.metrics
+
+    @property
+    def is_serving(self) -> bool:
+        """Whether all models serve, by a front end that listens. For any thread."""
+        has_ended = self._is_stopping or self.failed.is_set()
+        return not has_ended and self._num_listening > 0 and all(self._is_serving.values())
 
     @property
     def is_running(self) -> bool:
@@ -177,6 +185,7 @@ class FrontEnds:
         log.info("front end %d listens, process %d", process.index, process.pid)
         if not process.ready.done():
             process.ready.set_result(None)
+            self._num_listening += 1
 
     def note_end(self, session: Session) -> None:
         """Takes note that a front end has gone. Starts another one, unless the server ends."""
@@ -184,7 +193,9 @@ class FrontEnds:
         if not self._processes:
             self._ended.set()
         has_started = process.ready.done()
-        if not has_started:
+        if has_started:
+            self._num_listening -= 1
+        else:
             process.ready.set_exception(FrontEndError("a front end has ended before it listened; the log says why"))
             process.ready.exception()  # nobody may wait for it
         if self._is_stopping:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..engine import FollowEvent, HeldBack, OutputQueue, ReadyQueues, RequestStatus, output_queue
+from ..engine import FollowEvent, HeldBack, OutputQueue, ReadyQueues, RequestStatus
 from ..errors import RequestError, broken, stopped, too_few_slots
 from ..models import ModelDescription
 from ..operations import CallContext, Identity, ModelLoad, ModelMetrics, RequestTimes, current_call
@@ -28,6 +28,7 @@ class EngineDescription:
 
     model: ModelDescription
     num_slots: int
+    max_unread_bytes: int | None  # held for one reader; None: the default of OutputQueue
 
 
 @dataclass(eq=False)
@@ -172,7 +173,7 @@ class EngineLink:
         """Tells the engine, soon, what a reader has taken."""
         state.num_sent_bytes += num_bytes
         # A follow stream puts a pass off until all is sent.
-        is_due = state.events is not None or state.num_sent_bytes * _REPORTED_PART >= output_queue.CAPACITY
+        is_due = state.events is not None or state.num_sent_bytes * _REPORTED_PART >= state.queue.capacity
         if not is_due or state.number not in self._requests:
             return
         if not self._sent:
@@ -280,11 +281,12 @@ class RemoteEngine:
         self.loaded = description.model
         self.num_slots = description.num_slots
         self.metrics = ModelMetrics(self.loaded.name, ModelLoad)
+        self._max_unread_bytes = description.max_unread_bytes
         self._link = link
 
     def new_queue(self, ready: ReadyQueues | None = None) -> OutputQueue:
         """Makes the queue of a request."""
-        return OutputQueue(lambda: None, ready)
+        return OutputQueue(lambda: None, ready, self._max_unread_bytes)
 
     def new_events(self) -> RemoteEvents:
         """Makes the events of a follow stream."""

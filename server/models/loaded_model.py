@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -11,6 +11,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from ..alignment import AlignmentPreset, default_preset
 from ..capture import AttentionKind, AttentionLayers, CapturePlan, Head, feature_shape
+from ..operations import ModelLimits
 from ..text import Tokenizer
 from .backend import Backend
 
@@ -35,6 +36,7 @@ class ModelInfo:
         encoder_width: The width of the encoder's states.
         device: The device of the weights, as torch names it.
         has_slots: Whether the requests of the model share a batch.
+        limits: The limits of requests.
     """
 
     name: str
@@ -53,6 +55,7 @@ class ModelInfo:
     encoder_width: Any
     device: Any
     has_slots: Any
+    limits: ModelLimits
 
     @cached_property
     def kinds(self) -> tuple[AttentionKind, ...]:
@@ -108,6 +111,7 @@ class LoadedModel(ModelInfo):
     precision: str  # of the linear layers: int8, or the name of a torch type
     backend: Backend | None  # runs the model over slots; None: the requests of the model run one by one
     alignment: AlignmentPreset | None = None  # the heads that align words; None: the files of the model have none
+    limits: ModelLimits = field(default_factory=ModelLimits)  # of requests
 
     @cached_property
     def is_encoder_decoder(self) -> bool:
@@ -182,6 +186,7 @@ class ModelDescription(ModelInfo):
     encoder_width: int
     device: str
     has_slots: bool
+    limits: ModelLimits
 
     @classmethod
     def of(cls, loaded: LoadedModel) -> ModelDescription:
@@ -205,6 +210,7 @@ class ModelDescription(ModelInfo):
             encoder_width=loaded.encoder_width if loaded.is_encoder_decoder else 0,
             device=loaded.device,
             has_slots=loaded.has_slots,
+            limits=loaded.limits,
         )
 
 

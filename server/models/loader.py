@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from ...kernels.cpu import is_supported
+from ...kernels.cpu import is_supported, links_words
 from ..alignment import AlignmentPreset
 from ..capture import AttentionLayers, feature_shape, find_attention_layers, register
 from ..checkpoint import (
@@ -180,6 +180,8 @@ def _load_model(checkpoint: Checkpoint, config: PreTrainedConfig, options: _Opti
 def _load_alignment(checkpoint: Checkpoint, attention_layers: AttentionLayers) -> AlignmentPreset | None:
     """The heads of cross-attention that align words, if the model has such attention and its files say so."""
     heads = attention_layers.heads.get("cross", ())
+    if heads:
+        links_words()  # compiles what links words, so that no request waits for it
     return load_alignment_preset(checkpoint, len(heads), heads[0]) if heads else None
 
 

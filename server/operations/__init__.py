@@ -10,6 +10,7 @@ exposition      the counters as Prometheus' metrics
 metrics_server  the port that Prometheus reads from
 telemetry       spans and metrics for OpenTelemetry, where an endpoint is configured
 call_context    observe_call: counts a call and records its span; the ids of the call that a task answers
+limits          CallLimits and ModelLimits: what operators limit
 logs            the log as lines of text or as JSON
 watchdog        Watchdog: whether an engine's thread goes on, and what it does
 """
@@ -17,6 +18,7 @@ watchdog        Watchdog: whether an engine's thread goes on, and what it does
 from .call_context import CallContext, as_current, current_call, observe_call
 from .certificates import CertificateFiles, Certificates
 from .identities import Identity
+from .limits import CallLimits, ModelLimits
 from .logs import LogOptions, configure_log, log_text
 from .metrics import MethodMetrics, ModelLoad, ModelMetrics
 from .metrics_server import MetricsAddressError, MetricsServer
@@ -29,6 +31,7 @@ __all__ = [
     "RESTING",
     "Activity",
     "CallContext",
+    "CallLimits",
     "CallTrace",
     "CertificateFiles",
     "Certificates",
@@ -37,6 +40,7 @@ __all__ = [
     "MethodMetrics",
     "MetricsAddressError",
     "MetricsServer",
+    "ModelLimits",
     "ModelLoad",
     "ModelMetrics",
     "Phase",

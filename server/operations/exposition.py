@@ -43,10 +43,22 @@ _HISTOGRAMS: tuple[tuple[str, str, Callable[[ModelMetrics], Histogram]], ...] = 
     ("sidelight_queue_seconds", "Time of a request in the waiting queue.", lambda model: model.queue_seconds),
     (
         "sidelight_time_to_first_step_seconds",
-        "Time from the arrival of a request to its first step.",
+        "Time from the arrival of a request to its first step or unit, except in follow streams.",
         lambda model: model.first_step_seconds,
     ),
 )
+
+
+class ReadinessCollector(Collector):
+    """Whether the server serves, which is there while models are loaded too."""
+
+    def __init__(self, is_serving: Callable[[], bool]) -> None:
+        self._is_serving = is_serving
+
+    def collect(self) -> Iterable[Metric]:
+        """Yields the metric."""
+        text = "1 while the server serves all models; 0 while it loads them, while one has stalled, and at the end."
+        yield GaugeMetricFamily("sidelight_ready", text, value=self._is_serving())
 
 
 class MetricsCollector(Collector):

@@ -49,12 +49,21 @@ def configure_log(options: LogOptions) -> None:
     root.setLevel(max(options.level, logging.INFO))
     logging.getLogger("sidelight").setLevel(options.level)
     logging.getLogger("httpx").setLevel(logging.WARNING)
+    logging.getLogger("grpc._cython.cygrpc").addFilter(_hide_metadata)
 
 
 def log_text(request_id: str, text: str) -> None:
     """Writes the source text of a request, where the operator wants texts in the log."""
     if _has_texts:
         log.info("request %s: %r", request_id, text, extra={"request_id": request_id, "text": text})
+
+
+def _hide_metadata(record: logging.LogRecord) -> bool:
+    """Whether a line of gRPC says something else than the value of a client's metadata, which may be a token.
+
+    gRPC writes such a line, with a stack, for each value that is not UTF-8.
+    """
+    return not str(record.msg).startswith("Invalid encoding")
 
 
 def _add_ids(record: logging.LogRecord) -> bool:

@@ -116,7 +116,7 @@ class ModelMetrics:
         self.num_stalls += 1
 
     def record_first_step(self, seconds: float) -> None:
-        """Counts the time from the arrival of a request to its first step."""
+        """Counts the time from the arrival of a request to its first step or unit."""
         self.first_step_seconds.observe(seconds)
         if self.on_first_step is not None:
             self.on_first_step(self.name, seconds)

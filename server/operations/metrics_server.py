@@ -5,26 +5,30 @@ The port asks for no token and for no certificate of the client: metrics have no
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import logging
 import socket
 import ssl
 import threading
-from collections.abc import Sequence
-from socketserver import ThreadingMixIn
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector, make_wsgi_app
 
-from .exposition import MetricsCollector
+from .exposition import MetricsCollector, ReadinessCollector
 from .metrics import MethodMetrics, ModelMetrics
 from .watched_files import WatchedFiles
 
 log = logging.getLogger(__name__)
 
-# Seconds that a client may take to send its request or to read the answer.
+# Seconds that a connection may take in all. Prometheus gives up after 10 seconds.
 _MAX_SECONDS = 10.0
+# How many connections may be open, and how many of them are answered at the same time.
+_MAX_CONNECTIONS, _NUM_THREADS = 32, 4
 
 
 class MetricsAddressError(Exception):
@@ -58,18 +62,63 @@ class _TlsContext:
         return context
 
 
-class _Server(ThreadingMixIn, WSGIServer):
-    daemon_threads = True
+class _Server(WSGIServer):
+    """A bounded number of threads answers a bounded number of connections, each for a bounded time."""
+
+    request_queue_size = _MAX_CONNECTIONS
     tls: _TlsContext | None = None
 
-    def finish_request(self, request: Any, client_address: Any) -> None:
-        """Answers a request, in a thread of its own."""
-        if self.tls is None:
-            super().finish_request(request, client_address)
+    def __init__(self, address: tuple[str, int], handler: type[WSGIRequestHandler]) -> None:
+        self._pool = ThreadPoolExecutor(_NUM_THREADS, "metrics")
+        self._open: dict[socket.socket, float] = {}  # since when each socket is open, by the monotonic clock
+        super().__init__(address, handler)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Has a thread answer a request, or closes its connection where too many are open."""
+        if len(self._open) >= _MAX_CONNECTIONS:
+            self.shutdown_request(request)
             return
         request.settimeout(_MAX_SECONDS)
-        with self.tls.current().wrap_socket(request, server_side=True) as encrypted:
-            super().finish_request(encrypted, client_address)
+        self._open[request] = time.monotonic()
+        self._pool.submit(self._answer, request, client_address)
+
+    def _answer(self, request: socket.socket, client_address: Any) -> None:
+        since = self._open.get(request, 0.0)
+        try:
+            if self.tls is None:
+                self.finish_request(request, client_address)
+                return
+            # The encrypted socket takes the place of the other one, whose descriptor it has. The handshake comes after,
+            # so that the connection can be ended while it waits.
+            context = self.tls.current()
+            with context.wrap_socket(request, server_side=True, do_handshake_on_connect=False) as encrypted:
+                self._open[encrypted] = since
+                try:
+                    encrypted.do_handshake()
+                    self.finish_request(encrypted, client_address)
+                finally:
+                    del self._open[encrypted]
+        except Exception as error:  # the client has gone, is too slow, or speaks something else
+            log.debug("a client of the metrics got no answer: %s", error)
+        finally:
+            self._open.pop(request, None)
+            self.shutdown_request(request)
+
+    def service_actions(self) -> None:
+        """Ends connections that take too long. Called twice in a second."""
+        self._end_connections(time.monotonic() - _MAX_SECONDS)
+
+    def server_close(self) -> None:
+        """Closes the port and all connections."""
+        super().server_close()
+        self._end_connections(time.monotonic())
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _end_connections(self, begun_before: float) -> None:
+        for connection, since in list(self._open.items()):
+            if since <= begun_before:
+                with contextlib.suppress(OSError):  # the thread has closed it meanwhile
+                    connection.shutdown(socket.SHUT_RDWR)
 
     def server_bind(self) -> None:
         # The server of wsgiref asks the DNS for its own name here, which may take seconds.
@@ -78,9 +127,6 @@ class _Server(ThreadingMixIn, WSGIServer):
         self.server_address = self.socket.getsockname()
         self.server_name, self.server_port = "", self.server_address[1]
         self.setup_environ()
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        """Says nothing of a client that goes away early."""
 
 
 class _Handler(WSGIRequestHandler):
@@ -91,7 +137,7 @@ class _Handler(WSGIRequestHandler):
 
 
 class MetricsServer:
-    """A port for metrics: open from the beginning, answering from `start` on."""
+    """A port for metrics. From the beginning it has those of the process; from `start` on it has all."""
 
     def __init__(self, address: str, certificate: tuple[str, str] | None = None, *, insecure: bool = False) -> None:
         """Opens the port. Raises MetricsAddressError.
@@ -118,6 +164,13 @@ class MetricsServer:
         except MetricsAddressError:
             self._server.server_close()
             raise
+        self._registry = CollectorRegistry()
+        self._is_serving: Callable[[], bool] = lambda: False
+        self._registry.register(ReadinessCollector(lambda: self._is_serving()))
+        ProcessCollector(registry=self._registry)
+        PlatformCollector(registry=self._registry)
+        self._server.set_app(make_wsgi_app(self._registry))
+        self._thread.start()
 
     @property
     def url(self) -> str:
@@ -126,20 +179,20 @@ class MetricsServer:
         host = f"[{host}]" if ":" in str(host) else host
         return f"{'https' if self._has_tls else 'http'}://{host}:{port}/metrics"
 
-    def start(self, methods: Sequence[MethodMetrics], models: Sequence[ModelMetrics]) -> None:
-        """Answers scrapes from now on."""
-        registry = CollectorRegistry()
-        registry.register(MetricsCollector(methods, models))
-        ProcessCollector(registry=registry)
-        PlatformCollector(registry=registry)
-        self._server.set_app(make_wsgi_app(registry))
-        self._thread.start()
+    def start(
+        self,
+        methods: Sequence[MethodMetrics],
+        models: Sequence[ModelMetrics],
+        is_serving: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """Shows the metrics of methods and models too, and whether the server serves."""
+        self._registry.register(MetricsCollector(methods, models))
+        self._is_serving = is_serving
 
     def close(self) -> None:
         """Closes the port."""
-        if self._thread.is_alive():
-            self._server.shutdown()
-            self._thread.join()
+        self._server.shutdown()
+        self._thread.join()
         self._server.server_close()
 
 

@@ -11,7 +11,7 @@ import hmac
 import logging
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -83,38 +83,38 @@ class TokenFile:
         try:
             document = tomllib.loads(Path(self._path).read_bytes().decode())
         except OSError as error:
-            raise self._error("", error.strerror or "cannot be read") from None
+            raise self._error((), error.strerror or "cannot be read") from None
         except tomllib.TOMLDecodeError as error:  # its message may quote the file
             position = _POSITION.search(str(error))
-            raise self._error("", f"is no TOML{f', {position[0]}' if position else ''}") from None
+            raise self._error((), f"is no TOML{f', {position[0]}' if position else ''}") from None
         except ValueError:
-            raise self._error("", "is no text in UTF-8") from None
+            raise self._error((), "is no text in UTF-8") from None
         entries = [entry for name, table in document.items() for entry in self._read_client(name, table)]
         if not entries:
-            raise self._error("", "has no token, so that nobody could call")
+            raise self._error((), "has no token, so that nobody could call")
         if len(entries) > _MAX_TOKENS:
-            raise self._error("", f"has {len(entries):,} tokens, and {_MAX_TOKENS:,} are allowed")
+            raise self._error((), f"has {len(entries):,} tokens, and {_MAX_TOKENS:,} are allowed")
         if len({entry.digest for entry in entries}) < len(entries):
-            raise self._error("", "has one token twice")
+            raise self._error((), "has one token twice")
         return entries
 
     def _read_client(self, name: str, table: object) -> list[_Entry]:
         if not isinstance(table, dict):
-            raise self._error(name, "must be a table: [NAME], then its tokens")
+            raise self._error((name,), "must be a table: [NAME], then its tokens")
         values: Mapping[str, Any] = table
         if unknown := [key for key in values if key not in _KEYS]:
-            raise self._error(f"{name}.{unknown[0]}", f"is no key of a client; the keys are {', '.join(_KEYS)}")
+            raise self._error((name, unknown[0]), f"is no key of a client; the keys are {', '.join(_KEYS)}")
         tokens = self._read_list(name, values, "tokens", _TOKEN, "16 or more letters, digits and -._~+/")
         hashes = self._read_list(name, values, "sha256", _SHA256, "64 hexadecimal digits")
         digests = [hashlib.sha256(token.encode()).digest() for token in tokens]
         digests += [bytes.fromhex(digest) for digest in hashes]
         if not digests:
-            raise self._error(name, "has neither tokens nor sha256")
+            raise self._error((name,), "has neither tokens nor sha256")
         expires = values.get("expires")
         if expires is not None and not (isinstance(expires, datetime) and expires.tzinfo is not None):
-            raise self._error(f"{name}.expires", "must be a time with its zone, such as 2030-12-31T00:00:00Z")
+            raise self._error((name, "expires"), "must be a time with its zone, such as 2030-12-31T00:00:00Z")
         if expires is not None and expires <= datetime.now(timezone.utc):
-            log.warning("%s: %s has expired", self._path, name)
+            log.warning("%s: %s has expired", self._path, _show(name))
         limits = {key: self._read_limit(name, values, key) for key in ("max_requests", "max_waiting")}
         identity = Identity("token", name, **limits)
         return [_Entry(digest, identity, expires) for digest in digests]
@@ -124,22 +124,27 @@ class TokenFile:
     ) -> list[str]:
         items = values.get(key, [])
         if not isinstance(items, list):
-            raise self._error(f"{name}.{key}", "must be a list of strings")
+            raise self._error((name, key), "must be a list of strings")
         for index, item in enumerate(items):
             if not isinstance(item, str) or not pattern.fullmatch(item):
-                raise self._error(f"{name}.{key}[{index}]", f"must be a string of {form}")
+                raise self._error((name, f"{key}[{index}]"), f"must be a string of {form}")
         return items
 
     def _read_limit(self, name: str, values: Mapping[str, Any], key: str) -> int | None:
         limit = values.get(key)
         if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
-            raise self._error(f"{name}.{key}", "must be a whole number above 0")
+            raise self._error((name, key), "must be a whole number above 0")
         return limit
 
-    def _error(self, place: str, message: str) -> TokenFileError:
-        # A name that may be a token, as where names and tokens have changed places, is not shown.
-        place = ".".join("a name that is not shown here" if _TOKEN.match(part) else part for part in place.split("."))
+    def _error(self, path: Sequence[str], message: str) -> TokenFileError:
+        """`path` has the names of tables and keys, each as it stands in the file."""
+        place = ".".join(map(_show, path))
         return TokenFileError(f"{self._path}: {place}{': ' if place else ''}{message}")
+
+
+def _show(name: str) -> str:
+    """Returns a name, unless it may be a token, as where names and tokens have changed places."""
+    return "a name that is not shown here" if _TOKEN.search(name) else name
 
 
 def _is_valid(entry: _Entry, now: datetime) -> bool:

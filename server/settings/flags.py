@@ -14,7 +14,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--config", metavar="FILE", default=None, help="a TOML file with settings, which flags and environment override"
     )
     for setting in SETTINGS:
-        _add_flag(parser, setting)
+        if setting.has_flag:
+            _add_flag(parser, setting)
     parser.add_argument(
         "--model",
         dest="models",

@@ -9,6 +9,8 @@ from typing import Any
 
 # Numbers above these are no wish, but a slip.
 _MOST, _MOST_THREADS, _MOST_SECONDS, _MOST_FRONT_ENDS = 10**9, 1024, 86_400, 64
+# One message of gRPC has less than 2 GiB.
+_MOST_MESSAGE_MIB, _MOST_METADATA_KIB, _MOST_AGE = 2047, 1024, 30 * 86_400
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class Setting:
         maximum: The greatest right number. The least whole number is 1. Other numbers must be above 0.
         is_of_model: Whether models of one server may differ in this setting.
         is_positional: Whether the command line has an argument instead of an option.
+        has_flag: Whether the command line has it. What few people change is in the file and in the environment only.
     """
 
     name: str
@@ -38,6 +41,7 @@ class Setting:
     maximum: int = _MOST
     is_of_model: bool = False
     is_positional: bool = False
+    has_flag: bool = True
 
     @property
     def flag(self) -> str:
@@ -90,6 +94,57 @@ def _number(value: object, kind: type[Any]) -> Any:
         return None
     return number if number > 0 and math.isfinite(number) else None
 
+
+# Limits that few people change.
+LIMITS: tuple[Setting, ...] = (
+    Setting("max_unread_kib", "KiB of events held for one reader", 256, kind=int, is_of_model=True, has_flag=False),
+    Setting("max_step_mib", "MiB of attention of one step", 64, kind=int, is_of_model=True, has_flag=False),
+    Setting(
+        "max_pass_mib",
+        "MiB of attention made at once: of the encoder, or of a given target of a model that gives whole matrices",
+        1024,
+        kind=int,
+        is_of_model=True,
+        has_flag=False,
+    ),
+    Setting("max_texts_per_stream", "texts that run at once on an AttributeMany stream", 64, kind=int, has_flag=False),
+    Setting(
+        "max_metadata_kib", "KiB of a call's metadata", 16, kind=int, maximum=_MOST_METADATA_KIB, has_flag=False
+    ),
+    Setting("max_concurrent_streams", "open calls of a connection", 4096, kind=int, has_flag=False),
+    Setting(
+        "min_ping_interval",
+        "seconds between two pings of a connection",
+        10.0,
+        kind=float,
+        maximum=_MOST_SECONDS,
+        has_flag=False,
+    ),
+    Setting(
+        "arrival_timeout",
+        "seconds within which a request arrives after its call has begun",
+        10.0,
+        kind=float,
+        maximum=_MOST_SECONDS,
+        has_flag=False,
+    ),
+    Setting(
+        "reader_timeout",
+        "seconds for which a reader may take nothing",
+        60.0,
+        kind=float,
+        maximum=_MOST_SECONDS,
+        has_flag=False,
+    ),
+    Setting(
+        "stream_idle_timeout",
+        "seconds for which the client of an open stream may send nothing",
+        600.0,
+        kind=float,
+        maximum=_MOST_SECONDS,
+        has_flag=False,
+    ),
+)  # fmt: skip
 
 SETTINGS: tuple[Setting, ...] = (
     Setting(
@@ -168,6 +223,32 @@ SETTINGS: tuple[Setting, ...] = (
         maximum=_MOST_FRONT_ENDS,
     ),
     Setting(
+        "max_new_tokens",
+        "the most tokens written for a request; without it, as many as the model has positions",
+        kind=int,
+        metavar="N",
+        is_of_model=True,
+    ),
+    Setting(
+        "max_message_mib", "MiB of a client's message at most", 4, kind=int, metavar="N", maximum=_MOST_MESSAGE_MIB
+    ),
+    Setting("max_follow_streams", "follow streams open at most", 256, kind=int, metavar="N", is_of_model=True),
+    Setting(
+        "max_stream_age",
+        "after how long a stream ends, whatever it does",
+        43200.0,
+        kind=float,
+        metavar="SECONDS",
+        maximum=_MOST_AGE,
+    ),
+    Setting(
+        "max_connection_age",
+        "after how long a connection takes no more calls, so that clients behind load balancers connect anew",
+        kind=float,
+        metavar="SECONDS",
+        maximum=_MOST_AGE,
+    ),
+    Setting(
         "grace",
         "for how long running requests may go on after SIGTERM; docker kills after 10 seconds, Kubernetes after 30",
         7.0,
@@ -197,6 +278,7 @@ SETTINGS: tuple[Setting, ...] = (
         "where Prometheus reads metrics, by HTTP at /metrics; port 0 picks one; without it, no port is open",
         metavar="HOST:PORT",
     ),
+    *LIMITS,
 )  # fmt: skip
 
 # What a table [models.NAME] of the file, and the option --model, must have besides settings with `is_of_model`.

@@ -18,6 +18,7 @@ tokenizer_pool          threads that tokenize long texts, short texts first
 segmentation/           words, sentences, and the tokens that belong to them
 """
 
+from .chats import ChatTooLongError
 from .detokenizer import Detokenizer, StopTexts
 from .follow import count_complete, encode_next
 from .languages import Languages
@@ -41,6 +42,7 @@ from .tokens import TextOptions, Token, TokenizedText
 
 __all__ = [
     "WORD_BOUNDARIES",
+    "ChatTooLongError",
     "Detokenizer",
     "Grouping",
     "Languages",

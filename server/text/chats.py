@@ -32,6 +32,10 @@ def find_control_tokens(tokenizer: Any, is_special: Callable[[int], bool]) -> di
     return controls
 
 
+class ChatTooLongError(Exception):
+    """A chat template has written more than any prompt may have. The message says how much, for people."""
+
+
 class MarkedMessages:
     """The messages of one conversation, with marks around each control token.
 
@@ -50,15 +54,19 @@ class MarkedMessages:
     def _mark(self, text: str) -> str:
         return self._control.sub(lambda match: f"{self._begin}{match.group()}{self._end}", text)
 
-    def split(self, rendered: str) -> Iterator[tuple[str, bool]]:
+    def split(self, rendered: str, max_bytes: int | None = None) -> Iterator[tuple[str, bool]]:
         """Splits what the template has rendered. Yields each part without marks, and whether it is a typed control.
 
         A template may cut a message and leave a single mark: the mark is dropped, and the text before and after the
-        mark stays in two parts.
+        mark stays in two parts. Raises ChatTooLongError, before the first part, for more than `max_bytes` bytes without
+        marks.
         """
         begin, end = self._begin, self._end
         # `re.split` puts typed control tokens at odd places, and None there for a single mark.
         parts = re.split(f"{begin}({self._control.pattern}){end}|[{begin}{end}]", rendered)
+        num_bytes = sum(len(part.encode("utf-8", "replace")) for part in parts if part)
+        if max_bytes is not None and num_bytes > max_bytes:
+            raise ChatTooLongError(f"becomes {num_bytes:,} bytes by the chat template; at most {max_bytes:,} are read")
         for place, part in enumerate(parts):
             if part:
                 yield part, place % 2 == 1

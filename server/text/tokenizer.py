@@ -50,10 +50,7 @@ class Tokenizer:
         config: Any = model.generation_config
         self._codes = LanguageCodes(tokenizer, config)
         self._default_languages = self._codes.resolve("", "")
-        start = getattr(config, "decoder_start_token_id", None)
-        if start is None:
-            start = getattr(model.config, "decoder_start_token_id", None)
-        self._start_id: int | None = start if start is not None else getattr(model.config, "bos_token_id", None)
+        self._start_id = _start_id_of(model)
         self.vocabulary = Vocabulary(tokenizer, self._codes.ids.values())
         self._token_bytes = max(_MIN_TOKEN_BYTES, *(len(piece.encode()) for piece in tokenizer.get_vocab()))
         # Control tokens are special tokens, and the tokens that a chat template writes.
@@ -168,10 +165,13 @@ class Tokenizer:
         """Whether conversations can be rendered."""
         return bool(getattr(self._tokenizer, "chat_template", None))
 
-    def render_chat(self, messages: Sequence[dict[str, str]], options: TextOptions = _PLAIN) -> TokenizedText:
+    def render_chat(
+        self, messages: Sequence[dict[str, str]], options: TextOptions = _PLAIN, max_bytes: int | None = None
+    ) -> TokenizedText:
         """Renders a conversation as a prompt, and encodes the prompt. The template writes the special tokens itself.
 
-        Control tokens that a user typed are text, unless `options` say otherwise. Raises what the template raises.
+        Control tokens that a user typed are text, unless `options` say otherwise. Raises what the template raises, and
+        ChatTooLongError for a prompt of more than `max_bytes` bytes.
         """
         marked = MarkedMessages(messages, () if options.parses_special else self._controls.values())
         rendered = self._tokenizer.apply_chat_template(marked.messages, tokenize=False, add_generation_prompt=True)
@@ -179,11 +179,9 @@ class Tokenizer:
         spans: list[Span] = []
         text = ""
         with self._lock:
-            for part, is_typed in marked.split(rendered):
-                if text:
-                    encoded = self._encode_after_break(part, not is_typed)
-                else:
-                    encoded = self._encode(part, TextOptions(not is_typed, adds_special=False))
+            for part, is_typed in marked.split(rendered, max_bytes):
+                plain = TextOptions(not is_typed, adds_special=False)
+                encoded = self._encode_after_break(part, not is_typed) if text else self._encode(part, plain)
                 ids += encoded.ids
                 spans += [(begin + len(text), end + len(text)) for begin, end in encoded.spans]
                 text += part
@@ -240,6 +238,17 @@ def turn_languages(tokenizer: Tokenizer, languages: Languages) -> Languages:
     Where the target's code is a token of the source, the code stays: the model may not have the other code.
     """
     return languages if tokenizer.puts_target_in_source else Languages(languages.target, languages.source)
+
+
+def _start_id_of(model: PreTrainedModel) -> int | None:
+    """Returns the token that an encoder-decoder's decoder starts with; None if the model's files name none."""
+    places = (
+        (model.generation_config, "decoder_start_token_id"),
+        (model.config, "decoder_start_token_id"),
+        (model.config, "bos_token_id"),
+    )
+    ids = (getattr(config, name, None) for config, name in places)
+    return next((id_ for id_ in ids if id_ is not None), None)
 
 
 def _copy_tokenizer(tokenizer: PreTrainedTokenizerBase, config: Any, generation_config: Any) -> Tokenizer:

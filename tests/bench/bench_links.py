@@ -62,14 +62,14 @@ def measure(preset: AlignmentPreset, pairs: Sequence[MeasuredPair]) -> LinkCount
         for link in linker.link(mean, pair.source, pair.target, states):
             links[link.source, link.target] = True
         found.append(links)
-    return count_links(zip(found, (pair.reference for pair in pairs), strict=True))
+    return count_links((links, pair.reference, pair.possible) for links, pair in zip(found, pairs, strict=True))
 
 
 def cross_validate(
     pairs: Sequence[MeasuredPair], lexicon: Lexicon | None, weights: Sequence[Mapping[LinkFeature, float]]
 ) -> LinkCounts:
     """Counts the links of each fold by a preset that was chosen on the others."""
-    total = np.zeros(3, np.int64)
+    total = np.zeros(4, np.int64)
     for fold in range(_NUM_FOLDS):
         rest = [pair for index, pair in enumerate(pairs) if index % _NUM_FOLDS != fold]
         preset = choose_preset(rest, lexicon, "gold", weights=weights, states_weights=())

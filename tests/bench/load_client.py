@@ -48,6 +48,7 @@ class Stream:
     last: float = 0.0  # the last step's message
     ended: float = 0.0
     target: list[int] = field(default_factory=list)
+    messages: int = 0
     admission_to_first: float = 0.0  # seconds, as the server counts them
     steps: list[attribution_service_pb2.Step] = field(default_factory=list)  # only with `keep`
 
@@ -187,6 +188,7 @@ async def _read(
     finished: attribution_service_pb2.Finished | None = None
     async for response in stub.Attribute(request, metadata=tuple(metadata)):
         event = response.WhichOneof("event")
+        stream.messages += 1
         if event == "steps":
             stream.last = time.perf_counter()
             stream.first = stream.first or stream.last

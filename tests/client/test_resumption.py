@@ -26,6 +26,8 @@ from sidelight.client import (
     UnavailableError,
 )
 from sidelight.client import resumption as resumption_module
+from sidelight.client.errors import from_rpc_error
+from sidelight.client.resumption import Resumption
 from sidelight.server.api.server import Server
 
 TEXT = "My grandmother is still vigorous at 82 years old."
@@ -167,3 +169,14 @@ async def test_a_server_that_ends_hands_its_texts_to_the_next(bundled, bundled_s
         assert proxy.num_connections == 2
     assert [len(result.steps) for result in results] == [100] * 12
     await stopping[0]
+
+
+@pytest.mark.parametrize("status", [grpc.StatusCode.CANCELLED, grpc.StatusCode.INTERNAL])
+def test_a_stream_that_a_proxy_has_reset_is_broken(status):
+    """HAProxy resets streams whose server has ended. tests/faults/test_ray.py has HAProxy itself."""
+    details = "Stream removed (RST_STREAM (Received RST_STREAM with error code 8))"
+    error = from_rpc_error(grpc.aio.AioRpcError(status, grpc.aio.Metadata(), grpc.aio.Metadata(), details))
+    assert isinstance(error, UnavailableError)
+    assert Resumption(1, None).covers(error)
+    own = grpc.aio.AioRpcError(status, grpc.aio.Metadata(), grpc.aio.Metadata(), "Locally cancelled by application!")
+    assert not Resumption(1, None).covers(from_rpc_error(own))

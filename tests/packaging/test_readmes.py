@@ -119,10 +119,21 @@ def test_the_table_of_the_servers_settings_has_each_setting_with_its_default():
     )
     documented = {flag: default.strip("`") for flag, default in rows}
     assert len(documented) == len(rows)
-    assert documented.keys() == {setting.flag for setting in SETTINGS} | {"--config", "--model"}
-    fixed = {setting.flag: str(setting.default) for setting in SETTINGS if setting.default not in (None, False)}
-    assert len(fixed) == 11
+    assert documented.keys() == {setting.flag for setting in SETTINGS if setting.has_flag} | {"--config", "--model"}
+    fixed = {
+        setting.flag: str(setting.default)
+        for setting in SETTINGS
+        if setting.has_flag and setting.default not in (None, False)
+    }
+    assert len(fixed) == 14
     assert {flag: documented[flag] for flag in fixed} == fixed
+
+
+def test_the_table_of_keys_has_each_setting_without_a_flag_with_its_default():
+    rows = re.findall(
+        r"^\| `(\w+)` \| ([\d.]+) \| [A-Z]", (ROOT / "server/README.md").read_text(encoding="utf-8"), re.M
+    )
+    assert dict(rows) == {setting.name: str(setting.default) for setting in SETTINGS if not setting.has_flag}
 
 
 @pytest.mark.parametrize("name", WITH_PYTHON)

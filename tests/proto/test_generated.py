@@ -15,6 +15,7 @@ from grpc_tools import protoc
 
 PROTO = Path(__file__).parents[2] / "proto"
 CONTRACT = PROTO / "sidelight" / "v1"
+FOLDERS = sorted(path.name for path in (PROTO / "sidelight").iterdir() if any(path.glob("*.proto")))
 
 
 def generated_in(folder: Path) -> dict[str, bytes]:
@@ -29,19 +30,17 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.fixture(scope="module")
-def fresh(out: Path) -> dict[str, bytes]:
-    return generated_in(out / "sidelight" / "v1")
-
-
-def test_each_proto_has_its_generated_files_and_none_is_left_over(fresh: dict[str, bytes]):
-    assert sorted(generated_in(CONTRACT)) == sorted(fresh)
-    for path in CONTRACT.glob("*.proto"):
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_each_proto_has_its_generated_files_and_none_is_left_over(out: Path, folder: str):
+    fresh = generated_in(out / "sidelight" / folder)
+    assert sorted(generated_in(PROTO / "sidelight" / folder)) == sorted(fresh)
+    for path in (PROTO / "sidelight" / folder).glob("*.proto"):
         assert {f"{path.stem}_pb2.py", f"{path.stem}_pb2.pyi"} <= fresh.keys()
 
 
-def test_committed_code_is_fresh(fresh: dict[str, bytes]):
-    committed = generated_in(CONTRACT)
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_committed_code_is_fresh(out: Path, folder: str):
+    fresh, committed = generated_in(out / "sidelight" / folder), generated_in(PROTO / "sidelight" / folder)
     stale = [name for name in sorted(fresh) if committed.get(name) != fresh[name]]
     assert not stale, "run `make proto`"
 

@@ -11,13 +11,15 @@ import ctypes
 import mmap
 import random
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
 import torch
 from sidelight.kernels.cpu import LinearArgmax, Program, mask_columns, pack_weight, store_rows, sum_heads
+from sidelight.kernels.cpu.jit.opcodes import KIND
+from sidelight.kernels.cpu.operations import Fields
 from sidelight.server.models.kv_cache import zeros
 from torch import Tensor
 
@@ -28,12 +30,14 @@ _MODULES = (
     "kernels.cpu.program",
     "kernels.cpu.operations",
     "kernels.cpu.argmax",
+    "kernels.cpu.decode_step",
     "kernels.common.attention_tensors",
     "server.runner.model_runner",
     "server.models.bart_cpu_layers",
     "server.models.bart_cpu_programs",
     "server.models.kv_cache",
 )
+_FILLING = ("randn", "rand", "randint", "full", "tensor")
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mprotect.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
@@ -62,6 +66,7 @@ class GuardedMemory:
         # Tensors that programs only read, and their copies.
         self._copies: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}
         self.faults: list[str] = []
+        self.kinds: set[int] = set()  # of the operations that were run
 
     def empty(self, *shape: Any, dtype: torch.dtype = torch.float32, align: int = 4, **_: Any) -> Tensor:
         """Makes a tensor filled with the pattern. A guard page is at its begin or at its end, at random."""
@@ -111,13 +116,25 @@ class GuardedMemory:
 
 
 class _Torch:
-    """torch, with other functions that make tensors."""
+    """torch, with other functions that make tensors.
 
-    def __init__(self, memory: GuardedMemory) -> None:
+    With `guards_all`, the functions that fill tensors as tests do are among them.
+    """
+
+    def __init__(self, memory: GuardedMemory, *, guards_all: bool = False) -> None:
         self._memory = memory
+        self._filling = _FILLING if guards_all else ()
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(torch, name)
+        function = getattr(torch, name)
+        if name not in self._filling:
+            return function
+
+        def fill(*arguments: Any, **options: Any) -> Tensor:
+            filled = function(*arguments, **options)
+            return self._memory.empty(filled.shape, dtype=filled.dtype).copy_(filled)
+
+        return fill
 
     def empty(self, *shape: Any, dtype: torch.dtype = torch.float32, **_: Any) -> Tensor:
         # torch reads these tensors too, and its sums depend on the alignment of memory. Like torch's own memory, this
@@ -134,7 +151,8 @@ class _Torch:
 class _Replacements:
     """Attributes of modules and classes that have other values for a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, further_modules: Sequence[ModuleType]) -> None:
+        self._further_modules = further_modules
         self._undo: list[Callable[[], None]] = []
 
     def replace(self, owner: Any, name: str, value: Any) -> None:
@@ -143,8 +161,9 @@ class _Replacements:
         setattr(owner, name, value)
 
     def replace_everywhere(self, function: Any, value: Any) -> None:
-        """Replaces a function in every module of Sidelight that has imported it."""
-        for module in [module for name, module in sys.modules.items() if name.startswith("sidelight.")]:
+        """Replaces a function in every module of Sidelight that has imported it, and in further modules."""
+        ours = [module for name, module in sys.modules.items() if name.startswith("sidelight.")]
+        for module in [*ours, *self._further_modules]:
             for name in [name for name, attribute in vars(module).items() if attribute is function]:
                 self.replace(module, name, value)
 
@@ -154,17 +173,21 @@ class _Replacements:
 
 
 @contextmanager
-def guard_programs(seed: int) -> Iterator[GuardedMemory]:
+def guard_programs(seed: int, *test_modules: ModuleType) -> Iterator[GuardedMemory]:
     """Places all memory that programs read and write between guard pages, for models that are loaded and run inside.
 
+    In test modules, all tensors lie between guard pages that torch's functions make, except of those made of others.
     Memory that a program gets from elsewhere is taken for memory that programs only read, and is copied. `check` finds
     memory for which this is wrong.
     """
     # Imported here: tests import this file on machines without Numba, too.
     from sidelight.kernels.cpu.jit import thread_pool
 
-    memory, replacements = GuardedMemory(seed), _Replacements()
+    memory, replacements = GuardedMemory(seed), _Replacements(test_modules)
     try:
+        for module in test_modules:
+            if hasattr(module, "torch"):
+                replacements.replace(module, "torch", _Torch(memory, guards_all=True))
         for name in _MODULES:
             replacements.replace(sys.modules[f"sidelight.{name}"], "torch", _Torch(memory))
         replacements.replace_everywhere(
@@ -230,4 +253,17 @@ def _guard_threads(thread_pool: ModuleType, memory: GuardedMemory, replacements:
         return lines, lines.data_ptr()
 
     replacements.replace(thread_pool, "_cache_lines", cache_lines)
-    replacements.replace(thread_pool, "thread_pool", thread_pool.ThreadPool())
+    pool = thread_pool.ThreadPool()
+    run_pool = pool.run
+
+    def run(operations: Fields, run_fields: Fields, num_threads: int) -> None:
+        memory.kinds.update(operations[:, KIND].tolist())
+        guarded = []
+        for fields in (operations, run_fields):
+            place = memory.empty(fields.shape, dtype=torch.int64).numpy()
+            place[:] = fields
+            guarded.append(place)
+        run_pool(*guarded, num_threads)
+
+    pool.run = run
+    replacements.replace(thread_pool, "thread_pool", pool)

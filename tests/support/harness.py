@@ -12,7 +12,7 @@ import grpc
 from sidelight.server.api.server import Server
 from sidelight.server.engine.engine import EngineConfig
 from sidelight.server.models.loader import LoadedModel
-from sidelight.server.operations import MetricsServer, Security, Telemetry
+from sidelight.server.operations import CallLimits, MetricsServer, Security, Telemetry
 from sidelight.v1 import attention_pb2, attribution_service_pb2, attribution_service_pb2_grpc
 
 CROSS = attention_pb2.ATTENTION_KIND_CROSS
@@ -30,6 +30,7 @@ def serving(
     security: Security | None = None,
     telemetry: Telemetry | None = None,
     metrics: MetricsServer | None = None,
+    call_limits: CallLimits | None = None,
 ) -> Iterator[str]:
     """Serves models; gives the address. `metrics` is closed at the end."""
     if num_front_ends > 1 and telemetry is None:
@@ -45,13 +46,13 @@ def serving(
     thread.start()
 
     async def start() -> tuple[Server, str]:
-        server = Server(models, "127.0.0.1:0", limits, security, telemetry)
+        server = Server(models, "127.0.0.1:0", limits, security, telemetry, call_limits)
         return server, await server.start()
 
     try:
         server, address = asyncio.run_coroutine_threadsafe(start(), loop).result(240)
         if metrics is not None:
-            metrics.start(server.method_metrics, server.model_metrics)
+            metrics.start(server.method_metrics, server.model_metrics, lambda: server.is_serving)
         try:
             yield address
         finally:

@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import grpc
-import torch
-import transformers
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from harness import serving
 from model_zoo import build_model
+from recorded_answers import normal
 from sidelight.server.models.loader import bundled_model, load
 from sidelight.v1 import attribution_service_pb2 as service
 from sidelight.v1 import attribution_service_pb2_grpc as service_grpc
@@ -72,21 +71,6 @@ def exchange(channel: grpc.Channel, method: str, request: bytes) -> Exchange:
     return Exchange(method, request, [answer.SerializeToString(deterministic=True) for answer in answers], [])
 
 
-def normal(responses: list[service.AttributeResponse]) -> list[service.AttributeResponse]:
-    """The responses with one step in each message, and without durations."""
-    normalized: list[service.AttributeResponse] = []
-    for response in responses:
-        event = response.WhichOneof("event")
-        if event == "steps":
-            normalized.extend(service.AttributeResponse(steps=service.Steps(steps=[s])) for s in response.steps.steps)
-            continue
-        if event == "finished":
-            for field in ("queue_time", "time_to_first_step", "total_time"):
-                response.finished.usage.ClearField(field)
-        normalized.append(response)
-    return normalized
-
-
 def _error_words(error: grpc.RpcError) -> list[str]:
     """The code of an error, its reason and its fields. The sentence of the error is left out: it may be improved."""
     words = [error.code().name]
@@ -98,25 +82,6 @@ def _error_words(error: grpc.RpcError) -> list[str]:
         elif detail.Unpack(bad):
             words.extend(f"field {violation.field}" for violation in bad.field_violations)
     return words
-
-
-def machine() -> dict[str, str]:
-    """The properties of a machine on which the last bits of floating-point numbers depend."""
-    return {
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "threads": str(torch.get_num_threads()),
-        "instructions": torch.backends.cpu.get_cpu_capability(),
-        "processor": _processor(),
-    }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return "unknown"
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
 def write(recorded: Recorded) -> None:

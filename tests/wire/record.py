@@ -15,8 +15,9 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import torch
-from exchanges import ZOO, Recorded, exchange, machine, served, write
+from exchanges import ZOO, Recorded, exchange, served, write
 from google.protobuf.message import Message
+from recorded_answers import machine
 from sidelight.v1 import attention_pb2 as attention
 from sidelight.v1 import attribution_service_pb2 as service
 from sidelight.v1 import text_pb2 as text

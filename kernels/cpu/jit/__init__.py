@@ -11,6 +11,7 @@ matmul_amx      int8 matrix products in AMX instructions
 attention       attention of one query; softmax
 primitives      functions of single rows: activations, LayerNorm, quantization
 argmax_ops      the greatest score of each row, with error bounds
+word_links      scores of pairs of words
 llvm            LLVM instructions: vectors, loops, prefetches, arrays at addresses
 atomics         numbers that threads share
 isa             which instructions the processor has, and the sizes that follow

@@ -1,6 +1,6 @@
 """Whether a choice is better than another one on pairs of texts that had no part in the choice.
 
-Counts of links are int64 `[pairs, 3]` for one way to link, and `[ways, pairs, 3]` for several: see `LinkCounts`.
+Counts of links are int64 `[pairs, 4]` for one way to link, and `[ways, pairs, 4]` for several: see `LinkCounts`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Counts = NDArray[np.int64]
 
 
 def cross_validate(counts: Counts) -> Counts:
-    """Returns the counts of each pair by the way that is best on the pairs of the other folds, `[pairs, 3]`."""
+    """Returns the counts of each pair by the way that is best on the pairs of the other folds, `[pairs, 4]`."""
     folds = np.arange(counts.shape[1]) % _NUM_FOLDS
     chosen = np.zeros(counts.shape[1:], np.int64)
     for fold in range(_NUM_FOLDS):
@@ -45,6 +45,6 @@ def gains_clearly(before: Counts, after: Counts) -> bool:
 
 
 def _error_rates(sums: Counts) -> NDArray[np.float64]:
-    """The error rates of sums of counts, `[ways, 3]`, as `LinkCounts.error_rate` defines them."""
-    found, wanted, common = sums.T
-    return 1 - 2 * common / np.maximum(1, found + wanted)
+    """The error rates of sums of counts, `[ways, 4]`, as `LinkCounts.error_rate` defines them."""
+    found, wanted, common, allowed = sums.T
+    return 1 - (common + allowed) / np.maximum(1, found + wanted)

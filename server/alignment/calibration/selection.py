@@ -19,13 +19,14 @@ from ..preset import (
     AlignmentHead,
     AlignmentPreset,
     CalibrationFigures,
+    LinkDecision,
     Row,
     SpecialTokens,
 )
 from ..spelling import compare_spelling
 from ..word_scores import Matrix, WordScores, score_words
 from .cross_validation import cross_validate, gains_clearly
-from .measures import count_each, count_links, sum_counts
+from .measures import CountedPair, count_each, count_links, sum_counts
 
 # The heads that the search adds, of those that are best alone; and how much a head must lower the error rate.
 _MAX_CANDIDATES = 12
@@ -61,9 +62,11 @@ class MeasuredPair:
         source: The source.
         target: The target.
         rows: The rows of all heads, float `[target tokens, source tokens, layers, heads]`, for each row.
-        reference: bool `[source words, target words]`.
+        reference: The links of the reference, the sure ones if it has others too: bool `[source words, target words]`.
         encoder_states: How alike the encoder's states of the words are, `[source words, target words]`; None: this was
             not measured.
+        possible: The links of the reference that are possible and not sure, bool `[source words, target words]`; None:
+            all links of the reference are sure.
     """
 
     source: WordedText
@@ -71,6 +74,7 @@ class MeasuredPair:
     rows: Mapping[Row, NDArray[np.floating]]
     reference: NDArray[np.bool_]
     encoder_states: NDArray[np.floating] | None = None
+    possible: NDArray[np.bool_] | None = None
 
 
 class _HeadScores(NamedTuple):
@@ -114,7 +118,7 @@ class _Features(NamedTuple):
 
 
 class _Decision(NamedTuple):
-    """How links are decided, and what came of it: the error rate, and the counts of each pair, `[pairs, 3]`."""
+    """How links are decided, and what came of it: the error rate, and the counts of each pair, `[pairs, 4]`."""
 
     error_rate: float
     counts: NDArray[np.int64]
@@ -149,11 +153,15 @@ def choose_preset(
     best, grids = _choose_heads(pairs, on_step)
     usable = [choice for choice in weights if lexicon is not None or "lexicon" not in choice]
     features = _find_features(best.scores, pairs, lexicon)
-    decisions = _try_decisions(features, pairs, usable)
+    without = decisions = _try_decisions(features, pairs, usable)
     error_rates: tuple[float, float] | None = None
     if states_weights and all(pair.encoder_states is not None for pair in pairs):
-        decisions, error_rates = _compare(decisions, _try_decisions(features, pairs, _extend(usable, states_weights)))
+        decisions, error_rates = _compare(without, _try_decisions(features, pairs, _extend(usable, states_weights)))
     decision, thresholds = _choose_decision(decisions)
+    live: LinkDecision | None = None
+    if decisions is not without:
+        own, own_thresholds = _choose_decision(without)
+        live = LinkDecision(own.weights, own.method, own_thresholds)
     counts = sum_counts(decision.counts)
     on_step()
     rates = counts.error_rate, counts.precision, counts.recall
@@ -164,8 +172,9 @@ def choose_preset(
         decision.method,
         thresholds,
         decision.weights,
-        lexicon if "lexicon" in decision.weights else None,
+        lexicon if "lexicon" in {*decision.weights, *(live.weights if live else ())} else None,
         CalibrationFigures(len(pairs), reference, *rates, grids, error_rates),
+        live,
     )
 
 
@@ -219,7 +228,13 @@ def _score_heads(pair: MeasuredPair, row: Row, special_tokens: SpecialTokens) ->
 def _rate_heads(head_scores: Sequence[_HeadScores], heads: Sequence[int], pairs: Sequence[MeasuredPair]) -> float:
     """Returns the error rate of the mean of heads, by argmax."""
     links = (rate_pairs(scores.mean(heads), "argmax") > 0 for scores in head_scores)
-    return count_links(zip(links, (pair.reference for pair in pairs), strict=True)).error_rate
+    return count_links(_with_reference(links, pairs)).error_rate
+
+
+def _with_reference(links: Iterable[NDArray[np.bool_]], pairs: Sequence[MeasuredPair]) -> Iterator[CountedPair]:
+    """Yields the links of each pair of texts with those of the reference."""
+    for found, pair in zip(links, pairs, strict=True):
+        yield found, pair.reference, pair.possible
 
 
 def _add_heads(
@@ -274,7 +289,7 @@ def _decide(
     threshold: float,
 ) -> _Decision:
     links = (matrix >= max(threshold, TINY) for matrix in rated)
-    counts = count_each(zip(links, (pair.reference for pair in pairs), strict=True))
+    counts = count_each(_with_reference(links, pairs))
     return _Decision(sum_counts(counts).error_rate, counts, weights, method, threshold)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sidelight.v1 import attribution_service_pb2 as service_pb
 
-from ..calls import Call
+from ..call import Call
 from ..parsing import parse
 from ..validation import request_id_of
 from .aligner import Aligner

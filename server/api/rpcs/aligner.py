@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Hashable, Sequence
+from typing import NamedTuple
 
 from sidelight.v1 import attribution_service_pb2 as service_pb
 
@@ -23,6 +24,7 @@ from ...alignment import (
     Segment,
     Signals,
     WordedText,
+    WordScores,
     guess_links,
     join_links,
     mean_signals,
@@ -107,6 +109,14 @@ class Aligner:
         return response
 
 
+class _ScoredPair(NamedTuple):
+    """The units of a source and of its target, and the scores of all pairs of units."""
+
+    source: WordedText
+    target: WordedText
+    scores: WordScores
+
+
 class _PairRun:
     """Links the segments of one request."""
 
@@ -183,22 +193,30 @@ class _PairRun:
             if plan.markup is None or plan.target_text is None or (error.reason, error.field) != _BLANK_SOURCE:
                 raise
             return LinkedSegment(plan.target_text, [], [], [])  # the model has no tokens for what stands there
-        backward: PairRows | None = None
-        if self._reverse is not None and forward.target_text.strip():
-            request = build_reverse_request(self._message, self._reverse, segment.text, forward.target_text)
-            assert self._reverse_linker is not None
-            backward = await self._reader.read(request, self._reverse_linker, f"{number} reverse", is_reverse=True)
         if forward.signals is not None:
             self._signals.append((forward.signals, len(forward.target)))
-        num_bytes = len(segment.text) + len(forward.target_text)
-        return await self._starter.run(num_bytes, self._link_rows, forward, backward)
+        target_text = forward.target_text
+        num_bytes = len(segment.text) + len(target_text)
+        scored = await self._starter.run(num_bytes, self._score, forward)
+        del forward  # its rows and states may be large, and the other direction may wait
+        backward: PairRows | None = None
+        if self._reverse is not None and target_text.strip():
+            request = build_reverse_request(self._message, self._reverse, segment.text, target_text)
+            assert self._reverse_linker is not None
+            backward = await self._reader.read(request, self._reverse_linker, f"{number} reverse", is_reverse=True)
+        return await self._starter.run(num_bytes, self._link_words, scored, backward)
 
-    def _link_rows(self, forward: PairRows, backward: PairRows | None) -> LinkedSegment:
+    def _score(self, forward: PairRows) -> _ScoredPair:
+        """Scores the units of a segment, for any thread."""
+        source = _find_units(forward.source.text, forward.source.tokens, self._plan)
+        target = _find_units(forward.target_text, forward.target, self._plan)
+        states = forward.compare_states(self._linker, source, target)
+        return _ScoredPair(source, target, self._linker.score(forward.rows, source, target, states))
+
+    def _link_words(self, scored: _ScoredPair, backward: PairRows | None) -> LinkedSegment:
         """Links the units of a segment, for any thread. `backward` is from the model of the other direction."""
         plan = self._plan
-        source = _find_units(forward.source.text, forward.source.tokens, plan)
-        target = _find_units(forward.target_text, forward.target, plan)
-        scores = self._linker.score(forward.rows, source, target, forward.compare_states(self._linker, source, target))
+        source, target, scores = scored
         links = self._linker.decide(scores)
         if backward is not None and self._reverse_linker is not None:
             # The same texts, with the tokens of the other model.
@@ -209,7 +227,7 @@ class _PairRun:
             links = join_links(links, [Link(t, s, score) for s, t, score in found], plan.symmetrization)
         links = [link for link in links if link.score >= plan.min_score]
         guesses = [] if plan.markup is None else guess_links(scores, links, plan.min_score)
-        return LinkedSegment(forward.target_text, source.words, target.words, links, guesses)
+        return LinkedSegment(target.text, source.words, target.words, links, guesses)
 
 
 # ---- work on texts, for any thread ----------------------------------------------------------------------------------

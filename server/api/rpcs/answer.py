@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
@@ -9,6 +10,7 @@ from typing import Any, TypeVar
 from sidelight.v1 import attribution_service_pb2 as service_pb
 
 from ...engine import ReadyQueues
+from ...errors import RequestError
 from ...frontends import EngineClient, EngineRequest, Place
 from ...models import ModelInfo
 from ...operations import log_text
@@ -28,6 +30,9 @@ MESSAGE_BYTES = 64 * 1024
 _SHORT_BYTES = 512
 
 T = TypeVar("T")
+
+# Makes the engine's request of a message to a model, with its id. Raises RequestError.
+Validator = Callable[[service_pb.AttributeRequest, ModelInfo, str], Request]
 
 
 async def validate(pool: TokenizerPool, loaded: ModelInfo, num_bytes: int, function: Callable[..., T], *args: Any) -> T:
@@ -72,7 +77,7 @@ class AnswerStarter:
         client: Hashable,
         deadline: float | None,
         ready: ReadyQueues | None = None,
-        validator: Callable[[service_pb.AttributeRequest, ModelInfo, str], Request] | None = None,
+        validator: Validator = validate_request,
     ) -> Answer:
         """Starts the answer to a message. Raises RequestError.
 
@@ -83,17 +88,56 @@ class AnswerStarter:
             client: The client's connection.
             deadline: When the outputs are not wanted any more, by `time.monotonic`; None: no deadline.
             ready: For a task that reads several answers: where the answer's queue is announced.
-            validator: Makes the engine's request of the message, and raises RequestError; None: `validate_request`.
+            validator: Makes the engine's request of the message, and raises RequestError.
+        """
+        (answer,) = await self.start_all([(message, validator)], num_bytes, request_id, client, deadline, ready)
+        return answer
+
+    async def start_all(
+        self,
+        messages: Sequence[tuple[service_pb.AttributeRequest, Validator]],
+        num_bytes: int,
+        request_id: str,
+        client: Hashable,
+        deadline: float | None,
+        ready: ReadyQueues | None = None,
+        check: Callable[[Sequence[Request]], None] | None = None,
+    ) -> list[Answer]:
+        """Starts the answers to several messages to one model: all of them, or none. Raises RequestError.
+
+        `messages` have a validator each. `check` sees all requests before the engine has any, and raises RequestError.
+        The other arguments are those of `start`.
         """
         arrived = time.monotonic()
-        engine = self._engines[self._catalog.find(message.model).name]
-        feature_bytes = len(message.source.features.values) + len(message.contrast.source.features.values)
-        with await engine.reserve(client, feature_bytes) as place:  # before any work is done for the request
-            log_text(request_id, message.source.text)
-            pool, validator = self._tokenizer_pool, validator or validate_request
-            request = await validate(pool, engine.loaded, num_bytes, validator, message, engine.loaded, request_id)
-            state = engine.submit(request, engine.new_queue(ready), deadline, place)
-            return Answer(state, engine, arrived)
+        engine = self._engines[self._catalog.find(messages[0][0].model).name]
+        with contextlib.ExitStack() as places:
+            # Before any work is done for the request.
+            reservations = [
+                places.enter_context(await engine.reserve(client, _feature_bytes(message))) for message, _ in messages
+            ]
+            for message, _ in messages:
+                log_text(request_id, message.source.text)
+
+            def validate_all() -> list[Request]:
+                return [validator(message, engine.loaded, request_id) for message, validator in messages]
+
+            requests = await validate(self._tokenizer_pool, engine.loaded, num_bytes, validate_all)
+            if check is not None:
+                check(requests)
+            answers: list[Answer] = []
+            try:
+                for request, place in zip(requests, reservations, strict=True):
+                    state = engine.submit(request, engine.new_queue(ready), deadline, place)
+                    answers.append(Answer(state, engine, arrived))
+            except RequestError:
+                for answer in answers:
+                    answer.queue.cancel()
+                raise
+            return answers
+
+
+def _feature_bytes(message: service_pb.AttributeRequest) -> int:
+    return len(message.source.features.values) + len(message.contrast.source.features.values)
 
 
 class Answer:
@@ -144,10 +188,7 @@ class Answer:
     def _fill_steps(
         self, response: service_pb.AttributeResponse | service_pb.FollowResponse, group: Sequence[Output]
     ) -> None:
-        self._last_step = time.monotonic()
-        if self._first_step is None:
-            self._first_step = self._last_step
-            self._metrics.record_first_step(self._first_step - self._arrived)
+        self._note_time()
         steps = response.steps.steps
         for step in group:
             if isinstance(step, Step):
@@ -155,10 +196,22 @@ class Answer:
                 converters.fill_step(steps.add(), step, self._offsets)
 
     def _fill_units(self, response: service_pb.AttributeResponse, group: Sequence[Output]) -> None:
+        self._note_time()
         for unit in group:
             if isinstance(unit, Unit):
                 self._count(unit)
                 converters.fill_unit(response.units.units.add(), unit, self._offsets)
+
+    def _note_time(self) -> None:
+        """Takes note of the time, when steps or units are ready to send."""
+        self._last_step = time.monotonic()
+        if self._first_step is None:
+            self._first_step = self._last_step
+            self._record_first_step(self._first_step - self._arrived)
+
+    def _record_first_step(self, seconds: float) -> None:
+        """Counts the time from the arrival of the request to its first step or unit."""
+        self._metrics.record_first_step(seconds)
 
     def _count(self, output: Step | Unit) -> None:
         if output.cross is not None:

@@ -9,7 +9,7 @@ import time
 
 from sidelight.v1 import attribution_service_pb2 as service_pb
 
-from ..calls import Call
+from ..call import Call
 from ..parsing import parse
 from ..validation import request_id_of
 from .answer import MESSAGE_BYTES, AnswerStarter, group_outputs

@@ -1,12 +1,10 @@
 """The AttributeMany RPC: many texts on one stream, which end each for itself.
 
-One task reads requests, and one task sends the events of all texts: it wakes once for a step of all texts, and sends
-their events in one message. Flow control holds in both directions, since a text counts until its last event is sent.
+The events of all texts go in one message.
 """
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import logging
 import time
@@ -14,17 +12,18 @@ from collections import deque
 
 from sidelight.v1 import attribution_service_pb2 as service_pb
 
-from ...engine import OutputQueue, ReadyQueues
-from ...errors import RequestError, cancelled, invalid, report_fault, stopped
+from ...engine import OutputQueue
+from ...errors import RequestError, cancelled, invalid, report_fault
 from ...request import Finished
 from .. import status
-from ..calls import EOF, Call
+from ..call import Call
 from ..parsing import parse
-from ..validation import MAX_TEXTS_PER_STREAM, request_id_of
+from ..validation import request_id_of
 from .aligner import Aligner
 from .answer import MESSAGE_BYTES, Answer, AnswerStarter, group_outputs
 from .attribute import deadline_of
 from .many_alignments import ManyAlignments
+from .text_stream import TextStream
 
 log = logging.getLogger(__name__)
 
@@ -48,60 +47,30 @@ class AttributeManyMethod:
         await _ManyStream(call, self._starter, self._aligner).run()
 
 
-class _ManyStream:
+class _ManyStream(TextStream):
     """One stream with its texts."""
 
     def __init__(self, call: Call, starter: AnswerStarter, aligner: Aligner) -> None:
-        self._call = call
+        super().__init__(call)
         self._starter = starter
-        self._ready = ReadyQueues()
         self._answers: dict[str, Answer] = {}  # the running texts by their ids
         self._ids: dict[OutputQueue, str] = {}  # of the running texts
         self._errors: deque[tuple[str, RequestError]] = deque()  # of texts that have failed, with their ids
         self._alignments = ManyAlignments(call, aligner, self._ready.wake)
-        self._num_open = 0  # texts whose last event is not sent
-        self._max_open = min(MAX_TEXTS_PER_STREAM, call.max_requests)
-        self._has_room = asyncio.Event()
-        call.cancel_text = self._cancel
 
-    async def run(self) -> None:
-        """Answers requests until the client has closed its side and all texts have ended. Raises RequestError."""
-        await self._call.send_headers()
-        reading = asyncio.create_task(self._read_requests())
-        draining = asyncio.create_task(self._drain(reading))
-        reading.add_done_callback(lambda _: self._ready.wake())
-        try:
-            while self._num_open or not reading.done():
-                await self._send_events(deque(await self._ready.wait()))
-                _check_reading(reading, self._call.last_error)
-            _check_reading(reading, self._call.last_error)
-            if self._call.last_error is not None:
-                raise self._call.last_error
-        finally:
-            for task in (reading, draining):
-                task.cancel()
-            for answer in self._answers.values():
-                answer.queue.cancel()
-            await asyncio.gather(reading, draining, self._alignments.end(), return_exceptions=True)
-
-    async def _drain(self, reading: asyncio.Task[None]) -> None:
-        """Waits until the server is about to end. Then no further request is read."""
-        await self._call.drained.wait()
-        if not reading.done():
-            self._call.last_error = stopped()
-            reading.cancel()
+    async def _close(self) -> None:
+        for answer in self._answers.values():
+            answer.queue.cancel()
+        await self._alignments.end()
 
     # ---- requests ---------------------------------------------------------------------------------------------------
 
-    async def _read_requests(self) -> None:
-        """Reads requests to the end. Raises RequestError for a request that is no message."""
-        data = await self._call.read_next()
-        while data is not EOF:
-            await self._answer_request(parse(service_pb.AttributeManyRequest, data), len(data))
-            while self._num_open >= self._max_open or self._alignments.num_bytes >= _MAX_ALIGN_BYTES:
-                self._has_room.clear()
-                await self._has_room.wait()
-            data = await self._call.read_next("later_request")
+    @property
+    def _is_full(self) -> bool:
+        return super()._is_full or self._alignments.num_bytes >= _MAX_ALIGN_BYTES
+
+    async def _answer(self, data: bytes) -> None:
+        await self._answer_request(parse(service_pb.AttributeManyRequest, data), len(data))
 
     async def _answer_request(self, message: service_pb.AttributeManyRequest, num_bytes: int) -> None:
         event = message.WhichOneof("event")
@@ -300,9 +269,3 @@ class _Message:
 def _with_path(error: RequestError, path: str) -> RequestError:
     """Returns the error with the path of its field in the message of the stream."""
     return dataclasses.replace(error, field=f"{path}.{error.field}") if error.field else error
-
-
-def _check_reading(reading: asyncio.Task[None], last_error: RequestError | None) -> None:
-    """Raises what has ended the task that reads requests: RequestError, or CancelledError where the client has gone."""
-    if reading.done() and not (reading.cancelled() and last_error is not None):
-        reading.result()

@@ -5,7 +5,8 @@ from __future__ import annotations
 from sidelight.v1 import attribution_service_pb2 as service_pb
 
 from ...errors import invalid, not_found, quote
-from ..calls import Call, Calls
+from ..call import Call
+from ..calls import Calls
 from ..parsing import parse
 
 

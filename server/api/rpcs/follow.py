@@ -33,16 +33,13 @@ from ...request import (
 )
 from ...text import TokenizerPool
 from .. import converters
-from ..calls import EOF, Call
+from ..call import EOF, Call
 from ..model_catalog import ModelCatalog
 from ..offsets import offsets_of
 from ..parsing import parse
-from ..validation import MAX_FOLLOW_STREAMS, FollowValidator, paths_in_start, request_id_of
+from ..validation import FollowValidator, paths_in_start, request_id_of
 from .answer import MESSAGE_BYTES, Answer, group_outputs, validate
 from .attribute import deadline_of
-
-# Seconds for which a client may send nothing, and for which a stream may be open.
-_MAX_IDLE_SECONDS, _MAX_AGE_SECONDS = 600.0, 12 * 3600.0
 
 # Where as many streams are open as may be, the stream whose client has sent nothing for longest ends, if the client has
 # sent nothing for so many seconds.
@@ -89,13 +86,13 @@ class FollowMethod:
             await _read_rest(call)
             raise
         stream = _Stream(call, engine, pool, validator, arrived)
-        with self._hold_open(stream, self._open[loaded.name]):
+        with self._hold_open(stream, self._open[loaded.name], loaded.limits.max_follow_streams):
             await stream.run()
 
     @contextlib.contextmanager
-    def _hold_open(self, stream: _Stream, open_streams: set[_Stream]) -> Iterator[None]:
+    def _hold_open(self, stream: _Stream, open_streams: set[_Stream], max_streams: int) -> Iterator[None]:
         """Counts a stream. Raises RequestError where too many are open and each has a client that sends something."""
-        if len(open_streams) >= MAX_FOLLOW_STREAMS:
+        if len(open_streams) >= max_streams:
             idlest = min(open_streams, key=lambda each: each.last_message_time)
             if time.monotonic() - idlest.last_message_time < _MIN_IDLE_SECONDS:
                 raise too_many_streams(len(open_streams))
@@ -206,8 +203,8 @@ class _Stream:
 
         Raises _DrainedError where the server is about to end, and the client has nothing more to send for now.
         """
-        age = time.monotonic() - self._arrived
-        seconds = min(_MAX_IDLE_SECONDS, max(0.0, _MAX_AGE_SECONDS - age))
+        limits, age = self._call.limits, time.monotonic() - self._call.begun_at
+        seconds = min(limits.stream_idle_timeout, max(0.0, limits.max_stream_age - age))
         reading = asyncio.ensure_future(self._call.context.read())
         try:
             waits = (reading, self._draining, self._place_given)
@@ -226,8 +223,8 @@ class _Stream:
             raise _DrainedError
         if self._place_given.done():
             raise idle()
-        is_old = seconds < _MAX_IDLE_SECONDS
-        raise too_old(_MAX_AGE_SECONDS) if is_old else silent(_MAX_IDLE_SECONDS)
+        is_old = seconds < limits.stream_idle_timeout
+        raise too_old(limits.max_stream_age) if is_old else silent(limits.stream_idle_timeout)
 
     # ---- outputs ----------------------------------------------------------------------------------------------------
 
@@ -269,6 +266,9 @@ class _FollowAnswer(Answer):
             if isinstance(output, Started):
                 self._renew_offsets()
             self._texts += [step.text for step in group if isinstance(step, Step)]
+
+    def _record_first_step(self, seconds: float) -> None:
+        """Counts nothing: the first step of a stream waits for the client, however fast the server is."""
 
     def _renew_offsets(self) -> None:
         """Makes offsets count in the source as it is now, and in the text of the steps that are left."""

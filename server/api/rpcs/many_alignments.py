@@ -12,7 +12,7 @@ from sidelight.v1 import attribution_service_pb2 as service_pb
 
 from ...errors import RequestError, report_fault
 from ...frontends import EngineRequest
-from ..calls import Call
+from ..call import Call
 from .aligner import Aligner
 
 log = logging.getLogger(__name__)

@@ -18,8 +18,7 @@ from sidelight.v1 import attribution_service_pb2 as service_pb
 from ...alignment import Linker, Signals, WordedText, compare_states
 from ...errors import RequestError
 from ...frontends import EngineRequest
-from ...models import ModelInfo
-from ...request import EncodedTarget, EncoderStates, Finished, Output, Request, Step
+from ...request import EncodedTarget, EncoderStates, Finished, Output, Step
 from ...text import Token, TokenizedText
 from ..alignment_messages import AlignUsage
 from ..validation import (
@@ -29,12 +28,10 @@ from ..validation import (
     validate_encoded_pair,
     validate_request,
 )
-from .answer import MESSAGE_BYTES, AnswerStarter
+from .answer import MESSAGE_BYTES, AnswerStarter, Validator
 
 # Called with the engine's state of each request, and a name that no other request of the pair has.
 OnStart = Callable[[str, EngineRequest], None]
-
-_Validator = Callable[[service_pb.AttributeRequest, ModelInfo, str], Request]
 
 
 @dataclass(frozen=True)
@@ -157,7 +154,7 @@ class PairReader:
         self,
         request: service_pb.AttributeRequest,
         name: str,
-        validator: _Validator,
+        validator: Validator,
     ) -> tuple[EngineRequest, list[tuple[float, Output]]]:
         """Has the engine answer a request. Returns its outputs, each with the time when it came."""
         client = self._client

@@ -36,20 +36,17 @@ from .alignment import (
 from .beam import MAX_BEAM_WIDTH
 from .decoding import MAX_STOP_BYTES, MAX_STOPS
 from .encoded_pair import validate_encoded_pair
-from .follow import MAX_FOLLOW_STREAMS, FollowValidator
+from .follow import FollowValidator
 from .follow_start import paths_in_start
-from .request import MAX_REQUEST_BYTES, MAX_TEXTS_PER_STREAM, request_id_of, validate_request
+from .request import request_id_of, validate_request
 from .units import MAX_SPANS
 
 __all__ = [
     "MAX_BEAM_WIDTH",
-    "MAX_FOLLOW_STREAMS",
-    "MAX_REQUEST_BYTES",
     "MAX_SEGMENTS",
     "MAX_SPANS",
     "MAX_STOPS",
     "MAX_STOP_BYTES",
-    "MAX_TEXTS_PER_STREAM",
     "AlignPlan",
     "FollowValidator",
     "build_reverse_request",

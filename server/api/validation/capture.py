@@ -16,15 +16,10 @@ from ...alignment import PRESET_NAME, AlignmentPreset
 from ...capture import AttentionKind, CapturePlan, Head
 from ...errors import ErrorCode, RequestError, invalid
 from ...models import ModelInfo
+from ...operations import ModelLimits
 from ..enums import ATTENTION_KINDS, ENCODINGS, REDUCTIONS, ROWS
 from .methods import complete_plan, validate_method, validate_special_tokens
 from .units import changes_rows
-
-# The most bytes of one step. A client could hardly receive more: gRPC's usual limit at the receiver is 4 MiB.
-MAX_STEP_BYTES = 64 * 1024**2
-# The most bytes of encoder self-attention, or of all steps of a given target, where the model gives whole matrices: one
-# forward pass computes them, several messages carry them.
-MAX_PASS_BYTES = 1024**3
 
 # The greatest sum of the weights of a list of heads, in float32 and in float16: no result is then infinite. The least
 # sum for a mean, which is divided by the sum: no result is then divided by 0 where small numbers count as 0.
@@ -80,7 +75,7 @@ def validate_capture(
     )
     plan = complete_plan(plan, max_positions)
     encoder_rows = 1 if loaded.attention_layers.captures_rows else max_positions["encoder_self"]
-    check_size(plan, max_positions, steps_per_pass, encoder_rows)
+    check_size(plan, loaded.limits, max_positions, steps_per_pass, encoder_rows)
     return plan
 
 
@@ -227,6 +222,7 @@ def _validate_steps(message: attention_pb2.Capture) -> tuple[int, int | None]:
 
 def check_size(
     plan: CapturePlan,
+    limits: ModelLimits,
     max_positions: Mapping[AttentionKind, int],
     steps_per_pass: int,
     encoder_rows: int,
@@ -240,15 +236,15 @@ def check_size(
     step_bytes = sum(num_bytes for kind, num_bytes in row_bytes.items() if kind != "encoder_self")
     encoder_bytes = row_bytes.get("encoder_self", 0)
     sizes = (
-        ("a step", step_bytes, MAX_STEP_BYTES),
-        ("the target", step_bytes * steps_per_pass * num_contexts, MAX_PASS_BYTES),
-        ("a row of encoder_self", encoder_bytes, MAX_STEP_BYTES),
-        ("encoder_self", encoder_bytes * encoder_rows * num_contexts, MAX_PASS_BYTES),
+        ("a step", step_bytes, limits.max_step_bytes),
+        ("the target", step_bytes * steps_per_pass * num_contexts, limits.max_pass_bytes),
+        ("a row of encoder_self", encoder_bytes, limits.max_step_bytes),
+        ("encoder_self", encoder_bytes * encoder_rows * num_contexts, limits.max_pass_bytes),
     )
     for subject, num_bytes, max_bytes in sizes:
         if num_bytes > max_bytes:
             problem = (
-                f"{subject} could carry {num_bytes / 1024**2:,.0f} MiB, more than {max_bytes // 1024**2:,}: "
+                f"{subject} could carry {num_bytes / 1024**2:,.0f} MiB, more than {max_bytes / 1024**2:,.0f}: "
                 "ask for fewer layers or heads, a reduction, or a smaller encoding"
             )
             raise RequestError(ErrorCode.RESOURCE_EXHAUSTED, "CAPTURE_TOO_LARGE", problem, "capture")

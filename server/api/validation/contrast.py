@@ -60,7 +60,7 @@ def validate_contrast(
         _check_positions(plan, request, other, loaded)
         assert isinstance(request.target, GivenTarget)
         num_steps, num_positions = len(request.target.text.tokens), max_positions["encoder_self"]
-        check_size(plan, max_positions, num_steps, num_positions, num_contexts=2)
+        check_size(plan, loaded.limits, max_positions, num_steps, num_positions, num_contexts=2)
         other = replace(other, capture=plan)
     return Contrast(other, steps, contrast.subtract_attention, kl_top_p, contrast.kl_top_k)
 

@@ -46,7 +46,7 @@ def validate_decoding(
         seed = message.sampling.seed if message.sampling.HasField("seed") else secrets.randbits(63)
     if (first_id := loaded.tokenizer.forced_first_id(languages)) is not None:
         generation["forced_bos_token_id"] = first_id
-    max_new_tokens = _validate_max_new_tokens(message, config, num_before, max_target)
+    max_new_tokens = _validate_max_new_tokens(message, loaded, num_before, max_target)
     if message.HasField("min_new_tokens"):
         if message.min_new_tokens > max_new_tokens:
             raise invalid("decoding.min_new_tokens", "OUT_OF_RANGE", f"is more than max_new_tokens, {max_new_tokens}")
@@ -70,8 +70,9 @@ def _validate_sampling(message: text_pb2.Sampling) -> dict[str, Any]:
     return generation
 
 
-def _validate_max_new_tokens(message: text_pb2.Decoding, config: Any, num_before: int, max_target: int) -> int:
-    field = "decoding.max_new_tokens"
+def _validate_max_new_tokens(message: text_pb2.Decoding, loaded: ModelInfo, num_before: int, max_target: int) -> int:
+    field, config = "decoding.max_new_tokens", loaded.generation_config
+    max_target = min(max_target, loaded.limits.max_new_tokens or max_target)
     if message.HasField("max_new_tokens"):
         if not 1 <= message.max_new_tokens <= max_target:
             raise invalid(field, "OUT_OF_RANGE", f"must be from 1 to {max_target} for this request")

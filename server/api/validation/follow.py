@@ -21,9 +21,6 @@ from .follow_start import check_start, options_message, paths_in_start, policy_p
 from .request import validate_request
 from .texts import check_text, validate_languages, validate_text_options, validate_token_ids
 
-# The follow streams of one model that are open at the same time. A stream that waits holds little more than its texts.
-MAX_FOLLOW_STREAMS = 256
-
 Event = SourceGrowth | SourceDone | TargetToken | TakeBack
 
 

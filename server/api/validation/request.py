@@ -30,12 +30,6 @@ _MAX_REQUEST_ID = 128
 
 _Target = DecodingParams | GivenTarget | FollowedTarget
 
-# The size of a serialized request: gRPC's usual limit, and plenty for texts.
-MAX_REQUEST_BYTES = 4 * 1024**2
-
-# How many texts run at the same time on one AttributeMany stream: enough for all slots, and for the texts that follow.
-MAX_TEXTS_PER_STREAM = 64
-
 
 def request_id_of(
     message: service_pb.AttributeRequest | service_pb.FollowStart | service_pb.AlignRequest,

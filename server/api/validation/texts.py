@@ -13,7 +13,7 @@ from sidelight.v1 import text_pb2
 from ...errors import invalid
 from ...models import ModelInfo
 from ...request import GivenTarget, SourceFeatures
-from ...text import Languages, TextOptions, TokenizedText
+from ...text import ChatTooLongError, Languages, TextOptions, TokenizedText
 from .padding import refuse_padding, treat_padding, validate_padding
 from .truncation import Texts, Truncation, cut_ids, cut_text, truncate_texts
 
@@ -134,7 +134,9 @@ def _validate_chat(message: text_pb2.Chat, loaded: ModelInfo, options: TextOptio
     _check_num_bytes(joined, "source.chat", max_tokens, loaded)
     turns = [{"role": turn.role, "content": turn.content} for turn in message.messages]
     try:
-        return loaded.tokenizer.render_chat(turns, options)
+        return loaded.tokenizer.render_chat(turns, options, loaded.tokenizer.max_bytes(max_tokens))
+    except ChatTooLongError as error:
+        raise invalid("source.chat", "TEXT_TOO_LONG", str(error)) from None
     except Exception as error:  # templates raise errors of any type, such as for roles that they do not know
         raise invalid("source.chat.messages", "CHAT_TEMPLATE", "the model's chat template refuses these") from error
 

@@ -49,6 +49,11 @@ _MARKS = {"Mn", "Mc", "Me", "Cf"}
 _LAST_LETTER = re.compile(r"[^\W\d_]")
 _PARAGRAPH_ENDS = "\n\r\x85\u2028\u2029"
 
+# Words of Latin letters and digits, single spaces, and marks before a space or the end: here all rules agree where the
+# boundaries are. To ask ICU takes several times as long, and a text that grows is divided again with most tokens.
+_LATIN = "0-9A-Za-z\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f"
+_NOT_LATIN = re.compile(rf"[^{_LATIN} .,!?]|  |[.,!?](?! |\Z)")
+_LATIN_SEGMENT = re.compile(rf"[{_LATIN}]+|.")
 
 # Marks of Chinese and Japanese, which are as wide as a character.
 _WIDE_MARKS = re.compile("[\u3000-\u3004\u3008-\u3020\u3030\uff00-\uff65]")
@@ -149,6 +154,8 @@ class WordFinder:
 
     def _read(self, text: str) -> list[Span]:
         spans = self._segments.spans(self._num_read)
+        if not spans:
+            return []
         self._num_read += len(spans)
         return _without_space(text, spans)
 
@@ -179,6 +186,8 @@ def _find_dictionary_run(text: str) -> int | None:
     More characters at the end of the text may change all words of the run.
     """
     begin = None
+    if text.isascii():
+        return None
     for index in range(len(text) - 1, -1, -1):
         if _IN_DICTIONARY.match(text[index]):
             begin = index
@@ -192,6 +201,8 @@ def _find_dictionary_run(text: str) -> int | None:
 
 def _divide_into_words(text: str) -> list[int]:
     """Returns the ends of all segments of a text."""
+    if _NOT_LATIN.search(text) is None:
+        return list(accumulate(map(len, _LATIN_SEGMENT.findall(text))))
     pieces = split_word_bounds(text) if _icu is None else _icu.WordBreaker(text, "en")
     return list(accumulate(map(len, pieces)))
 

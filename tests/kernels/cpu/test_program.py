@@ -235,7 +235,7 @@ def test_matmuls_refuse_to_write_where_they_read(precision):
 @pytest.mark.parametrize(("offset", "epsilon"), [(0.0, 1e-5), (0.0, 0.5), (1e4, 1e-5)])
 @pytest.mark.parametrize(("rows", "width"), [(1, 1), (4, 3), (5, 33), (13, 64), (9, 67), (2, 512)])
 def test_layer_norm(rows, width, offset, epsilon, in_place):
-    wide, weight, bias = torch.randn(rows, width + 9) + offset, torch.randn(width), torch.randn(width)
+    wide, weight, bias = torch.randn(rows, width + 9).add_(offset), torch.randn(width), torch.randn(width)
     wide[0] = 0.1 + offset  # only the bias is left
     x = wide[:, 4 : 4 + width]
     x_double = x.double()

@@ -1,7 +1,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sidelight.server.alignment import Link, PharaohError, format_pharaoh, parse_pharaoh
+from sidelight.server.alignment import Link, PharaohError, format_pharaoh, parse_gold, parse_pharaoh
 
 _PAIRS = st.sets(st.tuples(st.integers(0, 30), st.integers(0, 30)))
 
@@ -16,6 +16,12 @@ def test_order_scores_and_repetitions() -> None:
     assert parse_pharaoh(" 3-0\t0-1-0.25  0p1\n3-0 ") == [Link(3, 0, 1.0), Link(0, 1, 1.0)]
     assert parse_pharaoh("0-1-0.25") == [Link(0, 1, 0.25)]
     assert parse_pharaoh("", 0, 0) == []
+
+
+def test_gold_links_are_sure_or_possible() -> None:
+    sure, possible = parse_gold("0-0 1?0 2p3 2-2 1-0", 3, 4)
+    assert [link[:2] for link in sure] == [(0, 0), (1, 0), (2, 2)]
+    assert [link[:2] for link in possible] == [(2, 3)]
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from harness import request, stub
 from sidelight.client import AsyncClient
 from sidelight.client.cli.main import main
-from sidelight.server.api.addresses import Address, AddressError
 from sidelight.server.api.server import Server
+from sidelight.server.api.transport.addresses import Address, AddressError
 from sidelight.server.operations import Security
 
 COMMAND = str(Path(sys.executable).with_name("sidelight"))

@@ -12,16 +12,15 @@ import pytest
 from harness import CROSS, DECODER_SELF, ENCODER_SELF, request, serving, stub, wait_until
 from hostile_clients import ATTRIBUTE, NARROW, REFLECTION, SENTENCE, long_request, reason_of_aio
 from raw_http2 import RawConnection
-from sidelight.server.api import calls as calls_module
 from sidelight.server.engine import output_queue, preemption
 from sidelight.server.engine.engine import EngineConfig
+from sidelight.server.operations import CallLimits
 from sidelight.v1 import attribution_service_pb2_grpc as services
 from sidelight.v1 import text_pb2 as text
 
 
 def test_stalled_readers_are_given_up_and_keep_nobody_out(bundled, engines, monkeypatch):
     """More of them than may wait, of every kind; their memory and their caches are given back."""
-    monkeypatch.setattr(calls_module, "_MAX_STALL_SECONDS", 3.0)
     monkeypatch.setattr(preemption, "_GIVE_BACK_SECONDS", 0.1)
     given_back = []
     give_back = preemption.give_back
@@ -34,7 +33,12 @@ def test_stalled_readers_are_given_up_and_keep_nobody_out(bundled, engines, monk
     ]
     monkeypatch.setattr(output_queue, "CAPACITY", 8192)
     limits = EngineConfig(max_running=4, max_waiting=8, max_preempted=16)
-    with serving(bundled, limits=limits) as address, stub(address) as service, RawConnection(address) as raw:
+    call_limits = CallLimits(reader_timeout=3.0)
+    with (
+        serving(bundled, limits=limits, call_limits=call_limits) as address,
+        stub(address) as service,
+        RawConnection(address) as raw,
+    ):
         for number in range(60):
             raw.call(ATTRIBUTE, messages[number % 4].SerializeToString())
             if number % 4 == 3:
@@ -48,9 +52,8 @@ def test_stalled_readers_are_given_up_and_keep_nobody_out(bundled, engines, monk
         assert list(service.Attribute(messages[0], timeout=60))[-1].HasField("finished")
 
 
-def test_a_reader_that_reads_on_too_late_gets_the_reason(bundled, engines, monkeypatch):
-    monkeypatch.setattr(calls_module, "_MAX_STALL_SECONDS", 1.0)
-    with serving(bundled) as address, RawConnection(address) as raw:
+def test_a_reader_that_reads_on_too_late_gets_the_reason(bundled, engines):
+    with serving(bundled, call_limits=CallLimits(reader_timeout=1.0)) as address, RawConnection(address) as raw:
         stream = raw.call(ATTRIBUTE, long_request(kinds=[CROSS, DECODER_SELF]).SerializeToString())
         wait_until(lambda: engines[0]._admission._states)
         wait_until(lambda: not engines[0]._admission._states)
@@ -59,9 +62,8 @@ def test_a_reader_that_reads_on_too_late_gets_the_reason(bundled, engines, monke
         assert b"grpc-status\x0210" in received  # ABORTED
 
 
-async def test_a_stalled_reader_finds_out_why_it_was_given_up(bundled, engines, monkeypatch):
-    monkeypatch.setattr(calls_module, "_MAX_STALL_SECONDS", 1.0)
-    with serving(bundled) as address:
+async def test_a_stalled_reader_finds_out_why_it_was_given_up(bundled, engines):
+    with serving(bundled, call_limits=CallLimits(reader_timeout=1.0)) as address:
         async with grpc.aio.insecure_channel(address, options=NARROW) as channel:
             call = services.AttributionServiceStub(channel).Attribute(long_request(kinds=[CROSS, DECODER_SELF]))
             await call.read()
@@ -76,13 +78,13 @@ async def test_a_stalled_reader_finds_out_why_it_was_given_up(bundled, engines, 
     assert (raised.value.code(), reason_of_aio(raised.value)) == (grpc.StatusCode.ABORTED, "READER_STALLED")
 
 
-def test_a_stream_of_requests_that_stops_in_the_middle_of_one_has_an_end(bundled, monkeypatch):
+def test_a_stream_of_requests_that_stops_in_the_middle_of_one_has_an_end(bundled):
     """Reflection's: a whole request, and half of the next."""
     from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
 
-    monkeypatch.setattr(calls_module, "_MAX_ARRIVAL_SECONDS", 1.0)
     whole = ServerReflectionRequest(list_services="").SerializeToString()
-    with serving(bundled) as address, RawConnection(address, window=1 << 20) as raw:
+    limits = CallLimits(arrival_timeout=1.0)
+    with serving(bundled, call_limits=limits) as address, RawConnection(address, window=1 << 20) as raw:
         second = b"\x00" + (1000).to_bytes(4, "big") + b"\x12" * 10
         stream = raw.call(REFLECTION, whole + second, of=len(whole))
         received = raw.frames_until_closed(stream)
@@ -90,9 +92,13 @@ def test_a_stream_of_requests_that_stops_in_the_middle_of_one_has_an_end(bundled
         assert b"has not arrived" in received
 
 
-def test_half_a_request_is_not_held_for_ever(bundled, monkeypatch):
-    monkeypatch.setattr(calls_module, "_MAX_ARRIVAL_SECONDS", 1.0)
-    with serving(bundled) as address, contextlib.ExitStack() as stack, stub(address) as service:
+def test_half_a_request_is_not_held_for_ever(bundled):
+    limits = CallLimits(arrival_timeout=1.0)
+    with (
+        serving(bundled, call_limits=limits) as address,
+        contextlib.ExitStack() as stack,
+        stub(address) as service,
+    ):
         ours, health = "/sidelight.v1.AttributionService", "/grpc.health.v1.Health"
         methods = [f"{ours}/{name}" for name in ("Attribute", "GetModel", "ListModels")]
         methods += [f"{health}/{name}" for name in ("Check", "Watch", "List")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import grpc
 import pytest
+from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
@@ -14,6 +15,7 @@ SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.Health
 NAMES = {
     "",
     "sidelight.v1.AttributionService",
+    "inference.GRPCInferenceService",
     "grpc.health.v1.Health",
     "grpc.reflection.v1alpha.ServerReflection",
     "tatoeba-en-de",
@@ -82,4 +84,10 @@ def test_grpcs_own_clients_read_health_and_reflection(bundled_server):
             answer = health.Check(health_pb2.HealthCheckRequest(service=service), timeout=30)
             assert answer.status == health_pb2.HealthCheckResponse.SERVING
         database = ProtoReflectionDescriptorDatabase(channel)
-        assert "sidelight.v1.AttributionService" in database.get_services()
+        names = {"sidelight.v1.AttributionService", "inference.GRPCInferenceService"}
+        assert names <= set(database.get_services())
+        pool = DescriptorPool(database)
+        for name in names:
+            found = pool.FindServiceByName(name)
+            assert found.methods
+            assert all(method.input_type.file.name.startswith("sidelight/") for method in found.methods)

@@ -27,8 +27,7 @@ from sidelight.client import (
     TlsOptions,
     UnauthenticatedError,
 )
-from sidelight.server.api.rpcs import follow
-from sidelight.server.operations import CertificateFiles, Security, TokenFile
+from sidelight.server.operations import CallLimits, CertificateFiles, Security, TokenFile
 
 ENVOY = Path(sys.executable).with_name("envoy")
 CONFIG = yaml.safe_load((DEPLOY / "envoy.yaml").read_text())
@@ -50,8 +49,8 @@ ROUTE = only(only(MANAGER["route_config"]["virtual_hosts"])["routes"])["route"]
 def test_the_server_ends_streams_before_envoy_does():
     """So that clients get a status that says why."""
     assert ROUTE["timeout"] == MANAGER["stream_idle_timeout"] == "0s"
-    assert float(ROUTE["idle_timeout"][:-1]) > follow._MAX_IDLE_SECONDS
-    assert float(ROUTE["max_stream_duration"]["max_stream_duration"][:-1]) > follow._MAX_AGE_SECONDS
+    assert float(ROUTE["idle_timeout"][:-1]) > CallLimits().stream_idle_timeout
+    assert float(ROUTE["max_stream_duration"]["max_stream_duration"][:-1]) > CallLimits().max_stream_age
 
 
 def test_envoy_goes_to_the_service_of_the_manifests():

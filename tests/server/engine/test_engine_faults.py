@@ -21,7 +21,7 @@ from harness import CROSS, DECODER_SELF, ENCODER_SELF, request, serving, stub, w
 from hostile_clients import retry_delay_of
 from memory_lack import MemoryLack
 from raw_http2 import RawConnection
-from sidelight.server.api.addresses import Address
+from sidelight.server.api.transport.addresses import Address
 from sidelight.server.engine import engine as engine_module
 from sidelight.server.engine import engine_core, output_queue
 from sidelight.server.engine.admission import AdmissionQueue

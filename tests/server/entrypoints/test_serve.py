@@ -20,8 +20,8 @@ from damaged_checkpoints import weights
 from harness import wait_until
 from sidelight.client import Client
 from sidelight.client.cli.main import main
-from sidelight.server.api.addresses import Address
 from sidelight.server.api.server import Server
+from sidelight.server.api.transport.addresses import Address
 from sidelight.server.entrypoints import serve
 from sidelight.server.models import loader
 from sidelight.server.models.loader import bundled_model

@@ -6,6 +6,7 @@ import contextlib
 import re
 import socket
 import ssl
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -15,11 +16,12 @@ from typing import cast
 import grpc
 import pytest
 from authorities import Authority, replace
+from follow_driver import FollowDriver
 from harness import CROSS, request, serving, steps_of, stub, wait_until
 from prometheus_client.parser import text_string_to_metric_families
-from sidelight.server.operations import MetricsAddressError, MetricsServer
+from sidelight.server.operations import MetricsAddressError, MetricsServer, metrics_server
 from sidelight.server.operations.metrics import Histogram
-from sidelight.v1 import attribution_service_pb2, text_pb2
+from sidelight.v1 import attention_pb2, attribution_service_pb2, text_pb2
 
 Scrape = Callable[..., float]
 _METHOD = {"grpc_type": "server_stream", "grpc_service": "sidelight.v1.AttributionService", "grpc_method": "Attribute"}
@@ -143,7 +145,9 @@ def test_the_readme_has_each_metric_with_its_labels_and_its_description(observed
         assert text.startswith(family.documentation.rstrip("."))
         if "the same" not in labels:
             expected = {label for sample in family.samples for label in sample.labels} - {"le"}
-            assert {label.strip("`") for label in labels.split(", ")} == (expected or {"model"})
+            assert {label.strip("`") for label in labels.split(", ")} == (
+                expected or {"none" if family.samples else "model"}
+            )
 
 
 def test_buckets_hold_what_is_at_most_their_bound():
@@ -216,3 +220,65 @@ def test_calls_with_a_wrong_token_are_counted_and_no_label_has_a_client(bundled,
     }
     assert counts == {"OK": 1, "Unauthenticated": 1}
     assert "someone" not in text
+
+
+def test_the_time_to_the_first_step_counts_units_and_leaves_out_streams_whose_client_decides(observed, scrape, bundled):
+    count = lambda: scrape("sidelight_time_to_first_step_seconds_count", model=bundled.name)  # noqa: E731
+    before = count()
+    words = request("A dog sleeps.", [CROSS])
+    words.capture.grouping = attention_pb2.GROUPING_WORD
+    with stub(observed.address) as service:
+        finished = list(service.Attribute(words))[-1].finished
+        assert count() == before + 1
+        assert finished.usage.total_time.ToNanoseconds() >= finished.usage.time_to_first_step.ToNanoseconds() > 0
+        driver = FollowDriver(service)
+        driver.add_source("A dog.")
+        driver.add_text("Ein Hund")
+        driver.finish()
+    assert count() == before + 1
+
+
+def test_while_models_are_loaded_a_scrape_gets_the_process_and_that_nothing_serves(scrape):
+    metrics = MetricsServer("127.0.0.1:0")
+    try:
+        with urllib.request.urlopen(metrics.url, timeout=10) as answer:
+            text = answer.read().decode()
+        assert "sidelight_ready 0.0" in text
+        assert "process_resident_memory_bytes" in text
+        assert "grpc_server" not in text
+    finally:
+        metrics.close()
+    assert scrape("sidelight_ready") == 1
+
+
+def test_clients_that_do_not_go_on_are_ended_and_keep_nobody_out(monkeypatch):
+    """Those that say nothing, those that send a byte now and then, and more of them than may connect."""
+    monkeypatch.setattr(metrics_server, "_MAX_SECONDS", 1.0)
+    num_threads = threading.active_count()
+    metrics = MetricsServer("127.0.0.1:0")
+    try:
+        port = int(metrics.url.split(":")[2].split("/")[0])
+        slow = [socket.create_connection(("127.0.0.1", port), timeout=20) for _ in range(60)]
+        assert threading.active_count() <= num_threads + 1 + metrics_server._NUM_THREADS
+        ended: set[int] = set()
+
+        def send_a_byte() -> bool:
+            for index, client in enumerate(slow):
+                with contextlib.suppress(BlockingIOError):
+                    try:
+                        client.setblocking(False)
+                        if index % 2:
+                            client.send(b"G")
+                        if not client.recv(1):
+                            ended.add(index)
+                    except (ConnectionError, BrokenPipeError):
+                        ended.add(index)
+            return len(ended) == len(slow)
+
+        wait_until(send_a_byte)
+        with urllib.request.urlopen(metrics.url, timeout=20) as answer:
+            assert b"sidelight_ready" in answer.read()
+    finally:
+        metrics.close()
+        for client in slow:
+            client.close()

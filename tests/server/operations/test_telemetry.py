@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 from otlp_collector import collecting
+from sidelight.client import AsyncClient, Client
 from sidelight.server.operations import Telemetry, make_telemetry
 from sidelight.server.runner.model_runner import ModelRunner
 from sidelight.v1 import attribution_service_pb2, text_pb2
@@ -205,3 +207,25 @@ def test_without_an_endpoint_there_is_no_telemetry(monkeypatch):
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
     monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
     assert make_telemetry("1.2") is None
+
+
+def test_a_call_of_the_python_client_is_below_the_span_of_its_caller(recorded):
+    """Of both clients, and without a span none is claimed."""
+
+    async def attribute() -> None:
+        async with AsyncClient(recorded.address) as client:
+            await client.attribute("A dog.").result()
+
+    tracer = TracerProvider().get_tracer("caller")
+    with tracer.start_as_current_span("caller") as caller:
+        with Client(recorded.address) as client:
+            client.attribute("A dog.").result()
+            client.get_model()
+        asyncio.run(attribute())
+    with Client(recorded.address) as client:
+        client.list_models()
+    wait_until(lambda: sum(span.kind is SpanKind.SERVER for span in recorded.exporter.get_finished_spans()) == 4)
+    *below, alone = [span for span in recorded.exporter.get_finished_spans() if span.kind is SpanKind.SERVER]
+    assert [span.parent.span_id for span in below] == [caller.get_span_context().span_id] * 3
+    assert {span.context.trace_id for span in below} == {caller.get_span_context().trace_id}
+    assert alone.parent is None

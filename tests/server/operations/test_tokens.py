@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 
 import pytest
 from authorities import replace
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from sidelight.server.operations import Identity, TokenFile
 from sidelight.server.operations.tokens import TokenFileError
 
@@ -97,3 +100,25 @@ def test_what_is_wrong_in_a_file_is_named_without_its_tokens(tmp_path, text, sai
         TokenFile(write(tmp_path / "tokens", text))
     assert str(raised.value).startswith(f"{tmp_path}/tokens: {said}")
     assert "secret" not in str(raised.value)
+
+
+# Tokens as people have them, with dots where JSON Web Tokens have them, alone or within a longer name.
+_SECRETS = st.from_regex(r"[A-Za-z0-9._~+/-]{16,60}={0,2}", fullmatch=True)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(secret=_SECRETS, before=st.sampled_from(["", " ", "Bearer ", "ä"]), key=st.sampled_from(["tokens", "limit"]))
+def test_no_part_of_a_name_that_may_be_a_token_is_shown(tmp_path_factory, caplog, secret, before, key):
+    """Where a token stands as a client's name, or as a key: in the error at the start, and in the log afterwards."""
+    path = tmp_path_factory.getbasetemp() / "tokens-of-names"
+    name = json.dumps(before + secret)
+    parts = [part for part in secret.split(".") if len(part) >= 6]
+    expired = f"[{name}]\ntokens = ['{FIRST}']\nexpires = 2020-01-01T00:00:00Z\n"
+    caplog.clear()
+    TokenFile(write(path, expired))
+    for text in (f"[{name}]\n{key} = 5\n", f"[web]\n{name} = 5\n", f"[{name}]\ntokens = ['x']\n", f"{name} = 3\n"):
+        with pytest.raises(TokenFileError) as raised:
+            TokenFile(write(path, text))
+        said = str(raised.value).removeprefix(str(path)) + caplog.text.replace(str(path), "")
+        assert secret not in said
+        assert not [part for part in parts if part in said and part not in "tokens"]

@@ -24,6 +24,7 @@ from ...enums import (
     OFFSET_UNITS,
     ROWS,
     SYMMETRIZATIONS,
+    head_source_of,
     number_of,
 )
 from ..units import read_offset
@@ -269,7 +270,7 @@ def find_head_source(message: service_pb.AlignRequest, loaded: ModelInfo) -> ser
     """Returns where the heads of a request come from."""
     if message.heads.WhichOneof("selection") in ("list", "layers"):
         return service_pb.HEAD_SOURCE_REQUEST
-    return service_pb.HEAD_SOURCE_DEFAULT if loaded.alignment is None else service_pb.HEAD_SOURCE_CALIBRATION
+    return head_source_of(loaded.alignment)
 
 
 def check_links_model(loaded: ModelInfo, field: str) -> None:

@@ -34,7 +34,7 @@ def make_linker(options: service_pb.LinkOptions, loaded: ModelInfo, *, is_live: 
     """Returns the linker of a model. Raises RequestError for a feature that cannot be had.
 
     `is_live` is for words that are linked while a target grows: then the encoder cannot read the target. What
-    calibration has chosen goes without this feature.
+    calibration has chosen for words without this feature is used then.
     """
     preset = loaded.link_preset
     features: list[LinkFeature] = [LINK_FEATURES[feature] for feature in options.features]
@@ -42,7 +42,8 @@ def make_linker(options: service_pb.LinkOptions, loaded: ModelInfo, *, is_live: 
         problem = "goes with Align: links of Attribute have no states of the target"
         raise invalid(f"link_options.features[{features.index('encoder_states')}]", "CONTRADICTION", problem)
     if is_live and not features:
-        features = [feature for feature in preset.weights if feature != "encoder_states"] or ["attention"]
+        weights = preset.decision(has_states=False).weights
+        features = [feature for feature in weights if feature != "encoder_states"] or ["attention"]
     for index, feature in enumerate(features):
         if feature == "lexicon" and preset.lexicon is None:
             problem = f"needs a lexicon, and the calibration of {loaded.name} has none"

@@ -5,7 +5,7 @@ from sidelight.server.alignment.calibration.cross_validation import cross_valida
 
 def _counts(common: np.ndarray) -> np.ndarray:
     """Pairs with ten links, ten reference links, and so many in common."""
-    return np.stack([np.full_like(common, 10), np.full_like(common, 10), common], -1)
+    return np.stack([np.full_like(common, 10), np.full_like(common, 10), common, common], -1)
 
 
 def test_a_pair_is_counted_by_the_way_that_is_best_on_the_other_folds() -> None:

@@ -8,12 +8,14 @@ from sidelight.server.alignment import (
     PRESET_FILE,
     AlignmentHead,
     Lexicon,
+    Linker,
     PresetError,
     WordedText,
     read_preset,
     write_preset,
 )
 from sidelight.server.alignment.calibration import NUM_STEPS, STATES_WEIGHTS, MeasuredPair, choose_preset
+from sidelight.server.alignment.word_scores import WordScores
 from sidelight.server.text import Token
 
 
@@ -92,6 +94,10 @@ def test_encoder_states_are_used_only_where_they_lower_the_error_clearly(are_goo
         assert preset.weights["encoder_states"] in STATES_WEIGHTS
         assert with_states < without - 0.1
         assert preset.figures.error_rate < without - 0.1
+        # Links that are made without the states are decided as without a choice of the states.
+        alone = choose_preset([replace(pair, encoder_states=None) for pair in pairs], None, "truth")
+        assert preset.without_states == alone.decision(has_states=True)
+        assert alone.without_states is None
     else:
         unmeasured = [replace(pair, encoder_states=None) for pair in pairs]
         expected = choose_preset(unmeasured, None, "truth")
@@ -101,11 +107,29 @@ def test_encoder_states_are_used_only_where_they_lower_the_error_clearly(are_goo
 
 
 def test_figures_of_encoder_states_are_kept_in_the_file(tmp_path: Path) -> None:
-    pairs = [replace(pair, encoder_states=pair.reference / 2) for pair in _pairs(20, (0, 1))]
+    pairs = [
+        replace(pair, rows=dict.fromkeys(pair.rows, pair.rows["predicting"]), encoder_states=pair.reference / 2)
+        for pair in _pairs(30, (0, 1))
+    ]
     preset = choose_preset(pairs, None, "truth")
     write_preset(preset, tmp_path / PRESET_FILE)
     fields = json.loads((tmp_path / PRESET_FILE).read_text())
+    assert preset.without_states is not None
     assert read_preset(fields, tmp_path, 2, 3) == preset
+    live = Linker(preset, features=list(preset.without_states.weights))
+    alone = Linker(replace(preset, **vars(preset.without_states), without_states=None))
+    assert (live.method, live.has_encoder_states) == (alone.method, False)
+    scores = WordScores(np.full((1, 20), 0.0, np.float32), np.zeros(20, np.float32))
+    scores.scores[0] = np.linspace(0, 1, 20)
+    assert live.decide(scores) == alone.decide(scores)
+    for field, value, problem in (
+        ("weights", {"encoder_states": 0.5}, r"without_states\.weights\.encoder_states contradicts"),
+        ("weights", {"lexicon": 0.5}, r"without_states\.weights\.lexicon needs a lexicon"),
+        ("method", "best", r"without_states\.method must be one of"),
+    ):
+        broken = {**fields, "without_states": {**fields["without_states"], field: value}}
+        with pytest.raises(PresetError, match=problem):
+            read_preset(broken, tmp_path, 2, 3)
     fields["figures"]["states_error_rates"] = [0.5]
     with pytest.raises(PresetError, match=r"figures\.states_error_rates must be two numbers or null"):
         read_preset(fields, tmp_path, 2, 3)

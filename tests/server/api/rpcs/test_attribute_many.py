@@ -20,6 +20,7 @@ from sidelight.server.api.rpcs import attribute_many as many_module
 from sidelight.server.api.server import Server
 from sidelight.server.engine import output_queue
 from sidelight.server.engine.engine import EngineConfig
+from sidelight.server.operations import CallLimits
 from sidelight.v1 import attribution_service_pb2 as pb
 from sidelight.v1 import attribution_service_pb2_grpc as services
 from sidelight.v1 import text_pb2 as text
@@ -223,8 +224,6 @@ def test_what_is_no_message_ends_the_stream(bundled_server):
 
 def test_a_reader_that_stalls_holds_up_its_own_stream_only(bundled, engines, monkeypatch):
     """The server reads no further request, holds a bounded number of outputs, and gives the stream up in the end."""
-    monkeypatch.setattr(calls_module, "_MAX_STALL_SECONDS", 4.0)
-    monkeypatch.setattr(many_module, "MAX_TEXTS_PER_STREAM", 12)
     monkeypatch.setattr(output_queue, "CAPACITY", 16 * 1024)
     started = []
     start = many_module._ManyStream._start
@@ -236,7 +235,13 @@ def test_a_reader_that_stalls_holds_up_its_own_stream_only(bundled, engines, mon
         b"\x00" + len(data).to_bytes(4, "big") + data for data in (m.SerializeToString() for m in messages)
     )
     limits = EngineConfig(max_running=4, max_waiting=64)
-    with serving(bundled, limits=limits) as address, stub(address) as service, RawConnection(address) as raw:
+    call_limits = CallLimits(reader_timeout=4.0, max_texts_per_stream=12)
+    with (
+        serving(bundled, limits=limits, call_limits=call_limits) as address,
+        stub(address) as service,
+        RawConnection(address) as raw,
+    ):
+        assert service.GetModel(pb.GetModelRequest(), timeout=60).model.limits.max_texts_per_stream == 12
         first = len(messages[0].SerializeToString())
         raw.call(MANY, framed[5:], of=first)
         wait_until(lambda: any(state.queue.is_full for state in engines[0]._admission._states))
@@ -267,9 +272,8 @@ def test_the_client_of_a_stalled_stream_comes_after_others(bundled, engines, mon
 
 
 async def test_a_stream_may_wait_for_its_next_text_but_not_for_its_first(bundled, monkeypatch):
-    monkeypatch.setattr(calls_module, "_MAX_ARRIVAL_SECONDS", 0.5)
     monkeypatch.setattr(calls_module, "_MAX_IDLE_STREAMS", 1)
-    with serving(bundled) as address:
+    with serving(bundled, call_limits=CallLimits(arrival_timeout=0.5)) as address:
         async with grpc.aio.insecure_channel(address) as channel:
             service = services.AttributionServiceStub(channel)
             silent = service.AttributeMany()

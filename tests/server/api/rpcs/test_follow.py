@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 
 import grpc
 import pytest
@@ -21,6 +22,7 @@ from hostile_clients import reason_of_aio
 from sidelight.server.api.rpcs import follow
 from sidelight.server.api.server import Server
 from sidelight.server.engine.engine import EngineConfig
+from sidelight.server.operations import CallLimits, ModelLimits
 from sidelight.v1 import attribution_service_pb2_grpc as services
 
 SENTENCE = "Where did you buy that old book?"
@@ -44,9 +46,8 @@ def test_a_broken_stream_loses_only_itself(service):
     assert_as_given(service, healthy.stretches)
 
 
-def test_cancelled_streams_leave_nothing(bundled, engines, monkeypatch):
-    monkeypatch.setattr(follow, "MAX_FOLLOW_STREAMS", 2)
-    with serving(bundled) as address, stub(address) as service:
+def test_cancelled_streams_leave_nothing(bundled, engines):
+    with serving(replace(bundled, limits=ModelLimits(max_follow_streams=2))) as address, stub(address) as service:
         drivers = [FollowDriver(service) for _ in range(2)]
         for driver in drivers:
             driver.add_source(SENTENCE)
@@ -70,9 +71,8 @@ def can_follow(service) -> bool:
 
 def test_silent_streams_keep_nobody_out(bundled, monkeypatch):
     """The stream whose client has sent nothing for longest gives its place, with or without a source."""
-    monkeypatch.setattr(follow, "MAX_FOLLOW_STREAMS", 2)
     monkeypatch.setattr(follow, "_MIN_IDLE_SECONDS", 0.2)
-    with serving(bundled) as address, stub(address) as service:
+    with serving(replace(bundled, limits=ModelLimits(max_follow_streams=2))) as address, stub(address) as service:
         silent, live = FollowDriver(service), FollowDriver(service)
         live.add_source(SENTENCE)
         time.sleep(0.3)
@@ -86,11 +86,10 @@ def test_silent_streams_keep_nobody_out(bundled, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("limit", "reason"), [("_MAX_IDLE_SECONDS", "CLIENT_SILENT"), ("_MAX_AGE_SECONDS", "STREAM_TOO_OLD")]
+    ("limit", "reason"), [("stream_idle_timeout", "CLIENT_SILENT"), ("max_stream_age", "STREAM_TOO_OLD")]
 )
-def test_streams_do_not_wait_for_ever(bundled_server, monkeypatch, limit, reason):
-    monkeypatch.setattr(follow, limit, 0.3)
-    with stub(bundled_server) as service:
+def test_streams_do_not_wait_for_ever(bundled, limit, reason):
+    with serving(bundled, call_limits=CallLimits(**{limit: 0.3})) as address, stub(address) as service:
         driver = FollowDriver(service)
         driver.add_source(SENTENCE)
         with pytest.raises(grpc.RpcError) as raised:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from harness import serving
 from sidelight.client import Capture, Client, Contrast, Decoding, InvalidArgumentError, ResourceExhaustedError
-from sidelight.server.api.validation import capture, contrast
+from sidelight.server.api.validation import contrast
+from sidelight.server.operations import ModelLimits
 
 SOURCE, OTHER = "He is my friend.", "She is my friend."
 TARGET = "Er ist mein Freund."  # six tokens
@@ -100,17 +102,15 @@ def test_prompts_of_different_lengths_cannot_be_subtracted(zoo):
     assert raised.value.field == "contrast.source"
 
 
-def test_both_contexts_count_in_the_size(client, monkeypatch):
+def test_both_contexts_count_in_the_size(bundled):
     """Float32 and all positions, whatever is sent: the difference is computed before it is encoded."""
     few = Capture(kinds=("cross",), top_k=1, encoding="float16")
     one = 6 * 7 * 12 * 4  # steps, positions, heads, bytes
-    source = client.attribute(SOURCE, target=TARGET, contrast=SUBTRACTED, capture=few).result().source
-    assert len(source) == 6
-    monkeypatch.setattr(capture, "MAX_PASS_BYTES", one)
-    assert client.attribute(SOURCE, target=TARGET, capture=few).result().text
-    with pytest.raises(ResourceExhaustedError) as raised:
-        client.attribute(SOURCE, target=TARGET, contrast=SUBTRACTED, capture=few).result()
-    assert raised.value.field == "capture"
+    with serving(replace(bundled, limits=ModelLimits(max_pass_bytes=one))) as address, Client(address) as client:
+        assert len(client.attribute(SOURCE, target=TARGET, capture=few).result().source) == 6
+        with pytest.raises(ResourceExhaustedError) as raised:
+            client.attribute(SOURCE, target=TARGET, contrast=SUBTRACTED, capture=few).result()
+    assert (raised.value.field, raised.value.reason) == ("capture", "CAPTURE_TOO_LARGE")
 
 
 @pytest.mark.parametrize("limit", ["MAX_PASS_TOKENS", "MAX_LOGITS_BYTES"])

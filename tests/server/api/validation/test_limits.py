@@ -5,7 +5,7 @@ from __future__ import annotations
 import grpc
 import pytest
 from harness import request, serving, stub
-from hostile_clients import INVALID
+from hostile_clients import INVALID, reason_of_aio
 from model_zoo import build_model
 from sidelight.server.models.loader import load
 from sidelight.v1 import attribution_service_pb2 as pb
@@ -64,6 +64,19 @@ def test_a_request_is_refused_before_it_is_tokenized(bundled, chat_model, monkey
                         patch.setattr(loaded.tokenizer, "_encode", lambda *_, **__: tokenized.append(1) or 1 / 0)
                 error = refusal(service, message)
             assert (error.code(), error.details().split(": ")[0]) == (INVALID, field)
+        assert not tokenized
+
+
+def test_a_prompt_that_a_chat_template_makes_too_long_is_not_tokenized(chat_model, monkeypatch):
+    template = "{% for m in messages %}{% for i in range(m['content'] | int) %}abcdefgh{% endfor %}{% endfor %}"
+    with monkeypatch.context() as patch, serving(chat_model) as address, stub(address) as service:
+        patch.setattr(chat_model.tokenizer._tokenizer, "chat_template", template)
+        max_bytes = service.GetModel(pb.GetModelRequest(), timeout=60).model.limits.max_source_bytes
+        tokenized = []
+        patch.setattr(chat_model.tokenizer, "_encode", lambda *_, **__: tokenized.append(1) or 1 / 0)
+        error = refusal(service, chat(str(max_bytes // 8 + 1)))
+        assert (error.code(), reason_of_aio(error)) == (INVALID, "TEXT_TOO_LONG")
+        assert error.details().startswith("source.chat: becomes ")
         assert not tokenized
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -122,6 +124,29 @@ def test_common_texts_that_grow_are_divided_as_the_whole_text(segmentation, text
         segments.grow(text[:length])
     segments.finish(text)
     assert [end for _, end in segments.spans()] == words._DIVIDE[segmentation](text)
+
+
+_LATIN = "".join(map(chr, range(0x30, 0x24F + 1)))
+
+
+@pytest.mark.usefixtures("library")
+def test_latin_texts_are_divided_as_the_library_divides_them():
+    """Most texts are divided without the library."""
+    divided: dict[str, list[int]] = {}
+
+    @settings(max_examples=400, deadline=None, derandomize=True)
+    @given(st.text(st.sampled_from("aZ1  .,!?'") | st.sampled_from(_LATIN), max_size=12))
+    def divide(text):
+        divided[text] = words._DIVIDE["word"](text)
+
+    divide()
+    for character in _LATIN:
+        divided[f"a{character}1"] = words._DIVIDE["word"](f"a{character}1")
+    assert sum(words._NOT_LATIN.search(text) is None for text in divided) > 100
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(words, "_NOT_LATIN", re.compile(""))
+        for text, ends in divided.items():
+            assert words._DIVIDE["word"](text) == ends, text
 
 
 @pytest.mark.usefixtures("library")

@@ -1,0 +1,207 @@
+// The page: its modes, its texts and its state. `pane` has one translation, `live` and `markup` the other modes.
+
+import { $, debounce, element, option } from "./dom.js";
+import { addExports } from "./exports.js";
+import { Live } from "./live.js";
+import { MarkupView } from "./markup.js";
+import { Pane } from "./pane.js";
+import { Picks } from "./picks.js";
+import { readState, stateLink } from "./state.js";
+import { startTheme } from "./theme.js";
+
+const EXAMPLES = {
+  translate: "Where did you buy that old book?",
+  compare: "Where did you buy that old book?",
+  live: "",
+  markup: "My <b>sister</b> is learning <i>German</i> this year.",
+};
+const TITLES = { translate: "Translate", compare: "Compare", live: "Translate as I type", markup: "Translate with markup" };
+
+const state = readState();
+const texts = { ...EXAMPLES };
+if (state.text) texts[state.mode] = state.text;
+if (!(state.mode in EXAMPLES)) state.mode = "translate";
+let models = [];
+
+const fail = ({ message, field }) => {
+  $("error").textContent = field && !message.startsWith(field) ? `${field}: ${message}` : message;
+  $("source").toggleAttribute("aria-invalid", /^(source|text)/.test(field));
+};
+const settings = () => state;
+const changed = () => {
+  const running = shownPanes().some((pane) => pane.isRunning) || live.isRunning || markup.isRunning;
+  $("stop").disabled = !running;
+  $("status").textContent = running ? "Writing …" : models.length ? "Ready" : "";
+  document.body.classList.toggle("running", running);
+  state.pins = [...first.pinned].join(".");
+  exports.offer(main());
+};
+
+const first = new Pane({ title: "Target", settings, changed: () => changed(), fail });
+const second = new Pane({ title: "Compared with", settings, changed: () => changed(), fail });
+const live = new Live({ settings, changed: () => changed(), fail });
+const markup = new MarkupView({ changed: () => changed(), fail });
+const main = () => (state.mode === "live" ? live.pane : first);
+const shownPanes = () => (state.mode === "compare" ? [first, second] : state.mode === "translate" ? [first] : []);
+const picks = new Picks($("picks"), state, {
+  ask: () => run(),
+  show: () => [first, second, live.pane].forEach((pane) => pane.pick()),
+  view: () => [first, second, live.pane].forEach((pane) => pane.view()),
+});
+const exports = addExports(picks.tools, { pane: main, settings, link: () => stateLink({ ...state, text: $("source").value }) });
+
+// What the second pane of a comparison has: another model, or a target that is given.
+const given = element("textarea", { id: "given", rows: 2, dir: "auto", spellcheck: "false", placeholder: "A target of your own; empty: the model writes it" });
+const secondModel = element("select", { id: "model2" });
+const comparison = element(
+  "div",
+  { class: "card-head comparison" },
+  element("label", { class: "field" }, "Model", secondModel),
+  element("label", { class: "field grow" }, "Given target", given),
+);
+
+const byName = (name) => models.find((model) => model.name === name) ?? models.find((model) => model.default) ?? models[0];
+
+function request(model) {
+  return {
+    task: "attribute",
+    source: $("source").value,
+    model,
+    source_language: state.from,
+    target_language: state.to,
+    ...picks.request,
+    links: byName(model).encoderDecoder && picks.values.kind === "cross",
+  };
+}
+
+function run() {
+  $("error").textContent = "";
+  $("source").removeAttribute("aria-invalid");
+  [first, second, live, markup].forEach((view) => view.stop());
+  texts[state.mode] = $("source").value;
+  if (!models.length) return;
+  if (state.mode === "live") live.run($("source").value, { model: state.model, ...picks.request, words: Number($("words").value) });
+  else if (!$("source").value.trim()) [first, second, markup].forEach((view) => view.clear());
+  else if (state.mode === "markup") markup.run({ task: "align", source: $("source").value, model: state.model, markup: "html", source_language: state.from, target_language: state.to });
+  else {
+    first.run(request(state.model));
+    if (state.mode === "compare") {
+      const other = request(state.model2);
+      second.run(state.target ? { ...other, target: state.target } : other);
+    }
+  }
+}
+
+// Offers the models, their languages and their limits.
+function showModel() {
+  const model = byName(state.model);
+  if (!model) return;
+  state.model = model.name;
+  $("model").value = model.name;
+  picks.offer(model);
+  for (const node of document.querySelectorAll('[data-for="languages"]')) node.hidden = !model.languages.length;
+  count();
+}
+
+function count() {
+  const bytes = new TextEncoder().encode($("source").value).length, most = byName(state.model)?.maxSourceBytes;
+  $("count").textContent = most ? `${bytes.toLocaleString("en")} / ${most.toLocaleString("en")} bytes` : "";
+  $("count").classList.toggle("over", Boolean(most) && bytes > most);
+}
+
+function showMode(mode) {
+  texts[state.mode] = $("source").value;
+  [first, second, live, markup].forEach((view) => view.stop());
+  state.mode = mode;
+  for (const tab of document.querySelectorAll('[role="tab"]')) {
+    const chosen = tab.id === `tab-${mode}`;
+    tab.setAttribute("aria-selected", String(chosen));
+    tab.tabIndex = chosen ? 0 : -1;
+  }
+  $("main").setAttribute("aria-labelledby", `tab-${mode}`);
+  $("source").value = texts[mode];
+  $("source-label").textContent = mode === "markup" ? "HTML" : "Source";
+  $("run").textContent = TITLES[mode];
+  $("run").hidden = mode === "live";
+  document.body.dataset.mode = mode;
+  for (const node of document.querySelectorAll('[data-for="live"]')) node.hidden = mode !== "live";
+  const views = { translate: [first], compare: [first, second], live: [live], markup: [markup] }[mode];
+  $("targets").replaceChildren(...views.map((view) => view.card));
+  $("views").replaceChildren(...views.map((view) => view.stage));
+  if (mode === "compare") second.card.prepend(comparison);
+  $("picks").hidden = mode === "markup";
+  views.forEach((view) => view.view?.());
+  run();
+}
+
+async function start() {
+  startTheme(() => [first, second, live.pane].forEach((pane) => pane.attention && pane.pick()));
+  $("source").value = texts[state.mode];
+  const response = await fetch("/models");
+  const answer = await response.json().catch(() => ({ message: "the page's own server does not answer" }));
+  if (!response.ok) {
+    fail(answer);
+    return;
+  }
+  models = answer.filter((model) => model.readsText);
+  for (const select of [$("model"), secondModel]) select.replaceChildren(...models.map(({ name }) => option(name, name)));
+  state.model2 = byName(state.model2 || models.find(({ name }) => name !== byName(state.model)?.name)?.name)?.name ?? "";
+  secondModel.value = state.model2;
+  given.value = state.target;
+  $("source-language").value = state.from;
+  $("target-language").value = state.to;
+  showModel();
+  const pins = state.pins.split(".").filter(Boolean).map(Number);
+  showMode(state.mode);
+  if (pins.length) first.pinned = new Set(pins);
+  listen();
+}
+
+function listen() {
+  const soon = debounce(100, run);
+  $("source").addEventListener("input", () => {
+    count();
+    if (state.mode === "live") live.type($("source").value);
+    else soon();
+  });
+  $("source").addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) run();
+  });
+  addEventListener("keydown", (event) => event.key === "Escape" && stop());
+  given.addEventListener("input", () => {
+    state.target = given.value;
+    soon();
+  });
+  const stop = () => [first, second, live, markup].forEach((view) => view.stop());
+  $("stop").addEventListener("click", stop);
+  $("run").addEventListener("click", run);
+  $("model").addEventListener("change", () => {
+    state.model = $("model").value;
+    showModel();
+    run();
+  });
+  secondModel.addEventListener("change", () => {
+    state.model2 = secondModel.value;
+    run();
+  });
+  $("words").addEventListener("change", run);
+  for (const [id, name] of [["source-language", "from"], ["target-language", "to"]])
+    $(id).addEventListener("change", () => {
+      state[name] = $(id).value.trim();
+      run();
+    });
+  const tabs = [...document.querySelectorAll('[role="tab"]')];
+  tabs.forEach((tab, index) => {
+    tab.addEventListener("click", () => showMode(tab.id.slice(4)));
+    tab.addEventListener("keydown", (event) => {
+      const by = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+      const next = by && tabs[(index + by + tabs.length) % tabs.length];
+      if (next) {
+        next.focus();
+        showMode(next.id.slice(4));
+      }
+    });
+  });
+}
+
+start();

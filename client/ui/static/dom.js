@@ -1,0 +1,76 @@
+// Small helpers for the document. Texts only ever become text nodes.
+
+export const $ = (id) => document.getElementById(id);
+
+// Makes an element. `properties` are attributes, but for `text`, `on` (listeners) and `data`.
+export function element(name, properties = {}, ...children) {
+  const node = document.createElement(name);
+  for (const [key, value] of Object.entries(properties)) {
+    if (key === "text") node.textContent = value;
+    else if (key === "on") for (const [event, listener] of Object.entries(value)) node.addEventListener(event, listener);
+    else if (key === "data") Object.assign(node.dataset, value);
+    else if (key.startsWith("aria-") && value !== undefined) node.setAttribute(key, String(value));
+    else if (value === true) node.setAttribute(key, "");
+    else if (value !== false && value !== undefined && value !== null) node.setAttribute(key, String(value));
+  }
+  node.append(...children);
+  return node;
+}
+
+export const svgElement = (name, attributes = {}, ...children) => {
+  const node = document.createElementNS("http://www.w3.org/2000/svg", name);
+  for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, String(value));
+  node.append(...children);
+  return node;
+};
+
+const RTL = /[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc]/u;
+const STRONG = /[\p{L}]/u;
+
+// The direction of a text: that of its first letter.
+export function direction(text) {
+  for (const character of text.slice(0, 400))
+    if (STRONG.test(character)) return RTL.test(character) ? "rtl" : "ltr";
+  return "ltr";
+}
+
+// A text to be shown: characters that control, or that turn the direction of what stands beside them, are visible.
+export const visible = (text) => text.replace(/[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u202a-\u202e\u2066-\u2069]/g, "\ufffd");
+
+export const percent = (share) => (share > 0.9995 ? "100%" : `${(100 * share).toFixed(share < 0.0995 ? 1 : 0)}%`);
+
+export function debounce(wait, call) {
+  let timer = 0;
+  return (...values) => {
+    clearTimeout(timer);
+    timer = setTimeout(() => call(...values), wait);
+  };
+}
+
+// Calls at most once for each frame that the browser draws.
+export function onFrame(call) {
+  let asked = false;
+  return () => {
+    if (asked) return;
+    asked = true;
+    requestAnimationFrame(() => {
+      asked = false;
+      call();
+    });
+  };
+}
+
+export function option(value, text) {
+  const node = element("option", { text });
+  node.value = value;
+  return node;
+}
+
+export function download(name, data, type) {
+  const url = URL.createObjectURL(data instanceof Blob ? data : new Blob([data], { type }));
+  const link = element("a", { href: url, download: name });
+  document.body.append(link);
+  link.click();
+  link.remove();
+  setTimeout(() => URL.revokeObjectURL(url), 10_000);
+}

@@ -1,0 +1,83 @@
+// A text as words: each can be hovered, focused (arrow keys move) and pinned. The confidence of a word is the underline.
+
+import { element, percent, visible } from "./dom.js";
+
+export class Words {
+  // `look(word | null)` is called where a word is hovered or focused, `pick(word)` where it is clicked.
+  constructor({ label, look, pick }) {
+    this.box = element("p", { class: "words", dir: "auto", role: "group", "aria-label": label });
+    this.words = []; // {node, members, probabilities}
+    this.look = look;
+    const of = (event) => this.words.findIndex(({ node }) => node === event.target.closest(".word"));
+    this.box.addEventListener("pointerover", (event) => look(of(event) < 0 ? null : of(event)));
+    this.box.addEventListener("pointerleave", () => look(null));
+    this.box.addEventListener("focusin", (event) => look(of(event)));
+    this.box.addEventListener("focusout", () => look(null));
+    this.box.addEventListener("click", (event) => of(event) >= 0 && pick(of(event)));
+    this.box.addEventListener("keydown", (event) => this.#move(event, of(event), pick));
+  }
+
+  clear() {
+    this.words = [];
+    this.box.replaceChildren();
+  }
+
+  // Adds a token: `text` as it stands in the text, with its spaces.
+  add(index, text, { joined, special, label }, probability) {
+    if (special) return;
+    let word = this.words.at(-1);
+    text = visible(text);
+    const rest = text.trimStart(), space = text.slice(0, text.length - rest.length);
+    if (!word || !joined) {
+      if (space || this.words.length === 0) this.box.append(space);
+      const node = element("span", { class: "word", role: "button", tabindex: this.words.length ? -1 : 0, text: "" });
+      this.box.append(node);
+      word = { node, members: [], probabilities: [] };
+      this.words.push(word);
+    }
+    word.members.push(index);
+    word.node.append(word.node.textContent || !space ? text : rest);
+    if (probability !== undefined && probability !== null) {
+      word.probabilities.push(probability);
+      const mean = word.probabilities.reduce((a, b) => a + b, 0) / word.probabilities.length;
+      word.confidence = mean;
+      word.node.dataset.confidence = mean < 0.4 ? "low" : mean < 0.7 ? "middle" : "high";
+      word.node.setAttribute("aria-label", `${word.node.textContent}, confidence ${percent(mean)}`);
+    }
+    word.label = word.node.textContent || label;
+  }
+
+  // Colours words: `shares` are numbers of 0 to 1 by word; null: no colours.
+  tint(shares) {
+    this.words.forEach((word, index) => {
+      const share = Math.min(20, Math.round(20 * (shares?.[index] ?? 0))); // in steps, so that few words change
+      if (share === word.share) return;
+      word.share = share;
+      word.node.style.setProperty("--share", `${5 * share}%`);
+      word.node.classList.toggle("strong", share > 12);
+    });
+  }
+
+  mark(index) {
+    this.words[this.marked]?.node.classList.remove("here");
+    this.words[index]?.node.classList.add("here");
+    this.marked = index;
+  }
+
+  pale(from) {
+    this.words.forEach(({ node, members }) => node.classList.toggle("later", members[0] >= from));
+  }
+
+  #move(event, index, pick) {
+    const rtl = getComputedStyle(this.box).direction === "rtl" ? -1 : 1;
+    const to = { ArrowRight: index + rtl, ArrowLeft: index - rtl, Home: 0, End: this.words.length - 1 }[event.key];
+    if (event.key === "Enter" || event.key === " ") pick(index);
+    else if (to === undefined || !this.words[to]) return;
+    else {
+      this.words[index]?.node.setAttribute("tabindex", -1);
+      this.words[to].node.setAttribute("tabindex", 0);
+      this.words[to].node.focus();
+    }
+    event.preventDefault();
+  }
+}

@@ -1,0 +1,171 @@
+"""The live page in Chromium: from a keystroke to the first drawn row, frames a second, and the bytes of the page.
+
+Keystrokes are measured with the bundled model. Frames are counted while a model with random weights writes a text of
+1,000 tokens about a source of as many, with all its heads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import transformers as tf
+from playwright.sync_api import Page, expect, sync_playwright
+from rich.console import Console
+from rich.table import Table
+from sidelight.server.models.loader import LoadedModel, bundled_model, load
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
+from harness import serving
+from model_zoo import Family, build_model, seq2seq
+
+TOKENS = 1000
+WAIT = 240_000
+
+# The frames that the browser draws, and when the heatmap has its first line.
+_WATCH = """() => {
+  window.frames_ = [];
+  const tick = (time) => { window.frames_.push(time); requestAnimationFrame(tick); };
+  requestAnimationFrame(tick);
+}"""
+_TYPE = """(text) => new Promise((done) => {
+  const box = document.getElementById("source"), canvas = document.querySelector(".map-canvas");
+  let isOver = false; // the text before
+  const words = new MutationObserver((changes) => (isOver ||= changes.some(({ removedNodes }) => removedNodes.length)));
+  words.observe(document.querySelector(".target .words"), { childList: true });
+  const watcher = new MutationObserver(() => {
+    if (!isOver || !/: [1-9]/.test(canvas.getAttribute("aria-label"))) return;
+    watcher.disconnect();
+    words.disconnect();
+    done(performance.now() - begin);
+  });
+  canvas.setAttribute("aria-label", "");
+  watcher.observe(canvas, { attributes: true });
+  box.value = text;
+  const begin = performance.now();
+  box.dispatchEvent(new Event("input", { bubbles: true }));
+})"""
+
+
+def long_model() -> tuple[Any, Any]:
+    """A model that writes until its positions are full: 3 layers of 4 heads, as the bundled model has."""
+    tokenizer = tf.AutoTokenizer.from_pretrained(bundled_model())
+    model, _ = seq2seq(
+        tf.MarianConfig,
+        tf.MarianMTModel,
+        tokenizer,
+        vocab_size=6001,
+        decoder_start_token_id=6000,
+        scale_embedding=True,
+        decoder_attention_heads=4,
+        max_position_embeddings=TOKENS + 1,
+    )
+    model.generation_config.bad_words_ids = [[6000], [0]]
+    return model, None
+
+
+@contextmanager
+def serving_page(*models: LoadedModel) -> Iterator[str]:
+    """Runs a server and `sidelight ui` before it. Gives the address of the page."""
+    command = str(Path(sys.executable).with_name("sidelight"))
+    with serving(*models) as address:
+        arguments = [command, "ui", "--address", address, "--listen", "127.0.0.1:0"]
+        with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as process:
+            try:
+                assert process.stdout is not None
+                yield process.stdout.readline().split()[-1]
+            finally:
+                process.terminate()
+
+
+def measure_bytes(page: Page, url: str) -> dict[str, int]:
+    """Returns the size of each file that the page loads."""
+    sizes: dict[str, int] = {}
+    page.on("response", lambda answer: sizes.update({answer.url.removeprefix(url): len(answer.body())}))
+    page.goto(url)
+    expect(page.locator("#status")).to_have_text("Ready", timeout=WAIT)
+    return sizes
+
+
+def measure_keystrokes(page: Page, rounds: int) -> list[float]:
+    """Returns milliseconds from a keystroke to the first row that is drawn, the page's pause for more included."""
+    times: list[float] = []
+    for number in range(rounds + 1):
+        times.append(page.evaluate(_TYPE, f"Where did you buy that old book, {number}?"))
+        expect(page.locator("#status")).to_have_text("Ready", timeout=WAIT)
+    return times[1:]
+
+
+def measure_frames(page: Page, url: str, view: str) -> tuple[list[float], int, float]:
+    """Returns the milliseconds between frames while a text is written, its tokens, and the seconds that it took."""
+    page.goto(f"{url}#view={view}")
+    expect(page.locator("#status")).to_have_text("Ready", timeout=WAIT)
+    page.evaluate(_WATCH)
+    text = " ".join(["dog"] * (TOKENS - 1))
+    seconds = page.evaluate(
+        """(text) => new Promise((done) => {
+          const box = document.getElementById("source"), status = document.getElementById("status");
+          box.value = text;
+          box.dispatchEvent(new Event("input", { bubbles: true }));
+          let begin = 0;
+          const look = () => {
+            const isWriting = status.textContent.startsWith("Writing") && document.querySelector(".target .word");
+            if (!begin && isWriting) { begin = performance.now(); window.frames_.length = 0; }
+            if (begin && status.textContent === "Ready") return done((performance.now() - begin) / 1000);
+            setTimeout(look, 5);
+          };
+          setTimeout(look, 300);
+        })""",
+        text,
+    )
+    times: list[float] = page.evaluate("window.frames_")
+    count = int(page.locator(".scrubber output").inner_text().split("/")[1])
+    return [after - before for before, after in itertools.pairwise(times)], count, seconds
+
+
+def main() -> int:
+    """Prints the tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=15, help="keystrokes")
+    args = parser.parse_args()
+    console = Console(width=100)
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if chromium is None:
+        console.print("bench_ui: skipped, there is no Chromium on this machine")
+        return 0
+    with sync_playwright() as playwright, tempfile.TemporaryDirectory() as folder:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        with serving_page(load()) as url:
+            page = browser.new_page(viewport={"width": 1280, "height": 900})
+            sizes = measure_bytes(page, url)
+            times = measure_keystrokes(page, args.rounds)
+        table = Table("keystroke to first drawn row", "ms")
+        table.add_row("median", f"{statistics.median(times):.0f}")
+        table.add_row("fastest, slowest", f"{min(times):.0f}, {max(times):.0f}")
+        console.print(table)
+        code = {name: size for name, size in sizes.items() if name != "models"}
+        console.print(f"the page: {len(code)} files, {sum(code.values()):,} bytes; no other host is asked\n")
+        path = build_model("long", Path(folder), Family(long_model, seed=27))
+        table = Table("view", "tokens", "tokens/s", "frames/s", "median frame, ms", "99 of 100 within, ms")
+        with serving_page(load(str(path))) as url:
+            for view in ("map", "curves"):
+                frames, count, seconds = measure_frames(page, url, view)
+                late = sorted(frames)[int(0.99 * (len(frames) - 1))]
+                figures = (count / seconds, len(frames) / seconds, statistics.median(frames), late)
+                table.add_row(view, str(count), *(f"{figure:.1f}" for figure in figures))
+        console.print(table)
+        browser.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

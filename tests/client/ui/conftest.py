@@ -1,0 +1,68 @@
+"""The live page: the command in a process of its own, before a server on the bundled model, and Chromium."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import pytest
+from cli_process import start
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@pytest.fixture(scope="session")
+def page_url(bundled_server: str) -> Iterator[str]:
+    """The address of the page of `sidelight ui`, which shows the bundled model."""
+    with serving_page(bundled_server) as url:
+        yield url
+
+
+@contextmanager
+def serving_page(address: str) -> Iterator[str]:
+    """Runs `sidelight ui` before a server. Gives the address of the page."""
+    process = start("ui", "--address", address, "--listen", "127.0.0.1:0")
+    try:
+        line = process.stdout.readline()
+        assert "page at" in line, process.communicate()
+        yield line.split()[-1]
+    finally:
+        process.terminate()
+        process.communicate(timeout=60)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[object]:
+    """Chromium, for the tests of one file: while it runs, this thread can run no other event loop."""
+    if CHROMIUM is None:
+        pytest.skip("no Chromium on this machine")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(browser):
+    """Opens the page, with the state of its address. Fails on any error in the console of the browser."""
+    problems: list[str] = []
+    opened = []
+
+    def open_page(url: str, *, width: int = 1280, height: int = 900, **options):
+        options = {"color_scheme": "light", **options}
+        context = browser.new_context(viewport={"width": width, "height": height}, **options)
+        opened.append(context)
+        page = context.new_page()
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.on("console", lambda message: message.type == "error" and problems.append(message.text))
+        page.goto(url)
+        return page
+
+    yield SimpleNamespace(open=open_page, problems=problems)
+    for context in opened:
+        context.close()
+    assert problems == []
