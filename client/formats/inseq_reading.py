@@ -1,7 +1,7 @@
 """Attributions from Inseq, and for Inseq: objects of Inseq, and its files.
 
-`inseq` has the format. A file is read without Inseq. What the format has no place for gets a neutral value. The spans of
-tokens are found again in the texts, and the usage has the total time only.
+`inseq` has the format. A file is read without Inseq. What the format has no place for gets a neutral value. The spans
+of tokens are found again in the texts, and the usage has the total time only.
 """
 
 # Inseq is optional and has no types; NumPy's stubs leave some members partly unknown.

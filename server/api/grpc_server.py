@@ -117,7 +117,7 @@ class GrpcServer:
     async def answer(self, method: str, context: Context) -> None:
         """Answers a call that another gRPC server has accepted. See `Server.answer`."""
         details: Any = _HandlerCallDetails(method)
-        found = next(filter(None, (handler.service(details) for handler in self._handlers)))
+        found: Any = next(filter(None, (handler.service(details) for handler in self._handlers)))
         await found.stream_stream(None, context)
 
     @property

@@ -6,6 +6,9 @@ call. A call stays with its replica: the replica's own gRPC server accepts it, a
 `serve deploy ray-serve.yaml` imports `build` and `add_services`. This module is the only one that imports Ray.
 """
 
+# Ray is optional, and this module has its name.
+# pyright: reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 import argparse
