@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Hashable
-from typing import Protocol
+from typing import Any, Protocol
 
 from ..engine import FollowEvent, HeldBack, OutputQueue, ReadyQueues, RequestStatus
 from ..errors import too_many_requests
@@ -88,10 +88,14 @@ class EngineClient(Protocol):
         request: Request,
         queue: OutputQueue,
         deadline: float | None = None,
-        reservation: Place | None = None,
-        events: Events | None = None,
+        reservation: Any = None,
+        events: Any = None,
     ) -> EngineRequest:
-        """Queues a request. Raises RequestError."""
+        """Queues a request. Raises RequestError.
+
+        `reservation` and `events` are what `reserve` and `new_events` of the same engine have given: each kind of engine
+        has types of its own for them.
+        """
         ...
 
     def wake(self) -> None:

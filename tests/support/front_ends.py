@@ -22,19 +22,19 @@ from sidelight.server.engine.engine import EngineConfig
 from sidelight.server.entrypoints.front_end import run_front_end
 from sidelight.server.frontends import ChannelEnd, FrontEnds
 from sidelight.server.models.loader import LoadedModel
-from sidelight.server.operations import MetricsServer, Security
+from sidelight.server.operations import CallLimits, MetricsServer, Security
 
 
 class ThreadNursery:
     """Starts front ends in threads of this process, which cannot fork: it has threads."""
 
-    def __init__(self, address: Address, security: Security) -> None:
-        self._address, self._security = address, security
+    def __init__(self, address: Address, security: Security, limits: CallLimits) -> None:
+        self._arguments = address, security, limits
         self._threads: list[threading.Thread] = []
 
     def start(self, end: ChannelEnd) -> int:
         """Starts a front end."""
-        thread = threading.Thread(target=run_front_end, args=(end, self._address, self._security), name="front end")
+        thread = threading.Thread(target=run_front_end, args=(end, *self._arguments), name="front end")
         thread.start()
         self._threads.append(thread)
         return 0
@@ -59,7 +59,7 @@ def serving_by_front_ends(
     thread.start()
     address = Address("127.0.0.1:0")
     address.share()
-    nursery = ThreadNursery(address, security or Security())
+    nursery = ThreadNursery(address, security or Security(), CallLimits())
 
     async def start() -> FrontEnds:
         front_ends = FrontEnds(models, [limits or EngineConfig() for _ in models], nursery, count)
