@@ -93,8 +93,8 @@ class EngineClient(Protocol):
     ) -> EngineRequest:
         """Queues a request. Raises RequestError.
 
-        `reservation` and `events` are what `reserve` and `new_events` of the same engine have given: each kind of engine
-        has types of its own for them.
+        `reservation` and `events` are what `reserve` and `new_events` of the same engine have given, as each kind of
+        engine has types of its own for them.
         """
         ...
 

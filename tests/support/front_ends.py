@@ -51,6 +51,7 @@ def serving_by_front_ends(
     count: int = 2,
     limits: EngineConfig | None = None,
     security: Security | None = None,
+    call_limits: CallLimits | None = None,
     metrics: MetricsServer | None = None,
 ) -> Iterator[str]:
     """Serves models with front ends in threads; gives the address. `metrics` is closed at the end."""
@@ -59,7 +60,7 @@ def serving_by_front_ends(
     thread.start()
     address = Address("127.0.0.1:0")
     address.share()
-    nursery = ThreadNursery(address, security or Security(), CallLimits())
+    nursery = ThreadNursery(address, security or Security(), call_limits or CallLimits())
 
     async def start() -> FrontEnds:
         front_ends = FrontEnds(models, [limits or EngineConfig() for _ in models], nursery, count)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import concurrent.futures
 import urllib.request
+from dataclasses import replace
 
 import grpc
+import numpy as np
 import pytest
 from follow_driver import FollowDriver, align_att, array, details_of
 from front_ends import serving_by_front_ends
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from harness import CROSS, request, stub, wait_until
+from inference_stubs import infer_request, inference_stub, tensors_of
 from mixed_requests import message
 from model_zoo import FAMILIES
-from sidelight.server.operations import MetricsServer, Security
+from sidelight.server.operations import CallLimits, MetricsServer, ModelLimits, Security
 from sidelight.server.operations.tokens import TokenFile
 from sidelight.v1 import attention_pb2 as attention
 from sidelight.v1 import attribution_service_pb2 as pb
@@ -226,3 +229,31 @@ def test_a_clients_limit_is_that_of_all_front_ends(bundled, tmp_path):
         wait_until(is_accepted)  # what was cancelled counts no more
         for channel in channels:
             channel.close()
+
+
+def test_the_open_inference_protocol(bundled_server, address):
+    message = infer_request("A dog runs.", "A dog.", outputs=["text_output", "cross_attention", "links"])
+    answers = []
+    for each in (bundled_server, address):
+        with inference_stub(each) as service:
+            answers.append(tensors_of(service.ModelInfer(message, timeout=60)))
+    expected, found = answers
+    assert set(found) == set(expected) == {"text_output", "cross_attention", "links"}
+    for name, tensor in expected.items():
+        assert np.array_equal(found[name], tensor), name
+
+
+def test_limits_are_kept(bundled):
+    """Those of calls, which the front ends keep by themselves, and those of the model."""
+    model = replace(bundled, limits=ModelLimits(max_new_tokens=5))
+    with (
+        serving_by_front_ends(model, call_limits=CallLimits(max_message_bytes=2000)) as address,
+        stub(address) as service,
+    ):
+        limits = service.GetModel(pb.GetModelRequest(), timeout=60).model.limits
+        assert limits.max_request_bytes == 2000
+        with pytest.raises(grpc.RpcError) as raised:
+            list(service.Attribute(request("x" * 2000), timeout=60))
+        assert raised.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        responses = list(service.Attribute(request("A dog.", decoding=text.Decoding(ignore_eos=True)), timeout=60))
+        assert responses[-1].finished.usage.target_tokens == 5
