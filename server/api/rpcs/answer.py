@@ -77,7 +77,7 @@ class AnswerStarter:
         client: Hashable,
         deadline: float | None,
         ready: ReadyQueues | None = None,
-        validator: Validator = validate_request,
+        validator: Validator | None = None,
     ) -> Answer:
         """Starts the answer to a message. Raises RequestError.
 
@@ -88,9 +88,10 @@ class AnswerStarter:
             client: The client's connection.
             deadline: When the outputs are not wanted any more, by `time.monotonic`; None: no deadline.
             ready: For a task that reads several answers: where the answer's queue is announced.
-            validator: Makes the engine's request of the message, and raises RequestError.
+            validator: Makes the engine's request of the message, and raises RequestError; None: `validate_request`.
         """
-        (answer,) = await self.start_all([(message, validator)], num_bytes, request_id, client, deadline, ready)
+        messages = [(message, validator or validate_request)]
+        (answer,) = await self.start_all(messages, num_bytes, request_id, client, deadline, ready)
         return answer
 
     async def start_all(
