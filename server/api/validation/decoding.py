@@ -71,7 +71,7 @@ def _validate_sampling(message: text_pb2.Sampling) -> dict[str, Any]:
 
 
 def _validate_max_new_tokens(message: text_pb2.Decoding, loaded: ModelInfo, num_before: int, max_target: int) -> int:
-    field, config = "decoding.max_new_tokens", loaded.generation_config
+    field, config = "decoding.max_new_tokens", loaded.own_generation_config
     max_target = min(max_target, loaded.limits.max_new_tokens or max_target)
     if message.HasField("max_new_tokens"):
         if not 1 <= message.max_new_tokens <= max_target:
