@@ -61,6 +61,10 @@ class RequestError(Exception):
         self.message = _cut(self.message, _MAX_MESSAGE_BYTES)
         self.field = _cut(self.field, _MAX_FIELD_BYTES)
 
+    def __reduce__(self) -> tuple[type[RequestError], tuple[object, ...]]:
+        fields = (self.code, self.reason, self.message, self.field, self.retry_after, self.reference)
+        return RequestError, fields
+
     def __str__(self) -> str:
         return f"{self.field}: {self.message}" if self.field else self.message
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import harness
 import pytest
 import torch
 from harness import serving
@@ -20,6 +21,14 @@ with torch.device("meta"):
 
 # Workers run side by side; more threads for such small models only get in each other's way.
 torch.set_num_threads(1)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--front-ends", type=int, default=1, help="let servers of tests have so many front ends")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    harness.num_front_ends = config.getoption("--front-ends")
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,7 @@
 """gRPC and protobuf. No other package of the server knows them.
 
-server                 Server: a grpc.aio server with its engines, started and stopped in order
+server                 Server: engines and their services in one process
+grpc_server            GrpcServer: a grpc.aio server with the services of engines, started and stopped in order
 transport              where gRPC listens, and how it stays up
 service                AttributionService: which method answers which RPC
 rpcs                   Attribute, AttributeMany, Follow, CancelAttribution: requests on the engines
@@ -24,10 +25,11 @@ from typing import TYPE_CHECKING
 from .transport import Address, AddressError
 
 if TYPE_CHECKING:
+    from .grpc_server import GrpcServer
     from .server import Server
     from .validation import validate_request
 
-__all__ = ["Address", "AddressError", "Server", "validate_request"]
+__all__ = ["Address", "AddressError", "GrpcServer", "Server", "validate_request"]
 
 
 def __getattr__(name: str) -> object:
@@ -36,6 +38,10 @@ def __getattr__(name: str) -> object:
         from .server import Server
 
         return Server
+    if name == "GrpcServer":
+        from .grpc_server import GrpcServer
+
+        return GrpcServer
     if name == "validate_request":
         from .validation import validate_request
 

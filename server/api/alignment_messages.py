@@ -9,7 +9,7 @@ from typing import Any
 from sidelight.v1 import attribution_service_pb2 as service_pb
 
 from ..alignment import MarkedTarget, format_pharaoh
-from ..engine import RequestState
+from ..frontends import EngineRequest
 from ..text import OffsetMap, OffsetUnit, Span
 from .converters import duration_message, fill_links, fill_words
 from .enums import OFFSET_UNITS, PLACEMENTS, number_of
@@ -27,7 +27,7 @@ class AlignUsage:
         self._first_steps: list[float] = []
         self._seed: int | None = None
 
-    def add(self, state: RequestState, num_steps: int, first_step: float, seed: int | None) -> None:
+    def add(self, state: EngineRequest, num_steps: int, first_step: float, seed: int | None) -> None:
         """Adds a request that has finished. `first_step` is when its first step was there."""
         self._source_tokens += state.request.source_length
         self._target_tokens += num_steps
@@ -35,7 +35,7 @@ class AlignUsage:
         self._first_steps.append(first_step)
         self._seed = seed
 
-    def add_states(self, state: RequestState, num_tokens: int) -> None:
+    def add_states(self, state: EngineRequest, num_tokens: int) -> None:
         """Adds a request for the encoder's states, of which the encoder has read so many tokens."""
         self._source_tokens += num_tokens
         self._started.append(state.start_time or self._arrived)

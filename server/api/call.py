@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections import Counter
 from collections.abc import Awaitable, Callable, Hashable
 from typing import Any, Literal, NoReturn
 
 import grpc
 from google.protobuf.message import Message
 
-from ..engine import RequestState, RequestStatus
-from ..errors import RequestError, cancelled, invalid, too_many_requests
+from ..engine import RequestStatus
+from ..errors import RequestError, cancelled, invalid
+from ..frontends import Clients, EngineRequest
 from ..operations import CallContext, CallLimits, Identity, MethodMetrics
 from . import status
 
@@ -50,7 +50,7 @@ class Call:
         limits: CallLimits,
         metrics: MethodMetrics,
         observed: CallContext,
-        num_requests_of: Counter[Identity],
+        clients: Clients,
     ) -> None:
         """Makes a call.
 
@@ -60,7 +60,7 @@ class Call:
             limits: The limits of all calls.
             metrics: Those of the method.
             observed: The call in the log and in spans.
-            num_requests_of: The open requests of all clients with names.
+            clients: The clients of the server.
         """
         self.context = context
         self.limits = limits
@@ -69,9 +69,9 @@ class Call:
         self.drained = drained
         self._metrics = metrics
         self._observed = observed
-        self._num_requests_of = num_requests_of
-        self._num_requests = 0  # of this call, in that count
-        self.requests: dict[str, RequestState] = {}
+        self._clients = clients
+        self._num_requests = 0  # of this call, in the count of `clients`
+        self.requests: dict[str, EngineRequest] = {}
         self.cancel_text: Callable[[str], int] | None = None
         self.last_error: RequestError | None = None
         self.waits: dict[Wait, float] = {}
@@ -161,17 +161,14 @@ class Call:
         limit = None if self.identity is None else self.identity.max_requests
         return math.inf if limit is None else limit
 
-    def begin_request(self) -> None:
+    async def begin_request(self) -> None:
         """Counts a request of the client until `end_request`, or until the call ends.
 
         Raises RequestError where the client may have no more requests.
         """
-        if self.identity is None:
-            return
-        if self._num_requests_of[self.identity] >= self.max_requests:
-            raise too_many_requests(int(self.max_requests))
-        self._num_requests_of[self.identity] += 1
-        self._num_requests += 1
+        if self.identity is not None:
+            await self._clients.begin_request(self.identity)
+            self._num_requests += 1
 
     def end_request(self) -> None:
         """Counts one request of the call no more."""
@@ -182,12 +179,9 @@ class Call:
         self._end_requests(self._num_requests)
 
     def _end_requests(self, count: int) -> None:
-        if self.identity is None:
-            return
-        self._num_requests -= count
-        self._num_requests_of[self.identity] -= count
-        if not self._num_requests_of[self.identity]:
-            del self._num_requests_of[self.identity]
+        if self.identity is not None and count:
+            self._num_requests -= count
+            self._clients.end_requests(self.identity, count)
 
     def end(self, error: RequestError) -> bool:
         """Ends the call with an error, once. A reader that has stalled gets the status when it reads on.

@@ -20,6 +20,7 @@ from google.protobuf.message import Message
 
 from ..engine import HeldBack
 from ..errors import RequestError, idle, late, report_fault, silent, stalled, stopped, too_old
+from ..frontends import ClientCounts, Clients
 from ..memory import give_back
 from ..operations import CallLimits, Identity, MethodMetrics, Telemetry, observe_call
 from .authentication import Authenticator
@@ -52,12 +53,13 @@ class Calls:
         authenticator: Authenticator | None = None,
         telemetry: Telemetry | None = None,
         limits: CallLimits | None = None,
+        clients: Clients | None = None,
     ) -> None:
         self.limits = limits or CallLimits()
         self.methods: list[MethodMetrics] = []
         self._authenticator = authenticator or Authenticator()
         self._telemetry = telemetry
-        self._num_requests_of: Counter[Identity] = Counter()  # the open requests of clients with names
+        self._clients = clients or ClientCounts()
         self._calls: dict[Call, None] = {}  # in the order in which they have begun
         self._drained = asyncio.Event()
         self._give_back_at = math.inf  # when to give back the memory of requests that have not arrived
@@ -83,7 +85,7 @@ class Calls:
         async def handle(_: object, context: Context) -> None:
             metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
             with observe_call(metrics, self._telemetry, metadata) as observed:
-                call = Call(context, self._drained, self.limits, metrics, observed, self._num_requests_of)
+                call = Call(context, self._drained, self.limits, metrics, observed, self._clients)
                 self._calls[call] = None
                 try:
                     if not is_public:
@@ -166,8 +168,12 @@ class Calls:
         return HeldBack(states, num_stalled, num_reading)
 
     def cancel(self, request_id: str, identity: Identity | None) -> int:
-        """Cancels all requests of an id that a client has sent. Returns how many there were."""
+        """Cancels all requests of an id that a client has sent to this process. Returns how many there were."""
         return sum(call.cancel(request_id) for call in list(self._calls) if call.identity == identity)
+
+    async def cancel_everywhere(self, request_id: str, identity: Identity | None) -> int:
+        """Cancels all requests of an id that a client has sent. Returns how many there were."""
+        return self.cancel(request_id, identity) + await self._clients.cancel_elsewhere(request_id, identity)
 
     def drain(self) -> None:
         """Tells all calls that the server is about to end. From now on, new calls get UNAVAILABLE."""

@@ -15,7 +15,7 @@ from sidelight.v1 import attribution_service_pb2 as service_pb
 
 from ..alignment import PRESET_NAME, Alignment, AlignmentPreset, Link, Signals, format_pharaoh
 from ..capture import AttentionArrays, AttentionKind, CapturePlan
-from ..models import LoadedModel
+from ..models import ModelInfo
 from ..request import (
     AwaitingSource,
     EncoderSelf,
@@ -85,7 +85,7 @@ def _little_endian(array: NDArray[Any]) -> bytes:
 
 
 def started_message(
-    request: Request, loaded: LoadedModel, started: Started, offsets: RequestOffsets | None
+    request: Request, loaded: ModelInfo, started: Started, offsets: RequestOffsets | None
 ) -> service_pb.Started:
     """Returns the header of a stream."""
     message = service_pb.Started(
@@ -175,7 +175,7 @@ def _head_messages(plan: CapturePlan) -> list[attention_pb2.Head]:
     return [attention_pb2.Head(layer=head.layer, head=head.head, weight=head.weight) for head in plan.pairs]
 
 
-def _layout_message(kind: AttentionKind, plan: CapturePlan, loaded: LoadedModel) -> attention_pb2.AttentionLayout:
+def _layout_message(kind: AttentionKind, plan: CapturePlan, loaded: ModelInfo) -> attention_pb2.AttentionLayout:
     axes: list[attention_pb2.Axis.ValueType] = []
     if plan.pairs:
         axes = [] if plan.over_heads else [attention_pb2.AXIS_PAIR]
@@ -246,7 +246,7 @@ def _fill_span(message: service_pb.Span, span: TextSpan, offsets: OffsetMap | No
 
 
 def finished_message(
-    finished: Finished, usage: service_pb.Usage, request: Request, loaded: LoadedModel
+    finished: Finished, usage: service_pb.Usage, request: Request, loaded: ModelInfo
 ) -> service_pb.Finished:
     """Returns the end of a stream."""
     stop_reason = number_of(STOP_REASONS, finished.stop_reason)
@@ -307,7 +307,7 @@ def duration_message(seconds: float) -> Duration:
 # ---- models ---------------------------------------------------------------------------------------------------------
 
 
-def model_message(loaded: LoadedModel, limits: model_pb2.RequestLimits, *, default: bool) -> model_pb2.Model:
+def model_message(loaded: ModelInfo, limits: model_pb2.RequestLimits, *, default: bool) -> model_pb2.Model:
     """Returns the description of a model."""
     return model_pb2.Model(
         name=loaded.name,
@@ -325,14 +325,14 @@ def model_message(loaded: LoadedModel, limits: model_pb2.RequestLimits, *, defau
         max_target_tokens=loaded.max_target_tokens,
         languages=loaded.tokenizer.languages,
         dtype=loaded.precision,
-        device=str(loaded.model.device),
+        device=loaded.device,
         default=default,
         vocabulary_size=loaded.vocabulary_size,
         capture_path=model_pb2.CAPTURE_PATH_ROWS
         if loaded.attention_layers.captures_rows
         else model_pb2.CAPTURE_PATH_MATRICES,
         limits=limits,
-        batches=loaded.backend is not None,
+        batches=loaded.has_slots,
         feature_shape=loaded.feature_shape or (),
         methods=[number_of(METHODS, name) for name in loaded.attention_layers.methods],
         word_boundaries=WORD_BOUNDARIES,
@@ -360,7 +360,7 @@ def _calibration_message(preset: AlignmentPreset | None) -> model_pb2.Calibratio
     )
 
 
-def _architecture(loaded: LoadedModel) -> model_pb2.Architecture.ValueType:
+def _architecture(loaded: ModelInfo) -> model_pb2.Architecture.ValueType:
     if loaded.is_encoder_decoder:
         return model_pb2.ARCHITECTURE_ENCODER_DECODER
     return model_pb2.ARCHITECTURE_DECODER_ONLY

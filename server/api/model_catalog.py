@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from sidelight.v1 import attribution_service_pb2 as service_pb
 from sidelight.v1 import model_pb2
 
-from ..engine import Engine
 from ..errors import invalid, not_found
-from ..models import LoadedModel
+from ..frontends import EngineClient
+from ..models import ModelInfo
 from ..operations import CallLimits
 from . import converters
 from .call import Call
@@ -27,13 +27,13 @@ _MAX_PAGE_SIZE = 1000
 class ModelCatalog:
     """The models that a server serves. The first model is the default."""
 
-    def __init__(self, engines: Sequence[Engine], limits: CallLimits) -> None:
+    def __init__(self, engines: Sequence[EngineClient], limits: CallLimits) -> None:
         self._limits = limits
         self._models = {engine.loaded.name: engine.loaded for engine in engines}
         self._num_slots = {engine.loaded.name: engine.num_slots for engine in engines}
         self._default = engines[0].loaded.name
 
-    def find(self, name: str, field: str = "model") -> LoadedModel:
+    def find(self, name: str, field: str = "model") -> ModelInfo:
         """Returns the model of a name; the default model for an empty name. Raises RequestError with the field."""
         if not name:
             return self._models[self._default]
@@ -64,12 +64,12 @@ class ModelCatalog:
         )
         await call.write(response)
 
-    def _describe(self, loaded: LoadedModel) -> model_pb2.Model:
+    def _describe(self, loaded: ModelInfo) -> model_pb2.Model:
         limits = _request_limits(loaded, self._limits, self._num_slots[loaded.name])
         return converters.model_message(loaded, limits, default=loaded.name == self._default)
 
 
-def _request_limits(loaded: LoadedModel, limits: CallLimits, num_slots: int) -> model_pb2.RequestLimits:
+def _request_limits(loaded: ModelInfo, limits: CallLimits, num_slots: int) -> model_pb2.RequestLimits:
     """Returns the limits that are checked before any work is done for a request."""
     return model_pb2.RequestLimits(
         max_request_bytes=limits.max_message_bytes,

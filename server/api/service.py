@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import grpc
 from sidelight.v1 import attribution_service_pb2 as service_pb
 
-from ..engine import Engine
+from ..frontends import EngineClient
 from .calls import Calls
 from .model_catalog import ModelCatalog
 from .rpcs import (
@@ -33,7 +33,7 @@ class AttributionService:
         starter: Starts requests on the engines, for other services too.
     """
 
-    def __init__(self, engines: Sequence[Engine], calls: Calls) -> None:
+    def __init__(self, engines: Sequence[EngineClient], calls: Calls) -> None:
         self._calls = calls
         self._catalog = ModelCatalog(engines, calls.limits)
         by_name = {engine.loaded.name: engine for engine in engines}

@@ -84,6 +84,10 @@ class Method:
         """
         raise NotImplementedError
 
+    def describe(self) -> Method:
+        """Returns the method without tensors: a process without the weights checks requests with it."""
+        return self
+
     def complete(self, plan: CapturePlan) -> CapturePlan:
         """Returns the plan with the defaults of the method. Raises MethodFieldError."""
         return plan

@@ -24,7 +24,7 @@ from ..runner import caches_that_fit, make_runner, slots_that_fit
 from .admission import AdmissionQueue, Reservation
 from .engine_core import EngineCore
 from .follow import EventQueue, FollowState
-from .output_queue import OutputQueue
+from .output_queue import OutputQueue, ReadyQueues
 from .request_state import RequestState
 from .waiting_queue import HeldBack
 
@@ -114,7 +114,7 @@ class Engine:
         if self._watcher.is_alive():
             self._watcher.join(_LAST_STEP_SECONDS)
         if self._watcher.is_alive():
-            self._end_all()
+            _end_all(self._admission)
 
     @property
     def is_running(self) -> bool:
@@ -127,7 +127,15 @@ class Engine:
 
     # ---- requests ---------------------------------------------------------------------------------------------------
 
-    def reserve(self, client: Hashable = None, feature_bytes: int = 0) -> Reservation:
+    def new_queue(self, ready: ReadyQueues | None = None) -> OutputQueue:
+        """Makes the queue of a request, in the event loop of the task that gets. `ready` as in `OutputQueue`."""
+        return OutputQueue(self.wake, ready, self.config.max_unread_bytes)
+
+    def new_events(self) -> EventQueue:
+        """Makes the events of a follow stream, in the event loop of the task that puts."""
+        return EventQueue(self.wake)
+
+    async def reserve(self, client: Hashable = None, feature_bytes: int = 0) -> Reservation:
         """Takes a place in the queue for a client's request, before any work is done for it. Raises RequestError.
 
         `feature_bytes` is the size of the recordings in the request. Where the queue is full, the newest waiting
@@ -154,7 +162,7 @@ class Engine:
         queue.on_full = self.metrics.record_stall
         follow = None if events is None else FollowState(events)
         state = RequestState(request, queue, deadline, follow, current_call.get())
-        with reservation or self.reserve() as place:
+        with reservation or self._admission.reserve(None) as place:
             self._admission.submit(state, place.client)
         self.wake()
         return state
@@ -237,19 +245,20 @@ class Engine:
             self._watchdog.look(self._thread.ident)
             self._thread.join(self._watchdog.interval)
         self._admission.fail()
-        self._end_all()
+        _end_all(self._admission)
         self._is_ready.set()
         if self._admission.has_failed and self._startup_error is None:
             log.critical("the engine of %s has ended: no more requests are served", self.loaded.name)
             self._on_failure()
 
-    def _end_all(self) -> None:
-        """Ends all requests with UNAVAILABLE."""
-        for state in self._admission.take_all():
-            try:
-                self._admission.close(state, self._admission.refusal())
-            except Exception:  # noqa: PERF203  # the other requests end all the same
-                log.exception("request %s was not ended when the engine ended", state.request.request_id)
+
+def _end_all(admission: AdmissionQueue) -> None:
+    """Ends all requests with UNAVAILABLE."""
+    for state in admission.take_all():
+        try:
+            admission.close(state, admission.refusal())
+        except Exception:  # noqa: PERF203  # the other requests end all the same
+            log.exception("request %s was not ended when the engine ended", state.request.request_id)
 
 
 def _log_slots(loaded: LoadedModel, num_slots: int) -> None:

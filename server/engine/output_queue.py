@@ -111,8 +111,9 @@ class OutputQueue:
         """
         self.capacity = CAPACITY if capacity is None else capacity
         self.on_full: Callable[[], None] = lambda: None  # for the engine's thread
+        self.on_sent: Callable[[int], None] | None = None  # gets the bytes of what is sent
         self._ready = ready or ReadyQueues()
-        self._on_room = on_room
+        self.on_room = on_room
         self._lock = threading.Lock()
         self._outputs: deque[tuple[Output, int]] = deque()  # each with its size
         self._held_bytes = 0
@@ -170,6 +171,10 @@ class OutputQueue:
         if notifies:
             notify([self])
 
+    def announce(self) -> None:
+        """Wakes the task, after puts without notice in the task's own event loop."""
+        self._ready.add(self)
+
     def end(self, error: RequestError | None = None, *, notifies: bool = True) -> None:
         """Ends the queue, with an error or without. For any thread. `notifies` as in `put`.
 
@@ -208,16 +213,19 @@ class OutputQueue:
             raise self._error
         return []
 
-    def release_sent(self) -> None:
-        """Says that the outputs that were taken are sent. For the task that gets."""
+    def release_sent(self, num_bytes: int | None = None) -> None:
+        """Says that the outputs that were taken are sent, or so many bytes of them. For the task that gets."""
         with self._lock:
-            self._held_bytes -= self._sending_bytes
-            self._sending_bytes = 0
+            sent = self._sending_bytes if num_bytes is None else num_bytes
+            self._held_bytes -= sent
+            self._sending_bytes -= sent
             has_room = self._full_since is not None and self._held_bytes < self.capacity
             if has_room:
                 self._full_since = None
         if has_room:
-            self._on_room()
+            self.on_room()
+        if sent and self.on_sent is not None:
+            self.on_sent(sent)
 
     def cancel(self) -> None:
         """Says that the task gets no more outputs, and drops the waiting ones. For the task that gets."""
@@ -226,4 +234,4 @@ class OutputQueue:
             self._outputs.clear()
             self._held_bytes = self._sending_bytes = 0
             self._full_since = None
-        self._on_room()
+        self.on_room()

@@ -10,6 +10,7 @@ knows neither gRPC nor models.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Hashable, Iterator, Mapping
 from itertools import zip_longest
 from typing import Generic, NamedTuple, TypeVar, cast
@@ -39,6 +40,7 @@ class HeldBack:
         """
         self.requests = frozenset(stalled)
         num_stalled, num_reading = stalled_of or {}, reading_of or {}
+        self.stalled_of, self.reading_of = num_stalled, num_reading
         self.clients = frozenset(
             client for client, count in num_stalled.items() if _are_mostly_stalled(count, num_reading.get(client, 0))
         )
@@ -48,6 +50,15 @@ class HeldBack:
             for counts in (num_stalled, num_reading)
         )
         self.others = _are_mostly_stalled(stalled_rest, reading_rest)
+
+    @classmethod
+    def join(cls, parts: Collection[HeldBack]) -> HeldBack:
+        """Returns what several front ends say together."""
+        stalled_of, reading_of = Counter[Hashable](), Counter[Hashable]()
+        for part in parts:
+            stalled_of.update(part.stalled_of)
+            reading_of.update(part.reading_of)
+        return cls([request for part in parts for request in part.requests], stalled_of, reading_of)
 
     def __bool__(self) -> bool:
         return bool(self.requests or self.clients or self.others)

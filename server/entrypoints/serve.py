@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING
 from ..settings import ModelSettings, Settings, SettingsError, add_flags, list_settings, read_settings
 
 if TYPE_CHECKING:
-    from ..api import Address
+    from ..api import Address, Server
     from ..engine import EngineConfig
+    from ..frontends import FrontEnds, Nursery
     from ..models import LoadedModel
     from ..operations import CallLimits, MetricsServer, ModelLimits, Security, Telemetry
 
@@ -57,8 +58,9 @@ def run(args: argparse.Namespace) -> int:
     try:
         with Address(values.address) as address:  # with the ports open: loading takes its time
             security = _make_security(settings, address)
+            nursery = _make_nursery(address, security, call_limits(values)) if values.frontends > 1 else None
             with _open_monitoring(settings) as monitoring:
-                return _load_and_serve(settings, address, security, monitoring)
+                return _load_and_serve(settings, address, security, monitoring, nursery)
     except (AddressError, MetricsAddressError, SecurityError, TelemetryError) as error:
         print(f"sidelight: {error}", file=sys.stderr)
         return 1
@@ -148,16 +150,32 @@ def _make_security(settings: Settings, address: Address) -> Security:
     )
 
 
-def _load_and_serve(settings: Settings, address: Address, security: Security, monitoring: _Monitoring) -> int:
+def _make_nursery(address: Address, security: Security, limits: CallLimits) -> Nursery:
+    """Forks the process that starts front ends. Raises AddressError for an address that has one front end only."""
+    address.share()
+    import_server()
+    from ..frontends import Nursery
+    from .front_end import run_front_end
+
+    return Nursery(lambda end: run_front_end(end, address, security, limits))
+
+
+def _load_and_serve(
+    settings: Settings, address: Address, security: Security, monitoring: _Monitoring, nursery: Nursery | None
+) -> int:
     """Loads the models, and serves them at an address that is held."""
     logging.getLogger(__name__).info("loading %s", settings.models[0].path or "the bundled model")
     import_server()
+    from ..frontends import FrontEndError
     from ..models import ModelError
 
+    values = settings.values
     try:
         loaded, configs = load_models(settings)
-        return asyncio.run(_serve(loaded, configs, address, security, monitoring, settings.values))
-    except ModelError as error:
+        if nursery is None:
+            return asyncio.run(_serve(loaded, configs, address, security, monitoring, values))
+        return asyncio.run(_serve_with_front_ends(loaded, configs, address, monitoring, values, nursery))
+    except (FrontEndError, ModelError) as error:
         print(f"sidelight: {error}", file=sys.stderr)
         return 1
 
@@ -306,10 +324,33 @@ async def _serve(
     """Serves until a signal, or until the engine fails; then to the end of the grace. Returns the exit status."""
     from ..api import Server
 
-    stopping = asyncio.Event()
-    loop = asyncio.get_running_loop()
     server = Server(loaded, held, configs, security, monitoring.telemetry, call_limits(values))
     address = await server.start()
+    return await _run(server, address, loaded, monitoring, values.grace)
+
+
+async def _serve_with_front_ends(
+    loaded: list[LoadedModel],
+    configs: list[EngineConfig],
+    held: Address,
+    monitoring: _Monitoring,
+    values: SimpleNamespace,
+    nursery: Nursery,
+) -> int:
+    """Serves as `_serve` does, with front ends in processes of their own."""
+    from ..frontends import FrontEnds
+
+    front_ends = FrontEnds(loaded, configs, nursery, values.frontends)
+    await front_ends.start()
+    return await _run(front_ends, held.name, loaded, monitoring, values.grace)
+
+
+async def _run(
+    server: Server | FrontEnds, address: str, loaded: list[LoadedModel], monitoring: _Monitoring, grace: float
+) -> int:
+    """Serves at an address until a signal or a failure, and stops the server. Returns the exit status."""
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
     for number in _SIGNALS:
         loop.add_signal_handler(number, stopping.set)
     if (metrics_server := monitoring.metrics_server) is not None:
@@ -323,10 +364,10 @@ async def _serve(
     for number in _SIGNALS:  # a second signal ends the process at once
         loop.remove_signal_handler(number)
         signal.signal(number, _end_at_once)
-    logging.getLogger(__name__).info("stopping within %g seconds", values.grace)
-    await server.stop(values.grace)
+    logging.getLogger(__name__).info("stopping within %g seconds", grace)
+    await server.stop(grace)
     if server.failed.is_set():
-        print("sidelight: the engine of a model has failed; the log says why", file=sys.stderr)
+        print("sidelight: the engine of a model has failed, or front ends; the log says why", file=sys.stderr)
     status = int(server.failed.is_set())
     if server.is_running:  # its thread is in a step that has no end, and Python would wait for it, or crash
         logging.getLogger(__name__).error("an engine is still at a step: the process ends without it")

@@ -1,7 +1,7 @@
 """A model ready to run, and the ways to run it.
 
 loader                   loads a model: checkpoint, packing, backend
-loaded_model             LoadedModel: what does not change with requests
+loaded_model             LoadedModel: what does not change with requests; ModelInfo: the same without the weights
 backend                  the Backend protocol: encode, prefill, decode, read whole targets
 backend_selection        the registry of backends; the first whose logits and rows are the model's own
 transformers_backend     any family, by transformers' modules
@@ -20,7 +20,7 @@ A new way to run models is one file with a class like `Backend`, and one line in
 
 from .backend import Backend, BackendConfig, TargetBatch, UnsupportedModelError
 from .kv_cache import KVCache, SwappedCache
-from .loaded_model import LoadedModel
+from .loaded_model import LoadedModel, ModelDescription, ModelInfo
 from .loader import BUNDLED_NAME, ModelError, bundled_model, load
 from .transformers_backend import MAX_PREFILL_TOKENS
 
@@ -31,7 +31,9 @@ __all__ = [
     "BackendConfig",
     "KVCache",
     "LoadedModel",
+    "ModelDescription",
     "ModelError",
+    "ModelInfo",
     "SwappedCache",
     "TargetBatch",
     "UnsupportedModelError",

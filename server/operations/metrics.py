@@ -29,6 +29,16 @@ class Histogram:
         self._counts[bisect_left(self._bounds, value)] += 1
         self.sum += value
 
+    def counts(self) -> list[int]:
+        """Returns the number of observations in each bucket."""
+        return list(self._counts)
+
+    def add(self, counts: Sequence[int], total: float) -> None:
+        """Adds the observations of another histogram with the same buckets. `total` is their sum."""
+        for index, count in enumerate(counts):
+            self._counts[index] += count
+        self.sum += total
+
     def cumulative(self) -> list[tuple[float, int]]:
         """Returns each upper bound, infinity at the end, with the number of observations up to this bound."""
         total, pairs = 0, []

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 # Numbers above these are no wish, but a slip.
-_MOST, _MOST_THREADS, _MOST_SECONDS = 10**9, 1024, 86_400
+_MOST, _MOST_THREADS, _MOST_SECONDS, _MOST_FRONT_ENDS = 10**9, 1024, 86_400, 64
 # One message of gRPC has less than 2 GiB.
 _MOST_MESSAGE_MIB, _MOST_METADATA_KIB, _MOST_AGE = 2047, 1024, 30 * 86_400
 
@@ -214,6 +214,14 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     Setting("max_waiting", "requests queued at most", 1024, kind=int, metavar="N", is_of_model=True),
     Setting("max_feature_mib", "MiB of recordings queued at most", 256, kind=int, metavar="N", is_of_model=True),
+    Setting(
+        "frontends",
+        "processes that own connections and messages, beside the one with the model; 1: one process does all; on Linux",
+        1,
+        kind=int,
+        metavar="N",
+        maximum=_MOST_FRONT_ENDS,
+    ),
     Setting(
         "max_new_tokens",
         "the most tokens written for a request; without it, as many as the model has positions",

@@ -6,8 +6,10 @@ decoder's start token.
 
 from __future__ import annotations
 
+import copyreg
 import threading
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -42,15 +44,13 @@ class Tokenizer:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
         self._tokenizer: Any = tokenizer
+        self._origin = tokenizer, model.config, model.generation_config
         self._lock = threading.Lock()
         self._is_encoder_decoder = bool(model.config.is_encoder_decoder)
         config: Any = model.generation_config
         self._codes = LanguageCodes(tokenizer, config)
         self._default_languages = self._codes.resolve("", "")
-        start = getattr(config, "decoder_start_token_id", None)
-        if start is None:
-            start = getattr(model.config, "decoder_start_token_id", None)
-        self._start_id: int | None = start if start is not None else getattr(model.config, "bos_token_id", None)
+        self._start_id = _start_id_of(model)
         self.vocabulary = Vocabulary(tokenizer, self._codes.ids.values())
         self._token_bytes = max(_MIN_TOKEN_BYTES, *(len(piece.encode()) for piece in tokenizer.get_vocab()))
         # Control tokens are special tokens, and the tokens that a chat template writes.
@@ -238,3 +238,23 @@ def turn_languages(tokenizer: Tokenizer, languages: Languages) -> Languages:
     Where the target's code is a token of the source, the code stays: the model may not have the other code.
     """
     return languages if tokenizer.puts_target_in_source else Languages(languages.target, languages.source)
+
+
+def _start_id_of(model: PreTrainedModel) -> int | None:
+    """Returns the token that an encoder-decoder's decoder starts with; None if the model's files name none."""
+    places = (
+        (model.generation_config, "decoder_start_token_id"),
+        (model.config, "decoder_start_token_id"),
+        (model.config, "bos_token_id"),
+    )
+    ids = (getattr(config, name, None) for config, name in places)
+    return next((id_ for id_ in ids if id_ is not None), None)
+
+
+def _copy_tokenizer(tokenizer: PreTrainedTokenizerBase, config: Any, generation_config: Any) -> Tokenizer:
+    model: Any = SimpleNamespace(config=config, generation_config=generation_config)
+    return Tokenizer(tokenizer, model)
+
+
+# A copy in another process has a lock and caches of its own.
+copyreg.pickle(Tokenizer, lambda tokenizer: (_copy_tokenizer, tokenizer._origin))

@@ -107,6 +107,7 @@ def run(
     axes: Sequence[int] = (),
     keep: bool = False,
     metadata: Sequence[tuple[str, str]] = (),
+    connections: int = 1,
 ) -> tuple[float, list[Stream]]:
     """Sends a workload's sentences, the next as soon as one ends. Raises RuntimeError if an answer is wrong.
 
@@ -118,11 +119,12 @@ def run(
         axes: The expected shape of a step's attention, without the axis of source positions.
         keep: Whether to keep the first sentence's steps.
         metadata: What each call sends beside its request.
+        connections: The number of connections that the requests are spread over.
 
     Returns:
         Seconds from the first request to the end of the last stream, and the streams in the sentences' order.
     """
-    return asyncio.run(_run(address, workload, concurrency, capture, axes, keep, metadata))
+    return asyncio.run(_run(address, workload, concurrency, capture, axes, keep, metadata, connections))
 
 
 async def _run(
@@ -133,21 +135,26 @@ async def _run(
     axes: Sequence[int],
     keep: bool,
     metadata: Sequence[tuple[str, str]],
+    connections: int,
 ) -> tuple[float, list[Stream]]:
     requests = [request_of(source, workload.new_tokens, capture) for source in workload.sentences(concurrency)]
     streams: dict[int, Stream] = {}
     waiting = iter(enumerate(requests))
-    async with grpc.aio.insecure_channel(address) as channel:
-        # Stubs for asyncio differ from other stubs only in their type hints.
-        stub: Any = attribution_service_pb2_grpc.AttributionServiceStub(channel)
-        await channel.channel_ready()
+    async with contextlib.AsyncExitStack() as stack:
+        stubs: list[Any] = []
+        for _ in range(connections):
+            options = [("grpc.use_local_subchannel_pool", 1)]
+            channel = await stack.enter_async_context(grpc.aio.insecure_channel(address, options=options))
+            # Stubs for asyncio differ from other stubs only in their type hints.
+            stubs.append(attribution_service_pb2_grpc.AttributionServiceStub(channel))
+            await channel.channel_ready()
 
-        async def work() -> None:
+        async def work(stub: Any) -> None:
             for index, request in waiting:  # shared by all the workers
                 streams[index] = await _read(stub, request, axes, keep=keep and index == 0, metadata=metadata)
 
         began = time.perf_counter()
-        await asyncio.gather(*(work() for _ in range(concurrency)))
+        await asyncio.gather(*(work(stubs[number % connections]) for number in range(concurrency)))
         seconds = time.perf_counter() - began
     return seconds, [streams[index] for index in range(len(requests))]
 

@@ -125,7 +125,7 @@ def test_the_table_of_the_servers_settings_has_each_setting_with_its_default():
         for setting in SETTINGS
         if setting.has_flag and setting.default not in (None, False)
     }
-    assert len(fixed) == 14
+    assert len(fixed) == 15
     assert {flag: documented[flag] for flag in fixed} == fixed
 
 

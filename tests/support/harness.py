@@ -19,6 +19,9 @@ CROSS = attention_pb2.ATTENTION_KIND_CROSS
 DECODER_SELF = attention_pb2.ATTENTION_KIND_DECODER_SELF
 ENCODER_SELF = attention_pb2.ATTENTION_KIND_ENCODER_SELF
 
+# By how many front ends `serving` serves: pytest's option --front-ends.
+num_front_ends = 1
+
 
 @contextmanager
 def serving(
@@ -30,6 +33,14 @@ def serving(
     call_limits: CallLimits | None = None,
 ) -> Iterator[str]:
     """Serves models; gives the address. `metrics` is closed at the end."""
+    if num_front_ends > 1 and telemetry is None:
+        from front_ends import serving_by_front_ends
+
+        with serving_by_front_ends(
+            *models, count=num_front_ends, limits=limits, security=security, metrics=metrics
+        ) as address:
+            yield address
+        return
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="server loop")
     thread.start()

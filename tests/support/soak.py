@@ -185,7 +185,7 @@ def _count_work(server: Server, engine: Engine) -> tuple[int, int, int]:
     core = engine._core
     assert core is not None
     slots = engine.num_slots - core.requests.runner.num_free_slots
-    return slots, len(list(core.requests)) + len(engine._admission), len(server._calls._calls)
+    return slots, len(list(core.requests)) + len(engine._admission), len(server._grpc_server.calls._calls)
 
 
 def num_descriptors(process: int) -> int:

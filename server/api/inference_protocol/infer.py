@@ -31,7 +31,7 @@ class ModelInferMethod:
         request = read_request(message, loaded, call.limits.max_texts_per_stream, is_stream=False)
         call.request_id = request.request_id
         for _ in request.messages:
-            call.begin_request()
+            await call.begin_request()
         answers = await start_request(self._starter, request, call.client, deadline)
         try:
             for index, answer in enumerate(answers):

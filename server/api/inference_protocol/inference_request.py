@@ -15,7 +15,7 @@ from sidelight.v1 import attribution_service_pb2 as service_pb
 
 from ...capture import AttentionKind
 from ...errors import RequestError, invalid, not_found, quote, unimplemented
-from ...models import LoadedModel
+from ...models import ModelInfo
 from ...request import GivenTarget, Request, Score
 from ..enums import ATTENTION_KINDS, SCORES, number_of
 from ..rpcs import Validator
@@ -90,7 +90,7 @@ class InferenceRequest:
 
 
 def read_request(
-    message: oip.ModelInferRequest, loaded: LoadedModel, max_texts: int, *, is_stream: bool
+    message: oip.ModelInferRequest, loaded: ModelInfo, max_texts: int, *, is_stream: bool
 ) -> InferenceRequest:
     """Returns what a message with at most `max_texts` texts asks of a model. Raises RequestError.
 
@@ -144,13 +144,13 @@ def check_version(version: str, field: str) -> None:
         raise not_found(field, "UNKNOWN_VERSION", f"there is version {VERSION}, and not {quote(version)}")
 
 
-def check_reads_texts(loaded: LoadedModel) -> None:
+def check_reads_texts(loaded: ModelInfo) -> None:
     """Raises RequestError for a speech model."""
     if loaded.feature_shape is not None:
         raise unimplemented("model_name", "reads recordings, which this protocol does not carry here: see Attribute")
 
 
-def _read_outputs(message: oip.ModelInferRequest, loaded: LoadedModel) -> list[Output]:
+def _read_outputs(message: oip.ModelInferRequest, loaded: ModelInfo) -> list[Output]:
     known = outputs_of(loaded)
     if not message.outputs:
         has_links = not is_given(message.parameters, "beam")  # a beam search has none
@@ -207,7 +207,7 @@ def _fill_texts(template: service_pb.AttributeRequest, text: str, target: str | 
     return message
 
 
-def _validate(index: int, message: service_pb.AttributeRequest, loaded: LoadedModel, request_id: str) -> Request:
+def _validate(index: int, message: service_pb.AttributeRequest, loaded: ModelInfo, request_id: str) -> Request:
     """Makes the engine's request of a text. Raises RequestError with the name of the tensor."""
     try:
         return validate_request(message, loaded, request_id)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from sidelight.v1 import attribution_service_pb2 as service_pb
 
 from ...capture import AttentionKind
-from ...models import LoadedModel
+from ...models import ModelInfo
 from ...request import Score
 from ..enums import STOP_REASONS
 from .tensors import Elements, OutputTensor, TensorType
@@ -100,7 +100,7 @@ def build_outputs(outputs: Iterable[Output], texts: Sequence[TextOutputs]) -> li
     return [OutputTensor(output.type, *output.make(texts)) for output in outputs]
 
 
-def outputs_of(loaded: LoadedModel) -> dict[str, Output]:
+def outputs_of(loaded: ModelInfo) -> dict[str, Output]:
     """Returns what a model can give, by name."""
     kinds = ("links", "", *loaded.kinds) if loaded.is_encoder_decoder else ("", *loaded.kinds)
     return {name: output for name, output in OUTPUTS.items() if output.need in kinds}

@@ -96,7 +96,7 @@ class _InferStream(TextStream):
         num_begun = 0
         try:
             for _ in range(num_texts):
-                self._call.begin_request()
+                await self._call.begin_request()
                 num_begun += 1
             answers = await start_request(self._starter, request, self._call.client, deadline, self._ready)
         except BaseException:

@@ -22,7 +22,7 @@ class AlignMethod:
         data = await call.read()
         message = parse(service_pb.AlignRequest, data)
         call.request_id = request_id_of(message)
-        call.begin_request()
+        await call.begin_request()
         response = await self._aligner.align(
             message, call.request_id, call.client, deadline_of(call), call.requests.__setitem__
         )

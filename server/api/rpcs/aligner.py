@@ -32,7 +32,7 @@ from ...alignment import (
     parse_pharaoh,
 )
 from ...errors import QUEUE_FULL, RequestError, invalid
-from ...models import LoadedModel
+from ...models import ModelInfo
 from ...text import Token
 from ..alignment_messages import AlignUsage, alignment_message
 from ..converters import signals_message
@@ -83,7 +83,7 @@ class Aligner:
         usage = AlignUsage(time.monotonic())
         loaded = self._starter.find(message.model)
         client = PairClient(request_id, connection, deadline, on_start)
-        with self._starter.reserve(loaded, connection):  # before any work is done for the request
+        with await self._starter.reserve(loaded, connection):  # before any work is done for the request
             plan = validate_align(message)
             num_bytes = len(plan.source_text) + len(plan.target_text or "")
             document = None
@@ -134,12 +134,12 @@ class _PairRun:
         self._reader = reader
         self._signals: list[tuple[Signals, int]] = []  # of each segment, and its number of target tokens
         self._loaded, self._linker = self._find_linker(message.model, "model")
-        self._reverse: LoadedModel | None = None
+        self._reverse: ModelInfo | None = None
         self._reverse_linker: Linker | None = None
         if plan.reverse_model:
             self._reverse, self._reverse_linker = self._find_linker(plan.reverse_model, "link_options.reverse_model")
 
-    def _find_linker(self, name: str, field: str) -> tuple[LoadedModel, Linker]:
+    def _find_linker(self, name: str, field: str) -> tuple[ModelInfo, Linker]:
         loaded = self._starter.find(name, field)
         check_links_model(loaded, field)
         return loaded, make_linker(self._message.link_options, loaded)

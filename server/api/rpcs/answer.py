@@ -9,9 +9,10 @@ from typing import Any, TypeVar
 
 from sidelight.v1 import attribution_service_pb2 as service_pb
 
-from ...engine import Engine, OutputQueue, ReadyQueues, RequestState, Reservation
+from ...engine import ReadyQueues
 from ...errors import RequestError
-from ...models import LoadedModel
+from ...frontends import EngineClient, EngineRequest, Place
+from ...models import ModelInfo
 from ...operations import log_text
 from ...request import EncoderSelf, Finished, Output, Request, Started, Step, Unit
 from ...text import TokenizerPool
@@ -31,12 +32,10 @@ _SHORT_BYTES = 512
 T = TypeVar("T")
 
 # Makes the engine's request of a message to a model, with its id. Raises RequestError.
-Validator = Callable[[service_pb.AttributeRequest, LoadedModel, str], Request]
+Validator = Callable[[service_pb.AttributeRequest, ModelInfo, str], Request]
 
 
-async def validate(
-    pool: TokenizerPool, loaded: LoadedModel, num_bytes: int, function: Callable[..., T], *args: Any
-) -> T:
+async def validate(pool: TokenizerPool, loaded: ModelInfo, num_bytes: int, function: Callable[..., T], *args: Any) -> T:
     """Calls a function that validates a message of so many bytes. Returns what the function returns."""
     if num_bytes <= _SHORT_BYTES and not loaded.tokenizer.is_busy:
         return function(*args)
@@ -46,7 +45,7 @@ async def validate(
 class AnswerStarter:
     """Validates requests and hands them to the engines of their models. For one event loop."""
 
-    def __init__(self, engines: Mapping[str, Engine], catalog: ModelCatalog) -> None:
+    def __init__(self, engines: Mapping[str, EngineClient], catalog: ModelCatalog) -> None:
         """`engines` are by the names of their models."""
         self._engines = engines
         self._catalog = catalog
@@ -56,13 +55,13 @@ class AnswerStarter:
         """Ends the threads."""
         self._tokenizer_pool.close()
 
-    def find(self, name: str, field: str = "model") -> LoadedModel:
+    def find(self, name: str, field: str = "model") -> ModelInfo:
         """Returns the model of a name; the default model for an empty name. Raises RequestError with the field."""
         return self._catalog.find(name, field)
 
-    def reserve(self, loaded: LoadedModel, client: Hashable) -> Reservation:
+    async def reserve(self, loaded: ModelInfo, client: Hashable) -> Place:
         """Takes a place in the queue of a model, before work is done for a client's request. Raises RequestError."""
-        return self._engines[loaded.name].reserve(client)
+        return await self._engines[loaded.name].reserve(client)
 
     async def run(self, num_bytes: int, function: Callable[..., T], *args: object) -> T:
         """Does work on texts of so many bytes: on the event loop if they are short, otherwise in another thread."""
@@ -115,7 +114,7 @@ class AnswerStarter:
         with contextlib.ExitStack() as places:
             # Before any work is done for the request.
             reservations = [
-                places.enter_context(engine.reserve(client, _feature_bytes(message))) for message, _ in messages
+                places.enter_context(await engine.reserve(client, _feature_bytes(message))) for message, _ in messages
             ]
             for message, _ in messages:
                 log_text(request_id, message.source.text)
@@ -129,9 +128,7 @@ class AnswerStarter:
             answers: list[Answer] = []
             try:
                 for request, place in zip(requests, reservations, strict=True):
-                    state = engine.submit(
-                        request, OutputQueue(engine.wake, ready, engine.config.max_unread_bytes), deadline, place
-                    )
+                    state = engine.submit(request, engine.new_queue(ready), deadline, place)
                     answers.append(Answer(state, engine, arrived))
             except RequestError:
                 for answer in answers:
@@ -152,7 +149,7 @@ class Answer:
         queue: Where the outputs come from.
     """
 
-    def __init__(self, state: RequestState, engine: Engine, arrived: float) -> None:
+    def __init__(self, state: EngineRequest, engine: EngineClient, arrived: float) -> None:
         """`arrived` is when the request arrived, by the monotonic clock."""
         self.state = state
         self.queue = state.queue

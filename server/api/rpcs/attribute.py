@@ -26,7 +26,7 @@ class AttributeMethod:
         data = await call.read()
         message = parse(service_pb.AttributeRequest, data)
         call.request_id = request_id_of(message)
-        call.begin_request()
+        await call.begin_request()
         answer = await self._starter.start(message, len(data), call.request_id, call.client, deadline_of(call))
         call.requests[call.request_id] = answer.state
         try:

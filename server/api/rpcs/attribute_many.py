@@ -111,7 +111,7 @@ class _ManyStream(TextStream):
             if request_id in self._answers or request_id in self._alignments:
                 raise invalid("request_id", "DUPLICATE", "is the id of a text that runs on this stream")
             if isinstance(text, service_pb.AlignRequest):
-                self._alignments.start(text, num_bytes, request_id, deadline)
+                await self._alignments.start(text, num_bytes, request_id, deadline)
                 self._num_open += 1
                 return
             answer = await self._start_answer(text, num_bytes, request_id, deadline)
@@ -125,7 +125,7 @@ class _ManyStream(TextStream):
     async def _start_answer(
         self, text: service_pb.AttributeRequest, num_bytes: int, request_id: str, deadline: float | None
     ) -> Answer:
-        self._call.begin_request()
+        await self._call.begin_request()
         try:
             return await self._starter.start(text, num_bytes, request_id, self._call.client, deadline, self._ready)
         except BaseException:

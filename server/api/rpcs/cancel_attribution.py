@@ -21,7 +21,7 @@ class CancelAttributionMethod:
         request_id = parse(service_pb.CancelAttributionRequest, await call.read()).request_id
         if not request_id:
             raise invalid("request_id", "REQUIRED", "is needed: the id of the request to cancel")
-        num_cancelled = self._calls.cancel(request_id, call.identity)
+        num_cancelled = await self._calls.cancel_everywhere(request_id, call.identity)
         if not num_cancelled:
             raise not_found("request_id", "UNKNOWN_REQUEST", f"no request {quote(request_id)} runs")
         await call.write(service_pb.CancelAttributionResponse(cancelled=num_cancelled))

@@ -16,16 +16,13 @@ import grpc
 from sidelight.v1 import attribution_service_pb2 as service_pb
 
 from ...engine import (
-    Engine,
-    EventQueue,
     FollowEvent,
-    OutputQueue,
-    RequestState,
     SourceGrowth,
     StreamBreak,
     StreamEnd,
 )
 from ...errors import RequestError, idle, invalid, silent, stopped, too_many_streams, too_old
+from ...frontends import EngineClient, EngineRequest, Events
 from ...request import (
     AwaitingSource,
     Output,
@@ -59,7 +56,7 @@ _MAX_REST_SECONDS, _MAX_PAUSE_SECONDS = 2.0, 0.1
 class FollowMethod:
     """The Follow RPC over the engines of all models. For one event loop."""
 
-    def __init__(self, engines: Mapping[str, Engine], catalog: ModelCatalog) -> None:
+    def __init__(self, engines: Mapping[str, EngineClient], catalog: ModelCatalog) -> None:
         """`engines` are by the names of their models."""
         self._engines = engines
         self._catalog = catalog
@@ -80,7 +77,7 @@ class FollowMethod:
                 raise invalid("start", "REQUIRED", "comes first")
             with paths_in_start():
                 call.request_id = request_id_of(message.start)
-                call.begin_request()
+                await call.begin_request()
             engine = self._engines[self._catalog.find(message.start.model, "start.model").name]
             pool, loaded = self._tokenizer_pool, engine.loaded
             args = (message.start, loaded, call.request_id)
@@ -120,7 +117,7 @@ class _Stream:
     """
 
     def __init__(
-        self, call: Call, engine: Engine, pool: TokenizerPool, validator: FollowValidator, arrived: float
+        self, call: Call, engine: EngineClient, pool: TokenizerPool, validator: FollowValidator, arrived: float
     ) -> None:
         self._call = call
         self._engine = engine
@@ -149,9 +146,9 @@ class _Stream:
         except _DrainedError:
             raise stopped() from None
         call, engine = self._call, self._engine
-        events = EventQueue(engine.wake)
-        with engine.reserve(call.client) as place:
-            queue = OutputQueue(engine.wake, capacity=engine.config.max_unread_bytes)
+        events = engine.new_events()
+        with await engine.reserve(call.client) as place:
+            queue = engine.new_queue()
             state = engine.submit(first, queue, deadline_of(call), place, events)
         call.requests[call.request_id] = state
         try:
@@ -172,7 +169,7 @@ class _Stream:
                 return event.request
         raise invalid("source", "REQUIRED", "the stream has ended without a source")
 
-    async def _hand_over(self, events: EventQueue) -> None:
+    async def _hand_over(self, events: Events) -> None:
         """Hands all events to the engine. Where the server is about to end, up to a pause of the client."""
         try:
             while (received := await self._read_events()) is not None:
@@ -245,7 +242,7 @@ class _Stream:
 class _FollowAnswer(Answer):
     """The messages of one stream, whose source grows, and whose steps may be taken back."""
 
-    def __init__(self, state: RequestState, engine: Engine, arrived: float, requests: deque[Request]) -> None:
+    def __init__(self, state: EngineRequest, engine: EngineClient, arrived: float, requests: deque[Request]) -> None:
         """`requests` have the sources whose first output has not come."""
         super().__init__(state, engine, arrived)
         self._requests = requests

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 from sidelight.v1 import attribution_service_pb2 as service_pb
 
-from ...engine import RequestState
 from ...errors import RequestError, report_fault
+from ...frontends import EngineRequest
 from ..call import Call
 from .aligner import Aligner
 
@@ -53,9 +53,11 @@ class ManyAlignments:
         """Whether `pop` gives a result."""
         return bool(self._ended)
 
-    def start(self, message: service_pb.AlignRequest, num_bytes: int, request_id: str, deadline: float | None) -> None:
+    async def start(
+        self, message: service_pb.AlignRequest, num_bytes: int, request_id: str, deadline: float | None
+    ) -> None:
         """Starts to link a pair. Raises RequestError where the client may have no more requests."""
-        self._call.begin_request()
+        await self._call.begin_request()
         alignment = _Alignment(num_bytes)
         self._open[request_id] = alignment
         self.num_bytes += num_bytes
@@ -88,7 +90,7 @@ class ManyAlignments:
     async def _align(
         self, message: service_pb.AlignRequest, request_id: str, deadline: float | None, alignment: _Alignment
     ) -> None:
-        def note(name: str, state: RequestState) -> None:
+        def note(name: str, state: EngineRequest) -> None:
             # No id has a line feed, so no text of the stream has this name.
             alignment.names.append(f"{request_id}\n{name}")
             self._call.requests[alignment.names[-1]] = state

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from sidelight.v1 import attribution_service_pb2 as service_pb
 
 from ...alignment import Linker, Signals, WordedText, compare_states
-from ...engine import RequestState
 from ...errors import RequestError
+from ...frontends import EngineRequest
 from ...request import EncodedTarget, EncoderStates, Finished, Output, Step
 from ...text import Token, TokenizedText
 from ..alignment_messages import AlignUsage
@@ -31,7 +31,7 @@ from ..validation import (
 from .answer import MESSAGE_BYTES, AnswerStarter, Validator
 
 # Called with the engine's state of each request, and a name that no other request of the pair has.
-OnStart = Callable[[str, RequestState], None]
+OnStart = Callable[[str, EngineRequest], None]
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ class PairReader:
         request: service_pb.AttributeRequest,
         name: str,
         validator: Validator,
-    ) -> tuple[RequestState, list[tuple[float, Output]]]:
+    ) -> tuple[EngineRequest, list[tuple[float, Output]]]:
         """Has the engine answer a request. Returns its outputs, each with the time when it came."""
         client = self._client
         answer = await self._starter.start(

@@ -39,6 +39,7 @@ class Address:
         self.name = name
         self._sockets: list[socket.socket] = []
         self._lock: _Lock | None = None
+        self._is_shared = False  # whether the sockets stay, which take no connection and keep others from the port
         try:
             if name.startswith("unix:"):
                 self._path = name.removeprefix("unix:").removeprefix("//")
@@ -74,9 +75,27 @@ class Address:
             return True
         return all(ipaddress.ip_address(address[0]).is_loopback for _, address in self._resolve())
 
+    def share(self) -> None:
+        """Lets several processes of this server listen there at once. Where the port is 0, picks one.
+
+        Raises AddressError for a unix socket, whose connections the kernel gives to one process.
+        """
+        if self.is_unix:
+            self.refuse("a unix socket has one front end: give HOST:PORT, or --frontends 1")
+        if not hasattr(socket, "SO_REUSEPORT") or not hasattr(os, "memfd_create"):
+            self.refuse("several front ends need Linux: give --frontends 1")
+        if self._parse()[1] == 0:
+            for family, (host, _, *more) in self._resolve():  # the same port for all addresses of the host
+                self._bind(family, (host, self._parse()[1], *more))
+                if self._sockets and self._parse()[1] == 0:
+                    self.name = f"{self.name.rpartition(':')[0]}:{self._sockets[0].getsockname()[1]}"
+        for holder in self._sockets:
+            holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        self._is_shared = True
+
     def release(self) -> None:
         """Lets a server of this process listen there, at once. Raises AddressError if another process listens there."""
-        while self._sockets:
+        while self._sockets and not self._is_shared:
             self._sockets.pop().close()
         if self._lock is not None:
             self._check_socket()

@@ -10,7 +10,7 @@ from typing import Any
 from sidelight.v1 import text_pb2
 
 from ...errors import invalid
-from ...models import LoadedModel
+from ...models import ModelInfo
 from ...request import BeamParams, EarlyStopping
 from ..enums import EARLY_STOPPINGS
 
@@ -25,7 +25,7 @@ _MAX_LENGTH_PENALTY = 5
 _CONFIGURED: dict[Any, EarlyStopping] = {True: "first", False: "unlikely", "never": "never"}
 
 
-def validate_beam(message: text_pb2.Beam, loaded: LoadedModel) -> BeamParams:
+def validate_beam(message: text_pb2.Beam, loaded: ModelInfo) -> BeamParams:
     """Returns the beam search that a message asks for."""
     if not 2 <= message.width <= MAX_BEAM_WIDTH:
         raise invalid("decoding.beam.width", "OUT_OF_RANGE", f"must be from 2 to {MAX_BEAM_WIDTH}")

@@ -15,7 +15,7 @@ from ....kernels import Encoding, Reduction
 from ...alignment import PRESET_NAME, AlignmentPreset
 from ...capture import AttentionKind, CapturePlan, Head
 from ...errors import ErrorCode, RequestError, invalid
-from ...models import LoadedModel
+from ...models import ModelInfo
 from ...operations import ModelLimits
 from ..enums import ATTENTION_KINDS, ENCODINGS, REDUCTIONS, ROWS
 from .methods import complete_plan, validate_method, validate_special_tokens
@@ -29,7 +29,7 @@ _MIN_SUM = 2e-38
 
 def validate_capture(
     message: attention_pb2.Capture,
-    loaded: LoadedModel,
+    loaded: ModelInfo,
     max_positions: Mapping[AttentionKind, int],
     steps_per_pass: int,
 ) -> CapturePlan:
@@ -89,7 +89,7 @@ def _validate_word(message: attention_pb2.Capture, field: str, words: Mapping[in
     return words[value]
 
 
-def _validate_kinds(message: attention_pb2.Capture, loaded: LoadedModel) -> tuple[AttentionKind, ...]:
+def _validate_kinds(message: attention_pb2.Capture, loaded: ModelInfo) -> tuple[AttentionKind, ...]:
     if not message.kinds:
         return loaded.kinds[:1]
     kinds: list[AttentionKind] = []
@@ -108,7 +108,7 @@ def _validate_kinds(message: attention_pb2.Capture, loaded: LoadedModel) -> tupl
 
 
 def _validate_layers(
-    message: attention_pb2.Capture, loaded: LoadedModel, kinds: tuple[AttentionKind, ...]
+    message: attention_pb2.Capture, loaded: ModelInfo, kinds: tuple[AttentionKind, ...]
 ) -> dict[AttentionKind, tuple[int, ...]]:
     selection = message.heads.WhichOneof("selection")
     if selection is None:
@@ -127,7 +127,7 @@ def _validate_layers(
 
 
 def _validate_preset(
-    message: attention_pb2.Capture, loaded: LoadedModel, kinds: tuple[AttentionKind, ...]
+    message: attention_pb2.Capture, loaded: ModelInfo, kinds: tuple[AttentionKind, ...]
 ) -> AlignmentPreset | None:
     """Returns the preset that a capture names; None where it names none."""
     if message.heads.WhichOneof("selection") != "preset":
@@ -149,7 +149,7 @@ def preset_heads(preset: AlignmentPreset, over_heads: Reduction | None) -> tuple
 
 def _validate_heads(
     message: attention_pb2.Capture,
-    loaded: LoadedModel,
+    loaded: ModelInfo,
     kinds: tuple[AttentionKind, ...],
     over_heads: Reduction | None,
     encoding: Encoding,
@@ -203,7 +203,7 @@ def _check_weight(weight: float, field: str, over_heads: Reduction | None) -> No
         raise invalid(field, "OUT_OF_RANGE", "must be a finite number, 0 or above")
 
 
-def _check_layer(layer: int, field: str, loaded: LoadedModel, kinds: tuple[AttentionKind, ...]) -> None:
+def _check_layer(layer: int, field: str, loaded: ModelInfo, kinds: tuple[AttentionKind, ...]) -> None:
     for kind in kinds:
         num_layers = loaded.attention_layers.num_layers(kind)
         if layer >= num_layers:

@@ -11,7 +11,7 @@ from sidelight.v1 import attribution_service_pb2 as service_pb
 
 from ...capture import AttentionKind, CapturePlan, minuend_plan
 from ...errors import ErrorCode, RequestError, invalid
-from ...models import LoadedModel
+from ...models import ModelInfo
 from ...request import CONTRAST_SCORES, Contrast, GivenTarget, Request
 from ...text import Languages, TextOptions
 from .capture import check_size
@@ -28,7 +28,7 @@ MAX_LOGITS_BYTES = 1024**3
 
 def validate_contrast(
     message: service_pb.AttributeRequest,
-    loaded: LoadedModel,
+    loaded: ModelInfo,
     languages: Languages,
     options: TextOptions,
     request: Request,
@@ -90,7 +90,7 @@ def _check_contradictions(message: service_pb.AttributeRequest, request: Request
 
 def _validate_context(
     message: service_pb.AttributeRequest,
-    loaded: LoadedModel,
+    loaded: ModelInfo,
     languages: Languages,
     options: TextOptions,
     request: Request,
@@ -145,7 +145,7 @@ def _in_contrast() -> Iterator[None]:
         raise replace(error, field=f"contrast.{error.field}") from error
 
 
-def _check_passes(contexts: tuple[Request, Request], loaded: LoadedModel) -> None:
+def _check_passes(contexts: tuple[Request, Request], loaded: ModelInfo) -> None:
     """Refuses given targets that are too long to be read at once in both contexts."""
     num_logits = 0
     for context in contexts:
@@ -193,7 +193,7 @@ def _validate_alignments(contrast: service_pb.Contrast, request: Request, other:
     return tuple(steps)
 
 
-def _check_positions(plan: CapturePlan, request: Request, other: Request, loaded: LoadedModel) -> None:
+def _check_positions(plan: CapturePlan, request: Request, other: Request, loaded: ModelInfo) -> None:
     """Refuses contexts whose rows have different positions."""
     lengths = [("source", request.source_length, other.source_length)]
     if "decoder_self" in plan.kinds:

@@ -11,7 +11,7 @@ from typing import Any
 from sidelight.v1 import text_pb2
 
 from ...errors import invalid
-from ...models import LoadedModel
+from ...models import ModelInfo
 from ...request import DecodingParams
 from ...text import Languages
 from .beam import validate_beam
@@ -24,7 +24,7 @@ MAX_STOPS, MAX_STOP_BYTES = 64, 1024
 
 
 def validate_decoding(
-    message: text_pb2.Decoding, loaded: LoadedModel, languages: Languages, num_before: int, max_target: int
+    message: text_pb2.Decoding, loaded: ModelInfo, languages: Languages, num_before: int, max_target: int
 ) -> DecodingParams:
     """Returns how the model generates a target.
 
@@ -35,7 +35,7 @@ def validate_decoding(
         num_before: How many tokens the decoder reads before the first generated token.
         max_target: How many tokens the model can generate for this request.
     """
-    config: Any = loaded.model.generation_config
+    config: Any = loaded.own_generation_config
     strategy = message.WhichOneof("strategy")
     beam = validate_beam(message.beam, loaded) if strategy == "beam" else None
     do_sample = strategy == "sampling" or (strategy is None and bool(config.do_sample))
@@ -70,8 +70,8 @@ def _validate_sampling(message: text_pb2.Sampling) -> dict[str, Any]:
     return generation
 
 
-def _validate_max_new_tokens(message: text_pb2.Decoding, loaded: LoadedModel, num_before: int, max_target: int) -> int:
-    field, config = "decoding.max_new_tokens", loaded.model.generation_config
+def _validate_max_new_tokens(message: text_pb2.Decoding, loaded: ModelInfo, num_before: int, max_target: int) -> int:
+    field, config = "decoding.max_new_tokens", loaded.own_generation_config
     max_target = min(max_target, loaded.limits.max_new_tokens or max_target)
     if message.HasField("max_new_tokens"):
         if not 1 <= message.max_new_tokens <= max_target:

@@ -8,13 +8,13 @@ from sidelight.v1 import attribution_service_pb2 as service_pb
 
 from ...capture import CapturePlan
 from ...errors import RequestError, invalid
-from ...models import LoadedModel
+from ...models import ModelInfo
 from ...request import MAX_PART_BYTES, EncodedTarget, Request
 from ...text import TextOptions, turn_languages
 from .texts import validate_languages, validate_source
 
 
-def validate_encoded_pair(message: service_pb.AttributeRequest, loaded: LoadedModel, request_id: str) -> Request:
+def validate_encoded_pair(message: service_pb.AttributeRequest, loaded: ModelInfo, request_id: str) -> Request:
     """Returns the request that has the encoder read the source, and the given target as if it were a source.
 
     Reads the texts and the languages of the message alone. Raises RequestError, also for more than 32 MiB of states.

@@ -13,7 +13,7 @@ from sidelight.v1 import text_pb2
 from ...capture import AttentionKind
 from ...engine import SourceDone, SourceGrowth, TakeBack, TargetToken
 from ...errors import invalid
-from ...models import LoadedModel
+from ...models import ModelInfo
 from ...policy import AlignAtt
 from ...request import GivenTarget, Request
 from ...text import Languages, TextOptions, TokenizedText, count_complete, encode_next, find_words
@@ -27,7 +27,7 @@ Event = SourceGrowth | SourceDone | TargetToken | TakeBack
 class FollowValidator:
     """The texts of one follow stream so far, and what they become. For one thread at a time."""
 
-    def __init__(self, start: service_pb.FollowStart, loaded: LoadedModel, request_id: str) -> None:
+    def __init__(self, start: service_pb.FollowStart, loaded: ModelInfo, request_id: str) -> None:
         """Raises RequestError for what is wrong whatever the source is."""
         self._start = start
         self._loaded = loaded

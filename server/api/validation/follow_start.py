@@ -14,7 +14,7 @@ from sidelight.v1 import attribution_service_pb2 as service_pb
 from ...alignment import PRESET_NAME
 from ...capture import AttentionKind, CapturePlan
 from ...errors import RequestError, invalid
-from ...models import LoadedModel
+from ...models import ModelInfo
 from ...request import CONTRAST_SCORES
 from ...text import TokenizedText
 from ..enums import ATTENTION_KINDS, GROUPINGS, SCORES, number_of
@@ -72,7 +72,7 @@ def options_message(start: service_pb.FollowStart) -> service_pb.AttributeReques
     return message
 
 
-def check_start(start: service_pb.FollowStart, loaded: LoadedModel) -> None:
+def check_start(start: service_pb.FollowStart, loaded: ModelInfo) -> None:
     """Checks the options of a stream. Raises RequestError for what is wrong whatever the source is."""
     _check_served(start)
     with paths_in_start():
@@ -82,7 +82,7 @@ def check_start(start: service_pb.FollowStart, loaded: LoadedModel) -> None:
 
 
 def policy_plan(
-    policy: service_pb.AlignAtt, loaded: LoadedModel, num_positions: Mapping[AttentionKind, int]
+    policy: service_pb.AlignAtt, loaded: ModelInfo, num_positions: Mapping[AttentionKind, int]
 ) -> CapturePlan:
     """Returns the capture of the row that says where a step looks: the mean over the policy's heads."""
     capture = attention_pb2.Capture(
@@ -128,7 +128,7 @@ def _check_served(start: service_pb.FollowStart) -> None:
         raise invalid("start.policy", "REQUIRED", "is needed with decoding: it says how far the target may go")
 
 
-def _check_options(message: service_pb.AttributeRequest, loaded: LoadedModel) -> None:
+def _check_options(message: service_pb.AttributeRequest, loaded: ModelInfo) -> None:
     """Checks the options that a stream and a request for one text have in common."""
     validate_offset_unit(message)
     check_units(message)
@@ -144,7 +144,7 @@ def _check_options(message: service_pb.AttributeRequest, loaded: LoadedModel) ->
         validate_decoding(message.decoding, loaded, languages, len(prompt_ids), room)
 
 
-def _check_policy(policy: service_pb.Policy, loaded: LoadedModel) -> None:
+def _check_policy(policy: service_pb.Policy, loaded: ModelInfo) -> None:
     if loaded.feature_shape is not None:
         raise invalid("start.policy", "CONTRADICTION", "goes with models that read texts: a recording has no tokens")
     if policy.WhichOneof("policy") is None:

@@ -13,7 +13,7 @@ from sidelight.v1 import attention_pb2
 from ...alignment import AlignmentPreset
 from ...capture import WEIGHTS, AttentionKind, CapturePlan, Method, MethodFieldError
 from ...errors import ErrorCode, RequestError, invalid
-from ...models import LoadedModel
+from ...models import ModelInfo
 from ..enums import METHODS
 
 # The most bytes that a method may keep for a sequence, such as the rows of all its positions. They are in the host's
@@ -27,7 +27,7 @@ _LEAVES_OUT = {
 }
 
 
-def validate_method(message: attention_pb2.Capture, loaded: LoadedModel) -> Method:
+def validate_method(message: attention_pb2.Capture, loaded: ModelInfo) -> Method:
     """Returns the model's own method for a capture. Raises RequestError."""
     if not message.method:
         return WEIGHTS
@@ -52,7 +52,7 @@ def validate_special_tokens(message: attention_pb2.Capture, preset: AlignmentPre
 
 
 def find_method_room(
-    message: attention_pb2.Capture, loaded: LoadedModel, source_length: int, num_before: int, room: int
+    message: attention_pb2.Capture, loaded: ModelInfo, source_length: int, num_before: int, room: int
 ) -> int:
     """Returns how many of `room` tokens a target of unknown length may have, so that its method can keep its state.
 

@@ -8,10 +8,10 @@ from sidelight.v1 import attribution_service_pb2 as service_pb
 from sidelight.v1 import text_pb2
 
 from ...errors import invalid
-from ...models import LoadedModel
+from ...models import ModelInfo
 
 
-def validate_padding(message: service_pb.AttributeRequest, loaded: LoadedModel) -> None:
+def validate_padding(message: service_pb.AttributeRequest, loaded: ModelInfo) -> None:
     """Checks what the request says of padding. Raises RequestError."""
     if not message.padding:
         return
@@ -26,7 +26,7 @@ def validate_padding(message: service_pb.AttributeRequest, loaded: LoadedModel) 
         raise invalid("padding", "NO_PADDING_TOKEN", problem)
 
 
-def treat_padding(ids: list[int], field: str, padding: text_pb2.Padding.ValueType, loaded: LoadedModel) -> list[int]:
+def treat_padding(ids: list[int], field: str, padding: text_pb2.Padding.ValueType, loaded: ModelInfo) -> list[int]:
     """Returns the token ids of a text without padding. Raises RequestError."""
     if padding != text_pb2.PADDING_MASK:
         refuse_padding(ids, field, loaded, "leave it out, or mask it by AttributeRequest.padding")
@@ -37,7 +37,7 @@ def treat_padding(ids: list[int], field: str, padding: text_pb2.Padding.ValueTyp
     return ids
 
 
-def refuse_padding(ids: Sequence[int], field: str, loaded: LoadedModel, advice: str = "leave it out") -> None:
+def refuse_padding(ids: Sequence[int], field: str, loaded: ModelInfo, advice: str = "leave it out") -> None:
     """Raises RequestError where there is padding among token ids."""
     padding_id = loaded.tokenizer.padding_id
     if padding_id is not None and padding_id in ids:

@@ -13,7 +13,7 @@ from sidelight.v1 import attribution_service_pb2 as service_pb
 
 from ...capture import AttentionKind
 from ...errors import invalid
-from ...models import LoadedModel
+from ...models import ModelInfo
 from ...request import DecodingParams, FollowedTarget, GivenTarget, Request, Score
 from ...text import Languages, OffsetUnit
 from ..enums import OFFSET_UNITS, SCORES
@@ -41,7 +41,7 @@ def request_id_of(
 
 
 def validate_request(
-    message: service_pb.AttributeRequest, loaded: LoadedModel, request_id: str, *, is_follow: bool = False
+    message: service_pb.AttributeRequest, loaded: ModelInfo, request_id: str, *, is_follow: bool = False
 ) -> Request:
     """Returns the request that a message makes to a model. Raises RequestError.
 
@@ -110,7 +110,7 @@ def _is_whole(target: _Target) -> bool:
 
 
 def _validate_decoding(
-    message: service_pb.AttributeRequest, loaded: LoadedModel, languages: Languages, num_before: int, max_target: int
+    message: service_pb.AttributeRequest, loaded: ModelInfo, languages: Languages, num_before: int, max_target: int
 ) -> DecodingParams:
     params = validate_decoding(message.decoding, loaded, languages, num_before, max_target)
     if params.do_sample and message.resume_at and not message.decoding.sampling.HasField("seed"):

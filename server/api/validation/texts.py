@@ -11,7 +11,7 @@ from sidelight.v1 import attribution_service_pb2 as service_pb
 from sidelight.v1 import text_pb2
 
 from ...errors import invalid
-from ...models import LoadedModel
+from ...models import ModelInfo
 from ...request import GivenTarget, SourceFeatures
 from ...text import ChatTooLongError, Languages, TextOptions, TokenizedText
 from .padding import refuse_padding, treat_padding, validate_padding
@@ -28,7 +28,7 @@ _PARSES_SPECIAL = {
 }
 
 
-def validate_languages(message: service_pb.AttributeRequest, loaded: LoadedModel) -> Languages:
+def validate_languages(message: service_pb.AttributeRequest, loaded: ModelInfo) -> Languages:
     """Returns the languages of a request. Raises RequestError."""
     problems = loaded.tokenizer.check_languages(message.source_language, message.target_language)
     for field, problem in zip(("source_language", "target_language"), problems, strict=True):
@@ -43,7 +43,7 @@ def validate_languages(message: service_pb.AttributeRequest, loaded: LoadedModel
     return loaded.tokenizer.resolve_languages(message.source_language, message.target_language)
 
 
-def validate_text_options(message: service_pb.AttributeRequest, loaded: LoadedModel) -> TextOptions:
+def validate_text_options(message: service_pb.AttributeRequest, loaded: ModelInfo) -> TextOptions:
     """Returns how the request's texts become tokens. Raises RequestError.
 
     Without a source, nothing is refused that goes with a source of text: see `validate_source`.
@@ -64,7 +64,7 @@ def validate_text_options(message: service_pb.AttributeRequest, loaded: LoadedMo
 
 def validate_source(
     message: service_pb.AttributeRequest,
-    loaded: LoadedModel,
+    loaded: ModelInfo,
     languages: Languages,
     options: TextOptions,
     truncation: Truncation = "none",
@@ -102,7 +102,7 @@ def validate_source(
     return text
 
 
-def validate_features(source: text_pb2.Text, loaded: LoadedModel) -> SourceFeatures | None:
+def validate_features(source: text_pb2.Text, loaded: ModelInfo) -> SourceFeatures | None:
     """Returns the features of the source; None where the source is a text. Raises RequestError."""
     if loaded.feature_shape is None or source.WhichOneof("kind") != "features":
         return None
@@ -121,7 +121,7 @@ def validate_features(source: text_pb2.Text, loaded: LoadedModel) -> SourceFeatu
     return SourceFeatures(values, loaded.max_source_tokens)
 
 
-def _validate_chat(message: text_pb2.Chat, loaded: LoadedModel, options: TextOptions) -> TokenizedText:
+def _validate_chat(message: text_pb2.Chat, loaded: ModelInfo, options: TextOptions) -> TokenizedText:
     if loaded.is_encoder_decoder or not loaded.tokenizer.has_chat_template:
         raise invalid("source.chat", "NO_CHAT_TEMPLATE", "this model has no chat template")
     if not message.messages:
@@ -143,7 +143,7 @@ def _validate_chat(message: text_pb2.Chat, loaded: LoadedModel, options: TextOpt
 
 def validate_texts(
     message: service_pb.AttributeRequest,
-    loaded: LoadedModel,
+    loaded: ModelInfo,
     languages: Languages,
     options: TextOptions,
     truncation: Truncation,
@@ -163,7 +163,7 @@ def validate_texts(
 
 def find_room(
     message: service_pb.AttributeRequest,
-    loaded: LoadedModel,
+    loaded: ModelInfo,
     source: TokenizedText,
     prompt_ids: Sequence[int],
     *,
@@ -185,7 +185,7 @@ def find_room(
 
 def validate_prefix(
     message: service_pb.AttributeRequest,
-    loaded: LoadedModel,
+    loaded: ModelInfo,
     languages: Languages,
     source: TokenizedText,
     options: TextOptions,
@@ -217,7 +217,7 @@ def validate_prefix(
 
 def validate_given(
     message: service_pb.AttributeRequest,
-    loaded: LoadedModel,
+    loaded: ModelInfo,
     languages: Languages,
     source: TokenizedText,
     options: TextOptions,
@@ -251,7 +251,7 @@ def validate_given(
     return GivenTarget(text)
 
 
-def check_text(text: str, field: str, max_tokens: int, loaded: LoadedModel, truncation: Truncation = "none") -> str:
+def check_text(text: str, field: str, max_tokens: int, loaded: ModelInfo, truncation: Truncation = "none") -> str:
     """Returns the text to tokenize: the whole text, or with a truncation as many bytes as can have the tokens.
 
     Raises RequestError for an empty text, and for a text that must have more tokens.
@@ -264,7 +264,7 @@ def check_text(text: str, field: str, max_tokens: int, loaded: LoadedModel, trun
     return text
 
 
-def _check_num_bytes(text: str, field: str, max_tokens: int, loaded: LoadedModel) -> None:
+def _check_num_bytes(text: str, field: str, max_tokens: int, loaded: ModelInfo) -> None:
     """Refuses a text that must have more than `max_tokens` tokens, before it is tokenized."""
     max_bytes = loaded.tokenizer.max_bytes(max_tokens)
     num_bytes = len(text.encode())
@@ -281,7 +281,7 @@ def _check_num_bytes(text: str, field: str, max_tokens: int, loaded: LoadedModel
             raise invalid(field, "TEXT_TOO_LONG", f"{problem}; at most so many are read")
 
 
-def _check_not_blank(text: TokenizedText, field: str, loaded: LoadedModel, options: TextOptions) -> None:
+def _check_not_blank(text: TokenizedText, field: str, loaded: ModelInfo, options: TextOptions) -> None:
     """Refuses a text without tokens of its own. For a model that continues a text, white space is a text."""
     may_be_special = options.parses_special and not loaded.is_encoder_decoder
     if not text.tokens or (all(token.special for token in text.tokens) and not may_be_special):
@@ -299,14 +299,14 @@ def _check_num_tokens(text: TokenizedText, field: str, max_tokens: int, limit: s
 # ---- token ids ------------------------------------------------------------------------------------------------------
 
 
-def validate_token_ids(message: text_pb2.Text, field: str, loaded: LoadedModel, max_tokens: int) -> list[int]:
+def validate_token_ids(message: text_pb2.Text, field: str, loaded: ModelInfo, max_tokens: int) -> list[int]:
     """Returns the token ids of a text, of at most `max_tokens` and without padding. Raises RequestError."""
     ids = _limit_ids(_read_token_ids(message, field, loaded), field, max_tokens, loaded, "none")[0]
     refuse_padding(ids, field, loaded)
     return ids
 
 
-def _read_token_ids(message: text_pb2.Text, field: str, loaded: LoadedModel) -> list[int]:
+def _read_token_ids(message: text_pb2.Text, field: str, loaded: ModelInfo) -> list[int]:
     ids = list(message.token_ids.ids)
     path = f"{field}.token_ids.ids"
     if not ids:
@@ -317,7 +317,7 @@ def _read_token_ids(message: text_pb2.Text, field: str, loaded: LoadedModel) -> 
     return ids
 
 
-def _check_ids(ids: Sequence[int], field: str, loaded: LoadedModel) -> None:
+def _check_ids(ids: Sequence[int], field: str, loaded: ModelInfo) -> None:
     """Refuses tokens that the model has no numbers for. Some tokenizers have further tokens, such as images' places."""
     if ids and max(ids) >= loaded.vocabulary_size:
         problem = f"{max(ids)} is outside the vocabulary of {loaded.vocabulary_size:,} tokens"
@@ -325,7 +325,7 @@ def _check_ids(ids: Sequence[int], field: str, loaded: LoadedModel) -> None:
 
 
 def _limit_ids(
-    ids: list[int], field: str, max_tokens: int, loaded: LoadedModel, truncation: Truncation
+    ids: list[int], field: str, max_tokens: int, loaded: ModelInfo, truncation: Truncation
 ) -> tuple[list[int], int]:
     """Returns at most `max_tokens` ids, and how many are left out. Raises RequestError."""
     path = f"{field}.token_ids.ids"

@@ -15,7 +15,7 @@ from sidelight.v1 import attribution_service_pb2 as service_pb
 from sidelight.v1 import text_pb2
 
 from ...errors import invalid
-from ...models import LoadedModel
+from ...models import ModelInfo
 from ...text import Token, TokenizedText
 
 Truncation = Literal["none", "left", "right"]
@@ -85,7 +85,7 @@ def cut_text(text: str, max_bytes: int, truncation: Truncation) -> str:
 
 
 def cut_ids(
-    ids: Sequence[int], max_tokens: int, truncation: Truncation, field: str, loaded: LoadedModel
+    ids: Sequence[int], max_tokens: int, truncation: Truncation, field: str, loaded: ModelInfo
 ) -> tuple[list[int], int]:
     """Returns at most `max_tokens` token ids, and how many are left out. Raises RequestError."""
     is_special = loaded.tokenizer.vocabulary.is_special
@@ -97,7 +97,7 @@ def cut_ids(
 
 
 def truncate_texts(
-    texts: Texts, message: service_pb.AttributeRequest, loaded: LoadedModel, truncation: Truncation
+    texts: Texts, message: service_pb.AttributeRequest, loaded: ModelInfo, truncation: Truncation
 ) -> Texts:
     """Returns the texts with as many tokens as the model can have. Raises RequestError."""
     num_reserved = 0 if texts.given else _num_reserved(message, loaded)
@@ -150,7 +150,7 @@ def _find_kept(special: Sequence[bool], max_tokens: int, truncation: Truncation,
     return slice(0, num_head), slice(num_head + num_left_out, None)
 
 
-def _num_reserved(message: service_pb.AttributeRequest, loaded: LoadedModel) -> int:
+def _num_reserved(message: service_pb.AttributeRequest, loaded: ModelInfo) -> int:
     """Returns for how many tokens of the target there must be room, at least 1."""
     if message.decoding.HasField("max_new_tokens"):
         num_asked = message.decoding.max_new_tokens

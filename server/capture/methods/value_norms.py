@@ -46,6 +46,10 @@ class ValueNorms(Method):
         roots = {layer_key: _root(weight, *shape) for layer_key, (weight, shape) in found.items()}
         return cls(roots) if roots.keys() == probed.modules.keys() else None
 
+    def describe(self) -> ValueNorms:
+        """Returns the method without tensors (see `Method`)."""
+        return ValueNorms({})
+
     def factors(self, layer_key: LayerKey, value: Tensor) -> Tensor:
         """Returns n_h(j), the norm of f_h(x[j]) (see `Method`)."""
         root = self._roots[layer_key]

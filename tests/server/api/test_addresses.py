@@ -341,3 +341,27 @@ async def test_a_unix_socket_has_its_mode_from_its_first_moment(bundled, tmp_pat
         is_over.set()
         watcher.join()
     assert seen == {mode}
+
+
+def test_several_processes_share_a_port_that_nobody_else_can_take(tmp_path):
+    with Address("127.0.0.1:0") as address:
+        address.share()
+        host, _, port = address.name.rpartition(":")
+        assert int(port) > 0
+        listeners = []
+        for _ in range(2):
+            address.release()  # as each front end does
+            listener = socket.socket()
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            listener.bind((host, int(port)))
+            listener.listen()
+            listeners.append(listener)
+        with pytest.raises(AddressError, match="another server listens there"):
+            Address(address.name)
+        for listener in listeners:
+            listener.close()
+    with (
+        Address(f"unix:{tmp_path}/socket") as path,
+        pytest.raises(AddressError, match="give HOST:PORT, or --frontends 1"),
+    ):
+        path.share()

@@ -179,8 +179,10 @@ async def test_an_old_connection_takes_no_more_calls_and_those_in_flight_go_on(b
         assert (await follow.read()).HasField("started")
         peers: set[str] = set()
         end = time.monotonic() + 2
-        identify = server._calls._authenticator.identify
-        server._calls._authenticator.identify = lambda context: peers.add(context.peer()) or identify(context)
+        identify = server._grpc_server.calls._authenticator.identify
+        server._grpc_server.calls._authenticator.identify = lambda context: (
+            peers.add(context.peer()) or identify(context)
+        )
         while time.monotonic() < end:
             async for _ in service.Attribute(request("A dog.")):
                 pass

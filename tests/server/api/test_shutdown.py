@@ -18,7 +18,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from harness import CROSS, DECODER_SELF, request
 from hostile_clients import reason_of_aio, retry_delay_of
 from raw_http2 import RawConnection
-from sidelight.server.api import server as server_module
+from sidelight.server.api import grpc_server as server_module
 from sidelight.server.api.server import Server
 from sidelight.server.engine import output_queue
 from sidelight.server.engine.engine import EngineConfig

@@ -124,14 +124,15 @@ async def test_a_process_whose_engine_has_ended_ends_with_a_code(bundled, engine
     try:
         with Address(settings.values.address) as held:
             configs = command._engine_configs([bundled], settings, [()])
-            args = ([bundled], configs, held, Security(), command._Monitoring(), settings.values.grace)
+            args = ([bundled], configs, held, Security(), command._Monitoring(), settings.values)
             assert await command._serve(*args) == 1
     finally:
         killer.join()
         for number, handler in handlers.items():
             signal.signal(number, handler)
     assert "the engine of a model has failed" in capsys.readouterr().err
-    assert engines[0]._config == EngineConfig(2, 8, 0.5, max_feature_bytes=4 * 1024**2)
+    taken_on = EngineConfig(2, 8, 0.5, max_feature_bytes=4 * 1024**2, max_unread_bytes=256 * 1024)
+    assert engines[0].config == taken_on
 
 
 def test_a_server_ends_while_its_engine_begins_again(bundled, monkeypatch):

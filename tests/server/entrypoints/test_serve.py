@@ -114,9 +114,10 @@ async def test_a_signal_ends_the_server_with_status_0(bundled, monkeypatch, caps
     try:
         with Address(settings.values.address) as held:
             configs = serve._engine_configs([bundled], settings, [()])
-            arguments = ([bundled], configs, held, Security(), serve._Monitoring(), settings.values.grace)
+            arguments = ([bundled], configs, held, Security(), serve._Monitoring(), settings.values)
             serving = asyncio.create_task(serve._serve(*arguments))
             while "serving" not in capsys.readouterr().out:
+                assert not serving.done(), serving.exception()
                 await asyncio.sleep(0.01)
             os.kill(os.getpid(), number)
             assert await asyncio.wait_for(serving, 60) == 0

@@ -12,7 +12,7 @@ import pytest
 from harness import serving, stub
 from model_zoo import build_model
 from sidelight.kernels import record_launches
-from sidelight.server.api import server as server_module
+from sidelight.server.frontends import engine_group as server_module
 from sidelight.server.models.loader import load
 from sidelight.server.runner import warmup
 

@@ -15,7 +15,7 @@ from sidelight.v1 import attribution_service_pb2 as service_pb
 
 from ....alignment import AlignmentPreset, MarkupOptions, MarkupSpan, Symmetrization
 from ....errors import RequestError, invalid
-from ....models import LoadedModel
+from ....models import ModelInfo
 from ....text import OffsetMap, OffsetUnit
 from ...enums import (
     GROUPINGS,
@@ -205,7 +205,7 @@ def fix_seed(message: service_pb.AlignRequest) -> None:
 
 
 def build_segment_request(
-    message: service_pb.AlignRequest, loaded: LoadedModel, source: str, target: str | None
+    message: service_pb.AlignRequest, loaded: ModelInfo, source: str, target: str | None
 ) -> service_pb.AttributeRequest:
     """Builds the request for the rows of a segment: the mean of the chosen heads for each token of the target."""
     request = service_pb.AttributeRequest(
@@ -224,7 +224,7 @@ def build_segment_request(
 
 
 def build_reverse_request(
-    message: service_pb.AlignRequest, reverse: LoadedModel, source: str, target: str
+    message: service_pb.AlignRequest, reverse: ModelInfo, source: str, target: str
 ) -> service_pb.AttributeRequest:
     """Builds the request for the rows of the other direction: `target` is what that model reads."""
     return service_pb.AttributeRequest(
@@ -266,14 +266,14 @@ def _make_capture(preset: AlignmentPreset, message: service_pb.AlignRequest) -> 
     return capture
 
 
-def find_head_source(message: service_pb.AlignRequest, loaded: LoadedModel) -> service_pb.HeadSource.ValueType:
+def find_head_source(message: service_pb.AlignRequest, loaded: ModelInfo) -> service_pb.HeadSource.ValueType:
     """Returns where the heads of a request come from."""
     if message.heads.WhichOneof("selection") in ("list", "layers"):
         return service_pb.HEAD_SOURCE_REQUEST
     return head_source_of(loaded.alignment)
 
 
-def check_links_model(loaded: LoadedModel, field: str) -> None:
+def check_links_model(loaded: ModelInfo, field: str) -> None:
     """Raises RequestError for a model that cannot link."""
     if "cross" not in loaded.kinds:
         problem = "has no cross-attention, which links are made of: only an encoder-decoder can link"

@@ -9,7 +9,7 @@ from sidelight.v1 import attribution_service_pb2 as service_pb
 
 from ....alignment import Linker, LinkFeature
 from ....errors import invalid
-from ....models import LoadedModel
+from ....models import ModelInfo
 from ...enums import LINK_FEATURES, LINK_METHODS, SYMMETRIZATIONS
 
 
@@ -30,7 +30,7 @@ def check_link_options(options: service_pb.LinkOptions) -> None:
         raise invalid("link_options.symmetrization", "CONTRADICTION", problem)
 
 
-def make_linker(options: service_pb.LinkOptions, loaded: LoadedModel, *, is_live: bool = False) -> Linker:
+def make_linker(options: service_pb.LinkOptions, loaded: ModelInfo, *, is_live: bool = False) -> Linker:
     """Returns the linker of a model. Raises RequestError for a feature that cannot be had.
 
     `is_live` is for words that are linked while a target grows: then the encoder cannot read the target. What

@@ -12,7 +12,7 @@ from sidelight.v1 import attribution_service_pb2 as service_pb
 from ....alignment import Linker
 from ....capture import CapturePlan
 from ....errors import invalid
-from ....models import LoadedModel
+from ....models import ModelInfo
 from ....request import Observer
 from .links import check_link_options, make_linker
 
@@ -24,7 +24,7 @@ class Observers(NamedTuple):
     linker: Linker | None
 
 
-def validate_observers(message: service_pb.AttributeRequest, loaded: LoadedModel) -> Observers:
+def validate_observers(message: service_pb.AttributeRequest, loaded: ModelInfo) -> Observers:
     """Returns what a request asks to be made of rows of its own. Raises RequestError."""
     linker: Linker | None = None
     plans: dict[Observer, CapturePlan] = {}
@@ -44,7 +44,7 @@ def validate_observers(message: service_pb.AttributeRequest, loaded: LoadedModel
     return Observers(plans, linker)
 
 
-def _check_request(field: str, message: service_pb.AttributeRequest, loaded: LoadedModel) -> None:
+def _check_request(field: str, message: service_pb.AttributeRequest, loaded: ModelInfo) -> None:
     """Refuses what has no rows to observe."""
     if not loaded.is_encoder_decoder:
         raise invalid(field, "NO_SUCH_ATTENTION", "needs cross-attention, which only an encoder-decoder has")
