@@ -118,7 +118,7 @@ def bundled_requests(loaded: LoadedModel, count: int) -> Iterator[Request]:
 
 
 def test_the_bundled_model(bundled):
-    requests = [*bundled_requests(bundled, 12)]
+    requests = [*bundled_requests(bundled, len(SENTENCES))]
     check(bundled_model(), bundled, requests, slots_run(bundled, 24).runner, together=3)
 
 

@@ -1,7 +1,6 @@
-"""Where gRPC listens, and how it stays up.
+"""Where gRPC listens.
 
-addresses           Address: where the server listens; checked and held before models are loaded
-path_safe_server    PathSafeServer: a grpc.aio server that outlives every path that a client can send
+addresses    Address: where the server listens; checked and held before models are loaded
 """
 
 from .addresses import Address, AddressError

@@ -9,6 +9,7 @@ import pytest
 import torch
 from mixed_requests import IN_SLOTS, alone, assert_same, mixed_requests, slots_run, then_one_by_one, together
 from model_zoo import build_model
+from sidelight.kernels.cpu import is_supported
 from sidelight.server.layers import LMHead, screened_head
 from sidelight.server.layers.screened_head import ScreenedHead
 from sidelight.server.models import LoadedModel, load
@@ -52,6 +53,7 @@ def with_options(request: Request, **options) -> Request:
     return replace(request, target=replace(request.target, generation=request.target.generation | options))
 
 
+@pytest.mark.skipif(not is_supported(int8=True), reason="no programs with int8 weights on this machine")
 @pytest.mark.parametrize("name", IN_SLOTS)
 def test_screening_changes_no_token(name, folder, num_searches):
     loaded = load(build_model(name, folder))
@@ -65,6 +67,7 @@ def test_screening_changes_no_token(name, folder, num_searches):
     assert bool(num_searches) == (name not in CAPPED | OWN_WEIGHT)
 
 
+@pytest.mark.skipif(not is_supported(int8=True), reason="no programs with int8 weights on this machine")
 def test_a_forced_first_token_needs_no_logits(folder, num_searches, monkeypatch):
     """As NLLB has it in each target: the step's other slots are searched as ever."""
     loaded = load(build_model("nllb", folder))
