@@ -27,6 +27,7 @@ _WORDS_OF_GRPC = (
     "Decompression failed",
     "Metadata keys cannot be zero length",
     "Illegal header",
+    "Error parsing",
 )
 
 
