@@ -43,7 +43,7 @@ test-examples: $(VENV)/.test ## Install the toolchains of other languages, build
 	@for tool in $(CLIENT_TOOLS); do dpkg -s $$tool >/dev/null 2>&1 || missing="$$missing $$tool"; done; \
 	test -z "$$missing" || { echo "Installing$$missing"; DEBIAN_FRONTEND=noninteractive \
 	  apt-get -qq install --yes --no-install-recommends $$missing >/dev/null; } || echo "Not all of it can be had"
-	@OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/pytest -v tests/client/examples tests/vectors $(ARGS)
+	@TEST_EXAMPLES=1 OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/pytest -v tests/client/examples tests/vectors $(ARGS)
 
 PYTEST = OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/pytest -n 2 --dist worksteal
 

@@ -31,7 +31,11 @@ TEXT, HTML = "That is an old book.", "I bought a <b>big</b> house."
 TOKEN = "token-of-the-example-program"
 
 # Building takes longer than a test may: a busy machine needs minutes for the C++ that protoc writes.
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(1200),
+    pytest.mark.skipif("TEST_EXAMPLES" not in os.environ, reason="`make test-examples` builds the programs"),
+]
 every_language = pytest.mark.parametrize("language", PROGRAMS)
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
