@@ -186,7 +186,7 @@ def _find_tls(tls: bool | str | Path | TlsOptions | None) -> TlsOptions | None:
 
 
 def complete_tls(given: TlsOptions | None = None) -> TlsOptions:
-    """Returns options with what the environment has for those that are None."""
+    """Returns the options. An option that is None has the value of the environment."""
     fields = vars(given or TlsOptions())
     found = {name: os.environ.get(f"SIDELIGHT_TLS_{name.upper()}") or None for name in fields}
     return TlsOptions(**{name: found[name] if value is None else value for name, value in fields.items()})

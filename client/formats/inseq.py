@@ -83,7 +83,6 @@ def _build_arguments(started: Started) -> dict[str, Any]:
 
 def _build_sequence(attribution: Attribution) -> dict[str, Any]:
     """Builds one sequence. Inseq's arrays are `[positions, steps, layers, heads]`, as the arrays of Attribution are."""
-    step_scores = attribution.scores if attribution.started.grouping == "token" else attribution.unit_scores
     scores: dict[str, NDArray[Any]] = {}
     if attribution.encoder_self is not None:
         # In Inseq, the first axis is positions and the second axis is queries.
@@ -97,7 +96,9 @@ def _build_sequence(attribution: Attribution) -> dict[str, Any]:
         "attr_pos_end": len(attribution.decoder_positions),
         "source_attributions": _encode_tensor(attribution.cross),
         "target_attributions": _encode_tensor(attribution.decoder_self),
-        "step_scores": {SCORE_NAMES.get(name, name): _encode_tensor(values) for name, values in step_scores.items()},
+        "step_scores": {
+            SCORE_NAMES.get(name, name): _encode_tensor(values) for name, values in attribution.target_scores.items()
+        },
         "sequence_scores": {name: _encode_tensor(values) for name, values in scores.items()},
         # The number of axes behind positions and steps. By default, Inseq takes the mean over these axes.
         "_num_dimensions": attention.ndim - 2,

@@ -99,8 +99,7 @@ def attribution_dataset(attribution: Attribution) -> xr.Dataset:
         for dim, labels in zip(dims[:2], get_labels(attribution, kind), strict=True):
             coords[f"{dim}_text"] = (dim, _labels(labels))
         arrays[kind] = xr.DataArray(get_array(attribution, kind), coords, dims)
-    scores = attribution.scores if attribution.started.grouping == "token" else attribution.unit_scores
-    for name, numbers in scores.items():
+    for name, numbers in attribution.target_scores.items():
         arrays[name] = xr.DataArray(numbers, {"target_text": ("target", _labels(attribution.targets))}, ["target"])
     started = attribution.started
     return xr.Dataset(arrays, attrs={"model": started.model, "source": started.source_text, "target": attribution.text})
@@ -117,7 +116,7 @@ def _target_columns(attribution: Attribution) -> dict[str, Any]:
         }
     columns |= {"begin": [part.begin for part in targets], "end": [part.end for part in targets]}
     columns["special"] = [part.special for part in targets]
-    return columns | dict(attribution.scores if attribution.started.grouping == "token" else attribution.unit_scores)
+    return columns | dict(attribution.target_scores)
 
 
 def _labels(parts: Sequence[Token | Span]) -> Any:

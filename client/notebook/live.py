@@ -33,18 +33,18 @@ class LiveDisplay:
         self._started = started
         self._parts: list[Step | Unit] = []
         self._drawn = time.monotonic()
-        self._handle: Any = display(_Html(self._render()), display_id=True)
+        self._handle: Any = display(_as_html(self._render()), raw=True, display_id=True)
 
     def add(self, part: Step | Unit) -> None:
         """Adds a step, or a unit, and draws it unless the last drawing is too near."""
         self._parts.append(part)
         if time.monotonic() - self._drawn >= _INTERVAL:
-            self._handle.update(_Html(self._render()))
+            self._handle.update(_as_html(self._render()), raw=True)
             self._drawn = time.monotonic()
 
     def finish(self, attribution: Attribution) -> None:
         """Shows the whole result in place of the lines."""
-        self._handle.update(_Html(attribution_html(attribution)))
+        self._handle.update(_as_html(attribution_html(attribution)), raw=True)
 
     def _render(self) -> str:
         columns = self._started.source_positions
@@ -56,14 +56,9 @@ class LiveDisplay:
         return f"{text_html(text)}<table><tr><th></th>{head}</tr>{lines}</table>"
 
 
-class _Html:
-    """HTML that Jupyter shows as it is."""
-
-    def __init__(self, html: str) -> None:
-        self._html = html
-
-    def _repr_html_(self) -> str:
-        return self._html
+def _as_html(html: str) -> dict[str, str]:
+    """Returns what Jupyter shows as it is."""
+    return {"text/html": html}
 
 
 def _render_line(part: Step | Unit, has_columns: bool) -> str:

@@ -329,6 +329,11 @@ class Attribution(NotebookMethods):
         return self.steps if self.started.grouping == "token" else tuple(unit.span for unit in self.units)
 
     @property
+    def target_scores(self) -> Mapping[Score, FloatArray]:
+        """The scores along the axis of steps: of the steps, or of the units with a grouping."""
+        return self.scores if self.started.grouping == "token" else self.unit_scores
+
+    @property
     def decoder_positions(self) -> tuple[Token | Span, ...]:
         """What the positions of `decoder_self` stand for. The first ones of a resumed stream are unknown tokens."""
         missing = self.first_step

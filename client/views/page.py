@@ -45,7 +45,6 @@ def render_page(attributions: Sequence[Attribution]) -> bytes:
 def _attribution_data(attribution: Attribution) -> dict[str, Any]:
     views: list[dict[str, Any]] = []
     source, steps = attribution.source_positions, attribution.targets
-    grouped = attribution.started.grouping != "token"
     if attribution.cross is not None:
         views.append(_view_data(attribution, "cross", attribution.cross, source, steps))
     if attribution.decoder_self is not None:
@@ -64,7 +63,7 @@ def _attribution_data(attribution: Attribution) -> dict[str, Any]:
         # JSON has no infinity; a perplexity can be infinite.
         "scores": {
             name: [float(value) if np.isfinite(value) else None for value in values]
-            for name, values in (attribution.unit_scores if grouped else attribution.scores).items()
+            for name, values in attribution.target_scores.items()
         },
     }
 
