@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
 from queue import SimpleQueue
 from types import TracebackType
@@ -28,6 +29,10 @@ EOF: Any = vars(grpc.aio)["EOF"]  # grpc's stubs leave it out
 
 # The details of the status that gRPC gives a call by itself where a message cannot be sent.
 _ERROR_OF_GRPC = "Internal error from Core"
+
+# Seconds for which the server's status may come later than gRPC's own, and between two looks for it. gRPC reports only
+# the first. It can send no more because the call has ended, so the server's status is already on its way in gRPC.
+_STATUS_SECONDS, _STATUS_INTERVAL = 5.0, 0.002
 
 # Begins a call with a request and a timeout in seconds. gRPC's synchronous and asyncio call objects have no common
 # type, and its stubs have neither of the two.
@@ -225,26 +230,24 @@ def begin_sending(begin: Callable[[Iterator[Any]], Any], requests: SimpleQueue[A
 class DuplexCall:
     """An asyncio call on which both sides send messages. A call that has ended drops what is sent.
 
-    Where the server ends a call while a message is sent, gRPC replaces the call's status by an internal error of its
-    own. This class keeps the server's status, and returns all responses before it.
+    Where the server ends a call while a message is sent, gRPC sets an internal error of its own as the call's status,
+    before the server's status or after it. This class keeps the server's status, and returns all responses before it.
     """
 
     def __init__(self, call: Any) -> None:
         self._call = call
         # Not call.read(): after an internal error of gRPC it would leave out the responses that have arrived.
         self._responses = aiter(call)
-        self._status: asyncio.Future[grpc.aio.AioRpcError] = asyncio.get_running_loop().create_future()
+        self._status: grpc.aio.AioRpcError | None = None  # the server's, where it was the first
         call.add_done_callback(self._keep_status)
 
     def _keep_status(self, call: Any) -> None:
-        """Keeps the first status that is not gRPC's own error. gRPC calls this function for each status."""
+        """Keeps the first status of the call, unless it is gRPC's own error. gRPC does not report a second status."""
         try:
             _error_of(call).send(None)  # needs no event loop, as the status is there
         except StopIteration as stop:
-            error = stop.value
-            is_own = error.code() is grpc.StatusCode.INTERNAL and error.details() == _ERROR_OF_GRPC
-            if not is_own and not self._status.done():
-                self._status.set_result(error)
+            if not _is_of_grpc(stop.value):
+                self._status = stop.value
 
     def done(self) -> bool:
         """Whether the call has ended."""
@@ -257,6 +260,18 @@ class DuplexCall:
     def cancel(self) -> None:
         """Cancels the call."""
         self._call.cancel()
+
+    async def code(self) -> grpc.StatusCode:
+        """Returns the code of the status."""
+        return await self._call.code()
+
+    async def details(self) -> str:
+        """Returns the text of the status."""
+        return await self._call.details()
+
+    async def initial_metadata(self) -> Any:
+        """Returns the metadata of the response's headers."""
+        return await self._call.initial_metadata()
 
     async def trailing_metadata(self) -> Any:
         """Returns the metadata of the status."""
@@ -276,10 +291,25 @@ class DuplexCall:
         """Returns the next response; EOF at the end of a call without an error. Raises gRPC's error."""
         with contextlib.suppress(StopAsyncIteration, grpc.RpcError):
             return await anext(self._responses)
-        status = await asyncio.shield(self._status)
-        if status.code() is not grpc.StatusCode.OK:
-            raise status
+        error = await self._find_status()
+        if error.code() is not grpc.StatusCode.OK:
+            raise error
         return EOF
+
+    async def _find_status(self) -> grpc.aio.AioRpcError:
+        """Returns the server's status, of a call that has a status. Where none comes, returns gRPC's own error."""
+        deadline = time.monotonic() + _STATUS_SECONDS
+        while self._status is None:
+            error = await _error_of(self._call)
+            if not _is_of_grpc(error) or time.monotonic() > deadline:
+                self._status = error
+            else:
+                await asyncio.sleep(_STATUS_INTERVAL)
+        return self._status
+
+
+def _is_of_grpc(error: grpc.aio.AioRpcError) -> bool:
+    return error.code() is grpc.StatusCode.INTERNAL and error.details() == _ERROR_OF_GRPC
 
 
 async def read_response(call: Any, is_cancelled: Callable[[], bool]) -> Any:

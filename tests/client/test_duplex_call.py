@@ -8,6 +8,7 @@ from itertools import permutations
 
 import grpc
 import pytest
+from sidelight.client import streams
 from sidelight.client.streams import EOF, DuplexCall
 
 OWN = (grpc.StatusCode.INTERNAL, "Internal error from Core")
@@ -17,10 +18,13 @@ OK = (grpc.StatusCode.OK, "")
 
 
 class ScriptedCall:
-    """A call that ends with several statuses, one after another, as gRPC's calls do that fail while they send."""
+    """A call that ends with several statuses, one after another, as gRPC's calls do that fail while they send.
 
-    def __init__(self, responses: list[str], statuses: list[tuple[grpc.StatusCode, str]]) -> None:
-        self._responses, self._statuses = responses, statuses
+    Its reader is told of the end after `num_seen` of them. The others come later. gRPC reports only the first.
+    """
+
+    def __init__(self, responses: list[str], statuses: list[tuple[grpc.StatusCode, str]], num_seen: int) -> None:
+        self._responses, self._statuses, self._num_seen = responses, statuses, num_seen
         self._status = statuses[0]
         self._callbacks: list[Callable[[ScriptedCall], None]] = []
 
@@ -31,10 +35,10 @@ class ScriptedCall:
         for response in self._responses:
             await asyncio.sleep(0)
             yield response
-        for status in self._statuses:
-            self._status = status
-            for callback in self._callbacks:
-                callback(self)
+        for callback in self._callbacks:
+            callback(self)
+        self._status = self._statuses[self._num_seen - 1]
+        asyncio.get_running_loop().call_later(0.01, setattr, self, "_status", self._statuses[-1])
         if self._status[0] is not grpc.StatusCode.OK:
             raise grpc.aio.AioRpcError(self._status[0], grpc.aio.Metadata(), grpc.aio.Metadata(), self._status[1])
 
@@ -58,8 +62,9 @@ class ScriptedCall:
 @pytest.mark.parametrize("num_responses", [0, 3])
 async def test_the_servers_status_comes_behind_all_responses(status, num_responses):
     expected = [f"response {number}" for number in range(num_responses)]
-    for statuses in ([status], *map(list, permutations([OWN, status]))):
-        call = DuplexCall(ScriptedCall(expected, statuses))
+    orders = [[status], *map(list, permutations([OWN, status]))]
+    for statuses, num_seen in [(order, 1 + seen) for order in orders for seen in range(len(order))]:
+        call = DuplexCall(ScriptedCall(expected, statuses, num_seen))
         await call.write("a message that comes too late")
         received = [await call.read() for _ in expected]
         assert received == expected
@@ -69,3 +74,10 @@ async def test_the_servers_status_comes_behind_all_responses(status, num_respons
             with pytest.raises(grpc.aio.AioRpcError) as raised:
                 await call.read()
             assert (raised.value.code(), raised.value.details()) == status
+
+
+async def test_grpcs_own_error_stands_where_no_status_of_the_server_comes(monkeypatch):
+    monkeypatch.setattr(streams, "_STATUS_SECONDS", 0.05)
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await DuplexCall(ScriptedCall([], [OWN], 1)).read()
+    assert (raised.value.code(), raised.value.details()) == OWN
