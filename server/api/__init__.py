@@ -2,7 +2,7 @@
 
 server                 Server: engines and their services in one process
 grpc_server            GrpcServer: a grpc.aio server with the services of engines, started and stopped in order
-transport              where gRPC listens
+transport              where gRPC listens, and how it stays up
 service                AttributionService: which method answers which RPC
 rpcs                   Attribute, AttributeMany, Follow, CancelAttribution: requests on the engines
 inference_protocol     the Open Inference Protocol of KServe and Triton, over the same requests

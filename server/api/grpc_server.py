@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-import grpc
 from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection
 
@@ -24,6 +23,7 @@ from .inference_protocol import INFERENCE_SERVICE, InferenceService
 from .service import SERVICE, AttributionService
 from .standard_services import Health, reflection_handler
 from .transport import Address, AddressError
+from .transport.path_safe_server import PathSafeServer
 
 # Seconds for which the server answers new calls after its end has begun, with a status that says when to try again.
 # Load balancers and Kubernetes need about as long to lead clients to other servers.
@@ -83,7 +83,7 @@ class GrpcServer:
         self._health = Health(self.calls, names, [engine.loaded.name for engine in engines])
         self._service = AttributionService(engines, self.calls)
         is_shared = ("grpc.so_reuseport", int(clients is not None))
-        self._server = grpc.aio.server(options=(*_OPTIONS, is_shared, *_options_of(self.calls.limits)))
+        self._server = PathSafeServer((*_OPTIONS, is_shared, *_options_of(self.calls.limits)))
         inference = InferenceService(self._service.starter, self.calls, self._health)
         self._handlers = [self._service.handler(), inference.handler(), self._health.handler()]
         if self._security.has_reflection:

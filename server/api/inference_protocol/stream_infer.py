@@ -5,8 +5,10 @@ A request that fails has a response with an error message, and the stream goes o
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from sidelight.open_inference import grpc_service_pb2 as oip
@@ -141,9 +143,10 @@ class _InferStream(TextStream):
         self._errors.append(make_stream_error(error, name, request_id))
         self._ready.wake()
 
-    async def _close(self) -> None:
+    def _close(self) -> Sequence[asyncio.Task[None]]:
         for text in self._texts.values():
             text.answer.queue.cancel()
+        return ()
 
     # ---- responses --------------------------------------------------------------------------------------------------
 

@@ -5,10 +5,12 @@ The events of all texts go in one message.
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import logging
 import time
 from collections import deque
+from collections.abc import Sequence
 
 from sidelight.v1 import attribution_service_pb2 as service_pb
 
@@ -58,10 +60,10 @@ class _ManyStream(TextStream):
         self._errors: deque[tuple[str, RequestError]] = deque()  # of texts that have failed, with their ids
         self._alignments = ManyAlignments(call, aligner, self._ready.wake)
 
-    async def _close(self) -> None:
+    def _close(self) -> Sequence[asyncio.Task[None]]:
         for answer in self._answers.values():
             answer.queue.cancel()
-        await self._alignments.end()
+        return self._alignments.end()
 
     # ---- requests ---------------------------------------------------------------------------------------------------
 

@@ -80,12 +80,12 @@ class ManyAlignments:
         self._forget(request_id)
         return True
 
-    async def end(self) -> None:
-        """Ends all pairs."""
+    def end(self) -> list[asyncio.Task[None]]:
+        """Ends all pairs. Returns their tasks, which are cancelled."""
         tasks = [alignment.task for alignment in self._open.values() if alignment.task is not None]
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        return tasks
 
     async def _align(
         self, message: service_pb.AlignRequest, request_id: str, deadline: float | None, alignment: _Alignment

@@ -9,6 +9,7 @@ from __future__ import annotations
 import abc
 import asyncio
 from collections import deque
+from collections.abc import Sequence
 
 from ...engine import OutputQueue, ReadyQueues
 from ...errors import RequestError, stopped, too_old
@@ -44,9 +45,12 @@ class TextStream(abc.ABC):
             if self._call.last_error is not None:
                 raise self._call.last_error
         finally:
+            # All ends before the first `await`: gRPC cancels the call again when it hears that the client has gone, and
+            # a task that is cancelled before it begins does nothing.
             for task in (reading, draining):
                 task.cancel()
-            await asyncio.gather(reading, draining, self._close(), return_exceptions=True)
+            ending = self._close()
+            await asyncio.gather(reading, draining, *ending, return_exceptions=True)
 
     async def _drain(self, reading: asyncio.Task[None]) -> None:
         """Waits until the server is about to end, or the stream is too old. Then no further request is read."""
@@ -91,8 +95,8 @@ class TextStream(abc.ABC):
         """Cancels the texts of an id. Returns how many there were."""
 
     @abc.abstractmethod
-    async def _close(self) -> None:
-        """Ends all texts. The stream has ended."""
+    def _close(self) -> Sequence[asyncio.Task[None]]:
+        """Ends all texts. The stream has ended. Returns the tasks that have been cancelled."""
 
 
 def _check_reading(reading: asyncio.Task[None], last_error: RequestError | None) -> None:
