@@ -11,8 +11,8 @@ from pathlib import Path
 import ctranslate2_peer
 import grpc
 import pytest
-from google.protobuf import json_format
 from documents import GUIDES, NAMES, ROOT, RUNS_ELSEWHERE, DocumentRunner, anchors, command_lines, has_block, tokens
+from google.protobuf import json_format
 from sidelight.client.cli.main import main
 from sidelight.server.models.loader import bundled_model
 from sidelight.server.settings import SETTINGS

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import ctranslate2
 import torch
 from ctranslate2.converters.transformers import BartLoader, MarianMTLoader, TransformersConverter, register_loader
 

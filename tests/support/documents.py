@@ -40,7 +40,7 @@ NAMES = sorted(
 RUNS_ELSEWHERE = {
     "bash tests/gpu/run.sh OUT --dry": "tests/gpu/test_run.py::test_the_whole_script_runs_dry",
     "sidelight kernels audit --target sm_90": "tests/kernels/tools/test_audit.py::test_finds_planted_faults",
-    "sidelight kernels build --target sm_90 --cache DIR": "tests/kernels/tools/test_prebuild.py::test_launches_find_what_was_built",
+    "sidelight kernels build --target sm_90 --cache DIR": "tests/kernels/tools/test_prebuild.py::test_builds_once",
 }
 """Blocks of `sh` that take minutes, and the test that runs what each of them does, of a few kernels."""
 
