@@ -18,7 +18,7 @@ from sidelight.server.models.loader import bundled_model
 from sidelight.server.settings import SETTINGS
 from sidelight.v1 import attribution_service_pb2, attribution_service_pb2_grpc
 
-WITH_CODE = [name for name in NAMES if has_block(name, "python", "sh") and name != "client/examples/README.md"]
+WITH_CODE = [name for name in NAMES if has_block(name, "python", "sh")]
 # Their commands are processes of their own, or load other libraries: these tests take seconds.
 SLOW = {"README.md", "client/README.md", *(path.relative_to(ROOT).as_posix() for path in GUIDES.glob("*.md"))}
 
