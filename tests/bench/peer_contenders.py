@@ -6,6 +6,7 @@ A contender runs in the process that makes it. CTranslate2 needs a converted mod
 from __future__ import annotations
 
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ import ctranslate2
 import numpy as np
 import torch
 from contender import BatchContender, Contender, Outcome
-from ctranslate2.converters.transformers import BartLoader, MarianMTLoader, register_loader
 from transformers import AutoModelForSeq2SeqLM
 from workloads import Source, Workload
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
+import ctranslate2_peer
 
 # Inseq takes one sentence at a time. More sentences would take minutes and would not change the result.
 INSEQ_SENTENCES = 8
@@ -56,7 +59,7 @@ class Generate(BatchContender):
 
 
 class CTranslate2(BatchContender):
-    """CTranslate2 with the attention that it can return: the mean of the last layer's heads."""
+    """CTranslate2 with the attention that it can return: that of the last layer's first head."""
 
     def __init__(self, workload: Workload, folder: Path, *, by_length: bool = False) -> None:
         """Loads a converted model. With `by_length`, CTranslate2 sorts and batches all sentences itself."""
@@ -162,36 +165,6 @@ def converted_folder(workload: Workload, scratch: Path, name: str) -> Path:
 
 
 def convert(workload: Workload, folder: Path) -> None:
-    """Writes a workload's model in CTranslate2's format, if the folder is not there yet.
-
-    Not called in the process of the contender: the conversion starts threads of torch, which would stay beside
-    CTranslate2's threads.
-    """
-    if folder.exists():
-        return
-    # Replaces CTranslate2's own loader for Marian.
-    register_loader("MarianConfig")(_MarianLoader)
-    converter = ctranslate2.converters.TransformersConverter(str(workload.folder))
-    converter.convert(str(folder), quantization=compute_type(folder.name))
-
-
-class _MarianLoader(MarianMTLoader):
-    """CTranslate2's loader for Marian, without the embedding of zeros from which it starts every target.
-
-    In Marian's own models and in opus-mt the padding token, which starts targets, has an embedding of zeros. The
-    bundled model has learnt another embedding. From zeros it generates other targets, with the first words in disorder.
-    """
-
-    def set_decoder(self, spec: Any, decoder: Any) -> None:
-        super().set_decoder(spec, decoder)
-        spec.start_from_zero_embedding = False
-
-    def set_config(self, config: Any, model: Any, tokenizer: Any) -> None:
-        super().set_config(config, model, tokenizer)
-        config.decoder_start_token = tokenizer.pad_token
-
-    def get_vocabulary(self, model: Any, tokenizer: Any) -> list[str]:
-        return BartLoader.get_vocabulary(self, model, tokenizer)
-
-    def _remove_pad_weights(self, spec: Any) -> None:
-        """Keeps the weights of the padding token."""
+    """Writes a workload's model in CTranslate2's format, if the folder is not there yet."""
+    if not folder.exists():
+        ctranslate2_peer.convert(workload.folder, folder, compute_type(folder.name))

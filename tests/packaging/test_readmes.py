@@ -1,4 +1,4 @@
-"""What the READMEs say is so: links lead somewhere, commands and options exist, code runs."""
+"""What READMEs, guides and the changelog say is so: links lead somewhere, commands and options exist, code runs."""
 
 from __future__ import annotations
 
@@ -6,51 +6,23 @@ import contextlib
 import io
 import json
 import re
-from functools import cache
-from itertools import pairwise
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import grpc
 import pytest
+from documents import GUIDES, NAMES, ROOT, RUNS_ELSEWHERE, DocumentRunner, anchors, command_lines, has_block, tokens
 from google.protobuf import json_format
-from markdown_it import MarkdownIt
-from markdown_it.token import Token
 from sidelight.client.cli.main import main
+from sidelight.server.models.loader import bundled_model
 from sidelight.server.settings import SETTINGS
 from sidelight.v1 import attribution_service_pb2, attribution_service_pb2_grpc
 
-ROOT = Path(__file__).parents[2]
-READMES = sorted(
-    path.relative_to(ROOT).as_posix()
-    for path in (ROOT / "README.md", ROOT / "CHANGELOG.md", *ROOT.glob("[a-z]*/**/README.md"))
-)
-WITH_PYTHON = [name for name in READMES if "```python" in (ROOT / name).read_text(encoding="utf-8")]
-WITH_COMMANDS = [name for name in READMES if "```\n" in (ROOT / name).read_text(encoding="utf-8")]
-
-
-@cache
-def tokens(name: str) -> list[Token]:
-    """The Markdown tokens of a README, those inside of paragraphs and cells too."""
-    blocks = MarkdownIt("commonmark").enable("table").parse((ROOT / name).read_text(encoding="utf-8"))
-    return [token for block in blocks for token in (block, *(block.children or []))]
-
-
-@cache
-def anchors(name: str) -> set[str]:
-    """The anchors that GitHub gives the headings of a README."""
-    everything = tokens(name)
-    headings = [after.content for token, after in pairwise(everything) if token.type == "heading_open"]
-    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
-
-
-def command_lines(name: str) -> list[str]:
-    """What a README says to type: the lines of its blocks without a language, and its code in backticks."""
-    lines = [token.content for token in tokens(name) if token.type == "code_inline"]
-    for token in tokens(name):
-        if token.type == "fence" and not token.info:
-            lines += token.content.replace("\\\n", " ").splitlines()
-    return [line.removeprefix("$ ").partition("#")[0].strip() for line in lines]
+WITH_CODE = [name for name in NAMES if has_block(name, "python", "sh")]
+# Their commands are processes of their own, or load other libraries: these tests take seconds.
+SLOW = {"README.md", "client/README.md", *(path.relative_to(ROOT).as_posix() for path in GUIDES.glob("*.md"))}
+# Libraries that not every Python has.
+NEEDED = {"client/guides/decoders.md": "ctranslate2", "client/guides/results.md": "inseq"}
 
 
 def help_of(*command: str) -> str:
@@ -66,10 +38,10 @@ def options_in(text: str) -> set[str]:
 
 
 def test_the_packages_have_readmes():
-    assert {"README.md", "proto/README.md", "server/README.md", "kernels/README.md"} <= {*READMES}
+    assert {"README.md", "proto/README.md", "server/README.md", "kernels/README.md"} <= {*NAMES}
 
 
-@pytest.mark.parametrize("name", READMES)
+@pytest.mark.parametrize("name", NAMES)
 def test_links_lead_somewhere(name: str):
     targets = [token.attrs.get("href", token.attrs.get("src")) for token in tokens(name)]
     for link in map(str, filter(None, targets)):
@@ -81,12 +53,14 @@ def test_links_lead_somewhere(name: str):
         assert not anchor or anchor in anchors(file.resolve().relative_to(ROOT).as_posix()), link
 
 
-@pytest.mark.parametrize("name", WITH_COMMANDS)
+@pytest.mark.parametrize("name", [name for name in NAMES if has_block(name, "", "sh")])
 def test_commands_exist(name: str):
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for line in command_lines(name):
         command, *arguments = line.split() or [""]
-        if command == "make" and arguments:
+        if command == "make" and arguments[:1] == ["-C"]:
+            assert (ROOT / arguments[1] / "Makefile").exists(), line
+        elif command == "make" and arguments:
             assert re.search(rf"^{re.escape(arguments[0])}:", makefile, re.MULTILINE), line
         elif command == "sidelight" and arguments:
             length = 2 if arguments[0] == "kernels" and len(arguments) > 1 else 1
@@ -104,7 +78,7 @@ def test_commands_exist(name: str):
             ("server/README.md", ["serve", "top"]),
             ("kernels/README.md", ["kernels audit", "kernels bench", "kernels build"]),
         )
-        if name in READMES
+        if name in NAMES
     ],
 )
 def test_every_option_is_explained(name: str, commands: list[str]):
@@ -136,18 +110,28 @@ def test_the_table_of_keys_has_each_setting_without_a_flag_with_its_default():
     assert dict(rows) == {setting.name: str(setting.default) for setting in SETTINGS if not setting.has_flag}
 
 
-@pytest.mark.parametrize("name", WITH_PYTHON)
-def test_python_runs(name: str, bundled_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Runs each block after the blocks before it. A block without a language right after it is what it prints."""
+@pytest.mark.parametrize("test", RUNS_ELSEWHERE.values())
+def test_what_runs_elsewhere_runs(test: str):
+    path, _, function = test.partition("::")
+    assert f"def {function}(" in (ROOT / path).read_text(encoding="utf-8")
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # BertViz leaves its files to the collector
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in WITH_CODE]
+)
+def test_code_runs(name: str, bundled_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Runs each block of Python and of the shell, and compares what it prints with the block after it."""
     monkeypatch.chdir(tmp_path)
-    namespace: dict[str, Any] = {"__name__": "__main__"}
-    for block, after in pairwise([*tokens(name), Token("end", "", 0)]):
-        if block.type == "fence" and block.info == "python":
-            source = block.content.replace("127.0.0.1:50051", bundled_server)
-            with contextlib.redirect_stdout(io.StringIO()) as output:
-                exec(compile(source, name, "exec"), namespace)
-            if after.type == "fence" and not after.info:
-                assert output.getvalue() == after.content, source
+    if (library := NEEDED.get(name)) and find_spec(library) is None:
+        pytest.skip(f"{library} is not installed")
+    if name == "client/guides/decoders.md":
+        import ctranslate2_peer
+
+        (tmp_path / "model").symlink_to(bundled_model())
+        ctranslate2_peer.convert(bundled_model(), tmp_path / "ct2-model")
+    assert DocumentRunner(name, bundled_server, tmp_path).run()
 
 
 def test_the_request_in_json_is_one_of_the_contract(bundled_server: str):
