@@ -45,13 +45,13 @@ def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "model",
         nargs="?",
         metavar="MODEL",
-        help="the model that will be served, as `sidelight serve` takes it; without one, the bundled one",
+        help="the model that will be served, as `sidelight serve` takes it; without it, the bundled one",
     )
     parser.add_argument(
         "--dtype",
         default="bfloat16",
         choices=("float32", "float16", "bfloat16"),
-        help="the type that it will be served in; without it, bfloat16",
+        help="the type that it will be served in; default bfloat16",
     )
 
 
