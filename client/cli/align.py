@@ -24,8 +24,8 @@ from ..errors import SidelightError, describe_error
 from ..formats import check_picture_path, save_picture
 from ..parameters import Row
 from ..request import AlignOptions
-from ..views import make_console, print_alignment, print_error, print_message, print_text
-from .attribute_file import choose_console, make_progress_bar
+from ..views import make_console, make_progress_bar, print_alignment, print_error, print_message, print_text
+from .attribute_file import choose_console
 from .attribute_options import parse_heads, parse_layers
 from .connection_options import add_connection_arguments, add_model_arguments, build_connection
 from .lines import Line, count_lines, is_line_error, open_lines

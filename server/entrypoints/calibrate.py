@@ -60,6 +60,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="where to write; otherwise alignment_heads.json in the model's folder",
     )
     parser.add_argument(
+        "--quiet", action="store_true", help="no progress bars; they are on standard error, in a terminal only"
+    )
+    parser.add_argument(
         "--picture", type=Path, metavar="FILE.svg", help="draw the error rate of each head, layers by heads"
     )
 

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 
 from ...kernels import Launch
 from ...kernels.tools import audit_cli, bench_cli, prebuild_cli
-from ..models import LoadedModel, ModelError, load
+from ..models import BUNDLED_NAME, LoadedModel, ModelError, load
 from ..runner import warmup
+from .progress import add_loading_task, open_progress
 
 
 def main(argv: Sequence[str] | None) -> int:
@@ -36,6 +37,8 @@ def main(argv: Sequence[str] | None) -> int:
     prebuild_cli.add_arguments(build)
     build.set_defaults(run=_build)
 
+    for command in (audit, bench, build):
+        command.add_argument("--quiet", action="store_true", help="show on the terminal no progress")
     args = parser.parse_args(argv)
     return args.run(args)
 
@@ -60,7 +63,9 @@ def _build(args: argparse.Namespace) -> int:
 
     def launches() -> list[Launch]:
         if not loaded:
-            loaded.append(load(args.model, device="cpu", dtype=args.dtype, packed=False))
+            with open_progress(quiet=args.quiet) as progress:
+                on_stage = add_loading_task(progress, args.model or BUNDLED_NAME)
+                loaded.append(load(args.model, device="cpu", dtype=args.dtype, packed=False, on_stage=on_stage))
         return warmup.launches(loaded[0])
 
     try:

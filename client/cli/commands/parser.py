@@ -202,6 +202,7 @@ def _add_ui(commands: Commands) -> None:
         metavar="NAME",
         help="a further name of the page, HOST or HOST:PORT, as a proxy or another machine calls it",
     )
+    ui.add_argument("--quiet", action="store_true", help="no progress bar while a server starts")
     add_connection_arguments(ui)
     ui.set_defaults(run=_needs("ui", _run_ui), address=os.environ.get("SIDELIGHT_ADDRESS"))
 
@@ -217,7 +218,7 @@ def _run_ui(args: argparse.Namespace) -> int:
             serve_page(lambda: AsyncClient(args.address, **build_connection(args)))
         else:
             print_message("starting a server on the bundled model ...")
-            with demo_command.bundled_server() as (_, address):
+            with demo_command.bundled_server(quiet=args.quiet) as (_, address):
                 serve_page(lambda: AsyncClient(address, tls=False, token=""))
     except (ListenError, demo_command.ServerError) as error:
         print_error(str(error))
