@@ -34,6 +34,7 @@ from ..errors import RequestError
 from ..models import BUNDLED_NAME, LoadedModel, ModelError, bundled_model, load
 from .calibration_report import draw_heads, print_report
 from .calibration_rows import CollectedPair, RowFiles, TextPair, collect_rows
+from .loading import hide_bars
 from .progress import add_loading_task, open_progress
 
 # With fewer pairs a lexicon would hold little but chance.
@@ -94,6 +95,7 @@ def _check_writable(path: Path, option: str) -> None:
 
 
 def _load(model: str | None, progress: Progress) -> LoadedModel:
+    hide_bars(keeps_downloads=not progress.disable)
     try:
         loaded = load(model, on_stage=add_loading_task(progress, model or BUNDLED_NAME))
     except ModelError as error:

@@ -14,6 +14,7 @@ from ...kernels import Launch
 from ...kernels.tools import audit_cli, bench_cli, prebuild_cli
 from ..models import BUNDLED_NAME, LoadedModel, ModelError, load
 from ..runner import warmup
+from .loading import hide_bars
 from .progress import add_loading_task, open_progress
 
 
@@ -64,6 +65,7 @@ def _build(args: argparse.Namespace) -> int:
     def launches() -> list[Launch]:
         if not loaded:
             with open_progress(quiet=args.quiet) as progress:
+                hide_bars(keeps_downloads=not args.quiet)
                 on_stage = add_loading_task(progress, args.model or BUNDLED_NAME)
                 loaded.append(load(args.model, device="cpu", dtype=args.dtype, packed=False, on_stage=on_stage))
         return warmup.launches(loaded[0])

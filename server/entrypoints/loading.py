@@ -28,7 +28,7 @@ def load_models(settings: Settings) -> tuple[list[LoadedModel], list[EngineConfi
     torch.set_num_threads(1)
     is_json = settings.values.log_format == "json"
     if settings.values.log_level != "debug" or is_json:
-        _hide_bars(keeps_downloads=not is_json)  # downloads may take long
+        hide_bars(keeps_downloads=not is_json)  # downloads may take long
     loaded = _load_models(settings)
     torch.set_num_threads(counts[0][-1])
     return loaded, _engine_configs(loaded, settings, counts)
@@ -124,7 +124,7 @@ def _model_limits(values: SimpleNamespace) -> ModelLimits:
     )
 
 
-def _hide_bars(*, keeps_downloads: bool) -> None:
+def hide_bars(*, keeps_downloads: bool) -> None:
     """Hides transformers' progress bar for weights, and the one of the hub for downloads unless that is kept."""
     from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
     from transformers.utils.logging import disable_progress_bar

@@ -6,6 +6,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import PurePath
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -51,7 +52,8 @@ def open_progress(*, quiet: bool) -> Iterator[Progress]:
 
 
 def add_loading_task(progress: Progress, name: str) -> Callable[[LoadingStage], None]:
-    """Adds a bar for a model that is loaded. Returns what `load` calls at the beginning of each stage."""
+    """Adds a bar for a model, by its name or path. Returns what `load` calls at the beginning of each stage."""
+    name = PurePath(name).name or name  # of a path, as a line has little room
     task = progress.add_task(f"loading {name}", total=len(LOADING_STAGES))
 
     def show(stage: LoadingStage) -> None:
