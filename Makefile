@@ -16,7 +16,7 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS = 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all test-lowest test-newest test-clients test-examples lint format proto families bench soak pictures lock clean
+.PHONY: help demo test test-all test-lowest test-newest test-clients test-examples lint format proto families bench soak pictures lock dist clean
 
 help: ## Show this list
 	@echo "Sidelight: streams, token by token, where a sequence model looks while it writes."
@@ -110,6 +110,10 @@ lock: $(VENV)/.python ## Resolve requirements.lock anew (ARGS=--upgrade for the 
 	@printf 'torch==2.13.0\ntriton==3.7.1\n' | $(COMPILE) --constraint - --output-file requirements.lock $(ARGS)
 	@$(COMPILE) --resolution lowest-direct --output-file $(LOWEST) --upgrade
 	@sed -i.old -E '/^(nvidia|cuda)-/d' requirements.lock $(LOWEST) && rm requirements.lock.old $(LOWEST).old
+
+dist: $(VENV)/.test ## Build the archive of sources and the wheel into dist/, and check them
+	@rm -rf dist && $(BIN)/pyproject-build --no-isolation --outdir dist . >/dev/null
+	@$(BIN)/twine check --strict dist/*
 
 clean: ## Remove the environment and everything built
 	rm -rf $(VENV) $(VENV)-lowest $(VENV)-newest $(VENV)-clients build dist out *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -1,7 +1,7 @@
 """The command line. Nothing is imported here: see `main`.
 
 main                 the process: from its arguments to a command and an exit status
-commands             the parser: commands and their arguments; `sidelight models`
+commands/            the parser: commands, their arguments and their help; short commands
 attribute            `sidelight attribute`
 attribute_options    the arguments of `sidelight attribute`
 connection_options   those of all commands that connect to a server

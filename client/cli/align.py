@@ -24,10 +24,10 @@ from ..errors import SidelightError, describe_error
 from ..formats import check_picture_path, save_picture
 from ..parameters import Row
 from ..request import AlignOptions
-from ..views import make_console, print_alignment, print_error, print_message, print_text
-from .attribute_file import choose_console, make_progress_bar
+from ..views import make_console, make_progress_bar, print_alignment, print_error, print_message, print_text
+from .attribute_file import choose_console
 from .attribute_options import parse_heads, parse_layers
-from .connection_options import add_connection_arguments, build_connection
+from .connection_options import add_connection_arguments, add_model_arguments, build_connection
 from .lines import Line, count_lines, is_line_error, open_lines
 
 _MARKUPS = ("none", "html", "xml", "xliff", "placeholders")
@@ -48,23 +48,43 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--pairs", metavar="FILE", help="a file with a pair on each line: source, tab, target; - is standard input"
     )
+    add_model_arguments(parser, "pair")
+    _add_markup_arguments(parser)
+    _add_link_arguments(parser)
+    output = parser.add_argument_group("output")
+    output.add_argument(
+        "--output", choices=_OUTPUTS, help="table (the default; text with --pairs), text, json or pharaoh"
+    )
+    output.add_argument("--save", metavar="PATH", help="save a picture of the links: .svg, or .html, a page")
+    output.add_argument("--no-color", action="store_true", help="no colours")
+    output.add_argument("--quiet", action="store_true", help="no progress bar")
     add_connection_arguments(parser)
-    parser.add_argument("--model", default="", metavar="NAME", help="a loaded model; otherwise the default model")
-    parser.add_argument("--source-language", default="", metavar="CODE", help="for models that need one")
-    parser.add_argument("--target-language", default="", metavar="CODE", help="for models that need one")
-    parser.add_argument("--timeout", type=float, metavar="SECONDS", help="the longest time for one pair")
+
+
+def _add_markup_arguments(parser: argparse.ArgumentParser) -> None:
     markup = parser.add_argument_group("markup of the source")
-    markup.add_argument("--markup", choices=_MARKUPS, default="none", help="what the source is; default none")
+    markup.add_argument(
+        "--markup", choices=_MARKUPS, default="none", help="the kind of markup in the source; default none"
+    )
     markup.add_argument("--strict", action="store_true", help="refuse malformed markup; XML and XLIFF: the default")
     markup.add_argument("--lenient", action="store_true", help="keep malformed markup as it is; HTML: the default")
     markup.add_argument("--split", action="store_true", help="repeat an element whose words come apart")
     markup.add_argument("--placeholders", action="store_true", help="keep placeholders in HTML, XML and XLIFF too")
     markup.add_argument("--placeholder-pattern", default="", metavar="RE2", help="one more pattern of placeholders")
     markup.add_argument("--split-sentences", action="store_true", help="translate each sentence by itself")
+
+
+def _add_link_arguments(parser: argparse.ArgumentParser) -> None:
     links = parser.add_argument_group("links")
-    links.add_argument("--links", metavar="PHARAOH", help="links of another aligner: no model runs")
+    links.add_argument("--links", metavar="PHARAOH", help="links of another aligner, such as '0-0 1-1': no model runs")
     links.add_argument("--pretokenized", action="store_true", help="words are what white space separates")
-    links.add_argument("--min-score", type=float, default=0.0, metavar="SCORE", help="leave out weaker links")
+    links.add_argument(
+        "--min-score",
+        type=float,
+        default=0.0,
+        metavar="SCORE",
+        help="leave out links with a lower score, 0 to 1; default 0",
+    )
     links.add_argument("--method", choices=get_args(LinkMethod), help="how links are chosen; default: as calibrated")
     links.add_argument(
         "--features",
@@ -73,18 +93,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FEATURES",
         help=f"of {', '.join(get_args(LinkFeature))}, separated by commas; default: as calibrated",
     )
-    links.add_argument("--layers", type=parse_layers, metavar="LAYERS", help="the layers whose mean is used")
-    links.add_argument("--heads", type=parse_heads, metavar="L.H[:W],...", help="single heads, such as 2.3,2.0")
+    links.add_argument(
+        "--layers",
+        type=parse_layers,
+        metavar="LAYERS",
+        help="the layers whose mean is used, from 0; default: as calibrated",
+    )
+    links.add_argument(
+        "--heads", type=parse_heads, metavar="L.H[:W],...", help="single heads, LAYER.HEAD from 0, such as 2.3,2.0"
+    )
     links.add_argument("--row", choices=get_args(Row), help="the query that predicts a token, or reads it")
     links.add_argument("--reverse-model", default="", metavar="NAME", help="a model of the other direction, to join")
     links.add_argument("--symmetrization", choices=get_args(Symmetrization), help="how two directions are joined")
-    output = parser.add_argument_group("output")
-    output.add_argument(
-        "--output", choices=_OUTPUTS, help="table (the default; text with --pairs), text, json or pharaoh"
-    )
-    output.add_argument("--save", metavar="PATH", help="save a picture of the links: .svg, or .html, a page")
-    output.add_argument("--no-color", action="store_true", help="no colours")
-    output.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
 def run(args: argparse.Namespace) -> int:

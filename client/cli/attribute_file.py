@@ -12,7 +12,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 
 from ..client import AsyncClient
 from ..errors import SidelightError, describe_error
@@ -21,7 +21,7 @@ from ..many_state import ManyResult
 from ..parameters import Source
 from ..request import AttributeOptions
 from ..results import Attribution
-from ..views import make_console, print_error, print_message, print_text
+from ..views import make_console, make_progress_bar, print_error, print_message, print_text
 from .attribute_options import capture_all_kinds
 from .connection_options import build_connection
 from .lines import Line, count_lines, is_line_error, next_line
@@ -202,11 +202,3 @@ def choose_console(progress: Progress) -> Console:
     if sys.stdout.isatty() and not progress.disable:
         return progress.console
     return make_console(force_terminal=sys.stdout.isatty())
-
-
-def make_progress_bar(*, quiet: bool) -> Progress:
-    """Makes a bar on stderr, since stdout is for the texts. Without a terminal, the bar is disabled."""
-    console = make_console(stderr=True)
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("texts"), TimeRemainingColumn())
-    disable = quiet or not console.is_terminal
-    return Progress(*columns, console=console, disable=disable, transient=True, redirect_stdout=False)

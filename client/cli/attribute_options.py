@@ -29,7 +29,7 @@ from ..parameters import (
     UnitOptions,
 )
 from ..request import AttributeOptions
-from .connection_options import add_connection_arguments
+from .connection_options import add_connection_arguments, add_model_arguments
 from .contrast_options import add_contrast_arguments, build_contrast_option
 from .decoding_options import add_decoding_arguments, build_decoding_option
 from .sources import SourceKind
@@ -40,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(fail=parser.error)
     _add_text_arguments(parser)
     _add_capture_arguments(parser)
+    _add_score_arguments(parser)
     _add_unit_arguments(parser)
     add_decoding_arguments(parser)
     add_contrast_arguments(parser)
@@ -59,10 +60,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--offset-unit",
         choices=get_args(OffsetUnit),
         default="code_point",
-        help="what SPANS count, and the spans in a .npz file",
+        help="what SPANS count, and the spans in a .npz file; default code_point",
     )
     output.add_argument("--no-color", action="store_true", help="shades instead of colours")
-    output.add_argument("--quiet", action="store_true", help="print only the text")
+    output.add_argument("--quiet", action="store_true", help="print only the text: no heatmap, no progress bar")
+    add_connection_arguments(parser)
 
 
 def build_options(args: argparse.Namespace) -> AttributeOptions:
@@ -173,23 +175,23 @@ def _add_text_arguments(parser: argparse.ArgumentParser) -> None:
         "--source-kind",
         choices=get_args(SourceKind),
         default="text",
-        help="what TEXT and each line of FILE is: a text; token ids, separated by spaces; the messages of a chat, in "
-        "JSON; or a .npy file with the features of a recording",
+        help="what TEXT and each line of FILE is: a text, the default; token ids, separated by spaces; the messages of "
+        "a chat, in JSON; or a .npy file with the features of a recording",
     )
     parser.add_argument(
-        "--padding", choices=get_args(Padding), default="refuse", help="of token ids: refuse padding, or mask it"
+        "--padding",
+        choices=get_args(Padding),
+        default="refuse",
+        help="of token ids: refuse padding, the default, or mask it",
     )
-    add_connection_arguments(parser)
-    parser.add_argument("--model", default="", metavar="NAME", help="a loaded model; otherwise the default model")
+    add_model_arguments(parser, "text")
     parser.add_argument("--target", metavar="TEXT", help="attribute this target instead of writing one")
     parser.add_argument("--prefix", metavar="TEXT", help="the beginning of the target")
-    parser.add_argument("--source-language", default="", metavar="CODE", help="for models that need one")
-    parser.add_argument("--target-language", default="", metavar="CODE", help="for models that need one")
     parser.add_argument(
         "--special-tokens-in-text",
         choices=get_args(SpecialTokensInText),
         default="text",
-        help='read "</s>" and the like in TEXT as text, or as special tokens (parse), for rendered prompts',
+        help='read "</s>" and the like in TEXT as text, the default, or as special tokens (parse), for prompts',
     )
     parser.add_argument(
         "--no-special-tokens",
@@ -200,12 +202,15 @@ def _add_text_arguments(parser: argparse.ArgumentParser) -> None:
         "--truncate",
         choices=get_args(Truncation),
         default="none",
-        help="leave out tokens at the left or at the right end of a text that has too many",
+        help="of a text that is too long: refuse it (none), the default, or leave out tokens at its left or right end",
     )
-    parser.add_argument("--timeout", type=float, metavar="SECONDS", help="the longest time for one text")
     parser.add_argument("--request-id", default="", metavar="ID", help="an id to cancel by; of a file, its beginning")
     parser.add_argument(
-        "--resume", type=int, default=0, metavar="N", help="go on after a broken stream, with at most N tries in a row"
+        "--resume",
+        type=int,
+        default=0,
+        metavar="N",
+        help="go on after a broken stream, with at most N tries in a row; default 0: do not",
     )
 
 
@@ -213,12 +218,15 @@ def _add_capture_arguments(parser: argparse.ArgumentParser) -> None:
     capture = parser.add_argument_group("what to capture")
     kinds = ", ".join(get_args(AttentionKind))
     capture.add_argument("--kinds", type=_parse_kinds, metavar="KINDS", help=f"of {kinds}, separated by commas")
-    capture.add_argument("--layers", type=parse_layers, metavar="LAYERS", help="such as 0,2-4; otherwise all layers")
+    capture.add_argument(
+        "--layers", type=parse_layers, metavar="LAYERS", help="layers from 0, such as 0,2-4; default: all layers"
+    )
     capture.add_argument(
         "--heads",
         type=parse_heads,
         metavar="L.H[:W],...",
-        help="single heads, such as 2.3,2.0; with weights 2.3:0.8,2.0:0.2; or a preset of the model: alignment",
+        help="single heads, LAYER.HEAD from 0, such as 2.3,2.0; with weights 2.3:0.8,2.0:0.2; or a preset of the "
+        "model: alignment",
     )
     capture.add_argument("--reduce", choices=get_args(Reduction), help="reduce heads to one, then layers to one")
     capture.add_argument("--reduce-heads", choices=get_args(Reduction), help="reduce only heads to one")
@@ -227,13 +235,16 @@ def _add_capture_arguments(parser: argparse.ArgumentParser) -> None:
         "--row", choices=get_args(Row), help="the query that predicts a token, which is the default, or reads it"
     )
     capture.add_argument(
-        "--encoding", choices=get_args(Encoding), default="float32", help="the type of numbers on the wire"
+        "--encoding",
+        choices=get_args(Encoding),
+        default="float32",
+        help="the type of numbers on the wire; default float32",
     )
     capture.add_argument(
         "--method",
         choices=get_args(Method),
         default="weights",
-        help="attention weights, norms of the values that they multiply, or a rollout over the layers",
+        help="attention weights, the default; norms of the values that they multiply; or a rollout over the layers",
     )
     capture.add_argument(
         "--special-tokens",
@@ -242,16 +253,24 @@ def _add_capture_arguments(parser: argparse.ArgumentParser) -> None:
     )
     # Its name is not --top-k: that is an option of sampling, and a user may want both.
     capture.add_argument(
-        "--top-positions", type=int, default=0, metavar="K", help="only the K greatest positions of each row"
+        "--top-positions",
+        type=int,
+        default=0,
+        metavar="K",
+        help="only the K greatest positions of each row; default: all",
     )
     capture.add_argument(
         "--steps", type=parse_steps, metavar="BEGIN-[END]", help="only these steps carry attention, such as 0-10 or 5-"
     )
-    scores = ", ".join(get_args(Score))
-    capture.add_argument(
-        "--scores", type=_parse_scores, default=(), metavar="SCORES", help=f"of {scores}, separated by commas"
+
+
+def _add_score_arguments(parser: argparse.ArgumentParser) -> None:
+    scores = parser.add_argument_group("scores of each step")
+    known = ", ".join(get_args(Score))
+    scores.add_argument(
+        "--scores", type=_parse_scores, default=(), metavar="SCORES", help=f"of {known}, separated by commas"
     )
-    capture.add_argument("--score-top-p", type=float, metavar="P", help="the p of top_p_size; otherwise 0.9")
+    scores.add_argument("--score-top-p", type=float, metavar="P", help="the p of the score top_p_size; default 0.9")
 
 
 def _add_unit_arguments(parser: argparse.ArgumentParser) -> None:
@@ -259,11 +278,20 @@ def _add_unit_arguments(parser: argparse.ArgumentParser) -> None:
         "words and other units", "SPANS are BEGIN-END,...: offsets in characters, or in what --offset-unit says"
     )
     units.add_argument(
-        "--grouping", choices=get_args(Grouping), default="token", help="what a row and a column stand for"
+        "--grouping",
+        choices=get_args(Grouping),
+        default="token",
+        help="what a row and a column stand for; default token",
     )
-    units.add_argument("--over-positions", choices=get_args(Reduction), help="of the positions of a unit; default sum")
-    units.add_argument("--over-steps", choices=get_args(Reduction), help="of the steps of a unit; default mean")
-    units.add_argument("--over-scores", choices=get_args(Reduction), help="of the scores of a unit; default mean")
+    units.add_argument(
+        "--over-positions", choices=get_args(Reduction), help="how the positions of a unit become one; default sum"
+    )
+    units.add_argument(
+        "--over-steps", choices=get_args(Reduction), help="how the steps of a unit become one; default mean"
+    )
+    units.add_argument(
+        "--over-scores", choices=get_args(Reduction), help="how the scores of a unit become one; default mean"
+    )
     units.add_argument("--source-spans", type=parse_spans, metavar="SPANS", help="units of TEXT, with --grouping span")
     units.add_argument(
         "--target-spans", type=parse_spans, metavar="SPANS", help="units of --target, with --grouping span"

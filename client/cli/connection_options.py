@@ -1,27 +1,54 @@
-"""The arguments of all commands that connect to a server. A token is never an argument: others can read arguments."""
+"""The arguments of commands that connect to a server, or use one of its models.
+
+A token is never an argument: others can read arguments.
+"""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-from ..connection import ConnectionOptions, TlsOptions, complete_tls, default_address
+from ..connection import DEFAULT_ADDRESS, ConnectionOptions, TlsOptions, complete_tls, default_address
 
 
 def add_connection_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the address, TLS and the token. What is not given comes from the environment."""
     group = parser.add_argument_group(
-        "connection", "What is not given comes from the environment: SIDELIGHT_ADDRESS, SIDELIGHT_TLS_CA and so on."
+        "connection",
+        "What is not given comes from the environment: SIDELIGHT_ADDRESS, SIDELIGHT_TLS_CA and so on. "
+        "Without any of it, nothing is encrypted.",
     )
-    group.add_argument("--address", default=default_address(), metavar="HOST:PORT", help="the server")
-    group.add_argument("--tls", action="store_true", default=None, help="encrypt; the server has a public certificate")
-    group.add_argument("--tls-ca", metavar="FILE", help="encrypt; this authority vouches for the server, as PEM")
-    group.add_argument("--tls-client-cert", metavar="FILE", help="the client's certificate, as PEM")
-    group.add_argument("--tls-client-key", metavar="FILE", help="its private key, as PEM")
+    group.add_argument(
+        "--address", default=default_address(), metavar="HOST:PORT", help=f"the server; default {DEFAULT_ADDRESS}"
+    )
+    group.add_argument(
+        "--tls", action="store_true", default=None, help="encrypt; a public authority vouches for the server"
+    )
+    group.add_argument(
+        "--tls-ca", metavar="FILE", help="encrypt; the authority in this PEM file vouches for the server"
+    )
+    group.add_argument("--tls-client-cert", metavar="FILE", help="the certificate that this client shows, a PEM file")
+    group.add_argument("--tls-client-key", metavar="FILE", help="the private key of that certificate, a PEM file")
     group.add_argument("--tls-server-name", metavar="NAME", help="the name that the server's certificate must have")
-    group.add_argument("--token-file", metavar="FILE", help="the file that has the token; or set SIDELIGHT_TOKEN")
+    group.add_argument(
+        "--token-file", metavar="FILE", help="a file with the token that the server asks for; or set SIDELIGHT_TOKEN"
+    )
     group.add_argument(
         "--insecure", action="store_true", help="send the token to another machine although nothing is encrypted"
+    )
+
+
+def add_model_arguments(parser: argparse.ArgumentParser, unit: str) -> None:
+    """Adds the model, its languages, and the time for each unit of the input: a text, a pair or a line."""
+    parser.add_argument(
+        "--model", default="", metavar="NAME", help="one of `sidelight models`; without it, the server's first model"
+    )
+    for side in ("source", "target"):
+        parser.add_argument(
+            f"--{side}-language", default="", metavar="CODE", help="such as de; for models of several languages"
+        )
+    parser.add_argument(
+        "--timeout", type=float, metavar="SECONDS", help=f"the longest time for one {unit}; without it, no limit"
     )
 
 

@@ -11,20 +11,35 @@ from ..parameters import Beam, Decoding, EarlyStopping, Sampling
 def add_decoding_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments to a parser."""
     decoding = parser.add_argument_group("how to decode")
-    decoding.add_argument("--max-new-tokens", type=int, metavar="N", help="the greatest number of tokens to write")
+    decoding.add_argument(
+        "--max-new-tokens",
+        type=int,
+        metavar="N",
+        help="the most tokens to write; default: as many as the model and the server allow",
+    )
     decoding.add_argument("--min-new-tokens", type=int, metavar="N", help="so many tokens before the target may end")
     decoding.add_argument(
         "--stop", action="append", default=[], metavar="TEXT", help="end behind this text; may be given several times"
     )
     decoding.add_argument("--ignore-eos", action="store_true", help="do not end at the end token")
     decoding.add_argument(
-        "--repetition-penalty", type=float, metavar="P", help="divide the logits of tokens in the text by P"
+        "--repetition-penalty",
+        type=float,
+        metavar="P",
+        help="above 1: make tokens that the text has already less likely; default: the model's own, mostly 1",
     )
     decoding.add_argument("--sample", action="store_true", help="draw tokens instead of taking the most likely")
-    decoding.add_argument("--temperature", type=float, metavar="T", help="with --sample")
-    decoding.add_argument("--top-k", type=int, metavar="K", help="with --sample")
-    decoding.add_argument("--top-p", type=float, metavar="P", help="with --sample")
-    decoding.add_argument("--seed", type=int, metavar="N", help="with --sample")
+    decoding.add_argument(
+        "--temperature", type=float, metavar="T", help="with --sample: above 1 is more varied, below 1 is less"
+    )
+    decoding.add_argument("--top-k", type=int, metavar="K", help="with --sample: only the K likeliest tokens")
+    decoding.add_argument(
+        "--top-p",
+        type=float,
+        metavar="P",
+        help="with --sample: only the likeliest tokens that together have the probability P",
+    )
+    decoding.add_argument("--seed", type=int, metavar="N", help="with --sample: the same N draws the same tokens")
     decoding.add_argument("--beam", type=int, metavar="WIDTH", help="beam search that keeps WIDTH hypotheses")
     decoding.add_argument(
         "--hypotheses", type=int, metavar="N", help="with --beam: show the N best hypotheses of a TEXT"

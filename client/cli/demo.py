@@ -21,7 +21,7 @@ from typing import IO
 from ..client import Client
 from ..parameters import Capture
 from ..request import AttributeOptions
-from ..views import make_console, print_error, print_text
+from ..views import make_console, print_error, print_text, show_waiting
 from .attribute import print_attribution
 
 _SENTENCES = (
@@ -44,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `sidelight demo` to a parser."""
     parser.add_argument("texts", nargs="*", metavar="TEXT", help="English sentences to translate")
     parser.add_argument("--no-color", action="store_true", help="shades instead of colours")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar while the server starts")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -53,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     options: AttributeOptions = {"capture": Capture(layers=[2], over_heads="mean"), "timeout": 120}
     console.print("Starting a server on the bundled English-German model ...", style="dim")
     try:
-        with bundled_server() as (name, address), Client(address, tls=False, token="") as client:
+        with bundled_server(quiet=args.quiet) as (name, address), Client(address, tls=False, token="") as client:
             captured = "cross-attention of the last layer, mean of its heads"
             console.print(f"{name} at {address}: {captured}\n", style="dim")
             for text in args.texts or _SENTENCES:
@@ -69,8 +70,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 @contextmanager
-def bundled_server() -> Generator[tuple[str, str], None, None]:
-    """Runs a server on the bundled model and a free port. Gives the model's name and address. Raises ServerError."""
+def bundled_server(*, quiet: bool = False) -> Generator[tuple[str, str], None, None]:
+    """Runs a server on the bundled model and a free port. Gives the model's name and address.
+
+    Shows on a terminal that the server starts, unless `quiet`. Raises ServerError.
+    """
     sibling = Path(sys.executable).with_name("sidelight")
     command = str(sibling) if sibling.exists() else shutil.which("sidelight")
     if command is None:
@@ -82,7 +86,9 @@ def bundled_server() -> Generator[tuple[str, str], None, None]:
         )
         with process, _forward_sigterm(process):
             try:
-                yield await_server(process, log)
+                with show_waiting("starting the server, which compiles at its first start", quiet=quiet):
+                    ready = await_server(process, log)
+                yield ready
             finally:
                 stop_server(process)
 

@@ -27,7 +27,7 @@ from ..parameters import AlignAtt, Capture, Decoding, Row
 from ..results import Started, Step
 from ..views import count_complete, escape_controls, make_console, print_error
 from .attribute_options import parse_heads, parse_layers
-from .connection_options import add_connection_arguments, build_connection
+from .connection_options import add_connection_arguments, add_model_arguments, build_connection
 from .lines import is_line_error, standard_input
 
 # Words that are read ahead of the server.
@@ -40,14 +40,11 @@ _END_OF_LINE = "\n"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `sidelight follow` to a parser."""
-    add_connection_arguments(parser)
-    parser.add_argument("--model", default="", metavar="NAME", help="a loaded model; otherwise the default model")
-    parser.add_argument("--source-language", default="", metavar="CODE", help="for models that need one")
-    parser.add_argument("--target-language", default="", metavar="CODE", help="for models that need one")
+    add_model_arguments(parser, "line")
     parser.add_argument("--prefix", metavar="TEXT", help="the beginning of the target of each line")
     held_back = parser.add_mutually_exclusive_group()
     held_back.add_argument(
-        "--hold-words", type=int, metavar="N", help="wait where a token looks at the last N words; the default is 2"
+        "--hold-words", type=int, metavar="N", help="wait where a token looks at the last N words; default 2"
     )
     held_back.add_argument("--hold-tokens", type=int, metavar="N", help="wait where a token looks at the last N tokens")
     heads = parser.add_mutually_exclusive_group()
@@ -64,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--row", choices=get_args(Row), help="the query that predicts a token, which is the default, or reads it"
     )
     parser.add_argument("--max-new-tokens", type=int, metavar="N", help="the greatest number of tokens of a line")
-    parser.add_argument("--timeout", type=float, metavar="SECONDS", help="the longest time for one line")
+    add_connection_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -5,6 +5,7 @@ page                render_page: a page for the browser, in one file and without
 alignment           print_alignment: word links in a terminal
 alignment_picture   the same as SVG, as a page, or beside the heatmap of `page`
 words               which tokens a view shows as one word
+progress            bars on standard error for what takes long
 terminal            text for terminals and pipes: control characters escaped, no markup
 """
 
@@ -12,6 +13,7 @@ from .alignment import draw_links, print_alignment
 from .alignment_picture import render_alignment_page, render_alignment_svg
 from .heatmap import Heatmap
 from .page import render_page
+from .progress import make_progress_bar, show_waiting
 from .terminal import escape_controls, make_console, print_error, print_message, print_text
 from .words import count_complete, find_words
 
@@ -22,6 +24,7 @@ __all__ = [
     "escape_controls",
     "find_words",
     "make_console",
+    "make_progress_bar",
     "print_alignment",
     "print_error",
     "print_message",
@@ -29,4 +32,5 @@ __all__ = [
     "render_alignment_page",
     "render_alignment_svg",
     "render_page",
+    "show_waiting",
 ]

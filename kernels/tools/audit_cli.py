@@ -50,6 +50,7 @@ def run(args: argparse.Namespace) -> int:
             print(f"sidelight: --target: must be one of {', '.join(TARGETS)}, not {target!r}", file=sys.stderr)
             return 1
     console = Console(highlight=False, markup=False, emoji=False)  # names of cases may have brackets
+    progress = Console(stderr=True, quiet=args.quiet, markup=False, emoji=False)
     if not console.is_terminal:
         console.width = _WIDTH
     started = time.perf_counter()
@@ -57,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
         for file in (args.json, args.markdown):
             if file:
                 file.write_text("")  # fails now rather than after minutes of compiling
-        with tempfile.TemporaryDirectory(prefix="sidelight-audit-") as fresh, console.status("") as status:
+        with tempfile.TemporaryDirectory(prefix="sidelight-audit-") as fresh, progress.status("") as status:
             audits = audit.audit(all_cases, targets, args.cache or Path(fresh), _num_cores(), status.update)
         print_rooflines(console)
         return report(audits, console, time.perf_counter() - started, args.json, args.markdown)

@@ -43,11 +43,14 @@ def run(args: argparse.Namespace) -> int:
     from .bench import median_time
     from .cases import all_cases
 
-    return report(all_cases(large=True), "cuda", median_time, args.json)
+    return report(all_cases(large=True), "cuda", median_time, args.json, quiet=args.quiet)
 
 
-def report(cases: Iterable[KernelCase], device: str, timer: Timer, file: Path | None) -> int:
-    """Times cases, and prints and writes the times. Returns the exit status."""
+def report(cases: Iterable[KernelCase], device: str, timer: Timer, file: Path | None, *, quiet: bool = False) -> int:
+    """Times cases, and prints and writes the times. Shows on a terminal what it times, unless `quiet`.
+
+    Returns the exit status.
+    """
     from .bench import machine, measure, table, write
 
     try:
@@ -60,7 +63,7 @@ def report(cases: Iterable[KernelCase], device: str, timer: Timer, file: Path | 
         for name, value in facts.items():
             console.print(f"{name}: {value}")
         timings: list[Timing] = []
-        with console.status("") as status:
+        with Console(stderr=True, quiet=quiet, markup=False, emoji=False).status("") as status:
             for case in cases:
                 status.update(f"{case.kernel}, {case.name}")
                 timings.append(measure(case, device, timer))

@@ -23,12 +23,23 @@ goes on where it was.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `sidelight calibrate`."""
-    parser.epilog = _EXPLANATION
+    parser.epilog = f"{_EXPLANATION.strip()}\n\n{parser.epilog or ''}"
     parser.add_argument(
-        "model", nargs="?", metavar="MODEL", help="as `sidelight serve` takes it; without one, the bundled one"
+        "model",
+        nargs="?",
+        metavar="MODEL",
+        help="the model's folder, or an id on the Hugging Face hub; without it, the bundled English-German model",
     )
-    parser.add_argument("--pairs", type=Path, required=True, metavar="FILE.tsv", help="pairs of source and target")
-    parser.add_argument("--gold", type=Path, metavar="FILE", help="links of the first pairs, made by people")
+    parser.add_argument(
+        "--pairs",
+        type=Path,
+        required=True,
+        metavar="FILE.tsv",
+        help="the texts: in each line a source, a tab, and its translation",
+    )
+    parser.add_argument(
+        "--gold", type=Path, metavar="FILE", help="links of the first pairs, made by people (Pharaoh format)"
+    )
     parser.add_argument(
         "--lexicon-pairs",
         type=Path,
@@ -40,13 +51,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--no-lexicon", action="store_true", help="leave out the table of translations of words")
     parser.add_argument(
-        "--max-pairs", type=_count, default=1000, metavar="N", help="pairs to measure at most; the default is 1000"
+        "--max-pairs", type=_count, default=1000, metavar="N", help="pairs to measure at most; default 1000"
     )
     parser.add_argument(
         "--output",
         type=Path,
         metavar="FILE",
         help="where to write; otherwise alignment_heads.json in the model's folder",
+    )
+    parser.add_argument(
+        "--quiet", action="store_true", help="no progress bars; they are on standard error, in a terminal only"
     )
     parser.add_argument(
         "--picture", type=Path, metavar="FILE.svg", help="draw the error rate of each head, layers by heads"

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 
 from ..alignment import (
     PRESET_FILE,
@@ -32,9 +31,11 @@ from ..alignment.calibration import (
     learn_lexicon,
 )
 from ..errors import RequestError
-from ..models import LoadedModel, ModelError, bundled_model, load
+from ..models import BUNDLED_NAME, LoadedModel, ModelError, bundled_model, load
 from .calibration_report import draw_heads, print_report
 from .calibration_rows import CollectedPair, RowFiles, TextPair, collect_rows
+from .loading import hide_bars
+from .progress import add_loading_task, open_progress
 
 # With fewer pairs a lexicon would hold little but chance.
 _MIN_LEXICON_PAIRS = 1000
@@ -71,15 +72,8 @@ def calibrate(args: argparse.Namespace) -> None:
     _check_writable(output, "--output")
     if args.picture is not None:
         _check_writable(args.picture, "--picture")
-    loaded = _load(args.model)
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f} %"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console) as progress:
+    with open_progress(quiet=args.quiet) as progress:
+        loaded = _load(args.model, progress)
         pairs = _divide(loaded, lines, more, gold_lines, args)
         files = RowFiles(output.with_name(f".{output.name}.rows"), loaded, pairs.measured)
         preset = _choose(loaded, pairs, files, progress, wants_lexicon=not args.no_lexicon)
@@ -100,9 +94,10 @@ def _check_writable(path: Path, option: str) -> None:
         raise CalibrationError(f"{path} cannot be written: say with {option} where to write")
 
 
-def _load(model: str | None) -> LoadedModel:
+def _load(model: str | None, progress: Progress) -> LoadedModel:
+    hide_bars(keeps_downloads=not progress.disable)
     try:
-        loaded = load(model)
+        loaded = load(model, on_stage=add_loading_task(progress, model or BUNDLED_NAME))
     except ModelError as error:
         raise CalibrationError(str(error)) from error
     if not loaded.is_encoder_decoder or loaded.feature_shape is not None:

@@ -12,8 +12,10 @@ from collections.abc import Sequence
 
 from ...kernels import Launch
 from ...kernels.tools import audit_cli, bench_cli, prebuild_cli
-from ..models import LoadedModel, ModelError, load
+from ..models import BUNDLED_NAME, LoadedModel, ModelError, load
 from ..runner import warmup
+from .loading import hide_bars
+from .progress import add_loading_task, open_progress
 
 
 def main(argv: Sequence[str] | None) -> int:
@@ -36,6 +38,8 @@ def main(argv: Sequence[str] | None) -> int:
     prebuild_cli.add_arguments(build)
     build.set_defaults(run=_build)
 
+    for command in (audit, bench, build):
+        command.add_argument("--quiet", action="store_true", help="show on the terminal no progress")
     args = parser.parse_args(argv)
     return args.run(args)
 
@@ -45,13 +49,13 @@ def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "model",
         nargs="?",
         metavar="MODEL",
-        help="the model that will be served, as `sidelight serve` takes it; without one, the bundled one",
+        help="the model that will be served, as `sidelight serve` takes it; without it, the bundled one",
     )
     parser.add_argument(
         "--dtype",
         default="bfloat16",
         choices=("float32", "float16", "bfloat16"),
-        help="the type that it will be served in; without it, bfloat16",
+        help="the type that it will be served in; default bfloat16",
     )
 
 
@@ -60,7 +64,10 @@ def _build(args: argparse.Namespace) -> int:
 
     def launches() -> list[Launch]:
         if not loaded:
-            loaded.append(load(args.model, device="cpu", dtype=args.dtype, packed=False))
+            with open_progress(quiet=args.quiet) as progress:
+                hide_bars(keeps_downloads=not args.quiet)
+                on_stage = add_loading_task(progress, args.model or BUNDLED_NAME)
+                loaded.append(load(args.model, device="cpu", dtype=args.dtype, packed=False, on_stage=on_stage))
         return warmup.launches(loaded[0])
 
     try:

@@ -27,8 +27,9 @@ from ray import serve
 from sidelight.v1 import attribution_service_pb2 as service_pb
 
 from ..settings import SETTINGS, Settings, SettingsError, read_settings
+from .loading import load_models
 from .ray_context import RayContext
-from .serve import call_limits, import_server, load_models
+from .serve import call_limits, import_server
 
 log = logging.getLogger(__name__)
 

@@ -21,16 +21,18 @@ A new way to run models is one file with a class like `Backend`, and one line in
 from .backend import Backend, BackendConfig, TargetBatch, UnsupportedModelError
 from .kv_cache import KVCache, SwappedCache
 from .loaded_model import LoadedModel, ModelDescription, ModelInfo
-from .loader import BUNDLED_NAME, ModelError, bundled_model, load
+from .loader import BUNDLED_NAME, LOADING_STAGES, LoadingStage, ModelError, bundled_model, load
 from .transformers_backend import MAX_PREFILL_TOKENS
 
 __all__ = [
     "BUNDLED_NAME",
+    "LOADING_STAGES",
     "MAX_PREFILL_TOKENS",
     "Backend",
     "BackendConfig",
     "KVCache",
     "LoadedModel",
+    "LoadingStage",
     "ModelDescription",
     "ModelError",
     "ModelInfo",

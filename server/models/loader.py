@@ -9,10 +9,10 @@ import json
 import logging
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import nn
@@ -60,6 +60,13 @@ _DEVICE = re.compile(r"cpu(:0)?|cuda(:(0|[1-9]\d{0,2}))?", re.ASCII)
 _DEFAULT_LENGTH = 4096
 
 
+LoadingStage = Literal["reading files", "compiling programs", "packing layers", "trying ways to run"]
+"""What `load` is at."""
+
+LOADING_STAGES: tuple[LoadingStage, ...] = get_args(LoadingStage)
+"""All stages, in their order."""
+
+
 class ModelError(Exception):
     """A model that cannot be served. The message is for the person who starts the server."""
 
@@ -88,19 +95,21 @@ def load(
     max_length: int | None = None,
     packed: bool = True,
     compiled: bool = False,
+    on_stage: Callable[[LoadingStage], None] = lambda _: None,
 ) -> LoadedModel:
     """Load a model from a directory or by its id on the Hugging Face hub; None: the bundled one.
 
     `dtype="auto"` is float32 on a CPU and the checkpoint's own type elsewhere; "int8" is for CPUs alone. `max_length`
     lowers the number of positions that requests may use. On a CPU linear layers are packed for the CPU, unless `packed`
     is False. With `compiled`, torch.compile makes one graph of a step of the batch, with linear layers as they are.
-    Raises ModelError with a message for people.
+    `on_stage` is called at the beginning of each stage that there is. Raises ModelError with a message for people.
     """
     register()
     if not str(path).strip():
         raise ModelError("the model's name is empty: give a directory, or an id on the Hugging Face hub")
     where = bundled_model() if path is None else path
     options = _options(device, dtype, is_packed=packed, is_compiled=compiled)
+    on_stage("reading files")
     checkpoint = _open(where)
     with _errors_for_people(where, checkpoint, options.device):
         config, pretrained = _read_files(checkpoint)
@@ -109,8 +118,9 @@ def load(
         source, target = _lengths(config, max_length, is_speech=feature_shape(model) is not None)
         _check_lengths(tokenizer, config, source, target, max_length)
         attention_layers = find_attention_layers(model)
+        on_stage("compiling programs")
         alignment = _load_alignment(checkpoint, attention_layers)
-        backend = _make_backend(model, attention_layers, options, source, target)
+        backend = _make_backend(model, attention_layers, options, (source, target), on_stage)
     _check_attention(attention_layers, where)
     precision = "int8" if options.precision == "int8" else str(model.dtype).removeprefix("torch.")
     name = name or (BUNDLED_NAME if path is None else _name(path))
@@ -186,7 +196,11 @@ def _load_alignment(checkpoint: Checkpoint, attention_layers: AttentionLayers) -
 
 
 def _make_backend(
-    model: PreTrainedModel, attention_layers: AttentionLayers, options: _Options, source: int, target: int
+    model: PreTrainedModel,
+    attention_layers: AttentionLayers,
+    options: _Options,
+    lengths: tuple[int, int],
+    on_stage: Callable[[LoadingStage], None],
 ) -> Backend | None:
     """Fuse and pack the linear layers of a model, and choose its backend."""
     weight = shared_weight(model)  # before the layers are packed
@@ -194,13 +208,15 @@ def _make_backend(
         fuse_projections(model)
     if options.packing is not None:
         _compile_cpu_kernels()
+        on_stage("packing layers")
         wants_panels = any(backend.reads_panels(model) for backend in BACKENDS)
         report = pack(model, options.packing, in_panels=lambda _: wants_panels)
         log.info("%s", report if log.isEnabledFor(logging.DEBUG) else report.summary)
+    on_stage("trying ways to run")
     backend = select_backend(
         model,
         attention_layers,
-        BackendConfig(source, target, is_batch_invariant=options.packing == "int8"),
+        BackendConfig(*lengths, is_batch_invariant=options.packing == "int8"),
         is_exact=model.dtype == torch.float32 and options.precision != "int8",
         is_compiled=options.is_compiled,
     )

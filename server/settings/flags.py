@@ -7,16 +7,30 @@ from typing import Any
 
 from .table import MODEL_KEYS, SETTINGS, Setting
 
+# The options in groups, as the help shows them. What no group names is a limit.
+_GROUPS = {
+    "which model": ("name", "device", "dtype", "threads", "compile", "offline"),
+    "who can connect": (
+        *("address", "tls_cert", "tls_key", "tls_client_ca"),
+        *("tokens", "unix_mode", "insecure", "reflection", "frontends"),
+    ),
+    "what operators see": ("log_level", "log_format", "log_texts", "metrics_address"),
+    "stopping, and steps that hang": ("grace", "step_timeout"),
+}
+_LIMITS = "limits"
+
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Adds an option for each setting. The namespace has an attribute only for an option that is given."""
     parser.add_argument(
         "--config", metavar="FILE", default=None, help="a TOML file with settings, which flags and environment override"
     )
+    groups = {title: parser.add_argument_group(title) for title in (*_GROUPS, _LIMITS)}
     for setting in SETTINGS:
+        title = next((title for title, names in _GROUPS.items() if setting.name in names), _LIMITS)
         if setting.has_flag:
-            _add_flag(parser, setting)
-    parser.add_argument(
+            _add_flag(parser if setting.is_positional else groups[title], setting)
+    groups["which model"].add_argument(
         "--model",
         dest="models",
         action="append",
@@ -27,10 +41,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_flag(parser: argparse.ArgumentParser, setting: Setting) -> None:
+def _add_flag(parser: argparse._ActionsContainer, setting: Setting) -> None:
     if setting.kind is bool:
         parser.add_argument(
-            setting.flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=setting.description
+            setting.flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=_describe(setting)
         )
         return
 
@@ -45,7 +59,16 @@ def _add_flag(parser: argparse.ArgumentParser, setting: Setting) -> None:
     if setting.metavar:
         details["metavar"] = setting.metavar
     name, number = (setting.name, "?") if setting.is_positional else (setting.flag, None)
-    parser.add_argument(name, nargs=number, default=argparse.SUPPRESS, help=setting.description, **details)
+    parser.add_argument(name, nargs=number, default=argparse.SUPPRESS, help=_describe(setting), **details)
+
+
+def _describe(setting: Setting) -> str:
+    """Returns a description with the default. The unit of the default is that of the description."""
+    if setting.default is None or setting.default is False:
+        return setting.description
+    default = f"{setting.default:g}" if setting.kind is float else str(setting.default)
+    unit = " seconds" if setting.metavar == "SECONDS" else ""
+    return f"{setting.description}; default {default}{unit}"
 
 
 def _read_model(text: str) -> tuple[str, dict[str, str]]:

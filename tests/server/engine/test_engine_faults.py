@@ -36,6 +36,7 @@ from sidelight.server.engine.scheduler import Scheduler
 from sidelight.server.engine.started_requests import StartedRequests
 from sidelight.server.engine.time_share import TimeShare
 from sidelight.server.engine.waiting_queue import WaitingQueue
+from sidelight.server.entrypoints import loading
 from sidelight.server.entrypoints import serve as command
 from sidelight.server.operations import Security
 from sidelight.server.runner.beams import BeamStep
@@ -123,7 +124,7 @@ async def test_a_process_whose_engine_has_ended_ends_with_a_code(bundled, engine
     killer.start()
     try:
         with Address(settings.values.address) as held:
-            configs = command._engine_configs([bundled], settings, [()])
+            configs = loading._engine_configs([bundled], settings, [()])
             args = ([bundled], configs, held, Security(), command._Monitoring(), settings.values)
             assert await command._serve(*args) == 1
     finally:

@@ -22,7 +22,7 @@ from sidelight.client import Client
 from sidelight.client.cli.main import main
 from sidelight.server.api.server import Server
 from sidelight.server.api.transport.addresses import Address
-from sidelight.server.entrypoints import serve
+from sidelight.server.entrypoints import loading, serve
 from sidelight.server.models import loader
 from sidelight.server.models.loader import bundled_model
 from sidelight.server.operations import Security
@@ -113,7 +113,7 @@ async def test_a_signal_ends_the_server_with_status_0(bundled, monkeypatch, caps
     settings = read_settings(arguments.parse_args(["--address", "127.0.0.1:0", "--grace", "2.5"]))
     try:
         with Address(settings.values.address) as held:
-            configs = serve._engine_configs([bundled], settings, [()])
+            configs = loading._engine_configs([bundled], settings, [()])
             arguments = ([bundled], configs, held, Security(), serve._Monitoring(), settings.values)
             serving = asyncio.create_task(serve._serve(*arguments))
             while "serving" not in capsys.readouterr().out:
