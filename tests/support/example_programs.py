@@ -97,6 +97,7 @@ def _build_java(source: Path, build: Path) -> list[str]:
     for package, jar in (
         ("libgrpc-java", "grpc-netty"),
         ("libnetty-java", "netty-all"),
+        ("libnetty-tcnative-java", "netty-tcnative"),
         ("libgoogle-gson-java", "gson"),
     ):
         if not Path(f"/usr/share/java/{jar}.jar").exists():
