@@ -189,6 +189,14 @@ def test_a_program_connects_with_tls_and_a_token(run, language, secured_server):
 
 
 @every_language
+def test_a_program_names_the_file_of_an_authority_that_is_missing(run, language, secured_server, tmp_path):
+    """gRPC would take the authorities of the system instead."""
+    missing = tmp_path / "missing-authority.pem"
+    process = run(language, "align", HTML, code=1, **{**secured_server, "SIDELIGHT_TLS_CA": str(missing)})
+    assert missing.name in process.stderr
+
+
+@every_language
 def test_a_program_sends_no_token_without_tls(run, language, bundled_server):
     address = {"SIDELIGHT_ADDRESS": bundled_server, "SIDELIGHT_TOKEN": TOKEN}
     process = run(language, "align", HTML, code=1, **address)
