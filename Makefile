@@ -36,9 +36,9 @@ test-all: $(VENV)/.test ## Run all tests
 
 # What Debian has; npm's packages come with the build. Without apt-get, with whatever is there.
 CLIENT_TOOLS := cmake g++ protobuf-compiler protobuf-compiler-grpc libgrpc++-dev nlohmann-json3-dev golang-go \
-  golang-google-grpc-dev protoc-gen-go-grpc default-jdk-headless libgrpc-java libnetty-java libgoogle-gson-java \
-  libguava-java libperfmark-java libprotobuf-java protobuf-compiler-grpc-java-plugin ruby ruby-grpc \
-  ruby-grpc-tools $(if $(shell command -v npm),,nodejs npm)
+  golang-google-grpc-dev protoc-gen-go-grpc default-jdk-headless libgrpc-java libnetty-java libnetty-tcnative-java \
+  libgoogle-gson-java libguava-java libperfmark-java libprotobuf-java protobuf-compiler-grpc-java-plugin ruby \
+  ruby-grpc ruby-grpc-tools $(if $(shell command -v npm),,nodejs npm)
 test-examples: $(VENV)/.test ## Install the toolchains of other languages, build client/examples and test them
 	@for tool in $(CLIENT_TOOLS); do dpkg -s $$tool >/dev/null 2>&1 || missing="$$missing $$tool"; done; \
 	test -z "$$missing" || { echo "Installing$$missing"; DEBIAN_FRONTEND=noninteractive \

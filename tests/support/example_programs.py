@@ -74,9 +74,11 @@ def _build_go(source: Path, build: Path) -> list[str]:
 
 
 def _build_node(source: Path, build: Path) -> list[str]:
+    package = build / "package.json"
+    is_installed = package.exists() and package.read_bytes() == (source / "package.json").read_bytes()
     for path in (*source.glob("*.ts"), source / "package.json", source / "tsconfig.json"):
         shutil.copy(path, build)
-    if not (build / "node_modules").exists():
+    if not is_installed or not (build / "node_modules").exists():
         try:
             run(["npm", "install", "--no-audit", "--no-fund"], build)
         except RuntimeError as error:
@@ -97,6 +99,7 @@ def _build_java(source: Path, build: Path) -> list[str]:
     for package, jar in (
         ("libgrpc-java", "grpc-netty"),
         ("libnetty-java", "netty-all"),
+        ("libnetty-tcnative-java", "netty-tcnative"),
         ("libgoogle-gson-java", "gson"),
     ):
         if not Path(f"/usr/share/java/{jar}.jar").exists():

@@ -14,13 +14,13 @@
 #include <cstdio>
 #include <cstdlib>
 #include <fstream>
+#include <future>
 #include <iostream>
 #include <iterator>
 #include <map>
 #include <memory>
 #include <stdexcept>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "attention.h"
@@ -45,6 +45,7 @@ std::shared_ptr<grpc::Channel> Connect() {
     grpc::SslCredentialsOptions options;
     if (!authority.empty()) {
       std::ifstream file(authority);
+      if (!file) throw std::runtime_error("cannot read " + authority);  // gRPC would take the system's authorities
       options.pem_root_certs.assign(std::istreambuf_iterator<char>(file), {});
     }
     credentials = grpc::SslCredentials(options);
@@ -156,7 +157,8 @@ void Many(Stub& stub, const std::vector<std::string>& texts) {
   SetDeadline(context, std::chrono::minutes(1));
   auto stream = stub.AttributeMany(&context);
   // A stream reads and writes at the same time: the server reads no more texts while it has enough to do.
-  std::thread writer([&] {
+  // The future waits for the writer in every case, also where reading throws.
+  const auto writer = std::async(std::launch::async, [&] {
     for (size_t number = 0; number < texts.size(); ++number) {
       v1::AttributeManyRequest request;
       request.mutable_attribute()->set_request_id(std::to_string(number));
@@ -178,7 +180,7 @@ void Many(Stub& stub, const std::vector<std::string>& texts) {
     take(response);
     for (const auto& item : response.batch().responses()) take(item);
   }
-  writer.join();
+  writer.wait();
   Check(stream->Finish());
   for (size_t number = 0; number < texts.size(); ++number) {
     std::printf("%zu %s\n", number, results[std::to_string(number)].c_str());
@@ -200,7 +202,8 @@ void Align(Stub& stub, const std::string& html) {
 
 int main(int argc, char** argv) try {
   const std::vector<std::string> words(argv + 1, argv + argc);
-  if (words.size() < 2) throw std::runtime_error("usage: sidelight stream|deadline|cancel|error|many|align|vectors ARGUMENT...");
+  const std::runtime_error usage("usage: sidelight stream|deadline|cancel|error|many|align|vectors ARGUMENT...");
+  if (words.size() < 2) throw usage;
   if (words[0] == "vectors") {
     CheckVectors(words[1]);
     return 0;
@@ -210,8 +213,10 @@ int main(int argc, char** argv) try {
       {"stream", Stream}, {"deadline", Deadline}, {"cancel", Cancel}, {"error", WrongRequest}, {"align", Align}};
   if (words[0] == "many") {
     Many(*stub, {words.begin() + 1, words.end()});
+  } else if (const auto command = commands.find(words[0]); command != commands.end()) {
+    command->second(*stub, words[1]);
   } else {
-    commands.at(words[0])(*stub, words[1]);
+    throw usage;
   }
   return 0;
 } catch (const std::exception& error) {

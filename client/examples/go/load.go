@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -34,8 +35,11 @@ func load(client pb.AttributionServiceClient, arguments []string) error {
 		return err
 	}
 	requests, err := strconv.Atoi(arguments[len(arguments)-1])
-	if err != nil || len(texts) == 0 {
-		return fmt.Errorf("usage: sidelight load STREAMS REQUESTS, with texts on the standard input: %v", err)
+	if err != nil {
+		return err
+	}
+	if len(arguments) != 2 || len(texts) == 0 {
+		return errors.New("usage: sidelight load STREAMS REQUESTS, with texts on the standard input")
 	}
 	var next, messages, tokens int64
 	failures := make(chan error, streams)

@@ -12,6 +12,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -25,43 +26,43 @@ import (
 )
 
 func main() {
-	if len(os.Args) < 3 {
-		fail("usage: sidelight stream|deadline|cancel|error|many|align|vectors|load ARGUMENT...")
+	if err := run(os.Args[1:]); err != nil {
+		fmt.Fprintln(os.Stderr, describe(err))
+		os.Exit(1)
 	}
-	command, arguments := os.Args[1], os.Args[2:]
+}
+
+func run(arguments []string) error {
+	if len(arguments) < 2 {
+		return errors.New("usage: sidelight stream|deadline|cancel|error|many|align|vectors|load ARGUMENT...")
+	}
+	command, arguments := arguments[0], arguments[1:]
 	if command == "vectors" {
-		if err := checkVectors(arguments[0]); err != nil {
-			fail(err.Error())
-		}
-		return
+		return checkVectors(arguments[0])
 	}
 	connection, err := connect()
 	if err != nil {
-		fail(err.Error())
+		return err
 	}
 	defer connection.Close()
 	client := pb.NewAttributionServiceClient(connection)
 	switch text := arguments[0]; command {
 	case "stream":
-		err = stream(client, text)
+		return stream(client, text)
 	case "deadline":
-		err = deadline(client, text)
+		return deadline(client, text)
 	case "cancel":
-		err = cancel(client, text)
+		return cancel(client, text)
 	case "error":
-		err = wrongRequest(client, text)
+		return wrongRequest(client, text)
 	case "many":
-		err = many(client, arguments)
+		return many(client, arguments)
 	case "align":
-		err = align(client, text)
+		return align(client, text)
 	case "load":
-		err = load(client, arguments)
-	default:
-		fail("unknown command " + command)
+		return load(client, arguments)
 	}
-	if err != nil {
-		fail(describe(err))
-	}
+	return errors.New("unknown command " + command)
 }
 
 func plain(text string) *pb.Text { return &pb.Text{Kind: &pb.Text_Text{Text: text}} }
@@ -189,7 +190,9 @@ func cancel(client pb.AttributionServiceClient, text string) error {
 // wrongRequest asks for a layer that no model has.
 func wrongRequest(client pb.AttributionServiceClient, text string) error {
 	layers := &pb.HeadSelection_Layers{Layers: &pb.LayerList{Layers: []uint32{0, 1000}}}
-	call, err := client.Attribute(context.Background(), &pb.AttributeRequest{
+	ctx, stop := context.WithTimeout(context.Background(), time.Minute)
+	defer stop()
+	call, err := client.Attribute(ctx, &pb.AttributeRequest{
 		Source: plain(text), Capture: &pb.Capture{Heads: &pb.HeadSelection{Selection: layers}},
 	})
 	if err == nil {
@@ -296,9 +299,4 @@ func align(client pb.AttributionServiceClient, html string) error {
 	fmt.Println(response.MarkedTargetText)
 	printLinks(response.Source, response.Target, response.Links)
 	return nil
-}
-
-func fail(message string) {
-	fmt.Fprintln(os.Stderr, message)
-	os.Exit(1)
 }

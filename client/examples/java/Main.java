@@ -66,30 +66,34 @@ public final class Main {
     if (arguments.length < 2) {
       throw new IllegalArgumentException("usage: stream|deadline|cancel|error|many|align|vectors ARGUMENT...");
     }
-    String text = arguments[1];
     if (arguments[0].equals("vectors")) {
-      GoldenVectors.check(Path.of(text));
+      GoldenVectors.check(Path.of(arguments[1]));
       return;
     }
+    try {
+      call(arguments[0], Arrays.asList(arguments).subList(1, arguments.length));
+    } catch (StatusRuntimeException error) {
+      System.err.println(Errors.describe(error));
+      System.exit(1);
+    }
+  }
+
+  private static void call(String command, List<String> texts) throws Exception {
+    String text = texts.get(0);
     ManagedChannel channel = connect();
     CallCredentials token = variable("SIDELIGHT_TOKEN") == null ? null : new BearerToken(variable("SIDELIGHT_TOKEN"));
     var stub = AttributionServiceGrpc.newBlockingStub(channel).withCallCredentials(token);
     try {
-      switch (arguments[0]) {
+      switch (command) {
         case "stream" -> stream(stub, text);
         case "deadline" -> deadline(stub, text);
         case "cancel" -> cancel(stub, text);
         case "error" -> wrongRequest(stub, text);
         case "align" -> align(stub, text);
-        case "many" -> many(
-            AttributionServiceGrpc.newStub(channel).withCallCredentials(token),
-            Arrays.asList(arguments).subList(1, arguments.length));
-        default -> throw new IllegalArgumentException("unknown command " + arguments[0]);
+        case "many" -> many(AttributionServiceGrpc.newStub(channel).withCallCredentials(token), texts);
+        default -> throw new IllegalArgumentException("unknown command " + command);
       }
-    } catch (StatusRuntimeException error) {
-      System.err.println(Errors.describe(error));
-      System.exit(1);
-    } finally {
+    } finally { // System.exit would leave this out
       channel.shutdownNow().awaitTermination(5, TimeUnit.SECONDS);
     }
   }

@@ -9,7 +9,8 @@ export function describe(error: unknown): string {
   if (bytes instanceof Uint8Array) {
     return describeStatus(Status.decode(bytes));
   }
-  return code === undefined ? String(error) : `${status[code]} ${details}`; // the error comes from gRPC
+  // A number: the error comes from gRPC. Node's own errors have words, such as "ENOENT".
+  return typeof code === "number" ? `${status[code]} ${details}` : String(error);
 }
 
 export function describeStatus(decoded: Status): string {

@@ -175,8 +175,11 @@ async function main(): Promise<void> {
     throw new Error("usage: main.js stream|deadline|cancel|error|many|align|vectors ARGUMENT...");
   }
   const client = connect();
-  await run(client, ...words);
-  client.close();
+  try {
+    await run(client, ...words);
+  } finally {
+    client.close();
+  }
 }
 
 main().catch((error: unknown) => {

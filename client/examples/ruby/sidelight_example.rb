@@ -142,6 +142,7 @@ def align(stub, html)
 end
 
 command, *words = ARGV
+command = nil if words.empty? # the usage
 $stdout.sync = true
 begin
   case command

@@ -3,10 +3,14 @@
 isort:skip_file
 The service: where a sequence model looks while it writes, streamed token by token.
 
-An error is a gRPC status with google.rpc details. BadRequest names each wrong field by its path in the request. Where
-no field of a `oneof` is set, the path is the path of the message that has the `oneof`. In the messages of
-AttributeMany and Follow, which have no path, the path is "event". An index in a path counts in the message that was
-sent.
+A client that generates code needs this file and those that it imports. Its gRPC library receives messages of at most
+4 MiB, unless the client sets a higher limit: one step of a large model can be larger. Where the server wants a token,
+each call carries it in the metadata "authorization", as "Bearer TOKEN".
+
+An error is a gRPC status with google.rpc details, in the trailer "grpc-status-details-bin". BadRequest names each
+wrong field by its path in the request. Where no field of a `oneof` is set, the path is the path of the message that
+has the `oneof`. In the messages of AttributeMany and Follow, which have no path, the path is "event". An index in a
+path counts in the message that was sent.
 ErrorInfo carries a reason that does not change between versions, and the domain "sidelight". Where an error was not
 foreseen, its metadata has an entry "reference", and the server's log has the error under this reference. RequestInfo
 carries the request id. RetryInfo carries a delay where a second try may help. Where a request asks for something that

@@ -86,9 +86,9 @@ class AttributionServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def AttributeMany(self, request_iterator, context):
-        """Streams the attention of many texts over one long stream. Events of different texts are mixed, and each carries its
-        request id. Where one text fails, the others go on. After the client has closed its side of the stream, the texts
-        that still run are finished.
+        """Streams the attention of many texts, or the links of many pairs, over one long stream. Events of different texts are
+        mixed, and each carries its request id. Where one text fails, the others go on. After the client has closed its side
+        of the stream, the texts that still run are finished.
         At most RequestLimits.max_texts_per_stream texts run on a stream: the server reads no further request until the
         last event of one of them is sent. A client that reads nothing holds up its own stream in this way.
         The first request must arrive within 10 seconds. Later requests may come at any time. Where many streams have no

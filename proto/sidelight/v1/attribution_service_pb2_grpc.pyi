@@ -3,10 +3,14 @@
 isort:skip_file
 The service: where a sequence model looks while it writes, streamed token by token.
 
-An error is a gRPC status with google.rpc details. BadRequest names each wrong field by its path in the request. Where
-no field of a `oneof` is set, the path is the path of the message that has the `oneof`. In the messages of
-AttributeMany and Follow, which have no path, the path is "event". An index in a path counts in the message that was
-sent.
+A client that generates code needs this file and those that it imports. Its gRPC library receives messages of at most
+4 MiB, unless the client sets a higher limit: one step of a large model can be larger. Where the server wants a token,
+each call carries it in the metadata "authorization", as "Bearer TOKEN".
+
+An error is a gRPC status with google.rpc details, in the trailer "grpc-status-details-bin". BadRequest names each
+wrong field by its path in the request. Where no field of a `oneof` is set, the path is the path of the message that
+has the `oneof`. In the messages of AttributeMany and Follow, which have no path, the path is "event". An index in a
+path counts in the message that was sent.
 ErrorInfo carries a reason that does not change between versions, and the domain "sidelight". Where an error was not
 foreseen, its metadata has an entry "reference", and the server's log has the error under this reference. RequestInfo
 carries the request id. RetryInfo carries a delay where a second try may help. Where a request asks for something that
@@ -63,9 +67,9 @@ class AttributionServiceStub:
     then EncoderSelf, if the request asks for it; then Steps; then one Finished.
     """
     AttributeMany: _grpc.StreamStreamMultiCallable[_attribution_service_pb2.AttributeManyRequest, _attribution_service_pb2.AttributeManyResponse]
-    """Streams the attention of many texts over one long stream. Events of different texts are mixed, and each carries its
-    request id. Where one text fails, the others go on. After the client has closed its side of the stream, the texts
-    that still run are finished.
+    """Streams the attention of many texts, or the links of many pairs, over one long stream. Events of different texts are
+    mixed, and each carries its request id. Where one text fails, the others go on. After the client has closed its side
+    of the stream, the texts that still run are finished.
     At most RequestLimits.max_texts_per_stream texts run on a stream: the server reads no further request until the
     last event of one of them is sent. A client that reads nothing holds up its own stream in this way.
     The first request must arrive within 10 seconds. Later requests may come at any time. Where many streams have no
@@ -115,9 +119,9 @@ class AttributionServiceAsyncStub(AttributionServiceStub):
     then EncoderSelf, if the request asks for it; then Steps; then one Finished.
     """
     AttributeMany: _aio.StreamStreamMultiCallable[_attribution_service_pb2.AttributeManyRequest, _attribution_service_pb2.AttributeManyResponse]  # type: ignore[assignment]
-    """Streams the attention of many texts over one long stream. Events of different texts are mixed, and each carries its
-    request id. Where one text fails, the others go on. After the client has closed its side of the stream, the texts
-    that still run are finished.
+    """Streams the attention of many texts, or the links of many pairs, over one long stream. Events of different texts are
+    mixed, and each carries its request id. Where one text fails, the others go on. After the client has closed its side
+    of the stream, the texts that still run are finished.
     At most RequestLimits.max_texts_per_stream texts run on a stream: the server reads no further request until the
     last event of one of them is sent. A client that reads nothing holds up its own stream in this way.
     The first request must arrive within 10 seconds. Later requests may come at any time. Where many streams have no
@@ -176,9 +180,9 @@ class AttributionServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_attribution_service_pb2.AttributeManyRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_attribution_service_pb2.AttributeManyResponse], _abc.AsyncIterator[_attribution_service_pb2.AttributeManyResponse]]:
-        """Streams the attention of many texts over one long stream. Events of different texts are mixed, and each carries its
-        request id. Where one text fails, the others go on. After the client has closed its side of the stream, the texts
-        that still run are finished.
+        """Streams the attention of many texts, or the links of many pairs, over one long stream. Events of different texts are
+        mixed, and each carries its request id. Where one text fails, the others go on. After the client has closed its side
+        of the stream, the texts that still run are finished.
         At most RequestLimits.max_texts_per_stream texts run on a stream: the server reads no further request until the
         last event of one of them is sent. A client that reads nothing holds up its own stream in this way.
         The first request must arrive within 10 seconds. Later requests may come at any time. Where many streams have no

@@ -181,13 +181,19 @@ def test_a_program_calls_each_method(run, language, bundled_server, expected):
 
 @every_language
 def test_a_program_connects_with_tls_and_a_token(run, language, secured_server):
-    if language == "Java" and Path("/usr/share/java/grpc-netty.jar").exists():
-        pytest.skip("Java: Debian's build of netty has no ALPN, without which gRPC has no TLS")
     output = run(language, "many", "A dog.", SIDELIGHT_TOKEN=TOKEN, **secured_server).stdout
     assert output.strip() == "0 Ein Hund."
     for token in ("another-token", ""):
         process = run(language, "align", HTML, code=1, SIDELIGHT_TOKEN=token, **secured_server)
         assert "UNAUTHENTICATED" in process.stderr
+
+
+@every_language
+def test_a_program_names_the_file_of_an_authority_that_is_missing(run, language, secured_server, tmp_path):
+    """gRPC would take the authorities of the system instead."""
+    missing = tmp_path / "missing-authority.pem"
+    process = run(language, "align", HTML, code=1, **{**secured_server, "SIDELIGHT_TLS_CA": str(missing)})
+    assert missing.name in process.stderr
 
 
 @every_language
@@ -215,10 +221,12 @@ def test_the_load_client_counts_what_the_server_sends(command, bundled_server):
     assert counts["messages"] >= 6 * 3  # Started, at least one Steps, Finished
 
 
-def test_the_table_has_the_lines_of_each_program():
-    rows = re.findall(r"^\| \[(\S+)\]\((\w+)\) \|.*\| (\d+) \|$", README.read_text(encoding="utf-8"), re.MULTILINE)
-    assert {(name, folder, int(lines)) for name, folder, lines in rows} == {
-        (name, program.folder, count_lines(program)) for name, program in PROGRAMS.items()
+def test_the_table_has_the_lines_of_each_program_and_the_number_of_golden_vectors():
+    row = r"^\| \[(\S+)\]\((\w+)\) \|.*\| (\d+) of (\d+) \| (\d+) \|$"
+    rows = re.findall(row, README.read_text(encoding="utf-8"), re.MULTILINE)
+    recorded = len(vectors.names())
+    assert {(name, folder, *map(int, counts)) for name, folder, *counts in rows} == {
+        (name, program.folder, recorded, recorded, count_lines(program)) for name, program in PROGRAMS.items()
     }
 
 
