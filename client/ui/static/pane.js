@@ -43,6 +43,7 @@ export class Pane {
     this.rangeText = element("output", { class: "count" });
     this.scrubber = element("label", { class: "scrubber" }, element("span", { text: "Step" }), this.range, this.rangeText);
     this.views = element("div", { class: "views" });
+    this.note = element("p", { class: "note", role: "status" });
     this.aside = element(
       "aside",
       { class: "card look", "aria-label": `Where it looked: ${title}` },
@@ -52,7 +53,7 @@ export class Pane {
       element("div", { class: "card-head" }, element("h3", { text: "Head by head" }), element("span", { class: "grow" }), this.unpin),
       this.heads.box,
     );
-    this.stage = element("div", { class: "stage" }, element("div", { class: "card main" }, this.views, this.scrubber), this.aside);
+    this.stage = element("div", { class: "stage" }, element("div", { class: "card main" }, this.note, this.views, this.scrubber), this.aside);
     this.stage.hidden = true;
     this.refresh = onFrame(() => this.#refresh());
     this.view();
@@ -66,9 +67,10 @@ export class Pane {
     return Boolean(this.stream?.isOpen);
   }
 
-  // Begins a stream. The stream before it is cancelled.
-  run(start) {
+  // Begins a stream. The stream before it is cancelled. `lacks` are picks that the model does not have.
+  run(start, lacks) {
     this.stop();
+    this.lacks = lacks;
     this.kind = start.kind;
     this.result = null;
     this.fixed = null;
@@ -165,7 +167,11 @@ export class Pane {
     if (this.pinned.size) chosen = new Set(this.pinned);
     else if (layer !== "" || head !== "")
       chosen = new Set(attention.heads.flatMap((one, index) => ((layer === "" || one.layer === Number(layer)) && (head === "" || one.head === Number(head)) ? [index] : [])));
+    const isEmpty = chosen?.size === 0 && attention.heads.length > 0;
+    if (isEmpty) chosen = null;
     attention.pick(chosen, reduction);
+    const lacks = [...(this.lacks ?? []), ...(isEmpty ? [[layer && `layer ${layer}`, head && `head ${head}`].filter(Boolean).join(", ")] : [])];
+    this.note.textContent = lacks.length ? `This model has no ${lacks.join(", no ")}: its default is shown.` : "";
     this.unpin.hidden = !this.pinned.size;
     this.heads.show(attention, this.pinned, layer === "" ? null : Number(layer));
     this.heatmap.redraw();
