@@ -8,6 +8,9 @@ import { Heads } from "./heads.js";
 import { openStream } from "./stream.js";
 import { Words } from "./words.js";
 
+// Of a text that grows: milliseconds until words may change their colours again, and how many words have colours.
+const TINT_WAIT = 100, TINT_MOST = 48;
+
 export class Pane {
   // `settings()` gives {kind, reduction, layer, head, view}; `changed()` is called where the stream begins or ends.
   constructor({ title, settings, changed, fail }) {
@@ -28,7 +31,7 @@ export class Pane {
     };
     this.words = new Words({ label: `${title}: words, arrow keys move`, look, pick });
     this.source = new Words({ label: "Source as the model reads it", look: (word) => this.#bringSource(word), pick: () => {} });
-    this.legend = element("p", { class: "legend note", hidden: true }, element("span", { class: "word", text: "dotted", data: { confidence: "middle" } }), " confidence under 70%, ", element("span", { class: "word", text: "wavy", data: { confidence: "low" } }), " under 40%");
+    this.legend = element("p", { class: "legend note", hidden: true }, element("span", { class: "word", text: "dotted", data: { confidence: "middle" } }), " confidence under 70%, ", element("span", { class: "word", text: "underlined", data: { confidence: "low" } }), " under 40%");
     this.name = element("h2", { text: title });
     this.facts = element("span", { class: "count" });
     this.copy = element("button", { class: "plain", text: "Copy", on: { click: () => navigator.clipboard?.writeText(this.text) } });
@@ -223,10 +226,10 @@ export class Pane {
 
   #refresh() {
     if (!this.attention) return;
-    this.heatmap.grow();
     if (this.settings().view === "curves") this.#drawCurves();
     this.#showRange();
     if (!this.hovered && this.fixed === null && this.scrubbed === null) this.#bringNewest();
+    this.heatmap.grow(); // the last: it asks for places, for which the browser must lay out all that has changed
   }
 
   #pin(head) {
@@ -237,8 +240,7 @@ export class Pane {
   }
 
   #wordOf(line) {
-    const found = this.words.words.findIndex((word) => word.members.includes(line));
-    return found < 0 ? null : found;
+    return this.words.places[line] ?? null;
   }
 
   #bringWord(word) {
@@ -274,10 +276,7 @@ export class Pane {
     const { attention } = this, columns = attention.columns();
     if (!live) this.heatmap.bring(line);
     this.heads.bring(line);
-    const most = Math.max(1e-9, ...row);
-    if (attention.kind === "cross" || !attention.started.encoderDecoder || attention.isSelf)
-      this.source.tint(this.source.words.map(({ members }) => members.reduce((sum, i) => sum + Math.max(0, row[i] ?? 0), 0) / most));
-    else this.words.tint(this.words.words.map(({ members }) => members.reduce((sum, i) => sum + Math.max(0, row[i + attention.started.prefix.length] ?? 0), 0) / most));
+    if (!live || this.#mayTint()) this.#tint(row);
     const groups = Attention.words(columns.slice(0, row.length)).map((members) => ({
       label: members.map((i) => columns[i].label).join(""),
       value: members.reduce((sum, i) => sum + row[i], 0),
@@ -294,6 +293,23 @@ export class Pane {
     if (confidence !== undefined && confidence !== null) heading.append(element("span", { class: "count", text: `confidence ${percent(confidence)}` }));
     this.detail.setAttribute("aria-live", live ? "off" : "polite");
     this.detail.replaceChildren(heading, element("ol", { class: "looks" }, ...items));
+  }
+
+  // Words of a text that grows change their colours some times a second: of a long text, all may change.
+  #mayTint() {
+    const now = performance.now();
+    if (this.isRunning && now - (this.tinted ?? 0) < TINT_WAIT) return false;
+    this.tinted = now;
+    return true;
+  }
+
+  // Colours words by a row: those of the source, or of the target where it looks at itself.
+  #tint(row) {
+    const { attention } = this, isTarget = attention.kind === "decoder_self" && attention.started.encoderDecoder;
+    const view = isTarget ? this.words : this.source, shift = isTarget ? attention.started.prefix.length : 0;
+    const most = row.reduce((greatest, value) => Math.max(greatest, value), 1e-9);
+    const shares = view.words.map(({ members }) => members.reduce((sum, i) => sum + Math.max(0, row[i + shift] ?? 0), 0) / most);
+    view.tint(shares, this.isRunning ? TINT_MOST : Infinity);
   }
 
   // Brings out what a source word is looked at by.
