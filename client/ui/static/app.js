@@ -179,6 +179,7 @@ function listen() {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) run();
   });
   addEventListener("keydown", (event) => event.key === "Escape" && stop());
+  addEventListener("hashchange", () => location.reload()); // a link to another state, opened where the page is
   given.addEventListener("input", () => {
     state.target = given.value;
     soon();

@@ -271,3 +271,6 @@ def test_a_link_restores_the_state(visit, page_url):
     expect(again.locator("#pick-layer")).to_have_value("2")
     expect(again.locator(".head").nth(9)).to_have_attribute("aria-pressed", "true")
     expect(again.locator(".curves")).to_be_visible()
+    again.evaluate("location.hash = 'text=A small cat.'")  # a link that is opened where the page is
+    expect(again.locator(".target .words")).to_have_text("Eine kleine Katze.", timeout=WAIT)
+    expect(again.locator(".map-canvas")).to_be_visible()
