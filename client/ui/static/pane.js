@@ -203,16 +203,19 @@ export class Pane {
     this.#showRange();
   }
 
-  // Curves of a text that grows are drawn some times a second: all of them may change.
+  // Curves of a text that grows are drawn some times a second: all of them may change. Of a long text they take long, and
+  // the rest of the page has most of the time.
   #drawCurves() {
     clearTimeout(this.later);
-    const wait = this.isRunning ? 200 - (performance.now() - (this.curvesDrawn ?? 0)) : 0;
+    const wait = this.isRunning ? (this.curvesWait ?? 200) - (performance.now() - (this.curvesDrawn ?? 0)) : 0;
     if (wait > 0) {
       this.later = setTimeout(() => this.#drawCurves(), wait);
       return;
     }
-    this.curvesDrawn = performance.now();
+    const begin = performance.now();
     this.curves.draw();
+    this.curvesDrawn = performance.now();
+    this.curvesWait = Math.max(200, 8 * (this.curvesDrawn - begin));
   }
 
   #showRange() {
