@@ -80,17 +80,24 @@ def bundled_server(*, quiet: bool = False) -> Generator[tuple[str, str], None, N
     if command is None:
         raise ServerError("the sidelight command is not installed beside this Python")
     # The log goes to a file, because this process would not read a pipe while the server runs.
-    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
-        process = subprocess.Popen(
-            [command, "serve", "--address", "127.0.0.1:0"], stdout=subprocess.PIPE, stderr=log, text=True
-        )
-        with process, _forward_sigterm(process):
-            try:
-                with show_waiting("starting the server, which compiles at its first start", quiet=quiet):
-                    ready = await_server(process, log)
-                yield ready
-            finally:
-                stop_server(process)
+    with (
+        tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log,
+        _forwarding_signals() as forwarder,
+    ):
+        process = None
+        try:
+            with _postponing_interrupts():
+                process = subprocess.Popen(
+                    [command, "serve", "--address", "127.0.0.1:0"], stdout=subprocess.PIPE, stderr=log, text=True
+                )
+            forwarder.start(process)
+            with show_waiting("starting the server, which compiles at its first start", quiet=quiet):
+                ready = await_server(process, log)
+            yield ready
+        finally:
+            if process is not None:
+                with process:
+                    stop_server(process)
 
 
 def await_server(process: subprocess.Popen[str], log: IO[str]) -> tuple[str, str]:
@@ -123,24 +130,64 @@ def stop_server(process: subprocess.Popen[str]) -> None:
 
 
 @contextmanager
-def _forward_sigterm(process: subprocess.Popen[str]) -> Generator[None, None, None]:
-    """Passes SIGTERM on to the process, so that it does not run on alone. This program then ends with SIGTERM's status.
-
-    The signal handler raises no exception: an exception at an arbitrary place could leave a lock of gRPC locked.
-    """
-    if threading.current_thread() is not threading.main_thread():  # other threads cannot set signal handlers
+def _postponing_interrupts() -> Generator[None, None, None]:
+    """Raises the KeyboardInterrupt of a Ctrl-C at the end: within Popen, it would leave a process that nobody ends."""
+    is_main = threading.current_thread() is threading.main_thread()  # other threads cannot set signal handlers
+    if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield
         return
-    signals: list[int] = []
-
-    def forward(number: int, _: object) -> None:
-        signals.append(number)
-        process.terminate()
-
-    previous_handler = signal.signal(signal.SIGTERM, forward)
+    received: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, _: received.append(number))
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous_handler)
-        if signals:
-            raise SystemExit(128 + signals[0])
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if received:
+            raise KeyboardInterrupt
+
+
+class _SignalForwarder:
+    """Ends a process at SIGTERM, so that the process does not run on alone, and at SIGHUP, of a closed terminal.
+
+    The signal handlers raise no exception: an exception at an arbitrary place could leave a lock of gRPC locked.
+    """
+
+    def __init__(self) -> None:
+        self.received: list[int] = []
+        self._process: subprocess.Popen[str] | None = None
+
+    def start(self, process: subprocess.Popen[str]) -> None:
+        """Takes the process that has started. A signal may have come before."""
+        self._process = process
+        if self.received:
+            process.terminate()
+
+    def handle_sigterm(self, number: int, _: object) -> None:
+        """Handles SIGTERM."""
+        self.received.append(number)
+        if self._process is not None:
+            self._process.terminate()
+
+    def handle_sighup(self, _number: int, _: object) -> None:
+        """Handles SIGHUP: whoever handles SIGTERM at this time ends too."""
+        signal.raise_signal(signal.SIGTERM)
+
+
+@contextmanager
+def _forwarding_signals() -> Generator[_SignalForwarder, None, None]:
+    """Handles SIGTERM and SIGHUP by a forwarder. This program then ends with the status of SIGTERM."""
+    forwarder = _SignalForwarder()
+    if threading.current_thread() is not threading.main_thread():  # other threads cannot set signal handlers
+        yield forwarder
+        return
+    previous = {signal.SIGTERM: signal.signal(signal.SIGTERM, forwarder.handle_sigterm)}
+    hang_up = getattr(signal, "SIGHUP", None)  # Windows has none
+    if hang_up is not None and signal.getsignal(hang_up) == signal.SIG_DFL:  # under nohup it stays ignored
+        previous[hang_up] = signal.signal(hang_up, forwarder.handle_sighup)
+    try:
+        yield forwarder
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        if forwarder.received:
+            raise SystemExit(128 + forwarder.received[0])

@@ -14,6 +14,6 @@ server never reach a browser.
 """
 
 from .app import build_app
-from .serving import ListenError, serve
+from .serving import Listener, ListenError, listen, serve
 
-__all__ = ["ListenError", "build_app", "serve"]
+__all__ = ["ListenError", "Listener", "build_app", "listen", "serve"]

@@ -23,7 +23,7 @@ _CAPTURE = ("row", "method", "special_tokens")
 _TASKS: dict[str, frozenset[str]] = {
     "attribute": frozenset({"task", "source", "target", "kind", "preset", "links", *_COMMON, *_CAPTURE}),
     "align": frozenset({"task", "source", "target", "markup", *_COMMON}),
-    "follow": frozenset({"task", "words", "kind", *_COMMON, *_CAPTURE}),
+    "follow": frozenset({"task", "words", "kind", "preset", *_COMMON, *_CAPTURE}),
 }
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import ipaddress
 import re
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import uvicorn
 
@@ -23,19 +25,22 @@ class ListenError(Exception):
     """The page cannot be served at the address. The message is for people."""
 
 
-def serve(
-    connect: Callable[[], AsyncClient],
-    address: str,
-    names: Sequence[str],
-    on_ready: Callable[[str], None],
-) -> None:
-    """Serves the page until a signal ends the process.
+@dataclass(frozen=True)
+class Listener:
+    """A socket for browsers, bound and listening."""
+
+    socket: socket.socket
+    url: str  # of the page
+    hosts: Sequence[str]  # what the header Host may be
+
+
+@contextmanager
+def listen(address: str, names: Sequence[str]) -> Generator[Listener, None, None]:
+    """Binds the socket of a page, and closes it at the end. Browsers that connect before `serve` runs wait.
 
     Args:
-        connect: Makes the client, in the event loop that uses it.
         address: HOST:PORT, where browsers connect. Port 0: a free one.
         names: Further names, HOST or HOST:PORT, under which browsers find the page, such as those of a proxy.
-        on_ready: Called with the URL of the page, once it is served.
 
     Raises ListenError.
     """
@@ -44,18 +49,28 @@ def serve(
         raise ListenError(
             f"--listen: others can reach {host}, and use the server through the page: name the hosts with --host"
         )
-    with _bind(host, port) as listener:
-        port = listener.getsockname()[1]
-        config = uvicorn.Config(
-            build_app(connect, _list_hosts(host, port, names)),
-            log_level="error",
-            ws_max_size=_MAX_MESSAGE_BYTES,
-            ws_per_message_deflate=False,  # between two programs of one machine it only takes time
-            timeout_graceful_shutdown=_STOP_TIMEOUT,
-            server_header=False,
-        )
-        server = _Server(config, lambda: on_ready(f"http://{_bracket(host)}:{port}/"))
-        server.run(sockets=[listener])
+    with _bind(host, port) as bound:
+        port = bound.getsockname()[1]
+        yield Listener(bound, f"http://{_bracket(host)}:{port}/", _list_hosts(host, port, names))
+
+
+def serve(connect: Callable[[], AsyncClient], listener: Listener, on_ready: Callable[[], None]) -> None:
+    """Serves the page until a signal ends the process.
+
+    Args:
+        connect: Makes the client, in the event loop that uses it.
+        listener: The socket of the page.
+        on_ready: Called once the page is served.
+    """
+    config = uvicorn.Config(
+        build_app(connect, listener.hosts),
+        log_level="error",
+        ws_max_size=_MAX_MESSAGE_BYTES,
+        ws_per_message_deflate=False,  # between two programs of one machine it only takes time
+        timeout_graceful_shutdown=_STOP_TIMEOUT,
+        server_header=False,
+    )
+    _Server(config, on_ready).run(sockets=[listener.socket])
 
 
 class _Server(uvicorn.Server):

@@ -208,18 +208,18 @@ def _add_ui(commands: Commands) -> None:
 
 
 def _run_ui(args: argparse.Namespace) -> int:
-    from ...ui import ListenError, serve
+    from ...ui import Listener, ListenError, listen, serve
 
-    def serve_page(connect: Callable[[], AsyncClient]) -> None:
-        serve(connect, args.listen, args.host, lambda url: print(f"sidelight: page at {url}", flush=True))
+    def serve_page(listener: Listener, connect: Callable[[], AsyncClient]) -> None:
+        serve(connect, listener, lambda: print(f"sidelight: page at {listener.url}", flush=True))
 
     try:
-        if args.address is not None:
-            serve_page(lambda: AsyncClient(args.address, **build_connection(args)))
-        else:
-            print_message("starting a server on the bundled model ...")
+        with listen(args.listen, args.host) as listener:
+            if args.address is not None:
+                serve_page(listener, lambda: AsyncClient(args.address, **build_connection(args)))
+                return 0
             with demo_command.bundled_server(quiet=args.quiet) as (_, address):
-                serve_page(lambda: AsyncClient(address, tls=False, token=""))
+                serve_page(listener, lambda: AsyncClient(address, tls=False, token=""))
     except (ListenError, demo_command.ServerError) as error:
         print_error(str(error))
         return 1

@@ -1,13 +1,13 @@
 // The page: its modes, its texts and its state. `pane` has one translation, `live` and `markup` the other modes.
 
 import { $, debounce, element, option } from "./dom.js";
+import { forgetColors } from "./colors.js";
 import { addExports } from "./exports.js";
 import { Live } from "./live.js";
 import { MarkupView } from "./markup.js";
 import { Pane } from "./pane.js";
 import { Picks } from "./picks.js";
 import { readState, stateLink } from "./state.js";
-import { startTheme } from "./theme.js";
 
 const EXAMPLES = {
   translate: "Where did you buy that old book?",
@@ -23,9 +23,10 @@ if (state.text) texts[state.mode] = state.text;
 if (!(state.mode in EXAMPLES)) state.mode = "translate";
 let models = [];
 
-const fail = ({ message, field }) => {
-  $("error").textContent = field && !message.startsWith(field) ? `${field}: ${message}` : message;
-  $("source").toggleAttribute("aria-invalid", /^(source|text)/.test(field));
+const fail = ({ message, field }, of = "") => {
+  $("error").textContent = `${of}${field && !message.startsWith(field) ? `${field}: ` : ""}${message}`;
+  if (/^(source|text)\b/.test(field)) $("source").setAttribute("aria-invalid", "true");
+  if (/^(given|target)\b/.test(field)) given.setAttribute("aria-invalid", "true");
 };
 const settings = () => state;
 const changed = () => {
@@ -33,12 +34,12 @@ const changed = () => {
   $("stop").disabled = !running;
   $("status").textContent = running ? "Writing …" : models.length ? "Ready" : "";
   document.body.classList.toggle("running", running);
-  state.pins = [...first.pinned].join(".");
+  state.pins = [...main().pinned].join(".");
   exports.offer(main());
 };
 
 const first = new Pane({ title: "Target", settings, changed: () => changed(), fail });
-const second = new Pane({ title: "Compared with", settings, changed: () => changed(), fail });
+const second = new Pane({ title: "Compared with", settings, changed: () => changed(), fail: (error) => fail(error, "Compared with: ") });
 const live = new Live({ settings, changed: () => changed(), fail });
 const markup = new MarkupView({ changed: () => changed(), fail });
 const main = () => (state.mode === "live" ? live.pane : first);
@@ -51,7 +52,7 @@ const picks = new Picks($("picks"), state, {
 const exports = addExports(picks.tools, { pane: main, settings, link: () => stateLink({ ...state, text: $("source").value }) });
 
 // What the second pane of a comparison has: another model, or a target that is given.
-const given = element("textarea", { id: "given", rows: 2, dir: "auto", spellcheck: "false", placeholder: "A target of your own; empty: the model writes it" });
+const given = element("textarea", { id: "given", rows: 2, dir: "auto", spellcheck: "false", "aria-describedby": "error", placeholder: "A target of your own; empty: the model writes it" });
 const secondModel = element("select", { id: "model2" });
 const comparison = element(
   "div",
@@ -62,33 +63,31 @@ const comparison = element(
 
 const byName = (name) => models.find((model) => model.name === name) ?? models.find((model) => model.default) ?? models[0];
 
-function request(model) {
-  return {
-    task: "attribute",
-    source: $("source").value,
-    model,
-    source_language: state.from,
-    target_language: state.to,
-    ...picks.request,
-    links: byName(model).encoderDecoder && picks.values.kind === "cross",
-  };
+// Which model, from and to which language: models without languages take none.
+function modelFields(model) {
+  const languages = model.languages.length ? { source_language: state.from, target_language: state.to } : {};
+  return { model: model.name, ...languages };
+}
+
+function translate(pane, name, more = {}) {
+  const model = byName(name), { fields, lacks } = picks.request(model);
+  const links = model.encoderDecoder && fields.kind === "cross";
+  pane.run({ task: "attribute", source: $("source").value, ...modelFields(model), ...fields, links, ...more }, lacks);
 }
 
 function run() {
   $("error").textContent = "";
-  $("source").removeAttribute("aria-invalid");
+  for (const box of [$("source"), given]) box.removeAttribute("aria-invalid");
   [first, second, live, markup].forEach((view) => view.stop());
   texts[state.mode] = $("source").value;
   if (!models.length) return;
-  if (state.mode === "live") live.run($("source").value, { model: state.model, ...picks.request, words: Number($("words").value) });
+  const model = byName(state.model);
+  if (state.mode === "live") live.run($("source").value, { ...modelFields(model), ...picks.request(model).fields, words: Number($("words").value) });
   else if (!$("source").value.trim()) [first, second, markup].forEach((view) => view.clear());
-  else if (state.mode === "markup") markup.run({ task: "align", source: $("source").value, model: state.model, markup: "html", source_language: state.from, target_language: state.to });
+  else if (state.mode === "markup") markup.run({ task: "align", source: $("source").value, ...modelFields(model), markup: "html" });
   else {
-    first.run(request(state.model));
-    if (state.mode === "compare") {
-      const other = request(state.model2);
-      second.run(state.target ? { ...other, target: state.target } : other);
-    }
+    translate(first, state.model);
+    if (state.mode === "compare") translate(second, state.model2, state.target ? { target: state.target } : {});
   }
 }
 
@@ -99,8 +98,14 @@ function showModel() {
   state.model = model.name;
   $("model").value = model.name;
   picks.offer(model);
-  for (const node of document.querySelectorAll('[data-for="languages"]')) node.hidden = !model.languages.length;
+  showLanguages();
   count();
+}
+
+function showLanguages() {
+  const shown = state.mode === "compare" ? [state.model, state.model2] : [state.model];
+  const hidden = !shown.some((name) => byName(name)?.languages.length);
+  for (const node of document.querySelectorAll('[data-for="languages"]')) node.hidden = hidden;
 }
 
 function count() {
@@ -129,13 +134,17 @@ function showMode(mode) {
   $("targets").replaceChildren(...views.map((view) => view.card));
   $("views").replaceChildren(...views.map((view) => view.stage));
   if (mode === "compare") second.card.prepend(comparison);
+  showLanguages();
   $("picks").hidden = mode === "markup";
   views.forEach((view) => view.view?.());
   run();
 }
 
 async function start() {
-  startTheme(() => [first, second, live.pane].forEach((pane) => pane.attention && pane.pick()));
+  document.addEventListener("theme", () => {
+    forgetColors();
+    [first, second, live.pane].forEach((pane) => pane.pick());
+  });
   $("source").value = texts[state.mode];
   const response = await fetch("/models");
   const answer = await response.json().catch(() => ({ message: "the page's own server does not answer" }));
@@ -145,7 +154,9 @@ async function start() {
   }
   models = answer.filter((model) => model.readsText);
   for (const select of [$("model"), secondModel]) select.replaceChildren(...models.map(({ name }) => option(name, name)));
-  state.model2 = byName(state.model2 || models.find(({ name }) => name !== byName(state.model)?.name)?.name)?.name ?? "";
+  const model = byName(state.model), others = models.filter((other) => other !== model);
+  const other = others.find(({ encoderDecoder }) => encoderDecoder === model.encoderDecoder) ?? others[0];
+  state.model2 = byName(state.model2 || other?.name)?.name ?? "";
   secondModel.value = state.model2;
   given.value = state.target;
   $("source-language").value = state.from;
@@ -153,7 +164,7 @@ async function start() {
   showModel();
   const pins = state.pins.split(".").filter(Boolean).map(Number);
   showMode(state.mode);
-  if (pins.length) first.pinned = new Set(pins);
+  if (pins.length) main().pinned = new Set(pins);
   listen();
 }
 
@@ -168,6 +179,7 @@ function listen() {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) run();
   });
   addEventListener("keydown", (event) => event.key === "Escape" && stop());
+  addEventListener("hashchange", () => location.reload()); // a link to another state, opened where the page is
   given.addEventListener("input", () => {
     state.target = given.value;
     soon();
@@ -182,6 +194,7 @@ function listen() {
   });
   secondModel.addEventListener("change", () => {
     state.model2 = secondModel.value;
+    showLanguages();
     run();
   });
   $("words").addEventListener("change", run);

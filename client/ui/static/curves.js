@@ -88,7 +88,7 @@ export class Curves {
     });
     this.svg.replaceChildren(...paths);
     this.note.textContent = linked
-      ? "Word links of the server, as the model is calibrated."
+      ? (links.length ? "Word links of the server, as the model is calibrated." : "The server links no words of these texts.")
       : "What each word looks at. Word links of the server come with the end of the text.";
   }
 

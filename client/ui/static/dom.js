@@ -27,12 +27,14 @@ export const svgElement = (name, attributes = {}, ...children) => {
 const RTL = /[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc]/u;
 const STRONG = /[\p{L}]/u;
 
-// The direction of a text: that of its first letter.
-export function direction(text) {
+// The direction of a text: that of its first letter. Without letters: "auto" is what a browser may still find out.
+export function findDirection(text) {
   for (const character of text.slice(0, 400))
     if (STRONG.test(character)) return RTL.test(character) ? "rtl" : "ltr";
-  return "ltr";
+  return "auto";
 }
+
+export const direction = (text) => (findDirection(text) === "rtl" ? "rtl" : "ltr");
 
 // A text to be shown: characters that control, or that turn the direction of what stands beside them, are visible.
 export const visible = (text) => text.replace(/[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u202a-\u202e\u2066-\u2069]/g, "\ufffd");

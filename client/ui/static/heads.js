@@ -10,12 +10,19 @@ export class Heads {
     this.box = element("div", { class: "heads", role: "group", "aria-label": "Heads" });
     this.pin = pin;
     this.cells = [];
+    this.observer = new ResizeObserver((entries) => {
+      for (const { target, contentRect } of entries) this.widths.set(target, Math.round(contentRect.width));
+      this.bring(this.line);
+    });
   }
 
   // Lays out a picture for each head.
   show(attention, pinned, layer) {
     this.attention = attention;
     this.box.replaceChildren();
+    this.observer.disconnect();
+    this.widths = new Map(); // of the canvases, once they are laid out
+    this.line = null;
     this.cells = [];
     if (attention.heads.length < 2) return;
     const listed = attention.heads.map((head, index) => ({ ...head, index }));
@@ -34,11 +41,11 @@ export class Heads {
         );
         button.addEventListener("click", () => this.pin(head.index));
         line.append(button);
+        this.observer.observe(canvas);
         this.cells.push({ canvas, button, head });
       }
       this.box.append(line);
     }
-    this.line = null;
   }
 
   mark(pinned) {
@@ -52,7 +59,14 @@ export class Heads {
     const mirrored = this.attention && direction(this.attention.started.sourceText) === "rtl"; // as the heatmap is
     for (const { canvas, button, head } of this.cells) {
       const row = line === null ? new Float32Array(0) : this.attention.headRow(line, head.index);
-      const width = Math.max(20, canvas.clientWidth), height = 26, context = canvas.getContext("2d");
+      const word = row.length ? this.attention.columns()[greatestOf(row)]?.label ?? "" : "";
+      const label = word ? `${head.label}, looks most at ${word}` : head.label;
+      if (button.title !== label) {
+        button.title = label;
+        button.setAttribute("aria-label", label);
+      }
+      const width = this.widths.get(canvas), height = 26, context = canvas.getContext("2d");
+      if (!width) continue;
       if (canvas.width !== Math.round(width * ratio)) {
         canvas.width = Math.round(width * ratio);
         canvas.height = height * ratio;
@@ -61,19 +75,30 @@ export class Heads {
       context.clearRect(0, 0, width, height);
       context.fillStyle = rule;
       context.fillRect(0, height - 1, width, 1);
-      let greatest = 0;
-      row.forEach((value, position) => value > row[greatest] && (greatest = position));
-      const most = row[greatest] || 1, step = width / Math.max(1, row.length);
-      row.forEach((value, position) => {
-        const place = mirrored ? row.length - 1 - position : position;
-        const share = Math.max(0, value / most);
+      const bars = fitBars(row, width), most = bars[greatestOf(bars)] || 1, step = width / Math.max(1, bars.length);
+      bars.forEach((value, bar) => {
+        const place = mirrored ? bars.length - 1 - bar : bar, share = value / most;
         if (share <= 0.02) return;
         context.fillStyle = heat(0.35 + 0.65 * share);
         context.fillRect(place * step, height - 1 - share * (height - 3), Math.max(1, step - (step > 3 ? 1 : 0)), share * (height - 3));
       });
-      const word = row.length ? this.attention.columns()[greatest]?.label ?? "" : "";
-      button.setAttribute("aria-label", word ? `${head.label}, looks most at ${word}` : head.label);
-      button.title = button.getAttribute("aria-label");
     }
   }
+}
+
+function greatestOf(row) {
+  let greatest = 0;
+  for (let position = 1; position < row.length; position++) if (row[position] > row[greatest]) greatest = position;
+  return greatest;
+}
+
+// A bar for each position; where there are more positions than pixels, the greatest of those that share a pixel.
+function fitBars(row, width) {
+  if (row.length <= width) return row;
+  const bars = new Float32Array(width);
+  for (let position = 0; position < row.length; position++) {
+    const bar = Math.floor((position * width) / row.length);
+    if (row[position] > bars[bar]) bars[bar] = row[position];
+  }
+  return bars;
 }

@@ -34,10 +34,8 @@ export class Live {
 
   run(text, start) {
     this.start = start;
-    this.pane.clear();
-    this.sent = "";
     this.last = text;
-    this.#open();
+    this.#restart();
     this.type(text);
   }
 
@@ -63,13 +61,9 @@ export class Live {
   }
 
   // The source as it is now. Complete words go to the server; a word that was sent cannot change, so a change of it begins
-  // anew.
+  // anew, and so does a text that goes on after its end.
   type(text) {
-    if (!text.startsWith(this.sent)) {
-      this.pane.clear();
-      this.sent = "";
-      this.#open();
-    }
+    if (!text.startsWith(this.sent) || (this.sent && !this.isRunning)) this.#restart();
     const complete = text.slice(0, text.search(/\S*$/u));
     if (complete.length > this.sent.length && complete.trim()) this.#send({ add: complete.slice(this.sent.length) }, complete);
     this.last = text;
@@ -77,15 +71,21 @@ export class Live {
 
   // The last word is complete, and no more comes.
   complete() {
+    if (this.sent && !this.isRunning) this.#restart();
     const rest = this.last.slice(this.sent.length).trimEnd();
     if (this.sent || rest) this.#send({ ...(rest ? { add: rest } : {}), done: true }, this.last);
+  }
+
+  #restart() {
+    this.pane.clear();
+    this.sent = "";
+    this.#open();
   }
 
   #send(message, sent) {
     if (!this.stream) {
       this.pane.kind = this.start.kind;
-      const { kind, row, method, model, words } = this.start;
-      this.stream = openStream({ task: "follow", model, kind, row, method, words }, (event) => this.#take(event));
+      this.stream = openStream({ task: "follow", ...this.start }, (event) => this.#take(event));
       this.changed();
     }
     if (!this.stream.isOpen) return;

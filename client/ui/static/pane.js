@@ -8,6 +8,9 @@ import { Heads } from "./heads.js";
 import { openStream } from "./stream.js";
 import { Words } from "./words.js";
 
+// Of a text that grows: milliseconds until words may change their colours again, and how many words have colours.
+const TINT_WAIT = 100, TINT_MOST = 48;
+
 export class Pane {
   // `settings()` gives {kind, reduction, layer, head, view}; `changed()` is called where the stream begins or ends.
   constructor({ title, settings, changed, fail }) {
@@ -28,7 +31,7 @@ export class Pane {
     };
     this.words = new Words({ label: `${title}: words, arrow keys move`, look, pick });
     this.source = new Words({ label: "Source as the model reads it", look: (word) => this.#bringSource(word), pick: () => {} });
-    this.legend = element("p", { class: "legend note", hidden: true }, element("span", { class: "word", text: "dotted", data: { confidence: "middle" } }), " confidence under 70%, ", element("span", { class: "word", text: "wavy", data: { confidence: "low" } }), " under 40%");
+    this.legend = element("p", { class: "legend note", hidden: true }, element("span", { class: "word", text: "dotted", data: { confidence: "middle" } }), " confidence under 70%, ", element("span", { class: "word", text: "underlined", data: { confidence: "low" } }), " under 40%");
     this.name = element("h2", { text: title });
     this.facts = element("span", { class: "count" });
     this.copy = element("button", { class: "plain", text: "Copy", on: { click: () => navigator.clipboard?.writeText(this.text) } });
@@ -43,6 +46,7 @@ export class Pane {
     this.rangeText = element("output", { class: "count" });
     this.scrubber = element("label", { class: "scrubber" }, element("span", { text: "Step" }), this.range, this.rangeText);
     this.views = element("div", { class: "views" });
+    this.note = element("p", { class: "note", role: "status" });
     this.aside = element(
       "aside",
       { class: "card look", "aria-label": `Where it looked: ${title}` },
@@ -52,7 +56,7 @@ export class Pane {
       element("div", { class: "card-head" }, element("h3", { text: "Head by head" }), element("span", { class: "grow" }), this.unpin),
       this.heads.box,
     );
-    this.stage = element("div", { class: "stage" }, element("div", { class: "card main" }, this.views, this.scrubber), this.aside);
+    this.stage = element("div", { class: "stage" }, element("div", { class: "card main" }, this.note, this.views, this.scrubber), this.aside);
     this.stage.hidden = true;
     this.refresh = onFrame(() => this.#refresh());
     this.view();
@@ -66,9 +70,10 @@ export class Pane {
     return Boolean(this.stream?.isOpen);
   }
 
-  // Begins a stream. The stream before it is cancelled.
-  run(start) {
+  // Begins a stream. The stream before it is cancelled. `lacks` are picks that the model does not have.
+  run(start, lacks) {
     this.stop();
+    this.lacks = lacks;
     this.kind = start.kind;
     this.result = null;
     this.fixed = null;
@@ -165,7 +170,11 @@ export class Pane {
     if (this.pinned.size) chosen = new Set(this.pinned);
     else if (layer !== "" || head !== "")
       chosen = new Set(attention.heads.flatMap((one, index) => ((layer === "" || one.layer === Number(layer)) && (head === "" || one.head === Number(head)) ? [index] : [])));
+    const isEmpty = chosen?.size === 0 && attention.heads.length > 0;
+    if (isEmpty) chosen = null;
     attention.pick(chosen, reduction);
+    const lacks = [...(this.lacks ?? []), ...(isEmpty ? [[layer && `layer ${layer}`, head && `head ${head}`].filter(Boolean).join(", ")] : [])];
+    this.note.textContent = lacks.length ? `This model has no ${lacks.join(", no ")}: its default is shown.` : "";
     this.unpin.hidden = !this.pinned.size;
     this.heads.show(attention, this.pinned, layer === "" ? null : Number(layer));
     this.heatmap.redraw();
@@ -194,16 +203,19 @@ export class Pane {
     this.#showRange();
   }
 
-  // Curves of a text that grows are drawn some times a second: all of them may change.
+  // Curves of a text that grows are drawn some times a second: all of them may change. Of a long text they take long, and
+  // the rest of the page has most of the time.
   #drawCurves() {
     clearTimeout(this.later);
-    const wait = this.isRunning ? 200 - (performance.now() - (this.curvesDrawn ?? 0)) : 0;
+    const wait = this.isRunning ? (this.curvesWait ?? 200) - (performance.now() - (this.curvesDrawn ?? 0)) : 0;
     if (wait > 0) {
       this.later = setTimeout(() => this.#drawCurves(), wait);
       return;
     }
-    this.curvesDrawn = performance.now();
+    const begin = performance.now();
     this.curves.draw();
+    this.curvesDrawn = performance.now();
+    this.curvesWait = Math.max(200, 8 * (this.curvesDrawn - begin));
   }
 
   #showRange() {
@@ -217,10 +229,10 @@ export class Pane {
 
   #refresh() {
     if (!this.attention) return;
-    this.heatmap.grow();
     if (this.settings().view === "curves") this.#drawCurves();
     this.#showRange();
     if (!this.hovered && this.fixed === null && this.scrubbed === null) this.#bringNewest();
+    this.heatmap.grow(); // the last: it asks for places, for which the browser must lay out all that has changed
   }
 
   #pin(head) {
@@ -231,8 +243,7 @@ export class Pane {
   }
 
   #wordOf(line) {
-    const found = this.words.words.findIndex((word) => word.members.includes(line));
-    return found < 0 ? null : found;
+    return this.words.places[line] ?? null;
   }
 
   #bringWord(word) {
@@ -268,10 +279,7 @@ export class Pane {
     const { attention } = this, columns = attention.columns();
     if (!live) this.heatmap.bring(line);
     this.heads.bring(line);
-    const most = Math.max(1e-9, ...row);
-    if (attention.kind === "cross" || !attention.started.encoderDecoder || attention.isSelf)
-      this.source.tint(this.source.words.map(({ members }) => members.reduce((sum, i) => sum + Math.max(0, row[i] ?? 0), 0) / most));
-    else this.words.tint(this.words.words.map(({ members }) => members.reduce((sum, i) => sum + Math.max(0, row[i + attention.started.prefix.length] ?? 0), 0) / most));
+    if (!live || this.#mayTint()) this.#tint(row);
     const groups = Attention.words(columns.slice(0, row.length)).map((members) => ({
       label: members.map((i) => columns[i].label).join(""),
       value: members.reduce((sum, i) => sum + row[i], 0),
@@ -288,6 +296,23 @@ export class Pane {
     if (confidence !== undefined && confidence !== null) heading.append(element("span", { class: "count", text: `confidence ${percent(confidence)}` }));
     this.detail.setAttribute("aria-live", live ? "off" : "polite");
     this.detail.replaceChildren(heading, element("ol", { class: "looks" }, ...items));
+  }
+
+  // Words of a text that grows change their colours some times a second: of a long text, all may change.
+  #mayTint() {
+    const now = performance.now();
+    if (this.isRunning && now - (this.tinted ?? 0) < TINT_WAIT) return false;
+    this.tinted = now;
+    return true;
+  }
+
+  // Colours words by a row: those of the source, or of the target where it looks at itself.
+  #tint(row) {
+    const { attention } = this, isTarget = attention.kind === "decoder_self" && attention.started.encoderDecoder;
+    const view = isTarget ? this.words : this.source, shift = isTarget ? attention.started.prefix.length : 0;
+    const most = row.reduce((greatest, value) => Math.max(greatest, value), 1e-9);
+    const shares = view.words.map(({ members }) => members.reduce((sum, i) => sum + Math.max(0, row[i + shift] ?? 0), 0) / most);
+    view.tint(shares, this.isRunning ? TINT_MOST : Infinity);
   }
 
   // Brings out what a source word is looked at by.

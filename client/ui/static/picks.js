@@ -9,6 +9,8 @@ const ROWS = { "": "default", predicting: "predicts the token", reading: "reads 
 
 export const DEFAULTS = { kind: "", preset: "", layer: "", head: "", reduction: "mean", row: "", method: "weights", view: "map" };
 
+const defaultKind = (kinds) => (kinds.includes("cross") ? "cross" : kinds[0] ?? "");
+
 export class Picks {
   // `ask()` is called where the server must be asked again, `show()` where the page knows all that it needs.
   constructor(box, values, { ask, show, view }) {
@@ -52,7 +54,7 @@ export class Picks {
   offer(model) {
     this.model = model;
     const kinds = Object.keys(model.attentions), { values } = this;
-    if (!kinds.includes(values.kind)) values.kind = kinds.includes("cross") ? "cross" : kinds[0] ?? "";
+    if (!kinds.includes(values.kind)) values.kind = defaultKind(kinds);
     if (!model.presets.includes(values.preset)) values.preset = "";
     if (!model.methods.includes(values.method)) values.method = "weights";
     this.#fill("kind", kinds.map((kind) => [kind, KINDS[kind] ?? kind]));
@@ -82,10 +84,22 @@ export class Picks {
     for (const button of this.views.children) button.setAttribute("aria-pressed", String(button.dataset.view === values.view));
   }
 
-  // The fields of a request.
-  get request() {
-    const { kind, preset, row, method } = this.values;
-    return { kind, preset, row: this.selects.row.disabled ? "" : row, method };
+  // The fields of a request to a model, and what the model lacks of the picks: they are those of the first model, and a
+  // model that is compared with it has its own default then.
+  request(model) {
+    const { kind, preset, row, method } = this.values, kinds = Object.keys(model.attentions), lacks = [];
+    const own = (name, value, options, other) => {
+      if (!value || options.includes(value)) return value;
+      lacks.push(name);
+      return other;
+    };
+    const fields = {
+      kind: own((KINDS[kind] ?? kind).toLowerCase(), kind, kinds, defaultKind(kinds)),
+      preset: own(`preset “${preset}”`, preset, model.presets, ""),
+      method: own(METHODS[method] ?? method, method, ["weights", ...model.methods], "weights"),
+    };
+    const hasRow = fields.kind !== "encoder_self" && fields.method !== "rollout";
+    return { fields: { ...fields, row: hasRow ? row : "" }, lacks };
   }
 
   #fill(name, options) {

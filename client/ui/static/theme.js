@@ -1,27 +1,48 @@
-// Light, dark, or as the system: a switch that the browser remembers.
+// Light, dark, or as the system: a switch that the browser remembers. This is no module: it runs before anything is drawn,
+// so that no page shows the other theme first. The attribute data-theme has the theme, and the event "theme" tells of it.
 
-import { $ } from "./dom.js";
-import { forgetColors } from "./colors.js";
+(() => {
+  const NAMES = { auto: "Auto", light: "Light", dark: "Dark" }, KEY = "sidelight-theme", order = Object.keys(NAMES);
+  const root = document.documentElement, system = matchMedia("(prefers-color-scheme: dark)");
+  const meta = document.querySelector('meta[name="color-scheme"]');
 
-const NAMES = { auto: "Auto", light: "Light", dark: "Dark" };
-
-export function startTheme(redraw) {
-  const order = Object.keys(NAMES);
-  let theme = localStorage.getItem("sidelight-theme") ?? "auto";
-  if (!NAMES[theme]) theme = "auto";
-  const apply = () => {
-    if (theme === "auto") delete document.documentElement.dataset.theme;
-    else document.documentElement.dataset.theme = theme;
-    $("theme").textContent = NAMES[theme];
-    $("theme").setAttribute("aria-label", `Theme: ${theme === "auto" ? "as the system" : theme}`);
-    forgetColors();
-    redraw();
+  // A browser may refuse its storage: then the choice is forgotten with the page.
+  const remember = (name) => {
+    try {
+      localStorage.setItem(KEY, name);
+    } catch {}
   };
-  $("theme").addEventListener("click", () => {
-    theme = order[(order.indexOf(theme) + 1) % order.length];
-    localStorage.setItem("sidelight-theme", theme);
-    apply();
-  });
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", apply);
+  const recall = () => {
+    try {
+      return localStorage.getItem(KEY);
+    } catch {
+      return null;
+    }
+  };
+
+  let choice = recall();
+  if (!order.includes(choice)) choice = "auto";
+
+  const apply = () => {
+    const theme = choice === "auto" ? (system.matches ? "dark" : "light") : choice;
+    root.dataset.theme = meta.content = theme;
+    document.dispatchEvent(new Event("theme"));
+  };
+  const name = (button) => {
+    button.textContent = NAMES[choice];
+    button.setAttribute("aria-label", `Theme: ${choice === "auto" ? "as the system" : choice}`);
+  };
+
   apply();
-}
+  system.addEventListener("change", apply);
+  addEventListener("DOMContentLoaded", () => {
+    const button = document.getElementById("theme");
+    name(button);
+    button.addEventListener("click", () => {
+      choice = order[(order.indexOf(choice) + 1) % order.length];
+      remember(choice);
+      name(button);
+      apply();
+    });
+  });
+})();

@@ -1,12 +1,13 @@
 // A text as words: each can be hovered, focused (arrow keys move) and pinned. The confidence of a word is the underline.
 
-import { element, percent, visible } from "./dom.js";
+import { element, findDirection, percent, visible } from "./dom.js";
 
 export class Words {
   // `look(word | null)` is called where a word is hovered or focused, `pick(word)` where it is clicked.
   constructor({ label, look, pick }) {
     this.box = element("p", { class: "words", dir: "auto", role: "group", "aria-label": label });
     this.words = []; // {node, members, probabilities}
+    this.places = []; // of tokens: the index of the word
     this.look = look;
     const of = (event) => this.words.findIndex(({ node }) => node === event.target.closest(".word"));
     this.box.addEventListener("pointerover", (event) => look(of(event) < 0 ? null : of(event)));
@@ -19,6 +20,8 @@ export class Words {
 
   clear() {
     this.words = [];
+    this.places = [];
+    this.box.dir = "auto";
     this.box.replaceChildren();
   }
 
@@ -27,6 +30,7 @@ export class Words {
     if (special) return;
     let word = this.words.at(-1);
     text = visible(text);
+    if (this.box.dir === "auto") this.box.dir = findDirection(text); // "auto" reads the whole text for each new word
     const rest = text.trimStart(), space = text.slice(0, text.length - rest.length);
     if (!word || !joined) {
       if (space || this.words.length === 0) this.box.append(space);
@@ -36,6 +40,7 @@ export class Words {
       this.words.push(word);
     }
     word.members.push(index);
+    this.places[index] = this.words.length - 1;
     word.node.append(word.node.textContent || !space ? text : rest);
     if (probability !== undefined && probability !== null) {
       word.probabilities.push(probability);
@@ -47,8 +52,13 @@ export class Words {
     word.label = word.node.textContent || label;
   }
 
-  // Colours words: `shares` are numbers of 0 to 1 by word; null: no colours.
-  tint(shares) {
+  // Colours words: `shares` are numbers of 0 to 1 by word; null: no colours. `most`: only so many words, the strongest;
+  // the browser takes its time for each.
+  tint(shares, most = Infinity) {
+    if (shares && shares.length > most) {
+      const least = Float64Array.from(shares).sort().at(-most);
+      shares = shares.map((share) => (share < least ? 0 : share));
+    }
     this.words.forEach((word, index) => {
       const share = Math.min(20, Math.round(20 * (shares?.[index] ?? 0))); // in steps, so that few words change
       if (share === word.share) return;

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
-from cli_process import start
+from live_page import serving_page
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
@@ -18,19 +17,6 @@ def page_url(bundled_server: str) -> Iterator[str]:
     """The address of the page of `sidelight ui`, which shows the bundled model."""
     with serving_page(bundled_server) as url:
         yield url
-
-
-@contextmanager
-def serving_page(address: str) -> Iterator[str]:
-    """Runs `sidelight ui` before a server. Gives the address of the page."""
-    process = start("ui", "--address", address, "--listen", "127.0.0.1:0")
-    try:
-        line = process.stdout.readline()
-        assert "page at" in line, process.communicate()
-        yield line.split()[-1]
-    finally:
-        process.terminate()
-        process.communicate(timeout=60)
 
 
 @pytest.fixture(scope="module")

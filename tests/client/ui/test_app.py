@@ -76,7 +76,7 @@ def test_the_page_and_its_files_have_types_and_headers(page_url):
     policy = index.headers["Content-Security-Policy"]
     assert "default-src 'none'" in policy
     assert "unsafe" not in policy
-    assert not re.search(r"<style|style=|<script(?! type=\"module\" src)| on\w+=|https?://", text)
+    assert not re.search(r"<style|style=|<script(?!( type=\"module\")? src=\"/)| on\w+=|https?://", text)
     assert get(page_url, "/../pyproject.toml").status == get(page_url, "/app.py").status == 404
 
 

@@ -271,15 +271,6 @@ def test_a_link_restores_the_state(visit, page_url):
     expect(again.locator("#pick-layer")).to_have_value("2")
     expect(again.locator(".head").nth(9)).to_have_attribute("aria-pressed", "true")
     expect(again.locator(".curves")).to_be_visible()
-
-
-@pytest.mark.slow
-def test_the_theme_can_be_switched_and_stays(visit, page_url):
-    page = visit.open(page_url, color_scheme="dark")
-    background = "getComputedStyle(document.body).backgroundColor"
-    assert page.evaluate(background) == "rgb(21, 20, 18)"
-    page.locator("#theme").click()
-    assert page.evaluate(background) == "rgb(247, 245, 241)"
-    page.reload()
-    expect(page.locator("#theme")).to_have_text("Light")
-    assert page.evaluate(background) == "rgb(247, 245, 241)"
+    again.evaluate("location.hash = 'text=A small cat.'")  # a link that is opened where the page is
+    expect(again.locator(".target .words")).to_have_text("Eine kleine Katze.", timeout=WAIT)
+    expect(again.locator(".map-canvas")).to_be_visible()
