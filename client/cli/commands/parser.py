@@ -11,7 +11,7 @@ from collections.abc import Callable
 from sidelight.v1 import attribution_service_pb2
 
 from ...client import AsyncClient
-from ...views import print_error, print_message
+from ...views import print_error
 from .. import align as align_command
 from .. import attribute as attribute_command
 from .. import attribute_options
