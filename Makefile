@@ -16,7 +16,7 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS = 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all test-lowest test-newest test-clients test-examples lint format proto families bench soak pictures lock dist clean
+.PHONY: help demo test test-all test-lowest test-newest test-kserve test-clients lint format proto families bench soak pictures lock dist clean
 
 help: ## Show this list
 	@echo "Sidelight: streams, token by token, where a sequence model looks while it writes."
@@ -39,7 +39,7 @@ CLIENT_TOOLS := cmake g++ protobuf-compiler protobuf-compiler-grpc libgrpc++-dev
   golang-google-grpc-dev protoc-gen-go-grpc default-jdk-headless libgrpc-java libnetty-java libnetty-tcnative-java \
   libgoogle-gson-java libguava-java libperfmark-java libprotobuf-java protobuf-compiler-grpc-java-plugin ruby \
   ruby-grpc ruby-grpc-tools $(if $(shell command -v npm),,nodejs npm)
-test-examples: $(VENV)/.test ## Install the toolchains of other languages, build client/examples and test them
+test-clients: $(VENV)/.test ## Install the toolchains of other languages, build client/examples and test them
 	@for tool in $(CLIENT_TOOLS); do dpkg -s $$tool >/dev/null 2>&1 || missing="$$missing $$tool"; done; \
 	test -z "$$missing" || { echo "Installing$$missing"; DEBIAN_FRONTEND=noninteractive \
 	  apt-get -qq install --yes --no-install-recommends $$missing >/dev/null; } || echo "Not all of it can be had"
@@ -58,7 +58,7 @@ RUN_VERSIONS = OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(<D)/bin/pytest -
 VERSION_TESTS ?= tests/kernels tests/parity tests/gpu tests/server/capture tests/server/runner tests/server/models
 
 # KServe's client asks for protobuf 6, and Sidelight for protobuf 7.
-test-clients: $(VENV)/.test $(VENV)-clients/.kserve ## Run the tests with KServe's client, in an environment of its own
+test-kserve: $(VENV)/.test $(VENV)-clients/.kserve ## Run the tests with KServe's client, in an environment of its own
 	@SIDELIGHT_CLIENTS_PYTHON="$(abspath $(VENV)-clients/bin/python)" $(PYTEST) tests/server/api/inference_protocol $(ARGS)
 
 lint: $(VENV)/.lint ## Check style, types and the contract

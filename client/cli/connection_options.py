@@ -11,15 +11,18 @@ from pathlib import Path
 from ..connection import DEFAULT_ADDRESS, ConnectionOptions, TlsOptions, complete_tls, default_address
 
 
-def add_connection_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the address, TLS and the token. What is not given comes from the environment."""
+def add_connection_arguments(parser: argparse.ArgumentParser, default_server: str = DEFAULT_ADDRESS) -> None:
+    """Adds the address, TLS and the token. What is not given comes from the environment.
+
+    `default_server` says in the help which server it is where no address is given.
+    """
     group = parser.add_argument_group(
         "connection",
         "What is not given comes from the environment: SIDELIGHT_ADDRESS, SIDELIGHT_TLS_CA and so on. "
         "Without any of it, nothing is encrypted.",
     )
     group.add_argument(
-        "--address", default=default_address(), metavar="HOST:PORT", help=f"the server; default {DEFAULT_ADDRESS}"
+        "--address", default=default_address(), metavar="HOST:PORT", help=f"the server; default {default_server}"
     )
     group.add_argument(
         "--tls", action="store_true", default=None, help="encrypt; a public authority vouches for the server"

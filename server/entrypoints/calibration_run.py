@@ -31,11 +31,11 @@ from ..alignment.calibration import (
     learn_lexicon,
 )
 from ..errors import RequestError
-from ..models import BUNDLED_NAME, LoadedModel, ModelError, bundled_model, load
+from ..models import LoadedModel, ModelError, bundled_model, load
 from .calibration_report import draw_heads, print_report
 from .calibration_rows import CollectedPair, RowFiles, TextPair, collect_rows
 from .loading import hide_bars
-from .progress import add_loading_task, open_progress
+from .progress import open_progress, show_loading
 
 # With fewer pairs a lexicon would hold little but chance.
 _MIN_LEXICON_PAIRS = 1000
@@ -97,7 +97,8 @@ def _check_writable(path: Path, option: str) -> None:
 def _load(model: str | None, progress: Progress) -> LoadedModel:
     hide_bars(keeps_downloads=not progress.disable)
     try:
-        loaded = load(model, on_stage=add_loading_task(progress, model or BUNDLED_NAME))
+        with show_loading(progress, model) as on_stage:
+            loaded = load(model, on_stage=on_stage)
     except ModelError as error:
         raise CalibrationError(str(error)) from error
     if not loaded.is_encoder_decoder or loaded.feature_shape is not None:

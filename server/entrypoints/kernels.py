@@ -12,10 +12,10 @@ from collections.abc import Sequence
 
 from ...kernels import Launch
 from ...kernels.tools import audit_cli, bench_cli, prebuild_cli
-from ..models import BUNDLED_NAME, LoadedModel, ModelError, load
+from ..models import LoadedModel, ModelError, load
 from ..runner import warmup
 from .loading import hide_bars
-from .progress import add_loading_task, open_progress
+from .progress import open_progress, show_loading
 
 
 def main(argv: Sequence[str] | None) -> int:
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None) -> int:
     build.set_defaults(run=_build)
 
     for command in (audit, bench, build):
-        command.add_argument("--quiet", action="store_true", help="show on the terminal no progress")
+        command.add_argument("--quiet", action="store_true", help="show no progress on the terminal")
     args = parser.parse_args(argv)
     return args.run(args)
 
@@ -66,8 +66,9 @@ def _build(args: argparse.Namespace) -> int:
         if not loaded:
             with open_progress(quiet=args.quiet) as progress:
                 hide_bars(keeps_downloads=not args.quiet)
-                on_stage = add_loading_task(progress, args.model or BUNDLED_NAME)
-                loaded.append(load(args.model, device="cpu", dtype=args.dtype, packed=False, on_stage=on_stage))
+                with show_loading(progress, args.model) as on_stage:
+                    model = load(args.model, device="cpu", dtype=args.dtype, packed=False, on_stage=on_stage)
+                loaded.append(model)
         return warmup.launches(loaded[0])
 
     try:

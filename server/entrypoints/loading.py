@@ -47,8 +47,8 @@ def _thread_counts(model: ModelSettings) -> tuple[int, ...]:
 
 def _load_models(settings: Settings) -> list[LoadedModel]:
     """Loads all models, one after another. Raises ModelError."""
-    from ..models import BUNDLED_NAME, ModelError
-    from .progress import add_loading_task, open_progress
+    from ..models import ModelError
+    from .progress import open_progress, show_loading
 
     loaded: list[LoadedModel] = []
     with open_progress(quiet=not has_bars(settings.values)) as progress:
@@ -57,8 +57,8 @@ def _load_models(settings: Settings) -> list[LoadedModel]:
                 logging.getLogger(__name__).info("loading %s", model.path)
             if model.name in [other.name for other in loaded]:
                 raise ModelError(f"two models are named {model.name}: give one of them another name")
-            on_stage = add_loading_task(progress, model.name or str(model.path or BUNDLED_NAME))
-            loaded.append(_load_model(model, on_stage))
+            with show_loading(progress, model.path and str(model.path), model.name) as on_stage:
+                loaded.append(_load_model(model, on_stage))
     return loaded
 
 

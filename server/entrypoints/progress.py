@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from pathlib import PurePath
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from ..models import LOADING_STAGES, LoadingStage
+from ..models import BUNDLED_NAME, LOADING_STAGES, LoadingStage
 
 # Layers are timed while a model is loaded: a bar that is drawn more often would disturb that.
 _DRAWINGS_PER_SECOND = 4
@@ -51,12 +52,30 @@ def open_progress(*, quiet: bool) -> Iterator[Progress]:
                 handler.setStream(before)
 
 
-def add_loading_task(progress: Progress, name: str) -> Callable[[LoadingStage], None]:
-    """Adds a bar for a model, by its name or path. Returns what `load` calls at the beginning of each stage."""
-    name = PurePath(name).name or name  # of a path, as a line has little room
+@contextmanager
+def show_loading(
+    progress: Progress, path: str | None, name: str | None = None
+) -> Iterator[Callable[[LoadingStage], None]]:
+    """Shows a bar for a model in a `with` block. Gives what `load` calls as each stage begins.
+
+    The bar has the name, or else the end of the path; without either, it is the bundled model. While files may come
+    from the hub, the hub's own bars are shown instead: both at once would garble each other.
+    """
+    may_download = path is not None and not os.path.exists(path) and not progress.disable
+    name = name or PurePath(path or BUNDLED_NAME).name  # of a path, as a line has little room
     task = progress.add_task(f"loading {name}", total=len(LOADING_STAGES))
 
     def show(stage: LoadingStage) -> None:
-        progress.update(task, description=f"loading {name}: {stage}", completed=LOADING_STAGES.index(stage))
+        if may_download and stage == LOADING_STAGES[0]:
+            progress.stop()
+            return
+        progress.update(
+            task, description=f"loading {name}: {stage}", completed=LOADING_STAGES.index(stage), refresh=True
+        )
+        progress.start()  # unless it goes on already
 
-    return show
+    try:
+        yield show
+    finally:
+        progress.remove_task(task)
+        progress.start()

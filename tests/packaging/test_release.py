@@ -188,11 +188,11 @@ def test_the_wheel_has_the_page_and_its_files(server_environment, bundled_server
     process = subprocess.Popen(command, cwd="/", stdout=subprocess.PIPE, text=True)
     try:
         url = process.stdout.readline().split()[-1]
-        page = urllib.request.urlopen(url).read().decode()
+        page = urllib.request.urlopen(url, timeout=60).read().decode()
         files = re.findall(r'(?:src|href)="([^"#][^":]*)"', page)
         assert len(files) >= 3
         for name in files:
-            assert urllib.request.urlopen(urllib.parse.urljoin(url, name)).read(), name
+            assert urllib.request.urlopen(urllib.parse.urljoin(url, name), timeout=60).read(), name
     finally:
         process.terminate()
         process.communicate(timeout=30)

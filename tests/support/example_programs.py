@@ -43,7 +43,7 @@ class Program:
     def make(self, build_folder: Path) -> list[str]:
         """Builds the program; gives the command that runs it. Raises ToolchainError."""
         if missing := [tool for tool in self.tools if shutil.which(tool) is None]:
-            raise ToolchainError(f"there is no {', no '.join(missing)}: `make test-examples` installs what Debian has")
+            raise ToolchainError(f"there is no {', no '.join(missing)}: `make test-clients` installs what Debian has")
         return self.build(EXAMPLES / self.folder, build_folder)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from sidelight.v1 import attribution_service_pb2
 
 from ...client import AsyncClient
-from ...views import print_error
+from ...views import print_error, print_message
 from .. import align as align_command
 from .. import attribute as attribute_command
 from .. import attribute_options
@@ -165,8 +165,10 @@ def _add_completion(commands: Commands) -> None:
         commands,
         "completion",
         "print a script with which a shell completes commands and options",
-        "Let your shell read it at its start, as the examples do, and open a new terminal.",
+        "Write the script where your shell looks for such scripts, and open a new terminal. bash needs the package "
+        "bash-completion. zsh needs `fpath=(~/.zfunc $fpath)` before `compinit` in ~/.zshrc.",
         examples=(
+            "mkdir -p ~/.local/share/bash-completion/completions ~/.zfunc ~/.config/fish/completions",
             "sidelight completion bash > ~/.local/share/bash-completion/completions/sidelight",
             "sidelight completion zsh > ~/.zfunc/_sidelight",
             "sidelight completion fish > ~/.config/fish/completions/sidelight.fish",
@@ -202,8 +204,8 @@ def _add_ui(commands: Commands) -> None:
         metavar="NAME",
         help="a further name of the page, HOST or HOST:PORT, as a proxy or another machine calls it",
     )
-    ui.add_argument("--quiet", action="store_true", help="no progress bar while a server starts")
-    add_connection_arguments(ui)
+    ui.add_argument("--quiet", action="store_true", help="say nothing while a server starts")
+    add_connection_arguments(ui, default_server="a server of its own")
     ui.set_defaults(run=_needs("ui", _run_ui), address=os.environ.get("SIDELIGHT_ADDRESS"))
 
 
@@ -218,6 +220,8 @@ def _run_ui(args: argparse.Namespace) -> int:
             if args.address is not None:
                 serve_page(listener, lambda: AsyncClient(args.address, **build_connection(args)))
                 return 0
+            if not args.quiet:
+                print_message("starting a server on the bundled model ...")
             with demo_command.bundled_server(quiet=args.quiet) as (_, address):
                 serve_page(listener, lambda: AsyncClient(address, tls=False, token=""))
     except (ListenError, demo_command.ServerError) as error:

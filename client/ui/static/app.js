@@ -179,7 +179,8 @@ function listen() {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) run();
   });
   addEventListener("keydown", (event) => event.key === "Escape" && stop());
-  addEventListener("hashchange", () => location.reload()); // a link to another state, opened where the page is
+  // A link to another state, opened where the page is. The link that skips the header has no state.
+  addEventListener("hashchange", () => location.hash.includes("=") && location.reload());
   given.addEventListener("input", () => {
     state.target = given.value;
     soon();

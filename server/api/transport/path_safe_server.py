@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,9 +21,11 @@ from grpc._cython import cygrpc  # pyright: ignore[reportAttributeAccessIssue]
 from grpc.aio import _server as grpc_server  # pyright: ignore[reportAttributeAccessIssue]
 
 _cygrpc: Any = cygrpc  # whose stubs lack nearly everything
+_AIO_SERVER = _cygrpc.AioServer
+_replacing = threading.Lock()  # held while gRPC's class is replaced: other servers of the process must get gRPC's own
 
 
-class _RegisteredCalls(_cygrpc.AioServer):
+class _RegisteredCalls(_AIO_SERVER):
     """The core of a server, whose loop sees calls of registered methods only."""
 
     def _make_request_call_future(self, method: bytes | None) -> asyncio.Future[Any]:
@@ -53,12 +56,12 @@ class PathSafeServer(grpc_server.Server):
     """A server of generic handlers that were made by `grpc.method_handlers_generic_handler`."""
 
     def __init__(self, options: Sequence[tuple[str, int]]) -> None:
-        original = _cygrpc.AioServer
-        _cygrpc.AioServer = _RegisteredCalls
-        try:
-            super().__init__(None, (), (), options, None, None)
-        finally:
-            _cygrpc.AioServer = original
+        with _replacing:
+            _cygrpc.AioServer = _RegisteredCalls
+            try:
+                super().__init__(None, (), (), options, None, None)
+            finally:
+                _cygrpc.AioServer = _AIO_SERVER
 
     def add_generic_rpc_handlers(self, generic_rpc_handlers: Sequence[grpc.GenericRpcHandler]) -> None:
         """Registers the methods of handlers. Call it before `start`."""

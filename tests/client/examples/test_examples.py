@@ -1,6 +1,6 @@
 """Each program of client/examples is built and run against real servers, and decodes the golden vectors.
 
-A program is skipped where its toolchain is not there: `make test-examples` installs what Debian and npm have. Where the
+A program is skipped where its toolchain is not there: `make test-clients` installs what Debian and npm have. Where the
 variable EXAMPLE_BUILDS names a folder, the builds are kept there.
 """
 
@@ -34,7 +34,7 @@ TOKEN = "token-of-the-example-program"
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(1200),
-    pytest.mark.skipif("TEST_EXAMPLES" not in os.environ, reason="`make test-examples` builds the programs"),
+    pytest.mark.skipif("TEST_EXAMPLES" not in os.environ, reason="`make test-clients` builds the programs"),
 ]
 every_language = pytest.mark.parametrize("language", PROGRAMS)
 

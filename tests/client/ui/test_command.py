@@ -14,8 +14,11 @@ from urllib.parse import urlsplit
 
 import pytest
 from cli_process import run, start
+from harness import wait_until
 
-pytestmark = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's /proc")
+pytestmark = pytest.mark.skipif(
+    not Path(f"/proc/self/task/{os.getpid()}/children").exists(), reason="needs a Linux that lists children in /proc"
+)
 
 
 def find_children(process_id: int) -> list[int]:
@@ -77,8 +80,9 @@ def test_its_server_ends_while_it_starts(number):
     process = start("ui", "--listen", "127.0.0.1:0")
     try:
         assert "starting a server" in process.stderr.readline()
-        while not (children := find_children(process.pid)):
-            time.sleep(0.005)
+        wait_until(lambda: find_children(process.pid) or process.poll() is not None)
+        children = find_children(process.pid)
+        assert children
         process.send_signal(number)
         assert process.wait(60) == 128 + number
         assert all(map(wait_gone, children))

@@ -152,7 +152,7 @@ async def test_what_cannot_be_served_in_time_is_refused_at_once(bundled, monkeyp
 
         async def one(number: int) -> None:
             try:
-                async for _ in service.Attribute(long_request(40), timeout=60):
+                async for _ in service.Attribute(long_request(20), timeout=60):
                     pass
             finally:
                 ended.append(number)

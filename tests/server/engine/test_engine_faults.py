@@ -360,5 +360,6 @@ def test_memory_that_lacks_at_random_changes_no_tokens(bundled, engines, monkeyp
         wait_until(lambda: not engines[0]._admission._states)
         assert engines[0]._core.requests.runner.num_free_slots == 8
     ends = Counter(end for end, _ in answers)
-    assert ends["finished"] > ends["RESOURCE_EXHAUSTED"]
+    assert ends["finished"]
+    assert ends["RESOURCE_EXHAUSTED"]
     assert any(lacks)

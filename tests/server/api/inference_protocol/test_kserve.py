@@ -13,13 +13,13 @@ from hostile_clients import SENTENCE
 from inference_stubs import infer_request, inference_stub, tensors_of
 
 ROOT = Path(__file__).parents[4]
-# Another interpreter than the one that `make test-clients` makes.
+# Another interpreter than the one that `make test-kserve` makes.
 PYTHON = Path(os.environ.get("SIDELIGHT_CLIENTS_PYTHON") or ROOT / ".venv-clients" / "bin" / "python")
 
 
 def test_kserves_client_gets_what_raw_calls_get(bundled_server, tmp_path):
     if not PYTHON.exists():
-        pytest.skip("KServe's client needs protobuf 6, and so an environment of its own: make test-clients")
+        pytest.skip("KServe's client needs protobuf 6, and so an environment of its own: make test-kserve")
     script = ROOT / "tests" / "support" / "kserve_calls.py"
     texts = [SENTENCE, "A dog."]
     run = subprocess.run(
