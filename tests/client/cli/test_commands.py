@@ -42,6 +42,7 @@ def test_health_is_the_exit_status(fake, capsys):
     assert "no server answers at 127.0.0.1:1" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_serve_says_when_it_is_ready_and_stops_at_sigterm():
     process = subprocess.Popen(
         [COMMAND, "serve", "--address", "127.0.0.1:0", "--name", "mine"],
@@ -70,6 +71,7 @@ def test_serve_says_what_it_cannot_load(tmp_path):
     assert "Traceback" not in completed.stderr
 
 
+@pytest.mark.slow
 def test_pickled_weights_are_not_loaded(tmp_path):
     """A checkpoint without safetensors could run code when it is loaded."""
     import torch

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 
+import pytest
 from cli_process import run, start
 from sidelight.client.cli import demo as demo_command
 from sidelight.client.cli.main import main
@@ -18,6 +19,7 @@ def test_the_demonstration_translates_and_stops_its_server():
     assert main(["models", "--address", address]) == 1  # the server is gone
 
 
+@pytest.mark.slow
 def test_sigterm_ends_the_demonstration_and_its_server():
     process = start("demo")
     try:

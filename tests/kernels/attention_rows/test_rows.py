@@ -210,6 +210,7 @@ def test_a_cached_weight_is_no_head(impl):
     assert_is(run([layer], [weighted], 3, 9, 1, impl), expected @ np.array([[1.0], [0.5]]), 2 * TOLERANCE)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=25, derandomize=True, phases=[Phase.explicit, Phase.generate])
 @given(st.data())
 def test_anything(data):

@@ -122,6 +122,7 @@ def test_keys_after_missing_positions_have_their_own_factors(encoding, operation
     np.testing.assert_allclose(result.shares, shares.transpose(0, 2, 1), atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("operation", ["rows", "decode"])
 @settings(max_examples=12, deadline=None, derandomize=True, phases=[Phase.explicit, Phase.generate])

@@ -172,6 +172,7 @@ def test_any_strides(dtype, impl):
         np.testing.assert_allclose(output, truth.output(expected, layer.value.double().numpy()), atol=4e-6)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=50, derandomize=True, phases=[Phase.explicit, Phase.generate])
 @given(st.data())
 def test_anything(data):

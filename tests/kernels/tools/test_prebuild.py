@@ -12,7 +12,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from combinations import slow_except
 from sidelight.kernels.common.triton_versions import has_one_launcher, launcher_depends_on_driver_folder
 from sidelight.kernels.tools import prebuild, prebuild_cli
 
@@ -50,7 +49,8 @@ def cache_hits(target: str, case: str, cache: Path) -> list[bool]:
     return json.loads(script("launch", target, case, TRITON_CACHE_DIR=cache))
 
 
-@pytest.mark.parametrize("target", slow_except(TARGETS, ["sm_90"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("target", TARGETS)
 def test_launches_find_what_was_built(target: str, cache: Path) -> None:
     hits = cache_hits(target, "every", cache)
     assert hits

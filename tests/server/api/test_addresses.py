@@ -283,6 +283,7 @@ def test_the_error_of_a_model_that_cannot_be_served_is_one_line(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
 
 
+@pytest.mark.slow
 def test_two_servers_of_the_command_line_and_one_socket(tmp_path):
     address = f"unix:{tmp_path}/socket"
     first = subprocess.Popen([COMMAND, "serve", "--address", address], stdout=subprocess.PIPE, text=True, cwd="/")

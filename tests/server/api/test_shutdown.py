@@ -141,6 +141,7 @@ async def test_calls_in_flight_finish_and_new_calls_hear_when_to_try_again(bundl
         assert engine._core.requests.runner.num_free_slots == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("known", [True, False], ids=["by what others took", "where nothing is known"])
 async def test_what_cannot_be_served_in_time_is_refused_at_once(bundled, monkeypatch, known):
     """Waiting requests that would not finish in time are refused at once, while other requests still run."""
@@ -209,6 +210,7 @@ async def test_a_slow_reader_finds_out_why_at_the_end(bundled, monkeypatch, grac
     assert steps < 100  # of 150 and more that were computed
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 def test_a_second_signal_ends_the_process_at_once(tmp_path):
     (log := tmp_path / "log").touch()

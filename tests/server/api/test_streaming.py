@@ -113,6 +113,7 @@ def test_a_slow_reader_holds_up_nobody_and_loses_nothing(bundled, monkeypatch):
         assert rest == list(range(250 - len(rest), 250))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["written", "given"])
 def test_slow_readers_give_their_slots_to_waiting_requests(bundled, monkeypatch, target):
     """More of them than there are places, whatever the others ask for; and they lose nothing."""

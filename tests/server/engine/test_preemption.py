@@ -6,6 +6,7 @@ import contextlib
 import time
 
 import grpc
+import pytest
 from harness import CROSS, DECODER_SELF, ENCODER_SELF, request, serving, steps_of, stub, wait_until
 from hostile_clients import ATTRIBUTE, NARROW, long_request
 from model_zoo import build_model
@@ -72,6 +73,7 @@ def test_slow_readers_of_a_model_without_slots_keep_their_requests(tmp_path, eng
         assert all(len(steps_of(list(call))) == 30 for call in slow)
 
 
+@pytest.mark.slow
 def test_the_caches_of_stalled_readers_have_a_bound_of_bytes(bundled, monkeypatch):
     """The requests that have waited longest give way, with a status. New requests are served."""
     bound, limits = 4 * 1024**2, EngineConfig(max_running=4)

@@ -8,7 +8,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from combinations import slow_except
 from harness import CROSS, DECODER_SELF, request, serving, steps_of, stub
 from hypothesis import Phase, given, settings
 from mixed_requests import BEGINNINGS, IN_SLOTS, alone, assert_same, mixed_requests, then_one_by_one, together
@@ -32,7 +31,8 @@ def compiled_by(loaded: LoadedModel, compiler) -> LoadedModel:
 
 
 # One of each architecture, one whose layers have windows.
-@pytest.mark.parametrize("name", slow_except(IN_SLOTS, {"t5", "gemma3"}))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", IN_SLOTS)
 def test_one_graph_for_all_requests(name, folder):
     """Inductor would take minutes. The compiler here runs the graph as it is, and counts the graphs."""
     loaded = load(build_model(name, folder), max_length=64, compiled=True)

@@ -97,6 +97,7 @@ def test_a_write_beside_a_buffer_is_found():
         assert memory.faults.pop() == "written beside a buffer"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "odd", slow_except([MARIAN, MBART, replace(MBART, activation="gelu_new", positions=64)], [MBART])
 )

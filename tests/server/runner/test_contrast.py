@@ -42,6 +42,7 @@ def requests_of(loaded: LoadedModel, name: str, count: int = 7) -> list[Request]
     return [request if i % 2 else contrasted_request(loaded, name, i) for i, request in enumerate(plain)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["marian", "t5", "gpt2", "gemma3"])
 def test_any_order_of_joining_and_leaving(name, zoo):
     loaded = zoo(name)

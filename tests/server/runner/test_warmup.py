@@ -43,6 +43,7 @@ def test_requests_launch_what_is_warm(tmp_path):
         assert found["missing"] == []
 
 
+@pytest.mark.slow
 def test_every_kernel_is_warmed(bundled):
     names = {launch.kernel.__name__ for launch in warmup.launches(bundled)}
     assert names == {

@@ -99,6 +99,7 @@ def batch_logits(draw: st.DrawFn, rows: int, vocabulary: int) -> Tensor:
 NAN_ROWS = ["all", "one", "none", "none"]
 
 
+@pytest.mark.slow
 @given(data=st.data())
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, *HealthCheck])
 @torch.inference_mode()

@@ -7,6 +7,7 @@ import collections
 import time
 
 import grpc
+import pytest
 from harness import request, serving
 from hostile_clients import reason_of_aio
 from sidelight.server.api.rpcs import answer as answer_module
@@ -15,6 +16,7 @@ from sidelight.v1 import attribution_service_pb2_grpc as services
 from sidelight.v1 import text_pb2 as text
 
 
+@pytest.mark.slow
 async def test_two_thousand_at_once_are_served_or_refused_with_a_reason(bundled, monkeypatch):
     """gRPC itself cancels some requests without a status if more than a thousand wait for a handler."""
     validated = []
