@@ -42,7 +42,7 @@ def check_served(report: PartReport, name: str) -> Served:
     error, is_deterministic, numbers = 0.0, True, 0
     with ExitStack() as stack:
         # Common captures are not warmed up: a request compiles the few kernels that it needs.
-        stack.enter_context(patch("sidelight.server.api.server.warm", lambda _: None))
+        stack.enter_context(patch("sidelight.server.frontends.engine_group.warm", lambda _: None))
         if report.is_dry:
             stack.enter_context(_choosing_triton())
         client = stack.enter_context(Client(stack.enter_context(serving(loaded))))

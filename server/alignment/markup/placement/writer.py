@@ -183,12 +183,12 @@ def _move(word: Span, moves: Sequence[_Move], end: int) -> Span:
         return end, end
     begin = begin_move.new_begin + (word[0] - begin_move.begin if begin_move.is_copy else 0)
     last = end_move.new_begin + word[1] - end_move.begin if end_move.is_copy else end_move.new_end
-    begin = min(begin, begin_move.new_end)
+    begin = max(begin_move.new_begin, min(begin, begin_move.new_end))
     return begin, max(begin, min(last, end_move.new_end))
 
 
 def _find_move(offset: int, moves: Sequence[_Move]) -> _Move | None:
-    """Returns the move of a character; of a character that is dropped, the move before."""
+    """Returns the move of a character; of a character that is dropped, the move before, or else the first one."""
     number = bisect_right(moves, offset, key=lambda move: move.begin) - 1
     while number > 0 and moves[number].begin == moves[number].end:
         number -= 1

@@ -14,6 +14,7 @@ from sidelight.server.alignment import (
     MarkupSpan,
     parse_markup,
 )
+from sidelight.server.alignment.markup.placement.writer import _Move, _move
 from sidelight.server.errors import RequestError
 from sidelight.server.text import find_words
 
@@ -304,3 +305,9 @@ def test_an_element_without_an_end_counts_once(markup, tag):
     assert parse_markup("a " + tag * 11_000 + " b", MarkupOptions(markup))
     with pytest.raises(RequestError, match="more than 20,000 tags"):
         parse_markup("a " + tag * 20_001 + " b", MarkupOptions(markup))
+
+
+def test_a_word_that_begins_in_what_is_dropped_stays_within_the_text():
+    moves = [_Move(2, 5, 0, 3, is_copy=True)]  # the first two of five characters are dropped
+    words = [(0, 1), (0, 3), (1, 5), (4, 5)]
+    assert [_move(word, moves, 3) for word in words] == [(0, 0), (0, 1), (0, 3), (2, 3)]

@@ -17,9 +17,9 @@ def test_pairs_wait_where_a_client_reads_no_answers(bundled_server, monkeypatch)
     words, count = text.Text(text="a " * 20_000), 100
     start, started = ManyAlignments.start, []
 
-    def note(self, message, *arguments):
+    async def note(self, message, *arguments):
         started.append(message.request_id)
-        start(self, message, *arguments)
+        await start(self, message, *arguments)
 
     monkeypatch.setattr(ManyAlignments, "start", note)
     names = [str(number) for number in range(count)]
