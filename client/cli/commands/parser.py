@@ -165,10 +165,10 @@ def _add_completion(commands: Commands) -> None:
         commands,
         "completion",
         "print a script with which a shell completes commands and options",
-        "Write the script where your shell looks for such scripts, and open a new terminal. bash needs the package "
-        "bash-completion. zsh needs `fpath=(~/.zfunc $fpath)` before `compinit` in ~/.zshrc.",
+        "Write the script where your shell looks for such scripts, and open a new terminal. Make the folder first, if "
+        "there is none. bash needs the package bash-completion. zsh needs `fpath=(~/.zfunc $fpath)` before `compinit` "
+        "in ~/.zshrc.",
         examples=(
-            "mkdir -p ~/.local/share/bash-completion/completions ~/.zfunc ~/.config/fish/completions",
             "sidelight completion bash > ~/.local/share/bash-completion/completions/sidelight",
             "sidelight completion zsh > ~/.zfunc/_sidelight",
             "sidelight completion fish > ~/.config/fish/completions/sidelight.fish",
