@@ -31,7 +31,11 @@ NAMES = sorted(
         ROOT / "README.md",
         ROOT / "CHANGELOG.md",
         ROOT / "CONTRIBUTING.md",
-        *ROOT.glob("[a-z]*/**/README.md"),
+        *(
+            path
+            for folder in ("client", "kernels", "proto", "server", "tests")  # and not what a build has left
+            for path in (ROOT / folder).glob("**/README.md")
+        ),
         *(path for path in GUIDES.glob("*.md") if path.name != "README.md"),
     )
 )
