@@ -169,7 +169,7 @@ class _SignalForwarder:
             self._process.terminate()
 
     def handle_sighup(self, _number: int, _: object) -> None:
-        """Handles SIGHUP: whoever handles SIGTERM at this time ends too."""
+        """Handles SIGHUP as SIGTERM, by the handler that SIGTERM has at this time: a page may have set its own."""
         signal.raise_signal(signal.SIGTERM)
 
 

@@ -20,7 +20,7 @@ OK = (grpc.StatusCode.OK, "")
 class ScriptedCall:
     """A call that ends with several statuses, one after another, as gRPC's calls do that fail while they send.
 
-    Its reader is told of the end after `num_seen` of them. The others come later. gRPC reports only the first.
+    A read finds the end after `num_seen` statuses. The other statuses come later. gRPC reports only the first status.
     """
 
     def __init__(self, responses: list[str], statuses: list[tuple[grpc.StatusCode, str]], num_seen: int) -> None:

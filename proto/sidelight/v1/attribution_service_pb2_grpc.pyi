@@ -3,7 +3,7 @@
 isort:skip_file
 The service: where a sequence model looks while it writes, streamed token by token.
 
-A client that generates code needs this file and those that it imports. Its gRPC library receives messages of at most
+A client that generates code needs this file and its imports. Its gRPC library receives messages of at most
 4 MiB, unless the client sets a higher limit: one step of a large model can be larger. Where the server wants a token,
 each call carries it in the metadata "authorization", as "Bearer TOKEN".
 

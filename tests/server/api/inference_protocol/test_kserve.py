@@ -13,7 +13,7 @@ from hostile_clients import SENTENCE
 from inference_stubs import infer_request, inference_stub, tensors_of
 
 ROOT = Path(__file__).parents[4]
-# Another interpreter than the one that `make test-kserve` makes.
+# Names an interpreter to use in place of the one from `make test-kserve`.
 PYTHON = Path(os.environ.get("SIDELIGHT_CLIENTS_PYTHON") or ROOT / ".venv-clients" / "bin" / "python")
 
 
