@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -12,8 +14,13 @@ import harness
 import pytest
 import torch
 from harness import serving
+from model_zoo import build_model
 from sidelight.server.models.loader import LoadedModel, load
 from sidelight.server.operations import logs
+
+# Imports and the collection of the tests make a million objects that live as long as the process. The collector would
+# look at all of them again and again, and take a tenth of the time of all tests.
+gc.disable()
 
 # torch notes which functions make tensors when a device is first a context. Tests that replace one come later.
 with torch.device("meta"):
@@ -31,6 +38,11 @@ def pytest_configure(config: pytest.Config) -> None:
     harness.num_front_ends = config.getoption("--front-ends")
 
 
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
+
+
 @pytest.fixture(autouse=True)
 def root_log(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Puts the log of the process back after each test: `sidelight serve` within a test configures it."""
@@ -40,8 +52,9 @@ def root_log(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
     for handler in set(root.handlers) - handlers:
         root.removeHandler(handler)
-    root.setLevel(levels[0])
-    own.setLevel(levels[1])
+    for logger, level in zip((root, own), levels, strict=True):
+        if logger.level != level:  # each change makes all loggers forget which levels are enabled
+            logger.setLevel(level)
 
 
 @pytest.fixture(scope="session")
@@ -55,3 +68,25 @@ def bundled_server(bundled: LoadedModel) -> Iterator[str]:
     """The address of a server on the bundled model."""
     with serving(bundled) as address:
         yield address
+
+
+@pytest.fixture(scope="session")
+def zoo_folder(tmp_path_factory) -> Path:
+    """The folder of all models of the zoo that these tests build. Shared: tests leave the models as they are."""
+    return tmp_path_factory.mktemp("zoo")
+
+
+@pytest.fixture(scope="session")
+def zoo(bundled, zoo_folder) -> Callable[[str], LoadedModel]:
+    """Loads a model of the zoo by the name of its family, or "bundled", once for each worker.
+
+    Shared: tests leave the models as they are.
+    """
+    loaded = {"bundled": bundled}
+
+    def get(name: str) -> LoadedModel:
+        if name not in loaded:
+            loaded[name] = load(build_model(name, zoo_folder))
+        return loaded[name]
+
+    return get

@@ -29,6 +29,9 @@ _BUDGET = 0.05
 _TIMED_LAYERS = 8
 # A second kernel of a layer needs a copy of the weight. It is chosen below this share of the first kernel's time.
 _WORTH_A_COPY = 0.9
+# The times of kernels that this process has measured, by all that they depend on. So further models with layers of the
+# same shapes load sooner, and run by the same kernels.
+_measured_times: dict[tuple[object, ...], dict[int, dict[str, float]]] = {}
 
 
 class PackedLinear(nn.Module):
@@ -137,7 +140,14 @@ def pack(
             measured = report.shapes[shape] = Measured(len(layers))
             size = shape.out_features * (shape.in_features * _ITEM_BYTES[precision] + 4 * (precision == "int8"))
             report.bytes.update((names[0], size) for names in layers.values())
-            _pack_shape(model, layers, precision, sorted(set(rows)), measured, in_panels)
+            factories = linear_kernels(precision, shape.in_features)
+            timed = list(layers)[:_TIMED_LAYERS]
+            key = (shape, precision, len(timed), *sorted(set(rows)), *factories, torch.get_num_threads())
+            if key not in _measured_times:
+                _measured_times[key] = _measure_all(timed, factories, precision, sorted(set(rows)))
+            measured.times = _measured_times[key]
+            del timed  # otherwise the weights of these layers stay in memory
+            _pack_shape(model, layers, precision, factories, measured, in_panels)
     report.seconds = time.perf_counter() - start
     return report
 
@@ -162,22 +172,14 @@ def _pack_shape(
     model: nn.Module,
     layers: dict[nn.Module, list[str]],
     precision: Precision,
-    rows: Sequence[int],
+    factories: dict[str, LinearKernelFactory],
     measured: Measured,
     in_panels: Callable[[str], bool],
 ) -> None:
-    """Measure the kernels for layers of one shape, then replace each layer. Empties `layers`, to free the weights."""
-    sources = [_source(module, precision) for module in list(layers)[:_TIMED_LAYERS]]
-    weight = sources[0][0]
-    factories = linear_kernels(precision, weight.shape[1])
-    dtype = torch.float32 if precision == "int8" else weight.dtype
-    timed = {name: [make(*source) for source in sources] for name, make in factories.items()}
-    generator = torch.Generator().manual_seed(0)
-    inputs = {count: torch.randn(count, weight.shape[1], generator=generator).to(dtype) for count in rows}
-    measured.times = {count: _measure(timed, x) for count, x in inputs.items()}
+    """Choose the kernels for layers of one shape, and replace each layer. Empties `layers`, to free the weights."""
+    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
     need_panels = {module for module, names in layers.items() if PANELS in factories and any(map(in_panels, names))}
     measured.chosen = _choose(measured.times, PANELS if need_panels else None)
-    del timed, sources, weight  # otherwise the copies of a dozen layers stay in memory
     while layers:
         module, names = layers.popitem()
         kernels = {*measured.chosen.values(), *((PANELS,) if module in need_panels else ())}
@@ -217,6 +219,19 @@ def _source(module: Any, precision: Precision) -> tuple[Tensor, Tensor | None, T
         dtype = torch.float32 if precision == "float32" else torch.bfloat16
         return weight.to(dtype).contiguous(), None, None if bias is None else bias.to(dtype)
     return *quantize(weight.float()), None if bias is None else bias.float()
+
+
+def _measure_all(
+    layers: Sequence[nn.Module], factories: dict[str, LinearKernelFactory], precision: Precision, rows: Sequence[int]
+) -> dict[int, dict[str, float]]:
+    """The times of layers of one shape, in microseconds a layer, by the number of rows and the name of the kernel."""
+    sources = [_source(layer, precision) for layer in layers]
+    weight = sources[0][0]
+    dtype = torch.float32 if precision == "int8" else weight.dtype
+    timed = {name: [make(*source) for source in sources] for name, make in factories.items()}
+    generator = torch.Generator().manual_seed(0)
+    inputs = {count: torch.randn(count, weight.shape[1], generator=generator).to(dtype) for count in rows}
+    return {count: _measure(timed, x) for count, x in inputs.items()}
 
 
 def _measure(timed: dict[str, list[LinearKernel]], x: Tensor) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -10,6 +11,8 @@ import pytest
 from fake_server import FakeServer
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from sidelight.v1.attribution_service_pb2_grpc import add_AttributionServiceServicer_to_server
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 @pytest.fixture
@@ -29,3 +32,16 @@ def fake() -> Iterator[FakeServer]:
         finally:
             servicer.cancelled.set()
             server.stop(0).wait()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[object]:
+    """Chromium, for the tests of one file: while it runs, this thread can run no other event loop."""
+    if CHROMIUM is None:
+        pytest.skip("no Chromium on this machine")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()

@@ -5,21 +5,19 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from harness import serving
-from model_zoo import build_model
 from sidelight.client import AsyncClient, Attribution, Capture, Client, InvalidArgumentError
 from sidelight.client.formats.npz import build_npz_arrays
 from sidelight.client.offset_units import UnitText
 from sidelight.client.views.page import render_page
 from sidelight.client.views.words import find_words
-from sidelight.server.models.loader import load
 
 SOURCE = "the 😀 dog, 漢字 👩‍👩‍👧 é 𠀋 مرحبا"
 TARGET = "der 🤖🏽 Hund é 日本 😀"
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory):
-    with serving(load(build_model("bart", tmp_path_factory.mktemp("zoo")))) as address:
+def address(zoo):
+    with serving(zoo("bart")) as address:
         yield address
 
 

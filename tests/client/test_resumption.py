@@ -105,6 +105,7 @@ def test_a_broken_stream_of_many_texts_goes_on(servers):
             assert_same(result, direct.attribute(source, capture=EVERYTHING, decoding=decoding).result())
 
 
+@pytest.mark.slow
 async def test_a_broken_asyncio_stream_of_many_texts_goes_on(servers):
     options = {"capture": EVERYTHING, "decoding": Decoding(max_new_tokens=40, ignore_eos=True)}
     with CuttingProxy(servers, 200_000, 3) as proxy:

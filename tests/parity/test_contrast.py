@@ -19,7 +19,7 @@ from inseq.attr import step_functions
 from inseq.utils.torch_utils import filter_logits
 from model_zoo import FAMILIES, SENTENCES, build_model
 from sidelight.client import Attribution, Capture, Client, Contrast, Decoding
-from sidelight.server.models import bundled_model, load
+from sidelight.server.models import bundled_model
 from sidelight.server.sampling import ContrastLogits, step_scores
 
 NAMES = [
@@ -107,14 +107,14 @@ class Served:
 
 
 @pytest.fixture(scope="module")
-def serve(bundled_server, tmp_path_factory) -> Iterator[Callable[[str], Served]]:
-    folder, servers = tmp_path_factory.mktemp("zoo"), dict[str, Served]()
+def serve(bundled_server, zoo, zoo_folder) -> Iterator[Callable[[str], Served]]:
+    servers = dict[str, Served]()
     with ExitStack() as stack:
 
         def get(name: str) -> Served:
             if name not in servers:
-                path = build_model(name, folder)
-                client = stack.enter_context(Client(stack.enter_context(serving(load(path)))))
+                path = build_model(name, zoo_folder)
+                client = stack.enter_context(Client(stack.enter_context(serving(zoo(name)))))
                 servers[name] = Served(name, path, client, FAMILIES[name].is_encoder_decoder)
             return servers[name]
 

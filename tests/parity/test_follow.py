@@ -9,8 +9,7 @@ import pytest
 from combinations import slow_except
 from follow_driver import FollowDriver, assert_as_given
 from harness import CROSS, DECODER_SELF, serving, stub
-from model_zoo import FAMILIES, SOURCE, TARGET, build_model
-from sidelight.server.models.loader import load
+from model_zoo import FAMILIES, SOURCE, TARGET
 from sidelight.v1 import attention_pb2 as attention
 
 _SCORES = [attention.SCORE_PROBABILITY, attention.SCORE_ENTROPY]
@@ -19,10 +18,10 @@ _NAMES = [*FAMILIES, "gpt2 without slots", "marian without slots"]
 
 
 @pytest.fixture(scope="module", params=slow_except(_NAMES, _FAST))
-def followed(request, tmp_path_factory):
+def followed(request, zoo):
     """A model, and a stub of a server on the model."""
     name, _, is_without = request.param.partition(" ")
-    loaded = load(build_model(name, tmp_path_factory.mktemp("zoo")))
+    loaded = zoo(name)
     if is_without:
         loaded = replace(loaded, backend=None)
     with serving(loaded) as address, stub(address) as service:

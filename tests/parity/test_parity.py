@@ -18,7 +18,7 @@ from sidelight.client import Attribution, Capture, Client, Decoding, Greedy
 from sidelight.kernels.cpu import is_supported
 from sidelight.server.capture.attention_function import NAME
 from sidelight.server.models.bart_cpu_backend import BartCpuBackend
-from sidelight.server.models.loader import LoadedModel, bundled_model, load
+from sidelight.server.models.loader import LoadedModel, bundled_model
 from sidelight.server.transformers_versions import takes_whole_target
 
 KINDS = ("cross", "decoder_self", "encoder_self")
@@ -54,12 +54,12 @@ class Served:
 
 
 @pytest.fixture(scope="module", params=["bundled", *FAMILIES])
-def served(request, tmp_path_factory) -> Iterator[Served]:
+def served(request, zoo, zoo_folder) -> Iterator[Served]:
     if request.param == "bundled":
         family, path = FAMILIES["marian"], bundled_model()
     else:
-        family, path = FAMILIES[request.param], build_model(request.param, tmp_path_factory.mktemp("zoo"))
-    loaded = load(path)
+        family, path = FAMILIES[request.param], build_model(request.param, zoo_folder)
+    loaded = zoo(request.param)
     with serving(loaded) as address, Client(address) as client:
         yield Served(family, path, loaded, client)
 

@@ -12,7 +12,7 @@ import pytest
 from harness import serving
 from model_zoo import build_model
 from sidelight.server.engine.engine import Engine
-from sidelight.server.models.loader import LoadedModel, bundled_model, load
+from sidelight.server.models.loader import bundled_model
 from sidelight.server.operations import MetricsServer, Security, TokenFile
 
 
@@ -69,12 +69,6 @@ def token_metadata() -> dict[str, list[tuple[str, str]]]:
     return {name: [("authorization", f"Bearer {token}")] for name, token in TOKENS.items()}
 
 
-@pytest.fixture(scope="session")
-def zoo_folder(tmp_path_factory) -> Path:
-    """The folder of all models of the zoo that these tests build. Shared: tests leave the models as they are."""
-    return tmp_path_factory.mktemp("zoo")
-
-
 @pytest.fixture
 def copy_model(zoo_folder, tmp_path) -> Callable[[str], Path]:
     """Copies the folder of a model by its name, for tests that damage it. The next copy replaces the copy before."""
@@ -86,16 +80,3 @@ def copy_model(zoo_folder, tmp_path) -> Callable[[str], Path]:
         return Path(shutil.copytree(source, target))
 
     return copy
-
-
-@pytest.fixture(scope="session")
-def zoo(zoo_folder) -> Callable[[str], LoadedModel]:
-    """Loads a model of the zoo by the name of its family, once. Shared: tests leave the models as they are."""
-    loaded: dict[str, LoadedModel] = {}
-
-    def get(name: str) -> LoadedModel:
-        if name not in loaded:
-            loaded[name] = load(build_model(name, zoo_folder))
-        return loaded[name]
-
-    return get

@@ -66,6 +66,7 @@ def unscale_targets(model: Any) -> None:
     model.embed_ids = embed
 
 
+@lru_cache(maxsize=8)
 def attribute(
     path: Path,
     source: str,

@@ -64,6 +64,7 @@ def test_serve_says_when_it_is_ready_and_stops_at_sigterm():
         process.communicate()
 
 
+@pytest.mark.slow
 def test_serve_says_what_it_cannot_load(tmp_path):
     completed = run("serve", str(tmp_path))
     assert completed.returncode == 1

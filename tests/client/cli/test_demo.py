@@ -10,6 +10,7 @@ from sidelight.client.cli import demo as demo_command
 from sidelight.client.cli.main import main
 
 
+@pytest.mark.slow
 def test_the_demonstration_translates_and_stops_its_server():
     completed = run("demo", "A small dog.", "[/INST] :car:")
     assert completed.returncode == 0, completed.stderr

@@ -7,7 +7,6 @@ import dataclasses
 import numpy as np
 import pytest
 from inseq_files import load_with_inseq
-from model_zoo import build_model
 from sidelight.client import Capture, Client, Contrast, Decoding, Greedy, save
 
 
@@ -41,11 +40,10 @@ def test_a_reduced_result_is_inseqs_reduced_result(sentences, bundled_server, tm
     assert sequence.show(display=False, return_html=True)
 
 
-def test_a_decoder_only_result_is_inseqs(tmp_path, tmp_path_factory):
+def test_a_decoder_only_result_is_inseqs(tmp_path, zoo):
     from harness import serving
-    from sidelight.server.models.loader import load
 
-    with serving(load(build_model("gpt2", tmp_path_factory.mktemp("zoo")))) as address, Client(address) as client:
+    with serving(zoo("gpt2")) as address, Client(address) as client:
         decoding = Decoding(Greedy(), max_new_tokens=5)
         result = client.attribute("The lazy dog", decoding=decoding, timeout=60).result()
     save(result, tmp_path / "out.json")

@@ -9,7 +9,6 @@ import warnings
 
 import numpy as np
 import pytest
-from model_zoo import build_model
 from sidelight.client import Attribution, Capture, Client, Decoding, Greedy, from_inseq, save, to_inseq
 from sidelight.server.models.loader import bundled_model
 
@@ -50,14 +49,13 @@ def test_there_and_back(results, tmp_path):
     save(from_inseq(tmp_path / "out.json"), tmp_path / "again.html")
 
 
-def test_reduced_and_decoder_only_results(bundled_server, tmp_path, tmp_path_factory):
+def test_reduced_and_decoder_only_results(bundled_server, tmp_path, zoo):
     from harness import serving
-    from sidelight.server.models.loader import load
 
     captures = [Capture(over_heads="mean"), Capture(kinds=("decoder_self",), over_heads="mean", over_layers="max")]
     with Client(bundled_server) as client:
         reduced = [client.attribute("A dog.", capture=capture, timeout=60).result() for capture in captures]
-    with serving(load(build_model("gpt2", tmp_path_factory.mktemp("zoo")))) as address, Client(address) as client:
+    with serving(zoo("gpt2")) as address, Client(address) as client:
         options = {"decoding": Decoding(Greedy(), max_new_tokens=5), "timeout": 60}
         reduced.append(client.attribute("The lazy dog", **options).result())
     for expected in reduced:

@@ -144,6 +144,7 @@ def test_print_attribution_prints_any_text(fake, text):
 ALL = " ".join([*MARKUP, *HOSTILE]).replace("\x00", "")  # no argument holds a NUL
 
 
+@pytest.mark.slow
 def test_a_pipe_gets_every_byte(fake, tmp_path):
     fake.text = ALL
     address = ["--address", fake.address]
@@ -161,6 +162,7 @@ def test_a_pipe_gets_every_byte(fake, tmp_path):
     assert (tmp_path / "out.json").exists()
 
 
+@pytest.mark.slow
 def test_a_terminal_gets_no_controls(fake):
     fake.text = ALL
     address = ["--address", fake.address]
@@ -233,6 +235,7 @@ def test_an_address_is_quoted_without_controls(capsys):
     assert capsys.readouterr().err == "sidelight: no server answers at ␛[31m:1␊again\n"
 
 
+@pytest.mark.slow
 def test_a_real_server_and_a_target_like_markup(bundled_server, tmp_path):
     for text in ("Das ist [/INST] gut", "[b]rot[/b] :car:"):
         path = tmp_path / "out.json"

@@ -32,8 +32,8 @@ SHAPES = [
     (1, 1, 1, 1, 1, 8),
     (2, 3, 1, 1, 37, 16),
     (1, 4, 4, 37, 1, 32),
-    (2, 6, 2, 33, 65, 40),
-    (1, 4, 2, 70, 131, 64),
+    (1, 6, 2, 33, 65, 40),
+    (1, 2, 1, 70, 131, 64),
     (1, 5, 5, 64, 64, 80),
     (1, 2, 1, 17, 40, 128),
     (1, 2, 2, 9, 50, 256),
@@ -71,11 +71,11 @@ def test_odd_shapes(shape, dtype, impl):
 def test_rows_sum_to_one_however_large_the_scores(dtype, impl):
     # With top-k the smallest shape of several tiles: top-k is slow in the interpreter.
     for queries, keys, options in ((33, 150, {}), (17, 70, {"top_k": 32})):
-        layer = make_layer(1, 4, 2, queries, keys, 64)
+        layer = make_layer(1, 2, 1, queries, keys, 64)
         layer.query, layer.key = (layer.query * 300).to(dtype), layer.key.to(dtype)
         layer.options["mask"] = torch.rand(1, 1, queries, keys, generator=torch.Generator().manual_seed(0)) < 0.8
-        result = run([layer], [LayerSpec()], queries, keys, 4, impl, **options)
-        np.testing.assert_allclose(result.values.sum(2), np.ones((1, queries, 4)), atol=1e-5)
+        result = run([layer], [LayerSpec()], queries, keys, 2, impl, **options)
+        np.testing.assert_allclose(result.values.sum(2), np.ones((1, queries, 2)), atol=1e-5)
 
 
 @pytest.mark.parametrize("impl", IMPLS)
@@ -119,8 +119,8 @@ def test_rows_without_visible_keys_are_zeros(impl):
     mask = torch.rand(2, 1, 7, 40) < 0.5
     mask[0, :, 3] = False
     mask[1] = False
-    layer = make_layer(2, 4, 4, 7, 40, 16, mask=mask)
-    for spec, columns in ((LayerSpec(), 4), (LayerSpec(over_heads="max"), 1)):
+    layer = make_layer(2, 2, 2, 7, 40, 16, mask=mask)
+    for spec, columns in ((LayerSpec(), 2), (LayerSpec(over_heads="max"), 1)):
         for options in ({}, {"encoding": "uint8"}, {"top_k": 4}):
             result = run([layer], [spec], 7, 40, columns, impl, **options)
             assert (result.values[0, 3] == 0).all()
@@ -183,18 +183,18 @@ def test_causality(first_position, impl):
 def test_any_strides(dtype, impl):
     """Queries, keys, biases and masks of any strides; biases and masks may be halves, or expanded."""
     random = torch.Generator().manual_seed(0)
-    layer = make_layer(2, 6, 3, 19, 70, 24)
-    layer.query = torch.randn(2, 6, 24, 19, generator=random).transpose(2, 3)
-    layer.key = torch.randn(70, 3, 2, 48, generator=random).permute(2, 1, 0, 3)[..., ::2]
-    bias = torch.randn(2, 6, 70, 19, generator=random).to(dtype).transpose(2, 3)
-    hidden = torch.rand(70, 19, 6, 2, generator=random).permute(3, 2, 1, 0) < 0.4
+    layer = make_layer(2, 4, 2, 19, 40, 24)
+    layer.query = torch.randn(2, 4, 24, 19, generator=random).transpose(2, 3)
+    layer.key = torch.randn(40, 2, 2, 48, generator=random).permute(2, 1, 0, 3)[..., ::2]
+    bias = torch.randn(2, 4, 40, 19, generator=random).to(dtype).transpose(2, 3)
+    hidden = torch.rand(40, 19, 4, 2, generator=random).permute(3, 2, 1, 0) < 0.4
     for mask in (
         ~hidden,
         torch.zeros(hidden.shape).masked_fill(hidden, -3.0).to(dtype),
-        ~hidden[:1, :1].expand(2, 6, 19, 70),
+        ~hidden[:1, :1].expand(2, 4, 19, 40),
     ):
         layer.options |= {"bias": bias, "mask": mask, "softcap": 3.0}
-        assert_is(run([layer], [LayerSpec()], 19, 70, 6, impl), truth.columns([layer.probabilities()]), 1e-6)
+        assert_is(run([layer], [LayerSpec()], 19, 40, 4, impl), truth.columns([layer.probabilities()]), 1e-6)
 
 
 @pytest.mark.parametrize("impl", IMPLS)
@@ -243,13 +243,13 @@ def test_anything(data):
 
 
 def test_deterministic_and_independent_of_neighbours():
-    layer = make_layer(3, 4, 2, 40, 70, 16, causal=True, first_position=30)
+    layer = make_layer(3, 2, 1, 36, 66, 16, causal=True, first_position=30)
     spec = LayerSpec(over_heads="mean")
-    first, second = (run([layer], [spec], 40, 70, 1, "triton") for _ in range(2))
+    first, second = (run([layer], [spec], 36, 66, 1, "triton") for _ in range(2))
     assert torch.equal(first.values, second.values)
-    alone = make_layer(3, 4, 2, 40, 70, 16, causal=True, first_position=30)
+    alone = make_layer(3, 2, 1, 36, 66, 16, causal=True, first_position=30)
     alone.query, alone.key = alone.query[1:2], alone.key[1:2]
-    assert torch.equal(run([alone], [spec], 40, 70, 1, "triton").values[0], first.values[1])
+    assert torch.equal(run([alone], [spec], 36, 66, 1, "triton").values[0], first.values[1])
 
 
 def test_memory_is_bounded(monkeypatch):
@@ -295,33 +295,33 @@ def test_many_positions_are_sorted_in_slices_of_queries(encoding, monkeypatch):
         LayerSpec(over_heads="l2", over_layers="max", is_first=False),
     ]
     random = torch.Generator().manual_seed(0)
-    bias = torch.randn(1, 4, 12, 70, generator=random)
-    mask = torch.rand(2, 1, 12, 70, generator=random) < 0.7
+    bias = torch.randn(1, 2, 8, 70, generator=random)
+    mask = torch.rand(2, 1, 8, 70, generator=random) < 0.7
     for options in ({"bias": bias, "mask": mask}, {"causal": True, "first_position": 40, "bias": bias[:, :1]}):
-        layers = [make_layer(2, 4, 2, 12, 70, 16, seed=seed, **options) for seed in range(2)]
+        layers = [make_layer(2, 2, 1, 8, 70, 16, seed=seed, **options) for seed in range(2)]
         expected = truth.columns([layer.probabilities() for layer in layers], over_heads="l2", over_layers="max")
         apart = truth.columns([layers[0].probabilities()])
         with monkeypatch.context() as patch:
-            patch.setattr(triton_output, "_FLOAT_BYTES", 4 * 2 * 70 * 4 * 5)  # five queries of four heads
-            reduced = run(layers, specs, 12, 70, 1, "triton", encoding=encoding, top_k=60)
+            patch.setattr(triton_output, "_FLOAT_BYTES", 4 * 2 * 70 * 2 * 5)  # five queries of two heads
+            reduced = run(layers, specs, 8, 70, 1, "triton", encoding=encoding, top_k=60)
             assert_is(reduced, expected, 4e-6)
-            assert_is(run(layers[:1], [LayerSpec()], 12, 70, 4, "triton", encoding=encoding, top_k=60), apart, 1e-6)
+            assert_is(run(layers[:1], [LayerSpec()], 8, 70, 2, "triton", encoding=encoding, top_k=60), apart, 1e-6)
 
 
 def test_sorting_never_holds_all_rows(monkeypatch):
-    monkeypatch.setattr(triton_output, "_FLOAT_BYTES", 4 * 600 * 8)
-    layer = make_layer(1, 2, 2, 20, 600, 16)
-    result = poisoned(1, 20, 600, 2, top_k=33)
+    monkeypatch.setattr(triton_output, "_FLOAT_BYTES", 4 * 300 * 8)
+    layer = make_layer(1, 2, 2, 10, 300, 16)
+    result = poisoned(1, 10, 300, 2, top_k=33)
     with LargestTensor() as largest:
         rows(layer.query, layer.key, layer.params, result, impl="triton")
     assert_is(result, truth.columns([layer.probabilities()]), 1e-6)
-    assert largest.bytes <= 8 * 600 * 8  # the indices of a slice, int64
-    layers = [torch.rand(1, 2, 20, 600) for _ in range(2)]
-    result = poisoned(1, 20, 600, 4, top_k=33)
+    assert largest.bytes <= 8 * 300 * 8  # the indices of a slice, int64
+    layers = [torch.rand(1, 2, 10, 300) for _ in range(2)]
+    result = poisoned(1, 10, 300, 4, top_k=33)
     with LargestTensor() as largest:
         layout_into(layers, result, impl="triton")
     assert_is(result, truth.columns([layer.double().numpy() for layer in layers]), 2e-6)
-    assert largest.bytes <= 8 * 600 * 8
+    assert largest.bytes <= 8 * 300 * 8
 
 
 @pytest.mark.parametrize("impl", IMPLS)

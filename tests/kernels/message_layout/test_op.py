@@ -141,6 +141,7 @@ print("passed")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("program", [WITHOUT_TRITON, FROM_OUTSIDE], ids=["without triton", "from outside"])
 def test_unusual_imports(program: str, tmp_path: Path) -> None:
     script = tmp_path / "program.py"

@@ -88,6 +88,7 @@ def test_a_moved_cache_is_found_empty(tmp_path: Path) -> None:
     assert cache_hits("sm_90", "first", tmp_path / "after") == [False]
 
 
+@pytest.mark.slow
 def test_builds_once(cache: Path) -> None:
     output = script("build", "--cache", cache, "--target", "sm_90")
     assert re.search(r"^sm_90  \d+ in all, 0 of them compiled now", output, re.MULTILINE)

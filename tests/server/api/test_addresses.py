@@ -274,6 +274,7 @@ def test_numbers_that_are_a_slip_are_refused(option, value, capsys):
     assert f"argument {option}: " in capsys.readouterr().err.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_the_error_of_a_model_that_cannot_be_served_is_one_line(tmp_path):
     (tmp_path / "config.json").write_text("[]")
     ended = serve(str(tmp_path), "--address", f"unix:{tmp_path}/socket")

@@ -19,6 +19,7 @@ from sidelight.v1 import attribution_service_pb2_grpc as services
 from sidelight.v1 import text_pb2 as text
 
 
+@pytest.mark.slow
 def test_stalled_readers_are_given_up_and_keep_nobody_out(bundled, engines, monkeypatch):
     """More of them than may wait, of every kind; their memory and their caches are given back."""
     monkeypatch.setattr(preemption, "_GIVE_BACK_SECONDS", 0.1)

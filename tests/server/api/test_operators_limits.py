@@ -153,6 +153,7 @@ async def test_streams_of_many_texts_have_an_end(bundled):
         assert sorted(finished, key=int) == [str(number) for number in range(6)]
 
 
+@pytest.mark.slow
 async def test_a_stream_that_is_too_old_ends_whatever_it_does(bundled):
     with serving(bundled, call_limits=CallLimits(max_stream_age=0.5)) as address:
         async with grpc.aio.insecure_channel(address, options=NARROW) as channel:

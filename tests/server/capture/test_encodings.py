@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from combinations import pairwise
 from harness import CROSS, DECODER_SELF, ENCODER_SELF, request, serving, steps_of, stub
-from model_zoo import FAMILIES, SOURCE, build_model
-from sidelight.server.models.loader import bundled_model, load
+from model_zoo import FAMILIES, SOURCE
 from sidelight.v1 import attention_pb2 as attention
 from sidelight.v1 import text_pb2 as text
 
@@ -21,9 +20,8 @@ TYPES = {
 
 # A model whose rows are captured beside fused attention; one that gives whole matrices; grouped heads with windows.
 @pytest.fixture(scope="module", params=["bundled", "fsmt", "gemma3"])
-def served(request, tmp_path_factory):
-    path = bundled_model() if request.param == "bundled" else build_model(request.param, tmp_path_factory.mktemp("zoo"))
-    loaded = load(path)
+def served(request, zoo):
+    loaded = zoo(request.param)
     with serving(loaded) as address, stub(address) as service:
         yield loaded, service, FAMILIES.get(request.param)
 

@@ -9,12 +9,10 @@ import grpc.aio
 import pytest
 from harness import serving
 from mixed_requests import mixed_requests
-from model_zoo import build_model
 from sidelight.server.engine import batching_delay
 from sidelight.server.engine.batching_delay import BatchingDelay
 from sidelight.server.engine.engine import Engine, EngineConfig
 from sidelight.server.engine.output_queue import OutputQueue
-from sidelight.server.models.loader import load
 from sidelight.server.request import Request
 from sidelight.server.runner.model_runner import ModelRunner
 from sidelight.server.text.tokenizer import Token, TokenizedText
@@ -106,7 +104,7 @@ def test_waits_for_nothing_come_to_an_end(wait_for):
     assert wait_for(waiting, [0.0])[1] > 0
 
 
-def test_sources_of_a_burst_are_read_together(tmp_path, monkeypatch):
+def test_sources_of_a_burst_are_read_together(zoo, monkeypatch):
     """A server that has met bursts reads the sources of one at once; what each writes is what it writes alone."""
     joined: list[int] = []
     add = ModelRunner.add
@@ -119,7 +117,7 @@ def test_sources_of_a_burst_are_read_together(tmp_path, monkeypatch):
     monkeypatch.setattr(batching_delay, "_QUIET", 0.2)  # this machine may have other things to do
     monkeypatch.setattr(batching_delay, "_LONGEST", 5.0)
     monkeypatch.setattr(batching_delay, "_TOGETHER", 5.0)
-    with serving(load(build_model("marian", tmp_path))) as address:
+    with serving(zoo("marian")) as address:
         alone = asyncio.run(_texts(address, 1))
         asyncio.run(_texts(address, 6))
         joined.clear()
@@ -128,8 +126,8 @@ def test_sources_of_a_burst_are_read_together(tmp_path, monkeypatch):
     assert set(together) == set(alone)
 
 
-def test_a_wait_ends_where_more_sources_would_not_be_read_faster(tmp_path):
-    loaded = load(build_model("marian", tmp_path))
+def test_a_wait_ends_where_more_sources_would_not_be_read_faster(zoo):
+    loaded = zoo("marian")
     (short,) = mixed_requests(loaded, "marian", 1)
     long = replace(short, source=TokenizedText("", (Token(5, "", 0, 0, False, ""),) * 200))
 

@@ -245,7 +245,7 @@ def mixed_request(number: int):
     return message
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))])
 def test_faults_at_random_leave_no_request_without_its_end(bundled, engines, monkeypatch, seed):
     """One call of a hundred of the engine's functions fails. Each request ends, one way or another."""
     draw = random.Random(seed)

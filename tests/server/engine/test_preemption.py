@@ -9,13 +9,11 @@ import grpc
 import pytest
 from harness import CROSS, DECODER_SELF, ENCODER_SELF, request, serving, steps_of, stub, wait_until
 from hostile_clients import ATTRIBUTE, NARROW, long_request
-from model_zoo import build_model
 from raw_http2 import RawConnection
 from sidelight.server.engine import output_queue, preemption
 from sidelight.server.engine.engine import EngineConfig
 from sidelight.server.engine.outputs import output_builder
 from sidelight.server.engine.request_state import RequestState
-from sidelight.server.models import load
 from sidelight.v1 import attribution_service_pb2_grpc as services
 from sidelight.v1 import text_pb2 as text
 
@@ -55,14 +53,14 @@ def test_what_waits_for_slow_readers_has_one_bound(bundled, engines, monkeypatch
                 assert responses[-1].finished.text == alone[number % 3][-1].finished.text
 
 
-def test_slow_readers_of_a_model_without_slots_keep_their_requests(tmp_path, engines, monkeypatch):
+def test_slow_readers_of_a_model_without_slots_keep_their_requests(zoo, engines, monkeypatch):
     """They slow no step of others. Only where others need their places do they give way."""
     monkeypatch.setattr(output_queue, "CAPACITY", 2048)
     monkeypatch.setattr(RequestState.is_slow, "__defaults__", (0.02,))
     monkeypatch.setattr(preemption, "_LONG_SLOW_SECONDS", 0.05)
     decoding = text.Decoding(max_new_tokens=30, ignore_eos=True)
     message = request("The lazy dog sleeps all day.", kinds=[CROSS, DECODER_SELF], decoding=decoding)
-    limits, loaded = EngineConfig(max_running=8), load(build_model("fsmt", tmp_path))
+    limits, loaded = EngineConfig(max_running=8), zoo("fsmt")
     with serving(loaded, limits=limits) as address, stub(address) as service, contextlib.ExitStack() as stack:
         channels = [stack.enter_context(grpc.insecure_channel(address, options=NARROW)) for _ in range(3)]
         slow = [services.AttributionServiceStub(channel).Attribute(message, timeout=60) for channel in channels]

@@ -13,14 +13,12 @@ import pytest
 from harness import CROSS, DECODER_SELF, request, serving, steps_of, stub, wait_until
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from model_zoo import build_model
 from raw_http2 import RawConnection
 from sidelight.server.api import calls as calls_module
 from sidelight.server.engine import engine_core, output_queue, preemption, scheduler, waiting_queue
 from sidelight.server.engine.engine import Engine, EngineConfig
 from sidelight.server.engine.request_state import RequestState
 from sidelight.server.engine.waiting_queue import HeldBack, WaitingQueue
-from sidelight.server.models.loader import load
 from sidelight.server.request import DecodingParams
 from sidelight.server.runner.model_runner import ModelRunner
 from sidelight.server.runner.unbatched_runner import UnbatchedRunner
@@ -166,6 +164,7 @@ def code_of(call: Any) -> grpc.StatusCode:
     return call.code()
 
 
+@pytest.mark.slow
 def test_given_targets_leave_half_of_the_time_to_what_is_written(bundled, engines, monkeypatch):
     """Many large ones whose readers read: each takes a tenth of a second, between two steps that take milliseconds."""
     read_targets, decode = ModelRunner.read_targets, ModelRunner.decode
@@ -199,7 +198,8 @@ def first_written(engine: Engine) -> RequestState | None:
     return next(written, waiting[0] if waiting else None)
 
 
-def test_sequences_of_a_model_without_slots_take_turns(tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_sequences_of_a_model_without_slots_take_turns(zoo, monkeypatch):
     """Each forward pass takes long, and no request waits for the end of another."""
     turns: list[str] = []
     decode = UnbatchedRunner._decode
@@ -211,7 +211,7 @@ def test_sequences_of_a_model_without_slots_take_turns(tmp_path, monkeypatch):
 
     monkeypatch.setattr(UnbatchedRunner, "_decode", slowly)
     decoding = text.Decoding(max_new_tokens=20, ignore_eos=True)
-    with serving(load(build_model("fsmt", tmp_path))) as address, stub(address) as service:
+    with serving(zoo("fsmt")) as address, stub(address) as service:
         calls = [
             service.Attribute(request(SENTENCE, request_id=name, decoding=decoding), timeout=60) for name in "abcd"
         ]

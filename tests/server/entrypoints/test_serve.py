@@ -61,6 +61,7 @@ def lines_until_serving(*options: str) -> tuple[str, list[str]]:
     return line, [line for line in lines if line.strip()]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 def test_a_start_prints_five_lines_at_most():
     line, log = lines_until_serving()

@@ -55,8 +55,8 @@ def with_options(request: Request, **options) -> Request:
 
 @pytest.mark.skipif(not is_supported(int8=True), reason="no programs with int8 weights on this machine")
 @pytest.mark.parametrize("name", IN_SLOTS)
-def test_screening_changes_no_token(name, folder, num_searches):
-    loaded = load(build_model(name, folder))
+def test_screening_changes_no_token(name, zoo, num_searches):
+    loaded = zoo(name)
     requests = greedy_requests(loaded, name)
     expected = alone(loaded, requests)
     num_searches.clear()
@@ -68,9 +68,9 @@ def test_screening_changes_no_token(name, folder, num_searches):
 
 
 @pytest.mark.skipif(not is_supported(int8=True), reason="no programs with int8 weights on this machine")
-def test_a_forced_first_token_needs_no_logits(folder, num_searches, monkeypatch):
+def test_a_forced_first_token_needs_no_logits(zoo, num_searches, monkeypatch):
     """As NLLB has it in each target: the step's other slots are searched as ever."""
-    loaded = load(build_model("nllb", folder))
+    loaded = zoo("nllb")
     requests = greedy_requests(loaded, "nllb")
     forced = [with_options(request, forced_bos_token_id=5 + i) for i, request in enumerate(requests)]
     expected = alone(loaded, forced)
@@ -81,8 +81,8 @@ def test_a_forced_first_token_needs_no_logits(folder, num_searches, monkeypatch)
     assert num_searches
 
 
-def test_all_logits_where_a_request_looks_at_them(folder, num_searches):
-    loaded = load(build_model("marian", folder))
+def test_all_logits_where_a_request_looks_at_them(zoo, num_searches):
+    loaded = zoo("marian")
     requests = mixed_requests(loaded, "marian", 8)
     penalized = with_options(requests[0], repetition_penalty=1.3)
     for request in (requests[1], requests[2], penalized):
@@ -117,9 +117,9 @@ def test_a_prompt_has_no_logits(folder, monkeypatch):
     assert sum(num_rows) == 2
 
 
-def test_the_model_alone_is_as_it_was(folder):
+def test_the_model_alone_is_as_it_was(zoo):
     """The model returns all logits, before and after a pass that skipped the LM head."""
-    loaded = load(build_model("bart", folder))
+    loaded = zoo("bart")
     assert loaded.backend is not None
     lm_head = loaded.backend.lm_head
     assert lm_head is not None

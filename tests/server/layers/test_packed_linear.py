@@ -9,7 +9,7 @@ import weakref
 import pytest
 import torch
 from model_zoo import FAMILIES, SOURCE, build_model
-from sidelight.server.layers import PackedLinear, Precision, pack
+from sidelight.server.layers import PackedLinear, Precision, pack, packed_linear
 from sidelight.server.models import load
 from torch import nn
 from transformers.pytorch_utils import Conv1D
@@ -197,6 +197,22 @@ def test_report(bundled, precision, size):
         assert tuple(measured.chosen) == ROWS
         assert all(way in measured.times[rows] for rows, way in measured.chosen.items())
     assert "decoding step" in str(report)
+
+
+def test_layers_of_the_same_shapes_are_measured_once(monkeypatch):
+    measured = []
+    measure = packed_linear._measure_all
+    monkeypatch.setattr(packed_linear, "_measured_times", {})
+    monkeypatch.setattr(packed_linear, "_measure_all", lambda *args: measured.append(args) or measure(*args))
+    first, second = (nn.Sequential(nn.Linear(24, 40), nn.Linear(40, 24)) for _ in range(2))
+    reports = [pack(model, "float32") for model in (first, second)]
+    assert len(measured) == 2
+    assert [each.chosen for each in reports[0].shapes.values()] == [each.chosen for each in reports[1].shapes.values()]
+    x = torch.randn(3, 24)
+    assert not torch.equal(first(x), second(x))
+    pack(nn.Sequential(nn.Linear(24, 40)), "float32", rows=(1,))  # other numbers of rows
+    pack(nn.Sequential(nn.Linear(24, 40, bias=False)), "float32")
+    assert len(measured) == 4
 
 
 @pytest.mark.parametrize("rows", [(), (0, 1), (-1,)])

@@ -103,6 +103,7 @@ def test_a_compiled_step_has_the_last_layer_in_its_graph(folder):
     assert not loaded.model.get_output_embeddings()._forward_pre_hooks
 
 
+@pytest.mark.slow
 def test_a_compiled_step_keeps_its_threads(folder):
     """With another number of threads torch would compile the step again, while all requests wait."""
     loaded = load(build_model("marian", folder), max_length=64, compiled=True)

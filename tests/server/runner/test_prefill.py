@@ -22,6 +22,7 @@ def steps_of(loaded, kinds: list[int]) -> list[Step]:
     return [output for output in outputs if isinstance(output, Step)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "int8"])
 @torch.inference_mode()
 def test_a_capture_of_the_encoder_changes_no_bit_of_the_steps(dtype):

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from model_zoo import build_model
 from sidelight.server.capture import CapturePlan
-from sidelight.server.models.loader import load
 from sidelight.server.runner.single_sequence import LAST_QUERY, SingleSequenceModel
 
 
 @torch.inference_mode()
-def test_a_model_without_rows_gives_the_last_token_or_all_at_the_end(tmp_path):
-    loaded = load(build_model("fsmt", tmp_path))
+def test_a_model_without_rows_gives_the_last_token_or_all_at_the_end(zoo):
+    loaded = zoo("fsmt")
     plan = CapturePlan(("cross",), {"cross": (0,)}, {"cross": loaded.heads("cross")})
     target = [2, 7, 9]
 

@@ -14,11 +14,10 @@ import pytest
 import torch
 from harness import CROSS, DECODER_SELF, request
 from mixed_requests import Run, slots_run
-from model_zoo import FAMILIES, SOURCE, build_model
+from model_zoo import FAMILIES, SOURCE
 from sidelight.server.api.validation import validate_request
 from sidelight.server.layers.lm_head import LMHead
 from sidelight.server.models import kv_cache
-from sidelight.server.models.loader import bundled_model, load
 from sidelight.server.request import Request
 from sidelight.server.runner import decode_step, unbatched_runner
 from sidelight.server.sampling import logits_ops
@@ -112,9 +111,8 @@ def as_on_a_gpu(monkeypatch):
 @pytest.fixture(
     scope="module", params=["bundled", *(name for name, family in FAMILIES.items() if family.captures_rows)]
 )
-def loaded(request, tmp_path_factory):
-    name = request.param
-    return load(bundled_model() if name == "bundled" else build_model(name, tmp_path_factory.mktemp("zoo")))
+def loaded(request, zoo):
+    return zoo(request.param)
 
 
 CAPTURES = {

@@ -13,7 +13,6 @@ from harness import serving, stub
 from model_zoo import build_model
 from sidelight.kernels import record_launches
 from sidelight.server.frontends import engine_group as server_module
-from sidelight.server.models.loader import load
 from sidelight.server.runner import warmup
 
 SCRIPT = Path(__file__).parent / "launch_keys.py"
@@ -56,9 +55,9 @@ def test_every_kernel_is_warmed(bundled):
     }
 
 
-def test_models_that_give_whole_matrices(tmp_path):
+def test_models_that_give_whole_matrices(zoo):
     """Theirs are whole matrices, laid out by `layout_into`."""
-    assert {launch.kernel.__name__ for launch in warmup.launches(load(build_model("fsmt", tmp_path)))} == {
+    assert {launch.kernel.__name__ for launch in warmup.launches(zoo("fsmt"))} == {
         "layout_kernel",
         "packed_layout_kernel",
     }

@@ -273,6 +273,7 @@ def test_the_client_of_a_stalled_stream_comes_after_others(bundled, engines, mon
             wait_until(lambda: not engine._admission._states)
 
 
+@pytest.mark.slow
 async def test_a_stream_may_wait_for_its_next_text_but_not_for_its_first(bundled, monkeypatch):
     monkeypatch.setattr(calls_module, "_MAX_IDLE_STREAMS", 1)
     with serving(bundled, call_limits=CallLimits(arrival_timeout=0.5)) as address:

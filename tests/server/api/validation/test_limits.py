@@ -81,9 +81,9 @@ def test_a_prompt_that_a_chat_template_makes_too_long_is_not_tokenized(chat_mode
 
 
 @pytest.mark.parametrize("name", ["bundled", "gpt2", "t5", "nllb"])
-def test_every_text_that_fits_the_model_is_within_the_limits(name, bundled, tmp_path_factory):
+def test_every_text_that_fits_the_model_is_within_the_limits(name, zoo):
     """The longest pieces of the vocabulary, as many as there may be."""
-    loaded = bundled if name == "bundled" else load(build_model(name, tmp_path_factory.mktemp("zoo")))
+    loaded = zoo(name)
     tokenizer = loaded.tokenizer._tokenizer
     pieces = sorted(tokenizer.get_vocab(), key=lambda piece: len(piece.encode()))[-20:]
     for piece in pieces:
@@ -94,11 +94,10 @@ def test_every_text_that_fits_the_model_is_within_the_limits(name, bundled, tmp_
 
 
 @pytest.mark.parametrize("length", [3000, 1_000_000])
-def test_values_are_cut_in_messages(tmp_path_factory, length):
+def test_values_are_cut_in_messages(zoo, length):
     """gRPC's clients refuse trailers above 8 KiB, by lot or always: the status would be another."""
-    loaded = load(build_model("nllb", tmp_path_factory.mktemp("zoo")))
     letters = {"ascii": "x", "percent-encoded": "字", "astral": "😀", "a control": "\n"}
-    with serving(loaded) as address, stub(address) as service:
+    with serving(zoo("nllb")) as address, stub(address) as service:
         for letter in letters.values():
             many = letter * (length // len(letter.encode()))
             message = request("A dog.", request_id="字" * 128, source_language="eng_Latn", target_language=many)

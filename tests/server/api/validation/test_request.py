@@ -218,11 +218,9 @@ def test_a_decoder_only_model_has_no_attention_onto_a_source(decoder_only, kind)
     assert violated(error) == ["capture.kinds[1]"]
 
 
-@pytest.fixture(scope="module")
-def decoder_only(tmp_path_factory) -> LoadedModel:
-    from model_zoo import build_model
-
-    return load(build_model("gpt2", tmp_path_factory.mktemp("zoo")))
+@pytest.fixture
+def decoder_only(zoo) -> LoadedModel:
+    return zoo("gpt2")
 
 
 def test_a_fault_inside_tells_nothing_and_harms_nobody(bundled, monkeypatch):

@@ -28,12 +28,12 @@ KINDS = ("cross", "decoder_self", "encoder_self")
         *(pytest.param(name, marks=pytest.mark.slow) for name in ("t5", "mbart")),
     ],
 )
-def served(request, zoo_folder):
+def served(request, zoo, zoo_folder):
     if request.param == "stories260K" and not TRAINED.exists():
         pytest.skip("../shared is not here")
     path = {"bundled": bundled_model(), "stories260K": TRAINED}.get(request.param)
     path = path or build_model(request.param, zoo_folder)
-    loaded = load(path)
+    loaded = load(path) if request.param == "stories260K" else zoo(request.param)
     with serving(loaded) as address, Client(address) as client:
         yield path, loaded, client, FAMILIES.get(request.param)
 

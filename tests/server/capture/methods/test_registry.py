@@ -123,7 +123,7 @@ REDUCE = {
 }  # fmt: skip
 
 
-@settings(max_examples=25, deadline=None, derandomize=True, phases=[Phase.explicit, Phase.generate],
+@settings(max_examples=12, deadline=None, derandomize=True, phases=[Phase.explicit, Phase.generate],
           suppress_health_check=[HealthCheck.function_scoped_fixture])  # fmt: skip
 @given(captures(), st.sampled_from(["float32", "float16", "uint8"]), st.sampled_from([0, 3]), st.booleans())
 def test_any_capture_reduces_and_encodes_the_norms(bundled_server, capture, encoding, top_k, is_given):
