@@ -31,6 +31,12 @@ BURST = 60
 WINDOWS = {"nothing": 0, "little": 4096}
 
 
+def readers(*kinds: str, quick: list[str]) -> list[Any]:
+    """Kinds of requests, and windows of their readers. Those that are not `quick` are slow tests."""
+    pairs = {f"{name}-{kind}": (kind, window) for name, window in WINDOWS.items() for kind in kinds}
+    return [pytest.param(*pairs[id_], id=id_, marks=() if id_ in quick else pytest.mark.slow) for id_ in pairs]
+
+
 def given_request(count: int = 30):
     return request(SENTENCE, [CROSS, DECODER_SELF], given=text.Text(text="Großmutter " * count))
 
@@ -72,8 +78,9 @@ def burst(raw: RawConnection, kind: str, count: int = BURST) -> None:
 
 
 @pytest.mark.usefixtures("slow_engine")
-@pytest.mark.parametrize("kind", ["given", "written", "mixed"])
-@pytest.mark.parametrize("window", WINDOWS.values(), ids=WINDOWS)
+@pytest.mark.parametrize(
+    ("kind", "window"), readers("given", "written", "mixed", quick=["nothing-given", "little-mixed"])
+)
 def test_a_request_does_not_wait_until_stalled_ones_have_begun(bundled, engines, kind, window):
     """From the connection of the stalled readers, and from another one; of both kinds of targets."""
     small = [request("A dog.", decoding=text.Decoding(max_new_tokens=4)), request("A dog.")]
@@ -92,8 +99,7 @@ def test_a_request_does_not_wait_until_stalled_ones_have_begun(bundled, engines,
 
 
 @pytest.mark.usefixtures("slow_engine")
-@pytest.mark.parametrize("kind", ["given", "written"])
-@pytest.mark.parametrize("window", WINDOWS.values(), ids=WINDOWS)
+@pytest.mark.parametrize(("kind", "window"), readers("given", "written", quick=["little-given", "nothing-written"]))
 def test_held_back_requests_lose_nothing(bundled, engines, kind, window):
     """A reader that reads on gets what it would have got, its first event once."""
     message = given_request() if kind == "given" else written_request(max_new_tokens=30)
