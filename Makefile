@@ -45,7 +45,8 @@ test-clients: $(VENV)/.test ## Install the toolchains of other languages, build 
 	  apt-get -qq install --yes --no-install-recommends $$missing >/dev/null; } || echo "Not all of it can be had"
 	@TEST_EXAMPLES=1 OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/pytest -v tests/client/examples tests/vectors $(ARGS)
 
-PYTEST = OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/pytest -n 2 --dist worksteal
+# Bytecode is kept, whatever the environment says: tests start many processes.
+PYTEST = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/pytest -n 2 --dist worksteal
 
 # What users may have: the oldest and the newest versions of what Sidelight stands on, each in an environment of its own.
 test-lowest: $(VENV)-lowest/.test ## Run the tests of kernels, capture and parity with the oldest versions allowed

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from ..errors import SidelightError
 from ..offset_units import Span
 from ..parameters import OffsetUnit
-from ..results import HeadSource, Link, Signals, Usage
+from ..results import HeadSource, Link, Signals, StopReason, Usage
 from .parameters import MarkupSpan
 
 if TYPE_CHECKING:
@@ -60,6 +60,8 @@ class Alignment:
         head_source: Where the heads come from; None where the links were brought along.
         usage: The cost; None where no model ran.
         offset_unit: What offsets count.
+        stop_reason: Why the target ends. Of a source in several segments: "length" where the target of any segment ends
+            so, or else the reason of the last segment. None: the server is older and does not say it.
     """
 
     request_id: str
@@ -77,6 +79,7 @@ class Alignment:
     head_source: HeadSource | None = None
     usage: Usage | None = None
     offset_unit: OffsetUnit = "code_point"
+    stop_reason: StopReason | None = None
 
     def to_pandas(self) -> pd.DataFrame:
         """Returns a table with a line for each link: `source_index`, `source`, `target_index`, `target`, `score`.

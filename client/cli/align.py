@@ -235,6 +235,7 @@ def _json_fields(alignment: Alignment) -> dict[str, Any]:
                 for report in alignment.report
             ]
         },
+        "stop_reason": alignment.stop_reason,
         "signals": {} if alignment.signals is None else alignment.signals.by_name(),
     }
 

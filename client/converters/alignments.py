@@ -18,7 +18,7 @@ from ..alignments import (
 )
 from ..errors import field_errors
 from ..validation import check_fields
-from .messages import parse_offset_unit, parse_usage
+from .messages import STOP_REASONS, parse_offset_unit, parse_usage
 from .observations import HEAD_SOURCES, parse_links, parse_signals, parse_spans
 from .words import enum_number, enum_words
 
@@ -80,6 +80,7 @@ def parse_alignment(message: service_pb.AlignResponse) -> Alignment:
         head_source=HEAD_SOURCES.get(message.head_source),
         usage=parse_usage(message.usage) if message.HasField("usage") else None,
         offset_unit=parse_offset_unit(message.offset_unit),
+        stop_reason=STOP_REASONS.get(message.stop_reason),
     )
 
 

@@ -61,7 +61,7 @@ _ENCODINGS: dict[int, str] = enum_words(attention_pb2.Encoding, "ENCODING_")
 _SCORES: dict[int, Score] = enum_words(attention_pb2.Score, "SCORE_")
 _AXES: dict[int, Any] = enum_words(attention_pb2.Axis, "AXIS_")
 _EARLY_STOPPINGS: dict[int, str] = enum_words(text_pb2.EarlyStopping, "EARLY_STOPPING_")
-_STOP_REASONS: dict[int, StopReason] = enum_words(text_pb2.StopReason, "STOP_REASON_")
+STOP_REASONS: dict[int, StopReason] = enum_words(text_pb2.StopReason, "STOP_REASON_")
 _SPECIAL_TOKENS_IN_TEXT: dict[int, str] = enum_words(text_pb2.SpecialTokensInText, "SPECIAL_TOKENS_IN_TEXT_")
 
 _OFFSET_UNITS: dict[int, OffsetUnit] = enum_words(text_pb2.OffsetUnit, "OFFSET_UNIT_")
@@ -342,7 +342,7 @@ def parse_finished(message: service_pb.Finished) -> Finished:
     """Parses the end of a stream."""
     return Finished(
         text=message.text,
-        stop_reason=_STOP_REASONS[message.stop_reason],
+        stop_reason=STOP_REASONS[message.stop_reason],
         usage=parse_usage(message.usage),
         hypotheses=tuple(map(_parse_hypothesis, message.hypotheses)),
         signals=parse_signals(message.signals) if message.HasField("signals") else None,
@@ -352,7 +352,7 @@ def parse_finished(message: service_pb.Finished) -> Finished:
 
 def _parse_hypothesis(message: service_pb.Hypothesis) -> Hypothesis:
     tokens = tuple(map(parse_token, message.tokens))
-    return Hypothesis(message.text, tokens, message.score, _STOP_REASONS[message.stop_reason])
+    return Hypothesis(message.text, tokens, message.score, STOP_REASONS[message.stop_reason])
 
 
 def parse_offset_unit(number: int) -> OffsetUnit:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -230,7 +231,13 @@ def _make_backend(
 def _compile_cpu_kernels() -> None:
     """Compile the kernels of the CPU, unless an earlier run has done so."""
     began = time.monotonic()
-    if is_supported() and (seconds := time.monotonic() - began) > _LONG:
+    # Numba tells nobody beforehand whether a kernel is kept from an earlier run.
+    notice = threading.Timer(_LONG, log.info, ["compiling kernels for this CPU, once: a busy machine takes minutes"])
+    notice.daemon = True
+    notice.start()
+    supported = is_supported()
+    notice.cancel()
+    if supported and (seconds := time.monotonic() - began) > _LONG:
         log.info("kernels for this CPU took %.0f s to compile; they are kept for the next time", seconds)
 
 

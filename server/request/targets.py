@@ -22,7 +22,11 @@ class BeamParams:
 
 @dataclass(frozen=True)
 class DecodingParams:
-    """How the model generates a target. `generation` overrides the model's generation config, by its field names."""
+    """How the model generates a target.
+
+    `generation` overrides the model's generation config, by its field names. `forces_end` says that this configuration
+    makes the last of `max_new_tokens` the end token.
+    """
 
     max_new_tokens: int
     do_sample: bool
@@ -31,6 +35,7 @@ class DecodingParams:
     ignore_eos: bool = False
     generation: dict[str, Any] = field(default_factory=dict[str, Any])
     beam: BeamParams | None = None  # None: greedy search or sampling
+    forces_end: bool = False
 
 
 @dataclass(frozen=True)

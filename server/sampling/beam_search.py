@@ -56,15 +56,19 @@ class BeamSearch:
         max_new_tokens: int,
         end_ids: frozenset[int],
         has_stop_text: Callable[[tuple[int, ...]], bool] | None = None,
+        *,
+        forces_end: bool = False,
     ) -> None:
         """`has_stop_text` says whether new tokens contain a text that ends a hypothesis; None: there are no such texts.
 
-        `end_ids` are the tokens that end a hypothesis; empty if none does.
+        `end_ids` are the tokens that end a hypothesis; empty if none does. `forces_end` says that the last of
+        `max_new_tokens` is one of them whatever the model wants.
         """
         self._params = params
         self._max_new_tokens = max_new_tokens
         self._end_ids = end_ids
         self._has_stop_text = has_stop_text
+        self._forces_end = forces_end
         self._ended: list[FoundHypothesis] = []  # the best first, at most `width`
         self.scores: NDArray[np.float32] = np.full(params.width, _ABSENT)
         self.scores[0] = 0  # at the start all hypotheses are equal, and only one counts
@@ -116,11 +120,12 @@ class BeamSearch:
         return choice
 
     def _stop_reason(self, rank: int, id_: int, length: int) -> StopReason | None:
+        is_last = length >= self._max_new_tokens
         if id_ in self._end_ids:
-            return "end_token"
+            return "length" if is_last and self._forces_end else "end_token"
         if self._has_stop_text is not None and self._has_stop_text((*self.running[rank], id_)):
             return "stop_text"
-        return "length" if length >= self._max_new_tokens else None
+        return "length" if is_last else None
 
     def _keep_ended(
         self,

@@ -78,8 +78,9 @@ def test_stop_reasons(bundled_server):
         return responses[-1].finished.stop_reason, responses[-1].finished.text
 
     assert stop() == (text.STOP_REASON_END_TOKEN, "Ich will nicht dein Freund sein.")
-    # The model's config forces the end token at the last position, for `generate` too.
-    assert stop(max_new_tokens=3) == (text.STOP_REASON_END_TOKEN, "Ich will")
+    # The model's config forces the end token at the last position, for `generate` too: the model did not want it.
+    assert stop(max_new_tokens=3) == (text.STOP_REASON_LENGTH, "Ich will")
+    assert stop(max_new_tokens=3, beam=text.Beam(width=2)) == (text.STOP_REASON_LENGTH, "Ich will")
     assert stop(max_new_tokens=2, ignore_eos=True) == (text.STOP_REASON_LENGTH, "Ich will")
     assert stop(stop=["nicht", "Freund"]) == (text.STOP_REASON_STOP_TEXT, "Ich will nicht")
     # A stop text in the prefix does not count.

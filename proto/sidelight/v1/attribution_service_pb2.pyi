@@ -9,8 +9,10 @@ each call carries it in the metadata "authorization", as "Bearer TOKEN".
 
 An error is a gRPC status with google.rpc details, in the trailer "grpc-status-details-bin". BadRequest names each
 wrong field by its path in the request. Where no field of a `oneof` is set, the path is the path of the message that
-has the `oneof`. In the messages of AttributeMany and Follow, which have no path, the path is "event". An index in a
-path counts in the message that was sent.
+has the `oneof`. In the messages of AttributeMany and Follow, which have no path, the path is "event": of an
+AttributeManyRequest with none of `attribute`, `align` and `cancel`, for example. An index in a path counts in the
+message that was sent. The message of a status begins with the path, and the description in BadRequest does not.
+client/guides/errors.md has all reasons, and where each language finds the details.
 ErrorInfo carries a reason that does not change between versions, and the domain "sidelight". Where an error was not
 foreseen, its metadata has an entry "reference", and the server's log has the error under this reference. RequestInfo
 carries the request id. RetryInfo carries a delay where a second try may help. Where a request asks for something that
@@ -1204,8 +1206,8 @@ class AttributeManyRequest(_message.Message):
     @_builtins.property
     def attribute(self) -> Global___AttributeRequest:
         """A text to attribute. Its request_id must be set, and must differ from the ids of all texts that still run on this
-        stream. The second text of an id is refused: its Error names the field "attribute.request_id", and the first text
-        goes on.
+        stream. The second text of an id is refused: its Error names the field "attribute.request_id" ("align.request_id"
+        of a pair) and has the same id, and the first text goes on. The Error of a text without an id has none either.
         """
 
     @_builtins.property
@@ -1837,7 +1839,8 @@ class AlignRequest(_message.Message):
     @_builtins.property
     def source(self) -> _text_pb2.Text:
         """The source: a text, with its markup if Markup.format says so. At most 1 MiB of UTF-8, and 1,000 segments that are
-        translated. Required. Only Text.text is accepted.
+        translated. Each segment must be within the model's limits: Markup.split_sentences makes segments of sentences, of a
+        text without markup too. Required. Only Text.text is accepted.
         """
 
     @_builtins.property
@@ -2045,6 +2048,7 @@ class AlignResponse(_message.Message):
     HEAD_SOURCE_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
     OFFSET_UNIT_FIELD_NUMBER: _builtins.int
+    STOP_REASON_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """The id of the request. The client has chosen it, or else the server."""
     model: _builtins.str
@@ -2061,6 +2065,10 @@ class AlignResponse(_message.Message):
     """Where the heads come from."""
     offset_unit: _text_pb2.OffsetUnit.ValueType
     """What the offsets count. Always set."""
+    stop_reason: _text_pb2.StopReason.ValueType
+    """Why the target ends. Of a source in several segments: STOP_REASON_LENGTH where the target of any segment ends so, or
+    else the reason of the last segment. STOP_REASON_GIVEN where the request gave the target.
+    """
     @_builtins.property
     def source(self) -> _containers.RepeatedCompositeFieldContainer[Global___Span]:
         """The units of the source: words or tokens."""
@@ -2109,10 +2117,11 @@ class AlignResponse(_message.Message):
         head_source: Global___HeadSource.ValueType = ...,
         usage: Global___Usage | None = ...,
         offset_unit: _text_pb2.OffsetUnit.ValueType = ...,
+        stop_reason: _text_pb2.StopReason.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["signals", b"signals", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["head_source", b"head_source", "links", b"links", "marked_target_text", b"marked_target_text", "markup", b"markup", "markup_report", b"markup_report", "model", b"model", "offset_unit", b"offset_unit", "pharaoh", b"pharaoh", "request_id", b"request_id", "signals", b"signals", "source", b"source", "source_text", b"source_text", "target", b"target", "target_text", b"target_text", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["head_source", b"head_source", "links", b"links", "marked_target_text", b"marked_target_text", "markup", b"markup", "markup_report", b"markup_report", "model", b"model", "offset_unit", b"offset_unit", "pharaoh", b"pharaoh", "request_id", b"request_id", "signals", b"signals", "source", b"source", "source_text", b"source_text", "stop_reason", b"stop_reason", "target", b"target", "target_text", b"target_text", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -9,8 +9,10 @@ each call carries it in the metadata "authorization", as "Bearer TOKEN".
 
 An error is a gRPC status with google.rpc details, in the trailer "grpc-status-details-bin". BadRequest names each
 wrong field by its path in the request. Where no field of a `oneof` is set, the path is the path of the message that
-has the `oneof`. In the messages of AttributeMany and Follow, which have no path, the path is "event". An index in a
-path counts in the message that was sent.
+has the `oneof`. In the messages of AttributeMany and Follow, which have no path, the path is "event": of an
+AttributeManyRequest with none of `attribute`, `align` and `cancel`, for example. An index in a path counts in the
+message that was sent. The message of a status begins with the path, and the description in BadRequest does not.
+client/guides/errors.md has all reasons, and where each language finds the details.
 ErrorInfo carries a reason that does not change between versions, and the domain "sidelight". Where an error was not
 foreseen, its metadata has an entry "reference", and the server's log has the error under this reference. RequestInfo
 carries the request id. RetryInfo carries a delay where a second try may help. Where a request asks for something that

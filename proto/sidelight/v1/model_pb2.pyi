@@ -256,7 +256,9 @@ Global___Calibration: _TypeAlias = Calibration  # noqa: Y015
 
 @_typing.final
 class RequestLimits(_message.Message):
-    """How large a request may be. The server refuses a larger request before it tokenizes the text, and names the field."""
+    """How large a request may be. The server refuses a larger request before it tokenizes the text, and names the field. For
+    Align, the sizes of texts are those of each segment.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

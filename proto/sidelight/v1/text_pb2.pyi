@@ -206,7 +206,9 @@ class _StopReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_StopReason
     STOP_REASON_END_TOKEN: _StopReason.ValueType  # 1
     """The model wrote its end token."""
     STOP_REASON_LENGTH: _StopReason.ValueType  # 2
-    """The target has reached Decoding.max_new_tokens or the last position of the model."""
+    """The target has reached Decoding.max_new_tokens or the last position of the model. So it is, too, where the model's
+    configuration makes the last token the end token (forced_eos_token_id), as Marian's and BART's does.
+    """
     STOP_REASON_STOP_TEXT: _StopReason.ValueType  # 3
     """The text contains a text of Decoding.stop."""
     STOP_REASON_GIVEN: _StopReason.ValueType  # 4
@@ -220,7 +222,9 @@ STOP_REASON_UNSPECIFIED: StopReason.ValueType  # 0
 STOP_REASON_END_TOKEN: StopReason.ValueType  # 1
 """The model wrote its end token."""
 STOP_REASON_LENGTH: StopReason.ValueType  # 2
-"""The target has reached Decoding.max_new_tokens or the last position of the model."""
+"""The target has reached Decoding.max_new_tokens or the last position of the model. So it is, too, where the model's
+configuration makes the last token the end token (forced_eos_token_id), as Marian's and BART's does.
+"""
 STOP_REASON_STOP_TEXT: StopReason.ValueType  # 3
 """The text contains a text of Decoding.stop."""
 STOP_REASON_GIVEN: StopReason.ValueType  # 4

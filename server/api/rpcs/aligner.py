@@ -33,9 +33,11 @@ from ...alignment import (
 )
 from ...errors import QUEUE_FULL, RequestError, invalid
 from ...models import ModelInfo
+from ...request import StopReason
 from ...text import Token
 from ..alignment_messages import AlignUsage, alignment_message
 from ..converters import signals_message
+from ..enums import STOP_REASONS, number_of
 from ..validation import (
     MAX_SEGMENTS,
     AlignPlan,
@@ -92,18 +94,20 @@ class Aligner:
         segments = _list_segments(plan, document)
         if plan.links is not None:
             pairs = [await self._starter.run(num_bytes, _link_by_client, plan, segments[0])]
-            model, head_source, signals = "", service_pb.HEAD_SOURCE_UNSPECIFIED, None
+            model, head_source, signals, stop_reason = "", service_pb.HEAD_SOURCE_UNSPECIFIED, None, "given"
         else:
             reader = PairReader(self._starter, message, client, usage)
             run = _PairRun(self._starter, message, plan, reader)
             pairs = await run.link_all(segments)
-            model, head_source, signals = loaded.name, find_head_source(message, loaded), run.find_signals()
+            model, head_source = loaded.name, find_head_source(message, loaded)
+            signals, stop_reason = run.find_signals(), run.find_stop_reason()
         num_bytes += sum(len(pair.target_text) for pair in pairs)
         target = await self._starter.run(num_bytes, _place, document, pairs)
         source_text = plan.source_text if document is None else document.source_text
         response = await self._starter.run(
             num_bytes, alignment_message, request_id, model, head_source, plan, source_text, target, usage
         )
+        response.stop_reason = number_of(STOP_REASONS, stop_reason)
         if signals is not None:
             response.signals.CopyFrom(signals_message(signals))
         return response
@@ -133,6 +137,7 @@ class _PairRun:
         self._plan = plan
         self._reader = reader
         self._signals: list[tuple[Signals, int]] = []  # of each segment, and its number of target tokens
+        self._stop_reasons: dict[int, StopReason] = {}  # of each segment that the model has read
         self._loaded, self._linker = self._find_linker(message.model, "model")
         self._reverse: ModelInfo | None = None
         self._reverse_linker: Linker | None = None
@@ -182,6 +187,13 @@ class _PairRun:
         """Returns the means of the signals of all segments; None if the request does not ask for them."""
         return mean_signals(self._signals) if self._message.signals else None
 
+    def find_stop_reason(self) -> StopReason:
+        """Returns why the target ends: "length" if the target of any segment ends so, or else as the last one."""
+        reasons = self._stop_reasons
+        if "length" in reasons.values():
+            return "length"
+        return reasons[max(reasons)] if reasons else "given"
+
     async def _link(self, segment: Segment, number: int) -> LinkedSegment:
         plan = self._plan
         if plan.markup is not None and not segment.text.strip():  # nothing but markup
@@ -193,6 +205,7 @@ class _PairRun:
             if plan.markup is None or plan.target_text is None or (error.reason, error.field) != _BLANK_SOURCE:
                 raise
             return LinkedSegment(plan.target_text, [], [], [])  # the model has no tokens for what stands there
+        self._stop_reasons[number] = forward.stop_reason
         if forward.signals is not None:
             self._signals.append((forward.signals, len(forward.target)))
         target_text = forward.target_text

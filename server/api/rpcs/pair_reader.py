@@ -18,7 +18,7 @@ from sidelight.v1 import attribution_service_pb2 as service_pb
 from ...alignment import Linker, Signals, WordedText, compare_states
 from ...errors import RequestError
 from ...frontends import EngineRequest
-from ...request import EncodedTarget, EncoderStates, Finished, Output, Step
+from ...request import EncodedTarget, EncoderStates, Finished, Output, Step, StopReason
 from ...text import Token, TokenizedText
 from ..alignment_messages import AlignUsage
 from ..validation import (
@@ -64,6 +64,7 @@ class PairRows:
     target: Sequence[Token]
     rows: NDArray[np.float32]
     signals: Signals | None
+    stop_reason: StopReason
     states: _States | None = None
 
     def compare_states(self, linker: Linker, source: WordedText, target: WordedText) -> NDArray[np.float32] | None:
@@ -132,7 +133,9 @@ class PairReader:
                 finished = output
         assert finished is not None
         self._usage.add(state, len(tokens), first_step, finished.seed)
-        return PairRows(state.request.source, finished.text, tokens, np.stack(rows), finished.signals)
+        return PairRows(
+            state.request.source, finished.text, tokens, np.stack(rows), finished.signals, finished.stop_reason
+        )
 
     async def _run_states(
         self, request: service_pb.AttributeRequest, target: str, name: str, *, is_reverse: bool

@@ -56,7 +56,8 @@ def validate_decoding(
     if message.HasField("no_repeat_ngram_size"):
         generation["no_repeat_ngram_size"] = message.no_repeat_ngram_size
     stops = (*_validate_stops(message), *_configured_stops(config))
-    return DecodingParams(max_new_tokens, do_sample, seed, stops, message.ignore_eos, generation, beam)
+    forces_end = not message.ignore_eos and config.forced_eos_token_id is not None
+    return DecodingParams(max_new_tokens, do_sample, seed, stops, message.ignore_eos, generation, beam, forces_end)
 
 
 def _validate_sampling(message: text_pb2.Sampling) -> dict[str, Any]:

@@ -184,11 +184,12 @@ def find_stop(
 
     `text` is the text of the target with the token, of which the first `num_searched` characters have no stop text.
     """
+    is_last = output.step + 1 >= params.max_new_tokens
     if output.is_end_token and not params.ignore_eos:
-        return "end_token"
+        return "length" if is_last and params.forces_end else "end_token"
     if stop_texts.are_in(text, num_searched):
         return "stop_text"
-    return "length" if output.step + 1 >= params.max_new_tokens else None
+    return "length" if is_last else None
 
 
 def make_output_builder(

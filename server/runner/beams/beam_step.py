@@ -51,7 +51,7 @@ def make_search(loaded: LoadedModel, sequence: Sequence) -> BeamSearch:
     assert params.beam is not None
     end_ids = frozenset[int]() if params.ignore_eos else sequence.end_ids
     has_stop_text = HypothesisTexts(loaded, request, params.stop).has_stop if params.stop else None
-    return BeamSearch(params.beam, params.max_new_tokens, end_ids, has_stop_text)
+    return BeamSearch(params.beam, params.max_new_tokens, end_ids, has_stop_text, forces_end=params.forces_end)
 
 
 def flatten(sequences: list[Sequence]) -> Iterator[Sequence]:

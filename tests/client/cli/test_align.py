@@ -40,6 +40,7 @@ def test_each_output_of_a_pair(align):
         "markup": {
             "report": [{"markup": "<b>", "source": [2, 3], "target": [0, 1], "placement": "links", "score": 1.0}]
         },
+        "stop_reason": "given",
         "signals": {},
     }
     signals = json.loads(align(SOURCE, "--target", TARGET, "--output", "json")[1])["signals"]

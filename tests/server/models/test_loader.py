@@ -9,9 +9,10 @@ import pytest
 import torch
 import transformers as tf
 from damaged_checkpoints import refusal
-from harness import serving
+from harness import serving, wait_until
 from model_zoo import Family, build_model, decoder_only
 from sidelight.client import Client, Decoding, Greedy
+from sidelight.server.models import loader
 from sidelight.server.models.loader import ModelError, load
 
 
@@ -118,3 +119,12 @@ def test_a_real_llama_tells_a_story(bundled):
         assert result.decoder_self.shape == (5 + 60, 60, 5, 8)
         assert sorted(model.name for model in client.list_models()) == ["stories260K", "tatoeba-en-de"]
         assert client.attribute("A dog.", model="tatoeba-en-de", timeout=60).result().text
+
+
+def test_the_log_says_that_kernels_are_compiled(monkeypatch, caplog):
+    """Before it is done: a busy machine takes minutes."""
+    caplog.set_level("INFO")
+    monkeypatch.setattr(loader, "_LONG", 0.05)
+    monkeypatch.setattr(loader, "is_supported", lambda: wait_until(lambda: "compiling kernels" in caplog.text) or True)
+    loader._compile_cpu_kernels()
+    assert "they are kept for the next time" in caplog.text
