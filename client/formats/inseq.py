@@ -14,12 +14,11 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import save as save_tensors
 
 from ..offset_units import Span, Token
 from ..results import Attribution, FloatArray, Started
+from .tensors import encode_tensor
 
 # Scores that have another name in Inseq.
 SCORE_NAMES = {"cross_entropy": "crossentropy"}
@@ -122,8 +121,7 @@ def _build_token(token: Token | Span) -> dict[str, Any]:
 def _encode_tensor(values: FloatArray | None) -> str | None:
     if values is None:
         return None
-    contiguous = np.ascontiguousarray(values, np.float32)
-    return base64.b64encode(save_tensors({"attribution": contiguous})).decode("ascii")
+    return base64.b64encode(encode_tensor(values)).decode("ascii")
 
 
 def _build_instance(module: str, name: str, attributes: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,12 +18,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args
 
-from safetensors.numpy import load as load_tensors
-
 from ..offset_units import Token
 from ..parameters import AttentionKind, Method, Score
 from ..results import AttentionLayout, Attribution, FloatArray, Started, StopReason, Usage
 from .inseq import SCORE_NAMES, to_inseq_json
+from .tensors import decode_tensor
 
 if TYPE_CHECKING:
     from inseq import FeatureAttributionOutput
@@ -155,8 +154,7 @@ def _read_tensor(value: Any) -> FloatArray | None:
         return None
     if not isinstance(value, str):
         return value.detach().cpu().numpy()
-    (array,) = load_tensors(base64.b64decode(value)).values()
-    return array
+    return decode_tensor(base64.b64decode(value))
 
 
 def _build_layout(kind: AttentionKind, array: FloatArray) -> AttentionLayout:

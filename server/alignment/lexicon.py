@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,20 @@ from safetensors.numpy import load_file, save
 from ...kernels.cpu import LexiconRows
 from .word_scores import Matrix
 
-_ARRAYS = {"source_words": 1, "target_words": 1, "firsts": 4, "targets": 4, "scores": 1}  # with bytes of a number
+# What a file has, and the most bytes of a number. Each array has the smallest type that holds its numbers. Words are in
+# ascending order: `prefixes` says how many letters a word shares with the word before it, and `words` has the others.
+_ARRAYS = {
+    "source_prefixes": 1,
+    "source_words": 1,
+    "target_prefixes": 1,
+    "target_words": 1,
+    "counts": 4,  # of the pairs of each source word
+    "targets": 4,
+    "scores": 1,
+}
+
+# The most letters that a word may share: a small file must not stand for words without end.
+_MAX_PREFIX = 31
 
 # A score of the file is a whole number; it stands for itself / 255.
 _SCALE = 255
@@ -79,13 +93,11 @@ class Lexicon:
 
     def save(self, path: Path) -> None:
         """Writes the lexicon as a safetensors file."""
-        arrays = {
-            "source_words": _join_words(self._source),
-            "target_words": _join_words(self._target),
-            "firsts": self._firsts,
-            "targets": self._targets,
-            "scores": self._scores,
-        }
+        words = {"source": _join_words(self._source), "target": _join_words(self._target)}
+        arrays = {f"{side}_prefixes": prefixes for side, (prefixes, _) in words.items()}
+        arrays |= {f"{side}_words": joined for side, (_, joined) in words.items()}
+        arrays |= {"counts": np.diff(self._firsts), "targets": self._targets, "scores": self._scores}
+        arrays = {name: numbers.astype(np.min_scalar_type(numbers.max(initial=0))) for name, numbers in arrays.items()}
         replace_file(path, save(arrays))  # `save_file` would make a file that its owner alone may read
 
     @classmethod
@@ -97,22 +109,27 @@ class Lexicon:
             raise LexiconError("is not a whole safetensors file") from error
         for name, size in _ARRAYS.items():
             array = arrays.get(name)
-            if array is None or array.ndim != 1 or array.dtype.kind not in "iu" or array.itemsize != size:
+            if array is None or array.ndim != 1 or array.dtype.kind != "u" or array.itemsize > size:
                 raise LexiconError(f"has no array {name} of the right type")
         try:
-            source, target = (_split_words(arrays[f"{side}_words"]) for side in ("source", "target"))
+            source, target = (
+                _split_words(arrays[f"{side}_prefixes"], arrays[f"{side}_words"]) for side in ("source", "target")
+            )
         except UnicodeDecodeError as error:
             raise LexiconError("has words that are not UTF-8") from error
-        firsts, targets, scores = arrays["firsts"], arrays["targets"], arrays["scores"]
-        fits = len(firsts) == len(source) + 1 and firsts[0] == 0 and firsts[-1] == len(targets) == len(scores)
+        counts, targets, scores = arrays["counts"], arrays["targets"], arrays["scores"]
         # Each source word has a pair: otherwise it would have no place in the file.
         if (
-            not fits
-            or (np.diff(firsts) < 1).any()
-            or (len(targets) and not 0 <= targets.min() <= targets.max() < len(target))
+            source is None
+            or target is None
+            or len(counts) != len(source)
+            or not counts.all()
+            or not counts.sum(dtype=np.uint64) == len(targets) == len(scores)
+            or (targets >= len(target)).any()
         ):
             raise LexiconError("has numbers that do not fit its words")
-        return cls(source, target, firsts, targets, scores)
+        firsts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
+        return cls(source, target, firsts, targets.astype(np.int32), scores)
 
 
 class SourceLexicon:
@@ -170,9 +187,30 @@ def replace_file(path: Path, data: bytes) -> None:
         raise
 
 
-def _join_words(words: Iterable[str]) -> NDArray[np.uint8]:
-    return np.frombuffer("\n".join(words).encode(), np.uint8)
+def _join_words(words: Iterable[str]) -> tuple[NDArray[np.int_], NDArray[np.uint8]]:
+    """Returns how many letters each word shares with the word before it, and the other letters, in lines."""
+    prefixes: list[int] = []
+    others: list[str] = []
+    before = ""
+    for word in words:
+        letters = zip(before[:_MAX_PREFIX], word, strict=False)
+        shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], letters))
+        prefixes.append(shared)
+        others.append(word[shared:])
+        before = word
+    return np.array(prefixes, int), np.frombuffer("\n".join(others).encode(), np.uint8)
 
 
-def _split_words(words: NDArray[np.uint8]) -> list[str]:
-    return words.tobytes().decode().split("\n") if len(words) else []
+def _split_words(prefixes: NDArray[np.unsignedinteger], words: NDArray[np.uint8]) -> list[str] | None:
+    """Returns the words that `_join_words` has joined; None if the numbers do not fit the letters."""
+    others = words.tobytes().decode().split("\n") if len(words) else []
+    if len(others) != len(prefixes):
+        return None
+    found: list[str] = []
+    before = ""
+    for shared, other in zip(prefixes.tolist(), others, strict=True):
+        if shared > min(len(before), _MAX_PREFIX):
+            return None
+        before = before[:shared] + other
+        found.append(before)
+    return found

@@ -112,10 +112,15 @@ class EngineCore:
         states = self.requests.starting
         self._watchdog.activity = Phase.READING_SOURCES, states
         self._scheduler.record_starts(states)
-        added = self._runner.add([state.runner_request for state in states])
+        added: dict[RequestState, Sequence | Exception] = {}
+        for is_resumed in (False, True):
+            if group := [state for state in states if state.is_resumed == is_resumed]:
+                requests = [state.runner_request for state in group]
+                added |= zip(group, self._runner.add(requests, reads_sources=not is_resumed), strict=True)
         self.requests.run_starting()
         ready: list[OutputQueue] = []
-        for state, sequence in zip(states, added, strict=True):
+        for state in states:
+            sequence = added[state]
             if isinstance(sequence, Exception):
                 self.requests.fail(state, sequence)
                 continue

@@ -37,12 +37,13 @@ class FollowStreams:
     def __init__(self, loaded: LoadedModel, requests: StartedRequests) -> None:
         self._loaded = loaded
         self._requests = requests
+        self._resumed: list[RequestState] = []  # with a new sequence, which stands behind nothing yet
 
     def start(self, state: RequestState, follow: FollowState) -> None:
         """Takes up a stream that has just got a sequence, for the first time or again."""
         state.record_source_read()
         if follow.builder is not None:
-            self._rewind([state])
+            self._resumed.append(state)  # the source may be about to grow
             return
         follow.builder = FollowBuilder(self._loaded, state.request)
         if not state.is_announced:
@@ -51,7 +52,7 @@ class FollowStreams:
 
     def advance(self) -> bool:
         """Does what the clients' events ask for, up to the next forward pass. Returns whether there was any event."""
-        rewound: list[RequestState] = []
+        rewound, self._resumed = self._resumed, []
         queues: list[OutputQueue] = []
         now = time.monotonic()
         self._end_broken()

@@ -82,6 +82,11 @@ class RequestState:
         return self.request if self.follow is None else without_encoder_self(self.request)
 
     @property
+    def is_resumed(self) -> bool:
+        """Whether a follow stream has started before. It may have lost its sequence since."""
+        return self.follow is not None and self.follow.builder is not None
+
+    @property
     def is_blocked(self) -> bool:
         """Whether the client must do something before the request goes on: read outputs, or send events."""
         return self.queue.is_full or self.is_idle

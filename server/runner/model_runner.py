@@ -66,18 +66,18 @@ class ModelRunner:
 
     # ---- sequences come and go --------------------------------------------------------------------------------------
 
-    def add(self, requests: list[Request]) -> list[Sequence | Exception]:
-        """Gives each request its slots and reads its source, or says why not. There must be enough free slots."""
+    def add(self, requests: list[Request], *, reads_sources: bool = True) -> list[Sequence | Exception]:
+        """Gives each request its slots and reads its source, or leaves that to `rewind`. See `Runner.add`."""
         added = add_each(requests, self._add)
         if not self._loaded.is_encoder_decoder:
             return added
         sequences = [sequence for sequence in added if isinstance(sequence, Sequence)]
+        for sequence in sequences:
+            sequence.must_read_source = not reads_sources
         # Of a beam search, one sequence reads the source; its cache is copied to the others.
-        members = [member for sequence in sequences for member in sequence.members if member.source_length]
-        read = self._prefill.read_sources(members)
-        faults = {
-            sequence: read[member] for sequence in sequences for member in reversed(sequence.members) if member in read
-        }
+        members = (member for sequence in sequences for member in sequence.members)
+        read = self._prefill.read_sources([each for each in members if reads_sources and each.source_length])
+        faults = {each: read[member] for each in sequences for member in reversed(each.members) if member in read}
         for sequence in faults:
             self.remove(sequence)
         return [faults.get(entry, entry) if isinstance(entry, Sequence) else entry for entry in added]

@@ -37,8 +37,12 @@ class Runner(Protocol):
         """How many slots are free. A request takes `Request.num_sequences`."""
         ...
 
-    def add(self, requests: list[Request]) -> list[Sequence | Exception]:
-        """Gives each request its slots and reads its source, or says why not. There must be enough free slots."""
+    def add(self, requests: list[Request], *, reads_sources: bool = True) -> list[Sequence | Exception]:
+        """Gives each request its slots and reads its source, or says why not. There must be enough free slots.
+
+        Without `reads_sources`, all requests are those of follow streams, and `rewind` comes next. What `rewind` needs
+        decides how the sources are read.
+        """
         ...
 
     def remove(self, sequence: Sequence) -> None:

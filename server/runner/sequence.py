@@ -130,7 +130,7 @@ class Sequence:
     contrast: Sequence | None = None
     group: BeamGroup | None = None  # of the sequence that stands for a beam search
     added_ids: list[int] | None = None  # in a follow stream: the tokens after `prompt`
-    must_read_source: bool = False  # in a follow stream: whether a pass over source and target is to read the source
+    must_read_source: bool = False  # in a follow stream: whether the source is unread
     next_logits: Tensor | None = None  # of a followed sequence with scores: the last pass's, `[1, vocabulary]`
 
     def __post_init__(self) -> None:

@@ -53,19 +53,19 @@ class UnbatchedRunner:
         running = (sequence for sequence in self._states if not sequence.is_preempted)
         return self._max_sequences - sum(sequence.request.num_sequences for sequence in running)
 
-    def add(self, requests: list[Request]) -> list[Sequence | Exception]:
-        """Reads the source of each request, or says why it cannot be read."""
-        return add_each(requests, self._add)
+    def add(self, requests: list[Request], *, reads_sources: bool = True) -> list[Sequence | Exception]:
+        """Reads the source of each request, or says why it cannot be read. Without `reads_sources`, `rewind` does."""
+        return add_each(requests, lambda request: self._add(request, reads_source=reads_sources))
 
-    def _add(self, request: Request) -> Sequence:
+    def _add(self, request: Request, *, reads_source: bool) -> Sequence:
         params = request.target
         assert not isinstance(params, GivenTarget)
         model = SingleSequenceModel.of_request(self._loaded, request)
         sampler = self._new_sampler(request, model.prompt)
-        attention = model.encode()  # last: what comes before it takes no time
+        attention = model.encode() if reads_source else None  # last: what comes before it takes no time
         # The first step reads the whole prompt: nothing of it is pending.
         sequence = Sequence(request, params, request.capture, model.source_length, [], sampler.end_ids(0))
-        sequence.source_attention = attention
+        sequence.source_attention, sequence.must_read_source = attention, not reads_source
         state = self._states[sequence] = _State(model, sampler, model.tensor(model.prompt))
         if request.beam is not None:
             group = BeamGroup(make_search(self._loaded, sequence), [sequence] * request.beam.width)
@@ -98,10 +98,10 @@ class UnbatchedRunner:
 
     def _rewind(self, sequence: Sequence, request: Request, target_ids: list[int]) -> None:
         state = self._states[sequence]
-        if request.source != sequence.request.source:
+        if request.source != sequence.request.source or sequence.must_read_source:
             state.model = SingleSequenceModel.of_request(self._loaded, request)
             state.model.encode()
-            sequence.source_length = state.model.source_length
+            sequence.source_length, sequence.must_read_source = state.model.source_length, False
         state.model.forget_target(find_special(self._loaded, request, target_ids))
         state.sampler = self._new_sampler(request, state.model.prompt)
         state.sampler.continue_from(0, state.model.prompt, target_ids)

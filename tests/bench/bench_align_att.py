@@ -1,8 +1,8 @@
 """AlignAtt's BLEU and average lagging with the bundled model, for the heads that say where a token looks.
 
-Run by `make bench`; `--skip` and `--sentences` choose other sentences than the first ones. The average lagging is that
-of Ma et al. 2019 (arXiv:1810.08398, equation 8), in words: how many source words a target word comes behind an ideal
-translator who writes all the time.
+Run by `make bench`; `--skip` and `--sentences` choose other sentences than the first ones, and `--words` says how many
+source words are held back. The average lagging is that of Ma et al. 2019 (arXiv:1810.08398, equation 8), in words: how
+many source words a target word comes behind an ideal translator who writes all the time.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sentences", type=int, default=SENTENCES, help=f"how many; {SENTENCES} by default")
     parser.add_argument("--skip", type=int, default=0, help="how many sentences are left out before; 0 by default")
+    parser.add_argument("--words", type=int, nargs="+", default=WORDS, help="the numbers of words that are held back")
     options = parser.parse_args()
     chosen = slice(options.skip, options.skip + options.sentences)
     if not DATA.exists():
@@ -42,16 +44,16 @@ def main() -> int:
         return 0
     rows = [line.split("\t") for line in DATA.read_text(encoding="utf-8").splitlines()[chosen]]
     with bundled_server() as (_, address):
-        asyncio.run(_report(address, rows))
+        asyncio.run(_report(address, rows, options.words))
     return 0
 
 
-async def _report(address: str, rows: list[list[str]]) -> None:
+async def _report(address: str, rows: list[list[str]], held_back: Sequence[int]) -> None:
     """Prints BLEU and average lagging of each setting."""
     sources = [row[0] for row in rows]
     longest = max(map(len, rows))
     references: Any = [[row[n] if n < len(row) else None for row in rows] for n in range(1, longest)]
-    names = [f"{words} held back: {figure}" for words in WORDS for figure in ("BLEU", "lag")]
+    names = [f"{words} held back: {figure}" for words in held_back for figure in ("BLEU", "lag")]
     table = Table(f"{len(rows)} sentences", *names)
     under_way = asyncio.Semaphore(UNDER_WAY)
     async with AsyncClient(address) as client:
@@ -62,7 +64,7 @@ async def _report(address: str, rows: list[list[str]]) -> None:
 
         for name, fields in HEADS.items():
             cells: list[str] = []
-            for words in WORDS:
+            for words in held_back:
                 policy = AlignAtt(words=words, **fields)
                 results = await asyncio.gather(*(translate(source, policy) for source in sources))
                 lags = [_average_lagging(source, read) for source, (_, read) in zip(sources, results, strict=True)]

@@ -37,6 +37,10 @@ BUNDLED = "server/bundled/"
 MAX_CLIENT_MB = {"numpy": 60, "grpcio": 20, "sidelight": 18, "others": 12}
 
 
+# Of what pip fetches for a client alone, in MB: the wheel and those of all that it needs.
+MAX_DOWNLOAD_MB = 40
+
+
 @pytest.fixture(scope="module")
 def release(tmp_path_factory: pytest.TempPathFactory) -> Release:
     return build_release(tmp_path_factory.mktemp("release"))
@@ -171,6 +175,23 @@ def test_the_client_alone_is_small(client_environment, capsys):
     others = sum(size for name, size in sizes.items() if name not in MAX_CLIENT_MB)
     for name, most in MAX_CLIENT_MB.items():
         assert (others if name == "others" else sizes[name]) < most, name
+
+
+def test_the_client_alone_is_a_small_download(release, tmp_path, capsys):
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--retries=1", "--only-binary=:all:"]
+    command += ["--dest", str(tmp_path), "--constraint", str(ROOT / "requirements.lock"), str(release.wheel)]
+    done = subprocess.run(command, cwd="/", capture_output=True, text=True)
+    if done.returncode and "connection broken" in done.stderr:
+        pytest.skip("the package index cannot be reached")
+    assert done.returncode == 0, done.stderr
+    sizes = {path.name.partition("-")[0]: path.stat().st_size / 1e6 for path in tmp_path.glob("*.whl")}
+    with capsys.disabled():
+        print("\nclient alone, to download, in MB:")
+        for name, size in sorted(sizes.items(), key=lambda item: -item[1]):
+            print(f"  {name:26} {size:6.2f}")
+        print(f"  {'together':26} {sum(sizes.values()):6.2f}")
+    assert {"sidelight", "numpy", "grpcio"} <= set(sizes)
+    assert sum(sizes.values()) < MAX_DOWNLOAD_MB
 
 
 def test_the_wheel_demonstrates_itself(server_environment):

@@ -4,8 +4,9 @@ isort:skip_file
 The service: where a sequence model looks while it writes, streamed token by token.
 
 A client that generates code needs this file and its imports. Its gRPC library receives messages of at most
-4 MiB, unless the client sets a higher limit: one step of a large model can be larger. Where the server wants a token,
-each call carries it in the metadata "authorization", as "Bearer TOKEN".
+4 MiB, unless the client sets a higher limit: one step of a large model can be larger, and so can the AlignResponse of
+a long pair, which has up to 14 times the bytes of the pair. Where the server wants a token, each call carries it in
+the metadata "authorization", as "Bearer TOKEN".
 
 An error is a gRPC status with google.rpc details, in the trailer "grpc-status-details-bin". BadRequest names each
 wrong field by its path in the request. Where no field of a `oneof` is set, the path is the path of the message that

@@ -9,6 +9,7 @@ import warnings
 
 import numpy as np
 import pytest
+from inseq_files import load_with_inseq
 from sidelight.client import Attribution, Capture, Client, Decoding, Greedy, from_inseq, save, to_inseq
 from sidelight.server.models.loader import bundled_model
 
@@ -80,6 +81,11 @@ def test_what_inseq_has_written_comes_back_to_inseq(tmp_path):
     np.testing.assert_array_equal(again.target_attributions.numpy(), sequence.target_attributions.numpy())
     assert again.source == sequence.source
     assert again.target == sequence.target
+    for precision in ("float16", "float8"):
+        theirs.save(tmp_path / "rounded.json", overwrite=True, scores_precision=precision)
+        rounded = load_with_inseq(tmp_path / "rounded.json").sequence_attributions[0].source_attributions.numpy()
+        np.testing.assert_allclose(rounded, ours.cross, rtol=1 / 16, atol=2**-9)
+        np.testing.assert_array_equal(from_inseq(tmp_path / "rounded.json")[0].cross, rounded)
 
 
 def test_what_is_no_attention_is_refused(results, tmp_path):

@@ -109,9 +109,9 @@ def test_sources_of_a_burst_are_read_together(zoo, monkeypatch):
     joined: list[int] = []
     add = ModelRunner.add
 
-    def counted(self, requests):
+    def counted(self, requests, **options):
         joined.append(len(requests))
-        return add(self, requests)
+        return add(self, requests, **options)
 
     monkeypatch.setattr(ModelRunner, "add", counted)
     monkeypatch.setattr(batching_delay, "_QUIET", 0.2)  # this machine may have other things to do

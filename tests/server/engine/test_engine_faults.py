@@ -137,7 +137,7 @@ async def test_a_process_whose_engine_has_ended_ends_with_a_code(bundled, engine
 
 
 def test_a_server_ends_while_its_engine_begins_again(bundled, monkeypatch):
-    monkeypatch.setattr(ModelRunner, "add", lambda *_: 1 / 0)
+    monkeypatch.setattr(ModelRunner, "add", lambda *_, **__: 1 / 0)
     with serving(bundled) as address, stub(address) as service, pytest.raises(grpc.RpcError) as raised:
         list(service.Attribute(request("A dog."), timeout=60))
     assert raised.value.code() == grpc.StatusCode.INTERNAL

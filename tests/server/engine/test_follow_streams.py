@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
@@ -26,6 +28,8 @@ from hostile_clients import NARROW
 from sidelight.server.engine import output_queue, preemption
 from sidelight.server.engine.engine import EngineConfig
 from sidelight.server.engine.started_requests import StartedRequests
+from sidelight.server.models.loader import LoadedModel
+from sidelight.server.runner.single_sequence import SingleSequenceModel
 from sidelight.server.runner.targets import TargetPass, TargetReader
 from sidelight.v1 import attention_pb2 as attention
 from sidelight.v1 import attribution_service_pb2_grpc as services
@@ -94,6 +98,59 @@ def test_streams_that_are_idle_for_long_hold_no_cache(bundled, engines, monkeypa
         driver.add_text(" du")
         driver.finish()
         assert_as_given(service, driver.stretches)
+
+
+@pytest.mark.parametrize("has_slots", [True, False])
+def test_a_stream_that_lost_its_cache_reads_its_source_once(bundled, engines, monkeypatch, has_slots):
+    """Also where the source grows at the same time: then the old source is not read any more."""
+    reads = source_reads(monkeypatch, bundled, has_slots=has_slots)
+    model = bundled if has_slots else dataclasses.replace(bundled, backend=None)
+    with serving(model) as address, stub(address) as service:
+        driver = FollowDriver(service)
+
+        def lose_cache(after: Callable[[], object]) -> None:
+            """Makes the stream lose its cache after an event, and then keep it."""
+            monkeypatch.setattr(preemption, "_LONG_IDLE_SECONDS", 0.02)
+            after()
+            (state,) = engines[0]._admission._states
+            wait_until(lambda: state.sequence is None)
+            monkeypatch.setattr(preemption, "_LONG_IDLE_SECONDS", 30.0)
+            del reads[:]
+
+        lose_cache(lambda: driver.add_source("Where did you"))
+        driver.add_source(" buy")
+        driver.add_text("Wo")
+        assert reads == [len(driver.started[-1].source)]
+        lose_cache(lambda: driver.add_text(" hast"))
+        driver.add_text(" du")
+        assert reads == [len(driver.started[-1].source)]
+        lose_cache(lambda: driver.take_back(1))
+        driver.add_source(" that?")
+        driver.add_text(" du")
+        assert reads == [len(driver.started[-1].source)]
+        driver.finish()
+        assert_as_given(service, driver.stretches)
+
+
+def source_reads(monkeypatch, loaded: LoadedModel, *, has_slots: bool) -> list[int]:
+    """Grows with the number of tokens of each source that the encoder reads."""
+    reads: list[int] = []
+
+    def count(owner: type, name: str, lengths) -> None:
+        method = getattr(owner, name)
+
+        def counted(self, *args, **options):
+            reads.extend(lengths(self, *args))
+            return method(self, *args, **options)
+
+        monkeypatch.setattr(owner, name, counted)
+
+    if has_slots:
+        count(type(loaded.backend), "prefill_sources", lambda *args: args[2].values())
+        count(type(loaded.backend), "read_targets", lambda *args: args[1].source_lengths)
+    else:
+        count(SingleSequenceModel, "encode", lambda *args: [args[0].source_length])
+    return reads
 
 
 def count_calls(monkeypatch, name: str) -> list[object]:

@@ -54,9 +54,9 @@ def slow_engine(monkeypatch):
         time.sleep(0.1)
         yield from target_outputs(*args)
 
-    def slow_add(runner, requests):
+    def slow_add(runner, requests, **options):
         time.sleep(0.1 * len(requests))
-        return add(runner, requests)
+        return add(runner, requests, **options)
 
     monkeypatch.setattr(engine_core, "target_outputs", slow_outputs)
     monkeypatch.setattr(ModelRunner, "add", slow_add)

@@ -156,7 +156,7 @@ def test_what_the_client_does_not_sample_is_not_recorded(recorded):
 
 @pytest.mark.parametrize(("model", "code", "is_fault"), [("other", "NOT_FOUND", False), ("", "INTERNAL", True)])
 def test_only_faults_of_the_server_are_errors(recorded, monkeypatch, model, code, is_fault):
-    monkeypatch.setattr(ModelRunner, "add", lambda *_: 1 / 0)
+    monkeypatch.setattr(ModelRunner, "add", lambda *_, **__: 1 / 0)
     with pytest.raises(grpc.RpcError):
         recorded.attribute(request("A dog.", model=model))
     spans = recorded.spans(3 if is_fault else 1)
