@@ -8,8 +8,9 @@ import { Heads } from "./heads.js";
 import { openStream } from "./stream.js";
 import { Words } from "./words.js";
 
-// Of a text that grows: milliseconds until words may change their colours again, and how many words have colours.
-const TINT_WAIT = 100, TINT_MOST = 48;
+// Of a text that grows: milliseconds until what the newest token looks at is shown again (nobody can read it at each
+// token), and how many words have colours.
+const LOOK_WAIT = 100, TINT_MOST = 48;
 
 export class Pane {
   // `settings()` gives {kind, reduction, layer, head, view}; `changed()` is called where the stream begins or ends.
@@ -231,8 +232,10 @@ export class Pane {
     if (!this.attention) return;
     if (this.settings().view === "curves") this.#drawCurves();
     this.#showRange();
-    if (!this.hovered && this.fixed === null && this.scrubbed === null) this.#bringNewest();
-    this.heatmap.grow(); // the last: it asks for places, for which the browser must lay out all that has changed
+    if (!this.hovered && this.fixed === null && this.scrubbed === null && this.#mayLook()) this.#bringNewest();
+    this.heatmap.grow(); // from here on: places are asked for, for which the browser must lay out all that has changed
+    this.words.settle();
+    this.source.settle();
   }
 
   #pin(head) {
@@ -279,7 +282,7 @@ export class Pane {
     const { attention } = this, columns = attention.columns();
     if (!live) this.heatmap.bring(line);
     this.heads.bring(line);
-    if (!live || this.#mayTint()) this.#tint(row);
+    this.#tint(row);
     const groups = Attention.words(columns.slice(0, row.length)).map((members) => ({
       label: members.map((i) => columns[i].label).join(""),
       value: members.reduce((sum, i) => sum + row[i], 0),
@@ -298,11 +301,10 @@ export class Pane {
     this.detail.replaceChildren(heading, element("ol", { class: "looks" }, ...items));
   }
 
-  // Words of a text that grows change their colours some times a second: of a long text, all may change.
-  #mayTint() {
+  #mayLook() {
     const now = performance.now();
-    if (this.isRunning && now - (this.tinted ?? 0) < TINT_WAIT) return false;
-    this.tinted = now;
+    if (this.isRunning && now - (this.looked ?? 0) < LOOK_WAIT) return false;
+    this.looked = now;
     return true;
   }
 
