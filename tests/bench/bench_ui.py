@@ -39,7 +39,7 @@ _WATCH = """() => {
   requestAnimationFrame(tick);
 }"""
 _TYPE = """(text) => new Promise((done) => {
-  const box = document.getElementById("source"), canvas = document.querySelector(".map-canvas");
+  const box = document.getElementById("source"), canvas = document.querySelector(".map-room");
   let isOver = false; // the text before
   const words = new MutationObserver((changes) => (isOver ||= changes.some(({ removedNodes }) => removedNodes.length)));
   words.observe(document.querySelector(".target .words"), { childList: true });

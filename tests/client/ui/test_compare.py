@@ -70,7 +70,7 @@ def test_two_models_stand_side_by_side(visit, many_url, many_models, names):
         texts = [client.attribute(SENTENCE, model=names[one]).result().text for one in ("bundled", "marian")]
     assert page.locator(".target .words").all_inner_texts() == texts
     assert count_heads(page) == [12, 6]
-    assert page.locator(".map-canvas").count() == 2
+    assert page.locator(".map-room").count() == 2
     assert notes(page) == ["", ""]
     page.locator("#model2").select_option(names["bundled"])
     expect(page.locator(".target .words").nth(1)).to_have_text(texts[0], timeout=WAIT)
@@ -94,7 +94,7 @@ def test_picks_that_the_second_model_lacks_are_named(visit, many_url):
 
 def test_a_model_without_cross_attention_shows_what_it_has(visit, many_url, names):
     page = open_comparison(visit, many_url, model2=names["llama"], text=SOURCE)
-    first, second = page.locator(".map-canvas").evaluate_all("nodes => nodes.map(node => node.ariaLabel)")
+    first, second = page.locator(".map-room").evaluate_all("nodes => nodes.map(node => node.ariaLabel)")
     assert first.startswith("Heatmap: ")
     steps = int(re.search(r"(\d+) lines", second)[1])
     assert int(re.search(r"(\d+) columns", second)[1]) > steps > 0  # the text and what is written

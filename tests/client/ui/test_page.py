@@ -45,7 +45,7 @@ def test_a_text_is_translated_while_it_is_typed(visit, page_url):
     page.locator("#source").fill("A small dog.")
     expect(page.locator(".target .words")).to_have_text("Ein kleiner Hund.", timeout=WAIT)
     expect(page.locator(".target .count")).to_contain_text("confidence", timeout=WAIT)
-    expect(page.locator(".map-canvas")).to_have_attribute("aria-label", "Heatmap: 5 lines, 5 columns", timeout=WAIT)
+    expect(page.locator(".map-room")).to_have_attribute("aria-label", "Heatmap: 5 lines, 5 columns", timeout=WAIT)
     page.locator("#source").fill("")
     expect(page.locator(".target .words")).to_have_text("", timeout=WAIT)
 
@@ -67,13 +67,12 @@ def test_the_heatmap_has_the_colours_of_the_numbers(visit, page_url, bundled_ser
     wait_done(page)
     with Client(bundled_server) as client:
         result = client.attribute(SENTENCE, capture=Capture(heads=[(2, 1)], over_heads="mean")).result()
-    pixels = page.locator(".map-canvas").evaluate(
-        """canvas => {
-          const context = canvas.getContext('2d'), cells = [];
-          const {data, width} = context.getImageData(0, 0, canvas.width, canvas.height);
+    pixels = page.locator(".map-room").evaluate(
+        """room => {
+          const tiles = [...room.querySelectorAll('.map-tile canvas')].map(canvas => canvas.getContext('2d')), cells = [];
           for (let line = 0; line < 9; line++) for (let column = 0; column < 9; column++) {
-            const x = 128 + column * 64 + 30, y = 86 + line * 22 + 10, i = 4 * (y * width + x);
-            cells.push(data[i] + data[i + 1] + data[i + 2]);
+            const {data} = tiles[Math.floor(line / 8)].getImageData(128 + column * 64 + 30, (line % 8) * 22 + 10, 1, 1);
+            cells.push(data[0] + data[1] + data[2]);
           }
           return cells;
         }"""
@@ -152,7 +151,7 @@ def test_picks_of_the_model(visit, page_url, pick, value, columns):
     wait_done(page)
     page.locator(f"#pick-{pick}").select_option(value)
     wait_done(page)
-    expect(page.locator(".map-canvas")).to_have_attribute("aria-label", f"Heatmap: 9 lines, {columns} columns")
+    expect(page.locator(".map-room")).to_have_attribute("aria-label", f"Heatmap: 9 lines, {columns} columns")
     assert page.locator(".head").count() == {"rollout": 3, "alignment": 4}.get(value, 12)
 
 
@@ -193,7 +192,7 @@ def test_a_given_target_is_compared(visit, page_url):
     wait_done(page)
     first, second = page.locator(".target .words").all_inner_texts()
     assert (first, second) == (TARGET, "Wo hast du das Buch her?")
-    assert page.locator(".map-canvas").count() == 2
+    assert page.locator(".map-room").count() == 2
     page.locator("#given").fill("")
     expect(page.locator(".target .words").nth(1)).to_have_text(TARGET, timeout=WAIT)
 
@@ -208,7 +207,7 @@ def test_markup_is_text_everywhere(visit, page_url):
     for mode in ("translate", "live"):
         page.locator(f"#tab-{mode}").click()
         page.locator("#source").fill("<img src=x onerror=\"document.title='bad'\"> <b>dog</b> \u202e cat ")
-        expect(page.locator(".map-canvas").first).to_be_visible(timeout=WAIT)
+        expect(page.locator(".map-room").first).to_be_visible(timeout=WAIT)
     assert page.locator("main img, main script, main b, main p p").count() == 0
     assert page.title().startswith("Sidelight")
 
@@ -273,4 +272,4 @@ def test_a_link_restores_the_state(visit, page_url):
     expect(again.locator(".curves")).to_be_visible()
     again.evaluate("location.hash = 'text=A small cat.'")  # a link that is opened where the page is
     expect(again.locator(".target .words")).to_have_text("Eine kleine Katze.", timeout=WAIT)
-    expect(again.locator(".map-canvas")).to_be_visible()
+    expect(again.locator(".map-room")).to_be_visible()

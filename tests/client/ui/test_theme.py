@@ -46,12 +46,12 @@ def test_the_theme_can_be_switched_and_stays(visit, page_url):
 
 def test_the_theme_follows_the_system(visit, page_url):
     page = visit.open(page_url, color_scheme="light")
-    expect(page.locator(".map-canvas")).to_be_visible(timeout=60_000)
-    corner = "canvas => [...canvas.getContext('2d').getImageData(2, 2, 1, 1).data].slice(0, 3)"
+    expect(page.locator(".map-room")).to_be_visible(timeout=60_000)
+    corner = "room => [...room.firstChild.getContext('2d').getImageData(2, 2, 1, 1).data].slice(0, 3)"
     for scheme, background, card in (("dark", DARK, [30, 28, 26]), ("light", LIGHT, [255, 255, 255])):
         page.emulate_media(color_scheme=scheme)
         expect(page.locator("body")).to_have_css("background-color", background)
-        wait_until(lambda card=card: page.locator(".map-canvas").evaluate(corner) == card)
+        wait_until(lambda card=card: page.locator(".map-room").evaluate(corner) == card)
         assert page.evaluate("getComputedStyle(document.documentElement).colorScheme") == scheme
 
 
