@@ -2,15 +2,16 @@
 //
 // For each word that is added or changed, a browser lays out and paints the whole block that it stands in again. So the
 // lines of a long text are in blocks of their own, and what is written touches the last block alone. A block ends where a
-// line ends, so the text looks like one.
+// line ends, so the text looks like one, and they are no blocks for CSS: a copied text has no ends of lines of its own.
 
-import { element, findDirection, percent, visible } from "./dom.js";
+import { element, findDirection, Follower, percent, visible } from "./dom.js";
 
-const BLOCK = 32; // words of a block, at least
+const BLOCK = 32, FEW = 6; // words of a block, at least, and words that come before places are asked for again
 
 export class Words {
-  // `look(word | null)` is called where a word is hovered or focused, `pick(word)` where it is clicked.
-  constructor({ label, look, pick }) {
+  // `look(word | null)` is called where a word is hovered or focused, `pick(word)` where it is clicked. `follow`: the
+  // box scrolls to the end of a text that grows.
+  constructor({ label, look, pick, follow = false }) {
     this.box = element("p", { class: "words", dir: "auto", role: "group", "aria-label": label });
     this.words = []; // {node, members, probabilities}
     this.places = []; // of tokens: the index of the word
@@ -26,6 +27,7 @@ export class Words {
       if (contentRect.width !== this.width) this.#join(); // lines end elsewhere
       this.width = contentRect.width;
     }).observe(this.box);
+    if (follow) this.follower = new Follower(this.box);
     this.clear();
   }
 
@@ -37,6 +39,7 @@ export class Words {
     this.first = 0; // the first word of the last block
     this.split = 1; // words before this one do not begin a block
     this.box.replaceChildren(this.block);
+    this.follower?.reset();
   }
 
   // Adds a token: `text` as it stands in the text, with its spaces.
@@ -66,9 +69,12 @@ export class Words {
     word.label = word.node.textContent || label;
   }
 
-  // Ends blocks where lines end. To be called at most once a frame, and where the page is laid out: places are asked for.
-  settle() {
+  // Ends blocks where lines end, and keeps the end of the text in sight. Asks for places, for which the browser must lay
+  // out the page: while a text grows (`all` is false), once for some words only.
+  settle(all) {
     const { words } = this, begins = [];
+    if (!all && words.length - this.split < FEW) return;
+    this.follower?.follow();
     for (let index = Math.max(this.split, this.first + 1); index < words.length; index++) {
       const { node } = words[index], { offsetTop: top, offsetHeight: height } = words[index - 1].node;
       if (index - (begins.at(-1) ?? this.first) >= BLOCK && node.offsetTop >= top + height) begins.push(index);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from urllib.parse import urlencode
 
@@ -48,8 +49,10 @@ def names(many_models):
     return {"bundled": next(name for name in listed if name not in others), **{name: name for name in others}}
 
 
-def open_comparison(visit, url: str, **values: str):
-    page = visit.open(f"{url}#{urlencode({'mode': 'compare', 'text': SENTENCE, **values})}")
+def open_comparison(visit, url: str, *, accept_downloads: bool = False, **values: str):
+    page = visit.open(
+        f"{url}#{urlencode({'mode': 'compare', 'text': SENTENCE, **values})}", accept_downloads=accept_downloads
+    )
     expect(page.locator("#status")).to_have_text("Ready", timeout=WAIT)
     return page
 
@@ -59,7 +62,7 @@ def count_heads(page) -> list[int]:
 
 
 def notes(page) -> list[str]:
-    return page.locator(".stage .main > .note").all_inner_texts()
+    return page.locator(".stage .main > .card-head .note").all_inner_texts()
 
 
 def test_two_models_stand_side_by_side(visit, many_url, many_models, names):
@@ -78,6 +81,27 @@ def test_two_models_stand_side_by_side(visit, many_url, many_models, names):
     page.get_by_role("button", name=re.compile("link that restores")).click()
     again = visit.open(page.evaluate("location.href"))
     expect(again.locator("#model2")).to_have_value(names["bundled"])
+
+
+def test_each_pane_has_its_own_exports(visit, many_url, tmp_path):
+    page = open_comparison(visit, many_url, accept_downloads=True)
+    texts = page.locator(".target .words").all_inner_texts()
+    assert texts[0] != texts[1]
+    for stage, name, text in zip(page.locator(".stage").all(), ("sidelight", "sidelight-compared"), texts, strict=True):
+        saved = {}
+        for kind in ("SVG", "PNG", "JSON"):
+            with page.expect_download() as download:
+                stage.get_by_role("button", name=re.compile(f"as {kind}")).click()
+            assert download.value.suggested_filename == f"{name}.{kind.lower()}"
+            download.value.save_as(tmp_path / kind)
+            saved[kind] = (tmp_path / kind).read_bytes()
+        sequence = json.loads(saved["JSON"])["attributes"]["sequence_attributions"][0]["attributes"]
+        words = [token["attributes"]["token"].strip("▁") for token in sequence["target"]]
+        assert all(word in text for word in words if not word.startswith("<"))
+        svg_texts = re.findall(r"<text[^>]*>([^<]*)</text>", saved["SVG"].decode())
+        steps = int(stage.locator(".scrubber output").inner_text().split()[0])
+        assert len(svg_texts) == len(sequence["source"]) + steps
+        assert saved["PNG"].startswith(b"\x89PNG")
 
 
 def test_picks_that_the_second_model_lacks_are_named(visit, many_url):
