@@ -59,8 +59,8 @@ export class Pane {
       this.heads.box,
     );
     this.exports = new Exports(this, { view: () => this.settings().view, file, title });
-    const head = element("div", { class: "card-head" }, this.note, element("span", { class: "grow" }), this.exports.box);
-    this.stage = element("div", { class: "stage" }, element("div", { class: "card main" }, head, this.views, this.scrubber), this.aside);
+    const foot = element("div", { class: "card-foot" }, this.scrubber, this.exports.box);
+    this.stage = element("div", { class: "stage" }, element("div", { class: "card main" }, this.note, this.views, foot), this.aside);
     this.stage.hidden = true;
     this.refresh = onFrame(() => this.#refresh());
     this.view();

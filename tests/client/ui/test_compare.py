@@ -62,7 +62,7 @@ def count_heads(page) -> list[int]:
 
 
 def notes(page) -> list[str]:
-    return page.locator(".stage .main > .card-head .note").all_inner_texts()
+    return page.locator(".stage .main > .note").all_inner_texts()
 
 
 def test_two_models_stand_side_by_side(visit, many_url, many_models, names):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from urllib.parse import urlencode
@@ -69,9 +70,11 @@ def test_the_heatmap_has_the_colours_of_the_numbers(visit, page_url, bundled_ser
         result = client.attribute(SENTENCE, capture=Capture(heads=[(2, 1)], over_heads="mean")).result()
     pixels = page.locator(".map-room").evaluate(
         """room => {
-          const tiles = [...room.querySelectorAll('.map-tile canvas')].map(canvas => canvas.getContext('2d')), cells = [];
+          const tiles = [...room.querySelectorAll('.map-tile canvas')].map(canvas => canvas.getContext('2d'));
+          const cells = [];
           for (let line = 0; line < 9; line++) for (let column = 0; column < 9; column++) {
-            const {data} = tiles[Math.floor(line / 8)].getImageData(128 + column * 64 + 30, (line % 8) * 22 + 10, 1, 1);
+            const x = 128 + column * 64 + 30, y = (line % 8) * 22 + 10;
+            const {data} = tiles[Math.floor(line / 8)].getImageData(x, y, 1, 1);
             cells.push(data[0] + data[1] + data[2]);
           }
           return cells;
@@ -106,6 +109,49 @@ def test_a_word_shows_where_it_looked_head_by_head(visit, page_url, bundled_serv
     expect(page.locator(".looks .number").first).to_have_text(f"{100 * result.cross[book, 5, 0]:.0f}%")
     page.get_by_role("button", name="Unpin").click()
     expect(last).to_have_attribute("aria-pressed", "false")
+
+
+@pytest.mark.slow
+def test_the_end_of_a_long_text_stays_in_sight(visit, page_url):
+    page = visit.open(state(page_url, text=SENTENCE), height=600)
+    wait_done(page)
+    scrolled = "node => [node.scrollTop, node.scrollHeight - node.clientHeight]"
+    assert page.locator(".map").evaluate(scrolled) == [0, 0]  # it has room
+    page.locator("#source").fill("dog " * 150)
+    page.locator(".target .words .word").nth(100).wait_for(timeout=WAIT)
+    wait_done(page)
+    lines = int(page.locator(".scrubber output").inner_text().split("/")[1])
+    for box in (".target .words", ".map"):
+        at, most = page.locator(box).evaluate(scrolled)
+        assert at == pytest.approx(most, abs=2)
+        assert most > 100
+    tiles = page.locator(".map-tile")
+    assert 1 < tiles.count() < lines / 8 - 4  # those in sight
+    page.locator(".map").evaluate("node => node.scrollTop = 0")
+    expect(tiles.first).to_have_css("top", "86px")
+    colors = "node => new Set(node.getContext('2d').getImageData(0, 0, node.width, 170).data).size"
+    assert page.locator(".map-tile canvas").last.evaluate(colors) > 20
+
+
+@pytest.mark.slow
+def test_a_long_text_is_in_blocks_whose_lines_look_like_one(visit, page_url):
+    page = visit.open(state(page_url, text="A small dog sleeps under the old table. " * 20))
+    wait_done(page)
+    read = "node => [...node.querySelectorAll('.word')].map(w => [w.textContent, w.getBoundingClientRect().top])"
+    source = page.locator(".look .words")
+    assert source.locator(".lines").count() > 3
+    before = source.evaluate(read)
+    assert source.inner_text().strip() == page.locator("#source").input_value().strip()  # no new ends of lines
+    source.evaluate("node => node.replaceChildren(...[...node.children].flatMap(({childNodes}) => [...childNodes]))")
+    after = source.evaluate(read)
+    heads = [
+        [word for (_, above), (word, top) in itertools.pairwise(places) if top > above] for places in (before, after)
+    ]
+    assert heads[0] == heads[1]  # lines begin with the same words
+    assert len(heads[0]) > 15
+    page.set_viewport_size({"width": 700, "height": 900})
+    page.locator("#source").fill("A small dog.")
+    expect(page.locator(".target .words")).to_have_text("Ein kleiner Hund.", timeout=WAIT)
 
 
 @pytest.mark.slow
