@@ -23,7 +23,12 @@ export class Curves {
       bring(this.target[word].lines.at(-1) ?? null);
     });
     this.right.addEventListener("pointerleave", () => this.mark(null));
-    new ResizeObserver(() => this.draw()).observe(this.box);
+    this.width = 0; // of the curves, once they are laid out
+    new ResizeObserver(([{ contentRect }]) => {
+      const isOther = contentRect.width !== this.width;
+      this.width = contentRect.width;
+      if (isOther) this.draw();
+    }).observe(this.svg);
   }
 
   show(attention) {
@@ -45,18 +50,17 @@ export class Curves {
 
   // Draws what is new: of the words that were there, only the last one may have changed.
   grow() {
-    if (!this.attention || !this.box.isConnected || !this.box.clientWidth) return;
+    if (!this.attention || !this.box.isConnected || !this.width) return;
     const { alignment, kind } = this.attention, linked = Boolean(alignment) && kind === "cross";
     const from = linked ? 0 : Math.max(0, this.count - 1);
     const { source, target, links } = linked ? this.#collectLinks() : this.#collect(from);
     this.target = target;
     this.links = [...this.links.filter(({ to }) => to < from), ...links].filter(({ to, from: word }) => to < MOST && word < MOST);
-    fill(this.left, source.slice(0, MOST));
-    fill(this.right, target.slice(0, MOST));
+    fill(this.left, source.slice(0, MOST), from && this.left.children.length - 1);
+    fill(this.right, target.slice(0, MOST), from);
     this.svg.style.height = `${Math.max(source.length, target.length, 1) * LINE}px`;
-    const width = Math.max(60, this.svg.clientWidth || 160);
     while (this.svg.lastChild && Number(this.svg.lastChild.dataset.to) >= from) this.svg.lastChild.remove();
-    this.svg.append(...this.links.filter(({ to }) => to >= from).map((link) => this.#path(link, source, width)));
+    this.svg.append(...this.links.filter(({ to }) => to >= from).map((link) => this.#path(link, source)));
     this.count = target.length;
     this.follower.follow(Math.min(target.length, MOST) * LINE);
     this.note.textContent = linked
@@ -64,8 +68,8 @@ export class Curves {
       : "What each word looks at. Word links of the server come with the end of the text.";
   }
 
-  #path({ from, to, score }, source, width) {
-    const top = from * LINE + LINE / 2, bottom = to * LINE + LINE / 2;
+  #path({ from, to, score }, source) {
+    const { width } = this, top = from * LINE + LINE / 2, bottom = to * LINE + LINE / 2;
     const path = svgElement("path", {
       d: `M0 ${top} C${width * 0.45} ${top} ${width * 0.55} ${bottom} ${width} ${bottom}`,
       "stroke-width": (1 + 2.5 * score).toFixed(2),
@@ -124,15 +128,15 @@ function wordOf(tokens, members) {
   return { label: members.map((index) => tokens[index].label).join(""), members, special: tokens[members[0]].special };
 }
 
-// Makes the items of a list those of the words, and touches only what has changed.
-function fill(list, words) {
-  words.forEach((word, index) => {
-    const item = list.children[index] ?? list.appendChild(element("li", {}, element("bdi")));
+// Makes the items of a list those of the words. The items before `from` are so already.
+function fill(list, words, from) {
+  for (let index = Math.max(0, from); index < words.length; index++) {
+    const word = words[index], item = list.children[index] ?? list.appendChild(element("li", {}, element("bdi")));
     if (item.firstChild.textContent !== word.label) {
       item.firstChild.textContent = word.label;
       item.firstChild.dir = direction(word.label);
     }
     item.classList.toggle("special", Boolean(word.special));
-  });
+  }
   while (list.children.length > words.length) list.lastChild.remove();
 }
