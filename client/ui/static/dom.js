@@ -25,7 +25,7 @@ export const svgElement = (name, attributes = {}, ...children) => {
 };
 
 const RTL = /[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc]/u;
-const NEAR = 40; // pixels from the end of a box that count as its end
+const NEAR = 60; // pixels from the end of a box that count as its end
 const COPIED = "Copied";
 const STRONG = /[\p{L}]/u;
 
@@ -64,23 +64,33 @@ export function onFrame(call) {
   };
 }
 
-// Keeps the end of what grows in a box in sight, unless the user has scrolled away from it.
+// Keeps the end of what grows in a box in sight, unless the user has scrolled away from it. A browser scrolls by itself
+// too, where a box becomes shorter or larger: only what follows an act of the user counts.
 export class Follower {
   constructor(box) {
     this.box = box;
-    this.reset();
+    this.isAway = false;
+    let isUsed = false;
+    for (const act of ["wheel", "touchmove", "pointerdown", "keydown"]) box.addEventListener(act, () => (isUsed = true), { passive: true });
+    box.addEventListener("scroll", () => isUsed && this.check());
   }
 
+  // The box is at its begin, and follows.
   reset() {
-    this.place = 0; // where the box was scrolled to
+    this.isAway = false;
     this.box.scrollTop = 0;
+  }
+
+  // Finds out whether the box is away from its end.
+  check() {
+    const { scrollTop, scrollHeight, clientHeight } = this.box;
+    this.isAway = scrollTop + clientHeight < scrollHeight - NEAR;
   }
 
   // `end` is the place in the box up to which there is something. Asks for places: to be called where the page is laid out.
   follow(end = this.box.scrollHeight) {
     const place = end - this.box.clientHeight;
-    if (place <= this.place || this.box.scrollTop < this.place - NEAR) return;
-    this.box.scrollTop = this.place = place;
+    if (!this.isAway && place > this.box.scrollTop) this.box.scrollTop = place;
   }
 }
 

@@ -3,7 +3,7 @@
 // tiles that come into sight. Only the tiles and the columns that are seen exist. What the browser must lay out the page
 // for (sizes, places) is asked once a drawing at most, never for each cell.
 
-import { direction, element, onFrame, percent } from "./dom.js";
+import { direction, element, Follower, onFrame, percent } from "./dom.js";
 import { heat, palette } from "./colors.js";
 
 const LINE = 22, TILE = 8, FONT = "12.5px system-ui, sans-serif", ANGLE = -Math.PI / 3.4;
@@ -20,6 +20,7 @@ export class Heatmap {
     this.current = null; // the line that is brought out
     this.until = Infinity; // lines from here on are pale: the scrubber stands before them
     this.seen = { width: 0, height: 0, top: 0, left: 0 }; // what the box shows
+    this.follower = new Follower(this.box);
     this.box.addEventListener("scroll", this.draw);
     this.room.addEventListener("pointermove", (event) => {
       const cell = this.#find(event);
@@ -37,7 +38,7 @@ export class Heatmap {
     this.attention = attention;
     this.until = Infinity;
     this.current = null;
-    this.box.scrollTop = 0;
+    this.follower.reset();
     this.redraw();
   }
 
@@ -49,8 +50,7 @@ export class Heatmap {
 
   // The last line is new. To be called within a frame: it is drawn at once.
   grow() {
-    this.follow = this.seen.top + this.seen.height >= this.height - 3 * LINE;
-    this.#draw();
+    this.#draw(true);
   }
 
   bring(line) {
@@ -64,6 +64,7 @@ export class Heatmap {
     const top = line * LINE, seen = this.seen.height - this.head;
     if (top < this.seen.top) this.box.scrollTop = top;
     else if (top + LINE > this.seen.top + seen) this.box.scrollTop = top + LINE - seen;
+    this.follower.check(); // a text that is still written does not go on from there, unless it is the end
   }
 
   #resize() {
@@ -102,14 +103,13 @@ export class Heatmap {
     return this.mirrored ? [Math.max(0, all - last), Math.min(count, all - first)] : [first, Math.min(count, last)];
   }
 
-  #draw() {
+  #draw(follows = false) {
     const { attention, seen } = this;
     if (!attention || !this.box.isConnected) return;
     if (!seen.width && !(this.#resize() && seen.width)) return; // hidden: the size tells when it is seen
     const count = this.columns?.length, most = attention.most;
     this.#measure();
-    if (this.follow) this.box.scrollTop = this.height;
-    this.follow = false;
+    if (follows) this.follower.follow(this.height);
     const { scrollTop: top, scrollLeft: left } = this.box;
     if (left !== seen.left || this.columns.length !== count) this.whole = true;
     Object.assign(seen, { top, left });
