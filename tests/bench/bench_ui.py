@@ -215,7 +215,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=15, help="keystrokes")
     args = parser.parse_args()
-    console = Console(width=120)
+    console = Console(width=140)
     chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if chromium is None:
         console.print("bench_ui: skipped, there is no Chromium on this machine")
@@ -233,8 +233,8 @@ def main() -> int:
         code = {name: size for name, size in sizes.items() if name != "models"}
         console.print(f"the page: {len(code)} files, {sum(code.values()):,} bytes; no other host is asked\n")
         path = build_model("long", Path(folder), Family(long_model, seed=27))
-        heads = ("view", "stream", "tokens", "tokens/s", "frames/s", "of them new", "median, ms", "99% within")
-        table = Table(*heads, "main thread, ms a new frame", "scripts", "styles", "layout")
+        heads = ("view", "stream", "tokens", "tokens/s", "frames/s", "new/s", "median, ms", "99% within")
+        table = Table(*heads, "ms a new frame", "scripts", "styles", "layout")
         with serving_page(load(str(path))) as url:
             page.add_init_script(_RECORD)
             for view in ("map", "curves"):
