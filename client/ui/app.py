@@ -64,7 +64,7 @@ def build_app(connect: Callable[[], AsyncClient], hosts: Collection[str]) -> Sta
             data = encode(attribution, f"sidelight.{suffix}")
         except ValueError as error:
             return PlainTextResponse(str(error), 400)
-        headers = {"Content-Disposition": f'attachment; filename="sidelight.{suffix}"'}
+        headers = {"Content-Disposition": "attachment"}  # the page names the file
         return Response(data, media_type=_EXPORTS[suffix], headers=headers)
 
     async def stream(socket: WebSocket) -> None:

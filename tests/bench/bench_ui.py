@@ -1,7 +1,8 @@
 """The live page in Chromium: from a keystroke to the first drawn row, frames a second, and the bytes of the page.
 
 Keystrokes are measured with the bundled model. Frames are counted while a model with random weights writes a text of
-1,000 tokens about a source of as many, with all its heads.
+1,000 tokens about a source of as many, with all its heads. Then the page gets the same messages again, as a stream of
+120 tokens a second, and no model computes beside it: this is what the page itself can do.
 """
 
 from __future__ import annotations
@@ -30,16 +31,56 @@ from harness import serving
 from model_zoo import Family, build_model, seq2seq
 
 TOKENS = 1000
+REPLAY = 120  # tokens a second: two for each frame
 WAIT = 240_000
 
-# The frames that the browser draws, and when the heatmap has its first line.
+# Keeps the messages of the newest stream.
+_RECORD = """
+  window.WebSocket = class extends WebSocket {
+    constructor(url) {
+      super(url);
+      window.messages_ = [];
+      this.addEventListener("message", ({ data }) => window.messages_.push(data));
+    }
+  };
+"""
+# Gives the messages that were kept to the next stream.
+_REPLAY = """(rate) => {
+  const messages = window.messages_;
+  window.WebSocket = class {
+    static OPEN = 1;
+    readyState = 1;
+    constructor() { setTimeout(() => this.onopen()); }
+    send() {
+      let sent = 0;
+      const begin = performance.now();
+      const go = () => {
+        const due = Math.min(messages.length, 1 + (performance.now() - begin) * rate / 1000);
+        while (sent + 1 <= due) this.onmessage({ data: messages[sent++] });
+        if (sent < messages.length) setTimeout(go, 4);
+      };
+      go();
+    }
+    close() {}
+  };
+}"""
+# The frames that the browser draws, and how many of them show more steps than the frame before.
 _WATCH = """() => {
+  const steps = document.querySelector(".scrubber output");
   window.frames_ = [];
-  const tick = (time) => { window.frames_.push(time); requestAnimationFrame(tick); };
+  window.new_ = 0;
+  let last = "";
+  const tick = (time) => {
+    window.frames_.push(time);
+    if (steps.textContent !== last) window.new_++;
+    last = steps.textContent;
+    requestAnimationFrame(tick);
+  };
   requestAnimationFrame(tick);
 }"""
+# When the heatmap has its first line.
 _TYPE = """(text) => new Promise((done) => {
-  const box = document.getElementById("source"), canvas = document.querySelector(".map-canvas");
+  const box = document.getElementById("source"), canvas = document.querySelector(".map-room");
   let isOver = false; // the text before
   const words = new MutationObserver((changes) => (isOver ||= changes.some(({ removedNodes }) => removedNodes.length)));
   words.observe(document.querySelector(".target .words"), { childList: true });
@@ -111,6 +152,7 @@ class Stream:
     """What the browser did while a text was written."""
 
     gaps: list[float]  # milliseconds between frames
+    new: int  # frames that show new steps
     tokens: int
     seconds: float
     work: dict[str, float]  # seconds of the page's main thread: all tasks, and scripts, styles and layouts among them
@@ -119,8 +161,9 @@ class Stream:
         """The figures of the table."""
         frames = max(1, len(self.gaps))
         late = sorted(self.gaps)[int(0.99 * (frames - 1))]
-        work = [1000 * self.work[name] / frames for name in _WORK]
-        figures = [self.tokens / self.seconds, frames / self.seconds, statistics.median(self.gaps), late, *work]
+        work = [1000 * self.work[name] / max(1, self.new) for name in _WORK]
+        rates = [count / self.seconds for count in (self.tokens, frames, self.new)]
+        figures = [*rates, statistics.median(self.gaps), late, *work]
         return [str(self.tokens), *(f"{figure:.1f}" for figure in figures)]
 
 
@@ -132,7 +175,7 @@ _WRITE = """(text) => new Promise((done) => {
   let begin = 0;
   const look = () => {
     const isWriting = status.textContent.startsWith("Writing") && document.querySelector(".target .word");
-    if (!begin && isWriting) { begin = performance.now(); window.frames_.length = 0; }
+    if (!begin && isWriting) { begin = performance.now(); window.frames_.length = window.new_ = 0; }
     if (begin && status.textContent === "Ready") return done((performance.now() - begin) / 1000);
     setTimeout(look, 5);
   };
@@ -140,21 +183,26 @@ _WRITE = """(text) => new Promise((done) => {
 })"""
 
 
-def measure_frames(page: Page, url: str, view: str) -> Stream:
-    """Has a text of 1,000 tokens written, and counts the frames meanwhile."""
+def open_view(page: Page, url: str, view: str) -> None:
+    """Opens the page anew, to have its frames and messages kept."""
     page.goto("about:blank")
     page.goto(f"{url}#view={view}")
     expect(page.locator("#status")).to_have_text("Ready", timeout=WAIT)
     page.evaluate(_WATCH)
+
+
+def measure_frames(page: Page) -> Stream:
+    """Has a text of 1,000 tokens written, and counts the frames meanwhile."""
     session = page.context.new_cdp_session(page)
     session.send("Performance.enable", {"timeDomain": "threadTicks"})  # what the thread computes, not what it waits
     before = _read_work(session)
     seconds = page.evaluate(_WRITE, " ".join(["dog"] * (TOKENS - 1)))
     work = {name: after - before[name] for name, after in _read_work(session).items()}
     times: list[float] = page.evaluate("window.frames_")
+    new: int = page.evaluate("window.new_")
     session.detach()
     count = int(page.locator(".scrubber output").inner_text().split("/")[1])
-    return Stream([after - before for before, after in itertools.pairwise(times)], count, seconds, work)
+    return Stream([after - before for before, after in itertools.pairwise(times)], new, count, seconds, work)
 
 
 def _read_work(session: CDPSession) -> dict[str, float]:
@@ -167,7 +215,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=15, help="keystrokes")
     args = parser.parse_args()
-    console = Console(width=100)
+    console = Console(width=140)
     chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if chromium is None:
         console.print("bench_ui: skipped, there is no Chromium on this machine")
@@ -185,11 +233,15 @@ def main() -> int:
         code = {name: size for name, size in sizes.items() if name != "models"}
         console.print(f"the page: {len(code)} files, {sum(code.values()):,} bytes; no other host is asked\n")
         path = build_model("long", Path(folder), Family(long_model, seed=27))
-        heads = ("view", "tokens", "tokens/s", "frames/s", "median, ms", "99% within", "main thread, ms a frame")
-        table = Table(*heads, "scripts", "styles", "layout")
+        heads = ("view", "stream", "tokens", "tokens/s", "frames/s", "new/s", "median, ms", "99% within")
+        table = Table(*heads, "ms a new frame", "scripts", "styles", "layout")
         with serving_page(load(str(path))) as url:
+            page.add_init_script(_RECORD)
             for view in ("map", "curves"):
-                table.add_row(view, *measure_frames(page, url, view).row())
+                open_view(page, url, view)
+                table.add_row(view, "model", *measure_frames(page).row())
+                page.evaluate(_REPLAY, REPLAY)
+                table.add_row(view, "replayed", *measure_frames(page).row())
         console.print(table)
         browser.close()
     return 0

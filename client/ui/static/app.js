@@ -1,8 +1,7 @@
 // The page: its modes, its texts and its state. `pane` has one translation, `live` and `markup` the other modes.
 
-import { $, debounce, element, option } from "./dom.js";
+import { $, copy, debounce, element, option } from "./dom.js";
 import { forgetColors } from "./colors.js";
-import { addExports } from "./exports.js";
 import { Live } from "./live.js";
 import { MarkupView } from "./markup.js";
 import { Pane } from "./pane.js";
@@ -35,11 +34,10 @@ const changed = () => {
   $("status").textContent = running ? "Writing …" : models.length ? "Ready" : "";
   document.body.classList.toggle("running", running);
   state.pins = [...main().pinned].join(".");
-  exports.offer(main());
 };
 
 const first = new Pane({ title: "Target", settings, changed: () => changed(), fail });
-const second = new Pane({ title: "Compared with", settings, changed: () => changed(), fail: (error) => fail(error, "Compared with: ") });
+const second = new Pane({ title: "Compared with", file: "sidelight-compared", settings, changed: () => changed(), fail: (error) => fail(error, "Compared with: ") });
 const live = new Live({ settings, changed: () => changed(), fail });
 const markup = new MarkupView({ changed: () => changed(), fail });
 const main = () => (state.mode === "live" ? live.pane : first);
@@ -49,7 +47,14 @@ const picks = new Picks($("picks"), state, {
   show: () => [first, second, live.pane].forEach((pane) => pane.pick()),
   view: () => [first, second, live.pane].forEach((pane) => pane.view()),
 });
-const exports = addExports(picks.tools, { pane: main, settings, link: () => stateLink({ ...state, text: $("source").value }) });
+
+// A link that restores the state, the text included. It stands in the address line too.
+const share = element("button", { class: "plain", text: "Copy link", title: "Copy a link that restores this state", "aria-label": "Copy a link that restores this state" });
+share.addEventListener("click", () => {
+  history.replaceState(null, "", stateLink({ ...state, text: $("source").value }));
+  copy(location.href, share);
+});
+picks.tools.append(share);
 
 // What the second pane of a comparison has: another model, or a target that is given.
 const given = element("textarea", { id: "given", rows: 2, dir: "auto", spellcheck: "false", "aria-describedby": "error", placeholder: "A target of your own; empty: the model writes it" });

@@ -25,6 +25,8 @@ export const svgElement = (name, attributes = {}, ...children) => {
 };
 
 const RTL = /[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc]/u;
+const NEAR = 60; // pixels from the end of a box that count as its end
+const COPIED = "Copied";
 const STRONG = /[\p{L}]/u;
 
 // The direction of a text: that of its first letter. Without letters: "auto" is what a browser may still find out.
@@ -62,17 +64,59 @@ export function onFrame(call) {
   };
 }
 
+// Keeps the end of what grows in a box in sight, unless the user has scrolled away from it. A browser scrolls by itself
+// too, where a box becomes shorter or larger: only what follows an act of the user counts.
+export class Follower {
+  constructor(box) {
+    this.box = box;
+    this.isAway = false;
+    let isUsed = false;
+    for (const act of ["wheel", "touchmove", "pointerdown", "keydown"]) box.addEventListener(act, () => (isUsed = true), { passive: true });
+    box.addEventListener("scroll", () => isUsed && this.check());
+  }
+
+  // The box is at its begin, and follows.
+  reset() {
+    this.isAway = false;
+    this.box.scrollTop = 0;
+  }
+
+  // Finds out whether the box is away from its end.
+  check() {
+    const { scrollTop, scrollHeight, clientHeight } = this.box;
+    this.isAway = scrollTop + clientHeight < scrollHeight - NEAR;
+  }
+
+  // `end` is the place in the box up to which there is something. Asks for places: to be called where the page is laid out.
+  follow(end = this.box.scrollHeight) {
+    const place = end - this.box.clientHeight;
+    if (!this.isAway && place > this.box.scrollTop) this.box.scrollTop = place;
+  }
+}
+
 export function option(value, text) {
   const node = element("option", { text });
   node.value = value;
   return node;
 }
 
-export function download(name, data, type) {
-  const url = URL.createObjectURL(data instanceof Blob ? data : new Blob([data], { type }));
+export function download(name, url) {
   const link = element("a", { href: url, download: name });
   document.body.append(link);
   link.click();
   link.remove();
-  setTimeout(() => URL.revokeObjectURL(url), 10_000);
+}
+
+// Copies a text, and has the button say so for a moment. A browser may refuse it, and has no clipboard for a page that is
+// not secure: then the button says nothing.
+export async function copy(text, button) {
+  const { textContent: name } = button;
+  try {
+    await navigator.clipboard.writeText(text);
+  } catch {
+    return;
+  }
+  if (name === COPIED) return;
+  button.textContent = COPIED;
+  setTimeout(() => (button.textContent = name), 1500);
 }

@@ -1,27 +1,31 @@
-// What can be taken along: a picture as SVG or PNG, all numbers as JSON for Inseq, a link that restores the state.
+// What can be taken along of a pane: a picture as SVG or PNG, and all numbers as JSON for Inseq.
 
 import { direction, download, element } from "./dom.js";
 import { heat, palette } from "./colors.js";
 
-export function addExports(box, { pane: shown, settings, link }) {
-  const button = (text, title, click) => element("button", { class: "plain", text, title, "aria-label": title, on: { click } });
-  const svg = button("SVG", "Save the picture as SVG", () => download("sidelight.svg", picture(shown(), settings().view), "image/svg+xml"));
-  const png = button("PNG", "Save the picture as PNG", async () => download("sidelight.png", await toPng(picture(shown(), settings().view))));
-  const json = button("JSON", "Save all numbers as JSON for Inseq", () => location.assign(`/results/${shown().result}.json`));
-  const share = button("Link", "Copy a link that restores this state", async () => {
-    const url = link();
-    history.replaceState(null, "", url);
-    await navigator.clipboard?.writeText(url).catch(() => {});
-    share.textContent = "Copied";
-    setTimeout(() => (share.textContent = "Link"), 1500);
-  });
-  box.append(svg, png, json, share);
-  return {
-    offer({ result, attention }) {
-      svg.disabled = png.disabled = !attention?.length;
-      json.disabled = !result || attention?.isSelf;
-    },
-  };
+export class Exports {
+  // `view()` is the view that is shown; `file` is how the files begin. A comparison has two of each button, so the names
+  // of the buttons have the pane's `title`.
+  constructor(pane, { view, file, title }) {
+    const button = (text, name, click) => element("button", { class: "plain", text, title: name, "aria-label": `${name}: ${title}`, on: { click } });
+    const draw = () => picture(pane, view());
+    this.svg = button("SVG", "Save the picture as SVG", () => save(`${file}.svg`, new Blob([draw()], { type: "image/svg+xml" })));
+    this.png = button("PNG", "Save the picture as PNG", async () => save(`${file}.png`, await toPng(draw())));
+    this.json = button("JSON", "Save all numbers as JSON for Inseq", () => download(`${file}.json`, `/results/${pane.result}.json`));
+    this.box = element("div", { class: "tools" }, this.svg, this.png, this.json);
+  }
+
+  // Enables what there is.
+  offer({ result, attention }) {
+    this.svg.disabled = this.png.disabled = !attention?.length;
+    this.json.disabled = !result || attention?.isSelf;
+  }
+}
+
+function save(name, blob) {
+  const url = URL.createObjectURL(blob);
+  download(name, url);
+  setTimeout(() => URL.revokeObjectURL(url), 10_000);
 }
 
 const escapes = { "&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;" };

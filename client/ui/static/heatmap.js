@@ -1,37 +1,33 @@
-// The heatmap: a line for each token that is written, a column for each that it looks at. Only the part that is seen is
-// drawn; a line that comes new is drawn alone. What the browser must lay out the page for (sizes, places) is asked once a
-// drawing at most, never for each cell.
+// The heatmap: a line for each token that is written, a column for each that it looks at. Lines are drawn on tiles, which
+// are canvases of a few lines: a new line changes one small canvas, and scrolling up and down needs no drawing but of
+// tiles that come into sight. Only the tiles and the columns that are seen exist. What the browser must lay out the page
+// for (sizes, places) is asked once a drawing at most, never for each cell.
 
-import { debounce, direction, element, onFrame, percent } from "./dom.js";
+import { direction, element, Follower, onFrame, percent } from "./dom.js";
 import { heat, palette } from "./colors.js";
 
-const LINE = 22, FONT = "12.5px system-ui, sans-serif", ANGLE = -Math.PI / 3.4;
+const LINE = 22, TILE = 8, FONT = "12.5px system-ui, sans-serif", ANGLE = -Math.PI / 3.4;
 
 export class Heatmap {
   // `point(line, column)` is called where the pointer is; without arguments where it has left.
   constructor({ point, pick }) {
-    this.canvas = element("canvas", { class: "map-canvas", role: "img", "aria-label": "Heatmap" });
-    this.room = element("div", { class: "map-room" }, this.canvas);
+    this.top = element("canvas", { class: "map-head" });
+    this.room = element("div", { class: "map-room", role: "img", "aria-label": "Heatmap" }, this.top);
     this.box = element("div", { class: "map", tabindex: 0, role: "group", "aria-label": "Heatmap, scrolls" }, this.room);
-    this.context = this.canvas.getContext("2d");
+    this.tiles = new Map(); // those in sight: {node, canvas, drawn: how many lines}, by their place
     this.draw = onFrame(() => this.#draw());
     this.attention = null;
     this.current = null; // the line that is brought out
     this.until = Infinity; // lines from here on are pale: the scrubber stands before them
-    this.drawn = 0; // how many lines are on the canvas, of those that are seen
     this.seen = { width: 0, height: 0, top: 0, left: 0 }; // what the box shows
-    this.hasScrolled = false; // by itself, to a new line: the event of it tells nothing new
-    const drawLater = debounce(150, this.draw); // but the user may have scrolled in the same frame
-    this.box.addEventListener("scroll", () => {
-      this.hasScrolled ? drawLater() : this.draw();
-      this.hasScrolled = false;
-    });
-    this.canvas.addEventListener("pointermove", (event) => {
+    this.follower = new Follower(this.box);
+    this.box.addEventListener("scroll", this.draw);
+    this.room.addEventListener("pointermove", (event) => {
       const cell = this.#find(event);
       cell ? point(cell.line, cell.column, event) : point();
     });
-    this.canvas.addEventListener("pointerleave", () => point());
-    this.canvas.addEventListener("click", (event) => {
+    this.room.addEventListener("pointerleave", () => point());
+    this.room.addEventListener("click", (event) => {
       const cell = this.#find(event);
       if (cell) pick(cell.line);
     });
@@ -42,7 +38,7 @@ export class Heatmap {
     this.attention = attention;
     this.until = Infinity;
     this.current = null;
-    this.box.scrollTop = 0;
+    this.follower.reset();
     this.redraw();
   }
 
@@ -54,8 +50,7 @@ export class Heatmap {
 
   // The last line is new. To be called within a frame: it is drawn at once.
   grow() {
-    this.follow = this.seen.top + this.seen.height >= this.height - 3 * LINE;
-    this.#draw();
+    this.#draw(true);
   }
 
   bring(line) {
@@ -69,6 +64,7 @@ export class Heatmap {
     const top = line * LINE, seen = this.seen.height - this.head;
     if (top < this.seen.top) this.box.scrollTop = top;
     else if (top + LINE > this.seen.top + seen) this.box.scrollTop = top + LINE - seen;
+    this.follower.check(); // a text that is still written does not go on from there, unless it is the end
   }
 
   #resize() {
@@ -78,7 +74,7 @@ export class Heatmap {
     return isOther;
   }
 
-  // The size of all that there is, and of the box. Returns whether the place in it may be another one.
+  // The size of all that there is, and of the box.
   #measure() {
     const { attention, seen } = this, { width } = seen, narrow = width < 480;
     this.columns = attention.columns();
@@ -93,14 +89,6 @@ export class Heatmap {
     setSize(this.room, Math.max(width, this.fullWidth), this.height);
     const limit = Math.min(innerHeight * 0.62, 640);
     if (setSize(this.box, null, Math.min(Math.max(this.height, this.head + 3 * LINE), limit))) this.#resize();
-    const ratio = devicePixelRatio || 1;
-    if (this.canvas.width !== Math.round(seen.width * ratio) || this.canvas.height !== Math.round(seen.height * ratio)) {
-      this.canvas.width = Math.round(seen.width * ratio);
-      this.canvas.height = Math.round(seen.height * ratio);
-      setSize(this.canvas, seen.width, seen.height);
-      this.whole = true;
-    }
-    this.context.setTransform(ratio, 0, 0, ratio, 0, 0);
   }
 
   #x(column) {
@@ -115,52 +103,58 @@ export class Heatmap {
     return this.mirrored ? [Math.max(0, all - last), Math.min(count, all - first)] : [first, Math.min(count, last)];
   }
 
-  #draw() {
-    const { attention, context, seen } = this;
+  #draw(follows = false) {
+    const { attention, seen } = this;
     if (!attention || !this.box.isConnected) return;
     if (!seen.width && !(this.#resize() && seen.width)) return; // hidden: the size tells when it is seen
     const count = this.columns?.length, most = attention.most;
     this.#measure();
-    if (this.follow) this.box.scrollTop = this.height;
+    if (follows) this.follower.follow(this.height);
     const { scrollTop: top, scrollLeft: left } = this.box;
-    if (this.follow && top !== seen.top) this.hasScrolled = true;
-    const down = top - seen.top;
-    if (left !== seen.left || down < 0) this.whole = true;
+    if (left !== seen.left || this.columns.length !== count) this.whole = true;
     Object.assign(seen, { top, left });
-    this.follow = false;
     const first = Math.max(0, Math.floor(top / LINE));
     const last = Math.min(attention.length, Math.ceil((top + seen.height - this.head) / LINE));
     for (let line = first; line < last; line++) attention.row(line); // so that the greatest number is known
-    const isWhole = Number.isInteger(down * (devicePixelRatio || 1)) && down < seen.height - this.head;
-    const whole = this.whole || !isWhole || this.columns.length !== count || attention.most !== most;
-    if (whole) context.clearRect(0, 0, seen.width, seen.height);
-    else if (down) this.#shift(down);
-    const from = whole ? first : Math.max(first, Math.min(this.drawn, this.drawnWhole));
-    context.font = FONT;
-    context.textBaseline = "middle";
-    context.save();
-    context.beginPath();
-    context.rect(0, this.head, seen.width, seen.height - this.head);
-    context.clip();
-    for (let line = from; line < last; line++) this.#drawLine(line);
-    context.restore();
-    if (whole) this.#drawHead();
-    this.drawn = attention.length;
-    this.drawnWhole = Math.floor((top + seen.height - this.head) / LINE); // the lines before it are not cut
+    if (attention.most !== most) this.whole = true;
+    if (this.whole) this.#drawHead();
+    this.#drawTiles(Math.floor(first / TILE), Math.ceil(last / TILE));
     this.whole = false;
-    this.canvas.setAttribute("aria-label", `Heatmap: ${attention.length} lines, ${this.columns.length} columns`);
+    this.room.setAttribute("aria-label", `Heatmap: ${attention.length} lines, ${this.columns.length} columns`);
   }
 
-  // Moves the lines that are drawn: quicker than to draw them again.
-  #shift(down) {
-    const { context, canvas, head, seen } = this, ratio = devicePixelRatio || 1, height = seen.height - head;
-    const [from, size] = [(head + down) * ratio, (height - down) * ratio];
-    context.drawImage(canvas, 0, from, canvas.width, size, 0, head, canvas.width / ratio, height - down);
-    context.clearRect(0, seen.height - down, seen.width, down);
+  // Draws what is new on the tiles from `first` up to `end`, and drops the others.
+  #drawTiles(first, end) {
+    for (const [place, { node }] of this.tiles)
+      if (place < first || place >= end) {
+        node.remove();
+        this.tiles.delete(place);
+      }
+    for (let place = first; place < end; place++) {
+      const tile = this.tiles.get(place) ?? this.#addTile(place), begin = place * TILE;
+      if (this.whole) tile.drawn = 0;
+      const to = Math.min(begin + TILE, this.attention.length);
+      if (begin + tile.drawn >= to) continue;
+      if (!tile.drawn) {
+        fit(tile.canvas, this.seen.width, TILE * LINE);
+        tile.node.style.top = `${this.head + begin * LINE}px`;
+      }
+      const context = tile.canvas.getContext("2d");
+      for (let line = begin + tile.drawn; line < to; line++) this.#drawLine(context, line, (line - begin) * LINE);
+      tile.drawn = to - begin;
+    }
   }
 
-  #drawLine(line) {
-    const { context, attention } = this, y = this.head + line * LINE - this.seen.top, row = attention.row(line);
+  #addTile(place) {
+    const canvas = element("canvas"), node = element("div", { class: "map-tile" }, canvas);
+    this.room.append(node);
+    const tile = { node, canvas, drawn: 0 };
+    this.tiles.set(place, tile);
+    return tile;
+  }
+
+  #drawLine(context, line, y) {
+    const { attention } = this, row = attention.row(line);
     const most = attention.most || 1, gap = this.cell > 14 ? 1 : 0;
     context.globalAlpha = line < this.until ? 1 : 0.25;
     const [from, to] = this.#seenColumns(row.length);
@@ -185,7 +179,7 @@ export class Heatmap {
   }
 
   #drawHead() {
-    const { context } = this, { card, ink, soft } = palette();
+    const { card, ink, soft } = palette(), context = fit(this.top, this.seen.width, this.head);
     context.fillStyle = card;
     context.fillRect(0, 0, this.seen.width, this.head);
     const every = Math.max(1, Math.ceil(13 / this.cell));
@@ -209,15 +203,28 @@ export class Heatmap {
   }
 
   // The line and the column under the pointer.
-  #find({ offsetX, offsetY }) {
-    const { attention } = this;
-    if (!attention || !this.columns || offsetY < this.head) return null;
-    const line = Math.floor((offsetY - this.head + this.seen.top) / LINE);
-    if (line >= attention.length) return null;
-    const place = Math.floor((offsetX - this.label + this.seen.left) / this.cell);
+  #find({ clientX, clientY }) {
+    const { attention, seen } = this;
+    if (!attention || !this.columns) return null;
+    const room = this.room.getBoundingClientRect(), x = clientX - room.left, y = clientY - room.top;
+    const line = Math.floor((y - this.head) / LINE);
+    if (y - seen.top < this.head || line >= attention.length) return null;
+    const place = Math.floor((x - this.label) / this.cell);
     const column = this.mirrored ? this.columns.length - 1 - place : place;
-    return { line, column: offsetX < this.label || column < 0 || column >= this.columns.length ? null : column };
+    return { line, column: x - seen.left < this.label || column < 0 || column >= this.columns.length ? null : column };
   }
+}
+
+// Makes a canvas empty and as large as it is to be, in pixels of the page. Returns its context.
+function fit(canvas, width, height) {
+  const ratio = devicePixelRatio || 1, context = canvas.getContext("2d");
+  canvas.width = Math.round(width * ratio);
+  canvas.height = Math.round(height * ratio);
+  setSize(canvas, width, height);
+  context.setTransform(ratio, 0, 0, ratio, 0, 0);
+  context.font = FONT;
+  context.textBaseline = "middle";
+  return context;
 }
 
 // Sets the size of an element in pixels, where it is another one. Returns whether it was.

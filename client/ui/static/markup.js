@@ -1,7 +1,7 @@
 // Markup transfer: HTML in, HTML out as text, and the words of both texts with the places of the tags. The HTML is never a
 // part of this page: tags are shown as labels.
 
-import { element, percent, visible } from "./dom.js";
+import { copy, element, percent, visible } from "./dom.js";
 import { openStream } from "./stream.js";
 
 const PLACEMENTS = {
@@ -17,7 +17,7 @@ export class MarkupView {
     this.changed = changed;
     this.fail = fail;
     this.output = element("pre", { class: "html", dir: "auto", tabindex: 0, "aria-label": "HTML of the target" });
-    this.copy = element("button", { class: "plain", text: "Copy", on: { click: () => navigator.clipboard?.writeText(this.marked ?? "") } });
+    this.copy = element("button", { class: "plain", text: "Copy", on: { click: () => copy(this.marked ?? "", this.copy) } });
     this.card = element("div", { class: "card target" }, element("div", { class: "card-head" }, element("h2", { text: "HTML of the target" }), element("span", { class: "grow" }), this.copy), this.output);
     this.stage = element("div", { class: "marked" });
     this.stream = null;

@@ -1,19 +1,21 @@
 // One text that is translated, and what is seen of it: the target's words, the heatmap, the curves, the heads.
 
-import { $, element, onFrame, percent } from "./dom.js";
+import { $, copy, element, onFrame, percent } from "./dom.js";
 import { Attention } from "./attention.js";
 import { Curves } from "./curves.js";
+import { Exports } from "./exports.js";
 import { describeCell, Heatmap } from "./heatmap.js";
 import { Heads } from "./heads.js";
 import { openStream } from "./stream.js";
 import { Words } from "./words.js";
 
-// Of a text that grows: milliseconds until words may change their colours again, and how many words have colours.
-const TINT_WAIT = 100, TINT_MOST = 48;
+// Of a text that grows: milliseconds until what the newest token looks at is shown again (nobody can read it at each
+// token), and how many words have colours.
+const LOOK_WAIT = 100, TINT_MOST = 48;
 
 export class Pane {
   // `settings()` gives {kind, reduction, layer, head, view}; `changed()` is called where the stream begins or ends.
-  constructor({ title, settings, changed, fail }) {
+  constructor({ title, file = "sidelight", settings, changed, fail }) {
     this.settings = settings;
     this.changed = changed;
     this.fail = fail;
@@ -29,12 +31,12 @@ export class Pane {
       this.fixed = this.fixed === word ? null : word;
       this.#bringWord(this.fixed);
     };
-    this.words = new Words({ label: `${title}: words, arrow keys move`, look, pick });
+    this.words = new Words({ label: `${title}: words, arrow keys move`, look, pick, follow: true });
     this.source = new Words({ label: "Source as the model reads it", look: (word) => this.#bringSource(word), pick: () => {} });
     this.legend = element("p", { class: "legend note", hidden: true }, element("span", { class: "word", text: "dotted", data: { confidence: "middle" } }), " confidence under 70%, ", element("span", { class: "word", text: "underlined", data: { confidence: "low" } }), " under 40%");
     this.name = element("h2", { text: title });
     this.facts = element("span", { class: "count" });
-    this.copy = element("button", { class: "plain", text: "Copy", on: { click: () => navigator.clipboard?.writeText(this.text) } });
+    this.copy = element("button", { class: "plain", text: "Copy", on: { click: () => copy(this.text, this.copy) } });
     this.card = element("div", { class: "card target" }, element("div", { class: "card-head" }, this.name, this.facts, element("span", { class: "grow" }), this.copy), this.words.box, this.legend);
     this.heatmap = new Heatmap({ point: (...values) => this.#point(...values), pick: (line) => pick(this.#wordOf(line)) });
     this.curves = new Curves((line) => this.#bringLine(line));
@@ -56,7 +58,9 @@ export class Pane {
       element("div", { class: "card-head" }, element("h3", { text: "Head by head" }), element("span", { class: "grow" }), this.unpin),
       this.heads.box,
     );
-    this.stage = element("div", { class: "stage" }, element("div", { class: "card main" }, this.note, this.views, this.scrubber), this.aside);
+    this.exports = new Exports(this, { view: () => this.settings().view, file, title });
+    const foot = element("div", { class: "card-foot" }, this.scrubber, this.exports.box);
+    this.stage = element("div", { class: "stage" }, element("div", { class: "card main" }, this.note, this.views, foot), this.aside);
     this.stage.hidden = true;
     this.refresh = onFrame(() => this.#refresh());
     this.view();
@@ -78,6 +82,7 @@ export class Pane {
     this.result = null;
     this.fixed = null;
     this.facts.textContent = "…";
+    this.exports.offer(this);
     this.stream = openStream(start, (message) => this.#take(message));
     this.changed();
   }
@@ -129,6 +134,7 @@ export class Pane {
     this.attention.grow(started);
     this.#showSource();
     this.heatmap.redraw();
+    this.curves.draw();
   }
 
   #showSource() {
@@ -203,21 +209,6 @@ export class Pane {
     this.#showRange();
   }
 
-  // Curves of a text that grows are drawn some times a second: all of them may change. Of a long text they take long, and
-  // the rest of the page has most of the time.
-  #drawCurves() {
-    clearTimeout(this.later);
-    const wait = this.isRunning ? (this.curvesWait ?? 200) - (performance.now() - (this.curvesDrawn ?? 0)) : 0;
-    if (wait > 0) {
-      this.later = setTimeout(() => this.#drawCurves(), wait);
-      return;
-    }
-    const begin = performance.now();
-    this.curves.draw();
-    this.curvesDrawn = performance.now();
-    this.curvesWait = Math.max(200, 8 * (this.curvesDrawn - begin));
-  }
-
   #showRange() {
     const count = this.attention.steps.length, at = this.scrubbed ?? count;
     this.range.max = count;
@@ -229,10 +220,13 @@ export class Pane {
 
   #refresh() {
     if (!this.attention) return;
-    if (this.settings().view === "curves") this.#drawCurves();
     this.#showRange();
-    if (!this.hovered && this.fixed === null && this.scrubbed === null) this.#bringNewest();
-    this.heatmap.grow(); // the last: it asks for places, for which the browser must lay out all that has changed
+    this.exports.offer(this);
+    if (!this.hovered && this.fixed === null && this.scrubbed === null && this.#mayLook()) this.#bringNewest();
+    this.heatmap.grow(); // from here on: places are asked for, for which the browser must lay out all that has changed
+    this.curves.grow();
+    this.words.settle(!this.isRunning);
+    this.source.settle(!this.isRunning);
   }
 
   #pin(head) {
@@ -279,7 +273,7 @@ export class Pane {
     const { attention } = this, columns = attention.columns();
     if (!live) this.heatmap.bring(line);
     this.heads.bring(line);
-    if (!live || this.#mayTint()) this.#tint(row);
+    this.#tint(row);
     const groups = Attention.words(columns.slice(0, row.length)).map((members) => ({
       label: members.map((i) => columns[i].label).join(""),
       value: members.reduce((sum, i) => sum + row[i], 0),
@@ -298,11 +292,10 @@ export class Pane {
     this.detail.replaceChildren(heading, element("ol", { class: "looks" }, ...items));
   }
 
-  // Words of a text that grows change their colours some times a second: of a long text, all may change.
-  #mayTint() {
+  #mayLook() {
     const now = performance.now();
-    if (this.isRunning && now - (this.tinted ?? 0) < TINT_WAIT) return false;
-    this.tinted = now;
+    if (this.isRunning && now - (this.looked ?? 0) < LOOK_WAIT) return false;
+    this.looked = now;
     return true;
   }
 

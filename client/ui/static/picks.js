@@ -5,7 +5,7 @@ import { REDUCTION_NAMES } from "./attention.js";
 
 const KINDS = { cross: "Cross-attention", decoder_self: "Decoder self-attention", encoder_self: "Encoder self-attention" };
 const METHODS = { weights: "attention weights", value_norms: "norms of values", rollout: "rollout" };
-const ROWS = { "": "default", predicting: "predicts the token", reading: "reads the token" };
+const ROWS = { "": "default", predicting: "that predicts the token", reading: "that reads the token" };
 
 export const DEFAULTS = { kind: "", preset: "", layer: "", head: "", reduction: "mean", row: "", method: "weights", view: "map" };
 
@@ -43,7 +43,7 @@ export class Picks {
       add("layer", "Layer", show),
       add("head", "Head", show),
       add("reduction", "Reduction", show),
-      add("row", "Row that", ask),
+      add("row", "Row", ask),
       add("method", "Method", ask),
       element("span", { class: "grow" }),
       this.tools,

@@ -2,7 +2,7 @@
 // so that no page shows the other theme first. The attribute data-theme has the theme, and the event "theme" tells of it.
 
 (() => {
-  const NAMES = { auto: "Auto", light: "Light", dark: "Dark" }, KEY = "sidelight-theme", order = Object.keys(NAMES);
+  const KEY = "sidelight-theme", order = ["auto", "light", "dark"];
   const root = document.documentElement, system = matchMedia("(prefers-color-scheme: dark)");
   const meta = document.querySelector('meta[name="color-scheme"]');
 
@@ -29,8 +29,7 @@
     document.dispatchEvent(new Event("theme"));
   };
   const name = (button) => {
-    button.textContent = NAMES[choice];
-    button.setAttribute("aria-label", `Theme: ${choice === "auto" ? "as the system" : choice}`);
+    button.textContent = `Theme: ${choice}`;
   };
 
   apply();

@@ -1,10 +1,17 @@
 // A text as words: each can be hovered, focused (arrow keys move) and pinned. The confidence of a word is the underline.
+//
+// For each word that is added or changed, a browser lays out and paints the whole block that it stands in again. So the
+// lines of a long text are in blocks of their own, and what is written touches the last block alone. A block ends where a
+// line ends, so the text looks like one, and they are no blocks for CSS: a copied text has no ends of lines of its own.
 
-import { element, findDirection, percent, visible } from "./dom.js";
+import { element, findDirection, Follower, percent, visible } from "./dom.js";
+
+const BLOCK = 32, FEW = 6; // words of a block, at least, and words that come before places are asked for again
 
 export class Words {
-  // `look(word | null)` is called where a word is hovered or focused, `pick(word)` where it is clicked.
-  constructor({ label, look, pick }) {
+  // `look(word | null)` is called where a word is hovered or focused, `pick(word)` where it is clicked. `follow`: the
+  // box scrolls to the end of a text that grows.
+  constructor({ label, look, pick, follow = false }) {
     this.box = element("p", { class: "words", dir: "auto", role: "group", "aria-label": label });
     this.words = []; // {node, members, probabilities}
     this.places = []; // of tokens: the index of the word
@@ -16,13 +23,23 @@ export class Words {
     this.box.addEventListener("focusout", () => look(null));
     this.box.addEventListener("click", (event) => of(event) >= 0 && pick(of(event)));
     this.box.addEventListener("keydown", (event) => this.#move(event, of(event), pick));
+    new ResizeObserver(([{ contentRect }]) => {
+      if (contentRect.width !== this.width) this.#join(); // lines end elsewhere
+      this.width = contentRect.width;
+    }).observe(this.box);
+    if (follow) this.follower = new Follower(this.box);
+    this.clear();
   }
 
   clear() {
     this.words = [];
     this.places = [];
     this.box.dir = "auto";
-    this.box.replaceChildren();
+    this.block = element("span", { class: "lines" });
+    this.first = 0; // the first word of the last block
+    this.split = 1; // words before this one do not begin a block
+    this.box.replaceChildren(this.block);
+    this.follower?.reset();
   }
 
   // Adds a token: `text` as it stands in the text, with its spaces.
@@ -33,9 +50,9 @@ export class Words {
     if (this.box.dir === "auto") this.box.dir = findDirection(text); // "auto" reads the whole text for each new word
     const rest = text.trimStart(), space = text.slice(0, text.length - rest.length);
     if (!word || !joined) {
-      if (space || this.words.length === 0) this.box.append(space);
+      if (space || this.words.length === 0) this.block.append(space);
       const node = element("span", { class: "word", role: "button", tabindex: this.words.length ? -1 : 0, text: "" });
-      this.box.append(node);
+      this.block.append(node);
       word = { node, members: [], probabilities: [] };
       this.words.push(word);
     }
@@ -50,6 +67,42 @@ export class Words {
       word.node.setAttribute("aria-label", `${word.node.textContent}, confidence ${percent(mean)}`);
     }
     word.label = word.node.textContent || label;
+  }
+
+  // Ends blocks where lines end, and keeps the end of the text in sight. Asks for places, for which the browser must lay
+  // out the page: while a text grows (`all` is false), once for some words only.
+  settle(all) {
+    const { words } = this, begins = [];
+    if (!all && words.length - this.split < FEW) return;
+    this.follower?.follow();
+    for (let index = Math.max(this.split, this.first + 1); index < words.length; index++) {
+      const { node } = words[index], { offsetTop: top, offsetHeight: height } = words[index - 1].node;
+      if (index - (begins.at(-1) ?? this.first) >= BLOCK && node.offsetTop >= top + height) begins.push(index);
+    }
+    this.split = words.length - 1; // the last word may still grow, and go to the next line
+    for (const index of begins) this.#begin(index);
+  }
+
+  // Puts a word, and all behind it, into a new block.
+  #begin(index) {
+    const block = element("span", { class: "lines" }), { node } = this.words[index];
+    while (node.nextSibling) block.append(node.nextSibling);
+    block.prepend(node);
+    this.block.after(block);
+    this.block = block;
+    this.first = index;
+  }
+
+  // Makes one block of all.
+  #join() {
+    const [first, ...others] = this.box.children;
+    for (const block of others) {
+      first.append(...block.childNodes);
+      block.remove();
+    }
+    this.block = first;
+    this.first = 0;
+    this.split = 1;
   }
 
   // Colours words: `shares` are numbers of 0 to 1 by word; null: no colours. `most`: only so many words, the strongest;

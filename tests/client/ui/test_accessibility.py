@@ -55,7 +55,7 @@ def test_a_source_from_right_to_left_has_its_columns_so(visit, page_url):
     assert page.locator(".look .words").evaluate("node => getComputedStyle(node).direction") == "rtl"
     lefts = page.locator(".look .words .word").evaluate_all("nodes => nodes.map(n => n.getBoundingClientRect().left)")
     assert lefts == sorted(lefts, reverse=True)
-    box = page.locator(".map-canvas").bounding_box()
+    box = page.locator(".map").bounding_box()
     page.mouse.move(box["x"] + 128 + 20, box["y"] + 86 + 10)
     assert "</s>" in page.locator("#tip").inner_text()  # the last column is on the left
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from urllib.parse import urlencode
 
@@ -48,8 +49,10 @@ def names(many_models):
     return {"bundled": next(name for name in listed if name not in others), **{name: name for name in others}}
 
 
-def open_comparison(visit, url: str, **values: str):
-    page = visit.open(f"{url}#{urlencode({'mode': 'compare', 'text': SENTENCE, **values})}")
+def open_comparison(visit, url: str, *, accept_downloads: bool = False, **values: str):
+    page = visit.open(
+        f"{url}#{urlencode({'mode': 'compare', 'text': SENTENCE, **values})}", accept_downloads=accept_downloads
+    )
     expect(page.locator("#status")).to_have_text("Ready", timeout=WAIT)
     return page
 
@@ -70,7 +73,7 @@ def test_two_models_stand_side_by_side(visit, many_url, many_models, names):
         texts = [client.attribute(SENTENCE, model=names[one]).result().text for one in ("bundled", "marian")]
     assert page.locator(".target .words").all_inner_texts() == texts
     assert count_heads(page) == [12, 6]
-    assert page.locator(".map-canvas").count() == 2
+    assert page.locator(".map-room").count() == 2
     assert notes(page) == ["", ""]
     page.locator("#model2").select_option(names["bundled"])
     expect(page.locator(".target .words").nth(1)).to_have_text(texts[0], timeout=WAIT)
@@ -78,6 +81,27 @@ def test_two_models_stand_side_by_side(visit, many_url, many_models, names):
     page.get_by_role("button", name=re.compile("link that restores")).click()
     again = visit.open(page.evaluate("location.href"))
     expect(again.locator("#model2")).to_have_value(names["bundled"])
+
+
+def test_each_pane_has_its_own_exports(visit, many_url, tmp_path):
+    page = open_comparison(visit, many_url, accept_downloads=True)
+    texts = page.locator(".target .words").all_inner_texts()
+    assert texts[0] != texts[1]
+    for stage, name, text in zip(page.locator(".stage").all(), ("sidelight", "sidelight-compared"), texts, strict=True):
+        saved = {}
+        for kind in ("SVG", "PNG", "JSON"):
+            with page.expect_download() as download:
+                stage.get_by_role("button", name=re.compile(f"as {kind}")).click()
+            assert download.value.suggested_filename == f"{name}.{kind.lower()}"
+            download.value.save_as(tmp_path / kind)
+            saved[kind] = (tmp_path / kind).read_bytes()
+        sequence = json.loads(saved["JSON"])["attributes"]["sequence_attributions"][0]["attributes"]
+        words = [token["attributes"]["token"].strip("▁") for token in sequence["target"]]
+        assert all(word in text for word in words if not word.startswith("<"))
+        svg_texts = re.findall(r"<text[^>]*>([^<]*)</text>", saved["SVG"].decode())
+        steps = int(stage.locator(".scrubber output").inner_text().split()[0])
+        assert len(svg_texts) == len(sequence["source"]) + steps
+        assert saved["PNG"].startswith(b"\x89PNG")
 
 
 def test_picks_that_the_second_model_lacks_are_named(visit, many_url):
@@ -94,7 +118,7 @@ def test_picks_that_the_second_model_lacks_are_named(visit, many_url):
 
 def test_a_model_without_cross_attention_shows_what_it_has(visit, many_url, names):
     page = open_comparison(visit, many_url, model2=names["llama"], text=SOURCE)
-    first, second = page.locator(".map-canvas").evaluate_all("nodes => nodes.map(node => node.ariaLabel)")
+    first, second = page.locator(".map-room").evaluate_all("nodes => nodes.map(node => node.ariaLabel)")
     assert first.startswith("Heatmap: ")
     steps = int(re.search(r"(\d+) lines", second)[1])
     assert int(re.search(r"(\d+) columns", second)[1]) > steps > 0  # the text and what is written

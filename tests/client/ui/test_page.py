@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from urllib.parse import urlencode
 
 import pytest
+from harness import wait_until
 from sidelight.client import Capture, Client
 
 SENTENCE = "Where did you buy that old book?"
@@ -45,7 +47,7 @@ def test_a_text_is_translated_while_it_is_typed(visit, page_url):
     page.locator("#source").fill("A small dog.")
     expect(page.locator(".target .words")).to_have_text("Ein kleiner Hund.", timeout=WAIT)
     expect(page.locator(".target .count")).to_contain_text("confidence", timeout=WAIT)
-    expect(page.locator(".map-canvas")).to_have_attribute("aria-label", "Heatmap: 5 lines, 5 columns", timeout=WAIT)
+    expect(page.locator(".map-room")).to_have_attribute("aria-label", "Heatmap: 5 lines, 5 columns", timeout=WAIT)
     page.locator("#source").fill("")
     expect(page.locator(".target .words")).to_have_text("", timeout=WAIT)
 
@@ -67,13 +69,14 @@ def test_the_heatmap_has_the_colours_of_the_numbers(visit, page_url, bundled_ser
     wait_done(page)
     with Client(bundled_server) as client:
         result = client.attribute(SENTENCE, capture=Capture(heads=[(2, 1)], over_heads="mean")).result()
-    pixels = page.locator(".map-canvas").evaluate(
-        """canvas => {
-          const context = canvas.getContext('2d'), cells = [];
-          const {data, width} = context.getImageData(0, 0, canvas.width, canvas.height);
+    pixels = page.locator(".map-room").evaluate(
+        """room => {
+          const tiles = [...room.querySelectorAll('.map-tile canvas')].map(canvas => canvas.getContext('2d'));
+          const cells = [];
           for (let line = 0; line < 9; line++) for (let column = 0; column < 9; column++) {
-            const x = 128 + column * 64 + 30, y = 86 + line * 22 + 10, i = 4 * (y * width + x);
-            cells.push(data[i] + data[i + 1] + data[i + 2]);
+            const x = 128 + column * 64 + 30, y = (line % 8) * 22 + 10;
+            const {data} = tiles[Math.floor(line / 8)].getImageData(x, y, 1, 1);
+            cells.push(data[0] + data[1] + data[2]);
           }
           return cells;
         }"""
@@ -107,6 +110,48 @@ def test_a_word_shows_where_it_looked_head_by_head(visit, page_url, bundled_serv
     expect(page.locator(".looks .number").first).to_have_text(f"{100 * result.cross[book, 5, 0]:.0f}%")
     page.get_by_role("button", name="Unpin").click()
     expect(last).to_have_attribute("aria-pressed", "false")
+
+
+@pytest.mark.slow
+def test_the_end_of_a_long_text_stays_in_sight(visit, page_url):
+    page = visit.open(state(page_url, text=SENTENCE), height=600)
+    wait_done(page)
+    scrolled = "node => [node.scrollTop, node.scrollHeight - node.clientHeight]"
+    assert page.locator(".map").evaluate(scrolled) == [0, 0]  # it has room
+    page.locator("#source").fill("dog " * 150)
+    page.locator(".target .words .word").nth(100).wait_for(timeout=WAIT)
+    wait_done(page)
+    lines = int(page.locator(".scrubber output").inner_text().split("/")[1])
+    for box in (".target .words", ".map"):
+        at_end = "node => node.scrollTop > 100 && node.scrollTop > node.scrollHeight - node.clientHeight - 2"
+        wait_until(lambda box=box, at_end=at_end: page.locator(box).evaluate(at_end))
+    tiles = page.locator(".map-tile")
+    assert 1 < tiles.count() < lines / 8 - 4  # those in sight
+    page.locator(".map").evaluate("node => node.scrollTop = 0")
+    expect(tiles.first).to_have_css("top", "86px")
+    colors = "node => new Set(node.getContext('2d').getImageData(0, 0, node.width, 170).data).size"
+    assert page.locator(".map-tile canvas").last.evaluate(colors) > 20
+
+
+@pytest.mark.slow
+def test_a_long_text_is_in_blocks_whose_lines_look_like_one(visit, page_url):
+    page = visit.open(state(page_url, text="A small dog sleeps under the old table. " * 20))
+    wait_done(page)
+    read = "node => [...node.querySelectorAll('.word')].map(w => [w.textContent, w.getBoundingClientRect().top])"
+    source = page.locator(".look .words")
+    assert source.locator(".lines").count() > 3
+    before = source.evaluate(read)
+    assert source.inner_text().strip() == page.locator("#source").input_value().strip()  # no new ends of lines
+    source.evaluate("node => node.replaceChildren(...[...node.children].flatMap(({childNodes}) => [...childNodes]))")
+    after = source.evaluate(read)
+    heads = [
+        [word for (_, above), (word, top) in itertools.pairwise(places) if top > above] for places in (before, after)
+    ]
+    assert heads[0] == heads[1]  # lines begin with the same words
+    assert len(heads[0]) > 15
+    page.set_viewport_size({"width": 700, "height": 900})
+    page.locator("#source").fill("A small dog.")
+    expect(page.locator(".target .words")).to_have_text("Ein kleiner Hund.", timeout=WAIT)
 
 
 @pytest.mark.slow
@@ -152,7 +197,7 @@ def test_picks_of_the_model(visit, page_url, pick, value, columns):
     wait_done(page)
     page.locator(f"#pick-{pick}").select_option(value)
     wait_done(page)
-    expect(page.locator(".map-canvas")).to_have_attribute("aria-label", f"Heatmap: 9 lines, {columns} columns")
+    expect(page.locator(".map-room")).to_have_attribute("aria-label", f"Heatmap: 9 lines, {columns} columns")
     assert page.locator(".head").count() == {"rollout": 3, "alignment": 4}.get(value, 12)
 
 
@@ -193,7 +238,7 @@ def test_a_given_target_is_compared(visit, page_url):
     wait_done(page)
     first, second = page.locator(".target .words").all_inner_texts()
     assert (first, second) == (TARGET, "Wo hast du das Buch her?")
-    assert page.locator(".map-canvas").count() == 2
+    assert page.locator(".map-room").count() == 2
     page.locator("#given").fill("")
     expect(page.locator(".target .words").nth(1)).to_have_text(TARGET, timeout=WAIT)
 
@@ -208,7 +253,7 @@ def test_markup_is_text_everywhere(visit, page_url):
     for mode in ("translate", "live"):
         page.locator(f"#tab-{mode}").click()
         page.locator("#source").fill("<img src=x onerror=\"document.title='bad'\"> <b>dog</b> \u202e cat ")
-        expect(page.locator(".map-canvas").first).to_be_visible(timeout=WAIT)
+        expect(page.locator(".map-room").first).to_be_visible(timeout=WAIT)
     assert page.locator("main img, main script, main b, main p p").count() == 0
     assert page.title().startswith("Sidelight")
 
@@ -273,4 +318,4 @@ def test_a_link_restores_the_state(visit, page_url):
     expect(again.locator(".curves")).to_be_visible()
     again.evaluate("location.hash = 'text=A small cat.'")  # a link that is opened where the page is
     expect(again.locator(".target .words")).to_have_text("Eine kleine Katze.", timeout=WAIT)
-    expect(again.locator(".map-canvas")).to_be_visible()
+    expect(again.locator(".map-room")).to_be_visible()
