@@ -24,7 +24,8 @@ class RequestLimits:
     """How large a request may be. Sizes are in bytes of UTF-8. The server refuses a larger request and names the field.
 
     `max_texts_per_stream` is for `attribute_many`, and `max_follow_streams` counts the follow streams of all clients.
-    A `max_beam_width` of 0: the model has no beam search.
+    A `max_beam_width` of 0: the model has no beam search. `max_new_tokens` is the most tokens that are written for a
+    request; 0: the server is older, and does not say.
     """
 
     max_request_bytes: int
@@ -37,6 +38,7 @@ class RequestLimits:
     max_texts_per_stream: int
     max_spans: int
     max_follow_streams: int
+    max_new_tokens: int = 0
 
 
 @dataclass(frozen=True)

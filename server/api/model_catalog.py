@@ -71,6 +71,7 @@ class ModelCatalog:
 
 def _request_limits(loaded: ModelInfo, limits: CallLimits, num_slots: int) -> model_pb2.RequestLimits:
     """Returns the limits that are checked before any work is done for a request."""
+    room = loaded.max_target_tokens - 1  # a decoder begins with one token at least
     return model_pb2.RequestLimits(
         max_request_bytes=limits.max_message_bytes,
         max_source_bytes=loaded.tokenizer.max_bytes(loaded.max_source_tokens),
@@ -82,4 +83,5 @@ def _request_limits(loaded: ModelInfo, limits: CallLimits, num_slots: int) -> mo
         max_beam_width=min(MAX_BEAM_WIDTH, num_slots) if num_slots > 1 else 0,
         max_spans=MAX_SPANS,
         max_follow_streams=loaded.limits.max_follow_streams,
+        max_new_tokens=min(room, loaded.limits.max_new_tokens or room),
     )

@@ -20,7 +20,18 @@ output_queue        from the engine's thread to an asyncio task, bounded by byte
 
 from .admission import Reservation
 from .engine import Engine, EngineConfig
-from .follow import EventQueue, FollowEvent, SourceDone, SourceGrowth, StreamBreak, StreamEnd, TakeBack, TargetToken
+from .follow import (
+    EventQueue,
+    FollowEvent,
+    FollowPlaces,
+    SourceDone,
+    SourceGrowth,
+    StreamBreak,
+    StreamEnd,
+    StreamHolder,
+    TakeBack,
+    TargetToken,
+)
 from .output_queue import OutputQueue, ReadyQueues
 from .request_state import RequestState, RequestStatus
 from .waiting_queue import HeldBack
@@ -30,6 +41,7 @@ __all__ = [
     "EngineConfig",
     "EventQueue",
     "FollowEvent",
+    "FollowPlaces",
     "HeldBack",
     "OutputQueue",
     "ReadyQueues",
@@ -40,6 +52,7 @@ __all__ = [
     "SourceGrowth",
     "StreamBreak",
     "StreamEnd",
+    "StreamHolder",
     "TakeBack",
     "TargetToken",
 ]

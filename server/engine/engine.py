@@ -23,7 +23,7 @@ from ..request import Request
 from ..runner import caches_that_fit, make_runner, slots_that_fit
 from .admission import AdmissionQueue, Reservation
 from .engine_core import EngineCore
-from .follow import EventQueue, FollowState
+from .follow import EventQueue, FollowPlaces, FollowState
 from .output_queue import OutputQueue, ReadyQueues
 from .request_state import RequestState
 from .waiting_queue import HeldBack
@@ -73,6 +73,7 @@ class Engine:
             loaded.name, lambda: _read_load(self.loaded, self._admission, self.num_slots, self._core)
         )
         self._admission = AdmissionQueue(self.config.max_waiting, self.config.max_feature_bytes, self.metrics)
+        self.follow_places = FollowPlaces(loaded.limits.max_follow_streams)  # for the event loop of the API
         self._wakeup = threading.Event()  # set by a new request, room in a queue, a cancelled request, or the end
         self._is_ready = threading.Event()
         self._startup_error: Exception | None = None

@@ -82,7 +82,7 @@ class _FrontEnd:
         elif name == "cancel":
             number, request_id, identity = arguments
             count = 0 if server is None else server.calls.cancel(request_id, identity)
-            self._link.send("cancelled", number, count)
+            self._link.send("answer", number, count)
         elif name == "serving" and server is not None:
             server.set_serving(arguments[0], is_serving=arguments[1])
         elif name == "failed" and server is not None:

@@ -6,6 +6,8 @@ nursery        Nursery: forks front ends
 hub            FrontEnds: all front ends, in the engine's process
 session        Session: one front end, in the engine's process
 remote_engine  RemoteEngine: an engine of another process, in a front end
+remote_streams the follow streams of front ends, and their places in the engine's process
+questions      what the engine's process asks a front end
 channel        messages between two processes, with large arrays in shared memory
 shared_ring    the shared memory
 references     objects that both processes have
@@ -16,7 +18,7 @@ from .channel import ChannelEnd
 from .counters import GrowingCounters
 from .engine_group import EngineGroup
 from .hub import FrontEndError, FrontEnds
-from .interface import ClientCounts, Clients, EngineClient, EngineRequest, Events, Place
+from .interface import ClientCounts, Clients, EngineClient, EngineRequest, Events, Place, StreamPlaces
 from .nursery import Nursery
 from .remote_engine import EngineLink, RemoteClients
 
@@ -35,4 +37,5 @@ __all__ = [
     "Nursery",
     "Place",
     "RemoteClients",
+    "StreamPlaces",
 ]

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Hashable
 from typing import Any, Protocol
 
-from ..engine import FollowEvent, HeldBack, OutputQueue, ReadyQueues, RequestStatus
+from ..engine import FollowEvent, HeldBack, OutputQueue, ReadyQueues, RequestStatus, StreamHolder
 from ..errors import too_many_requests
 from ..models import ModelInfo
 from ..operations import Identity, ModelMetrics
@@ -53,6 +53,18 @@ class Events(Protocol):
         ...
 
 
+class StreamPlaces(Protocol):
+    """The places of the follow streams of a model, in all front ends together. `FollowPlaces` is one."""
+
+    async def open(self, holder: StreamHolder, number: int) -> None:
+        """Gives a stream a place. Raises RequestError where there is none. `holder` is the same for all streams."""
+        ...
+
+    def close(self, holder: StreamHolder, number: int) -> None:
+        """Takes the place of a stream back, where the stream still has one."""
+        ...
+
+
 class EngineClient(Protocol):
     """One model's engine as the API sees it. `Engine` is one, in the same process. See there what the methods do."""
 
@@ -69,6 +81,11 @@ class EngineClient(Protocol):
     @property
     def metrics(self) -> ModelMetrics:
         """The counters of what is sent."""
+        ...
+
+    @property
+    def follow_places(self) -> StreamPlaces:
+        """The places of follow streams."""
         ...
 
     def new_queue(self, ready: ReadyQueues | None = None) -> OutputQueue:

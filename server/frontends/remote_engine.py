@@ -13,6 +13,7 @@ from ..models import ModelDescription
 from ..operations import CallContext, Identity, ModelLoad, ModelMetrics, RequestTimes, current_call
 from ..request import Request
 from .channel import Channel, ChannelEnd
+from .remote_streams import RemotePlaces
 from .session import Delivery
 
 # The engine hears of what a reader has taken when that is this part of what may be held for the reader.
@@ -213,10 +214,19 @@ class EngineLink:
             state = self._requests.get(arguments[0])
             if state is not None and state.events is not None:
                 state.events.note_taken()
+        elif name == "find_idlest":
+            number, model = arguments
+            self._engine(model).follow_places.answer_idlest(number)
+        elif name == "end_idle":
+            model, number = arguments
+            self._engine(model).follow_places.end_idle(number)
         elif name == "hello":
             self._begin(*arguments)
         else:
             self.on_message(name, arguments)
+
+    def _engine(self, model: str) -> RemoteEngine:
+        return next(engine for engine in self.engines if engine.loaded.name == model)
 
     def _begin(self, descriptions: Sequence[EngineDescription], is_serving: dict[str, bool]) -> None:
         self.is_serving = is_serving
@@ -281,6 +291,7 @@ class RemoteEngine:
         self.loaded = description.model
         self.num_slots = description.num_slots
         self.metrics = ModelMetrics(self.loaded.name, ModelLoad)
+        self.follow_places = RemotePlaces(self.loaded.name, link.ask, link.send)
         self._max_unread_bytes = description.max_unread_bytes
         self._link = link
 

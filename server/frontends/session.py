@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Hashable, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -28,9 +28,8 @@ from ..operations import CallContext, Identity, RequestTimes, as_current
 from ..request import Output, Request
 from .channel import Channel, ChannelEnd
 from .counters import Growth
-
-# Seconds for which a front end may take to cancel a request: one that hangs does not hold up a client of another one.
-_CANCEL_SECONDS = 2.0
+from .questions import Questions
+from .remote_streams import SessionPlaces
 
 # `OutputQueue.take` gives all there is.
 _EVERYTHING = 1 << 62
@@ -111,8 +110,10 @@ class Session:
         self._numbers: dict[OutputQueue, int] = {}  # of the requests
         self._events: dict[int, _EventRelay] = {}
         self._num_requests_of: Counter[Identity] = Counter()
-        self._cancelling: dict[int, asyncio.Future[int]] = {}  # by the numbers of what was asked
-        self._num_asked = 0
+        self._questions = Questions(self.send)
+        self._receive_answer = self._questions.answer
+        self._follow_places = SessionPlaces(engines, self._questions.ask, self.send)
+        self._receive_close_stream = self._follow_places.close
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def open(self, *hello: Any) -> None:
@@ -130,12 +131,7 @@ class Session:
 
     async def cancel(self, request_id: str, identity: Identity | None) -> int:
         """Cancels the requests of an id that a client has sent to this front end. Returns how many there were."""
-        self._num_asked += 1
-        number, future = self._num_asked, asyncio.get_running_loop().create_future()
-        self._cancelling[number] = future
-        self.send("cancel", number, request_id, identity)
-        done, _ = await asyncio.wait([future], timeout=_CANCEL_SECONDS)
-        return future.result() if done else 0
+        return await self._questions.ask("cancel", request_id, identity) or 0
 
     def _start(self, coroutine: Any) -> None:
         task = asyncio.ensure_future(coroutine)
@@ -157,9 +153,8 @@ class Session:
             place.release()
         for identity, count in self._num_requests_of.items():
             self._owner.end_requests(identity, count)
-        for future in self._cancelling.values():
-            if not future.done():
-                future.set_result(0)
+        self._questions.close()
+        self._follow_places.close_all()
         self._requests.clear()
         self._numbers.clear()
         self._places.clear()
@@ -172,14 +167,18 @@ class Session:
         engine = self._engines[model]
 
         async def reserve() -> None:
-            try:
-                self._places[number] = await engine.reserve(client, feature_bytes)
-            except RequestError as error:
-                self.send("reply", number, error)
-            else:
-                self.send("reply", number, None)
+            self._places[number] = await engine.reserve(client, feature_bytes)
 
-        self._start(reserve())
+        self._start(self._reply(number, reserve()))
+
+    async def _reply(self, number: int, coroutine: Coroutine[Any, Any, None]) -> None:
+        """Tells the front end that something was done, or why not."""
+        try:
+            await coroutine
+        except RequestError as error:
+            self.send("reply", number, error)
+        else:
+            self.send("reply", number, None)
 
     def _receive_release(self, number: int) -> None:
         place = self._places.pop(number, None)
@@ -276,8 +275,8 @@ class Session:
 
         self._start(cancel())
 
-    def _receive_cancelled(self, number: int, count: int) -> None:
-        self._cancelling.pop(number).set_result(count)
+    def _receive_open_stream(self, number: int, model: str, stream: int) -> None:
+        self._start(self._reply(number, self._follow_places.open(model, stream)))
 
     def _receive_hold_back(
         self, model: str, stalled: list[int], stalled_of: Mapping[Hashable, int], reading_of: Mapping[Hashable, int]

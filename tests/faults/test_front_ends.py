@@ -13,13 +13,16 @@ from pathlib import Path
 
 import grpc
 import pytest
-from follow_driver import details_of
+from follow_driver import FollowDriver, details_of
 from front_ends import is_alive, kill, running_front_ends
 from harness import CROSS, request, wait_until
 from sidelight.v1 import attribution_service_pb2 as pb
 from sidelight.v1 import attribution_service_pb2_grpc as services
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="several front ends need Linux")]
+
+# The follow streams that the server takes.
+NUM_PLACES = 8
 
 
 def long_request(num_steps: int = 250) -> pb.AttributeRequest:
@@ -73,7 +76,8 @@ def begin(server, count: int, message: pb.AttributeRequest) -> list[Stream]:
 @pytest.fixture(scope="module")
 def server():
     """A server for several tests. The last one ends it."""
-    with running_front_ends("--metrics-address", "127.0.0.1:0", "--grace", "30") as server:
+    options = ["--metrics-address", "127.0.0.1:0", "--grace", "30", "--max-follow-streams", str(NUM_PLACES)]
+    with running_front_ends(*options) as server:
         yield server
 
 
@@ -90,6 +94,37 @@ def test_a_killed_front_end_loses_its_own_streams_and_starts_again(server):
     assert metric(server, "sidelight_slots_used") == 0
     again = [Stream(server, request("A dog.")) for _ in range(16)]
     assert [stream.join() for stream in again] == ["finished"] * 16
+
+
+def can_follow(server, opened: list[FollowDriver]) -> bool:
+    """Whether a follow stream opens, which is added to a list."""
+    driver = FollowDriver(services.AttributionServiceStub(server.channel()))
+    try:
+        driver.add_source("A dog.")
+    except grpc.RpcError:
+        driver.close()
+        return False
+    opened.append(driver)
+    return True
+
+
+def test_a_killed_front_end_gives_the_places_of_its_follow_streams_back(server):
+    drivers = [FollowDriver(services.AttributionServiceStub(server.channel())) for _ in range(NUM_PLACES)]
+    for driver in drivers:
+        driver.add_source("A dog")
+    assert not can_follow(server, drivers)
+    victim = server.pids[0]
+    kill(victim)
+    wait_until(lambda: server.pids[0] != victim)
+    num_live = 0
+    for driver in drivers:
+        with contextlib.suppress(grpc.RpcError):
+            driver.add_source(" runs.")
+            num_live += 1
+    num_lost = NUM_PLACES - num_live
+    assert [can_follow(server, drivers) for _ in range(num_lost + 1)] == [True] * num_lost + [False]
+    for channel in server.channels:
+        channel.close()
 
 
 def test_front_ends_that_are_killed_leave_no_descriptor_and_no_memory(server):

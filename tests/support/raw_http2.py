@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import struct
+from collections.abc import Iterable
 from types import TracebackType
 
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -44,8 +45,8 @@ class RawConnection:
         self.send_message(stream, message, of=of, is_last=of is None)
         return stream
 
-    def begin(self, method: str, *, timeout: str = "") -> int:
-        """Sends the headers of a call, and returns its stream."""
+    def begin(self, method: str, *, timeout: str = "", metadata: Iterable[tuple[str, str]] = ()) -> int:
+        """Sends the headers of a call, and returns its stream. Each character of `metadata` is sent as one byte."""
         stream, self._next_stream = self._next_stream, self._next_stream + 2
         fields = [
             (":method", "POST"),
@@ -55,6 +56,7 @@ class RawConnection:
             ("te", "trailers"),
             ("content-type", "application/grpc"),
             *([("grpc-timeout", timeout)] if timeout else []),
+            *metadata,
         ]
         block = b"".join(b"\x00" + _string(name) + _string(value) for name, value in fields)
         self._send(_HEADERS, _END_HEADERS, stream, block)

@@ -272,6 +272,7 @@ class RequestLimits(_message.Message):
     MAX_TEXTS_PER_STREAM_FIELD_NUMBER: _builtins.int
     MAX_SPANS_FIELD_NUMBER: _builtins.int
     MAX_FOLLOW_STREAMS_FIELD_NUMBER: _builtins.int
+    MAX_NEW_TOKENS_FIELD_NUMBER: _builtins.int
     max_request_bytes: _builtins.int
     """The greatest size of the serialized request, in bytes."""
     max_source_bytes: _builtins.int
@@ -294,6 +295,10 @@ class RequestLimits(_message.Message):
     """The greatest number of spans in each list of UnitOptions."""
     max_follow_streams: _builtins.int
     """The greatest number of follow streams that are open at the same time."""
+    max_new_tokens: _builtins.int
+    """The greatest Decoding.max_new_tokens. For a request with a prefix, and for a decoder-only model, whose prompt takes
+    positions too, the number may be smaller. 0: the server is older, and does not say.
+    """
     def __init__(
         self,
         *,
@@ -307,10 +312,11 @@ class RequestLimits(_message.Message):
         max_texts_per_stream: _builtins.int = ...,
         max_spans: _builtins.int = ...,
         max_follow_streams: _builtins.int = ...,
+        max_new_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_beam_width", b"max_beam_width", "max_chat_messages", b"max_chat_messages", "max_follow_streams", b"max_follow_streams", "max_request_bytes", b"max_request_bytes", "max_source_bytes", b"max_source_bytes", "max_spans", b"max_spans", "max_stop_bytes", b"max_stop_bytes", "max_stop_texts", b"max_stop_texts", "max_target_bytes", b"max_target_bytes", "max_texts_per_stream", b"max_texts_per_stream"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_beam_width", b"max_beam_width", "max_chat_messages", b"max_chat_messages", "max_follow_streams", b"max_follow_streams", "max_new_tokens", b"max_new_tokens", "max_request_bytes", b"max_request_bytes", "max_source_bytes", b"max_source_bytes", "max_spans", b"max_spans", "max_stop_bytes", b"max_stop_bytes", "max_stop_texts", b"max_stop_texts", "max_target_bytes", b"max_target_bytes", "max_texts_per_stream", b"max_texts_per_stream"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections import defaultdict, deque
-from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from typing import Any
 
 import grpc
@@ -21,8 +21,8 @@ from ...engine import (
     StreamBreak,
     StreamEnd,
 )
-from ...errors import RequestError, idle, invalid, silent, stopped, too_many_streams, too_old
-from ...frontends import EngineClient, EngineRequest, Events
+from ...errors import RequestError, idle, invalid, silent, stopped, too_old
+from ...frontends import EngineClient, EngineRequest, Events, StreamPlaces
 from ...request import (
     AwaitingSource,
     Output,
@@ -41,10 +41,6 @@ from ..validation import FollowValidator, paths_in_start, request_id_of
 from .answer import MESSAGE_BYTES, Answer, group_outputs, validate
 from .attribute import deadline_of
 
-# Where as many streams are open as may be, the stream whose client has sent nothing for longest ends, if the client has
-# sent nothing for so many seconds.
-_MIN_IDLE_SECONDS = 10.0
-
 # Seconds for which a client may send nothing while the server is about to end.
 _MAX_LAST_PAUSE_SECONDS = 1.0
 
@@ -61,7 +57,7 @@ class FollowMethod:
         self._engines = engines
         self._catalog = catalog
         self._tokenizer_pool = TokenizerPool()
-        self._open: dict[str, set[_Stream]] = defaultdict(set)  # by model
+        self._open = {name: _OpenStreams(engine.follow_places) for name, engine in engines.items()}
 
     def close(self) -> None:
         """Ends the threads."""
@@ -86,23 +82,40 @@ class FollowMethod:
             await _read_rest(call)
             raise
         stream = _Stream(call, engine, pool, validator, arrived)
-        with self._hold_open(stream, self._open[loaded.name], loaded.limits.max_follow_streams):
+        async with self._open[loaded.name].hold(stream):
             await stream.run()
 
-    @contextlib.contextmanager
-    def _hold_open(self, stream: _Stream, open_streams: set[_Stream], max_streams: int) -> Iterator[None]:
+
+class _OpenStreams:
+    """The open streams of a model in this process: a `StreamHolder`."""
+
+    def __init__(self, places: StreamPlaces) -> None:
+        self._places = places
+        self._streams: dict[int, _Stream] = {}  # by number
+        self._num_numbers = 0
+
+    @contextlib.asynccontextmanager
+    async def hold(self, stream: _Stream) -> AsyncIterator[None]:
         """Counts a stream. Raises RequestError where too many are open and each has a client that sends something."""
-        if len(open_streams) >= max_streams:
-            idlest = min(open_streams, key=lambda each: each.last_message_time)
-            if time.monotonic() - idlest.last_message_time < _MIN_IDLE_SECONDS:
-                raise too_many_streams(len(open_streams))
-            open_streams.discard(idlest)
-            idlest.give_place()
-        open_streams.add(stream)
+        self._num_numbers += 1
+        number = self._num_numbers
+        await self._places.open(self, number)
+        self._streams[number] = stream
         try:
             yield
         finally:
-            open_streams.discard(stream)
+            self._streams.pop(number, None)
+            self._places.close(self, number)
+
+    async def find_idlest(self) -> tuple[float, int] | None:
+        """Finds the stream whose client has sent nothing for longest. See `StreamHolder`."""
+        return min(((stream.last_message_time, number) for number, stream in self._streams.items()), default=None)
+
+    def end_idle(self, number: int) -> None:
+        """Ends a stream, so that another one can open."""
+        stream = self._streams.pop(number, None)
+        if stream is not None:  # it may have ended meanwhile
+            stream.give_place()
 
 
 class _DrainedError(Exception):

@@ -4,11 +4,13 @@ follow_state    FollowState: one stream: its events, its target so far, what it 
 follow_builder  FollowBuilder: tokens, rows and decisions of a policy become steps
 events          what a client does
 event_queue     EventQueue: from an asyncio task to the engine's thread, bounded
+follow_places   FollowPlaces: how many streams of a model are open, in all processes
 """
 
 from .event_queue import MAX_EVENTS, EventQueue
 from .events import FollowEvent, SourceDone, SourceGrowth, StreamBreak, StreamEnd, TakeBack, TargetToken
 from .follow_builder import FollowBuilder
+from .follow_places import FollowPlaces, StreamHolder
 from .follow_state import FollowState, without_encoder_self
 
 __all__ = [
@@ -16,11 +18,13 @@ __all__ = [
     "EventQueue",
     "FollowBuilder",
     "FollowEvent",
+    "FollowPlaces",
     "FollowState",
     "SourceDone",
     "SourceGrowth",
     "StreamBreak",
     "StreamEnd",
+    "StreamHolder",
     "TakeBack",
     "TargetToken",
     "without_encoder_self",

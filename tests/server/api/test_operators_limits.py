@@ -58,6 +58,7 @@ def answers(service) -> bool:
 def test_get_model_says_the_limits(service):
     limits = service.GetModel(pb.GetModelRequest(), timeout=60).model.limits
     assert (limits.max_request_bytes, limits.max_texts_per_stream, limits.max_follow_streams) == (100_000, 3, 5)
+    assert limits.max_new_tokens == 20
 
 
 def test_messages_and_metadata(service):

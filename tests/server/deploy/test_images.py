@@ -110,6 +110,8 @@ def test_what_libraries_write_goes_to_the_cache(image: str):
     built = " ".join(i.value for i in INSTRUCTIONS if i.stage == f"{image}-builder")
     path = variables["NUMBA_CACHE_DIR" if image == "cpu" else "TRITON_CACHE_DIR"]
     assert re.search(rf"(NUMBA_CACHE_DIR=|--cache ){path}\b", built)  # kernels are found at this path alone
+    # A tmpfs takes the permissions of the folder, and is root's: others must be able to write to it.
+    assert "--mode 1777 /var/cache/sidelight" in " ".join(of_image(image, "RUN"))
 
 
 def test_the_entrypoint_copies_kernels_once_and_hands_over(tmp_path):

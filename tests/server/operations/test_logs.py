@@ -10,12 +10,14 @@ import grpc
 import pytest
 from google.rpc import error_details_pb2, status_pb2
 from harness import request, serving, stub
+from raw_http2 import RawConnection
 from sidelight.client import Client, InternalError
 from sidelight.server.api.rpcs import answer
 from sidelight.server.engine import engine_core
 from sidelight.server.operations import LogOptions, configure_log
 
 SECRET = "a text that nobody else may read"
+SECRET_TOKEN = "bKx0pT3nYq7vWc2mZr9sLd4h"
 _TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 
 
@@ -87,6 +89,27 @@ def test_exceptions_that_name_each_other_have_an_end(capsys):
     first.__cause__, second.__cause__ = second, first
     logging.getLogger("sidelight").error("failed", exc_info=first)
     assert capsys.readouterr().err.count("builtins.") == 2
+
+
+@pytest.mark.parametrize("is_json", [False, True])
+def test_a_value_of_metadata_that_is_not_utf8_is_in_no_line(bundled_server, capsys, is_json):
+    """gRPC logs such a value, which may be a token, with a stack."""
+    configure_log(LogOptions(is_json=is_json))
+    metadata = [("authorization", f"Bearer {SECRET_TOKEN}\xff"), ("x-\xe9", SECRET_TOKEN)]
+    message = request("A dog.").SerializeToString()
+    for values in (metadata[:1], metadata):
+        with RawConnection(bundled_server, window=2**20) as connection:
+            stream = connection.begin("/sidelight.v1.AttributionService/Attribute", metadata=values)
+            connection.send_message(stream, message, is_last=True)
+            connection.frames_until_closed(stream)
+    with stub(bundled_server) as service:
+        assert list(service.Attribute(request("A dog."), timeout=60))[-1].HasField("finished")
+    logging.getLogger("grpc._cython.cygrpc").error("another line")
+    log = capsys.readouterr().err
+    assert "another line" in log
+    assert SECRET_TOKEN not in log
+    assert "Invalid encoding" not in log
+    assert "Traceback" not in log
 
 
 def test_a_fault_in_the_engine_has_the_ids_of_its_call(bundled, security, token_metadata, monkeypatch, capsys):

@@ -19,9 +19,9 @@ from follow_driver import (
 )
 from harness import serving, stub, wait_until
 from hostile_clients import reason_of_aio
-from sidelight.server.api.rpcs import follow
 from sidelight.server.api.server import Server
 from sidelight.server.engine.engine import EngineConfig
+from sidelight.server.engine.follow import follow_places
 from sidelight.server.operations import CallLimits, ModelLimits
 from sidelight.v1 import attribution_service_pb2_grpc as services
 
@@ -71,7 +71,7 @@ def can_follow(service) -> bool:
 
 def test_silent_streams_keep_nobody_out(bundled, monkeypatch):
     """The stream whose client has sent nothing for longest gives its place, with or without a source."""
-    monkeypatch.setattr(follow, "_MIN_IDLE_SECONDS", 0.2)
+    monkeypatch.setattr(follow_places, "_MIN_IDLE_SECONDS", 0.2)
     with serving(replace(bundled, limits=ModelLimits(max_follow_streams=2))) as address, stub(address) as service:
         silent, live = FollowDriver(service), FollowDriver(service)
         live.add_source(SENTENCE)
