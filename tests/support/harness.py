@@ -37,7 +37,7 @@ def serving(
         from front_ends import serving_by_front_ends
 
         with serving_by_front_ends(
-            *models, count=num_front_ends, limits=limits, security=security, metrics=metrics
+            *models, count=num_front_ends, limits=limits, security=security, metrics=metrics, call_limits=call_limits
         ) as address:
             yield address
         return
