@@ -61,24 +61,6 @@ def test_a_given_target_and_the_same_target_decoded_have_the_same_links(bundled_
     assert not given.marked_target_text
 
 
-def test_the_stop_reason_of_the_target(bundled_server):
-    """Of several segments, one that is cut is what a client must know."""
-    assert align(bundled_server, pair(SOURCE, TARGET)).stop_reason == text.STOP_REASON_GIVEN
-    assert align(bundled_server, pair(SOURCE)).stop_reason == text.STOP_REASON_END_TOKEN
-    cut = align(bundled_server, pair(SOURCE, decoding=text.Decoding(max_new_tokens=3)))
-    assert cut.stop_reason == text.STOP_REASON_LENGTH
-    assert len(cut.target) < 7
-    sentences = pb.Markup(split_sentences=True)
-    document = pair("Good morning! My grandmother is still vigorous at 82 years old. Good morning!", markup=sentences)
-    assert align(bundled_server, document).stop_reason == text.STOP_REASON_END_TOKEN
-    document.decoding.max_new_tokens = 5
-    assert align(bundled_server, document).stop_reason == text.STOP_REASON_LENGTH
-    links = pair("a b", "c d", links="0-0 1-1")
-    assert align(bundled_server, links).stop_reason == text.STOP_REASON_GIVEN
-    blank = pair("<p> </p>", markup=pb.Markup(format=pb.MARKUP_FORMAT_HTML))
-    assert align(bundled_server, blank).stop_reason == text.STOP_REASON_GIVEN
-
-
 @pytest.fixture(scope="module")
 def plain_server(bundled) -> Iterator[str]:
     """The bundled model without its calibration."""
