@@ -107,7 +107,7 @@ export class Heatmap {
     const { attention, seen } = this;
     if (!attention || !this.box.isConnected) return;
     if (!seen.width && !(this.#resize() && seen.width)) return; // hidden: the size tells when it is seen
-    const count = this.columns?.length, most = attention.most;
+    const count = this.columns?.length;
     this.#measure();
     if (follows) this.follower.follow(this.height);
     const { scrollTop: top, scrollLeft: left } = this.box;
@@ -116,7 +116,8 @@ export class Heatmap {
     const first = Math.max(0, Math.floor(top / LINE));
     const last = Math.min(attention.length, Math.ceil((top + seen.height - this.head) / LINE));
     for (let line = first; line < last; line++) attention.row(line); // so that the greatest number is known
-    if (attention.most !== most) this.whole = true;
+    if (attention.most !== this.most) this.whole = true; // others ask for rows too: what counts is what was drawn with
+    this.most = attention.most;
     if (this.whole) this.#drawHead();
     this.#drawTiles(Math.floor(first / TILE), Math.ceil(last / TILE));
     this.whole = false;

@@ -157,7 +157,8 @@ export class Pane {
     this.result = message.result;
     this.attention.alignment = message.alignment;
     const { sourceTokens, targetTokens, total } = message.usage;
-    this.facts.textContent = `${sourceTokens} → ${targetTokens} tokens · ${(1000 * total).toFixed(0)} ms · confidence ${percent(this.confidence)}`;
+    const cut = message.stopReason === "length" ? ", cut at the limit" : "";
+    this.facts.textContent = `${sourceTokens} → ${targetTokens} tokens${cut} · ${(1000 * total).toFixed(0)} ms · confidence ${percent(this.confidence)}`;
     this.changed();
   }
 

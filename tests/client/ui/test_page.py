@@ -52,6 +52,11 @@ def test_a_text_is_translated_while_it_is_typed(visit, page_url):
     expect(page.locator(".target .words")).to_have_text("", timeout=WAIT)
 
 
+def test_a_text_that_is_cut_says_so(visit, page_url):
+    page = visit.open(state(page_url, text="dog " * 200))
+    expect(page.locator(".target .count")).to_contain_text("201 → 128 tokens, cut at the limit", timeout=WAIT)
+
+
 @pytest.mark.slow
 def test_a_new_text_and_stop_cancel_the_stream(visit, page_url):
     page = visit.open(state(page_url, text="<b> " * 60))  # a text that the model writes much about
@@ -70,7 +75,9 @@ def test_the_heatmap_has_the_colours_of_the_numbers(visit, page_url, bundled_ser
     with Client(bundled_server) as client:
         result = client.attribute(SENTENCE, capture=Capture(heads=[(2, 1)], over_heads="mean")).result()
     pixels = page.locator(".map-room").evaluate(
-        """room => {
+        """async room => {
+          // What has arrived is drawn with the next frame.
+          await new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)));
           const tiles = [...room.querySelectorAll('.map-tile canvas')].map(canvas => canvas.getContext('2d'));
           const cells = [];
           for (let line = 0; line < 9; line++) for (let column = 0; column < 9; column++) {
