@@ -125,6 +125,7 @@ def test_the_launcher_loads_without_a_compiler(tmp_path: Path) -> None:
         script("load", TRITON_CACHE_DIR=tmp_path / "empty", CC="/bin/false", **libraries)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("gcc"), reason="needs a C compiler")
 def test_reports_the_launcher(cache: Path) -> None:
     """The launcher is built with the kernels, or reported as missing; and its requirements are listed."""

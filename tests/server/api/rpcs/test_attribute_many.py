@@ -153,6 +153,7 @@ def test_a_text_that_fails_carries_its_error_and_the_others_go_on(bundled_server
     assert finished[0].response.finished.usage.target_tokens == 200
 
 
+@pytest.mark.slow
 def test_a_full_queue_refuses_one_text_with_a_delay(bundled):
     with serving(bundled, limits=EngineConfig(max_running=1, max_waiting=2)) as address, stub(address) as service:
         requests = (attribute(str(number), long_request()) for number in range(8))
