@@ -81,7 +81,7 @@ function* walk(value: unknown): Generator<object> {
 
 const isAttention = (part: object): part is Attention => "specialShares" in part;
 const isStarted = (part: object): part is Started => "sourceUnits" in part;
-const isFinished = (part: object): part is Finished => "stopReason" in part && "usage" in part;
+const isFinished = (part: object): part is Finished => "hypotheses" in part;
 const isAlignment = (part: object): part is AlignResponse => "markedTargetText" in part;
 
 function compareArrays(found: Attention[], vector: Vector, name: string): void {
