@@ -29,7 +29,7 @@ class Questions:
         return future.result() if done else None
 
     def answer(self, number: int, answer: Any) -> None:
-        """Hands an answer to who has asked."""
+        """Gives the call of `ask` the answer to its question."""
         self._asked.pop(number).set_result(answer)
 
     def close(self) -> None:

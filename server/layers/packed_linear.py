@@ -134,6 +134,7 @@ def pack(
     if not rows or min(rows) < 1:
         raise ValueError(f"rows must be one or more positive numbers, not {list(rows)}")
     start = time.perf_counter()
+    rows = sorted(set(rows))
     report = Report(precision)
     with torch.no_grad():
         for shape, layers in _layers_by_shape(model, skip).items():
@@ -142,9 +143,9 @@ def pack(
             report.bytes.update((names[0], size) for names in layers.values())
             factories = linear_kernels(precision, shape.in_features)
             timed = list(layers)[:_TIMED_LAYERS]
-            key = (shape, precision, len(timed), *sorted(set(rows)), *factories, torch.get_num_threads())
+            key = (shape, precision, len(timed), *rows, *factories, torch.get_num_threads())
             if key not in _measured_times:
-                _measured_times[key] = _measure_all(timed, factories, precision, sorted(set(rows)))
+                _measured_times[key] = _measure_all(timed, factories, precision, rows)
             measured.times = _measured_times[key]
             del timed  # otherwise the weights of these layers stay in memory
             _pack_shape(model, layers, precision, factories, measured, in_panels)

@@ -27,17 +27,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 import load_client
 from rich.console import Console
 from rich.table import Table
-from sidelight.server.models.loader import bundled_model
-from workloads import Workload
+from workloads import Workload, long_streams
 
-_SENTENCES = (
-    "My grandmother is still vigorous at 82 years old.",
-    "Where did you buy that old book?",
-    "I don't want to be your friend.",
-    "The train to Munich leaves at a quarter past nine.",
-)
-_NEW_TOKENS = 32
-_LAYERS, _HEADS = 3, 4
 # How often each server runs in a round.
 _TURNS = 4
 
@@ -90,9 +81,9 @@ def children(process: int) -> list[int]:
 
 def measure(one: Server, many: Server, num_streams: int, rounds: int) -> list[str]:
     """A row of the table."""
-    sources = [_SENTENCES[number % len(_SENTENCES)] for number in range(num_streams)]
-    workload = Workload("bundled", "bundled model", bundled_model(), sources, _NEW_TOKENS, all_at_once=True)
-    num_steps = num_streams * _NEW_TOKENS * _TURNS
+    workload = long_streams(num_streams)
+    assert workload.new_tokens is not None
+    num_steps = num_streams * workload.new_tokens * _TURNS
     spent: defaultdict[Server, list[Spent]] = defaultdict(list)
     for number in range(rounds + 1):  # the first round warms
         for server in (one, many) if number % 2 else (many, one):
@@ -120,14 +111,7 @@ def spend(server: Server, workload: Workload, num_streams: int) -> Spent:
     before = processor_seconds([server.engine]), processor_seconds(server.front_ends)
     seconds = 0.0
     for _ in range(_TURNS):
-        seconds += load_client.run(
-            server.address,
-            workload,
-            num_streams,
-            capture=load_client.EVERY_HEAD,
-            axes=(_LAYERS, _HEADS),
-            connections=num_streams,
-        )[0]
+        seconds += load_client.run_apart(server.address, workload, num_streams)[0]
     engine, front_ends = processor_seconds([server.engine]), processor_seconds(server.front_ends)
     return Spent(seconds, engine - before[0], front_ends - before[1])
 

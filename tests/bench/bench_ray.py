@@ -25,17 +25,8 @@ import load_client
 from ray_cluster import serving_on_ray
 from rich.console import Console
 from rich.table import Table
-from sidelight.server.models.loader import bundled_model
-from workloads import Workload
+from workloads import long_streams
 
-_SENTENCES = (
-    "My grandmother is still vigorous at 82 years old.",
-    "Where did you buy that old book?",
-    "I don't want to be your friend.",
-    "The train to Munich leaves at a quarter past nine.",
-)
-_NEW_TOKENS = 32
-_LAYERS, _HEADS = 3, 4
 # How many texts each stream has in a round, one after the other.
 _TURNS = 4
 _COUNTS = {"one replica": 1, "two replicas": 2}
@@ -49,7 +40,7 @@ def main() -> int:
     args = parser.parse_args()
     console = Console(width=120)
     if importlib.util.find_spec("ray") is None:
-        console.print("Ray is not installed: pip install 'sidelight[ray]'")
+        console.print("Ray is not installed: pip install 'sidelight[ray]'", markup=False)
         return 0
     columns = ("sidelight serve", *_COUNTS, "one replica / serve", "two / one")
     table = Table(f"tokens/s, medians of {args.rounds} rounds", *columns)
@@ -74,19 +65,11 @@ def start(stack: contextlib.ExitStack) -> Iterator[tuple[str, str]]:
 
 def measure(addresses: dict[str, str], num_streams: int, rounds: int) -> list[str]:
     """A row of the table."""
-    sources = [_SENTENCES[number % len(_SENTENCES)] for number in range(num_streams)] * _TURNS
-    workload = Workload("bundled", "bundled model", bundled_model(), sources, _NEW_TOKENS)
+    workload = long_streams(num_streams, _TURNS)
     rates: defaultdict[str, list[float]] = defaultdict(list)
     for number in range(rounds + 1):  # the first round warms
         for name in sorted(addresses, reverse=bool(number % 2)):
-            seconds, streams = load_client.run(
-                addresses[name],
-                workload,
-                num_streams,
-                capture=load_client.EVERY_HEAD,
-                axes=(_LAYERS, _HEADS),
-                connections=num_streams,
-            )
+            seconds, streams = load_client.run_apart(addresses[name], workload, num_streams)
             if number:
                 rates[name].append(sum(len(stream.target) for stream in streams) / seconds)
         print(f"round {number}, {num_streams} streams", file=sys.stderr)

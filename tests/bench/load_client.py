@@ -127,6 +127,12 @@ def run(
     return asyncio.run(_run(address, workload, concurrency, capture, axes, keep, metadata, connections))
 
 
+def run_apart(address: str, workload: Workload, num_streams: int) -> tuple[float, list[Stream]]:
+    """As `run`, with a connection for each stream, and all cross-attention of the bundled model."""
+    axes = (3, 4)  # its layers and heads
+    return run(address, workload, num_streams, capture=EVERY_HEAD, axes=axes, connections=num_streams)
+
+
 async def _run(
     address: str,
     workload: Workload,

@@ -22,6 +22,13 @@ BUNDLED_PADDING = 6000  # the bundled model's padding token, its last token
 
 Source = str | list[int]
 
+_SENTENCES = (
+    "My grandmother is still vigorous at 82 years old.",
+    "Where did you buy that old book?",
+    "I don't want to be your friend.",
+    "The train to Munich leaves at a quarter past nine.",
+)
+
 
 @dataclass(frozen=True)
 class Workload:
@@ -57,6 +64,12 @@ class Size:
     layers: int
     heads: int
     step_weights: int  # the number of weights that one decoding step reads
+
+
+def long_streams(num_streams: int, turns: int = 1) -> Workload:
+    """The bundled model with `turns` everyday sentences for each stream, and 32 tokens for each sentence."""
+    sources = [_SENTENCES[number % len(_SENTENCES)] for number in range(num_streams)] * turns
+    return Workload("bundled", "bundled model", bundled_model(), sources, new_tokens=32)
 
 
 def bundled_workload(sentences: int) -> Workload | None:

@@ -1,15 +1,16 @@
-"""A fake server for the tests of the client."""
+"""A fake server and a browser for the tests of the client."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pytest
 from fake_server import FakeServer
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from sidelight.client import Attribution, save
 from sidelight.v1.attribution_service_pb2_grpc import add_AttributionServiceServicer_to_server
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -45,3 +46,27 @@ def browser() -> Iterator[object]:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield browser
         browser.close()
+
+
+@pytest.fixture
+def open_page(browser, tmp_path) -> Iterator[Callable[..., str]]:
+    """Opens the page that `save` makes of results. Returns the page's document after a script has run in it.
+
+    Fails on any message in the browser's console.
+    """
+    messages: list[str] = []
+    context = browser.new_context()
+
+    def open_(results: list[Attribution], script: str = "") -> str:
+        path = tmp_path / "out.html"
+        save(results, path)
+        path.write_text(path.read_text("utf-8").replace("</body>", f"<script>{script}</script></body>"), "utf-8")
+        page = context.new_page()
+        page.on("console", lambda message: messages.append(message.text))
+        page.on("pageerror", lambda error: messages.append(str(error)))
+        page.goto(path.as_uri())
+        return page.content()
+
+    yield open_
+    context.close()
+    assert messages == []

@@ -5,11 +5,10 @@ from __future__ import annotations
 import dataclasses
 import html
 import re
-from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
-from sidelight.client import AttentionLayout, Attribution, Capture, Client, Link, Started, Token, Usage, save
+from sidelight.client import AttentionLayout, Attribution, Capture, Client, Link, Started, Token, Usage
 from sidelight.client.offset_units import Span
 from sidelight.client.results import WordAlignment
 
@@ -21,27 +20,6 @@ def results(fake) -> list[Attribution]:
     capture = Capture(kinds=("cross", "decoder_self", "encoder_self"))
     with Client(fake.address) as client:
         return [client.attribute(text, capture=capture, scores=["perplexity"]).result() for text in TEXTS]
-
-
-@pytest.fixture
-def open_page(browser, tmp_path) -> Iterator[Callable[..., str]]:
-    """Returns the page's document after a script has run in it. Fails on any message in the browser's console."""
-    messages: list[str] = []
-    context = browser.new_context()
-
-    def open_(results: list[Attribution], script: str = "") -> str:
-        path = tmp_path / "out.html"
-        save(results, path)
-        path.write_text(path.read_text("utf-8").replace("</body>", f"<script>{script}</script></body>"), "utf-8")
-        page = context.new_page()
-        page.on("console", lambda message: messages.append(message.text))
-        page.on("pageerror", lambda error: messages.append(str(error)))
-        page.goto(path.as_uri())
-        return page.content()
-
-    yield open_
-    context.close()
-    assert messages == []
 
 
 def strengths(document: str) -> np.ndarray:

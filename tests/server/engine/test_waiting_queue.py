@@ -32,7 +32,7 @@ WINDOWS = {"nothing": 0, "little": 4096}
 
 
 def readers(*kinds: str, quick: list[str]) -> list[Any]:
-    """Kinds of requests, and windows of their readers. Those that are not `quick` are slow tests."""
+    """Kinds of requests, and windows of their readers. The pairs outside of `quick` are slow tests."""
     pairs = {f"{name}-{kind}": (kind, window) for name, window in WINDOWS.items() for kind in kinds}
     return [pytest.param(*pairs[id_], id=id_, marks=() if id_ in quick else pytest.mark.slow) for id_ in pairs]
 
