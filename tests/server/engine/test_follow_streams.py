@@ -190,20 +190,42 @@ def test_neighbours_keep_their_tokens(bundled):
 IDS = (174, 25, 379, 1195, 309, 835, 8, 261, 54, 379, 25, 8)
 
 
+class Passes:
+    """The batches of follow streams that were read, which waits for passes of several streams where a test says so."""
+
+    def __init__(self, monkeypatch) -> None:
+        self.batches: list[list[TargetPass]] = []
+        self._num_awaited = 0
+        run, read = TargetReader._run, TargetReader.read
+
+        def noting(reader, batch):
+            if batch[0].sequence is not None:
+                self.batches.append(batch)
+            return run(reader, batch)
+
+        def waiting(reader, passes, max_tokens):
+            if sum(each.sequence is not None for each in passes) < self._num_awaited:
+                time.sleep(0.001)
+                return []
+            self._num_awaited = 0
+            return read(reader, passes, max_tokens)
+
+        monkeypatch.setattr(TargetReader, "_run", noting)
+        monkeypatch.setattr(TargetReader, "read", waiting)
+
+    def await_together(self, count: int) -> None:
+        """Nothing is read until passes of so many streams wait."""
+        self._num_awaited = count
+
+    @property
+    def num_tokens(self) -> list[int]:
+        """How many tokens each pass reads that the stream has not had before."""
+        return [len(each.tokens.ids) - each.tokens.first_step for batch in self.batches for each in batch]
+
+
 @pytest.fixture
-def passes(monkeypatch) -> list[list[TargetPass]]:
-    """The batches of follow streams. Each waits some milliseconds before it is read, so that others come meanwhile."""
-    found: list[list[TargetPass]] = []
-    run = TargetReader._run
-
-    def noting(reader, batch):
-        if batch[0].sequence is not None:
-            time.sleep(0.02)
-            found.append(batch)
-        return run(reader, batch)
-
-    monkeypatch.setattr(TargetReader, "_run", noting)
-    return found
+def passes(monkeypatch) -> Passes:
+    return Passes(monkeypatch)
 
 
 def catch_up(drivers: list[FollowDriver], add) -> None:
@@ -220,8 +242,10 @@ def catch_up(drivers: list[FollowDriver], add) -> None:
     add(IDS[2:3])
 
 
-def add_together(drivers: list[FollowDriver], ids: tuple[int, ...]) -> None:
+def add_together(drivers: list[FollowDriver], ids: tuple[int, ...], passes: Passes) -> None:
     counts = [len(driver.ids) + len(ids) for driver in drivers]
+    if len(ids) > 8:  # fewer tokens are read one by one, and those of streams with rollout always
+        passes.await_together(sum(number % 3 != 1 for number in range(len(drivers))))
     for driver in drivers:
         driver.send(target=token_ids(*ids))
     for driver, count in zip(drivers, counts, strict=True):
@@ -254,18 +278,18 @@ def test_streams_that_catch_up_together_get_what_single_tokens_get(bundled, pass
         singles = [FollowDriver(service, **options_by_row(number)) for number in range(6)]
         catch_up(singles, lambda ids: add_one_by_one(singles, ids))
         alone = steps_of(list(service.Attribute(message, timeout=60)))
-        assert all(len(each.tokens.ids) - each.tokens.first_step < 2 for batch in passes for each in batch)
-        del passes[:]
+        assert all(count < 2 for count in passes.num_tokens)
+        del passes.batches[:]
         drivers = [FollowDriver(service, **options_by_row(number)) for number in range(6)]
         with ThreadPoolExecutor() as pool:
             beside = pool.submit(lambda: [steps_of(list(service.Attribute(message, timeout=60))) for _ in range(8)])
-            catch_up(drivers, lambda ids: add_together(drivers, ids))
+            catch_up(drivers, lambda ids: add_together(drivers, ids, passes))
             decoded = beside.result()
         for driver in (*singles, *drivers):
             driver.finish()
     assert_same_streams(drivers, singles)
-    assert max(map(len, passes)) > 2
-    assert sum(len(each.tokens.ids) - each.tokens.first_step for batch in passes for each in batch) >= 80
+    assert [len(batch) for batch in passes.batches].count(4) == 2
+    assert sum(passes.num_tokens) >= 80
     for steps in decoded:
         assert [step.token for step in steps] == [step.token for step in alone]
         assert [step.cross.values for step in steps] == [step.cross.values for step in alone]
