@@ -58,10 +58,14 @@ def long_request(**fields):
     return request(SENTENCE, decoding=text.Decoding(ignore_eos=True, max_new_tokens=250), **fields)
 
 
-def kill(thread: threading.Thread) -> None:
-    """Ends a thread wherever it is, by something that no handler of faults takes for one."""
+def kill(engine: Engine) -> None:
+    """Ends the thread of an engine wherever it is, by something that no handler of faults takes for one."""
+    thread = engine._thread
     assert thread.ident is not None
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(SystemExit))
+    while thread.is_alive():  # Python may drop what is raised while the thread frees an object
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(SystemExit))
+        engine.wake()
+        thread.join(timeout=2)
 
 
 @pytest.mark.parametrize("timeout", ["2562047H", "2562048H", "99999999H"])
@@ -78,6 +82,7 @@ def test_a_deadline_beyond_all_clocks_harms_nobody(bundled, engines, monkeypatch
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("when", ["at work", "idle"])
 def test_a_thread_that_ends_ends_all_that_waits(bundled, engines, when, monkeypatch):
     monkeypatch.setattr(output_queue, "CAPACITY", 2048)  # the running request is not done too early
@@ -91,8 +96,7 @@ def test_a_thread_that_ends_ends_all_that_waits(bundled, engines, when, monkeypa
             if when == "at work":
                 calls = [service.Attribute(long_request(kinds=[CROSS]), timeout=60) for _ in range(3)]
                 wait_until(lambda: len(engines[0]._admission._states) == 3 and engines[0]._core.requests.running)
-            kill(engines[0]._thread)
-            engines[0].wake()
+            kill(engines[0])
             for call in calls:
                 with pytest.raises(grpc.RpcError) as raised:
                     list(call)
@@ -107,6 +111,7 @@ def test_a_thread_that_ends_ends_all_that_waits(bundled, engines, when, monkeypa
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 async def test_a_process_whose_engine_has_ended_ends_with_a_code(bundled, engines, capsys):
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     parser = argparse.ArgumentParser()
@@ -117,8 +122,7 @@ async def test_a_process_whose_engine_has_ended_ends_with_a_code(bundled, engine
     def kill_when_serving() -> None:
         wait_until(lambda: engines and engines[0]._is_ready.is_set())
         time.sleep(0.2)
-        kill(engines[0]._thread)
-        engines[0].wake()
+        kill(engines[0])
 
     killer = threading.Thread(target=kill_when_serving)
     killer.start()
