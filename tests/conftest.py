@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import harness
 import pytest
 import torch
+from combinations import covering
 from harness import serving
 from model_zoo import build_model
 from sidelight.server.models.loader import LoadedModel, load
@@ -26,6 +28,10 @@ gc.disable()
 with torch.device("meta"):
     torch.empty(0)
 
+# A shell lets processes in the background ignore interruptions, and those that a test starts would do so, too.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 # Workers run side by side; more threads for such small models only get in each other's way.
 torch.set_num_threads(1)
 
@@ -36,6 +42,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     harness.num_front_ends = config.getoption("--front-ends")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks cases as slow, of tests with the mark `covering`."""
+    cases: dict[str, list[pytest.Function]] = {}
+    for item in items:
+        is_quick = isinstance(item, pytest.Function) and not item.get_closest_marker("slow")
+        if is_quick and item.get_closest_marker("covering"):
+            cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    for functions in cases.values():
+        mark = functions[0].get_closest_marker("covering")
+        quick = covering([function.callspec.params for function in functions], *mark.args)
+        for place, function in enumerate(functions):
+            if place not in quick:
+                function.add_marker(pytest.mark.slow)
 
 
 def pytest_collection_finish() -> None:

@@ -61,6 +61,7 @@ def test_what_a_client_does_at_random(followed, row, seed):
     act_at_random(service, loaded, random.Random(f"{seed} {row}"), options(family, loaded, row))
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("method", ["WEIGHTS", "VALUE_NORMS", "ROLLOUT"])
 @pytest.mark.parametrize("row", ["PREDICTING", "READING"])
 def test_methods_and_special_tokens_that_are_left_out(followed, method, row):

@@ -80,6 +80,7 @@ def test_rows_are_captured_by_the_expected_method(served):
     assert implementation == (NAME if served.family.captures_rows else "eager")
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("given", [False, True], ids=["decoded", "given"])
 def test_equal_to_inseq(served, given):
     if not served.family.inseq:
@@ -105,6 +106,7 @@ def compare(ours: Attribution, theirs: inseq_peer.Truth, served: Served) -> None
     np.testing.assert_allclose(ours.decoder_self, theirs.target, atol=1e-5)
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("given", [False, True], ids=["decoded", "given"])
 @pytest.mark.parametrize("row", ["predicting", "reading"])
 def test_equal_to_the_models_own_matrices(served, row, given):
@@ -139,6 +141,7 @@ def test_rows_sum_to_one_and_are_not_uniform(served):
     assert np.nanmax(ours.decoder_self[:, -1], axis=0).mean() > 2 / ours.decoder_self.shape[0]
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("name", slow_except(["mean", "max", "min", "sum", "prod", "absmax", "l2"], {"max", "l2"}))
 def test_reductions_are_inseqs(served, name):
     """Inseq's aggregation functions reduce Inseq's whole attribution: over heads first, then over layers."""

@@ -1,8 +1,8 @@
-"""Chooses which combinations of parameters a test runs: few, but each pair of values occurs."""
+"""Chooses which combinations of parameters a test runs: few, but each value or each pair of values occurs."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import combinations, product
 from typing import Any
 
@@ -41,3 +41,19 @@ def pairwise(*axes: Sequence[Any]) -> list[tuple[Any, ...]]:
 def slow_except(values: Iterable[Any], fast: Collection[Any]) -> list[Any]:
     """Marks the values that are not `fast` as slow. `make test` runs the fast values only."""
     return [value if value in fast else pytest.param(value, marks=pytest.mark.slow) for value in values]
+
+
+def covering(cases: Sequence[Mapping[str, Any]], strength: int) -> list[int]:
+    """Chooses cases in which each combination of the values of `strength` parameters occurs. Returns their places.
+
+    A case has the values by name. Values are told apart by how they print. The search is greedy: the next case is the
+    one that has the most missing combinations.
+    """
+    found = [{*combinations(sorted((name, repr(value)) for name, value in case.items()), strength)} for case in cases]
+    missing = set[tuple[tuple[str, str], ...]]().union(*found)
+    chosen: list[int] = []
+    while missing:
+        best = max(range(len(cases)), key=lambda place: (len(found[place] & missing), -place))
+        missing -= found[best]
+        chosen.append(best)
+    return sorted(chosen)

@@ -49,6 +49,7 @@ def run(layers, specs, queries, length, columns, impl, **options):
     return out
 
 
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -66,6 +67,7 @@ def test_odd_shapes(shape, dtype, impl):
     assert_is(mean, truth.columns([layer.probabilities()], over_heads="mean"), TOLERANCE)
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_rows_sum_to_one_however_large_the_scores(dtype, impl):
@@ -87,6 +89,7 @@ def test_a_mask_of_the_smallest_number_everywhere_hides_nothing(dtype, impl):
     np.testing.assert_allclose(sums, np.ones((1, 3, 2)), atol=1e-5)
 
 
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_every_reduction(reduction, impl):
@@ -167,6 +170,7 @@ def test_all_heads_in_given_columns(impl):
         assert_is(select_columns(result, order), expected, 1e-6)
 
 
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("first_position", [-50, -3, 0, 8, 44, 200])
 def test_causality(first_position, impl):
@@ -178,6 +182,7 @@ def test_causality(first_position, impl):
     np.testing.assert_allclose(result.values.sum(2), expected.sum(3).transpose(0, 2, 1), atol=1e-5)
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_any_strides(dtype, impl):

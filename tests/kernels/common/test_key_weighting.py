@@ -57,6 +57,7 @@ SHAPES = [(1, 1, 1, 1, 1, 8), (2, 4, 2, 5, 33, 40), (2, 2, 2, 33, 37, 16), (1, 2
 CASES = [("decode", shape) for shape in SHAPES] + [("rows", shape) for shape in SHAPES[:-1]]
 
 
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize(
     ("operation", "shape"), [*CASES, pytest.param("rows", SHAPES[-1], marks=pytest.mark.slow)], ids=str

@@ -47,6 +47,7 @@ def test_bytes_are_rounded_half_up(top_k, impl):
     assert torch.equal(result.values.flatten().float(), expected)
 
 
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("kernel", QUICK)
 def test_bytes_against_float64(kernel, impl):
@@ -65,6 +66,7 @@ def test_bytes_against_float64(kernel, impl):
         assert (result.values.numpy() == np.floor(steps + 1e-9))[certain].all()
 
 
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("top_k", [1, 5, 32, 33, 200])
@@ -102,6 +104,7 @@ def test_selection_and_sorting_agree(kernel, impl):
     np.testing.assert_allclose(selected.values, ordered.values[:, :, :32], atol=1e-7)
 
 
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("kernel", QUICK)
 @pytest.mark.parametrize(("encoding", "top_k"), [*PACKINGS, ("float16", 0), ("float32", 5)])
@@ -119,6 +122,7 @@ def test_every_number_is_written(encoding, top_k, kernel, impl):
         assert all(map(torch.equal, *runs))
 
 
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("kernel", QUICK)
 @pytest.mark.parametrize(("encoding", "top_k"), [*PACKINGS, ("float32", 0)])
@@ -140,6 +144,7 @@ def test_other_columns_stay_unchanged(encoding, top_k, kernel, impl):
         assert_is(result._replace(values=values, scales=scales, positions=positions), numbers, 2e-6)
 
 
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("kernel", QUICK)
 @pytest.mark.parametrize(("encoding", "top_k"), [*PACKINGS, ("float32", 0)])
@@ -158,6 +163,7 @@ def test_before_the_last_layer_only_the_accumulator_is_written(encoding, top_k, 
     assert_is(result, truth.columns(matrices, over_heads="sum", over_layers="max"), 4e-6)
 
 
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("kernel", QUICK)
 @pytest.mark.parametrize(("encoding", "top_k"), [("float32", 0), ("float32", 5)])

@@ -53,6 +53,7 @@ def assert_output(output, probabilities, value):
     np.testing.assert_allclose(output.double(), truth.output(probabilities, values), atol=tolerance, rtol=0)
 
 
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -67,6 +68,7 @@ def test_odd_shapes(shape, dtype, impl):
     assert_output(output, expected, layer.value)
 
 
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("keys", [150, 1300])

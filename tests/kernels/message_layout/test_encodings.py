@@ -15,6 +15,7 @@ SHAPES = [(1, 1, 1, 1, 1), (2, 3, 2, 37, 2), (1, 4, 1, 130, 3)]
 REDUCED = [(None, None), ("mean", None), ("l2", "absmax")]
 
 
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("encoding", ["float32", "float16", "uint8"])
 @pytest.mark.parametrize("top_k", [0, 1, 5, 50])

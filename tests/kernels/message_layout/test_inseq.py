@@ -14,6 +14,7 @@ from inseq.data.aggregation_functions import AggregationFunction
 NAMES = {**{name: name for name in REDUCTIONS}, "l2": "vnorm"}
 
 
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("impl", ["reference", "triton"])
 @pytest.mark.parametrize("over_layers", [None, *REDUCTIONS])
 @pytest.mark.parametrize("over_heads", REDUCTIONS)

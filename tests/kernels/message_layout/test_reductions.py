@@ -74,12 +74,14 @@ def check(
 
 @pytest.mark.parametrize("impl", IMPLS)
 class TestAgainstFloat64:
+    @pytest.mark.covering(2)
     @pytest.mark.parametrize("over_heads", [None, *REDUCTIONS])
     @pytest.mark.parametrize("shape", SHAPES, ids=str)
     def test_heads(self, shape: tuple[int, ...], over_heads: Reduction | None, impl: str) -> None:
         exact = over_heads in (None, "max", "min", "absmax")
         check(make(shape), over_heads, None, impl, tolerance=0 if exact else 3e-6, absolute=0 if exact else 3e-6)
 
+    @pytest.mark.covering(2)
     @pytest.mark.parametrize("over_layers", REDUCTIONS)
     @pytest.mark.parametrize("over_heads", REDUCTIONS)
     def test_heads_then_layers(self, over_heads: Reduction, over_layers: Reduction, impl: str) -> None:
@@ -90,6 +92,7 @@ class TestAgainstFloat64:
         check(make(shape), "mean", "max", impl)
         check(make(shape), "min", "l2", impl)
 
+    @pytest.mark.covering(2)
     @pytest.mark.parametrize("over_heads", [None, *REDUCTIONS])
     @pytest.mark.parametrize(
         ("dtype", "encoding", "tolerance", "shape"),
@@ -117,6 +120,7 @@ class TestAgainstFloat64:
         if over_heads is not None:
             check(layers, over_heads, "mean", impl, encoding, tolerance)
 
+    @pytest.mark.covering(2)
     @pytest.mark.parametrize("over_heads", REDUCTIONS)
     @pytest.mark.parametrize(("dtype", "tolerance"), [(F16, 1e-6), (BF16, 1e-6)], ids=str)
     def test_error_budget(self, dtype: torch.dtype, tolerance: float, over_heads: Reduction, impl: str) -> None:
@@ -211,6 +215,7 @@ class TestSpecialNumbers:
         check(layers, over_heads, None, impl)
         check(layers, over_heads, over_heads, impl)
 
+    @pytest.mark.covering(2)
     @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the interpreter computes with NumPy, which warns
     @pytest.mark.parametrize("dtype", [F32, F16, BF16])
     @pytest.mark.parametrize("over_heads", [None, *REDUCTIONS])

@@ -17,7 +17,7 @@ from pathlib import Path
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from harness import request, stub
+from harness import request, stub, wait_until
 from sidelight.client import AsyncClient
 from sidelight.client.cli.main import main
 from sidelight.server.api.server import Server
@@ -337,6 +337,7 @@ async def test_a_unix_socket_has_its_mode_from_its_first_moment(bundled, tmp_pat
         async with AsyncClient(address) as client:
             assert await client.list_models()
         assert os.umask(0o022) == 0o022
+        await asyncio.to_thread(wait_until, lambda: seen)
     finally:
         os.umask(umask)
         await server.stop()

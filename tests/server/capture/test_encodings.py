@@ -76,6 +76,7 @@ SELECTIONS = {
 }
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("given", [False, True], ids=["decoded", "given"])
 @pytest.mark.parametrize("selection", SELECTIONS.values(), ids=SELECTIONS)
 def test_bytes_are_the_floats_within_half_a_scale(served, selection, given):
@@ -93,6 +94,7 @@ def test_bytes_are_the_floats_within_half_a_scale(served, selection, given):
             assert array(got).max() == 255
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize(("selection", "encoding", "given"), pairwise(list(SELECTIONS), list(TYPES), [False, True]))
 def test_top_k_are_the_largest(served, selection, encoding, given):
     selection = SELECTIONS[selection]

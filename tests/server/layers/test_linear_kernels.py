@@ -24,6 +24,7 @@ def packed(module: nn.Module, precision: linear_kernels.Precision) -> nn.Module:
     return model[0]
 
 
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("size", [(64, 64), (512, 512), (33, 7), (2048, 67), (96, 5801)])
 @pytest.mark.parametrize("kernel", ["as chosen", *linear_kernels._INT8])

@@ -74,6 +74,7 @@ def steps(
             yield hidden[used], {key: result.values[used] for key, result in recorder.results.items()}
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("is_uniform", [False, True])
 @pytest.mark.parametrize("name", BART_STYLE)
 def test_a_step_is_the_models_own(name, is_uniform, models):

@@ -100,6 +100,7 @@ def all_kinds(loaded: LoadedModel, capture: attention.Capture) -> attention.Capt
     return wanted
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize(("capture", "target", "where"), pairwise(list(CAPTURES), list(TARGETS), ["first", "last"]))
 def test_what_is_no_number_ends_with_a_status(served, capture, target, where):
     loaded, address = served

@@ -122,6 +122,7 @@ CAPTURES = {
 }
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("do_sample", [False, True], ids=["greedy", "sampling"])
 @pytest.mark.parametrize("capture", CAPTURES.values(), ids=CAPTURES)
 def test_a_step_waits_once(loaded, capture, do_sample, monkeypatch):
@@ -153,6 +154,7 @@ def test_a_step_waits_once(loaded, capture, do_sample, monkeypatch):
     assert dispatch.seen == []
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("do_sample", [False, True], ids=["greedy", "sampling"])
 def test_a_step_of_a_batch_waits_once(loaded, do_sample, monkeypatch):
     """Different captures and scores side by side, an idle slot among others, and sequences that finish early."""

@@ -129,6 +129,7 @@ def test_slots_are_as_if_alone(small, data):
             lengths[slot] += 1
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("name", [*COMMON, *RARE])
 @given(data=st.data())
 @settings(max_examples=5, deadline=None, suppress_health_check=[*HealthCheck])

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import threading
 import time
 
 import grpc
 import pytest
-from harness import request, serving
+from harness import request, serving, wait_until
 from hostile_clients import reason_of_aio
 from sidelight.server.api.rpcs import answer as answer_module
 from sidelight.server.engine.engine import EngineConfig
+from sidelight.server.text import tokenizer_pool
 from sidelight.v1 import attribution_service_pb2_grpc as services
 from sidelight.v1 import text_pb2 as text
 
@@ -44,18 +46,30 @@ async def test_two_thousand_at_once_are_served_or_refused_with_a_reason(bundled,
 
 
 async def test_short_texts_go_before_long_ones(bundled, monkeypatch):
-    """Texts that are validated in threads, a few at a time."""
+    """Texts that are validated in threads, two at a time. All others come while the first two are validated."""
     monkeypatch.setattr(answer_module, "_SHORT_BYTES", 0)
-    started, ended = [], []
-    validate_request = answer_module.validate_request
+    monkeypatch.setattr(tokenizer_pool, "_BYTES_PER_SECOND", 16)
+    arrived, started, ended = [], [], []
+    has_cancelled, may_begin = threading.Event(), threading.Event()
+    validate, validate_request = answer_module.validate, answer_module.validate_request
+
+    async def noting(*args):
+        arrived.append(args)
+        try:
+            return await validate(*args)
+        except asyncio.CancelledError:
+            has_cancelled.set()
+            raise
 
     def slow(message, *args):
         started.append(len(message.source.text))
-        time.sleep(0.5 if len(started) == 1 else 0.05)  # the server hears of the cancellation meanwhile
+        assert may_begin.wait(60)
+        time.sleep(0.01)
         ended.append(len(message.source.text))
         assert len(started) - len(ended) < 2
         return validate_request(message, *args)
 
+    monkeypatch.setattr(answer_module, "validate", noting)
     monkeypatch.setattr(answer_module, "validate_request", slow)
     texts = ["dog " * 200] * 12 + ["A dog."] * 4
     with serving(bundled) as address:
@@ -68,10 +82,14 @@ async def test_short_texts_go_before_long_ones(bundled, monkeypatch):
                 ):
                     pass
 
-            calls = [asyncio.create_task(one(content)) for content in texts]
-            await asyncio.sleep(0.02)
+            calls = [asyncio.create_task(one(content)) for content in texts[:2]]
+            await asyncio.to_thread(wait_until, lambda: len(started) == 2)
+            calls += [asyncio.create_task(one(content)) for content in texts[2:]]
+            await asyncio.to_thread(wait_until, lambda: len(arrived) == 16)
             calls[9].cancel()  # a cancelled request is not validated
+            await asyncio.to_thread(wait_until, has_cancelled.is_set)
+            may_begin.set()
             results = await asyncio.gather(*calls, return_exceptions=True)
     assert sum(isinstance(result, BaseException) for result in results) == 1
     assert len(started) == 15
-    assert max(place for place, length in enumerate(started) if length < 10) < 10
+    assert max(place for place, length in enumerate(started) if length < 10) < 6

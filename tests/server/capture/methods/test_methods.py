@@ -74,6 +74,7 @@ def assert_near(rows, expected, queries, kind):
     np.testing.assert_allclose(rows[..., :keys], expected[..., :keys], atol=2e-6 * max(1, expected.max()), rtol=2e-5)
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("given", [False, True], ids=["decoded", "given"])
 @pytest.mark.parametrize("special_tokens", ["keep", "renormalize"])
 def test_value_norms_are_the_papers(served, given, special_tokens):
@@ -85,6 +86,7 @@ def test_value_norms_are_the_papers(served, given, special_tokens):
         assert_near(rows_of(result, kind), truth.value_norms(kind, left_out), queries, kind)
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("given", [False, True], ids=["decoded", "given"])
 @pytest.mark.parametrize("row", ["predicting", "reading"])
 def test_rollout_is_the_papers(served, given, row):
@@ -98,6 +100,7 @@ def test_rollout_is_the_papers(served, given, row):
         np.testing.assert_allclose(total, 1, atol=1e-5)
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("given", [False, True], ids=["decoded", "given"])
 @pytest.mark.parametrize("over_heads", [None, "mean"])
 def test_rows_without_special_tokens_are_the_softmax_over_the_others(served, given, over_heads):
