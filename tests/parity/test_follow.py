@@ -54,6 +54,7 @@ def test_a_source_that_grows_word_by_word(followed, row):
     assert_as_given(service, driver.stretches, **fields)
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("row", ["PREDICTING", "READING"])
 @pytest.mark.parametrize("seed", range(2))
 def test_what_a_client_does_at_random(followed, row, seed):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+from combinations import slow_except
 from follow_driver import event, start, token_ids
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
@@ -19,6 +20,7 @@ from harness import CROSS, DECODER_SELF, request
 from hostile_clients import reason_of_aio, retry_delay_of
 from raw_http2 import RawConnection
 from sidelight.server.api import grpc_server as server_module
+from sidelight.server.api.rpcs import follow as follow_module
 from sidelight.server.api.server import Server
 from sidelight.server.engine import output_queue
 from sidelight.server.engine.engine import EngineConfig
@@ -97,6 +99,7 @@ async def test_nobody_who_only_listens_holds_up_the_end(bundled):
 async def test_calls_in_flight_finish_and_new_calls_hear_when_to_try_again(bundled, monkeypatch):
     """Calls of all kinds. A client of Follow goes on to send. Later, connections are closed for new calls."""
     monkeypatch.setattr(server_module, "_NOTICE_SECONDS", 1.0)
+    monkeypatch.setattr(follow_module, "_MAX_LAST_PAUSE_SECONDS", 1.5)
     server, address = await slow_server(bundled, monkeypatch, 0.01, 4)
     (engine,) = server._engines
     async with grpc.aio.insecure_channel(address) as channel:
@@ -120,7 +123,7 @@ async def test_calls_in_flight_finish_and_new_calls_hear_when_to_try_again(bundl
             assert (raised.value.code(), reason_of_aio(raised.value)) == (UNAVAILABLE, "SHUTTING_DOWN")
             assert retry_delay_of(raised.value) > 0
         assert (await service.CancelAttribution(pb.CancelAttributionRequest(request_id="cancelled"))).cancelled == 1
-        for _ in range(3):  # each after most of the pause that the server allows
+        for _ in range(3):  # together longer than the pause that the server allows
             await asyncio.sleep(0.6)
             await follow.write(event(target=token_ids(9)))
             assert (await follow.read()).HasField("steps")
@@ -179,7 +182,7 @@ async def test_what_cannot_be_served_in_time_is_refused_at_once(bundled, monkeyp
         assert ended.index(second) >= 20
 
 
-@pytest.mark.parametrize("grace", [0, 1])
+@pytest.mark.parametrize("grace", slow_except([0, 1], [1]))
 async def test_a_slow_reader_finds_out_why_at_the_end(bundled, monkeypatch, grace):
     """The status comes next, before the outputs that wait: the reader would not read all of them in time."""
     monkeypatch.setattr(server_module, "_LAST_STATUS_SECONDS", 4.0)

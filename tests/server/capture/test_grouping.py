@@ -32,6 +32,7 @@ def groups_of(length: int, cuts: set[int]) -> list[tuple[int, int]]:
     return list(zip(begins, [*begins[1:], length], strict=True))
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("axis", [0, 1])
 def test_groups_are_reduced_as_inseq_reduces_them(reduction, axis):

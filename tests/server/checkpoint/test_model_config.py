@@ -6,6 +6,7 @@ import pytest
 from damaged_checkpoints import edit, refusal
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize(
     "error", [RuntimeError("CUDA driver version is insufficient"), OSError(28, "No space left on device"), KeyError(3)]
 )

@@ -91,7 +91,7 @@ def test_silent_streams_keep_nobody_out(bundled, monkeypatch):
 def test_streams_do_not_wait_for_ever(bundled, limit, reason):
     with serving(bundled, call_limits=CallLimits(**{limit: 0.3})) as address, stub(address) as service:
         driver = FollowDriver(service)
-        driver.add_source(SENTENCE)
+        driver.send(source=text(SENTENCE))
         with pytest.raises(grpc.RpcError) as raised:
             list(driver.call)
         driver.close()

@@ -98,6 +98,7 @@ def test_each_step_of_a_client_has_a_decision(service, row, capture):
     driver.finish()
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("row", [attention.ROW_PREDICTING, attention.ROW_READING])
 @pytest.mark.parametrize(
     ("held_back", "capture"),
