@@ -68,8 +68,9 @@ def test_results_are_those_of_single_calls_in_the_order_of_the_sources(bundled_s
         attribution = result.get()
         assert attribution.steps == expected.steps
         assert steps[number] == [token.id for token in expected.steps]
-        np.testing.assert_array_equal(attribution.cross, expected.cross)
-        np.testing.assert_array_equal(attribution.scores["probability"], expected.scores["probability"])
+        # The last bits depend on the other texts of a batch.
+        np.testing.assert_allclose(attribution.cross, expected.cross, atol=1e-5)
+        np.testing.assert_allclose(attribution.scores["probability"], expected.scores["probability"], atol=1e-5)
 
 
 @with_both_clients

@@ -187,5 +187,5 @@ def assert_same_step(ours: pb.Step, theirs: pb.Step) -> None:
         assert ours.HasField(kind) == theirs.HasField(kind)
         if ours.HasField(kind):
             own, other = getattr(ours, kind), getattr(theirs, kind)
-            np.testing.assert_allclose(array(own), array(other), atol=1e-5)
+            np.testing.assert_allclose(array(own), array(other), rtol=1e-5, atol=1e-5)
             np.testing.assert_allclose(own.special_shares, other.special_shares, atol=1e-5)
