@@ -89,7 +89,6 @@ def test_a_mask_of_the_smallest_number_everywhere_hides_nothing(dtype, impl):
     np.testing.assert_allclose(sums, np.ones((1, 3, 2)), atol=1e-5)
 
 
-@pytest.mark.covering(2)
 @pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_every_reduction(reduction, impl):
@@ -120,8 +119,7 @@ def test_grouped_heads_share_the_right_key_head(impl):
 @pytest.mark.parametrize("impl", IMPLS)
 def test_rows_without_visible_keys_are_zeros(impl):
     mask = torch.rand(2, 1, 7, 40) < 0.5
-    mask[0, :, 3] = False
-    mask[1] = False
+    mask[0, :, 3] = mask[1] = False
     layer = make_layer(2, 2, 2, 7, 40, 16, mask=mask)
     for spec, columns in ((LayerSpec(), 2), (LayerSpec(over_heads="max"), 1)):
         for options in ({}, {"encoding": "uint8"}, {"top_k": 4}):
@@ -170,7 +168,6 @@ def test_all_heads_in_given_columns(impl):
         assert_is(select_columns(result, order), expected, 1e-6)
 
 
-@pytest.mark.covering(2)
 @pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("first_position", [-50, -3, 0, 8, 44, 200])
 def test_causality(first_position, impl):

@@ -47,7 +47,6 @@ def test_bytes_are_rounded_half_up(top_k, impl):
     assert torch.equal(result.values.flatten().float(), expected)
 
 
-@pytest.mark.covering(2)
 @pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("kernel", QUICK)
 def test_bytes_against_float64(kernel, impl):
