@@ -191,7 +191,7 @@ IDS = (174, 25, 379, 1195, 309, 835, 8, 261, 54, 379, 25, 8)
 
 
 class Passes:
-    """The batches of follow streams that were read, which waits for passes of several streams where a test says so."""
+    """The batches of follow streams. Where a test says so, nothing is read until passes of several streams wait."""
 
     def __init__(self, monkeypatch) -> None:
         self.batches: list[list[TargetPass]] = []
