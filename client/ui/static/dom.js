@@ -70,14 +70,17 @@ export class Follower {
   constructor(box) {
     this.box = box;
     this.isAway = false;
+    this.end = 0; // the place in the box up to which there is something; null: all of it
     let isUsed = false;
     for (const act of ["wheel", "touchmove", "pointerdown", "keydown"]) box.addEventListener(act, () => (isUsed = true), { passive: true });
     box.addEventListener("scroll", () => isUsed && this.check());
+    new ResizeObserver(() => this.#go()).observe(box); // a smaller box shows less
   }
 
   // The box is at its begin, and follows.
   reset() {
     this.isAway = false;
+    this.end = 0;
     this.box.scrollTop = 0;
   }
 
@@ -87,9 +90,14 @@ export class Follower {
     this.isAway = scrollTop + clientHeight < scrollHeight - NEAR;
   }
 
-  // `end` is the place in the box up to which there is something. Asks for places: to be called where the page is laid out.
-  follow(end = this.box.scrollHeight) {
-    const place = end - this.box.clientHeight;
+  // The box has grown, up to `end`. Asks for places: to be called where the page is laid out.
+  follow(end = null) {
+    this.end = end;
+    this.#go();
+  }
+
+  #go() {
+    const place = (this.end ?? this.box.scrollHeight) - this.box.clientHeight;
     if (!this.isAway && place > this.box.scrollTop) this.box.scrollTop = place;
   }
 }

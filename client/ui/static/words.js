@@ -81,6 +81,8 @@ export class Words {
     }
     this.split = words.length - 1; // the last word may still grow, and go to the next line
     for (const index of begins) this.#begin(index);
+    // Seen in Chromium: the box goes back to where it could scroll before it grew. Nothing else comes that would follow.
+    if (all) requestAnimationFrame(() => this.follower?.follow());
   }
 
   // Puts a word, and all behind it, into a new block.

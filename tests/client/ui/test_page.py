@@ -129,9 +129,24 @@ def test_the_end_of_a_long_text_stays_in_sight(visit, page_url):
     page.locator(".target .words .word").nth(100).wait_for(timeout=WAIT)
     wait_done(page)
     lines = int(page.locator(".scrubber output").inner_text().split("/")[1])
+    at_end = "node => node.scrollTop > 100 && node.scrollTop > node.scrollHeight - node.clientHeight - 2"
     for box in (".target .words", ".map"):
-        at_end = "node => node.scrollTop > 100 && node.scrollTop > node.scrollHeight - node.clientHeight - 2"
-        wait_until(lambda box=box, at_end=at_end: page.locator(box).evaluate(at_end))
+        wait_until(lambda box=box: page.locator(box).evaluate(at_end))
+    words, width = page.locator(".target .words"), page.viewport_size["width"]
+    page.set_viewport_size({"width": width, "height": 500})  # which leaves less room for the words
+    wait_until(lambda: words.evaluate("node => node.clientHeight") == 200)
+    wait_until(lambda: words.evaluate(at_end))
+    words.hover()
+    page.mouse.wheel(0, -90)
+    wait_until(lambda: not words.evaluate(at_end))
+    place = words.evaluate("node => node.scrollTop")
+    page.set_viewport_size({"width": width, "height": 600})
+    wait_until(lambda: words.evaluate("node => node.clientHeight") == 240)
+    page.set_viewport_size({"width": width, "height": 500})
+    wait_until(lambda: words.evaluate("node => node.clientHeight") == 200)
+    assert words.evaluate("node => node.scrollTop") == place  # the user is away from the end, and stays there
+    words.evaluate("node => node.scrollTop = node.scrollHeight")
+    page.mouse.move(0, 0)
     tiles = page.locator(".map-tile")
     assert 1 < tiles.count() < lines / 8 - 4  # those in sight
     page.locator(".map").evaluate("node => node.scrollTop = 0")
