@@ -28,7 +28,7 @@ gc.disable()
 with torch.device("meta"):
     torch.empty(0)
 
-# A shell lets processes in the background ignore interruptions, and those that a test starts would do so, too.
+# A shell makes a process in the background ignore SIGINT. The processes that a test starts would ignore SIGINT, too.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -46,8 +46,8 @@ def slow_except(values: Iterable[Any], fast: Collection[Any]) -> list[Any]:
 def covering(cases: Sequence[Mapping[str, Any]], strength: int) -> list[int]:
     """Chooses cases in which each combination of the values of `strength` parameters occurs. Returns their places.
 
-    A case has the values by name. Values are told apart by how they print. The search is greedy: the next case is the
-    one that has the most missing combinations.
+    A case has the values by name. Two values are the same if they print the same. The search is greedy: the next case
+    is the one that has the most missing combinations.
     """
     found = [{*combinations(sorted((name, repr(value)) for name, value in case.items()), strength)} for case in cases]
     missing = set[tuple[tuple[str, str], ...]]().union(*found)

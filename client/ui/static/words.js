@@ -77,16 +77,18 @@ export class Words {
     this.follower?.follow();
     for (let index = Math.max(this.split, this.first + 1); index < words.length; index++) {
       const { node } = words[index], { offsetTop: top, offsetHeight: height } = words[index - 1].node;
-      if (index - (begins.at(-1) ?? this.first) >= BLOCK && node.offsetTop >= top + height) begins.push(index);
+      const from = begins.at(-1)?.index ?? this.first;
+      if (index - from < BLOCK || node.offsetTop < top + height) continue;
+      begins.push({ index, height: node.offsetTop - words[from].node.offsetTop });
     }
     this.split = words.length - 1; // the last word may still grow, and go to the next line
-    for (const index of begins) this.#begin(index);
-    // Seen in Chromium: the box goes back to where it could scroll before it grew. Nothing else comes that would follow.
-    if (all) requestAnimationFrame(() => this.follower?.follow());
+    for (const { index, height } of begins) this.#begin(index, height);
   }
 
-  // Puts a word, and all behind it, into a new block.
-  #begin(index) {
+  // Puts a word, and all behind it, into a new block. `height` is that of the block before, which keeps it while it is out
+  // of sight: with less, the box would be scrolled back.
+  #begin(index, height) {
+    this.block.style.containIntrinsicHeight = `auto ${height}px`;
     const block = element("span", { class: "lines" }), { node } = this.words[index];
     while (node.nextSibling) block.append(node.nextSibling);
     block.prepend(node);
